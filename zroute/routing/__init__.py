@@ -1,0 +1,1 @@
+"""Who gets it: from decorated functions to one closure per topic. Pure: no socket, no reactor."""
