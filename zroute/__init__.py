@@ -1,0 +1,93 @@
+"""zroute: decorated, typed handlers on brokerless publish/subscribe.
+
+The public names are looked up when they are first used (PEP 562), so that ``zroute --help`` and whoever
+needs only the errors load neither ZeroMQ nor Twisted.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zroute.app import App
+    from zroute.awaiting import as_awaitable
+    from zroute.errors import (
+        AppFrozenError,
+        DecodeError,
+        DuplicateRouteError,
+        EncodeError,
+        EndpointError,
+        EnvelopeError,
+        NotRunningError,
+        PatternError,
+        SchemaError,
+        SignatureError,
+        TopicError,
+        ZrouteError,
+    )
+    from zroute.messages.codecs import Codec
+    from zroute.messages.schema import Stamped
+    from zroute.messages.topics import Topic, startswith
+    from zroute.messages.wire import Envelope
+    from zroute.routing.publications import Publication
+    from zroute.routing.routes import Routes
+
+_HOME = {
+    "App": "zroute.app",
+    "AppFrozenError": "zroute.errors",
+    "Codec": "zroute.messages.codecs",
+    "DecodeError": "zroute.errors",
+    "DuplicateRouteError": "zroute.errors",
+    "EncodeError": "zroute.errors",
+    "EndpointError": "zroute.errors",
+    "Envelope": "zroute.messages.wire",
+    "EnvelopeError": "zroute.errors",
+    "NotRunningError": "zroute.errors",
+    "PatternError": "zroute.errors",
+    "Publication": "zroute.routing.publications",
+    "Routes": "zroute.routing.routes",
+    "SchemaError": "zroute.errors",
+    "SignatureError": "zroute.errors",
+    "Stamped": "zroute.messages.schema",
+    "Topic": "zroute.messages.topics",
+    "TopicError": "zroute.errors",
+    "ZrouteError": "zroute.errors",
+    "as_awaitable": "zroute.awaiting",
+    "startswith": "zroute.messages.topics",
+}
+
+__all__ = [
+    "App",
+    "AppFrozenError",
+    "Codec",
+    "DecodeError",
+    "DuplicateRouteError",
+    "EncodeError",
+    "EndpointError",
+    "Envelope",
+    "EnvelopeError",
+    "NotRunningError",
+    "PatternError",
+    "Publication",
+    "Routes",
+    "SchemaError",
+    "SignatureError",
+    "Stamped",
+    "Topic",
+    "TopicError",
+    "ZrouteError",
+    "as_awaitable",
+    "startswith",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'zroute' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,222 @@
+"""App: what a program declares about its publish/subscribe, and the way to run it.
+
+An App is the outermost group of routes, with endpoints and the choices that hold for all of them. It opens
+nothing by itself: `App.service` makes what does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from zroute.delivery.stats import Stats
+from zroute.endpoints import Endpoint, parse_endpoints
+from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError
+from zroute.messages.codecs import Codec, find_codec
+from zroute.messages.topics import topic_bytes
+from zroute.messages.wire import WIRES, Envelope, Wire
+from zroute.options import MAX_MESSAGE
+from zroute.routing.compiler import Compiled, compile_routes
+from zroute.routing.publications import Emit, Encode, encoder_by_type
+from zroute.routing.routes import Routes, caller
+from zroute.routing.table import Dispatch
+from zroute.sockets.transport import SharedContext
+
+if TYPE_CHECKING:
+    from twisted.application.service import IService
+
+__all__ = ["App"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Hook = TypeVar("Hook", bound=Callable[[], Any])
+Unrouted = TypeVar("Unrouted", bound=Callable[[Envelope], Any])
+
+
+class App(Routes):
+    """Decorated handlers and publishers over ZeroMQ.
+
+    ``sub`` and ``pub``: an endpoint, or several. ``sub`` connects and ``pub`` binds, unless an endpoint says
+    ``bind:`` or ``connect:`` before its address. Without any, the app's publishers feed its own
+    subscribers inside the process; ``loop=False`` makes that an EndpointError at the start.
+
+    ``codec``: how bodies are written, and read where their publisher does not say it: "msgpack" (the
+    default: compact, and it keeps bytes and types apart), "json", "text", "raw", or a `Codec`.
+    ``wire``: "tracked" (the default: codec, sequence, time and headers travel along, for zroute's readers),
+    "plain" (``topic NUL body``, as txZMQ) or "multipart" (``[topic, body]``, for peers in any language).
+    All three are received, whatever is sent.
+    ``dispatch``: "all" matching handlers are called, or only the "most_specific".
+    ``max_message``: bytes of a body, both ways; larger ones are refused at the caller and from peers
+    (default 1 MiB).
+    ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
+    ``name``: for logs and summaries.
+
+    Raises EndpointError, SchemaError (an unknown codec) and SignatureError (another unknown choice).
+    """
+
+    def __init__(
+        self,
+        *,
+        sub: str | Iterable[str] = (),
+        pub: str | Iterable[str] = (),
+        codec: str | Codec = "msgpack",
+        wire: Wire = "tracked",
+        dispatch: Dispatch = "all",
+        max_message: int = MAX_MESSAGE,
+        loop: bool = True,
+        context: Any = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.where = caller()
+        self.sub = self._set_up(lambda: parse_endpoints(sub, bind=False))
+        self.pub = self._set_up(lambda: parse_endpoints(pub, bind=True))
+        self.codec = self._set_up(lambda: find_codec(codec))
+        self.wire: Wire = _one_of("wire", wire, WIRES, self.where)
+        self.dispatch: Dispatch = _one_of("dispatch", dispatch, get_args(Dispatch), self.where)
+        if not (isinstance(max_message, int) and max_message > 0):
+            raise SignatureError(f"max_message={max_message!r}: a number of bytes, 1 or more", where=self.where)
+        self.max_message = max_message
+        self.loop = loop
+        self.name = name or "app"
+        self.context = context if isinstance(context, SharedContext) else SharedContext(context)
+        self.stats = Stats()
+        self._startup: list[Callable[[], Any]] = []
+        self._shutdown: list[Callable[[], Any]] = []
+        self._fallbacks: list[Callable[[Envelope], Any]] = []
+        self._compiled: Compiled | None = None
+        self._emit: Emit | None = None
+        self._encode: Encode = encoder_by_type(None, None, self.codec)
+
+    def _set_up(self, make: Callable[[], F]) -> F:
+        try:
+            return make()
+        except SetupError as error:
+            error.where = self.where
+            error.args = (f"{self.where}: {error}",)
+            raise
+
+    # -- hooks ----------------------------------------------------------------------------------------
+
+    def on_startup(self, function: Hook) -> Hook:
+        """Call ``function`` after the sockets are bound and before the first subscription.
+
+        It may publish, and may be ``async``: the app subscribes when it has ended. An exception ends the
+        start. Several run one after the other, in the order of registration.
+        """
+        return self._register(self._startup, function, "on_startup")
+
+    def on_shutdown(self, function: Hook) -> Hook:
+        """Call ``function`` at a stop, when no message is being handled any more; it may still publish.
+
+        It may be ``async``. An exception is logged and counted, and the stop goes on.
+        """
+        return self._register(self._shutdown, function, "on_shutdown")
+
+    def on_unrouted(self, function: Unrouted) -> Unrouted:
+        """Call ``function`` with the `Envelope` of each message that arrived and that no route takes."""
+        return self._register(self._fallbacks, function, "on_unrouted")
+
+    def _register(self, functions: list[Any], function: F, what: str) -> F:
+        where = caller(2)
+        self._check_open(what, where)
+        if not callable(function):
+            raise SignatureError(f"{what} decorates a function, not {function!r}", where=where)
+        functions.append(function)
+        return function
+
+    # -- publishing -----------------------------------------------------------------------------------
+
+    def publish(
+        self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None
+    ) -> Awaitable[None]:
+        """Publish ``message`` to ``topic``, encoded by its own type in the app's codec.
+
+        For topics known only while running; a `publisher` says its topics and its type in advance. Returns
+        an awaitable that may be ignored. Raises TopicError, EncodeError, and NotRunningError, before
+        anything is sent. The empty topic may be published; only ``startswith("")`` receives it.
+        """
+        emit = self._emit
+        if emit is None:
+            raise NotRunningError(
+                f"publish({topic!r}) while {self.name!r} does not run: publish from a handler, a timer, or a "
+                "function under @app.on_startup"
+            )
+        raw = topic_bytes(topic)
+        number, body = self._encode(message)
+        return emit(raw, number, body, headers)
+
+    # -- running --------------------------------------------------------------------------------------
+
+    def compile(self) -> Compiled:
+        """Check and freeze everything; a later registration raises AppFrozenError. Opens nothing.
+
+        Raises SignatureError, SchemaError, DuplicateRouteError, PatternError, with the user's line.
+        """
+        if self._compiled is None:
+            given = {App: self, type(self): self}
+            compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch)
+            self._compiled = compiled
+            self._freeze(f"App {self.name!r}")
+        return self._compiled
+
+    def endpoints(
+        self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
+    ) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
+        """Where to subscribe and where to publish, with ``sub`` and ``pub`` in place of the app's own.
+
+        Without any it is a loop inside the process. Raises EndpointError when one side has routes and no
+        endpoint.
+        """
+        compiled = self.compile()
+        sub = self.sub if sub is None else sub
+        pub = self.pub if pub is None else pub
+        if not sub and not pub:
+            if not self.loop:
+                raise EndpointError("no endpoints, and loop=False: give App(sub=…) or App(pub=…)", where=self.where)
+            inside = f"inproc://zroute-{id(self):x}"
+            return (Endpoint(inside, bind=False),), (Endpoint(inside, bind=True),)
+        if compiled.routes and not sub:
+            route = compiled.routes[0]
+            raise EndpointError(
+                f"{route.name} at {route.route.where} subscribes, and the app has no endpoint to subscribe to: "
+                "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds",
+                where=self.where,
+            )
+        if compiled.outlets and not pub:
+            publication = compiled.outlets[0].publication
+            raise EndpointError(
+                f"publisher({publication.pattern.text!r}) at {publication.where} has no endpoint to publish at: "
+                "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
+                where=self.where,
+            )
+        return sub, pub
+
+    def service(self, reactor: Any) -> IService:
+        """An ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.
+
+        Compiles, so that errors of the set-up raise here. Starting it opens the sockets (EndpointError);
+        stopping it drains and closes them. A second one may run when the first has stopped.
+        """
+        from zroute.service import AppService
+
+        return AppService(self, reactor)
+
+    def run(self, **options: Any) -> None:
+        """Run until SIGINT or SIGTERM, in a script of its own: what ``zroute run`` does, without its flags.
+
+        ``options`` are those of `zroute.runner.run`. Exits with its code unless that is 0.
+        """
+        from zroute.runner import run
+
+        code = run([self], **options)
+        if code:
+            raise SystemExit(code)
+
+    def __repr__(self) -> str:
+        return f"<App {self.name!r} at {self.where}>"
+
+
+def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
+    if value not in known:
+        raise SignatureError(f"{name}={value!r}: one of {', '.join(map(repr, known))}", parameter=name, where=where)
+    return value

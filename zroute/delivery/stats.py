@@ -1,0 +1,75 @@
+"""Counters of one run of an app, and the identity that holds between them.
+
+Messages: ``received = routed + unrouted + malformed + control``; `Stats.routed` is what is left, so the
+hot path counts a message once. Deliveries of each route stand in `RouteStats`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+__all__ = ["RouteStats", "Stats"]
+
+
+@attrs.define
+class RouteStats:
+    """What became of the messages that one route was given.
+
+    ``handled`` returned without an error, ``handler_error`` raised or failed, ``decode_error`` never reached
+    the function, ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were unfinished when the app
+    stopped waiting for them.
+    """
+
+    handled: int = 0
+    handler_error: int = 0
+    decode_error: int = 0
+    in_flight: int = 0
+    dropped_at_shutdown: int = 0
+
+
+@attrs.define
+class Stats:
+    """Counters of one run; they start at zero with each start of the app.
+
+    ``received`` whole messages read; ``unrouted`` matched no route; ``malformed`` were no message;
+    ``control`` carried no data (joins, beats, goodbyes). ``published`` messages were given to ZeroMQ.
+    ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
+    ``skipped_periods`` the ticks that came while the one before still ran; ``hook_errors`` failures in
+    ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
+    """
+
+    received: int = 0
+    unrouted: int = 0
+    malformed: int = 0
+    control: int = 0
+    published: int = 0
+    publish_errors: int = 0
+    skipped_periods: int = 0
+    hook_errors: int = 0
+    routes: dict[str, RouteStats] = attrs.field(factory=dict)
+
+    @property
+    def routed(self) -> int:
+        """Messages that at least one route was given."""
+        return self.received - self.unrouted - self.malformed - self.control
+
+    @property
+    def handled(self) -> int:
+        """Handler calls that ended without an error, over all routes."""
+        return sum(route.handled for route in self.routes.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Handlers that have not finished yet, over all routes."""
+        return sum(route.in_flight for route in self.routes.values())
+
+    @property
+    def failed(self) -> int:
+        """Deliveries that did not end well: handler and decode errors, over all routes."""
+        return sum(route.handler_error + route.decode_error for route in self.routes.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counters as plain numbers, for a log line or JSON."""
+        return {**attrs.asdict(self), "routed": self.routed}

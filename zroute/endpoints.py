@@ -1,0 +1,97 @@
+"""An endpoint: a ZeroMQ address, and whether to bind or to connect it. Text in, frozen value out.
+
+Knows the shapes of addresses (zmq_tcp(7), zmq_ipc(7), zmq_inproc(7)), opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import attrs
+
+from zroute.errors import EndpointError
+
+__all__ = ["Endpoint", "parse_endpoint", "parse_endpoints"]
+
+_TRANSPORTS = ("tcp", "ipc", "inproc")
+_TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
+_LOOPBACK = ("127.", "localhost", "[::1]")
+_IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
+
+
+@attrs.frozen
+class Endpoint:
+    """``address`` as libzmq takes it (``tcp://127.0.0.1:5555``) and ``bind``: True binds, False connects."""
+
+    address: str
+    bind: bool
+
+    def __str__(self) -> str:
+        return f"{'bind' if self.bind else 'connect'}:{self.address}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other hosts can reach it: bound over tcp to more than the loopback interface."""
+        transport, _, rest = self.address.partition("://")
+        return self.bind and transport == "tcp" and not rest.startswith(_LOOPBACK)
+
+
+def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
+    """Read ``[bind:|connect:]transport://address``; ``bind`` says which it is when the text does not.
+
+    Raises EndpointError for anything libzmq would refuse, or accept and never deliver.
+    """
+    if not isinstance(text, str):
+        raise EndpointError(f"an endpoint is text such as 'tcp://127.0.0.1:5555', not {text!r}")
+    verb, colon, address = text.partition(":")
+    if colon and verb in ("bind", "connect"):
+        bind = verb == "bind"
+    else:
+        address = text
+    transport, separator, rest = address.partition("://")
+    if not separator:
+        raise _error(text, "has no transport", f"write 'tcp://{address or '127.0.0.1:5555'}'")
+    if transport not in _TRANSPORTS:
+        raise _error(text, f"has an unknown transport '{transport}'", f"use one of {', '.join(_TRANSPORTS)}")
+    if not rest or any(mark.isspace() or mark == "\0" for mark in rest):
+        raise _error(text, "has no usable address", f"write what stands after {transport}://, without white space")
+    if transport == "tcp":
+        _check_tcp(text, rest, bind)
+    elif transport == "ipc":
+        _check_ipc(text, rest, bind)
+    return Endpoint(address, bind)
+
+
+def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint, ...]:
+    """One endpoint or several, in the order given; a repeated one is an EndpointError."""
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
+    for index, endpoint in enumerate(endpoints):
+        if endpoint in endpoints[:index] and "*" not in endpoint.address:
+            raise _error(texts[index], "stands there twice", "name it once: twice would deliver each message twice")
+    return endpoints
+
+
+def _check_tcp(text: str, rest: str, bind: bool) -> None:
+    match = _TCP.fullmatch(rest)
+    if match is None:
+        raise _error(text, "is not 'tcp://host:port'", "write for example 'tcp://127.0.0.1:5555'")
+    host, port = match["host"], match["port"]
+    if port != "*" and int(port) > 65_535:
+        raise _error(text, f"has port {port}", "a port is at most 65535")
+    if not bind and (host == "*" or port in ("*", "0")):
+        raise _error(
+            text, "connects to '*' or to no port", "name the host and port to connect to, or write 'bind:' before it"
+        )
+
+
+def _check_ipc(text: str, rest: str, bind: bool) -> None:
+    if len(rest.encode()) > _IPC_PATH_MAX:
+        raise _error(text, f"has a path of {len(rest.encode())} bytes", f"a socket's path is at most {_IPC_PATH_MAX}")
+    if rest == "*" and not bind:
+        raise _error(text, "connects to '*'", "name the path to connect to")
+
+
+def _error(text: str, wrong: str, remedy: str) -> EndpointError:
+    return EndpointError(f"endpoint {text!r} {wrong}: {remedy}", endpoint=text)

@@ -1,0 +1,275 @@
+"""Bytes to Envelope and back: the three wire forms and the rules for malformed input.
+
+Sans-IO: frames come in as bytes and go out as bytes; whoever holds a socket moves them. The layout is
+specified, with test vectors, in ``docs/reference/wire.md``; `RouteTable.drain` knows it too, because one
+function call per message would cost a tenth of the message.
+
+======== ======================================= ==========================================
+wire     frames                                  for
+======== ======================================= ==========================================
+plain    ``topic NUL body``                      txZMQ, and whoever splits at the first NUL
+multipart ``[topic, body]``                      ZeroMQ peers in any language
+tracked  ``topic NUL header body``               zroute: codec, sequence, time, headers
+======== ======================================= ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import Any, Literal, TypeAlias
+
+import attrs
+import msgpack
+
+from zroute.errors import EncodeError, EnvelopeError
+from zroute.messages.topics import Topic
+from zroute.options import HEADERS_MAX, MAX_PARTS
+
+__all__ = [
+    "FIXED",
+    "HEAD_SIZE",
+    "HEADER_SIZE",
+    "MAGIC",
+    "NUL",
+    "WIRES",
+    "Envelope",
+    "Flags",
+    "Framer",
+    "Frames",
+    "Header",
+    "Kind",
+    "Wire",
+    "framer",
+    "pack_head",
+    "parse",
+    "parse_header",
+    "split",
+]
+
+Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
+Frames: TypeAlias = "bytes | tuple[bytes, ...]"
+Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Frames]
+
+WIRES: tuple[Wire, ...] = ("plain", "multipart", "tracked")
+
+NUL = b"\0"
+MAGIC = b"\xc1ZR"
+"""0xC1 is the one byte msgpack never uses, and no JSON or UTF-8 text starts with it."""
+VERSION = 1
+
+_HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
+FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
+_LENGTH = Struct(">I")
+HEAD_SIZE = _HEAD.size
+HEADER_SIZE = FIXED.size
+
+
+class Kind(IntEnum):
+    """What a tracked frame is for. A reader of version 1 handles DATA and counts the others as control."""
+
+    DATA = 0
+    JOIN = 1
+    BEAT = 2
+    GOODBYE = 3
+    BATCH = 4
+    KEPT = 5
+
+
+_CARRY_NOTHING = frozenset({Kind.JOIN, Kind.BEAT, Kind.GOODBYE})
+
+
+class Flags(IntFlag):
+    """What stands behind the fixed header."""
+
+    HEADERS = 0x01
+
+
+@attrs.frozen(slots=True)
+class Header:
+    """A tracked header, validated. ``size`` is its length in bytes: the body starts there.
+
+    ``span`` is how many leading bytes of the topic the sequence counts by: 0 counts every message of the
+    publisher. ``sent_at`` is in nanoseconds since the Unix epoch, by the publisher's clock.
+    """
+
+    kind: Kind
+    codec: int
+    span: int
+    epoch: int
+    sequence: int
+    sent_at: int
+    headers: Mapping[str, Any]
+    size: int
+
+
+@attrs.frozen(slots=True)
+class Envelope:
+    """The parsed form of one message, as handlers that declare an `Envelope` parameter receive it.
+
+    ``topic`` as text; bytes that are no UTF-8 stand in it as surrogate escapes.
+    ``body`` without topic and header; ``frames`` all parts as they came.
+    ``codec`` the number of the codec the publisher named (1 msgpack, 2 JSON, 3 text, 4 raw, 128 and up the
+    application's own), or 0 where it named none.
+    ``received_at`` and ``sent_at`` in seconds since the Unix epoch, each by its own host's clock;
+    ``sent_at``, ``sequence`` and ``publisher`` (the epoch of its run, as 16 hex digits) are None, and
+    ``headers`` empty, unless the message is ``tracked``.
+    """
+
+    topic: Topic
+    body: bytes
+    frames: tuple[bytes, ...]
+    received_at: float
+    codec: int = 0
+    sent_at: float | None = None
+    sequence: int | None = None
+    publisher: str | None = None
+    tracked: bool = False
+    headers: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+# -- out ------------------------------------------------------------------------------------------------
+
+
+def pack_head(*, kind: Kind = Kind.DATA, codec: int, flags: int = 0, span: int = 0, epoch: int) -> bytes:
+    """The constant 16 bytes of a tracked header: all that stays the same from message to message."""
+    return _HEAD.pack(MAGIC, VERSION, kind, codec, flags, span, epoch)
+
+
+def framer(wire: Wire, *, epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
+    """What turns ``(topic, codec number, body, headers)`` into the frames of ``wire``.
+
+    ``epoch`` (64 bits) names this run of the publisher; ``next_sequence()`` counts its messages from 1;
+    ``clock_ns()`` gives nanoseconds since the Unix epoch. The framer raises EncodeError for headers that
+    the wire can't carry, and on the plain wires for a body that starts with the tracked magic.
+    """
+    if wire == "tracked":
+        return _tracked_framer(epoch, next_sequence, clock_ns)
+    join: Callable[[bytes, bytes], Frames] = _plain if wire == "plain" else _multipart
+
+    def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Frames:
+        if headers:
+            raise EncodeError(f"headers travel on the tracked wire only, and this publisher's is {wire!r}")
+        if body.startswith(MAGIC):
+            raise EncodeError(
+                "the body starts with C1 5A 52, which readers take for a tracked header: publish it with wire='tracked'"
+            )
+        return join(topic, body)
+
+    return frame
+
+
+def _plain(topic: bytes, body: bytes) -> bytes:
+    return topic + NUL + body
+
+
+def _multipart(topic: bytes, body: bytes) -> tuple[bytes, bytes]:
+    return topic, body
+
+
+def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
+    pack = FIXED.pack
+    heads = [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
+
+    def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
+        if headers:
+            packed = _pack_headers(headers)
+            head = pack_head(codec=codec, flags=Flags.HEADERS, epoch=epoch)
+            return topic + NUL + pack(head, next_sequence(), clock_ns()) + packed + body
+        return topic + NUL + pack(heads[codec], next_sequence(), clock_ns()) + body
+
+    return frame
+
+
+def _pack_headers(headers: Mapping[str, Any]) -> bytes:
+    for key in headers:
+        if not isinstance(key, str):
+            raise EncodeError(f"header {key!r}: the name of a header is text, not {type(key).__name__}")
+    try:
+        packed: bytes = msgpack.packb(dict(headers), strict_types=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
+    if len(packed) > HEADERS_MAX:
+        raise EncodeError(f"the headers take {len(packed)} bytes, of at most {HEADERS_MAX}: put data into the body")
+    return _LENGTH.pack(len(packed)) + packed
+
+
+# -- in -------------------------------------------------------------------------------------------------
+
+
+def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:
+    """Topic and body (with a tracked header, if it has one) of a whole message.
+
+    One frame is ``topic NUL body``; in several, the first is the topic and the second the body, and what
+    follows is kept in `Envelope.frames`. Raises EnvelopeError for anything else.
+    """
+    if len(frames) > MAX_PARTS:
+        raise EnvelopeError(f"more than {MAX_PARTS} parts", frames=frames)
+    if len(frames) > 1:
+        topic, body = frames[0], frames[1]
+        if NUL in topic:
+            raise EnvelopeError("a part after one that was whole (it holds a NUL)", frames=frames)
+        return topic, body
+    topic, nul, body = frames[0].partition(NUL)
+    if not nul:
+        raise EnvelopeError("an empty frame" if not frames[0] else "no NUL after the topic", frames=frames)
+    return topic, body
+
+
+def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
+    """The Envelope of a whole message; ``received_at`` is in Unix seconds. Raises EnvelopeError."""
+    topic, body = split(frames)
+    if not body.startswith(MAGIC):
+        return Envelope(Topic.from_wire(topic), body, frames, received_at)
+    header = parse_header(body)
+    return Envelope(
+        Topic.from_wire(topic),
+        body[header.size :],
+        frames,
+        received_at,
+        codec=header.codec,
+        sent_at=header.sent_at / 1e9,
+        sequence=header.sequence,
+        publisher=f"{header.epoch:016x}",
+        tracked=True,
+        headers=header.headers,
+    )
+
+
+def parse_header(body: bytes | memoryview) -> Header:
+    """Validate the tracked header at the start of ``body``, which starts with `MAGIC`.
+
+    Raises EnvelopeError with what is broken: version, kind, flags, length or headers.
+    """
+    if len(body) < HEADER_SIZE:
+        raise EnvelopeError(f"a tracked header of {len(body)} bytes, of {HEADER_SIZE}")
+    head, sequence, sent_at = FIXED.unpack_from(body)
+    _magic, version, kind, codec, flags, span, epoch = _HEAD.unpack(head)
+    if version != VERSION:
+        raise EnvelopeError(f"a tracked header of version {version}; this reader knows {VERSION}")
+    if kind not in Kind.__members__.values():
+        raise EnvelopeError(f"a tracked header of unknown kind {kind}")
+    if kind != Kind.DATA and kind not in _CARRY_NOTHING:
+        raise EnvelopeError(f"a tracked frame of kind {Kind(kind).name.lower()}, which this reader can't unpack")
+    if flags & ~Flags.HEADERS:
+        raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
+    headers, size = _unpack_headers(body) if flags & Flags.HEADERS else ({}, HEADER_SIZE)
+    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size)
+
+
+def _unpack_headers(body: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    start = HEADER_SIZE + _LENGTH.size
+    if len(body) < start:
+        raise EnvelopeError("a tracked header that ends inside the length of its headers")
+    (length,) = _LENGTH.unpack_from(body, HEADER_SIZE)
+    end = start + length
+    if length > HEADERS_MAX or end > len(body):
+        raise EnvelopeError(f"headers that claim {length} bytes, of {len(body) - start} left and {HEADERS_MAX} allowed")
+    try:
+        headers = msgpack.unpackb(body[start:end])
+    except Exception as error:  # msgpack raises half a dozen kinds, all of them the peer's fault
+        raise EnvelopeError("headers that are no msgpack map") from error
+    if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
+        raise EnvelopeError("headers that are no msgpack map with text keys")
+    return headers, end

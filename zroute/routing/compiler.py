@@ -1,0 +1,304 @@
+"""From what decorators recorded to what runs: one pass over all groups, before anything is opened.
+
+Everything that can be wrong with an app is found here, with the user's line: signatures, schemas,
+duplicates, publishers that nothing triggers.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import attrs
+
+from zroute.delivery.stats import RouteStats
+from zroute.errors import DuplicateRouteError, SchemaError, SetupError, SignatureError
+from zroute.messages.codecs import BUILTIN, Codec, body_decoder
+from zroute.routing.deliver import CompiledRoute
+from zroute.routing.parameters import NO_BODY, Call, hints_of, identity, is_generator_function, name_of, plan
+from zroute.routing.publications import Outlet, Publication, Schedule, encoder_by_type
+from zroute.routing.routes import Producer, Route, Routes, joined
+from zroute.routing.table import Dispatch
+
+__all__ = ["Compiled", "CompiledTrigger", "compile_routes"]
+
+
+@attrs.frozen(eq=False)
+class CompiledTrigger:
+    """A function that a timer calls or that yields by itself, and the outlets its values go to."""
+
+    name: str
+    where: str
+    call: Call
+    outlets: tuple[Outlet, ...]
+    schedule: Schedule | None
+
+
+@attrs.frozen(eq=False)
+class Compiled:
+    """An app, frozen: its routes, outlets and triggers, and the codecs that may be named on the wire."""
+
+    routes: tuple[CompiledRoute, ...]
+    outlets: tuple[Outlet, ...]
+    triggers: tuple[CompiledTrigger, ...]
+    codecs: Mapping[int, Codec]
+
+
+def compile_routes(root: Routes, *, given: Mapping[Any, Any], default: Codec, dispatch: Dispatch) -> Compiled:
+    """Resolve, check and bind everything in ``root`` and the groups it includes.
+
+    ``given`` maps types to the object that a parameter of that type gets. Raises SignatureError,
+    SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long).
+    """
+    groups = list(root._walk())
+    producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
+    subscribed = {identity(route.function) for _, group, _ in groups for route in group._routes}
+    outlets = [
+        _outlet(publication, prefix, _schema(publication, producers), default)
+        for prefix, group, _ in groups
+        for publication in group._publications
+    ]
+    routes = [
+        _route(route, prefix, chain, _fed_by(route, producers, outlets), given, default)
+        for prefix, group, chain in groups
+        for route in group._routes
+    ]
+    _refuse_duplicates(routes, dispatch)
+    triggers = _triggers(producers, subscribed, outlets, given)
+    _refuse_idle_publishers(groups, producers)
+    return Compiled(tuple(_named(routes)), tuple(outlets), tuple(triggers), _codecs(root, default))
+
+
+Group = tuple[str, Routes, tuple[Routes, ...]]
+
+
+def _once(groups: Sequence[Group]) -> list[Group]:
+    """Each group once, though it may be included under several prefixes: its timers run once."""
+    seen: dict[int, Group] = {}
+    for group in groups:
+        seen.setdefault(id(group[1]), group)
+    return list(seen.values())
+
+
+# -- routes ----------------------------------------------------------------------------------------------
+
+
+def _route(
+    route: Route,
+    prefix: str,
+    chain: tuple[Routes, ...],
+    outlets: tuple[Outlet, ...],
+    given: Mapping[Any, Any],
+    default: Codec,
+) -> CompiledRoute:
+    patterns = tuple(_at(route.where, lambda pattern=pattern: joined(prefix, pattern)) for pattern in route.patterns)
+    call = plan(
+        route.function, captures=patterns[0].captures, given=given, namespace=route.namespace, where=route.where
+    )
+    if call.schema is not NO_BODY:
+        _check_schema(call, route, default)
+    hooks = tuple(tuple(group._errors) for group in chain if group._errors)
+    return CompiledRoute(name_of(route.function), route, patterns, call, outlets, hooks, RouteStats())
+
+
+def _check_schema(call: Call, route: Route, default: Codec) -> None:
+    try:
+        body_decoder(call.schema, stated=None, route=route.codec, default=default)
+    except SchemaError as error:
+        raise SchemaError(
+            f"parameter {call.body!r} of {name_of(route.function)}: {error}", schema=call.schema, where=route.where
+        ) from error
+
+
+R = TypeVar("R")
+
+
+def _at(where: str, make: Callable[[], R]) -> R:
+    """Give an error raised while compiling the user's line."""
+    try:
+        return make()
+    except SetupError as error:
+        if error.where is None:
+            error.where = where
+            error.args = (f"{where}: {error}",)
+        raise
+
+
+def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
+    """Names for counters and logs: the function's, with a number where two have the same."""
+    count: dict[str, int] = {}
+    named = []
+    for route in routes:
+        number = count[route.name] = count.get(route.name, 0) + 1
+        named.append(route if number == 1 else attrs.evolve(route, name=f"{route.name}#{number}"))
+    return named
+
+
+def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> None:
+    seen: dict[object, CompiledRoute] = {}
+    for route in routes:
+        function = identity(route.route.function)
+        for pattern in route.patterns:
+            key = pattern.shape if dispatch == "most_specific" else (pattern.shape, function)
+            other = seen.setdefault(key, route)
+            same = identity(other.route.function) == function
+            if other is not route or len([p for p in route.patterns if p.shape == pattern.shape]) > 1:
+                raise DuplicateRouteError(
+                    f"{route.name} takes {pattern.text!r} twice: leave one of the two out (the other is at "
+                    f"{other.route.where})"
+                    if same
+                    else f"{pattern.text!r} of {route.name} and the pattern of {other.name} at {other.route.where} match "
+                    "the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
+                    where=route.route.where,
+                )
+
+
+# -- publications ----------------------------------------------------------------------------------------
+
+
+def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> Outlet:
+    pattern = _at(publication.where, lambda: joined(prefix, publication.pattern))
+    try:
+        encode = encoder_by_type(schema, publication.codec, default)
+    except SchemaError as error:
+        raise SchemaError(
+            f"publisher {publication.pattern.text!r}: {error}", schema=schema, where=publication.where
+        ) from error
+    return Outlet(publication, pattern, encode, schema)
+
+
+def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any:
+    """The declared type of a publication's messages: its own, or what its one function says it returns."""
+    if publication.schema is not None:
+        return publication.schema
+    functions = [producer for producer in producers if producer.publication is publication]
+    if len(functions) != 1:
+        return None
+    hints = hints_of(functions[0].function, functions[0].namespace, functions[0].where)
+    return _unwrapped(hints.get("return"))
+
+
+_WRAPPERS = (Iterator, Generator, AsyncIterator, AsyncGenerator, Awaitable)
+
+
+def _unwrapped(hint: Any) -> Any:
+    """``Iterator[T]``, ``Deferred[T] | None`` and the like to T; None where nothing is declared."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        rest = tuple(argument for argument in arguments if argument is not NoneType)
+        return _unwrapped(rest[0]) if len(rest) == 1 else typing.Union[rest]  # noqa: UP007  # built at run time
+    if origin is not None and arguments and _wraps(origin):
+        return _unwrapped(arguments[0])
+    return None if hint in (None, NoneType, Any, object) or (hint in _WRAPPERS or _wraps(hint)) else hint
+
+
+def _wraps(origin: Any) -> bool:
+    if origin in _WRAPPERS:
+        return True
+    names = {"Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator", "Deferred", "Coroutine"}
+    return getattr(origin, "__name__", None) in names
+
+
+def _fed_by(route: Route, producers: Sequence[Producer], outlets: Sequence[Outlet]) -> tuple[Outlet, ...]:
+    """The outlets that what this handler returns is published to."""
+    wanted = [
+        producer.publication
+        for producer in producers
+        if producer.publication and not producer.schedule and identity(producer.function) == identity(route.function)
+    ]
+    return tuple(outlet for outlet in outlets if outlet.publication in wanted)
+
+
+# -- triggers --------------------------------------------------------------------------------------------
+
+
+def _triggers(
+    producers: Sequence[Producer], subscribed: set[object], outlets: Sequence[Outlet], given: Mapping[Any, Any]
+) -> list[CompiledTrigger]:
+    by_function: dict[object, list[Producer]] = {}
+    for producer in producers:
+        by_function.setdefault(identity(producer.function), []).append(producer)
+    triggers = []
+    for function, group in by_function.items():
+        schedule = _schedule(group)
+        if function in subscribed:
+            if schedule is not None:
+                raise SignatureError(
+                    f"{name_of(group[0].function)} has both a subscription and every=: a message would call it, "
+                    "and a timer without one; write two functions",
+                    where=group[0].where,
+                )
+            continue
+        triggers.append(_trigger(group, schedule, outlets, given))
+    return triggers
+
+
+def _schedule(group: Sequence[Producer]) -> Schedule | None:
+    schedules = {producer.schedule for producer in group if producer.schedule is not None}
+    if len(schedules) > 1:
+        raise SignatureError(
+            f"{name_of(group[0].function)} has two periods: publish to both at one period, or write two functions",
+            parameter="every",
+            where=group[0].where,
+        )
+    return next(iter(schedules), None)
+
+
+def _trigger(
+    group: Sequence[Producer], schedule: Schedule | None, outlets: Sequence[Outlet], given: Mapping[Any, Any]
+) -> CompiledTrigger:
+    first = group[0]
+    name = name_of(first.function)
+    if schedule is None and not is_generator_function(first.function):
+        raise SignatureError(
+            f"nothing calls {name}: give its publisher every=1.0, make it a generator, or subscribe it too",
+            where=first.where,
+        )
+    call = plan(first.function, captures=(), given=given, namespace=first.namespace, where=first.where)
+    wanted = call.body or call.envelope or next(iter(call.topic), None)
+    if wanted:
+        raise SignatureError(
+            f"{name} is called without a message, so there is nothing for its parameter {wanted!r}: "
+            "take it out, or subscribe the function to a pattern",
+            parameter=wanted,
+            where=first.where,
+        )
+    publications = [producer.publication for producer in group]
+    fed = tuple(outlet for outlet in outlets if outlet.publication in publications)
+    return CompiledTrigger(name, first.where, call, fed, schedule)
+
+
+def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Producer]) -> None:
+    used = {id(producer.publication) for producer in producers}
+    for _, group, _ in groups:
+        for publication in group._publications:
+            if publication.schedule is not None and id(publication) not in used:
+                raise SignatureError(
+                    f"publisher({publication.pattern.text!r}, every=…) has no function to call: put it above one",
+                    parameter="every",
+                    where=publication.where,
+                )
+
+
+# -- codecs ----------------------------------------------------------------------------------------------
+
+
+def _codecs(root: Routes, default: Codec) -> dict[int, Codec]:
+    """All codecs the app names, by their number on the wire."""
+    known = {codec.number: codec for codec in BUILTIN.values()}
+    named: list[tuple[Codec, str | None]] = [(default, None)]
+    for _, group, _ in root._walk():
+        named += [(route.codec, route.where) for route in group._routes if route.codec]
+        named += [(publication.codec, publication.where) for publication in group._publications if publication.codec]
+    for codec, where in named:
+        other = known.setdefault(codec.number, codec)
+        if other is not codec:
+            raise SchemaError(
+                f"codecs {other.name!r} and {codec.name!r} have the same number {codec.number} on the wire: "
+                "give one of them another, from 128 to 255",
+                schema=codec,
+                where=where,
+            )
+    return known

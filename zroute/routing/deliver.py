@@ -1,0 +1,187 @@
+"""The deliver closures: what is done for each message of one topic, once everything else is known.
+
+A closure takes ``(body, raw)``: the body as bytes or memoryview, and the frames it came in (one bytes, or
+a tuple of several). It returns None, or True when the body could not be decoded, which makes the drain
+look for parts that belong to it. It raises nothing: what handlers raise and return beyond None goes to
+`Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a call per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+
+from zroute.delivery.stats import RouteStats
+from zroute.messages.topics import Pattern, Topic
+from zroute.messages.wire import Envelope
+from zroute.routing.parameters import NO_BODY, Call
+from zroute.routing.publications import Outlet
+from zroute.routing.routes import ErrorHook, Route
+
+__all__ = ["CompiledRoute", "Decode", "Deliver", "Delivery", "Outcomes", "Raw", "Step", "frames_of", "make_deliver"]
+
+Raw: TypeAlias = "bytes | tuple[bytes, ...]"
+Body: TypeAlias = "bytes | memoryview"
+Decode: TypeAlias = Callable[[Body], Any]
+Deliver: TypeAlias = "Callable[[Body, Raw], bool | None]"
+
+
+@attrs.frozen(eq=False)
+class CompiledRoute:
+    """A route of one app, ready to call: prefixes joined, parameters planned, publications and hooks found.
+
+    ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
+    """
+
+    name: str
+    route: Route
+    patterns: tuple[Pattern, ...]
+    call: Call
+    outlets: tuple[Outlet, ...]
+    hooks: tuple[tuple[ErrorHook, ...], ...]
+    stats: RouteStats
+
+
+@attrs.frozen(eq=False)
+class Delivery:
+    """One route for one topic: the segments its pattern captured, as text and converted."""
+
+    route: CompiledRoute
+    topic: Topic
+    captures: Mapping[str, str]
+    arguments: Mapping[str, Any]
+
+
+class Outcomes(Protocol):
+    """What becomes of a message that was not just handled. No method raises."""
+
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
+        """The function raised."""
+
+    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> bool:
+        """The body is not of the type these deliveries share. Returns True."""
+
+    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
+        """The function returned something: an awaitable, a generator, or what is to be published."""
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """A delivery with its bound function; steps of one ``slot`` share the object that ``decode`` makes."""
+
+    delivery: Delivery
+    function: Callable[..., Any]
+    decode: Decode | None
+    slot: int
+
+
+def make_deliver(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes) -> Deliver:
+    """The closure that does ``steps``, most specific first."""
+    by_position = all(step.decode and not step.delivery.route.call.by_name for step in steps)
+    if by_position and len(steps) == 1:
+        return _one(steps[0], outcomes)
+    if by_position and len({step.slot for step in steps}) == 1:
+        return _several_of_one_type(steps, outcomes)
+    return _any(steps, envelope_of, outcomes)
+
+
+def frames_of(raw: Raw) -> tuple[bytes, ...]:
+    """All parts of a message, as a tuple."""
+    return (raw,) if isinstance(raw, bytes) else raw
+
+
+def _one(step: Step, outcomes: Outcomes) -> Deliver:
+    decode, function, delivery = step.decode, step.function, step.delivery
+    assert decode is not None
+    stats, settle = delivery.route.stats, outcomes.settle
+
+    def deliver(body: Body, raw: Raw) -> bool | None:
+        try:
+            message = decode(body)
+        except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
+            return outcomes.undecodable((delivery,), error, body, raw)
+        try:
+            result = function(message)
+        except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+            outcomes.failed(delivery, error, raw)
+        else:
+            if result is None:
+                stats.handled += 1
+            else:
+                settle(delivery, result, raw)
+        return None
+
+    return deliver
+
+
+def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes) -> Deliver:
+    decode = steps[0].decode
+    assert decode is not None
+    deliveries = tuple(step.delivery for step in steps)
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
+
+    def deliver(body: Body, raw: Raw) -> bool | None:
+        try:
+            message = decode(body)
+        except BaseException as error:
+            return outcomes.undecodable(deliveries, error, body, raw)
+        for function, delivery, stats in calls:
+            try:
+                result = function(message)
+            except BaseException as error:
+                outcomes.failed(delivery, error, raw)
+            else:
+                if result is None:
+                    stats.handled += 1
+                else:
+                    outcomes.settle(delivery, result, raw)
+        return None
+
+    return deliver
+
+
+def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes) -> Deliver:
+    """The general form: several types, no body, envelopes."""
+    sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
+    wants_envelope = any(step.delivery.route.call.envelope for step in steps)
+
+    def deliver(body: Body, raw: Raw) -> bool | None:
+        envelope = envelope_of(raw) if wants_envelope else None
+        decoded: dict[int, Any] = {}
+        undecodable: set[int] = set()
+        for step in steps:
+            slot = step.slot
+            if step.decode and slot not in decoded and slot not in undecodable:
+                try:
+                    decoded[slot] = step.decode(body)
+                except BaseException as error:
+                    undecodable.add(slot)
+                    outcomes.undecodable(sharing[slot], error, body, raw)
+            if slot in undecodable:
+                continue
+            try:
+                result = _call(step, decoded.get(slot), envelope)
+            except BaseException as error:
+                outcomes.failed(step.delivery, error, raw)
+            else:
+                if result is None:
+                    step.delivery.route.stats.handled += 1
+                else:
+                    outcomes.settle(step.delivery, result, raw)
+        return True if undecodable else None
+
+    return deliver
+
+
+def _call(step: Step, message: Any, envelope: Envelope | None) -> Any:
+    call = step.delivery.route.call
+    if not call.by_name:
+        return step.function() if call.schema is NO_BODY else step.function(message)
+    dynamic: dict[str, Any] = {}
+    if call.body:
+        dynamic[call.body] = message
+    if call.envelope:
+        dynamic[call.envelope] = envelope
+    return step.function(**dynamic)

@@ -1,0 +1,296 @@
+"""A handler's signature, read once: what each parameter is given, and how the function is called.
+
+Everything here happens at compile time; what is left for a message is the call itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import attrs
+
+from zroute.errors import SignatureError
+from zroute.messages.topics import Topic
+from zroute.messages.wire import Envelope
+
+__all__ = ["NO_BODY", "Call", "Converter", "hints_of", "identity", "is_generator_function", "name_of", "plan"]
+
+Converter = Callable[[bytes], Any]
+
+NO_BODY: Any = inspect.Parameter.empty
+"""The schema of a function that takes no body: it is not decoded."""
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_INTEGER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds none
+
+
+@attrs.frozen
+class Call:
+    """How one function is called.
+
+    ``schema`` is the declared type of the body, `NO_BODY` without one. ``order`` lists all parameters. ``converters`` turn captured
+    segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that get an
+    object known at compile time, ``envelope`` the one that gets the envelope.
+    """
+
+    function: Callable[..., Any]
+    schema: Any
+    body: str | None
+    envelope: str | None
+    converters: Mapping[str, Converter]
+    topic: tuple[str, ...]
+    given: Mapping[str, Any]
+    by_name: bool
+    order: tuple[str, ...]
+
+    def convert(self, captures: Mapping[str, bytes]) -> dict[str, Any] | None:
+        """The captured segments as arguments, or None where one does not convert: then the route does not match."""
+        try:
+            return {name: convert(captures[name]) for name, convert in self.converters.items()}
+        except ValueError:
+            return None
+
+    def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
+        """The function with all arguments set that are the same for every message of ``topic``.
+
+        What is left is called with the body by position, or ``by_name`` with what `body` and `envelope`
+        name. A `functools.partial` adds no Python frame to the call.
+        """
+        constants = {**captured, **dict.fromkeys(self.topic, topic), **self.given}
+        if not constants:
+            return self.function
+        before: list[Any] = []
+        for name in self.order:
+            if self.by_name or name not in constants:
+                break
+            before.append(constants.pop(name))
+        return partial(self.function, *before, **constants)
+
+
+def plan(
+    function: Callable[..., Any],
+    *,
+    captures: tuple[str, ...],
+    given: Mapping[Any, Any],
+    namespace: Mapping[str, Any] | None = None,
+    where: str,
+) -> Call:
+    """Work out what each parameter of ``function`` is given.
+
+    By name a capture; by annotation `Envelope`, `Topic` or a type in ``given``; the one that is left is the
+    body. ``namespace`` holds the local names at the place of registration, for annotations of functions
+    that are defined inside others. Raises SignatureError, naming ``where`` and the parameter.
+    """
+    parameters = _parameters(function, where)
+    hints = hints_of(function, namespace, where)
+    _refuse_unbound_self(function, parameters, where)
+    converters: dict[str, Converter] = {}
+    topics: list[str] = []
+    constants: dict[str, Any] = {}
+    envelopes: list[str] = []
+    bodies: list[str] = []
+    for name, parameter in parameters.items():
+        hint = hints.get(name, Any)
+        if name in captures:
+            converters[name] = _converter(hint, name, where)
+        elif hint is Topic:
+            topics.append(name)
+        elif hint is Envelope:
+            envelopes.append(name)
+        elif _hashable(hint) and hint in given:
+            constants[name] = given[hint]
+        elif parameter.default is inspect.Parameter.empty:
+            bodies.append(name)
+    _refuse_two(bodies, "body", captures, where)
+    _refuse_two(envelopes, "envelope", captures, where)
+    body = bodies[0] if bodies else None
+    envelope = envelopes[0] if envelopes else None
+    by_name = envelope is not None or (body is not None and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
+    _refuse_positional_only(parameters, None if by_name else body, where)
+    return Call(
+        function,
+        hints.get(body, Any) if body else NO_BODY,
+        body,
+        envelope,
+        converters,
+        tuple(topics),
+        constants,
+        by_name,
+        tuple(parameters),
+    )
+
+
+def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    """The annotations of ``function`` as types, also postponed ones. Raises SignatureError."""
+    target = function
+    while isinstance(target, partial):
+        target = target.func
+    if not isinstance(target, types.FunctionType | types.MethodType | type) and not hasattr(target, "__wrapped__"):
+        target = getattr(type(target), "__call__", target)
+    try:
+        return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
+    except NameError as error:
+        raise SignatureError(
+            f"{name_of(function)} is annotated with {error.name!r}, which does not exist when the app is compiled: "
+            "import it at run time too (not only under TYPE_CHECKING), above the handler",
+            where=where,
+        ) from error
+    except TypeError as error:
+        raise SignatureError(f"{name_of(function)} has an annotation that is no type: {error}", where=where) from error
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A short readable name: ``on_quote()``, ``Desk.on_quote()``."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{name.rpartition('<locals>.')[2]}()"
+
+
+def identity(function: Callable[..., Any]) -> object:
+    """What is equal for the same function only: each access of a bound method makes a new object."""
+    if isinstance(function, types.MethodType):
+        return id(function.__self__), id(function.__func__)
+    return id(function)
+
+
+def is_generator_function(function: Callable[..., Any]) -> bool:
+    """Whether calling ``function`` makes a generator, plain or async."""
+    target = function
+    while isinstance(target, partial):
+        target = target.func
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    return inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
+
+
+# -- reading -------------------------------------------------------------------------------------------
+
+
+def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.Parameter]:
+    if not callable(function):
+        raise SignatureError(f"{function!r} is not a function: decorate or pass one", where=where)
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise SignatureError(
+            f"{name_of(function)} has no signature Python can read: wrap it in a function of your own", where=where
+        ) from error
+    bound = function.keywords if isinstance(function, partial) else {}
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind not in _VARIADIC and name not in bound
+    }
+
+
+def _names(function: Any, namespace: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Local names for annotations of nested functions: those at the registration, then those closed over."""
+    if namespace is None:
+        return None
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return {**vars(module), **namespace} if module else dict(namespace)
+
+
+def _refuse_unbound_self(function: Any, parameters: Mapping[str, inspect.Parameter], where: str) -> None:
+    first = next(iter(parameters.values()), None)
+    parent = getattr(function, "__qualname__", "").rpartition(".")[0]
+    is_method = isinstance(function, types.FunctionType) and parent and not parent.endswith("<locals>")
+    if is_method and first and first.name in ("self", "cls") and first.annotation is inspect.Parameter.empty:
+        raise SignatureError(
+            f"{name_of(function)} is a method without its instance: register the bound method, "
+            f"app.subscribe(pattern)(instance.{function.__name__})",
+            parameter=first.name,
+            where=where,
+        )
+
+
+def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: str) -> None:
+    if len(names) > 1:
+        captured = f"captures {', '.join(map(repr, captures))}" if captures else "captures nothing"
+        raise SignatureError(
+            f"parameters {names[0]!r} and {names[1]!r} would both get the {what}, and a message has one: "
+            f"name a capture as in 'news.{{{names[1]}}}' (the pattern {captured}), "
+            "annotate an injected type, or give one of them a default",
+            parameter=names[1],
+            where=where,
+        )
+
+
+def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_position: str | None, where: str) -> None:
+    """All but a leading body are given by name."""
+    for index, (name, parameter) in enumerate(parameters.items()):
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and (index or name != by_position):
+            raise SignatureError(
+                f"parameter {name!r} is positional-only and would have to be given by name: leave the '/' out",
+                parameter=name,
+                where=where,
+            )
+
+
+def _hashable(hint: Any) -> bool:
+    try:
+        hash(hint)
+    except TypeError:
+        return False
+    return True
+
+
+# -- captures ------------------------------------------------------------------------------------------
+
+
+def _text(segment: bytes) -> str:
+    return segment.decode()
+
+
+def _integer(segment: bytes) -> int:
+    text = segment.decode()
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(segment: bytes) -> float:
+    text = segment.decode()
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return float(text)
+
+
+def _uuid(segment: bytes) -> UUID:
+    return UUID(segment.decode())
+
+
+_CONVERTERS: Mapping[Any, Converter] = {Any: _text, str: _text, int: _integer, float: _number, UUID: _uuid}
+
+
+def _converter(hint: Any, name: str, where: str) -> Converter:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        by_text = {str(member.value).encode(): member for member in hint}
+        return lambda segment: _member(by_text, segment)
+    converter = _CONVERTERS.get(hint) if _hashable(hint) else None
+    if converter is None:
+        raise SignatureError(
+            f"capture {name!r} can't be converted to {getattr(hint, '__name__', hint)}: "
+            "annotate it as str, int, float, UUID or an enum",
+            parameter=name,
+            where=where,
+        )
+    return converter
+
+
+def _member(by_text: Mapping[bytes, Enum], segment: bytes) -> Enum:
+    try:
+        return by_text[segment]
+    except KeyError:
+        raise ValueError(segment) from None

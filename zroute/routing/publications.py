@@ -1,0 +1,219 @@
+"""Publications: what ``app.publisher`` returns, and its compiled form, the outlet.
+
+A message goes out as ``publish`` -> bound encoder -> framer -> the transport. All that does not depend on
+the message is worked out in `Outlet`; who moves the frames is an argument (`Emit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from zroute.errors import EncodeError, NotRunningError, TopicError
+from zroute.messages.codecs import Codec, body_encoder, runtime_encoder
+from zroute.messages.topics import Pattern, segment_bytes
+
+__all__ = ["DONE", "Emit", "Outlet", "Publication", "Schedule", "encoder_by_type"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+Encode = Callable[[Any], tuple[int, bytes]]
+
+Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
+"""Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
+
+_TOPICS_KEPT = 4096  # topics made from captures, per publication; the dict starts anew beyond that
+
+
+@attrs.frozen
+class Schedule:
+    """When a timer runs: each ``every`` seconds, spread by ``jitter`` (a fraction), after ``initial_delay``."""
+
+    every: float
+    jitter: float = 0.0
+    initial_delay: float = 0.0
+
+
+class _Done:
+    """An awaitable that is done, for any event loop: one object for all sends, so that ignoring it is free."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield  # makes this a generator, as awaiting needs
+
+    def __repr__(self) -> str:
+        return "<done>"
+
+
+DONE: Awaitable[None] = _Done()
+
+
+class Publication(Generic[T]):
+    """One kind of message that an app publishes, made by ``app.publisher(pattern, schema)``.
+
+    Call `publish` on it, or put it above a function as a decorator: see ``App.publisher`` for what is then
+    published when.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        schema: Any,
+        codec: Codec | None,
+        schedule: Schedule | None,
+        where: str,
+        register: Callable[[Publication[Any], Callable[..., Any]], None],
+    ) -> None:
+        self.pattern = pattern
+        self.schema = schema
+        self.codec = codec
+        self.schedule = schedule
+        self.where = where
+        self._register = register
+        self._outlets: tuple[Outlet, ...] = ()
+
+    def __call__(self, function: F) -> F:
+        """Publish what ``function`` returns or yields; returns the function unchanged."""
+        self._register(self, function)
+        return function
+
+    def publish(
+        self, message: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object
+    ) -> Awaitable[None]:
+        """Encode ``message`` and hand it to ZeroMQ, without blocking.
+
+        ``captures`` fill the braces of the pattern; one that is not given is read from the message's
+        attribute or key of that name. ``headers`` is a small map with text keys (tracked wire only).
+
+        Returns an awaitable that is done at once unless the app has to wait; it can be ignored.
+        Raises, before anything is sent: NotRunningError; TopicError for a capture that is missing or makes
+        no topic; EncodeError for a message that is not of the schema, would not arrive as it was sent, or
+        is larger than the app's ``max_message``.
+        """
+        outlets = self._outlets
+        if len(outlets) == 1:
+            return outlets[0].publish(message, headers, captures)
+        if not outlets:
+            raise NotRunningError(
+                f"{self} was published to while no app with it runs: publish from a handler, a timer, "
+                "or a function under @app.on_startup"
+            )
+        for outlet in outlets:
+            outlet.publish(message, headers, captures)
+        return DONE
+
+    def __repr__(self) -> str:
+        return f"<Publication {self.pattern.text!r} at {self.where}>"
+
+
+@attrs.define(eq=False)
+class Outlet:
+    """A publication of one app, compiled: prefix joined, encoder bound.
+
+    Closed until `open` is given where to send; `close` makes it refuse again.
+    """
+
+    publication: Publication[Any]
+    pattern: Pattern
+    encode: Encode
+    schema: Any
+    _emit: Emit | None = None
+    _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
+    _constant: bytes | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._constant = None if self.pattern.captures else self.pattern.subscription
+
+    def open(self, emit: Emit) -> None:
+        """From now on messages go to ``emit``, also those given to the publication itself."""
+        self._emit = emit
+        self.publication._outlets = (*self.publication._outlets, self)
+
+    def close(self) -> None:
+        """Publishing raises NotRunningError again. Closing twice is nothing."""
+        self._emit = None
+        self.publication._outlets = tuple(outlet for outlet in self.publication._outlets if outlet is not self)
+
+    def publish(
+        self,
+        message: Any,
+        headers: Mapping[str, Any] | None = None,
+        captures: Mapping[str, object] | None = None,
+        inbound: Mapping[str, object] | None = None,
+    ) -> Awaitable[None]:
+        """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one."""
+        if self._emit is None:
+            raise NotRunningError(f"{self.publication} was published to after its app stopped")
+        topic = self._constant
+        if topic is None or captures:
+            topic = self._topic(message, captures or {}, inbound or {})
+        number, body = self.encode(message)
+        return self._emit(topic, number, body, headers)
+
+    def _topic(self, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> bytes:
+        names = self.pattern.captures
+        unknown = captures.keys() - set(names)
+        if unknown:
+            raise TopicError(
+                f"{self.pattern.text!r} has no capture {sorted(unknown)[0]!r}; it has {', '.join(names) or 'none'}",
+                topic=self.pattern.text,
+            )
+        values = tuple(self._value(name, message, captures, inbound) for name in names)
+        if not all(type(value) is str for value in values):  # 1, True and 1.0 would share a key
+            return self._joined(values)
+        topic = self._topics.get(values)
+        if topic is None:
+            topic = self._joined(values)
+            if len(self._topics) >= _TOPICS_KEPT:
+                self._topics.clear()
+            self._topics[values] = topic
+        return topic
+
+    def _joined(self, values: tuple[object, ...]) -> bytes:
+        names = self.pattern.captures
+        segments = {name: segment_bytes(name, value) for name, value in zip(names, values, strict=True)}
+        return self.pattern.topic(segments)
+
+    def _value(
+        self, name: str, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]
+    ) -> object:
+        if name in captures:
+            return captures[name]
+        if name in inbound:
+            return inbound[name]
+        found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+        if found is None:
+            raise TopicError(
+                f"{self.pattern.text!r} needs a value for {name!r}: give publish(..., {name}=…), "
+                f"or publish a message with a {name!r} of its own",
+                topic=self.pattern.text,
+            )
+        return found
+
+
+def encoder_by_type(schema: Any, codec: Codec | None, default: Codec) -> Encode:
+    """What turns a message into ``(codec number, body)``: bound to ``schema``, or by each message's type."""
+    if schema is not None:
+        chosen, encode = body_encoder(schema, codec=codec, default=default)
+        number = chosen.number
+        return lambda message: (number, encode(message))
+    return _by_type(codec, default)
+
+
+def _by_type(codec: Codec | None, default: Codec) -> Encode:
+    known: dict[type, tuple[int, Callable[[Any], bytes]]] = {}
+
+    def encode(message: Any) -> tuple[int, bytes]:
+        if message is None:
+            raise EncodeError("None is not a message: publish {} or an object of your own for 'nothing to say'")
+        found = known.get(type(message))
+        if found is None:
+            chosen, function = runtime_encoder(message, codec=codec, default=default)
+            found = known[type(message)] = (chosen.number, function)
+        return found[0], found[1](message)
+
+    return encode

@@ -1,0 +1,320 @@
+"""RouteTable: the compiled form of all routes, and the loop that every message goes through.
+
+`RouteTable.drain` reads frames, splits the topic off and calls the topic's deliver closure. It knows the
+layout of `zroute.messages.wire`, and the cache finds routes and expected header together in one look-up.
+Whatever is rare (a new topic, another codec, several parts, a large body, a fault) leaves the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+
+from zroute.delivery.stats import Stats
+from zroute.errors import DecodeError, EnvelopeError
+from zroute.messages.codecs import Codec, body_decoder, guarded
+from zroute.messages.topics import Pattern, Topic
+from zroute.messages.wire import FIXED, HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
+from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
+from zroute.routing.deliver import (
+    Body,
+    CompiledRoute,
+    Decode,
+    Deliver,
+    Delivery,
+    Outcomes,
+    Raw,
+    Step,
+    frames_of,
+    make_deliver,
+)
+from zroute.routing.parameters import NO_BODY, identity
+from zroute.routing.trie import build, minimal_cover
+
+__all__ = ["Dispatch", "RouteTable", "TableOutcomes"]
+
+Dispatch = Literal["all", "most_specific"]
+
+_FIRST_BYTE = MAGIC[:1]
+_unpack = FIXED.unpack_from
+
+
+class TableOutcomes(Outcomes, Protocol):
+    """`Outcomes`, and what becomes of messages that reached no route."""
+
+    def unrouted(self, raw: Raw) -> None:
+        """No route takes this topic."""
+
+    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
+        """These frames are no message."""
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """What is known about one topic.
+
+    ``plain`` delivers bodies whose publisher names no codec. ``head`` is the constant part of the tracked
+    header that came last, and ``tracked`` delivers what comes behind the same one. ``others`` keeps the
+    closures made so far by (codec, whether for large bodies).
+    """
+
+    topic: Topic
+    deliveries: tuple[Delivery, ...]
+    plain: Deliver
+    head: bytes = b""
+    tracked: Deliver | None = None
+    others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
+
+
+class RouteTable:
+    """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
+
+    ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
+    nobody says it. ``max_message`` bounds a body in bytes. ``clock`` gives Unix seconds for envelopes.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[CompiledRoute],
+        *,
+        default: Codec,
+        codecs: Mapping[int, Codec],
+        dispatch: Dispatch,
+        max_message: int,
+        stats: Stats,
+        outcomes: TableOutcomes,
+        clock: Callable[[], float],
+    ) -> None:
+        self.routes = tuple(routes)
+        self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
+        self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self.held = False
+        self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
+        self._default = default
+        self._codecs = codecs
+        self._only_first = dispatch == "most_specific"
+        self._max_message = max_message
+        self._stats = stats
+        self._outcomes = outcomes
+        self._clock = clock
+        self._entries: dict[bytes, _Entry] = {}
+        self._multipart: dict[bytes, None] = {}
+        self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
+        self._skipping = False
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        """Read and deliver up to ``budget`` messages; returns early while the table is ``held``.
+
+        ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
+        and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
+        behind it; it is costly and asked only where the rule of parts needs it.
+        """
+        get = self._entries.get
+        received = 0
+        try:
+            while received < budget and not self.held:
+                if self._skipping:
+                    budget -= 1
+                    self._skip(recv, more)
+                    continue
+                frame = recv(1)
+                received += 1
+                if len(frame) > LARGE_FRAME:
+                    self._one_by_one(frame, recv, more)
+                    continue
+                topic, nul, body = frame.partition(NUL)
+                entry = get(topic)
+                if entry is None or not nul:
+                    self._one_by_one(frame, recv, more)
+                elif body[:1] == _FIRST_BYTE:
+                    if body[:HEAD_SIZE] == entry.head and len(body) >= HEADER_SIZE:
+                        if entry.tracked(body[HEADER_SIZE:], frame):  # type: ignore[misc]  # set with head
+                            self._discard_rest(topic, recv, more)
+                    else:
+                        self._one_by_one(frame, recv, more)
+                elif entry.plain(body, frame):
+                    self._discard_rest(topic, recv, more)
+        finally:
+            self._stats.received += received
+
+    def deliver(self, frames: tuple[bytes, ...]) -> None:
+        """Deliver one whole message. Counts it; raises nothing."""
+        self._stats.received += 1
+        self._receive(frames[0] if len(frames) == 1 else frames)
+
+    # -- the rule of parts ------------------------------------------------------------------------------
+
+    def _one_by_one(self, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+        """A message that is new, large, of several parts or broken: RCVMORE is asked."""
+        if not more():
+            self._receive(frame)
+            return
+        parts = [frame]
+        while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
+            parts.append(recv(1))
+        self._skipping = bool(len(parts) == MAX_PARTS and more())
+        if self._skipping:
+            self._malformed(EnvelopeError(f"more than {MAX_PARTS} parts", frames=tuple(parts)), tuple(parts))
+        else:
+            self._receive(tuple(parts))
+
+    def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+        recv(1)
+        self._skipping = bool(more())
+
+    def _discard_rest(self, topic: bytes, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+        """After a fault in a part that was taken as whole: what is left of its message is no message."""
+        if more():
+            self._entries.pop(topic, None)  # asked each time from now on
+            self._multipart[topic] = None
+            if len(self._multipart) > TOPIC_CACHE:
+                del self._multipart[next(iter(self._multipart))]
+            self._skip(recv, more)
+
+    # -- whole messages ---------------------------------------------------------------------------------
+
+    def _receive(self, raw: Raw) -> None:
+        try:
+            topic, body = self._split(raw)
+            entry = self._entries.get(topic) or self._enter(topic)
+            if body[:1] == _FIRST_BYTE and bytes(body[: len(MAGIC)]) == MAGIC:
+                self._receive_tracked(entry, body, raw)
+            else:
+                self._check_size(body)
+                self._deliver(entry, 0, body)(body, raw)
+        except EnvelopeError as error:
+            self._malformed(error, raw)
+
+    def _split(self, raw: Raw) -> tuple[bytes, Body]:
+        if isinstance(raw, bytes) and len(raw) > LARGE_FRAME:
+            end = raw.find(NUL)
+            if end >= 0:
+                return raw[:end], memoryview(raw)[end + 1 :]
+        return split(frames_of(raw))
+
+    def _receive_tracked(self, entry: _Entry, body: Body, raw: Raw) -> None:
+        header = parse_header(body)
+        if header.kind != Kind.DATA:
+            self._stats.control += 1
+            return
+        head, body = bytes(body[:HEAD_SIZE]), body[header.size :]
+        self._check_size(body)
+        deliver = self._deliver(entry, header.codec, body)
+        if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
+            entry.head, entry.tracked = head, deliver
+        deliver(body, raw)
+
+    def _check_size(self, body: Body) -> None:
+        if len(body) > self._max_message:
+            raise EnvelopeError(f"a body of {len(body)} bytes, over the limit of {self._max_message}")
+
+    def _malformed(self, error: EnvelopeError, raw: Raw) -> None:
+        self._stats.malformed += 1
+        self._outcomes.malformed(error, raw)
+
+    # -- entries ----------------------------------------------------------------------------------------
+
+    def _enter(self, topic: bytes) -> _Entry:
+        name = Topic.from_wire(topic)
+        deliveries = tuple(self._deliveries(topic, name))
+        entry = _Entry(name, deliveries, self._nobody(topic))
+        entry.plain = self._deliver(entry, 0, b"")
+        if topic not in self._multipart:
+            if len(self._entries) >= TOPIC_CACHE:
+                del self._entries[next(iter(self._entries))]
+            self._entries[topic] = entry
+        return entry
+
+    def _nobody(self, topic: bytes) -> Deliver:
+        """For a topic that no route takes."""
+        try:
+            topic.decode()
+        except UnicodeDecodeError:
+            return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
+
+        def unrouted(_body: Body, raw: Raw) -> None:
+            self._stats.unrouted += 1
+            self._outcomes.unrouted(raw)
+
+        return unrouted
+
+    def _deliveries(self, topic: bytes, name: Topic) -> Iterable[Delivery]:
+        """The routes of a topic, most specific first, each function once."""
+        seen: set[object] = set()
+        for match in self._trie.match(topic):
+            route = match.value
+            if identity(route.route.function) in seen:
+                continue
+            captured = match.captures
+            arguments = route.call.convert(captured)
+            if arguments is None:
+                continue
+            seen.add(identity(route.route.function))
+            captures = {key: value.decode() for key, value in captured.items()}
+            yield Delivery(route, name, captures, arguments)
+            if self._only_first:
+                return
+
+    # -- closures ---------------------------------------------------------------------------------------
+
+    def _deliver(self, entry: _Entry, number: int, body: Body) -> Deliver:
+        """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
+        if not entry.deliveries:
+            return entry.plain
+        kind = (number, len(body) > LARGE_FRAME)
+        deliver = entry.others.get(kind)
+        if deliver is None:
+            deliver = entry.others[kind] = self._bound(entry, number, large=kind[1])
+        return deliver
+
+    def _bound(self, entry: _Entry, number: int, *, large: bool) -> Deliver:
+        slots: dict[object, int] = {}
+        steps = []
+        for index, delivery in enumerate(entry.deliveries):
+            route = delivery.route
+            key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
+            function = route.call.bind(delivery.arguments, entry.topic)
+            steps.append(Step(delivery, function, self._decoder(route, number, large), slots.setdefault(key, index)))
+        return make_deliver(steps, self._envelope, self._outcomes)
+
+    def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
+        schema, codec = route.call.schema, route.route.codec
+        if schema is NO_BODY:
+            return None
+        key = (_key(schema), codec, number, large)
+        decode = self._decoders.get(key)
+        if decode is None:
+            decode = self._decoders[key] = self._make_decoder(schema, codec, number, large)
+        return decode
+
+    def _make_decoder(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
+        stated = self._codecs.get(number)
+        if number and stated is None:
+            return _unknown(number)
+        decode = body_decoder(schema, stated=stated, route=codec, default=self._default)
+        return guarded(decode, stated or codec or self._default) if large else decode
+
+    def _envelope(self, raw: Raw) -> Envelope:
+        return parse(frames_of(raw), self._clock())
+
+
+def _key(schema: Any) -> object:
+    """Equal for equal types; unhashable ones are never shared."""
+    try:
+        hash(schema)
+    except TypeError:
+        return id(schema)
+    return schema
+
+
+def _unknown(number: int) -> Decode:
+    def refuse(_body: Body) -> Any:
+        raise DecodeError(
+            f"codec {number} is not known here: name it once, as in App(codec=…) or subscribe(…, codec=…)"
+        )
+
+    return refuse

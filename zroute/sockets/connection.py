@@ -1,0 +1,193 @@
+"""Connection: a ZeroMQ socket in a Twisted reactor.
+
+ZeroMQ's descriptor is edge-triggered, and any call on the socket can use the edge up (zmq_getsockopt(3),
+ZMQ_FD). So the laws of this module: reading goes on until EAGAIN or until the budget is used; the last call
+on the socket in `doRead` is a look at EVENTS; whatever else touches the socket is followed by a `poke`,
+which is a coalesced call of `doRead` in the reactor's next turn. Pausing is a flag, never `removeReader`:
+libzmq needs this thread's calls to resend subscriptions to a publisher that came back.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any
+
+import zmq
+import zmq.backend
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
+
+__all__ = ["Connection", "Drain"]
+
+Drain = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
+"""Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.drain`."""
+
+_OLDEST_LIBZMQ = (4, 3, 5)  # older ones lose subscriptions on reconnect and bound no frame sizes on ipc
+_GONE = (zmq.ENOTSOCK, zmq.ETERM)
+
+# The Cython methods themselves: pyzmq's Python layer over them costs half a send again.
+_recv = zmq.backend.Socket.recv
+_get = zmq.backend.Socket.get
+_send = zmq.backend.Socket.send
+
+if zmq.zmq_version_info() < _OLDEST_LIBZMQ:  # pragma: no cover  # no such libzmq where the tests run
+    raise ImportError(
+        f"zroute needs libzmq {'.'.join(map(str, _OLDEST_LIBZMQ))} or newer, and pyzmq {zmq.__version__} "
+        f"uses {zmq.zmq_version()}: install the pyzmq wheel, or build it against a newer libzmq"
+    )
+
+
+@implementer(IReadDescriptor)
+class Connection:
+    """A socket of ``kind`` (``zmq.SUB`` …) on ``reactor``, with ``options`` set before it is bound.
+
+    What it receives goes to ``drain``. It is the owner's to `close`; closing twice is nothing.
+    All calls belong on the reactor's thread.
+    """
+
+    def __init__(self, reactor: Any, context: zmq.Context[Any], kind: int, options: Iterable[Option], drain: Drain):
+        self._reactor = reactor
+        self._drain = drain
+        self._poke: Any = None
+        self.paused = False
+        self.closed = False
+        self.endpoints: list[str] = []
+        self._socket = context.socket(kind)
+        for option in options:
+            self._socket.set(getattr(zmq.SocketOption, option.name), option.value)
+        self._recv = _recv.__get__(self._socket)
+        self._send = _send.__get__(self._socket)
+        self._more = lambda: _get(self._socket, zmq.SocketOption.RCVMORE.value)
+        self._fd: int = self._socket.FD
+        reactor.addReader(self)
+
+    # -- endpoints ------------------------------------------------------------------------------------
+
+    def open(self, endpoint: Endpoint) -> str:
+        """Bind or connect; returns the address as libzmq resolved it (a bound ``*`` becomes a port).
+
+        Raises EndpointError: the address is in use, not of this machine, or not understood.
+        """
+        if "[" in endpoint.address:
+            self._socket.set(zmq.SocketOption.IPV6, 1)
+        failed: str | None = None
+        try:
+            if endpoint.bind:
+                self._socket.bind(endpoint.address)
+            else:
+                self._socket.connect(endpoint.address)
+        except zmq.ZMQError as error:
+            # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
+            failed = _explain(endpoint, error)
+        if failed is not None:
+            raise EndpointError(failed, endpoint=str(endpoint))
+        resolved = self._socket.get(zmq.SocketOption.LAST_ENDPOINT).rstrip(b"\0").decode()
+        self.endpoints.append(resolved)
+        self.poke()
+        return resolved
+
+    # -- what the reactor calls -------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """The descriptor, asked for once; -1 when closed (`twisted.internet.interfaces.IFileDescriptor`)."""
+        return -1 if self.closed else self._fd
+
+    def logPrefix(self) -> str:  # noqa: N802  # Twisted's name
+        """How Twisted's log names this connection."""
+        return f"zroute {self.endpoints}"
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802  # Twisted's name
+        """The reactor gave the descriptor up: the connection is closed."""
+        self.close()
+
+    def doRead(self) -> None:  # noqa: N802  # Twisted's name
+        """Deliver what there is, for a bounded time, and leave no edge unseen."""
+        if self.closed:
+            return
+        if not self.paused and self._read():
+            return
+        if self.readable() and not self.paused:
+            self.poke()
+
+    def _read(self) -> bool:
+        """Whether reading ended by EAGAIN and nothing has touched the socket since."""
+        deadline = perf_counter() + READ_SECONDS
+        drain, recv, more = self._drain, self._recv, self._more
+        try:
+            for _ in range(READ_BUDGET // READ_SLICE):
+                drain(recv, more, READ_SLICE)
+                if self.closed or self.paused or perf_counter() > deadline:
+                    return False
+        except zmq.Again:
+            return self._poke is None
+        except zmq.ZMQError as error:
+            if error.errno not in _GONE:
+                raise
+            self.close(LINGER_ABORT)
+        return False
+
+    def _events(self) -> int:
+        try:
+            return int(_get(self._socket, zmq.SocketOption.EVENTS.value))
+        except zmq.ZMQError as error:
+            if error.errno not in _GONE:
+                raise
+            self.close(LINGER_ABORT)
+            return 0
+
+    def readable(self) -> bool:
+        """Whether a message waits, whatever `paused` says."""
+        return not self.closed and bool(self._events() & zmq.PollEvent.POLLIN)
+
+    # -- state ----------------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """Look at the socket in the reactor's next turn, because this turn touched it."""
+        if self._poke is None and not self.closed:
+            self._poke = self._reactor.callLater(0, self._poked)
+
+    def _poked(self) -> None:
+        self._poke = None
+        self.doRead()
+
+    def pause(self) -> None:
+        """Read no more until `resume`; the socket goes on processing its peers' commands."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Read again, from the next turn on."""
+        self.paused = False
+        self.poke()
+
+    def close(self, linger: int = LINGER_DRAIN) -> None:
+        """Close the socket; what is queued may still be sent for ``linger`` milliseconds."""
+        if self.closed:
+            return
+        self.closed = True
+        self._reactor.removeReader(self)
+        if self._poke is not None:
+            self._poke.cancel()
+            self._poke = None
+        self._socket.close(linger)
+
+
+def _explain(endpoint: Endpoint, error: zmq.ZMQError) -> str:
+    verb = "bind" if endpoint.bind else "connect"
+    reasons = {
+        errno.EADDRINUSE: "another program uses it: stop that, or choose another address",
+        errno.EADDRNOTAVAIL: "this machine has no such address: bind to one it has, or to 127.0.0.1",
+        errno.ENODEV: "this machine has no such address or interface: bind to one it has, or to 127.0.0.1",
+        errno.EACCES: "not allowed: choose a port above 1023, or a path that you may write",
+        errno.EINVAL: "libzmq does not understand it: write tcp://host:port, ipc://path or inproc://name",
+        errno.ENOENT: "there is no such directory: create it, or choose another path",
+        errno.ECONNREFUSED: "nobody has bound it in this context: bind first, and share the context",
+    }
+    text = zmq.strerror(error.errno or 0)
+    return f"can't {verb} {endpoint.address}: {reasons.get(error.errno or 0, 'libzmq refuses it')} ({text})"

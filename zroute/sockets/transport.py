@@ -1,0 +1,133 @@
+"""The ZeroMQ transport of one app: one SUB and one XPUB socket in a context.
+
+This is the seam that `zroute.service` knows: open, listen, send, finish reading, close.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+from twisted.internet.defer import Deferred
+
+from zroute.endpoints import Endpoint
+from zroute.options import LINGER_ABORT, LINGER_DRAIN
+from zroute.sockets.connection import Drain
+from zroute.sockets.pubsub import PubConnection, SubConnection
+
+__all__ = ["SharedContext", "SocketTransport"]
+
+_log = logging.getLogger("zroute.sockets")
+
+
+class SharedContext:
+    """A ZeroMQ context that lives while somebody uses it, and starts anew for the next user.
+
+    Apps that are to meet over ``inproc://`` are given the same one. A ``zmq.Context`` of the caller's own
+    is used as it is and never terminated here.
+    """
+
+    def __init__(self, context: zmq.Context[Any] | None = None) -> None:
+        self._context = context
+        self._foreign = context is not None
+        self._users = 0
+
+    def acquire(self) -> zmq.Context[Any]:
+        """The context, for one user more."""
+        if self._context is None:
+            self._context = zmq.Context()
+            # The default of 1,023 sockets would be reached by an app in tests before any limit of the system.
+            self._context.set(zmq.ContextOption.MAX_SOCKETS, self._context.get(zmq.ContextOption.SOCKET_LIMIT))
+        self._users += 1
+        return self._context
+
+    def release(self, reactor: Any) -> Deferred[None]:
+        """One user less; fires when the last one's context is terminated, all messages sent or given up."""
+        self._users -= 1
+        done: Deferred[None] = Deferred()
+        if self._users or self._foreign or self._context is None:
+            done.callback(None)
+            return done
+        context, self._context = self._context, None
+        watch = reactor.callLater(LINGER_DRAIN / 1000 + 2, _warn_of_hang)
+
+        def terminated() -> None:
+            if watch.active():
+                watch.cancel()
+            done.callback(None)
+
+        def terminate() -> None:
+            context.term()
+            reactor.callFromThread(terminated)
+
+        # A thread of its own, since `term` blocks until all is sent, and the reactor's pool may be full or gone.
+        threading.Thread(target=terminate, name="zroute-term", daemon=True).start()
+        return done
+
+
+def _warn_of_hang() -> None:
+    _log.warning("the ZeroMQ context does not terminate: a socket of it is open somewhere else")
+
+
+class SocketTransport:
+    """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        context: SharedContext,
+        *,
+        subscribe_to: Iterable[Endpoint],
+        publish_to: Iterable[Endpoint],
+        max_message: int,
+    ) -> None:
+        self._reactor = reactor
+        self._context = context
+        self._subscribe_to = tuple(subscribe_to)
+        self._publish_to = tuple(publish_to)
+        self._max_message = max_message
+        self._subscriptions: tuple[bytes, ...] = ()
+        self.sub: SubConnection | None = None
+        self.pub: PubConnection | None = None
+
+    def open(self, drain: Drain) -> None:
+        """Bind and connect everything; messages will go to ``drain``, of which none comes before `listen`.
+
+        Raises EndpointError; nothing is left open then.
+        """
+        context = self._context.acquire()
+        try:
+            # Publishers first: over inproc a connect would else wait for a bind.
+            if self._publish_to:
+                self.pub = PubConnection(self._reactor, context)
+                for endpoint in self._publish_to:
+                    self.pub.open(endpoint)
+            if self._subscribe_to:
+                self.sub = SubConnection(self._reactor, context, drain, max_message=self._max_message)
+                for endpoint in self._subscribe_to:
+                    self.sub.open(endpoint)
+        except BaseException:
+            self.close(LINGER_ABORT)
+            raise
+
+    def listen(self, subscriptions: Iterable[bytes]) -> None:
+        """Subscribe to these prefixes, and no longer to those before."""
+        if self.sub is None:
+            return
+        wanted = tuple(subscriptions)
+        for prefix in set(wanted) - set(self._subscriptions):
+            self.sub.subscribe(prefix)
+        for prefix in set(self._subscriptions) - set(wanted):
+            self.sub.unsubscribe(prefix)
+        self._subscriptions = wanted
+
+    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
+        """Close the sockets; fires when what was sent has left, or ``linger`` milliseconds are over."""
+        for connection in (self.sub, self.pub):
+            if connection is not None:
+                connection.close(linger)
+        self.sub = self.pub = None
+        return self._context.release(self._reactor)
