@@ -126,9 +126,7 @@ class App(Routes):
 
     # -- publishing -----------------------------------------------------------------------------------
 
-    def publish(
-        self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None
-    ) -> Awaitable[None]:
+    def publish(self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None) -> Awaitable[None]:
         """Publish ``message`` to ``topic``, encoded by its own type in the app's codec.
 
         For topics known only while running; a `publisher` says its topics and its type in advance. Returns

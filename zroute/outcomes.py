@@ -43,8 +43,8 @@ class _Unfinished:
 class Outcomes:
     """The outcomes of one run of an app. ``clock`` is the reactor, ``wall`` gives Unix seconds.
 
-    ``start`` runs an awaitable and returns its Deferred; ``default`` is the app's codec; ``hooks`` are the app's own for errors that belong
-    to no route, ``unrouted`` the functions for messages that no route took.
+    ``start`` runs an awaitable and returns its Deferred; ``default`` is the app's codec; ``hooks`` are the
+    app's own for errors that belong to no route, ``unrouted`` the functions for messages that no route took.
     """
 
     def __init__(
@@ -274,9 +274,7 @@ class Outcomes:
         self._stats.hook_errors += 1
         name = name_of(function)
         text = "%s, an error or fallback hook, failed itself: %s: %s"
-        self._reports(
-            ("hook", function), name, logging.ERROR, text, name, type(error).__name__, error, error=error
-        )
+        self._reports(("hook", function), name, logging.ERROR, text, name, type(error).__name__, error, error=error)
 
     def _envelope(self, raw: Raw) -> Envelope:
         frames = frames_of(raw)
@@ -315,7 +313,7 @@ def _reason(error: BaseException) -> str:
 def _codec_hint(body: Body, codec: Codec, raw: Raw) -> str:
     """What to do when the body seems to be in another codec than the one the reader was told."""
     looks = detect(body)
-    told_by_publisher = any(part.startswith(MAGIC) for part in (raw.partition(NUL)[2:] if isinstance(raw, bytes) else raw[1:2]))
-    if looks is None or looks.name == codec.name or told_by_publisher:
+    whole = raw.partition(NUL)[2] if isinstance(raw, bytes) else raw[1]
+    if looks is None or looks.name == codec.name or whole.startswith(MAGIC):
         return ""
     return f" (it starts like {looks.name}: if the publisher sends that, subscribe with codec={looks.name!r})"

@@ -252,9 +252,7 @@ class _Run:
     def _emit(self) -> Emit:
         """What every publication of this run sends through."""
         app, stats, pub = self._app, self._stats, self.transport.pub
-        frame = framer(
-            app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=time.time_ns
-        )
+        frame = framer(app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=time.time_ns)
         if pub is None:
             return _nowhere(app)
         send: Callable[[Any], None] = pub.send_parts if app.wire == "multipart" else pub.send
@@ -322,9 +320,7 @@ class _Run:
 
 def _nowhere(app: App) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-        raise UsageError(
-            f"{topic.decode()!r} was published, and {app!r} has no endpoint to publish at: add App(pub=…)"
-        )
+        raise UsageError(f"{topic.decode()!r} was published, and {app!r} has no endpoint to publish at: add App(pub=…)")
 
     return emit
 

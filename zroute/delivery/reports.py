@@ -27,7 +27,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Now, in seconds of an arbitrary origin."""
 
-    def callLater(self, delay: float, callable: Callable[..., object], *args: Any, **kw: Any) -> Any:  # noqa: N802, A002
+    def callLater(self, delay: float, callable: Callable[..., object], *args: Any, **kw: Any) -> Any:  # noqa: N802
         """Call ``callable`` after ``delay`` seconds; what is returned has ``cancel()``."""
 
 

@@ -284,9 +284,7 @@ def _capture_name(pattern: str, number: int, part: str) -> str:
         raise _error(pattern, f"has a capture without a name in segment {number}: write {{name}} or '*'")
     if not name.isidentifier() or iskeyword(name):
         advice = "write a Python identifier that is no keyword, such as {name}"
-        raise _error(
-            pattern, f"has the capture {part} in segment {number}, which names no parameter: {advice}"
-        )
+        raise _error(pattern, f"has the capture {part} in segment {number}, which names no parameter: {advice}")
     return name
 
 
@@ -294,9 +292,7 @@ def _partial_wildcard(pattern: str, number: int, part: str, mark: re.Match[str])
     at = f"segment {number} {part!r}"
     if mark[0] in "{}":
         fault = "a capture" if part.count("{") == part.count("}") else "an unbalanced brace"
-        return _error(
-            pattern, f"has {fault} as a part of {at}: a capture is a whole segment, such as {{name}}"
-        )
+        return _error(pattern, f"has {fault} as a part of {at}: a capture is a whole segment, such as {{name}}")
     before = ".".join([*pattern.split(".")[: number - 1], part[:-1]])
     if mark.end() == len(part) and not _WILDCARD_MARK.search(before):  # `new*` can only mean a prefix
         advice = f'use startswith("{before}")'

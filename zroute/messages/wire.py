@@ -29,8 +29,8 @@ from zroute.options import HEADERS_MAX, MAX_PARTS
 
 __all__ = [
     "FIXED",
-    "HEAD_SIZE",
     "HEADER_SIZE",
+    "HEAD_SIZE",
     "MAGIC",
     "NUL",
     "WIRES",

@@ -149,8 +149,8 @@ def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> N
                     f"{route.name} takes {pattern.text!r} twice: leave one of the two out (the other is at "
                     f"{other.route.where})"
                     if same
-                    else f"{pattern.text!r} of {route.name} and the pattern of {other.name} at {other.route.where} match "
-                    "the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
+                    else f"{pattern.text!r} of {route.name} and that of {other.name} at {other.route.where} "
+                    "match the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
                     where=route.route.where,
                 )
 
@@ -181,6 +181,7 @@ def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any
 
 
 _WRAPPERS = (Iterator, Generator, AsyncIterator, AsyncGenerator, Awaitable)
+_WRAPPER_NAMES = {"Iterable", "AsyncIterable", "Coroutine", "Deferred", *(kind.__name__ for kind in _WRAPPERS)}
 
 
 def _unwrapped(hint: Any) -> Any:
@@ -197,8 +198,7 @@ def _unwrapped(hint: Any) -> Any:
 def _wraps(origin: Any) -> bool:
     if origin in _WRAPPERS:
         return True
-    names = {"Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator", "Deferred", "Coroutine"}
-    return getattr(origin, "__name__", None) in names
+    return getattr(origin, "__name__", None) in _WRAPPER_NAMES
 
 
 def _fed_by(route: Route, producers: Sequence[Producer], outlets: Sequence[Outlet]) -> tuple[Outlet, ...]:

@@ -38,9 +38,9 @@ _NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds
 class Call:
     """How one function is called.
 
-    ``schema`` is the declared type of the body, `NO_BODY` without one. ``order`` lists all parameters. ``converters`` turn captured
-    segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that get an
-    object known at compile time, ``envelope`` the one that gets the envelope.
+    ``schema`` is the declared type of the body, `NO_BODY` without one. ``converters`` turn
+    captured segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that
+    get an object known at compile time, ``envelope`` the one that gets the envelope. ``order`` lists all.
     """
 
     function: Callable[..., Any]
@@ -136,7 +136,7 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
     while isinstance(target, partial):
         target = target.func
     if not isinstance(target, types.FunctionType | types.MethodType | type) and not hasattr(target, "__wrapped__"):
-        target = getattr(type(target), "__call__", target)
+        target = type(target).__call__
     try:
         return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
     except NameError as error:

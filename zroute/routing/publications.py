@@ -178,9 +178,7 @@ class Outlet:
         segments = {name: segment_bytes(name, value) for name, value in zip(names, values, strict=True)}
         return self.pattern.topic(segments)
 
-    def _value(
-        self, name: str, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]
-    ) -> object:
+    def _value(self, name: str, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> object:
         if name in captures:
             return captures[name]
         if name in inbound:

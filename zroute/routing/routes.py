@@ -240,7 +240,8 @@ class Routes:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise SignatureError(
-                    f"on_error takes exception classes, not {kind!r}: write @app.on_error(ValueError) or @app.on_error()",
+                    f"on_error takes exception classes, not {kind!r}: write @app.on_error(ValueError), or "
+                    "@app.on_error() for all",
                     where=where,
                 )
 
@@ -272,7 +273,9 @@ class Routes:
         for _, routes in self._included:
             yield from routes._groups()
 
-    def _walk(self, prefix: str = "", errors: tuple[Routes, ...] = ()) -> Iterator[tuple[str, Routes, tuple[Routes, ...]]]:
+    def _walk(
+        self, prefix: str = "", errors: tuple[Routes, ...] = ()
+    ) -> Iterator[tuple[str, Routes, tuple[Routes, ...]]]:
         """Each group with its whole prefix and the chain of groups that hold it, the innermost first."""
         here = ".".join(part for part in (prefix, self.prefix) if part)
         chain = (self, *errors)
@@ -358,18 +361,20 @@ def _check_callable(function: Any, decorator: str, where: str) -> None:
         raise SignatureError(f"{decorator} decorates a function, not {function!r}", where=where)
     if inspect.isclass(function):
         raise SignatureError(
-            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: decorate a method of an instance",
+            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: "
+            "decorate a method of an instance",
             where=where,
         )
 
 
 def _schedule(every: float, jitter: float, initial_delay: float, where: str) -> Schedule:
     if not (isinstance(every, int | float) and math.isfinite(every) and every > 0):
-        raise SignatureError(f"every={every!r}: a period is a positive number of seconds", parameter="every", where=where)
+        fault = f"every={every!r}: a period is a positive number of seconds"
+        raise SignatureError(fault, parameter="every", where=where)
     if not 0 <= jitter <= 1:
-        raise SignatureError(f"jitter={jitter!r}: a fraction of the period, from 0 to 1", parameter="jitter", where=where)
+        fault = f"jitter={jitter!r}: a fraction of the period, from 0 to 1"
+        raise SignatureError(fault, parameter="jitter", where=where)
     if not (math.isfinite(initial_delay) and initial_delay >= 0):
-        raise SignatureError(
-            f"initial_delay={initial_delay!r}: seconds, 0 or more", parameter="initial_delay", where=where
-        )
+        fault = f"initial_delay={initial_delay!r}: seconds, 0 or more"
+        raise SignatureError(fault, parameter="initial_delay", where=where)
     return Schedule(float(every), jitter, initial_delay)

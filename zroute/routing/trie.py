@@ -14,6 +14,7 @@ cost that depends on the topic and on what it matches, not on the number of patt
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -27,16 +28,20 @@ V = TypeVar("V")
 
 @attrs.define(eq=False)
 class Match(Generic[V]):
-    """One value whose ``pattern`` matches; ``segments`` are the topic's, where the pattern captures any."""
+    """One value whose ``pattern`` matches; ``segments`` are the topic's, where the pattern captures any.
+
+    ``place`` is that among all that `build` was given, by rank; no two share one.
+    """
 
     value: V
     pattern: Pattern
-    segments: Sequence[bytes] = attrs.field(default=(), repr=False)
+    place: int
+    segments: Sequence[bytes] | None = attrs.field(default=None, repr=False)
 
     @property
     def captures(self) -> dict[str, bytes]:
         """The captured segments by name, worked out only when asked for."""
-        pairs = zip(self.pattern.segments, self.segments, strict=False)
+        pairs = zip(self.pattern.segments, self.segments or (), strict=False)
         return {s.name: found for s, found in pairs if isinstance(s, Wildcard) and s.name is not None}
 
 
@@ -44,7 +49,7 @@ class Match(Generic[V]):
 class Trie(Generic[V]):
     """The frozen form of many patterns and their values; made by `build`."""
 
-    _exact: Mapping[bytes, tuple[_Entry[V], ...]]
+    _exact: Mapping[bytes, tuple[Match[V], ...]]
     _root: _Node[V]
     _ladder: _Step[V] | None
 
@@ -54,7 +59,7 @@ class Trie(Generic[V]):
         Anything may be asked for: for bytes that are no topic only `startswith` patterns are found.
         """
         segments = topic.split(b".")
-        found: list[_Entry[V]] = []
+        found: list[Match[V]] = []
         if b"" not in segments and (topic.isascii() or is_text(topic)):
             found += self._exact.get(topic, ())
             nodes = [self._root]
@@ -71,7 +76,7 @@ class Trie(Generic[V]):
             for node in nodes:
                 found += node.ends
             if len(found) > 1:
-                found.sort()
+                found.sort(key=_PLACE)
         step, longest = self._ladder, None
         while step is not None:
             hit = step.hits.get(topic[: step.length])
@@ -82,14 +87,14 @@ class Trie(Generic[V]):
         while longest is not None:
             found += longest.entries
             longest = longest.shorter
-        return [Match(m.value, m.pattern, segments) if captures else m for _, m, captures in found]
+        return [m if m.segments is None else Match(m.value, m.pattern, m.place, segments) for m in found]
 
 
 def build(pairs: Iterable[tuple[Pattern, V]]) -> Trie[V]:
     """A `Trie` of ``pairs``; one pattern may come with many values, also written with other captures."""
-    exact: dict[bytes, tuple[_Entry[V], ...]] = {}
+    exact: dict[bytes, tuple[Match[V], ...]] = {}
     root: _Node[V] = _Node()
-    prefixes: dict[bytes, tuple[_Entry[V], ...]] = {}
+    prefixes: dict[bytes, tuple[Match[V], ...]] = {}
     for pattern, entries in _grouped(pairs):
         if pattern.prefix is not None:
             prefixes[pattern.prefix] = entries
@@ -114,9 +119,7 @@ def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(cover)
 
 
-_Entry: TypeAlias = tuple[int, Match[V], bool]
-"""Its place among all entries by rank, which no two share; the match; whether it lacks the segments."""
-
+_PLACE: Final = attrgetter("place")
 _LEAF: Final[dict[bytes, Any]] = {}
 """The literals below most nodes: none."""
 
@@ -127,15 +130,15 @@ class _Node(Generic[V]):
 
     literals: dict[bytes, _Node[V]] = _LEAF
     wildcard: _Node[V] | None = None
-    ends: tuple[_Entry[V], ...] = ()
-    tails: tuple[_Entry[V], ...] = ()
+    ends: tuple[Match[V], ...] = ()
+    tails: tuple[Match[V], ...] = ()
 
 
 @attrs.define(eq=False)
 class _Prefix(Generic[V]):
     """The entries of one prefix, and the longest shorter prefix that covers it."""
 
-    entries: tuple[_Entry[V], ...]
+    entries: tuple[Match[V], ...]
     shorter: _Prefix[V] | None
 
 
@@ -152,7 +155,7 @@ class _Step(Generic[V]):
     shorter: _Step[V] | None
 
 
-def _grouped(pairs: Iterable[tuple[Pattern, V]]) -> Iterator[tuple[Pattern, tuple[_Entry[V], ...]]]:
+def _grouped(pairs: Iterable[tuple[Pattern, V]]) -> Iterator[tuple[Pattern, tuple[Match[V], ...]]]:
     """The entries of each shape, with one pattern to stand for them.
 
     They come in the order of their texts, so that what is near in the tree is made together and lies
@@ -163,7 +166,7 @@ def _grouped(pairs: Iterable[tuple[Pattern, V]]) -> Iterator[tuple[Pattern, tupl
     for place, (pattern, value) in enumerate(ranked):
         groups.setdefault(pattern.shape, []).append((place, pattern, value))
     for group in sorted(groups.values(), key=lambda group: group[0][1].text):
-        entries = ((place, Match(value, pattern), bool(pattern.captures)) for place, pattern, value in group)
+        entries = (Match(value, pattern, place, () if pattern.captures else None) for place, pattern, value in group)
         yield group[0][1], tuple(entries)
 
 
@@ -181,7 +184,7 @@ def _descend(node: _Node[V], pattern: Pattern) -> _Node[V]:
     return node
 
 
-def _linked(prefixes: Mapping[bytes, tuple[_Entry[V], ...]]) -> dict[bytes, _Prefix[V]]:
+def _linked(prefixes: Mapping[bytes, tuple[Match[V], ...]]) -> dict[bytes, _Prefix[V]]:
     linked: dict[bytes, _Prefix[V]] = {}
     for prefix in sorted(prefixes):
         linked[prefix] = _Prefix(prefixes[prefix], _longest(prefix, linked))
@@ -193,9 +196,7 @@ def _longest(text: bytes, linked: Mapping[bytes, _Prefix[V]]) -> _Prefix[V] | No
     return next((linked[text[:n]] for n in range(len(text), -1, -1) if text[:n] in linked), None)
 
 
-def _ladder(
-    prefixes: list[bytes], linked: Mapping[bytes, _Prefix[V]], *, first: bool = False
-) -> _Step[V] | None:
+def _ladder(prefixes: list[bytes], linked: Mapping[bytes, _Prefix[V]], *, first: bool = False) -> _Step[V] | None:
     """The steps that tell ``prefixes`` apart: at each the middle one of the lengths that are still possible.
 
     Only the first looks at the shortest length, because most topics begin with none of the prefixes.
