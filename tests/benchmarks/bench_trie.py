@@ -4,11 +4,12 @@
 
     python tests/benchmarks/bench_trie.py [--json FILE]
 
-All three tables are built first and measured in turn within each round, so that a machine that changes its
-pace changes it for all; the figures are medians over the rounds. Each table is asked for as many different
-topics, of the same shapes and in shuffled order, each a new object, so that neither a topic nor its
-hash has been seen before. A tenth of the patterns are `startswith`, and a fifth of the topics match nothing
-but them, or nothing at all.
+All tables are built first and then measured in turn within each round, so that a machine that changes its
+pace changes it for all; the figures are medians over the rounds, the ratios those of one round to its
+smallest table. Each measurement asks for as many different topics, of the same shapes and in shuffled order.
+Two streams: ``busy`` topics are those of `BUSY` desks, wherever in the table these are; ``scattered`` ones
+go over all desks alike, so that of a large table hardly anything is ever in the processor's caches, while
+one of 10 patterns never leaves them. The steps are the same: what lies between the two is memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from zroute.messages.topics import Pattern, parse, startswith
@@ -25,11 +27,13 @@ from zroute.routing.trie import Trie, build
 
 SIZES = (10, 1_000, 100_000)
 TOPICS = 20_000
+STREAMS = ("busy", "scattered")
+BUSY = 100
 SHAPES = 10  # patterns and topics both come in tens
 
 
 def patterns(size: int) -> list[Pattern]:
-    """Tens of patterns, each ten for one desk: four literals, two captures, two wildcards, a tail, a prefix."""
+    """Tens of patterns, each for one desk: four literals, two captures, two wildcards, a tail, a prefix."""
     made: list[Pattern] = []
     for desk in range(size // SHAPES):
         made += [parse(f"desk{desk}.orders.{verb}") for verb in ("new", "filled", "cancelled", "rejected")]
@@ -44,12 +48,14 @@ def patterns(size: int) -> list[Pattern]:
     return made
 
 
-def topics(size: int, rng: random.Random) -> list[bytes]:
-    """`TOPICS` different topics of ten shapes, over all the desks of the table."""
-    desks = size // SHAPES
+def topics(size: int, stream: str, rng: random.Random) -> list[bytes]:
+    """`TOPICS` different topics of ten shapes for the desks of a table; one shape matches nothing."""
+    desks: Sequence[int] = range(size // SHAPES)
+    if stream == "busy":
+        desks = rng.sample(desks, min(BUSY, len(desks)))
     made = []
     for number in range(TOPICS // SHAPES):
-        desk = rng.randrange(desks)
+        desk = rng.choice(desks)
         made += [
             f"desk{desk}.orders.filled",
             f"desk{desk}.orders.new",
@@ -75,18 +81,21 @@ def measure(trie: Trie[int], asked: list[bytes]) -> float:
     return (time.thread_time_ns() - began) / len(asked)
 
 
-def run(rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by the number of patterns, and each in relation to the smallest table."""
+def run(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By stream and number of patterns the medians of the ns and of the ratios to the smallest table."""
     tables = {size: build((pattern, i) for i, pattern in enumerate(patterns(size))) for size in SIZES}
-    figures: dict[int, list[float]] = {size: [] for size in SIZES}
+    cases = [(stream, size) for stream in STREAMS for size in SIZES]
+    figures: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     for number in range(rounds):
-        for size in random.sample(SIZES, len(SIZES)):
-            figures[size].append(measure(tables[size], topics(size, random.Random(number))))
-    ratios = {size: [a / b for a, b in zip(figures[size], figures[SIZES[0]], strict=True)] for size in SIZES}
-    return {
-        "ns": {str(size): round(statistics.median(figures[size]), 1) for size in SIZES},
-        "ratio": {str(size): round(statistics.median(ratios[size]), 3) for size in SIZES},
-    }
+        for stream, size in random.sample(cases, len(cases)):
+            asked = topics(size, stream, random.Random(number))
+            figures[stream, size].append(measure(tables[size], asked))
+    result: dict[str, dict[str, dict[str, float]]] = {stream: {} for stream in STREAMS}
+    for stream, size in cases:
+        here, smallest = figures[stream, size], figures[stream, SIZES[0]]
+        ratio = statistics.median(a / b for a, b in zip(here, smallest, strict=True))
+        result[stream][str(size)] = {"ns": round(statistics.median(here), 1), "ratio": round(ratio, 3)}
+    return result
 
 
 def main() -> None:
@@ -96,8 +105,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=15)
     options = arguments.parse_args()
     result = run(options.rounds)
-    for size in SIZES:
-        print(f"{size:>8,} patterns  {result['ns'][str(size)]:8.0f} ns  x {result['ratio'][str(size)]:.2f}")
+    for stream, by_size in result.items():
+        for size, figure in by_size.items():
+            print(f"{stream:<10} {int(size):>8,} patterns {figure['ns']:8.0f} ns   x {figure['ratio']:.2f}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

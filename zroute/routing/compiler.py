@@ -149,8 +149,8 @@ def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> N
                     f"{route.name} takes {pattern.text!r} twice: leave one of the two out (the other is at "
                     f"{other.route.where})"
                     if same
-                    else f"{pattern.text!r} of {route.name} and that of {other.name} at {other.route.where} "
-                    "match the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
+                    else f"{pattern.text!r} of {route.name} and that of {other.name} at {other.route.where}"
+                    " match the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
                     where=route.route.where,
                 )
 

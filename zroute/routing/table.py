@@ -16,7 +16,7 @@ from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.codecs import Codec, body_decoder, guarded
 from zroute.messages.topics import Pattern, Topic
-from zroute.messages.wire import FIXED, HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
+from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
 from zroute.routing.deliver import (
     Body,
@@ -37,8 +37,7 @@ __all__ = ["Dispatch", "RouteTable", "TableOutcomes"]
 
 Dispatch = Literal["all", "most_specific"]
 
-_FIRST_BYTE = MAGIC[:1]
-_unpack = FIXED.unpack_from
+_FIRST_BYTE = MAGIC[0]
 
 
 class TableOutcomes(Outcomes, Protocol):
@@ -49,6 +48,10 @@ class TableOutcomes(Outcomes, Protocol):
 
     def malformed(self, error: EnvelopeError, raw: Raw) -> None:
         """These frames are no message."""
+
+
+def _nothing(_body: Body, _raw: Raw) -> None:
+    """Stands in an entry until a head has been seen, which no body can equal before."""
 
 
 @attrs.define(eq=False)
@@ -64,7 +67,7 @@ class _Entry:
     deliveries: tuple[Delivery, ...]
     plain: Deliver
     head: bytes = b""
-    tracked: Deliver | None = None
+    tracked: Deliver = attrs.field(default=_nothing)
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
 
 
@@ -107,7 +110,7 @@ class RouteTable:
     # -- the loop -------------------------------------------------------------------------------------
 
     def drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """Read and deliver up to ``budget`` messages; returns early while the table is ``held``.
+        """Read and deliver up to ``budget`` messages, fewer when the table is ``held`` meanwhile.
 
         ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
         and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
@@ -115,29 +118,28 @@ class RouteTable:
         """
         get = self._entries.get
         received = 0
+        if self._skipping:
+            budget -= self._skip(recv, more, budget)
         try:
-            while received < budget and not self.held:
-                if self._skipping:
-                    budget -= 1
-                    self._skip(recv, more)
-                    continue
+            for received in range(1, budget + 1):  # noqa: B007  # counted in the end
                 frame = recv(1)
-                received += 1
-                if len(frame) > LARGE_FRAME:
-                    self._one_by_one(frame, recv, more)
-                    continue
                 topic, nul, body = frame.partition(NUL)
                 entry = get(topic)
-                if entry is None or not nul:
+                if entry is None or not nul or len(body) > LARGE_FRAME:
                     self._one_by_one(frame, recv, more)
-                elif body[:1] == _FIRST_BYTE:
+                elif body and body[0] == _FIRST_BYTE:
                     if body[:HEAD_SIZE] == entry.head and len(body) >= HEADER_SIZE:
-                        if entry.tracked(body[HEADER_SIZE:], frame):  # type: ignore[misc]  # set with head
+                        if entry.tracked(body[HEADER_SIZE:], frame):
                             self._discard_rest(topic, recv, more)
                     else:
                         self._one_by_one(frame, recv, more)
                 elif entry.plain(body, frame):
                     self._discard_rest(topic, recv, more)
+                if self.held or self._skipping:
+                    return
+        except BaseException:
+            received -= 1  # it was `recv` that raised: nothing else in the loop does
+            raise
         finally:
             self._stats.received += received
 
@@ -162,9 +164,14 @@ class RouteTable:
         else:
             self._receive(tuple(parts))
 
-    def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
-        recv(1)
-        self._skipping = bool(more())
+    def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> int:
+        """Read up to ``budget`` parts of a message that is refused already; how many it were."""
+        for parts in range(1, budget + 1):
+            recv(1)
+            if not more():
+                self._skipping = False
+                return parts
+        return budget
 
     def _discard_rest(self, topic: bytes, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
         """After a fault in a part that was taken as whole: what is left of its message is no message."""
@@ -173,7 +180,7 @@ class RouteTable:
             self._multipart[topic] = None
             if len(self._multipart) > TOPIC_CACHE:
                 del self._multipart[next(iter(self._multipart))]
-            self._skip(recv, more)
+            self._skipping = True
 
     # -- whole messages ---------------------------------------------------------------------------------
 
@@ -181,7 +188,7 @@ class RouteTable:
         try:
             topic, body = self._split(raw)
             entry = self._entries.get(topic) or self._enter(topic)
-            if body[:1] == _FIRST_BYTE and bytes(body[: len(MAGIC)]) == MAGIC:
+            if bytes(body[: len(MAGIC)]) == MAGIC:
                 self._receive_tracked(entry, body, raw)
             else:
                 self._check_size(body)

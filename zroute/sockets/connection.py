@@ -64,7 +64,6 @@ class Connection:
             self._socket.set(getattr(zmq.SocketOption, option.name), option.value)
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
-        self._more = lambda: _get(self._socket, zmq.SocketOption.RCVMORE.value)
         self._fd: int = self._socket.FD
         reactor.addReader(self)
 
@@ -119,7 +118,7 @@ class Connection:
     def _read(self) -> bool:
         """Whether reading ended by EAGAIN and nothing has touched the socket since."""
         deadline = perf_counter() + READ_SECONDS
-        drain, recv, more = self._drain, self._recv, self._more
+        drain, recv, more = self._drain, self._recv, self.more
         try:
             for _ in range(READ_BUDGET // READ_SLICE):
                 drain(recv, more, READ_SLICE)
@@ -132,6 +131,10 @@ class Connection:
                 raise
             self.close(LINGER_ABORT)
         return False
+
+    def more(self) -> int:
+        """Whether the part read last has another behind it (zmq_getsockopt(3), ZMQ_RCVMORE)."""
+        return 0 if self.closed else _get(self._socket, zmq.SocketOption.RCVMORE.value)
 
     def _events(self) -> int:
         try:

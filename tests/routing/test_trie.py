@@ -1,0 +1,122 @@
+"""The trie says at speed what `matches` says slowly; the cover is minimal."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zroute.messages.topics import Pattern, matches, parse, startswith
+from zroute.routing.trie import build, minimal_cover
+
+PARTS = st.lists(st.sampled_from(["a", "b", "ab", "é", "*", "{}"]), max_size=4)
+PREFIXES = st.lists(st.sampled_from([b"a", b"b", b".", b"\xc3", b"\xff"]), max_size=6).map(b"".join)
+TOPICS = st.one_of(
+    st.lists(st.sampled_from([b"a", b"b", b"ab", "é".encode(), b"*", b">"]), min_size=1, max_size=5).map(b".".join),
+    st.lists(st.sampled_from([b"a", b"b", b".", b"\xc3", b"\xa9", b"\xff"]), max_size=7).map(b"".join),
+)
+
+
+@st.composite
+def segment_patterns(draw: st.DrawFn) -> Pattern:
+    """Patterns over few segments, so that they meet; captures get names that differ from pattern to pattern."""
+    name = draw(st.sampled_from(["x", "y"]))
+    parts = [f"{{{name}{i}}}" if part == "{}" else part for i, part in enumerate(draw(PARTS))]
+    if not parts or draw(st.booleans()):
+        parts.append(">")
+    return parse(".".join(parts))
+
+
+PATTERNS = st.lists(st.one_of(segment_patterns(), PREFIXES.map(startswith)), max_size=12)
+
+
+@given(PATTERNS, st.lists(TOPICS, max_size=6))
+def test_the_trie_equals_asking_each_pattern(patterns: list[Pattern], topics: list[bytes]) -> None:
+    """Each message reaches exactly the handlers whose pattern matches, the most specific first."""
+    trie = build((pattern, number) for number, pattern in enumerate(patterns))
+    for topic in topics:
+        expected = [
+            (number, pattern.text, captures)
+            for number, pattern in sorted(enumerate(patterns), key=lambda pair: (pair[1].rank, pair[0]))
+            if (captures := matches(pattern, topic)) is not None
+        ]
+        assert [(m.value, m.pattern.text, m.captures) for m in trie.match(topic)] == expected
+
+
+@given(st.lists(PREFIXES, max_size=20), PREFIXES)
+def test_many_prefixes_are_all_found(prefixes: list[bytes], topic: bytes) -> None:
+    """Prefixes within prefixes, of many lengths, all receive, the longest first."""
+    trie = build((startswith(prefix), prefix) for prefix in prefixes)
+    found = [match.value for match in trie.match(topic)]
+    assert found == sorted((p for p in prefixes if topic.startswith(p)), key=len, reverse=True)
+
+
+def test_values_need_no_order() -> None:
+    """Two handlers on one pattern come in the order they were registered, whatever they are."""
+    values = [object(), {}, len, object()]
+    trie = build((parse(text), v) for text, v in zip(["a.{x}", "a.*", "a.{y}", "a.>"], values, strict=True))
+    assert [match.value for match in trie.match(b"a.b")] == values
+
+
+def test_a_route_may_come_more_than_once() -> None:
+    """A handler with several patterns is listed by each of them, so that the best can be picked."""
+    trie = build([(parse("a.>"), "h"), (parse("a.{x}"), "h")])
+    assert [(match.value, match.pattern.text) for match in trie.match(b"a.b")] == [("h", "a.{x}"), ("h", "a.>")]
+
+
+def test_captures_of_one_topic_do_not_change_with_the_next() -> None:
+    """What I was given for one message stays as it was."""
+    trie = build([(parse("a.{x}"), 1)])
+    first, second = trie.match(b"a.1"), trie.match(b"a.2")
+    assert (first[0].captures, second[0].captures) == ({"x": b"1"}, {"x": b"2"})
+
+
+def test_an_empty_trie_matches_nothing() -> None:
+    """An app without routes is no special case."""
+    assert build([]).match(b"a.b") == []
+    assert build([]).match(b"") == []
+
+
+def test_a_wildcard_from_a_peer_is_a_name_like_any_other() -> None:
+    """A peer that publishes to `*` or `>` does not reach more handlers than it should."""
+    trie = build([(parse("a"), 1), (parse("*"), 2), (parse("a.>"), 3)])
+    assert [match.value for match in trie.match(b"*")] == [2]
+    assert [match.value for match in trie.match(b">")] == [2]
+
+
+def test_the_number_of_steps_does_not_explode() -> None:
+    """Wildcards in every place, against a topic that fails only at its end, cost no more than the patterns."""
+    masks = [f"{n:08b}".translate({48: "a.", 49: "*."}) + "b" for n in range(256)]
+    trie = build((parse(text), text) for text in masks)
+    assert trie.match(b".".join([b"a"] * 9)) == []
+    assert len(trie.match(b".".join([b"a"] * 8 + [b"b"]))) == 256
+
+
+# -- the cover -------------------------------------------------------------------------------------------
+
+
+def brute_force_cover(prefixes: list[bytes]) -> tuple[bytes, ...]:
+    """The smallest subset of which each of ``prefixes`` begins with one."""
+    distinct = sorted(set(prefixes))
+    for size in range(len(distinct) + 1):
+        for chosen in combinations(distinct, size):
+            if all(any(prefix.startswith(cover) for cover in chosen) for prefix in distinct):
+                return chosen
+    raise AssertionError("all of them cover all of them")
+
+
+@given(st.lists(PREFIXES, max_size=7))
+def test_the_cover_is_the_smallest_there_is(prefixes: list[bytes]) -> None:
+    """As few subscriptions as possible are sent, and none is missing."""
+    assert minimal_cover(prefixes) == brute_force_cover(prefixes)
+
+
+def test_the_empty_prefix_covers_all() -> None:
+    """Who subscribes to everything sends one subscription."""
+    assert minimal_cover([b"news", b"", b"a"]) == (b"",)
+
+
+def test_no_prefixes_need_no_cover() -> None:
+    """Without routes nothing is subscribed to."""
+    assert minimal_cover([]) == ()
