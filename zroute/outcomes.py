@@ -22,7 +22,7 @@ from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse
 from zroute.producers import CompiledProducer, Start, drive
-from zroute.routing.deliver import Body, Delivery, Raw, frames_of
+from zroute.routing.deliver import UNDECODABLE, Body, Delivery, Raw, frames_of
 from zroute.routing.parameters import name_of
 from zroute.routing.publications import Outlet
 from zroute.routing.routes import ErrorHook
@@ -90,7 +90,7 @@ class Outcomes:
         )
         self._hook(route.hooks, error, raw)
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> bool:
+    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
         """The body is not of the type these deliveries declare."""
         names = ", ".join(delivery.route.name for delivery in deliveries)
         topic = deliveries[0].topic
@@ -111,7 +111,7 @@ class Outcomes:
         for delivery in deliveries:
             delivery.route.stats.decode_error += 1
             self._hook(delivery.route.hooks, decode_error, raw, called)
-        return True
+        return UNDECODABLE
 
     def malformed(self, error: EnvelopeError, raw: Raw) -> None:
         """These frames are no message; the table has counted them."""

@@ -274,14 +274,12 @@ class _Run:
         """`RouteTable.drain`, for no more than ``limit`` messages altogether."""
 
         def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-            left = limit - self._stats.received
+            sub, left = self.transport.sub, limit - self._stats.received
             try:
                 self._table.drain(recv, more, min(budget, left))
             finally:
-                if self._stats.received >= limit and not self._table.held:
-                    self._table.held = True
-                    if self.transport.sub is not None:
-                        self.transport.sub.pause()
+                if self._stats.received >= limit and sub is not None and not sub.paused:
+                    sub.pause()
                     self._service._on_limit()
 
         return drain

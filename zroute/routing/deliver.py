@@ -1,8 +1,8 @@
 """The deliver closures: what is done for each message of one topic, once everything else is known.
 
 A closure takes ``(body, raw)``: the body as bytes or memoryview, and the frames it came in (one bytes, or
-a tuple of several). It returns None, or True when the body could not be decoded, which makes the drain
-look for parts that belong to it. It raises nothing: what handlers raise and return beyond None goes to
+a tuple of several). It returns None, or `UNDECODABLE`, which makes the drain look for parts that belong to
+the body, or `TRACKED`. It raises nothing: what handlers raise and return beyond None goes to
 `Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a call per message.
 """
 
@@ -20,12 +20,29 @@ from zroute.routing.parameters import NO_BODY, Call
 from zroute.routing.publications import Outlet
 from zroute.routing.routes import ErrorHook, Route
 
-__all__ = ["CompiledRoute", "Decode", "Deliver", "Delivery", "Outcomes", "Raw", "Step", "frames_of", "make_deliver"]
+__all__ = [
+    "TRACKED",
+    "UNDECODABLE",
+    "CompiledRoute",
+    "Decode",
+    "Deliver",
+    "Delivery",
+    "Outcomes",
+    "Raw",
+    "Step",
+    "frames_of",
+    "make_deliver",
+]
 
 Raw: TypeAlias = "bytes | tuple[bytes, ...]"
 Body: TypeAlias = "bytes | memoryview"
 Decode: TypeAlias = Callable[[Body], Any]
-Deliver: TypeAlias = "Callable[[Body, Raw], bool | None]"
+Deliver: TypeAlias = "Callable[[Body, Raw], int | None]"
+Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, Body, Raw], int]"
+
+UNDECODABLE = 1
+TRACKED = 2
+"""What a deliver closure returns that could not deliver: for its body, or since that has a tracked header."""
 
 
 @attrs.frozen(eq=False)
@@ -60,8 +77,8 @@ class Outcomes(Protocol):
     def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
         """The function raised."""
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> bool:
-        """The body is not of the type these deliveries share. Returns True."""
+    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
+        """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
 
     def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
         """The function returned something: an awaitable, a generator, or what is to be published."""
@@ -77,14 +94,16 @@ class Step:
     slot: int
 
 
-def make_deliver(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes) -> Deliver:
-    """The closure that does ``steps``, most specific first."""
+def make_deliver(
+    steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse
+) -> Deliver:
+    """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
     by_position = all(step.decode and not step.delivery.route.call.by_name for step in steps)
     if by_position and len(steps) == 1:
-        return _one(steps[0], outcomes)
+        return _one(steps[0], outcomes, refuse)
     if by_position and len({step.slot for step in steps}) == 1:
-        return _several_of_one_type(steps, outcomes)
-    return _any(steps, envelope_of, outcomes)
+        return _several_of_one_type(steps, outcomes, refuse)
+    return _any(steps, envelope_of, outcomes, refuse)
 
 
 def frames_of(raw: Raw) -> tuple[bytes, ...]:
@@ -92,16 +111,16 @@ def frames_of(raw: Raw) -> tuple[bytes, ...]:
     return (raw,) if isinstance(raw, bytes) else raw
 
 
-def _one(step: Step, outcomes: Outcomes) -> Deliver:
+def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
     decode, function, delivery = step.decode, step.function, step.delivery
     assert decode is not None
     stats, settle = delivery.route.stats, outcomes.settle
 
-    def deliver(body: Body, raw: Raw) -> bool | None:
+    def deliver(body: Body, raw: Raw) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
-            return outcomes.undecodable((delivery,), error, body, raw)
+            return refuse((delivery,), error, body, raw)
         try:
             result = function(message)
         except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
@@ -116,17 +135,17 @@ def _one(step: Step, outcomes: Outcomes) -> Deliver:
     return deliver
 
 
-def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes) -> Deliver:
+def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refuse) -> Deliver:
     decode = steps[0].decode
     assert decode is not None
     deliveries = tuple(step.delivery for step in steps)
     calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
 
-    def deliver(body: Body, raw: Raw) -> bool | None:
+    def deliver(body: Body, raw: Raw) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:
-            return outcomes.undecodable(deliveries, error, body, raw)
+            return refuse(deliveries, error, body, raw)
         for function, delivery, stats in calls:
             try:
                 result = function(message)
@@ -142,12 +161,12 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes) -> Deliver:
     return deliver
 
 
-def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes) -> Deliver:
+def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse) -> Deliver:
     """The general form: several types, no body, envelopes."""
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
-    def deliver(body: Body, raw: Raw) -> bool | None:
+    def deliver(body: Body, raw: Raw) -> int | None:
         envelope = envelope_of(raw) if wants_envelope else None
         decoded: dict[int, Any] = {}
         undecodable: set[int] = set()
@@ -158,7 +177,7 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
                     decoded[slot] = step.decode(body)
                 except BaseException as error:
                     undecodable.add(slot)
-                    outcomes.undecodable(sharing[slot], error, body, raw)
+                    refuse(sharing[slot], error, body, raw)
             if slot in undecodable:
                 continue
             try:
@@ -170,7 +189,7 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
                     step.delivery.route.stats.handled += 1
                 else:
                     outcomes.settle(step.delivery, result, raw)
-        return True if undecodable else None
+        return UNDECODABLE if undecodable else None
 
     return deliver
 

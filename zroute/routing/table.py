@@ -14,11 +14,12 @@ import attrs
 
 from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
-from zroute.messages.codecs import Codec, body_decoder, guarded
+from zroute.messages.codecs import BUILTIN, Codec, body_decoder, guarded
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
 from zroute.routing.deliver import (
+    TRACKED,
     Body,
     CompiledRoute,
     Decode,
@@ -37,7 +38,8 @@ __all__ = ["Dispatch", "RouteTable", "TableOutcomes"]
 
 Dispatch = Literal["all", "most_specific"]
 
-_FIRST_BYTE = MAGIC[0]
+_HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
+_PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
 class TableOutcomes(Outcomes, Protocol):
@@ -50,24 +52,19 @@ class TableOutcomes(Outcomes, Protocol):
         """These frames are no message."""
 
 
-def _nothing(_body: Body, _raw: Raw) -> None:
-    """Stands in an entry until a head has been seen, which no body can equal before."""
-
-
 @attrs.define(eq=False)
 class _Entry:
     """What is known about one topic.
 
-    ``plain`` delivers bodies whose publisher names no codec. ``head`` is the constant part of the tracked
-    header that came last, and ``tracked`` delivers what comes behind the same one. ``others`` keeps the
-    closures made so far by (codec, whether for large bodies).
+    ``plain`` delivers bodies without a tracked header. ``heads`` maps the constant parts of the tracked
+    headers seen on this topic, one a publisher, to what delivers the bodies behind them. ``others`` keeps
+    the closures made so far by (codec, whether for large bodies).
     """
 
     topic: Topic
     deliveries: tuple[Delivery, ...]
     plain: Deliver
-    head: bytes = b""
-    tracked: Deliver = attrs.field(default=_nothing)
+    heads: dict[bytes, Deliver] = attrs.field(factory=dict)
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
 
 
@@ -93,7 +90,7 @@ class RouteTable:
         self.routes = tuple(routes)
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
-        self.held = False
+        self._rounds: list[int] = []
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._default = default
         self._codecs = codecs
@@ -110,7 +107,7 @@ class RouteTable:
     # -- the loop -------------------------------------------------------------------------------------
 
     def drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """Read and deliver up to ``budget`` messages, fewer when the table is ``held`` meanwhile.
+        """Read and deliver up to ``budget`` messages, fewer after a `hold`.
 
         ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
         and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
@@ -121,22 +118,24 @@ class RouteTable:
         if self._skipping:
             budget -= self._skip(recv, more, budget)
         try:
-            for received in range(1, budget + 1):  # noqa: B007  # counted in the end
+            for received in self._turn(budget):  # noqa: B007  # counted in the end
                 frame = recv(1)
                 topic, nul, body = frame.partition(NUL)
                 entry = get(topic)
                 if entry is None or not nul or len(body) > LARGE_FRAME:
                     self._one_by_one(frame, recv, more)
-                elif body and body[0] == _FIRST_BYTE:
-                    if body[:HEAD_SIZE] == entry.head and len(body) >= HEADER_SIZE:
-                        if entry.tracked(body[HEADER_SIZE:], frame):
-                            self._discard_rest(topic, recv, more)
-                    else:
+                elif entry.heads:
+                    deliver = entry.heads.get(body[:HEAD_SIZE])
+                    if deliver is None or len(body) < HEADER_SIZE:
                         self._one_by_one(frame, recv, more)
-                elif entry.plain(body, frame):
-                    self._discard_rest(topic, recv, more)
-                if self.held or self._skipping:
-                    return
+                    elif deliver(body[HEADER_SIZE:], frame):
+                        self._discard_rest(topic, recv, more)
+                else:
+                    fault = entry.plain(body, frame)
+                    if fault is TRACKED:
+                        self._one_by_one(frame, recv, more)
+                    elif fault:
+                        self._discard_rest(topic, recv, more)
         except BaseException:
             received -= 1  # it was `recv` that raised: nothing else in the loop does
             raise
@@ -147,6 +146,15 @@ class RouteTable:
         """Deliver one whole message. Counts it; raises nothing."""
         self._stats.received += 1
         self._receive(frames[0] if len(frames) == 1 else frames)
+
+    def hold(self) -> None:
+        """Make the drain that is under way end after this message; later ones are not affected."""
+        self._rounds.clear()
+
+    def _turn(self, budget: int) -> list[int]:
+        """The rounds of a drain. They are a list so that `hold` can end them: a flag would cost each message."""
+        self._rounds = list(range(1, budget + 1))
+        return self._rounds
 
     # -- the rule of parts ------------------------------------------------------------------------------
 
@@ -160,6 +168,7 @@ class RouteTable:
             parts.append(recv(1))
         self._skipping = bool(len(parts) == MAX_PARTS and more())
         if self._skipping:
+            self.hold()
             self._malformed(EnvelopeError(f"more than {MAX_PARTS} parts", frames=tuple(parts)), tuple(parts))
         else:
             self._receive(tuple(parts))
@@ -181,6 +190,7 @@ class RouteTable:
             if len(self._multipart) > TOPIC_CACHE:
                 del self._multipart[next(iter(self._multipart))]
             self._skipping = True
+            self.hold()
 
     # -- whole messages ---------------------------------------------------------------------------------
 
@@ -188,7 +198,7 @@ class RouteTable:
         try:
             topic, body = self._split(raw)
             entry = self._entries.get(topic) or self._enter(topic)
-            if bytes(body[: len(MAGIC)]) == MAGIC:
+            if body[: len(MAGIC)] == MAGIC:
                 self._receive_tracked(entry, body, raw)
             else:
                 self._check_size(body)
@@ -212,7 +222,9 @@ class RouteTable:
         self._check_size(body)
         deliver = self._deliver(entry, header.codec, body)
         if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
-            entry.head, entry.tracked = head, deliver
+            if len(entry.heads) >= _HEADS_KEPT:
+                entry.heads.clear()
+            entry.heads[head] = deliver
         deliver(body, raw)
 
     def _check_size(self, body: Body) -> None:
@@ -229,7 +241,8 @@ class RouteTable:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._deliveries(topic, name))
         entry = _Entry(name, deliveries, self._nobody(topic))
-        entry.plain = self._deliver(entry, 0, b"")
+        if deliveries:
+            entry.plain = self._plain(entry)
         if topic not in self._multipart:
             if len(self._entries) >= TOPIC_CACHE:
                 del self._entries[next(iter(self._entries))]
@@ -278,7 +291,27 @@ class RouteTable:
             deliver = entry.others[kind] = self._bound(entry, number, large=kind[1])
         return deliver
 
+    def _plain(self, entry: _Entry) -> Deliver:
+        """The closure for bodies without a header, which tells those that have one by returning `TRACKED`.
+
+        Where every decoder is known to refuse such a body, it is told apart only then, at no cost.
+        """
+        steps = self._steps(entry, 0, large=False)
+        if all(_refuses_magic(step) for step in steps):
+            return make_deliver(steps, self._envelope, self._outcomes, self._refuse_plain)
+        deliver = make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
+        return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
+
+    def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
+        if body[: len(MAGIC)] == MAGIC:
+            return TRACKED
+        return self._outcomes.undecodable(deliveries, error, body, raw)
+
     def _bound(self, entry: _Entry, number: int, *, large: bool) -> Deliver:
+        steps = self._steps(entry, number, large=large)
+        return make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
+
+    def _steps(self, entry: _Entry, number: int, *, large: bool) -> list[Step]:
         slots: dict[object, int] = {}
         steps = []
         for index, delivery in enumerate(entry.deliveries):
@@ -286,7 +319,7 @@ class RouteTable:
             key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
             function = route.call.bind(delivery.arguments, entry.topic)
             steps.append(Step(delivery, function, self._decoder(route, number, large), slots.setdefault(key, index)))
-        return make_deliver(steps, self._envelope, self._outcomes)
+        return steps
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.route.codec
@@ -307,6 +340,18 @@ class RouteTable:
 
     def _envelope(self, raw: Raw) -> Envelope:
         return parse(frames_of(raw), self._clock())
+
+
+def _refuses_magic(step: Step) -> bool:
+    """Whether this decoder fails on every body that starts with `MAGIC`: those for JSON, msgpack and text do."""
+    route = step.delivery.route.route
+    if step.decode is None or (route.codec is not None and route.codec not in BUILTIN.values()):
+        return False
+    try:
+        step.decode(_PROBE)
+    except Exception:
+        return True
+    return False
 
 
 def _key(schema: Any) -> object:

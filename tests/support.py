@@ -1,0 +1,120 @@
+"""What tests share: real processes, awaited by what they print, and ports that the system gives out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 30.0
+"""Seconds until a test that waits gives up: long, because machines are busy, and never reached when all is well."""
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_endpoint() -> str:
+    """A tcp endpoint that nobody uses now."""
+    return f"tcp://127.0.0.1:{free_port()}"
+
+
+class Child:
+    """A child process whose output lines can be awaited. Use it in a ``with`` statement: it never outlives it."""
+
+    def __init__(self, *arguments: str, cwd: Path | str = ROOT, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._news: queue.Queue[None] = queue.Queue()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+            for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Iterator[str], lines: list[str]) -> None:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+            self._news.put(None)
+        self._news.put(None)
+
+    def wait_for(self, found: Callable[[list[str]], object], *, stream: str = "out") -> list[str]:
+        """Wait until ``found(lines so far)`` is true; the lines. Fails with all output when time is over."""
+        lines: list[str] = getattr(self, stream)
+        deadline = time.monotonic() + PATIENCE
+        while not found(lines):
+            if time.monotonic() > deadline or (self.process.poll() is not None and not self._alive()):
+                if found(lines):
+                    break
+                raise AssertionError(f"waited in vain; exit {self.process.poll()}\nout: {self.out}\nerr: {self.err}")
+            try:
+                self._news.get(timeout=0.5)
+            except queue.Empty:
+                continue
+        return lines
+
+    def line_with(self, text: str, *, stream: str = "out") -> str:
+        """Wait for a line that contains ``text``."""
+        lines = self.wait_for(lambda seen: any(text in line for line in seen), stream=stream)
+        return next(line for line in lines if text in line)
+
+    def write(self, text: str) -> None:
+        """Write to the child's standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def end(self, number: int | None = signal.SIGINT) -> int:
+        """Send a signal (None: just wait) and return the exit code, when all its output has been read."""
+        if number is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return code
+
+    def _alive(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for reader in self._readers:
+            reader.join(5)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@contextmanager
+def module_file(folder: Path, name: str, source: str) -> Iterator[Path]:
+    """Write ``source`` as ``folder/name.py``, for a child to import."""
+    path = folder / f"{name}.py"
+    path.write_text(source)
+    yield path

@@ -1,0 +1,128 @@
+"""What must be looked at beside the engines, compiled per type: integers, floats, nested classes.
+
+A reader refuses integers over 64 bits (msgspec's JSON accepts them into ``int``) and floats that are not
+finite (msgpack carries them). A publisher refuses the same, and an instance of a subclass where the type
+says the base, because it would arrive as the base. Only what a type can hold is looked at.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Union, get_args, get_origin
+
+import attrs
+import msgspec
+
+from zroute.messages.schema import children, inspect, is_class, resolved
+
+__all__ = ["HIGHEST", "LOWEST", "Check", "compile_check", "is_bounded"]
+
+Check = Callable[[Any], bool]
+
+LOWEST = -(2**63)
+HIGHEST = 2**64 - 1
+"""What msgpack can carry: a signed or an unsigned integer of 64 bits."""
+
+
+def compile_check(hint: Any, *, ints: bool, floats: bool, classes: bool) -> Check | None:
+    """A function that says whether a value of type ``hint`` may pass, or None where nothing can be wrong.
+
+    The value is known to be of the type; only bounds (``ints``, ``floats``) and, for publishers, the exact
+    ``classes`` of nested objects are in question.
+    """
+    holds = inspect(hint).holds
+    wanted = {name for name, on in (("int", ints), ("float", floats), ("class", classes)) if on}
+    if "any" in holds:
+        return is_bounded if ints or floats else None
+    return _Compiler(ints, floats, classes).check(hint, top=True) if wanted & holds else None
+
+
+def is_bounded(value: Any) -> bool:
+    """Whether every number in ``value``, whatever it is, is a 64-bit integer or a finite float."""
+    kind = type(value)
+    if kind is int:
+        return bool(LOWEST <= value <= HIGHEST)
+    if kind is float:
+        return bool(value - value == 0.0)
+    if kind is dict:
+        return all(map(is_bounded, value)) and all(map(is_bounded, value.values()))
+    if kind in (list, tuple, set, frozenset):
+        return all(map(is_bounded, value))
+    names = _names(value)
+    return all(is_bounded(getattr(value, name)) for name in names)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    kind = type(value)
+    if attrs.has(kind):
+        return tuple(field.name for field in attrs.fields(kind))
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    return tuple(getattr(kind, "__dataclass_fields__", ()))
+
+
+class _Compiler:
+    """Makes one expression a class, so that a flat one is checked in one call; recursive types use `is_bounded`."""
+
+    def __init__(self, ints: bool, floats: bool, classes: bool) -> None:
+        self._ints, self._floats, self._classes = ints, floats, classes
+        self._open: list[Any] = []
+
+    def check(self, hint: Any, *, top: bool = False) -> Check | None:
+        hint = resolved(hint)
+        origin, arguments = get_origin(hint) or hint, get_args(hint)
+        if hint is int:
+            return (lambda value: LOWEST <= value <= HIGHEST) if self._ints else None
+        if hint is float:
+            return (lambda value: value - value == 0.0) if self._floats else None
+        if origin in (Union, types.UnionType):
+            return self._union(arguments)
+        if hint in self._open:
+            return is_bounded
+        if is_class(origin):
+            return self._class(origin, hint, top)
+        return self._container(origin, arguments, [self.check(child) for _, child in children(hint)])
+
+    def _union(self, arguments: tuple[Any, ...]) -> Check | None:
+        rest = [argument for argument in arguments if argument is not types.NoneType]
+        if len(rest) == 1:
+            check = self.check(rest[0])
+            return check and (lambda value: value is None or check(value))
+        return is_bounded if self._ints or self._floats else None
+
+    def _class(self, kind: Any, hint: Any, top: bool) -> Check | None:
+        self._open.append(hint)
+        terms: list[str] = []
+        names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST, "kind": kind}
+        access = "m[{!r}]" if isinstance(kind, type) and issubclass(kind, dict) else "m.{}"
+        if self._classes and not top and access != "m[{!r}]":
+            terms.append("m.__class__ is kind")
+        for number, (step, child) in enumerate(children(hint)):
+            value = access.format(step[1:])
+            child = resolved(child)
+            check = self.check(child)
+            if child is int and check:
+                terms.append(f"LOWEST <= {value} <= HIGHEST")
+            elif check:
+                names[f"check{number}"] = check
+                missing = f"{step[1:]!r} not in m or " if access == "m[{!r}]" else ""
+                terms.append(f"({missing}check{number}({value}))")
+        self._open.remove(hint)
+        # One expression instead of a loop over fields: half the time, and this runs for each message.
+        return eval(f"lambda m: {' and '.join(terms)}", names) if terms else None
+
+    def _container(self, origin: Any, arguments: tuple[Any, ...], checks: list[Check | None]) -> Check | None:
+        if not any(checks):
+            return None
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            of_keys, of_values = checks
+            return lambda value: (
+                (of_keys is None or all(map(of_keys, value)))
+                and (of_values is None or all(map(of_values, value.values())))
+            )
+        if origin is tuple and ... not in arguments:
+            return lambda value: all(check is None or check(item) for check, item in zip(checks, value, strict=False))
+        (of_items,) = checks
+        assert of_items is not None
+        return lambda value: all(map(of_items, value))

@@ -1,0 +1,554 @@
+"""Codecs: objects to bytes and back, bound to a type once, before any message.
+
+The promise for a declared type: what was published is what is handled, equal and of the same types, or an
+EncodeError at the publisher. Where an engine is exact by itself it is called bare; else what it would get
+wrong is checked, and where nothing less helps the publisher decodes what it has encoded and compares.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import inspect as stdlib_inspect
+import sys
+import types
+import uuid
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Protocol, TypeAlias, Union, get_args, get_origin, runtime_checkable
+
+import attrs
+import msgpack
+import msgspec
+
+from zroute.errors import DecodeError, EncodeError, SchemaError
+from zroute.messages.checks import Check, compile_check, is_bounded
+from zroute.messages.schema import Schema, describe, inspect, is_class, resolved
+from zroute.messages.structuring import structurer, unstructure
+
+__all__ = [
+    "BUILTIN",
+    "JSON",
+    "MSGPACK",
+    "RAW",
+    "TEXT",
+    "Codec",
+    "Decode",
+    "Encode",
+    "body_decoder",
+    "body_encoder",
+    "detect",
+    "find_codec",
+    "guarded",
+    "runtime_encoder",
+]
+
+Body: TypeAlias = "bytes | memoryview"
+Decode: TypeAlias = Callable[[Body], Any]
+Encode: TypeAlias = Callable[[Any], bytes]
+
+_OWN_NUMBERS = range(128, 256)
+_SAFE_RECURSION = 8192  # below this limit of the interpreter's, RecursionError comes before the stack's end
+_MAX_DEPTH = 1000
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """How bodies are written. Anything with these four members is one; pass it as ``codec=``.
+
+    ``name`` is for people. ``number`` stands on the tracked wire, so that readers know it: 128 to 255 for
+    codecs of your own. ``encoder(schema)`` returns ``object -> bytes`` and may raise EncodeError;
+    ``decoder(schema)`` returns ``bytes or memoryview -> object`` and may raise anything. Both are called at
+    compile time, with the declared type or ``typing.Any``, and may raise SchemaError.
+
+    There is no pickle: a body would run code of whoever can reach the port.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people: ``codec="msgpack"`` and tables."""
+
+    @property
+    def number(self) -> int:
+        """For the tracked wire, in one byte."""
+
+    def encoder(self, schema: Any) -> Encode:
+        """What writes objects of ``schema``."""
+
+    def decoder(self, schema: Any) -> Decode:
+        """What reads them."""
+
+
+# -- msgpack and JSON ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Format:
+    """The two self-describing codecs; they differ in these few things."""
+
+    name: str
+    number: int
+    str_keys: bool
+    write: Encode
+    read_as: Callable[[Any], Decode]
+    read_untyped: Decode
+
+    def encoder(self, schema: Any) -> Encode:
+        """See `Codec`. Raises SchemaError."""
+        found = inspect(schema)
+        if found.raw_fallback:
+            return self.encoder(found.inner)
+        if found.engine == "any":
+            return self._untyped_encoder()
+        if found.engine == "cattrs":
+            return _verified(found, lambda message: self.write(unstructure(message)), self.decoder(schema))
+        if "any" in found.holds:
+            return _verified(found, self.write, self.decoder(schema))
+        return self._encoder(found)
+
+    def decoder(self, schema: Any) -> Decode:
+        """See `Codec`. Raises SchemaError."""
+        found = inspect(schema)
+        if found.engine == "any":
+            return self._untyped_decoder(found.type)
+        if found.engine == "cattrs":
+            structure, read = structurer(schema, str_keys=self.str_keys), self._untyped_decoder(Any)
+            return lambda body: structure(read(body))
+        decode = self.read_as(schema)
+        check = compile_check(schema, ints=self is JSON, floats=self is not JSON, classes=False)
+        return decode if check is None else _checked(decode, check)
+
+    def _encoder(self, found: Schema) -> Encode:
+        write, is_of_type = self.write, _type_test(found.type)
+        exact = is_of_type if isinstance(is_of_type, type) else None
+        check = compile_check(found.type, ints=self is JSON, floats=True, classes=True)
+
+        def encode(message: Any) -> bytes:
+            if (exact is None and not is_of_type(message)) or (exact is not None and type(message) is not exact):
+                raise _not_of(message, found.type)
+            try:
+                if check is not None and not check(message):
+                    raise _unbounded(message, found.type)
+                return write(message)
+            except EncodeError:
+                raise
+            except Exception as error:
+                raise _refused(message, found.type, error) from error
+
+        return encode
+
+    def _untyped_encoder(self) -> Encode:
+        write, read, natural = self.write, self.read_untyped, self is MSGPACK
+
+        def encode(message: Any) -> bytes:
+            try:
+                plain = _plain(message, natural)
+                return write(plain)
+            except EncodeError:
+                raise
+            except Exception as error:
+                raise _refused(message, Any, error) from error
+
+        del read
+        return encode
+
+    def _untyped_decoder(self, kind: Any) -> Decode:
+        read = self.read_untyped
+
+        def decode(body: Body) -> Any:
+            value = read(body)
+            if not is_bounded(value):
+                raise DecodeError("a number over 64 bits or not finite")
+            if kind in (dict, list) and type(value) is not kind:
+                raise DecodeError(f"expected a {kind.__name__}, got {type(value).__name__}")
+            return value
+
+        return decode
+
+
+def _checked(decode: Decode, check: Check) -> Decode:
+    def decode_checked(body: Body) -> Any:
+        message = decode(body)
+        if check(message):
+            return message
+        raise DecodeError("a number over 64 bits or not finite")
+
+    return decode_checked
+
+
+def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
+    """For what no check covers: what arrives is looked at before it is sent."""
+    is_of_type = _type_test(found.type)
+
+    def encode(message: Any) -> bytes:
+        if isinstance(is_of_type, type) and type(message) is not is_of_type:
+            raise _not_of(message, found.type)
+        try:
+            body = write(message)
+            arrives = decode(body)
+            same = _same(arrives, message)
+        except Exception as error:
+            raise _refused(message, found.type, error) from error
+        if not same:
+            raise EncodeError(
+                f"{describe(found.type)} would arrive as {arrives!r}, and {message!r} was published: declare types "
+                "that say what they hold",
+                schema=found.type,
+            )
+        return body
+
+    return encode
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types all the way down."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(
+            _same(*keys) and _same(*values)
+            for keys, values in zip(
+                zip(one, other, strict=True), zip(one.values(), other.values(), strict=True), strict=True
+            )
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if is_class(type(one)) and not isinstance(one, dict):
+        return _same(unstructure_shallow(one), unstructure_shallow(other))
+    return bool(one == other)
+
+
+def unstructure_shallow(value: Any) -> dict[str, Any]:
+    """The fields of a class instance by name, their values as they are."""
+    if attrs.has(type(value)):
+        return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+    names = getattr(value, "__struct_fields__", None) or tuple(getattr(value, "__dataclass_fields__", ()))
+    return {name: getattr(value, name) for name in names}
+
+
+def _type_test(schema: Any) -> Any:
+    """The exact class a message must be of, or else a function that says whether it may be of ``schema``."""
+    hint = resolved(schema)
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, types.UnionType):
+        tests = [_type_test(argument) for argument in arguments]
+        return lambda message: any(type(message) is test if isinstance(test, type) else test(message) for test in tests)
+    if isinstance(origin, type) and not getattr(origin, "_is_protocol", False):
+        if origin.__module__ == "collections.abc":
+            return lambda message: isinstance(message, origin)
+        if stdlib_inspect.isclass(origin) and hasattr(origin, "__total__"):
+            return dict  # a TypedDict is a dict
+        return origin
+    return lambda message: True
+
+
+# -- untyped values --------------------------------------------------------------------------------------
+
+_ANY_CODEC = (type(None), bool, str)
+_LEAVES = (
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+)
+
+
+def _plain(value: Any, natural: bool) -> Any:
+    """``value`` as data that an untyped reader gets back equal; objects in it go by their own type's rules.
+
+    ``natural`` says that the format keeps bytes and keys of any simple type (msgpack).
+    """
+    kind = type(value)
+    if kind in _ANY_CODEC:
+        return value
+    if kind in (int, float):
+        if not is_bounded(value):
+            raise EncodeError(f"{value!r} is over 64 bits or not finite, and readers refuse that")
+        return value
+    if kind is bytes:
+        if not natural:
+            raise EncodeError("bytes in untyped JSON would arrive as text: declare a type, or use codec='msgpack'")
+        return value
+    if kind is list:
+        return [_plain(item, natural) for item in value]
+    if kind is dict:
+        return {_key(key, natural): _plain(item, natural) for key, item in value.items()}
+    if isinstance(value, Enum | _LEAVES):
+        return value
+    if is_class(kind):
+        inspect(kind)
+        return {name: _plain(item, natural) for name, item in unstructure_shallow(value).items()}
+    raise EncodeError(
+        f"{value!r} of type {kind.__name__} would arrive as something else in an untyped message: declare the type at "
+        "the publisher, or publish lists and dicts"
+    )
+
+
+def _key(key: Any, natural: bool) -> Any:
+    if type(key) is str or (natural and type(key) in (int, bytes, bool, float, type(None))):
+        return _plain(key, natural)
+    raise EncodeError(
+        f"the key {key!r} would arrive as text in untyped JSON: declare a type such as dict[int, str], or use "
+        "codec='msgpack'"
+        if not natural
+        else f"the key {key!r} of type {type(key).__name__} can't be a key in an untyped message: declare the type"
+    )
+
+
+def _not_of(message: Any, schema: Any) -> EncodeError:
+    return EncodeError(f"expected {describe(schema)}, got {type(message).__name__}: {message!r:.200}", schema=schema)
+
+
+def _unbounded(message: Any, schema: Any) -> EncodeError:
+    return EncodeError(
+        f"{message!r:.200} holds an integer over 64 bits, a float that is not finite, or an instance of a subclass "
+        f"where {describe(schema)} says the base: readers would refuse or change it",
+        schema=schema,
+    )
+
+
+def _refused(message: Any, schema: Any, error: Exception) -> EncodeError:
+    return EncodeError(
+        f"{message!r:.200} can't be encoded as {describe(schema)}: {type(error).__name__}: {error}", schema=schema
+    )
+
+
+def _read_msgpack(body: Body) -> Any:
+    return msgpack.unpackb(body, strict_map_key=False, timestamp=3)
+
+
+MSGPACK: Codec = _Format(
+    "msgpack",
+    1,
+    False,
+    msgspec.msgpack.Encoder().encode,
+    lambda schema: msgspec.msgpack.Decoder(schema).decode,
+    _read_msgpack,
+)
+JSON: Codec = _Format(
+    "json",
+    2,
+    True,
+    msgspec.json.Encoder().encode,
+    lambda schema: msgspec.json.Decoder(schema).decode,
+    msgspec.json.decode,
+)
+
+
+# -- text and raw ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Plain:
+    """Text and raw bytes: a body as it is, for one type each."""
+
+    name: str
+    number: int
+    kind: type
+    write: Encode
+    read: Decode
+
+    def encoder(self, schema: Any) -> Encode:
+        """See `Codec`. Raises SchemaError for another type."""
+        self._check(schema)
+        kind, write = self.kind, self.write
+
+        def encode(message: Any) -> bytes:
+            if type(message) is not kind:
+                raise _not_of(message, kind)
+            try:
+                return write(message)
+            except UnicodeEncodeError as error:
+                raise _refused(message, kind, error) from error
+
+        return encode
+
+    def decoder(self, schema: Any) -> Decode:
+        """See `Codec`. Raises SchemaError for another type."""
+        self._check(schema)
+        return self.read
+
+    def _check(self, schema: Any) -> None:
+        if schema is not self.kind and inspect(schema).engine != "any":
+            raise SchemaError(
+                f"codec {self.name!r} carries {self.kind.__name__} and nothing else, not {describe(schema)}: use "
+                "codec='msgpack' or 'json'",
+                schema=schema,
+            )
+
+
+TEXT: Codec = _Plain("text", 3, str, lambda message: message.encode(), lambda body: str(body, "utf-8"))
+RAW: Codec = _Plain("raw", 4, bytes, lambda message: message, bytes)
+
+BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})
+
+
+# -- which codec a body is in ----------------------------------------------------------------------------
+
+
+def find_codec(codec: str | Codec) -> Codec:
+    """A built-in codec by its name, or one of the user's own. Raises SchemaError for anything else."""
+    if isinstance(codec, str):
+        if codec in BUILTIN:
+            return BUILTIN[codec]
+        raise SchemaError(
+            f"codec {codec!r} is not known: use {', '.join(map(repr, BUILTIN))}, or an object with name, number, "
+            "encoder and decoder",
+            schema=codec,
+        )
+    if not isinstance(codec, Codec):
+        raise SchemaError(f"{codec!r} is no codec: it needs name, number, encoder and decoder", schema=codec)
+    if codec not in BUILTIN.values() and codec.number not in _OWN_NUMBERS:
+        raise SchemaError(
+            f"codec {codec.name!r} has the number {codec.number!r}: codecs of your own are 128 to 255", schema=codec
+        )
+    return codec
+
+
+def detect(body: Body) -> Codec | None:
+    """The codec that a body's first byte gives away: ``{`` or ``[`` is JSON, a map or array of msgpack itself."""
+    if not len(body):
+        return None
+    first = body[0]
+    if first in b"{[":
+        return JSON
+    if 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF:
+        return MSGPACK
+    return None
+
+
+def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, default: Codec) -> Decode:
+    """What reads bodies of ``schema``.
+
+    ``stated`` is the codec that the publisher's header names, ``route`` what the subscriber wrote,
+    ``default`` the app's. bytes come as they are; str is UTF-8 text unless ``stated`` or ``route`` is
+    another codec; an undeclared type goes by ``stated``, else by the first byte; ``T | bytes`` is the raw
+    body where T does not decode; everything else is in ``stated``, else ``route``, else ``default``.
+
+    Raises SchemaError where the type can't be carried.
+    """
+    found = inspect(schema)
+    if found.engine == "raw":
+        return bytes
+    if found.raw_fallback:
+        return _or_raw(body_decoder(found.inner, stated=stated, route=route, default=default))
+    if found.engine == "text":
+        codec = stated or route or TEXT
+        return (TEXT if codec is RAW else codec).decoder(str)
+    if found.engine == "any" and stated is None:
+        return _detected(found.type, route or default)
+    codec = stated or route or default
+    if codec in (TEXT, RAW) and found.engine != "any":
+        if stated is None:
+            return codec.decoder(schema)  # raises SchemaError: the program's fault
+        return _refuse(f"the publisher sends {codec.name}, and {describe(schema)} is expected")
+    return codec.decoder(found.type)
+
+
+def _or_raw(decode: Decode) -> Decode:
+    def decode_or_raw(body: Body) -> Any:
+        try:
+            return decode(body)
+        except Exception:
+            return bytes(body)
+
+    return decode_or_raw
+
+
+def _detected(kind: Any, otherwise: Codec) -> Decode:
+    decoders = {codec.name: codec.decoder(kind) for codec in (JSON, MSGPACK)}
+    fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
+
+    def decode(body: Body) -> Any:
+        codec = detect(body)
+        return fallback(body) if codec is None else decoders[codec.name](body)
+
+    return decode
+
+
+def _refuse(reason: str) -> Decode:
+    def decode(_body: Body) -> Any:
+        raise DecodeError(reason)
+
+    return decode
+
+
+def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
+    """The codec and the function that write messages of ``schema``; ``codec`` is what the publisher wrote.
+
+    bytes travel raw and str as text, unless ``codec`` says otherwise. Raises SchemaError.
+    """
+    found = inspect(schema)
+    if found.engine == "raw":
+        if codec not in (None, RAW):
+            raise SchemaError(f"bytes travel raw: leave codec={codec.name!r} out", schema=schema)
+        return RAW, RAW.encoder(bytes)
+    chosen = codec or (TEXT if found.engine == "text" else default)
+    return chosen, chosen.encoder(schema)
+
+
+def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
+    """As `body_encoder`, for a publisher without a schema: by the type of ``message``. Raises EncodeError."""
+    kind = type(message)
+    schema = kind if is_class(kind) or kind in (bytes, str) else Any
+    try:
+        return body_encoder(schema, codec=codec, default=default)
+    except SchemaError as error:
+        raise EncodeError(str(error), schema=kind) from error
+
+
+# -- bombs -----------------------------------------------------------------------------------------------
+
+
+def guarded(decode: Decode, codec: Codec) -> Decode:
+    """``decode`` for large bodies: one that nests deep enough to end the C stack is refused before.
+
+    Normally RecursionError comes first; not so where the program has raised the interpreter's limit.
+    """
+
+    def decode_guarded(body: Body) -> Any:
+        if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(body):
+            raise DecodeError(f"it nests deeper than {_MAX_DEPTH} levels")
+        return decode(body)
+
+    del codec
+    return decode_guarded
+
+
+def _is_deep(body: Body) -> bool:
+    """Whether the body would nest too deep in JSON or in msgpack, whichever it is."""
+    raw = bytes(body)
+    return _deep_json(raw) if detect(raw) is JSON else _deep_msgpack(raw)
+
+
+def _deep_json(raw: bytes) -> bool:
+    if raw.count(b"[") + raw.count(b"{") <= _MAX_DEPTH:
+        return False
+    depth, inside, escaped = 0, False, False
+    for byte in raw:
+        if inside:
+            inside = escaped or byte != 0x22
+            escaped = byte == 0x5C and not escaped
+        elif byte == 0x22:
+            inside = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                return True
+        elif byte in b"]}":
+            depth -= 1
+    return False
+
+
+def _deep_msgpack(raw: bytes) -> bool:
+    unpacker = msgpack.Unpacker(max_buffer_size=len(raw) + 1)
+    unpacker.feed(raw)
+    try:
+        unpacker.skip()
+    except msgpack.StackError:
+        return True
+    except Exception:
+        return False  # not msgpack, or broken in another way: the decoder will say
+    return False

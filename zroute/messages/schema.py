@@ -1,0 +1,294 @@
+"""A type, and which engine carries it without loss: inspected once, before any message.
+
+msgspec decodes straight into the declared type. A few things it would get wrong without a word
+(converters, aliases, private names, unions it does not know); a type with one of these is structured by
+cattrs instead, strictly. A type that neither can carry is a SchemaError that names the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import inspect as stdlib_inspect
+import time
+import types
+import typing
+import uuid
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
+from enum import Enum
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+import msgspec
+
+from zroute.errors import SchemaError
+
+__all__ = ["Schema", "Stamped", "children", "describe", "inspect", "is_class", "resolved"]
+
+T = TypeVar("T")
+
+Engine = Literal["msgspec", "cattrs", "raw", "text", "any"]
+
+
+@attrs.frozen
+class Stamped(Generic[T]):
+    """A message with the time it speaks of: the map ``{"data": …, "timestamp": …}`` on every wire.
+
+    ``timestamp`` is in seconds since the Unix epoch, by default the time of making.
+    """
+
+    data: T
+    timestamp: float = attrs.field(factory=time.time)
+
+
+@attrs.frozen
+class Schema:
+    """A type and the engine that serves it.
+
+    ``reasons`` say why it is not msgspec. ``inner`` is T for ``T | bytes`` at the top, where a body that is
+    no T is handed over raw (``raw_fallback``), and else the type itself. ``holds`` names what needs a look
+    beyond the engine: "int", "float", "any" (values of undeclared type) and "class" (nested ones).
+    """
+
+    type: Any
+    engine: Engine
+    inner: Any
+    reasons: tuple[str, ...] = ()
+    raw_fallback: bool = False
+    holds: frozenset[str] = frozenset()
+
+
+_UNTYPED = (Any, object, dict, list, stdlib_inspect.Parameter.empty)
+_LEAVES: Mapping[Any, str | None] = {
+    bool: None,
+    bytearray: None,
+    bytes: None,
+    datetime.date: None,
+    datetime.datetime: None,
+    datetime.time: None,
+    datetime.timedelta: None,
+    decimal.Decimal: None,
+    float: "float",
+    int: "int",
+    str: None,
+    uuid.UUID: None,
+    types.NoneType: None,
+}
+_ARRAYS = (list, set, frozenset, tuple, Sequence, MutableSequence, Set)
+_MAPS = (dict, Mapping, MutableMapping)
+
+_known: dict[Hashable, Schema] = {}
+
+
+def inspect(schema: Any) -> Schema:
+    """Which engine serves ``schema``, and why. Raises SchemaError where none does."""
+    key = schema if isinstance(schema, Hashable) else None
+    try:
+        found = _known.get(key) if key is not None else None
+    except TypeError:  # a type with an unhashable part, such as Literal[[]]
+        found, key = None, None
+    if found is None:
+        found = _inspect(schema)
+        if key is not None:
+            _known[key] = found
+    return found
+
+
+def describe(schema: Any) -> str:
+    """A short name for tables and errors: ``Quote``, ``Stamped[Weather] | bytes``, ``any``."""
+    if schema in (Any, object, stdlib_inspect.Parameter.empty):
+        return "any"
+    if schema is types.NoneType or schema is None:
+        return "None"
+    origin, arguments = get_origin(schema), get_args(schema)
+    if origin in (Union, types.UnionType):
+        return " | ".join(describe(argument) for argument in arguments)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]"
+    if origin is not None and arguments:
+        inside = ", ".join("…" if argument is ... else describe(argument) for argument in arguments)
+        return f"{describe(origin)}[{inside}]"
+    return str(getattr(schema, "__qualname__", None) or getattr(schema, "__name__", schema)).rpartition("<locals>.")[2]
+
+
+def resolved(hint: Any) -> Any:
+    """``hint`` without the wrappers that say nothing of its shape: NewType, Annotated, Required and the like."""
+    while True:
+        origin = get_origin(hint)
+        if isinstance(hint, typing.NewType):
+            hint = hint.__supertype__
+        elif origin is Annotated or origin in (typing.Required, typing.NotRequired, typing.Final, typing.ClassVar):
+            hint = get_args(hint)[0]
+        elif hasattr(hint, "__value__"):  # a `type X = …` alias of Python 3.12
+            hint = hint.__value__
+        else:
+            return types.NoneType if hint is None else hint
+
+
+def children(hint: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a class or container type, each with what to add to a path: ``.name`` or ``[]``."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, types.UnionType):
+        yield from (("", argument) for argument in arguments)
+    elif origin in _ARRAYS or origin in _MAPS:
+        yield from (("[]", argument) for argument in arguments if argument is not ...)
+    elif is_class(origin):
+        yield from ((f".{name}", kind) for name, kind in _fields(hint).items())
+
+
+def is_class(kind: Any) -> bool:
+    """Whether ``kind`` is a class with named fields: attrs, dataclass, Struct, TypedDict or NamedTuple."""
+    return isinstance(kind, type) and (
+        attrs.has(kind)
+        or dataclasses.is_dataclass(kind)
+        or issubclass(kind, msgspec.Struct)
+        or typing.is_typeddict(kind)
+        or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+    )
+
+
+def _fields(hint: Any) -> dict[str, Any]:
+    kind = get_origin(hint) or hint
+    try:
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except NameError as error:
+        raise SchemaError(
+            f"{describe(hint)} has an annotation {error.name!r} that does not exist when the app is compiled: import "
+            "it at run time too (not only under TYPE_CHECKING)",
+            schema=hint,
+        ) from error
+    if attrs.has(kind):
+        hints = {field.name: hints.get(field.name, Any) for field in attrs.fields(kind)}
+    elif dataclasses.is_dataclass(kind):
+        hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    given = dict(zip(getattr(kind, "__parameters__", ()), get_args(hint), strict=False))
+    return {name: _substituted(value, given) for name, value in hints.items()}
+
+
+def _substituted(hint: Any, given: Mapping[Any, Any]) -> Any:
+    """``hint`` with the type variables that were ``given`` replaced; one that is free can hold anything."""
+    if isinstance(hint, TypeVar):
+        return given.get(hint, Any)
+    parameters = getattr(hint, "__parameters__", ())
+    if get_origin(hint) is not None and parameters:
+        return hint[tuple(given.get(parameter, Any) for parameter in parameters)]
+    return hint
+
+
+# -- inspection ------------------------------------------------------------------------------------------
+
+
+def _inspect(schema: Any) -> Schema:
+    if schema in _UNTYPED:
+        return Schema(Any if schema not in (dict, list) else schema, "any", schema, holds=frozenset({"any"}))
+    if schema is bytes:
+        return Schema(bytes, "raw", bytes)
+    if schema is str:
+        return Schema(str, "text", str)
+    arguments = get_args(schema)
+    if get_origin(schema) in (Union, types.UnionType) and bytes in arguments:
+        rest = tuple(argument for argument in arguments if argument is not bytes)
+        inner = inspect(rest[0] if len(rest) == 1 else Union[rest])  # noqa: UP007  # built at run time
+        return attrs.evolve(inner, type=schema, raw_fallback=True)
+    walk = _Walk(schema)
+    walk.visit(schema, "")
+    reasons = tuple(dict.fromkeys(walk.reasons)) or _msgspec_refuses(schema)
+    return Schema(schema, "cattrs" if reasons else "msgspec", schema, reasons, holds=frozenset(walk.holds))
+
+
+def _msgspec_refuses(schema: Any) -> tuple[str, ...]:
+    try:
+        msgspec.json.Decoder(schema)
+        msgspec.msgpack.Decoder(schema)
+    except Exception as error:
+        return (str(error).partition(" - type")[0],)
+    return ()
+
+
+class _Walk:
+    """One look at every part of a type: what it holds, and what msgspec would get wrong in it."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self._seen: list[Any] = []
+        self.reasons: list[str] = []
+        self.holds: set[str] = set()
+
+    def visit(self, hint: Any, path: str) -> None:
+        hint = resolved(hint)
+        if hint in self._seen:
+            return
+        self._seen.append(hint)
+        origin = get_origin(hint) or hint
+        if origin in (Any, object) or isinstance(hint, TypeVar) or (origin in _ARRAYS + _MAPS and not get_args(hint)):
+            self.holds.add("any")
+        elif hint in _LEAVES:
+            self.holds.update(filter(None, [_LEAVES[hint]]))
+            self._seen.remove(hint)
+        elif origin is Literal:
+            self._literal(get_args(hint), path)
+        elif isinstance(hint, type) and issubclass(hint, Enum):
+            self._enum(hint, path)
+        elif is_class(origin) or origin in _ARRAYS + _MAPS or origin in (Union, types.UnionType):
+            self._class(origin, path)
+            for step, child in children(hint):
+                self.visit(child, path + step)
+        else:
+            raise SchemaError(
+                f"{self._at(path)} is {describe(hint)}, which no codec can carry: use a class of attrs, a dataclass, a "
+                "Struct, a TypedDict or builtins, or give the route a codec of your own",
+                schema=self._schema,
+            )
+
+    def _at(self, path: str) -> str:
+        return describe(self._schema) + path
+
+    def _class(self, kind: Any, path: str) -> None:
+        if not is_class(kind):
+            return
+        if path:
+            self.holds.add("class")
+        if attrs.has(kind):
+            for field in attrs.fields(kind):
+                self._attrs_field(kind, field)
+        elif dataclasses.is_dataclass(kind):
+            self._refuse_init_vars(kind)
+
+    def _attrs_field(self, kind: Any, field: Any) -> None:
+        name = f"{kind.__name__}.{field.name}"
+        if field.converter is not None:
+            self.reasons.append(f"{name} has a converter, which msgspec ignores")
+        if field.name.startswith("_"):
+            self.reasons.append(f"{name} is private, and msgspec would leave it out")
+        elif field.alias not in (None, field.name):
+            self.reasons.append(f"{name} has the alias {field.alias!r}, which msgspec ignores")
+        if isinstance(field.default, attrs.Factory) and field.default.takes_self:  # type: ignore[arg-type]
+            self.reasons.append(f"{name} has a default made from self, which msgspec can't make")
+
+    def _refuse_init_vars(self, kind: Any) -> None:
+        for name, hint in vars(kind).get("__annotations__", {}).items():
+            if isinstance(hint, dataclasses.InitVar) or str(hint).startswith(("InitVar", "dataclasses.InitVar")):
+                raise SchemaError(
+                    f"{kind.__name__}.{name} is an InitVar, which is gone when a message is published: make it a field",
+                    schema=self._schema,
+                )
+
+    def _literal(self, values: tuple[Any, ...], path: str) -> None:
+        if not all(isinstance(value, str | int | None) and not isinstance(value, Enum | bool) for value in values):
+            self.reasons.append(f"{self._at(path)} is a Literal of more than text, int and None")
+
+    def _enum(self, kind: type[Enum], path: str) -> None:
+        values = [member.value for member in kind]
+        kinds = {type(value) for value in values}
+        if kinds <= {str} or kinds <= {int}:
+            return
+        if not kinds <= {str, int, float, bool, types.NoneType}:
+            raise SchemaError(
+                f"{self._at(path)} is the enum {kind.__name__} with values that are no text or number: give it plain "
+                "ones",
+                schema=self._schema,
+            )
+        self.reasons.append(f"{kind.__name__} is an enum of mixed values, which msgspec does not know")

@@ -1,0 +1,159 @@
+"""What msgspec would mishandle, through cattrs: strictly, so that nothing is coerced without a word.
+
+Between the bytes and the objects stands plain data (dicts, lists, leaves). Parts of a type that msgspec
+serves well are left to `msgspec.convert`; cattrs takes the classes with converters, aliases and private
+names, their containers, and unions told apart by their fields.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Union, get_args, get_origin
+
+import attrs
+import cattrs
+import msgspec
+from cattrs.disambiguators import create_default_dis_func
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+
+from zroute.errors import SchemaError
+from zroute.messages.schema import describe, inspect, is_class, resolved
+
+__all__ = ["structurer", "unstructure"]
+
+Structure = Callable[[Any], Any]
+_ABSTRACT: Mapping[str, type] = {"Sequence": list, "MutableSequence": list, "Set": set}
+
+
+def structurer(schema: Any, *, str_keys: bool) -> Structure:
+    """What makes a ``schema`` of plain data; ``str_keys`` says that keys of maps came as text (JSON).
+
+    The function raises whatever the data deserves. Raises SchemaError where cattrs can't tell either.
+    """
+    converter = cattrs.Converter(detailed_validation=False)
+
+    def clean(hint: Any) -> bool:
+        return inspect(hint).engine != "cattrs" if hint is not schema else False
+
+    def by_msgspec(hint: Any) -> Callable[[Any, Any], Any]:
+        return lambda value, _: msgspec.convert(value, hint, strict=True, str_keys=str_keys)
+
+    def collection(hint: Any) -> Callable[[Any, Any], Any]:
+        return _collection(hint, converter, str_keys)
+
+    converter.register_structure_hook_factory(attrs.has, lambda kind: _attrs_hook(kind, converter))
+    converter.register_structure_hook_factory(lambda hint: isinstance(hint, type) and issubclass(hint, Enum), _enum)
+    converter.register_structure_hook_factory(_is_collection, collection)
+    converter.register_structure_hook_factory(_is_union, lambda hint: _union(hint, converter, str_keys))
+    converter.register_structure_hook_factory(clean, by_msgspec)
+    try:
+        hook = converter.get_structure_hook(schema)
+    except Exception as error:
+        raise SchemaError(
+            f"{describe(schema)} can't be told apart or carried ({error}): use a tag, distinct shapes, or other types",
+            schema=schema,
+        ) from error
+    return lambda value: hook(value, schema)
+
+
+def _attrs_hook(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    hook = make_dict_structure_fn(kind, converter, _cattrs_include_init_false=True)
+
+    def structure(value: Any, hint: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"{describe(kind)} is a map, not {type(value).__name__}")
+        return hook(value, hint)
+
+    return structure
+
+
+def _enum(kind: Any) -> Callable[[Any, Any], Any]:
+    by_value = {(type(member.value), member.value): member for member in kind}
+    return lambda value, _: by_value[type(value), value]
+
+
+def _is_collection(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and not is_class(origin) and bool(get_args(hint))
+
+
+def _collection(hint: Any, converter: cattrs.Converter, str_keys: bool) -> Callable[[Any, Any], Any]:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _map(arguments, converter, str_keys)
+    hooks = [converter.get_structure_hook(argument) for argument in arguments if argument is not ...]
+    make = _ABSTRACT.get(origin.__name__, origin) if origin is not None else list
+    fixed = origin is tuple and ... not in arguments
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) not in (list, tuple):
+            raise TypeError(f"{describe(hint)} is a list, not {type(value).__name__}")
+        if fixed and len(value) != len(hooks):
+            raise ValueError(f"{describe(hint)} has {len(hooks)} items, not {len(value)}")
+        each = zip(hooks, arguments, value, strict=True) if fixed else ((hooks[0], arguments[0], v) for v in value)
+        return make(hook(item, argument) for hook, argument, item in each)
+
+    return structure
+
+
+def _map(arguments: tuple[Any, ...], converter: cattrs.Converter, str_keys: bool) -> Callable[[Any, Any], Any]:
+    of_keys, of_values = arguments
+    hook = converter.get_structure_hook(of_values)
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"a map is expected, not {type(value).__name__}")
+        keys = msgspec.convert(dict.fromkeys(value), dict[of_keys, None], str_keys=str_keys)  # type: ignore[valid-type]
+        return {key: hook(item, of_values) for key, item in zip(keys, value.values(), strict=True)}
+
+    return structure
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _union(hint: Any, converter: cattrs.Converter, str_keys: bool) -> Callable[[Any, Any], Any]:
+    """Classes are told apart by their fields, and from the rest by being maps."""
+    parts = [resolved(argument) for argument in get_args(hint)]
+    classes = [part for part in parts if is_class(get_origin(part) or part)]
+    rest = [part for part in parts if part not in classes]
+    of_map = _by_fields(classes, converter) if classes else None
+    of_rest = Union[tuple(rest)] if rest else None  # noqa: UP007  # built at run time
+    if of_rest is not None:
+        msgspec.json.Decoder(of_rest)  # raises where these can't be told apart
+
+    def structure(value: Any, _: Any) -> Any:
+        if of_map is not None and type(value) is dict:
+            return of_map(value)
+        if of_rest is None:
+            raise TypeError(f"{describe(hint)} is a map, not {type(value).__name__}")
+        return msgspec.convert(value, of_rest, strict=True, str_keys=str_keys)
+
+    return structure
+
+
+def _by_fields(classes: list[Any], converter: cattrs.Converter) -> Structure:
+    if len(classes) == 1:
+        hook = converter.get_structure_hook(classes[0])
+        return lambda value: hook(value, classes[0])
+    choose = create_default_dis_func(converter, *classes)
+    return lambda value: converter.structure(value, choose(value))
+
+
+def _unstructurer() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    converter.register_unstructure_hook_factory(
+        attrs.has, lambda kind: make_dict_unstructure_fn(kind, converter, _cattrs_include_init_false=True)
+    )
+    return converter
+
+
+_plain = _unstructurer()
+
+
+def unstructure(value: Any) -> Any:
+    """``value`` as plain data: attrs and other classes as dicts by field name, leaves as they are."""
+    return _plain.unstructure(value)
