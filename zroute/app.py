@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App"]
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 Unrouted = TypeVar("Unrouted", bound=Callable[[Envelope], Any])
@@ -87,7 +88,7 @@ class App(Routes):
         self._emit: Emit | None = None
         self._encode: Encode = encoder_by_type(None, None, self.codec)
 
-    def _set_up(self, make: Callable[[], F]) -> F:
+    def _set_up(self, make: Callable[[], T]) -> T:
         try:
             return make()
         except SetupError as error:

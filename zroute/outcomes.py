@@ -154,7 +154,7 @@ class Outcomes:
                 return  # given up at a stop, and counted there
             stats.in_flight -= 1
             if isinstance(result, Failure):
-                self.failed(delivery, result.value, raw)
+                self.failed(delivery, _error_of(result), raw)
             else:
                 stats.handled += 1
                 if result is not None:
@@ -265,7 +265,7 @@ class Outcomes:
             def ended(result: Any) -> None:
                 self._unfinished.pop(running, None)
                 if isinstance(result, Failure):
-                    self._hook_failed(function, result.value)
+                    self._hook_failed(function, _error_of(result))
                 self._tell_if_idle()
 
             running.addBoth(ended)
@@ -298,6 +298,10 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
         if near:
             return min(near, key=lambda found: found[:2])[2]
     return None
+
+
+def _error_of(failure: Failure) -> BaseException:
+    return failure.value or RuntimeError("a failure without an error")
 
 
 def _reason(error: BaseException) -> str:

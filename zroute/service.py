@@ -110,7 +110,7 @@ class AppService(Service):
         """
         if self.app._emit is not None:
             raise UsageError(f"{self.app!r} runs already: stop its other service first")
-        super().startService()
+        Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
         if self.started.called:
             self.started = Deferred()
@@ -131,7 +131,7 @@ class AppService(Service):
         """
         if self._stopping is None:
             self._stopping = Deferred()
-            super().stopService()
+            Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
             run, self._run = self._run, None
             if run is None:
                 self._stopping.callback(Drained({}))

@@ -140,7 +140,14 @@ def _by_fields(classes: list[Any], converter: cattrs.Converter) -> Structure:
         hook = converter.get_structure_hook(classes[0])
         return lambda value: hook(value, classes[0])
     choose = create_default_dis_func(converter, *classes)
-    return lambda value: converter.structure(value, choose(value))
+
+    def structure(value: Any) -> Any:
+        kind = choose(value)
+        if kind is None:
+            raise TypeError("its fields are those of no type of the union")
+        return converter.structure(value, kind)
+
+    return structure
 
 
 def _unstructurer() -> cattrs.Converter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -93,7 +94,7 @@ def _route(
     given: Mapping[Any, Any],
     default: Codec,
 ) -> CompiledRoute:
-    patterns = tuple(_at(route.where, lambda pattern=pattern: joined(prefix, pattern)) for pattern in route.patterns)
+    patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
     call = plan(
         route.function, captures=patterns[0].captures, given=given, namespace=route.namespace, where=route.where
     )
@@ -150,7 +151,7 @@ def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> N
                     f"{other.route.where})"
                     if same
                     else f"{pattern.text!r} of {route.name} and that of {other.name} at {other.route.where}"
-                    " match the same topics, and dispatch='most_specific' calls only one: make one of them more specific",
+                    " match the same topics, and dispatch='most_specific' calls one: make one more specific",
                     where=route.route.where,
                 )
 
@@ -159,7 +160,7 @@ def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> N
 
 
 def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> Outlet:
-    pattern = _at(publication.where, lambda: joined(prefix, publication.pattern))
+    pattern = _at(publication.where, partial(joined, prefix, publication.pattern))
     try:
         encode = encoder_by_type(schema, publication.codec, default)
     except SchemaError as error:

@@ -124,7 +124,7 @@ class Routes:
         codec: str | Codec | None,
         copy: bool,
         where: str,
-        namespace: Mapping[str, Any] | None,
+        namespace: Mapping[str, Any],
     ) -> Route:
         self._check_open(f"subscribe({patterns[0].text!r})", where)
         _check_callable(function, "subscribe", where)

@@ -87,7 +87,7 @@ class Connection:
             failed = _explain(endpoint, error)
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
-        resolved = self._socket.get(zmq.SocketOption.LAST_ENDPOINT).rstrip(b"\0").decode()
+        resolved: str = self._socket.get(zmq.SocketOption.LAST_ENDPOINT).rstrip(b"\0").decode()
         self.endpoints.append(resolved)
         self.poke()
         return resolved
@@ -134,7 +134,7 @@ class Connection:
 
     def more(self) -> int:
         """Whether the part read last has another behind it (zmq_getsockopt(3), ZMQ_RCVMORE)."""
-        return 0 if self.closed else _get(self._socket, zmq.SocketOption.RCVMORE.value)
+        return 0 if self.closed else int(_get(self._socket, zmq.SocketOption.RCVMORE.value))
 
     def _events(self) -> int:
         try:
