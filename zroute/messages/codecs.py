@@ -82,7 +82,7 @@ class Codec(Protocol):
 # -- msgpack and JSON ------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(repr=False, eq=False)
 class _Format:
     """The two self-describing codecs; they differ in these few things."""
 
@@ -92,6 +92,9 @@ class _Format:
     write: Encode
     read_as: Callable[[Any], Decode]
     read_untyped: Decode
+
+    def __repr__(self) -> str:
+        return f"<codec {self.name}>"
 
     def encoder(self, schema: Any) -> Encode:
         """See `Codec`. Raises SchemaError."""
@@ -116,6 +119,8 @@ class _Format:
             return lambda body: structure(read(body))
         decode = self.read_as(schema)
         check = compile_check(schema, ints=self is JSON, floats=self is not JSON, classes=False)
+        if self is JSON:
+            return _utf8(decode) if check is None else _checked_utf8(decode, check)
         return decode if check is None else _checked(decode, check)
 
     def _encoder(self, found: Schema) -> Encode:
@@ -168,6 +173,31 @@ class _Format:
 
 def _checked(decode: Decode, check: Check) -> Decode:
     def decode_checked(body: Body) -> Any:
+        message = decode(body)
+        if check(message):
+            return message
+        raise DecodeError("a number over 64 bits or not finite")
+
+    return decode_checked
+
+
+def _utf8(decode: Decode) -> Decode:
+    """msgspec skips the fields a class does not have, unread; JSON is UTF-8 all through (RFC 8259, 8.1)."""
+
+    def decode_utf8(body: Body) -> Any:
+        if type(body) is not bytes or not body.isascii():
+            str(body, "utf-8")
+        return decode(body)
+
+    return decode_utf8
+
+
+def _checked_utf8(decode: Decode, check: Check) -> Decode:
+    """`_utf8` and `_checked` in one call: this is what stands before most handlers."""
+
+    def decode_checked(body: Body) -> Any:
+        if type(body) is not bytes or not body.isascii():
+            str(body, "utf-8")
         message = decode(body)
         if check(message):
             return message
@@ -275,7 +305,7 @@ def _plain(value: Any, natural: bool) -> Any:
         return [_plain(item, natural) for item in value]
     if kind is dict:
         return {_key(key, natural): _plain(item, natural) for key, item in value.items()}
-    if isinstance(value, Enum | _LEAVES):
+    if isinstance(value, (Enum, *_LEAVES)):
         return value
     if is_class(kind):
         inspect(kind)
@@ -340,7 +370,7 @@ JSON: Codec = _Format(
 # -- text and raw ----------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(repr=False, eq=False)
 class _Plain:
     """Text and raw bytes: a body as it is, for one type each."""
 
@@ -349,6 +379,9 @@ class _Plain:
     kind: type
     write: Encode
     read: Decode
+
+    def __repr__(self) -> str:
+        return f"<codec {self.name}>"
 
     def encoder(self, schema: Any) -> Encode:
         """See `Codec`. Raises SchemaError for another type."""

@@ -24,7 +24,7 @@ import msgspec
 
 from zroute.errors import SchemaError
 
-__all__ = ["Schema", "Stamped", "children", "describe", "inspect", "is_class", "resolved"]
+__all__ = ["LEAVES", "Schema", "Stamped", "children", "describe", "inspect", "is_class", "resolved"]
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Schema:
 
 
 _UNTYPED = (Any, object, dict, list, stdlib_inspect.Parameter.empty)
-_LEAVES: Mapping[Any, str | None] = {
+LEAVES: Mapping[Any, str | None] = {
     bool: None,
     bytearray: None,
     bytes: None,
@@ -225,8 +225,8 @@ class _Walk:
         origin = get_origin(hint) or hint
         if origin in (Any, object) or isinstance(hint, TypeVar) or (origin in _ARRAYS + _MAPS and not get_args(hint)):
             self.holds.add("any")
-        elif hint in _LEAVES:
-            self.holds.update(filter(None, [_LEAVES[hint]]))
+        elif hint in LEAVES:
+            self.holds.update(filter(None, [LEAVES[hint]]))
             self._seen.remove(hint)
         elif origin is Literal:
             self._literal(get_args(hint), path)

@@ -19,7 +19,7 @@ from cattrs.disambiguators import create_default_dis_func
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from zroute.errors import SchemaError
-from zroute.messages.schema import describe, inspect, is_class, resolved
+from zroute.messages.schema import LEAVES, describe, inspect, is_class, resolved
 
 __all__ = ["structurer", "unstructure"]
 
@@ -43,6 +43,8 @@ def structurer(schema: Any, *, str_keys: bool) -> Structure:
     def collection(hint: Any) -> Callable[[Any, Any], Any]:
         return _collection(hint, converter, str_keys)
 
+    for leaf in LEAVES:  # cattrs has hooks of its own for some of these, and they coerce
+        converter.register_structure_hook(leaf, by_msgspec(leaf))
     converter.register_structure_hook_factory(attrs.has, lambda kind: _attrs_hook(kind, converter))
     converter.register_structure_hook_factory(lambda hint: isinstance(hint, type) and issubclass(hint, Enum), _enum)
     converter.register_structure_hook_factory(_is_collection, collection)

@@ -1,0 +1,454 @@
+"""Objects to bytes and back: what is published is what is handled, and bad bodies harm nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import attrs
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Private, Square, Validated
+from tests.support import ROOT
+from zroute.errors import DecodeError, EncodeError, SchemaError
+from zroute.messages.codecs import (
+    BUILTIN,
+    JSON,
+    MSGPACK,
+    RAW,
+    TEXT,
+    Codec,
+    body_decoder,
+    body_encoder,
+    detect,
+    find_codec,
+    guarded,
+    runtime_encoder,
+)
+
+FORMATS = [MSGPACK, JSON]
+QUOTE = Plain("AAPL", 187.23, 1200)
+
+
+def names(codec: Codec) -> str:
+    return codec.name
+
+
+def decode(schema: Any, body: bytes, codec: Codec = JSON, **said: Any) -> Any:
+    given = {"stated": None, "route": None, "default": codec, **said}
+    return body_decoder(schema, **given)(body)
+
+
+def encode(schema: Any, message: Any, codec: Codec = JSON) -> bytes:
+    return body_encoder(schema, codec=None, default=codec)[1](message)
+
+
+def typed(value: Any) -> Any:
+    """``value`` with the type of each part beside it, so that 1, True and 1.0 differ, and a list from a tuple."""
+    kind = type(value)
+    if kind is dict:
+        return kind, {typed(key): typed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return kind, tuple(map(typed, value))
+    if isinstance(value, set | frozenset):
+        return kind, frozenset(map(typed, value))
+    if attrs.has(kind) or dataclasses.is_dataclass(kind):
+        names = [field.name for field in (attrs.fields(kind) if attrs.has(kind) else dataclasses.fields(kind))]
+        return kind, tuple(typed(getattr(value, name)) for name in names)
+    if isinstance(value, msgspec.Struct):
+        return kind, tuple(typed(getattr(value, name)) for name in value.__struct_fields__)
+    return kind, value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types all the way down."""
+    return one == other and typed(one) == typed(other)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize("kind", DECLARED)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.DataObject) -> None:
+    """I handle the object that was published: equal, and of the same types."""
+    schema, values = DECLARED[kind]
+    message = data.draw(values)
+    chosen, write = body_encoder(schema, codec=None, default=codec)
+    handled = decode(schema, write(message), stated=chosen, default=codec)
+    assert same(handled, message)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@given(when=AWARE)
+def test_a_time_with_a_zone_stays_the_same_moment(codec: Codec, when: datetime.datetime) -> None:
+    """An aware datetime arrives as the same moment, aware."""
+    handled = decode(datetime.datetime, encode(datetime.datetime, when, codec), codec)
+    assert handled == when
+    assert handled.tzinfo is not None
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**64 - 1)
+        | st.text(st.characters(codec="utf-8"))
+        | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_untyped_data_arrives_equal(codec: Codec, message: Any) -> None:
+    """Without a declared type, lists, maps and simple values arrive as they were."""
+    assert same(decode(Any, encode(Any, message, codec), stated=codec), message)
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        (JSON, {"b": b"\xff"}),
+        (JSON, {1: 2}),
+        (JSON, [(1, 2)]),
+        (MSGPACK, [(1, 2)]),
+        (MSGPACK, [{1, 2}]),
+        (MSGPACK, {(1, 2): 3}),
+        (MSGPACK, [object]),
+        (MSGPACK, 2**64),
+        (JSON, 2**70),
+        (JSON, [math.nan]),
+        (MSGPACK, math.inf),
+        (JSON, "\ud800"),
+        (MSGPACK, ["\ud800"]),
+    ],
+    ids=repr,
+)
+def test_untyped_data_that_would_change_is_refused(codec: Codec, message: Any) -> None:
+    """What would arrive as something else, or be refused by every reader, is an error where I publish it."""
+    with pytest.raises(EncodeError):
+        encode(Any, message, codec)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (Plain, {"symbol": "A"}),
+        (Plain, Plain("A", math.nan, 1)),
+        (Plain, Plain("A", -math.inf, 1)),
+        (Plain, Plain("A", 1.0, 2**64)),
+        (Plain, Plain("\ud800", 1.0, 1)),
+        (Box[Plain], Box(Plain("A", math.nan, 1))),
+        (list[Plain], [Plain("A", 1.0, -(2**63) - 1)]),
+        (list[Plain], (QUOTE,)),
+        (Loose, Loose([(1, 2)])),
+        (Loose, Loose([Private("x")])),
+        (dict[str, float], {"a": math.inf}),
+        (tuple[int, float], (1, math.nan)),
+        (Circle | Square, QUOTE),
+        (int | None, "1"),
+        (str, b"x"),
+        (bytes, "x"),
+    ],
+    ids=repr,
+)
+def test_what_would_not_arrive_is_refused_at_the_publisher(schema: Any, message: Any, codec: Codec) -> None:
+    """An object that is not of the declared type, or that readers would refuse, is an EncodeError."""
+    with pytest.raises(EncodeError):
+        encode(schema, message, codec)
+
+
+@attrs.define
+class Aliasless:
+    name: str
+
+
+@attrs.define
+class Detailed(Plain):
+    extra: str = ""
+
+
+def test_a_subclass_is_refused_because_it_would_arrive_as_its_base() -> None:
+    """Publishing a subclass of the declared class names both, at the top and inside."""
+    with pytest.raises(EncodeError, match="expected Plain, got Detailed"):
+        encode(Plain, Detailed("A", 1.0, 1))
+    with pytest.raises(EncodeError, match="subclass"):
+        encode(Nested, Nested(Detailed("A", 1.0, 1), []))
+
+
+def test_the_error_of_a_wrong_message_names_what_was_expected() -> None:
+    """I read what the publication wants, and what I gave it."""
+    with pytest.raises(EncodeError, match="expected Plain, got dict"):
+        encode(Plain, {})
+
+
+# -- reading what others sent -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_a_body_cut_anywhere_is_refused(codec: Codec) -> None:
+    """A truncated body is an error for typed and untyped handlers alike, never half an object."""
+    body = encode(Plain, QUOTE, codec)
+    for schema in (Plain, Any, Box[int]):
+        for end in range(len(body)):
+            with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the engine calls it
+                decode(schema, body[:end], stated=codec)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_bytes_behind_a_body_are_refused(codec: Codec) -> None:
+    """Two bodies in one message are not read as the first of them."""
+    for schema in (Plain, Any):
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            decode(schema, encode(Plain, QUOTE, codec) + b"\x01", stated=codec)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"symbol": 1, "price": 1.0, "volume": 1},
+        {"symbol": "A", "price": "1", "volume": 1},
+        {"symbol": "A", "price": 1.0, "volume": 1.5},
+        {"symbol": "A", "price": 1.0, "volume": "7"},
+        {"symbol": "A", "price": 1.0},
+        {"symbol": None, "price": 1.0, "volume": 1},
+        [],
+        "text",
+        None,
+    ],
+    ids=repr,
+)
+def test_wrong_types_are_refused_at_any_depth(codec: Codec, wrong: Any) -> None:
+    """Nothing is coerced: "7" is not 7, at the top and three levels down, also where cattrs does the work."""
+    raw = encode(Any, wrong, codec)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        decode(Plain, raw, stated=codec)
+    deep = encode(Any, {"content": {"content": [wrong]}}, codec)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        decode(Box[Box[list[Plain]]], deep, stated=codec)
+
+
+@pytest.mark.parametrize("wrong", [{"_secret": 7}, {"secret": "x"}, {"_secret": "x", "open": "yes"}, [], "x"], ids=repr)
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_nothing_is_coerced_by_cattrs_either(codec: Codec, wrong: Any) -> None:
+    """A class with private names is read as strictly as any other."""
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        decode(Private, encode(Any, wrong, codec), stated=codec)
+
+
+def test_a_validator_of_the_class_refuses_what_a_peer_sent() -> None:
+    """My own validators run on what arrives."""
+    with pytest.raises(Exception, match="in_"):
+        decode(Validated, b'{"percent": 101}')
+
+
+@pytest.mark.parametrize(
+    ("codec", "body"),
+    [
+        (JSON, b'{"symbol":"A","price":1.0,"volume":18446744073709551616}'),
+        (JSON, b'{"symbol":"A","price":1.0,"volume":-9223372036854775809}'),
+        (JSON, b'{"symbol":"A","price":1e999,"volume":1}'),
+        (JSON, b'{"symbol":"A","price":NaN,"volume":1}'),
+        (MSGPACK, msgpack.packb({"symbol": "A", "price": math.nan, "volume": 1})),
+        (MSGPACK, msgpack.packb({"symbol": "A", "price": -math.inf, "volume": 1})),
+        (JSON, b'{"symbol":"\xff","price":1.0,"volume":1}'),
+        (JSON, b'{"\xff":"A","symbol":"A","price":1.0,"volume":1}'),
+        (MSGPACK, b"\x81\xa1\xff\x01"),
+        (MSGPACK, b"\x81\xa6symbol\xa1\xff"),
+        (MSGPACK, b"\xdf\xff\xff\xff\xff"),
+        (MSGPACK, b"\xdd\xff\xff\xff\xff"),
+        (MSGPACK, b"\xc6\xff\xff\xff\xff"),
+        (MSGPACK, b"\xc1"),
+        (JSON, b""),
+        (MSGPACK, b""),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("schema", [Plain, Any, dict[str, Any], Box[Plain]], ids=repr)
+def test_numbers_text_and_claims_out_of_bounds_are_refused(codec: Codec, body: bytes, schema: Any) -> None:
+    """Numbers no peer could send back, bad UTF-8 and giant claims never become objects."""
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        decode(schema, body, stated=codec)
+
+
+def bomb(codec: Codec, inside: bool) -> bytes:
+    n = 100_000
+    nest = b"[" * n + b"]" * n if codec is JSON else b"\x91" * n + b"\x01"
+    if not inside:
+        return nest
+    return b'{"unknown":' + nest + b"}" if codec is JSON else b"\x81\xa7unknown" + nest
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in an unknown field"])
+@pytest.mark.parametrize("schema", [Plain, Any, list[Any], Private], ids=repr)
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_a_hundred_thousand_nested_arrays_are_refused(codec: Codec, schema: Any, inside: bool) -> None:
+    """A bomb is an error like any other."""
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
+
+
+def test_bombs_do_not_end_a_program_that_raised_the_recursion_limit() -> None:
+    """The process survives also where I have raised Python's recursion limit to a million."""
+    program = """
+import sys
+from typing import Any
+from tests.messages.kinds import Plain, Private
+from tests.messages.test_codecs import bomb
+from zroute.messages.codecs import JSON, MSGPACK, body_decoder, guarded
+sys.setrecursionlimit(10**6)
+for codec in (JSON, MSGPACK):
+    for schema in (Plain, Any, list[Any], Private, dict[str, Any]):
+        for inside in (False, True):
+            try:
+                guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
+            except Exception:
+                continue
+            raise SystemExit(f"{codec.name} {schema} was accepted")
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "alive", done.stderr
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_a_large_flat_body_passes_the_guard(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many brackets are no bomb: also with a raised limit, 5,000 small lists and brackets in text are read."""
+    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
+    message = [[number, '[[{"\\'] for number in range(5000)]
+    assert (
+        guarded(body_decoder(Any, stated=codec, route=None, default=codec), codec)(encode(Any, message, codec))
+        == message
+    )
+
+
+# -- which codec ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "codec"),
+    [(b"{}", JSON), (b"[1]", JSON), (b"\x80", MSGPACK), (b"\x93", MSGPACK), (b"\xdc\0\0", MSGPACK),
+     (b"\xdf", MSGPACK), (b"", None), (b"text", None), (b"\xc1", None), (b"\x7f", None), (b"\xe0", None)],
+    ids=repr,
+)  # fmt: skip
+def test_a_map_or_list_gives_its_codec_away(body: bytes, codec: Codec | None) -> None:
+    """An untyped handler reads JSON and msgpack from one topic."""
+    assert detect(body) is codec
+    assert detect(memoryview(body)) is codec
+
+
+def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> None:
+    """What the publisher says counts first, the first byte next, and my codec last."""
+    assert decode(Any, b"{}", stated=TEXT) == "{}"
+    assert decode(Any, b"[1]", MSGPACK) == [1]
+    assert decode(Any, msgpack.packb({"a": 1}), JSON) == {"a": 1}
+    assert decode(Any, b"5", route=JSON, default=MSGPACK) == 5
+    assert decode(Any, b"\x05", MSGPACK) == 5
+    assert decode(dict, b'{"a":1}') == {"a": 1}
+    with pytest.raises(DecodeError, match="expected a dict"):
+        decode(dict, b"[1]")
+
+
+def test_bytes_come_as_they_are() -> None:
+    """A handler of bytes gets the body untouched, whatever codec is spoken of."""
+    assert decode(bytes, b"{}", stated=JSON) == b"{}"
+    assert decode(bytes, memoryview(b"{}")) == b"{}"  # type: ignore[arg-type]
+
+
+def test_text_is_text_unless_the_publisher_says_otherwise() -> None:
+    """A handler of str reads UTF-8, and a JSON string only if the header says that it is one."""
+    assert decode(str, b'"a"') == '"a"'
+    assert decode(str, b'"a"', stated=JSON) == "a"
+    assert decode(str, b'"a"', route=JSON) == "a"
+    with pytest.raises(UnicodeDecodeError):
+        decode(str, b"\xff")
+
+
+def test_raw_bytes_where_the_type_does_not_decode() -> None:
+    """``T | bytes`` gives me the object, or the body as it came."""
+    assert decode(Plain | bytes, encode(Plain, QUOTE)) == QUOTE
+    assert decode(Plain | bytes, b"\x00\xff") == b"\x00\xff"
+    assert decode(str | bytes, b"\xff") == b"\xff"
+
+
+def test_a_type_in_text_or_raw_is_refused() -> None:
+    """A publisher that says text or raw does not feed a typed handler; my own codec='text' is refused at once."""
+    with pytest.raises(DecodeError, match="sends text"):
+        decode(Plain, b"{}", stated=TEXT)
+    with pytest.raises(SchemaError, match="carries str and nothing else"):
+        decode(Plain, b"{}", route=TEXT)
+    assert decode(Any, b"\xff", stated=RAW) == b"\xff"
+
+
+def test_publishers_choose_by_type() -> None:
+    """bytes go raw and text as text; everything else in the codec I named, or the app's."""
+    assert body_encoder(bytes, codec=None, default=MSGPACK)[0] is RAW
+    assert body_encoder(str, codec=None, default=MSGPACK)[0] is TEXT
+    assert body_encoder(str, codec=JSON, default=MSGPACK)[0] is JSON
+    assert body_encoder(Plain, codec=None, default=MSGPACK)[0] is MSGPACK
+    assert body_encoder(Plain, codec=JSON, default=MSGPACK)[0] is JSON
+    with pytest.raises(SchemaError, match="bytes travel raw"):
+        body_encoder(bytes, codec=JSON, default=MSGPACK)
+    assert encode(Plain | bytes, QUOTE) == encode(Plain, QUOTE)
+
+
+def test_without_a_schema_a_message_goes_by_its_own_type() -> None:
+    """app.publish takes objects of my classes, text, bytes and plain data."""
+    for message, codec in ((QUOTE, MSGPACK), (b"x", RAW), ("x", TEXT), ({"a": 1}, MSGPACK)):
+        chosen, write = runtime_encoder(message, codec=None, default=MSGPACK)
+        assert chosen is codec
+        assert decode(type(message), write(message), stated=chosen) == message
+    assert json.loads(encode(Any, {"q": QUOTE})) == {"q": {"symbol": "AAPL", "price": 187.23, "volume": 1200}}
+    with pytest.raises(EncodeError, match="nothing else"):
+        runtime_encoder(QUOTE, codec=TEXT, default=MSGPACK)
+
+
+class Hex:
+    """A codec of a user's own."""
+
+    name = "hex"
+    number = 200
+
+    def encoder(self, schema: Any) -> Any:
+        return lambda message: message.hex().encode()
+
+    def decoder(self, schema: Any) -> Any:
+        return lambda body: bytes.fromhex(bytes(body).decode())
+
+
+def test_my_own_codec_is_used_like_any_other() -> None:
+    """Four members make a codec."""
+    codec = find_codec(Hex())
+    assert body_encoder(Any, codec=codec, default=MSGPACK)[1](b"\x01") == b"01"
+    assert decode(list[int], b"01", stated=codec) == b"\x01"
+    assert decode(Any, b"01", codec) == b"\x01"
+
+
+def test_a_codec_that_is_none_is_named() -> None:
+    """A wrong name, a wrong object and a wrong number are each answered with what is right."""
+    assert {find_codec(name) for name in BUILTIN} == set(BUILTIN.values())
+    with pytest.raises(SchemaError, match="'msgpack', 'json', 'text', 'raw'"):
+        find_codec("pickle")
+    with pytest.raises(SchemaError, match="needs name, number"):
+        find_codec(3)  # type: ignore[arg-type]
+    wrong = Hex()
+    wrong.number = 2
+    with pytest.raises(SchemaError, match="128 to 255"):
+        find_codec(wrong)
+
+
+def test_plain_types_are_decoded_by_the_engine_itself() -> None:
+    """Where nothing has to be checked, no function of ours stands between the bytes and the object."""
+    assert type(body_decoder(Aliasless, stated=MSGPACK, route=None, default=JSON)) is type(msgspec.json.Decoder().decode)
