@@ -40,10 +40,9 @@ HEADERS_MAX = 4096
 """Bytes of the encoded headers of one message, so that a reader's MAXMSGSIZE has a bound."""
 
 LARGE_FRAME = 8192
-"""Bytes from which on a body is viewed, not copied, and its nesting is checked before it is decoded.
+"""Bytes from which on a body leaves the short way: its size and its nesting are checked before it is decoded.
 
-Below it a copy is cheaper than a memoryview, and no 8 KiB can nest deep enough to exhaust the C stack
-(measured: between 16,000 and 30,000 levels on an 8 MiB stack)."""
+No 8 KiB can nest deep enough to exhaust the C stack (measured: between 16,000 and 30,000 levels on 8 MiB)."""
 
 TOPIC_CACHE = 16_384
 """Topics whose compiled deliveries are kept; the oldest is dropped first and found again through the trie."""

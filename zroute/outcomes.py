@@ -22,7 +22,7 @@ from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse
 from zroute.producers import CompiledProducer, Start, drive
-from zroute.routing.deliver import UNDECODABLE, Body, Delivery, Raw, frames_of
+from zroute.routing.deliver import UNDECODABLE, Delivery, Raw, frames_of
 from zroute.routing.parameters import name_of
 from zroute.routing.publications import Outlet
 from zroute.routing.routes import ErrorHook
@@ -90,7 +90,7 @@ class Outcomes:
         )
         self._hook(route.hooks, error, raw)
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
+    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries declare."""
         names = ", ".join(delivery.route.name for delivery in deliveries)
         topic = deliveries[0].topic
@@ -105,7 +105,7 @@ class Outcomes:
             names,
             str(topic),
             reason,
-            bytes(body[:_FIRST_BYTES]),
+            body[:_FIRST_BYTES],
         )
         called: set[int] = set()
         for delivery in deliveries:
@@ -314,7 +314,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _codec_hint(body: Body, codec: Codec, raw: Raw) -> str:
+def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:
     """What to do when the body seems to be in another codec than the one the reader was told."""
     looks = detect(body)
     whole = raw.partition(NUL)[2] if isinstance(raw, bytes) else raw[1]

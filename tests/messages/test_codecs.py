@@ -39,16 +39,14 @@ FORMATS = [MSGPACK, JSON]
 QUOTE = Plain("AAPL", 187.23, 1200)
 
 
-def names(codec: Codec) -> str:
-    return codec.name
-
-
 def decode(schema: Any, body: bytes, codec: Codec = JSON, **said: Any) -> Any:
+    """Read as a subscriber does that wrote nothing about codecs."""
     given = {"stated": None, "route": None, "default": codec, **said}
     return body_decoder(schema, **given)(body)
 
 
 def encode(schema: Any, message: Any, codec: Codec = JSON) -> bytes:
+    """Write as a publisher does that wrote nothing about codecs."""
     return body_encoder(schema, codec=None, default=codec)[1](message)
 
 
@@ -284,6 +282,7 @@ def test_numbers_text_and_claims_out_of_bounds_are_refused(codec: Codec, body: b
 
 
 def bomb(codec: Codec, inside: bool) -> bytes:
+    """A hundred thousand arrays in each other, alone or in a field that no class has."""
     n = 100_000
     nest = b"[" * n + b"]" * n if codec is JSON else b"\x91" * n + b"\x01"
     if not inside:
@@ -346,7 +345,6 @@ def test_a_large_flat_body_passes_the_guard(codec: Codec, monkeypatch: pytest.Mo
 def test_a_map_or_list_gives_its_codec_away(body: bytes, codec: Codec | None) -> None:
     """An untyped handler reads JSON and msgpack from one topic."""
     assert detect(body) is codec
-    assert detect(memoryview(body)) is codec
 
 
 def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> None:
@@ -364,7 +362,6 @@ def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> N
 def test_bytes_come_as_they_are() -> None:
     """A handler of bytes gets the body untouched, whatever codec is spoken of."""
     assert decode(bytes, b"{}", stated=JSON) == b"{}"
-    assert decode(bytes, memoryview(b"{}")) == b"{}"  # type: ignore[arg-type]
 
 
 def test_text_is_text_unless_the_publisher_says_otherwise() -> None:
@@ -451,4 +448,6 @@ def test_a_codec_that_is_none_is_named() -> None:
 
 def test_plain_types_are_decoded_by_the_engine_itself() -> None:
     """Where nothing has to be checked, no function of ours stands between the bytes and the object."""
-    assert type(body_decoder(Aliasless, stated=MSGPACK, route=None, default=JSON)) is type(msgspec.json.Decoder().decode)
+    assert type(body_decoder(Aliasless, stated=MSGPACK, route=None, default=JSON)) is type(
+        msgspec.json.Decoder().decode
+    )

@@ -14,11 +14,13 @@ from typing import Any, Union, get_args, get_origin
 import attrs
 import msgspec
 
+from zroute.errors import DecodeError
 from zroute.messages.schema import children, inspect, is_class, resolved
 
-__all__ = ["HIGHEST", "LOWEST", "Check", "compile_check", "is_bounded"]
+__all__ = ["HIGHEST", "LOWEST", "Check", "compile_check", "compile_reader", "is_bounded"]
 
 Check = Callable[[Any], bool]
+Decode = Callable[[bytes], Any]
 
 LOWEST = -(2**63)
 HIGHEST = 2**64 - 1
@@ -36,6 +38,38 @@ def compile_check(hint: Any, *, ints: bool, floats: bool, classes: bool) -> Chec
     if "any" in holds:
         return is_bounded if ints or floats else None
     return _Compiler(ints, floats, classes).check(hint, top=True) if wanted & holds else None
+
+
+def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats: bool) -> Decode:
+    """``decode`` with what must be looked at beside it, in one function: it stands before most handlers.
+
+    ``utf8``: msgspec skips the fields a class does not have unread, but JSON is UTF-8 all through (RFC 8259,
+    8.1). Where nothing is to be looked at, ``decode`` itself. The function raises DecodeError.
+    """
+    names: dict[str, Any]
+    if is_class(get_origin(hint) or hint) and "any" not in inspect(hint).holds:
+        expression, names = _Compiler(ints, floats, False).expression(get_origin(hint) or hint, hint, True)
+    else:
+        check = compile_check(hint, ints=ints, floats=floats, classes=False)
+        expression, names = ("check(m)", {"check": check}) if check else ("", {})
+    if not expression and not utf8:
+        return decode
+    # A function of its own for each type, as attrs and cattrs make them: two calls a message less.
+    lines = [
+        "def read(body):",
+        "    body.isascii() or body.decode()" if utf8 else "",
+        "    m = decode(body)",
+        f"    if {expression or 'True'}:",
+        "        return m",
+        "    refuse()",
+    ]
+    exec("\n".join(lines), names := {**names, "decode": decode, "refuse": _refuse})
+    read: Decode = names["read"]
+    return read
+
+
+def _refuse() -> None:
+    raise DecodeError("a number over 64 bits or not finite")
 
 
 def is_bounded(value: Any) -> bool:
@@ -92,25 +126,30 @@ class _Compiler:
         return is_bounded if self._ints or self._floats else None
 
     def _class(self, kind: Any, hint: Any, top: bool) -> Check | None:
+        expression, names = self.expression(kind, hint, top)
+        # One expression instead of a loop over fields: half the time, and this runs for each message.
+        return eval(f"lambda m: {expression}", names) if expression else None
+
+    def expression(self, kind: Any, hint: Any, top: bool) -> tuple[str, dict[str, Any]]:
+        """What must be true of an instance ``m`` of a class, as source, and the names it uses; "" for nothing."""
         self._open.append(hint)
         terms: list[str] = []
         names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST, "kind": kind}
-        access = "m[{!r}]" if isinstance(kind, type) and issubclass(kind, dict) else "m.{}"
-        if self._classes and not top and access != "m[{!r}]":
+        is_dict = isinstance(kind, type) and issubclass(kind, dict)
+        if self._classes and not top and not is_dict:
             terms.append("m.__class__ is kind")
         for number, (step, child) in enumerate(children(hint)):
-            value = access.format(step[1:])
-            child = resolved(child)
+            name, child = step[1:], resolved(child)
+            value = f"m[{name!r}]" if is_dict else f"m.{name}"
             check = self.check(child)
-            if child is int and check:
+            if child is int and check and not is_dict:
                 terms.append(f"LOWEST <= {value} <= HIGHEST")
             elif check:
                 names[f"check{number}"] = check
-                missing = f"{step[1:]!r} not in m or " if access == "m[{!r}]" else ""
+                missing = f"{name!r} not in m or " if is_dict else ""
                 terms.append(f"({missing}check{number}({value}))")
         self._open.remove(hint)
-        # One expression instead of a loop over fields: half the time, and this runs for each message.
-        return eval(f"lambda m: {' and '.join(terms)}", names) if terms else None
+        return " and ".join(terms), names
 
     def _container(self, origin: Any, arguments: tuple[Any, ...], checks: list[Check | None]) -> Check | None:
         if not any(checks):

@@ -22,7 +22,7 @@ import msgpack
 import msgspec
 
 from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.checks import Check, compile_check, is_bounded
+from zroute.messages.checks import compile_check, compile_reader, is_bounded
 from zroute.messages.schema import Schema, describe, inspect, is_class, resolved
 from zroute.messages.structuring import structurer, unstructure
 
@@ -43,8 +43,7 @@ __all__ = [
     "runtime_encoder",
 ]
 
-Body: TypeAlias = "bytes | memoryview"
-Decode: TypeAlias = Callable[[Body], Any]
+Decode: TypeAlias = Callable[[bytes], Any]
 Encode: TypeAlias = Callable[[Any], bytes]
 
 _OWN_NUMBERS = range(128, 256)
@@ -58,7 +57,7 @@ class Codec(Protocol):
 
     ``name`` is for people. ``number`` stands on the tracked wire, so that readers know it: 128 to 255 for
     codecs of your own. ``encoder(schema)`` returns ``object -> bytes`` and may raise EncodeError;
-    ``decoder(schema)`` returns ``bytes or memoryview -> object`` and may raise anything. Both are called at
+    ``decoder(schema)`` returns ``bytes -> object`` and may raise anything. Both are called at
     compile time, with the declared type or ``typing.Any``, and may raise SchemaError.
 
     There is no pickle: a body would run code of whoever can reach the port.
@@ -117,11 +116,8 @@ class _Format:
         if found.engine == "cattrs":
             structure, read = structurer(schema, str_keys=self.str_keys), self._untyped_decoder(Any)
             return lambda body: structure(read(body))
-        decode = self.read_as(schema)
-        check = compile_check(schema, ints=self is JSON, floats=self is not JSON, classes=False)
-        if self is JSON:
-            return _utf8(decode) if check is None else _checked_utf8(decode, check)
-        return decode if check is None else _checked(decode, check)
+        json = self is JSON
+        return compile_reader(self.read_as(schema), schema, utf8=json, ints=json, floats=not json)
 
     def _encoder(self, found: Schema) -> Encode:
         write, is_of_type = self.write, _type_test(found.type)
@@ -160,7 +156,7 @@ class _Format:
     def _untyped_decoder(self, kind: Any) -> Decode:
         read = self.read_untyped
 
-        def decode(body: Body) -> Any:
+        def decode(body: bytes) -> Any:
             value = read(body)
             if not is_bounded(value):
                 raise DecodeError("a number over 64 bits or not finite")
@@ -169,41 +165,6 @@ class _Format:
             return value
 
         return decode
-
-
-def _checked(decode: Decode, check: Check) -> Decode:
-    def decode_checked(body: Body) -> Any:
-        message = decode(body)
-        if check(message):
-            return message
-        raise DecodeError("a number over 64 bits or not finite")
-
-    return decode_checked
-
-
-def _utf8(decode: Decode) -> Decode:
-    """msgspec skips the fields a class does not have, unread; JSON is UTF-8 all through (RFC 8259, 8.1)."""
-
-    def decode_utf8(body: Body) -> Any:
-        if type(body) is not bytes or not body.isascii():
-            str(body, "utf-8")
-        return decode(body)
-
-    return decode_utf8
-
-
-def _checked_utf8(decode: Decode, check: Check) -> Decode:
-    """`_utf8` and `_checked` in one call: this is what stands before most handlers."""
-
-    def decode_checked(body: Body) -> Any:
-        if type(body) is not bytes or not body.isascii():
-            str(body, "utf-8")
-        message = decode(body)
-        if check(message):
-            return message
-        raise DecodeError("a number over 64 bits or not finite")
-
-    return decode_checked
 
 
 def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
@@ -345,7 +306,7 @@ def _refused(message: Any, schema: Any, error: Exception) -> EncodeError:
     )
 
 
-def _read_msgpack(body: Body) -> Any:
+def _read_msgpack(body: bytes) -> Any:
     return msgpack.unpackb(body, strict_map_key=False, timestamp=3)
 
 
@@ -412,8 +373,8 @@ class _Plain:
             )
 
 
-TEXT: Codec = _Plain("text", 3, str, lambda message: message.encode(), lambda body: str(body, "utf-8"))
-RAW: Codec = _Plain("raw", 4, bytes, lambda message: message, bytes)
+TEXT: Codec = _Plain("text", 3, str, lambda message: message.encode(), bytes.decode)
+RAW: Codec = _Plain("raw", 4, bytes, bytes, bytes)
 
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})
 
@@ -440,7 +401,7 @@ def find_codec(codec: str | Codec) -> Codec:
     return codec
 
 
-def detect(body: Body) -> Codec | None:
+def detect(body: bytes) -> Codec | None:
     """The codec that a body's first byte gives away: ``{`` or ``[`` is JSON, a map or array of msgpack itself."""
     if not len(body):
         return None
@@ -481,11 +442,11 @@ def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, defa
 
 
 def _or_raw(decode: Decode) -> Decode:
-    def decode_or_raw(body: Body) -> Any:
+    def decode_or_raw(body: bytes) -> Any:
         try:
             return decode(body)
         except Exception:
-            return bytes(body)
+            return body
 
     return decode_or_raw
 
@@ -494,7 +455,7 @@ def _detected(kind: Any, otherwise: Codec) -> Decode:
     decoders = {codec.name: codec.decoder(kind) for codec in (JSON, MSGPACK)}
     fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
 
-    def decode(body: Body) -> Any:
+    def decode(body: bytes) -> Any:
         codec = detect(body)
         return fallback(body) if codec is None else decoders[codec.name](body)
 
@@ -502,7 +463,7 @@ def _detected(kind: Any, otherwise: Codec) -> Decode:
 
 
 def _refuse(reason: str) -> Decode:
-    def decode(_body: Body) -> Any:
+    def decode(_body: bytes) -> Any:
         raise DecodeError(reason)
 
     return decode
@@ -541,7 +502,7 @@ def guarded(decode: Decode, codec: Codec) -> Decode:
     Normally RecursionError comes first; not so where the program has raised the interpreter's limit.
     """
 
-    def decode_guarded(body: Body) -> Any:
+    def decode_guarded(body: bytes) -> Any:
         if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(body):
             raise DecodeError(f"it nests deeper than {_MAX_DEPTH} levels")
         return decode(body)
@@ -550,10 +511,9 @@ def guarded(decode: Decode, codec: Codec) -> Decode:
     return decode_guarded
 
 
-def _is_deep(body: Body) -> bool:
+def _is_deep(body: bytes) -> bool:
     """Whether the body would nest too deep in JSON or in msgpack, whichever it is."""
-    raw = bytes(body)
-    return _deep_json(raw) if detect(raw) is JSON else _deep_msgpack(raw)
+    return _deep_json(body) if detect(body) is JSON else _deep_msgpack(body)
 
 
 def _deep_json(raw: bytes) -> bool:

@@ -237,7 +237,7 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
     )
 
 
-def parse_header(body: bytes | memoryview) -> Header:
+def parse_header(body: bytes) -> Header:
     """Validate the tracked header at the start of ``body``, which starts with `MAGIC`.
 
     Raises EnvelopeError with what is broken: version, kind, flags, length or headers.
@@ -258,7 +258,7 @@ def parse_header(body: bytes | memoryview) -> Header:
     return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size)
 
 
-def _unpack_headers(body: bytes | memoryview) -> tuple[dict[str, Any], int]:
+def _unpack_headers(body: bytes) -> tuple[dict[str, Any], int]:
     start = HEADER_SIZE + _LENGTH.size
     if len(body) < start:
         raise EnvelopeError("a tracked header that ends inside the length of its headers")

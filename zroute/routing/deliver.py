@@ -1,6 +1,6 @@
 """The deliver closures: what is done for each message of one topic, once everything else is known.
 
-A closure takes ``(body, raw)``: the body as bytes or memoryview, and the frames it came in (one bytes, or
+A closure takes ``(body, raw)``: the body, and the frames it came in (one bytes, or
 a tuple of several). It returns None, or `UNDECODABLE`, which makes the drain look for parts that belong to
 the body, or `TRACKED`. It raises nothing: what handlers raise and return beyond None goes to
 `Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a call per message.
@@ -35,10 +35,9 @@ __all__ = [
 ]
 
 Raw: TypeAlias = "bytes | tuple[bytes, ...]"
-Body: TypeAlias = "bytes | memoryview"
-Decode: TypeAlias = Callable[[Body], Any]
-Deliver: TypeAlias = "Callable[[Body, Raw], int | None]"
-Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, Body, Raw], int]"
+Decode: TypeAlias = Callable[[bytes], Any]
+Deliver: TypeAlias = "Callable[[bytes, Raw], int | None]"
+Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, bytes, Raw], int]"
 
 UNDECODABLE = 1
 TRACKED = 2
@@ -77,7 +76,7 @@ class Outcomes(Protocol):
     def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
         """The function raised."""
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
+    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
 
     def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
@@ -116,7 +115,7 @@ def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
     assert decode is not None
     stats, settle = delivery.route.stats, outcomes.settle
 
-    def deliver(body: Body, raw: Raw) -> int | None:
+    def deliver(body: bytes, raw: Raw) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
@@ -141,7 +140,7 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refu
     deliveries = tuple(step.delivery for step in steps)
     calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
 
-    def deliver(body: Body, raw: Raw) -> int | None:
+    def deliver(body: bytes, raw: Raw) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:
@@ -166,7 +165,7 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
-    def deliver(body: Body, raw: Raw) -> int | None:
+    def deliver(body: bytes, raw: Raw) -> int | None:
         envelope = envelope_of(raw) if wants_envelope else None
         decoded: dict[int, Any] = {}
         undecodable: set[int] = set()

@@ -20,7 +20,6 @@ from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, K
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
 from zroute.routing.deliver import (
     TRACKED,
-    Body,
     CompiledRoute,
     Decode,
     Deliver,
@@ -196,7 +195,7 @@ class RouteTable:
 
     def _receive(self, raw: Raw) -> None:
         try:
-            topic, body = self._split(raw)
+            topic, body = split(frames_of(raw))
             entry = self._entries.get(topic) or self._enter(topic)
             if body[: len(MAGIC)] == MAGIC:
                 self._receive_tracked(entry, body, raw)
@@ -206,19 +205,12 @@ class RouteTable:
         except EnvelopeError as error:
             self._malformed(error, raw)
 
-    def _split(self, raw: Raw) -> tuple[bytes, Body]:
-        if isinstance(raw, bytes) and len(raw) > LARGE_FRAME:
-            end = raw.find(NUL)
-            if end >= 0:
-                return raw[:end], memoryview(raw)[end + 1 :]
-        return split(frames_of(raw))
-
-    def _receive_tracked(self, entry: _Entry, body: Body, raw: Raw) -> None:
+    def _receive_tracked(self, entry: _Entry, body: bytes, raw: Raw) -> None:
         header = parse_header(body)
         if header.kind != Kind.DATA:
             self._stats.control += 1
             return
-        head, body = bytes(body[:HEAD_SIZE]), body[header.size :]
+        head, body = body[:HEAD_SIZE], body[header.size :]
         self._check_size(body)
         deliver = self._deliver(entry, header.codec, body)
         if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
@@ -227,7 +219,7 @@ class RouteTable:
             entry.heads[head] = deliver
         deliver(body, raw)
 
-    def _check_size(self, body: Body) -> None:
+    def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:
             raise EnvelopeError(f"a body of {len(body)} bytes, over the limit of {self._max_message}")
 
@@ -256,7 +248,7 @@ class RouteTable:
         except UnicodeDecodeError:
             return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
 
-        def unrouted(_body: Body, raw: Raw) -> None:
+        def unrouted(_body: bytes, raw: Raw) -> None:
             self._stats.unrouted += 1
             self._outcomes.unrouted(raw)
 
@@ -281,7 +273,7 @@ class RouteTable:
 
     # -- closures ---------------------------------------------------------------------------------------
 
-    def _deliver(self, entry: _Entry, number: int, body: Body) -> Deliver:
+    def _deliver(self, entry: _Entry, number: int, body: bytes) -> Deliver:
         """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
         if not entry.deliveries:
             return entry.plain
@@ -302,7 +294,7 @@ class RouteTable:
         deliver = make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
         return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
 
-    def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: Body, raw: Raw) -> int:
+    def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         if body[: len(MAGIC)] == MAGIC:
             return TRACKED
         return self._outcomes.undecodable(deliveries, error, body, raw)
@@ -364,7 +356,7 @@ def _key(schema: Any) -> object:
 
 
 def _unknown(number: int) -> Decode:
-    def refuse(_body: Body) -> Any:
+    def refuse(_body: bytes) -> Any:
         raise DecodeError(
             f"codec {number} is not known here: name it once, as in App(codec=…) or subscribe(…, codec=…)"
         )
