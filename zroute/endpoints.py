@@ -51,7 +51,8 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
         address = text
     transport, separator, rest = address.partition("://")
     if not separator:
-        raise _error(text, "has no transport", f"write 'tcp://{address or '127.0.0.1:5555'}'")
+        guess = address if ":" in address else f"127.0.0.1:{address if address.isdigit() else 5555}"
+        raise _error(text, "has no transport", f"write for example 'tcp://{guess}'")
     if transport not in _TRANSPORTS:
         raise _error(text, f"has an unknown transport '{transport}'", f"use one of {', '.join(_TRANSPORTS)}")
     if not rest or any(mark.isspace() or mark == "\0" for mark in rest):

@@ -32,9 +32,10 @@ from zroute.routing.compiler import Compiled, CompiledTrigger
 from zroute.routing.parameters import is_generator_function, name_of
 from zroute.routing.publications import DONE, Emit
 from zroute.routing.table import RouteTable
+from zroute.sockets.connection import Drain
 from zroute.sockets.transport import SocketTransport
 
-__all__ = ["AppService", "Drained", "Transport"]
+__all__ = ["AppService", "Drained", "Limit", "Transport"]
 
 _log = logging.getLogger("zroute")
 
@@ -45,7 +46,7 @@ _CATCH_UP = 1.0
 class Transport(Protocol):
     """What a run needs of whatever moves its frames."""
 
-    def open(self, drain: Any) -> None:
+    def open(self, drain: Drain) -> None:
         """Bind and connect; raises EndpointError."""
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
@@ -67,12 +68,27 @@ class Drained:
         return not self.unfinished
 
 
+class Limit:
+    """How many messages several services may read altogether; ``reached`` is called once, at the last."""
+
+    def __init__(self, messages: int, reached: Callable[[], None]) -> None:
+        self.left = messages
+        self._reached = reached
+
+    def take(self, messages: int) -> None:
+        """So many have been read."""
+        if messages and self.left:
+            self.left = max(self.left - messages, 0)
+            if not self.left:
+                self._reached()
+
+
 class AppService(Service):
     """Runs ``app`` on ``reactor``; made by ``app.service(reactor)``.
 
     ``sub`` and ``pub`` replace the app's endpoints; ``drain_timeout`` is how many seconds a stop waits for
-    unfinished handlers; after ``max_messages`` received messages ``on_limit`` is called, and no more are
-    read. ``started`` fires when the app is subscribed, and fails with what ended its start.
+    unfinished handlers; ``limit`` ends reading after a number of messages. ``started`` fires when the app is
+    subscribed, and fails with what ended its start.
     """
 
     def __init__(
@@ -83,8 +99,7 @@ class AppService(Service):
         sub: tuple[Endpoint, ...] | None = None,
         pub: tuple[Endpoint, ...] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
-        max_messages: int | None = None,
-        on_limit: Callable[[], None] = lambda: None,
+        limit: Limit | None = None,
     ) -> None:
         self.app = app
         self.name = None
@@ -92,8 +107,7 @@ class AppService(Service):
         self._compiled: Compiled = app.compile()
         self.subscribe_to, self.publish_to = app.endpoints(sub=sub, pub=pub)
         self.drain_timeout = drain_timeout
-        self._max_messages = max_messages
-        self._on_limit = on_limit
+        self.limit = limit
         self._run: _Run | None = None
         self._stopping: Deferred[Drained] | None = None
         self.started: Deferred[None] = Deferred()
@@ -203,7 +217,7 @@ class _Run:
         self._stopped = False
 
     def open(self) -> None:
-        limit = self._service._max_messages
+        limit = self._service.limit
         self.transport.open(self._table.drain if limit is None else self._limited(limit))
         emit = self._emit()
         self._app._emit = emit
@@ -270,17 +284,17 @@ class _Run:
 
         return emit
 
-    def _limited(self, limit: int) -> Callable[[Callable[[int], bytes], Callable[[], int], int], None]:
-        """`RouteTable.drain`, for no more than ``limit`` messages altogether."""
+    def _limited(self, limit: Limit) -> Drain:
+        """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
 
         def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-            sub, left = self.transport.sub, limit - self._stats.received
+            before = self._stats.received
             try:
-                self._table.drain(recv, more, min(budget, left))
+                self._table.drain(recv, more, min(budget, limit.left))
             finally:
-                if self._stats.received >= limit and sub is not None and not sub.paused:
-                    sub.pause()
-                    self._service._on_limit()
+                limit.take(self._stats.received - before)
+                if not limit.left and self.transport.sub is not None:
+                    self.transport.sub.pause()
 
         return drain
 

@@ -252,7 +252,7 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
     if kind != Kind.DATA and kind not in _CARRY_NOTHING:
         raise EnvelopeError(f"a tracked frame of kind {Kind(kind).name.lower()}, which this reader can't unpack")
-    if flags & ~Flags.HEADERS:
+    if flags & ~int(Flags.HEADERS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
     headers, size = _unpack_headers(body) if flags & Flags.HEADERS else ({}, HEADER_SIZE)
     return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size)

@@ -176,7 +176,8 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
                     decoded[slot] = step.decode(body)
                 except BaseException as error:
                     undecodable.add(slot)
-                    refuse(sharing[slot], error, body, raw)
+                    if refuse(sharing[slot], error, body, raw) == TRACKED:
+                        return TRACKED  # no decoder takes such a body, so no function has been called
             if slot in undecodable:
                 continue
             try:

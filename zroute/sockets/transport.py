@@ -126,8 +126,9 @@ class SocketTransport:
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
         """Close the sockets; fires when what was sent has left, or ``linger`` milliseconds are over."""
-        for connection in (self.sub, self.pub):
-            if connection is not None:
-                connection.close(linger)
+        if self.sub is not None:
+            self.sub.close(LINGER_ABORT)  # all it could still send are subscriptions, to peers that are away
+        if self.pub is not None:
+            self.pub.close(linger)
         self.sub = self.pub = None
         return self._context.release(self._reactor)

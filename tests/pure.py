@@ -1,0 +1,161 @@
+"""An app without sockets: its compiled routes are fed lists of parts, as a socket would give them.
+
+Legitimate because the table is sans-IO: it takes ``recv`` and ``more`` as arguments. What the app publishes is
+recorded as it would be given to the transport.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import msgspec
+from twisted.internet.task import Clock
+
+from zroute import App
+from zroute.awaiting import as_deferred
+from zroute.delivery.stats import RouteStats, Stats
+from zroute.messages.wire import framer
+from zroute.outcomes import Outcomes
+from zroute.routing.publications import DONE
+from zroute.routing.table import RouteTable
+
+Parts = bytes | tuple[bytes, ...]
+
+LOG = logging.getLogger("zroute.tests")
+
+
+class NothingThereError(Exception):
+    """What ``recv`` raises when no part is left, as a socket raises Again."""
+
+
+def packed(message: Any) -> bytes:
+    """``message`` as msgpack."""
+    return msgspec.msgpack.encode(message)
+
+
+def plain(topic: str | bytes, message: Any = None, *, body: bytes | None = None) -> bytes:
+    """One frame of the plain wire: ``message`` as msgpack, or ``body`` as it is."""
+    raw = topic.encode() if isinstance(topic, str) else topic
+    return raw + b"\0" + (packed(message) if body is None else body)
+
+
+def tracked(
+    topic: str,
+    message: Any = None,
+    *,
+    body: bytes | None = None,
+    codec: int = 1,
+    headers: Mapping[str, Any] | None = None,
+    epoch: int = 7,
+    sequence: int = 1,
+) -> bytes:
+    """One frame of the tracked wire."""
+    frame = framer("tracked", epoch=epoch, next_sequence=lambda: sequence, clock_ns=lambda: 5_000_000_000)
+    made = frame(topic.encode(), codec, packed(message) if body is None else body, headers)
+    assert isinstance(made, bytes)
+    return made
+
+
+class Wired:
+    """``app``, compiled and wired to lists; `sent` holds ``(topic, codec number, body, headers)``."""
+
+    def __init__(self, app: App) -> None:
+        compiled = app.compile()
+        self.clock = Clock()
+        self.stats = Stats()
+        self.sent: list[tuple[str, int, bytes, Mapping[str, Any] | None]] = []
+        self.outcomes = Outcomes(
+            stats=self.stats,
+            log=LOG,
+            clock=self.clock,
+            wall=lambda: 100.0,
+            start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
+            default=app.codec,
+            hooks=app._errors,
+            unrouted=app._fallbacks,
+        )
+        routes = [attrs.evolve(route, stats=RouteStats()) for route in compiled.routes]
+        self.stats.routes.update((route.name, route.stats) for route in routes)
+        self.table = RouteTable(
+            routes,
+            default=app.codec,
+            codecs=compiled.codecs,
+            dispatch=app.dispatch,
+            max_message=app.max_message,
+            stats=self.stats,
+            outcomes=self.outcomes,
+            clock=lambda: 100.0,
+        )
+        for outlet in compiled.outlets:
+            outlet.open(self._emit)
+        app._emit = self._emit
+        self._app, self._outlets = app, compiled.outlets
+        self._parts: deque[tuple[bytes, bool]] = deque()
+        self._more = False
+        self.asked_for_more = 0
+
+    def _emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Any:
+        self.sent.append((topic.decode(), number, body, headers))
+        self.stats.published += 1
+        return DONE
+
+    @property
+    def published(self) -> list[tuple[str, Any]]:
+        """What was published: topics, and bodies read as msgpack, text or bytes by what the header would say."""
+        readers: dict[int, Callable[[bytes], Any]] = {
+            1: msgspec.msgpack.decode,
+            2: msgspec.json.decode,
+            3: bytes.decode,
+            4: bytes,
+        }
+        return [(topic, readers[number](body)) for topic, number, body, _ in self.sent]
+
+    def queue(self, *messages: Parts) -> None:
+        """Put messages where ``recv`` finds them."""
+        for message in messages:
+            parts = (message,) if isinstance(message, bytes) else message
+            self._parts.extend((part, number < len(parts)) for number, part in enumerate(parts, 1))
+
+    def recv(self, flags: int) -> bytes:
+        """The next part."""
+        assert flags == 1
+        if not self._parts:
+            raise NothingThereError
+        part, self._more = self._parts.popleft()
+        return part
+
+    def more(self) -> int:
+        """Whether the part read last has another behind it."""
+        self.asked_for_more += 1
+        return int(self._more)
+
+    def drain(self, budget: int = 16) -> bool:
+        """One drain; whether it ended because nothing was left."""
+        try:
+            self.table.drain(self.recv, self.more, budget)
+        except NothingThereError:
+            return True
+        return False
+
+    def feed(self, *messages: Parts) -> Wired:
+        """Receive ``messages`` and whatever was queued, to the end."""
+        self.queue(*messages)
+        while not self.drain():
+            pass
+        return self
+
+    def balanced(self) -> bool:
+        """The identity of the counters, and no count below zero."""
+        s = self.stats
+        return s.received == s.routed + s.unrouted + s.malformed + s.control and s.routed >= 0
+
+    def close(self) -> None:
+        """Stop as a service does: publishing is refused again, and what the log held back is said."""
+        self._app._emit = None
+        for outlet in self._outlets:
+            outlet.close()
+        self.outcomes.close()

@@ -1,0 +1,533 @@
+"""The table: which handlers a message reaches, in which order, and what is counted when it reaches none."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+import attrs
+import pytest
+
+from tests.pure import Wired, packed, plain, tracked
+from zroute import App, Envelope, Topic, startswith
+from zroute.messages.wire import Kind, pack_head
+from zroute.options import LARGE_FRAME, MAX_PARTS
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+    price: float
+
+
+@attrs.frozen
+class Other:
+    name: str
+
+
+def test_a_handler_gets_the_typed_object_of_its_topic() -> None:
+    """I subscribe to a topic, annotate a class, and am called with an instance of it."""
+    app, got = App(), []
+
+    @app.subscribe("stocks")
+    def on_quote(quote: Quote) -> None:
+        got.append(quote)
+
+    Wired(app).feed(plain("stocks", {"symbol": "A", "price": 1.5}))
+    assert got == [Quote("A", 1.5)]
+
+
+@pytest.mark.parametrize("frame", [plain, tracked])
+def test_all_that_match_are_called_most_specific_first(frame: Any) -> None:
+    """Handlers with overlapping patterns are each called once, the most specific first."""
+    app, order = App(), []
+    for name, pattern in [("rest", startswith("a")), ("tail", "a.>"), ("one", "a.*"), ("exact", "a.b")]:
+        app.add_route(lambda message, name=name: order.append(name), pattern)
+    Wired(app).feed(frame("a.b", 1), frame("a.b", 2))
+    assert order == ["exact", "one", "tail", "rest"] * 2
+
+
+def test_the_most_specific_alone_is_called_where_i_ask_for_it() -> None:
+    """With dispatch="most_specific" breaking news go to the breaking handler and to no other."""
+    app, order = App(dispatch="most_specific"), []
+    app.add_route(lambda message: order.append("any"), "news.>")
+    app.add_route(lambda message: order.append("breaking"), "news.breaking")
+    Wired(app).feed(plain("news.breaking", 1), plain("news.sports", 1))
+    assert order == ["breaking", "any"]
+
+
+def test_one_function_is_called_once_by_its_most_specific_pattern() -> None:
+    """My function subscribes to overlapping patterns in two decorators and runs once per message."""
+    app, got = App(), []
+
+    def on_news(message: Any, kind: str = "none") -> None:
+        got.append((message, kind))
+
+    app.add_route(on_news, "news.>")
+    app.add_route(on_news, "news.{kind}")
+    app.add_route(on_news, startswith("news"))
+    Wired(app).feed(plain("news.a", 1), plain("news.a.b", 2))
+    assert got == [(1, "a"), (2, "none")]
+
+
+def test_a_capture_that_does_not_convert_leaves_the_message_to_the_next_candidate() -> None:
+    """An int capture takes numbers only; the text goes on to the handler behind it."""
+    app, got = App(dispatch="most_specific"), []
+
+    @app.subscribe("room.{number}.*")
+    def by_number(message: Any, number: int) -> None:
+        got.append(number)
+
+    @app.subscribe("room.*.{name}")
+    def by_name(message: Any, name: str) -> None:
+        got.append(name)
+
+    Wired(app).feed(plain("room.7.x", 1), plain("room.attic.x", 1))
+    assert got == [7, "x"]
+
+
+def test_the_fallback_of_a_function_is_its_own_broader_pattern() -> None:
+    """Where my typed capture does not convert, my function's broader pattern is tried."""
+    app, got = App(), []
+
+    def handle(message: Any, number: int = -1) -> None:
+        got.append(number)
+
+    app.add_route(handle, "n.{number}")
+    app.add_route(handle, "n.>")
+    Wired(app).feed(plain("n.5", 0), plain("n.five", 0))
+    assert got == [5, -1]
+
+
+def test_handlers_of_one_type_share_the_object() -> None:
+    """The body is decoded once for all handlers of its type."""
+    app, seen = App(), []
+    app.add_route(lambda message: seen.append(message), "a")
+    app.add_route(lambda message: seen.append(message), "a.>", "a")
+    app.add_route(lambda other: seen.append(other), startswith("a"))
+    Wired(app).feed(plain("a", {"k": 1}))
+    assert seen == [{"k": 1}] * 3
+    assert seen[0] is seen[1] is seen[2]
+
+
+def test_copy_gives_a_handler_an_object_of_its_own() -> None:
+    """With copy=True I may change what I was given, and nobody else sees it."""
+    app, seen = App(), []
+
+    @app.subscribe("a", copy=True)
+    def change(message: dict) -> None:
+        message["k"] = 2
+
+    @app.subscribe("a.>", "a")
+    def look(message: dict) -> None:
+        seen.append(message)
+
+    Wired(app).feed(plain("a", {"k": 1}))
+    assert seen == [{"k": 1}]
+
+
+def test_one_type_that_does_not_decode_keeps_nothing_from_the_other() -> None:
+    """Two handlers declare two types; the one whose type it is gets the message."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def on_quote(quote: Quote) -> None:
+        got.append(quote)
+
+    @app.subscribe("a")
+    def on_other(other: Other) -> None:
+        got.append(other)
+
+    wired = Wired(app).feed(plain("a", {"name": "x"}), plain("a", {"symbol": "A", "price": 1.0}))
+    assert got == [Other("x"), Quote("A", 1.0)]
+    assert {name: (s.handled, s.decode_error) for name, s in wired.stats.routes.items()} == {
+        "on_quote()": (1, 1),
+        "on_other()": (1, 1),
+    }
+
+
+def test_a_tracked_message_after_a_plain_one_reaches_handlers_of_two_types() -> None:
+    """A topic may be published plain first and tracked later: the handlers miss nothing."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def on_quote(quote: Quote) -> None:
+        got.append(quote)
+
+    @app.subscribe("a")
+    def on_other(other: Other) -> None:
+        got.append(other)
+
+    wired = Wired(app).feed(plain("a", {"name": "x"}), tracked("a", {"name": "y"}), tracked("a", {"name": "z"}))
+    assert got == [Other("x"), Other("y"), Other("z")]
+    assert wired.balanced()
+
+
+@pytest.mark.parametrize("annotation", [Quote, dict, Any, bytes, str, Quote | bytes])
+def test_tracked_and_plain_on_one_topic_are_told_apart(annotation: Any) -> None:
+    """Publishers of both wires share a topic, and my handler sees the same bodies from both."""
+    app, got = App(), []
+
+    def handle(message: Any) -> None:
+        got.append(message)
+
+    handle.__annotations__["message"] = annotation
+    app.add_route(handle, "a")
+    if annotation is str:
+        one, two = plain("a", body=b"hi"), tracked("a", body=b"hi", codec=3)
+    elif annotation is bytes:
+        one, two = plain("a", body=b"hi"), tracked("a", body=b"hi", codec=4)
+    else:
+        one, two = plain("a", {"symbol": "A", "price": 1.0}), tracked("a", {"symbol": "A", "price": 1.0})
+    wired = Wired(app).feed(one, two, one, two, two)
+    assert len(got) == 5
+    assert all(message == got[0] for message in got)
+    assert wired.stats.malformed == 0
+
+
+def test_tracked_headers_reach_the_envelope() -> None:
+    """I ask for the Envelope and find headers, sequence, publisher and times in it."""
+    app, got = App(), []
+
+    @app.subscribe("a.{x}")
+    def handle(message: int, envelope: Envelope, topic: Topic, x: str, app: App) -> None:
+        got.append((message, envelope, topic, x, app))
+
+    Wired(app).feed(tracked("a.b", 3, headers={"trace": "t"}, sequence=9), plain("a.b", 4))
+    (message, envelope, topic, x, given), (second, bare, *_) = got
+    assert (message, second, topic, x) == (3, 4, "a.b", "b")
+    assert type(topic) is Topic
+    assert given is app
+    assert (envelope.headers, envelope.sequence, envelope.publisher) == ({"trace": "t"}, 9, f"{7:016x}")
+    assert (envelope.sent_at, envelope.received_at, envelope.tracked, envelope.body) == (5.0, 100.0, True, packed(3))
+    assert (bare.tracked, bare.sequence, bare.frames) == (False, None, (plain("a.b", 4),))
+
+
+@pytest.mark.parametrize(
+    ("topic", "matched"),
+    [("news", ["news"]), ("newsletter", ["ne"]), ("news.a", ["news.*", "ne"]), ("news.a.b", ["ne"])],
+)
+def test_a_pattern_takes_its_own_topics_only(topic: str, matched: list[str]) -> None:
+    """`news` does not receive `newsletter`, `news.*` not `news.a.b`, startswith("ne") all of them."""
+    app, got = App(), []
+    for name, pattern in [("news", "news"), ("news.*", "news.*"), ("ne", startswith("ne"))]:
+        app.add_route(lambda message, name=name: got.append(name), pattern)
+    Wired(app).feed(plain(topic, 0))
+    assert [name for name in got if name != "ne"] == [name for name in matched if name != "ne"]
+    assert "ne" in got
+
+
+def test_topics_that_are_not_text_reach_a_prefix() -> None:
+    """A foreign publisher's binary topic reaches startswith(b"…"), and its bytes can be had back."""
+    app, got = App(), []
+
+    @app.subscribe(startswith(b"\xff"))
+    def handle(body: bytes, topic: Topic) -> None:
+        got.append(topic.wire)
+
+    Wired(app).feed(plain(b"\xff\xfe", body=b"x"))
+    assert got == [b"\xff\xfe"]
+
+
+def test_a_topic_that_is_not_text_and_that_nobody_takes_is_malformed() -> None:
+    """Invalid UTF-8 in a topic is counted as malformed, said once, and harms nothing."""
+    app, unrouted = App(), []
+    app.add_route(lambda message: None, "a.>")
+    app.on_unrouted(unrouted.append)
+    wired = Wired(app).feed(plain(b"a.\xff", 1), plain(b"a.\xff", 1))
+    assert (wired.stats.malformed, wired.stats.unrouted, unrouted) == (2, 0, [])
+    assert wired.balanced()
+
+
+def test_the_empty_topic_reaches_the_empty_prefix() -> None:
+    """Only startswith("") receives the empty topic."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), startswith(""))
+    Wired(app).feed(plain("", 1), tracked("", 2))
+    assert got == [1, 2]
+
+
+def test_what_no_route_takes_goes_to_the_fallback_and_is_counted() -> None:
+    """on_unrouted is given the envelope of what arrived for nobody."""
+    app, got = App(), []
+    app.add_route(lambda message: None, "a")
+    app.on_unrouted(got.append)
+    wired = Wired(app).feed(plain("b", 1), tracked("b", 2), tracked("b", 3), plain("a", 4))
+    assert [(envelope.topic, envelope.body) for envelope in got] == [("b", packed(n)) for n in (1, 2, 3)]
+    assert (wired.stats.received, wired.stats.unrouted, wired.stats.routed) == (4, 3, 1)
+
+
+# -- parts -----------------------------------------------------------------------------------------------
+
+
+def test_the_guides_two_frames_are_understood() -> None:
+    """A publisher that sends [topic, body] is received without configuration, and again, and again."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app).feed((b"a", packed(1)), (b"a", packed(2)), plain("a", 3))
+    assert got == [1, 2, 3]
+    assert wired.stats.received == 3
+
+
+def test_extra_parts_are_in_the_envelope() -> None:
+    """[topic, body, sequence] gives me the body, and the rest in envelope.frames."""
+    app, got = App(), []
+
+    @app.subscribe("hashblock")
+    def handle(body: bytes, envelope: Envelope) -> None:
+        got.append((body, envelope.frames))
+
+    frames = (b"hashblock", b"\x01\x02", b"\0\0\0\7")
+    Wired(app).feed(frames)
+    assert got == [(b"\x01\x02", frames)]
+
+
+def test_a_multipart_body_that_looks_whole_is_asked_about_from_then_on() -> None:
+    """Parts behind a frame that holds a NUL: the fault is counted, and the next good message is handled."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def handle(message: int) -> None:
+        got.append(message)
+
+    wired = Wired(app)
+    wired.feed(plain("a", 1), (plain("a", body=b"\xc1"), b"rest", b"rest"), plain("a", 2))
+    assert got == [1, 2]
+    before = wired.asked_for_more
+    wired.feed(plain("a", 3))
+    assert wired.asked_for_more == before + 1
+    assert wired.balanced()
+
+
+def test_a_known_topic_is_read_without_asking_for_parts() -> None:
+    """The short way asks RCVMORE once per topic and not per message."""
+    app = App()
+    app.add_route(lambda message: None, "a")
+    wired = Wired(app).feed(plain("a", 1))
+    asked = wired.asked_for_more
+    wired.feed(*[plain("a", 1)] * 50)
+    assert wired.asked_for_more == asked
+
+
+def test_tracked_bodies_that_break_inside_several_parts_are_skipped() -> None:
+    """The rest of a tracked message whose body is refused is no message of its own."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def handle(message: int) -> None:
+        got.append(message)
+
+    wired = Wired(app).feed(tracked("a", 1), (tracked("a", "text"), b"rest"), tracked("a", 2))
+    assert got == [1, 2]
+    assert wired.stats.routes["handle()"].decode_error == 1
+    assert wired.balanced()
+
+
+@pytest.mark.parametrize("parts", [MAX_PARTS + 1, 1000])
+def test_too_many_parts_are_one_malformed_message(parts: int) -> None:
+    """A peer that sends parts without end is refused, bounded in each turn, and the next message is handled."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app)
+    wired.queue((b"a", *[b""] * (parts - 1)), plain("a", 1))
+    assert not wired.drain()
+    wired.feed()
+    assert got == [1]
+    assert (wired.stats.received, wired.stats.malformed) == (2, 1)
+
+
+def test_the_largest_number_of_parts_is_a_message() -> None:
+    """Sixteen parts are still read."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    Wired(app).feed((b"a", packed(1), *[b""] * (MAX_PARTS - 2)))
+    assert got == [1]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"no nul",
+        plain("a", body=b"\xc1ZR"),
+        plain("a", body=pack_head(kind=Kind.BATCH, codec=1, epoch=1) + bytes(16)),
+        plain("a", body=pack_head(codec=1, flags=0x80, epoch=1) + bytes(16)),
+        plain("a", body=b"\xc1ZR\x09" + bytes(28)),
+        tracked("a", 1)[:20],
+    ],
+)
+def test_broken_frames_are_counted_logged_and_followed_by_good_ones(
+    frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a peer sends, the next good message is handled, and a line says what was refused."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app).feed(plain("a", 0), frame, tracked("a", 1), frame, plain("a", 2))
+    assert got == [0, 1, 2]
+    assert (wired.stats.received, wired.stats.malformed) == (5, 2)
+    assert wired.balanced()
+    assert "malformed message refused" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Kind.JOIN, Kind.BEAT, Kind.GOODBYE])
+def test_control_frames_are_counted_and_reach_no_handler(kind: Kind) -> None:
+    """Joins, beats and goodbyes of other publishers never look like messages."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app).feed(plain("a", body=pack_head(kind=kind, codec=0, epoch=1) + bytes(16)))
+    assert (wired.stats.control, wired.stats.received, got) == (1, 1, [])
+    assert wired.balanced()
+
+
+# -- sizes and codecs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [plain, tracked])
+def test_a_large_body_is_handled_up_to_the_limit(frame: Any) -> None:
+    """A body as large as max_message arrives, one byte more is malformed."""
+    app, got = App(max_message=LARGE_FRAME * 2), []
+
+    @app.subscribe("a")
+    def handle(body: bytes) -> None:
+        got.append(len(body))
+
+    size = LARGE_FRAME * 2
+    codec = {"codec": 4} if frame is tracked else {}
+    wired = Wired(app).feed(*[frame("a", body=bytes(n), **codec) for n in (size, size + 1, size, 3)])
+    assert got == [size, size, 3]
+    assert wired.stats.malformed == 1
+
+
+def test_the_header_names_the_codec() -> None:
+    """A publisher in another codec is understood, because its header says which."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def handle(quote: Quote) -> None:
+        got.append(quote)
+
+    Wired(app).feed(tracked("a", body=b'{"symbol":"A","price":1}', codec=2), tracked("a", {"symbol": "B", "price": 2}))
+    assert got == [Quote("A", 1.0), Quote("B", 2.0)]
+
+
+def test_an_unknown_codec_is_a_decode_error_that_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """A codec number this app has never heard of is refused with a remedy."""
+    app = App()
+
+    @app.subscribe("a")
+    def handle(quote: Quote) -> None:
+        raise AssertionError
+
+    wired = Wired(app).feed(tracked("a", body=b"?", codec=200))
+    assert wired.stats.routes["handle()"].decode_error == 1
+    assert "codec 200 is not known here" in caplog.text
+
+
+def test_many_publishers_of_one_topic_are_all_heard() -> None:
+    """More publishers than the table remembers headers of: each message arrives."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    Wired(app).feed(*[tracked("a", number, epoch=number) for number in range(200)])
+    assert got == list(range(200))
+
+
+def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache forgets the oldest topic and finds it again."""
+    monkeypatch.setattr("zroute.routing.table.TOPIC_CACHE", 4)
+    app, got = App(), []
+
+    @app.subscribe("n.{number}")
+    def handle(body: bytes, number: int) -> None:
+        got.append(number)
+
+    wired = Wired(app)
+    wired.feed(*[plain(f"n.{number}", 0) for number in [*range(10), *range(10)]])
+    assert got == [*range(10), *range(10)]
+    assert len(wired.table._entries) == 4
+
+
+def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer can't fill memory with topics that were seen in several parts."""
+    monkeypatch.setattr("zroute.routing.table.TOPIC_CACHE", 2)
+    app = App()
+
+    @app.subscribe("n.>")
+    def handle(message: int) -> None:
+        raise AssertionError
+
+    wired = Wired(app)
+    for number in range(5):
+        frame = plain(f"n.{number}", body=b"\xc1")
+        wired.feed(frame, (frame, b"rest"))
+    assert len(wired.table._multipart) == 2
+    assert wired.balanced()
+
+
+def test_whole_messages_can_be_delivered_without_a_socket() -> None:
+    """What holds frames already hands them over in one call, and they are counted."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app)
+    wired.table.deliver((plain("a", 1),))
+    wired.table.deliver((b"a", packed(2)))
+    assert got == [1, 2]
+    assert wired.stats.received == 2
+
+
+def test_a_budget_bounds_a_drain_and_a_hold_ends_it() -> None:
+    """One turn reads no more than its budget, and not on after a handler asked to hold."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app)
+    wired.queue(*[plain("a", number) for number in range(10)])
+    wired.drain(3)
+    assert got == [0, 1, 2]
+    app_hold = wired.table.hold
+    got_append = got.append
+    wired.table._entries.clear()
+    wired.outcomes.unrouted = lambda raw: app_hold()  # type: ignore[method-assign]
+    wired.queue(plain("nobody", 0))
+    wired._parts.rotate(1)
+    wired.drain(5)
+    assert got == [0, 1, 2]
+    wired.drain(5)
+    assert got == [0, 1, 2, 3, 4, 5, 6, 7]
+    del got_append
+
+
+def test_subscriptions_are_the_minimal_cover() -> None:
+    """A SUB socket is asked for no prefix that another one contains."""
+    app = App()
+    app.add_route(lambda message: None, "news.*", "news.sports", "weather.NYC", startswith("weather"))
+    assert set(Wired(app).table.subscriptions) == {b"news.", b"weather"}
+
+
+def test_captures_come_converted() -> None:
+    """A UUID segment arrives as a UUID."""
+    app, got = App(), []
+
+    @app.subscribe("job.{key}")
+    def handle(key: UUID) -> None:
+        got.append(key)
+
+    key = UUID(int=5)
+    Wired(app).feed(plain(f"job.{key}", body=b""), plain("job.nokey", body=b""))
+    assert got == [key]
+
+
+def test_decoding_errors_name_topic_route_reason_and_first_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of a refused body has all I need to find its publisher, and a hint at the codec."""
+    app = App()
+
+    @app.subscribe("stocks")
+    def on_quote(quote: Quote) -> None:
+        raise AssertionError
+
+    with caplog.at_level(logging.WARNING):
+        Wired(app).feed(plain("stocks", body=b'{"symbol": 1}'))
+    line = caplog.messages[0]
+    assert "on_quote()" in line
+    assert "'stocks'" in line
+    assert "b'{\"symbol\": 1}'" in line
+    assert "codec='json'" in line

@@ -1,0 +1,51 @@
+"""The ``zroute`` command: one module a subcommand, imported only when it is called.
+
+Errors go to standard error, so that standard output is for data. Exit codes are those of
+docs/reference/cli.md.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "run": ("zroute.cli.run", "Run apps until a signal."),
+    "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are called, and not for ``--help``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), "command")  # noqa: B009
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _parameter: Any, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"zroute {version('zroute')}")
+        ctx.exit()
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def main() -> None:
+    """Decorated, typed handlers on brokerless publish/subscribe."""

@@ -1,0 +1,134 @@
+"""From ``module:app`` to App objects, and good answers when that fails.
+
+What was looked for, where, and what is there instead, in one or two lines; a module that fails in its own
+import shows the user's frames only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from zroute.errors import EndpointError, SetupError
+
+if TYPE_CHECKING:
+    from zroute.app import App
+
+__all__ = ["EXIT_CANT_LOAD", "EXIT_ENDPOINT", "EXIT_INVALID", "fail", "fail_of_setup", "load"]
+
+EXIT_CANT_LOAD = 3
+EXIT_INVALID = 4
+EXIT_ENDPOINT = 5
+
+_DEFAULT_NAMES = ("app", "create_app")
+
+
+def load(target: str, *, app_dir: str, factory: bool) -> App:
+    """The App that ``target`` names: ``module:name``, or ``module`` with an ``app`` or a ``create_app``.
+
+    ``app_dir`` is put first where modules are looked for. ``factory`` says that the name is a function that
+    returns the App. Ends the program with exit code 3, 4 or 5 and a text when there is none.
+    """
+    name, _, attribute = target.partition(":")
+    folder = Path(app_dir).resolve()
+    if not folder.is_dir():
+        fail(EXIT_CANT_LOAD, f"--app-dir {app_dir!r} is no directory")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    if name.endswith(".py") or "/" in name:
+        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
+        advice = f"write '{dotted}:{attribute or 'app'}'"
+        fail(EXIT_CANT_LOAD, f"{target!r} is a path, and an app is named by its module: {advice}")
+    module = _import(name, folder)
+    return _found(module, attribute, factory)
+
+
+def _import(name: str, folder: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+            modules = f"; there are {', '.join(there[:8])}" if there else ""
+            fail(EXIT_CANT_LOAD, f"no module {error.name!r} in {folder} or where Python looks{modules}")
+        _show_user_frames(error, name)
+    except SetupError as error:
+        fail_of_setup(error)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        _show_user_frames(error, name)
+
+
+def _found(module: ModuleType, attribute: str, factory: bool) -> App:
+    names = (attribute,) if attribute else _DEFAULT_NAMES
+    name = next((name for name in names if hasattr(module, name)), None)
+    if name is None:
+        looked = " or ".join(map(repr, names))
+        where = f"module {module.__name__!r} ({module.__file__})"
+        fail(EXIT_CANT_LOAD, f"{where} has no {looked}; {_apps_in(module)}")
+    value = getattr(module, name)
+    if factory or (not attribute and name == "create_app"):
+        value = _called(value, name, module)
+    from zroute.app import App
+
+    if not isinstance(value, App):
+        what = f"{module.__name__}:{name}"
+        call = "; if it is a function that returns one, add --factory" if callable(value) else ""
+        fail(EXIT_CANT_LOAD, f"{what} is a {type(value).__name__}, not a zroute App{call}; {_apps_in(module)}")
+    if value.name == "app":
+        value.name = module.__name__ if name in _DEFAULT_NAMES else f"{module.__name__}:{name}"
+    return value
+
+
+def _called(value: object, name: str, module: ModuleType) -> object:
+    if not callable(value):
+        fail(
+            EXIT_CANT_LOAD,
+            f"{module.__name__}:{name} is a {type(value).__name__}, which can't be called: drop --factory",
+        )
+    try:
+        result: object = value()
+    except SetupError as error:
+        fail_of_setup(error)
+    except Exception as error:
+        _show_user_frames(error, module.__name__)
+    return result
+
+
+def _apps_in(module: ModuleType) -> str:
+    from zroute.app import App
+
+    apps = [name for name, value in vars(module).items() if isinstance(value, App)]
+    return f"its App objects: {', '.join(apps)}" if apps else "it has no App objects"
+
+
+def fail_of_setup(error: SetupError) -> NoReturn:
+    """One line: 5 for endpoints, 4 for everything else that the app's author wrote."""
+    fail(EXIT_ENDPOINT if isinstance(error, EndpointError) else EXIT_INVALID, str(error))
+
+
+def _show_user_frames(error: BaseException, name: str) -> NoReturn:
+    """The traceback without the frames of zroute and of Python's import machinery."""
+    own = str(Path(__file__).parent.parent)
+    report = traceback.TracebackException.from_exception(error)
+    report.stack[:] = [
+        frame
+        for frame in report.stack
+        if not frame.filename.startswith((own, "<frozen importlib")) and "importlib/__init__" not in frame.filename
+    ]
+    click.echo("".join(report.format()).rstrip(), err=True)
+    fail(EXIT_CANT_LOAD, f"{name!r} can't be loaded: its own code failed, as shown above")
+
+
+def fail(code: int, text: str) -> NoReturn:
+    """Say what is wrong, on standard error, and end with ``code``."""
+    click.echo(f"zroute: {text}", err=True)
+    raise SystemExit(code)

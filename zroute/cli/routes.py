@@ -1,0 +1,106 @@
+"""``zroute routes``: what an app subscribes to and publishes, as compiled."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from zroute.cli.loading import fail_of_setup, load
+from zroute.cli.options import app_options
+from zroute.errors import SetupError
+from zroute.messages.schema import describe, inspect
+from zroute.routing.compiler import Compiled, CompiledTrigger
+from zroute.routing.parameters import NO_BODY
+from zroute.routing.trie import minimal_cover
+
+__all__ = ["command"]
+
+_COLUMNS = ("pattern", "kind", "handler", "type", "codec")
+
+
+@click.command("routes")
+@click.argument("app", metavar="MODULE[:APP]")
+@app_options
+@click.option("-v", "--verbose", is_flag=True, help="Also the decoding engine, and why.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
+    """Show the routes of an app, and the subscriptions that they need. Opens nothing."""
+    loaded = load(app, app_dir=app_dir, factory=factory)
+    try:
+        compiled = loaded.compile()
+    except SetupError as error:
+        fail_of_setup(error)
+    rows = _routes(compiled, loaded.codec.name) + _publications(compiled, loaded.codec.name)
+    prefixes = minimal_cover(pattern.subscription for route in compiled.routes for pattern in route.patterns)
+    subscriptions = [prefix.decode(errors="backslashreplace") for prefix in prefixes]
+    if as_json:
+        click.echo(json.dumps({"routes": rows, "subscriptions": subscriptions}, indent=2))
+        return
+    _print_table(rows, (*_COLUMNS, "engine") if verbose else _COLUMNS)
+    click.echo(f"\nsubscriptions: {', '.join(map(repr, subscriptions)) or 'none'}")
+    if verbose:
+        for row in rows:
+            for reason in row["reasons"]:
+                click.echo(f"{row['handler']}: {reason}")
+
+
+def _routes(compiled: Compiled, default: str) -> list[dict[str, Any]]:
+    return [
+        _row(
+            pattern.text,
+            pattern.kind,
+            f"{route.name} {route.route.where}",
+            route.call.schema,
+            route.route.codec.name if route.route.codec else default,
+        )
+        for route in compiled.routes
+        for pattern in route.patterns
+    ]
+
+
+def _publications(compiled: Compiled, default: str) -> list[dict[str, Any]]:
+    rows = []
+    for outlet in compiled.outlets:
+        names = [trigger.name for trigger in compiled.triggers if outlet in trigger.outlets]
+        names += [route.name for route in compiled.routes if outlet in route.outlets]
+        codec = outlet.publication.codec.name if outlet.publication.codec else default
+        where = f"{', '.join(names) or 'publish()'} {outlet.publication.where}"
+        rows.append(_row(outlet.pattern.text, "publishes", where, outlet.schema, codec))
+    timers = [trigger for trigger in compiled.triggers if not trigger.outlets]
+    return rows + [_row(_period(timer), "timer", f"{timer.name} {timer.where}", NO_BODY, "") for timer in timers]
+
+
+def _period(timer: CompiledTrigger) -> str:
+    return f"every {timer.schedule.every:g} s" if timer.schedule else ""
+
+
+def _row(pattern: str, kind: str, handler: str, schema: Any, codec: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "codec": codec}
+    if schema is NO_BODY or schema is None:
+        row.update(type="none" if schema is NO_BODY else "any", engine="", reasons=[])
+        return row
+    found = inspect(schema)
+    fixed = found.engine if found.engine in ("raw", "text") else codec
+    row.update(type=describe(schema), engine=found.engine, codec=fixed, reasons=list(found.reasons))
+    return row
+
+
+def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(row[column]) for column in columns))
+        Console().print(table)
+        return
+    widths = [max([len(column), *(len(row[column]) for row in rows)]) for column in columns]
+    for cells in (columns, *(tuple(row[column] for column in columns) for row in rows)):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())

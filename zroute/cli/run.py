@@ -1,0 +1,71 @@
+"""``zroute run``: apps as a program."""
+
+from __future__ import annotations
+
+import click
+
+from zroute.cli.loading import fail_of_setup, load
+from zroute.cli.options import DURATION, EndpointType, app_options, option
+from zroute.endpoints import Endpoint
+from zroute.errors import SetupError, UsageError
+from zroute.logs import FORMATS, LEVELS
+from zroute.options import DRAIN_TIMEOUT
+
+__all__ = ["command"]
+
+_REACTORS = ("epoll", "poll", "select", "asyncio")
+
+
+@click.command("run")
+@click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…")
+@option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
+@option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
+@app_options
+@option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
+@option("--max-messages", type=click.IntRange(min=1), help="Stop after so many received messages.")
+@option("--drain-timeout", type=DURATION, default=DRAIN_TIMEOUT, help="How long a stop waits for handlers.")
+@option("--reactor", type=click.Choice(_REACTORS), help="Twisted's reactor; by default the platform's best.")
+@option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
+def command(
+    apps: tuple[str, ...],
+    sub: tuple[Endpoint, ...],
+    pub: tuple[Endpoint, ...],
+    app_dir: str,
+    factory: bool,
+    seconds: float | None,
+    max_messages: int | None,
+    drain_timeout: float,
+    reactor: str | None,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Run apps until SIGINT or SIGTERM.
+
+    MODULE alone tries its `app`, then its `create_app`. Several apps share the process and the reactor;
+    --sub and --pub then can't say which of them they mean, so they go with one app.
+
+    A second signal ends the program at once.
+    """
+    if len(apps) > 1 and (sub or pub):
+        raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")
+    from zroute.runner import install_reactor, run
+
+    try:
+        install_reactor(reactor)  # before the user's modules can import, and so install, another
+        loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
+        code = run(
+            loaded,
+            sub=sub or None,
+            pub=pub or None,
+            seconds=seconds,
+            max_messages=max_messages,
+            drain_timeout=drain_timeout,
+            log_level=log_level,
+            log_format=log_format,
+        )
+    except SetupError as error:
+        fail_of_setup(error)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+    raise SystemExit(code)

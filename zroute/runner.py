@@ -1,0 +1,223 @@
+"""Running apps as a program of their own: the one module that touches the global reactor.
+
+It installs the reactor that was asked for, starts a service per app, and stops them all at a signal, after
+a time, after a number of messages, or when one fails. Nothing it starts is left open.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+from zroute.app import App
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError, UsageError
+from zroute.logs import set_up_logging
+from zroute.options import DRAIN_TIMEOUT
+
+__all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "install_reactor", "run"]
+
+REACTORS = {
+    "epoll": "twisted.internet.epollreactor",
+    "poll": "twisted.internet.pollreactor",
+    "select": "twisted.internet.selectreactor",
+    "asyncio": "twisted.internet.asyncioreactor",
+}
+
+EXIT_FAILED = 1
+EXIT_ENDPOINT = 5
+EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): something was left undone
+
+_log = logging.getLogger("zroute")
+
+
+def install_reactor(name: str | None) -> Any:
+    """Install the reactor ``name`` (one of `REACTORS`; None: Twisted's choice for the platform); returns it.
+
+    Raises UsageError when the program has installed another one already, by importing
+    ``twisted.internet.reactor`` before.
+    """
+    if name is not None:
+        module = REACTORS[name]
+        installed = sys.modules.get("twisted.internet.reactor")
+        if installed is None:
+            importlib.import_module(module).install()
+        elif type(installed).__module__ != module:
+            raise UsageError(
+                f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
+                "imported twisted.internet.reactor at its top; import it inside a function"
+            )
+    from twisted.internet import reactor
+
+    return reactor
+
+
+def run(
+    apps: Sequence[App],
+    *,
+    sub: tuple[Endpoint, ...] | None = None,
+    pub: tuple[Endpoint, ...] | None = None,
+    reactor: str | None = None,
+    seconds: float | None = None,
+    max_messages: int | None = None,
+    drain_timeout: float = DRAIN_TIMEOUT,
+    log_level: str = "info",
+    log_format: str = "auto",
+) -> int:
+    """Run ``apps`` until a signal, for ``seconds``, or for ``max_messages`` altogether; returns the exit code.
+
+    0: stopped and drained. 1: an app did not start. 5: an endpoint can't be bound or connected, or is
+    missing. 75: handlers were unfinished after ``drain_timeout`` seconds. 128+n: a second signal n.
+
+    ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
+    ``log_format`` one of auto, text, json. Raises what ``app.compile()`` raises.
+    """
+    set_up_logging(log_level, log_format)
+    installed = install_reactor(reactor)
+    return _Program(installed, apps, sub, pub, drain_timeout, max_messages).run(seconds)
+
+
+class _Program:
+    """The services of one run, and why and how they stop."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        apps: Sequence[App],
+        sub: tuple[Endpoint, ...] | None,
+        pub: tuple[Endpoint, ...] | None,
+        drain_timeout: float,
+        max_messages: int | None,
+    ) -> None:
+        from zroute.service import AppService, Limit
+
+        self._reactor = reactor
+        self._limit = Limit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
+        self._services = [
+            AppService(app, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit) for app in apps
+        ]
+        self._code = 0
+        self._signals = 0
+        self._stopping = False
+
+    def run(self, seconds: float | None) -> int:
+        unhandled = _count_unhandled_failures()
+        self._reactor.callWhenRunning(self._start, seconds)
+        self._reactor.run()
+        for service in self._services if self._code != EXIT_ENDPOINT else ():
+            _log.info("%s: %s", service.app.name, _counted(service.app))
+        if unhandled:
+            _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(unhandled))
+        return self._code
+
+    def _start(self, seconds: float | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the reactor has just set its own
+            signal.signal(number, self._signal)
+        try:
+            for service in self._services:
+                service.startService()
+                service.started.addErrback(lambda _: self._stop("an app did not start", EXIT_FAILED))
+                for line in _summary(service):
+                    _log.log(*line)
+        except EndpointError as error:
+            _log.error("%s", error)
+            self._stop("an endpoint failed", EXIT_ENDPOINT)
+            return
+        except Exception:
+            _log.exception("an app did not start")
+            self._stop("an app did not start", EXIT_FAILED)
+            return
+        if seconds is not None:
+            self._reactor.callLater(seconds, self._stop, f"{seconds:g} s are over")
+
+    # -- stopping -------------------------------------------------------------------------------------
+
+    def _signal(self, number: int, _frame: object) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+            return
+        _log.warning("%s again: ending at once, without draining", signal.Signals(number).name)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(128 + number)  # anything gentler would wait for sockets
+
+    def _stop(self, why: str, code: int = 0) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._code = code
+        if code != EXIT_ENDPOINT:  # which has been said in one line
+            _log.info("stopping: %s", why)
+        from twisted.internet.defer import DeferredList
+
+        stopped = DeferredList([service.stopService() for service in self._services], consumeErrors=True)
+        stopped.addCallback(self._stopped)
+
+    def _stopped(self, results: list[tuple[bool, Any]]) -> None:
+        for service, (well, drained) in zip(self._services, results, strict=True):
+            if not well:
+                _log.error("%s did not stop well: %s", service.app.name, drained.getErrorMessage())
+                self._code = self._code or EXIT_FAILED
+            elif not drained.complete:
+                names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
+                _log.error("%s: unfinished after the drain timeout, and given up: %s", service.app.name, names)
+                self._code = self._code or EXIT_DRAIN
+        self._reactor.stop()
+
+
+def _summary(service: Any) -> list[tuple[int, str]]:
+    """What an app does, in a few lines, right after its start."""
+    app, compiled = service.app, service.app.compile()
+    transport = service.transport
+    lines = [
+        (
+            logging.INFO,
+            f"{app.name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
+            f"timers and generators {len(compiled.triggers)}",
+        )
+    ]
+    if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
+        lines.append((logging.INFO, f"{app.name}: no endpoints, so its publishers feed its own subscribers in here"))
+        return lines
+    for what, endpoints, connection in (
+        ("subscribes", service.subscribe_to, transport.sub),
+        ("publishes", service.publish_to, transport.pub),
+    ):
+        for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
+            how = "bound to" if endpoint.bind else "connected to"
+            lines.append((logging.INFO, f"{app.name}: {what}, {how} {resolved}"))
+            if endpoint.is_open:
+                text = f"{app.name}: {resolved} is open to the network, without authentication"
+                lines.append((logging.WARNING, text))
+    if any(pattern.subscription == b"" for route in compiled.routes for pattern in route.patterns):
+        text = f"{app.name}: a pattern that starts with a wildcard receives every message of its publishers"
+        lines.append((logging.WARNING, text))
+    return lines
+
+
+def _counted(app: App) -> str:
+    stats = app.stats
+    return (
+        f"received {stats.received}, handled {stats.handled}, failed {stats.failed}, unrouted {stats.unrouted}, "
+        f"malformed {stats.malformed}, published {stats.published}"
+    )
+
+
+def _count_unhandled_failures() -> list[object]:
+    """Failures of Deferreds that were garbage-collected unhandled; Twisted says so in its log only."""
+    from twisted.logger import ILogObserver, globalLogPublisher
+
+    seen: list[object] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event.get("log_failure") is not None and event.get("log_namespace") == "twisted.internet.defer":
+            seen.append(event["log_failure"].type)
+
+    globalLogPublisher.addObserver(cast(ILogObserver, observe))
+    return seen
