@@ -295,10 +295,16 @@ class Routes:
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:
-    """``pattern`` behind ``prefix`` and a dot."""
+    """``pattern`` behind ``prefix`` and a dot. Raises PatternError where the two make no pattern."""
     if not prefix:
         return pattern
     if pattern.kind == "prefix":
+        if not parse(prefix).is_concrete:
+            raise PatternError(
+                f"{pattern.text} can't stand behind the prefix {prefix!r}, which is not the same bytes in each topic: "
+                "write the pattern with '>', or a prefix without wildcards and captures",
+                pattern=pattern.text,
+            )
         return startswith(f"{prefix}.".encode() + (pattern.prefix or b""))
     return parse(f"{prefix}.{pattern.text}")
 

@@ -1,0 +1,30 @@
+"""The desk itself, and an exchange that sends it orders."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from zroute import App
+
+from . import orders, risk
+from .schemas import Order
+
+ORDERS, RESULTS = "tcp://127.0.0.1:5715", "tcp://127.0.0.1:5716"
+
+app = App(sub=ORDERS, pub=RESULTS, name="desk")
+app.include(orders.routes)
+app.include(risk.routes, prefix="")
+
+exchange = App(pub=ORDERS, sub=RESULTS, name="exchange")
+numbers = count(1)
+
+
+@exchange.publisher("orders.new.{symbol}", every=0.3)
+def order() -> Iterator[Order]:
+    for number in numbers:
+        yield Order(number, "ACME", 9.5, 100 * number**2)
+
+
+@exchange.subscribe("orders.filled.*", "alerts.*")
+def result(body: dict[str, Any]) -> None:
+    print(f"exchange sees {body}")
