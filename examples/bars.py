@@ -1,12 +1,12 @@
 """Quotes in, one-second bars out: an app in the middle, between a feed and whoever wants bars.
 
-    zroute run --app-dir examples ticker:feed bars bars:chart --for 10s
+zroute run --app-dir examples ticker:feed bars bars:chart --for 10s
 """
 
 import attrs
 from ticker import ENDPOINT, Quote
 
-from zroute import App, Publication
+from zroute import App
 
 BARS = "tcp://127.0.0.1:5713"
 
@@ -26,7 +26,7 @@ class Bar:
 
 
 app = App(sub=ENDPOINT, pub=BARS)
-bars: Publication[Bar] = app.publisher("bars.{symbol}", Bar)
+bars = app.publisher("bars.{symbol}", Bar)
 current: dict[str, Bar] = {}
 
 

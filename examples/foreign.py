@@ -1,37 +1,43 @@
-"""A reader for publishers that know nothing of zroute: whole envelopes, several parts, topics that are not text.
+"""A reader for publishers that know nothing of zroute: several parts, topics that are no text, bodies of any kind.
 
     zroute run --app-dir examples foreign --sub tcp://127.0.0.1:28332
 """
 
 from typing import Any
 
-from zroute import App, DecodeError, Envelope, EnvelopeError, startswith
+from zroute import App, DecodeError, Envelope, EnvelopeError, Topic, startswith
 
 app = App(sub="tcp://127.0.0.1:5714")
 
 
 @app.subscribe("rawblock", "hashtx")
-def block(body: bytes, envelope: Envelope) -> None:
+def chain(body: bytes, envelope: Envelope) -> None:
     """[topic, body, 4-byte sequence], as a Bitcoin node sends it."""
-    sequence = int.from_bytes(envelope.frames[2], "little") if len(envelope.frames) == 3 else None
+    sequence = int.from_bytes(envelope.frames[2], "little")
     print(f"{envelope.topic} {sequence}: {body.hex()}")
 
 
 @app.subscribe(startswith(b"\xff\x01"))
-def instrument(body: bytes, envelope: Envelope) -> None:
-    """Topics of bytes that are no text."""
-    print(f"instrument {envelope.topic.wire.hex()}: {len(body)} bytes")
+def instrument(body: bytes, topic: Topic) -> None:
+    """A topic of bytes that are no text."""
+    print(f"instrument {topic.wire.hex()}: {len(body)} bytes")
 
 
-@app.subscribe("log.>")
-def log(body: Any, envelope: Envelope) -> None:
-    """Whatever it is: JSON and msgpack are told apart by their first byte."""
-    print(f"{envelope.topic}: {body}")
+@app.subscribe("log.{level}.>", "log.{level}")
+def log(line: str, level: str) -> None:
+    """[topic, line], as pyzmq's logging handler sends it."""
+    print(f"{level}: {line.rstrip()}")
+
+
+@app.subscribe("metrics.>")
+def metrics(values: Any, topic: Topic) -> None:
+    """JSON and msgpack objects are told apart by their first byte."""
+    print(f"{topic}: {values}")
 
 
 @app.on_error(DecodeError, EnvelopeError)
 def dead_letter(error: Exception, envelope: Envelope) -> None:
-    print(f"dead letter: {error}; {len(envelope.frames)} parts")
+    print(f"dead letter of {len(envelope.frames)} part(s) on {envelope.topic!r}: {error}")
 
 
 @app.on_unrouted

@@ -1,13 +1,13 @@
 """A price ticker: each second a tick with two topics, and typed subscribers.
 
-    zroute run --app-dir examples ticker:feed ticker:screen --for 10s
+zroute run --app-dir examples ticker:feed ticker:screen --for 10s
 """
 
 import random
 
 import attrs
 
-from zroute import App, Publication
+from zroute import App
 
 ENDPOINT = "tcp://127.0.0.1:5710"
 
@@ -26,8 +26,8 @@ class Status:
 
 
 feed = App(pub=ENDPOINT)
-quotes: Publication[Quote] = feed.publisher("stocks.{symbol}", Quote)
-status: Publication[Status] = feed.publisher("market.status", Status)
+quotes = feed.publisher("stocks.{symbol}", Quote)
+status = feed.publisher("market.status", Status)
 prices = {"AAPL": 187.0, "MSFT": 411.0, "ACME": 9.5}
 
 

@@ -13,7 +13,7 @@ ORDERS, RESULTS = "tcp://127.0.0.1:5715", "tcp://127.0.0.1:5716"
 
 app = App(sub=ORDERS, pub=RESULTS, name="desk")
 app.include(orders.routes)
-app.include(risk.routes, prefix="")
+app.include(risk.routes)
 
 exchange = App(pub=ORDERS, sub=RESULTS, name="exchange")
 numbers = count(1)
@@ -22,7 +22,7 @@ numbers = count(1)
 @exchange.publisher("orders.new.{symbol}", every=0.3)
 def order() -> Iterator[Order]:
     for number in numbers:
-        yield Order(number, "ACME", 9.5, 100 * number**2)
+        yield Order(number, "ACME", 9.5, 200 * number)
 
 
 @exchange.subscribe("orders.filled.*", "alerts.*")

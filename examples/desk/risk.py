@@ -1,11 +1,11 @@
-"""Looks at the same orders, and refuses loudly."""
+"""Looks at the same orders; an error of its own kind becomes an alert."""
 
-from zroute import Envelope, Publication, Routes
+from zroute import Envelope, Routes
 
 from .schemas import Alert, Order
 
 routes = Routes()
-alerts: Publication[Alert] = routes.publisher("alerts.{level}", Alert)
+alerts = routes.publisher("alerts.{level}", Alert)
 
 
 class TooMuchError(Exception):

@@ -1,29 +1,31 @@
 """Codecs: objects to bytes and back, bound to a type once, before any message.
 
 The promise for a declared type: what was published is what is handled, equal and of the same types, or an
-EncodeError at the publisher. Where an engine is exact by itself it is called bare; else what it would get
-wrong is checked, and where nothing less helps the publisher decodes what it has encoded and compares.
+EncodeError at the publisher. A publisher's message is held against its type before it is written; where
+no look at the message can tell (converters, hooks that run again at the reader, values of undeclared type)
+the publisher decodes what it has encoded and compares.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
-import inspect as stdlib_inspect
+import reprlib
 import sys
 import types
 import uuid
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Protocol, TypeAlias, Union, get_args, get_origin, runtime_checkable
+from functools import cache
+from typing import Any, Protocol, TypeAlias, get_origin, is_typeddict, runtime_checkable
 
 import attrs
 import msgpack
 import msgspec
 
 from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.checks import compile_check, compile_reader, is_bounded
-from zroute.messages.schema import Schema, describe, inspect, is_class, resolved
+from zroute.messages.checks import compile_reader, is_bounded
+from zroute.messages.schema import Schema, conforms, describe, inspect, is_class, misfit
 from zroute.messages.structuring import structurer, unstructure
 
 __all__ = [
@@ -104,9 +106,9 @@ class _Format:
             return self._untyped_encoder()
         if found.engine == "cattrs":
             return _verified(found, lambda message: self.write(unstructure(message)), self.decoder(schema))
-        if "any" in found.holds:
+        if found.holds & {"any", "hook"}:
             return _verified(found, self.write, self.decoder(schema))
-        return self._encoder(found)
+        return _tested(found, self.write)
 
     def decoder(self, schema: Any) -> Decode:
         """See `Codec`. Raises SchemaError."""
@@ -119,27 +121,8 @@ class _Format:
         json = self is JSON
         return compile_reader(self.read_as(schema), schema, utf8=json, ints=json, floats=not json)
 
-    def _encoder(self, found: Schema) -> Encode:
-        write, is_of_type = self.write, _type_test(found.type)
-        exact = is_of_type if isinstance(is_of_type, type) else None
-        check = compile_check(found.type, ints=self is JSON, floats=True, classes=True)
-
-        def encode(message: Any) -> bytes:
-            if (exact is None and not is_of_type(message)) or (exact is not None and type(message) is not exact):
-                raise _not_of(message, found.type)
-            try:
-                if check is not None and not check(message):
-                    raise _unbounded(message, found.type)
-                return write(message)
-            except EncodeError:
-                raise
-            except Exception as error:
-                raise _refused(message, found.type, error) from error
-
-        return encode
-
     def _untyped_encoder(self) -> Encode:
-        write, read, natural = self.write, self.read_untyped, self is MSGPACK
+        write, natural = self.write, self is MSGPACK
 
         def encode(message: Any) -> bytes:
             try:
@@ -150,7 +133,6 @@ class _Format:
             except Exception as error:
                 raise _refused(message, Any, error) from error
 
-        del read
         return encode
 
     def _untyped_decoder(self, kind: Any) -> Decode:
@@ -167,13 +149,29 @@ class _Format:
         return decode
 
 
-def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
-    """For what no check covers: what arrives is looked at before it is sent."""
-    is_of_type = _type_test(found.type)
+def _tested(found: Schema, write: Encode) -> Encode:
+    """For what one look at the message can tell."""
+    schema, fits = found.type, conforms(found.type)
 
     def encode(message: Any) -> bytes:
-        if isinstance(is_of_type, type) and type(message) is not is_of_type:
-            raise _not_of(message, found.type)
+        try:
+            if fits(message):
+                return write(message)
+        except Exception as error:
+            raise _unfit(message, schema, error) from error
+        raise _unfit(message, schema)
+
+    return encode
+
+
+def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
+    """For what no check covers: what arrives is looked at before it is sent."""
+    kind = get_origin(found.type) or found.type
+    exact = kind if is_class(kind) and not is_typeddict(kind) else None
+
+    def encode(message: Any) -> bytes:
+        if exact is not None and type(message) is not exact:
+            raise _unfit(message, found.type)
         try:
             body = write(message)
             arrives = decode(body)
@@ -182,8 +180,8 @@ def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
             raise _refused(message, found.type, error) from error
         if not same:
             raise EncodeError(
-                f"{describe(found.type)} would arrive as {arrives!r}, and {message!r} was published: declare types "
-                "that say what they hold",
+                f"{describe(found.type)} would arrive as {_short(arrives)}, and {_short(message)} was published: "
+                "declare types that say what they hold, and have converters and hooks leave alone what they made",
                 schema=found.type,
             )
         return body
@@ -192,9 +190,9 @@ def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types all the way down."""
+    """Whether ``one``, which arrives, is ``other``: equal, and of the same types all the way down."""
     if type(one) is not type(other):
-        return False
+        return type(one) is float and type(other) is int and one == other  # as `conforms` has it
     if isinstance(one, dict):
         return len(one) == len(other) and all(
             _same(*keys) and _same(*values)
@@ -204,33 +202,19 @@ def _same(one: Any, other: Any) -> bool:
         )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
-    if is_class(type(one)) and not isinstance(one, dict):
-        return _same(unstructure_shallow(one), unstructure_shallow(other))
+    if isinstance(one, set | frozenset):
+        return {(type(item), item) for item in one} == {(type(item), item) for item in other}
+    if is_class(type(one)):
+        return _same(_fields_of(one), _fields_of(other))
     return bool(one == other)
 
 
-def unstructure_shallow(value: Any) -> dict[str, Any]:
+def _fields_of(value: Any) -> dict[str, Any]:
     """The fields of a class instance by name, their values as they are."""
     if attrs.has(type(value)):
         return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
     names = getattr(value, "__struct_fields__", None) or tuple(getattr(value, "__dataclass_fields__", ()))
     return {name: getattr(value, name) for name in names}
-
-
-def _type_test(schema: Any) -> Any:
-    """The exact class a message must be of, or else a function that says whether it may be of ``schema``."""
-    hint = resolved(schema)
-    origin, arguments = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, types.UnionType):
-        tests = [_type_test(argument) for argument in arguments]
-        return lambda message: any(type(message) is test if isinstance(test, type) else test(message) for test in tests)
-    if isinstance(origin, type) and not getattr(origin, "_is_protocol", False):
-        if origin.__module__ == "collections.abc":
-            return lambda message: isinstance(message, origin)
-        if stdlib_inspect.isclass(origin) and hasattr(origin, "__total__"):
-            return dict  # a TypedDict is a dict
-        return origin
-    return lambda message: True
 
 
 # -- untyped values --------------------------------------------------------------------------------------
@@ -247,11 +231,11 @@ _LEAVES = (
 
 
 def _plain(value: Any, natural: bool) -> Any:
-    """``value`` as data that an untyped reader gets back equal; objects in it go by their own type's rules.
+    """``value`` as data that an untyped reader gets back equal; objects in it go as their own type writes them.
 
     ``natural`` says that the format keeps bytes and keys of any simple type (msgpack).
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _ANY_CODEC:
         return value
     if kind in (int, float):
@@ -269,40 +253,67 @@ def _plain(value: Any, natural: bool) -> Any:
     if isinstance(value, (Enum, *_LEAVES)):
         return value
     if is_class(kind):
-        inspect(kind)
-        return {name: _plain(item, natural) for name, item in unstructure_shallow(value).items()}
+        return msgspec.Raw(_written_as(kind, natural)(value))
     raise EncodeError(
-        f"{value!r} of type {kind.__name__} would arrive as something else in an untyped message: declare the type at "
-        "the publisher, or publish lists and dicts"
+        f"{_short(value)} of type {kind.__name__} would arrive as something else in an untyped message: declare the "
+        "type at the publisher, or publish lists and dicts"
     )
+
+
+@cache
+def _written_as(kind: Any, natural: bool) -> Encode:
+    return (MSGPACK if natural else JSON).encoder(kind)
 
 
 def _key(key: Any, natural: bool) -> Any:
     if type(key) is str or (natural and type(key) in (int, bytes, bool, float, type(None))):
         return _plain(key, natural)
     raise EncodeError(
-        f"the key {key!r} would arrive as text in untyped JSON: declare a type such as dict[int, str], or use "
+        f"the key {_short(key)} would arrive as text in untyped JSON: declare a type such as dict[int, str], or use "
         "codec='msgpack'"
         if not natural
-        else f"the key {key!r} of type {type(key).__name__} can't be a key in an untyped message: declare the type"
+        else f"the key {_short(key)} of type {type(key).__name__} can't be a key in an untyped message: "
+        "declare the type"
     )
 
 
-def _not_of(message: Any, schema: Any) -> EncodeError:
-    return EncodeError(f"expected {describe(schema)}, got {type(message).__name__}: {message!r:.200}", schema=schema)
+def _short(value: Any) -> str:
+    """For errors: bounded in length and depth, and it never raises, whatever ``value`` is."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = 120
+    return shown.repr(value)
 
 
-def _unbounded(message: Any, schema: Any) -> EncodeError:
-    return EncodeError(
-        f"{message!r:.200} holds an integer over 64 bits, a float that is not finite, or an instance of a subclass "
-        f"where {describe(schema)} says the base: readers would refuse or change it",
-        schema=schema,
-    )
+_WHY: Mapping[type, str] = {
+    int: "integers over 64 bits, and in place of floats those that no float equals, would not arrive",
+    float: "a float that is not finite is refused by every reader, and one in place of an int too",
+    decimal.Decimal: "NaN is not equal to itself",
+    datetime.datetime: "years are 1 to 9999 in UTC too, and zones travel in whole minutes",
+    datetime.time: "zones travel in whole minutes",
+}
+
+
+def _unfit(message: Any, schema: Any, error: Exception | None = None) -> EncodeError:
+    """What the first part of ``message`` that is not of its type is, and should be; or what ``error`` says."""
+    try:
+        path, hint, value = misfit(schema, message)
+    except Exception:  # too deep to be walked, or a property that raises
+        path, hint, value = "", schema, message
+    expected, kind = get_origin(hint) or hint, type(value)
+    why = f": {_WHY[kind]}" if kind in _WHY and (kind is expected or expected in (int, float)) else ""
+    below = isinstance(expected, type) and not is_typeddict(expected) and issubclass(kind, expected)
+    if below and not why and kind is not expected:
+        why = ": an instance of a subclass would arrive as its base"
+    where = f"{describe(schema)}{path}: " if path else ""
+    if error is not None and not path:
+        why = f" ({type(error).__name__}: {error!s:.200})"
+    return EncodeError(f"{where}expected {describe(hint)}, got {kind.__name__}: {_short(value)}{why}", schema=schema)
 
 
 def _refused(message: Any, schema: Any, error: Exception) -> EncodeError:
     return EncodeError(
-        f"{message!r:.200} can't be encoded as {describe(schema)}: {type(error).__name__}: {error}", schema=schema
+        f"{_short(message)} can't be encoded as {describe(schema)}: {type(error).__name__}: {error!s:.200}",
+        schema=schema,
     )
 
 
@@ -351,7 +362,7 @@ class _Plain:
 
         def encode(message: Any) -> bytes:
             if type(message) is not kind:
-                raise _not_of(message, kind)
+                raise _unfit(message, kind)
             try:
                 return write(message)
             except UnicodeEncodeError as error:
@@ -472,7 +483,9 @@ def _refuse(reason: str) -> Decode:
 def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
     """The codec and the function that write messages of ``schema``; ``codec`` is what the publisher wrote.
 
-    bytes travel raw and str as text, unless ``codec`` says otherwise. Raises SchemaError.
+    bytes travel raw and str as text, unless ``codec`` says otherwise. Of ``T | bytes`` only T can be
+    published, because one publisher states one codec: bytes are refused with an EncodeError, and want a
+    publisher of bytes. Raises SchemaError.
     """
     found = inspect(schema)
     if found.engine == "raw":
@@ -480,7 +493,7 @@ def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[C
             raise SchemaError(f"bytes travel raw: leave codec={codec.name!r} out", schema=schema)
         return RAW, RAW.encoder(bytes)
     chosen = codec or (TEXT if found.engine == "text" else default)
-    return chosen, chosen.encoder(schema)
+    return chosen, chosen.encoder(found.inner)
 
 
 def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
@@ -499,21 +512,23 @@ def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tup
 def guarded(decode: Decode, codec: Codec) -> Decode:
     """``decode`` for large bodies: one that nests deep enough to end the C stack is refused before.
 
-    Normally RecursionError comes first; not so where the program has raised the interpreter's limit.
+    ``codec`` is what a body is read as that does not give itself away (JSON behind white space). Normally
+    RecursionError comes first; not so where the program has raised the interpreter's limit. Text and raw
+    bytes do not nest.
     """
+    if decode in (TEXT.decoder(str), RAW.decoder(bytes)):
+        return decode
 
     def decode_guarded(body: bytes) -> Any:
-        if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(body):
+        if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(body, detect(body) or codec):
             raise DecodeError(f"it nests deeper than {_MAX_DEPTH} levels")
         return decode(body)
 
-    del codec
     return decode_guarded
 
 
-def _is_deep(body: bytes) -> bool:
-    """Whether the body would nest too deep in JSON or in msgpack, whichever it is."""
-    return _deep_json(body) if detect(body) is JSON else _deep_msgpack(body)
+def _is_deep(body: bytes, codec: Codec) -> bool:
+    return _deep_json(body) if codec is JSON else _deep_msgpack(body)
 
 
 def _deep_json(raw: bytes) -> bool:

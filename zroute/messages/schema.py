@@ -353,7 +353,7 @@ def _parts(bare: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
     """The parts of a class, list or map with their types; none where ``value`` is no such thing."""
     origin, kinds = get_origin(bare) or bare, list(children(bare))
     if is_class(origin) and type(value) is origin:
-        yield from ((step, child, getattr(value, step[1:], None)) for step, child in kinds)
+        yield from ((step, child, getattr(value, step[1:], attrs.NOTHING)) for step, child in kinds)
     elif is_class(origin) and typing.is_typeddict(origin) and type(value) is dict:
         yield from ((step, child, value[step[1:]]) for step, child in kinds if step[1:] in value)
     elif origin in _MAPS and type(value) is dict:
@@ -409,7 +409,7 @@ class _Tests:
         if not limits:
             return test
         origin = get_origin(bare)
-        limited = Annotated[(origin if origin in _ARRAYS + _MAPS else bare, *limits)]
+        limited: Any = Annotated[(origin if origin in _ARRAYS + _MAPS else bare, *limits)]
 
         def test_limited(value: Any) -> bool:
             msgspec.convert(value, limited)  # raises where it is out of bounds
@@ -494,4 +494,4 @@ class _Tests:
             return lambda value: (
                 type(value) is dict and all(map(of_items, value)) and all(map(of_values, value.values()))
             )
-        return lambda value: type(value) is kind and all(map(of_items, value))
+        return lambda value: value.__class__ is kind and all(map(of_items, value))

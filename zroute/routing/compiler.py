@@ -56,13 +56,14 @@ def compile_routes(root: Routes, *, given: Mapping[Any, Any], default: Codec, di
     groups = list(root._walk())
     producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
     subscribed = {identity(route.function) for _, group, _ in groups for route in group._routes}
-    outlets = [
-        _outlet(publication, prefix, _schema(publication, producers), default)
+    placed = [
+        (prefix, _outlet(publication, prefix, _schema(publication, producers), default))
         for prefix, group, _ in groups
         for publication in group._publications
     ]
+    outlets = [outlet for _, outlet in placed]
     routes = [
-        _route(route, prefix, chain, _fed_by(route, producers, outlets), given, default)
+        _route(route, prefix, chain, _fed_by(route, prefix, group, producers, placed), given, default)
         for prefix, group, chain in groups
         for route in group._routes
     ]
@@ -100,6 +101,12 @@ def _route(
     )
     if call.schema is not NO_BODY:
         _check_schema(call, route, default)
+    if is_generator_function(route.function) and not outlets:
+        raise SignatureError(
+            f"{name_of(route.function)} is a generator, and nothing takes what it yields: put a publisher above it, "
+            "or leave the yield out",
+            where=route.where,
+        )
     hooks = tuple(tuple(group._errors) for group in chain if group._errors)
     return CompiledRoute(name_of(route.function), route, patterns, call, outlets, hooks, RouteStats())
 
@@ -202,14 +209,23 @@ def _wraps(origin: Any) -> bool:
     return getattr(origin, "__name__", None) in _WRAPPER_NAMES
 
 
-def _fed_by(route: Route, producers: Sequence[Producer], outlets: Sequence[Outlet]) -> tuple[Outlet, ...]:
-    """The outlets that what this handler returns is published to."""
+def _fed_by(
+    route: Route, prefix: str, group: Routes, producers: Sequence[Producer], placed: Sequence[tuple[str, Outlet]]
+) -> tuple[Outlet, ...]:
+    """The outlets that what this handler returns is published to.
+
+    A group that is included under several prefixes answers under the prefix it was asked under.
+    """
     wanted = [
         producer.publication
         for producer in producers
         if producer.publication and not producer.schedule and identity(producer.function) == identity(route.function)
     ]
-    return tuple(outlet for outlet in outlets if outlet.publication in wanted)
+    return tuple(
+        outlet
+        for at, outlet in placed
+        if outlet.publication in wanted and (at == prefix or outlet.publication not in group._publications)
+    )
 
 
 # -- triggers --------------------------------------------------------------------------------------------

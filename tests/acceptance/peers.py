@@ -1,0 +1,122 @@
+"""Publishers and subscribers that know nothing of zroute, each run as a process of its own.
+
+A PUB socket can't see who subscribes, so a publisher repeats the topic "sync" until it is told on standard
+input, by a line with the messages to send, that the reader has received it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import zmq
+
+Parts = list[bytes]
+
+
+def serve(send: Callable[[Parts], None], sync: Parts) -> None:
+    """Repeat ``sync`` until a line comes, then send the messages of each line; ends with the input."""
+    told = threading.Event()
+    lines: list[str] = []
+
+    def listen() -> None:
+        lines.append(sys.stdin.readline())
+        told.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    while not told.wait(0.02):
+        send(sync)
+    for line in chain(lines, sys.stdin):
+        for parts in json.loads(line):
+            send([bytes.fromhex(part) for part in parts])
+
+
+def pyzmq_publisher() -> None:
+    """A PUB socket that sends whatever parts it is told."""
+    socket = zmq.Context().socket(zmq.PUB)
+    socket.set(zmq.SNDHWM, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+    serve(socket.send_multipart, [b"sync\0"])
+
+
+def million_parts() -> None:
+    """One message of 1,000,001 empty parts, and a good one behind it."""
+    socket = zmq.Context().socket(zmq.PUB)
+    socket.set(zmq.SNDHWM, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+
+    def send(parts: Parts) -> None:
+        if parts == [b"million"]:
+            socket.send(b"news.a", zmq.SNDMORE)
+            for _ in range(999_999):
+                socket.send(b"", zmq.SNDMORE)
+            socket.send(b"")
+        else:
+            socket.send_multipart(parts)
+
+    serve(send, [b"sync\0"])
+
+
+def logging_publisher() -> None:
+    """pyzmq's own logging handler, which publishes records under their level."""
+    from zmq.log.handlers import PUBHandler
+
+    socket = zmq.Context().socket(zmq.PUB)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+    log = logging.getLogger("pump")
+    log.setLevel(logging.DEBUG)
+    log.addHandler(PUBHandler(socket, root_topic="pump"))
+
+    def send(parts: Parts) -> None:
+        if parts[0].startswith((b"sync", b"end")):
+            socket.send_multipart(parts)
+        else:
+            log.warning(parts[0].decode())
+
+    serve(send, [b"sync\0"])
+
+
+def txzmq_publisher() -> None:
+    """txZMQ's ZmqPubConnection; the parts are tag and message."""
+    from twisted.internet import reactor
+    from txzmq import ZmqEndpoint, ZmqFactory, ZmqPubConnection
+
+    endpoint = sys.argv[2]
+    connection = ZmqPubConnection(ZmqFactory(), ZmqEndpoint("bind", endpoint))
+    print(endpoint, flush=True)
+    call: Any = reactor
+
+    def send(parts: Parts) -> None:
+        call.callFromThread(connection.publish, parts[1], parts[0])
+
+    def work() -> None:
+        serve(send, [b"sync", b""])
+
+    threading.Thread(target=work, daemon=True).start()
+    call.run()
+
+
+def txzmq_subscriber() -> None:
+    """txZMQ's ZmqSubConnection with its gotMessage, subscribed to everything; prints tag and message."""
+    from twisted.internet import reactor
+    from txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
+
+    class Subscriber(ZmqSubConnection):  # type: ignore[misc]
+        def gotMessage(self, message: bytes, tag: bytes) -> None:
+            print(json.dumps([tag.decode(), message.decode()]), flush=True)
+
+    Subscriber(ZmqFactory(), ZmqEndpoint("connect", sys.argv[2])).subscribe(b"")
+    call: Any = reactor
+    call.run()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

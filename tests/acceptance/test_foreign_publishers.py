@@ -1,0 +1,163 @@
+"""Real publishers of other kinds, in processes of their own, feed handlers over tcp."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from tests.acceptance.conversation import conversation
+from tests.support import Child, free_endpoint
+
+QUOTE = b'{"symbol":"AAPL","price":187.23,"volume":1200}'
+
+TYPED = """
+app = App(sub="tcp://127.0.0.1:1", codec="json")
+
+@app.subscribe("stocks.{symbol}")
+def stock(quote: Quote, symbol: str):
+    say("stock", symbol, attrs.asdict(quote))
+
+@app.subscribe("news")
+def news(body: str):
+    say("news", body)
+
+@app.subscribe("news.*")
+def one_level(body: str, topic: Topic):
+    say("news.*", topic, body)
+
+@app.subscribe(startswith("ne"))
+def prefix(body: str, topic: Topic):
+    say("ne", topic, body)
+
+@app.subscribe("weather.NYC", "weather.*", "weather.>")
+def weather(body: dict):
+    say("weather", body)
+
+@app.subscribe(startswith(""))
+def everything(envelope: Envelope):
+    if envelope.topic not in ("sync", "end"):
+        say("all", envelope.topic)
+"""
+
+
+def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path) -> None:
+    """What txZMQ publishes reaches the handlers whose patterns match, typed, in order, and once each."""
+    with conversation(tmp_path, TYPED, peer="txzmq_publisher") as talk:
+        talk.send(
+            [b"news.breaking", b"b"],
+            [b"news.sports", b"s"],
+            [b"newsletter", b"l"],
+            [b"news.a.b", b"ab"],
+            [b"news", b"n"],
+            [b"weather.NYC", b'{"c": 3}'],
+            [b"stocks.AAPL", QUOTE],
+            [b"", b"empty"],
+        )
+        heard = talk.heard(end=[b"end", b""])
+        stats = talk.stats()
+    assert heard == [
+        ["news.*", "news.breaking", "b"],
+        ["ne", "news.breaking", "b"],
+        ["all", "news.breaking"],
+        ["news.*", "news.sports", "s"],
+        ["ne", "news.sports", "s"],
+        ["all", "news.sports"],
+        ["ne", "newsletter", "l"],
+        ["all", "newsletter"],
+        ["ne", "news.a.b", "ab"],
+        ["all", "news.a.b"],
+        ["news", "n"],
+        ["ne", "news", "n"],
+        ["all", "news"],
+        ["weather", {"c": 3}],
+        ["all", "weather.NYC"],
+        ["stock", "AAPL", {"symbol": "AAPL", "price": 187.23, "volume": 1200}],
+        ["all", "stocks.AAPL"],
+        ["all", ""],
+    ]
+    assert stats["received"] == 8
+    assert stats["malformed"] == stats["unrouted"] == 0
+
+
+def test_a_txzmq_subscriber_reads_a_plain_app(tmp_path: Path) -> None:
+    """gotMessage gets tag and message as from txZMQ itself, with the empty topic too."""
+    endpoint = free_endpoint()
+    (tmp_path / "sender.py").write_text(
+        f"""
+from zroute import App
+app = App(pub={endpoint!r}, wire="plain", codec="json")
+
+@app.every(0.05)
+def send():
+    for topic in ("news.a", "", "stocks.AAPL"):
+        app.publish(topic, {{"n": 1}})
+"""
+    )
+    with (
+        Child("-m", "zroute", "run", "sender", "--app-dir", str(tmp_path)) as app,
+        Child("-m", "tests.acceptance.peers", "txzmq_subscriber", endpoint) as reader,
+    ):
+        reader.wait_for(lambda lines: len(lines) >= 9)
+        assert app.end(signal.SIGTERM) == 0
+        lines = [json.loads(line) for line in reader.out]
+    start = next(index for index, line in enumerate(lines) if line[0] == "news.a")
+    assert lines[start : start + 3] == [["news.a", '{"n":1}'], ["", '{"n":1}'], ["stocks.AAPL", '{"n":1}']]
+
+
+def test_a_two_frame_publisher_is_read(tmp_path: Path) -> None:
+    """[topic, body], as the guide's envelopes and most other languages send it."""
+    with conversation(tmp_path, TYPED) as talk:
+        talk.send([b"stocks.AAPL", QUOTE], [b"news", b"n"], [b"news.x", b"y"], [b"stocks.MSFT", QUOTE])
+        heard = [words for words in talk.heard() if words[0] in ("stock", "news")]
+    assert [words[:2] for words in heard] == [["stock", "AAPL"], ["news", "n"], ["stock", "MSFT"]]
+
+
+PARTS = """
+app = App(sub="tcp://127.0.0.1:1")
+
+@app.subscribe("rawblock", "many")
+def block(body: bytes, envelope: Envelope):
+    say(envelope.topic, body.hex(), [part.hex() for part in envelope.frames[2:]])
+
+@app.subscribe(startswith(b"\\xff\\x01"))
+def binary(body: bytes, envelope: Envelope):
+    say("binary", envelope.topic.wire.hex(), body.hex())
+"""
+
+
+def test_three_and_seven_parts_are_read(tmp_path: Path) -> None:
+    """[topic, body, 4-byte sequence] of a Bitcoin node, and seven parts: the rest is in the envelope."""
+    with conversation(tmp_path, PARTS) as talk:
+        talk.send(
+            [b"rawblock", b"\xab\0\xcd", (7).to_bytes(4, "little")],
+            [b"many", b"1", b"2", b"3", b"", b"\0", b"6"],
+            [b"rawblock", b"", (8).to_bytes(4, "little")],
+        )
+        heard = talk.heard()
+    assert heard == [
+        ["rawblock", "ab00cd", ["07000000"]],
+        ["many", "31", ["32", "33", "", "00", "36"]],
+        ["rawblock", "", ["08000000"]],
+    ]
+
+
+def test_topics_that_are_no_text_reach_their_prefix(tmp_path: Path) -> None:
+    """A startswith of bytes receives topics that are not UTF-8, and I get them back as they were."""
+    with conversation(tmp_path, PARTS) as talk:
+        talk.send([b"\xff\x01\xfe\0body"], [b"\xff\x01", b"two"], [b"\xff\x02\0no"])
+        assert talk.heard() == [["binary", "ff01fe", b"body".hex()], ["binary", "ff01", b"two".hex()]]
+
+
+def test_pyzmq_logging_is_read(tmp_path: Path) -> None:
+    """Records of pyzmq's PUBHandler arrive under their level, as text."""
+    source = """
+app = App(sub="tcp://127.0.0.1:1")
+
+@app.subscribe("pump.{level}")
+def record(text: str, level: str):
+    say(level, text.strip().rpartition(" - ")[2])
+"""
+    with conversation(tmp_path, source, peer="logging_publisher") as talk:
+        talk.send([b"too hot"], [b"too cold"])
+        assert talk.heard() == [["WARNING", "too hot"], ["WARNING", "too cold"]]

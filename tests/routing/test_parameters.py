@@ -1,0 +1,373 @@
+"""Signatures: what each parameter of a handler is given, and what is said when nothing fits."""
+
+from __future__ import annotations
+
+import enum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import pytest
+
+from tests.pure import Wired, plain
+from zroute import App, Envelope, SignatureError, Topic
+from zroute.routing.parameters import NO_BODY, identity, is_generator_function, name_of, plan
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
+
+class Level(enum.Enum):
+    HIGH = "high"
+    TWO = 2
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    def on_message(self, message: Any) -> None:
+        self.got.append(message)
+
+    def __call__(self, message: int) -> None:
+        self.got.append(("called", message))
+
+
+def planned(function: Any, *captures: str, given: Any = None, namespace: Any = None) -> Any:
+    """The plan of ``function`` at the line ``app.py:1``."""
+    return plan(function, captures=captures, given=given or {}, namespace=namespace, where="app.py:1")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (Any, "a", "a"),
+        (str, "é", "é"),
+        (int, "-12", -12),
+        (float, "3", 3.0),
+        (float, "1e3", 1000.0),
+        (UUID, str(UUID(int=1)), UUID(int=1)),
+        (Level, "high", Level.HIGH),
+        (Level, "2", Level.TWO),
+    ],
+)
+def test_a_capture_is_converted_to_its_annotation(annotation: Any, text: str, value: Any) -> None:
+    """I annotate a capture and get a value of that type."""
+
+    def handle(x: Any) -> None: ...
+
+    handle.__annotations__["x"] = annotation
+    converted = planned(handle, "x").convert({"x": text.encode()})["x"]
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [(int, "x"), (int, "1_0"), (int, "٣"), (float, "nan"), (float, "1_0"), (UUID, "no"), (Level, "low")],
+)
+def test_a_segment_that_does_not_convert_does_not_match(annotation: Any, text: str) -> None:
+    """A segment of another kind leaves the message to the next candidate."""
+
+    def handle(x: Any) -> None: ...
+
+    handle.__annotations__["x"] = annotation
+    assert planned(handle, "x").convert({"x": text.encode()}) is None
+
+
+def test_a_capture_that_nobody_asks_for_is_left_out() -> None:
+    """A pattern may capture what my handler does not need."""
+
+    def handle(message: int) -> None: ...
+
+    call = planned(handle, "x")
+    assert (call.convert({"x": b"1"}), call.body, call.schema) == ({}, "message", int)
+
+
+@pytest.mark.parametrize("annotation", [bytes, list[int], Topic, Annotated[int, "x"], {"not": "a type"}])
+def test_a_capture_of_another_type_is_refused(annotation: Any) -> None:
+    """The types a segment converts to are few, and the error lists them."""
+
+    def handle(x: Any) -> None: ...
+
+    handle.__annotations__["x"] = annotation
+    with pytest.raises(SignatureError) as caught:
+        planned(handle, "x")
+    assert str(caught.value).startswith("app.py:1: ")
+
+
+def test_a_body_that_is_not_asked_for_is_not_decoded() -> None:
+    """Without a body parameter even a broken body is no error."""
+    app, got = App(), []
+
+    @app.subscribe("a.{x}")
+    def handle(x: str) -> None:
+        got.append(x)
+
+    Wired(app).feed(plain("a.b", body=b"\xc1"))
+    assert got == ["b"]
+
+
+def test_a_parameter_without_annotation_is_any() -> None:
+    """An unannotated body is decoded by what it looks like."""
+
+    def handle(message): ...
+
+    assert planned(handle).schema is Any
+
+
+def test_two_bodies_name_both_and_the_line() -> None:
+    """Two parameters are left for one body: the error names both, the line, and what to do."""
+
+    def handle(quote: int, symbool: str) -> None: ...
+
+    with pytest.raises(SignatureError, match=r"'quote' and 'symbool' would both get the body") as caught:
+        planned(handle, "symbol")
+    assert str(caught.value).startswith("app.py:1: ")
+    assert "captures 'symbol'" in str(caught.value)
+    assert (caught.value.parameter, caught.value.where) == ("symbool", "app.py:1")
+
+
+def test_two_envelopes_are_refused() -> None:
+    """A message has one envelope."""
+
+    def handle(one: Envelope, two: Envelope) -> None: ...
+
+    with pytest.raises(SignatureError, match="both get the envelope"):
+        planned(handle)
+
+
+def test_leftovers_keep_their_defaults() -> None:
+    """A parameter with a default that nothing fills keeps it; variadic ones stay empty."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def handle(message: int, limit: int = 3, *rest: int, **more: int) -> None:
+        got.append((message, limit, rest, more))
+
+    Wired(app).feed(plain("a", 1))
+    assert got == [(1, 3, (), {})]
+
+
+def test_what_is_injected_goes_by_annotation() -> None:
+    """Envelope, Topic and App arrive wherever they stand, in any order, also keyword-only."""
+    app, got = App(), []
+
+    @app.subscribe("a.{x}")
+    def handle(app: App, x: str, topic: Topic, message: int, *, envelope: Envelope) -> None:
+        got.append((app, x, topic, message, envelope.body))
+
+    Wired(app).feed(plain("a.b", 5))
+    assert got == [(app, "b", "a.b", 5, b"\x05")]
+
+
+def test_a_keyword_only_body_is_given_by_name() -> None:
+    """The body may be keyword-only."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def handle(*, message: int) -> None:
+        got.append(message)
+
+    Wired(app).feed(plain("a", 5), plain("a", 6))
+    assert got == [5, 6]
+
+
+def test_a_capture_before_and_one_behind_the_body_arrive() -> None:
+    """The body may stand anywhere among the captures."""
+    app, got = App(), []
+
+    @app.subscribe("{a}.{b}")
+    def handle(a: str, message: int, b: str) -> None:
+        got.append((a, message, b))
+
+    Wired(app).feed(plain("x.y", 1))
+    assert got == [("x", 1, "y")]
+
+
+def test_positional_only_parameters_but_the_body_are_refused() -> None:
+    """What is given by name can't be positional-only."""
+
+    def body_first(message: int, /, x: str) -> None: ...
+    def capture_first(x: str, message: int, /) -> None: ...
+
+    assert planned(body_first, "x").body == "message"
+    with pytest.raises(SignatureError, match="positional-only") as caught:
+        planned(capture_first, "x")
+    assert caught.value.parameter == "x"
+
+
+# -- kinds of callables ----------------------------------------------------------------------------------
+
+
+def test_bound_methods_are_handlers() -> None:
+    """A method of an instance gets its messages, each instance its own."""
+    app, one, two = App(), Desk(), Desk()
+    app.add_route(one.on_message, "a")
+    app.add_route(two.on_message, "a")
+    Wired(app).feed(plain("a", 1))
+    assert one.got == two.got == [1]
+
+
+def test_the_same_bound_method_is_the_same_function() -> None:
+    """Two accesses of one method are one handler, as the user sees it."""
+    desk = Desk()
+    assert identity(desk.on_message) == identity(desk.on_message)
+    assert identity(desk.on_message) != identity(Desk().on_message)
+    assert identity(planned) != identity(name_of)
+
+
+def test_an_instance_with_call_is_a_handler() -> None:
+    """An object that can be called is called, with its annotations."""
+    app, desk = App(), Desk()
+    app.add_route(desk, "a")
+    Wired(app).feed(plain("a", 1), plain("a", "text"))
+    assert desk.got == [("called", 1)]
+
+
+def test_a_partial_is_a_handler() -> None:
+    """What a partial binds is not asked for, by position or by name."""
+    app, got = App(), []
+
+    def handle(tag: str, message: int, *, unit: str) -> None:
+        got.append((tag, message, unit))
+
+    app.add_route(partial(handle, "t", unit="u"), "a")
+    Wired(app).feed(plain("a", 1))
+    assert got == [("t", 1, "u")]
+
+
+def test_a_builtin_method_is_a_handler() -> None:
+    """received.append is the shortest handler there is."""
+    app, got = App(), []
+    app.add_route(got.append, "a")
+    Wired(app).feed(plain("a", {"x": 1}))
+    assert got == [{"x": 1}]
+
+
+def test_a_method_without_its_instance_says_so() -> None:
+    """I decorated inside the class body: the error says how to register the bound method."""
+    app = App()
+
+    class Inner:
+        @app.subscribe("a")
+        def on_message(self, message: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(SignatureError, match="a method without its instance") as caught:
+        app.compile()
+    assert caught.value.parameter == "self"
+    assert "test_parameters.py:" in str(caught.value)
+
+
+def test_a_static_method_is_a_plain_function() -> None:
+    """A function in a class that takes no self is no method."""
+
+    class Inner:
+        @staticmethod
+        def on_message(message: int) -> None: ...
+
+    assert planned(Inner.on_message).schema is int
+
+
+def test_what_has_no_signature_or_is_no_function_is_refused() -> None:
+    """A callable whose parameters Python can't read is named."""
+    with pytest.raises(SignatureError, match="no signature Python can read"):
+        planned(type("X", (), {"__call__": dict.fromkeys})() if False else dict)
+    with pytest.raises(SignatureError, match="is not a function"):
+        planned(5)
+
+
+# -- annotations -----------------------------------------------------------------------------------------
+
+
+def test_postponed_annotations_of_nested_functions_resolve() -> None:
+    """A class defined in the function that registers is found by its name."""
+    app, got = App(), []
+
+    class Local(enum.IntEnum):
+        ONE = 1
+
+    @app.subscribe("a.{x}")
+    def handle(x: Local) -> None:
+        got.append(x)
+
+    Wired(app).feed(plain("a.1", body=b""))
+    assert got == [Local.ONE]
+
+
+def test_a_type_imported_for_type_checkers_only_is_a_clear_error() -> None:
+    """An annotation under TYPE_CHECKING is named, with the remedy."""
+
+    def handle(message: OrderedDict[str, int]) -> None: ...
+
+    with pytest.raises(SignatureError, match="annotated with 'OrderedDict'.*TYPE_CHECKING") as caught:
+        planned(handle)
+    assert caught.value.where == "app.py:1"
+
+
+def test_an_annotation_that_is_no_type_is_a_clear_error() -> None:
+    """A value in place of a type is refused."""
+
+    def handle(message: Any) -> None: ...
+
+    handle.__annotations__["message"] = 5
+    with pytest.raises(SignatureError, match="no type"):
+        planned(handle)
+
+
+def test_an_unhashable_annotation_is_a_body() -> None:
+    """Annotated metadata that can't be hashed does not stop the plan."""
+
+    def handle(message: Any) -> None: ...
+
+    hint = Annotated[int, []]
+    handle.__annotations__["message"] = hint
+    assert planned(handle).schema == hint
+
+
+def test_a_function_of_a_module_that_is_gone_is_still_read() -> None:
+    """A function made by exec in no module has the local names at its registration."""
+    names: dict[str, Any] = {}
+    exec("def handle(message: 'Mine') -> None: ...", {"__name__": "nowhere"}, names)
+    assert planned(names["handle"], namespace={"Mine": int}).schema is int
+
+
+# -- small questions -------------------------------------------------------------------------------------
+
+
+def test_names_are_short_and_readable() -> None:
+    """Logs and counters name functions as I wrote them."""
+    assert name_of(Desk().on_message) == "Desk.on_message()"
+    assert name_of(partial(partial(planned))) == "planned()"
+    assert name_of(Desk()) == "Desk()"
+    assert name_of(lambda: None) == "<lambda>()"
+
+
+def test_generators_are_known_through_partials_and_callables() -> None:
+    """Plain and async generator functions count, whatever they are wrapped in."""
+
+    def plain_generator():
+        yield
+
+    async def async_generator():
+        yield
+
+    async def coroutine(): ...
+
+    class Callable:
+        def __call__(self):
+            yield
+
+    assert all(map(is_generator_function, [plain_generator, async_generator, partial(plain_generator), Callable()]))
+    assert not any(map(is_generator_function, [coroutine, lambda: None, len, Desk()]))
+
+
+def test_a_call_without_constants_is_the_function_itself() -> None:
+    """A plain handler costs no wrapper."""
+
+    def handle(message: int) -> None: ...
+
+    call = planned(handle)
+    assert call.bind({}, Topic("a")) is handle
+    assert planned(lambda: None).schema is NO_BODY

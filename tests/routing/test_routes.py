@@ -1,0 +1,152 @@
+"""What decorators record, and what they refuse at the user's line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zroute import App, PatternError, Routes, SchemaError, SignatureError, startswith
+from zroute.messages.topics import parse
+from zroute.routing.routes import caller, joined
+
+HERE = "test_routes.py:"
+
+
+def test_a_decorator_returns_the_function_unchanged() -> None:
+    """Decorated functions stay callable and testable as they are."""
+
+    def function(*args: Any) -> None: ...
+
+    routes = Routes()
+    decorators = [
+        routes.subscribe("a"),
+        routes.publisher("b"),
+        routes.every(1.0),
+        routes.on_error(ValueError),
+        App().on_startup,
+        App().on_shutdown,
+        App().on_unrouted,
+    ]
+    assert all(decorate(function) is function for decorate in decorators)
+
+
+def test_the_decorator_is_sugar_over_one_method() -> None:
+    """add_route records what @subscribe does."""
+    routes = Routes()
+
+    def function(message: Any) -> None: ...
+
+    routes.subscribe("a", startswith("b"), codec="json", copy=True)(function)
+    route = routes.add_route(function, "a", startswith("b"), codec="json", copy=True)
+    first, second = routes._routes
+    assert second is route
+    assert (first.function, first.patterns, first.codec, first.copy) == (
+        second.function,
+        second.patterns,
+        second.codec,
+        second.copy,
+    )
+
+
+def test_a_route_knows_its_line() -> None:
+    """`zroute routes` and errors say where a handler was registered, relative to where I am."""
+    route = Routes().add_route(lambda message: None, "a")
+    assert route.where.startswith(os.path.join("tests", "routing", HERE)) or HERE in route.where
+
+
+def test_a_file_from_elsewhere_is_named_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Outside the working directory the whole path stands there."""
+    monkeypatch.chdir(tmp_path)
+
+    def who() -> str:
+        return caller()
+
+    assert who().startswith(str(Path(__file__)))
+
+
+@pytest.mark.parametrize(
+    ("register", "says"),
+    [
+        (lambda routes: routes.subscribe(), "needs a pattern"),
+        (lambda routes: routes.subscribe(lambda message: None), "with parentheses"),
+        (lambda routes: routes.subscribe("news.>.x"), "segment 2"),
+        (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "capture the same names"),
+        (lambda routes: routes.add_route(lambda message: None), "needs a pattern"),
+        (lambda routes: routes.publisher("a.*"), "stands for many"),
+        (lambda routes: routes.publisher(startswith("a")), "stands for many"),
+        (lambda routes: routes.publisher("a..b"), "empty"),
+        (lambda routes: routes.include(Routes(), prefix="a b"), "a b"),
+    ],
+)
+def test_a_bad_pattern_fails_at_its_line(register: Any, says: str) -> None:
+    """Patterns are parsed where I write them, and the error names that line."""
+    with pytest.raises(PatternError, match=says) as caught:
+        register(Routes())
+    assert HERE in str(caught.value)
+    assert caught.value.where is not None
+
+
+@pytest.mark.parametrize(
+    ("register", "says"),
+    [
+        (lambda routes: routes.subscribe("a")(5), "decorates a function, not 5"),
+        (lambda routes: routes.subscribe("a")(dict), "not the class dict"),
+        (lambda routes: routes.publisher("a")("x"), "publisher decorates"),
+        (lambda routes: routes.every(1)("x"), "every decorates"),
+        (lambda routes: routes.on_error(lambda error, envelope: None), "on_error takes exception classes"),
+        (lambda routes: routes.on_error(5), "on_error takes exception classes"),
+        (lambda routes: routes.include("x"), r"include takes a zroute\.Routes"),
+        (lambda routes: routes.include(routes), "can't include itself"),
+        (lambda routes: routes.every(0), "positive number"),
+        (lambda routes: routes.every(float("inf")), "positive number"),
+        (lambda routes: routes.publisher("a", every="1s"), "positive number"),
+        (lambda routes: routes.publisher("a", every=1, jitter=2), "jitter=2"),
+        (lambda routes: routes.publisher("a", every=1, initial_delay=-1), "initial_delay=-1"),
+    ],
+)
+def test_a_bad_registration_fails_at_its_line(register: Any, says: str) -> None:
+    """What can't be decorated or scheduled is refused where I write it."""
+    with pytest.raises(SignatureError, match=says) as caught:
+        register(Routes())
+    assert HERE in str(caught.value)
+
+
+def test_a_circle_of_groups_is_refused() -> None:
+    """A group that holds this one can't be included in it."""
+    outer, inner = Routes(), Routes()
+    outer.include(inner)
+    with pytest.raises(SignatureError, match="can't include itself"):
+        inner.include(outer)
+
+
+@pytest.mark.parametrize("make", [Routes().subscribe, Routes().publisher])
+def test_an_unknown_codec_is_refused(make: Any) -> None:
+    """A codec that nobody knows is refused with the names of those there are."""
+    with pytest.raises(SchemaError, match="msgpack"):
+        make("a", codec="yaml")(lambda message: None)
+
+
+def test_an_include_keeps_a_reference() -> None:
+    """What I register in a group after including it belongs to the app."""
+    app, group = App(), Routes("g")
+    app.include(group)
+    group.add_route(lambda message: None, "late")
+    (route,) = app.compile().routes
+    assert [pattern.text for pattern in route.patterns] == ["g.late"]
+
+
+def test_a_bad_prefix_is_refused() -> None:
+    """A group's prefix follows the grammar of patterns."""
+    with pytest.raises(PatternError):
+        Routes("a..b")
+
+
+def test_joining_without_a_prefix_is_the_pattern() -> None:
+    """A group without a prefix changes nothing."""
+    pattern = parse("a.{x}")
+    assert joined("", pattern) is pattern
+    assert joined("p", pattern).text == "p.a.{x}"
+    assert joined("p", startswith("x")).subscription == b"p.x"
