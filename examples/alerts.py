@@ -1,6 +1,6 @@
 """Quotes in, alerts out: the app of the README, between a market that feeds it and a pager that it wakes.
 
-    zroute run --app-dir examples alerts:market alerts alerts:pager --for 10s
+zroute run --app-dir examples alerts:market alerts alerts:pager --for 10s
 """
 
 import random

@@ -1,6 +1,6 @@
 """A reader for publishers that know nothing of zroute: several parts, topics that are no text, bodies of any kind.
 
-    zroute run --app-dir examples foreign --sub tcp://127.0.0.1:28332
+zroute run --app-dir examples foreign --sub tcp://127.0.0.1:28332
 """
 
 from typing import Any

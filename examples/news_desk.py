@@ -1,6 +1,6 @@
 """A news desk: each story goes to its most specific handler, and what nobody takes to a fallback.
 
-    zroute run --app-dir examples news_desk:agency news_desk:desk --for 3s
+zroute run --app-dir examples news_desk:agency news_desk:desk --for 3s
 """
 
 from itertools import cycle

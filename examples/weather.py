@@ -1,6 +1,6 @@
 """Weather stations of two generations in one handler: stamped JSON, and raw bytes where it is not JSON.
 
-    zroute run --app-dir examples weather:stations weather:office --for 3s
+zroute run --app-dir examples weather:stations weather:office --for 3s
 """
 
 import time

@@ -263,7 +263,8 @@ class Outcomes:
             self._unfinished[running] = _Unfinished(None, name_of(function))
 
             def ended(result: Any) -> None:
-                self._unfinished.pop(running, None)
+                if self._unfinished.pop(running, None) is None:
+                    return  # given up at a stop
                 if isinstance(result, Failure):
                     self._hook_failed(function, _error_of(result))
                 self._tell_if_idle()

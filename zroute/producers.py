@@ -163,7 +163,10 @@ class _Running:
         if self._waiting is not None:
             self._waiting.cancel()
         if self._values is not None:
-            self._start(_close(self._values)).addErrback(self._failed, "it was being stopped")
+            self._start(_close(self._values)).addErrback(self._not_closed)
+
+    def _not_closed(self, failure: Any) -> None:
+        self._outcomes.producer_failed(self._producer, failure.value, "it was being stopped")
 
     # -- a period at a time ----------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class _Running:
         schedule = self._producer.schedule
         if schedule is not None and schedule.jitter:
             delay = random.random() * schedule.jitter * schedule.every
-            return self._keep(_later(self._clock, delay).addCallback(lambda _: self._once()))
+            return self._keep(_later(self._clock, delay).addCallbacks(lambda _: self._once(), lambda _: None))
         return self._once()
 
     def _once(self) -> Deferred[Any] | None:
@@ -186,12 +189,10 @@ class _Running:
             result = self._next() if self._producer.generator else self._producer.call()
             if is_awaitable(result):
                 running = self._start(result).addCallback(self._publish)
-                return self._keep(running.addErrback(lambda failure: self._failed(failure, "the schedule goes on")))
+                return self._keep(running.addErrback(lambda failure: self._failed(failure.value)))
             self._publish(result)
-        except StopIteration:
-            self._finish()
-        except Exception as error:
-            self._raised(error)
+        except BaseException as error:  # also SystemExit, as for handlers: it would end the schedule in silence
+            self._failed(error)
         return None
 
     def _next(self) -> Any:
@@ -210,24 +211,19 @@ class _Running:
             self._loop.stop()
         self._outcomes.producer_finished(self._producer)
 
-    def _raised(self, error: BaseException) -> None:
-        if not self._producer.generator:
-            self._outcomes.producer_failed(self._producer, error, "the schedule goes on")
-            return
-        self._values = None
-        if self._loop is not None and self._loop.running:
-            self._loop.stop()
-        self._restart(error)
-
-    def _failed(self, failure: Any, remedy: str) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """What the function raised, or the generator that is asked for one value a period."""
         if self._stopped:
             return
-        if failure.check(StopAsyncIteration):
+        if not self._producer.generator:
+            self._outcomes.producer_failed(self._producer, error, "the schedule goes on")
+        elif isinstance(error, StopIteration | StopAsyncIteration):
             self._finish()
-        elif self._producer.generator:
-            self._raised(failure.value)
         else:
-            self._outcomes.producer_failed(self._producer, failure.value, remedy)
+            self._values = None
+            if self._loop is not None and self._loop.running:
+                self._loop.stop()
+            self._restart(error)
 
     # -- as fast as it yields --------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import json
 import math
 import subprocess
 import sys
+import uuid
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -17,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Private, Square, Validated
+from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Point, Private, Square, Validated
 from tests.support import ROOT
+from zroute import Stamped
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.codecs import (
     BUILTIN,
@@ -83,6 +86,32 @@ def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.
     chosen, write = body_encoder(schema, codec=None, default=codec)
     handled = decode(schema, write(message), stated=chosen, default=codec)
     assert same(handled, message)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (set[tuple[int, str]], {(1, "a"), (2, "b")}),
+        (dict[uuid.UUID, int], {uuid.UUID(int=7): 1}),
+        (dict[datetime.date, int], {datetime.date(2020, 1, 2): 1}),
+        (dict[bytes, int], {b"\xff": 1}),
+        (list[int | bytes], [1, b"\xff"]),
+        (list[int | float], [1, 1.0, -0.0]),
+        (datetime.timedelta, datetime.timedelta.max),
+        (datetime.timedelta, datetime.timedelta.min),
+        (datetime.time, datetime.time(1, 2, 3, 4, tzinfo=datetime.UTC)),
+        (Decimal, Decimal("1.10")),
+        (Decimal, Decimal("-1E+400")),
+        (Stamped[bytes], Stamped(b"\xff", 1.0)),
+        (Private | None, None),
+        (Stamped[Private] | bytes, Stamped(Private("x"), 1.0)),
+    ],
+    ids=repr,
+)
+def test_rare_types_arrive_as_they_were(schema: Any, message: Any, codec: Codec) -> None:
+    """Keys, members of sets and the ends of ranges are carried as exactly as common fields."""
+    assert same(decode(schema, encode(schema, message, codec), stated=codec), message)
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
@@ -189,6 +218,73 @@ def test_the_error_of_a_wrong_message_names_what_was_expected() -> None:
     """I read what the publication wants, and what I gave it."""
     with pytest.raises(EncodeError, match="expected Plain, got dict"):
         encode(Plain, {})
+
+
+@dataclasses.dataclass
+class Growing:
+    size: int
+
+    def __post_init__(self) -> None:
+        self.size += 1
+
+
+@attrs.define
+class Doubling:
+    size: int = attrs.field(converter=lambda size: size * 2)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize("kind", [Growing, Doubling])
+def test_an_object_that_changes_when_it_is_made_again_is_refused(kind: Any, codec: Codec) -> None:
+    """A hook or converter that runs at the reader once more must not alter my data without a word."""
+    with pytest.raises(EncodeError, match="would arrive as"):
+        encode(kind, kind(1), codec)
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+@pytest.mark.parametrize("schema", [Any, list[Any], int, Plain], ids=repr)
+def test_what_is_too_deep_to_write_is_an_encode_error_too(schema: Any, codec: Codec) -> None:
+    """A list in itself, or five thousand in each other, is refused like any other object, and shown in short."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    endless: list[Any] = []
+    endless.append(endless)
+    for message in (deep, endless):
+        with pytest.raises(EncodeError) as caught:
+            encode(schema, message, codec)
+        assert len(str(caught.value)) < 1000
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_an_object_that_cannot_be_shown_is_refused_all_the_same() -> None:
+    """The error about a message does not depend on the message's repr."""
+    for schema in (Any, Plain, list[Any]):
+        with pytest.raises(EncodeError, match="Unspeakable"):
+            encode(schema, Unspeakable())
+
+
+@pytest.mark.parametrize("codec", FORMATS, ids=repr)
+def test_objects_in_untyped_data_are_written_as_their_type_says(codec: Codec) -> None:
+    """A class inside a dict goes out whole, and is held to its own annotations."""
+    sent = encode(Any, {"q": QUOTE, "p": [Point(1, 2.5)], "s": Private("x")}, codec)
+    quote = {"symbol": "AAPL", "price": 187.23, "volume": 1200}
+    arrived = {"q": quote, "p": [[1, 2.5]], "s": {"_secret": "x", "open": True}}
+    assert decode(Any, sent, stated=codec) == arrived
+    with pytest.raises(EncodeError, match=r"Plain\.volume: expected int"):
+        encode(Any, [Plain("A", 1.0, "1")], codec)  # type: ignore[arg-type]
+
+
+def test_the_error_of_a_wrong_field_names_it() -> None:
+    """I read which field holds what, what belongs there, and why it matters."""
+    with pytest.raises(EncodeError, match=r"^Plain\.symbol: expected str, got NoneType: None$"):
+        encode(Plain, Plain(None, 1.0, 1))  # type: ignore[arg-type]
+    with pytest.raises(EncodeError, match=r"^Nested\.first\.volume: expected int, got int: 2\d+: .*over 64 bits"):
+        encode(Nested, Nested(Plain("A", 1.0, 2**70 * 2), []))
 
 
 # -- reading what others sent -----------------------------------------------------------------------------
@@ -299,6 +395,23 @@ def test_a_hundred_thousand_nested_arrays_are_refused(codec: Codec, schema: Any,
         guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in an unknown field"])
+def test_a_bomb_behind_white_space_is_seen(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON may start with blanks, so its first byte does not give it away: the codec does."""
+    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
+    read = guarded(body_decoder(list[Any], stated=JSON, route=None, default=MSGPACK), JSON)
+    with pytest.raises(DecodeError, match="deeper than 1000"):
+        read(b" \n" + bomb(JSON, inside))
+
+
+@pytest.mark.parametrize("schema", [str, bytes], ids=repr)
+def test_text_and_bytes_do_not_nest(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand brackets are fine where they are text or bytes."""
+    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
+    body = b"[" * 100_000
+    assert len(guarded(body_decoder(schema, stated=None, route=None, default=JSON), JSON)(body)) == len(body)
+
+
 def test_bombs_do_not_end_a_program_that_raised_the_recursion_limit() -> None:
     """The process survives also where I have raised Python's recursion limit to a million."""
     program = """
@@ -312,7 +425,9 @@ for codec in (JSON, MSGPACK):
     for schema in (Plain, Any, list[Any], Private, dict[str, Any]):
         for inside in (False, True):
             try:
-                guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
+                blank = b" " if codec is JSON else b""
+                read = guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)
+                read(blank + bomb(codec, inside))
             except Exception:
                 continue
             raise SystemExit(f"{codec.name} {schema} was accepted")
@@ -378,6 +493,10 @@ def test_raw_bytes_where_the_type_does_not_decode() -> None:
     assert decode(Plain | bytes, encode(Plain, QUOTE)) == QUOTE
     assert decode(Plain | bytes, b"\x00\xff") == b"\x00\xff"
     assert decode(str | bytes, b"\xff") == b"\xff"
+    assert body_encoder(str | bytes, codec=None, default=JSON)[0] is TEXT
+    assert decode(str | bytes, encode(str | bytes, "text")) == "text"
+    with pytest.raises(EncodeError, match="got bytes"):
+        encode(Plain | bytes, b"raw")
 
 
 def test_a_type_in_text_or_raw_is_refused() -> None:

@@ -273,7 +273,7 @@ def test_a_static_method_is_a_plain_function() -> None:
 def test_what_has_no_signature_or_is_no_function_is_refused() -> None:
     """A callable whose parameters Python can't read is named."""
     with pytest.raises(SignatureError, match="no signature Python can read"):
-        planned(type("X", (), {"__call__": dict.fromkeys})() if False else dict)
+        planned(dict)
     with pytest.raises(SignatureError, match="is not a function"):
         planned(5)
 
@@ -306,14 +306,16 @@ def test_a_type_imported_for_type_checkers_only_is_a_clear_error() -> None:
     assert caught.value.where == "app.py:1"
 
 
-def test_an_annotation_that_is_no_type_is_a_clear_error() -> None:
-    """A value in place of a type is refused."""
+@pytest.mark.parametrize("annotation", ["int + str", "enum.Missing", "not python ("])
+def test_an_annotation_that_is_no_type_is_a_clear_error(annotation: str) -> None:
+    """A postponed annotation that makes no type is refused with the function's name and line."""
 
     def handle(message: Any) -> None: ...
 
-    handle.__annotations__["message"] = 5
-    with pytest.raises(SignatureError, match="no type"):
+    handle.__annotations__["message"] = annotation
+    with pytest.raises(SignatureError, match=r"handle\(\) has an annotation that is no type") as caught:
         planned(handle)
+    assert caught.value.where == "app.py:1"
 
 
 def test_an_unhashable_annotation_is_a_body() -> None:

@@ -63,7 +63,7 @@ def test_in_a_derived_stream_the_inbound_capture_goes_before_the_message() -> No
     assert [topic for topic, *_ in wired.sent] == ["out.high"]
 
 
-@pytest.mark.parametrize("value", [7, 1.5e300, UUID(int=1), "a"])
+@pytest.mark.parametrize("value", [7, 2e300, UUID(int=1), "a"])
 def test_values_of_simple_types_make_a_segment(value: Any) -> None:
     """Numbers, UUIDs and texts make segments that convert back."""
     app = App()
@@ -187,8 +187,9 @@ def test_a_pattern_behind_wildcards_cannot_be_published_to() -> None:
     app, group = App(), Routes("*")
     group.publisher("out")
     app.include(group)
-    with pytest.raises(PatternError):
+    with pytest.raises(PatternError, match="has no one topic to publish to") as caught:
         app.compile()
+    assert "test_publications.py:" in str(caught.value)
 
 
 def test_more_topics_than_are_remembered_are_published(monkeypatch: pytest.MonkeyPatch) -> None:

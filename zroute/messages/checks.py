@@ -17,7 +17,7 @@ import msgspec
 from zroute.errors import DecodeError
 from zroute.messages.schema import children, inspect, is_class, resolved
 
-__all__ = ["HIGHEST", "LOWEST", "Check", "compile_check", "compile_reader", "is_bounded"]
+__all__ = ["HIGHEST", "LOWEST", "Check", "Inline", "compile_check", "compile_reader", "is_bounded"]
 
 Check = Callable[[Any], bool]
 Decode = Callable[[bytes], Any]
@@ -54,21 +54,30 @@ def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats:
         expression, names = ("check(m)", {"check": check}) if check else ("", {})
     if not expression and not utf8:
         return decode
-    # A function of its own for each type, as attrs and cattrs make them: two calls a message less.
-    lines = [
-        "def read(body):",
-        "    body.isascii() or body.decode()" if utf8 else "",
-        "    m = decode(body)",
-        f"    if {expression or 'True'}:",
-        "        return m",
-        "    refuse()",
-    ]
-    exec("\n".join(lines), names := {**names, "decode": decode, "refuse": _refuse})
-    read: Decode = names["read"]
+    # A function of its own for each type, as attrs and cattrs make them: one call a message less.
+    lines = ["body.isascii() or body.decode()"] if utf8 else []
+    lines.append("m = decode(body)")
+    if expression:
+        lines.append(f"if not ({expression}): out_of_bounds()")
+    names.update(decode=decode, out_of_bounds=_out_of_bounds)
+    exec("\n    ".join(["def read(body):", *lines, "return m"]), scope := dict(names))
+    scope["read"].inline = Inline(tuple(lines), names)
+    read: Decode = scope["read"]
     return read
 
 
-def _refuse() -> None:
+@attrs.frozen
+class Inline:
+    """The lines of a reader, which turn ``body`` into ``m``, and the names that they use.
+
+    Whoever writes a function around a reader can put them in it, and save the call.
+    """
+
+    lines: tuple[str, ...]
+    names: Mapping[str, Any]
+
+
+def _out_of_bounds() -> None:
     raise DecodeError("a number over 64 bits or not finite")
 
 

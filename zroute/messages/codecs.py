@@ -305,7 +305,7 @@ def _unfit(message: Any, schema: Any, error: Exception | None = None) -> EncodeE
     if below and not why and kind is not expected:
         why = ": an instance of a subclass would arrive as its base"
     where = f"{describe(schema)}{path}: " if path else ""
-    if error is not None and not path:
+    if error is not None and not why:
         why = f" ({type(error).__name__}: {error!s:.200})"
     return EncodeError(f"{where}expected {describe(hint)}, got {kind.__name__}: {_short(value)}{why}", schema=schema)
 

@@ -188,6 +188,7 @@ def _pack_headers(headers: Mapping[str, Any]) -> bytes:
             raise EncodeError(f"header {key!r}: the name of a header is text, not {type(key).__name__}")
     try:
         packed: bytes = msgpack.packb(dict(headers), strict_types=True)
+        msgpack.unpackb(packed)  # a reader would refuse the message for a key that is not text, at any depth
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
     if len(packed) > HEADERS_MAX:

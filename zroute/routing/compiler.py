@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import attrs
 
 from zroute.delivery.stats import RouteStats
-from zroute.errors import DuplicateRouteError, SchemaError, SetupError, SignatureError
+from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.messages.codecs import BUILTIN, Codec, body_decoder
 from zroute.routing.deliver import CompiledRoute
 from zroute.routing.parameters import NO_BODY, Call, hints_of, identity, is_generator_function, name_of, plan
@@ -168,6 +168,13 @@ def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> N
 
 def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> Outlet:
     pattern = _at(publication.where, partial(joined, prefix, publication.pattern))
+    if not pattern.is_template:
+        raise PatternError(
+            f"publisher({publication.pattern.text!r}) behind the prefix {prefix!r} has no one topic to publish to: "
+            "write a capture such as {name} in place of each wildcard of the prefix",
+            pattern=pattern.text,
+            where=publication.where,
+        )
     try:
         encode = encoder_by_type(schema, publication.codec, default)
     except SchemaError as error:

@@ -9,11 +9,14 @@ the body, or `TRACKED`. It raises nothing: what handlers raise and return beyond
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import CodeType
 from typing import Any, Protocol, TypeAlias
 
 import attrs
 
 from zroute.delivery.stats import RouteStats
+from zroute.messages.checks import Inline
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
 from zroute.routing.parameters import NO_BODY, Call
@@ -110,28 +113,53 @@ def frames_of(raw: Raw) -> tuple[bytes, ...]:
     return (raw,) if isinstance(raw, bytes) else raw
 
 
-def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
-    decode, function, delivery = step.decode, step.function, step.delivery
-    assert decode is not None
-    stats, settle = delivery.route.stats, outcomes.settle
-
-    def deliver(body: bytes, raw: Raw) -> int | None:
-        try:
-            message = decode(body)
-        except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
-            return refuse((delivery,), error, body, raw)
-        try:
-            result = function(message)
-        except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
-            outcomes.failed(delivery, error, raw)
+_ONE = """
+def deliver(body, raw):
+    try:
+        {read}
+    except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
+        return refuse(deliveries, error, body, raw)
+    try:
+        result = function(m)
+    except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+        failed(delivery, error, raw)
+    else:
+        if result is None:
+            stats.handled += 1
         else:
-            if result is None:
-                stats.handled += 1
-            else:
-                settle(delivery, result, raw)
-        return None
+            settle(delivery, result, raw)
+"""
 
+
+def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
+    """One handler, given the body: by far the most frequent case.
+
+    The reader's own lines stand in the closure. Calling it instead costs 40 of 720 ns a message (typed
+    JSON, plain wire), which is the last that is wanting to 1.4 times a hand-written loop.
+    """
+    delivery, inline = step.delivery, getattr(step.decode, "inline", _CALL)
+    scope = {
+        "decode": step.decode,
+        **inline.names,
+        "function": step.function,
+        "delivery": delivery,
+        "deliveries": (delivery,),
+        "stats": delivery.route.stats,
+        "refuse": refuse,
+        "failed": outcomes.failed,
+        "settle": outcomes.settle,
+    }
+    exec(_compiled("\n        ".join(inline.lines)), scope)
+    deliver: Deliver = scope["deliver"]
     return deliver
+
+
+_CALL = Inline(("m = decode(body)",), {})
+
+
+@cache
+def _compiled(read: str) -> CodeType:
+    return compile(_ONE.format(read=read), __file__, "exec")
 
 
 def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refuse) -> Deliver:

@@ -145,7 +145,7 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
             "import it at run time too (not only under TYPE_CHECKING), above the handler",
             where=where,
         ) from error
-    except TypeError as error:
+    except Exception as error:  # an annotation is an expression of the user's, and may raise whatever those do
         raise SignatureError(f"{name_of(function)} has an annotation that is no type: {error}", where=where) from error
 
 

@@ -55,15 +55,13 @@ class TableOutcomes(Outcomes, Protocol):
 class _Entry:
     """What is known about one topic.
 
-    ``plain`` delivers bodies without a tracked header. ``heads`` maps the constant parts of the tracked
-    headers seen on this topic, one a publisher, to what delivers the bodies behind them. ``others`` keeps
-    the closures made so far by (codec, whether for large bodies).
+    ``plain`` delivers bodies without a tracked header. ``others`` keeps the closures made so far by
+    (codec, whether for large bodies).
     """
 
     topic: Topic
     deliveries: tuple[Delivery, ...]
     plain: Deliver
-    heads: dict[bytes, Deliver] = attrs.field(factory=dict)
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
 
 
@@ -99,6 +97,10 @@ class RouteTable:
         self._outcomes = outcomes
         self._clock = clock
         self._entries: dict[bytes, _Entry] = {}
+        # What the loop looks topics up in: one with plain bodies has its closure in the first, one with tracked
+        # bodies has closures by the constant parts of the headers, one a publisher, in the second.
+        self._plain: dict[bytes, Deliver] = {}
+        self._tracked: dict[bytes, dict[bytes, Deliver]] = {}
         self._multipart: dict[bytes, None] = {}
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
         self._skipping = False
@@ -112,29 +114,27 @@ class RouteTable:
         and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
         behind it; it is costly and asked only where the rule of parts needs it.
         """
-        get = self._entries.get
+        plain, tracked = self._plain.get, self._tracked.get
         received = 0
         if self._skipping:
             budget -= self._skip(recv, more, budget)
         try:
             for received in self._turn(budget):  # noqa: B007  # counted in the end
                 frame = recv(1)
-                topic, nul, body = frame.partition(NUL)
-                entry = get(topic)
-                if entry is None or not nul or len(body) > LARGE_FRAME:
-                    self._one_by_one(frame, recv, more)
-                elif entry.heads:
-                    deliver = entry.heads.get(body[:HEAD_SIZE])
-                    if deliver is None or len(body) < HEADER_SIZE:
-                        self._one_by_one(frame, recv, more)
-                    elif deliver(body[HEADER_SIZE:], frame):
-                        self._discard_rest(topic, recv, more)
-                else:
-                    fault = entry.plain(body, frame)
-                    if fault is TRACKED:
-                        self._one_by_one(frame, recv, more)
-                    elif fault:
-                        self._discard_rest(topic, recv, more)
+                topic, _, body = frame.partition(NUL)
+                deliver = plain(topic)
+                if deliver is not None and 0 < len(body) <= LARGE_FRAME:  # no body: perhaps there was no NUL
+                    if fault := deliver(body, frame):
+                        self._after(fault, topic, frame, recv, more)
+                    continue
+                heads = tracked(topic)
+                if heads is not None and HEADER_SIZE < len(body) <= LARGE_FRAME:
+                    deliver = heads.get(body[:HEAD_SIZE])
+                    if deliver is not None:
+                        if fault := deliver(body[HEADER_SIZE:], frame):
+                            self._after(fault, topic, frame, recv, more)
+                        continue
+                self._one_by_one(frame, recv, more)
         except BaseException:
             received -= 1  # it was `recv` that raised: nothing else in the loop does
             raise
@@ -181,11 +181,15 @@ class RouteTable:
                 return parts
         return budget
 
-    def _discard_rest(self, topic: bytes, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
-        """After a fault in a part that was taken as whole: what is left of its message is no message."""
-        if more():
-            self._entries.pop(topic, None)  # asked each time from now on
-            self._multipart[topic] = None
+    def _after(
+        self, fault: int, topic: bytes, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]
+    ) -> None:
+        """A part that was taken as whole has a header, or could not be decoded."""
+        if fault is TRACKED:
+            self._one_by_one(frame, recv, more)
+        elif more():  # what is left of its message is no message
+            self._forget(topic)
+            self._multipart[topic] = None  # asked each time from now on
             if len(self._multipart) > TOPIC_CACHE:
                 del self._multipart[next(iter(self._multipart))]
             self._skipping = True
@@ -214,9 +218,7 @@ class RouteTable:
         self._check_size(body)
         deliver = self._deliver(entry, header.codec, body)
         if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
-            if len(entry.heads) >= _HEADS_KEPT:
-                entry.heads.clear()
-            entry.heads[head] = deliver
+            self._remember_head(entry, head, deliver)
         deliver(body, raw)
 
     def _check_size(self, body: bytes) -> None:
@@ -234,12 +236,27 @@ class RouteTable:
         deliveries = tuple(self._deliveries(topic, name))
         entry = _Entry(name, deliveries, self._nobody(topic))
         if deliveries:
-            entry.plain = self._plain(entry)
+            entry.plain = self._make_plain(entry)
         if topic not in self._multipart:
             if len(self._entries) >= TOPIC_CACHE:
-                del self._entries[next(iter(self._entries))]
+                self._forget(next(iter(self._entries)))
             self._entries[topic] = entry
+            self._plain[topic] = entry.plain
         return entry
+
+    def _remember_head(self, entry: _Entry, head: bytes, deliver: Deliver) -> None:
+        """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
+        topic = entry.topic.wire
+        if topic in self._entries:
+            self._plain.pop(topic, None)
+            heads = self._tracked.setdefault(topic, {})
+            if len(heads) >= _HEADS_KEPT:
+                heads.clear()
+            heads[head] = deliver
+
+    def _forget(self, topic: bytes) -> None:
+        for cache in (self._entries, self._plain, self._tracked):
+            cache.pop(topic, None)
 
     def _nobody(self, topic: bytes) -> Deliver:
         """For a topic that no route takes."""
@@ -283,7 +300,7 @@ class RouteTable:
             deliver = entry.others[kind] = self._bound(entry, number, large=kind[1])
         return deliver
 
-    def _plain(self, entry: _Entry) -> Deliver:
+    def _make_plain(self, entry: _Entry) -> Deliver:
         """The closure for bodies without a header, which tells those that have one by returning `TRACKED`.
 
         Where every decoder is known to refuse such a body, it is told apart only then, at no cost.

@@ -10,6 +10,7 @@ libzmq needs this thread's calls to resend subscriptions to a publisher that cam
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,8 @@ __all__ = ["Connection", "Drain"]
 
 Drain = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
 """Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.drain`."""
+
+_log = logging.getLogger("zroute.sockets")
 
 _OLDEST_LIBZMQ = (4, 3, 5)  # older ones lose subscriptions on reconnect and bound no frame sizes on ipc
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
@@ -117,19 +120,25 @@ class Connection:
 
     def _read(self) -> bool:
         """Whether reading ended by EAGAIN and nothing has touched the socket since."""
-        deadline = perf_counter() + READ_SECONDS
+        began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         drain, recv, more = self._drain, self._recv, self.more
         try:
-            for _ in range(READ_BUDGET // READ_SLICE):
-                drain(recv, more, READ_SLICE)
-                if self.closed or self.paused or perf_counter() > deadline:
+            while left > 0:
+                drain(recv, more, size)
+                left -= size
+                spent = perf_counter() - began
+                if self.closed or self.paused or spent > READ_SECONDS:
                     return False
+                if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
+                    size = READ_SLICE * 4
         except zmq.Again:
             return self._poke is None
         except zmq.ZMQError as error:
             if error.errno not in _GONE:
                 raise
             self.close(LINGER_ABORT)
+        except Exception:  # the reactor would drop the socket for it
+            _log.exception("zroute itself failed over a message; please report this. Reading goes on")
         return False
 
     def more(self) -> int:

@@ -1,0 +1,73 @@
+"""Log lines that can come by the thousand: the first few in full, the rest counted and said."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from twisted.internet.task import Clock
+
+from zroute.delivery.reports import BURST, WINDOW, Reports
+
+LOG = logging.getLogger("zroute.tests.reports")
+
+
+def say(reports: Reports, times: int, key: str = "kind") -> None:
+    """One fault, so many times."""
+    for number in range(times):
+        reports(key, key, logging.WARNING, "fault %d", number)
+
+
+def test_the_first_few_are_said_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    """Up to the burst nothing is held back, and the end of the window says nothing."""
+    clock = Clock()
+    say(Reports(LOG, clock), BURST)
+    clock.advance(WINDOW)
+    assert caplog.messages == [f"fault {number}" for number in range(BURST)]
+
+
+def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFixture) -> None:
+    """The line at the end names the kind and the number."""
+    clock = Clock()
+    say(Reports(LOG, clock), BURST + 7)
+    clock.advance(WINDOW)
+    assert caplog.messages[BURST:] == ["kind: 7 more like these, not shown"]
+
+
+def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
+    """After a window the same fault is said in full once more."""
+    clock = Clock()
+    reports = Reports(LOG, clock)
+    say(reports, 1)
+    clock.advance(WINDOW)
+    say(reports, 1)
+    assert caplog.messages == ["fault 0", "fault 0"]
+
+
+def test_kinds_have_their_own_windows(caplog: pytest.LogCaptureFixture) -> None:
+    """A flood of one fault hides no other."""
+    reports = Reports(LOG, Clock())
+    say(reports, BURST * 2, "one")
+    say(reports, 1, "two")
+    assert len(caplog.messages) == BURST + 1
+
+
+def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
+    """At the end nothing is lost in silence, at the level of the fault."""
+    clock = Clock()
+    reports = Reports(LOG, clock)
+    say(reports, BURST + 1, "one")
+    say(reports, 1, "two")
+    reports.close()
+    assert caplog.messages[-1] == "one: 1 more like these, not shown"
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert clock.getDelayedCalls() == []
+
+
+def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """What a handler raised is logged with the line that raised it."""
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        Reports(LOG, Clock())("k", "k", logging.ERROR, "failed: %s", error, error=error)
+    assert "test_reports.py" in caplog.text

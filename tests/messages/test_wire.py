@@ -1,0 +1,254 @@
+"""The wire, to the byte: held against vectors that other languages can be built against, and against itself."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import ROOT
+from zroute.errors import EncodeError, EnvelopeError
+from zroute.messages.topics import Topic
+from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, WIRES, Framer, Kind, Wire, framer, parse, parse_header, split
+from zroute.options import HEADERS_MAX, MAX_PARTS
+
+VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
+NOW = 1_700_000_001.5
+
+
+def named(vectors: list[dict[str, Any]]) -> list[Any]:
+    """Each vector as a test with the vector's name."""
+    return [pytest.param(vector, id=vector["name"]) for vector in vectors]
+
+
+def frames_of(vector: dict[str, Any]) -> tuple[bytes, ...]:
+    """The frames of a vector."""
+    return tuple(bytes.fromhex(frame) for frame in vector["frames"])
+
+
+def made(wire: Wire, *, epoch: int = 7, sequence: int = 1, sent_at: int = 0) -> Framer:
+    """A framer whose next sequence and clock are known."""
+    return framer(wire, epoch=epoch, next_sequence=count(sequence).__next__, clock_ns=lambda: sent_at)
+
+
+def whole(frames: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What a framer made, as a message of one frame or several."""
+    return (frames,) if isinstance(frames, bytes) else frames
+
+
+# -- the vectors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["messages"]))
+def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
+    """I write a peer in another language by the vectors, and zroute reads what it sends."""
+    frames = frames_of(vector)
+    envelope = parse(frames, NOW)
+    assert envelope.topic.wire == bytes.fromhex(vector["topic"])
+    assert envelope.body == bytes.fromhex(vector["body"])
+    assert envelope.frames == frames
+    assert envelope.received_at == NOW
+    assert envelope.tracked == vector["tracked"]
+    if vector["tracked"]:
+        assert envelope.codec == vector["codec"]
+        assert envelope.sequence == vector["sequence"]
+        assert envelope.publisher == vector["epoch"]
+        assert envelope.sent_at == pytest.approx(vector["sent_at_ns"] / 1e9)
+        assert envelope.headers == vector["headers"]
+    else:
+        assert (envelope.codec, envelope.sequence, envelope.publisher, envelope.sent_at) == (0, None, None, None)
+        assert envelope.headers == {}
+
+
+@pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if each["tracked"]]))
+def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, Any]) -> None:
+    """Kind, codec, span, epoch, sequence and time of a header are those that the vector says."""
+    _topic, body = split(frames_of(vector))
+    header = parse_header(body)
+    assert header.kind is Kind[vector["kind"].upper()]
+    assert (header.codec, header.span, header.epoch) == (vector["codec"], vector["span"], int(vector["epoch"], 16))
+    assert (header.sequence, header.sent_at) == (vector["sequence"], vector["sent_at_ns"])
+    assert header.headers == vector["headers"]
+    assert body[header.size :] == bytes.fromhex(vector["body"])
+
+
+def sendable(vector: dict[str, Any]) -> bool:
+    """Whether zroute itself would send this message so: data, in as few frames as its wire has, no empty map."""
+    if vector["tracked"]:
+        usual = (vector["kind"], vector["span"], len(vector["frames"])) == ("data", 0, 1)
+        return usual and "empty map" not in vector["name"]
+    return len(vector["frames"]) <= 2
+
+
+@pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if sendable(each)]))
+def test_each_vector_is_sent_as_it_says(vector: dict[str, Any]) -> None:
+    """What zroute sends is, byte for byte, what the vectors say, so that a peer in another language reads it."""
+    topic, body, frames = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"]), frames_of(vector)
+    if vector["tracked"]:
+        epoch, sequence, sent_at = int(vector["epoch"], 16), vector["sequence"], vector["sent_at_ns"]
+        frame = made("tracked", epoch=epoch, sequence=sequence, sent_at=sent_at)
+        assert whole(frame(topic, vector["codec"], body, vector["headers"])) == frames
+    else:
+        frame = made("plain" if len(frames) == 1 else "multipart")
+        assert whole(frame(topic, 0, body, None)) == frames
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["malformed"]))
+def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
+    """A broken message is refused, and the reason names what is broken in it."""
+    with pytest.raises(EnvelopeError) as caught:
+        parse(frames_of(vector), NOW)
+    assert caught.value.reason == vector["reason"]
+
+
+# -- generated messages ------------------------------------------------------------------------------------
+
+TOPICS = st.binary(max_size=255).filter(lambda topic: NUL not in topic)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
+BODIES = st.binary(max_size=300).filter(lambda body: not body.startswith(MAGIC))
+HEADERS = st.none() | st.dictionaries(st.text(max_size=20), VALUES, max_size=4)
+
+
+@given(TOPICS, st.integers(0, 255), st.binary(max_size=300), HEADERS, st.integers(0, 2**64 - 1))
+def test_what_the_tracked_wire_takes_it_gives_back(
+    topic: bytes, codec: int, body: bytes, headers: dict[str, Any] | None, number: int
+) -> None:
+    """Topic, body, codec, sequence, publisher, time and headers of a message arrive as they were sent."""
+    frame = made("tracked", epoch=number, sequence=number, sent_at=number // 2)
+    envelope = parse(whole(frame(topic, codec, body, headers)), NOW)
+    assert (envelope.topic.wire, envelope.codec, envelope.body) == (topic, codec, body)
+    assert (envelope.sequence, envelope.publisher, envelope.tracked) == (number, f"{number:016x}", True)
+    assert envelope.sent_at == number // 2 / 1e9
+    assert envelope.headers == (headers or {})
+
+
+@given(st.sampled_from(["plain", "multipart"]), TOPICS, BODIES)
+def test_what_the_other_wires_take_they_give_back(wire: Wire, topic: bytes, body: bytes) -> None:
+    """Topic and body arrive as they were sent, whatever bytes they are."""
+    envelope = parse(whole(made(wire)(topic, 0, body, None)), NOW)
+    assert (envelope.topic.wire, envelope.body, envelope.tracked) == (topic, body, False)
+
+
+@given(st.lists(st.binary(max_size=80), min_size=1, max_size=20))
+def test_no_frames_do_more_than_raise_envelope_error(frames: list[bytes]) -> None:
+    """Whatever bytes a peer sends, they are a message or an EnvelopeError, and nothing else happens."""
+    _read_or_refused(tuple(frames))
+
+
+@given(st.binary(max_size=80))
+def test_no_header_does_more_than_raise_envelope_error(rest: bytes) -> None:
+    """Whatever stands behind the magic, it is a header or an EnvelopeError."""
+    _read_or_refused((b"a\0" + MAGIC + b"\1\0" + rest,))
+
+
+def _read_or_refused(frames: tuple[bytes, ...]) -> None:
+    try:
+        envelope = parse(frames, NOW)
+    except EnvelopeError:
+        return
+    assert envelope.frames == frames
+
+
+@pytest.mark.parametrize("headers", [None, {"trace": "ab12"}])
+def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(headers: dict[str, Any] | None) -> None:
+    """A frame that ends too early is refused as long as its header is incomplete, and has less body afterwards."""
+    body = b"\x92\x01\x02"
+    frame = made("tracked")(b"a", 1, body, headers)
+    assert isinstance(frame, bytes)
+    start = len(frame) - len(body)
+    for length in range(len(frame)):
+        cut = frame[:length]
+        if length < 2 or 5 <= length < start:
+            with pytest.raises(EnvelopeError):
+                parse((cut,), NOW)
+        elif length < 5:  # less than the magic is left, and that is a plain body
+            assert parse((cut,), NOW).body == frame[2:length]
+        else:
+            assert parse((cut,), NOW).body == body[: length - start]
+
+
+# -- what can't be sent -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wire", ["plain", "multipart"])
+def test_headers_are_refused_where_they_can_not_travel(wire: Wire) -> None:
+    """I give headers on a wire that has no place for them, and am told instead of losing them."""
+    with pytest.raises(EncodeError, match=f"tracked wire only.*{wire}"):
+        made(wire)(b"a", 1, b"x", {"trace": "1"})
+
+
+@pytest.mark.parametrize("wire", ["plain", "multipart"])
+def test_a_body_that_looks_tracked_is_refused(wire: Wire) -> None:
+    """A body that readers would take for a tracked header is refused at the caller."""
+    with pytest.raises(EncodeError, match="C1 5A 52"):
+        made(wire)(b"a", 1, MAGIC + b"rest", None)
+
+
+def test_the_tracked_wire_carries_a_body_that_looks_tracked() -> None:
+    """Behind a header of its own, any body may follow."""
+    assert parse(whole(made("tracked")(b"a", 4, MAGIC, None)), NOW).body == MAGIC
+
+
+@pytest.mark.parametrize(
+    ("headers", "fault"),
+    [
+        ({1: "x"}, "name of a header is text, not int"),
+        ({"a": object()}, "can't be packed"),
+        ({"a": (1, 2)}, "can't be packed"),
+        ({"a": 2**64}, "can't be packed"),
+        ({"a": {1: 2}}, "can't be packed"),
+        ({"a": "\ud800"}, "can't be packed"),
+        ({"a": "x" * HEADERS_MAX}, f"of at most {HEADERS_MAX}"),
+    ],
+    ids=["name", "object", "tuple", "integer", "key inside", "surrogate", "size"],
+)
+def test_headers_that_would_not_arrive_are_refused(headers: dict[Any, Any], fault: str) -> None:
+    """Headers that a reader would refuse or get in another type raise at the caller, and nothing is counted."""
+    frame = made("tracked", sequence=1)
+    with pytest.raises(EncodeError, match=fault):
+        frame(b"a", 1, b"", headers)
+    assert parse(whole(frame(b"a", 1, b"", None)), NOW).sequence == 1
+
+
+def test_headers_may_fill_their_limit() -> None:
+    """The limit of the headers is one that can be reached."""
+    overhead = len(b"\x81\xa1a\xda\0\0")
+    headers = {"a": "x" * (HEADERS_MAX - overhead)}
+    assert parse(whole(made("tracked")(b"a", 1, b"", headers)), NOW).headers == headers
+
+
+def test_each_message_has_the_next_sequence() -> None:
+    """A publisher counts its messages from 1, whatever their topics, so that readers can see a gap."""
+    frame = made("tracked")
+    sequences = [parse(whole(frame(topic, 1, b"", None)), NOW).sequence for topic in (b"a", b"b", b"a")]
+    assert sequences == [1, 2, 3]
+
+
+def test_a_topic_that_is_no_text_comes_back_as_its_bytes() -> None:
+    """A topic of any bytes is text to a handler, and can be turned back."""
+    envelope = parse((b"\xff\xfe\0x",), NOW)
+    assert isinstance(envelope.topic, Topic)
+    assert envelope.topic.wire == b"\xff\xfe"
+
+
+def test_the_sizes_of_the_specification() -> None:
+    """The numbers that docs/reference/wire.md names are those of the code."""
+    assert (32, 16, 4096, bytes.fromhex("c15a52")) == (HEADER_SIZE, MAX_PARTS, HEADERS_MAX, MAGIC)
+    assert WIRES == ("plain", "multipart", "tracked")
+    assert [(kind.name, kind.value) for kind in Kind] == [
+        ("DATA", 0),
+        ("JOIN", 1),
+        ("BEAT", 2),
+        ("GOODBYE", 3),
+        ("BATCH", 4),
+        ("KEPT", 5),
+    ]

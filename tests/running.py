@@ -1,0 +1,85 @@
+"""Apps on the reactor that the tests run under, over real sockets; what is awaited is an event."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from tests.support import PATIENCE
+from zroute import App
+from zroute.service import AppService
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """What handlers put somewhere; ``await box.until(3)`` waits for the third."""
+
+    def __init__(self) -> None:
+        self.items: list[T] = []
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def put(self, item: T) -> None:
+        """One more."""
+        self.items.append(item)
+        for number, deferred in tuple(self._waiting):
+            if len(self.items) >= number and not deferred.called:
+                deferred.callback(None)
+
+    async def until(self, number: int) -> list[T]:
+        """The items, once there are so many."""
+        if len(self.items) < number:
+            deferred: Deferred[None] = Deferred()
+            deferred.addTimeout(PATIENCE, reactor)
+            self._waiting.append((number, deferred))
+            await deferred
+        return self.items
+
+
+async def subscribed(service: AppService, *prefixes: bytes) -> None:
+    """Wait until the app's publisher knows these subscriptions."""
+    assert service.transport is not None
+    pub = service.transport.pub
+    assert pub is not None
+    changed: Deferred[None] = Deferred()
+
+    def look(*_: Any) -> None:
+        if pub.subscriptions >= set(prefixes) and not changed.called:
+            changed.callback(None)
+
+    pub._on_change = look
+    look()
+    changed.addTimeout(PATIENCE, reactor)
+    await changed
+
+
+async def turns(done: Callable[[], object]) -> None:
+    """Let the reactor turn until ``done()``, for what tells nobody when it has happened."""
+    for _ in range(int(PATIENCE / 0.01)):
+        if done():
+            return
+        await deferLater(reactor, 0.01)
+    raise AssertionError("waited in vain")
+
+
+@asynccontextmanager
+async def running(app: App, **options: Any) -> AsyncIterator[AppService]:
+    """``app`` started, with its own subscriptions arrived where it publishes itself; stopped in the end."""
+    service = AppService(app, reactor, **options)
+    service.startService()
+    try:
+        await service.started
+        looped = any(endpoint.address.startswith("inproc://") for endpoint in service.publish_to)
+        if looped and service.transport is not None:
+            await subscribed(service, *service._run._table.subscriptions)
+        yield service
+    finally:
+        await service.stopService()
+
+
+__all__ = ["Mailbox", "reactor", "running", "subscribed", "turns"]

@@ -1,0 +1,162 @@
+"""App: its choices, its endpoints, and what is refused where it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.pure import Wired
+from zroute import App, EndpointError, NotRunningError, Routes, SchemaError, SignatureError, TopicError
+from zroute.endpoints import parse_endpoint
+from zroute.messages.codecs import JSON
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"sub": "127.0.0.1:1"}, EndpointError, "has no transport"),
+        ({"pub": ["tcp://127.0.0.1:x"]}, EndpointError, "tcp://host:port"),
+        ({"codec": "pickle"}, SchemaError, "'pickle' is not known"),
+        ({"wire": "fast"}, SignatureError, "wire='fast': one of 'plain', 'multipart', 'tracked'"),
+        ({"dispatch": "some"}, SignatureError, "dispatch='some'"),
+        ({"max_message": 0}, SignatureError, "max_message=0"),
+        ({"max_message": "1MB"}, SignatureError, "max_message='1MB'"),
+    ],
+)
+def test_a_bad_choice_fails_at_the_app_with_its_line(options: Any, kind: type[Exception], says: str) -> None:
+    """The error of a wrong argument names my line and what to write."""
+    with pytest.raises(kind, match=says) as caught:
+        App(**options)
+    assert "tests/test_app.py:" in str(caught.value)
+
+
+def test_sub_connects_and_pub_binds() -> None:
+    """Who serves binds."""
+    app = App(sub=["tcp://h:1", "bind:tcp://127.0.0.1:2"], pub="tcp://127.0.0.1:3")
+    assert [str(endpoint) for endpoint in (*app.sub, *app.pub)] == [
+        "connect:tcp://h:1",
+        "bind:tcp://127.0.0.1:2",
+        "bind:tcp://127.0.0.1:3",
+    ]
+
+
+def test_no_endpoints_are_a_loop_of_the_apps_own() -> None:
+    """Without endpoints the app feeds itself; two apps don't meet by chance."""
+    (sub,), (pub,) = App().endpoints()
+    assert sub.address == pub.address
+    assert (sub.bind, pub.bind) == (False, True)
+    app, other = App(), App()
+    assert app.endpoints() != other.endpoints()
+
+
+def test_the_loop_can_be_forbidden() -> None:
+    """loop=False: an app that was meant to have endpoints says so."""
+    with pytest.raises(EndpointError, match="loop=False") as caught:
+        App(loop=False).endpoints()
+    assert "test_app.py:" in str(caught.value)
+
+
+def test_routes_without_an_endpoint_to_subscribe_to_are_an_error() -> None:
+    """The app publishes somewhere, and its handler could never receive: the error names it and what to add."""
+    app = App(pub="tcp://127.0.0.1:3")
+    app.add_route(lambda message: None, "a")
+    with pytest.raises(EndpointError, match=r"add App\(sub=") as caught:
+        app.endpoints()
+    assert "<lambda>()" in str(caught.value)
+
+
+def test_publishers_without_an_endpoint_to_publish_at_are_an_error() -> None:
+    """The app subscribes somewhere, and its publisher has nowhere to send."""
+    app = App(sub="tcp://127.0.0.1:3")
+    app.publisher("alerts")
+    with pytest.raises(EndpointError, match=r"publisher\('alerts'\).*add App\(pub="):
+        app.endpoints()
+
+
+def test_given_endpoints_go_before_the_apps_own() -> None:
+    """What the command line says counts, side by side."""
+    app, other = App(sub="tcp://h:1", pub="tcp://127.0.0.1:2"), (parse_endpoint("tcp://h:9", bind=False),)
+    assert app.endpoints(sub=other) == (other, app.pub)
+    assert app.endpoints(pub=other) == (app.sub, other)
+
+
+def test_publishing_before_the_start_is_refused() -> None:
+    """app.publish without a running app says where to publish from."""
+    with pytest.raises(NotRunningError, match="does not run"):
+        App().publish("a", 1)
+
+
+def test_publish_takes_a_topic_and_any_message() -> None:
+    """app.publish is for topics known only while running, in the app's codec."""
+    app = App(codec="json")
+    wired = Wired(app)
+    app.publish("a.b", {"x": 1})
+    app.publish("a", "text", headers={"k": 1})
+    assert [(topic, number) for topic, number, *_ in wired.sent] == [("a.b", JSON.number), ("a", 3)]
+    for topic in ("a.*", "a b", "a..b", 5):
+        with pytest.raises(TopicError):
+            app.publish(topic, 1)  # type: ignore[arg-type]
+    assert len(wired.sent) == 2
+
+
+@pytest.mark.parametrize("hook", ["on_startup", "on_shutdown", "on_unrouted"])
+def test_hooks_decorate_functions(hook: str) -> None:
+    """A hook that is no function is refused with its line."""
+    with pytest.raises(SignatureError, match=f"{hook} decorates a function") as caught:
+        getattr(App(), hook)(5)
+    assert "test_app.py:" in str(caught.value)
+
+
+def test_a_zmq_context_of_ones_own_is_used_and_left_alone() -> None:
+    """context= takes a zmq.Context, which the app never terminates."""
+    context = zmq.Context()
+    app = App(context=context)
+    assert app.context.acquire() is context
+    done = app.context.release(None)
+    assert done.called
+    assert not context.closed
+    context.term()
+
+
+def test_an_app_may_include_another_groups_handlers_and_shows_itself() -> None:
+    """The app's name and line are in its repr, and it is the outermost group."""
+    app = App(name="desk")
+    assert isinstance(app, Routes)
+    assert repr(app).startswith("<App 'desk' at ")
+    assert "test_app.py:" in repr(app)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_run_is_zroute_run_for_scripts(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """app.run() runs this app with its options, and ends the script with the exit code if that is not 0."""
+    import zroute.runner
+
+    calls: list[Any] = []
+    monkeypatch.setattr(zroute.runner, "run", lambda apps, **options: calls.append((apps, options)) or code)
+    app = App()
+    if code:
+        with pytest.raises(SystemExit) as caught:
+            app.run(drain_timeout=1.0)
+        assert caught.value.code == code
+    else:
+        app.run(drain_timeout=1.0)
+    assert calls == [([app], {"drain_timeout": 1.0})]
+
+
+def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
+    """A program's own App class can be asked for by name."""
+
+    class Desk(App):
+        pass
+
+    app, got = Desk(), []
+
+    @app.every(1.0)
+    def tick(desk: Desk, app: App) -> None:
+        got.append((desk, app))
+
+    (trigger,) = app.compile().triggers
+    trigger.call.bind({}, None)()  # type: ignore[arg-type]
+    assert got == [(app, app)]

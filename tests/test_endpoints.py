@@ -1,0 +1,100 @@
+"""Endpoints: text in, address and direction out, or an error that says what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zroute import EndpointError
+from zroute.endpoints import Endpoint, parse_endpoint, parse_endpoints
+
+
+@pytest.mark.parametrize(
+    ("text", "bind", "address", "binds"),
+    [
+        ("tcp://127.0.0.1:5555", False, "tcp://127.0.0.1:5555", False),
+        ("tcp://127.0.0.1:5555", True, "tcp://127.0.0.1:5555", True),
+        ("bind:tcp://*:*", False, "tcp://*:*", True),
+        ("connect:tcp://host.example:1", True, "tcp://host.example:1", False),
+        ("tcp://[::1]:5555", False, "tcp://[::1]:5555", False),
+        ("tcp://eth0;10.0.0.1:5555", False, "tcp://eth0;10.0.0.1:5555", False),
+        ("tcp://127.0.0.1:0", True, "tcp://127.0.0.1:0", True),
+        ("ipc:///tmp/a", False, "ipc:///tmp/a", False),
+        ("ipc://*", True, "ipc://*", True),
+        ("inproc://a", True, "inproc://a", True),
+    ],
+)
+def test_an_endpoint_says_where_and_whether_to_bind(text: str, bind: bool, address: str, binds: bool) -> None:
+    """bind: and connect: before an address overrule what the side does by itself."""
+    assert parse_endpoint(text, bind=bind) == Endpoint(address, binds)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("127.0.0.1:5555", "'tcp://127.0.0.1:5555'"),
+        ("", "has no transport"),
+        ("bind:", "has no transport"),
+        ("http://x:1", "unknown transport 'http'"),
+        ("tcp://", "no usable address"),
+        ("tcp://a b:1", "no usable address"),
+        ("ipc://a\0", "no usable address"),
+        ("tcp://127.0.0.1", "is not 'tcp://host:port'"),
+        ("tcp://::1:5", "is not 'tcp://host:port'"),
+        ("tcp://127.0.0.1:x", "is not 'tcp://host:port'"),
+        ("tcp://127.0.0.1:65536", "at most 65535"),
+        ("tcp://*:5555", "connects to '*'"),
+        ("tcp://127.0.0.1:*", "connects to '*'"),
+        ("tcp://127.0.0.1:0", "connects to '*'"),
+        ("ipc://*", "connects to '*'"),
+        ("ipc://" + "x" * 108, "at most 107"),
+    ],
+)
+def test_what_would_never_deliver_is_refused(text: str, says: str) -> None:
+    """The error quotes what I wrote and says what to write."""
+    with pytest.raises(EndpointError) as caught:
+        parse_endpoint(text, bind=False)
+    assert says in str(caught.value)
+    assert caught.value.endpoint == text
+
+
+@pytest.mark.parametrize("given", [5, b"tcp://127.0.0.1:1", None])
+def test_what_is_no_text_is_refused(given: Any) -> None:
+    """An endpoint is text."""
+    with pytest.raises(EndpointError, match="an endpoint is text"):
+        parse_endpoint(given, bind=True)
+
+
+def test_one_or_several_are_kept_in_order() -> None:
+    """A string is one endpoint, a list is several."""
+    assert parse_endpoints("tcp://h:1", bind=False) == (Endpoint("tcp://h:1", False),)
+    assert [str(e) for e in parse_endpoints(["tcp://h:2", "bind:tcp://h:1"], bind=False)] == [
+        "connect:tcp://h:2",
+        "bind:tcp://h:1",
+    ]
+    assert parse_endpoints((), bind=False) == ()
+
+
+def test_the_same_one_twice_is_refused() -> None:
+    """Twice the same address would deliver each message twice; two free ports are two."""
+    with pytest.raises(EndpointError, match="stands there twice"):
+        parse_endpoints(["tcp://h:1", "tcp://h:1"], bind=False)
+    assert len(parse_endpoints(["tcp://127.0.0.1:*"] * 2, bind=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"),
+    [
+        ("bind:tcp://*:1", True),
+        ("bind:tcp://0.0.0.0:1", True),
+        ("bind:tcp://127.0.0.1:1", False),
+        ("bind:tcp://localhost:1", False),
+        ("bind:tcp://[::1]:1", False),
+        ("connect:tcp://10.0.0.1:1", False),
+        ("bind:ipc://x", False),
+    ],
+)
+def test_what_other_hosts_can_reach_is_known(text: str, is_open: bool) -> None:
+    """A start that is open to the network can say so."""
+    assert parse_endpoint(text, bind=True).is_open is is_open

@@ -1,0 +1,78 @@
+"""The tree of errors: whose fault it is, what else it is, and the fields it carries."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from zroute import errors
+from zroute.errors import (
+    DecodeError,
+    EncodeError,
+    EndpointError,
+    EnvelopeError,
+    PatternError,
+    PeerError,
+    SchemaError,
+    SetupError,
+    SignatureError,
+    TopicError,
+    UsageError,
+    ZrouteError,
+)
+
+
+def tree() -> list[tuple[str, str]]:
+    """The (name, builtin base) pairs drawn in the module's docstring."""
+    assert errors.__doc__ is not None
+    return re.findall(r"[├└]── (\w+Error)(?: +\((\w+)\))?", errors.__doc__)
+
+
+def test_the_docstring_draws_the_whole_tree() -> None:
+    """What I read in the docstring is what there is."""
+    assert {name for name, _ in tree()} | {"ZrouteError"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize(("name", "builtin"), tree())
+def test_each_error_is_where_the_tree_has_it(name: str, builtin: str) -> None:
+    """except ValueError and except TypeError catch what the tree says."""
+    kind = getattr(errors, name)
+    assert issubclass(kind, ZrouteError)
+    for base in (ValueError, TypeError):
+        assert issubclass(kind, base) == (builtin == base.__name__)
+
+
+@pytest.mark.parametrize("kind", [SetupError, UsageError, PeerError])
+def test_whose_fault_it_is_can_be_told_apart(kind: type[ZrouteError]) -> None:
+    """No error is of two kinds."""
+    others = {SetupError, UsageError, PeerError} - {kind}
+    for name in errors.__all__:
+        found = getattr(errors, name)
+        assert not (issubclass(found, kind) and issubclass(found, tuple(others)))
+
+
+def test_an_error_of_the_set_up_names_the_users_line() -> None:
+    """file:line stands before the message and is a field too; without one there is none."""
+    error = SetupError("wrong", where="app.py:3")
+    assert (str(error), error.where) == ("app.py:3: wrong", "app.py:3")
+    assert (str(SetupError("wrong")), SetupError("wrong").where) == ("wrong", None)
+
+
+def test_the_parts_a_program_may_want_are_fields() -> None:
+    """I read what was wrong without parsing texts."""
+    assert PatternError("m", pattern="p").pattern == "p"
+    assert EndpointError("m", endpoint="e").endpoint == "e"
+    assert SchemaError("m", schema=int).schema is int
+    assert SignatureError("m", parameter="p").parameter == "p"
+    assert TopicError("m", topic="t").topic == "t"
+    assert EncodeError("m", schema=int).schema is int
+    assert EnvelopeError("r", frames=(b"f",)).frames == (b"f",)
+    assert PeerError("m", reason="r").reason == "r"
+
+
+def test_a_decode_error_names_topic_and_reason() -> None:
+    """A dead letter says where it was found."""
+    error = DecodeError("bad", topic="t", route="f()")
+    assert (str(error), error.reason, error.topic, error.route) == ("'t': bad", "bad", "t", "f()")
+    assert str(DecodeError("bad")) == "bad"

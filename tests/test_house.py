@@ -1,0 +1,250 @@
+"""The house: who may import whom, what loads when, and how short the way of a message is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import zmq
+from twisted.internet.task import Clock
+
+from tests.pure import Wired, plain, tracked
+from tests.support import ROOT
+from zroute import App
+from zroute.sockets.pubsub import SubConnection
+
+ORDER = [
+    "errors",
+    "options",
+    "endpoints",
+    "messages.topics",
+    "messages.schema",
+    "messages.checks",
+    "messages.structuring",
+    "messages.codecs",
+    "messages.wire",
+    "delivery.stats",
+    "delivery.reports",
+    "routing.trie",
+    "routing.parameters",
+    "routing.publications",
+    "routing.routes",
+    "routing.deliver",
+    "routing.table",
+    "routing.compiler",
+    "awaiting",
+    "producers",
+    "outcomes",
+    "sockets.connection",
+    "sockets.pubsub",
+    "sockets.transport",
+    "app",
+    "service",
+    "logs",
+    "runner",
+    "cli",
+    "__main__",
+]
+"""The modules from the top down: each imports only what stands above it."""
+
+FUNCTIONS, FILES, FRAMES = 5, 4, 3
+"""What one message may cost: zroute functions called, files they are in, zroute frames above a plain handler.
+Whoever adds a layer has to change a number here."""
+
+PACKAGE = ROOT / "zroute"
+
+
+def place(module: str) -> int:
+    """Where a module stands in the order; a package's parts stand where it does."""
+    for number, name in enumerate(ORDER):
+        if module == name or module.startswith(f"{name}."):
+            return number
+    raise AssertionError(f"zroute.{module} has no place in the order of the house")
+
+
+def modules() -> dict[str, Path]:
+    """All modules of zroute by dotted name, without those that are only a package's docstring."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name not in ("__init__", "messages", "delivery", "routing", "sockets"):
+            found[name] = path
+    return found
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    """``if TYPE_CHECKING:``."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(tree: ast.AST, *, nested: bool) -> set[str]:
+    """Dotted names that are imported at run time; ``nested`` counts those inside functions too."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if is_for_types_only(node):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "zroute imports by full names"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif nested or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found |= imports(node, nested=nested)
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    """Those of ``names`` that are modules of zroute, without the package's name."""
+    known = {*modules(), "messages", "delivery", "routing", "sockets"}
+    return {name.removeprefix("zroute.") for name in names} & known - {"messages", "delivery", "routing", "sockets"}
+
+
+def parsed(name: str) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(modules()[name].read_text())
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
+    """I can read the house from the top down; nothing points back up, so nothing goes in circles."""
+    imported = own(imports(parsed(name), nested=False)) - {name}
+    below = {other for other in imported if place(other) > place(name)}
+    beside = {other for other in imported if place(other) == place(name)} if not name.startswith("cli") else set()
+    assert not below | beside
+
+
+def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
+    """A wing's __init__ is its docstring."""
+    for wing in ("messages", "delivery", "routing", "sockets"):
+        assert len(ast.parse((PACKAGE / wing / "__init__.py").read_text()).body) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if place(name) < place("sockets.connection")])
+def test_nothing_above_the_sockets_knows_zeromq(name: str) -> None:
+    """The core can be used and tested without a socket."""
+    assert not {module for module in imports(parsed(name), nested=True) if module.split(".")[0] == "zmq"}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name != "runner"])
+def test_only_the_runner_touches_the_global_reactor(name: str) -> None:
+    """Everything else takes the reactor as an argument, so that any Twisted program can embed it."""
+    assert "twisted.internet.reactor" not in imports(parsed(name), nested=True)
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if place(name) < place("awaiting")])
+def test_the_pure_wings_know_no_twisted(name: str) -> None:
+    """What travels, who gets it and what is counted are plain Python."""
+    assert not {module for module in imports(parsed(name), nested=True) if module.split(".")[0] == "twisted"}
+
+
+def test_the_order_names_no_module_that_is_not_there() -> None:
+    """The order above is that of the house as it stands."""
+    missing = {name for name in ORDER if not any(m == name or m.startswith(f"{name}.") for m in modules())}
+    assert missing <= {"runner", "cli"} if not modules().keys() & {"runner", "cli"} else not missing
+
+
+# -- what loads when -------------------------------------------------------------------------------------
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after ``statement``."""
+    code = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import zroute", "import zroute.errors", "from zroute import TopicError", "dir(__import__('zroute'))"]
+)
+def test_importing_zroute_alone_loads_neither_zeromq_nor_twisted(statement: str) -> None:
+    """Whoever needs only an error or --help does not wait for a framework."""
+    assert not loaded_after(statement) & {"zmq", "twisted", "msgspec", "attrs"}
+
+
+def test_an_app_loads_what_it_needs_when_it_is_named() -> None:
+    """The names are there when they are used, and a name that is not there says so."""
+    assert {"zmq", "twisted"} <= loaded_after("from zroute import App")
+    import zroute
+
+    with pytest.raises(AttributeError, match="has no attribute 'Nope'"):
+        zroute.Nope  # noqa: B018  # the access is what is tested
+    assert set(zroute.__all__) <= set(dir(zroute))
+
+
+def test_every_public_name_is_there_and_listed_once() -> None:
+    """All that __all__ promises can be imported, and each has one home."""
+    import zroute
+
+    assert sorted(zroute._HOME) == sorted(zroute.__all__)
+    for name in zroute.__all__:
+        assert getattr(zroute, name).__module__ == zroute._HOME[name] or callable(getattr(zroute, name))
+
+
+# -- the way of a message --------------------------------------------------------------------------------
+
+
+def counted(frame: FrameType, calls: list[tuple[str, str]]) -> None:
+    """Note a call, if it is one of zroute's functions."""
+    code = frame.f_code
+    if code.co_filename.startswith(str(PACKAGE)):
+        calls.append((code.co_filename, code.co_name))
+
+
+@pytest.mark.parametrize("frame", [plain, tracked])
+def test_a_message_takes_few_steps_to_its_handler(frame: Any) -> None:
+    """From the reactor's doRead to my function: at most 5 functions in 4 files, 3 of them above my function."""
+    app, got = App(), []
+
+    @app.subscribe("a.{x}")
+    def handle(message: dict, x: str) -> None:
+        above, here = 0, sys._getframe(1)
+        while here is not None:
+            above += here.f_code.co_filename.startswith(str(PACKAGE))
+            here = here.f_back
+        got.append(above)
+
+    clock, context, wired = Clock(), zmq.Context(), Wired(app)
+    clock.addReader = clock.removeReader = lambda reader: None  # type: ignore[attr-defined]
+    publisher = context.socket(zmq.XPUB)
+    connection = SubConnection(clock, context, wired.table.drain)
+    calls: list[tuple[str, str]] = []
+
+    def receive() -> None:
+        assert publisher.poll(0) == 0
+        publisher.send(frame("a.b", {"k": 1}))
+        arrived = len(got) + 1
+        for _ in range(10_000):
+            if connection._socket.poll(10):
+                break
+        sys.setprofile(lambda where, event, _: counted(where, calls) if event == "call" else None)
+        try:
+            connection.doRead()
+        finally:
+            sys.setprofile(None)
+        assert len(got) == arrived
+
+    try:
+        publisher.bind("inproc://steps")
+        connection._socket.connect("inproc://steps")
+        connection.subscribe(b"a.")
+        assert publisher.poll(10_000)
+        publisher.recv()
+        receive()
+        calls.clear()
+        receive()
+    finally:
+        connection.close(0)
+        publisher.close(0)
+        context.term()
+    functions = sorted({f"{Path(file).name}:{name}" for file, name in calls})
+    files = sorted({file for file, _ in calls})
+    report = f"{len(calls)} calls of {functions}, in {len(files)} files, {got[-1]} frames above the handler"
+    assert len(calls) <= FUNCTIONS, report
+    assert len(files) <= FILES, report
+    assert got[-1] <= FRAMES, report
+    assert got[-1] >= 1, report

@@ -1,0 +1,438 @@
+"""Timers and generators, on a clock that stands still until it is told."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from zroute.awaiting import as_deferred
+from zroute.delivery.stats import Stats
+from zroute.producers import BACK_OFF_MAX, TURN_SECONDS, TURN_VALUES, CompiledProducer, Producers
+from zroute.routing.parameters import is_generator_function
+from zroute.routing.publications import Schedule
+
+
+class Run:
+    """One function as a producer on a Clock; ``out`` holds what it published."""
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        *,
+        every: float | None = None,
+        jitter: float = 0.0,
+        initial_delay: float = 0.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.out: list[Any] = []
+        self.failures: list[tuple[BaseException, str]] = []
+        self.finished = 0
+        self.stats = Stats()
+        schedule = Schedule(every, jitter, initial_delay) if every is not None else None
+        producer = CompiledProducer(
+            "f()", "app.py:1", function, self.out.append, schedule, is_generator_function(function)
+        )
+        self.producers = Producers(
+            (producer,), self.clock, lambda awaitable: as_deferred(awaitable, asyncio_loop=False), self.stats, self
+        )
+        self.producers.start()
+
+    def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
+        """Called by what is tested."""
+        self.failures.append((error, remedy))
+
+    def producer_finished(self, producer: CompiledProducer) -> None:
+        """Called by what is tested."""
+        self.finished += 1
+
+    def pump(self, seconds: int) -> None:
+        """Let time pass, a second at a time."""
+        self.clock.pump([1.0] * seconds)
+
+    @property
+    def remedies(self) -> list[str]:
+        """What the log says comes next, failure by failure."""
+        return [remedy for _, remedy in self.failures]
+
+
+# -- periods ---------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_called_at_once_and_each_period() -> None:
+    """every=1.0: the first value comes at the start, then one a second."""
+    counter = iter(range(100))
+    run = Run(lambda: next(counter), every=1.0)
+    assert run.out == [0]
+    run.pump(3)
+    assert run.out == [0, 1, 2, 3]
+
+
+def test_an_initial_delay_comes_before_the_first() -> None:
+    """initial_delay=5: nothing before five seconds are over, then each period."""
+    run = Run(lambda: "x", every=1.0, initial_delay=5.0)
+    run.pump(4)
+    assert run.out == []
+    run.pump(2)
+    assert run.out == ["x", "x"]
+
+
+def test_none_publishes_nothing() -> None:
+    """A timer that has nothing to say returns None."""
+    run = Run(lambda: None, every=1.0)
+    run.pump(3)
+    assert run.out == []
+
+
+def test_missed_periods_are_skipped_and_counted() -> None:
+    """After a stall the timer runs once, not five times, and the counter says how many are missing."""
+    run = Run(lambda: "x", every=1.0)
+    run.clock.advance(5.5)
+    assert run.out == ["x", "x"]
+    assert run.stats.skipped_periods == 4
+
+
+def test_periods_never_overlap() -> None:
+    """An async function that takes three periods is not called a second time meanwhile."""
+    waiting: list[Deferred[str]] = []
+
+    async def slow() -> str:
+        waiting.append(Deferred())
+        return await waiting[-1]
+
+    run = Run(slow, every=1.0)
+    run.pump(3)
+    assert len(waiting) == 1
+    waiting[0].callback("done")
+    assert run.out == ["done"]
+    run.pump(1)
+    assert len(waiting) == 2
+    assert run.stats.skipped_periods == 3
+
+
+def test_jitter_spreads_within_its_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jitter=0.5 puts a call up to half a period later, never earlier."""
+    monkeypatch.setattr("random.random", lambda: 0.5)
+    times: list[float] = []
+    run = Run(lambda: times.append(run.clock.seconds()), every=10.0, jitter=0.5)
+    assert times == []
+    run.clock.pump([0.5] * 50)
+    assert times == [2.5, 12.5, 22.5]
+
+
+def test_jitter_holds_for_async_functions() -> None:
+    """An async function with jitter is awaited before the next period."""
+    waiting: list[Deferred[str]] = []
+
+    async def slow() -> str:
+        waiting.append(Deferred())
+        return await waiting[-1]
+
+    run = Run(slow, every=1.0, jitter=0.1)
+    run.pump(5)
+    assert len(waiting) == 1
+    waiting[0].callback("x")
+    assert run.out == ["x"]
+
+
+@pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_exception_does_not_end_the_schedule(error: type, is_async: bool) -> None:
+    """My timer raises once and is called again a period later; a bare next() that runs dry is such an error too."""
+    calls: list[int] = []
+
+    def once_bad() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return len(calls)
+
+    async def async_once_bad() -> int:
+        return once_bad()
+
+    run = Run(async_once_bad if is_async else once_bad, every=1.0)
+    run.pump(2)
+    assert run.out == [2, 3]
+    assert run.remedies == ["the schedule goes on"]
+    assert run.finished == 0
+
+
+def test_a_deferred_is_awaited() -> None:
+    """A timer may return a Deferred, and its result is published."""
+    later: Deferred[str] = Deferred()
+    run = Run(lambda: later, every=1.0)
+    assert run.out == []
+    later.callback("x")
+    assert run.out == ["x"]
+
+
+# -- generators, one value a period ----------------------------------------------------------------------
+
+
+def count_to(end: int) -> Callable[[], Iterator[int]]:
+    """A plain generator function that yields 0 … end - 1."""
+
+    def values() -> Iterator[int]:
+        yield from range(end)
+
+    return values
+
+
+def async_count_to(end: int) -> Callable[[], AsyncIterator[int]]:
+    """The same, async."""
+
+    async def values() -> AsyncIterator[int]:
+        for number in range(end):
+            yield number
+
+    return values
+
+
+KINDS = pytest.mark.parametrize("count", [count_to, async_count_to])
+
+
+@KINDS
+def test_a_generator_gives_one_value_a_period_and_is_then_finished(count: Any) -> None:
+    """It is made once; when it has no more values, no further call is made and a line says so."""
+    run = Run(count(3), every=1.0)
+    assert run.out == [0]
+    run.pump(10)
+    assert run.out == [0, 1, 2]
+    assert (run.finished, run.failures) == (1, [])
+    assert run.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("every", [None, 0.25])
+def test_a_generator_that_keeps_failing_is_started_again_ever_later(is_async: bool, every: float | None) -> None:
+    """Back-off is 1, 2, 4 … seconds and never more than a minute."""
+
+    def values() -> Iterator[int]:
+        raise ValueError("no")
+        yield
+
+    async def async_values() -> AsyncIterator[int]:
+        raise ValueError("no")
+        yield
+
+    run = Run(async_values if is_async else values, every=every)
+    run.clock.pump([0.25] * 4 * 200)
+    delays = [float(remedy.split()[-2]) for remedy in run.remedies]
+    assert delays == [1, 2, 4, 8, 16, 32, BACK_OFF_MAX, BACK_OFF_MAX, BACK_OFF_MAX]
+
+
+@pytest.mark.parametrize("every", [None, 1.0])
+def test_a_generator_that_yielded_again_starts_its_back_off_anew(every: float | None) -> None:
+    """A failure after good values waits one second, every time."""
+
+    def values() -> Iterator[int]:
+        yield 1
+        raise ValueError("no")
+
+    run = Run(values, every=every)
+    run.clock.pump([0.5] * 40)
+    assert set(run.remedies) == {"it starts anew in 1 s"}
+    assert len(run.out) > 5
+
+
+def test_a_generator_that_cannot_be_made_is_tried_again() -> None:
+    """What raises when it is called backs off as well."""
+    calls: list[int] = []
+
+    def values() -> Any:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ValueError("not yet")
+        return count_to(2)()
+
+    run = Run(count_to(0))
+    run.producers.stop()
+    producer = CompiledProducer("f()", "app.py:1", values, run.out.append, None, True)
+    Producers(
+        (producer,), run.clock, lambda awaitable: as_deferred(awaitable, asyncio_loop=False), run.stats, run
+    ).start()
+    run.pump(5)
+    assert run.out == [0, 1]
+    assert run.remedies == ["it starts anew in 1 s", "it starts anew in 2 s"]
+
+
+# -- generators as fast as they yield --------------------------------------------------------------------
+
+
+@KINDS
+def test_without_a_period_all_values_are_published(count: Any) -> None:
+    """A generator without every= is driven to its end."""
+    run = Run(count(10))
+    run.pump(1)
+    assert run.out == list(range(10))
+    assert run.finished == 1
+
+
+class Turns(Clock):
+    """A clock that counts how often somebody asked for the reactor's next turn."""
+
+    turns = 0
+
+    def callLater(self, when: float, what: Callable[..., object], *a: Any, **kw: Any) -> Any:
+        self.turns += when == 0
+        return super().callLater(when, what, *a, **kw)
+
+
+@KINDS
+def test_turns_are_bounded_by_values(count: Any) -> None:
+    """An endless generator leaves the reactor its turn, also where the clock stands still."""
+    clock = Turns()
+    run = Run(count(TURN_VALUES * 3 - 1), clock=clock)
+    assert len(run.out) == TURN_VALUES
+    clock.advance(0)
+    assert len(run.out) == TURN_VALUES * 3 - 1
+    assert clock.turns == 2
+
+
+def test_turns_are_bounded_by_time() -> None:
+    """A generator whose values take long gives way after 5 ms."""
+    clock = Turns()
+
+    def slow() -> Iterator[int]:
+        for number in range(7):
+            clock.rightNow += TURN_SECONDS / 2
+            yield number
+
+    run = Run(slow, clock=clock)
+    assert run.out == [0, 1]
+    clock.advance(0)
+    assert run.out == list(range(7))
+    assert clock.turns == 3
+
+
+def test_none_from_a_generator_publishes_nothing() -> None:
+    """A generator yields None where it has nothing to say."""
+
+    def values() -> Iterator[int | None]:
+        yield None
+        yield 1
+
+    assert Run(values).out == [1]
+
+
+def test_a_generator_may_await_twisted() -> None:
+    """An async generator that waits for a Deferred goes on when that fires."""
+    gate: Deferred[int] = Deferred()
+
+    async def values() -> AsyncIterator[int]:
+        yield 1
+        yield await gate
+
+    run = Run(values)
+    assert run.out == [1]
+    gate.callback(2)
+    assert run.out == [1, 2]
+
+
+# -- stopping --------------------------------------------------------------------------------------------
+
+
+def closing(closed: list[str], endless: Deferred[int]) -> dict[str, Callable[[], Any]]:
+    """One producer of each kind that notes that it was closed."""
+
+    def plain_values() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append("closed")
+
+    async def async_values() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append("closed")
+
+    async def waiting_values() -> AsyncIterator[int]:
+        try:
+            yield await endless
+        finally:
+            closed.append("closed")
+
+    async def function() -> int:
+        try:
+            return await endless
+        finally:
+            closed.append("closed")
+
+    return {"plain": plain_values, "async": async_values, "waiting": waiting_values, "function": function}
+
+
+@pytest.mark.parametrize("every", [None, 1.0])
+@pytest.mark.parametrize("kind", ["plain", "async", "waiting", "function"])
+def test_a_stop_closes_what_runs_and_leaves_no_timer(every: float | None, kind: str) -> None:
+    """finally: blocks of my generators run at a stop, and nothing is called afterwards."""
+    closed: list[str] = []
+    if kind == "function" and every is None:
+        every = 2.0
+    run = Run(closing(closed, Deferred())[kind], every=every)
+    run.producers.stop()
+    assert closed == ["closed"]
+    out = list(run.out)
+    run.pump(5)
+    assert run.out == out
+    assert (run.failures, run.clock.getDelayedCalls()) == ([], [])
+
+
+@pytest.mark.parametrize("options", [{"jitter": 1.0}, {"initial_delay": 3.0}, {}])
+def test_a_stop_while_waiting_is_silent(options: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
+    """A stop in the midst of a delay leaves neither a timer nor an unhandled error behind."""
+    run = Run(lambda: "x", every=10.0, **options)
+    run.producers.stop()
+    out = list(run.out)
+    errors: list[Any] = []
+    from twisted.logger import globalLogPublisher
+
+    globalLogPublisher.addObserver(errors.append)
+    try:
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(errors.append)
+    run.pump(30)
+    assert (run.out, run.clock.getDelayedCalls(), errors) == (out, [], [])
+
+
+def test_a_stop_between_two_starts_of_a_failing_generator_is_silent() -> None:
+    """A stop during the back-off ends it."""
+
+    def values() -> Iterator[int]:
+        raise ValueError("no")
+        yield
+
+    run = Run(values)
+    run.producers.stop()
+    run.pump(5)
+    assert len(run.failures) == 1
+
+
+def test_a_generator_that_fails_while_it_is_closed_says_so() -> None:
+    """An error in finally: is not lost."""
+
+    def values() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise ValueError("at the end")
+
+    run = Run(values, every=1.0)
+    run.producers.stop()
+    assert run.remedies == ["it was being stopped"]
+
+
+def test_an_async_function_that_is_stopped_reports_nothing() -> None:
+    """Being cancelled by a stop is no failure of the function."""
+    endless: Deferred[int] = Deferred()
+    run = Run(lambda: endless, every=1.0)
+    run.producers.stop()
+    assert run.failures == []

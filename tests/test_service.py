@@ -1,0 +1,444 @@
+"""One run of an app on a reactor: start, delivery, drain and close, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+
+from tests.running import Mailbox, reactor, running, subscribed, turns
+from tests.support import free_endpoint
+from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, startswith
+from zroute.errors import UsageError
+from zroute.service import AppService, Drained, Limit
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+    price: float
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    """An ipc address of this test's own."""
+    return f"ipc://{tmp_path}/s"
+
+
+# -- delivery --------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+async def test_an_app_without_endpoints_feeds_its_own_handlers(wire: Any) -> None:
+    """What I publish reaches my subscriptions inside the process, typed, in order, on every wire."""
+    app, box = App(wire=wire), Mailbox[tuple[Quote, str]]()
+    quotes = app.publisher("stocks.{symbol}", Quote)
+
+    @app.subscribe("stocks.{symbol}")
+    def on_quote(quote: Quote, symbol: str) -> None:
+        box.put((quote, symbol))
+
+    async with running(app):
+        for number in range(3):
+            quotes.publish(Quote(f"s{number}", float(number)))
+        assert await box.until(3) == [(Quote(f"s{n}", float(n)), f"s{n}") for n in range(3)]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+async def test_two_apps_in_one_process_meet_over_an_endpoint(transport: str, endpoint: str) -> None:
+    """One app binds, the other connects, and both run in my Twisted program."""
+    if transport == "tcp":
+        endpoint = free_endpoint()
+    box = Mailbox[int]()
+    sender, receiver = App(pub=endpoint, name="sender"), App(sub=endpoint, name="receiver")
+    receiver.add_route(box.put, "n.>")
+    async with running(sender) as service, running(receiver):
+        await subscribed(service, b"n.")
+        for number in range(50):
+            sender.publish(f"n.{number}", number)
+        assert await box.until(50) == list(range(50))
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_apps_share_a_context_over_inproc() -> None:
+    """context=other.context lets inproc:// join two apps."""
+    box = Mailbox[str]()
+    sender = App(pub="inproc://shared-by-two")
+    receiver = App(sub="inproc://shared-by-two", context=sender.context)
+    receiver.add_route(box.put, "a")
+    async with running(sender) as service, running(receiver):
+        await subscribed(service, b"a")
+        sender.publish("a", {"x": 1})
+        assert await box.until(1) == [{"x": 1}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_empty_topic_travels() -> None:
+    """publish("") reaches startswith("") and nobody else."""
+    app, box = App(), Mailbox[str]()
+
+    @app.subscribe(startswith(""))
+    def handle(message: Any, topic: Topic) -> None:
+        box.put(str(topic))
+
+    async with running(app):
+        app.publish("", 1)
+        app.publish("a", 1)
+        assert await box.until(2) == ["", "a"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_handlers_of_every_kind_work_under_this_reactor() -> None:
+    """Plain, async and Deferred handlers all run, and what they publish arrives."""
+    app, box = App(), Mailbox[tuple[str, Any]]()
+
+    @app.publisher("done.plain")
+    @app.subscribe("go")
+    def plain_handler(message: int) -> int:
+        return message
+
+    @app.publisher("done.async")
+    @app.subscribe("go")
+    async def async_handler(message: int) -> int:
+        later: Deferred[int] = Deferred()
+        reactor.callLater(0, later.callback, message)
+        return await later
+
+    @app.publisher("done.deferred")
+    @app.subscribe("go")
+    def deferred_handler(message: int) -> Deferred[int]:
+        later: Deferred[int] = Deferred()
+        reactor.callLater(0, later.callback, message)
+        return later
+
+    @app.publisher("done.generator")
+    @app.subscribe("go")
+    def generator_handler(message: int) -> Any:
+        yield message
+
+    @app.subscribe("done.{kind}")
+    def done(message: int, kind: str) -> None:
+        box.put((kind, message))
+
+    async with running(app):
+        app.publish("go", 5)
+        assert sorted(await box.until(4)) == [("async", 5), ("deferred", 5), ("generator", 5), ("plain", 5)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_timers_and_generators_run_with_the_app_and_end_with_it() -> None:
+    """every= and generators publish as soon as the app is subscribed, until it stops."""
+    app, box, closed = App(), Mailbox[str](), []
+
+    @app.publisher("beat", every=0.01)
+    def beat() -> str:
+        return "beat"
+
+    @app.publisher("numbers", str)
+    def numbers() -> Any:
+        try:
+            while True:
+                yield "number"
+        finally:
+            closed.append(1)
+
+    @app.subscribe("beat", "numbers")
+    def handle(text: str) -> None:
+        if text not in box.items or text == "beat":
+            box.put(text)
+
+    async with running(app):
+        await box.until(4)
+    assert set(box.items) == {"beat", "number"}
+    assert closed == [1]
+
+
+# -- start -----------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_start_up_functions_run_in_order_and_before_the_first_message() -> None:
+    """on_startup may be async and may publish; nothing is received until all have ended."""
+    app, order = App(), []
+    gate: Deferred[None] = Deferred()
+
+    @app.on_startup
+    async def first() -> None:
+        order.append("first")
+        await gate
+        order.append("first ended")
+
+    @app.on_startup
+    def second() -> None:
+        app.publish("a", 1)
+        order.append("second")
+
+    service = AppService(app, reactor)
+    service.startService()
+    assert order == ["first"]
+    assert not service.started.called
+    gate.callback(None)
+    await service.started
+    assert order == ["first", "first ended", "second"]
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_start_up_that_fails_ends_the_start_and_closes_everything(is_async: bool, endpoint: str) -> None:
+    """An exception in on_startup is told to whoever waits, and the sockets are free again."""
+    app = App(pub=endpoint)
+
+    def broken() -> None:
+        raise RuntimeError("no database")
+
+    async def async_broken() -> None:
+        broken()
+
+    app.on_startup(async_broken if is_async else broken)
+    service = AppService(app, reactor)
+    service.startService()
+    with pytest.raises(RuntimeError, match="no database"):
+        await service.started
+    await service.stopService()
+    assert service.transport is None
+    async with running(App(pub=endpoint)):
+        pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_open(endpoint: str) -> None:
+    """The second publisher at one tcp address is told; it can start when the first is gone."""
+    endpoint = free_endpoint()
+    first, second = App(pub=endpoint), AppService(App(pub=endpoint), reactor)
+    async with running(first):
+        with pytest.raises(EndpointError, match="another program uses it"):
+            second.startService()
+        assert not second.running
+    second.startService()
+    await second.started
+    await second.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_not() -> None:
+    """One app runs once at a time; after a stop it may start again, with counters from zero."""
+    app, box = App(), Mailbox[int]()
+    app.add_route(box.put, "a")
+    service, other = AppService(app, reactor), AppService(app, reactor)
+    service.startService()
+    await service.started
+    with pytest.raises(UsageError, match="runs already"):
+        other.startService()
+    await subscribed(service, b"a")
+    app.publish("a", 1)
+    await box.until(1)
+    assert app.stats.received == 1
+    await service.stopService()
+    assert app.stats.received == 1
+    for again in (service, other):
+        again.startService()
+        await again.started
+        assert app.stats.received == app.stats.published == 0
+        await subscribed(again, b"a")
+        app.publish("a", 2)
+        await box.until(len(box.items) + 1)
+        await again.stopService()
+    assert box.items == [1, 2, 2]
+
+
+def test_a_stop_of_what_never_ran_is_complete() -> None:
+    """Stopping a service that was not started is nothing."""
+    results: list[Drained] = []
+    AppService(App(), reactor).stopService().addCallback(results.append)
+    assert results == [Drained({})]
+    assert results[0].complete
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_twisted_program_can_parent_it() -> None:
+    """app.service(reactor) is an IService: a MultiService starts and stops it."""
+    app, box = App(), Mailbox[int]()
+    app.add_route(box.put, "a")
+    parent = MultiService()
+    service = app.service(reactor)
+    service.setServiceParent(parent)
+    parent.startService()
+    await service.started
+    await subscribed(service, b"a")
+    app.publish("a", 1)
+    await box.until(1)
+    await parent.stopService()
+    with pytest.raises(NotRunningError):
+        app.publish("a", 1)
+
+
+# -- while it runs ---------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_over_the_limit_is_refused_at_the_caller() -> None:
+    """max_message holds before anything is sent."""
+    app = App(max_message=10, codec="raw")
+    made = app.publisher("a", bytes)
+    async with running(app):
+        made.publish(bytes(10))
+        with pytest.raises(EncodeError, match="over max_message=10"):
+            made.publish(bytes(11))
+        assert app.stats.published == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_publishing_without_an_endpoint_says_what_to_add(endpoint: str) -> None:
+    """An app that only subscribes can't publish, and the error says App(pub=…)."""
+    app = App(sub=endpoint)
+    app.add_route(lambda message: None, "a")
+    async with running(app):
+        with pytest.raises(UsageError, match=r"add App\(pub=…\)"):
+            app.publish("a", 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_the_limit_no_more_is_read() -> None:
+    """--max-messages 3: three are handled, whoever waits is told once."""
+    app, box, reached = App(), Mailbox[int](), []
+    app.add_route(box.put, "a")
+    async with running(app, limit=Limit(3, lambda: reached.append(1))) as service:
+        for number in range(10):
+            app.publish("a", number)
+        await box.until(3)
+        await turns(lambda: service.transport.sub.paused)
+    assert (box.items, reached, app.stats.received) == ([0, 1, 2], [1], 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_counters_balance() -> None:
+    """received = routed + unrouted + malformed + control, after all kinds of messages."""
+    app, box, unrouted = App(), Mailbox[int](), Mailbox[Any]()
+
+    @app.subscribe("a.*")
+    def handle(message: int) -> None:
+        box.put(message)
+
+    app.on_unrouted(unrouted.put)
+    async with running(app) as service:
+        app.publish("a.b", 1)
+        app.publish("a.b.c", 2)
+        service.transport.pub.send(b"a.")
+        app.publish("a.b", "text")
+        app.publish("a.c", 3)
+        await box.until(2)
+        stats = app.stats
+    assert (stats.received, stats.routed, stats.unrouted, stats.malformed) == (5, 3, 1, 1)
+    assert (stats.failed, stats.handled, stats.published) == (1, 2, 4)
+    assert len(unrouted.items) == 1
+
+
+# -- stop ------------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_waits_for_unfinished_handlers() -> None:
+    """A handler that is under way ends before on_shutdown, which may still publish."""
+    app, box, order = App(), Mailbox[int](), []
+    gate: Deferred[None] = Deferred()
+
+    @app.subscribe("a")
+    async def handle(message: int) -> None:
+        box.put(message)
+        await gate
+        order.append("handled")
+
+    @app.on_shutdown
+    async def close() -> None:
+        app.publish("bye", 1)
+        order.append("shut down")
+
+    service = AppService(app, reactor)
+    service.startService()
+    await service.started
+    await subscribed(service, b"a")
+    app.publish("a", 1)
+    await box.until(1)
+    stopped, again = service.stopService(), service.stopService()
+    reactor.callLater(0.05, gate.callback, None)
+    assert (await stopped, await again) == (Drained({}), Drained({}))
+    assert order == ["handled", "shut down"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
+    """After drain_timeout the stop goes on, and tells which handlers had not ended."""
+    app, box = App(), Mailbox[int]()
+
+    @app.subscribe("a")
+    async def endless(message: int) -> None:
+        box.put(message)
+        await Deferred()
+
+    service = AppService(app, reactor, drain_timeout=0.05)
+    service.startService()
+    await service.started
+    await subscribed(service, b"a")
+    app.publish("a", 1)
+    app.publish("a", 2)
+    await box.until(2)
+    drained = await service.stopService()
+    assert (dict(drained.unfinished), drained.complete) == ({"endless()": 2}, False)
+    assert app.stats.routes["endless()"].dropped_at_shutdown == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shutdown_function_that_fails_is_counted_and_the_stop_goes_on(caplog: Any) -> None:
+    """The other on_shutdown functions run, whatever one of them raises."""
+    app, order = App(), []
+
+    @app.on_shutdown
+    def broken() -> None:
+        raise RuntimeError("no")
+
+    @app.on_shutdown
+    def fine() -> None:
+        order.append("fine")
+
+    async with running(app):
+        pass
+    assert order == ["fine"]
+    assert app.stats.hook_errors == 1
+    assert "broken() under on_shutdown failed" in caplog.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_had_arrived_is_handled_before_the_end() -> None:
+    """Messages that wait in the socket when the stop begins are not lost."""
+    app, got = App(), []
+    app.add_route(got.append, "a")
+    async with running(app):
+        for number in range(2000):
+            app.publish("a", number)
+    assert got == list(range(len(got)))
+    assert len(got) >= 1000  # the subscriber's queue holds that many, the rest is ZeroMQ's to drop
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
+    """A stop that overtakes a slow on_startup wins."""
+    app, gate = App(), Deferred()
+
+    @app.on_startup
+    async def slow() -> None:
+        await gate
+
+    app.add_route(lambda message: None, "a")
+    service = AppService(app, reactor)
+    service.startService()
+    await service.stopService()
+    gate.callback(None)
+    assert service.transport is None

@@ -1,0 +1,137 @@
+"""What type checkers see of the API. Lines that end in ``# E`` hold a deliberate error; no other line may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from zroute import App, Envelope, Publication, Routes, Topic, as_awaitable, startswith
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+    price: float
+
+
+@attrs.frozen
+class Alert:
+    text: str
+
+
+app = App(sub="tcp://127.0.0.1:5555", pub=["tcp://127.0.0.1:5556"], wire="plain", dispatch="most_specific")
+App(wire="fast")  # E
+App(dispatch="some")  # E
+App("tcp://127.0.0.1:5555")  # E
+
+alerts = app.publisher("alerts.{level}", Alert)
+anything = app.publisher("anything")
+typed: Publication[Alert] = alerts
+mistyped: Publication[Quote] = alerts  # E
+
+
+@app.subscribe("stocks.{symbol}", startswith("quotes."), codec="json", copy=True)
+def on_quote(quote: Quote, symbol: str) -> int:
+    alerts.publish(Alert(symbol), level="high", headers={"trace": 1})
+    alerts.publish(Quote(symbol, 1.0), level="high")  # E
+    alerts.publish("text", level="high")  # E
+    alerts.publish()  # E
+    alerts.publish(Alert(symbol), headers="no")  # E
+    anything.publish("text")
+    anything.publish(5)
+    return 1
+
+
+number: int = on_quote(Quote("A", 1.0), "A")
+text: str = on_quote(Quote("A", 1.0), "A")  # E
+on_quote(Quote("A", 1.0), 5)  # E
+on_quote("A", "A")  # E
+app.subscribe(5)  # E
+app.subscribe("a", copy="yes")  # E
+
+
+@app.subscribe("a")
+async def on_async(message: Any, envelope: Envelope, topic: Topic) -> None:
+    await alerts.publish(Alert(topic), level="low")
+    app.publish("a", 5)
+    app.publish(5, "a")  # E
+    early: str = envelope.received_at  # E
+    print(early, envelope.topic.upper(), envelope.headers.get("trace"))
+
+
+@alerts
+@app.subscribe("in.{level}")
+def derive(quote: Quote, level: str) -> Alert | None:
+    return Alert(level) if quote.price else None
+
+
+kept: Alert | None = derive(Quote("A", 1.0), "low")
+lost: Quote = derive(Quote("A", 1.0), "low")  # E
+
+
+@app.publisher("beat", every=1.0)
+def beat() -> dict[str, bool]:
+    return {"ok": True}
+
+
+ok: bool = beat()["ok"]
+beat(1)  # E
+app.publisher("beat", every="1s")  # E
+
+
+@app.publisher("numbers")
+def numbers() -> Iterator[int]:
+    yield from range(3)
+
+
+first: int = next(numbers())
+wrong: str = next(numbers())  # E
+
+
+@app.every(1.0, jitter=0.1, initial_delay=1.0)
+def tick() -> None:
+    return
+
+
+app.every()  # E
+
+
+@app.on_error(ValueError, KeyError)
+def on_error(error: Exception, envelope: Envelope) -> int:
+    return 0
+
+
+app.on_error("ValueError")  # E
+zero: int = on_error(ValueError(), Envelope(Topic("a"), b"", (), 0.0))
+
+
+@app.on_unrouted
+def on_unrouted(envelope: Envelope) -> None:
+    return
+
+
+@app.on_startup
+async def on_startup() -> None:
+    return
+
+
+@app.on_shutdown  # E
+def on_shutdown(needs: int) -> None:
+    return
+
+
+desk = Routes(prefix="desk.{room}")
+app.include(desk, prefix="top")
+app.include("desk")  # E
+
+
+@desk.subscribe("ask")
+def ask(question: str, room: str) -> str:
+    return question + room
+
+
+answer: str = ask("?", "north")
+nothing: int = ask("?", "north")  # E
+as_awaitable(5)  # E
