@@ -30,6 +30,7 @@ def result_of(deferred: Deferred[Any]) -> list[Any]:
 
 
 async def text() -> str:
+    """A coroutine of the user's."""
     return "text"
 
 

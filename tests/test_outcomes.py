@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred
 from tests.pure import Wired, plain, tracked
 from zroute import App, DecodeError, EnvelopeError, Routes
 from zroute.delivery.reports import WINDOW
+from zroute.producers import CompiledProducer
 
 
 @attrs.frozen
@@ -98,14 +100,17 @@ def derived(function: Any, *publishers: str) -> App:
 
 
 def plain_handler(message: int) -> int:
+    """A handler that answers at once."""
     return message + 1
 
 
 async def async_handler(message: int) -> int:
+    """One that may await."""
     return message + 1
 
 
 def deferred_handler(message: int) -> Any:
+    """One that returns a Deferred."""
     later: Deferred[int] = Deferred()
     later.callback(message + 1)
     return later
@@ -118,12 +123,14 @@ def test_what_a_handler_returns_is_published(function: Any) -> None:
 
 
 def generator(message: int) -> Iterator[int | None]:
+    """One that answers several times, and once not."""
     yield message
     yield None
     yield message + 1
 
 
 async def async_generator(message: int) -> AsyncIterator[int | None]:
+    """The same, async."""
     yield message
     yield None
     yield message + 1
@@ -344,6 +351,32 @@ def test_the_codec_hint_stays_away_where_the_publisher_named_its_codec(caplog: p
 
     Wired(app).feed(tracked("a", body=b"{}", codec=2), (b"a", b"{}"))
     assert ["it starts like json" in line for line in caplog.messages] == [False, True]
+
+
+def test_awaiting_asyncio_without_its_loop_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio.sleep in a handler under another reactor: the line names the flag that makes it work."""
+    app = App()
+
+    @app.subscribe("a")
+    async def handle(message: int) -> None:
+        await asyncio.sleep(1)
+
+    Wired(app).feed(plain("a", 1))
+    assert "no running event loop (to await asyncio, run on its loop: zroute run --reactor asyncio)" in caplog.text
+
+
+def test_a_producer_that_fails_or_ends_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Timers and generators name themselves, their line, the error, and what comes next."""
+    producer = CompiledProducer("tick()", "app.py:3", lambda: None, lambda value: None, None, False)
+    wired = Wired(App())
+    with caplog.at_level(logging.INFO):
+        wired.outcomes.producer_failed(producer, CustomError("no"), "the schedule goes on")
+        wired.outcomes.producer_finished(producer)
+    assert caplog.messages == [
+        "tick() at app.py:3 failed: CustomError: no; the schedule goes on",
+        "tick() has no more values",
+    ]
+    assert wired.stats.publish_errors == 1
 
 
 # -- the end ---------------------------------------------------------------------------------------------

@@ -80,12 +80,13 @@ class Outcomes:
             ("failed", route, type(error)),
             route.name,
             logging.ERROR,
-            "%s at %s failed on %r: %s: %s",
+            "%s at %s failed on %r: %s: %s%s",
             route.name,
             route.route.where,
             str(delivery.topic),
             type(error).__name__,
             error,
+            _loop_hint(error),
             error=error,
         )
         self._hook(route.hooks, error, raw)
@@ -194,11 +195,12 @@ class Outcomes:
             ("producer", producer),
             producer.name,
             logging.ERROR,
-            "%s at %s failed: %s: %s; %s",
+            "%s at %s failed: %s: %s%s; %s",
             producer.name,
             producer.where,
             type(error).__name__,
             error,
+            _loop_hint(error),
             remedy,
             error=error,
         )
@@ -313,6 +315,13 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it claims more memory than there is"
     return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _loop_hint(error: BaseException) -> str:
+    """What to do where asyncio was awaited and no asyncio loop drives the reactor."""
+    if isinstance(error, RuntimeError) and "no running event loop" in str(error):
+        return " (to await asyncio, run on its loop: zroute run --reactor asyncio)"
+    return ""
 
 
 def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:

@@ -87,8 +87,7 @@ class AppService(Service):
     """Runs ``app`` on ``reactor``; made by ``app.service(reactor)``.
 
     ``sub`` and ``pub`` replace the app's endpoints; ``drain_timeout`` is how many seconds a stop waits for
-    unfinished handlers; ``limit`` ends reading after a number of messages. ``started`` fires when the app is
-    subscribed, and fails with what ended its start.
+    unfinished handlers; ``limit`` ends reading after a number of messages.
     """
 
     def __init__(
@@ -110,7 +109,22 @@ class AppService(Service):
         self.limit = limit
         self._run: _Run | None = None
         self._stopping: Deferred[Drained] | None = None
-        self.started: Deferred[None] = Deferred()
+        self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
+        self._failure: Failure | None = None
+
+    @property
+    def started(self) -> Deferred[None]:
+        """Fires when the app is subscribed, and fails with what ended its start; for each who asks, at any time."""
+        waiting: Deferred[None] = Deferred()
+
+        def tell(_: None) -> None:
+            if self._failure is None:
+                waiting.callback(None)
+            else:
+                waiting.errback(self._failure)
+
+        self._started.addCallback(tell)
+        return waiting
 
     @property
     def transport(self) -> SocketTransport | None:
@@ -126,8 +140,9 @@ class AppService(Service):
             raise UsageError(f"{self.app!r} runs already: stop its other service first")
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
-        if self.started.called:
-            self.started = Deferred()
+        self._failure = None
+        if self._started.called:
+            self._started = Deferred()
         self._run = run = _Run(self)
         try:
             run.open()
@@ -161,14 +176,13 @@ class AppService(Service):
         return waiting
 
     def _began(self, _: None) -> None:
-        if not self.started.called:
-            self.started.callback(None)
+        if not self._started.called:
+            self._started.callback(None)
 
     def _start_failed(self, failure: Failure) -> None:
         _log.error("%s did not start: %s", self.app.name, failure.getErrorMessage(), exc_info=failure.value)
-        if not self.started.called:
-            self.started.errback(failure)
-            self.started.addErrback(lambda _: None)  # said above; whoever waits has been told too
+        self._failure = failure
+        self._began(None)
         self.stopService()
 
 
@@ -235,6 +249,7 @@ class _Run:
     async def end(self, timeout: float) -> Drained:
         self._stopped = True
         self._producers.stop()
+        await self._pause()  # a handler that asked for the stop returns first, and is waited for
         await self._catch_up()
         unfinished = await self._settle(timeout)
         for function in self._app._shutdown:

@@ -92,7 +92,7 @@ def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (set[tuple[int, str]], {(1, "a"), (2, "b")}),
+        (set[tuple[int, str]], {(1, "a")}),
         (dict[uuid.UUID, int], {uuid.UUID(int=7): 1}),
         (dict[datetime.date, int], {datetime.date(2020, 1, 2): 1}),
         (dict[bytes, int], {b"\xff": 1}),

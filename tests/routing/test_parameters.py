@@ -301,7 +301,7 @@ def test_a_type_imported_for_type_checkers_only_is_a_clear_error() -> None:
 
     def handle(message: OrderedDict[str, int]) -> None: ...
 
-    with pytest.raises(SignatureError, match="annotated with 'OrderedDict'.*TYPE_CHECKING") as caught:
+    with pytest.raises(SignatureError, match=r"annotated with 'OrderedDict'.*TYPE_CHECKING") as caught:
         planned(handle)
     assert caught.value.where == "app.py:1"
 

@@ -1,4 +1,5 @@
 """What type checkers see of the API. Lines that end in ``# E`` hold a deliberate error; no other line may."""
+# ruff: noqa: D103  # it is read by checkers and never run
 
 from __future__ import annotations
 

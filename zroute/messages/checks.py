@@ -1,8 +1,7 @@
-"""What must be looked at beside the engines, compiled per type: integers, floats, nested classes.
+"""What a reader must look at beside the engines, compiled per type: integers and floats.
 
-A reader refuses integers over 64 bits (msgspec's JSON accepts them into ``int``) and floats that are not
-finite (msgpack carries them). A publisher refuses the same, and an instance of a subclass where the type
-says the base, because it would arrive as the base. Only what a type can hold is looked at.
+Integers over 64 bits are refused (msgspec's JSON accepts them into ``int``), and floats that are not finite
+(msgpack carries them). Only what a type can hold is looked at.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ HIGHEST = 2**64 - 1
 """What msgpack can carry: a signed or an unsigned integer of 64 bits."""
 
 
-def compile_check(hint: Any, *, ints: bool, floats: bool, classes: bool) -> Check | None:
+def compile_check(hint: Any, *, ints: bool, floats: bool) -> Check | None:
     """A function that says whether a value of type ``hint`` may pass, or None where nothing can be wrong.
 
-    The value is known to be of the type; only bounds (``ints``, ``floats``) and, for publishers, the exact
-    ``classes`` of nested objects are in question.
+    The value is known to be of the type; only the bounds of ``ints`` and ``floats`` are in question.
     """
     holds = inspect(hint).holds
-    wanted = {name for name, on in (("int", ints), ("float", floats), ("class", classes)) if on}
+    wanted = {name for name, on in (("int", ints), ("float", floats)) if on}
     if "any" in holds:
         return is_bounded if ints or floats else None
-    return _Compiler(ints, floats, classes).check(hint, top=True) if wanted & holds else None
+    return _Compiler(ints, floats).check(hint) if wanted & holds else None
 
 
 def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats: bool) -> Decode:
@@ -48,9 +46,9 @@ def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats:
     """
     names: dict[str, Any]
     if is_class(get_origin(hint) or hint) and "any" not in inspect(hint).holds:
-        expression, names = _Compiler(ints, floats, False).expression(get_origin(hint) or hint, hint, True)
+        expression, names = _Compiler(ints, floats).expression(get_origin(hint) or hint, hint)
     else:
-        check = compile_check(hint, ints=ints, floats=floats, classes=False)
+        check = compile_check(hint, ints=ints, floats=floats)
         expression, names = ("check(m)", {"check": check}) if check else ("", {})
     if not expression and not utf8:
         return decode
@@ -90,7 +88,7 @@ def is_bounded(value: Any) -> bool:
         return bool(value - value == 0.0)
     if kind is dict:
         return all(map(is_bounded, value)) and all(map(is_bounded, value.values()))
-    if kind in (list, tuple, set, frozenset):
+    if isinstance(value, list | tuple | set | frozenset):
         return all(map(is_bounded, value))
     names = _names(value)
     return all(is_bounded(getattr(value, name)) for name in names)
@@ -108,11 +106,11 @@ def _names(value: Any) -> tuple[str, ...]:
 class _Compiler:
     """Makes one expression a class, so that a flat one is checked in one call; recursive types use `is_bounded`."""
 
-    def __init__(self, ints: bool, floats: bool, classes: bool) -> None:
-        self._ints, self._floats, self._classes = ints, floats, classes
+    def __init__(self, ints: bool, floats: bool) -> None:
+        self._ints, self._floats = ints, floats
         self._open: list[Any] = []
 
-    def check(self, hint: Any, *, top: bool = False) -> Check | None:
+    def check(self, hint: Any) -> Check | None:
         hint = resolved(hint)
         origin, arguments = get_origin(hint) or hint, get_args(hint)
         if hint is int:
@@ -124,7 +122,7 @@ class _Compiler:
         if hint in self._open:
             return is_bounded
         if is_class(origin):
-            return self._class(origin, hint, top)
+            return self._class(origin, hint)
         return self._container(origin, arguments, [self.check(child) for _, child in children(hint)])
 
     def _union(self, arguments: tuple[Any, ...]) -> Check | None:
@@ -134,19 +132,17 @@ class _Compiler:
             return check and (lambda value: value is None or check(value))
         return is_bounded if self._ints or self._floats else None
 
-    def _class(self, kind: Any, hint: Any, top: bool) -> Check | None:
-        expression, names = self.expression(kind, hint, top)
+    def _class(self, kind: Any, hint: Any) -> Check | None:
+        expression, names = self.expression(kind, hint)
         # One expression instead of a loop over fields: half the time, and this runs for each message.
         return eval(f"lambda m: {expression}", names) if expression else None
 
-    def expression(self, kind: Any, hint: Any, top: bool) -> tuple[str, dict[str, Any]]:
+    def expression(self, kind: Any, hint: Any) -> tuple[str, dict[str, Any]]:
         """What must be true of an instance ``m`` of a class, as source, and the names it uses; "" for nothing."""
         self._open.append(hint)
         terms: list[str] = []
-        names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST, "kind": kind}
+        names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST}
         is_dict = isinstance(kind, type) and issubclass(kind, dict)
-        if self._classes and not top and not is_dict:
-            terms.append("m.__class__ is kind")
         for number, (step, child) in enumerate(children(hint)):
             name, child = step[1:], resolved(child)
             value = f"m[{name!r}]" if is_dict else f"m.{name}"

@@ -25,7 +25,8 @@ import msgspec
 
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.checks import compile_reader, is_bounded
-from zroute.messages.schema import Schema, conforms, describe, inspect, is_class, misfit
+from zroute.messages.conformance import conforms, misfit
+from zroute.messages.schema import Schema, describe, inspect, is_class
 from zroute.messages.structuring import structurer, unstructure
 
 __all__ = [

@@ -3,9 +3,6 @@
 msgspec decodes straight into the declared type. A few things it would get wrong without a word
 (converters, aliases, private names, unions it does not know); a type with one of these is structured by
 cattrs instead, strictly. A type that neither can carry is a SchemaError that names the field.
-
-The engines trust a publisher's annotations; `conforms` does not, so that a message that readers would
-refuse or get changed is found before it is sent.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import time
 import types
 import typing
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from enum import Enum
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
@@ -28,15 +25,16 @@ import msgspec
 from zroute.errors import SchemaError
 
 __all__ = [
+    "ARRAYS",
     "LEAVES",
+    "MAPS",
     "Schema",
     "Stamped",
     "children",
-    "conforms",
     "describe",
     "inspect",
     "is_class",
-    "misfit",
+    "limits",
     "resolved",
 ]
 
@@ -62,8 +60,8 @@ class Schema:
 
     ``reasons`` say why it is not msgspec. ``inner`` is T for ``T | bytes`` at the top, where a body that is
     no T is handed over raw (``raw_fallback``), and else the type itself. ``holds`` names what needs a look
-    beyond the engine: "int", "float", "any" (values of undeclared type), "class" (nested ones) and "hook" (a
-    class that changes itself when it is made, and so once more when it is read).
+    beyond the engine: "int", "float", "any" (values of undeclared type) and "hook" (a class
+    that changes itself when it is made, and so once more when it is read).
     """
 
     type: Any
@@ -90,8 +88,9 @@ LEAVES: Mapping[Any, str | None] = {
     uuid.UUID: None,
     types.NoneType: None,
 }
-_ARRAYS = (list, set, frozenset, tuple, Sequence, MutableSequence, Set)
-_MAPS = (dict, Mapping, MutableMapping)
+_LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_length", "tz")
+ARRAYS = (list, set, frozenset, tuple, Sequence, MutableSequence, Set)
+MAPS = (dict, Mapping, MutableMapping)
 
 _known: dict[Hashable, Schema] = {}
 
@@ -148,10 +147,18 @@ def children(hint: Any) -> Iterator[tuple[str, Any]]:
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         yield from (("", argument) for argument in arguments)
-    elif origin in _ARRAYS or origin in _MAPS:
+    elif origin in ARRAYS or origin in MAPS:
         yield from (("[]", argument) for argument in arguments if argument is not ...)
     elif is_class(origin):
         yield from ((f".{name}", kind) for name, kind in _fields(hint).items())
+
+
+def limits(hint: Any) -> tuple[Any, ...]:
+    """The constraints that stand around a type: each `msgspec.Meta` that has one."""
+    if isinstance(hint, typing.NewType):
+        return limits(hint.__supertype__)
+    metas = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, msgspec.Meta)]
+    return tuple(meta for meta in metas if any(getattr(meta, name) is not None for name in _LIMITS))
 
 
 def is_class(kind: Any) -> bool:
@@ -199,7 +206,7 @@ def _substituted(hint: Any, given: Mapping[Any, Any]) -> Any:
 
 
 def _inspect(schema: Any) -> Schema:
-    if not _limits(schema):
+    if not limits(schema):
         schema = resolved(schema)  # a NewType of bytes is bytes
     if schema in _UNTYPED:
         return Schema(Any if schema not in (dict, list) else schema, "any", schema, holds=frozenset({"any"}))
@@ -242,7 +249,7 @@ class _Walk:
             return
         self._seen.append(hint)
         origin = get_origin(hint) or hint
-        if origin in (Any, object) or isinstance(hint, TypeVar) or (origin in _ARRAYS + _MAPS and not get_args(hint)):
+        if origin in (Any, object) or isinstance(hint, TypeVar) or (origin in ARRAYS + MAPS and not get_args(hint)):
             self.holds.add("any")
         elif hint in LEAVES:
             self.holds.update(filter(None, [LEAVES[hint]]))
@@ -251,7 +258,7 @@ class _Walk:
             self._literal(get_args(hint), path)
         elif isinstance(hint, type) and issubclass(hint, Enum):
             self._enum(hint, path)
-        elif is_class(origin) or origin in _ARRAYS + _MAPS or origin in (Union, types.UnionType):
+        elif is_class(origin) or origin in ARRAYS + MAPS or origin in (Union, types.UnionType):
             self._class(origin, path)
             for step, child in children(hint):
                 self.visit(child, path + step)
@@ -269,8 +276,6 @@ class _Walk:
     def _class(self, kind: Any, path: str) -> None:
         if not is_class(kind):
             return
-        if path:
-            self.holds.add("class")
         if any(hasattr(kind, name) for name in ("__attrs_post_init__", "__post_init__")):
             self.holds.add("hook")
         if attrs.has(kind):
@@ -314,182 +319,3 @@ class _Walk:
                 schema=self._schema,
             )
         self.reasons.append(f"{kind.__name__} is an enum of mixed values, which msgspec does not know")
-
-
-# -- what a message must be --------------------------------------------------------------------------------
-
-Test = Callable[[Any], bool]
-
-_LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_length", "tz")
-_READ_AS: Mapping[Any, type] = {
-    Sequence: list,
-    MutableSequence: list,
-    Set: set,
-    Mapping: dict,
-    MutableMapping: dict,
-}
-"""What a reader gets for an abstract type."""
-
-
-def conforms(hint: Any) -> Test:
-    """A function that says whether a value is what a reader of ``hint`` gets back: of the same types, in bounds.
-
-    For a value that does not, it may as well raise. An int where ``hint`` says float passes if it arrives
-    as an equal float (PEP 484 lets it stand there). Values of undeclared type all pass.
-    """
-    return _Tests().of(hint)
-
-
-def misfit(hint: Any, value: Any, path: str = "") -> tuple[str, Any, Any]:
-    """Where in ``value`` something does not conform: the path, what is expected there and what is there."""
-    bare = resolved(hint)
-    for step, child, item in _parts(bare, value):
-        if not _holds(conforms(child), item):
-            return misfit(child, item, path + step)
-    return path, hint, value
-
-
-def _parts(bare: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The parts of a class, list or map with their types; none where ``value`` is no such thing."""
-    origin, kinds = get_origin(bare) or bare, list(children(bare))
-    if is_class(origin) and type(value) is origin:
-        yield from ((step, child, getattr(value, step[1:], attrs.NOTHING)) for step, child in kinds)
-    elif is_class(origin) and typing.is_typeddict(origin) and type(value) is dict:
-        yield from ((step, child, value[step[1:]]) for step, child in kinds if step[1:] in value)
-    elif origin in _MAPS and type(value) is dict:
-        yield from ((f"[{key!r:.40}]", kinds[1][1], item) for key, item in value.items())
-    elif origin in _ARRAYS and len(kinds) == 1 and type(value) in (list, tuple):
-        yield from ((f"[{number}]", kinds[0][1], item) for number, item in enumerate(value))
-
-
-def _holds(test: Test, value: Any) -> bool:
-    try:
-        return test(value)
-    except Exception:
-        return False
-
-
-def _limits(hint: Any) -> tuple[Any, ...]:
-    """The constraints that stand around a type: each `msgspec.Meta` that has one."""
-    if isinstance(hint, typing.NewType):
-        return _limits(hint.__supertype__)
-    metas = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, msgspec.Meta)]
-    return tuple(meta for meta in metas if any(getattr(meta, name) is not None for name in _LIMITS))
-
-
-def _is_whole(value: Any) -> bool:
-    return value.__class__ is int and float(value) == value
-
-
-def _in_minutes(value: Any) -> bool:
-    """Zones travel as hours and minutes (RFC 3339); the seconds of an old local time would be cut off."""
-    offset = value.utcoffset()
-    return not offset or not offset % datetime.timedelta(minutes=1)
-
-
-# {v} is the value, {n} a name to keep it under.
-_LEAF_TESTS: Mapping[Any, str] = {
-    int: "({n} := {v}).__class__ is int and -0x8000000000000000 <= {n} <= 0xFFFFFFFFFFFFFFFF",
-    float: "(({n} := {v}).__class__ is float and {n} - {n} == 0.0 or is_whole({n}))",
-    decimal.Decimal: "({n} := {v}).__class__ is kind{n} and {n} == {n}",
-    datetime.datetime: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
-    datetime.time: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
-}
-
-
-class _Tests:
-    """One test a type. A class is one expression: half the time of a loop, and it stands before each message."""
-
-    def __init__(self) -> None:
-        self._made: dict[Any, Test] = {}
-
-    def of(self, hint: Any) -> Test:
-        bare, limits = resolved(hint), _limits(hint)
-        test = self._bare(bare)
-        if not limits:
-            return test
-        origin = get_origin(bare)
-        limited: Any = Annotated[(origin if origin in _ARRAYS + _MAPS else bare, *limits)]
-
-        def test_limited(value: Any) -> bool:
-            msgspec.convert(value, limited)  # raises where it is out of bounds
-            return test(value)
-
-        return test_limited
-
-    def _bare(self, hint: Any) -> Test:
-        if hint in self._made:
-            return self._made[hint]
-        self._made[hint] = lambda value: self._made[hint](value)  # for a type that contains itself
-        self._made[hint] = test = self._make(hint, get_origin(hint) or hint, get_args(hint))
-        return test
-
-    def _make(self, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> Test:
-        if hint in LEAVES:
-            return self._compiled([self._term(hint, "m", "v", names := self._names())], names)
-        if origin is Literal:
-            known = {(type(value), value) for value in arguments}
-            return lambda value: (type(value), value) in known
-        if origin in (Union, types.UnionType):
-            tests = [self.of(argument) for argument in arguments]
-            return lambda value: any(_holds(test, value) for test in tests)
-        if isinstance(origin, type) and issubclass(origin, Enum):
-            return lambda value: isinstance(value, origin)
-        if is_class(origin):
-            return self._typed_dict(hint, origin) if typing.is_typeddict(origin) else self._class(hint, origin)
-        if origin in _ARRAYS + _MAPS and hint is not origin:
-            return self._container(_READ_AS.get(origin, origin), arguments)
-        return lambda value: True
-
-    def _class(self, hint: Any, origin: Any) -> Test:
-        names = self._names(kind=origin)
-        terms = ["m.__class__ is kind"]
-        terms += [
-            self._term(child, f"m{step}", f"v{number}", names) for number, (step, child) in enumerate(children(hint))
-        ]
-        return self._compiled(terms, names)
-
-    def _term(self, hint: Any, value: str, name: str, names: dict[str, Any]) -> str:
-        bare = resolved(hint)
-        if bare in LEAVES and not _limits(hint):
-            names[f"kind{name}"] = bare
-            return _LEAF_TESTS.get(bare, "{v}.__class__ is kind{n}").format(v=value, n=name)
-        names[f"test{name}"] = self.of(hint)
-        return f"test{name}({value})"
-
-    @staticmethod
-    def _names(**more: Any) -> dict[str, Any]:
-        return {"is_whole": _is_whole, "in_minutes": _in_minutes, **more}
-
-    @staticmethod
-    def _compiled(terms: list[str], names: dict[str, Any]) -> Test:
-        test: Test = eval(f"lambda m: {' and '.join(terms)}", names)
-        return test
-
-    def _typed_dict(self, hint: Any, origin: Any) -> Test:
-        hints = {step[1:]: child for step, child in children(hint)}
-        tests = {name: self.of(child) for name, child in hints.items()}
-        # Not __required_keys__ alone: it does not see NotRequired in annotations that are strings.
-        required = {name for name in hints if name in origin.__required_keys__}
-        required -= {name for name, child in hints.items() if get_origin(child) is typing.NotRequired}
-        required |= {name for name, child in hints.items() if get_origin(child) is typing.Required}
-        return lambda value: (
-            type(value) is dict
-            and required <= value.keys() <= tests.keys()
-            and all(tests[name](item) for name, item in value.items())
-        )
-
-    def _container(self, kind: Any, arguments: tuple[Any, ...]) -> Test:
-        tests = [self.of(argument) for argument in arguments if argument is not ...]
-        if kind is tuple and ... not in arguments:
-            return lambda value: (
-                type(value) is tuple
-                and len(value) == len(tests)
-                and all(test(item) for test, item in zip(tests, value, strict=True))
-            )
-        of_items, of_values = tests[0], tests[-1]
-        if kind is dict:
-            return lambda value: (
-                type(value) is dict and all(map(of_items, value)) and all(map(of_values, value.values()))
-            )
-        return lambda value: type(value) is kind and all(map(of_items, value))

@@ -118,8 +118,9 @@ class RouteTable:
         received = 0
         if self._skipping:
             budget -= self._skip(recv, more, budget)
+        rounds = self._rounds = list(range(1, budget + 1))  # a list, so that `hold` can end it at no cost
         try:
-            for received in self._turn(budget):  # noqa: B007  # counted in the end
+            for received in rounds:  # noqa: B007  # counted in the end
                 frame = recv(1)
                 topic, _, body = frame.partition(NUL)
                 deliver = plain(topic)
@@ -149,11 +150,6 @@ class RouteTable:
     def hold(self) -> None:
         """Make the drain that is under way end after this message; later ones are not affected."""
         self._rounds.clear()
-
-    def _turn(self, budget: int) -> list[int]:
-        """The rounds of a drain. They are a list so that `hold` can end them: a flag would cost each message."""
-        self._rounds = list(range(1, budget + 1))
-        return self._rounds
 
     # -- the rule of parts ------------------------------------------------------------------------------
 

@@ -111,35 +111,32 @@ class Connection:
 
     def doRead(self) -> None:  # noqa: N802  # Twisted's name
         """Deliver what there is, for a bounded time, and leave no edge unseen."""
-        if self.closed:
-            return
-        if not self.paused and self._read():
-            return
-        if self.readable() and not self.paused:
-            self.poke()
-
-    def _read(self) -> bool:
-        """Whether reading ended by EAGAIN and nothing has touched the socket since."""
-        began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         drain, recv, more = self._drain, self._recv, self.more
+        began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
-            while left > 0:
+            while left > 0 and not self.closed and not self.paused:
                 drain(recv, more, size)
                 left -= size
                 spent = perf_counter() - began
-                if self.closed or self.paused or spent > READ_SECONDS:
-                    return False
+                if spent > READ_SECONDS:
+                    break
                 if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
                     size = READ_SLICE * 4
         except zmq.Again:
-            return self._poke is None
+            if self._poke is None:  # nothing has touched the socket since
+                return
         except zmq.ZMQError as error:
-            if error.errno not in _GONE:
-                raise
-            self.close(LINGER_ABORT)
+            self._failed(error)
         except Exception:  # the reactor would drop the socket for it
             _log.exception("zroute itself failed over a message; please report this. Reading goes on")
-        return False
+        if self.readable() and not self.paused:
+            self.poke()
+
+    def _failed(self, error: zmq.ZMQError) -> None:
+        """Another error than EAGAIN: where the socket or its context is gone, so is the connection."""
+        if error.errno not in _GONE:
+            raise error
+        self.close(LINGER_ABORT)
 
     def more(self) -> int:
         """Whether the part read last has another behind it (zmq_getsockopt(3), ZMQ_RCVMORE)."""
@@ -149,9 +146,7 @@ class Connection:
         try:
             return int(_get(self._socket, zmq.SocketOption.EVENTS.value))
         except zmq.ZMQError as error:
-            if error.errno not in _GONE:
-                raise
-            self.close(LINGER_ABORT)
+            self._failed(error)
             return 0
 
     def readable(self) -> bool:
