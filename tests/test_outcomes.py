@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -363,6 +364,23 @@ def test_awaiting_asyncio_without_its_loop_says_what_to_do(caplog: pytest.LogCap
 
     Wired(app).feed(plain("a", 1))
     assert "no running event loop (to await asyncio, run on its loop: zroute run --reactor asyncio)" in caplog.text
+
+
+def test_awaiting_a_deferred_in_an_asyncio_task_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """A bare Deferred under the asyncio reactor: the line names what makes it work in both."""
+    app = App()
+
+    async def use() -> None:
+        await Deferred()
+
+    async def main() -> BaseException:
+        return (await asyncio.gather(use(), return_exceptions=True))[0]
+
+    loop = asyncio.new_event_loop()
+    failing(app, ThreadPoolExecutor(1).submit(loop.run_until_complete, main()).result())
+    loop.close()
+    Wired(app).feed(plain("a", 1))
+    assert "await zroute.as_awaitable(deferred)" in caplog.text
 
 
 def test_a_producer_that_fails_or_ends_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
-from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, startswith
+from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
 from zroute.errors import UsageError
 from zroute.service import AppService, Drained, Limit
 
@@ -109,7 +109,7 @@ async def test_handlers_of_every_kind_work_under_this_reactor() -> None:
     async def async_handler(message: int) -> int:
         later: Deferred[int] = Deferred()
         reactor.callLater(0, later.callback, message)
-        return await later
+        return await as_awaitable(later)
 
     @app.publisher("done.deferred")
     @app.subscribe("go")
@@ -172,7 +172,7 @@ async def test_start_up_functions_run_in_order_and_before_the_first_message() ->
     @app.on_startup
     async def first() -> None:
         order.append("first")
-        await gate
+        await as_awaitable(gate)
         order.append("first ended")
 
     @app.on_startup
@@ -183,7 +183,6 @@ async def test_start_up_functions_run_in_order_and_before_the_first_message() ->
     service = AppService(app, reactor)
     service.startService()
     started = service.started
-    assert order == ["first"]
     assert not started.called
     gate.callback(None)
     await started
@@ -318,6 +317,15 @@ async def test_after_the_limit_no_more_is_read() -> None:
     assert (box.items, reached, app.stats.received) == ([0, 1, 2], [1], 3)
 
 
+def test_a_limit_is_shared_and_reached_once() -> None:
+    """Several apps count against one --max-messages, and whoever waits is told a single time."""
+    reached: list[int] = []
+    limit = Limit(3, lambda: reached.append(1))
+    for messages in (0, 2, 0, 5, 1):
+        limit.take(messages)
+    assert (limit.left, reached) == (0, [1])
+
+
 @pytest_twisted.ensureDeferred
 async def test_the_counters_balance() -> None:
     """received = routed + unrouted + malformed + control, after all kinds of messages."""
@@ -353,7 +361,7 @@ async def test_a_stop_waits_for_unfinished_handlers() -> None:
     @app.subscribe("a")
     async def handle(message: int) -> None:
         box.put(message)
-        await gate
+        await as_awaitable(gate)
         order.append("handled")
 
     @app.on_shutdown
@@ -381,7 +389,7 @@ async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
     @app.subscribe("a")
     async def endless(message: int) -> None:
         box.put(message)
-        await Deferred()
+        await as_awaitable(Deferred())
 
     service = AppService(app, reactor, drain_timeout=0.05)
     service.startService()
@@ -428,13 +436,59 @@ async def test_what_had_arrived_is_handled_before_the_end() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_handler_may_stop_its_own_app_and_is_waited_for() -> None:
+    """A handler that calls for the stop goes on to its end before the sockets close."""
+    app, order, stopped = App(), [], Deferred()
+
+    @app.subscribe("stop")
+    async def handle(message: int) -> None:
+        service.stopService().chainDeferred(stopped)
+        later: Deferred[None] = Deferred()
+        reactor.callLater(0.02, later.callback, None)
+        await as_awaitable(later)
+        order.append("handled")
+        app.publish("bye", 1)
+
+    app.on_shutdown(lambda: order.append("shut down"))
+    service = AppService(app, reactor)
+    service.startService()
+    await service.started
+    await subscribed(service, b"stop")
+    app.publish("stop", 1)
+    assert (await stopped).complete
+    assert order == ["handled", "shut down"]
+    assert app.stats.failed == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_late_whether_it_started_is_told_too() -> None:
+    """started fires for each who asks, at once when the start is over, with its error where it failed."""
+    fine, broken = App(), App()
+
+    @broken.on_startup
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    for app in (fine, broken):
+        service = AppService(app, reactor)
+        service.startService()
+        for _ in range(2):
+            if app is broken:
+                with pytest.raises(RuntimeError, match="no"):
+                    await service.started
+            else:
+                assert await service.started is None
+        await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
     """A stop that overtakes a slow on_startup wins."""
     app, gate = App(), Deferred()
 
     @app.on_startup
     async def slow() -> None:
-        await gate
+        await as_awaitable(gate)
 
     app.add_route(lambda message: None, "a")
     service = AppService(app, reactor)

@@ -22,6 +22,7 @@ from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser
 
 import zroute.options
+from tests.pure import Wired, plain
 from tests.support import ROOT, Child, free_port
 from zroute import App, startswith
 from zroute.cli import main
@@ -61,29 +62,24 @@ def ids(pages: list[Path]) -> list[Any]:
 
 
 @contextmanager
-def module(name: str) -> Iterator[ModuleType]:
-    """An empty module that annotations can be looked up in."""
-    made = ModuleType(name)
-    sys.modules[name] = made
+def executed(page: Path) -> Iterator[ModuleType]:
+    """The blocks of Python of a page, run in order as one module that annotations can be looked up in."""
+    made = ModuleType("snippets_of_page")
+    sys.modules[made.__name__] = made
     try:
+        for block in blocks(page):
+            if block.language == "python" and not block.title:
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), vars(made))
         yield made
     finally:
-        del sys.modules[name]
-
-
-def run(block: Block, page: Path, names: dict[str, Any]) -> None:
-    """Execute a block as if it stood at its line of the page."""
-    exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+        del sys.modules[made.__name__]
 
 
 @pytest.mark.parametrize("page", ids([page for page in PAGES if "```python" in page.read_text()]))
 def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I copy the Python of a page from top to bottom, and it runs; its apps compile."""
     monkeypatch.chdir(ROOT)
-    with module("snippets_of_page") as made:
-        for block in blocks(page):
-            if block.language == "python" and not block.title:
-                run(block, page, vars(made))
+    with executed(page) as made:
         for value in list(vars(made).values()):
             if isinstance(value, App):
                 value.compile()
@@ -97,6 +93,35 @@ def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
         found = list(CodeBlockParser(language=language, evaluator=lambda _: None)(Document(text, str(page))))
         assert len(found) == sum(block.language == language for block in blocks(page))
     assert {block.language for block in blocks(page)} <= {"python", "console", "sh", "text"}
+
+
+def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    """The messages that the page of patterns speaks of reach the handlers that it says they reach."""
+    with executed(ROOT / "docs" / "how-to" / "patterns.md") as page:
+        app = Wired(page.app)
+        for topic, printed in (
+            ("orders.buy.7", "Side.BUY 7\norders.buy.7\norders.buy.7\n"),  # the last is that of startswith("")
+            ("orders.hold.7", "orders.hold.7\norders.hold.7\n"),
+            ("desk.alerts.high", "high now\ndesk.alerts.high\n"),
+            ("eu.desk.orders.sell", "Side.SELL\neu.desk.orders.sell\n"),
+            ("", "\n"),
+        ):
+            app.feed(plain(topic, body=b"now"))
+            assert capsys.readouterr().out == printed
+        desk = Wired(page.desk)
+        desk.feed(*(plain(topic, body=b"now") for topic in ("news.breaking", "news.sports", "news.local.harbour")))
+        assert capsys.readouterr().out == "NOW\nnow\nnobody takes news.local.harbour\n"
+        assert desk.table.subscriptions == (b"news.",)
+
+
+def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts, topics that are no text and broken messages are printed as the page says."""
+    with executed(ROOT / "docs" / "how-to" / "foreign-publishers.md") as page:
+        app = Wired(page.app)
+        app.feed((b"rawblock", b"abc", b"\x07\0\0\0"), b"\xff\x01\x02\0x", (b"a\0b", b"c"))
+        out = capsys.readouterr().out.splitlines()
+        assert out[:2] == ["7 3", "ff0102"]
+        assert out[2].startswith("a part after one that was whole")
 
 
 def test_the_tutorial_works(tmp_path: Path) -> None:

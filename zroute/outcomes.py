@@ -318,9 +318,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _loop_hint(error: BaseException) -> str:
-    """What to do where asyncio was awaited and no asyncio loop drives the reactor."""
+    """What to do where asyncio was awaited without its loop, or a Deferred in one of its tasks."""
     if isinstance(error, RuntimeError) and "no running event loop" in str(error):
         return " (to await asyncio, run on its loop: zroute run --reactor asyncio)"
+    if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in str(error):
+        return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
     return ""
 
 

@@ -189,7 +189,7 @@ class _Running:
             result = self._next() if self._producer.generator else self._producer.call()
             if is_awaitable(result):
                 running = self._start(result).addCallback(self._publish)
-                return self._keep(running.addErrback(lambda failure: self._failed(failure.value)))
+                return self._keep(running.addErrback(self._call_failed))
             self._publish(result)
         except BaseException as error:  # also SystemExit, as for handlers: it would end the schedule in silence
             self._failed(error)
@@ -210,6 +210,9 @@ class _Running:
         if self._loop is not None and self._loop.running:
             self._loop.stop()
         self._outcomes.producer_finished(self._producer)
+
+    def _call_failed(self, failure: Any) -> None:
+        self._failed(failure.value)
 
     def _failed(self, error: BaseException) -> None:
         """What the function raised, or the generator that is asked for one value a period."""

@@ -110,7 +110,7 @@ class _Program:
         self._reactor.callWhenRunning(self._start, seconds)
         self._reactor.run()
         for service in self._services if self._code != EXIT_ENDPOINT else ():
-            _log.info("%s: %s", service.app.name, _counted(service.app))
+            _log.info("%s: %s", service.app.name, _counted(service))
         if unhandled:
             _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(unhandled))
         return self._code
@@ -201,12 +201,16 @@ def _summary(service: Any) -> list[tuple[int, str]]:
     return lines
 
 
-def _counted(app: App) -> str:
-    stats = app.stats
-    return (
-        f"received {stats.received}, handled {stats.handled}, failed {stats.failed}, unrouted {stats.unrouted}, "
-        f"malformed {stats.malformed}, published {stats.published}"
-    )
+def _counted(service: Any) -> str:
+    """The counters of one run, of the sides that it has."""
+    stats = service.app.stats
+    counts = {}
+    if service.subscribe_to:
+        counts.update(received=stats.received, handled=stats.handled, failed=stats.failed)
+        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
+    if service.publish_to:
+        counts.update(published=stats.published, unpublished=stats.publish_errors)
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _count_unhandled_failures() -> list[object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -43,6 +44,31 @@ def pyzmq_publisher() -> None:
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     print(f"tcp://127.0.0.1:{port}", flush=True)
     serve(socket.send_multipart, [b"sync\0"])
+
+
+def watching_publisher() -> None:
+    """An XPUB socket that says when somebody subscribes, and answers with "sync"; then as `pyzmq_publisher`."""
+    socket = zmq.Context().socket(zmq.XPUB)
+    socket.set(zmq.SNDHWM, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(0, zmq.POLLIN)
+    rest = b""
+    while True:
+        ready = dict(poller.poll())
+        if socket in ready and socket.recv()[:1] == b"\1":
+            print("subscribed", flush=True)
+            socket.send(b"sync\0")
+        if 0 in ready:
+            read = os.read(0, 65_536)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                for parts in json.loads(line):
+                    socket.send_multipart([bytes.fromhex(part) for part in parts])
 
 
 def million_parts() -> None:

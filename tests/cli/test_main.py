@@ -1,0 +1,48 @@
+"""The `zroute` command itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.test_run import zroute
+from tests.support import ROOT
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_load_neither_zeromq_nor_twisted(argument: str) -> None:
+    """Looking up an option is quick: the heavy modules stay on the disk."""
+    program = f"""
+import sys
+from zroute.cli import main
+try:
+    main(["{argument}"])
+except SystemExit:
+    pass
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+print("heavy:", sorted(loaded & {{"zmq", "twisted", "msgspec", "cattrs", "rich", "msgpack"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+def test_help_lists_the_commands() -> None:
+    """I see what there is."""
+    done = zroute("--help")
+    assert done.returncode == 0
+    assert "run" in done.stdout
+    assert "routes" in done.stdout
+
+
+def test_help_of_a_command_names_its_variables() -> None:
+    """Each option of run shows the variable it can be set by."""
+    done = zroute("run", "--help")
+    for variable in ("ZROUTE_SUB", "ZROUTE_PUB", "ZROUTE_FOR", "ZROUTE_LOG_LEVEL", "ZROUTE_DRAIN_TIMEOUT"):
+        assert variable in done.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    """A typo gives 2."""
+    assert zroute("rum").returncode == 2

@@ -1,0 +1,336 @@
+"""`zroute run` as people and supervisors use it: real processes, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, Child, free_endpoint, free_port
+
+LOOP = """
+from zroute import App
+app = App()
+
+@app.subscribe("tick")
+def tick(n: int):
+    print("tick", n, flush=True)
+
+numbers = iter(range(10**9))
+
+@app.publisher("tick", every=0.02)
+def count() -> int:
+    return next(numbers)
+
+@app.on_shutdown
+def bye():
+    print("bye", flush=True)
+"""
+
+
+def module(folder: Path, source: str, name: str = "quotes") -> Path:
+    """Write a module and return its folder."""
+    (folder / f"{name}.py").write_text(source)
+    return folder
+
+
+def zroute(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "zroute", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and a supervisor's SIGTERM both end in on_shutdown, a summary and exit 0."""
+    with Child("-m", "zroute", "run", "quotes", "--app-dir", str(module(tmp_path, LOOP))) as child:
+        child.line_with("tick 1")
+        assert child.end(number) == 0
+        assert child.out[-1] == "bye"
+        assert f"stopping: {number.name}" in "\n".join(child.err)
+        assert "received" in child.err[-1]
+
+
+def test_for_stops_after_a_time(tmp_path: Path) -> None:
+    """--for 300ms ends by itself, with exit 0 and a summary."""
+    done = zroute("run", "quotes", "--for", "300ms", cwd=module(tmp_path, LOOP))
+    assert done.returncode == 0
+    assert "stopping: 0.3 s are over" in done.stderr
+    assert "its publishers feed its own subscribers" in done.stderr
+
+
+def test_max_messages_stops_after_exactly_so_many(tmp_path: Path) -> None:
+    """--max-messages 5 handles five messages, not six."""
+    done = zroute("run", "quotes", "--max-messages", "5", cwd=module(tmp_path, LOOP))
+    assert done.returncode == 0
+    assert [line for line in done.stdout.splitlines() if line.startswith("tick")] == [f"tick {n}" for n in range(5)]
+    assert "received 5, handled 5" in done.stderr
+
+
+BLOCKED = """
+from twisted.internet.defer import Deferred
+from zroute import App
+app = App()
+
+@app.subscribe("go")
+def never_ends(body):
+    print("started", flush=True)
+    return Deferred()
+
+@app.publisher("go", every=0.05)
+def go() -> int:
+    return 1
+"""
+
+
+def test_an_unfinished_handler_is_named_and_gives_75(tmp_path: Path) -> None:
+    """What was not done when the drain timeout was over is said, with names and numbers."""
+    folder = module(tmp_path, BLOCKED)
+    with Child("-m", "zroute", "run", "quotes", "--app-dir", str(folder), "--drain-timeout", "100ms") as child:
+        child.line_with("started")
+        assert child.end(signal.SIGTERM) == 75
+        assert "never_ends(): " in "\n".join(child.err)
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    """Who is in a hurry presses Ctrl-C twice: exit 130, whatever is unfinished."""
+    with Child("-m", "zroute", "run", "quotes", "--app-dir", str(module(tmp_path, BLOCKED))) as child:
+        child.line_with("started")
+        child.process.send_signal(signal.SIGINT)
+        child.line_with("stopping: SIGINT", stream="err")
+        assert child.end(signal.SIGINT) == 130
+
+
+def test_several_apps_and_a_factory(tmp_path: Path) -> None:
+    """Two apps run in one process and meet over tcp; an app may come from a function."""
+    endpoint = free_endpoint()
+    module(
+        tmp_path, f"from zroute import App\nfeed = App(pub={endpoint!r})\nfeed.publisher('n.a', every=0.02)(lambda: 1)"
+    )
+    source = f"""
+from zroute import App
+def create_app():
+    app = App(sub={endpoint!r})
+    app.subscribe("n.*")(lambda body: print("got", body, flush=True))
+    return app
+"""
+    module(tmp_path, source, "reader")
+    with Child("-m", "zroute", "run", "quotes:feed", "reader", "--app-dir", str(tmp_path)) as child:
+        child.line_with("got 1")
+        assert child.end() == 0
+    done = zroute("run", "reader:create_app", "--factory", "--for", "50ms", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+EMPTY = "from zroute import App\napp = App(sub='tcp://127.0.0.1:1')\napp.subscribe('a')(print)\n"
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) -> None:
+    """I read in the summary where it really subscribes."""
+    module(tmp_path, EMPTY)
+    both = ("run", "quotes", "--for", "10ms")
+    assert "connected to tcp://127.0.0.1:1\n" in zroute(*both, cwd=tmp_path).stderr
+    two = zroute(*both, cwd=tmp_path, ZROUTE_SUB="tcp://127.0.0.1:2, tcp://127.0.0.1:3")
+    assert "tcp://127.0.0.1:2\n" in two.stderr
+    assert "tcp://127.0.0.1:3\n" in two.stderr
+    flag = zroute(*both, "--sub", "tcp://127.0.0.1:4", cwd=tmp_path, ZROUTE_SUB="tcp://127.0.0.1:2")
+    assert "tcp://127.0.0.1:4\n" in flag.stderr
+    assert "tcp://127.0.0.1:2\n" not in flag.stderr
+
+
+def test_logs_as_json_can_be_parsed(tmp_path: Path) -> None:
+    """Each line is an object with time, level, logger and message; a traceback is in it."""
+    source = LOOP + "\n@app.subscribe('tick')\ndef fails(n: int):\n    raise ValueError('no')\n"
+    done = zroute("run", "quotes", "--max-messages", "1", "--log-format", "json", cwd=module(tmp_path, source))
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    failed = next(line for line in lines if "fails()" in line["message"])
+    assert failed["level"] == "error"
+    assert "raise ValueError('no')" in failed["error"]
+
+
+def test_the_log_level_is_kept(tmp_path: Path) -> None:
+    """At --log-level error a good run says nothing."""
+    done = zroute("run", "quotes", "--for", "50ms", "--log-level", "error", cwd=module(tmp_path, LOOP))
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
+def test_every_reactor_runs_an_app(tmp_path: Path, reactor: str) -> None:
+    """--reactor chooses it, and coroutines may use asyncio under the asyncio reactor."""
+    pause = "await asyncio.sleep(0)" if reactor == "asyncio" else "pass"
+    source = f"""
+import asyncio
+from zroute import App
+app = App()
+
+@app.subscribe("tick")
+async def tick(n: int):
+    {pause}
+    from twisted.internet import reactor
+    print("on", type(reactor).__module__, flush=True)
+
+@app.publisher("tick", every=0.02)
+async def count() -> int:
+    return 1
+"""
+    done = zroute("run", "quotes", "--max-messages", "2", "--reactor", reactor, cwd=module(tmp_path, source))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"on twisted.internet.{reactor}reactor"] * 2
+
+
+# -- what can go wrong --------------------------------------------------------------------------------------
+
+
+def test_a_wrong_name_is_answered_with_what_is_there(tmp_path: Path) -> None:
+    """A typo in module:app gets the App objects of that module, in one line, and exit 3."""
+    module(tmp_path, EMPTY + "other = App()\nnumber = 3\n")
+    done = zroute("run", "quotes:ap", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "has no 'ap'" in done.stderr
+    assert "app, other" in done.stderr
+    assert "'quotes'" in done.stderr
+    assert "is a int, not a zroute App" in zroute("run", "quotes:number", cwd=tmp_path).stderr
+
+
+def test_a_missing_module_is_answered_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    """A typo in the module gets the folder and the modules in it."""
+    done = zroute("run", "quote", cwd=module(tmp_path, EMPTY))
+    assert done.returncode == 3
+    assert f"no module 'quote' in {tmp_path}" in done.stderr
+    assert "quotes" in done.stderr
+    missing = zroute("run", "quotes", "--app-dir", "nowhere", cwd=tmp_path)
+    assert (missing.returncode, "'nowhere' is no directory" in missing.stderr) == (3, True)
+    path = zroute("run", "quotes.py", cwd=tmp_path)
+    assert (path.returncode, "write 'quotes:app'" in path.stderr) == (3, True)
+
+
+def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
+    """I see my own lines, and neither zroute's nor Python's import machinery."""
+    module(tmp_path, "import helper\n")
+    module(tmp_path, "def load():\n    return 1 / 0\n\nload()\n", "helper")
+    done = zroute("run", "quotes", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "ZeroDivisionError" in done.stderr
+    assert "return 1 / 0" in done.stderr
+    assert "importlib" not in done.stderr
+    assert "zroute/cli" not in done.stderr
+    missing = zroute("run", "other", cwd=module(tmp_path, "import not_there\n", "other"))
+    assert "No module named 'not_there'" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "text"),
+    [
+        ("app = App()\n@app.subscribe('new*')\ndef f(x): ...", 4, "quotes.py:3"),
+        ("app = App()\n@app.subscribe('news')\ndef f(x, y): ...", 4, "'x' and 'y'"),
+        ("app = App()\n@app.subscribe('news')\ndef f(x: complex): ...", 4, "'x' of f()"),
+        ("app = App(sub='5555')", 5, "has no transport"),
+        ("app = App(loop=False)", 5, "no endpoints"),
+        ("app = App(pub='tcp://127.0.0.1:*')\n@app.subscribe('news')\ndef f(x): ...", 5, "add App(sub="),
+        ("app = App(sub='tcp://127.0.0.1:1')\napp.publisher('news')", 5, "add App(pub="),
+        ("app = App(pub='tcp://192.0.2.1:5555')", 5, "no such address"),
+        ("app = App(pub='ipc:///no/such/folder/s')", 5, "no such directory"),
+        ("app = App()\n@app.on_startup\ndef f(): raise OSError('no database')", 1, "no database"),
+    ],
+)
+def test_set_up_errors_have_their_exit_codes(tmp_path: Path, source: str, code: int, text: str) -> None:
+    """Invalid routes give 4, endpoints 5, a start that fails 1; each says what to mend, and nothing hangs."""
+    done = zroute("run", "quotes", cwd=module(tmp_path, f"from zroute import App\n{source}\n"))
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    if code in (4, 5):
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_line_and_5(tmp_path: Path) -> None:
+    """A second instance on the same port says so and ends."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        source = f"from zroute import App\napp = App(pub='tcp://127.0.0.1:{port}')\napp.publisher('a')\n"
+        done = zroute("run", "quotes", cwd=module(tmp_path, source))
+    assert done.returncode == 5
+    assert done.stderr.count("\n") == 1
+    assert "another program uses it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--sub", "5555"), ("--for", "soon"), ("--max-messages", "0"), ("--reactor", "libev"), ("--nonsense",)],
+)
+def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """An option that can't be read gives 2 and the name of the option."""
+    done = zroute("run", "quotes", *arguments, cwd=module(tmp_path, EMPTY))
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+
+
+def test_endpoints_of_several_apps_can_not_be_told_by_flags(tmp_path: Path) -> None:
+    """--sub with two apps is refused instead of guessed."""
+    done = zroute("run", "quotes", "quotes", "--sub", "tcp://127.0.0.1:1", cwd=module(tmp_path, EMPTY))
+    assert (done.returncode, "go with one app" in done.stderr) == (2, True)
+
+
+def test_a_reactor_that_is_installed_already_is_named(tmp_path: Path) -> None:
+    """A program that asked for a reactor too late reads what to do."""
+    program = f"""
+from twisted.internet import selectreactor
+selectreactor.install()
+import sys
+sys.path.insert(0, {str(module(tmp_path, EMPTY))!r})
+from zroute.cli import main
+main(["run", "quotes", "--reactor", "poll"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "SelectReactor is installed already" in done.stderr) == (2, True)
+
+
+def test_open_endpoints_and_catch_alls_are_warned_about(tmp_path: Path) -> None:
+    """A bind to all interfaces, and a pattern that receives everything, are said at the start."""
+    source = "from zroute import App\napp = App(pub='tcp://*:*', sub='tcp://127.0.0.1:1')\napp.subscribe('*.urgent')(print)\n"
+    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    assert "is open to the network, without authentication" in done.stderr
+    assert "receives every message" in done.stderr
+
+
+def test_unhandled_failures_of_my_deferreds_are_logged_and_counted(tmp_path: Path) -> None:
+    """A Deferred that I dropped with its failure is in the log and in the summary."""
+    source = (
+        LOOP
+        + """
+import gc
+from twisted.internet.defer import fail
+
+@app.on_startup
+def drop():
+    fail(KeyError("dropped"))
+    gc.collect()
+"""
+    )
+    done = zroute("run", "quotes", "--for", "100ms", cwd=module(tmp_path, source))
+    assert "KeyError: 'dropped'" in done.stderr
+    assert "1 failures of Deferreds that nobody handled" in done.stderr
+
+
+def test_app_run_is_the_same_in_a_script(tmp_path: Path) -> None:
+    """A script that calls app.run() stops at a signal with exit 0."""
+    module(tmp_path, LOOP + "\nif __name__ == '__main__':\n    app.run()\n")
+    with Child(str(tmp_path / "quotes.py")) as child:
+        child.line_with("tick 1")
+        assert child.end() == 0
+        assert child.out[-1] == "bye"

@@ -1,0 +1,37 @@
+"""The tests of this folder, and those of the service, once on each of Twisted's reactors."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+
+from tests.support import Child
+
+MODULES = ["tests/sockets/test_connection.py", "tests/sockets/test_transport.py", "tests/test_service.py"]
+REACTORS = {
+    "epoll": "EPollReactor",
+    "poll": "PollReactor",
+    "select": "SelectReactor",
+    "asyncio": "AsyncioSelectorReactor",
+}
+
+
+@pytest.mark.parametrize("name", REACTORS)
+def test_everything_works_on_this_reactor(name: str) -> None:
+    """Whichever reactor my program runs, messages arrive, nothing stalls and nothing is left behind."""
+    from twisted.internet import reactor
+
+    if type(reactor).__name__ == REACTORS[name]:
+        pytest.skip("these tests run under this reactor already")
+    if name == "epoll" and not sys.platform.startswith("linux"):
+        pytest.skip("epoll is Linux's")
+    assert importlib.util.find_spec(f"twisted.internet.{name}reactor")
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    with Child("-m", "tests.sockets.on_reactor", name, *arguments, *MODULES) as child:
+        code = child.end(None)
+    report = "\n".join(child.out[-80:] + child.err[-20:])
+    assert child.out[0] == f"reactor: {REACTORS[name]}"
+    assert code == 0, report
+    assert " passed" in child.out[-1], report

@@ -1,0 +1,210 @@
+"""The transport of an app, and the context it shares: what is opened is closed, whatever happens between."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+from twisted.internet.defer import Deferred
+
+from tests.running import Mailbox, reactor, turns
+from tests.sockets.conftest import Sockets, bound, into
+from tests.support import PATIENCE, free_endpoint
+from zroute.endpoints import parse_endpoints
+from zroute.errors import EndpointError
+from zroute.sockets import transport as module
+from zroute.sockets.transport import SharedContext, SocketTransport
+
+
+def transport(context: SharedContext, *, sub: Any = (), pub: Any = ()) -> SocketTransport:
+    """A transport that subscribes and publishes at these endpoints."""
+    return SocketTransport(
+        reactor,
+        context,
+        subscribe_to=parse_endpoints(sub, bind=False),
+        publish_to=parse_endpoints(pub, bind=True),
+        max_message=1000,
+    )
+
+
+@pytest.fixture
+def context() -> Iterator[SharedContext]:
+    """A context of this test's own, which must be given back in the end."""
+    shared = SharedContext()
+    yield shared
+    assert shared._users == 0
+
+
+def terminating() -> bool:
+    """Whether a context is being terminated now."""
+    return any(thread.name == "zroute-term" for thread in threading.enumerate())
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_i_listen_to_is_received_and_what_i_leave_is_not(context: SharedContext) -> None:
+    """listen replaces the subscriptions: new ones begin, those no longer named end, the others go on."""
+    box, both = Mailbox[bytes](), transport(context, sub="inproc://x", pub="inproc://x")
+    both.open(into(box))
+    publisher, changes = both.pub, Mailbox[tuple[bytes, bool]]()
+    assert publisher is not None
+    publisher._on_change = lambda prefix, there: changes.put((prefix, there))
+    both.listen([b"a", b"b"])
+    await changes.until(2)
+    both.listen([b"b", b"c"])
+    await changes.until(4)
+    assert sorted(changes.items[2:]) == [(b"a", False), (b"c", True)]
+    for message in (b"a1", b"b1", b"c1"):
+        publisher.send(message)
+    assert await box.until(2) == [b"b1", b"c1"]
+    await both.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_side_alone_opens_one_socket(context: SharedContext) -> None:
+    """Who only publishes has no SUB socket, and listening is nothing then; and the other way round."""
+    writer, reader = transport(context, pub=free_endpoint()), transport(context, sub=free_endpoint())
+    for one in (writer, reader):
+        one.open(into(Mailbox[bytes]()))
+        one.listen([b"a"])
+    assert (writer.sub, reader.pub) == (None, None)
+    await writer.close()
+    await reader.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_start_that_is_remembered_leaves_nothing_open(sockets: Sockets, context: SharedContext) -> None:
+    """I can keep the exception of a port in use: socket, context and thread are gone all the same."""
+    address = bound(sockets.raw(zmq.XPUB))
+    kept = []
+    for _ in range(3):
+        with pytest.raises(EndpointError, match="another program uses it") as caught:
+            transport(context, sub=free_endpoint(), pub=[free_endpoint(), address]).open(into(Mailbox[bytes]()))
+        kept.append(caught.value)
+    await turns(lambda: not terminating())
+    assert context._context is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thousand_starts_leave_no_descriptor_behind(context: SharedContext) -> None:
+    """Opening and closing a thousand times, in one context and in new ones, costs nothing that stays."""
+    folder = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
+
+    def descriptors() -> int:
+        return len(list(folder.iterdir()))
+
+    async def cycle() -> None:
+        both = transport(context, sub="inproc://cycle", pub="inproc://cycle")
+        both.open(into(Mailbox[bytes]()))
+        both.listen([b"a"])
+        await both.close(0)
+
+    for _ in range(3):
+        await cycle()
+    await turns(lambda: not terminating())
+    before, readers = descriptors(), len(reactor.getReaders())
+    for _ in range(50):
+        await cycle()
+    context.acquire()
+    for _ in range(1000):
+        await cycle()
+    await context.release(reactor)
+    await turns(lambda: descriptors() <= before)
+    assert len(reactor.getReaders()) == readers
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_does_not_wait_for_publishers_that_are_away(context: SharedContext) -> None:
+    """With the publisher unreachable, and thousands of subscriptions unsent, closing ends at once."""
+    reader = transport(context, sub=free_endpoint())
+    reader.open(into(Mailbox[bytes]()))
+    reader.listen(b"%d" % number for number in range(5000))
+    began = reactor.seconds()
+    await reader.close().addTimeout(PATIENCE, reactor)
+    assert reactor.seconds() - began < module.LINGER_DRAIN / 1000
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
+    sockets: Sockets, context: SharedContext
+) -> None:
+    """A subscriber that reads nothing keeps a publisher for its linger and no longer; never for ever."""
+    joined: Deferred[None] = Deferred()
+    writer = transport(context, pub="tcp://127.0.0.1:*")
+    writer.open(into(Mailbox[bytes]()))
+    assert writer.pub is not None
+    writer.pub._on_change = lambda *_: joined.callback(None)
+    frozen = sockets.context.socket(zmq.SUB)
+    frozen.set(zmq.RCVHWM, 1)
+    frozen.subscribe(b"")
+    frozen.connect(writer.pub.endpoints[0])
+    await joined
+    for _ in range(200):
+        writer.pub.send(bytes(200_000))
+    await writer.close(linger=200).addTimeout(PATIENCE, reactor)
+    frozen.close(0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context: SharedContext) -> None:
+    """Closing flushes: 5,000 messages sent just before are all received."""
+    joined: Deferred[None] = Deferred()
+    writer = transport(context, pub="tcp://127.0.0.1:*")
+    writer.open(into(Mailbox[bytes]()))
+    assert writer.pub is not None
+    writer.pub._on_change = lambda *_: joined.callback(None)
+    peer = sockets.raw(zmq.SUB)
+    peer.subscribe(b"")
+    peer.connect(writer.pub.endpoints[0])
+    await joined
+    sent = [b"n%d" % number for number in range(5000)]
+    for message in sent:
+        writer.pub.send(message)
+    await writer.close()
+    assert [peer.recv() for _ in range(5000)] == sent
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shared_context_lives_as_long_as_one_uses_it(context: SharedContext) -> None:
+    """The last one terminates it, and the next one starts anew."""
+    first = context.acquire()
+    assert context.acquire() is first
+    await context.release(reactor)
+    assert not first.closed
+    await context.release(reactor)
+    assert first.closed
+    second = context.acquire()
+    assert second is not first
+    await context.release(reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_context_of_my_own_is_never_terminated() -> None:
+    """What I gave stays mine."""
+    mine: zmq.Context[Any] = zmq.Context()
+    shared = SharedContext(mine)
+    assert shared.acquire() is mine
+    await shared.release(reactor)
+    assert not mine.closed
+    mine.term()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_context_that_does_not_terminate_is_said(
+    context: SharedContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A socket that somebody left open is a line in the log, not a silent hang."""
+    monkeypatch.setattr(module, "LINGER_DRAIN", -1990)
+    left = context.acquire().socket(zmq.PUB)
+    done = context.release(reactor)
+    await turns(lambda: caplog.records)
+    assert "a socket of it is open somewhere else" in caplog.text
+    left.close(0)
+    await done.addTimeout(PATIENCE, reactor)
+    gc.collect()
