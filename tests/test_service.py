@@ -9,7 +9,7 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
@@ -496,3 +496,19 @@ async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
     await service.stopService()
     gate.callback(None)
     assert service.transport is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_during_a_slow_start_up_cancels_it() -> None:
+    """An app that is stopped while on_startup still waits does not start later, and says so."""
+    app = App()
+    never: Deferred[None] = Deferred()
+    app.on_startup(lambda: never)
+    app.subscribe("a")(lambda body: None)
+    service = AppService(app, reactor)
+    service.startService()
+    started = service.started
+    assert (await service.stopService()).complete
+    assert never.called
+    with pytest.raises(CancelledError):
+        await started

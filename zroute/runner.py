@@ -204,7 +204,7 @@ def _summary(service: Any) -> list[tuple[int, str]]:
 def _counted(service: Any) -> str:
     """The counters of one run, of the sides that it has."""
     stats = service.app.stats
-    counts = {}
+    counts: dict[str, int] = {}
     if service.subscribe_to:
         counts.update(received=stats.received, handled=stats.handled, failed=stats.failed)
         counts.update(unrouted=stats.unrouted, malformed=stats.malformed)

@@ -5,6 +5,7 @@ The transport is known by a small protocol, so that another one can take its pla
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from zroute.app import App
@@ -109,6 +110,7 @@ class AppService(Service):
         self.limit = limit
         self._run: _Run | None = None
         self._stopping: Deferred[Drained] | None = None
+        self._beginning: Deferred[None] | None = None
         self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
         self._failure: Failure | None = None
 
@@ -150,7 +152,8 @@ class AppService(Service):
             self._run = None
             self.running = 0
             raise
-        Deferred.fromCoroutine(run.begin()).addCallbacks(self._began, self._start_failed)
+        self._beginning = Deferred.fromCoroutine(run.begin())
+        self._beginning.addCallbacks(self._began, self._start_failed)
 
     def stopService(self) -> Deferred[Drained]:  # noqa: N802  # Twisted's name
         """Stop what publishes, handle what was received, run ``on_shutdown``, flush and close.
@@ -162,6 +165,8 @@ class AppService(Service):
             self._stopping = Deferred()
             Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
             run, self._run = self._run, None
+            if self._beginning is not None:
+                self._beginning.cancel()  # nothing, unless an on_startup function is still at work
             if run is None:
                 self._stopping.callback(Drained({}))
             else:
@@ -180,7 +185,10 @@ class AppService(Service):
             self._started.callback(None)
 
     def _start_failed(self, failure: Failure) -> None:
-        _log.error("%s did not start: %s", self.app.name, failure.getErrorMessage(), exc_info=failure.value)
+        if self._stopping is not None and failure.check(CancelledError, asyncio.CancelledError):
+            _log.warning("%s was stopped before it had started: on_startup was cancelled", self.app.name)
+        else:
+            _log.error("%s did not start: %s", self.app.name, failure.getErrorMessage(), exc_info=failure.value)
         self._failure = failure
         self._began(None)
         self.stopService()

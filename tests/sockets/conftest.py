@@ -1,81 +1,18 @@
-"""Sockets for tests: opened through `sockets`, closed in the end, with a context that must then terminate."""
+"""What the tests of sockets are given."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import zmq
-
-from tests.running import Mailbox, reactor
-from tests.support import PATIENCE
-from zroute.sockets.connection import Connection, Drain
-from zroute.sockets.pubsub import PubConnection, SubConnection
-
-
-class Sockets:
-    """Makes zroute's connections and ZeroMQ's own sockets in one context."""
-
-    def __init__(self) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.context.set(zmq.ContextOption.MAX_SOCKETS, 10_000)
-        self._open: list[Any] = []
-
-    def sub(self, drain: Drain | Mailbox[bytes]) -> SubConnection:
-        """A SubConnection whose messages go to a drain, or into a mailbox."""
-        connection = SubConnection(reactor, self.context, into(drain) if isinstance(drain, Mailbox) else drain)
-        self._open.append(connection)
-        return connection
-
-    def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> PubConnection:
-        """A PubConnection."""
-        connection = PubConnection(reactor, self.context, on_change)
-        self._open.append(connection)
-        return connection
-
-    def raw(self, kind: int) -> Any:
-        """A socket that knows nothing of zroute, without high-water marks."""
-        socket = self.context.socket(kind)
-        socket.set(zmq.SNDHWM, 0)
-        socket.set(zmq.RCVHWM, 0)
-        self._open.append(socket)
-        return socket
-
-    def close(self) -> None:
-        """Close what is open; the context must terminate then."""
-        for socket in self._open:
-            socket.close(0)
-        term = threading.Thread(target=self.context.term, daemon=True)
-        term.start()
-        term.join(PATIENCE)
-        assert not term.is_alive(), "the context does not terminate"
-
-
-def into(box: Mailbox[bytes]) -> Drain:
-    """A drain that puts each part into ``box``."""
-
-    def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        for _ in range(budget):
-            box.put(recv(zmq.DONTWAIT))
-
-    return drain
-
-
-def bound(connection: Connection | Any, kind: str = "tcp://127.0.0.1:*") -> str:
-    """Bind a connection or a socket to a port of the system's choice; the address."""
-    from zroute.endpoints import parse_endpoint
-
-    if isinstance(connection, Connection):
-        return connection.open(parse_endpoint(kind, bind=True))
-    connection.bind(kind)
-    return str(connection.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
 
 
 @pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    """Sockets of this test's own."""
+def sockets() -> Iterator[Any]:
+    """`Sockets` of this test's own."""
+    from tests.sockets.opened import Sockets  # not above: it imports the reactor, which is not chosen by then
+
     made = Sockets()
     yield made
     made.close()

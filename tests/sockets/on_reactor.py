@@ -6,15 +6,18 @@ import importlib
 import sys
 
 import pytest
+import twisted.internet.default
 
 
 def main(name: str, *arguments: str) -> int:
-    """Install the reactor before anything imports one, then run pytest with ``arguments``."""
-    importlib.import_module(f"twisted.internet.{name}reactor").install()
+    """Make this reactor Twisted's default, where pytest-twisted has no name for it, and run pytest."""
+    if name != "asyncio":
+        twisted.internet.default.install = importlib.import_module(f"twisted.internet.{name}reactor").install
+    code = int(pytest.main(["--reactor", "asyncio" if name == "asyncio" else "default", *arguments]))
     from twisted.internet import reactor
 
     print(f"reactor: {type(reactor).__name__}", flush=True)
-    return int(pytest.main(list(arguments)))
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from tests.running import Mailbox, reactor, turns
-from tests.sockets.conftest import Sockets, bound, into
+from tests.sockets.opened import Sockets, bound, into
 from tests.support import PATIENCE, free_endpoint
 from zroute.endpoints import parse_endpoint
 from zroute.errors import EndpointError

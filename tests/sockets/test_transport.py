@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import zmq
 from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, turns
-from tests.sockets.conftest import Sockets, bound, into
+from tests.sockets.opened import Sockets, bound, into
 from tests.support import PATIENCE, free_endpoint
 from zroute.endpoints import parse_endpoints
 from zroute.errors import EndpointError
@@ -94,13 +95,15 @@ async def test_a_failed_start_that_is_remembered_leaves_nothing_open(sockets: So
 @pytest_twisted.ensureDeferred
 async def test_a_thousand_starts_leave_no_descriptor_behind(context: SharedContext) -> None:
     """Opening and closing a thousand times, in one context and in new ones, costs nothing that stays."""
+    names = count()
     folder = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
 
     def descriptors() -> int:
         return len(list(folder.iterdir()))
 
     async def cycle() -> None:
-        both = transport(context, sub="inproc://cycle", pub="inproc://cycle")
+        address = f"inproc://{next(names)}"
+        both = transport(context, sub=address, pub=address)
         both.open(into(Mailbox[bytes]()))
         both.listen([b"a"])
         await both.close(0)

@@ -33,7 +33,8 @@ class RouteStats:
 class Stats:
     """Counters of one run; they start at zero with each start of the app.
 
-    ``received`` whole messages read; ``unrouted`` matched no route; ``malformed`` were no message;
+    ``received`` whole messages read (brought up to date after each few, so a handler may see it a little
+    behind); ``unrouted`` matched no route; ``malformed`` were no message;
     ``control`` carried no data (joins, beats, goodbyes). ``published`` messages were given to ZeroMQ.
     ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
     ``skipped_periods`` the ticks that came while the one before still ran; ``hook_errors`` failures in

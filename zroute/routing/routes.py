@@ -71,7 +71,7 @@ class Routes:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         if prefix:
-            parse(prefix)
+            _parse_all((prefix,), caller())
         self._routes: list[Route] = []
         self._publications: list[Publication[Any]] = []
         self._producers: list[Producer] = []
@@ -183,7 +183,7 @@ class Routes:
         (default: the app's). ``jitter`` spreads each period by up to that fraction of it (0 to 1), and
         ``initial_delay`` seconds pass before the first.
 
-        Raises PatternError, SchemaError for an unknown codec, ValueError for a period that is no positive
+        Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
         number, and AppFrozenError.
         """
         where, namespace = _user()
