@@ -109,6 +109,7 @@ class _Program:
         unhandled = _count_unhandled_failures()
         self._reactor.callWhenRunning(self._start, seconds)
         self._reactor.run()
+        sys.stdout.flush()  # what handlers printed comes before the summary, also in a file
         for service in self._services if self._code != EXIT_ENDPOINT else ():
             _log.info("%s: %s", service.app.name, _counted(service))
         if unhandled:

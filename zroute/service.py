@@ -185,7 +185,7 @@ class AppService(Service):
             self._started.callback(None)
 
     def _start_failed(self, failure: Failure) -> None:
-        if self._stopping is not None and failure.check(CancelledError, asyncio.CancelledError):
+        if self._stopping is not None and isinstance(failure.value, CancelledError | asyncio.CancelledError):
             _log.warning("%s was stopped before it had started: on_startup was cancelled", self.app.name)
         else:
             _log.error("%s did not start: %s", self.app.name, failure.getErrorMessage(), exc_info=failure.value)
