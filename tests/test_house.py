@@ -29,6 +29,7 @@ ORDER = [
     "messages.checks",
     "messages.structuring",
     "messages.codecs",
+    "messages.bodies",
     "messages.wire",
     "delivery.stats",
     "delivery.reports",

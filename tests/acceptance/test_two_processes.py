@@ -21,7 +21,7 @@ blobs = app.publisher("blobs", bytes)
 @app.every(0.02)
 def repeat():
     if not told:
-        app.publish("sync", None)
+        app.publish("sync", 0)
 
 told = []
 
@@ -35,7 +35,7 @@ def send(_):
     app.publish("stocksandmore.x", 1)
     app.publish("stocks", 1)
     app.publish("stocks.a.b", 1)
-    app.publish("end", None)
+    app.publish("end", 0)
 
 @app.on_startup
 def listen():

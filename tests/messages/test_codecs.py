@@ -23,6 +23,7 @@ from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Pl
 from tests.support import ROOT
 from zroute import Stamped
 from zroute.errors import DecodeError, EncodeError, SchemaError
+from zroute.messages.bodies import body_decoder, body_encoder, guarded, runtime_encoder
 from zroute.messages.codecs import (
     BUILTIN,
     JSON,
@@ -30,12 +31,8 @@ from zroute.messages.codecs import (
     RAW,
     TEXT,
     Codec,
-    body_decoder,
-    body_encoder,
     detect,
     find_codec,
-    guarded,
-    runtime_encoder,
 )
 
 FORMATS = [MSGPACK, JSON]
@@ -419,7 +416,8 @@ import sys
 from typing import Any
 from tests.messages.kinds import Plain, Private
 from tests.messages.test_codecs import bomb
-from zroute.messages.codecs import JSON, MSGPACK, body_decoder, guarded
+from zroute.messages.bodies import body_decoder, guarded
+from zroute.messages.codecs import JSON, MSGPACK
 sys.setrecursionlimit(10**6)
 for codec in (JSON, MSGPACK):
     for schema in (Plain, Any, list[Any], Private, dict[str, Any]):

@@ -16,7 +16,8 @@ import attrs
 
 from zroute.delivery.stats import RouteStats
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
-from zroute.messages.codecs import BUILTIN, Codec, body_decoder
+from zroute.messages.bodies import body_decoder
+from zroute.messages.codecs import BUILTIN, Codec
 from zroute.routing.deliver import CompiledRoute
 from zroute.routing.parameters import NO_BODY, Call, hints_of, identity, is_generator_function, name_of, plan
 from zroute.routing.publications import Outlet, Publication, Schedule, encoder_by_type

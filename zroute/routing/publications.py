@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from zroute.errors import EncodeError, NotRunningError, TopicError
-from zroute.messages.codecs import Codec, body_encoder, runtime_encoder
+from zroute.messages.bodies import body_encoder, runtime_encoder
+from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
 
 __all__ = ["DONE", "Emit", "Outlet", "Publication", "Schedule", "encoder_by_type"]

@@ -14,7 +14,8 @@ import attrs
 
 from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
-from zroute.messages.codecs import BUILTIN, Codec, body_decoder, guarded
+from zroute.messages.bodies import body_decoder, guarded
+from zroute.messages.codecs import BUILTIN, Codec
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
