@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
-import subprocess
-import sys
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -19,35 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.messages.bound import FORMATS, QUOTE, decode, encode
 from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Point, Private, Square, Validated
-from tests.support import ROOT
 from zroute import Stamped
-from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.bodies import body_decoder, body_encoder, guarded, runtime_encoder
+from zroute.errors import EncodeError, SchemaError
+from zroute.messages.bodies import body_encoder
 from zroute.messages.codecs import (
     BUILTIN,
     JSON,
     MSGPACK,
-    RAW,
-    TEXT,
     Codec,
-    detect,
     find_codec,
 )
-
-FORMATS = [MSGPACK, JSON]
-QUOTE = Plain("AAPL", 187.23, 1200)
-
-
-def decode(schema: Any, body: bytes, codec: Codec = JSON, **said: Any) -> Any:
-    """Read as a subscriber does that wrote nothing about codecs."""
-    given = {"stated": None, "route": None, "default": codec, **said}
-    return body_decoder(schema, **given)(body)
-
-
-def encode(schema: Any, message: Any, codec: Codec = JSON) -> bytes:
-    """Write as a publisher does that wrote nothing about codecs."""
-    return body_encoder(schema, codec=None, default=codec)[1](message)
 
 
 def typed(value: Any) -> Any:
@@ -191,11 +171,6 @@ def test_what_would_not_arrive_is_refused_at_the_publisher(schema: Any, message:
     """An object that is not of the declared type, or that readers would refuse, is an EncodeError."""
     with pytest.raises(EncodeError):
         encode(schema, message, codec)
-
-
-@attrs.define
-class Aliasless:
-    name: str
 
 
 @attrs.define
@@ -374,161 +349,6 @@ def test_numbers_text_and_claims_out_of_bounds_are_refused(codec: Codec, body: b
         decode(schema, body, stated=codec)
 
 
-def bomb(codec: Codec, inside: bool) -> bytes:
-    """A hundred thousand arrays in each other, alone or in a field that no class has."""
-    n = 100_000
-    nest = b"[" * n + b"]" * n if codec is JSON else b"\x91" * n + b"\x01"
-    if not inside:
-        return nest
-    return b'{"unknown":' + nest + b"}" if codec is JSON else b"\x81\xa7unknown" + nest
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in an unknown field"])
-@pytest.mark.parametrize("schema", [Plain, Any, list[Any], Private], ids=repr)
-@pytest.mark.parametrize("codec", FORMATS, ids=repr)
-def test_a_hundred_thousand_nested_arrays_are_refused(codec: Codec, schema: Any, inside: bool) -> None:
-    """A bomb is an error like any other."""
-    with pytest.raises(Exception):  # noqa: B017, PT011
-        guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in an unknown field"])
-def test_a_bomb_behind_white_space_is_seen(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON may start with blanks, so its first byte does not give it away: the codec does."""
-    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
-    read = guarded(body_decoder(list[Any], stated=JSON, route=None, default=MSGPACK), JSON)
-    with pytest.raises(DecodeError, match="deeper than 1000"):
-        read(b" \n" + bomb(JSON, inside))
-
-
-@pytest.mark.parametrize("schema", [str, bytes], ids=repr)
-def test_text_and_bytes_do_not_nest(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred thousand brackets are fine where they are text or bytes."""
-    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
-    body = b"[" * 100_000
-    assert len(guarded(body_decoder(schema, stated=None, route=None, default=JSON), JSON)(body)) == len(body)
-
-
-def test_bombs_do_not_end_a_program_that_raised_the_recursion_limit() -> None:
-    """The process survives also where I have raised Python's recursion limit to a million."""
-    program = """
-import sys
-from typing import Any
-from tests.messages.kinds import Plain, Private
-from tests.messages.test_codecs import bomb
-from zroute.messages.bodies import body_decoder, guarded
-from zroute.messages.codecs import JSON, MSGPACK
-sys.setrecursionlimit(10**6)
-for codec in (JSON, MSGPACK):
-    for schema in (Plain, Any, list[Any], Private, dict[str, Any]):
-        for inside in (False, True):
-            try:
-                blank = b" " if codec is JSON else b""
-                read = guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)
-                read(blank + bomb(codec, inside))
-            except Exception:
-                continue
-            raise SystemExit(f"{codec.name} {schema} was accepted")
-print("alive")
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "alive", done.stderr
-
-
-@pytest.mark.parametrize("codec", FORMATS, ids=repr)
-def test_a_large_flat_body_passes_the_guard(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many brackets are no bomb: also with a raised limit, 5,000 small lists and brackets in text are read."""
-    monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
-    message = [[number, '[[{"\\'] for number in range(5000)]
-    assert (
-        guarded(body_decoder(Any, stated=codec, route=None, default=codec), codec)(encode(Any, message, codec))
-        == message
-    )
-
-
-# -- which codec ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("body", "codec"),
-    [(b"{}", JSON), (b"[1]", JSON), (b"\x80", MSGPACK), (b"\x93", MSGPACK), (b"\xdc\0\0", MSGPACK),
-     (b"\xdf", MSGPACK), (b"", None), (b"text", None), (b"\xc1", None), (b"\x7f", None), (b"\xe0", None)],
-    ids=repr,
-)  # fmt: skip
-def test_a_map_or_list_gives_its_codec_away(body: bytes, codec: Codec | None) -> None:
-    """An untyped handler reads JSON and msgpack from one topic."""
-    assert detect(body) is codec
-
-
-def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> None:
-    """What the publisher says counts first, the first byte next, and my codec last."""
-    assert decode(Any, b"{}", stated=TEXT) == "{}"
-    assert decode(Any, b"[1]", MSGPACK) == [1]
-    assert decode(Any, msgpack.packb({"a": 1}), JSON) == {"a": 1}
-    assert decode(Any, b"5", route=JSON, default=MSGPACK) == 5
-    assert decode(Any, b"\x05", MSGPACK) == 5
-    assert decode(dict, b'{"a":1}') == {"a": 1}
-    with pytest.raises(DecodeError, match="expected a dict"):
-        decode(dict, b"[1]")
-
-
-def test_bytes_come_as_they_are() -> None:
-    """A handler of bytes gets the body untouched, whatever codec is spoken of."""
-    assert decode(bytes, b"{}", stated=JSON) == b"{}"
-
-
-def test_text_is_text_unless_the_publisher_says_otherwise() -> None:
-    """A handler of str reads UTF-8, and a JSON string only if the header says that it is one."""
-    assert decode(str, b'"a"') == '"a"'
-    assert decode(str, b'"a"', stated=JSON) == "a"
-    assert decode(str, b'"a"', route=JSON) == "a"
-    with pytest.raises(UnicodeDecodeError):
-        decode(str, b"\xff")
-
-
-def test_raw_bytes_where_the_type_does_not_decode() -> None:
-    """``T | bytes`` gives me the object, or the body as it came."""
-    assert decode(Plain | bytes, encode(Plain, QUOTE)) == QUOTE
-    assert decode(Plain | bytes, b"\x00\xff") == b"\x00\xff"
-    assert decode(str | bytes, b"\xff") == b"\xff"
-    assert body_encoder(str | bytes, codec=None, default=JSON)[0] is TEXT
-    assert decode(str | bytes, encode(str | bytes, "text")) == "text"
-    with pytest.raises(EncodeError, match="got bytes"):
-        encode(Plain | bytes, b"raw")
-
-
-def test_a_type_in_text_or_raw_is_refused() -> None:
-    """A publisher that says text or raw does not feed a typed handler; my own codec='text' is refused at once."""
-    with pytest.raises(DecodeError, match="sends text"):
-        decode(Plain, b"{}", stated=TEXT)
-    with pytest.raises(SchemaError, match="carries str and nothing else"):
-        decode(Plain, b"{}", route=TEXT)
-    assert decode(Any, b"\xff", stated=RAW) == b"\xff"
-
-
-def test_publishers_choose_by_type() -> None:
-    """bytes go raw and text as text; everything else in the codec I named, or the app's."""
-    assert body_encoder(bytes, codec=None, default=MSGPACK)[0] is RAW
-    assert body_encoder(str, codec=None, default=MSGPACK)[0] is TEXT
-    assert body_encoder(str, codec=JSON, default=MSGPACK)[0] is JSON
-    assert body_encoder(Plain, codec=None, default=MSGPACK)[0] is MSGPACK
-    assert body_encoder(Plain, codec=JSON, default=MSGPACK)[0] is JSON
-    with pytest.raises(SchemaError, match="bytes travel raw"):
-        body_encoder(bytes, codec=JSON, default=MSGPACK)
-    assert encode(Plain | bytes, QUOTE) == encode(Plain, QUOTE)
-
-
-def test_without_a_schema_a_message_goes_by_its_own_type() -> None:
-    """app.publish takes objects of my classes, text, bytes and plain data."""
-    for message, codec in ((QUOTE, MSGPACK), (b"x", RAW), ("x", TEXT), ({"a": 1}, MSGPACK)):
-        chosen, write = runtime_encoder(message, codec=None, default=MSGPACK)
-        assert chosen is codec
-        assert decode(type(message), write(message), stated=chosen) == message
-    assert json.loads(encode(Any, {"q": QUOTE})) == {"q": {"symbol": "AAPL", "price": 187.23, "volume": 1200}}
-    with pytest.raises(EncodeError, match="nothing else"):
-        runtime_encoder(QUOTE, codec=TEXT, default=MSGPACK)
-
-
 class Hex:
     """A codec of a user's own."""
 
@@ -561,10 +381,3 @@ def test_a_codec_that_is_none_is_named() -> None:
     wrong.number = 2
     with pytest.raises(SchemaError, match="128 to 255"):
         find_codec(wrong)
-
-
-def test_plain_types_are_decoded_by_the_engine_itself() -> None:
-    """Where nothing has to be checked, no function of ours stands between the bytes and the object."""
-    assert type(body_decoder(Aliasless, stated=MSGPACK, route=None, default=JSON)) is type(
-        msgspec.json.Decoder().decode
-    )

@@ -1,0 +1,23 @@
+"""Encoders and decoders as an app binds them, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.messages.kinds import Plain
+from zroute.messages.bodies import body_decoder, body_encoder
+from zroute.messages.codecs import JSON, MSGPACK, Codec
+
+FORMATS = [MSGPACK, JSON]
+QUOTE = Plain("AAPL", 187.23, 1200)
+
+
+def decode(schema: Any, body: bytes, codec: Codec = JSON, **said: Any) -> Any:
+    """Read as a subscriber does that wrote nothing about codecs."""
+    given = {"stated": None, "route": None, "default": codec, **said}
+    return body_decoder(schema, **given)(body)
+
+
+def encode(schema: Any, message: Any, codec: Codec = JSON) -> bytes:
+    """Write as a publisher does that wrote nothing about codecs."""
+    return body_encoder(schema, codec=None, default=codec)[1](message)
