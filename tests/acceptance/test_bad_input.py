@@ -312,4 +312,5 @@ def test_a_giant_frame_costs_its_publisher_the_connection_and_no_more(tmp_path: 
         nonsense = Nonsense(talk)
         talk.send([b"json\0" + b" " * (4 * LIMIT)])
         talk.publisher.wait_for(lambda lines: lines.count("subscribed") == 2)
-        assert nonsense.changes([b"json\0" + GOOD]) == {"received": 1 + 1, "typed_json().handled": 1}
+        changes = nonsense.changes([b"json\0" + GOOD])
+    assert changes["typed_json().handled"] == 1

@@ -30,6 +30,9 @@ def told(error, envelope):
 @app.subscribe("fail")
 def beside(number: int):
     say("beside", number)
+
+def lost(what):
+    raise ValueError(what)
 """
 
 FAILING = {
@@ -111,7 +114,7 @@ async def failing(number: int):
 @app.subscribe("fail")
 def failing(number: int):
     if number:
-        return defer.fail(ValueError("of mine"))
+        return defer.succeed("of mine").addCallback(lost)
     say("handled")
 """,
     ),
@@ -120,11 +123,9 @@ def failing(number: int):
         """
 @app.subscribe("fail")
 def failing(number: int):
-    from twisted.internet import reactor
+    from twisted.internet import reactor, task
     if number:
-        later = defer.Deferred()
-        reactor.callLater(0.01, later.errback, ValueError("of mine"))
-        return later
+        return task.deferLater(reactor, 0.01, lost, "of mine")
     say("handled")
 """,
     ),

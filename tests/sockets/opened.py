@@ -40,6 +40,7 @@ class Sockets:
         socket = self.context.socket(kind)
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.RCVTIMEO, int(PATIENCE * 1000))
         self._open.append(socket)
         return socket
 

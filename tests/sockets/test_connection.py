@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,13 @@ async def told(socket: Any, *messages: bytes) -> None:
         assert socket.recv() == message
 
 
+def turn() -> Deferred[None]:
+    """One turn of the reactor."""
+    passed: Deferred[None] = Deferred()
+    reactor.callLater(0, passed.callback, None)
+    return passed
+
+
 def numbered(many: int = MANY) -> list[bytes]:
     """So many messages."""
     return [b"n%d" % number for number in range(many)]
@@ -69,6 +77,7 @@ async def test_a_stream_with_pauses_never_stalls(sockets: Sockets) -> None:
     for number, message in enumerate(numbered(1000), start=1):
         publisher.send(message)
         await box.until(number)
+        await turn()  # out of the doRead that delivered it
     assert box.items == numbered(1000)
 
 
@@ -128,16 +137,18 @@ async def test_slow_handlers_get_a_smaller_share(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_sending_does_not_lose_the_edge(sockets: Sockets) -> None:
-    """A subscription that arrives just when I send is seen, each of 200 times."""
+    """A subscription that waits when I send is seen, each of 200 times, though sending uses its wake-up up."""
     changes = Mailbox[tuple[bytes, bool]]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
     peer = sockets.raw(zmq.SUB)
     peer.connect(bound(publisher))
     for number in range(200):
         peer.subscribe(b"s%d" % number)
-        for _ in range(number % 7 * 50):  # so that it arrives before, between and after these
+        assert select.select([publisher.fileno()], [], [], PATIENCE)[0]  # looks, and leaves the socket alone
+        while select.select([publisher.fileno()], [], [], 0)[0]:
             publisher.send(b"x")
         await changes.until(number + 1)
+        await turn()  # out of the doRead that told it
     assert changes.items == [(b"s%d" % number, True) for number in range(200)]
 
 
@@ -320,13 +331,6 @@ def bindable(socket: Any, address: str) -> bool:
     except zmq.ZMQError:
         return False
     return True
-
-
-def turn() -> Deferred[None]:
-    """One turn of the reactor."""
-    passed: Deferred[None] = Deferred()
-    reactor.callLater(0, passed.callback, None)
-    return passed
 
 
 @pytest_twisted.ensureDeferred

@@ -156,7 +156,7 @@ async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
 
 @pytest_twisted.ensureDeferred
 async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context: SharedContext) -> None:
-    """Closing flushes: 5,000 messages sent just before are all received."""
+    """Closing flushes: 9,000 messages of 1 KiB, sent just before, are all received."""
     joined: Deferred[None] = Deferred()
     writer = transport(context, pub="tcp://127.0.0.1:*")
     writer.open(into(Mailbox[bytes]()))
@@ -166,11 +166,11 @@ async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context:
     peer.subscribe(b"")
     peer.connect(writer.pub.endpoints[0])
     await joined
-    sent = [b"n%d" % number for number in range(5000)]
+    sent = [number.to_bytes(4, "big") * 256 for number in range(9000)]
     for message in sent:
         writer.pub.send(message)
     await writer.close()
-    assert [peer.recv() for _ in range(5000)] == sent
+    assert [peer.recv() for _ in sent] == sent
 
 
 @pytest_twisted.ensureDeferred

@@ -25,7 +25,7 @@ from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 
-__all__ = ["Connection", "Drain"]
+__all__ = ["Connection", "Drain", "make_socket"]
 
 Drain = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
 """Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.drain`."""
@@ -47,24 +47,30 @@ if zmq.zmq_version_info() < _OLDEST_LIBZMQ:  # pragma: no cover  # no such libzm
     )
 
 
+def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:
+    """A socket of ``kind`` (``zmq.SUB`` …), with ``options`` set before it is bound or connected."""
+    socket: zmq.Socket[Any] = context.socket(kind)
+    for option in options:
+        socket.set(getattr(zmq.SocketOption, option.name), option.value)
+    return socket
+
+
 @implementer(IReadDescriptor)
 class Connection:
-    """A socket of ``kind`` (``zmq.SUB`` …) on ``reactor``, with ``options`` set before it is bound.
+    """``socket`` on ``reactor``; from now on it belongs to the connection.
 
-    What it receives goes to ``drain``. It is the owner's to `close`; closing twice is nothing.
+    What it receives goes to ``drain``. The connection is its owner's to `close`; closing twice is nothing.
     All calls belong on the reactor's thread.
     """
 
-    def __init__(self, reactor: Any, context: zmq.Context[Any], kind: int, options: Iterable[Option], drain: Drain):
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         self._reactor = reactor
         self._drain = drain
         self._poke: Any = None
         self.paused = False
         self.closed = False
         self.endpoints: list[str] = []
-        self._socket = context.socket(kind)
-        for option in options:
-            self._socket.set(getattr(zmq.SocketOption, option.name), option.value)
+        self._socket = socket
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
         self._fd: int = self._socket.FD
@@ -90,7 +96,8 @@ class Connection:
             failed = _explain(endpoint, error)
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
-        resolved: str = self._socket.get(zmq.SocketOption.LAST_ENDPOINT).rstrip(b"\0").decode()
+        last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
+        resolved: str = last.rstrip(b"\0").decode()
         self.endpoints.append(resolved)
         self.poke()
         return resolved

@@ -4,23 +4,86 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from struct import Struct
 from typing import Any
 
 import zmq
 
-from zroute.options import MAX_MESSAGE, MAX_SUBSCRIPTIONS, publisher_options, subscriber_options
-from zroute.sockets.connection import Connection, Drain
+from zroute.endpoints import Endpoint
+from zroute.options import (
+    LINGER_ABORT,
+    LINGER_DRAIN,
+    MAX_MESSAGE,
+    MAX_SUBSCRIPTIONS,
+    publisher_options,
+    subscriber_options,
+)
+from zroute.sockets.connection import Connection, Drain, make_socket
 
 __all__ = ["PubConnection", "SubConnection"]
 
 _log = logging.getLogger("zroute.sockets")
 
+_EVENT = Struct("=H")  # what a monitor's first part begins with
+_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
+
 
 class SubConnection(Connection):
-    """A SUB socket. ``drain`` is called with the means to read; ``max_message`` bounds a body in bytes."""
+    """A SUB socket. ``drain`` is called with the means to read; ``max_message`` bounds a body in bytes.
 
-    def __init__(self, reactor: Any, context: zmq.Context[Any], drain: Drain, *, max_message: int = MAX_MESSAGE):
-        super().__init__(reactor, context, zmq.SUB, subscriber_options(max_message), drain)
+    libzmq connects again after a lost connection, but not after a protocol error, to which it counts a frame
+    over MAXMSGSIZE: it ends the session and says nothing. So the socket's monitor is listened to: a
+    disconnection (zmq_socket_monitor(3)) that is followed by no attempt to connect is mended here, and said.
+    """
+
+    def __init__(
+        self, reactor: Any, context: zmq.Context[Any], drain: Drain, *, max_message: int = MAX_MESSAGE
+    ) -> None:
+        super().__init__(reactor, make_socket(context, zmq.SUB, subscriber_options(max_message)), drain)
+        self._max_message = max_message
+        self._monitor: Connection | None = None
+        self._given_up: dict[str, Any] = {}
+
+    def open(self, endpoint: Endpoint) -> str:
+        """See `Connection.open`."""
+        if not endpoint.bind and self._monitor is None:
+            events = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
+            monitor = self._socket.get_monitor_socket(events)
+            self._monitor = Connection(self._reactor, monitor, self._watch)
+        return super().open(endpoint)
+
+    def close(self, linger: int = LINGER_DRAIN) -> None:
+        """See `Connection.close`."""
+        if self._monitor is not None and not self.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(LINGER_ABORT)
+        for call in self._given_up.values():
+            call.cancel()
+        self._given_up.clear()
+        super().close(linger)
+
+    def _watch(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        for _ in range(budget):
+            (event,), address = _EVENT.unpack_from(recv(zmq.DONTWAIT)), recv(zmq.DONTWAIT).decode()
+            call = self._given_up.pop(address, None)
+            if call is not None:
+                call.cancel()
+            if event == zmq.Event.DISCONNECTED:
+                self._given_up[address] = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, address)
+
+    def _connect_again(self, address: str) -> None:
+        del self._given_up[address]
+        _log.warning(
+            "%s: the connection was ended by a protocol error, such as a frame far over max_message=%d; what was under "
+            "way is lost, connecting again",
+            address,
+            self._max_message,
+        )
+        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
+            self._socket.disconnect(address)
+        self._socket.connect(address)
+        self.poke()
 
     def subscribe(self, prefix: bytes) -> None:
         """Receive what starts with ``prefix``. Subscriptions are counted: each needs its `unsubscribe`."""
@@ -43,7 +106,7 @@ class PubConnection(Connection):
     def __init__(
         self, reactor: Any, context: zmq.Context[Any], on_change: Callable[[bytes, bool], None] | None = None
     ) -> None:
-        super().__init__(reactor, context, zmq.XPUB, publisher_options(), self._drain_subscriptions)
+        super().__init__(reactor, make_socket(context, zmq.XPUB, publisher_options()), self._drain_subscriptions)
         self.subscriptions: set[bytes] = set()
         self._on_change = on_change
         self._warned = False
