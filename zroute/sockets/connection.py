@@ -75,6 +75,7 @@ class Connection:
         self._send = _send.__get__(self._socket)
         self._fd: int = self._socket.FD
         reactor.addReader(self)
+        self.poke()  # libzmq wakes only a reader that has met an empty queue
 
     # -- endpoints ------------------------------------------------------------------------------------
 
