@@ -135,7 +135,7 @@ def test_foreign(folder: Path, publisher: tuple[zmq.Socket[bytes], str]) -> None
         [b"rawblocks", b"?"],
     )
     with started(folder, "foreign.py", "--sub", endpoint) as child:
-        child.line_with("connected to", stream="err")
+        child.line_with("connects to", stream="err")
         wanted = all_of(
             "rawblock 7: 0102",
             "instrument ff014142: 5 bytes",

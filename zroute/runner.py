@@ -123,6 +123,8 @@ class _Program:
             for service in self._services:
                 service.startService()
                 service.started.addErrback(lambda _: self._stop("an app did not start", EXIT_FAILED))
+                if service.transport is None:  # its on_startup failed at once, which has been said
+                    return
                 for line in _summary(service):
                     _log.log(*line)
         except EndpointError as error:
@@ -183,6 +185,8 @@ def _summary(service: Any) -> list[tuple[int, str]]:
             f"timers and generators {len(compiled.triggers)}",
         )
     ]
+    if not (compiled.routes or compiled.outlets or compiled.triggers):
+        lines.append((logging.WARNING, f"{app.name}: nothing is registered; is an app.include(routes) missing?"))
     if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
         lines.append((logging.INFO, f"{app.name}: no endpoints, so its publishers feed its own subscribers in here"))
         return lines
@@ -191,14 +195,15 @@ def _summary(service: Any) -> list[tuple[int, str]]:
         ("publishes", service.publish_to, transport.pub),
     ):
         for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
-            how = "bound to" if endpoint.bind else "connected to"
+            how = "bound to" if endpoint.bind else "connects to"
             lines.append((logging.INFO, f"{app.name}: {what}, {how} {resolved}"))
             if endpoint.is_open:
                 text = f"{app.name}: {resolved} is open to the network, without authentication"
                 lines.append((logging.WARNING, text))
-    if any(pattern.subscription == b"" for route in compiled.routes for pattern in route.patterns):
-        text = f"{app.name}: a pattern that starts with a wildcard receives every message of its publishers"
-        lines.append((logging.WARNING, text))
+    for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
+        if pattern.subscription == b"":
+            text = f"{app.name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
+            lines.append((logging.WARNING, text))
     return lines
 
 

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import count
+from threading import get_ident
 from typing import Any, Protocol
 
 import attrs
@@ -23,7 +24,7 @@ from zroute.app import App
 from zroute.awaiting import as_deferred, is_awaitable
 from zroute.delivery.stats import RouteStats, Stats
 from zroute.endpoints import Endpoint
-from zroute.errors import EncodeError, UsageError
+from zroute.errors import EncodeError, UsageError, WrongThreadError
 from zroute.messages.topics import Topic
 from zroute.messages.wire import framer
 from zroute.options import DRAIN_TIMEOUT, LINGER_DRAIN
@@ -293,9 +294,14 @@ class _Run:
         if pub is None:
             return _nowhere(app)
         send: Callable[[Any], None] = pub.send_parts if app.wire == "multipart" else pub.send
-        limit = app.max_message
+        limit, thread = app.max_message, get_ident()
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            if get_ident() != thread:
+                raise WrongThreadError(
+                    f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
+                    "reactor.callFromThread(publication.publish, message)"
+                )
             if len(body) > limit:
                 raise EncodeError(
                     f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "

@@ -142,7 +142,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) 
     """I read in the summary where it really subscribes."""
     module(tmp_path, EMPTY)
     both = ("run", "quotes", "--for", "10ms")
-    assert "connected to tcp://127.0.0.1:1\n" in zroute(*both, cwd=tmp_path).stderr
+    assert "connects to tcp://127.0.0.1:1\n" in zroute(*both, cwd=tmp_path).stderr
     two = zroute(*both, cwd=tmp_path, ZROUTE_SUB="tcp://127.0.0.1:2, tcp://127.0.0.1:3")
     assert "tcp://127.0.0.1:2\n" in two.stderr
     assert "tcp://127.0.0.1:3\n" in two.stderr
@@ -282,7 +282,8 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ..
 
 def test_endpoints_of_several_apps_can_not_be_told_by_flags(tmp_path: Path) -> None:
     """--sub with two apps is refused instead of guessed."""
-    done = zroute("run", "quotes", "quotes", "--sub", "tcp://127.0.0.1:1", cwd=module(tmp_path, EMPTY))
+    module(tmp_path, EMPTY, "others")
+    done = zroute("run", "quotes", "others", "--sub", "tcp://127.0.0.1:1", cwd=module(tmp_path, EMPTY))
     assert (done.returncode, "go with one app" in done.stderr) == (2, True)
 
 
@@ -334,3 +335,50 @@ def test_app_run_is_the_same_in_a_script(tmp_path: Path) -> None:
         child.line_with("tick 1")
         assert child.end() == 0
         assert child.out[-1] == "bye"
+
+
+def test_an_app_is_named_once() -> None:
+    """The same app twice is refused before anything starts."""
+    done = zroute("run", "quotes", "quotes")
+    assert (done.returncode, "name each once" in done.stderr) == (2, True)
+
+
+def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:
+    """A forgotten return and a forgotten include are named as such."""
+    module(tmp_path, "def create_app():\n    pass\n")
+    assert "has to return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
+    module(tmp_path, "from zroute import App\napp = App()\n", "empty")
+    assert "app.include(routes) missing" in zroute("run", "empty", "--for", "10ms", cwd=tmp_path).stderr
+
+
+def test_a_start_up_that_fails_shows_my_traceback_and_no_other(tmp_path: Path) -> None:
+    """The last traceback on the screen is that of my function."""
+    module(tmp_path, "from zroute import App\napp = App()\n@app.on_startup\ndef f(): raise OSError('no database')\n")
+    done = zroute("run", "quotes", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "AttributeError" not in done.stderr
+
+
+def test_publishing_from_a_thread_is_refused_before_zeromq_sees_it(tmp_path: Path) -> None:
+    """Another thread gets an error that names the way, instead of an abort of the process."""
+    source = (
+        LOOP
+        + """
+import threading
+
+@app.on_startup
+def elsewhere():
+    def work():
+        try:
+            app.publish("tick", 1)
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+"""
+    )
+    done = zroute("run", "quotes", "--for", "50ms", cwd=module(tmp_path, source))
+    assert "WrongThreadError 'tick' was published from another thread" in done.stdout
+    assert "reactor.callFromThread" in done.stdout

@@ -79,6 +79,8 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
         value = _called(value, name, module)
     from zroute.app import App
 
+    if value is None:
+        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory has to return its App")
     if not isinstance(value, App):
         what = f"{module.__name__}:{name}"
         call = "; if it is a function that returns one, add --factory" if callable(value) else ""

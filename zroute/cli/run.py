@@ -49,6 +49,8 @@ def command(
     """
     if len(apps) > 1 and (sub or pub):
         raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")
+    if len(set(apps)) < len(apps):
+        raise click.UsageError("an app runs once in a process: name each once")
     from zroute.runner import install_reactor, run
 
     try:

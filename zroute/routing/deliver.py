@@ -8,6 +8,7 @@ the body, or `TRACKED`. It raises nothing: what handlers raise and return beyond
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import CodeType
@@ -159,7 +160,10 @@ _CALL = Inline(("m = decode(body)",), {})
 
 @cache
 def _compiled(read: str) -> CodeType:
-    return compile(_ONE.format(read=read), __file__, "exec")
+    source = _ONE.format(read=read)
+    name = f"{__file__[:-3]}_one_{len(linecache.cache)}.py"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
+    return compile(source, name, "exec")
 
 
 def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refuse) -> Deliver:

@@ -221,7 +221,7 @@ def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: s
         raise SignatureError(
             f"parameters {names[0]!r} and {names[1]!r} would both get the {what}, and a message has one: "
             f"name a capture as in 'news.{{{names[1]}}}' (the pattern {captured}), "
-            "annotate an injected type, or give one of them a default",
+            "annotate one as Envelope, Topic or App to get that, or give one of them a default",
             parameter=names[1],
             where=where,
         )

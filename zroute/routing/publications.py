@@ -101,7 +101,7 @@ class Publication(Generic[T]):
         if not outlets:
             raise NotRunningError(
                 f"{self} was published to while no app with it runs: publish from a handler, a timer, "
-                "or a function under @app.on_startup"
+                "or a function under @app.on_startup, and include its Routes in that app"
             )
         for outlet in outlets:
             outlet.publish(message, headers, captures)
@@ -149,10 +149,10 @@ class Outlet:
         """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one."""
         if self._emit is None:
             raise NotRunningError(f"{self.publication} was published to after its app stopped")
+        number, body = self.encode(message)  # first: a message of another type has other captures, too
         topic = self._constant
         if topic is None or captures:
             topic = self._topic(message, captures or {}, inbound or {})
-        number, body = self.encode(message)
         return self._emit(topic, number, body, headers)
 
     def _topic(self, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> bytes:
