@@ -161,7 +161,7 @@ _CALL = Inline(("m = decode(body)",), {})
 @cache
 def _compiled(read: str) -> CodeType:
     source = _ONE.format(read=read)
-    name = f"{__file__[:-3]}_one_{len(linecache.cache)}.py"
+    name = f"<zroute deliver closure {len(linecache.cache)}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
     return compile(source, name, "exec")
 
