@@ -35,17 +35,20 @@ class _Json(logging.Formatter):
 def set_up_logging(level: str, form: str) -> None:
     """Lead the root logger to standard error in ``form`` (auto: colours on a terminal) from ``level`` on.
 
-    NO_COLOR turns colours off (no-color.org).
+    NO_COLOR turns colours off (no-color.org). Where the program has given the root logger handlers of its
+    own, and none comes from here, they stay as they are: a second one would say everything twice.
     """
     if form not in FORMATS:
         raise ValueError(f"log format {form!r}: one of {', '.join(FORMATS)}")
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if getattr(handler, "of_zroute", False)]:
-        root.removeHandler(handler)
-    handler = _handler(form)
-    handler.of_zroute = True  # type: ignore[attr-defined]  # a second run replaces its own handler only
-    root.addHandler(handler)
-    root.setLevel(level.upper())
+    before = [handler for handler in root.handlers if getattr(handler, "of_zroute", False)]
+    if before or not root.handlers:
+        for handler in before:
+            root.removeHandler(handler)
+        handler = _handler(form)
+        handler.of_zroute = True  # type: ignore[attr-defined]  # a second call replaces its own handler only
+        root.addHandler(handler)
+        root.setLevel(level.upper())
     _lead_twisted_here()
 
 

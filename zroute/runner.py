@@ -1,17 +1,21 @@
 """Running apps as a program of their own: the one module that touches the global reactor.
 
 It installs the reactor that was asked for, starts a service per app, and stops them all at a signal, after
-a time, after a number of messages, or when one fails. Nothing it starts is left open.
+a time, after a number of messages, when one fails, or when somebody else stops the reactor. Nothing it
+starts is left open, and no stop waits for ever.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from zroute.app import App
@@ -33,20 +37,26 @@ EXIT_FAILED = 1
 EXIT_ENDPOINT = 5
 EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): something was left undone
 
+_THREADS = 1.0
+"""Seconds that threads are given at least to end, when all else has: they can't be cancelled."""
+
+_FLUSH = 0.5
+"""Seconds a hurried end waits for output to be taken: its reader may be stopped."""
+
 _log = logging.getLogger("zroute")
 
 
 def install_reactor(name: str | None) -> Any:
     """Install the reactor ``name`` (one of `REACTORS`; None: Twisted's choice for the platform); returns it.
 
-    Raises UsageError when the program has installed another one already, by importing
-    ``twisted.internet.reactor`` before.
+    Raises UsageError when the platform has none of that name, or when the program has installed another one
+    already, by importing ``twisted.internet.reactor`` before.
     """
     if name is not None:
         module = REACTORS[name]
         installed = sys.modules.get("twisted.internet.reactor")
         if installed is None:
-            importlib.import_module(module).install()
+            _install(name, module)
         elif type(installed).__module__ != module:
             raise UsageError(
                 f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
@@ -55,6 +65,14 @@ def install_reactor(name: str | None) -> Any:
     from twisted.internet import reactor
 
     return reactor
+
+
+def _install(name: str, module: str) -> None:
+    try:
+        chosen = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"this platform has no {name!r} reactor: {error}") from error
+    chosen.install()
 
 
 def run(
@@ -72,14 +90,25 @@ def run(
     """Run ``apps`` until a signal, for ``seconds``, or for ``max_messages`` altogether; returns the exit code.
 
     0: stopped and drained. 1: an app did not start. 5: an endpoint can't be bound or connected, or is
-    missing. 75: handlers were unfinished after ``drain_timeout`` seconds. 128+n: a second signal n.
+    missing. 75: handlers, or threads they use, were unfinished after ``drain_timeout`` seconds. A second
+    signal n ends the process at once, with 128+n.
 
     ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
-    ``log_format`` one of auto, text, json. Raises what ``app.compile()`` raises.
+    ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
+    Raises what ``app.compile()`` raises, and UsageError for an app given twice or a reactor that ran before.
     """
+    if len({id(app) for app in apps}) < len(apps):
+        raise UsageError("an app runs once in a process: name each once")
     set_up_logging(log_level, log_format)
     installed = install_reactor(reactor)
-    return _Program(installed, apps, sub, pub, drain_timeout, max_messages).run(seconds)
+    if installed.running:
+        raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
+    try:
+        program = _Program(installed, apps, sub, pub, drain_timeout, max_messages)
+    except EndpointError as error:
+        _log.error("%s", error)
+        return EXIT_ENDPOINT
+    return program.run(seconds)
 
 
 class _Program:
@@ -101,19 +130,25 @@ class _Program:
         self._services = [
             AppService(app, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit) for app in apps
         ]
+        self._drain_timeout = drain_timeout
         self._code = 0
         self._signals = 0
-        self._stopping = False
+        self._why: str | None = None
+        self._unhandled: list[object] = []
+        self._watch: threading.Timer | None = None
 
     def run(self, seconds: float | None) -> int:
-        unhandled = _count_unhandled_failures()
+        from twisted.internet.error import ReactorNotRestartable
+
+        self._unhandled = _count_unhandled_failures()
         self._reactor.callWhenRunning(self._start, seconds)
-        self._reactor.run()
-        sys.stdout.flush()  # what handlers printed comes before the summary, also in a file
-        for service in self._services if self._code != EXIT_ENDPOINT else ():
-            _log.info("%s: %s", service.app.name, _counted(service))
-        if unhandled:
-            _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(unhandled))
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
+        try:
+            self._reactor.run()
+        except ReactorNotRestartable as error:
+            raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])") from error
+        if self._watch is not None:
+            self._watch.cancel()
         return self._code
 
     def _start(self, seconds: float | None) -> None:
@@ -145,24 +180,30 @@ class _Program:
         if self._signals == 1:
             self._reactor.callFromThread(self._stop, signal.Signals(number).name)
             return
-        _log.warning("%s again: ending at once, without draining", signal.Signals(number).name)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(128 + number)  # anything gentler would wait for sockets
+        _end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining")
 
     def _stop(self, why: str, code: int = 0) -> None:
-        if self._stopping:
+        """Stop the reactor, which drains first; the first reason is the one that counts."""
+        if self._why is not None:
             return
-        self._stopping = True
-        self._code = code
-        if code != EXIT_ENDPOINT:  # which has been said in one line
-            _log.info("stopping: %s", why)
+        from twisted.internet.error import ReactorNotRunning
+
+        self._why, self._code = why, code
+        with suppress(ReactorNotRunning):  # somebody else has stopped it just now
+            self._reactor.stop()
+
+    def _drain(self) -> Any:
+        """Stop the services, whoever stops the reactor; fires when they have stopped."""
         from twisted.internet.defer import DeferredList
 
+        if self._code != EXIT_ENDPOINT:  # which has been said in one line
+            _log.info("stopping: %s", self._why or "the reactor was stopped")
+        self._why = self._why or "stopped"
+        began = self._reactor.seconds()
         stopped = DeferredList([service.stopService() for service in self._services], consumeErrors=True)
-        stopped.addCallback(self._stopped)
+        return stopped.addCallback(self._stopped, began)
 
-    def _stopped(self, results: list[tuple[bool, Any]]) -> None:
+    def _stopped(self, results: list[tuple[bool, Any]], began: float) -> None:
         for service, (well, drained) in zip(self._services, results, strict=True):
             if not well:
                 _log.error("%s did not stop well: %s", service.app.name, drained.getErrorMessage())
@@ -171,7 +212,44 @@ class _Program:
                 names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
                 _log.error("%s: unfinished after the drain timeout, and given up: %s", service.app.name, names)
                 self._code = self._code or EXIT_DRAIN
-        self._reactor.stop()
+        if self._code != EXIT_ENDPOINT:
+            self._sum_up()
+        left = self._drain_timeout - (self._reactor.seconds() - began)
+        self._watch = threading.Timer(max(left, _THREADS), self._abandon)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def _sum_up(self) -> None:
+        _flush_output()  # what handlers printed comes before the summary, also in a file
+        for service in self._services:
+            _log.info("%s: %s", service.app.name, _counted(service))
+        gc.collect()  # a failure in a cycle of references is told only when that is found
+        if self._unhandled:
+            _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(self._unhandled))
+
+    def _abandon(self) -> None:
+        """Runs in a thread of its own, while the reactor waits for the threads of its pool."""
+        _end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `zroute run … | head`; Python would fail again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_now(code: int, why: str) -> None:
+    """End the process, whatever it waits for: sockets, threads, or a terminal that takes no output."""
+    last = threading.Timer(_FLUSH, os._exit, (code,))
+    last.daemon = True
+    last.start()
+    try:
+        _log.warning("%s", why)
+        logging.shutdown()
+        sys.stdout.flush()
+    finally:
+        os._exit(code)  # also where a signal has come in the middle of a print, so that flushing raises
 
 
 def _summary(service: Any) -> list[tuple[int, str]]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import attrs
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.app import App
@@ -43,6 +43,10 @@ _log = logging.getLogger("zroute")
 
 _CATCH_UP = 1.0
 """Seconds a stop goes on reading what had arrived by then; under a flood there is always more."""
+
+
+_HOOK = 1.0
+"""Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
 
 
 class Transport(Protocol):
@@ -262,11 +266,7 @@ class _Run:
         await self._catch_up()
         unfinished = await self._settle(timeout)
         for function in self._app._shutdown:
-            try:
-                await self._awaited(function())
-            except Exception:
-                self._stats.hook_errors += 1
-                _log.exception("%s under on_shutdown failed; the stop goes on", name_of(function))
+            unfinished |= await self._shut_down(function, max(timeout, _HOOK))
         self._app._emit = None
         for outlet in self._compiled.outlets:
             outlet.close()
@@ -345,6 +345,19 @@ class _Run:
         if timer.active():
             timer.cancel()
         return unfinished
+
+    async def _shut_down(self, function: Callable[[], Any], timeout: float) -> dict[str, int]:
+        """Run one on_shutdown function; its name, if it took too long."""
+        try:
+            result = function()
+            if is_awaitable(result):
+                await self._start(result).addTimeout(timeout, self._reactor)
+        except (TimeoutError, asyncio.CancelledError):  # the second from a task that was given up
+            return {name_of(function): 1}
+        except (Exception, SystemExit):
+            self._stats.hook_errors += 1
+            _log.exception("%s under on_shutdown failed; the stop goes on", name_of(function))
+        return {}
 
     async def _awaited(self, result: Any) -> None:
         if is_awaitable(result):

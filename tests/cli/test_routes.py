@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.cli.terminal import on_terminal
 from tests.cli.test_run import module, zroute
 
 APP = """
@@ -68,6 +69,22 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
     assert by_pattern["stocks.{symbol}"]["engine"] == "cattrs"
     assert by_pattern['startswith("raw")']["engine"] == "raw"
     assert by_pattern["ping"]["type"] == "none"
+    assert (by_pattern["ping"]["handler"], by_pattern["ping"]["where"]) == ("on_ping()", "quotes.py:17")
+
+
+def test_what_the_module_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    """I can pipe --json into another program, whatever my modules say when they are imported."""
+    done = zroute("routes", "quotes", "--json", cwd=module(tmp_path, APP + "print('hello')\n"))
+    assert json.loads(done.stdout)["subscriptions"]
+    assert done.stderr == "hello\n"
+
+
+def test_a_terminal_gets_a_table_in_which_brackets_stay(tmp_path: Path) -> None:
+    """On a terminal the same facts come as a table, and types such as list[int] are not taken for markup."""
+    folder = module(tmp_path, APP + "\n@app.subscribe('many')\ndef on_many(numbers: list[int]): ...\n")
+    shown, _ = on_terminal("routes", "quotes", cwd=folder)
+    assert "list[int]" in shown
+    assert "quotes.py:11" in shown
 
 
 def test_invalid_routes_are_one_line_and_4(tmp_path: Path) -> None:

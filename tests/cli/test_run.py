@@ -215,8 +215,6 @@ def test_a_missing_module_is_answered_with_where_it_was_looked_for(tmp_path: Pat
     assert "quotes" in done.stderr
     missing = zroute("run", "quotes", "--app-dir", "nowhere", cwd=tmp_path)
     assert (missing.returncode, "'nowhere' is no directory" in missing.stderr) == (3, True)
-    path = zroute("run", "quotes.py", cwd=tmp_path)
-    assert (path.returncode, "write 'quotes:app'" in path.stderr) == (3, True)
 
 
 def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:

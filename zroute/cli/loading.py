@@ -7,7 +7,7 @@ import shows the user's frames only.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -26,28 +26,58 @@ __all__ = ["EXIT_CANT_LOAD", "EXIT_ENDPOINT", "EXIT_INVALID", "fail", "fail_of_s
 EXIT_CANT_LOAD = 3
 EXIT_INVALID = 4
 EXIT_ENDPOINT = 5
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, before there was anything to drain
 
 _DEFAULT_NAMES = ("app", "create_app")
+
+_NOT_THE_USERS = (
+    "<frozen importlib",
+    str(Path(importlib.__file__).parent) + os.sep,
+    str(Path(__file__).parents[1]) + os.sep,
+)
+"""How the file names of frames begin that the user has nothing to do with."""
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
     """The App that ``target`` names: ``module:name``, or ``module`` with an ``app`` or a ``create_app``.
 
-    ``app_dir`` is put first where modules are looked for. ``factory`` says that the name is a function that
+    ``app_dir`` is put first where modules are looked for. The path of a file may stand for its module, and
+    is then relative to ``app_dir``. ``factory`` says that the name is a function that
     returns the App. Ends the program with exit code 3, 4 or 5 and a text when there is none.
     """
     name, _, attribute = target.partition(":")
     folder = Path(app_dir).resolve()
     if not folder.is_dir():
         fail(EXIT_CANT_LOAD, f"--app-dir {app_dir!r} is no directory")
+    _look_in(folder)
+    if name.endswith(".py") or "/" in name:
+        name, folder = _module_of(folder / name)
+        _look_in(folder)
+    if not all(name.split(".")):
+        fail(EXIT_CANT_LOAD, f"{target!r} names no module: write MODULE:APP, such as 'quotes:app'")
+    try:
+        return _found(_import(name, folder), attribute, factory)
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _look_in(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    if name.endswith(".py") or "/" in name:
-        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
-        advice = f"write '{dotted}:{attribute or 'app'}'"
-        fail(EXIT_CANT_LOAD, f"{target!r} is a path, and an app is named by its module: {advice}")
-    module = _import(name, folder)
-    return _found(module, attribute, factory)
+
+
+def _module_of(path: Path) -> tuple[str, Path]:
+    """The dotted name of the module in this file or folder, and the folder that it is imported from.
+
+    A file in a package is named with it, so that its relative imports work.
+    """
+    path = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).resolve()
+    if not path.is_file():
+        fail(EXIT_CANT_LOAD, f"no file {path}")
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts, folder = [folder.name, *parts], folder.parent
+    return ".".join(parts).removesuffix(".__init__"), folder
 
 
 def _import(name: str, folder: Path) -> ModuleType:
@@ -61,9 +91,9 @@ def _import(name: str, folder: Path) -> ModuleType:
         _show_user_frames(error, name)
     except SetupError as error:
         fail_of_setup(error)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         _show_user_frames(error, name)
 
 
@@ -72,7 +102,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     name = next((name for name in names if hasattr(module, name)), None)
     if name is None:
         looked = " or ".join(map(repr, names))
-        where = f"module {module.__name__!r} ({module.__file__})"
+        where = f"module {module.__name__!r} ({_place(module)})"
         fail(EXIT_CANT_LOAD, f"{where} has no {looked}; {_apps_in(module)}")
     value = getattr(module, name)
     if factory or (not attribute and name == "create_app"):
@@ -88,6 +118,11 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     if value.name == "app":
         value.name = module.__name__ if name in _DEFAULT_NAMES else f"{module.__name__}:{name}"
     return value
+
+
+def _place(module: ModuleType) -> str:
+    """Where a module is, also one that is no file: a folder without __init__.py, or a part of Python."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "a part of Python")
 
 
 def _called(value: object, name: str, module: ModuleType) -> object:
@@ -119,15 +154,18 @@ def fail_of_setup(error: SetupError) -> NoReturn:
 
 def _show_user_frames(error: BaseException, name: str) -> NoReturn:
     """The traceback without the frames of zroute and of Python's import machinery."""
-    own = str(Path(__file__).parent.parent)
     report = traceback.TracebackException.from_exception(error)
-    report.stack[:] = [
-        frame
-        for frame in report.stack
-        if not frame.filename.startswith((own, "<frozen importlib")) and "importlib/__init__" not in frame.filename
-    ]
+    _hide_other_frames(report)
     click.echo("".join(report.format()).rstrip(), err=True)
     fail(EXIT_CANT_LOAD, f"{name!r} can't be loaded: its own code failed, as shown above")
+
+
+def _hide_other_frames(report: traceback.TracebackException) -> None:
+    """Also in the errors that led to this one."""
+    report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_NOT_THE_USERS)]
+    for before in (report.__cause__, report.__context__):
+        if before is not None:
+            _hide_other_frames(before)
 
 
 def fail(code: int, text: str) -> NoReturn:

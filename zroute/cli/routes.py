@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -28,9 +29,10 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
     """Show the routes of an app, and the subscriptions that they need. Opens nothing."""
-    loaded = load(app, app_dir=app_dir, factory=factory)
     try:
-        compiled = loaded.compile()
+        with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
+            loaded = load(app, app_dir=app_dir, factory=factory)
+            compiled = loaded.compile()
     except SetupError as error:
         fail_of_setup(error)
     rows = _routes(compiled, loaded.codec.name) + _publications(compiled, loaded.codec.name)
@@ -52,7 +54,8 @@ def _routes(compiled: Compiled, default: str) -> list[dict[str, Any]]:
         _row(
             pattern.text,
             pattern.kind,
-            f"{route.name} {route.route.where}",
+            route.name,
+            route.route.where,
             route.call.schema,
             route.route.codec.name if route.route.codec else default,
         )
@@ -67,18 +70,18 @@ def _publications(compiled: Compiled, default: str) -> list[dict[str, Any]]:
         names = [trigger.name for trigger in compiled.triggers if outlet in trigger.outlets]
         names += [route.name for route in compiled.routes if outlet in route.outlets]
         codec = outlet.publication.codec.name if outlet.publication.codec else default
-        where = f"{', '.join(names) or 'publish()'} {outlet.publication.where}"
-        rows.append(_row(outlet.pattern.text, "publishes", where, outlet.schema, codec))
+        handler = ", ".join(names) or "publish()"
+        rows.append(_row(outlet.pattern.text, "publishes", handler, outlet.publication.where, outlet.schema, codec))
     timers = [trigger for trigger in compiled.triggers if not trigger.outlets]
-    return rows + [_row(_period(timer), "timer", f"{timer.name} {timer.where}", NO_BODY, "") for timer in timers]
+    return rows + [_row(_period(timer), "timer", timer.name, timer.where, NO_BODY, "") for timer in timers]
 
 
 def _period(timer: CompiledTrigger) -> str:
     return f"every {timer.schedule.every:g} s" if timer.schedule else ""
 
 
-def _row(pattern: str, kind: str, handler: str, schema: Any, codec: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "codec": codec}
+def _row(pattern: str, kind: str, handler: str, where: str, schema: Any, codec: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": codec}
     if schema is NO_BODY or schema is None:
         row.update(type="none" if schema is NO_BODY else "any", engine="", reasons=[])
         return row
@@ -88,7 +91,12 @@ def _row(pattern: str, kind: str, handler: str, schema: Any, codec: str) -> dict
     return row
 
 
+def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{row['handler']} {row['where']}" if column == "handler" else row[column] for column in columns)
+
+
 def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    lines = [_cells(row, columns) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -97,10 +105,10 @@ def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(row[column]) for column in columns))
+        for line in lines:
+            table.add_row(*map(Text, line))
         Console().print(table)
         return
-    widths = [max([len(column), *(len(row[column]) for row in rows)]) for column in columns]
-    for cells in (columns, *(tuple(row[column] for column in columns) for row in rows)):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    for line in (columns, *lines):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -6,9 +6,9 @@ import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import DURATION, EndpointType, app_options, option
-from zroute.endpoints import Endpoint
-from zroute.errors import SetupError, UsageError
-from zroute.logs import FORMATS, LEVELS
+from zroute.endpoints import Endpoint, parse_endpoints
+from zroute.errors import EndpointError, SetupError, UsageError
+from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
 
 __all__ = ["command"]
@@ -51,10 +51,13 @@ def command(
         raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")
     if len(set(apps)) < len(apps):
         raise click.UsageError("an app runs once in a process: name each once")
+    for given, bind in ((sub, False), (pub, True)):
+        _refuse_repeated(given, bind)
     from zroute.runner import install_reactor, run
 
     try:
         install_reactor(reactor)  # before the user's modules can import, and so install, another
+        set_up_logging(log_level, log_format)  # and before they log
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
             loaded,
@@ -71,3 +74,10 @@ def command(
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     raise SystemExit(code)
+
+
+def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:
+    try:
+        parse_endpoints(map(str, given), bind=bind)
+    except EndpointError as error:
+        raise click.UsageError(str(error)) from error

@@ -202,7 +202,8 @@ class RouteTable:
                 self._receive_tracked(entry, body, raw)
             else:
                 self._check_size(body)
-                self._deliver(entry, 0, body)(body, raw)
+                deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)
+                deliver(body, raw)
         except EnvelopeError as error:
             self._malformed(error, raw)
 

@@ -1,0 +1,96 @@
+"""From what people write after `zroute run` to an app, or to a line that helps."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_run import EMPTY, module, zroute
+from tests.support import Child
+
+BRIEF = ("--for", "10ms", "--log-level", "error")
+
+
+@pytest.mark.parametrize("target", ["quotes", "quotes.py", "./quotes.py:app", "{folder}/quotes.py", "quotes:"])
+def test_a_module_may_be_named_by_its_file(tmp_path: Path, target: str) -> None:
+    """The path that the shell completes for me does as well as the module's name."""
+    done = zroute("run", target.format(folder=tmp_path), *BRIEF, cwd=module(tmp_path, EMPTY))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["desk/app.py", "desk/app.py:app", "desk/", "desk.app:app"])
+def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path, target: str) -> None:
+    """`from .schemas import …` works, however I name the module."""
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "desk" / "__init__.py").write_text("from .app import app\n")
+    module(tmp_path / "desk", "from .schemas import name\n" + EMPTY, "app")
+    module(tmp_path / "desk", "name = 1\n", "schemas")
+    done = zroute("run", target, *BRIEF, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        (":app", "names no module"),
+        (".", "names no module"),
+        ("a..b", "names no module"),
+        ("nothing.py", "no file"),
+        ("sys", "a part of Python"),
+        ("folder", "has no 'app' or 'create_app'"),
+    ],
+)
+def test_what_names_no_app_is_answered_in_one_line(tmp_path: Path, target: str, answer: str) -> None:
+    """Slips of the keyboard get one line and 3, never a traceback of zroute."""
+    (tmp_path / "folder").mkdir()
+    done = zroute("run", target, cwd=tmp_path)
+    assert done.returncode == 3
+    assert answer in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_that_led_to_another_shows_my_frames_only(tmp_path: Path) -> None:
+    """`raise … from error` in my module brings no frames of the import machinery along."""
+    module(tmp_path, "import quotes_of_helper\n", "helper")
+    source = "try:\n    import helper\nexcept ImportError as error:\n    raise RuntimeError('no helper') from error\n"
+    done = zroute("run", "quotes", cwd=module(tmp_path, source))
+    assert done.returncode == 3
+    files = {line.split('"')[1] for line in done.stderr.splitlines() if line.startswith("  File ")}
+    assert files == {str(tmp_path / "quotes.py"), str(tmp_path / "helper.py")}
+
+
+def test_a_folder_whose_name_starts_like_zroute_is_mine(tmp_path: Path) -> None:
+    """Frames are hidden by where zroute is, and a project named after it is somewhere else."""
+    program = """
+import zroute.cli.loading as loading
+print(f"{loading.__file__.removesuffix('/cli/loading.py')}_app/quotes.py".startswith(loading._NOT_THE_USERS))
+"""
+    with Child("-c", program) as child:
+        assert child.end(None) == 0
+        assert child.out == ["False"]
+
+
+def test_ctrl_c_during_a_slow_import_ends_quietly(tmp_path: Path) -> None:
+    """Before anything runs there is nothing to drain: 130, and no traceback."""
+    module(tmp_path, "import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    with Child("-m", "zroute", "run", "quotes", "--app-dir", str(tmp_path)) as child:
+        child.line_with("importing")
+        assert child.end(signal.SIGINT) == 130
+        assert child.err == []
+
+
+@pytest.mark.parametrize("side", ["--sub", "--pub"])
+def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: str) -> None:
+    """Two connections to one publisher would deliver every message twice."""
+    twice = (side, "tcp://127.0.0.1:1", side, "tcp://127.0.0.1:1")
+    done = zroute("run", "quotes", *twice, cwd=module(tmp_path, EMPTY))
+    assert (done.returncode, "stands there twice" in done.stderr) == (2, True)
+
+
+def test_an_app_under_two_names_is_still_one(tmp_path: Path) -> None:
+    """`quotes` and `quotes:app` are the same app, which runs once."""
+    done = zroute("run", "quotes", "quotes:app", cwd=module(tmp_path, EMPTY))
+    assert (done.returncode, "name each once" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,57 @@
+"""What the log looks like, and that nothing is said twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.terminal import on_terminal
+from tests.cli.test_run import EMPTY, LOOP, module, zroute
+from tests.support import ROOT
+
+BASIC = "import logging\nlogging.getLogger('mine').warning('early')\nlogging.basicConfig()\n" + EMPTY
+
+
+def test_a_terminal_gets_colours_unless_i_do_not_want_them(tmp_path: Path) -> None:
+    """Colours are for terminals; NO_COLOR turns them off, and --log-format text as well."""
+    module(tmp_path, LOOP)
+    brief = ("run", "quotes", "--for", "50ms")
+    coloured, code = on_terminal(*brief, cwd=tmp_path)
+    assert code == 0
+    assert "\x1b[" in coloured
+    assert "\x1b[" not in on_terminal(*brief, cwd=tmp_path, NO_COLOR="1")[0]
+    assert "\x1b[" not in on_terminal(*brief, "--log-format", "text", cwd=tmp_path)[0]
+    assert "\x1b[" not in zroute(*brief, cwd=tmp_path).stderr
+
+
+def test_my_own_logging_is_in_the_same_log_from_the_import_on(tmp_path: Path) -> None:
+    """What my module logs while it is imported has the format I asked for, and basicConfig doubles nothing."""
+    done = zroute("run", "quotes", "--for", "10ms", "--log-format", "json", cwd=module(tmp_path, BASIC))
+    messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert messages[0] == "early"
+    assert len([message for message in messages if message.startswith("stopping")]) == 1
+
+
+def test_warnings_of_python_are_lines_of_the_log(tmp_path: Path) -> None:
+    """A program that reads JSON lines is not given a bare warning in between."""
+    source = "import warnings\nwarnings.warn('old')\n" + EMPTY
+    done = zroute("run", "quotes", "--for", "10ms", "--log-format", "json", cwd=module(tmp_path, source))
+    messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert any("old" in message for message in messages)
+
+
+def test_a_script_with_its_own_logging_keeps_it(tmp_path: Path) -> None:
+    """app.run() in a script that has called basicConfig says each thing once, in that script's format."""
+    program = """
+import logging
+logging.basicConfig(format="MINE %(message)s", level="INFO")
+from zroute import App
+app = App(sub="tcp://127.0.0.1:1")
+app.subscribe("a")(print)
+app.run(seconds=0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    stopping = [line for line in done.stderr.splitlines() if "stopping" in line]
+    assert stopping == ["MINE stopping: 0.01 s are over"]

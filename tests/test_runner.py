@@ -1,0 +1,234 @@
+"""What `zroute.runner` promises: whatever happens, it drains, it says how it went, and it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_run import LOOP, module, zroute
+from tests.support import PATIENCE, ROOT, Child
+from zroute.errors import UsageError
+from zroute.runner import REACTORS, install_reactor
+
+HEAD = "from twisted.internet.defer import Deferred, fail\nfrom zroute import App\napp = App()\n"
+GO = "\n@app.publisher('go', every=0.02)\ndef publish() -> int: return 1\n"
+
+
+def run(folder: Path, *options: str) -> Child:
+    """The app in quotes.py as a child."""
+    return Child("-m", "zroute", "run", "quotes", "--app-dir", str(folder), *options)
+
+
+def buffered(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The same, with output that is buffered as in every pipe, and that nothing reads; killed after the test."""
+    return _Killed(
+        [sys.executable, "-m", "zroute", "run", "quotes", "--app-dir", str(folder), *options],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class _Killed(subprocess.Popen[str]):
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+        super().__exit__(*error)
+
+
+def test_the_installed_reactor_is_given_and_another_one_is_refused() -> None:
+    """Who asks for a reactor too late reads which one is there."""
+    installed = install_reactor(None)
+    names = [name for name, module in REACTORS.items() if module != type(installed).__module__]
+    with pytest.raises(UsageError, match=f"{type(installed).__name__} is installed already"):
+        install_reactor(names[0])
+
+
+def test_a_reactor_the_platform_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--reactor epoll on macOS is one line."""
+    monkeypatch.delitem(sys.modules, "twisted.internet.reactor")
+    monkeypatch.setitem(REACTORS, "epoll", "twisted.internet.no_such_reactor")
+    with pytest.raises(UsageError, match="no 'epoll' reactor"):
+        install_reactor("epoll")
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+def test_a_handler_may_stop_the_reactor(tmp_path: Path, reactor: str) -> None:
+    """reactor.stop() in my code drains like a signal: on_shutdown runs, and the summary is there."""
+    source = (
+        HEAD
+        + GO
+        + """
+@app.subscribe("go")
+def go(n: int):
+    from twisted.internet import reactor
+    reactor.stop()
+
+@app.on_shutdown
+def bye():
+    print("bye")
+"""
+    )
+    done = zroute("run", "quotes", "--reactor", reactor, cwd=module(tmp_path, source))
+    assert (done.returncode, done.stdout) == (0, "bye\n"), done.stderr
+    assert "received 1, handled 1" in done.stderr
+
+
+def test_a_thread_that_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
+    """A handler blocked in a thread can't be cancelled: it is named, and the process ends with 75."""
+    source = (
+        HEAD
+        + GO
+        + """
+import time
+from twisted.internet.threads import deferToThread
+
+@app.subscribe("go")
+def go(n: int):
+    print("in", flush=True)
+    return deferToThread(time.sleep, 1000)
+"""
+    )
+    with run(module(tmp_path, source), "--drain-timeout", "100ms") as child:
+        child.line_with("in")
+        assert child.end(signal.SIGTERM) == 75
+    said = "\n".join(child.err)
+    assert "go(): " in said
+    assert "threads are still at work" in said
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+def test_an_on_shutdown_that_never_ends_is_given_up(tmp_path: Path, reactor: str) -> None:
+    """A hook that waits for ever is named, and the process ends with 75."""
+    source = HEAD + "import asyncio\n@app.on_startup\ndef up(): print('up', flush=True)\n"
+    wait = "await asyncio.sleep(1000)" if reactor == "asyncio" else "await Deferred()"
+    source += f"@app.on_shutdown\nasync def flush_database():\n    {wait}\n"
+    with run(module(tmp_path, source), "--drain-timeout", "100ms", "--reactor", reactor) as child:
+        child.line_with("up")
+        assert child.end(signal.SIGTERM) == 75
+    assert "flush_database(): 1" in "\n".join(child.err)
+
+
+def test_an_on_startup_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
+    """Ctrl-C while the app still starts ends it."""
+    source = HEAD + "@app.on_startup\ndef up():\n    print('up', flush=True)\n    return Deferred()\n"
+    with run(module(tmp_path, source)) as child:
+        child.line_with("up")
+        assert child.end(signal.SIGINT) == 0
+    assert "was stopped before it had started" in "\n".join(child.err)
+
+
+def test_a_second_signal_ends_a_handler_that_prints_into_a_full_pipe(tmp_path: Path) -> None:
+    """Nobody reads my output any more, and the process still ends, with the code of the last signal."""
+    source = HEAD + GO + "@app.subscribe('go')\ndef go(n: int): print('x' * 10_000_000)\n"
+    with buffered(module(tmp_path, source)) as child:
+        assert child.stdout is not None
+        os.read(child.stdout.fileno(), 1)  # so it is in the middle of a print that no pipe can hold
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE) == 128 + signal.SIGTERM
+        child.communicate()
+
+
+def test_a_reader_that_goes_away_does_not_take_the_summary(tmp_path: Path) -> None:
+    """`zroute run … | head -1` ends with its summary, without a traceback, and with 0."""
+    folder = module(tmp_path, LOOP.replace(", flush=True", ""))  # so that it is the flush at the end that fails
+    with buffered(folder, "--for", "300ms") as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        _, said = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0, said
+    assert "received" in said.splitlines()[-1]
+
+
+def test_a_failure_in_a_cycle_of_references_is_counted(tmp_path: Path) -> None:
+    """A dropped Deferred that nothing has collected before the end is in the log and in the summary."""
+    source = (
+        HEAD
+        + """
+class Keeper: pass
+
+@app.on_startup
+def drop():
+    keeper = Keeper()
+    keeper.itself, keeper.failed = keeper, fail(KeyError("dropped"))
+"""
+    )
+    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    assert "KeyError: 'dropped'" in done.stderr
+    assert "1 failures of Deferreds that nobody handled" in done.stderr
+
+
+def test_a_missing_endpoint_is_5_in_a_script_too(tmp_path: Path) -> None:
+    """app.run() says in one line what `zroute run` says."""
+    source = "from zroute import App\napp = App(pub='tcp://127.0.0.1:*')\napp.subscribe('a')(print)\napp.run()\n"
+    module(tmp_path, source)
+    with Child(str(tmp_path / "quotes.py")) as child:
+        assert child.end(None) == 5
+        assert len(child.err) == 1
+        assert "no endpoint to subscribe to" in child.err[0]
+
+
+def test_an_endpoint_that_fails_closes_what_was_open(tmp_path: Path) -> None:
+    """When the second app can't bind, the first is stopped again, with its on_shutdown, and the code is 5."""
+    source = """
+from zroute import App
+one = App(pub="tcp://127.0.0.1:*")
+one.publisher("a")
+one.on_shutdown(lambda: print("closed", flush=True))
+two = App(pub="ipc:///no/such/folder/socket")
+two.publisher("a")
+"""
+    done = zroute("run", "quotes:one", "quotes:two", cwd=module(tmp_path, source))
+    assert done.returncode == 5
+    assert done.stdout == "closed\n"
+
+
+@pytest.mark.parametrize(
+    ("second", "answer"),
+    [
+        ("app.run(seconds=0.01)", "the reactor ran before"),
+        ("App().run(seconds=0.01)", "the reactor ran before"),
+    ],
+)
+def test_a_second_run_says_that_there_is_one_reactor(tmp_path: Path, second: str, answer: str) -> None:
+    """Twisted's reactor runs once; the error says what to do instead."""
+    program = HEAD + f"app.subscribe('a')(print)\napp.run(seconds=0.01, log_level='error')\n{second}\n"
+    with Child("-c", program) as child:
+        assert child.end(None) == 1
+        assert answer in child.err[-1]
+
+
+def test_run_inside_a_running_reactor_is_refused(tmp_path: Path) -> None:
+    """app.run() in a Twisted program names app.service, and starts nothing."""
+    program = (
+        HEAD
+        + """
+from twisted.internet import reactor
+def late():
+    try:
+        app.run()
+    except Exception as error:
+        print(error)
+    reactor.stop()
+reactor.callWhenRunning(late)
+reactor.run()
+"""
+    )
+    with Child("-c", program) as child:
+        assert child.end(None) == 0
+        assert "app.service(reactor)" in child.out[-1]
+
+
+def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> None:
+    """It is logged like any other error there, and the stop goes on to its end."""
+    source = HEAD + "import sys\n@app.on_shutdown\ndef leave(): sys.exit(9)\n"
+    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    assert done.returncode == 0
+    assert "leave() under on_shutdown failed; the stop goes on" in done.stderr
