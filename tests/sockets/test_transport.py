@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -17,7 +19,7 @@ from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound, into
-from tests.support import PATIENCE, free_endpoint
+from tests.support import PATIENCE, ROOT, free_endpoint
 from zroute.endpoints import parse_endpoints
 from zroute.errors import EndpointError
 from zroute.sockets import transport as module
@@ -211,3 +213,12 @@ async def test_a_context_that_does_not_terminate_is_said(
     left.close(0)
     await done.addTimeout(PATIENCE, reactor)
     gc.collect()
+
+
+def test_an_old_libzmq_is_refused_with_what_to_do() -> None:
+    """Where the installed libzmq is too old, I am told so at the import, not by lost subscriptions."""
+    program = "import zmq; zmq.zmq_version_info = lambda: (4, 3, 4); import zroute.sockets.connection"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ImportError: zroute needs libzmq 4.3.5 or newer" in done.stderr
+    assert "install the pyzmq wheel" in done.stderr

@@ -32,7 +32,7 @@ Drain = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
 
 _log = logging.getLogger("zroute.sockets")
 
-_OLDEST_LIBZMQ = (4, 3, 5)  # older ones lose subscriptions on reconnect and bound no frame sizes on ipc
+_OLDEST_LIBZMQ = (4, 3, 5)  # what the algorithm and the options were measured with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
 
 # The Cython methods themselves: pyzmq's Python layer over them costs half a send again.
@@ -40,7 +40,7 @@ _recv = zmq.backend.Socket.recv
 _get = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
 
-if zmq.zmq_version_info() < _OLDEST_LIBZMQ:  # pragma: no cover  # no such libzmq where the tests run
+if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
     raise ImportError(
         f"zroute needs libzmq {'.'.join(map(str, _OLDEST_LIBZMQ))} or newer, and pyzmq {zmq.__version__} "
         f"uses {zmq.zmq_version()}: install the pyzmq wheel, or build it against a newer libzmq"
