@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
 import msgspec
 from twisted.internet.task import Clock
 
 from zroute import App
 from zroute.awaiting import as_deferred
-from zroute.delivery.stats import RouteStats, Stats
+from zroute.delivery.stats import Stats
 from zroute.messages.wire import framer
 from zroute.outcomes import Outcomes
+from zroute.routing.compiler import fresh
 from zroute.routing.publications import DONE
 from zroute.routing.table import RouteTable
 
@@ -74,11 +74,17 @@ class Wired:
             clock=self.clock,
             wall=lambda: 100.0,
             start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
+            in_thread=self._refuse_threads,
             default=app.codec,
             hooks=app._errors,
             unrouted=app._fallbacks,
+            hook=lambda function: function,
+            reading=self,
+            observe=lambda error, hooked: self.errors.append((error, hooked)),
         )
-        routes = [attrs.evolve(route, stats=RouteStats()) for route in compiled.routes]
+        self.paused = False
+        self.errors: list[tuple[BaseException, bool]] = []
+        routes = [fresh(route) for route in compiled.routes]
         self.stats.routes.update((route.name, route.stats) for route in routes)
         self.table = RouteTable(
             routes,
@@ -97,6 +103,23 @@ class Wired:
         self._parts: deque[tuple[bytes, bool]] = deque()
         self._more = False
         self.asked_for_more = 0
+
+    def pause(self) -> None:
+        """A route is full."""
+        self.paused = True
+        self.table.hold()
+
+    def resume(self) -> None:
+        """No route is full any more."""
+        self.paused = False
+
+    def reclassify(self) -> None:
+        """A route has become active."""
+        self.table.reclassify()
+
+    @staticmethod
+    def _refuse_threads(call: Callable[[], Any]) -> Any:
+        raise AssertionError("threads need a reactor")
 
     def _emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Any:
         self.sent.append((topic.decode(), number, body, headers))

@@ -279,7 +279,7 @@ def test_an_async_hook_is_awaited() -> None:
 
     failing(app, CustomError())
     wired = Wired(app).feed(plain("a", 1))
-    idle = wired.outcomes.idle()
+    idle = wired.outcomes.unfinished.idle()
     assert not idle.called
     gate.callback(None)
     assert idle.called
@@ -401,7 +401,7 @@ def test_a_producer_that_fails_or_ends_is_said(caplog: pytest.LogCaptureFixture)
 
 
 def test_giving_up_names_the_unfinished_and_balances_the_counters() -> None:
-    """Handlers that don't end are cancelled, counted as dropped, and named with their number."""
+    """Handlers that don't end are cancelled, those that wait are dropped; counted, and named with their number."""
     app, cancelled = App(), []
 
     @app.subscribe("a")
@@ -413,13 +413,13 @@ def test_giving_up_names_the_unfinished_and_balances_the_counters() -> None:
         await Deferred()
 
     wired = Wired(app).feed(plain("a", 1), plain("a", 2), plain("b", 3))
-    idle = wired.outcomes.idle()
-    assert wired.outcomes.give_up() == {"endless()": 2, "hook()": 1}
+    idle = wired.outcomes.unfinished.idle()
+    assert wired.outcomes.unfinished.give_up() == {"endless()": 2, "hook()": 1}
     assert wired.stats.hook_errors == 0
     assert idle.called
-    assert len(cancelled) == 2
+    assert len(cancelled) == 1  # the other one waited for its turn
     stats = wired.stats.routes["endless()"]
-    assert (stats.in_flight, stats.dropped_at_shutdown, stats.handler_error) == (0, 2, 0)
+    assert (stats.in_flight, stats.queued, stats.dropped_at_shutdown, stats.handler_error) == (0, 0, 2, 0)
 
 
 def test_what_is_held_back_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

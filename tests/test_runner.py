@@ -231,4 +231,4 @@ def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> 
     source = HEAD + "import sys\n@app.on_shutdown\ndef leave(): sys.exit(9)\n"
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
     assert done.returncode == 0
-    assert "leave() under on_shutdown failed; the stop goes on" in done.stderr
+    assert "under on_shutdown failed; the stop goes on" in done.stderr

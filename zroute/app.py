@@ -6,19 +6,23 @@ nothing by itself: `App.service` makes what does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, TypeVar, get_args, overload
 
+from zroute.attached import Attached, Run, Stream
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint, parse_endpoints
-from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError
+from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
 from zroute.messages.codecs import Codec, find_codec
-from zroute.messages.topics import topic_bytes
+from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
-from zroute.options import MAX_MESSAGE
+from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, ROUTE_QUEUE, STREAM_QUEUE
 from zroute.routing.compiler import Compiled, compile_routes
+from zroute.routing.parameters import name_of
 from zroute.routing.publications import Emit, Encode, encoder_by_type
-from zroute.routing.routes import Routes, caller
+from zroute.routing.routes import Hook, Routes, caller, local_names, make_route, parse_patterns
 from zroute.routing.table import Dispatch
 from zroute.sockets.transport import SharedContext
 
@@ -29,8 +33,7 @@ __all__ = ["App"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-Hook = TypeVar("Hook", bound=Callable[[], Any])
-Unrouted = TypeVar("Unrouted", bound=Callable[[Envelope], Any])
+Unrouted = TypeVar("Unrouted", bound=Callable[Concatenate[Envelope, ...], Any])
 
 
 class App(Routes):
@@ -81,10 +84,11 @@ class App(Routes):
         self.name = name or "app"
         self.context = context if isinstance(context, SharedContext) else SharedContext(context)
         self.stats = Stats()
-        self._startup: list[Callable[[], Any]] = []
-        self._shutdown: list[Callable[[], Any]] = []
-        self._fallbacks: list[Callable[[Envelope], Any]] = []
+        self._startup: list[Hook] = []
+        self._shutdown: list[Hook] = []
+        self._fallbacks: list[Hook] = []
         self._compiled: Compiled | None = None
+        self._run: Run | None = None
         self._emit: Emit | None = None
         self._encode: Encode = encoder_by_type(None, None, self.codec)
 
@@ -98,18 +102,19 @@ class App(Routes):
 
     # -- hooks ----------------------------------------------------------------------------------------
 
-    def on_startup(self, function: Hook) -> Hook:
+    def on_startup(self, function: F) -> F:
         """Call ``function`` after the sockets are bound and before the first subscription.
 
-        It may publish, and may be ``async``: the app subscribes when it has ended. An exception ends the
-        start. Several run one after the other, in the order of registration.
+        It may publish, take resources by their types, and be ``async``: the app subscribes when it has
+        ended. An exception ends the start. Several run one after the other, in the order of registration.
         """
         return self._register(self._startup, function, "on_startup")
 
-    def on_shutdown(self, function: Hook) -> Hook:
+    def on_shutdown(self, function: F) -> F:
         """Call ``function`` at a stop, when no message is being handled any more; it may still publish.
 
-        It may be ``async``. An exception is logged and counted, and the stop goes on.
+        It may be ``async``, and take resources, which are still open. An exception is logged and counted,
+        and the stop goes on.
         """
         return self._register(self._shutdown, function, "on_shutdown")
 
@@ -117,12 +122,12 @@ class App(Routes):
         """Call ``function`` with the `Envelope` of each message that arrived and that no route takes."""
         return self._register(self._fallbacks, function, "on_unrouted")
 
-    def _register(self, functions: list[Any], function: F, what: str) -> F:
+    def _register(self, hooks: list[Hook], function: F, what: str) -> F:
         where = caller(2)
         self._check_open(what, where)
         if not callable(function):
             raise SignatureError(f"{what} decorates a function, not {function!r}", where=where)
-        functions.append(function)
+        hooks.append(Hook(function, where, local_names(function, sys._getframe(2).f_locals)))
         return function
 
     # -- publishing -----------------------------------------------------------------------------------
@@ -136,13 +141,117 @@ class App(Routes):
         """
         emit = self._emit
         if emit is None:
-            raise NotRunningError(
-                f"publish({topic!r}) while {self.name!r} does not run: publish from a handler, a timer, or a "
-                "function under @app.on_startup"
+            raise self._not_running(
+                f"publish({topic!r})", "publish from a handler, a timer, or a function under @app.on_startup"
             )
         raw = topic_bytes(topic)
         number, body = self._encode(message)
         return emit(raw, number, body, headers)
+
+    # -- while running --------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        pattern: str | Pattern,
+        function: Callable[..., Any],
+        *,
+        codec: str | Codec | None = None,
+        copy: bool = False,
+        thread: bool = False,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        ordered: bool = True,
+        queue: int = ROUTE_QUEUE,
+    ) -> Attached:
+        """Call ``function`` from now on with each message whose topic matches ``pattern``, until it is closed.
+
+        For what comes and goes while the app runs: a room that somebody enters, an instrument that is
+        watched for a while. What is known in advance belongs under `subscribe`, which has the same options.
+        The app subscribes if its subscriptions did not cover the pattern; a message that its publisher sent
+        before it knew of that does not come. Messages to others are not disturbed.
+
+        Routes that are attached under one function name share their counters in ``app.stats.routes``.
+        Raises NotRunningError while the app does not run, WrongThreadError outside the reactor's thread, and
+        what `subscribe` and `compile` raise.
+        """
+        run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
+        where, namespace = caller(), sys._getframe(1).f_locals
+        route = make_route(
+            function,
+            parse_patterns((pattern,), where),
+            codec=codec,
+            copy=copy,
+            thread=thread,
+            max_in_flight=max_in_flight,
+            ordered=ordered,
+            queue=queue,
+            where=where,
+            namespace=namespace,
+        )
+        return Attached(run, run.attach(route))
+
+    @overload
+    def stream(
+        self, pattern: str | Pattern, schema: type[T], *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+    ) -> Stream[T]: ...
+
+    @overload
+    def stream(
+        self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+    ) -> Stream[Any]: ...
+
+    def stream(
+        self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+    ) -> Stream[Any]:
+        """Messages of topics that match ``pattern``, one after the other, for an ``async for``::
+
+            async with app.stream("rooms.lobby", Said) as messages:
+                async for message in messages:
+                    print(message.text)
+
+        ``schema`` is the type of the bodies, or `Envelope` for whole messages with their topics. Messages come in
+        the order of their arrival, from the ``async with`` on. ``queue`` of them may wait to be taken (default
+        100); then the app reads no more until half are taken. A message counts as handled when
+        the next one is asked for. The loop ends when the app stops; what still waits when the
+        block is left is dropped and counted. Works in Deferred coroutines and in tasks of asyncio.
+
+        Raises NotRunningError, WrongThreadError and SchemaError when the block is entered.
+        """
+        where, namespace = caller(), sys._getframe(1).f_locals
+        return Stream(
+            lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
+            parse_patterns((pattern,), where),
+            schema,
+            codec=codec,
+            queue=queue,
+            where=where,
+            namespace=namespace,
+        )
+
+    def from_thread(self, function: Callable[..., T | Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Call ``function(*args, **kwargs)`` on the reactor's thread, from another one, and return its result.
+
+        What handlers with ``thread=True`` publish with, as in
+        ``app.from_thread(alerts.publish, Alert("late"), level="high")``: ZeroMQ's sockets belong to the
+        reactor's thread. Waits until the call has ended; an awaitable result is awaited. Raises what the
+        function raises, NotRunningError when the app does not run or stops meanwhile, and WrongThreadError on
+        the reactor's thread itself, which would wait for ever.
+        """
+        run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
+        result: T = run.from_thread(partial(function, *args, **kwargs))
+        return result
+
+    def _claim(self) -> None:
+        """Raises UsageError while the app runs."""
+        if self._run is not None:
+            raise UsageError(f"{self!r} runs already: stop its other service first")
+
+    def _running(self, what: str, remedy: str) -> Run:
+        if self._run is None:
+            raise self._not_running(what, remedy)
+        return self._run
+
+    def _not_running(self, what: str, remedy: str) -> NotRunningError:
+        return NotRunningError(f"{what} while {self.name!r} does not run: {remedy}")
 
     # -- running --------------------------------------------------------------------------------------
 
@@ -153,7 +262,9 @@ class App(Routes):
         """
         if self._compiled is None:
             given = {App: self, type(self): self}
-            compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch)
+            hooks: list[tuple[Hook, tuple[str, ...]]] = [(hook, ()) for hook in (*self._startup, *self._shutdown)]
+            hooks += [(hook, ("envelope",)) for hook in self._fallbacks]
+            compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch, hooks=hooks)
             self._compiled = compiled
             self._freeze(f"App {self.name!r}")
         return self._compiled

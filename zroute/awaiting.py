@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["as_awaitable", "as_deferred", "is_awaitable"]
+__all__ = ["as_awaitable", "as_deferred", "is_awaitable", "loop_hint"]
 
 T = TypeVar("T")
 
@@ -62,3 +62,12 @@ def _in_task() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:  # no running loop
         return False
+
+
+def loop_hint(error: BaseException) -> str:
+    """What to do where asyncio was awaited without its loop, or a Deferred in one of its tasks."""
+    if isinstance(error, RuntimeError) and "no running event loop" in str(error):
+        return " (to await asyncio, run on its loop: zroute run --reactor asyncio)"
+    if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in str(error):
+        return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
+    return ""

@@ -14,6 +14,7 @@ __all__ = [
     "LARGE_FRAME",
     "LINGER_ABORT",
     "LINGER_DRAIN",
+    "MAX_IN_FLIGHT",
     "MAX_MESSAGE",
     "MAX_PARTS",
     "MAX_SUBSCRIPTIONS",
@@ -21,6 +22,8 @@ __all__ = [
     "READ_BUDGET",
     "READ_SECONDS",
     "READ_SLICE",
+    "ROUTE_QUEUE",
+    "STREAM_QUEUE",
     "TOPIC_CACHE",
     "Option",
     "publisher_options",
@@ -49,6 +52,15 @@ TOPIC_CACHE = 16_384
 
 MAX_SUBSCRIPTIONS = 100_000
 """Live subscriptions at one publisher before it says that somebody floods it (about 1 KiB each in libzmq)."""
+
+MAX_IN_FLIGHT = 100
+"""Unfinished calls of one handler at a time: as many as most connection pools and thread pools bear."""
+
+ROUTE_QUEUE = 1_000
+"""Messages that wait for one handler before reading pauses: as many as ZeroMQ itself holds (RCVHWM)."""
+
+STREAM_QUEUE = 100
+"""Messages that wait in one stream: a loop that takes them one by one is seldom far behind."""
 
 READ_BUDGET = 256
 """Messages read in one turn of the reactor: costs nothing in throughput, and a flood starves no timer."""

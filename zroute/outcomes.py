@@ -1,4 +1,4 @@
-"""What becomes of a message that was not just handled: awaited, published, counted, logged, given to a hook.
+"""What becomes of a message that was not just handled: published, counted, logged, given to a hook.
 
 Nothing here raises. A peer's fault and a handler's failure each end as a counter, a log line (the first
 few in full, the rest counted), and a call of the nearest ``on_error`` function.
@@ -10,41 +10,35 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from zroute.awaiting import is_awaitable
+from zroute.awaiting import is_awaitable, loop_hint
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse
-from zroute.producers import CompiledProducer, Start, drive
+from zroute.producers import CompiledProducer, Start
 from zroute.routing.deliver import UNDECODABLE, Delivery, Raw, frames_of
 from zroute.routing.parameters import name_of
 from zroute.routing.publications import Outlet
-from zroute.routing.routes import ErrorHook
+from zroute.routing.routes import ErrorHook, Hook
+from zroute.unfinished import Reading, Unfinished, error_of
 
 __all__ = ["Outcomes"]
 
 _FIRST_BYTES = 48  # of a body or frame, in a log line
 
-UnroutedHook = Callable[[Envelope], Any]
-
-
-@attrs.define(eq=False)
-class _Unfinished:
-    delivery: Delivery | None
-    name: str
-
 
 class Outcomes:
     """The outcomes of one run of an app. ``clock`` is the reactor, ``wall`` gives Unix seconds.
 
-    ``start`` runs an awaitable and returns its Deferred; ``default`` is the app's codec; ``hooks`` are the
-    app's own for errors that belong to no route, ``unrouted`` the functions for messages that no route took.
+    ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a thread. ``default`` is
+    the app's codec; ``hooks`` are the app's own for errors that belong to no route, ``unrouted`` the functions
+    for messages that no route took; ``hook`` makes them ready to be called. ``reading`` pauses while a route
+    is full. ``observe`` is told of each error, and whether a hook took it.
     """
 
     def __init__(
@@ -55,9 +49,13 @@ class Outcomes:
         clock: Clock,
         wall: Callable[[], float],
         start: Start,
+        in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
         default: Codec,
         hooks: Sequence[ErrorHook],
-        unrouted: Sequence[UnroutedHook],
+        unrouted: Sequence[Hook],
+        hook: Callable[[Callable[..., Any]], Callable[..., Any]],
+        reading: Reading,
+        observe: Callable[[BaseException, bool], None],
     ) -> None:
         self._stats = stats
         self._clock = clock
@@ -66,9 +64,11 @@ class Outcomes:
         self._default = default
         self._hooks = tuple(hooks)
         self._unrouted = tuple(unrouted)
+        self._ready = hook
+        self._observe = observe
         self._reports = Reports(log, clock)
-        self._unfinished: dict[Deferred[Any], _Unfinished] = {}
-        self._idle: list[Deferred[None]] = []
+        self.unfinished = Unfinished(self, self._reports, clock, start, in_thread, reading)
+        self.settle = self.unfinished.settle
 
     # -- from the deliver closures ----------------------------------------------------------------------
 
@@ -86,10 +86,10 @@ class Outcomes:
             str(delivery.topic),
             type(error).__name__,
             error,
-            _loop_hint(error),
+            loop_hint(error),
             error=error,
         )
-        self._hook(route.hooks, error, raw)
+        self._observe(error, self._hook(route.hooks, error, raw))
 
     def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries declare."""
@@ -109,9 +109,11 @@ class Outcomes:
             body[:_FIRST_BYTES],
         )
         called: set[int] = set()
+        hooked = False
         for delivery in deliveries:
             delivery.route.stats.decode_error += 1
-            self._hook(delivery.route.hooks, decode_error, raw, called)
+            hooked |= self._hook(delivery.route.hooks, decode_error, raw, called)
+        self._observe(decode_error, hooked)
         return UNDECODABLE
 
     def malformed(self, error: EnvelopeError, raw: Raw) -> None:
@@ -126,47 +128,12 @@ class Outcomes:
             error.reason,
             bytes(first[:_FIRST_BYTES]),
         )
-        self._hook((self._hooks,), error, raw)
+        self._observe(error, self._hook((self._hooks,), error, raw))
 
     def unrouted(self, raw: Raw) -> None:
         """No route takes this topic; the table has counted it."""
-        for function in self._unrouted:
-            self._call_hook(function, (self._envelope(raw),))
-
-    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
-        """A handler returned something: wait for it, drive it, or publish it."""
-        outlets = delivery.route.outlets
-        if is_awaitable(result):
-            self._await(delivery, self._start(result), raw)
-        elif outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
-            values = drive(result, lambda value: self._derive(delivery, value), self._clock, self._start)
-            self._await(delivery, values, raw)
-        else:
-            delivery.route.stats.handled += 1
-            self._derive(delivery, result)
-
-    def _await(self, delivery: Delivery, running: Deferred[Any], raw: Raw) -> None:
-        stats = delivery.route.stats
-        stats.in_flight += 1
-        self._unfinished[running] = _Unfinished(delivery, delivery.route.name)
-
-        def ended(result: Any) -> None:
-            if self._unfinished.pop(running, None) is None:
-                return  # given up at a stop, and counted there
-            stats.in_flight -= 1
-            if isinstance(result, Failure):
-                self.failed(delivery, _error_of(result), raw)
-            else:
-                stats.handled += 1
-                if result is not None:
-                    self._derive(delivery, result)
-            self._tell_if_idle()
-
-        running.addBoth(ended)
-
-    def _derive(self, delivery: Delivery, value: Any) -> None:
-        if value is not None:
-            self.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
+        for hook in self._unrouted:
+            self._call_hook(hook, (self._envelope(raw),))
 
     # -- from producers ---------------------------------------------------------------------------------
 
@@ -187,6 +154,7 @@ class Outcomes:
                     type(error).__name__,
                     error,
                 )
+                self._observe(error, False)
 
     def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
         """A timer's function or a generator raised."""
@@ -200,10 +168,11 @@ class Outcomes:
             producer.where,
             type(error).__name__,
             error,
-            _loop_hint(error),
+            loop_hint(error),
             remedy,
             error=error,
         )
+        self._observe(error, False)
 
     def producer_finished(self, producer: CompiledProducer) -> None:
         """A generator came to its end."""
@@ -211,73 +180,46 @@ class Outcomes:
 
     # -- at the end -------------------------------------------------------------------------------------
 
-    def idle(self) -> Deferred[None]:
-        """Fires when no handler is unfinished."""
-        waiting: Deferred[None] = Deferred()
-        self._idle.append(waiting)
-        self._tell_if_idle()
-        return waiting
-
-    def give_up(self) -> dict[str, int]:
-        """Cancel what is unfinished and count it as dropped: the names of the handlers, and how many of each."""
-        names: dict[str, int] = {}
-        unfinished, self._unfinished = self._unfinished, {}
-        for running, what in unfinished.items():
-            names[what.name] = names.get(what.name, 0) + 1
-            if what.delivery is not None:
-                what.delivery.route.stats.in_flight -= 1
-                what.delivery.route.stats.dropped_at_shutdown += 1
-            running.addErrback(lambda _: None)
-            running.cancel()
-        self._tell_if_idle()
-        return names
-
     def close(self) -> None:
         """Say what the log held back."""
         self._reports.close()
-
-    def _tell_if_idle(self) -> None:
-        if not self._unfinished:
-            waiting, self._idle = self._idle, []
-            for deferred in waiting:
-                deferred.callback(None)
 
     # -- hooks ------------------------------------------------------------------------------------------
 
     def _hook(
         self, chain: Sequence[Sequence[ErrorHook]], error: BaseException, raw: Raw, called: set[int] | None = None
-    ) -> None:
+    ) -> bool:
+        """Call the nearest hook, once for all in ``called``; whether there is one."""
         hook = _nearest(chain, error)
-        if hook is None or (called is not None and id(hook) in called):
-            return
-        if called is not None:
-            called.add(id(hook))
-        self._call_hook(hook.function, (error, self._envelope(raw)))
+        if hook is None:
+            return False
+        if called is None or id(hook) not in called:
+            if called is not None:
+                called.add(id(hook))
+            self._call_hook(hook, (error, self._envelope(raw)))
+        return True
 
-    def _call_hook(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def _call_hook(self, hook: Hook, arguments: tuple[Any, ...]) -> None:
         try:
-            result = function(*arguments)
+            result = self._ready(hook.function)(*arguments)
         except BaseException as error:
-            self._hook_failed(function, error)
+            self._hook_failed(hook, error)
             return
         if is_awaitable(result):
-            running = self._start(result)
-            self._unfinished[running] = _Unfinished(None, name_of(function))
 
             def ended(result: Any) -> None:
-                if self._unfinished.pop(running, None) is None:
-                    return  # given up at a stop
                 if isinstance(result, Failure):
-                    self._hook_failed(function, _error_of(result))
-                self._tell_if_idle()
+                    self._hook_failed(hook, error_of(result))
 
-            running.addBoth(ended)
+            self.unfinished.watch(self._start(result), name_of(hook.function), ended, lambda: None)
 
-    def _hook_failed(self, function: Callable[..., Any], error: BaseException) -> None:
+    def _hook_failed(self, hook: Hook, error: BaseException) -> None:
         self._stats.hook_errors += 1
-        name = name_of(function)
-        text = "%s, an error or fallback hook, failed itself: %s: %s"
-        self._reports(("hook", function), name, logging.ERROR, text, name, type(error).__name__, error, error=error)
+        name = name_of(hook.function)
+        text = "%s at %s, an error or fallback hook, failed itself: %s: %s%s"
+        what = (type(error).__name__, error, loop_hint(error))
+        self._reports(("hook", hook), name, logging.ERROR, text, name, hook.where, *what, error=error)
+        self._observe(error, False)
 
     def _envelope(self, raw: Raw) -> Envelope:
         frames = frames_of(raw)
@@ -303,10 +245,6 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
     return None
 
 
-def _error_of(failure: Failure) -> BaseException:
-    return failure.value or RuntimeError("a failure without an error")
-
-
 def _reason(error: BaseException) -> str:
     if isinstance(error, DecodeError):
         return error.reason
@@ -315,15 +253,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it claims more memory than there is"
     return f"{type(error).__name__}: {str(error)[:300]}"
-
-
-def _loop_hint(error: BaseException) -> str:
-    """What to do where asyncio was awaited without its loop, or a Deferred in one of its tasks."""
-    if isinstance(error, RuntimeError) and "no running event loop" in str(error):
-        return " (to await asyncio, run on its loop: zroute run --reactor asyncio)"
-    if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in str(error):
-        return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
-    return ""
 
 
 def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:

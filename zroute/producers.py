@@ -19,7 +19,7 @@ from zroute.delivery.reports import Clock
 from zroute.delivery.stats import Stats
 from zroute.routing.publications import Schedule
 
-__all__ = ["BACK_OFF_MAX", "CompiledProducer", "Producers", "Start", "drive"]
+__all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Start", "drive"]
 
 Start = Callable[[Awaitable[Any]], "Deferred[Any]"]
 

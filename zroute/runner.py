@@ -157,11 +157,7 @@ class _Program:
         try:
             for service in self._services:
                 service.startService()
-                service.started.addErrback(lambda _: self._stop("an app did not start", EXIT_FAILED))
-                if service.transport is None:  # its on_startup failed at once, which has been said
-                    return
-                for line in _summary(service):
-                    _log.log(*line)
+                service.started.addCallbacks(lambda _, service=service: self._say(service), self._not_started)
         except EndpointError as error:
             _log.error("%s", error)
             self._stop("an endpoint failed", EXIT_ENDPOINT)
@@ -172,6 +168,18 @@ class _Program:
             return
         if seconds is not None:
             self._reactor.callLater(seconds, self._stop, f"{seconds:g} s are over")
+
+    def _say(self, service: Any) -> None:
+        if service.transport is not None:  # else it was stopped at once, by its on_startup
+            for line in _summary(service):
+                _log.log(*line)
+
+    def _not_started(self, failure: Any) -> None:
+        """The service has said why."""
+        if failure.check(EndpointError):
+            self._stop("an endpoint failed", EXIT_ENDPOINT)
+        else:
+            self._stop("an app did not start", EXIT_FAILED)
 
     # -- stopping -------------------------------------------------------------------------------------
 

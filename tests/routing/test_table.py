@@ -459,7 +459,7 @@ def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: p
     for number in range(5):
         frame = plain(f"n.{number}", body=b"\xc1")
         wired.feed(frame, (frame, b"rest"))
-    assert len(wired.table._multipart) == 2
+    assert len(wired.table._parts.multipart) == 2
     assert wired.balanced()
 
 

@@ -18,13 +18,14 @@ class RouteStats:
     """What became of the messages that one route was given.
 
     ``handled`` returned without an error, ``handler_error`` raised or failed, ``decode_error`` never reached
-    the function, ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were unfinished when the app
-    stopped waiting for them.
+    the function, ``queued`` wait for their turn, ``in_flight`` are unfinished now, and
+    ``dropped_at_shutdown`` were queued or unfinished when the app, or their stream, was closed.
     """
 
     handled: int = 0
     handler_error: int = 0
     decode_error: int = 0
+    queued: int = 0
     in_flight: int = 0
     dropped_at_shutdown: int = 0
 

@@ -14,17 +14,38 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import attrs
 
+from zroute.delivery.flow import Flow
 from zroute.delivery.stats import RouteStats
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec
 from zroute.routing.deliver import CompiledRoute
-from zroute.routing.parameters import NO_BODY, Call, hints_of, identity, is_generator_function, name_of, plan
+from zroute.routing.parameters import (
+    NO_BODY,
+    Call,
+    Needed,
+    hints_of,
+    identity,
+    is_coroutine_function,
+    is_generator_function,
+    name_of,
+    needs_of,
+    plan,
+)
 from zroute.routing.publications import Outlet, Publication, Schedule, encoder_by_type
-from zroute.routing.routes import Producer, Route, Routes, joined
+from zroute.routing.resources import CompiledResource, compile_resources
+from zroute.routing.routes import Hook, Producer, Route, Routes, joined
 from zroute.routing.table import Dispatch
 
-__all__ = ["Compiled", "CompiledTrigger", "compile_routes"]
+__all__ = [
+    "Compiled",
+    "CompiledTrigger",
+    "compile_route",
+    "compile_routes",
+    "fresh",
+    "known_codecs",
+    "refuse_duplicates",
+]
 
 
 @attrs.frozen(eq=False)
@@ -40,21 +61,38 @@ class CompiledTrigger:
 
 @attrs.frozen(eq=False)
 class Compiled:
-    """An app, frozen: its routes, outlets and triggers, and the codecs that may be named on the wire."""
+    """An app, frozen: its routes, outlets and triggers, and the codecs that may be named on the wire.
+
+    ``resources`` stand in the order in which they open. ``given`` maps types to what a parameter of that
+    type gets, and ``hooked`` the hook functions, by `identity`, to what they are given by name.
+    """
 
     routes: tuple[CompiledRoute, ...]
     outlets: tuple[Outlet, ...]
     triggers: tuple[CompiledTrigger, ...]
+    resources: tuple[CompiledResource, ...]
+    hooked: Mapping[object, Mapping[str, Any]]
+    given: Mapping[Any, Any]
     codecs: Mapping[int, Codec]
 
 
-def compile_routes(root: Routes, *, given: Mapping[Any, Any], default: Codec, dispatch: Dispatch) -> Compiled:
+def compile_routes(
+    root: Routes,
+    *,
+    given: Mapping[Any, Any],
+    default: Codec,
+    dispatch: Dispatch,
+    hooks: Sequence[tuple[Hook, tuple[str, ...]]],
+) -> Compiled:
     """Resolve, check and bind everything in ``root`` and the groups it includes.
 
-    ``given`` maps types to the object that a parameter of that type gets. Raises SignatureError,
+    ``given`` maps types to the object that a parameter of that type gets; ``hooks`` are the app's own, each
+    with the names of the arguments that it is called with. Raises SignatureError,
     SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long).
     """
     groups = list(root._walk())
+    recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
+    resources, given = compile_resources(recorded, given)
     producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
     subscribed = {identity(route.function) for _, group, _ in groups for route in group._routes}
     placed = [
@@ -64,14 +102,30 @@ def compile_routes(root: Routes, *, given: Mapping[Any, Any], default: Codec, di
     ]
     outlets = [outlet for _, outlet in placed]
     routes = [
-        _route(route, prefix, chain, _fed_by(route, prefix, group, producers, placed), given, default)
+        compile_route(route, prefix, chain, _fed_by(route, prefix, group, producers, placed), given, default)
         for prefix, group, chain in groups
         for route in group._routes
     ]
-    _refuse_duplicates(routes, dispatch)
+    refuse_duplicates(routes, dispatch)
     triggers = _triggers(producers, subscribed, outlets, given)
     _refuse_idle_publishers(groups, producers)
-    return Compiled(tuple(_named(routes)), tuple(outlets), tuple(triggers), _codecs(root, default))
+    errors = [(hook, ("error", "envelope")) for _, group, _ in _once(groups) for hook in group._errors]
+    hooked = {
+        identity(hook.function): needs_of(hook.function, given, arguments, namespace=hook.namespace, where=hook.where)
+        for hook, arguments in (*errors, *hooks)
+    }
+    calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
+    needs = [*(call.given for call in calls), *hooked.values()]
+    injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
+    return Compiled(
+        routes=tuple(_named(routes)),
+        outlets=tuple(outlets),
+        triggers=tuple(triggers),
+        resources=tuple(attrs.evolve(one, injected=one.kind in injected) for one in resources),
+        hooked=hooked,
+        given=given,
+        codecs=_codecs(root, default),
+    )
 
 
 Group = tuple[str, Routes, tuple[Routes, ...]]
@@ -88,7 +142,7 @@ def _once(groups: Sequence[Group]) -> list[Group]:
 # -- routes ----------------------------------------------------------------------------------------------
 
 
-def _route(
+def compile_route(
     route: Route,
     prefix: str,
     chain: tuple[Routes, ...],
@@ -96,6 +150,7 @@ def _route(
     given: Mapping[Any, Any],
     default: Codec,
 ) -> CompiledRoute:
+    """One route behind ``prefix``, in the groups of ``chain`` (the innermost first)."""
     patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
     call = plan(
         route.function, captures=patterns[0].captures, given=given, namespace=route.namespace, where=route.where
@@ -109,7 +164,15 @@ def _route(
             where=route.where,
         )
     hooks = tuple(tuple(group._errors) for group in chain if group._errors)
-    return CompiledRoute(name_of(route.function), route, patterns, call, outlets, hooks, RouteStats())
+    return fresh(CompiledRoute(name_of(route.function), route, patterns, call, outlets, hooks, RouteStats(), Flow(1)))
+
+
+def fresh(route: CompiledRoute) -> CompiledRoute:
+    """``route`` with counters at zero and nothing in flight, for a new run."""
+    recorded = route.route
+    slow = recorded.thread or is_coroutine_function(recorded.function) or is_generator_function(recorded.function)
+    flow: Flow[Any] = Flow(recorded.max_in_flight, ordered=recorded.ordered, queue=recorded.queue, active=slow)
+    return attrs.evolve(route, stats=RouteStats(), flow=flow)
 
 
 def _check_schema(call: Call, route: Route, default: Codec) -> None:
@@ -145,7 +208,8 @@ def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
     return named
 
 
-def _refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> None:
+def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> None:
+    """Raise DuplicateRouteError for two routes of which nobody could say which is called."""
     seen: dict[object, CompiledRoute] = {}
     for route in routes:
         function = identity(route.route.function)
@@ -286,7 +350,7 @@ def _trigger(
     if wanted:
         raise SignatureError(
             f"{name} is called without a message, so there is nothing for its parameter {wanted!r}: "
-            "take it out, or subscribe the function to a pattern",
+            "take it out, subscribe the function to a pattern, or let an @app.resource yield its type",
             parameter=wanted,
             where=first.where,
         )
@@ -312,11 +376,16 @@ def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Produce
 
 def _codecs(root: Routes, default: Codec) -> dict[int, Codec]:
     """All codecs the app names, by their number on the wire."""
-    known = {codec.number: codec for codec in BUILTIN.values()}
     named: list[tuple[Codec, str | None]] = [(default, None)]
     for _, group, _ in root._walk():
         named += [(route.codec, route.where) for route in group._routes if route.codec]
         named += [(publication.codec, publication.where) for publication in group._publications if publication.codec]
+    return known_codecs({codec.number: codec for codec in BUILTIN.values()}, named)
+
+
+def known_codecs(known: Mapping[int, Codec], named: Sequence[tuple[Codec, str | None]]) -> dict[int, Codec]:
+    """``known`` with those ``named`` at a line added. Raises SchemaError where two have one number."""
+    known = dict(known)
     for codec, where in named:
         other = known.setdefault(codec.number, codec)
         if (type(other), other.name) != (type(codec), codec.name):  # two objects of one class are one codec

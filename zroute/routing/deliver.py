@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from zroute.delivery.flow import Flow
 from zroute.delivery.stats import RouteStats
 from zroute.messages.checks import Inline
 from zroute.messages.topics import Pattern, Topic
@@ -53,6 +54,8 @@ class CompiledRoute:
     """A route of one app, ready to call: prefixes joined, parameters planned, publications and hooks found.
 
     ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
+    ``stats`` and ``flow`` are those of one run. Where the flow is active, the closures do not call the
+    function: they give `Outcomes.settle` the call, a `functools.partial`, to make it when its turn has come.
     """
 
     name: str
@@ -62,6 +65,7 @@ class CompiledRoute:
     outlets: tuple[Outlet, ...]
     hooks: tuple[tuple[ErrorHook, ...], ...]
     stats: RouteStats
+    flow: Flow[Any]
 
 
 @attrs.frozen(eq=False)
@@ -84,7 +88,10 @@ class Outcomes(Protocol):
         """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
 
     def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
-        """The function returned something: an awaitable, a generator, or what is to be published."""
+        """The function returned something: an awaitable, a generator, or what is to be published.
+
+        Where the route's flow is active, ``result`` is the call that is still to be made.
+        """
 
 
 @attrs.frozen(eq=False)

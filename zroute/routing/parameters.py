@@ -22,7 +22,19 @@ from zroute.errors import SignatureError
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
 
-__all__ = ["NO_BODY", "Call", "Converter", "hints_of", "identity", "is_generator_function", "name_of", "plan"]
+__all__ = [
+    "NO_BODY",
+    "Call",
+    "Converter",
+    "Needed",
+    "hints_of",
+    "identity",
+    "is_coroutine_function",
+    "is_generator_function",
+    "name_of",
+    "needs_of",
+    "plan",
+]
 
 Converter = Callable[[bytes], Any]
 
@@ -35,12 +47,19 @@ _NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds
 
 
 @attrs.frozen
+class Needed:
+    """Stands for the object of a resource, which exists only while the app runs."""
+
+    kind: Any
+
+
+@attrs.frozen
 class Call:
     """How one function is called.
 
     ``schema`` is the declared type of the body, `NO_BODY` without one. ``converters`` turn
     captured segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that
-    get an object known at compile time, ``envelope`` the one that gets the envelope. ``order`` lists all.
+    get the same object each time, ``envelope`` the one that gets the envelope. ``order`` lists all.
     """
 
     function: Callable[..., Any]
@@ -59,6 +78,18 @@ class Call:
             return {name: convert(captures[name]) for name, convert in self.converters.items()}
         except ValueError:
             return None
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        """The types of the resources that it is given."""
+        return tuple(value.kind for value in self.given.values() if isinstance(value, Needed))
+
+    def supply(self, resources: Mapping[Any, Any]) -> Call:
+        """With the objects of the open resources in their places, so that a message pays nothing for them."""
+        given = {
+            name: resources[value.kind] if isinstance(value, Needed) else value for name, value in self.given.items()
+        }
+        return attrs.evolve(self, given=given)
 
     def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
         """The function with all arguments set that are the same for every message of ``topic``.
@@ -130,6 +161,33 @@ def plan(
     )
 
 
+def needs_of(
+    function: Callable[..., Any],
+    given: Mapping[Any, Any],
+    arguments: tuple[str, ...],
+    *,
+    namespace: Mapping[str, Any] | None,
+    where: str,
+) -> dict[str, Any]:
+    """What a hook is given by name: its parameters that are annotated with a type in ``given``.
+
+    The hook is called with ``arguments`` by position besides. Raises SignatureError where that can't be.
+    """
+    hints = hints_of(function, namespace, where)
+    parameters = _parameters(function, where)
+    needs = {name: given[hints[name]] for name in parameters if _hashable(hints.get(name)) and hints.get(name) in given}
+    try:
+        inspect.signature(function).bind(*arguments, **needs)
+    except TypeError as error:
+        called = f"with {', '.join(arguments)}" if arguments else "without arguments"
+        raise SignatureError(
+            f"{name_of(function)} is called {called}, and can't be: {error}; besides these it may take an App and "
+            "resources, by their types",
+            where=where,
+        ) from error
+    return needs
+
+
 def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     """The annotations of ``function`` as types, also postponed ones. Raises SignatureError."""
     target = function
@@ -166,12 +224,19 @@ def identity(function: Callable[..., Any]) -> object:
 
 def is_generator_function(function: Callable[..., Any]) -> bool:
     """Whether calling ``function`` makes a generator, plain or async."""
-    target = function
-    while isinstance(target, partial):
-        target = target.func
-    if not inspect.isroutine(target):
-        target = type(target).__call__
+    target = _code_of(function)
     return inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
+
+
+def is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` is an ``async def``."""
+    return inspect.iscoroutinefunction(_code_of(function))
+
+
+def _code_of(function: Callable[..., Any]) -> Any:
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 # -- reading -------------------------------------------------------------------------------------------
@@ -221,7 +286,8 @@ def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: s
         raise SignatureError(
             f"parameters {names[0]!r} and {names[1]!r} would both get the {what}, and a message has one: "
             f"name a capture as in 'news.{{{names[1]}}}' (the pattern {captured}), "
-            "annotate one as Envelope, Topic or App to get that, or give one of them a default",
+            "annotate one as Envelope, Topic or App to get that, let a function under @app.resource yield its type, "
+            "or give one of them a default",
             parameter=names[1],
             where=where,
         )

@@ -20,10 +20,23 @@ import attrs
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
-from zroute.routing.parameters import name_of
+from zroute.options import MAX_IN_FLIGHT, ROUTE_QUEUE
+from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
 from zroute.routing.publications import Publication, Schedule
 
-__all__ = ["ErrorHook", "Producer", "Route", "Routes", "caller", "joined"]
+__all__ = [
+    "ErrorHook",
+    "Hook",
+    "Producer",
+    "Resource",
+    "Route",
+    "Routes",
+    "caller",
+    "joined",
+    "local_names",
+    "make_route",
+    "parse_patterns",
+]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +50,19 @@ class Route:
     patterns: tuple[Pattern, ...]
     codec: Codec | None
     copy: bool
+    thread: bool
+    max_in_flight: int
+    ordered: bool
+    queue: int
+    where: str
+    namespace: Mapping[str, Any] | None
+
+
+@attrs.frozen(eq=False)
+class Resource:
+    """A generator function that opens what others are given, yields it once, and closes it."""
+
+    function: Callable[..., Any]
     where: str
     namespace: Mapping[str, Any] | None
 
@@ -53,12 +79,19 @@ class Producer:
 
 
 @attrs.frozen(eq=False)
-class ErrorHook:
-    """A function that is given errors of ``kinds`` with the envelope they were met in."""
+class Hook:
+    """A function that is called at a start or a stop, or with messages that no route took."""
 
     function: Callable[..., Any]
-    kinds: tuple[type[BaseException], ...]
     where: str
+    namespace: Mapping[str, Any] | None
+
+
+@attrs.frozen(eq=False)
+class ErrorHook(Hook):
+    """A function that is given errors of ``kinds`` with the envelope they were met in."""
+
+    kinds: tuple[type[BaseException], ...]
 
 
 class Routes:
@@ -71,8 +104,9 @@ class Routes:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         if prefix:
-            _parse_all((prefix,), caller())
+            parse_patterns((prefix,), caller())
         self._routes: list[Route] = []
+        self._resources: list[Resource] = []
         self._publications: list[Publication[Any]] = []
         self._producers: list[Producer] = []
         self._errors: list[ErrorHook] = []
@@ -82,17 +116,37 @@ class Routes:
     # -- subscribing ----------------------------------------------------------------------------------
 
     def subscribe(
-        self, *patterns: str | Pattern, codec: str | Codec | None = None, copy: bool = False
+        self,
+        *patterns: str | Pattern,
+        codec: str | Codec | None = None,
+        copy: bool = False,
+        thread: bool = False,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        ordered: bool = True,
+        queue: int = ROUTE_QUEUE,
     ) -> Callable[[F], F]:
         """Call the decorated function with each message whose topic matches one of ``patterns``.
 
         Sugar over `add_route`, which says what the arguments mean.
         """
         where, namespace = _user()
-        parsed = _parse_all(patterns, where)
+        parsed = parse_patterns(patterns, where)
 
         def register(function: F) -> F:
-            self._add_route(function, parsed, codec, copy, where, namespace)
+            self._add_route(
+                make_route(
+                    function,
+                    parsed,
+                    codec=codec,
+                    copy=copy,
+                    thread=thread,
+                    max_in_flight=max_in_flight,
+                    ordered=ordered,
+                    queue=queue,
+                    where=where,
+                    namespace=namespace,
+                )
+            )
             return function
 
         return register
@@ -103,35 +157,81 @@ class Routes:
         *patterns: str | Pattern,
         codec: str | Codec | None = None,
         copy: bool = False,
+        thread: bool = False,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        ordered: bool = True,
+        queue: int = ROUTE_QUEUE,
     ) -> Route:
         """Register ``function`` for ``patterns``: what ``@subscribe`` does.
 
         One message calls one function at most once, by its most specific pattern. ``codec`` says how bodies
         are written whose publisher does not say it (default: the app's). Handlers of one type share the
-        decoded object; ``copy=True`` decodes once more, for a handler that changes it.
+        decoded object; ``copy=True`` decodes once more, for a handler that changes it. ``thread=True`` runs
+        a plain function in the reactor's thread pool; see `App.from_thread` for what it may do there.
 
-        Raises PatternError, SchemaError for an unknown codec, SignatureError for what is no function, and
-        AppFrozenError after the app was compiled. What else may be wrong with the function shows when the
-        app is compiled.
+        The rest is for functions that are unfinished when they return: ``async`` ones, those that return a
+        Deferred, and those in threads. Messages of one topic are handled one after the other, unless
+        ``ordered=False``, those of different topics side by side, up to ``max_in_flight`` at a time
+        (default 100). ``queue`` messages may wait (default 1,000); then the app reads no more from its
+        sockets until half of them are handled, and says which route it waits for.
+
+        Raises PatternError, SchemaError for an unknown codec, SignatureError for what is no function or a
+        bound below 1, and AppFrozenError after the app was compiled. What else may be wrong with the
+        function shows when the app is compiled.
         """
         where, namespace = _user()
-        return self._add_route(function, _parse_all(patterns, where), codec, copy, where, namespace)
-
-    def _add_route(
-        self,
-        function: Callable[..., Any],
-        patterns: tuple[Pattern, ...],
-        codec: str | Codec | None,
-        copy: bool,
-        where: str,
-        namespace: Mapping[str, Any],
-    ) -> Route:
-        self._check_open(f"subscribe({patterns[0].text!r})", where)
-        _check_callable(function, "subscribe", where)
-        found = find_codec(codec) if codec is not None else None
-        route = Route(function, patterns, found, copy, where, _local_names(function, namespace))
-        self._routes.append(route)
+        route = make_route(
+            function,
+            parse_patterns(patterns, where),
+            codec=codec,
+            copy=copy,
+            thread=thread,
+            max_in_flight=max_in_flight,
+            ordered=ordered,
+            queue=queue,
+            where=where,
+            namespace=namespace,
+        )
+        self._add_route(route)
         return route
+
+    def _add_route(self, route: Route) -> None:
+        self._check_open(f"subscribe({route.patterns[0].text!r})", route.where)
+        self._routes.append(route)
+
+    # -- resources ------------------------------------------------------------------------------------
+
+    def resource(self, function: F) -> F:
+        """Open what handlers need with the decorated generator function, and give it to them by its type.
+
+        The function, plain or ``async``, yields one object, and closes it in what follows the ``yield``::
+
+            @app.resource
+            def database() -> Iterator[Database]:
+                database = Database.open("quotes.db")
+                yield database
+                database.close()
+
+        Handlers, timers, publishers, hooks and other resources with a parameter of the yielded type get the
+        object. Resources open in the order in which they need each other, before the sockets, and close in
+        reverse when the last message is handled; those that are open are also closed when a later one
+        fails, which ends the start. Which type it is, is read from the annotation.
+
+        Raises AppFrozenError, and SignatureError for what is no generator function; that it yields no type
+        of its own, a type that another resource yields, or that resources need each other in a circle,
+        shows when the app is compiled.
+        """
+        where, namespace = _user()
+        self._check_open("resource", where)
+        _check_callable(function, "resource", where)
+        if not is_generator_function(function):
+            raise SignatureError(
+                f"resource decorates a generator function, and {name_of(function)} yields nothing: open, yield once, "
+                "close",
+                where=where,
+            )
+        self._resources.append(Resource(function, where, local_names(function, namespace)))
+        return function
 
     # -- publishing -----------------------------------------------------------------------------------
 
@@ -188,7 +288,7 @@ class Routes:
         """
         where, namespace = _user()
         self._check_open(f"publisher({pattern!r})", where)
-        parsed = _parse_all((pattern,), where)[0]
+        parsed = parse_patterns((pattern,), where)[0]
         if not parsed.is_template:
             raise PatternError(
                 f"a publisher's pattern names its topics, and {parsed.text!r} stands for many: "
@@ -201,7 +301,7 @@ class Routes:
         def register(publication: Publication[Any], function: Callable[..., Any]) -> None:
             self._check_open(f"publisher({pattern!r})", where)
             _check_callable(function, "publisher", where)
-            names = _local_names(function, namespace)
+            names = local_names(function, namespace)
             self._producers.append(Producer(function, publication, schedule, where, names))
 
         found = find_codec(codec) if codec is not None else None
@@ -222,7 +322,7 @@ class Routes:
         def register(function: F) -> F:
             self._check_open(f"every({period!r})", where)
             _check_callable(function, "every", where)
-            self._producers.append(Producer(function, None, schedule, where, _local_names(function, namespace)))
+            self._producers.append(Producer(function, None, schedule, where, local_names(function, namespace)))
             return function
 
         return register
@@ -236,7 +336,7 @@ class Routes:
         innermost group that has one. `DecodeError` and `EnvelopeError` reach it too (dead letters). The
         error has been counted and logged by then. The function may be ``async``.
         """
-        where = caller()
+        where, namespace = _user()
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise SignatureError(
@@ -247,7 +347,8 @@ class Routes:
 
         def register(function: F) -> F:
             self._check_open("on_error", where)
-            self._errors.append(ErrorHook(function, kinds or (Exception,), where))
+            _check_callable(function, "on_error", where)
+            self._errors.append(ErrorHook(function, where, local_names(function, namespace), kinds or (Exception,)))
             return function
 
         return register
@@ -265,7 +366,7 @@ class Routes:
         if self in routes._groups():
             raise SignatureError("a group can't include itself", where=where)
         if prefix:
-            _parse_all((prefix,), where)
+            parse_patterns((prefix,), where)
         self._included.append((prefix, routes))
 
     def _groups(self) -> Iterator[Routes]:
@@ -292,6 +393,36 @@ class Routes:
             raise AppFrozenError(
                 f"{what} comes too late: {self._frozen_by} is compiled already; register before it starts", where=where
             )
+
+
+def make_route(
+    function: Callable[..., Any],
+    patterns: tuple[Pattern, ...],
+    *,
+    codec: str | Codec | None,
+    copy: bool,
+    thread: bool,
+    max_in_flight: int,
+    ordered: bool,
+    queue: int,
+    where: str,
+    namespace: Mapping[str, Any],
+) -> Route:
+    """The record of a handler; see `Routes.add_route` for the arguments and what is raised."""
+    _check_callable(function, "subscribe", where)
+    for name, bound in (("max_in_flight", max_in_flight), ("queue", queue)):
+        if not (isinstance(bound, int) and bound >= 1):
+            raise SignatureError(f"{name}={bound!r}: a number of messages, 1 or more", parameter=name, where=where)
+    if thread and (is_coroutine_function(function) or is_generator_function(function)):
+        raise SignatureError(
+            f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; leave it out, "
+            "or the async and the yield",
+            parameter="thread",
+            where=where,
+        )
+    found = find_codec(codec) if codec is not None else None
+    names = local_names(function, namespace)
+    return Route(function, patterns, found, copy, thread, max_in_flight, ordered, queue, where, names)
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:
@@ -331,7 +462,7 @@ def _short(filename: str) -> str:
         return filename
 
 
-def _local_names(function: Callable[..., Any], namespace: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def local_names(function: Callable[..., Any], namespace: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A copy of the local names for a function defined inside another: its annotations may mean them."""
     inner = function.func if isinstance(function, partial) else function
     if "<locals>" in getattr(inner, "__qualname__", "") or "<locals>" in type(inner).__qualname__:
@@ -339,7 +470,8 @@ def _local_names(function: Callable[..., Any], namespace: Mapping[str, Any]) -> 
     return None
 
 
-def _parse_all(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pattern, ...]:
+def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pattern, ...]:
+    """The patterns of one route. Raises PatternError, with the user's line."""
     if not patterns:
         raise PatternError("subscribe needs a pattern, as in @app.subscribe('news.*')", pattern=None, where=where)
     if callable(patterns[0]):

@@ -8,6 +8,7 @@ Whatever is rare (a new topic, another codec, several parts, a large body, a fau
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import attrs
@@ -66,6 +67,18 @@ class _Entry:
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
 
 
+@attrs.define(eq=False)
+class _Parts:
+    """What is known about the parts of messages; a changed table takes it over in the middle of one.
+
+    ``skipping`` says that the rest of a refused message is to be read; ``multipart`` holds the topics for
+    which RCVMORE is asked each time.
+    """
+
+    skipping: bool = False
+    multipart: dict[bytes, None] = attrs.field(factory=dict)
+
+
 class RouteTable:
     """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
 
@@ -102,9 +115,29 @@ class RouteTable:
         # bodies has closures by the constant parts of the headers, one a publisher, in the second.
         self._plain: dict[bytes, Deliver] = {}
         self._tracked: dict[bytes, dict[bytes, Deliver]] = {}
-        self._multipart: dict[bytes, None] = {}
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
-        self._skipping = False
+        self._parts = _Parts()
+
+    def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
+        """A table with other routes in place of this one, whose drain ends after the message at hand."""
+        table = RouteTable(
+            routes,
+            default=self._default,
+            codecs=codecs,
+            dispatch="most_specific" if self._only_first else "all",
+            max_message=self._max_message,
+            stats=self._stats,
+            outcomes=self._outcomes,
+            clock=self._clock,
+        )
+        table._parts = self._parts
+        self.hold()
+        return table
+
+    def reclassify(self) -> None:
+        """Make all closures anew: a route's flow has become active since."""
+        for cache in (self._entries, self._plain, self._tracked):
+            cache.clear()
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -117,7 +150,7 @@ class RouteTable:
         """
         plain, tracked = self._plain.get, self._tracked.get
         received = 0
-        if self._skipping:
+        if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
         rounds = self._rounds = list(range(1, budget + 1))  # a list, so that `hold` can end it at no cost
         try:
@@ -162,8 +195,8 @@ class RouteTable:
         parts = [frame]
         while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
             parts.append(recv(1))
-        self._skipping = bool(len(parts) == MAX_PARTS and more())
-        if self._skipping:
+        self._parts.skipping = bool(len(parts) == MAX_PARTS and more())
+        if self._parts.skipping:
             self.hold()
             self._malformed(EnvelopeError(f"more than {MAX_PARTS} parts", frames=tuple(parts)), tuple(parts))
         else:
@@ -174,7 +207,7 @@ class RouteTable:
         for parts in range(1, budget + 1):
             recv(1)
             if not more():
-                self._skipping = False
+                self._parts.skipping = False
                 return parts
         return budget
 
@@ -186,10 +219,10 @@ class RouteTable:
             self._one_by_one(frame, recv, more)
         elif more():  # what is left of its message is no message
             self._forget(topic)
-            self._multipart[topic] = None  # asked each time from now on
-            if len(self._multipart) > TOPIC_CACHE:
-                del self._multipart[next(iter(self._multipart))]
-            self._skipping = True
+            self._parts.multipart[topic] = None  # asked each time from now on
+            if len(self._parts.multipart) > TOPIC_CACHE:
+                del self._parts.multipart[next(iter(self._parts.multipart))]
+            self._parts.skipping = True
             self.hold()
 
     # -- whole messages ---------------------------------------------------------------------------------
@@ -235,7 +268,7 @@ class RouteTable:
         entry = _Entry(name, deliveries, self._nobody(topic))
         if deliveries:
             entry.plain = self._make_plain(entry)
-        if topic not in self._multipart:
+        if topic not in self._parts.multipart:
             if len(self._entries) >= TOPIC_CACHE:
                 self._forget(next(iter(self._entries)))
             self._entries[topic] = entry
@@ -325,6 +358,8 @@ class RouteTable:
             route = delivery.route
             key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
             function = route.call.bind(delivery.arguments, entry.topic)
+            if route.flow.active:
+                function = partial(partial, function)
             steps.append(Step(delivery, function, self._decoder(route, number, large), slots.setdefault(key, index)))
         return steps
 

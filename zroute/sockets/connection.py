@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import zmq
 import zmq.backend
@@ -22,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zroute.endpoints import Endpoint
-from zroute.errors import EndpointError
+from zroute.errors import EndpointError, ForkedContextError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 
 __all__ = ["Connection", "Drain", "make_socket"]
@@ -59,13 +61,13 @@ def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option])
 class Connection:
     """``socket`` on ``reactor``; from now on it belongs to the connection.
 
-    What it receives goes to ``drain``. The connection is its owner's to `close`; closing twice is nothing.
-    All calls belong on the reactor's thread.
+    What it receives goes to ``drain``, which may be set anew. The connection is its owner's to `close`;
+    closing twice is nothing. All calls belong on the reactor's thread.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         self._reactor = reactor
-        self._drain = drain
+        self.drain = drain
         self._poke: Any = None
         self.paused = False
         self.closed = False
@@ -74,6 +76,7 @@ class Connection:
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
         self._fd: int = self._socket.FD
+        _connections.add(self)
         reactor.addReader(self)
         self.poke()  # libzmq wakes only a reader that has met an empty queue
 
@@ -119,11 +122,11 @@ class Connection:
 
     def doRead(self) -> None:  # noqa: N802  # Twisted's name
         """Deliver what there is, for a bounded time, and leave no edge unseen."""
-        drain, recv, more = self._drain, self._recv, self.more
+        recv, more = self._recv, self.more
         began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
             while left > 0 and not self.closed and not self.paused:
-                drain(recv, more, size)
+                self.drain(recv, more, size)
                 left -= size
                 spent = perf_counter() - began
                 if spent > READ_SECONDS:
@@ -191,6 +194,39 @@ class Connection:
             self._poke.cancel()
             self._poke = None
         self._socket.close(linger)
+
+    def forked(self) -> None:
+        """This is a child of the process that opened the socket: refuse everything, and touch nothing.
+
+        The child has copies of descriptors and memory, but not libzmq's threads: a send would return and the
+        message be gone, and even removing the descriptor from an epoll set would remove the parent's.
+        """
+        self.closed = True
+        self._parents = self._socket  # kept, so that it is not closed here by the garbage collector
+        self._socket = cast("zmq.Socket[Any]", _Refusing())
+        self._recv = self._send = _refuse
+
+
+class _Refusing:
+    def __getattr__(self, name: str) -> Any:
+        return _refuse
+
+
+def _refuse(*_args: Any) -> Any:
+    raise ForkedContextError(
+        f"process {os.getpid()} was forked from the one that opened this socket, and ZeroMQ's sockets don't survive "
+        "that: start processes before the app, or with multiprocessing's 'spawn', and give each an app of its own"
+    )
+
+
+def _poison() -> None:
+    for connection in tuple(_connections):
+        connection.forked()
+
+
+_connections: WeakSet[Connection] = WeakSet()
+
+os.register_at_fork(after_in_child=_poison)  # checking the process at each send would cost a third of it
 
 
 def _explain(endpoint: Endpoint, error: zmq.ZMQError) -> str:

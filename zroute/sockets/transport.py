@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN
@@ -89,9 +89,15 @@ class SocketTransport:
         self._subscribe_to = tuple(subscribe_to)
         self._publish_to = tuple(publish_to)
         self._max_message = max_message
+        self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
         self.sub: SubConnection | None = None
         self.pub: PubConnection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a socket."""
+        return self.sub is not None or self.pub is not None
 
     def open(self, drain: Drain) -> None:
         """Bind and connect everything; messages will go to ``drain``, of which none comes before `listen`.
@@ -99,6 +105,7 @@ class SocketTransport:
         Raises EndpointError; nothing is left open then.
         """
         context = self._context.acquire()
+        self._acquired = True
         try:
             # Publishers first: over inproc a connect would else wait for a bind.
             if self._publish_to:
@@ -112,6 +119,37 @@ class SocketTransport:
         except BaseException:
             self.close(LINGER_ABORT)
             raise
+
+    def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
+        """What sends a frame, or with ``multipart`` the parts of a message; None without an endpoint to publish at."""
+        if self.pub is None:
+            return None
+        return self.pub.send_parts if multipart else self.pub.send
+
+    def use(self, drain: Drain) -> None:
+        """Give what is received from now on to ``drain``."""
+        if self.sub is not None:
+            self.sub.drain = drain
+
+    def pause(self) -> None:
+        """Read no more until `resume`; subscriptions and connections live on."""
+        if self.sub is not None:
+            self.sub.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self.sub is not None:
+            self.sub.resume()
+
+    def readable(self) -> bool:
+        """Whether a message waits to be read, also while paused."""
+        return self.sub is not None and self.sub.readable()
+
+    def read(self) -> None:
+        """Read some of what waits, now, also while paused."""
+        if self.sub is not None:
+            self.sub.paused = False
+            self.sub.doRead()
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
         """Subscribe to these prefixes, and no longer to those before."""
@@ -131,4 +169,7 @@ class SocketTransport:
         if self.pub is not None:
             self.pub.close(linger)
         self.sub = self.pub = None
+        if not self._acquired:
+            return succeed(None)
+        self._acquired = False
         return self._context.release(self._reactor)

@@ -1,0 +1,246 @@
+"""Handlers that are unfinished when they return: their order, their bounds, and their end.
+
+What a route's `Flow` decides happens here: calls are made when their turn has come, what they return is
+waited for, and reading pauses while one route is full. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from zroute.awaiting import is_awaitable
+from zroute.delivery.reports import Clock, Reports
+from zroute.producers import TURN_SECONDS, Start, drive
+from zroute.routing.deliver import CompiledRoute, Delivery, Raw
+from zroute.routing.publications import Outlet
+
+__all__ = ["Reading", "Unfinished", "error_of"]
+
+InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
+Dropped = Callable[[], None]
+
+
+class Reading(Protocol):
+    """Where messages come from, as far as outcomes have a say in it."""
+
+    def pause(self) -> None:
+        """Read no more until `resume`; nothing that has arrived is lost."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def reclassify(self) -> None:
+        """A route's flow has become active: the closures that call its function themselves are to be made anew."""
+
+
+class CallOutcomes(Protocol):
+    """What becomes of a call that has ended."""
+
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
+        """It raised, or what it returned failed."""
+
+    def publish(self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str) -> None:
+        """It returned ``value``."""
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    """A call that waits for its turn, or runs."""
+
+    delivery: Delivery
+    call: Callable[[], Any]
+    raw: Raw
+
+
+class Unfinished:
+    """What has begun in one run of an app and not ended, and what waits for its turn."""
+
+    def __init__(
+        self,
+        outcomes: CallOutcomes,
+        reports: Reports,
+        clock: Clock,
+        start: Start,
+        in_thread: InThread,
+        reading: Reading,
+    ) -> None:
+        self._outcomes = outcomes
+        self._reports = reports
+        self._clock = clock
+        self._start = start
+        self._in_thread = in_thread
+        self._reading = reading
+        self._unfinished: dict[Deferred[Any], tuple[str, Dropped]] = {}
+        self._queued: set[CompiledRoute] = set()
+        self._full: set[CompiledRoute] = set()
+        self._pumping: set[CompiledRoute] = set()
+        self._idle: list[Deferred[None]] = []
+
+    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
+        """A handler returned something, or is to be called when its turn has come."""
+        route = delivery.route
+        if route.flow.active:
+            self._enqueue(delivery, result, raw)
+            return
+        running = self._begun(delivery, result)
+        if running is None:
+            route.stats.handled += 1
+            self._publish(delivery, result)
+        else:  # the first Deferred of a plain function: from now on its messages take turns
+            route.flow.active = True
+            self._reading.reclassify()
+            route.flow.start(delivery.topic)
+            self._await(delivery, delivery.topic, running, raw)
+
+    def _begun(self, delivery: Delivery, result: Any) -> Deferred[Any] | None:
+        """What to wait for, if ``result`` is not what is to be published."""
+        if is_awaitable(result):
+            return self._start(result)
+        if delivery.route.outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
+            return drive(result, lambda value: self._publish(delivery, value), self._clock, self._start)
+        return None
+
+    def _enqueue(self, delivery: Delivery, call: Callable[[], Any], raw: Raw) -> None:
+        route = delivery.route
+        route.flow.put(delivery.topic, _Job(delivery, call, raw))
+        self._queued.add(route)
+        self._pump(route)
+        if route.flow.full and route not in self._full:
+            self._full.add(route)
+            self._reading.pause()
+            self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
+
+    def _pump(self, route: CompiledRoute) -> None:
+        """Begin what may run, for a bounded time."""
+        flow, stats = route.flow, route.stats
+        if route in self._pumping:
+            return  # a call of it ended within the loop below, which goes on
+        self._pumping.add(route)
+        deadline = self._clock.seconds() + TURN_SECONDS
+        while (taken := flow.take()) is not None:
+            self._run(*taken)
+            if self._clock.seconds() >= deadline:
+                self._clock.callLater(0, self._pump, route)
+                break
+        self._pumping.discard(route)
+        stats.queued = flow.queued
+        if not flow.queued:
+            self._queued.discard(route)
+        if route in self._full and flow.eased:
+            self._flows_again(route)
+        self._tell_if_idle()
+
+    def _run(self, key: Hashable, job: _Job) -> None:
+        delivery = job.delivery
+        try:
+            call = job.call
+            result = self._in_thread(call) if delivery.route.route.thread else call()
+            running = self._begun(delivery, result)
+        except BaseException as error:  # also SystemExit, as for plain functions
+            delivery.route.flow.done(key)
+            self._outcomes.failed(delivery, error, job.raw)
+            return
+        if running is None:
+            delivery.route.flow.done(key)
+            delivery.route.stats.handled += 1
+            self._publish(delivery, result)
+        else:
+            self._await(delivery, key, running, job.raw)
+
+    def _await(self, delivery: Delivery, key: Hashable, running: Deferred[Any], raw: Raw) -> None:
+        route = delivery.route
+        stats = route.stats
+        stats.in_flight += 1
+
+        def ended(result: Any) -> None:
+            stats.in_flight -= 1
+            route.flow.done(key)
+            if isinstance(result, Failure):
+                self._outcomes.failed(delivery, error_of(result), raw)
+            else:
+                stats.handled += 1
+                self._publish(delivery, result)
+            self._pump(route)
+
+        def dropped() -> None:
+            stats.in_flight -= 1
+            stats.dropped_at_shutdown += 1
+
+        self.watch(running, route.name, ended, dropped)
+
+    def watch(self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped) -> None:
+        """Call ``ended`` with how ``running`` ended, unless it is given up before."""
+        self._unfinished[running] = (name, dropped)
+
+        def tell(result: Any) -> None:
+            if self._unfinished.pop(running, None) is not None:
+                ended(result)
+                self._tell_if_idle()
+
+        running.addBoth(tell)
+
+    def _flows_again(self, route: CompiledRoute) -> None:
+        self._full.discard(route)
+        self._say_flow(route, "flows again: %d messages wait")
+        if not self._full:
+            self._reading.resume()
+
+    def _say_flow(self, route: CompiledRoute, text: str) -> None:
+        where, queued = route.route.where, route.flow.queued
+        self._reports(("flow", route), route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
+
+    def _publish(self, delivery: Delivery, value: Any) -> None:
+        if value is not None:
+            self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
+
+    def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
+        """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""
+        dropped = len(route.flow.clear())
+        route.stats.queued = 0
+        route.stats.dropped_at_shutdown += dropped
+        if unfinished is not None and unfinished in self._unfinished:
+            self._unfinished.pop(unfinished)[1]()
+            dropped += 1
+        self._queued.discard(route)
+        if route in self._full:
+            self._flows_again(route)
+        self._tell_if_idle()
+        return dropped
+
+    def idle(self) -> Deferred[None]:
+        """Fires when no handler is unfinished and none waits for its turn."""
+        waiting: Deferred[None] = Deferred()
+        self._idle.append(waiting)
+        self._tell_if_idle()
+        return waiting
+
+    def give_up(self) -> dict[str, int]:
+        """Drop what waits and cancel what is unfinished, counted: the names of the handlers, and how many of each."""
+        names: dict[str, int] = {}
+        for route in tuple(self._queued):
+            names[route.name] = self.discard(route)
+        unfinished, self._unfinished = self._unfinished, {}
+        for running, (name, dropped) in unfinished.items():
+            names[name] = names.get(name, 0) + 1
+            dropped()
+            running.addErrback(lambda _: None)
+            running.cancel()
+        self._tell_if_idle()
+        return names
+
+    def _tell_if_idle(self) -> None:
+        if not self._unfinished and not self._queued:
+            waiting, self._idle = self._idle, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+
+def error_of(failure: Failure) -> BaseException:
+    """What ``failure`` holds."""
+    return failure.value or RuntimeError("a failure without an error")
