@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zroute.app import App
+    from zroute.attached import Attached, Stream
     from zroute.awaiting import as_awaitable
     from zroute.errors import (
         AppFrozenError,
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
         EncodeError,
         EndpointError,
         EnvelopeError,
+        ForkedContextError,
         NotRunningError,
         PatternError,
         SchemaError,
         SignatureError,
         TopicError,
+        UsageError,
+        WrongThreadError,
         ZrouteError,
     )
     from zroute.messages.codecs import Codec
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 _HOME = {
     "App": "zroute.app",
     "AppFrozenError": "zroute.errors",
+    "Attached": "zroute.attached",
     "Codec": "zroute.messages.codecs",
     "DecodeError": "zroute.errors",
     "DuplicateRouteError": "zroute.errors",
@@ -43,6 +48,7 @@ _HOME = {
     "EndpointError": "zroute.errors",
     "Envelope": "zroute.messages.wire",
     "EnvelopeError": "zroute.errors",
+    "ForkedContextError": "zroute.errors",
     "NotRunningError": "zroute.errors",
     "PatternError": "zroute.errors",
     "Publication": "zroute.routing.publications",
@@ -50,8 +56,11 @@ _HOME = {
     "SchemaError": "zroute.errors",
     "SignatureError": "zroute.errors",
     "Stamped": "zroute.messages.schema",
+    "Stream": "zroute.attached",
     "Topic": "zroute.messages.topics",
     "TopicError": "zroute.errors",
+    "UsageError": "zroute.errors",
+    "WrongThreadError": "zroute.errors",
     "ZrouteError": "zroute.errors",
     "as_awaitable": "zroute.awaiting",
     "startswith": "zroute.messages.topics",
@@ -60,6 +69,7 @@ _HOME = {
 __all__ = [
     "App",
     "AppFrozenError",
+    "Attached",
     "Codec",
     "DecodeError",
     "DuplicateRouteError",
@@ -67,6 +77,7 @@ __all__ = [
     "EndpointError",
     "Envelope",
     "EnvelopeError",
+    "ForkedContextError",
     "NotRunningError",
     "PatternError",
     "Publication",
@@ -74,8 +85,11 @@ __all__ = [
     "SchemaError",
     "SignatureError",
     "Stamped",
+    "Stream",
     "Topic",
     "TopicError",
+    "UsageError",
+    "WrongThreadError",
     "ZrouteError",
     "as_awaitable",
     "startswith",

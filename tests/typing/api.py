@@ -118,7 +118,7 @@ async def on_startup() -> None:
     return
 
 
-@app.on_shutdown  # E
+@app.on_shutdown
 def on_shutdown(needs: int) -> None:
     return
 

@@ -1,0 +1,150 @@
+"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.service` knows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+
+from zroute.options import LINGER_DRAIN, READ_BUDGET
+from zroute.service import AppService
+from zroute.sockets.connection import Drain
+from zroute.testing.reactor import VirtualReactor
+
+__all__ = ["Bus", "MemoryTransport"]
+
+Frames = tuple[bytes, ...]
+
+
+class _NothingLeftError(Exception):
+    """Ends a drain, as EAGAIN ends one of a socket."""
+
+
+class Bus:
+    """Takes what the apps publish to those that subscribe to it, in order.
+
+    An app receives what others publish, and its own only where it would over its endpoints: in a loop
+    inside the process, or where it subscribes to an address that it publishes at. `sent` holds everything
+    that was published, `unheard` what an outsider sent and nobody subscribes to.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[AppService, Frames]] = []
+        self.unheard: list[Frames] = []
+        self._members: list[MemoryTransport] = []
+
+    def join(self, member: MemoryTransport) -> None:
+        """From now on ``member`` receives."""
+        self._members.append(member)
+
+    def leave(self, member: MemoryTransport) -> None:
+        """No longer."""
+        if member in self._members:
+            self._members.remove(member)
+
+    def publish(self, sender: MemoryTransport, frames: Frames) -> None:
+        """An app has published."""
+        self.sent.append((sender.service, frames))
+        for member in self._members:
+            if member is not sender or sender.hears_itself:
+                member.arrive(frames)
+
+    def receive(self, frames: Frames) -> None:
+        """Somebody outside has published."""
+        heard = [member.arrive(frames) for member in self._members]
+        if not any(heard):
+            self.unheard.append(frames)
+
+
+class MemoryTransport:
+    """What one app is given in place of sockets."""
+
+    def __init__(self, service: AppService, bus: Bus, reactor: VirtualReactor) -> None:
+        self.service = service
+        addresses = {endpoint.address for endpoint in service.publish_to}
+        self.hears_itself = any(endpoint.address in addresses for endpoint in service.subscribe_to)
+        self._bus = bus
+        self._reactor = reactor
+        self._drain: Drain | None = None
+        self._subscriptions: tuple[bytes, ...] = ()
+        self._inbox: deque[Frames] = deque()
+        self._parts: deque[bytes] = deque()
+        self._paused = False
+        self._woken = False
+
+    def open(self, drain: Drain) -> None:
+        """See `zroute.service.Transport`, also for the rest."""
+        self._drain = drain
+        self._bus.join(self)
+
+    def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
+        """Gives the frames to the bus."""
+        if not self.service.publish_to:
+            return None
+        return lambda sent: self._bus.publish(self, sent if multipart else (sent,))
+
+    def listen(self, subscriptions: Iterable[bytes]) -> None:
+        """Prefixes, as ZeroMQ has them."""
+        self._subscriptions = tuple(subscriptions)
+
+    def use(self, drain: Drain) -> None:
+        """Another table has taken the place of the first."""
+        self._drain = drain
+
+    def arrive(self, frames: Frames) -> bool:
+        """Take ``frames`` if they are subscribed to; whether they are."""
+        heard = frames[0].startswith(self._subscriptions)
+        if heard:
+            self._inbox.append(frames)
+            self._wake()
+        return heard
+
+    def pause(self) -> None:
+        """What arrives waits."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """In the next turn."""
+        self._paused = False
+        self._wake()
+
+    def readable(self) -> bool:
+        """Whether something waits."""
+        return bool(self._inbox)
+
+    def read(self) -> None:
+        """All that waits, unless a handler pauses it."""
+        self._paused = False
+        try:
+            while self._drain is not None and not self._paused:
+                self._drain(self._recv, self._more, READ_BUDGET)
+        except _NothingLeftError:
+            pass
+
+    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
+        """At once."""
+        self._bus.leave(self)
+        self._drain = None
+        return succeed(None)
+
+    def _wake(self) -> None:
+        if not self._woken and not self._paused:
+            self._woken = True
+            self._reactor.callLater(0, self._woken_up)
+
+    def _woken_up(self) -> None:
+        self._woken = False
+        if not self._paused:
+            self.read()
+
+    def _recv(self, _flags: int) -> bytes:
+        if not self._parts:
+            if not self._inbox:
+                raise _NothingLeftError
+            self._parts.extend(self._inbox.popleft())
+        return self._parts.popleft()
+
+    def _more(self) -> int:
+        return len(self._parts)
