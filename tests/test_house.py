@@ -52,6 +52,7 @@ ORDER = [
     "resources",
     "attached",
     "app",
+    "run",
     "service",
     "testing.reactor",
     "testing.transport",

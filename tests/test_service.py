@@ -15,7 +15,8 @@ from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
 from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
 from zroute.errors import UsageError
-from zroute.service import AppService, Drained, Limit
+from zroute.run import Drained, Limit
+from zroute.service import AppService
 
 
 @attrs.frozen

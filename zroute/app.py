@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, TypeVar, get_args, overload
 
-from zroute.attached import Attached, Run, Stream
+from zroute.attached import Attached, Host, Stream
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
@@ -88,7 +88,7 @@ class App(Routes):
         self._shutdown: list[Hook] = []
         self._fallbacks: list[Hook] = []
         self._compiled: Compiled | None = None
-        self._run: Run | None = None
+        self._run: Host | None = None
         self._emit: Emit | None = None
         self._encode: Encode = encoder_by_type(None, None, self.codec)
 
@@ -245,7 +245,7 @@ class App(Routes):
         if self._run is not None:
             raise UsageError(f"{self!r} runs already: stop its other service first")
 
-    def _running(self, what: str, remedy: str) -> Run:
+    def _running(self, what: str, remedy: str) -> Host:
         if self._run is None:
             raise self._not_running(what, remedy)
         return self._run

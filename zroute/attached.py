@@ -18,12 +18,12 @@ from zroute.messages.topics import Pattern
 from zroute.routing.deliver import CompiledRoute
 from zroute.routing.routes import Route, make_route
 
-__all__ = ["Attached", "Run", "Stream"]
+__all__ = ["Attached", "Host", "Stream"]
 
 T = TypeVar("T")
 
 
-class Run(Protocol):
+class Host(Protocol):
     """One run of an app, as far as it is needed here."""
 
     def attach(self, route: Route) -> CompiledRoute:
@@ -48,7 +48,7 @@ class Run(Protocol):
 class Attached:
     """A handler that was attached to a running app; `close` takes it away again."""
 
-    def __init__(self, run: Run, route: CompiledRoute) -> None:
+    def __init__(self, run: Host, route: CompiledRoute) -> None:
         self._run = run
         self._route: CompiledRoute | None = route
 
@@ -71,7 +71,7 @@ class Stream(Generic[T]):
 
     def __init__(
         self,
-        running: Callable[[], Run],
+        running: Callable[[], Host],
         patterns: tuple[Pattern, ...],
         schema: Any,
         *,
@@ -94,7 +94,7 @@ class Stream(Generic[T]):
             where=where,
             namespace=namespace,
         )
-        self._run: Run | None = None
+        self._run: Host | None = None
         self._route: CompiledRoute | None = None
         self._offered: list[T] = []
         self._unfinished: Deferred[None] | None = None

@@ -123,7 +123,8 @@ class _Program:
         drain_timeout: float,
         max_messages: int | None,
     ) -> None:
-        from zroute.service import AppService, Limit
+        from zroute.run import Limit
+        from zroute.service import AppService
 
         self._reactor = reactor
         self._limit = Limit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None

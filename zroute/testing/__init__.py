@@ -24,7 +24,8 @@ from zroute.messages.topics import Pattern, matches, startswith, topic_bytes
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
 from zroute.routing.parameters import identity
-from zroute.service import AppService, Drained, Ground
+from zroute.run import Drained, Ground
+from zroute.service import AppService
 from zroute.testing.reactor import RestlessError, VirtualReactor
 from zroute.testing.transport import Bus, MemoryTransport
 
@@ -107,7 +108,7 @@ class TestApp:
                 app,
                 reactor,
                 ground=Ground(
-                    lambda service: MemoryTransport(service, self._bus, reactor),
+                    lambda run: MemoryTransport(run, self._bus, reactor),
                     self._on_asyncio,
                     wall=lambda: self._began + reactor.seconds(),
                     replaced=self._replaced,
@@ -247,7 +248,7 @@ class TestApp:
         self.failures.clear()
 
     def _sent(self) -> list[tuple[App, Envelope]]:
-        return [(service.app, parse_frames(frames, self._wall())) for service, frames in self._bus.sent]
+        return [(run.app, parse_frames(frames, self._wall())) for run, frames in self._bus.sent]
 
     def _decoded(self, app: App, envelope: Envelope, schema: Any) -> Any:
         compiled = app.compile()

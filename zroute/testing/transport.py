@@ -1,4 +1,4 @@
-"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.service` knows."""
+"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.run` knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.options import LINGER_DRAIN, READ_BUDGET
-from zroute.service import AppService
+from zroute.run import Run
 from zroute.sockets.connection import Drain
 from zroute.testing.reactor import VirtualReactor
 
@@ -31,7 +31,7 @@ class Bus:
     """
 
     def __init__(self) -> None:
-        self.sent: list[tuple[AppService, Frames]] = []
+        self.sent: list[tuple[Run, Frames]] = []
         self.unheard: list[Frames] = []
         self._members: list[MemoryTransport] = []
 
@@ -46,7 +46,7 @@ class Bus:
 
     def publish(self, sender: MemoryTransport, frames: Frames) -> None:
         """An app has published."""
-        self.sent.append((sender.service, frames))
+        self.sent.append((sender.run, frames))
         for member in self._members:
             if member is not sender or sender.hears_itself:
                 member.arrive(frames)
@@ -61,10 +61,10 @@ class Bus:
 class MemoryTransport:
     """What one app is given in place of sockets."""
 
-    def __init__(self, service: AppService, bus: Bus, reactor: VirtualReactor) -> None:
-        self.service = service
-        addresses = {endpoint.address for endpoint in service.publish_to}
-        self.hears_itself = any(endpoint.address in addresses for endpoint in service.subscribe_to)
+    def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
+        self.run = run
+        addresses = {endpoint.address for endpoint in run.publish_to}
+        self.hears_itself = any(endpoint.address in addresses for endpoint in run.subscribe_to)
         self._bus = bus
         self._reactor = reactor
         self._drain: Drain | None = None
@@ -75,13 +75,13 @@ class MemoryTransport:
         self._woken = False
 
     def open(self, drain: Drain) -> None:
-        """See `zroute.service.Transport`, also for the rest."""
+        """See `zroute.run.Transport`, also for the rest."""
         self._drain = drain
         self._bus.join(self)
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Gives the frames to the bus."""
-        if not self.service.publish_to:
+        if not self.run.publish_to:
             return None
         return lambda sent: self._bus.publish(self, sent if multipart else (sent,))
 
