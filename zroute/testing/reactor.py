@@ -12,6 +12,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.task import Clock
 from twisted.python.threadpool import ThreadPool
 
@@ -72,9 +73,12 @@ class VirtualReactor(Clock):
         """Let virtual time pass, from one due call to the next."""
         self.settle()
         while (at := self._next()) is not None and at <= time:
-            self._inside(partial(self.advance, max(at - self.seconds(), 0)))
-            self.settle()
-        self._inside(partial(self.advance, max(time - self.seconds(), 0)))
+            self._pass_to(at)
+        self._pass_to(time)
+
+    def _pass_to(self, time: float) -> None:
+        self.rightNow = max(time, self.rightNow)
+        self._inside(self._turn)
         self.settle()
 
     def skip(self) -> bool:
@@ -97,8 +101,14 @@ class VirtualReactor(Clock):
             self._loop.run(call)
 
     def _turn(self) -> None:
-        self.advance(0)
-        while not self._from_threads.empty():
+        """Make the calls that are due, but not those that they add: `Clock.advance` would, without end."""
+        due: list[Any] = sorted(self.calls, key=DelayedCall.getTime)
+        for call in due:
+            if call.active() and call.getTime() <= self.seconds():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+        for _ in range(self._from_threads.qsize()):
             self._from_threads.get()()
 
     def _due(self) -> bool:

@@ -1,0 +1,85 @@
+"""The pytest plugin that comes with zroute, in a pytest of its own, as a user's project has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """What pytest says of ``source`` in an empty project."""
+    (folder / "test_mine.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *flags]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_fixtures_are_there_without_a_line_of_set_up(tmp_path: Path) -> None:
+    """test_app enters a TestApp and leaves it after the test; TestApp itself is not taken for tests."""
+    source = """
+from zroute import App
+from zroute.testing import TestApp
+
+app, log = App(), []
+
+@app.subscribe("a")
+def on_a(message: int):
+    return message + 1
+
+@app.on_shutdown
+def end():
+    log.append("stopped")
+
+def test_it_runs(test_app):
+    t = test_app(app)
+    t.publish("a", 1)
+    assert t.results(on_a) == [2]
+    assert log == []
+
+def test_it_was_stopped_after_the_test():
+    assert log == ["stopped"]
+
+def test_options_and_several_apps(test_app):
+    t = test_app(App(), App(), raise_errors=False)
+    assert len(t.apps) == 2
+
+def test_an_endpoint_is_free(free_endpoint):
+    other = App(pub=free_endpoint)
+    assert free_endpoint.startswith("tcp://127.0.0.1:")
+"""
+    done = pytest_run(tmp_path, source)
+    assert "4 passed" in done.stdout, done.stdout
+
+
+def test_an_unfinished_handler_is_an_error_of_its_test(tmp_path: Path) -> None:
+    """What comes up when the app is stopped is told with the test that used it."""
+    source = """
+from twisted.internet.defer import Deferred
+from zroute import App
+
+app = App()
+
+@app.subscribe("a")
+def on_a(message: int):
+    return Deferred()
+
+def test_it(test_app):
+    test_app(app).publish("a", 1)
+"""
+    done = pytest_run(tmp_path, source)
+    assert "UnfinishedError: still at work when the test ended: on_a(): 1" in done.stdout
+    assert "1 passed, 1 error" in done.stdout
+
+
+def test_a_pytest_without_zroute_in_it_pays_nothing(tmp_path: Path) -> None:
+    """The plugin loads neither ZeroMQ nor Twisted nor zroute's own modules before a fixture is used."""
+    source = """
+import sys
+
+def test_it():
+    assert not {"zmq", "twisted", "zroute.app", "zroute.testing"} & set(sys.modules)
+"""
+    done = pytest_run(tmp_path, source, "-p", "no:pytest_twisted", "-p", "no:twisted")
+    assert "1 passed" in done.stdout, done.stdout

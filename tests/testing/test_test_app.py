@@ -1,0 +1,714 @@
+"""`TestApp`: what a user's own tests stand on. On both kinds of awaiting where it can matter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Literal
+
+import attrs
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+
+from zroute import App, DecodeError, EncodeError, Envelope, NotRunningError, Routes, TopicError, UsageError
+from zroute.errors import EnvelopeError, SignatureError
+from zroute.testing import RestlessError, TestApp, UnfinishedError
+
+Reactor = Literal["twisted", "asyncio"]
+
+both = pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+    price: float
+
+
+@attrs.frozen
+class Alert:
+    text: str
+
+
+class Database:
+    def __init__(self) -> None:
+        self.rows: list[Quote] = []
+
+
+def alerting(**options: Any) -> App:
+    """An app that answers high quotes with an alert."""
+    app = App(**options)
+    alerts = app.publisher("alerts.{level}", Alert)
+
+    @app.subscribe("stocks.{symbol}")
+    def on_quote(quote: Quote, symbol: str) -> None:
+        if quote.price > 1000:
+            alerts.publish(Alert(f"{symbol} at {quote.price}"), level="high", headers={"by": "test"})
+
+    return app
+
+
+# -- messages --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_what_is_published_comes_back_as_the_same_objects(wire: Any, codec: Any) -> None:
+    """I compare what my app published with objects of my own types, whatever wire and codec it uses."""
+    app = App(wire=wire, codec=codec)
+    alerts = app.publisher("alerts.{level}", Alert)
+
+    @app.subscribe("stocks.{symbol}")
+    def on_quote(quote: Quote, symbol: str) -> None:
+        alerts.publish(Alert(f"{symbol} at {quote.price}"), level="high")
+
+    with TestApp(app) as t:
+        t.publish("stocks.A", Quote("A", 1.5))
+        assert t.published("alerts.>") == [Alert("A at 1.5")]
+        assert t.published("other") == []
+        assert app.stats.handled == 1
+
+
+def test_envelopes_show_topics_headers_and_times() -> None:
+    """What travelled beside the body can be looked at, too; time is virtual and goes on from now."""
+    with TestApp(alerting()) as t:
+        t.advance(60)
+        t.publish("stocks.A", Quote("A", 2000.0), headers={"from": "me"})
+        (envelope,) = t.envelopes("alerts.high")
+    assert (envelope.topic, envelope.headers, envelope.tracked) == ("alerts.high", {"by": "test"}, True)
+    assert envelope.sent_at is not None
+    assert envelope.received_at - envelope.sent_at >= 0
+
+
+def test_headers_reach_the_handler() -> None:
+    """An envelope in a handler has what the test gave."""
+    app, seen = App(), []
+
+    @app.subscribe("a")
+    def on_a(envelope: Envelope) -> None:
+        seen.append((envelope.headers, envelope.sequence, msgspec.msgpack.decode(envelope.body)))
+
+    with TestApp(app) as t:
+        t.publish("a", 1, headers={"k": "v"})
+        t.publish("a", 2)
+    assert seen == [({"k": "v"}, 1, 1), ({}, 2, 2)]
+
+
+def test_undeclared_messages_are_decoded_as_asked() -> None:
+    """``app.publish`` says no type, so the test does, or gets plain values."""
+    app = App()
+
+    @app.subscribe("a")
+    def on_a(message: int) -> None:
+        app.publish("b", Quote("A", 1.0))
+
+    with TestApp(app) as t:
+        t.publish("a", 1)
+        assert t.published("b") == [{"symbol": "A", "price": 1.0}]
+        assert t.published("b", Quote) == [Quote("A", 1.0)]
+
+
+def test_frames_from_anywhere_can_be_received(caplog: pytest.LogCaptureFixture) -> None:
+    """Foreign publishers and broken messages are tried as they would come from the network."""
+    app, seen = App(codec="json"), []
+
+    @app.subscribe("stocks.{symbol}")
+    def on_quote(quote: Quote, symbol: str) -> None:
+        seen.append(quote)
+
+    with TestApp(app) as t:
+        t.receive(b'stocks.A\0{"symbol": "A", "price": 1.0}')
+        t.receive(b"stocks.B", b'{"symbol": "B", "price": 2.0}')
+        with pytest.raises(DecodeError):
+            t.receive(b"stocks.A\0{")
+        with pytest.raises(EnvelopeError):
+            t.receive(b"stocks.A")
+        t.publish("stocks.C", Quote("C", 3.0), codec="msgpack")
+        assert [type(failure) for failure in t.failures] == [DecodeError, EnvelopeError]
+    assert [quote.symbol for quote in seen] == ["A", "B", "C"]
+
+
+def test_what_nobody_subscribes_to_is_unheard() -> None:
+    """A typing error in a topic does not pass unseen; the app's own filter is ZeroMQ's."""
+    app, unrouted = App(), []
+
+    @app.subscribe("stocks.{symbol}")
+    def on_quote(quote: Quote) -> None: ...
+
+    @app.on_unrouted
+    def fallback(envelope: Envelope) -> None:
+        unrouted.append(envelope.topic)
+
+    with TestApp(app) as t:
+        t.publish("stock.A", Quote("A", 1.0))
+        t.publish("stocks.A.B", Quote("A", 1.0))  # the subscription is the prefix "stocks."
+        assert [envelope.topic for envelope in t.unheard] == ["stock.A"]
+        assert unrouted == ["stocks.A.B"]
+
+
+def test_what_can_not_be_published_raises_at_the_line_of_the_test() -> None:
+    """Bad topics and objects that no codec takes are the test's own fault, and say so."""
+    with TestApp(alerting()) as t:
+        with pytest.raises(TopicError):
+            t.publish("stocks.*", 1)
+        with pytest.raises(EncodeError):
+            t.publish("stocks.A", object())
+
+
+def test_clear_forgets_what_was_so_far() -> None:
+    """A long test looks at one step at a time."""
+    app = alerting()
+    with TestApp(app) as t:
+        t.publish("stocks.A", Quote("A", 2000.0))
+        t.clear()
+        assert (t.published(), t.failures, t.unheard) == ([], [], [])
+        t.publish("stocks.A", Quote("A", 3000.0))
+        assert len(t.published()) == 1
+
+
+# -- results and failures --------------------------------------------------------------------------------
+
+
+@both
+def test_results_are_what_functions_returned(reactor: Reactor) -> None:
+    """Plain functions, coroutines, Deferreds and timers: what they returned, awaited, in order."""
+    app = App()
+
+    @app.subscribe("a")
+    def plain(message: int) -> int:
+        return message + 1
+
+    @app.subscribe("a")
+    async def coroutine(message: int) -> int:
+        return message + 2
+
+    @app.subscribe("a")
+    def deferred(message: int) -> Any:
+        waiting: Deferred[int] = Deferred()
+        waiting.callback(message + 3)
+        return waiting
+
+    @app.every(1.0)
+    def tick() -> str:
+        return "tick"
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("a", 1)
+        t.publish("a", 2)
+        assert (t.results(plain), t.results(coroutine), t.results(deferred)) == ([2, 3], [3, 4], [4, 5])
+        assert t.results(tick) == ["tick"]
+        assert t.results(print) == []
+
+
+def test_the_results_of_methods_are_found_by_the_bound_method() -> None:
+    """Each access of a bound method makes a new object; the results are the same."""
+
+    class Desk:
+        def on_a(self, message: int) -> int:
+            return message
+
+    app, desk = App(), Desk()
+    app.subscribe("a")(desk.on_a)
+    with TestApp(app) as t:
+        t.publish("a", 5)
+        assert t.results(desk.on_a) == [5]
+
+
+@both
+def test_errors_of_handlers_are_raised_in_the_test(reactor: Reactor) -> None:
+    """A handler that fails fails my test, where I published."""
+    app = App()
+
+    @app.subscribe("a")
+    def plain(message: int) -> None:
+        raise ValueError("plain")
+
+    @app.subscribe("b")
+    async def coroutine(message: int) -> None:
+        raise ValueError("coroutine")
+
+    with TestApp(app, reactor=reactor) as t:
+        with pytest.raises(ValueError, match="plain"):
+            t.publish("a", 1)
+        with pytest.raises(ValueError, match="coroutine"):
+            t.publish("b", 1)
+        assert [str(failure) for failure in t.failures] == ["plain", "coroutine"]
+
+
+def test_several_errors_come_as_a_group() -> None:
+    """Two handlers of one message failed: the test sees both."""
+    app = App()
+
+    @app.subscribe("a")
+    def one(message: int) -> None:
+        raise ValueError("one")
+
+    @app.subscribe("a")
+    def two(message: int) -> None:
+        raise KeyError("two")
+
+    with TestApp(app) as t, pytest.raises(ExceptionGroup) as raised:
+        t.publish("a", 1)
+    assert [type(error) for error in raised.value.exceptions] == [ValueError, KeyError]
+
+
+def test_errors_are_only_collected_when_asked() -> None:
+    """raise_errors=False: I look at the failures myself, also at those of timers and hooks."""
+    app = App()
+
+    @app.subscribe("a")
+    def one(message: int) -> None:
+        raise ValueError("one")
+
+    @app.every(1.0)
+    def tick() -> None:
+        raise KeyError("tick")
+
+    @app.on_shutdown
+    def leave() -> None:
+        raise OSError("leave")
+
+    with TestApp(app, raise_errors=False) as t:
+        t.publish("a", 1)
+    assert [type(failure) for failure in t.failures] == [KeyError, ValueError, OSError]
+
+
+def test_an_error_that_a_hook_took_is_not_raised() -> None:
+    """An app that handles its errors is tested for that; they stand in failures all the same."""
+    app, taken = App(), []
+
+    @app.subscribe("a")
+    def one(message: int) -> None:
+        raise ValueError("one")
+
+    @app.on_error(ValueError)
+    def on_error(error: ValueError, envelope: Envelope) -> None:
+        taken.append((str(error), envelope.topic))
+
+    with TestApp(app) as t:
+        t.publish("a", 1)
+        assert len(t.failures) == 1
+    assert taken == [("one", "a")]
+
+
+def test_errors_of_timers_hooks_and_the_shutdown_are_raised_where_they_come_up() -> None:
+    """At the start, while time passes, and when the block is left."""
+    app = App()
+
+    @app.publisher("beat", every=1.0, initial_delay=1.0)
+    def beat() -> object:
+        return object()  # can't be encoded
+
+    @app.on_shutdown
+    def leave() -> None:
+        raise OSError("leave")
+
+    with pytest.raises(OSError, match="leave"), TestApp(app) as t:
+        with pytest.raises(EncodeError):
+            t.advance(1)
+        t.clear()
+
+
+def test_what_the_test_raises_is_not_hidden_by_the_stop() -> None:
+    """My own assertion is what I see."""
+    app = App()
+
+    @app.on_shutdown
+    def leave() -> None:
+        raise OSError("leave")
+
+    with pytest.raises(AssertionError, match="mine"), TestApp(app):
+        raise AssertionError("mine")
+
+
+# -- time ------------------------------------------------------------------------------------------------
+
+
+@both
+def test_time_passes_as_the_test_says(reactor: Reactor) -> None:
+    """Timers run once for each period that is let pass, in order, and no second is waited."""
+    app = App()
+
+    @app.publisher("fast", every=1.0)
+    def fast() -> int:
+        return 1
+
+    @app.publisher("slow", every=2.5, initial_delay=0.25)
+    async def slow() -> int:
+        return 2
+
+    with TestApp(app, reactor=reactor) as t:
+        assert t.published() == [1]
+        t.advance(3)
+        assert t.published() == [1, 2, 1, 1, 2, 1]
+        t.advance(3600)
+        assert app.stats.skipped_periods == 0
+        assert len(t.published("fast")) == 3604
+
+
+def test_asyncio_sleeps_on_virtual_time() -> None:
+    """``await asyncio.sleep(60)`` takes a minute of the test's time, not of mine."""
+    app, woken = App(), []
+
+    @app.subscribe("a")
+    async def on_a(message: float) -> None:
+        async with asyncio.timeout(100):
+            await asyncio.sleep(message)
+        woken.append(message)
+
+    with TestApp(app, reactor="asyncio") as t:
+        t.publish("a", 60.0)
+        t.advance(59)
+        assert woken == []
+        t.advance(1)
+        assert woken == [60.0]
+
+
+def test_messages_of_one_topic_wait_for_each_other() -> None:
+    """Order and bounds are those of a real run."""
+    app, log = App(), []
+
+    @app.subscribe("a.*", max_in_flight=2)
+    async def on_a(message: int) -> None:
+        log.append(("begin", message))
+        await asyncio.sleep(1)
+        log.append(("end", message))
+
+    with TestApp(app, reactor="asyncio") as t:
+        for number, topic in enumerate(["a.x", "a.x", "a.y", "a.z"]):
+            t.publish(topic, number)
+        assert log == [("begin", 0), ("begin", 2)]
+        assert app.stats.routes[next(iter(app.stats.routes))].queued == 2
+        t.advance(1)
+        assert set(log[4:]) == {("begin", 1), ("begin", 3)}
+        t.advance(1)
+        assert app.stats.handled == 4
+
+
+def test_a_full_route_pauses_and_nothing_is_lost() -> None:
+    """Beyond the queue's bound messages wait outside, as they would in the sockets."""
+    app, seen = App(), []
+
+    @app.subscribe("a", queue=2)
+    async def on_a(message: int) -> None:
+        await asyncio.sleep(1)
+        seen.append(message)
+
+    with TestApp(app, reactor="asyncio") as t:
+        for number in range(10):
+            t.publish("a", number)
+        assert app.stats.received == 3
+        t.advance(10)
+    assert seen == list(range(10))
+
+
+# -- resources, threads, streams -------------------------------------------------------------------------
+
+
+@both
+def test_resources_open_and_close_with_the_block(reactor: Reactor) -> None:
+    """Sync and async ones, in order of dependency."""
+    app, log = App(), []
+
+    class Cache:
+        def __init__(self, database: Database) -> None:
+            self.database = database
+
+    @app.resource
+    async def cache(database: Database) -> AsyncIterator[Cache]:
+        log.append("cache")
+        yield Cache(database)
+        log.append("cache closed")
+
+    @app.resource
+    def database() -> Iterator[Database]:
+        log.append("database")
+        yield Database()
+        log.append("database closed")
+
+    @app.subscribe("stocks.*")
+    def on_quote(quote: Quote, cache: Cache, database: Database) -> bool:
+        database.rows.append(quote)
+        return cache.database is database
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("stocks.A", Quote("A", 1.0))
+        assert t.results(on_quote) == [True]
+    assert log == ["database", "cache", "cache closed", "database closed"]
+
+
+def test_a_replaced_resource_is_never_opened() -> None:
+    """The fake takes its place, and what only it needed stays closed, too."""
+    app, log, fake = App(), [], Database()
+
+    class Settings: ...
+
+    @app.resource
+    def settings() -> Iterator[Settings]:
+        log.append("settings")
+        yield Settings()
+
+    @app.resource
+    def database(settings: Settings) -> Iterator[Database]:
+        log.append("database")
+        yield Database()
+
+    @app.subscribe("stocks.*")
+    def on_quote(quote: Quote, database: Database) -> None:
+        database.rows.append(quote)
+
+    with TestApp(app, {Database: fake}) as t:
+        t.publish("stocks.A", Quote("A", 1.0))
+    assert (log, fake.rows) == ([], [Quote("A", 1.0)])
+
+
+def test_replacing_what_is_no_resource_says_what_is() -> None:
+    """A wrong key in the mapping would else do nothing, in silence."""
+    app = App()
+
+    @app.resource
+    def database() -> Iterator[Database]:
+        yield Database()
+
+    with pytest.raises(
+        SignatureError, match="Quote is no resource of the app, so nothing can replace it; it has Database"
+    ):
+        TestApp(app, {Quote: 1})
+
+
+def test_a_resource_that_fails_to_open_fails_the_test() -> None:
+    """With its own error, after those before it were closed."""
+    app, log = App(), []
+
+    class Second: ...
+
+    @app.resource
+    def database() -> Iterator[Database]:
+        yield Database()
+        log.append("closed")
+
+    @app.resource
+    def second(database: Database) -> Iterator[Second]:
+        raise OSError("no disk")
+        yield Second()
+
+    with pytest.raises(OSError, match="no disk"), TestApp(app):
+        raise AssertionError("the block must not run")
+    assert log == ["closed"]
+
+
+def test_a_start_that_waits_for_the_outside_says_what_to_do() -> None:
+    """Virtual time can't bring what a real network would."""
+    app = App()
+
+    @app.resource
+    async def database() -> AsyncIterator[Database]:
+        await Deferred()
+        yield Database()
+
+    with pytest.raises(UnfinishedError, match=r"has not started.*TestApp\(app, \{Database: fake\}\)"), TestApp(app):
+        raise AssertionError("the block must not run")
+
+
+@both
+def test_threads_are_real_and_waited_for(reactor: Reactor) -> None:
+    """A blocking handler has ended, and has published from its thread, when publish returns."""
+    app = App()
+    done = app.publisher("done", str)
+
+    @app.subscribe("work.*", thread=True)
+    def work(message: int) -> str:
+        app.from_thread(done.publish, f"done {message}")
+        return threading.current_thread().name
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("work.a", 1)
+        t.publish("work.a", 2)
+        assert t.published("done") == ["done 1", "done 2"]
+        assert all(name != threading.current_thread().name for name in t.results(work))
+
+
+@both
+def test_streams_and_attached_handlers_work(reactor: Reactor) -> None:
+    """What comes and goes while an app runs comes and goes in a test."""
+    app, heard = App(), []
+
+    @app.subscribe("listen")
+    async def listen(room: str) -> None:
+        async with app.stream(f"rooms.{room}", str) as messages:
+            async for message in messages:
+                heard.append((room, message))
+                if message == "bye":
+                    break
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("listen", "lobby")
+        t.publish("rooms.lobby", "hello")
+        handle = app.attach("rooms.*", heard.append)
+        t.publish("rooms.lobby", "bye")
+        handle.close()
+        t.publish("rooms.lobby", "to nobody")
+        assert [envelope.topic for envelope in t.unheard] == ["rooms.lobby"]
+    assert heard == [("lobby", "hello"), "bye", ("lobby", "bye")] or heard == [
+        ("lobby", "hello"),
+        ("lobby", "bye"),
+        "bye",
+    ]
+
+
+# -- several apps ----------------------------------------------------------------------------------------
+
+
+def test_two_apps_are_joined() -> None:
+    """What one publishes the other receives, and answers; with endpoints none hears itself."""
+    asking, answering, heard = (
+        App(sub="tcp://127.0.0.1:1", pub="tcp://127.0.0.1:2"),
+        App(sub="tcp://127.0.0.1:2", pub="tcp://127.0.0.1:1"),
+        [],
+    )
+    questions = asking.publisher("question", str)
+
+    @asking.on_startup
+    def ask() -> None: ...
+
+    @asking.subscribe("start")
+    def start(message: str) -> None:
+        questions.publish(message)
+
+    @asking.subscribe("question")
+    def own(message: str) -> None:
+        raise AssertionError("it has no endpoint of its own to hear itself")
+
+    @asking.subscribe("answer")
+    def on_answer(message: str) -> None:
+        heard.append(message)
+
+    @answering.publisher("answer", str)
+    @answering.subscribe("question")
+    def answer(message: str) -> str:
+        return message.upper()
+
+    with TestApp(asking, answering) as t:
+        t.publish("start", "why")
+        assert t.published("answer") == ["WHY"]
+    assert heard == ["WHY"]
+
+
+def test_a_loop_inside_the_app_is_a_loop_in_the_test() -> None:
+    """An app without endpoints feeds its own handlers."""
+    app = App()
+
+    @app.publisher("b", int)
+    @app.subscribe("a")
+    def first(message: int) -> int:
+        return message + 1
+
+    @app.subscribe("b")
+    def second(message: int) -> int:
+        return message
+
+    with TestApp(app) as t:
+        t.publish("a", 1)
+        assert t.results(second) == [2]
+
+
+# -- the block -------------------------------------------------------------------------------------------
+
+
+def test_an_app_can_be_tested_again_and_again() -> None:
+    """Each block is a run of its own, with its own counters."""
+    app = alerting()
+    for _ in range(3):
+        with TestApp(app) as t:
+            t.publish("stocks.A", Quote("A", 2000.0))
+            assert len(t.published()) == 1
+            assert app.stats.received == 2 or app.stats.received == 1
+
+
+def test_outside_the_block_nothing_runs() -> None:
+    """Using it without `with` says so."""
+    app = alerting()
+    t = TestApp(app)
+    with pytest.raises(UsageError, match="in a with block"):
+        t.publish("stocks.A", Quote("A", 1.0))
+    with t:
+        pass
+    with pytest.raises(NotRunningError):
+        app.publish("a", 1)
+
+
+def test_unfinished_handlers_fail_the_test() -> None:
+    """A handler that never ends is not passed over."""
+    app = App()
+
+    @app.subscribe("a")
+    def on_a(message: int) -> Any:
+        return Deferred()
+
+    with pytest.raises(UnfinishedError, match=r"on_a\(\): 2"), TestApp(app) as t:
+        t.publish("a", 1)
+        t.publish("a", 2)
+    with TestApp(app, raise_errors=False) as t:
+        t.publish("a", 1)
+
+
+def test_what_never_comes_to_rest_is_said() -> None:
+    """A generator without end and without every= would keep a test busy for ever."""
+    app = App()
+
+    @app.publisher("a", int)
+    def endless() -> Iterator[int]:
+        while True:
+            yield None  # type: ignore[misc]
+
+    with pytest.raises(RestlessError, match="every="), TestApp(app):
+        raise AssertionError("the block must not run")
+
+
+def test_an_async_test_is_refused_with_the_way() -> None:
+    """TestApp turns its own reactor, which can't be inside another loop's."""
+
+    async def inside() -> None:
+        with pytest.raises(UsageError, match="plain `def test_"), TestApp(App()):
+            pass
+
+    asyncio.run(inside())
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda: TestApp(), lambda: TestApp(App(), {}, {}), lambda: TestApp(App(), reactor="x")]
+)  # type: ignore[arg-type]
+def test_wrong_use_says_what_it_takes(wrong: Callable[[], Any]) -> None:
+    """No app, two mappings, an unknown reactor."""
+    with pytest.raises(SignatureError):
+        wrong()
+
+
+def test_groups_and_hooks_take_part(caplog: pytest.LogCaptureFixture) -> None:
+    """Included groups, on_startup and on_shutdown with resources run as they would."""
+    app, desk, log = App(), Routes(prefix="desk"), []
+
+    @desk.resource
+    def database() -> Iterator[Database]:
+        yield Database()
+
+    @desk.subscribe("quotes")
+    def on_quote(quote: Quote, database: Database) -> None:
+        database.rows.append(quote)
+
+    @app.on_startup
+    async def begin(database: Database) -> None:
+        log.append(len(database.rows))
+
+    @app.on_shutdown
+    def end(database: Database, app: App) -> None:
+        log.append(len(database.rows))
+
+    app.include(desk)
+    with caplog.at_level(logging.WARNING), TestApp(app) as t:
+        t.publish("desk.quotes", Quote("A", 1.0))
+    assert log == [0, 1]
+    assert caplog.text == ""
