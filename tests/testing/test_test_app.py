@@ -306,10 +306,12 @@ def test_errors_of_timers_hooks_and_the_shutdown_are_raised_where_they_come_up()
     def leave() -> None:
         raise OSError("leave")
 
-    with pytest.raises(OSError, match="leave"), TestApp(app) as t:
-        with pytest.raises(EncodeError):
-            t.advance(1)
-        t.clear()
+    t = TestApp(app)
+    t.__enter__()
+    with pytest.raises(EncodeError):
+        t.advance(1)
+    with pytest.raises(OSError, match="leave"):
+        t.__exit__(None, None, None)
 
 
 def test_what_the_test_raises_is_not_hidden_by_the_stop() -> None:
@@ -648,9 +650,12 @@ def test_unfinished_handlers_fail_the_test() -> None:
     def on_a(message: int) -> Any:
         return Deferred()
 
-    with pytest.raises(UnfinishedError, match=r"on_a\(\): 2"), TestApp(app) as t:
-        t.publish("a", 1)
-        t.publish("a", 2)
+    t = TestApp(app)
+    t.__enter__()
+    t.publish("a", 1)
+    t.publish("a", 2)
+    with pytest.raises(UnfinishedError, match=r"on_a\(\): 2"):
+        t.__exit__(None, None, None)
     with TestApp(app, raise_errors=False) as t:
         t.publish("a", 1)
 

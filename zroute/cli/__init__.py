@@ -17,6 +17,8 @@ __all__ = ["main"]
 _COMMANDS = {
     "run": ("zroute.cli.run", "Run apps until a signal."),
     "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
+    "pub": ("zroute.cli.pub", "Publish messages from the shell."),
+    "replay": ("zroute.cli.replay", "Publish a recording again, in its own time."),
 }
 
 

@@ -1,0 +1,287 @@
+"""`zroute pub` from a shell, to subscribers in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from tests.cli.test_run import zroute
+from tests.support import ROOT, Child, free_endpoint
+from zroute.messages.wire import Envelope, parse
+
+
+def listener(endpoint: str, prefix: str = "", pause: int = 0) -> Child:
+    """A subscriber that prints what it receives."""
+    return Child("-m", "tests.cli.listener", endpoint, prefix, str(pause))
+
+
+def received(child: Child, number: int) -> list[tuple[bytes, ...]]:
+    """The frames of the first messages, once so many have come."""
+    lines = child.wait_for(lambda seen: len(seen) > number)  # the first line is "ready"
+    return [tuple(bytes.fromhex(part) for part in line.split(" ")[1:]) for line in lines[1:]]
+
+
+def piped(given: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end, with this on its standard input."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "zroute", *arguments]
+    return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=60)
+
+
+def envelope(frames: tuple[bytes, ...]) -> Envelope:
+    """What a zroute reader makes of it."""
+    return parse(frames, 0.0)
+
+
+def test_a_json_message_arrives_with_its_headers() -> None:
+    """One line in a shell reaches a handler as any app's message does: codec, number, time, headers."""
+    endpoint = free_endpoint()
+    with listener(endpoint, "news.") as child:
+        done = zroute("pub", endpoint, "news.a", '{"price": 1.5}', "-H", "trace=x=1", "-H", "who=me")
+        (frames,) = received(child, 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "zroute: sent 1 message\n" in done.stderr
+    got = envelope(frames)
+    assert (got.topic, json.loads(got.body), got.codec, got.sequence) == ("news.a", {"price": 1.5}, 2, 1)
+    assert got.headers == {"trace": "x=1", "who": "me"}
+    assert abs((got.sent_at or 0) - time.time()) < 60
+
+
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+@pytest.mark.parametrize(
+    ("codec", "given", "body"),
+    [
+        ("json", '{"a": [1, "ä"]}', '{"a":[1,"ä"]}'.encode()),
+        ("msgpack", '{"a": [1, null]}', msgpack.packb({"a": [1, None]})),
+        ("text", "hällo {", "hällo {".encode()),
+        ("raw", "hello", b"hello"),
+    ],
+)
+def test_every_codec_on_every_wire(wire: str, codec: str, given: str, body: bytes) -> None:
+    """JSON text becomes what the codec writes, text and raw go as they are, in the frames of the wire."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        done = zroute("pub", endpoint, "a", given, "--wire", wire, "--codec", codec)
+        (frames,) = received(child, 1)
+    assert done.returncode == 0, done.stderr
+    assert envelope(frames).body == body
+    assert envelope(frames).tracked == (wire == "tracked")
+    assert wire == "tracked" or frames == {"plain": (b"a\0" + body,), "multipart": (b"a", body)}[wire]
+
+
+def test_bytes_go_through_standard_input() -> None:
+    """What no argument can hold is piped, and arrives byte for byte."""
+    endpoint, given = free_endpoint(), bytes(range(256)) * 1000
+    for last in ((), ("-",)):
+        with listener(endpoint) as child:
+            done = piped(given, "pub", endpoint, "a", *last, "--codec", "raw")
+            (frames,) = received(child, 1)
+        assert done.returncode == 0, done.stderr
+        assert envelope(frames).body == given
+
+
+def test_each_line_is_a_message() -> None:
+    """A file of JSON lines becomes as many messages, in order and numbered, also without a last newline."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        given = "\n".join(json.dumps({"n": number}) for number in range(3000)).encode()
+        done = piped(given, "pub", endpoint, "a", "--lines")
+        got = [envelope(frames) for frames in received(child, 3000)]
+    assert (done.returncode, b"sent 3000 messages" in done.stderr) == (0, True), done.stderr
+    assert [json.loads(item.body)["n"] for item in got] == list(range(3000))
+    assert [item.sequence for item in got] == list(range(1, 3001))
+
+
+def test_lines_are_sent_as_they_come_and_a_signal_ends_that() -> None:
+    """`tail -f … | zroute pub --lines` sends each line at once; Ctrl-C ends it with 0."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "--lines") as pub:
+        for number in range(1, 4):
+            pub.write(f"{number}\n")
+            assert envelope(received(child, number)[-1]).body == str(number).encode()
+        assert pub.end(signal.SIGINT) == 0
+        assert "zroute: sent 3 messages" in pub.err
+
+
+def test_a_line_that_is_no_json_is_told_by_its_number() -> None:
+    """What came before it has arrived, and I know how many that were and where to go on."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        done = piped(b'1\n2\n{"a": oops}\n4\n', "pub", endpoint, "a", "--lines")
+        assert len(received(child, 2)) == 2
+    assert done.returncode == 2
+    assert b"sent 2 messages" in done.stderr
+    assert b"line 3 of standard input is no JSON: Expecting value at line 1, column 7" in done.stderr
+
+
+def test_count_and_every() -> None:
+    """--count 3 --every 100ms sends three, a tenth of a second apart."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        done = zroute("pub", endpoint, "a", "1", "--count", "3", "--every", "100ms")
+        times = [envelope(frames).sent_at or 0 for frames in received(child, 3)]
+    assert done.returncode == 0
+    assert times[1] - times[0] > 0.09
+    assert times[2] - times[0] > 0.19
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_without_count_goes_on_until_a_signal(number: signal.Signals) -> None:
+    """A heartbeat from a shell ends with exit 0 and a count."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms") as pub:
+        received(child, 5)
+        assert pub.end(number) == 0
+        count = int(pub.err[-1].split()[2])
+        assert len(received(child, count)) == count, "what was sent has arrived"
+
+
+def test_timeout_ends_it_as_one_signal_does() -> None:
+    """timeout(1) sends its signal twice at once: what was sent is read all the same."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms") as pub:
+        received(child, 2)
+        pub.process.send_signal(signal.SIGTERM)
+        assert pub.end(signal.SIGTERM) == 0
+        assert "zroute: sent " in pub.err[-1]
+
+
+def test_nobody_came() -> None:
+    """Without a subscriber to the topic nothing is sent: exit 124, and I see who is there instead."""
+    endpoint = free_endpoint()
+    with listener(endpoint, "other.") as child:
+        child.line_with("ready")
+        done = zroute("pub", endpoint, "news", "1", "--wait", "700ms")
+    assert done.returncode == 124
+    assert "nothing was sent: expected a subscriber to 'news'; live subscriptions: 'other.'" in done.stderr
+    assert "sent 1" not in done.stderr
+    nobody = zroute("pub", "connect:tcp://127.0.0.1:1", "news", "1", "--wait", "50ms")
+    assert (nobody.returncode, "live subscriptions: none" in nobody.stderr) == (124, True)
+
+
+def test_wait_0_sends_at_once_and_says_that_nobody_heard_it() -> None:
+    """Nothing is lost in silence, not even what I asked for."""
+    done = zroute("pub", free_endpoint(), "news", "1", "--wait", "0")
+    assert done.returncode == 0
+    assert "sent 1 message, 1 of them to a topic that nobody subscribed to" in done.stderr
+
+
+def test_it_connects_to_a_subscriber_that_binds() -> None:
+    """connect: turns the direction round."""
+    endpoint = free_endpoint()
+    with listener(f"bind:{endpoint}") as child:
+        done = zroute("pub", f"connect:{endpoint}", "a", "1")
+        assert envelope(received(child, 1)[0]).body == b"1"
+    assert done.returncode == 0
+
+
+def test_a_slow_subscriber_reads_all_before_the_end() -> None:
+    """A subscriber slower than its PINGs are frequent gets the last message too: the end waits for it."""
+    endpoint = free_endpoint()
+    with listener(endpoint, "", 4) as child:
+        given = b"\n".join(b"%d" % number for number in range(20_000)) + b"\n"
+        done = piped(given, "pub", endpoint, "a", "--lines", "--codec", "text")
+        assert done.returncode == 0, done.stderr
+        end = zroute("pub", endpoint, "end", "1")
+        assert end.returncode == 0, end.stderr
+        child.end(None)
+        assert len(child.out) == 1 + 20_000 + 1
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """A subscriber that reads nothing any more does not hold me: Ctrl-C twice is 130."""
+    endpoint = free_endpoint()
+    with (
+        listener(endpoint, "", 1) as child,
+        Child("-m", "zroute", "pub", endpoint, "a", json.dumps("x" * 1000), "--every", "0") as pub,
+    ):
+        child.wait_for(lambda seen: len(seen) > 1)
+        child.process.send_signal(signal.SIGSTOP)
+        pub.line_with("reads slowly or not at all", stream="err")
+        pub.process.send_signal(signal.SIGINT)
+        pub.line_with("waiting for subscribers to read", stream="err")
+        assert pub.end(signal.SIGINT) == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("a", '{"a": }'), 'Expecting value at line 1, column 7\n\n  {"a": }\n        ^\n'),
+        (("a", "hello"), "--codec text"),
+        (("a", "[1,\n 2"), "line 2, column 3"),
+        (("a", " " * 100 + "x"), "column 101"),
+        (("a", "[" * 100_000), "can't be sent"),
+        (("a", "123456789012345678901234567890"), "over 64 bits"),
+        (("a", "NaN"), "not finite"),
+        (("a", '"\\ud800"'), "can't be sent"),
+        (("a", "1", "-H", "x"), "'x' is not KEY=VALUE"),
+        (("a", "1", "-H", "x=1", "-H", "x=2"), "given twice"),
+        (("a", "1", "-H", "x=1", "--wire", "plain"), "tracked wire only"),
+        (("a", "1", "-H", "x=" + "y" * 5000), "headers take"),
+        (("a b", "1"), "white space"),
+        (("a.*", "1"), "wildcards are for patterns"),
+        (("a", "1", "--lines"), "neither BODY nor --count"),
+        (("a", "--lines", "--count", "2"), "neither BODY nor --count"),
+        (("a", "1", "--every", "soon"), "no duration"),
+        (("a", "1", "--codec", "pickle"), "pickle"),
+    ],
+)
+def test_what_can_not_be_sent_is_a_usage_error(arguments: tuple[str, ...], said: str) -> None:
+    """Before anybody is waited for I am told what is wrong, where, and what to write instead."""
+    done = zroute("pub", free_endpoint(), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_standard_input_that_can_not_be_sent() -> None:
+    """Bytes that are no text, the mark of the tracked wire and giants are refused with the reason."""
+    endpoint = free_endpoint()
+    for given, arguments, said in (
+        (b"ab\xff", ("--codec", "text"), b"from byte 2 on: send bytes with --codec raw"),
+        (b"\xc1ZR", ("--codec", "raw", "--wire", "plain"), b"wire='tracked'"),
+        (bytes(1024 * 1024 + 1), ("--codec", "raw"), b"makes 1048577 bytes, and subscribers take at most 1048576"),
+        (bytes(17 * 1024 * 1024), ("--codec", "raw"), b"more than the 16777216 bytes"),
+    ):
+        done = piped(given, "pub", endpoint, "a", *arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_an_endpoint_in_use_is_5() -> None:
+    """A port that another publisher has is one line."""
+    endpoint = free_endpoint()
+    with Child("-m", "zroute", "pub", endpoint, "a", "1", "--wait", "1h") as other:
+        other.line_with("bound to", stream="err")
+        done = zroute("pub", endpoint, "a", "1")
+        assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+        assert "another program uses it" in done.stderr
+        assert other.end(signal.SIGTERM) == 0
+
+
+def test_a_port_of_the_systems_choice_and_an_open_one_are_told() -> None:
+    """I can read where to subscribe, and that others can too."""
+    done = zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms")
+    assert "is open to the network, without authentication" in done.stderr
+    assert "bound to tcp://0.0.0.0:" in done.stderr
+
+
+def test_help_loads_neither_zeromq_nor_twisted(tmp_path: Path) -> None:
+    """Looking up an option is quick."""
+    for name in ("pub", "replay"):
+        program = (
+            "import sys\nfrom zroute.cli import main\n"
+            f"try:\n    main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
+            "print('heavy:', sorted({'zmq', 'twisted', 'rich'} & {name.partition('.')[0] for name in sys.modules}))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr

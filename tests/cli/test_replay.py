@@ -1,0 +1,152 @@
+"""`zroute replay`: recordings go out again as they came in, to subscribers in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import on_terminal
+from tests.cli.test_pub import listener, received
+from tests.cli.test_run import zroute
+from tests.support import Child, free_endpoint
+from zroute.messages.wire import Wire, framer
+from zroute.recordings import Writer
+
+
+def recording(path: Path, *messages: tuple[float, tuple[bytes, ...]]) -> str:
+    """A file that holds these."""
+    with Writer(path, began_at=0.0, source="connect:tcp://127.0.0.1:5555") as writer:
+        for at, frames in messages:
+            writer.write(at, frames)
+    return str(path)
+
+
+def many(path: Path, number: int) -> str:
+    """So many messages on ten topics, all at once, and "end" last."""
+    messages = [(0.0, (b"t.%d\0%d" % (index % 10, index),)) for index in range(number)]
+    return recording(path, *messages, (0.0, (b"end\0",)))
+
+
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+def test_the_frames_are_those_that_were_recorded(tmp_path: Path, wire: Wire) -> None:
+    """Byte for byte: the header's sequence, time and epoch are the old ones, also of what is no message."""
+    frame = framer(wire, epoch=7, next_sequence=iter(range(40, 99)).__next__, clock_ns=lambda: 123)
+    headers = {"a": 1} if wire == "tracked" else None
+    made = [frame(b"news.a", 2, b"%d" % number, headers) for number in range(3)]
+    frames = [one if isinstance(one, tuple) else (one,) for one in made]
+    odd: list[tuple[bytes, ...]] = [(b"no NUL",), (b"", b"")]
+    file = recording(tmp_path / "r", *((index / 1000, parts) for index, parts in enumerate(frames + odd)))
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        done = zroute("replay", file, endpoint)
+        assert done.returncode == 0, done.stderr
+        assert received(child, 5) == frames + odd
+    assert "holds 5 messages" in done.stderr
+    assert "zroute: sent 5 messages\n" in done.stderr
+
+
+def test_the_pauses_are_the_recorded_ones_at_the_speed_that_was_asked(tmp_path: Path) -> None:
+    """Twenty times the speed is shorter, by far more than a busy machine can hide.
+
+    What was silent before the first message is not waited for."""
+    file = recording(tmp_path / "r", (100.0, (b"a\0",)), (100.1, (b"a\0",)), (101.0, (b"end\0",)))
+    spans = []
+    for speed in ("0.5x", "10x"):
+        endpoint = free_endpoint()
+        with listener(endpoint) as child:
+            assert zroute("replay", file, endpoint, "--speed", speed).returncode == 0
+            child.end(None)
+            times = [float(line.split(" ")[0]) for line in child.out[1:]]
+        spans.append(times[-1] - times[0])
+    slow, quick = spans
+    assert 30 > slow > quick
+
+
+def test_a_hundred_thousand_messages_to_a_slow_subscriber_arrive_in_order(tmp_path: Path) -> None:
+    """At full speed nothing is lost on a reader that does not keep up, and memory stays bounded."""
+    file, endpoint = many(tmp_path / "r", 100_000), free_endpoint()
+    with listener(endpoint, "", 20) as child:
+        done = zroute("replay", file, endpoint, "--speed", "max")
+        assert (done.returncode, "sent 100001 messages\n" in done.stderr) == (0, True), done.stderr
+        child.end(None)
+        got = [bytes.fromhex(line.split(" ")[1]).partition(b"\0")[2] for line in child.out[1:-1]]
+    assert got == [b"%d" % index for index in range(100_000)]
+
+
+def test_only_and_ignore_choose_topics(tmp_path: Path) -> None:
+    """I replay what I am after, and am told how much that leaves out."""
+    file, endpoint = many(tmp_path / "r", 100), free_endpoint()
+    with listener(endpoint) as child:
+        done = zroute("replay", file, endpoint, "--only", "t.*", "--ignore", "t.3", "--ignore", "t.{n}.x")
+        assert done.returncode == 0
+        got = received(child, 90)
+    assert "sent 90 messages" in done.stderr
+    assert "holds 101 messages" in done.stderr
+    assert "11 of them left out by --only and --ignore" in done.stderr
+    assert not [frames for frames in got if frames[0].startswith((b"t.3\0", b"end"))]
+
+
+def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
+    """A recording whose writer was killed is usable, and the loss is said."""
+    path, endpoint = tmp_path / "r", free_endpoint()
+    many(path, 10)
+    path.write_bytes(path.read_bytes()[:-3])
+    with listener(endpoint) as child:
+        done = zroute("replay", str(path), endpoint)
+        assert len(received(child, 10)) == 10
+    assert done.returncode == 0
+    assert "its last record is torn, and " in done.stderr
+
+
+def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
+    """Somebody who is after something else is not enough: 124, and nothing is sent."""
+    file, endpoint = many(tmp_path / "r", 10), free_endpoint()
+    with listener(endpoint, "other") as child:
+        child.line_with("ready")
+        done = zroute("replay", file, endpoint, "--wait", "500ms")
+    assert done.returncode == 124
+    assert "live subscriptions: 'other'" in done.stderr
+    with listener(endpoint, "t.7") as child:
+        done = zroute("replay", file, endpoint)
+        assert received(child, 1) == [(b"t.7\x007",)]
+    assert "sent 11 messages, 10 of them to a topic that nobody subscribed to" in done.stderr
+
+
+def test_a_signal_ends_it_and_what_was_sent_arrives(tmp_path: Path) -> None:
+    """Ctrl-C in a long replay is exit 0 with the number that was sent."""
+    file = recording(tmp_path / "r", (0.0, (b"a\0",)), (3600.0, (b"a\0",)))
+    endpoint = free_endpoint()
+    with listener(endpoint) as child, Child("-m", "zroute", "replay", file, endpoint) as replay:
+        received(child, 1)
+        assert replay.end(signal.SIGINT) == 0
+        assert replay.err[-1] == "zroute: sent 1 message"
+
+
+def test_what_can_not_be_replayed(tmp_path: Path) -> None:
+    """A missing file and a wrong option are usage errors; a file that is no recording, or empty, is a failure."""
+    endpoint, other = free_endpoint(), tmp_path / "other"
+    other.write_text("hello")
+    for arguments, code, said in (
+        ((str(tmp_path / "none"), endpoint), 2, "does not exist"),
+        ((str(other), endpoint), 1, f"{other}: is no recording: make one with 'zroute record'"),
+        ((recording(tmp_path / "empty"), endpoint), 1, "nothing to replay"),
+        ((str(other), endpoint, "--speed", "0x"), 2, "write 10x, 0.5x or max"),
+        ((str(other), endpoint, "--speed", "fast"), 2, "write 10x, 0.5x or max"),
+        ((str(other), endpoint, "--only", "new*"), 2, "a wildcard is a whole segment"),
+    ):
+        done = zroute("replay", *arguments)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
+    """I see how far it is; NO_COLOR takes the colours away."""
+    file, endpoint = many(tmp_path / "r", 10), free_endpoint()
+    for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        with listener(endpoint):
+            shown, code = on_terminal("replay", file, endpoint, cwd=tmp_path, **env)
+        assert code == 0
+        assert "11/11" in shown
+        assert ("\x1b[38" in shown or "\x1b[3" in shown) == coloured

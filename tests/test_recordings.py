@@ -1,0 +1,181 @@
+"""Recordings: written from front to back, read in bits, whole up to the last byte that was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zroute.errors import UsageError
+from zroute.recordings import Recorded, RecordingError, Writer, read
+
+MESSAGES = [
+    Recorded(0.0, (b"news.a\0{}",)),
+    Recorded(0.25, (b"news.b", b"\xff\x00body")),
+    Recorded(1.5, (b"", b"", b"third")),
+]
+HEADER: dict[str, Any] = {"format": "zroute recording", "version": 1, "began_at": 1.0, "source": "here"}
+
+
+def written(path: Path, messages: list[Recorded] = MESSAGES) -> Path:
+    """A recording of these messages."""
+    with Writer(path, began_at=1_700_000_000.5, source="connect:tcp://127.0.0.1:5555") as writer:
+        for message in messages:
+            writer.write(message.at, message.frames)
+    return path
+
+
+def packed(path: Path, *objects: object) -> Path:
+    """A file of msgpack objects."""
+    path.write_bytes(b"".join(map(msgpack.packb, objects)))
+    return path
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """Times and frames are those that arrived, and the header says when and from where."""
+    recording = read(written(tmp_path / "a"))
+    assert list(recording) == MESSAGES
+    assert list(recording) == MESSAGES, "and a second time"
+    assert (recording.began_at, recording.source) == (1_700_000_000.5, "connect:tcp://127.0.0.1:5555")
+    assert recording.torn == 0
+    assert [recorded.topic for recorded in recording] == [b"news.a", b"news.b", b""]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.builds(
+            Recorded,
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.lists(st.binary(max_size=300), min_size=1, max_size=4).map(tuple),
+        )
+    )
+)
+def test_any_frames_survive(tmp_path: Path, messages: list[Recorded]) -> None:
+    """Whatever bytes a peer sends, they are read as they came."""
+    path = tmp_path / "a"
+    path.unlink(missing_ok=True)
+    assert list(read(written(path, messages))) == messages
+
+
+def test_a_torn_end_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    """Whenever the writer is killed: what was written whole is read, and the rest is skipped and counted."""
+    full = written(tmp_path / "full").read_bytes()
+    ends = [len(written(tmp_path / str(count), MESSAGES[:count]).read_bytes()) for count in range(4)]
+    torn = tmp_path / "torn"
+    for size in range(len(full) + 1):
+        torn.write_bytes(full[:size])
+        if size < ends[0]:
+            with pytest.raises(RecordingError, match="ends before a recording begins"):
+                read(torn)
+            continue
+        recording = read(torn)
+        whole = sum(end <= size for end in ends) - 1
+        assert list(recording) == MESSAGES[:whole]
+        assert recording.torn == size - ends[whole]
+
+
+def test_it_is_read_a_bit_at_a_time(tmp_path: Path) -> None:
+    """A recording larger than what is read at once comes in order, and I may stop in the middle."""
+    messages = [Recorded(number / 10, (b"t\0" + bytes(3000),)) for number in range(1000)]
+    recording = read(written(tmp_path / "a", messages))
+    assert list(recording) == messages
+    assert next(iter(recording)) == messages[0]
+
+
+def test_a_flushed_message_is_in_the_file(tmp_path: Path) -> None:
+    """After flush() nothing that happens to the writer costs the message."""
+    with Writer(tmp_path / "a", began_at=0, source="") as writer:
+        writer.write(0.5, [b"a\0b"])
+        writer.flush()
+        assert list(read(tmp_path / "a")) == [Recorded(0.5, (b"a\0b",))]
+        assert (writer.messages, writer.bytes) == (1, (tmp_path / "a").stat().st_size)
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+    """Recording to the same name twice destroys nothing unless I ask for it."""
+    path = written(tmp_path / "a")
+    with pytest.raises(FileExistsError):
+        Writer(path, began_at=0, source="")
+    assert list(read(path)) == MESSAGES
+    Writer(path, began_at=0, source="", overwrite=True).close()
+    assert list(read(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "nothing was recorded"),
+        (b"hello, world\n", "is no recording"),
+        (b"\xc1", "is no recording"),
+        (b"\x81\xc0\xc0", "is no recording"),
+        (msgpack.packb({"format": "other"}), "is no recording"),
+        (msgpack.packb(HEADER | {"version": 2}), "version 2, and this zroute reads version 1: update it"),
+        (msgpack.packb({"format": "zroute recording", "version": 1}), "header is broken"),
+        (msgpack.packb(HEADER | {"began_at": None}), "header is broken"),
+    ],
+)
+def test_what_is_no_recording_is_told(tmp_path: Path, content: bytes, said: str) -> None:
+    """Another file, and one of a newer version, is named with what is wrong; no garbage is read."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=said) as caught:
+        read(path)
+    assert caught.value.path == path
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        msgpack.packb(1),
+        msgpack.packb([1.0]),
+        msgpack.packb(["1", [b"a"]]),
+        msgpack.packb([True, [b"a"]]),
+        msgpack.packb([float("nan"), [b"a"]]),
+        msgpack.packb([1.0, []]),
+        msgpack.packb([1.0, ["text"]]),
+        msgpack.packb([1.0, b"ab"]),
+        msgpack.packb(None),
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff more",
+        bytes(100),
+    ],
+)
+def test_a_broken_record_is_an_error_after_what_is_whole(tmp_path: Path, broken: bytes) -> None:
+    """Damage in the middle is no torn end: I am told the byte, and how to save what comes before."""
+    path = packed(tmp_path / "a", HEADER, [0.5, [b"a\0"]])
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + broken)
+    records = iter(read(path))
+    assert next(records) == Recorded(0.5, (b"a\0",))
+    with pytest.raises(RecordingError, match=f"byte {size} .* 'head -c {size}'"):
+        next(records)
+    path.write_bytes(path.read_bytes()[:size])
+    assert len(list(read(path))) == 1
+
+
+def test_a_recording_of_another_language_may_have_whole_numbers_for_times(tmp_path: Path) -> None:
+    """Where 1.0 is written as 1, it is a float again here."""
+    (recorded,) = read(packed(tmp_path / "a", HEADER, [1, [b"a\0"]]))
+    assert type(recorded.at) is float
+
+
+def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
+    """What is written can be read: more than 64 MiB in one message is an error at once."""
+    with Writer(tmp_path / "a", began_at=0, source="") as writer:
+        with pytest.raises(ValueError, match="at most"):
+            writer.write(0.0, [bytes(65 * 1024 * 1024)])
+        writer.write(0.0, [b"a\0"])
+    assert len(list(read(tmp_path / "a"))) == 1
+
+
+def test_a_full_disk_is_the_callers_to_handle() -> None:
+    """The error of the file is raised, and nothing is left open."""
+    with pytest.raises(OSError, match="No space left"):
+        Writer("/dev/full", began_at=0, source="", overwrite=True)

@@ -1,0 +1,237 @@
+"""``zroute pub``: publish from the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import count, repeat
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zroute.cli.loading import EXIT_INTERRUPTED
+from zroute.cli.options import DURATION, EndpointType
+from zroute.endpoints import Endpoint
+from zroute.errors import EncodeError, TopicError
+from zroute.messages.topics import topic_bytes
+
+if TYPE_CHECKING:
+    from zroute.cli.sending import Outlet
+    from zroute.messages.wire import Wire
+
+__all__ = ["command"]
+
+_CODECS = ("json", "msgpack", "text", "raw")
+_WIRES = ("tracked", "plain", "multipart")
+
+_STDIN = 0  # its descriptor: a thread that holds Python's own stream could not be left behind at the end
+_CHUNK = 65_536
+_INPUT_MAX = 16 * 1024 * 1024
+"""Bytes of one message as it is given: JSON text is longer than what it becomes, but not without end."""
+
+_Encode = Callable[[bytes, str], bytes]
+"""What was given, and what to call it in an error, to the body that travels."""
+
+
+@click.command("pub")
+@click.argument("endpoint", type=EndpointType(bind=True))
+@click.argument("topic")
+@click.argument("body", required=False)
+@click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
+@click.option("--codec", type=click.Choice(_CODECS), default="json", show_default=True)
+@click.option("--wire", type=click.Choice(_WIRES), default="tracked", show_default=True)
+@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@click.option("-n", "--count", "times", type=click.IntRange(min=1), help="Send it so many times.")
+@click.option("--every", type=DURATION, help="Period between messages; without --count until a signal.")
+@click.option("--wait", type=DURATION, default=5.0, show_default=True, help="For a subscriber; 0 sends at once.")
+def command(
+    endpoint: Endpoint,
+    topic: str,
+    body: str | None,
+    lines: bool,
+    codec: str,
+    wire: Wire,
+    headers: tuple[str, ...],
+    times: int | None,
+    every: float | None,
+    wait: float,
+) -> None:
+    """Publish BODY to TOPIC.
+
+    Binds ENDPOINT, unless it begins with connect:, waits until somebody subscribes to the topic, sends, and
+    ends when the subscribers have read it. BODY is JSON text; with --codec text or raw it goes as it is.
+    Without BODY, or for -, it is read from standard input.
+    """
+    if lines and (times is not None or body not in (None, "-")):
+        raise click.UsageError("with --lines each line of standard input is a message: give neither BODY nor --count")
+    where = "BODY" if body not in (None, "-") else "standard input"
+    period = every or 0.0
+    if times is None and every is None:
+        times = 1
+    try:
+        name = topic_bytes(topic)
+        compose = _composer(name, codec, wire, _headers(headers, wire))
+        encode = _encoder(codec)
+        given = None if lines else encode(_given(body), where)
+        compose(given or b"")  # what can't be sent is told before anybody is waited for
+
+        from zroute.cli.sending import covers, send
+
+        async def publish(outlet: Outlet) -> None:
+            due = 0.0
+            async for message in _lines(outlet.reactor, encode) if given is None else _repeated(given, times):
+                await outlet.until(due)
+                await outlet.send(compose(message))
+                late = outlet.elapsed >= due + period  # a missed period is skipped, not caught up with
+                due = (outlet.elapsed if late else due) + period
+
+        whom = f"a subscriber to {topic!r}"
+        raise SystemExit(send(endpoint, publish, wait=wait, wanted=lambda live: covers(live, name), whom=whom))
+    except (TopicError, EncodeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+# -- what is sent -------------------------------------------------------------------------------------------
+
+
+def _composer(topic: bytes, codec: str, wire: Wire, headers: dict[str, str]) -> Callable[[bytes], tuple[bytes, ...]]:
+    """From a body to the frames of a message. It raises EncodeError; its first call is a trial, number 0."""
+    from zroute.messages.codecs import BUILTIN
+    from zroute.messages.wire import framer
+
+    number = BUILTIN[codec].number
+    frame = framer(wire, epoch=secrets.randbits(64), next_sequence=count().__next__, clock_ns=time.time_ns)
+
+    def compose(body: bytes) -> tuple[bytes, ...]:
+        frames = frame(topic, number, body, headers)
+        return frames if isinstance(frames, tuple) else (frames,)
+
+    return compose
+
+
+def _headers(given: tuple[str, ...], wire: Wire) -> dict[str, str]:
+    if given and wire != "tracked":
+        raise click.UsageError(f"headers travel on the tracked wire only: leave --header out, or --wire {wire}")
+    headers: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--header {text!r} is not KEY=VALUE")
+        if key in headers:
+            raise click.UsageError(f"--header {key!r} is given twice, and a header has one value")
+        headers[key] = value
+    return headers
+
+
+def _encoder(codec: str) -> _Encode:
+    """Raises UsageError, at the place of the fault, for what is no JSON, no text, or too large."""
+    from zroute.messages.codecs import BUILTIN
+    from zroute.options import MAX_MESSAGE
+
+    write = BUILTIN[codec].encoder(Any)
+
+    def encode(given: bytes, where: str) -> bytes:
+        try:
+            body = write(_value(given, where, codec))
+        except json.JSONDecodeError as error:
+            raise click.UsageError(f"{where} is no JSON: {_place(error)}") from error
+        except (EncodeError, RecursionError, ValueError) as error:  # a number or a depth that no reader takes
+            raise click.UsageError(f"{where} can't be sent: {error}") from error
+        if len(body) > MAX_MESSAGE:
+            raise click.UsageError(f"{where} makes {len(body)} bytes, and subscribers take at most {MAX_MESSAGE}")
+        return body
+
+    return encode
+
+
+def _value(given: bytes, where: str, codec: str) -> object:
+    """What the codec is to write."""
+    if codec == "raw":
+        return given
+    try:
+        text = given.decode()
+    except UnicodeDecodeError as error:
+        remedy = "send bytes with --codec raw"
+        raise click.UsageError(f"{where} is not UTF-8 text, from byte {error.start} on: {remedy}") from error
+    return text if codec == "text" else json.loads(text)
+
+
+def _place(error: json.JSONDecodeError) -> str:
+    """What is wrong, and the line it is in with a mark below the place, in the width of a terminal."""
+    line = error.doc.split("\n")[error.lineno - 1]
+    first = max(error.colno - 40, 0)
+    shown = "".join(mark if mark.isprintable() else " " for mark in line[first : first + 70])
+    return (
+        f"{error.msg} at line {error.lineno}, column {error.colno}\n\n  {shown}\n  {' ' * (error.colno - 1 - first)}^\n"
+        "JSON texts stand in double quotes, all of it in single ones for the shell: '{\"price\": 1.5}'. What is no "
+        "JSON goes with --codec text."
+    )
+
+
+# -- where it comes from ------------------------------------------------------------------------------------
+
+
+def _given(body: str | None) -> bytes:
+    """BODY, or all of standard input."""
+    if body not in (None, "-"):
+        return os.fsencode(str(body))
+    try:
+        if os.isatty(_STDIN):
+            click.echo("zroute: reading the body from the terminal, until Ctrl-D", err=True)
+        with open(_STDIN, "rb", closefd=False) as stream:
+            given = stream.read(_INPUT_MAX + 1)
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except OSError as error:
+        raise click.UsageError(f"standard input can't be read: {error.strerror}") from error
+    if len(given) > _INPUT_MAX:
+        raise click.UsageError(f"standard input holds more than the {_INPUT_MAX} bytes that one message may come from")
+    return given
+
+
+async def _repeated(body: bytes, times: int | None) -> AsyncIterator[bytes]:
+    """``body`` so many times, or without end for None."""
+    for _ in repeat(None) if times is None else repeat(None, times):
+        yield body
+
+
+async def _lines(reactor: Any, encode: _Encode) -> AsyncIterator[bytes]:
+    """The lines of standard input as they come, encoded. Raises UsageError for one that can't be sent."""
+    rest, number = b"", 0
+    while chunk := await _chunk(reactor):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            number += 1
+            yield encode(line, f"line {number} of standard input")
+        if len(rest) > _INPUT_MAX:
+            raise click.UsageError(f"line {number + 1} of standard input is longer than {_INPUT_MAX} bytes")
+    if rest:
+        yield encode(rest, f"line {number + 1} of standard input")
+
+
+async def _chunk(reactor: Any) -> bytes:
+    """What standard input has; b"" at its end. Read in a thread, which a signal does not have to wait for."""
+    from twisted.internet.defer import Deferred
+
+    read: Deferred[bytes] = Deferred()
+
+    def settle(chunk: bytes | OSError) -> None:
+        if read.called:  # cancelled by a signal
+            return
+        if isinstance(chunk, OSError):
+            read.errback(click.UsageError(f"standard input can't be read: {chunk.strerror}"))
+        else:
+            read.callback(chunk)
+
+    def run() -> None:
+        try:
+            reactor.callFromThread(settle, os.read(_STDIN, _CHUNK))
+        except OSError as error:
+            reactor.callFromThread(settle, error)
+
+    Thread(target=run, name="zroute-stdin", daemon=True).start()
+    return await read
