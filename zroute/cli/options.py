@@ -9,14 +9,16 @@ from typing import Any, TypeVar
 import click
 
 from zroute.endpoints import Endpoint, parse_endpoint
-from zroute.errors import EndpointError
+from zroute.errors import EndpointError, PatternError
+from zroute.messages.topics import Pattern, parse, startswith
 
-__all__ = ["DURATION", "EndpointType", "app_options", "option"]
+__all__ = ["DURATION", "PATTERN", "EndpointType", "app_options", "option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_STARTSWITH = re.compile(r"""startswith\((["'])(.*)\1\)""")
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
@@ -53,6 +55,21 @@ class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in new
     def split_envvar_value(self, rv: str) -> list[str]:
         """Several endpoints in one variable, separated by commas or white space."""
         return [part for part in re.split(r"[,\s]+", rv) if part]
+
+
+class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    name = "pattern"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
+        """A pattern, parsed; ``startswith("news")`` is read as it is written in Python. Usage error for others."""
+        try:
+            prefix = _STARTSWITH.fullmatch(str(value))
+            return parse(value) if prefix is None else startswith(prefix[2])
+        except PatternError as error:
+            self.fail(str(error), param, ctx)
+
+
+PATTERN = _PatternType()
 
 
 def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:

@@ -13,10 +13,9 @@ import attrs
 import click
 
 from zroute.cli.loading import EXIT_INTERRUPTED, fail
-from zroute.cli.options import DURATION, EndpointType
+from zroute.cli.options import DURATION, PATTERN, EndpointType
 from zroute.endpoints import Endpoint
-from zroute.errors import PatternError
-from zroute.messages.topics import Pattern, matches, parse
+from zroute.messages.topics import Pattern, matches
 from zroute.recordings import Recording, RecordingError, read
 
 if TYPE_CHECKING:
@@ -39,26 +38,12 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         return float("inf") if match is None else float(match[1])
 
 
-class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    name = "pattern"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
-        """A pattern, parsed."""
-        try:
-            return parse(value)
-        except PatternError as error:
-            self.fail(str(error), param, ctx)
-
-
-_PATTERN = _PatternType()
-
-
 @click.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("endpoint", type=EndpointType(bind=True))
 @click.option("--speed", type=_Speed(), default="1x", show_default=True, help="10x, 0.5x, or max: without pauses.")
-@click.option("--only", type=_PATTERN, multiple=True, help="Only topics that match; may be repeated.")
-@click.option("--ignore", type=_PATTERN, multiple=True, help="Not topics that match; may be repeated.")
+@click.option("--only", type=PATTERN, multiple=True, help="Only topics that match; may be repeated.")
+@click.option("--ignore", type=PATTERN, multiple=True, help="Not topics that match; may be repeated.")
 @click.option("--wait", type=DURATION, default=5.0, show_default=True, help="For a subscriber; 0 sends at once.")
 def command(
     file: Path, endpoint: Endpoint, speed: float, only: tuple[Pattern, ...], ignore: tuple[Pattern, ...], wait: float

@@ -1,0 +1,136 @@
+"""`zroute record` from a shell, of publishers in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.terminal import on_terminal
+from tests.cli.test_pub import listener, received
+from tests.cli.test_run import zroute
+from tests.support import Child, free_endpoint
+from zroute import App
+from zroute.messages.wire import parse
+from zroute.recordings import read
+from zroute.testing import TestApp
+
+
+def recording(endpoint: str, file: Path, *flags: str) -> Child:
+    """`zroute record`, which has connected."""
+    child = Child("-m", "zroute", "record", endpoint, str(file), *flags)
+    child.line_with("connects to", stream="err")
+    return child
+
+
+def publish(endpoint: str, topic: str, *flags: str) -> None:
+    """Some messages, once the recorder has subscribed."""
+    done = zroute("pub", endpoint, topic, "1", *flags)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+def test_a_recording_holds_the_frames_as_they_came(tmp_path: Path, wire: str) -> None:
+    """Whatever the wire: what was recorded is what a subscriber would have received, in order."""
+    endpoint, file = free_endpoint(), tmp_path / "r"
+    with recording(endpoint, file, "-n", "20") as child:
+        publish(endpoint, "news.a", "--wire", wire, "--count", "20")
+        assert child.end(None) == 0
+        assert child.err[-1].startswith("zroute: recorded 20, bytes ")
+        assert child.err[-1].endswith(", malformed 0")
+    messages = list(read(file))
+    assert [message.topic for message in messages] == [b"news.a"] * 20
+    assert [message.at for message in messages] == sorted(message.at for message in messages)
+    assert {parse(message.frames, 0.0).tracked for message in messages} == {wire == "tracked"}
+    assert {len(message.frames) for message in messages} == {2 if wire == "multipart" else 1}
+
+
+def test_what_was_recorded_can_be_replayed_and_given_to_a_test(tmp_path: Path) -> None:
+    """From one shell to a file, from the file to another shell, and to an app without any socket."""
+    endpoint, file = free_endpoint(), tmp_path / "r"
+    with recording(endpoint, file, "-n", "3") as child:
+        publish(endpoint, "news.a", "--count", "3")
+        assert child.end(None) == 0
+    frames = [message.frames for message in read(file)]
+    again = free_endpoint()
+    with listener(again) as child:
+        assert zroute("replay", str(file), again).returncode == 0
+        assert received(child, 3) == frames
+
+    app, seen = App(), []
+
+    @app.subscribe("news.*")
+    def on_news(body: Any) -> None:
+        seen.append(body)
+
+    with TestApp(app) as t:
+        t.replay(file)
+    assert seen == [1, 1, 1]
+
+
+def test_patterns_choose_and_ignore_leaves_out(tmp_path: Path) -> None:
+    """Only what matches is kept; what does not is counted and said."""
+    endpoint, file = free_endpoint(), tmp_path / "r"
+    with recording(endpoint, file, "news.>", "--ignore", "*.draft", "-n", "1") as child:
+        child.line_with("connects", stream="err")
+        publish(endpoint, "news.draft")
+        publish(endpoint, "news.a")
+        assert child.end(None) == 0
+        assert "ignored 1" in child.err[-1]
+    assert [message.topic for message in read(file)] == [b"news.a"]
+
+
+def test_a_killed_recorder_leaves_what_it_had_received(tmp_path: Path) -> None:
+    """kill -9 costs no more than the last record."""
+    endpoint, file = free_endpoint(), tmp_path / "r"
+    with recording(endpoint, file) as child:
+        publish(endpoint, "news.a", "--count", "500")
+
+        def kept() -> int:
+            return len(list(read(file)))
+
+        while kept() < 500:
+            assert child.process.poll() is None
+        child.end(signal.SIGKILL)
+    recorded = read(file)
+    assert len(list(recorded)) == 500
+    assert recorded.torn == 0
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+    """A recording of yesterday is not lost to a shell's history; --force says that it may be."""
+    endpoint, file = free_endpoint(), tmp_path / "r"
+    file.write_text("mine")
+    done = zroute("record", endpoint, str(file))
+    assert done.returncode == 2
+    assert "is there already: choose another name, or replace it with --force" in done.stderr
+    assert file.read_text() == "mine"
+    assert zroute("record", endpoint, str(file), "--force", "--for", "10ms").returncode == 0
+    assert list(read(file)) == []
+
+
+def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
+    """A script can tell that nobody published; the recording is there, and empty."""
+    done = zroute("record", free_endpoint(), str(tmp_path / "r"), "--wait", "50ms")
+    assert done.returncode == 124
+    assert "nothing came within 0.05 s" in done.stderr
+    assert list(read(tmp_path / "r")) == []
+
+
+def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
+    """A wrong folder, and a disk that is full, end it with one line."""
+    done = zroute("record", free_endpoint(), str(tmp_path / "no" / "r"))
+    assert done.returncode == 1
+    assert "can't be written: No such file or directory" in done.stderr
+    full = zroute("record", free_endpoint(), "/dev/full", "--force")
+    assert full.returncode == 1
+    assert "No space left on device" in full.stderr
+
+
+def test_a_terminal_sees_the_count_grow(tmp_path: Path) -> None:
+    """While it records, a line shows how much there is."""
+    shown, code = on_terminal("record", free_endpoint(), "r", "--for", "600ms", cwd=tmp_path)
+    assert "0 messages" in shown
+    assert code == 0

@@ -1,0 +1,102 @@
+"""``zroute record``: keep what a publisher sends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zroute.cli.loading import fail
+from zroute.cli.options import DURATION, PATTERN, EndpointType
+from zroute.endpoints import Endpoint
+from zroute.messages.topics import Pattern
+from zroute.recordings import Writer
+
+if TYPE_CHECKING:
+    from zroute.messages.wire import Envelope
+
+__all__ = ["command"]
+
+_EXIT_FAILED = 1
+_SHOWN_EVERY = 0.25  # seconds between two looks at the counters, on a terminal
+
+
+@click.command("record")
+@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
+@click.option("--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Not these topics; may be repeated.")
+@click.option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages.")
+@click.option("--wait", type=DURATION, help="End with 124 if nothing came in this time.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+def command(
+    endpoint: Endpoint,
+    file: Path,
+    patterns: tuple[Pattern, ...],
+    ignore: tuple[Pattern, ...],
+    seconds: float | None,
+    count: int | None,
+    wait: float | None,
+    force: bool,
+) -> None:
+    """Write the messages of a publisher to FILE, with the times at which they came, until a signal.
+
+    Connects to ENDPOINT, or binds it if it begins with bind:. The frames are kept as they arrive, in any wire
+    form; zroute replay publishes them again. Patterns are quoted, because shells expand them:
+    zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
+    """
+    from zroute.cli.listening import Listening, say
+
+    try:
+        writer = Writer(file, began_at=time.time(), source=str(endpoint), overwrite=force)
+    except FileExistsError:
+        raise click.UsageError(f"{file} is there already: choose another name, or replace it with --force") from None
+    except OSError as error:
+        fail(_EXIT_FAILED, f"{file} can't be written: {error.strerror}")
+    began = time.monotonic()
+
+    def take(envelope: Envelope) -> None:
+        if not pending:  # one flush for all that one turn reads, so that a kill costs no more than its tail
+            pending.append(listening.reactor.callLater(0, flush))
+        writer.write(time.monotonic() - began, envelope.frames)
+        if writer.messages == count:
+            listening.stop()
+
+    def flush() -> None:
+        pending.clear()
+        listening.guarded(writer.flush)
+
+    pending: list[object] = []
+    listening = Listening((endpoint,), patterns, take, ignore=ignore)
+    try:
+        with writer, _progress(writer) as show:
+            if show is not None:
+                listening.every(_SHOWN_EVERY, show)
+            code = listening.run(wait=wait, seconds=seconds)
+    except OSError as error:  # a full disk, say; what was flushed stays a recording
+        fail(_EXIT_FAILED, f"{file}: {error.strerror or error}, after {writer.messages} messages")
+    told = {"recorded": writer.messages, "bytes": writer.bytes} | listening.told()
+    say(", ".join(f"{name} {number}" for name, number in told.items()))
+    raise SystemExit(code)
+
+
+@contextmanager
+def _progress(writer: Writer) -> Iterator[Callable[[], None] | None]:
+    """A line that counts, on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    counted = TextColumn("{task.fields[messages]} messages")
+    console = Console(stderr=True)
+    with Progress(SpinnerColumn(), counted, DownloadColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("", total=None, messages=0)
+        yield lambda: bar.update(task, completed=writer.bytes, messages=writer.messages)

@@ -1,0 +1,118 @@
+"""``zroute tail``: what a publisher sends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from zroute.cli.options import DURATION, PATTERN, EndpointType
+from zroute.cli.showing import Body, as_json, as_line, decoded, one_line, template
+from zroute.endpoints import Endpoint
+from zroute.messages.topics import Pattern
+
+if TYPE_CHECKING:
+    from zroute.messages.wire import Envelope
+
+__all__ = ["command"]
+
+_CLIP = 2000
+"""Characters of a body on a terminal: more of it would push all others off the screen."""
+
+
+@click.command("tail")
+@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
+@click.option("--json", "as_objects", is_flag=True, help="One JSON object a line, with all that is known.")
+@click.option("--format", "text", metavar="TEMPLATE", help="One line as in '{topic} {body[price]:.2f}'.")
+@click.option("--topics-only", is_flag=True, help="Only the topic of each message.")
+@click.option("--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Not these topics; may be repeated.")
+@click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Only each Nth message.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop when N are shown.")
+@click.option("--wait", type=DURATION, help="End with 124 if nothing came in this time: 10s, 500ms, 2m.")
+def command(
+    endpoint: Endpoint,
+    patterns: tuple[Pattern, ...],
+    as_objects: bool,
+    text: str | None,
+    topics_only: bool,
+    ignore: tuple[Pattern, ...],
+    sample: int,
+    count: int | None,
+    wait: float | None,
+) -> None:
+    """Show the messages of a publisher whose topics match one of the PATTERNs, or all.
+
+    Connects to ENDPOINT, or binds it if it begins with bind:. Any wire form is read. Patterns are quoted,
+    because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
+    """
+    if as_objects + topics_only + (text is not None) > 1:
+        raise click.UsageError("--json, --format and --topics-only exclude each other: choose one")
+    if as_objects:
+        show = _printed(as_json)
+    elif text is not None:
+        show = _printed(template(text))
+    elif topics_only:
+        show = _printed(lambda envelope, _: one_line(envelope.topic))
+    elif sys.stdout.isatty():
+        show = _pretty()
+    else:
+        show = _printed(lambda envelope, body: "{} {} {}{}".format(*as_line(envelope, body)))
+
+    from zroute.cli.listening import Listening, say, while_read
+
+    counts = {"shown": 0, "sampled out": 0, "undecodable": 0}
+
+    def take(envelope: Envelope) -> None:
+        if (listening.taken - 1) % sample:
+            counts["sampled out"] += 1
+            return
+        body = decoded(envelope)
+        counts["undecodable"] += bool(body.fault)
+        show(envelope, body)
+        counts["shown"] += 1
+        if counts["shown"] == count:
+            listening.stop()
+
+    listening = Listening((endpoint,), patterns, take, ignore=ignore)
+    with while_read():
+        code = listening.run(wait=wait)
+    if not code:
+        told = {"received": listening.received, "shown": counts.pop("shown")}
+        told |= {name: number for name, number in counts.items() if number}
+        say(", ".join(f"{name} {number}" for name, number in (told | listening.told()).items()))
+    raise SystemExit(code)
+
+
+Show = Callable[["Envelope", Body], None]
+
+
+def _printed(line: Callable[[Envelope, Body], str]) -> Show:
+    """Lines for programs, each written as soon as it is there."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # as JSON has it
+    return lambda envelope, body: print(line(envelope, body), flush=True)
+
+
+def _pretty() -> Show:
+    from rich.console import Console
+    from rich.highlighter import JSONHighlighter
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    highlight = JSONHighlighter().highlight
+
+    def show(envelope: Envelope, body: Body) -> None:
+        time, topic, shown, fault = as_line(envelope, body)
+        value = Text(shown[:_CLIP])
+        if isinstance(body.value, bytes):
+            value.stylize("yellow")
+        elif not isinstance(body.value, str):
+            highlight(value)
+        line = Text.assemble((time, "dim"), " ", (topic, "bold cyan"), " ", value)
+        if len(shown) > _CLIP:
+            line.append(f" … and {len(shown) - _CLIP} characters more", "dim")
+        console.print(line.append(fault, "red"), soft_wrap=True)
+
+    return show
