@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 import msgspec
 from twisted.internet.task import Clock
 
@@ -63,7 +64,7 @@ def tracked(
 class Wired:
     """``app``, compiled and wired to lists; `sent` holds ``(topic, codec number, body, headers)``."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, resources: Mapping[Any, Any] | None = None) -> None:
         compiled = app.compile()
         self.clock = Clock()
         self.stats = Stats()
@@ -84,7 +85,8 @@ class Wired:
         )
         self.paused = False
         self.errors: list[tuple[BaseException, bool]] = []
-        routes = [fresh(route) for route in compiled.routes]
+        supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
+        routes = [fresh(route) for route in supplied]
         self.stats.routes.update((route.name, route.stats) for route in routes)
         self.table = RouteTable(
             routes,

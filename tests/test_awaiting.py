@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.support import Child
-from zroute.awaiting import as_awaitable, as_deferred, is_awaitable
+from zroute import App, Envelope
+from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint
+from zroute.testing import TestApp
 
 
 class Awaitable:
@@ -157,4 +159,320 @@ def test_under_the_asyncio_reactor_handlers_are_tasks() -> None:
         assert child.line_with("errors") == "errors 0", child.err
         assert child.end(None) == 0
         assert child.out[:2] == ["stopped in Task", "complete True"]
+        assert child.err == []
+
+
+# -- who drives whom --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_would_end_the_loop_is_an_error_of_the_task(error: type[BaseException]) -> None:
+    """sys.exit() in an async handler fails that handler, as in a plain one, and the loop goes on."""
+
+    async def handler() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    async def main() -> list[Any]:
+        failures: list[Any] = []
+        as_deferred(handler(), asyncio_loop=True).addErrback(lambda failure: failures.append(failure.type))
+        while not failures:
+            await asyncio.sleep(0)
+        return failures
+
+    assert asyncio.run(main()) == [error]
+
+
+def test_a_coroutine_on_deferreds_that_goes_on_inside_a_task_stays_on_deferreds() -> None:
+    """A task fires what my Deferred coroutine waits for: what that awaits next is still awaited in its own way."""
+    gate, later, got = Deferred[None](), Deferred[str](), list[str]()
+
+    async def deeper() -> str:
+        return await as_awaitable(later)
+
+    async def on_deferreds() -> None:
+        await as_awaitable(gate)
+        got.append(await deeper())
+
+    async def values() -> AsyncIterator[str]:
+        yield await as_awaitable(later)
+
+    async def looping() -> None:
+        async for value in values():
+            got.append(value)
+
+    async def main() -> None:
+        running = [Deferred.fromCoroutine(on_deferreds())]
+        gate.callback(None)
+        running.append(Deferred.fromCoroutine(looping()))
+        assert got == []
+        later.callback("x")
+        await asyncio.gather(*(one.asFuture(asyncio.get_running_loop()) for one in running))
+
+    asyncio.run(main())
+    assert got[0] == "x"
+    assert len(got) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("no running event loop"), "zroute run --reactor asyncio"),
+        (RuntimeError("await wasn't used with future"), "zroute run --reactor asyncio"),
+        (type("AsyncLibraryNotFoundError", (RuntimeError,), {})("unknown async library"), "--reactor asyncio"),
+        (type("NoEventLoopError", (RuntimeError,), {})("not in a loop"), "zroute run --reactor asyncio"),
+        (RuntimeError("Task got bad yield: <Deferred at 0x1>"), "await zroute.as_awaitable(deferred)"),
+        (
+            ExceptionGroup("tasks", [ValueError(), RuntimeError("Task got bad yield: <Deferred at 0x1>")]),
+            "as_awaitable",
+        ),
+        (RuntimeError("Task got bad yield: 3"), ""),
+        (ValueError("no running event loop"), ""),
+        (ExceptionGroup("tasks", [ValueError()]), ""),
+    ],
+)
+def test_the_wrong_kind_of_await_is_known_by_its_error(error: BaseException, remedy: str) -> None:
+    """What asyncio, anyio, sniffio and task groups raise is told apart from everything else."""
+    hint = loop_hint(error)
+    assert remedy in hint
+    assert bool(remedy) == bool(hint)
+
+
+# -- in an app, under both kinds of reactor ----------------------------------------------------------------
+
+REACTORS = pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+
+
+@REACTORS
+def test_async_functions_are_tasks_under_asyncio_and_on_deferreds_elsewhere(kind: Any) -> None:
+    """Handlers, timers, generators and hooks see a current task under asyncio, and none elsewhere."""
+    app, tasks = App(), dict[str, Any]()
+
+    def note(who: str) -> None:
+        try:
+            tasks[who] = asyncio.current_task()
+        except RuntimeError:
+            tasks[who] = None
+
+    @app.on_startup
+    async def start() -> None:
+        note("on_startup")
+
+    @app.on_shutdown
+    async def stop() -> None:
+        note("on_shutdown")
+
+    @app.subscribe("a")
+    async def handle(message: int) -> None:
+        note("handler")
+        raise ValueError(message)
+
+    @app.on_error(ValueError)
+    async def failed(error: ValueError, envelope: Envelope) -> None:
+        note("on_error")
+
+    @app.publisher("b")
+    @app.subscribe("a")
+    async def derived(message: int) -> AsyncIterator[int]:
+        note("generator under subscribe")
+        yield 1
+
+    @app.every(1.0)
+    async def timer() -> None:
+        note("timer")
+
+    @app.publisher("c", every=1.0)
+    async def periodic() -> AsyncIterator[int]:
+        while True:
+            note("periodic generator")
+            yield 1
+
+    @app.publisher("d")
+    async def driven() -> AsyncIterator[int]:
+        note("generator")
+        yield 1
+
+    with TestApp(app, reactor=kind) as t:
+        t.publish("a", 1)
+    assert len(tasks) == 8
+    assert {task is not None for task in tasks.values()} == {kind == "asyncio"}
+    assert len(set(map(id, tasks.values()))) == (8 if kind == "asyncio" else 1)
+
+
+def test_asyncios_own_things_work_in_a_handler() -> None:
+    """sleep, TaskGroup, timeout, Event and Queue, on the virtual time of a TestApp."""
+    app, said = App(), list[Any]()
+
+    @app.subscribe("a")
+    async def handle(message: int) -> None:
+        await asyncio.sleep(1)
+        done: asyncio.Queue[int] = asyncio.Queue()
+        async with asyncio.TaskGroup() as group:
+            for number in (2, 1):
+                group.create_task(asyncio.sleep(number)).add_done_callback(lambda _, n=number: done.put_nowait(n))
+        said.append([await done.get(), await done.get()])
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            said.append("timed out")
+
+    with TestApp(app, reactor="asyncio") as t:
+        t.publish("a", 1)
+        t.advance(3)
+        assert said == [[1, 2]]
+        t.advance(4.9)
+        assert said == [[1, 2]]
+        t.advance(0.1)
+        assert said == [[1, 2], "timed out"]
+        assert t.results(handle) == [None]
+
+
+@REACTORS
+def test_every_awaitable_of_zroute_works_in_both(kind: Any) -> None:
+    """publish, stream, as_awaitable, and what a thread has awaited for it."""
+    app, said = App(), list[Any]()
+    made = app.publisher("out.{n}", int)
+
+    @app.subscribe("go")
+    async def handle(message: int) -> None:
+        said.append(await made.publish(1, n=1))
+        said.append(await app.publish("out.2", 2))
+        later: Deferred[str] = Deferred()
+        async with app.stream("in", int) as messages:
+            t._running.callLater(1, later.callback, "fired")
+            said.append(await as_awaitable(later))
+            async for number in messages:
+                said.append(number)
+                if number == 2:
+                    break
+
+    async def slow(number: int) -> int:
+        waiting: Deferred[int] = Deferred()
+        t._running.callLater(0, waiting.callback, number)
+        return await as_awaitable(waiting)
+
+    def deferred(number: int) -> Deferred[int]:
+        waiting: Deferred[int] = Deferred()
+        t._running.callLater(0, waiting.callback, number)
+        return waiting
+
+    @app.subscribe("threaded", thread=True)
+    def threaded(message: int) -> list[Any]:
+        return [
+            app.from_thread(slow, 3),
+            app.from_thread(deferred, 4),
+            app.from_thread(made.publish, 5, n=5),
+            app.from_thread(int, "6"),
+        ]
+
+    with TestApp(app, reactor=kind) as t:
+        t.publish("go", 0)
+        t.advance(1)
+        t.publish("in", 1)
+        t.publish("in", 2)
+        assert said == [None, None, "fired", 1, 2]
+        t.publish("threaded", 1)
+        assert t.results(threaded) == [[3, 4, None, 6]]
+        assert t.published("out.*") == [1, 2, 5]
+
+
+def wrong(kind: str) -> Any:
+    """A coroutine that awaits what this kind of reactor can't."""
+    return asyncio.sleep(1) if kind == "twisted" else deferred_in_a_task()
+
+
+async def deferred_in_a_task() -> None:
+    """A Deferred as it is, which asyncio does not know."""
+    await Deferred()
+
+
+REMEDIES = {"twisted": "zroute run --reactor asyncio", "asyncio": "await zroute.as_awaitable(deferred)"}
+
+
+@REACTORS
+@pytest.mark.parametrize(
+    "where", ["handler", "attached", "timer", "generator", "on_error", "on_unrouted", "on_startup", "on_shutdown"]
+)
+def test_the_wrong_kind_of_await_says_what_to_do(kind: Any, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever I await asyncio without its loop, or a Deferred in a task, the log line names the remedy."""
+    app = App()
+
+    async def mistaken(*_: Any) -> None:
+        await wrong(kind)
+
+    async def values() -> AsyncIterator[int]:
+        await wrong(kind)
+        yield 1
+
+    def failing(message: int) -> None:
+        raise ValueError
+
+    match where:
+        case "handler":
+            app.subscribe("a")(mistaken_handler(kind))
+        case "timer":
+            app.every(1.0)(mistaken)
+        case "generator":
+            app.publisher("b")(values)
+        case "on_error":
+            app.subscribe("a")(failing)
+            app.on_error(ValueError)(mistaken)
+        case "on_unrouted":
+            app.on_unrouted(mistaken)
+            app.subscribe("a.b")(failing)
+        case "on_startup" | "on_shutdown":
+            getattr(app, where)(mistaken)
+    t = TestApp(app, reactor=kind, raise_errors=False)
+    if where == "on_startup":
+        with pytest.raises(RuntimeError), t:
+            pass
+    else:
+        with t:
+            if where == "attached":
+                app.attach("a", mistaken_handler(kind))
+            t.publish("a.bc" if where == "on_unrouted" else "a", 1)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(REMEDIES[kind] in line for line in said), said
+
+
+def mistaken_handler(kind: str) -> Any:
+    """A handler that awaits the wrong thing."""
+
+    async def handle(message: int) -> None:
+        await wrong(kind)
+
+    return handle
+
+
+@pytest.mark.parametrize("kind", ["epoll", "asyncio"])
+def test_started_can_be_awaited_in_both(kind: str) -> None:
+    """await as_awaitable(service.started) in a Twisted program of mine, on a coroutine of its own kind."""
+    program = textwrap.dedent(
+        f"""
+        import asyncio
+        from zroute.runner import install_reactor
+        reactor = install_reactor({kind!r})
+        from twisted.internet.defer import Deferred
+        from zroute import App, as_awaitable
+        from zroute.awaiting import as_deferred
+
+        app = App()
+        service = app.service(reactor)
+
+        async def main():
+            service.startService()
+            await as_awaitable(service.started)
+            print("started")
+            drained = await as_awaitable(service.stopService())
+            print("complete", drained.complete)
+            reactor.stop()
+
+        reactor.callWhenRunning(lambda: as_deferred(main(), asyncio_loop={kind == "asyncio"}))
+        reactor.run()
+        """
+    )
+    with Child("-W", "error", "-c", program) as child:
+        assert child.end(None) == 0, child.err
+        assert child.out == ["started", "complete True"]
         assert child.err == []

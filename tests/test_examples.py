@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import json
 import re
 import shlex
 import shutil
+import sqlite3
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import zmq
 
 from tests.support import ROOT, Child, free_port
+from zroute.testing import TestApp
 
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=tcp://127\.0\.0\.1:)\d+")
@@ -36,10 +46,10 @@ def command_of(path: Path) -> list[str]:
     return shlex.split(found[1])[1:]
 
 
-def started(folder: Path, name: str, *more: str) -> Child:
+def started(folder: Path, name: str, *more: str, env: dict[str, str] | None = None) -> Child:
     """The command of an example, with ``more`` in place of its last option: tests wait for output, not for time."""
     arguments = [*command_of(folder / name)[:-2], *more]
-    return Child("-m", "zroute", *arguments, cwd=folder.parent)
+    return Child("-m", "zroute", *arguments, cwd=folder.parent, env=env)
 
 
 def all_of(*texts: str) -> Callable[[list[str]], bool]:
@@ -109,6 +119,144 @@ def test_desk(folder: Path) -> None:
     with started(folder, "desk/__init__.py") as child:
         child.wait_for(all_of("exchange sees {'order'", "exchange sees {'text': 'order 6 is worth 11400'}"))
         ended(child)
+
+
+@pytest.mark.parametrize("kind", ["epoll", "asyncio"])
+def test_quotes_db(folder: Path, kind: str) -> None:
+    """Every quote that was handled is a row, and the report reads them."""
+    with started(folder, "quotes_db.py", "--reactor", kind) as child:
+        child.wait_for(all_of("AAPL", "MSFT", "ACME"))
+        ended(child)
+    handled = sum(int(found) for line in child.err for found in re.findall(r"handled (\d+)", line))
+    with closing(sqlite3.connect(folder.parent / "quotes.db")) as database:
+        rows = list(database.execute("SELECT symbol, price, volume FROM quotes"))
+    assert handled == len(rows) >= 3
+    assert {symbol for symbol, _, _ in rows} == {"AAPL", "MSFT", "ACME"}
+
+
+class Server:
+    """A real HTTP server on a port of its own, which keeps what is posted to it and answers 202."""
+
+    def __init__(self) -> None:
+        self.posted: list[object] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open, as with servers in use
+
+            def do_POST(self) -> None:
+                server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(202)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"ok")
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/news"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("webhook", "epoll"), ("webhook", "asyncio"), ("webhook_asyncio", "asyncio")]
+)
+def test_webhooks(folder: Path, name: str, kind: str) -> None:
+    """What is news reaches a real server over HTTP, with a client of Twisted's and with one of asyncio's."""
+    with (
+        closing(Server()) as server,
+        started(folder, f"{name}.py", "--reactor", kind, env={"WEBHOOK": server.url}) as child,
+    ):
+        child.wait_for(lambda lines: lines.count("Volcano wakes up: 202") >= 2)
+        ended(child)
+    assert server.posted[:2] == [{"text": "Volcano wakes up"}] * 2
+    assert not [line for line in child.err if "ERROR" in line or "WARNING" in line], child.err
+
+
+def test_a_webhook_that_is_down_costs_only_its_message(folder: Path) -> None:
+    """Nobody answers: the handler fails with the reason, the app goes on, and stops as always."""
+    with started(folder, "webhook.py", env={"WEBHOOK": f"http://127.0.0.1:{free_port()}/"}) as child:
+        child.wait_for(lambda lines: sum("forward() at" in line for line in lines) >= 2, stream="err")
+        assert child.end() == 0, child.err
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import examples as modules, and forget them afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+def test_quotes_db_with_another_database(
+    example: Callable[[str], Any], kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without sockets, files and waiting: the resource is replaced, and handler and timer run."""
+    quotes_db = example("quotes_db")
+    quote = quotes_db.Quote("ACME", 9.5, 3)
+
+    class Rows(list[object]):
+        async def add(self, quote: object) -> None:
+            self.append(quote)
+
+        async def highest(self) -> list[tuple[str, float]]:
+            return [("ACME", 9.5)]
+
+    with TestApp(quotes_db.app, {quotes_db.Database: (rows := Rows())}, reactor=kind) as t:
+        t.publish("stocks.ACME", quote)
+        assert rows == [quote]
+        t.advance(0.5)
+    assert capsys.readouterr().out == "ACME      9.50 at its highest\n"
+
+
+@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+def test_webhook_with_another_client(
+    example: Callable[[str], Any], kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same for the HTTP client: nobody is called."""
+    webhook = example("webhook")
+
+    class Silent:
+        async def call(self, text: str) -> int:
+            return 204
+
+    with TestApp(webhook.app, {webhook.Webhook: Silent()}, reactor=kind) as t:
+        t.publish("news.breaking", "Volcano wakes up")
+    assert capsys.readouterr().out == "Volcano wakes up: 204\n"
+
+
+def test_webhook_asyncio_with_a_transport_of_the_test(
+    example: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """httpx itself runs, on a transport that answers in memory; a slow answer ends with the timeout."""
+    webhook = example("webhook_asyncio")
+    httpx = pytest.importorskip("httpx")
+
+    async def answer(request: Any) -> Any:
+        if b"slow" in request.content:
+            await asyncio.sleep(60)
+        return httpx.Response(201)
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    with TestApp(webhook.app, {httpx.AsyncClient: client}, reactor="asyncio") as t:
+        t.publish("news.breaking", "Volcano wakes up")
+        t.publish("news.breaking", "slow")
+        with pytest.raises(TimeoutError):
+            t.advance(5)
+    assert capsys.readouterr().out == "Volcano wakes up: 201\n"
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from zroute.awaiting import as_deferred
+from zroute import App, SignatureError
+from zroute.awaiting import as_awaitable, as_deferred
 from zroute.delivery.stats import Stats
 from zroute.producers import BACK_OFF_MAX, TURN_SECONDS, TURN_VALUES, CompiledProducer, Producers
 from zroute.routing.parameters import is_generator_function
 from zroute.routing.publications import Schedule
+from zroute.testing import TestApp
 
 
 class Run:
@@ -436,3 +440,232 @@ def test_an_async_function_that_is_stopped_reports_nothing() -> None:
     run = Run(lambda: endless, every=1.0)
     run.producers.stop()
     assert run.failures == []
+
+
+# -- what the other tests leave open ------------------------------------------------------------------------
+
+
+def test_a_slow_generator_is_not_asked_again_before_it_has_answered() -> None:
+    """An async generator that takes three periods for a value gives one value, and the skipped are counted."""
+    gate: Deferred[int] = Deferred()
+
+    async def values() -> AsyncIterator[int]:
+        yield 0
+        yield await gate
+        yield 2
+
+    run = Run(values, every=1.0)
+    run.pump(4)
+    assert run.out == [0]
+    gate.callback(1)
+    assert run.out == [0, 1]
+    run.pump(1)
+    assert run.out == [0, 1, 2]
+    assert run.stats.skipped_periods == 3
+
+
+@KINDS
+def test_generators_know_delay_and_jitter(count: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """initial_delay comes before the first value, jitter before each."""
+    monkeypatch.setattr("random.random", lambda: 0.5)
+    run = Run(count(3), every=2.0, jitter=0.5, initial_delay=4.0)
+    times: list[float] = []
+    while run.clock.seconds() < 12:
+        before = len(run.out)
+        run.clock.advance(0.25)
+        times += [run.clock.seconds()] * (len(run.out) - before)
+    assert times == [4.5, 6.5, 8.5]
+    assert run.finished == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_none_from_a_generator_takes_its_period_and_publishes_nothing(is_async: bool) -> None:
+    """yield None says: nothing this time."""
+
+    def values() -> Iterator[int | None]:
+        yield from (1, None, 3)
+
+    async def async_values() -> AsyncIterator[int | None]:
+        for value in (1, None, 3):
+            yield value
+
+    run = Run(async_values if is_async else values, every=1.0)
+    run.pump(1)
+    assert run.out == [1]
+    run.pump(1)
+    assert run.out == [1, 3]
+
+
+def test_jitter_moves_no_period() -> None:
+    """However late jitter puts a call, the next period begins where it would have."""
+    times: list[float] = []
+    run = Run(lambda: times.append(run.clock.seconds()), every=10.0, jitter=1.0)
+    run.clock.pump([0.5] * 2000)
+    assert 80 <= len(times) <= 100
+    periods = [int(time // 10) for time in times]
+    assert periods == sorted(set(periods))
+    assert len({round(time % 10, 1) for time in times}) > 10
+    assert run.stats.skipped_periods + len(times) >= 99
+
+
+def test_what_cleans_up_badly_while_it_is_stopped_is_reported() -> None:
+    """An error in the finally: of a timer or a driven generator is no part of the stop, and is not lost."""
+
+    async def function() -> int:
+        try:
+            return await Deferred()
+        finally:
+            raise ValueError("in finally")
+
+    async def values() -> AsyncIterator[int]:
+        try:
+            yield await Deferred()
+        finally:
+            raise ValueError("in finally")
+
+    for run in (Run(function, every=1.0), Run(values), Run(values, every=1.0)):
+        endings = run.producers.stop()
+        assert [name for name, ending in endings if ending.called] == ["f()"]
+        assert [(str(error), remedy) for error, remedy in run.failures] == [("in finally", "it was being stopped")]
+
+
+# -- the table of the design, in an app ----------------------------------------------------------------------
+
+REACTORS = pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+
+
+def sources(app: App, kind: str) -> dict[str, Callable[..., Any]]:
+    """A function of each kind that gives 0, 1, 2 …, and None for 1."""
+    counters = {name: itertools.count() for name in ("plain", "async", "deferred")}
+
+    def nothing_at_one(number: int) -> int | None:
+        return None if number == 1 else number
+
+    def plain() -> int | None:
+        return nothing_at_one(next(counters["plain"]))
+
+    async def asynchronous() -> int | None:
+        if kind == "asyncio":
+            await asyncio.sleep(0.01)
+        return nothing_at_one(next(counters["async"]))
+
+    def deferred() -> Deferred[int | None]:
+        return succeed(nothing_at_one(next(counters["deferred"])))
+
+    def generator() -> Iterator[int | None]:
+        yield from (0, None, 2)
+
+    async def async_generator() -> AsyncIterator[int | None]:
+        for number in (0, None, 2):
+            if kind == "asyncio":
+                await asyncio.sleep(0.01)
+            yield number
+
+    return {
+        "plain": plain,
+        "async": asynchronous,
+        "deferred": deferred,
+        "generator": generator,
+        "asyncgenerator": async_generator,
+    }
+
+
+@REACTORS
+@pytest.mark.parametrize("source", ["plain", "async", "deferred", "generator", "asyncgenerator"])
+def test_with_a_period_each_kind_publishes_a_value_a_period(kind: Any, source: str) -> None:
+    """every=1.0: functions are called, generators asked for one value; None publishes nothing."""
+    app = App()
+    app.publisher("out", every=1.0)(sources(app, kind)[source])
+    with TestApp(app, reactor=kind) as t:
+        seen = []
+        for _ in range(5):
+            t.advance(0.5)
+            seen.append(t.published("out"))
+            t.advance(0.5)
+        more = [3, 4] if "generator" not in source else []
+        assert seen == [[0], [0], [0, 2], [0, 2, *more[:1]], [0, 2, *more]]
+
+
+@REACTORS
+@pytest.mark.parametrize("source", ["generator", "asyncgenerator"])
+def test_without_a_period_a_generator_publishes_all_it_has(kind: Any, source: str) -> None:
+    """It is created at the start, and driven to its end."""
+    app = App()
+    app.publisher("out")(sources(app, kind)[source])
+    with TestApp(app, reactor=kind) as t:
+        t.advance(1)
+        assert t.published("out") == [0, 2]
+
+
+@REACTORS
+@pytest.mark.parametrize("source", ["plain", "async", "deferred", "generator", "asyncgenerator"])
+@pytest.mark.parametrize("publisher_first", [False, True])
+def test_under_subscribe_each_message_makes_its_values(kind: Any, source: str, publisher_first: bool) -> None:
+    """What a handler returns, or yields, is published for each message; the decorators stand in any order."""
+    app = App()
+    function = sources(app, kind)[source]
+    decorators = [app.publisher("out"), app.publisher("too"), app.subscribe("in")]
+    for decorator in decorators if publisher_first else reversed(decorators):
+        assert decorator(function) is function
+    with TestApp(app, reactor=kind) as t:
+        for _ in range(3):
+            t.publish("in", 7)
+            t.advance(1)
+        expected = [0, 2] * 3 if "generator" in source else [0, 2]
+        assert t.published("out") == t.published("too") == expected
+
+
+@pytest.mark.parametrize("make", ["plain", "async", "deferred"])
+def test_a_publisher_that_nothing_calls_is_refused(make: str) -> None:
+    """A function without every= and without subscribe has no trigger."""
+    app = App()
+    app.publisher("out")(sources(app, "twisted")[make])
+    with pytest.raises(SignatureError, match=r"nothing calls .*: give its publisher every=1.0"):
+        app.compile()
+
+
+def test_a_list_is_one_message() -> None:
+    """A timer that returns a list publishes a list."""
+    app = App()
+    app.publisher("out", every=1.0)(lambda: [1, 2])
+    with TestApp(app) as t:
+        assert t.published("out") == [[1, 2]]
+
+
+@REACTORS
+def test_in_an_app_failures_back_off_and_ends_are_told(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """One log line says what comes next, counters say how often, and the schedule is kept on virtual time."""
+    caplog.set_level("INFO")
+    app, starts = App(), list[float]()
+
+    @app.publisher("values")
+    async def values() -> AsyncIterator[int]:
+        starts.append(t._running.seconds() if t._reactor else 0)
+        if len(starts) < 4:
+            raise ValueError("not yet")
+        yield len(starts)
+
+    @app.every(1.0)
+    def timer() -> None:
+        raise ValueError("never")
+
+    @app.every(1.0)
+    async def slow() -> None:
+        waiting: Deferred[None] = Deferred()
+        t._running.callLater(2.5, waiting.callback, None)
+        await as_awaitable(waiting)
+
+    t = TestApp(app, reactor=kind, raise_errors=False)
+    with t:
+        t.advance(10.2)
+        assert t.published("values") == [4]
+        assert [round(start) for start in starts] == [0, 1, 3, 7]
+        assert app.stats.skipped_periods == 6  # periods 1 and 2 of each three
+        assert app.stats.publish_errors == 3 + 11
+        assert t.results(slow) == [None] * 3
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.rpartition("; ")[2] for line in said if "not yet" in line] == [
+        f"it starts anew in {seconds} s" for seconds in (1, 2, 4)
+    ]
+    assert any("never" in line and line.endswith("; the schedule goes on") for line in said)
+    assert sum("values() has no more values" in line for line in said) == 1

@@ -211,8 +211,9 @@ class App(Routes):
         ``schema`` is the type of the bodies, or `Envelope` for whole messages with their topics. Messages come in
         the order of their arrival, from the ``async with`` on. ``queue`` of them may wait to be taken (default
         100); then the app reads no more until half are taken. A message counts as handled when
-        the next one is asked for. The loop ends when the app stops; what still waits when the
-        block is left is dropped and counted. Works in Deferred coroutines and in tasks of asyncio.
+        the next one is asked for. The loop ends when the app stops, after what had arrived (in a timer, which a
+        stop cancels, at once); what still waits when the block is left is dropped and counted. Works in Deferred
+        coroutines and in tasks of asyncio.
 
         Raises NotRunningError, WrongThreadError and SchemaError when the block is entered.
         """

@@ -58,9 +58,9 @@ class Attached:
         The app unsubscribes from what nobody else needs. Closing twice, or after the app has stopped, is
         nothing. Raises WrongThreadError outside the reactor's thread.
         """
-        route, self._route = self._route, None
-        if route is not None:
-            self._run.detach(route)
+        if self._route is not None:
+            self._run.detach(self._route)
+            self._route = None
 
     def __repr__(self) -> str:
         return f"<Attached {self._route.name if self._route else 'closed'}>"

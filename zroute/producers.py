@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
-from zroute.awaiting import as_awaitable, is_awaitable
+from zroute.awaiting import as_awaitable, is_awaitable, was_cancelled
 from zroute.delivery.reports import Clock
 from zroute.delivery.stats import Stats
 from zroute.routing.publications import Schedule
@@ -124,10 +124,9 @@ class Producers:
         for running in self._running:
             running.begin()
 
-    def stop(self) -> None:
-        """No further call is made; what runs is cancelled, generators are closed."""
-        for running in self._running:
-            running.stop()
+    def stop(self) -> list[tuple[str, Deferred[None]]]:
+        """Call nothing any more, cancel what runs, close generators: their names, and what fires at their ends."""
+        return [(running.name, running.stop()) for running in self._running]
 
 
 class _Running:
@@ -136,6 +135,7 @@ class _Running:
     def __init__(
         self, producer: CompiledProducer, clock: Clock, start: Start, stats: Stats, outcomes: ProducerOutcomes
     ) -> None:
+        self.name = producer.name
         self._producer = producer
         self._clock = clock
         self._start = start
@@ -143,7 +143,7 @@ class _Running:
         self._outcomes = outcomes
         self._values: Any = None
         self._failures = 0
-        self._waiting: Deferred[Any] | None = None
+        self._waiting: Deferred[Any] = succeed(None)
         self._loop: LoopingCall | None = None
         self._stopped = False
 
@@ -156,17 +156,25 @@ class _Running:
         else:
             self._loop_every(schedule)
 
-    def stop(self) -> None:
+    def stop(self) -> Deferred[None]:
+        """Fires, and never fails, when nothing of it runs any more."""
         self._stopped = True
         if self._loop is not None and self._loop.running:
             self._loop.stop()
-        if self._waiting is not None:
-            self._waiting.cancel()
-        if self._values is not None:
-            self._start(_close(self._values)).addErrback(self._not_closed)
+        self._waiting.cancel()
+        return self._waiting.addCallback(lambda _: self._close())  # a task ends later than it is cancelled
+
+    def _close(self) -> Deferred[None]:
+        if self._values is None:
+            return succeed(None)
+        return self._start(_close(self._values)).addErrback(self._not_closed)
 
     def _not_closed(self, failure: Any) -> None:
-        self._outcomes.producer_failed(self._producer, failure.value, "it was being stopped")
+        self._failed_to_stop(failure.value)
+
+    def _failed_to_stop(self, error: BaseException) -> None:
+        if not was_cancelled(error):
+            self._outcomes.producer_failed(self._producer, error, "it was being stopped")
 
     # -- a period at a time ----------------------------------------------------------------------------
 
@@ -217,8 +225,8 @@ class _Running:
     def _failed(self, error: BaseException) -> None:
         """What the function raised, or the generator that is asked for one value a period."""
         if self._stopped:
-            return
-        if not self._producer.generator:
+            self._failed_to_stop(error)
+        elif not self._producer.generator:
             self._outcomes.producer_failed(self._producer, error, "the schedule goes on")
         elif isinstance(error, StopIteration | StopAsyncIteration):
             self._finish()
@@ -244,7 +252,9 @@ class _Running:
         self._producer.publish(value)
 
     def _drive_failed(self, failure: Any) -> None:
-        if not self._stopped:
+        if self._stopped:
+            self._failed_to_stop(failure.value)
+        else:
             self._restart(failure.value)
 
     def _restart(self, error: BaseException) -> None:

@@ -6,15 +6,14 @@ in the same task, as cancel scopes and task groups ask for.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
-from zroute.awaiting import as_awaitable, loop_hint
+from zroute.awaiting import as_awaitable, loop_hint, was_cancelled, within
 from zroute.messages.topics import Topic
 from zroute.producers import Start
 from zroute.routing.resources import CompiledResource
@@ -43,13 +42,13 @@ class Resources:
         """Open all; raises what the first one raises that fails."""
         for compiled in self._compiled:
             one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
+            self._open.append(one)  # also one that fails: a task that is cancelled has something left to do
             try:
                 self.objects[compiled.kind] = await one.open()
             except BaseException as error:
                 hint = loop_hint(error)
                 error.add_note(f"while the resource {compiled.name} at {compiled.where} was opened{hint}")
                 raise
-            self._open.append(one)
 
     async def close(self, timeout: float, failed: Callable[[BaseException], None]) -> dict[str, int]:
         """Close what is open, each in ``timeout`` seconds; the names of those that took longer.
@@ -60,8 +59,8 @@ class Resources:
         while self._open:
             one = self._open.pop()
             try:
-                await one.close().addTimeout(timeout, self._reactor)
-            except (TimeoutError, CancelledError, asyncio.CancelledError):
+                await within(timeout, one.close(), self._reactor)
+            except TimeoutError:
                 unfinished[one.compiled.name] = 1
             except BaseException as error:  # also SystemExit: the others are to be closed
                 _log.exception(
@@ -123,19 +122,23 @@ class _Resource:
         except BaseException:
             closed.errback()
         else:
+            if self._generator is not None:
+                self._generator.close()
             closed.errback(RuntimeError(_TWICE))
         return closed
 
     def _give_up(self) -> None:
         if self._running is not None:
-            self._running.addErrback(lambda _: None)  # a task ends later than its cancellation is told
+            self._running.addErrback(_unless_cancelled)
             self._running.cancel()
 
     async def _hold(self, generator: AsyncGenerator[Any, None], opened: Deferred[Any]) -> None:
         try:
-            opened.callback(await anext(generator))
+            made = await anext(generator)
         except StopAsyncIteration:
             raise RuntimeError(_NEVER) from None
+        if not opened.called:  # else it was cancelled, and opened all the same
+            opened.callback(made)
         await as_awaitable(self._closing)
         try:
             await anext(generator)
@@ -154,3 +157,7 @@ def _unless_open(failure: Failure, opened: Deferred[Any]) -> Failure | None:
         return failure  # to whoever closes it
     opened.errback(failure)
     return None
+
+
+def _unless_cancelled(failure: Failure) -> Failure | None:
+    return None if was_cancelled(failure.value) else failure

@@ -5,7 +5,6 @@ The transport is known by a small protocol, so that another one can take its pla
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -18,13 +17,13 @@ from threading import get_ident
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from zroute.app import App
 from zroute.attached import Stream
-from zroute.awaiting import as_deferred, is_awaitable, loop_hint
+from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint
 from zroute.errors import (
@@ -35,6 +34,7 @@ from zroute.errors import (
     UsageError,
     WrongThreadError,
 )
+from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import framer
 from zroute.options import LINGER_DRAIN
@@ -186,6 +186,7 @@ class Run:
         )
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())
+        self._beginning: Deferred[None] = succeed(None)
         self._producers: Producers | None = None
         self._emitting: Emit | None = None
         self._streams: dict[Stream[Any], None] = {}
@@ -197,9 +198,17 @@ class Run:
 
     # -- from start to stop -----------------------------------------------------------------------------
 
-    async def begin(self) -> None:
-        """Open resources and sockets, run ``on_startup``, subscribe, start producers; raises what fails."""
+    def begin(self) -> Deferred[None]:
+        """Open resources and sockets, run ``on_startup``, subscribe, start producers; fails with what fails."""
+        self._beginning = Deferred.fromCoroutine(self._begin())
+        return self._beginning
+
+    async def _begin(self) -> None:
         await self._resources.open()
+        if not self._stopped:
+            await self._open()
+
+    async def _open(self) -> None:
         routes = [self._supplied(fresh(route)) for route in self._compiled.routes]
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
@@ -209,8 +218,8 @@ class Run:
             outlet.open(self._emitting)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
-        if self._stopped:  # on_startup may have asked for it
-            return
+            if self._stopped:  # it may have asked for that
+                return
         self._listening = True
         self.transport.listen(self._table.subscriptions)
         producers = tuple(self._producer(trigger) for trigger in self._compiled.triggers)
@@ -221,12 +230,14 @@ class Run:
         """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done."""
         self._stopped = True
         if self._producers is not None:
-            self._producers.stop()
+            for name, ending in self._producers.stop():
+                self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
         await self._wait(0)  # a handler that asked for the stop returns first, and is waited for
+        unfinished = await self._end_start(timeout)
         await self._catch_up()
         for stream in tuple(self._streams):
             stream.finish()
-        unfinished = await self._settle(timeout)
+        unfinished |= await self._settle(timeout)
         patience = max(timeout, _HOOK)
         for hook in self.app._shutdown if self._emitting is not None else ():
             unfinished |= await self._shut_down(hook, patience)
@@ -265,9 +276,15 @@ class Run:
                 where=route.where,
             )
         made = compile_route(route, "", (app,), (), compiled.given, app.codec)
+        closed = [kind for kind in made.call.needs if kind not in self._resources.objects]
+        if closed:
+            name = describe(closed[0])
+            raise UsageError(
+                f"{what}: {made.name} needs {name}, which was not opened, because only what is replaced needed it: "
+                f"replace it too, as in TestApp(app, {{{name}: fake}})"
+            )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), app.dispatch)
-        self._codecs = known_codecs(self._codecs, [(route.codec, route.where)] if route.codec else [])
         self._swap((*self._table.routes, made))
         return made
 
@@ -296,6 +313,8 @@ class Run:
         self._streams.pop(stream, None)
 
     def _swap(self, routes: Sequence[CompiledRoute]) -> None:
+        named = [(one.route.codec, one.route.where) for one in routes if one.route.codec]
+        self._codecs = known_codecs(self._compiled.codecs, named)
         self._table = self._table.changed(routes, self._codecs)
         if self._limit is None:
             self.transport.use(self._table.drain)
@@ -440,6 +459,15 @@ class Run:
 
         return drain
 
+    async def _end_start(self, timeout: float) -> dict[str, int]:
+        """Cancel a start that is still at work, so that what it has begun to open is closed in its turn."""
+        self._beginning.cancel()
+        try:
+            await within(timeout, self._beginning, self.reactor)
+        except TimeoutError:
+            return {"the start": 1}
+        return {}
+
     async def _catch_up(self) -> None:
         """Read what has arrived, also past the bounds: a SUB socket that unsubscribes first would drop it."""
         limit, end = self._limit, self.reactor.seconds() + _CATCH_UP
@@ -455,14 +483,12 @@ class Run:
 
     async def _settle(self, timeout: float) -> dict[str, int]:
         """Wait for unfinished handlers; the names of those that took too long, with their number."""
-        unfinished: dict[str, int] = {}
-        idle = self._outcomes.unfinished.idle()
-        give_up = self._outcomes.unfinished.give_up
-        timer = self.reactor.callLater(timeout, lambda: unfinished.update(give_up()))
-        await idle
-        if timer.active():
-            timer.cancel()
-        return unfinished
+        unfinished = self._outcomes.unfinished
+        try:
+            await within(timeout, unfinished.idle(), self.reactor)
+        except TimeoutError:
+            return unfinished.give_up()
+        return {}
 
     async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
         """Run one on_shutdown function; its name, if it took too long."""
@@ -470,8 +496,8 @@ class Run:
         try:
             result = self._hook(hook.function)()
             if is_awaitable(result):
-                await self._start(result).addTimeout(timeout, self.reactor)
-        except (TimeoutError, asyncio.CancelledError):  # the second from a task that was given up
+                await within(timeout, self._start(result), self.reactor)
+        except TimeoutError:
             return {name: 1}
         except (Exception, SystemExit) as error:
             _log.exception("%s at %s under on_shutdown failed%s; the stop goes on", name, hook.where, loop_hint(error))

@@ -90,7 +90,7 @@ def run(
     """Run ``apps`` until a signal, for ``seconds``, or for ``max_messages`` altogether; returns the exit code.
 
     0: stopped and drained. 1: an app did not start. 5: an endpoint can't be bound or connected, or is
-    missing. 75: handlers, or threads they use, were unfinished after ``drain_timeout`` seconds. A second
+    missing. 75: handlers, resources, or threads they use, were unfinished after ``drain_timeout`` seconds. A second
     signal n ends the process at once, with 128+n.
 
     ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from zroute.app import App
-from zroute.awaiting import loop_hint
+from zroute.awaiting import loop_hint, was_cancelled
 from zroute.endpoints import Endpoint
 from zroute.errors import (
     EndpointError,
@@ -58,7 +57,6 @@ class AppService(Service):
         self.ground = ground or Ground(sockets, isinstance(reactor, AsyncioSelectorReactor))
         self._run: Run | None = None
         self._stopping: Deferred[Drained] | None = None
-        self._beginning: Deferred[None] | None = None
         self._in_start = False
         self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
         self._failure: Failure | None = None
@@ -105,8 +103,7 @@ class AppService(Service):
         )
         self.app._run = run
         self._in_start = True
-        self._beginning = Deferred.fromCoroutine(run.begin())
-        self._beginning.addCallbacks(self._began, self._start_failed)
+        run.begin().addCallbacks(self._began, self._start_failed)
         self._in_start = False
         self._raise_endpoint_error()
 
@@ -120,8 +117,6 @@ class AppService(Service):
             self._stopping = Deferred()
             Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
             run, self._run = self._run, None
-            if self._beginning is not None:
-                self._beginning.cancel()  # nothing, unless an on_startup function is still at work
             if run is None:
                 self._stopping.callback(Drained({}))
             else:
@@ -145,7 +140,7 @@ class AppService(Service):
 
     def _start_failed(self, failure: Failure) -> None:
         error = error_of(failure)
-        if self._stopping is not None and isinstance(error, CancelledError | asyncio.CancelledError):
+        if self._stopping is not None and was_cancelled(error):
             _log.warning("%s was stopped before it had started: what it was opening was cancelled", self.app.name)
         elif isinstance(error, EndpointError):  # says it all in a line; `startService` raises it where it still can
             if not self._in_start:

@@ -109,6 +109,7 @@ class Unfinished:
     def _enqueue(self, delivery: Delivery, call: Callable[[], Any], raw: Raw) -> None:
         route = delivery.route
         route.flow.put(delivery.topic, _Job(delivery, call, raw))
+        route.stats.queued += 1  # which another route of the same name may share
         self._queued.add(route)
         self._pump(route)
         if route.flow.full and route not in self._full:
@@ -118,18 +119,18 @@ class Unfinished:
 
     def _pump(self, route: CompiledRoute) -> None:
         """Begin what may run, for a bounded time."""
-        flow, stats = route.flow, route.stats
+        flow = route.flow
         if route in self._pumping:
             return  # a call of it ended within the loop below, which goes on
         self._pumping.add(route)
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
+            route.stats.queued -= 1
             self._run(*taken)
             if self._clock.seconds() >= deadline:
                 self._clock.callLater(0, self._pump, route)
                 break
         self._pumping.discard(route)
-        stats.queued = flow.queued
         if not flow.queued:
             self._queued.discard(route)
         if route in self._full and flow.eased:
@@ -202,7 +203,7 @@ class Unfinished:
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
         """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""
         dropped = len(route.flow.clear())
-        route.stats.queued = 0
+        route.stats.queued -= dropped
         route.stats.dropped_at_shutdown += dropped
         if unfinished is not None and unfinished in self._unfinished:
             self._unfinished.pop(unfinished)[1]()

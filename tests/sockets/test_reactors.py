@@ -8,7 +8,13 @@ import pytest
 
 from tests.support import Child
 
-MODULES = ["tests/sockets/test_connection.py", "tests/sockets/test_transport.py", "tests/test_service.py"]
+MODULES = [
+    "tests/sockets/test_connection.py",
+    "tests/sockets/test_transport.py",
+    "tests/test_service.py",
+    "tests/test_service_attached.py",
+    "tests/test_service_resources.py",
+]
 REACTORS = {
     "epoll": "EPollReactor",
     "poll": "PollReactor",

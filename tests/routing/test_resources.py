@@ -1,0 +1,389 @@
+"""Resources, compiled: which type each yields, who needs whom, and what can't be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from functools import partial
+from typing import Any, NewType
+
+import pytest
+
+from zroute import App, Envelope, Routes, SignatureError, Topic
+from zroute.errors import AppFrozenError
+from zroute.messages.schema import describe
+from zroute.routing.parameters import name_of
+
+
+class Settings:
+    """What the database needs."""
+
+
+class Database:
+    """What handlers need."""
+
+
+class Cache:
+    """What needs both."""
+
+
+Reader = NewType("Reader", Database)
+Writer = NewType("Writer", Database)
+
+
+def order(app: App) -> list[str]:
+    """The types of the resources in the order in which they open."""
+    return [describe(one.kind) for one in app.compile().resources]
+
+
+def settings() -> Iterator[Settings]:
+    """A resource that needs nothing."""
+    yield Settings()
+
+
+def database(settings: Settings) -> Iterator[Database]:
+    """A resource that needs another."""
+    yield Database()
+
+
+def cache(database: Database, settings: Settings) -> Iterator[Cache]:
+    """A resource that needs two."""
+    yield Cache()
+
+
+# -- order -----------------------------------------------------------------------------------------------
+
+
+def test_resources_open_in_order_of_dependency() -> None:
+    """However I register them, whoever is needed comes first."""
+    app = App()
+    for function in (cache, database, settings):
+        assert app.resource(function) is function
+    assert order(app) == ["Settings", "Database", "Cache"]
+
+
+def test_resources_that_need_nothing_keep_the_order_of_registration() -> None:
+    """Two that do not know each other open as I wrote them down."""
+    app = App()
+
+    @app.resource
+    def first() -> Iterator[Database]:
+        yield Database()
+
+    app.resource(settings)
+    assert order(app) == ["Database", "Settings"]
+
+
+@pytest.mark.parametrize(
+    "hint", [Iterator[Database], Generator[Database, None, None], Iterable[Database], "Iterator[Database]"]
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_each_annotation_of_a_generator_is_read(hint: Any, is_async: bool) -> None:
+    """Iterator, Generator and Iterable, plain and async, also as text, say the type that is injected."""
+    swapped = {
+        Iterator[Database]: AsyncIterator[Database],
+        Generator[Database, None, None]: AsyncGenerator[Database, None],
+        Iterable[Database]: AsyncIterable[Database],
+    }
+    app = App()
+
+    def plain() -> Any:
+        yield Database()
+
+    async def asynchronous() -> Any:
+        yield Database()
+
+    function: Any = asynchronous if is_async else plain
+    function.__annotations__["return"] = swapped.get(hint, hint) if is_async else hint
+    app.resource(function)
+
+    @app.subscribe("a")
+    def handle(message: int, database: Database) -> None: ...
+
+    assert order(app) == ["Database"]
+    assert app.compile().routes[0].call.needs == (Database,)
+
+
+def test_methods_and_partials_are_resources_too() -> None:
+    """The method of an object that holds the address, or a partial, opens what I need."""
+
+    class Opener:
+        def database(self) -> Iterator[Database]:
+            yield Database()
+
+    def cached(size: int) -> Iterator[Cache]:
+        yield Cache()
+
+    app = App()
+    app.resource(Opener().database)
+    app.resource(partial(cached, 10))
+    assert order(app) == ["Database", "Cache"]
+
+
+def test_a_type_of_its_own_tells_two_apart() -> None:
+    """With typing.NewType one class is injected as two resources."""
+    app = App()
+
+    @app.resource
+    def reader() -> Iterator[Reader]:
+        yield Reader(Database())
+
+    @app.resource
+    def writer(reader: Reader) -> Iterator[Writer]:
+        yield Writer(Database())
+
+    @app.subscribe("a")
+    def handle(message: int, to: Writer, source: Reader) -> None: ...
+
+    assert order(app) == ["Reader", "Writer"]
+    assert app.compile().routes[0].call.needs == (Writer, Reader)
+
+
+# -- groups ----------------------------------------------------------------------------------------------
+
+
+def test_a_group_brings_its_resources_and_shares_those_of_the_app() -> None:
+    """Routes.resource: what a group opens, all may take; what the app opens, the group may take."""
+    app, desk = App(), Routes(prefix="desk")
+    desk.resource(database)
+    app.resource(settings)
+
+    @desk.subscribe("a")
+    def inner(message: int, settings: Settings) -> None: ...
+
+    @app.subscribe("a")
+    def outer(message: int, database: Database) -> None: ...
+
+    app.include(desk)
+    assert order(app) == ["Settings", "Database"]
+    assert {route.name: route.call.needs for route in app.compile().routes} == {
+        "outer()": (Database,),
+        "inner()": (Settings,),
+    }
+
+
+def test_a_group_that_is_included_twice_has_its_resource_once() -> None:
+    """Under two prefixes the handlers share one object."""
+    app, desk = App(), Routes()
+    desk.resource(settings)
+    app.include(desk, prefix="eu")
+    app.include(desk, prefix="us")
+    assert order(app) == ["Settings"]
+
+
+# -- who may take one ------------------------------------------------------------------------------------
+
+
+def test_hooks_take_resources_beside_their_arguments() -> None:
+    """on_startup, on_shutdown, on_error and on_unrouted name what they need by its type."""
+    app = App()
+    app.resource(settings)
+
+    @app.on_startup
+    @app.on_shutdown
+    def life(settings: Settings, app: App) -> None: ...
+
+    @app.on_error(ValueError)
+    def failed(error: ValueError, envelope: Envelope, settings: Settings) -> None: ...
+
+    @app.on_unrouted
+    def lost(envelope: Envelope, *, settings: Settings) -> None: ...
+
+    compiled = app.compile()
+    assert {name_of(function): set(compiled.hooked[id(function)]) for function in (life, failed, lost)} == {
+        "life()": {"settings", "app"},
+        "failed()": {"settings"},
+        "lost()": {"settings"},
+    }
+
+
+def test_a_hook_that_needs_what_nobody_yields_is_refused() -> None:
+    """A start-up function with a parameter that nothing fills is an error at its line."""
+    app = App()
+
+    @app.on_startup
+    def start(database: Database) -> None: ...
+
+    with pytest.raises(
+        SignatureError, match=r"test_resources.py:\d+: start\(\) is called without arguments, .*'database'"
+    ):
+        app.compile()
+
+
+def test_timers_take_resources_and_say_what_is_missing() -> None:
+    """@app.every and publishers get resources; another parameter is refused with the remedy."""
+    app = App()
+    app.resource(settings)
+
+    @app.every(1.0)
+    def tick(settings: Settings) -> None: ...
+
+    @app.publisher("a", every=1.0)
+    def beat(settings: Settings) -> int:
+        return 1
+
+    assert [trigger.call.needs for trigger in app.compile().triggers] == [(Settings,), (Settings,)]
+    other = App()
+
+    @other.every(1.0)
+    def tock(database: Database) -> None: ...
+
+    with pytest.raises(SignatureError, match=r"'database': .* let an @app.resource yield its type"):
+        other.compile()
+
+
+def test_a_handler_without_the_resource_is_told_how_to_get_one() -> None:
+    """Two parameters and one body: the error says that a resource may yield the second."""
+    app = App()
+
+    @app.subscribe("a")
+    def handle(message: int, database: Database) -> None: ...
+
+    with pytest.raises(SignatureError, match=r"'message' and 'database' .* function under @app.resource yield"):
+        app.compile()
+
+
+def test_a_resource_may_take_the_app_and_defaults() -> None:
+    """App is injected as everywhere, and what has a default keeps it."""
+    app = App()
+
+    @app.resource
+    def here(app: App, size: int = 3) -> Iterator[Database]:
+        assert size == 3
+        yield Database()
+
+    assert order(app) == ["Database"]
+
+
+# -- what can't be ---------------------------------------------------------------------------------------
+
+
+def test_a_circle_is_drawn() -> None:
+    """Three resources that need each other are shown as a chain, at a line."""
+    app = App()
+
+    @app.resource
+    def one(database: Database) -> Iterator[Settings]:
+        yield Settings()
+
+    @app.resource
+    def two(cache: Cache) -> Iterator[Database]:
+        yield Database()
+
+    @app.resource
+    def three(settings: Settings) -> Iterator[Cache]:
+        yield Cache()
+
+    with pytest.raises(SignatureError) as caught:
+        app.compile()
+    text = str(caught.value)
+    drawn = text.partition("open first: ")[2].partition(";")[0].split(" -> ")
+    needs = {"Settings": "Database", "Database": "Cache", "Cache": "Settings"}
+    assert len(drawn) == 4
+    assert [needs[name] for name in drawn[:-1]] == drawn[1:]
+    assert "test_resources.py:" in text
+
+
+def test_a_resource_that_needs_itself_is_a_circle() -> None:
+    """The smallest circle is drawn as well."""
+    app = App()
+
+    @app.resource
+    def database(database: Database) -> Iterator[Database]:
+        yield database
+
+    with pytest.raises(SignatureError, match="Database -> Database; let one of them be made inside another"):
+        app.compile()
+
+
+def test_a_missing_one_is_drawn() -> None:
+    """Who needs what, and that nobody yields it."""
+    app = App()
+    app.resource(database)
+    with pytest.raises(SignatureError) as caught:
+        app.compile()
+    assert "database() needs 'settings', and no resource yields Settings: Database -> Settings (missing)" in str(
+        caught.value
+    )
+    assert caught.value.parameter == "settings"
+
+
+@pytest.mark.parametrize("parameter", [Topic, Envelope, Any])
+def test_a_resource_can_not_take_what_only_messages_have(parameter: Any) -> None:
+    """Topic, Envelope and bodies come with messages, and a resource opens before any."""
+    app = App()
+
+    def needing(it: Any) -> Iterator[Database]:
+        yield Database()
+
+    needing.__annotations__["it"] = parameter
+    app.resource(needing)
+    with pytest.raises(SignatureError, match=r"needing\(\) needs 'it', and no resource yields .*\(missing\)"):
+        app.compile()
+
+
+@pytest.mark.parametrize("kind", [str, int, dict, dict[str, int], list[Database], App, Envelope, Topic])
+def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
+    """A resource of str would be injected everywhere: the error says what to yield instead."""
+    app = App()
+
+    def wide() -> Any:
+        yield kind
+
+    wide.__annotations__["return"] = Iterator[kind]
+    app.resource(wide)
+    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, and every parameter of that type would get it"):
+        app.compile()
+
+
+@pytest.mark.parametrize(
+    "hint", [None, Database, Iterator, Iterator[Any], Iterator[object], Iterator[None], list[Database]]
+)
+def test_a_resource_without_its_type_is_shown_how_to_write_it(hint: Any) -> None:
+    """An annotation that is missing, or says nothing, is an error with the line to write."""
+    app = App()
+
+    async def vague() -> Any:
+        yield Database()
+
+    if hint is None:
+        del vague.__annotations__["return"]
+    else:
+        vague.__annotations__["return"] = hint
+    app.resource(vague)
+    with pytest.raises(SignatureError, match=r"annotate it, as in `async def vague\(\) -> AsyncIterator\[Database\]`"):
+        app.compile()
+
+
+def test_two_resources_of_one_type_are_refused() -> None:
+    """The error names both, and where the other one is."""
+    app, desk = App(), Routes()
+    app.resource(settings)
+
+    @desk.resource
+    def others() -> Iterator[Settings]:
+        yield Settings()
+
+    app.include(desk)
+    with pytest.raises(SignatureError, match=r"others\(\) yields Settings, and so does settings\(\) at .*NewType"):
+        app.compile()
+
+
+def test_a_resource_is_a_generator_function() -> None:
+    """What returns its object can't close it: the error says open, yield once, close; at the decorator's line."""
+    app = App()
+    with pytest.raises(SignatureError, match=r"and opened\(\) yields nothing: open, yield once, close"):
+
+        @app.resource
+        def opened() -> Database:
+            return Database()
+
+    with pytest.raises(SignatureError, match="decorates a function"):
+        app.resource(Database())  # type: ignore[type-var]
+
+
+def test_a_resource_after_the_start_comes_too_late() -> None:
+    """A compiled app is frozen for resources as for routes."""
+    app = App()
+    app.compile()
+    with pytest.raises(AppFrozenError, match="resource comes too late"):
+        app.resource(settings)

@@ -1,0 +1,177 @@
+"""Attached handlers and streams of a service on a real reactor, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from tests.running import Mailbox, reactor, running, subscribed, turns
+from zroute import (
+    App,
+    Topic,
+    as_awaitable,
+)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    """An ipc address of this test's own."""
+    return f"ipc://{tmp_path}/s"
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_publisher_sees_what_is_subscribed_and_no_longer(endpoint: str) -> None:
+    """The cover follows what is attached, and nothing is unsubscribed that somebody else still needs."""
+    publisher, app = App(pub=endpoint), App(sub=endpoint)
+    app.add_route(lambda message: None, "news.sports.*")
+
+    async def sees(service: Any, *prefixes: bytes) -> None:
+        await turns(lambda: service.transport.pub.subscriptions == set(prefixes))
+
+    async with running(publisher) as service, running(app):
+        await sees(service, b"news.sports.")
+        wide = app.attach("news.>", lambda message: None)
+        await sees(service, b"news.")
+        same = app.attach("news.{x}", lambda message: None)
+        other = app.attach("a", lambda message: None)
+        await sees(service, b"news.", b"a")
+        wide.close()
+        other.close()
+        await sees(service, b"news.")
+        same.close()
+        await sees(service, b"news.sports.")
+        async with app.stream(">") as messages:
+            await sees(service, b"")
+            assert messages is not None
+        await sees(service, b"news.sports.")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycles(endpoint: str) -> None:
+    """While handlers come and go, of overlapping and of other patterns, the others get all, once and in order."""
+    publisher, app = App(pub=endpoint), App(sub=endpoint)
+    quick, slow, attached = Mailbox[int](), Mailbox[int](), list[int]()
+
+    @app.subscribe("n.{x}")
+    def plain_handler(number: int) -> None:
+        quick.put(number)
+
+    @app.subscribe("n.*", queue=50)
+    async def async_handler(number: int) -> None:
+        if number % 97 == 0:
+            await as_awaitable(deferLater(reactor, 0))
+        slow.put(number)
+
+    async def churn() -> None:
+        for cycle in range(1000):
+            pattern = ("n.>", "n.a", "m.>", ">")[cycle % 4]
+            if cycle % 8 < 6:
+                handle = app.attach(pattern, attached.append)
+                await deferLater(reactor, 0)
+                handle.close()
+            else:
+                async with app.stream(pattern, int, queue=5) as messages:
+                    if pattern != "m.>":
+                        await anext(messages)
+
+    async def publish() -> int:
+        number = 0
+        while not churning.called:
+            number += 1
+            publisher.publish("n.a", number)
+            if number % 16 == 0:
+                await slow.until(number - 500)  # or ZeroMQ would drop what is too much for its queues
+                await deferLater(reactor, 0)
+        return number
+
+    async with running(publisher) as service, running(app):
+        await subscribed(service, b"n.")
+        churning = Deferred.fromCoroutine(churn())
+        last = await Deferred.fromCoroutine(publish())
+        await churning
+        await quick.until(last)
+        await slow.until(last)
+    assert last > 1000
+    assert quick.items == slow.items == list(range(1, last + 1))
+    assert attached
+    assert app.stats.malformed == app.stats.failed == 0
+    assert app.stats.received == last
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_close_itself_in_the_middle_of_a_drain() -> None:
+    """One message, and no more, however many have arrived."""
+    app, got, others = App(), list[int](), Mailbox[int]()
+    app.add_route(others.put, "a")
+
+    def once(message: int) -> None:
+        got.append(message)
+        handle.close()
+
+    async with running(app):
+        handle = app.attach("a", once)
+        for number in range(500):
+            app.publish("a", number)
+        await others.until(500)
+    assert got == [0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_under_a_flood_does_not_cut_a_stream_short() -> None:
+    """Thousands that have arrived are taken before the loop ends, whatever the consumer takes a turn."""
+    app, got, ended = App(), list[int](), Deferred[None]()
+
+    async def read() -> None:
+        async with app.stream("a", int, queue=100_000) as messages:
+            async for message in messages:
+                got.append(message)
+                sum(range(2000))  # some work: a turn of the reactor is over before all is taken
+        ended.callback(None)
+
+    async with running(app) as service:
+        Deferred.fromCoroutine(read())
+        await subscribed(service, b"a")
+        for number in range(900):
+            app.publish("a", number)
+    await ended
+    assert got == list(range(900))
+    assert [stats.dropped_at_shutdown for stats in app.stats.routes.values()] == [0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_keeps_nothing_of_handlers_that_came_and_went(endpoint: str) -> None:
+    """Over real sockets: thousands of subscriptions come and go, and the last is known."""
+    publisher, app = App(pub=endpoint), App(sub=endpoint)
+    app.add_route(lambda message: None, "static")
+    async with running(publisher) as service, running(app):
+        await subscribed(service, b"static")
+        for number in range(10_000):
+            app.attach(f"rooms.{number}", lambda message: None).close()
+        app.attach("end", lambda message: None)
+        await subscribed(service, b"end")
+        assert service.transport.pub.subscriptions == {b"static", b"end"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_messages_of_a_topic_reach_what_is_attached_for_it() -> None:
+    """An embedded service, for real: what is attached gets what is published after its subscription arrived."""
+    app, box = App(), Mailbox[tuple[str, Any]]()
+
+    async with running(app) as service:
+
+        def said(message: str, room: str, topic: Topic) -> None:
+            box.put((room, message))
+
+        handle = app.attach("rooms.{room}", said)
+        await subscribed(service, b"rooms.")
+        app.publish("rooms.lobby", "hello")
+        assert await box.until(1) == [("lobby", "hello")]
+        async with app.stream("rooms.*", str) as messages:
+            app.publish("rooms.lobby", "again")
+            assert await anext(messages) == "again"
+        handle.close()
