@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ from pathlib import Path
 from tests.support import ROOT
 
 
-def on_terminal(*arguments: str, cwd: Path, **env: str) -> tuple[str, int]:
-    """All that the command shows on a terminal of 200 columns, and its exit code."""
+def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str) -> tuple[str, int]:
+    """All that the command shows on a terminal of 200 columns, and its exit code.
+
+    It gets SIGINT as soon as it shows ``until``.
+    """
     ours, theirs = pty.openpty()
     plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     child = subprocess.Popen(
@@ -28,6 +32,9 @@ def on_terminal(*arguments: str, cwd: Path, **env: str) -> tuple[str, int]:
     try:
         while part := os.read(ours, 4096):
             shown += part
+            if until is not None and until.encode() in shown:
+                child.send_signal(signal.SIGINT)
+                until = None
     except OSError:  # how Linux says that the last one on the other side has gone
         pass
     finally:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import click
 import zmq
 from twisted.internet.task import LoopingCall
 
@@ -242,8 +241,8 @@ def _say_opened(endpoint: Endpoint, resolved: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    click.echo(f"zroute: {text}", err=True)
+    """One line on standard error, above a table that is renewed there."""
+    print(f"zroute: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

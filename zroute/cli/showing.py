@@ -162,7 +162,7 @@ class _Field:
     def __format__(self, spec: str) -> str:
         number = isinstance(self._value, int | float) and spec
         try:
-            return format(self._value if number else str(self), spec)
+            return format(self._value, spec) if number else format(str(self), spec.lstrip("0"))  # no text is padded so
         except ValueError:  # this message has text where others have a number
             if self._strict:
                 raise

@@ -37,7 +37,7 @@ _AROUND = 4  # lines of the screen that the table needs beside its topics: its h
 @click.command("top")
 @click.argument("endpoint", type=EndpointType(bind=False))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
-@click.option("--interval", type=DURATION, default=1.0, show_default="1s", help="How long is measured each time.")
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="How long is measured each time.")
 @click.option("--once", is_flag=True, help="Measure one interval, print it and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line, one an interval.")
 def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, once: bool, as_json: bool) -> None:
@@ -201,16 +201,20 @@ def _lines(measured: Measured, height: int | None = None) -> list[tuple[str, ...
 
 
 def _cells(rate: Rate) -> tuple[str, ...]:
-    from rich.filesize import decimal
-
     return (
         one_line(rate.topic),
         f"{rate.messages_per_second:,.1f}",
-        f"{decimal(round(rate.bytes_per_second))}/s",
+        f"{_size(round(rate.bytes_per_second))}/s",
         f"{rate.messages:,}",
-        decimal(rate.bytes),
-        clock_time(rate.last_seen),
+        _size(rate.bytes),
+        clock_time(rate.last_seen)[:8],
     )
+
+
+def _size(size: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(size).replace("bytes", "B").replace("byte", "B")
 
 
 def _table(lines: list[tuple[str, ...]]) -> Table:
@@ -218,8 +222,10 @@ def _table(lines: list[tuple[str, ...]]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "topic" else "right", no_wrap=True)
+    topic, *numbers = _COLUMNS
+    table.add_column(topic, overflow="ellipsis")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*map(Text, line))
     return table

@@ -1,0 +1,202 @@
+"""What commands that listen have in common: which messages they are given, and how they end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.cli.feeding import feed, listening, ticker
+from tests.cli.test_run import zroute
+from tests.pure import plain, tracked
+from tests.support import PATIENCE, ROOT, Child, free_endpoint
+from zroute.messages.wire import FIXED, NUL, Kind, pack_head
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_0_and_a_summary(number: signal.Signals) -> None:
+    """Ctrl-C is how I leave, and tells me how much came; a supervisor's SIGTERM is the same."""
+    with feed() as publisher, listening("tail", publisher, "--ignore", "sync") as child:
+        publisher.send(plain("news.a", 1), plain("news.b", 2))
+        child.line_with("news.b")
+        assert child.end(number) == 0
+        assert child.err[-1] == "zroute: received 3, shown 2, ignored 1, malformed 0"
+
+
+def test_patterns_are_exact_though_sockets_filter_by_prefix() -> None:
+    """'news.*' does not show news.a.b, which comes with the same subscription; that is counted."""
+    wanted = ["news.a", "mail.{who}.>"]
+    with feed() as publisher, listening("tail", publisher, "news.*", *wanted, subscriptions=2) as child:
+        topics = ["news.a", "news.a.b", "newsletter", "news.b", "mail.x", "mail.x.y.z", "news.end"]
+        publisher.send(*(plain(topic, 1) for topic in topics))
+        child.line_with("news.end")
+        assert [line.split()[1] for line in child.out] == ["news.a", "news.b", "mail.x.y.z", "news.end"]
+        assert child.end() == 0
+        assert "received 6, shown 4, unmatched 2," in child.err[-1]
+
+
+def test_all_wires_are_read_and_more_parts_than_two() -> None:
+    """Publishers of any kind can be listened to, also those that add parts of their own."""
+    with feed() as publisher, listening("tail", publisher, "-n", "4", "a.>") as child:
+        publisher.send(plain("a.1", body=b"1"), tracked("a.2", 2), [b"a.3", b"3"], [b"a.4", b"4", b"more"])
+        assert child.end(None) == 0
+        assert [line.split()[1:] for line in child.out] == [[f"a.{n}", f"{n}"] for n in range(1, 5)]
+
+
+def test_what_is_no_message_is_counted_said_and_skipped() -> None:
+    """Garbage of all kinds neither ends the command nor floods my screen, and the next good message is shown."""
+    broken = [b"no NUL", b"", [b"a\0b", b"c"], b"a\0" + tracked("a", 1)[2:20], [b"many"] * 17, [b"flood"] * 1000]
+    with feed() as publisher, listening("tail", publisher, "--ignore", "sync") as child:
+        publisher.send(*broken * 3, plain("good", 1))
+        child.line_with("good")
+        assert child.end() == 0
+        assert len(child.out) == 1
+        assert child.err[-1].endswith("malformed 18")
+        log = "\n".join(child.err)
+        assert log.count("malformed message skipped") == 5
+        assert "13 more like these" in log
+        assert "no NUL after the topic" in log
+        assert "more than 16 parts" in log
+
+
+def test_frames_without_data_are_not_shown_as_messages() -> None:
+    """A beat of a tracked publisher is counted as control."""
+    beat = b"a" + NUL + FIXED.pack(pack_head(kind=Kind.BEAT, codec=0, epoch=7), 1, 5)
+    with feed() as publisher, listening("tail", publisher, "a", "-n", "1") as child:
+        publisher.send(beat, tracked("a", 1))
+        assert child.end(None) == 0
+        assert child.err[-1] == "zroute: received 2, shown 1, control 1, malformed 0"
+
+
+def test_topics_that_are_no_text_are_shown_when_i_ask_for_everything() -> None:
+    """Without a pattern all is shown, whatever its topic is."""
+    with feed() as publisher, listening("tail", publisher, "-n", "3", "--topics-only") as child:
+        publisher.send(plain(b"\xff.\x1b[31m", 1), plain("", 1))
+        assert child.end(None) == 0
+        assert child.out == ["sync", "\\udcff.\\u001b[31m", ""]
+
+
+def test_a_prefix_is_a_pattern_too() -> None:
+    """What `zroute routes` shows as startswith("…"), I can write here."""
+    with feed() as publisher, listening("tail", publisher, 'startswith("new")', "-n", "2", "--topics-only") as child:
+        publisher.send(plain("newsletter", 1), plain("new", 1))
+        assert child.end(None) == 0
+        assert child.out == ["newsletter", "new"]
+
+
+def test_it_binds_where_i_say_so() -> None:
+    """With bind: publishers connect to me; which port it was is told."""
+    with Child("-m", "zroute", "tail", "bind:tcp://127.0.0.1:*", "-n", "1") as child, zmq.Context() as context:
+        endpoint = child.line_with("bound to", stream="err").split()[-1]
+        with context.socket(zmq.XPUB) as publisher:
+            publisher.connect(endpoint)
+            assert publisher.poll(PATIENCE * 1000)
+            publisher.send(plain("a", 1))
+            assert child.end(None) == 0
+
+
+def test_wait_gives_124_when_nothing_came() -> None:
+    """A script learns that nobody sends; what came and was not asked for does not count, and is told."""
+    done = zroute("tail", free_endpoint(), "--wait", "100ms")
+    assert (done.returncode, done.stdout) == (124, "")
+    assert done.stderr.splitlines()[-1] == "zroute: nothing came within 0.1 s"
+    with feed() as publisher:
+        done = zroute("tail", publisher.endpoint, "--wait", "2s", "--ignore", "sync")
+    assert done.returncode == 124
+    assert done.stderr.splitlines()[-1] == "zroute: nothing came within 2 s, except ignored 1"
+
+
+def test_wait_is_over_with_the_first_message(tmp_path: Path) -> None:
+    """Once something came, it goes on for as long as I want."""
+    with feed() as publisher, listening("tail", publisher, "--wait", "1s", "a") as child:
+        publisher.send(tracked("a", 1))
+        child.line_with(" a 1")
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.process.wait(1.2)
+        publisher.send(tracked("a", 2))
+        child.line_with(" a 2")
+        assert child.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "code", "text"),
+    [
+        ("5555", 2, "has no transport"),
+        ("bind:tcp://192.0.2.1:5555", 5, "no such address"),
+        ("inproc://here", 5, "is inside a process"),
+    ],
+)
+@pytest.mark.parametrize("command", ["tail", "top"])
+def test_endpoints_that_do_not_work_are_told(command: str, endpoint: str, code: int, text: str) -> None:
+    """What can't be read is a usage error, what can't be opened gives 5 and one line."""
+    done = zroute(command, endpoint)
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_a_bind_that_is_open_to_the_network_is_said(tmp_path: Path) -> None:
+    """Who can reach the port can send me anything."""
+    assert "is open to the network" in zroute("tail", "bind:tcp://*:*", "--wait", "10ms").stderr
+
+
+def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path) -> None:
+    """`| head -n 1` ends the pipeline, without a word and with 0."""
+    arguments = (sys.executable, "-m", "zroute", "tail")
+    for options in ((), ("--json",)):
+        with ticker(tmp_path) as endpoint:
+            child = subprocess.Popen(
+                [*arguments, endpoint, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            child.stdout.close()
+            child.stdout = None
+            _, said = child.communicate(timeout=PATIENCE)
+        assert child.returncode == 0
+        assert said.decode().splitlines() == [f"zroute: connects to {endpoint}"]
+
+
+def test_a_second_signal_ends_it_when_nobody_takes_its_output() -> None:
+    """Blocked in a write to a program that does not read, it still ends when I press Ctrl-C again."""
+    with feed() as publisher:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "zroute", "tail", publisher.endpoint, "big"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        try:
+            publisher.heard()
+            publisher.send(plain("big", body=b"x" * 500_000))
+            deadline = time.monotonic() + PATIENCE
+            while _waiting(child.stdout.fileno()) < fcntl.fcntl(child.stdout, fcntl.F_GETPIPE_SZ):
+                assert time.monotonic() < deadline
+                os.sched_yield()
+            while child.poll() is None:
+                assert time.monotonic() < deadline
+                child.send_signal(signal.SIGINT)
+                try:
+                    child.wait(0.3)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            child.kill()
+            child.communicate()
+    assert child.returncode == 130
+
+
+def _waiting(descriptor: int) -> int:
+    """Bytes that wait to be read."""
+    return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))[0])
