@@ -63,6 +63,7 @@ ORDER = [
     "testing",
     "pytest_plugin",
     "logs",
+    "watchdog",
     "runner",
     "cli",
     "__main__",

@@ -23,6 +23,7 @@ from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
 from zroute.logs import set_up_logging
 from zroute.options import DRAIN_TIMEOUT
+from zroute.watchdog import Watchdog
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "install_reactor", "run"]
 
@@ -46,17 +47,22 @@ _FLUSH = 0.5
 _log = logging.getLogger("zroute")
 
 
-def install_reactor(name: str | None) -> Any:
+def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
     """Install the reactor ``name`` (one of `REACTORS`; None: Twisted's choice for the platform); returns it.
 
-    Raises UsageError when the platform has none of that name, or when the program has installed another one
-    already, by importing ``twisted.internet.reactor`` before.
+    ``uvloop`` puts the asyncio reactor on a loop of uvloop. Raises UsageError when the platform has none of
+    that name, when uvloop is not installed or another reactor than asyncio's is asked for with it, or when the
+    program has installed another one already, by importing ``twisted.internet.reactor`` before.
     """
+    if uvloop:
+        if name not in (None, "asyncio"):
+            raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
+        name = "asyncio"
     if name is not None:
         module = REACTORS[name]
         installed = sys.modules.get("twisted.internet.reactor")
         if installed is None:
-            _install(name, module)
+            _install(name, module, uvloop)
         elif type(installed).__module__ != module:
             raise UsageError(
                 f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
@@ -67,12 +73,19 @@ def install_reactor(name: str | None) -> Any:
     return reactor
 
 
-def _install(name: str, module: str) -> None:
+def _install(name: str, module: str, uvloop: bool) -> None:
     try:
         chosen = importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"this platform has no {name!r} reactor: {error}") from error
-    chosen.install()
+    if uvloop:
+        try:
+            loop = importlib.import_module("uvloop").new_event_loop()
+        except ImportError as error:
+            raise UsageError("uvloop is not installed: pip install 'zroute[uvloop]'") from error
+        chosen.install(loop)
+    else:
+        chosen.install()
 
 
 def run(
@@ -81,6 +94,7 @@ def run(
     sub: tuple[Endpoint, ...] | None = None,
     pub: tuple[Endpoint, ...] | None = None,
     reactor: str | None = None,
+    uvloop: bool = False,
     seconds: float | None = None,
     max_messages: int | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
@@ -100,7 +114,7 @@ def run(
     if len({id(app) for app in apps}) < len(apps):
         raise UsageError("an app runs once in a process: name each once")
     set_up_logging(log_level, log_format)
-    installed = install_reactor(reactor)
+    installed = install_reactor(reactor, uvloop=uvloop)
     if installed.running:
         raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
     try:
@@ -137,6 +151,7 @@ class _Program:
         self._why: str | None = None
         self._unhandled: list[object] = []
         self._watch: threading.Timer | None = None
+        self._watchdog = Watchdog(reactor)
 
     def run(self, seconds: float | None) -> int:
         from twisted.internet.error import ReactorNotRestartable
@@ -148,6 +163,7 @@ class _Program:
             self._reactor.run()
         except ReactorNotRestartable as error:
             raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])") from error
+        self._watchdog.stop()
         if self._watch is not None:
             self._watch.cancel()
         return self._code
@@ -155,6 +171,7 @@ class _Program:
     def _start(self, seconds: float | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # the reactor has just set its own
             signal.signal(number, self._signal)
+        self._watchdog.start()
         try:
             for service in self._services:
                 service.startService()

@@ -16,12 +16,15 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "run": ("zroute.cli.run", "Run apps until a signal."),
+    "check": ("zroute.cli.check", "Tell whether apps would start."),
     "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
     "pub": ("zroute.cli.pub", "Publish messages from the shell."),
     "tail": ("zroute.cli.tail", "Show what a publisher sends."),
     "top": ("zroute.cli.top", "Show how much a publisher sends on which topics."),
     "record": ("zroute.cli.record", "Keep what a publisher sends in a file."),
     "replay": ("zroute.cli.replay", "Publish a recording again, in its own time."),
+    "info": ("zroute.cli.info", "Show versions, for reports of faults."),
+    "completion": ("zroute.cli.completion", "Print a script that completes zroute in a shell."),
 }
 
 

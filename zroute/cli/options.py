@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, PatternError
 from zroute.messages.topics import Pattern, parse, startswith
 
-__all__ = ["DURATION", "PATTERN", "EndpointType", "app_options", "option"]
+__all__ = ["DURATION", "PATTERN", "EndpointType", "app_options", "complete_target", "option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +77,11 @@ def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
     """A click option with its variable, which the help shows."""
     variable = "ZROUTE_" + flag.lstrip("-").replace("-", "_").upper()
     return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
+
+
+def complete_target(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For arguments that name an app: the shell's own completion of files."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def app_options(command: F) -> F:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from zroute.cli.loading import fail_of_setup, load
-from zroute.cli.options import app_options
+from zroute.cli.options import app_options, complete_target
 from zroute.errors import SetupError
 from zroute.messages.schema import describe, inspect
 from zroute.routing.compiler import Compiled, CompiledTrigger
@@ -23,7 +23,7 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 
 
 @click.command("routes")
-@click.argument("app", metavar="MODULE[:APP]")
+@click.argument("app", metavar="MODULE[:APP]", shell_complete=complete_target)
 @app_options
 @click.option("-v", "--verbose", is_flag=True, help="Also the decoding engine, and why.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import click
 
 from zroute.cli.loading import fail_of_setup, load
-from zroute.cli.options import DURATION, EndpointType, app_options, option
+from zroute.cli.options import DURATION, EndpointType, app_options, complete_target, option
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.logs import FORMATS, LEVELS, set_up_logging
@@ -17,7 +21,7 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 
 
 @click.command("run")
-@click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…")
+@click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…", shell_complete=complete_target)
 @option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
 @option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
 @app_options
@@ -25,6 +29,8 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 @option("--max-messages", type=click.IntRange(min=1), help="Stop after so many received messages.")
 @option("--drain-timeout", type=DURATION, default=DRAIN_TIMEOUT, help="How long a stop waits for handlers.")
 @option("--reactor", type=click.Choice(_REACTORS), help="Twisted's reactor; by default the platform's best.")
+@option("--uvloop", is_flag=True, help="Run asyncio's reactor on uvloop.")
+@option("--reload", is_flag=True, help="Start anew when a Python file in --app-dir changes.")
 @option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
 def command(
@@ -37,6 +43,8 @@ def command(
     max_messages: int | None,
     drain_timeout: float,
     reactor: str | None,
+    uvloop: bool,
+    reload: bool,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -53,10 +61,16 @@ def command(
         raise click.UsageError("an app runs once in a process: name each once")
     for given, bind in ((sub, False), (pub, True)):
         _refuse_repeated(given, bind)
+    if reload:
+        from zroute.cli.reload import supervise
+
+        raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir)))
+    from zroute.cli.reload import end_with_parent
     from zroute.runner import install_reactor, run
 
+    end_with_parent()
     try:
-        install_reactor(reactor)  # before the user's modules can import, and so install, another
+        install_reactor(reactor, uvloop=uvloop)  # before the user's modules can import, and so install, another
         set_up_logging(log_level, log_format)  # and before they log
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
@@ -74,6 +88,19 @@ def command(
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     raise SystemExit(code)
+
+
+def _without_reload(argv: Sequence[str]) -> list[str]:
+    """The arguments of this command, for one that does not reload."""
+    after = argv[list(argv).index("run") + 1 :]
+    return [argument for argument in after if argument != "--reload"]
+
+
+def _folders(apps: Iterable[str], app_dir: str) -> list[Path]:
+    """Where the apps' files are: ``--app-dir``, and the folders of those named by a path."""
+    named = [Path(app_dir, app.partition(":")[0]).resolve().parent for app in apps if "/" in app]
+    found = [Path(app_dir).resolve()]
+    return found + [folder for folder in dict.fromkeys(named) if not folder.is_relative_to(found[0])]
 
 
 def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:

@@ -1,0 +1,26 @@
+"""``zroute completion``: what makes a shell complete zroute's commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+__all__ = ["command"]
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes commands, options and their values in SHELL.
+
+    bash: eval "$(zroute completion bash)" in ~/.bashrc; zsh: eval "$(zroute completion zsh)" in ~/.zshrc;
+    fish: zroute completion fish > ~/.config/fish/completions/zroute.fish
+    """
+    completion = get_completion_class(shell)
+    assert completion is not None
+    # Not `source()`, which starts bash to ask for its version and warns where that is another bash.
+    script = completion(ctx.find_root().command, {}, "zroute", "_ZROUTE_COMPLETE")
+    click.echo(script.source_template % script.source_vars())

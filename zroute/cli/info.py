@@ -1,0 +1,63 @@
+"""``zroute info``: what this installation is made of, for reports of faults."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+_NEEDED = ("pyzmq", "twisted", "attrs", "cattrs", "msgspec", "msgpack", "click", "rich")
+_EXTRAS = ("uvloop", "watchfiles")
+
+
+@click.command("info")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(as_json: bool) -> None:
+    """Show the versions of zroute and of what it stands on. Put them into a report of a fault."""
+    rows = _rows()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        shown = ", ".join(value) if isinstance(value, list) else "not installed" if value is None else value
+        click.echo(f"{name.ljust(width)}  {shown}")
+
+
+def _rows() -> dict[str, Any]:
+    import zmq
+
+    from zroute.runner import REACTORS
+
+    rows: dict[str, Any] = {
+        "zroute": version("zroute"),
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "libzmq": zmq.zmq_version() + (" with CURVE" if zmq.has("curve") else " without CURVE"),
+    }
+    rows |= {name: _version(name) for name in (*_NEEDED, *_EXTRAS)}
+    rows["reactors"] = [name for name, module in REACTORS.items() if _importable(module)]
+    return rows
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _importable(module: str) -> bool:
+    """Whether the platform has what the reactor is made of; importing a reactor's module does not install it."""
+    try:
+        return find_spec(module) is not None and bool(__import__(module))
+    except ImportError:
+        return False
