@@ -244,6 +244,7 @@ class App(Routes):
     def _claim(self) -> None:
         """Raises UsageError while the app runs."""
         if self._run is not None:
+            self._run.check_process(f"{self!r} was started")
             raise UsageError(f"{self!r} runs already: stop its other service first")
 
     def _running(self, what: str, remedy: str) -> Host:

@@ -41,6 +41,9 @@ class Host(Protocol):
     def close_stream(self, stream: Stream[Any]) -> None:
         """``stream`` has been left."""
 
+    def check_process(self, what: str) -> None:
+        """Raise ForkedContextError in a forked child."""
+
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Call on the reactor's thread, wait for the result."""
 

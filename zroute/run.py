@@ -323,6 +323,7 @@ class Run:
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Runs in another thread: the result of ``call`` on the reactor's."""
+        self.check_process("from_thread was called")
         if get_ident() == self._thread:
             raise WrongThreadError(
                 f"from_thread was called on the reactor's own thread, where it would wait for itself: call "
@@ -351,9 +352,13 @@ class Run:
 
         maybeDeferred(lambda: self._begun(call())).addBoth(end)
 
-    def _check_thread(self, what: str) -> None:
+    def check_process(self, what: str) -> None:
+        """Raise ForkedContextError in a child of the process that runs the app."""
         if os.getpid() != self._process:
             raise ForkedContextError(_FORKED.format(what))
+
+    def _check_thread(self, what: str) -> None:
+        self.check_process(what)
         if get_ident() != self._thread:
             raise WrongThreadError(f"{what} was called from another thread than the reactor's: use app.from_thread")
 
