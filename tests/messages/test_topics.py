@@ -200,7 +200,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "pattern '' is empty: only startswith(\"\") receives the empty topic"),
+        ("", "pattern '' is empty: write startswith(\"\") for every topic, the empty one too"),
         (".a", "pattern '.a' begins with a dot, so segment 1 is empty: take the dot away"),
         ("a.", "pattern 'a.' ends with a dot, so segment 2 is empty"),
         ("a.b..c", "pattern 'a.b..c' has two dots in a row, so segment 3 is empty"),

@@ -306,7 +306,7 @@ def _refuse_no_pattern(pattern: object) -> None:
         advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else "write it as 'news.*'"
         raise PatternError(f"a pattern is text, not {pattern!r}: {advice}", pattern=pattern)
     if not pattern:
-        raise _error(pattern, 'is empty: only startswith("") receives the empty topic, and all others too')
+        raise _error(pattern, 'is empty: write startswith("") for every topic, the empty one too')
     if bad := _NOT_IN_A_PATTERN.search(pattern):
         number = pattern.count(".", 0, bad.start()) + 1
         raise _error(pattern, f"holds {_named(bad[0])} in segment {number}, and no topic does: leave it out")

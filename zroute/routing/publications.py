@@ -149,7 +149,11 @@ class Outlet:
         """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one."""
         if self._emit is None:
             raise NotRunningError(f"{self.publication} was published to after its app stopped")
-        number, body = self.encode(message)  # first: a message of another type has other captures, too
+        try:
+            number, body = self.encode(message)  # first: a message of another type has other captures, too
+        except EncodeError as error:
+            error.args = (f"{self.publication} was given what it can't publish: {error}",)
+            raise
         topic = self._constant
         if topic is None or captures:
             topic = self._topic(message, captures or {}, inbound or {})

@@ -391,7 +391,9 @@ class Routes:
     def _check_open(self, what: str, where: str) -> None:
         if self._frozen_by:
             raise AppFrozenError(
-                f"{what} comes too late: {self._frozen_by} is compiled already; register before it starts", where=where
+                f"{what} comes too late: {self._frozen_by} is compiled already; register before it starts, or use "
+                "app.attach for what comes and goes",
+                where=where,
             )
 
 

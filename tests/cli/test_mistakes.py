@@ -1,0 +1,67 @@
+"""What a newcomer sees who makes one of the usual mistakes, to the letter; the texts stand in a data file.
+
+When a text is made better, `python -m tests.cli.test_mistakes` writes the file anew; read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+MISTAKES = ROOT / "tests" / "data" / "mistakes.txt"
+_MARK = re.compile(r"^=== (.*)\n", re.MULTILINE)
+
+
+def mistakes() -> dict[str, tuple[str, str, str]]:
+    """By name: the module ``mine``, the command, and what is shown."""
+    pieces = _MARK.split(MISTAKES.read_text())
+    found = {}
+    for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        source, rest = piece.split("\n$ zroute ")
+        command, _, shown = rest.partition("\n")
+        found[name] = (source, command, shown.rstrip("\n"))
+    return found
+
+
+def shown(source: str, command: str) -> str:
+    """What a user reads: without times, INFO lines, frames of tracebacks, and numbers of processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        (folder / "mine.py").write_text(source)
+        done = subprocess.run(
+            [sys.executable, "-m", "zroute", *command.split()],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        text = (done.stdout + done.stderr).replace(str(folder), "FOLDER")
+    text = re.sub(r"^\d\d:\d\d:\d\d (\w+) +", r"\1 ", text, flags=re.MULTILINE)
+    text = re.sub(r"\d+\.\d s\b", "N s", text)
+    skipped = ("INFO ", "Traceback ", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith(skipped)]
+    return "\n".join([*lines, f"exit {done.returncode}"])
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_a_usual_mistake_is_answered_with_what_to_do(name: str) -> None:
+    """The text names what is wrong, where it is, what was expected, and the way out."""
+    source, command, expected = mistakes()[name]
+    assert shown(source, command) == expected
+
+
+if __name__ == "__main__":
+    parts = [
+        f"=== {name}\n{source}\n$ zroute {command}\n{shown(source, command)}\n"
+        for name, (source, command, _) in mistakes().items()
+    ]
+    MISTAKES.write_text("\n".join(parts))
