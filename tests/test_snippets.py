@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import unittest
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest
         out = capsys.readouterr().out.splitlines()
         assert out[:2] == ["7 3", "ff0102"]
         assert out[2].startswith("a part after one that was whole")
+
+
+def test_the_tests_of_the_page_on_testing_pass(test_app: Any) -> None:
+    """I copy the tests of the page, and they pass: the functions, the one with the fixture, and that for trial."""
+    with executed(ROOT / "docs" / "how-to" / "test-your-app.md") as page:
+        tests = [value for name, value in vars(page).items() if name.startswith("test_")]
+        assert len(tests) == 6
+        for test in tests:
+            test(*[test_app] * test.__code__.co_argcount)
+        outcome = unittest.TestResult()
+        page.Alerts("test_a_high_quote_raises_an_alert").run(outcome)
+        assert (outcome.testsRun, outcome.wasSuccessful()) == (1, True)
 
 
 def test_the_tutorial_works(tmp_path: Path) -> None:
