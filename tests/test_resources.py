@@ -502,6 +502,19 @@ def test_as_a_program_that_can_not_open_it_exits_with_1_and_names_it(kind: str, 
     assert "desk did not start: no disk" in said
     assert "while the resource database() at " in said
     assert re.search(r"desk.py:\d+ was opened", said)
+    frames = [line for line in child.err if line.startswith('  File "')]
+    assert len(frames) == 1, frames
+    assert "desk.py" in frames[0], frames
+
+
+@RUN_REACTORS
+def test_as_a_program_that_has_a_last_word_it_says_just_that(kind: str, tmp_path: Path) -> None:
+    """raise SystemExit("DESK_LIMIT is not set"): one line without a traceback, as at the end of any script."""
+    with program(tmp_path, kind, opening="raise SystemExit('DESK_LIMIT is not set')") as child:
+        assert child.end(None) == 1
+    assert child.out == ["settings open", "settings closed"]
+    assert any(line.endswith("desk did not start: DESK_LIMIT is not set") for line in child.err)
+    assert not any("Traceback" in line for line in child.err), child.err
 
 
 @RUN_REACTORS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args, overload
 
 from zroute.attached import Attached, Host, Stream
 from zroute.delivery.stats import Stats
@@ -27,10 +27,11 @@ from zroute.routing.table import Dispatch
 from zroute.sockets.transport import SharedContext
 
 if TYPE_CHECKING:
-    from twisted.application.service import IService
+    from zroute.service import AppService
 
 __all__ = ["App"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Unrouted = TypeVar("Unrouted", bound=Callable[Concatenate[Envelope, ...], Any])
@@ -228,7 +229,13 @@ class App(Routes):
             namespace=namespace,
         )
 
-    def from_thread(self, function: Callable[..., T | Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+    @overload
+    def from_thread(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    def from_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def from_thread(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call ``function(*args, **kwargs)`` on the reactor's thread, from another one, and return its result.
 
         What handlers with ``thread=True`` publish with, as in
@@ -238,8 +245,7 @@ class App(Routes):
         the reactor's thread itself, which would wait for ever.
         """
         run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
-        result: T = run.from_thread(partial(function, *args, **kwargs))
-        return result
+        return run.from_thread(partial(function, *args, **kwargs))
 
     def _claim(self) -> None:
         """Raises UsageError while the app runs."""
@@ -284,7 +290,11 @@ class App(Routes):
         pub = self.pub if pub is None else pub
         if not sub and not pub:
             if not self.loop:
-                raise EndpointError("no endpoints, and loop=False: give App(sub=…) or App(pub=…)", where=self.where)
+                raise EndpointError(
+                    "no endpoints, and loop=False: give App(sub=…) or App(pub=…), or run it with --sub or --pub "
+                    "(in the environment ZROUTE_SUB and ZROUTE_PUB)",
+                    where=self.where,
+                )
             inside = f"inproc://zroute-{id(self):x}"
             return (Endpoint(inside, bind=False),), (Endpoint(inside, bind=True),)
         if compiled.routes and not sub:
@@ -303,8 +313,8 @@ class App(Routes):
             )
         return sub, pub
 
-    def service(self, reactor: Any) -> IService:
-        """An ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.
+    def service(self, reactor: Any) -> AppService:
+        """A Twisted ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.
 
         Compiles, so that errors of the set-up raise here. Starting it opens the sockets (EndpointError);
         stopping it drains and closes them. A second one may run when the first has stopped.

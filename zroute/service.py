@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
+import twisted
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
@@ -145,9 +149,23 @@ class AppService(Service):
         elif isinstance(error, EndpointError):  # says it all in a line; `startService` raises it where it still can
             if not self._in_start:
                 _log.error("%s", error)
+        elif isinstance(error, SystemExit):  # the program's own last word, as at the end of a script
+            _log.error("%s did not start: %s", self.app.name, error)
         else:
             text = "%s did not start: %s%s"
-            _log.error(text, self.app.name, failure.getErrorMessage(), loop_hint(error), exc_info=error)
+            from_user = _from_users_line(error)
+            _log.error(text, self.app.name, failure.getErrorMessage(), loop_hint(error), exc_info=from_user)
         self._failure = failure
         self._began(None)
         self.stopService()
+
+
+_NOT_THE_USERS = tuple(f"{Path(path).parent}{os.sep}" for path in (__file__, twisted.__file__, asyncio.__file__))
+
+
+def _from_users_line(error: BaseException) -> BaseException:
+    """``error`` without the frames above the user's: how a start comes to a resource or a hook tells him nothing."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame = frame.tb_next
+    return error.with_traceback(frame or error.__traceback__)

@@ -63,6 +63,23 @@ def test_a_fault_is_said_with_the_exit_code_of_its_kind(tmp_path: Path, source: 
     assert done.stdout == ""
 
 
+def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: Path) -> None:
+    """An app that has its endpoints from the environment is fine where the environment has them."""
+    source = "from zroute import App\napp = App(loop=False)\n@app.publisher('b')\n@app.subscribe('a')\ndef a(): ...\n"
+    folder = module(tmp_path, source)
+    done = zroute("check", "quotes", cwd=folder)
+    assert done.returncode == 5
+    assert "run it with --sub or --pub (in the environment ZROUTE_SUB and ZROUTE_PUB)" in done.stderr
+    done = zroute("check", "quotes", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
+    assert done.returncode == 5
+    assert "publisher('b') at quotes.py:3 has no endpoint" in done.stderr
+    done = zroute("check", "quotes", "--pub", "tcp://127.0.0.1:2", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    done = zroute("check", "quotes", "quotes:app", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "--sub and --pub go with one app" in done.stderr
+
+
 def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None:
     """A CI job sees every fault in one run."""
     module(tmp_path, "app = 1", "third")

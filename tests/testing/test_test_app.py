@@ -97,6 +97,22 @@ def test_headers_reach_the_handler() -> None:
     assert seen == [({"k": "v"}, 1, 1), ({}, 2, 2)]
 
 
+def test_an_app_that_is_given_its_endpoints_when_it_is_run() -> None:
+    """App(loop=False) has its endpoints from the environment; a test needs none, and sees what it publishes."""
+    app = alerting(loop=False)
+
+    @app.subscribe("alerts.>")
+    def echo(alert: Alert) -> str:
+        return alert.text
+
+    with TestApp(app) as t:
+        t.publish("stocks.A", Quote("A", 2000.0))
+        assert t.published("alerts.high") == [Alert("A at 2000.0")]
+        assert t.results(echo) == []
+        t.publish("alerts.low", Alert("from outside"))
+        assert t.results(echo) == ["from outside"]
+
+
 def test_undeclared_messages_are_decoded_as_asked() -> None:
     """``app.publish`` says no type, so the test does, or gets plain values."""
     app = App()

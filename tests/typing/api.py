@@ -136,3 +136,26 @@ def ask(question: str, room: str) -> str:
 answer: str = ask("?", "north")
 nothing: int = ask("?", "north")  # E
 as_awaitable(5)  # E
+
+
+async def counted(text: str) -> int:
+    return len(text)
+
+
+@app.subscribe("scans.{room}", thread=True, max_in_flight=2, queue=10)
+def scan(picture: bytes, room: str) -> None:
+    app.from_thread(alerts.publish, Alert(room), level="high", headers={"trace": 1})
+    app.from_thread(alerts.publish, Quote(room, 1.0), level="high")  # E
+    app.from_thread(alerts.publish)  # E
+    app.from_thread(app.publish, "a", 5)
+    size: int = app.from_thread(len, room)
+    later: int = app.from_thread(counted, room)
+    other: str = app.from_thread(counted, room)  # E
+    print(size, later, other)
+
+
+async def embedded(reactor: Any) -> bool:
+    service = app.service(reactor)
+    await service.started
+    print(service.starts)  # E
+    return (await service.stopService()).complete

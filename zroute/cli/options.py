@@ -13,7 +13,16 @@ from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, PatternError
 from zroute.messages.topics import Pattern, parse, startswith
 
-__all__ = ["DURATION", "PATTERN", "EndpointType", "app_options", "complete_target", "option"]
+__all__ = [
+    "DURATION",
+    "PATTERN",
+    "EndpointType",
+    "app_options",
+    "complete_target",
+    "endpoint_options",
+    "for_one_app",
+    "option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,3 +97,16 @@ def app_options(command: F) -> F:
     """How to find an app: for every command that loads one."""
     command = option("--factory", is_flag=True, help="The name is a function that returns the App.")(command)
     return option("--app-dir", default=".", metavar="DIR", help="Where the module is looked for first.")(command)
+
+
+def endpoint_options(command: F) -> F:
+    """Endpoints in place of the app's: for every command that looks at those of one app."""
+    pub = option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
+    sub = option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
+    return sub(pub(command))
+
+
+def for_one_app(apps: tuple[str, ...], sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
+    """Usage error for endpoints that could be those of any of several apps."""
+    if len(apps) > 1 and (sub or pub):
+        raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")

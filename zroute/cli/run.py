@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from zroute.cli.loading import fail_of_setup, load
-from zroute.cli.options import DURATION, EndpointType, app_options, complete_target, option
+from zroute.cli.options import DURATION, app_options, complete_target, endpoint_options, for_one_app, option
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.logs import FORMATS, LEVELS, set_up_logging
@@ -22,8 +22,7 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 
 @click.command("run")
 @click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…", shell_complete=complete_target)
-@option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
-@option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
+@endpoint_options
 @app_options
 @option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
 @option("--max-messages", type=click.IntRange(min=1), help="Stop after so many received messages.")
@@ -55,8 +54,7 @@ def command(
 
     A second signal ends the program at once.
     """
-    if len(apps) > 1 and (sub or pub):
-        raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")
+    for_one_app(apps, sub, pub)
     if len(set(apps)) < len(apps):
         raise click.UsageError("an app runs once in a process: name each once")
     for given, bind in ((sub, False), (pub, True)):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from twisted.python.failure import Failure
 
 from zroute.app import App
+from zroute.endpoints import Endpoint
 from zroute.errors import SignatureError, UsageError
 from zroute.messages.bodies import body_decoder, runtime_encoder
 from zroute.messages.codecs import Codec, find_codec
@@ -56,7 +57,8 @@ class TestApp:
     UnfinishedError if a handler had not ended within the drain timeout of virtual time.
 
     An app receives what the others publish, and what itself publishes only if it has no endpoints, or
-    subscribes to an address that it publishes at.
+    subscribes to an address that it publishes at. With ``loop=False`` and no endpoints, which it is given
+    when it is run, it does not receive its own.
     """
 
     __test__ = False  # pytest would take it for a class of tests
@@ -107,6 +109,8 @@ class TestApp:
             AppService(
                 app,
                 reactor,
+                sub=_given_later(app, bind=False),
+                pub=_given_later(app, bind=True),
                 ground=Ground(
                     lambda run: MemoryTransport(run, self._bus, reactor),
                     self._on_asyncio,
@@ -288,6 +292,13 @@ class TestApp:
         if len(errors) == 1:
             raise errors[0]
         raise BaseExceptionGroup("several handlers, timers or hooks failed", errors)
+
+
+def _given_later(app: App, *, bind: bool) -> tuple[Endpoint, ...] | None:
+    """An endpoint for an app that waits for those of `zroute run`, so that its two do not meet; None for others."""
+    if app.loop or app.sub or app.pub:
+        return None
+    return (Endpoint("inproc://pub" if bind else "inproc://sub", bind=bind),)
 
 
 def _stop(service: AppService, ended: list[Any]) -> None:
