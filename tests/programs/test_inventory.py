@@ -1,0 +1,75 @@
+"""The inventory: a publisher with state that outlives its process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_run import zroute
+from tests.support import ROOT, Child, free_endpoint
+from zroute.testing import TestApp
+
+
+@pytest.fixture
+def inventory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The module of the example, with a file of its own."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    monkeypatch.setenv("INVENTORY", str(tmp_path / "stock.json"))
+    monkeypatch.delitem(sys.modules, "inventory", raising=False)
+    return importlib.import_module("inventory")
+
+
+def test_orders_change_levels_which_are_published(inventory: Any, test_app: Callable[..., TestApp]) -> None:
+    """Each order is answered on its item's topic, the whole on request and each minute."""
+    t = test_app(inventory.app)
+    t.publish("orders.bolt", 5)
+    t.publish("orders.nut", 250)
+    assert t.published("stock.*") == [inventory.Level("bolt", 95), inventory.Level("nut", 0)]
+    t.clear()
+    t.publish("snapshot", None)
+    t.advance(60)
+    assert t.published("stock") == [{"bolt": 95, "nut": 0}] * 2
+
+
+def test_what_is_not_there_can_not_be_sold(inventory: Any, test_app: Callable[..., TestApp]) -> None:
+    """A refused order is told, and changes nothing."""
+    t = test_app(inventory.app)
+    t.publish("orders.gear", 1)
+    assert t.published("refused") == ["orders.gear: 1 of gear ordered, 0 left"]
+    assert t.published("stock.>") == []
+
+
+def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
+    """Another run begins where the last one ended."""
+    for left in (97, 94):
+        with TestApp(inventory.app) as t:
+            t.publish("orders.bolt", 3)
+            assert t.published("stock.bolt") == [inventory.Level("bolt", left)]
+    assert json.loads((tmp_path / "stock.json").read_text())["bolt"] == 94
+
+
+def test_it_runs_as_a_program(tmp_path: Path) -> None:
+    """Orders from the shell, over real sockets; killed and started again it goes on."""
+    orders, stock = free_endpoint(), free_endpoint()
+    flags = ("--sub", f"bind:{orders}", "--pub", stock)
+    for left in (95, 90):
+        with (
+            Child(
+                "-m", "zroute", "run", "examples/inventory.py", *flags, env={"INVENTORY": str(tmp_path / "s")}
+            ) as shop,
+            Child("-m", "zroute", "tail", stock, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
+        ):
+            shop.line_with("publishes, bound to", stream="err")
+            while tail.process.poll() is None:  # until it has connected, what is published misses it
+                assert zroute("pub", f"connect:{orders}", "orders.bolt", "0").returncode == 0
+            assert tail.out == ["100" if left == 95 else "95"]
+            assert zroute("pub", f"connect:{orders}", "orders.bolt", "5").returncode == 0
+            while json.loads((tmp_path / "s").read_text())["bolt"] != left:
+                assert shop.process.poll() is None
+            shop.end(9)

@@ -1,0 +1,57 @@
+"""The sensor gateway: calibration, nonsense, summaries."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT, Child, free_endpoint
+from zroute.testing import TestApp
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the example."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    monkeypatch.delitem(sys.modules, "sensor_gateway", raising=False)
+    return importlib.import_module("sensor_gateway")
+
+
+class Bus:
+    """Values that the test says."""
+
+    def __init__(self, *polls: list[tuple[str, int]]) -> None:
+        self.polls = list(polls)
+
+    def poll(self) -> list[tuple[str, int]]:
+        return self.polls.pop(0) if self.polls else []
+
+
+def test_readings_are_calibrated_and_nonsense_is_counted(gateway: Any, test_app: Callable[..., TestApp]) -> None:
+    """Raw values become degrees on a topic each; what no sensor could mean is left out and told in the summary."""
+    bus = Bus([("roof", 8600), ("cellar", 7500)], [("roof", 65535), ("roof", 8700)])
+    t = test_app(gateway.app, {gateway.Bus: bus})
+    t.advance(1)
+    reading = gateway.Reading
+    assert t.published("sensors.roof") == [reading("roof", 21.0), reading("roof", 22.0)]
+    assert t.published("sensors.cellar") == [reading("cellar", 10.0)]
+    t.advance(9)
+    assert t.published("summary") == [gateway.Summary(3, 1, 17.67)]
+    t.advance(10)
+    assert t.published("summary")[1] == gateway.Summary(0, 0, None)
+
+
+def test_it_runs_as_a_program_and_can_be_watched() -> None:
+    """`zroute run` and `zroute tail` beside it, over a real socket."""
+    endpoint = free_endpoint()
+    with (
+        Child("-m", "zroute", "run", "examples/sensor_gateway.py", "--pub", endpoint) as program,
+        Child("-m", "zroute", "tail", endpoint, "sensors.>", "-n", "2", "--format", "{topic} {body[sensor]}") as tail,
+    ):
+        assert tail.end(None) == 0
+        assert all(line in ("sensors.roof roof", "sensors.cellar cellar") for line in tail.out)
+        assert program.end() == 0
