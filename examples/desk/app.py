@@ -6,12 +6,13 @@ from typing import Any
 
 from zroute import App
 
-from . import orders, risk
+from . import book, orders, risk
 from .schemas import Order
 
 ORDERS, RESULTS = "tcp://127.0.0.1:5715", "tcp://127.0.0.1:5716"
 
 app = App(sub=ORDERS, pub=RESULTS, name="desk")
+app.include(book.routes)
 app.include(orders.routes)
 app.include(risk.routes)
 
@@ -25,6 +26,6 @@ def order() -> Iterator[Order]:
         yield Order(number, "ACME", 9.5, 200 * number)
 
 
-@exchange.subscribe("orders.filled.*", "alerts.*")
+@exchange.subscribe("orders.filled.*", "alerts.*", "risk.*")
 def result(body: dict[str, Any]) -> None:
     print(f"exchange sees {body}")

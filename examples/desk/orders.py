@@ -1,7 +1,8 @@
-"""Orders come in, fills go out: what a handler returns is published."""
+"""Orders come in, are booked, and fills go out: what a handler returns is published."""
 
 from zroute import Routes
 
+from .book import Book
 from .schemas import Fill, Order
 
 routes = Routes(prefix="orders")
@@ -9,6 +10,7 @@ routes = Routes(prefix="orders")
 
 @routes.publisher("filled.{symbol}")
 @routes.subscribe("new.{symbol}")
-def fill(order: Order, symbol: str) -> Fill | None:
+async def fill(order: Order, symbol: str, book: Book) -> Fill | None:
     print(f"order {order.id}: {order.quantity} {symbol} at {order.price}")
+    await book.add(order)
     return Fill(order.id, order.price) if order.quantity else None

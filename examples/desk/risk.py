@@ -2,7 +2,8 @@
 
 from zroute import Envelope, Routes
 
-from .schemas import Alert, Order
+from .book import Book
+from .schemas import Alert, Order, Total
 
 routes = Routes()
 alerts = routes.publisher("alerts.{level}", Alert)
@@ -14,8 +15,13 @@ class TooMuchError(Exception):
 
 @routes.subscribe("orders.new.*")
 def check(order: Order) -> None:
-    if order.price * order.quantity > 10_000:
-        raise TooMuchError(f"order {order.id} is worth {order.price * order.quantity:.0f}")
+    if order.value > 10_000:
+        raise TooMuchError(f"order {order.id} is worth {order.value:.0f}")
+
+
+@routes.publisher("risk.total", every=1.0)
+async def total(book: Book) -> Total:
+    return Total(*await book.total())
 
 
 @routes.on_error(TooMuchError)

@@ -10,11 +10,21 @@ class Order:
     price: float
     quantity: int
 
+    @property
+    def value(self) -> float:
+        return self.price * self.quantity
+
 
 @attrs.frozen
 class Fill:
     order: int
     price: float
+
+
+@attrs.frozen
+class Total:
+    orders: int
+    value: float
 
 
 @attrs.frozen
