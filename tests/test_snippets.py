@@ -151,6 +151,8 @@ def test_the_tutorial_works(tmp_path: Path) -> None:
         if block.language == "python" and block.title:
             text = _PORT.sub(lambda found: ports.setdefault(found[0], str(free_port())), block.text)
             (tmp_path / block.title).write_text(text)
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
+        assert child.end(None) == 0, child.out
     with ExitStack() as terminals:
         for block in blocks(page):
             if block.language != "console":
