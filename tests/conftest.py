@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import importlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import ROOT, free_port
+
+EXAMPLES = ROOT / "examples"
+_PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -18,3 +28,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     finally:
         if handle:
             handle.inner_test = inner
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the examples in which every port is one that is free here."""
+    copy = tmp_path / "examples"
+    shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    ports: dict[str, str] = {}
+    for path in (*copy.rglob("*.py"), *copy.rglob("*.tac")):
+        path.write_text(_PORT.sub(lambda found: ports.setdefault(found[0], str(free_port())), path.read_text()))
+    return copy
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import examples as modules, and forget them afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

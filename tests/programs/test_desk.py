@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,17 +12,14 @@ from typing import Any
 import pytest
 
 from tests.cli.test_run import zroute
-from tests.support import ROOT, Child, free_endpoint
+from tests.support import Child, free_endpoint
 from zroute.testing import TestApp
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The package, imported as a user's would be."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    for name in [name for name in sys.modules if name == "desk" or name.startswith("desk.")]:
-        monkeypatch.delitem(sys.modules, name)
-    return importlib.import_module("desk.app")
+def desk(example: Callable[[str], Any]) -> Any:
+    """The module of the program."""
+    return example("desk.app")
 
 
 class FakeBook:

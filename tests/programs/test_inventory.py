@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,15 @@ from typing import Any
 import pytest
 
 from tests.cli.test_run import zroute
-from tests.support import ROOT, Child, free_endpoint
+from tests.support import Child, free_endpoint
 from zroute.testing import TestApp
 
 
 @pytest.fixture
-def inventory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The module of the example, with a file of its own."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+def inventory(example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The module of the program."""
     monkeypatch.setenv("INVENTORY", str(tmp_path / "stock.json"))
-    monkeypatch.delitem(sys.modules, "inventory", raising=False)
-    return importlib.import_module("inventory")
+    return example("inventory")
 
 
 def test_orders_change_levels_which_are_published(inventory: Any, test_app: Callable[..., TestApp]) -> None:

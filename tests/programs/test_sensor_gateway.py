@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support import ROOT, Child, free_endpoint
+from tests.support import Child, free_endpoint
 from zroute.testing import TestApp
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of the example."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    monkeypatch.delitem(sys.modules, "sensor_gateway", raising=False)
-    return importlib.import_module("sensor_gateway")
+def gateway(example: Callable[[str], Any]) -> Any:
+    """The module of the program."""
+    return example("sensor_gateway")
 
 
 class Bus:

@@ -1,0 +1,92 @@
+"""A router for what a txZMQ publisher sends: the most specific handler, JSON with a time stamp, or raw bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs.terminal import commands, ended
+from tests.support import Child, free_endpoint
+from zroute.testing import TestApp
+
+Example = Callable[[str], Any]
+
+
+def stamped(data: object) -> bytes:
+    """As a publisher on txZMQ writes it."""
+    return json.dumps({"timestamp": 1767225600, "data": data}).encode()
+
+
+MESSAGES = {
+    (b"weather.oslo", stamped({"celsius": -3.5})): "oslo: -3.5 °C at 00:00:00",
+    (b"weather.oslo", b"4;CRC=77"): "oslo, as it came: 4;CRC=77",
+    (b"weather.oslo", stamped({"kelvin": 270})): 'oslo, as it came: {"timestamp": 1767225600, "data": {"kelvin": 270}}',
+    (b"weather.oslo.west", b"4"): "somewhere else, weather.oslo.west: b'4'",
+    (b"news.local", stamped({"title": "New crane"})): "news.local: New crane, at 00:00:00",
+    (b"news.local", b"\xffcrane"): "news.local, as it came: \ufffdcrane",
+    (b"news.sports.final", stamped({"title": "We won"})): "Sports! We won",
+    (b"news.sports", stamped({"title": "Rain"})): "news.sports: Rain, at 00:00:00",
+    (b"newsletter", stamped([1, 2])): "somewhere else, newsletter: Stamped(data=[1, 2], timestamp=1767225600.0)",
+    (b"", b"no tag"): "somewhere else, : b'no tag'",
+}
+
+
+@pytest.mark.parametrize(("sent", "shown"), MESSAGES.items())
+@pytest.mark.parametrize("wire", ["one frame", "two frames"])
+def test_each_message_reaches_its_most_specific_handler_only(
+    test_app: Callable[..., TestApp],
+    example: Example,
+    capsys: pytest.CaptureFixture[str],
+    sent: tuple[bytes, bytes],
+    shown: str,
+    wire: str,
+) -> None:
+    """One line for a message: of the handler whose pattern says most, with what the body is."""
+    t = test_app(example("most_specific").app)
+    t.receive(*([b"\0".join(sent)] if wire == "one frame" else sent))
+    assert capsys.readouterr().out == f"{shown}\n"
+    assert t.unheard == []
+
+
+def test_a_story_that_is_none_is_an_error_where_no_raw_bytes_are_asked_for(
+    test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The handler for sports takes stories only: what is none is refused, and does not fall to a less specific one."""
+    t = test_app(example("most_specific").app, raise_errors=False)
+    t.receive(b"news.sports.final\0rain stopped play")
+    assert [type(error).__name__ for error in t.failures] == ["DecodeError"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_real_txzmq_publisher(folder: Path) -> None:
+    """txZMQ sends, over a socket, and everything arrives as in the table, in order."""
+    endpoint = free_endpoint()
+    router = commands(folder, "most_specific.py")[0]
+    with Child("-m", "tests.acceptance.peers", "txzmq_publisher", endpoint) as publisher:
+        publisher.line_with(endpoint)
+        with router.start("--sub", endpoint) as child:
+            child.line_with("somewhere else, sync: b''")
+            publisher.write(json.dumps([[part.hex() for part in sent] for sent in MESSAGES]) + "\n")
+            child.line_with("no tag")
+            ended(child)
+    assert [line for line in child.out if "sync" not in line] == list(MESSAGES.values())
+
+
+def test_as_its_docstring_says(folder: Path) -> None:
+    """The commands for two terminals do what they look like."""
+    router, *messages = commands(folder, "most_specific.py")
+    with router.start() as child:
+        for message in messages:
+            message.run()
+        child.wait_for(lambda lines: len(lines) == 4)
+        ended(child)
+    assert child.out == [
+        "oslo: -3.5 °C at 00:00:00",
+        "oslo, as it came: 4;CRC=77",
+        "Sports! We won",
+        "somewhere else, newsletter: Stamped(data=[1, 2], timestamp=1767225600.0)",
+    ]

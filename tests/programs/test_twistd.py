@@ -1,0 +1,108 @@
+"""An app beside another service in a program of twistd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs.terminal import commands, ended
+from tests.support import PATIENCE, free_port
+from zroute.testing import TestApp
+
+
+@pytest.fixture
+def alarm(example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the .tac file."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "twistd")
+    return example("alarm")
+
+
+def test_smoke_raises_the_alarm_and_shows_on_the_panel(test_app: Callable[..., TestApp], alarm: Any) -> None:
+    """Only above the limit; the panel, which belongs to the other service, sees what the handler saw."""
+    t = test_app(alarm.app)
+    t.publish("smoke.hall", alarm.Smoke(0.1))
+    t.publish("smoke.kitchen", alarm.Smoke(0.3))
+    assert t.published() == [alarm.Alarm("smoke in the kitchen")]
+    assert json.loads(alarm.Panel().render_GET(None)) == {"hall": "clear", "kitchen": "ALARM"}
+
+
+def panel(folder: Path) -> Any:
+    """What the panel says over HTTP."""
+    text = (folder / "twistd" / "alarm.tac").read_text()
+    url = next(line.split()[1] for line in text.splitlines() if line.startswith("curl "))
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        return json.load(answer)
+
+
+def test_as_its_docstring_says(folder: Path) -> None:
+    """twistd runs both services, logs what goes wrong, and stops both at Ctrl-C."""
+    run, tail, smoke = commands(folder, "twistd/alarm.tac")
+    with run.start() as program, tail.start("--format", "{body[text]}") as reader:
+        program.line_with("Site starting")
+        assert panel(folder) == {}
+        with smoke.start("--every", "100ms") as detector:  # again and again: the reader may not be there yet
+            reader.line_with("smoke in the kitchen")
+            ended(detector)
+        assert panel(folder) == {"kitchen": "ALARM"}
+        with smoke.start("--every", "100ms", "--codec", "raw") as broken:
+            program.line_with("on_smoke(): body of 'smoke.kitchen' refused")
+            ended(broken)
+        ended(reader)
+        assert program.end() == -signal.SIGINT  # as Twisted has it: the services stop, then the signal is raised again
+    assert any("Server Shut Down" in line for line in program.out), program.out
+
+
+@contextmanager
+def daemon(pid_file: Path) -> Iterator[int]:
+    """The process in the background, which is gone afterwards."""
+    pid = int(pid_file.read_text())
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_in_the_background(folder: Path, tmp_path: Path) -> None:
+    """Without -n twistd forks; the app's sockets belong to the child, and SIGTERM ends it well."""
+    run, tail, smoke = commands(folder, "twistd/alarm.tac")
+    pid_file, log = tmp_path / "twistd.pid", tmp_path / "twistd.log"
+    line = run.line.replace("-ny", f"--pidfile {pid_file} --logfile {log} -y")
+    with type(run)(line, {}, run.folder).start() as starter:
+        assert starter.end(None) == 0, starter.err
+    with daemon(pid_file) as pid, tail.start("--format", "{body[text]}") as reader:
+        with smoke.start("--every", "100ms") as detector:
+            reader.line_with("smoke in the kitchen")
+            ended(detector)
+        assert panel(folder) == {"kitchen": "ALARM"}
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while pid_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)  # its own parent is gone: nobody can be told of its end
+        ended(reader)
+    assert "Server Shut Down" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_an_endpoint_that_is_taken(folder: Path) -> None:
+    """A second one does not start, says which address it is, and does not stay half alive."""
+    run, *_ = commands(folder, "twistd/alarm.tac")
+    with run.start() as first:
+        first.line_with("Site starting")
+        tac = folder / "twistd" / "alarm.tac"
+        tac.write_text(re.sub(r'"tcp:\d+', f'"tcp:{free_port()}', tac.read_text()))  # another panel, the same alarm
+        with run.start("--pidfile", str(folder / "second.pid")) as second:
+            assert second.end(None) == 1
+        said = "\n".join(second.out + second.err)
+        assert re.search(r"EndpointError: .*can't bind .*tcp://127.0.0.1:\d+.*in use", said), said
+        first.end()

@@ -1,0 +1,71 @@
+"""Two apps in one process, over inproc://."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs.terminal import Command, commands, ended
+from tests.support import free_endpoint
+from zroute.testing import TestApp
+
+Example = Callable[[str], Any]
+
+
+def test_both_together(test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    """What one counts in a second, the other shows; a second without hits shows nothing."""
+    program = example("two_apps")
+    t = test_app(program.collector, program.screen)
+    for page in ("home", "home", "about"):
+        t.publish(f"hits.{page}", {"user": "ann"})
+    assert capsys.readouterr().out == ""
+    t.advance(1.0)
+    assert capsys.readouterr().out == "home       ## 2\nabout      # 1\n"
+    t.advance(1.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_one_alone(test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them can be tried without the other."""
+    program = example("two_apps")
+    t = test_app(program.screen)
+    t.publish("totals.home", program.Total("home", 3))
+    assert capsys.readouterr().out == "home       ### 3\n"
+
+
+def shown(lines: list[str]) -> int:
+    """How many hits the screen has shown."""
+    return sum(int(line.split()[-1]) for line in lines if line.startswith("home"))
+
+
+@pytest.mark.parametrize("first", ["collector", "screen"])
+def test_as_its_docstring_says(folder: Path, first: str) -> None:
+    """One process, one command; which app is named first does not matter. Every hit is shown."""
+    run, visits = commands(folder, "two_apps.py")
+    if first == "screen":
+        run = Command(" ".join([*run.line.split()[:2], *reversed(run.line.split()[2:])]), {}, folder.parent)
+        assert run.line.endswith(":collector")
+    with run.start() as program:
+        program.line_with("subscribes, connects to inproc://totals", stream="err")
+        visits.run()
+        program.wait_for(lambda lines: shown(lines) == 20)
+        ended(program)
+
+
+def test_in_two_processes(folder: Path) -> None:
+    """Each in its own, with another endpoint, and no other change."""
+    run, visits = commands(folder, "two_apps.py")
+    endpoint = free_endpoint()
+    begin, collector, screen = run.line.rsplit(maxsplit=2)
+    with (
+        Command(f"{begin} {collector} --pub {endpoint}", {}, folder.parent).start() as counts,
+        Command(f"{begin} {screen} --sub {endpoint}", {}, folder.parent).start() as shows,
+    ):
+        with visits.start("--count", "10000") as visiting:
+            shows.wait_for(shown)
+            ended(visiting)
+        ended(shows)
+        ended(counts)
