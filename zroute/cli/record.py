@@ -93,10 +93,10 @@ def _progress(writer: Writer) -> Iterator[Callable[[], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import FileSizeColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     counted = TextColumn("{task.fields[messages]} messages")
     console = Console(stderr=True)
-    with Progress(SpinnerColumn(), counted, DownloadColumn(), TimeElapsedColumn(), console=console) as bar:
+    with Progress(SpinnerColumn(), counted, FileSizeColumn(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("", total=None, messages=0)
         yield lambda: bar.update(task, completed=writer.bytes, messages=writer.messages)
