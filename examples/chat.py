@@ -1,104 +1,88 @@
-"""A chat relay with live rooms: a line server over TCP, and a room for whoever asks for one.
+"""A chat relay: whoever connects by TCP enters and leaves rooms while it runs.
 
-    zroute run examples/chat.py
+zroute run --app-dir examples chat --for 600s
 
-and in as many terminals as you like::
-
-    nc 127.0.0.1 5750
-    /join lobby
-    hello
-
-Each client's place in a room is a handler that is attached when it joins and closed when it leaves. What is said
-travels over ``rooms.*``, so another program could listen, or speak: ``zroute tail`` shows it.
+In another terminal `nc 127.0.0.1 5720`, then `/join lobby`, `hello`, `/leave lobby`; in one more
+`zroute tail tcp://127.0.0.1:5721 'rooms.>'`. CHAT in the environment says where to listen instead.
 """
 
-import itertools
 import os
 from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
 
 import attrs
-from twisted.internet.defer import maybeDeferred
-from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import ServerFactory
-from twisted.protocols.basic import LineOnlyReceiver
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
 
-from zroute import App, Attached, TopicError, as_awaitable
+from zroute import App, Attached, as_awaitable
 
-app = App()
-guests = itertools.count(1)
+LISTEN = os.environ.get("CHAT", "tcp:5720:interface=127.0.0.1")
+app = App(pub="tcp://127.0.0.1:5721", sub="tcp://127.0.0.1:5721")
 
 
 @attrs.frozen
 class Said:
-    who: str
+    by: str
     text: str
 
 
-rooms = app.publisher("rooms.{room}", Said)
+said = app.publisher("rooms.{room}", Said)
+guests = count(1)
 
 
-class Client(LineOnlyReceiver):
-    """One connection: a name, and the rooms that it is in."""
-
+class Client(LineReceiver):
     delimiter = b"\n"
 
-    def connectionMade(self) -> None:  # noqa: N802
-        self.name = f"guest{next(guests)}"
+    def connectionMade(self) -> None:
         self.rooms: dict[str, Attached] = {}
-        self.say("welcome: /join ROOM, /leave ROOM, /name NAME, or speak")
+        self.name = f"guest{next(guests)}"
 
-    def lineReceived(self, line: bytes) -> None:  # noqa: N802
-        word, _, rest = line.decode(errors="replace").strip().partition(" ")
-        try:
-            if word == "/join":
-                self.join(rest)
-            elif word == "/leave" and rest in self.rooms:
-                self.rooms.pop(rest).close()
-            elif word == "/name":
-                self.name = rest
-            else:
-                for room in self.rooms:
-                    rooms.publish(Said(self.name, f"{word} {rest}".strip()), room=room)
-        except (TopicError, ValueError) as error:
-            self.say(f"no: {error}")
+    def lineReceived(self, line: bytes) -> None:
+        match line.decode(errors="replace").split():
+            case ["/join", room] if room.isalnum() and room not in self.rooms:  # a star would be every room
+                self.rooms[room] = app.attach(f"rooms.{room}", self.hear)
+            case ["/leave", room] if room in self.rooms:
+                self.rooms.pop(room).close()
+            case [word, *more] if self.rooms and not word.startswith("/"):
+                said.publish(Said(self.name, " ".join([word, *more])), room=list(self.rooms)[-1])
+            case _:
+                self.sendLine(b"/join ROOM, /leave ROOM, or something to say in the room joined last")
 
-    def connectionLost(self, reason: object = None) -> None:  # noqa: N802
-        for place in self.rooms.values():
-            place.close()
+    def hear(self, message: Said) -> None:
+        self.sendLine(f"{message.by}: {message.text}".encode())
 
-    def join(self, room: str) -> None:
-        def hear(said: Said) -> None:
-            self.say(f"[{room}] {said.who}: {said.text}")
-
-        if room not in self.rooms:
-            self.rooms[room] = app.attach(f"rooms.{room}", hear)
-            self.say(f"you are in {room}")
-
-    def say(self, text: str) -> None:
-        if self.transport is not None:
-            self.transport.write(f"{text}\n".encode())
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        for room in self.rooms.values():
+            room.close()
 
 
-class Server(ServerFactory):
-    """Remembers who is connected, so that a stop can say good-bye."""
+class Door(Factory):
+    protocol = Client
+    port: Any = None
 
-    def __init__(self) -> None:
-        self.clients: list[Client] = []
+    async def open(self) -> None:
+        from twisted.internet import reactor  # in here, because the import installs one where there is none
 
-    def buildProtocol(self, addr: IAddress | None) -> Client:  # noqa: N802
-        client = Client()
-        self.clients.append(client)
-        return client
+        self.port = await as_awaitable(serverFromString(reactor, LISTEN).listen(self))
+        print(f"listens on port {self.port.getHost().port}")
 
 
 @app.resource
-async def server() -> AsyncIterator[Server]:
-    from twisted.internet import reactor  # in here, since the import installs one
+async def door() -> AsyncIterator[Door]:
+    door = Door()
+    yield door
+    if door.port is not None:
+        await as_awaitable(door.port.stopListening())
 
-    made = Server()
-    port = reactor.listenTCP(int(os.environ.get("CHAT_PORT", "5750")), made, interface="127.0.0.1")
-    yield made
-    await as_awaitable(maybeDeferred(port.stopListening))
-    for client in made.clients:
-        if client.transport is not None:
-            client.transport.loseConnection()
+
+@app.on_startup
+async def open_door(door: Door) -> None:  # not in the resource: nobody can join before the app's sockets are open
+    await door.open()
+
+
+@app.subscribe("rooms.{room}")
+def log(message: Said, room: str) -> None:  # and because of it a room is heard from the moment that it is joined
+    print(f"{room} {message.by}: {message.text}")

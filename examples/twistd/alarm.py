@@ -37,5 +37,5 @@ def on_smoke(smoke: Smoke, room: str) -> None:
 class Panel(Resource):
     isLeaf = True  # noqa: N815
 
-    def render_GET(self, request: Request) -> bytes:  # noqa: N802
+    def render_GET(self, request: Request) -> bytes:
         return json.dumps({room: "ALARM" if density > LIMIT else "clear" for room, density in rooms.items()}).encode()

@@ -1,59 +1,102 @@
-"""The chat relay: rooms come and go with those who are in them."""
+"""The chat relay: rooms that come and go, in memory and between real sockets."""
 
 from __future__ import annotations
 
+import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support import PATIENCE, ROOT, Child, free_port
+from twisted.internet.testing import StringTransport
+
+from tests.support import PATIENCE, Child
+from zroute.testing import TestApp
 
 
-class Terminal:
-    """What `nc` is to its user."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-        self.lines = self.socket.makefile("rw", encoding="utf-8", newline="\n")
-        assert self.read().startswith("welcome")
-
-    def type(self, line: str) -> None:
-        self.lines.write(line + "\n")
-        self.lines.flush()
-
-    def read(self) -> str:
-        return self.lines.readline().rstrip("\n")
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.lines.close()
-        self.socket.close()
+def seated(chat: Any) -> tuple[Any, StringTransport]:
+    """A client whose connection is in memory."""
+    client, transport = chat.Client(), StringTransport()
+    client.makeConnection(transport)
+    return client, transport
 
 
-def test_people_meet_in_rooms_and_leave_nothing_behind(tmp_path: Path) -> None:
-    """Two in the lobby hear each other, a third elsewhere does not; who leaves hears no more; names are kept."""
-    port = free_port()
-    program = str(ROOT / "examples" / "chat.py")
-    with Child("-m", "zroute", "run", program, cwd=tmp_path, env={"CHAT_PORT": str(port)}) as child:
-        child.line_with("routes 0, publications 1", stream="err")
-        with Terminal(port) as ann, Terminal(port) as bob, Terminal(port) as eve:
-            for one, name, room in ((ann, "ann", "lobby"), (bob, "bob", "lobby"), (eve, "eve", "attic")):
-                one.type(f"/name {name}")
-                one.type(f"/join {room}")
-                assert one.read() == f"you are in {room}"
-            ann.type("hello")
-            assert ann.read() == bob.read() == "[lobby] ann: hello"
-            ann.type("/leave lobby")
-            bob.type("still there?")
-            assert bob.read() == "[lobby] bob: still there?"
-            ann.type("/join attic")
-            assert ann.read() == "you are in attic"
-            eve.type("up here")
-            assert ann.read() == eve.read() == "[attic] eve: up here"
-            eve.type("/join a..b")
-            assert eve.read().startswith("no: ")
-            assert child.end() == 0
-            assert eve.read() == ""
-        assert "failed 0" in child.err[-1]
+class NoDoor:
+    async def open(self) -> None:
+        """Listen nowhere."""
+
+
+def test_a_room_is_heard_from_joining_to_leaving(
+    example: Callable[[str], Any], test_app: Callable[..., TestApp]
+) -> None:
+    """I hear what others say in my room while I am in it, and nothing before or after."""
+    chat = example("chat")
+    t = test_app(chat.app, {chat.Door: NoDoor()})
+    client, transport = seated(chat)
+    for line in (b"/join lobby", b"/leave lobby"):
+        client.dataReceived(line + b"\n")
+        t.publish("rooms.lobby", chat.Said("ada", line.decode()))
+        t.publish("rooms.attic", chat.Said("ada", "boo"))
+    assert transport.value() == b"ada: /join lobby\n"
+
+
+def test_what_is_said_goes_to_the_room_joined_last(
+    example: Callable[[str], Any], test_app: Callable[..., TestApp]
+) -> None:
+    """I am in two rooms: my words go to the one I joined last; whoever hangs up is in no room any more."""
+    chat = example("chat")
+    t = test_app(chat.app, {chat.Door: NoDoor()})
+    client, transport = seated(chat)
+    client.dataReceived(b"/join lobby\n/join attic\nhello  there\n")
+    t.advance(0)
+    assert [one.text for one in t.published("rooms.>")] == ["hello there"]
+    assert not t.published("rooms.lobby")
+    assert transport.value().endswith(b": hello there\n")
+    client.connectionLost()
+    transport.clear()
+    t.publish("rooms.attic", chat.Said("ada", "anyone?"))
+    assert transport.value() == b""
+
+
+def test_a_line_that_is_nothing_is_answered(example: Callable[[str], Any], test_app: Callable[..., TestApp]) -> None:
+    """A room with a star, words outside of rooms, bytes that are no text: I am told what may be said."""
+    chat = example("chat")
+    t = test_app(chat.app, {chat.Door: NoDoor()})
+    client, transport = seated(chat)
+    client.dataReceived(b"/join *\n/leave lobby\nhello\n\xff\n\n")
+    t.advance(0)
+    assert transport.value().count(b"/join ROOM, ") == 5
+    assert not t.published()
+
+
+def test_two_people_talk(copied: Callable[[str], Path]) -> None:
+    """Two real clients: what one says in the lobby the other hears, and no more when it has left."""
+    folder = copied("chat")
+    command = ("-m", "zroute", "run", "--app-dir", str(folder), "chat")
+    with Child(*command, env={"CHAT": "tcp:0:interface=127.0.0.1"}) as child:
+        port = int(re.findall(r"port (\d+)", child.line_with("listens on port"))[0])
+        child.wait_for(lambda lines: any("connects to" in line for line in lines), stream="err")
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as ada,
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as bob,
+            ada.makefile("rw") as from_ada,
+            bob.makefile("rw") as from_bob,
+        ):
+            for file in (from_ada, from_bob):
+                file.write("/join lobby\n/nonsense\n")
+                file.flush()
+                assert file.readline().startswith("/join ROOM")  # by then it is in the room
+            from_ada.write("hello\n")
+            from_ada.flush()
+            assert from_bob.readline().endswith(": hello\n")
+            assert from_ada.readline().endswith(": hello\n")
+            from_bob.write("/leave lobby\n/nonsense\n")
+            from_bob.flush()
+            assert from_bob.readline().startswith("/join ROOM")
+            from_ada.write("still there?\n")
+            from_ada.flush()
+            assert from_ada.readline().endswith(": still there?\n")
+            from_bob.write("/join attic\nalone\n")
+            from_bob.flush()
+            assert from_bob.readline().endswith(": alone\n")
+            assert child.end() == 0, child.err

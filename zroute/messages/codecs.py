@@ -297,7 +297,7 @@ def _unfit(message: Any, schema: Any, error: Exception | None = None) -> EncodeE
     why = f": {_WHY[kind]}" if kind in _WHY and (kind is expected or expected in (int, float)) else ""
     below = isinstance(expected, type) and not is_typeddict(expected) and issubclass(kind, expected)
     if below and not why and kind is not expected:
-        why = ": an instance of a subclass would arrive as its base"
+        why = f": an instance of a subclass would arrive as its base; give {describe(expected)}(…)"
     where = f"{describe(schema)}{path}: " if path else ""
     if error is not None and not why:
         why = f" ({type(error).__name__}: {error!s:.200})"
