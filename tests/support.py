@@ -86,11 +86,11 @@ class Child:
         self.process.stdin.write(text)
         self.process.stdin.flush()
 
-    def end(self, number: int | None = signal.SIGINT) -> int:
+    def end(self, number: int | None = signal.SIGINT, patience: float = PATIENCE) -> int:
         """Send a signal (None: just wait) and return the exit code, when all its output has been read."""
         if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(PATIENCE)
+        code = self.process.wait(patience)
         for reader in self._readers:
             reader.join(PATIENCE)
         return code

@@ -66,11 +66,16 @@ class Watchdog:
         self._call = self._reactor.callLater(_BEAT, self._beat)
 
     def _watch(self) -> None:
+        looked, spent, since = time.monotonic(), time.process_time(), 0.0
         while not self._ended.wait(_BEAT):
-            silent = time.monotonic() - self._beaten
+            now, cpu = time.monotonic(), time.process_time()
+            if now - looked > 2 * _BEAT and cpu - spent < _BEAT:
+                since = now  # the process itself was not running: stopped, or the machine slept
+            looked, spent = now, cpu
+            silent = now - max(self._beaten, since)
             if silent >= BLOCKED and not self._told:
                 frame = _users(sys._current_frames().get(self._thread))
-                if frame is not None:  # else the process itself was not running
+                if frame is not None:
                     self._told = True
                     self._say(frame, silent)
 

@@ -105,7 +105,7 @@ def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
     file, endpoint = many(tmp_path / "r", 10), free_endpoint()
     with listener(endpoint, "other") as child:
         child.line_with("ready")
-        done = zroute("replay", file, endpoint, "--wait", "500ms")
+        done = zroute("replay", file, endpoint, "--wait", "3s")
     assert done.returncode == 124
     assert "live subscriptions: 'other'" in done.stderr
     with listener(endpoint, "t.7") as child:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support import Child
+from tests.support import PATIENCE, Child
 
 MODULES = [
     "tests/sockets/test_connection.py",
@@ -35,7 +35,7 @@ def test_everything_works_on_this_reactor(name: str) -> None:
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     alone = {"PYTEST_ADDOPTS": ""}  # a coverage floor is for the whole suite
     with Child("-m", "tests.sockets.on_reactor", name, *arguments, *MODULES, env=alone) as child:
-        code = child.end(None)
+        code = child.end(None, PATIENCE * 10)  # some eighty tests
     report = "\n".join(child.out[-80:] + child.err[-20:])
     assert code == 0, report
     assert child.out[-1] == f"reactor: {REACTORS[name]}"
