@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_run import module, zroute
-from tests.support import Child
+from tests.support import ROOT, Child
 
 HEAD = """
 import time
@@ -58,6 +59,38 @@ def test_a_stopped_process_accuses_nobody(tmp_path: Path) -> None:
         child.wait_for(lambda lines: len(lines) > seen + 10)
         assert child.end(signal.SIGINT) == 0
         assert not any("has kept the reactor" in line for line in child.err)
+
+
+BLOCKS_LATER = """
+import time
+from zroute import App
+app = App()
+
+@app.publisher("go", every=60)
+def go() -> int: return 1
+
+@app.subscribe("go")
+def block(n: int):
+    time.sleep(2)
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--reactor", "asyncio"], ["--uvloop"]])
+def test_a_handler_of_a_message_is_named_under_every_loop(tmp_path: Path, flags: list[str]) -> None:
+    """Also where the loop is written in C, and has no frames that Python sees."""
+    if flags == ["--uvloop"]:
+        pytest.importorskip("uvloop")
+    with Child("-m", "zroute", "run", "quotes", *flags, cwd=module(tmp_path, BLOCKS_LATER)) as child:
+        assert "block() at quotes.py:11" in child.line_with("has kept the reactor", stream="err")
+
+
+def test_a_handler_of_an_installed_app_is_named(tmp_path: Path) -> None:
+    """Where the app itself lives in site-packages, as in production, its handler is named all the same."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    path = f"{module(folder, BLOCKS_LATER)}{os.pathsep}{ROOT}"
+    with Child("-m", "zroute", "run", "quotes", cwd=tmp_path, env={"PYTHONPATH": path}) as child:
+        assert "block() at site-packages" in child.line_with("has kept the reactor", stream="err")
 
 
 ON_UVLOOP = """

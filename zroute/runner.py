@@ -7,6 +7,7 @@ starts is left open, and no stop waits for ever.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import logging
@@ -25,7 +26,7 @@ from zroute.logs import set_up_logging
 from zroute.options import DRAIN_TIMEOUT
 from zroute.watchdog import Watchdog
 
-__all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "install_reactor", "run"]
+__all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
 
 REACTORS = {
     "epoll": "twisted.internet.epollreactor",
@@ -83,6 +84,7 @@ def _install(name: str, module: str, uvloop: bool) -> None:
             loop = importlib.import_module("uvloop").new_event_loop()
         except ImportError as error:
             raise UsageError("uvloop is not installed: pip install 'zroute[uvloop]'") from error
+        asyncio.set_event_loop(loop)  # which Twisted does for a loop of its own only
         chosen.install(loop)
     else:
         chosen.install()
@@ -125,6 +127,21 @@ def run(
     return program.run(seconds)
 
 
+_program: _Program | None = None
+"""The run of this process: there is one reactor, which runs once."""
+
+
+def stop(why: str) -> bool:
+    """Stop the run of this process from any thread, as a first signal does; False when it has not come to that.
+
+    Nothing happens when it stops already.
+    """
+    if _program is None:
+        return False
+    _program._reactor.callFromThread(_program._stop, why)
+    return True
+
+
 class _Program:
     """The services of one run, and why and how they stop."""
 
@@ -156,6 +173,8 @@ class _Program:
     def run(self, seconds: float | None) -> int:
         from twisted.internet.error import ReactorNotRestartable
 
+        global _program
+        _program = self
         self._unhandled = _count_unhandled_failures()
         self._reactor.callWhenRunning(self._start, seconds)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
@@ -206,7 +225,7 @@ class _Program:
         if self._signals == 1:
             self._reactor.callFromThread(self._stop, signal.Signals(number).name)
             return
-        _end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining")
+        end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining")
 
     def _stop(self, why: str, code: int = 0) -> None:
         """Stop the reactor, which drains first; the first reason is the one that counts."""
@@ -255,7 +274,7 @@ class _Program:
 
     def _abandon(self) -> None:
         """Runs in a thread of its own, while the reactor waits for the threads of its pool."""
-        _end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
+        end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
 
 
 def _flush_output() -> None:
@@ -265,7 +284,7 @@ def _flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _end_now(code: int, why: str) -> None:
+def end_now(code: int, why: str) -> None:
     """End the process, whatever it waits for: sockets, threads, or a terminal that takes no output."""
     last = threading.Timer(_FLUSH, os._exit, (code,))
     last.daemon = True

@@ -13,9 +13,13 @@ import sys
 import sysconfig
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import twisted
+import zmq
+
+import zroute
 
 __all__ = ["BLOCKED", "Watchdog"]
 
@@ -26,13 +30,13 @@ _BEAT = 0.25
 
 _log = logging.getLogger("zroute")
 
-_NOT_THE_USERS = (
-    "<",  # generated code
-    sysconfig.get_path("stdlib") + os.sep,
-    str(Path(__file__).parent) + os.sep,
-)
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_TURNS = ("mainLoop", "run_forever", "startRunning")  # what calls all else in Twisted's reactors and asyncio's loops
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+_FRAMEWORK = (
+    "<zroute",  # generated code
+    "<frozen ",
+    *(os.path.dirname(str(package.__file__)) + os.sep for package in (zroute, twisted, zmq)),
+)
 
 
 class Watchdog:
@@ -66,18 +70,15 @@ class Watchdog:
         self._call = self._reactor.callLater(_BEAT, self._beat)
 
     def _watch(self) -> None:
-        looked, spent, since = time.monotonic(), time.process_time(), 0.0
+        seen, silent = self._beaten, 0
         while not self._ended.wait(_BEAT):
-            now, cpu = time.monotonic(), time.process_time()
-            if now - looked > 2 * _BEAT and cpu - spent < _BEAT:
-                since = now  # the process itself was not running: stopped, or the machine slept
-            looked, spent = now, cpu
-            silent = now - max(self._beaten, since)
-            if silent >= BLOCKED and not self._told:
+            # Looks are counted, and not time: while the process is stopped or starved this thread does not look either.
+            seen, silent = self._beaten, silent + 1 if self._beaten == seen else 0
+            if silent * _BEAT >= BLOCKED and not self._told:
                 frame = _users(sys._current_frames().get(self._thread))
-                if frame is not None:
+                if frame is not None:  # else the reactor waits for something to happen
                     self._told = True
-                    self._say(frame, silent)
+                    self._say(frame, time.monotonic() - seen)
 
     def _say(self, frame: FrameType, silent: float) -> None:
         code, line = frame.f_code, frame.f_lineno
@@ -86,7 +87,7 @@ class Watchdog:
             "%s() at %s:%d has kept the reactor for %.1f s%s: nothing is received or sent meanwhile; await something "
             "asynchronous there, or run it in a thread: @app.subscribe(…, thread=True)",
             code.co_qualname,
-            os.path.relpath(code.co_filename),
+            _short(code.co_filename),
             line,
             silent,
             f" in `{source}`" if source else "",
@@ -94,11 +95,27 @@ class Watchdog:
 
 
 def _users(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame of the user's code that the reactor has called."""
-    found = None
-    while frame is not None and frame.f_code.co_name not in _TURNS:
+    """Who is at work: the innermost frame of the user's own code, else what the reactor called of an installed package.
+
+    None when the reactor waits, or has called nobody but Twisted and zroute.
+    """
+    installed = None
+    while frame is not None and not _runs_the_reactor(frame):
         name = frame.f_code.co_filename
-        if found is None and not name.startswith(_NOT_THE_USERS) and not any(part in name for part in _INSTALLED):
-            found = frame
+        if any(part in name for part in _INSTALLED):
+            installed = installed if name.startswith(_FRAMEWORK) else frame
+        elif not name.startswith((_STDLIB, *_FRAMEWORK)):
+            return frame
         frame = frame.f_back
-    return found if frame is not None else None
+    return installed
+
+
+def _runs_the_reactor(frame: FrameType) -> bool:
+    """Whether this is `zroute.runner` at its ``reactor.run()``; what stands outside of it waits for the end."""
+    return frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "zroute.runner"
+
+
+def _short(filename: str) -> str:
+    """Relative to the working directory, if it is in there."""
+    short = os.path.relpath(filename)
+    return filename if short.startswith(os.pardir) else short

@@ -40,6 +40,7 @@ def test_an_app_that_would_start_is_fine(tmp_path: Path) -> None:
     [
         ("import nothing_of_that_name", 3, "can't be loaded"),
         ("app = 1", 3, "not a zroute App"),
+        ("import sys\ndef create_app(): sys.exit('no configuration')", 3, "no configuration"),
         (GOOD + "@app.subscribe('a.')\ndef two(x: int): ...\n", 4, "quotes.py:"),
         (GOOD + "@app.subscribe('c')\ndef two(x: int, y: int): ...\n", 4, "parameters 'x' and 'y'"),
         (
@@ -91,6 +92,13 @@ def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None
     assert "third:app is a int" in done.stderr
 
 
+def test_ctrl_c_ends_the_whole_check(tmp_path: Path) -> None:
+    """Interrupted in the first app, it does not go on to the next."""
+    module(tmp_path, "raise KeyboardInterrupt", "first")
+    done = zroute("check", "first", "quotes", cwd=module(tmp_path, GOOD))
+    assert (done.returncode, done.stdout) == (130, "")
+
+
 def test_info_tells_what_a_report_needs() -> None:
     """Versions of everything it stands on, for people and for programs."""
     done = zroute("info")
@@ -101,6 +109,7 @@ def test_info_tells_what_a_report_needs() -> None:
     assert set(rows) == set(names)
     assert rows["Python"].endswith(".".join(map(str, sys.version_info[:3])))
     assert {"select", "asyncio"} <= set(rows["reactors"])
+    assert rows["default_reactor"] in rows["reactors"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

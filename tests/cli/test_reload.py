@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
+import select
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_run import module
-from tests.support import Child
+from tests.support import PATIENCE, ROOT, Child
 from zroute.cli.reload import difference, snapshot
+from zroute.cli.run import _folders
 
 APP = """
 from zroute import App
@@ -31,13 +37,14 @@ def tick(): ...
 both = pytest.mark.parametrize("watching", ["watchfiles", "polling"])
 
 
-def reloading(folder: Path, watching: str) -> Child:
+def reloading(folder: Path, watching: str, *options: str) -> Child:
     """The command, with or without watchfiles."""
     if watching == "polling":
         (folder / "without").mkdir()
         (folder / "without" / "watchfiles.py").write_text("raise ImportError('as if it were not installed')")
     path = f"{folder / 'without'}{os.pathsep}{Path(__file__).parents[2]}"
-    return Child("-m", "zroute", "run", "quotes", "--app-dir", str(folder), "--reload", env={"PYTHONPATH": path})
+    command = ("-m", "zroute", "run", "quotes", "--app-dir", str(folder), "--reload", *options)
+    return Child(*command, env={"PYTHONPATH": path})
 
 
 @both
@@ -71,6 +78,123 @@ def test_the_app_ends_with_its_parent(tmp_path: Path) -> None:
         child.line_with("one")
         child.process.send_signal(signal.SIGKILL)
         child.line_with("end")
+
+
+CLOSES_SLOWLY = (
+    APP
+    + """
+@app.on_shutdown
+def close():
+    from twisted.internet import reactor
+    from twisted.internet.task import deferLater
+    print("closing", flush=True)
+    return deferLater(reactor, 2, print, "closed", flush=True)
+"""
+)
+
+SPINS = """
+from zroute import App
+app = App()
+
+@app.every(60)
+def spin():
+    print("spinning", flush=True)
+    while True: pass
+"""
+
+
+@both
+def test_a_second_change_does_not_cut_the_drain(tmp_path: Path, watching: str) -> None:
+    """I save two files, or one twice: the old app still closes in its own time, and the newest text runs."""
+    with reloading(module(tmp_path, CLOSES_SLOWLY.format(word="one")), watching) as child:
+        child.line_with("one")
+        module(tmp_path, APP.format(word="half"))
+        child.line_with("closing")
+        module(tmp_path, APP.format(word="two"))
+        child.line_with("two")
+        assert child.end(signal.SIGTERM) == 0
+        assert child.out[:5] == ["one", "end", "closing", "closed", "two"]
+
+
+def test_a_handler_that_never_returns_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    """An endless loop can't drain: after the drain timeout, and a while for the sockets, the process ends anyway."""
+    with reloading(module(tmp_path, SPINS), "polling", "--drain-timeout", "100ms") as child:
+        child.line_with("spinning")
+        child.process.send_signal(signal.SIGKILL)
+        child.line_with("still at work 5.1 s after it was to stop", stream="err")
+        child.end(None)
+        assert not any(reader.is_alive() for reader in child._readers), "somebody still holds the output"
+
+
+def test_a_handler_that_never_returns_is_ended_by_a_second_signal(tmp_path: Path) -> None:
+    """`kill` twice, of the parent alone: both end at once, with the code of the signal."""
+    with reloading(module(tmp_path, SPINS), "watchfiles") as child:
+        child.line_with("spinning")
+        child.process.send_signal(signal.SIGINT)
+        child.process.send_signal(signal.SIGTERM)
+        assert child.end(None) == 128 + signal.SIGTERM
+        assert not any(reader.is_alive() for reader in child._readers), "somebody still holds the output"
+
+
+def test_an_app_that_ended_by_itself_gives_its_code(tmp_path: Path) -> None:
+    """Ctrl-C while a broken app is waited on ends with its 5; and the log is JSON, when I ask for that."""
+    options = ("--log-format", "json", "--log-level", "debug")
+    with reloading(module(tmp_path, "from zroute import App\napp = App(pub='5')\n"), "polling", *options) as child:
+        child.line_with("waiting for a change", stream="err")
+        assert child.end(signal.SIGINT) == 5
+        messages = [json.loads(line)["message"] for line in child.err if not line.startswith("zroute: ")]
+        assert sum("watchfiles is not installed" in message for message in messages) == 1
+
+
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "zroute", *sys.argv[1:]])
+"""
+
+
+def test_on_a_terminal_i_can_type_into_the_app_and_ctrl_c_drains_it(tmp_path: Path) -> None:
+    """A debugger in a handler works; one Ctrl-C reaches parent and child, and the child still drains."""
+    folder = module(
+        tmp_path, APP.format(word="ready") + "\n@app.every(60)\ndef ask(): print('got', input(), flush=True)\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", ON_A_TERMINAL, "run", "quotes", "--app-dir", str(folder), "--reload"]
+    child = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        for awaited, typed in ((b"ready", b"hello\n"), (b"got hello", b"\x03"), (None, b"")):
+            while awaited is None or awaited not in shown:
+                assert select.select([ours], [], [], PATIENCE)[0], shown.decode()
+                shown += os.read(ours, 4096)
+            os.write(ours, typed)
+    except OSError:  # how Linux says that the last one on the other side has gone
+        pass
+    finally:
+        os.close(ours)  # which hangs up, and so ends whoever is left
+        code = child.wait(PATIENCE)
+    assert code == 0, shown.decode()
+    assert b"stopping: " in shown
+    assert b"end\r\n" in shown
+    assert b"again" not in shown
+
+
+def test_apps_that_are_elsewhere_are_watched_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--app-dir, and the folder of a module on the path, of a file, and of the outermost package of a file."""
+    for name in ("here", "path/far", "files", "desk/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("here/near.py", "path/far/__init__.py", "files/one.py"):
+        (tmp_path / name).write_text("")
+    for name in ("desk/__init__.py", "desk/sub/__init__.py", "desk/sub/app.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    apps = ["near:app", "far.app", f"{tmp_path}/files/one.py:app", "../desk/sub/app.py", "nowhere"]
+    expected = [tmp_path / name for name in ("here", "path/far", "files", "desk")]
+    assert _folders(apps, str(tmp_path / "here")) == expected
 
 
 def test_only_python_files_that_may_be_the_apps_count(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import click
 
-from zroute.cli.loading import fail_of_setup, load
+from zroute.cli.loading import EXIT_INTERRUPTED, fail_of_setup, load
 from zroute.cli.options import app_options, complete_target, endpoint_options, for_one_app
 from zroute.endpoints import Endpoint
 from zroute.errors import SetupError
@@ -44,6 +44,8 @@ def _check(
     except SetupError as error:
         return _code_of(error)
     except SystemExit as ended:  # `load` has said why
+        if ended.code == EXIT_INTERRUPTED:
+            raise
         return int(ended.code or 0)
     counts = f"routes {len(compiled.routes)}, publications {len(compiled.outlets)}"
     counts += f", timers and generators {len(compiled.triggers)}, resources {len(compiled.resources)}"

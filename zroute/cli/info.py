@@ -33,6 +33,7 @@ def command(as_json: bool) -> None:
 
 def _rows() -> dict[str, Any]:
     import zmq
+    from twisted.internet import default
 
     from zroute.runner import REACTORS
 
@@ -45,6 +46,7 @@ def _rows() -> dict[str, Any]:
     }
     rows |= {name: _version(name) for name in (*_NEEDED, *_EXTRAS)}
     rows["reactors"] = [name for name, module in REACTORS.items() if _importable(module)]
+    rows["default_reactor"] = next(name for name, module in REACTORS.items() if module == default.install.__module__)
     return rows
 
 

@@ -135,7 +135,7 @@ def _called(value: object, name: str, module: ModuleType) -> object:
         result: object = value()
     except SetupError as error:
         fail_of_setup(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _show_user_frames(error, module.__name__)
     return result
 

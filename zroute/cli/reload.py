@@ -1,7 +1,8 @@
 """``zroute run --reload``: run the apps in a child process, and anew whenever a file of theirs changes.
 
-The parent only watches and restarts, so that every start is a clean one. The child ends when its parent does,
-however that ends: it holds the reading end of a pipe that nobody ever writes to.
+The parent only watches and restarts, so that every start is a clean one. It holds the writing end of a pipe whose
+end the child waits for: closing it is how the parent asks for a stop, and what happens when the parent dies. A
+signal would not do, because Ctrl-C and `timeout` signal both, and a second one ends the child without a drain.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import click
-
 __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 
 _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two looks at all files, without watchfiles
+_GRACE = 5.0  # seconds beyond the drain timeout: to catch up, for sockets to be flushed, and one to spare
+_HURRY = 1.0  # seconds for a child to end at a second signal, which a terminal sends to it too
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
@@ -35,22 +36,56 @@ Snapshot = dict[Path, tuple[int, int]]
 def supervise(arguments: Sequence[str], folders: Iterable[Path]) -> int:
     """Run ``zroute run`` with ``arguments`` until a signal, and again at each change in ``folders``; the exit code.
 
-    A child that ends by itself is waited on: the next change starts it again.
+    It is that of the last child, and 128 + n after a second signal n. A child that ends by itself is waited on: the
+    next change starts it again.
     """
     return _Supervisor(arguments, tuple(folders)).run()
 
 
-def end_with_parent() -> None:
-    """In the child: stop as after SIGTERM when the parent is gone."""
+def end_with_parent(drain_timeout: float) -> None:
+    """In the child: stop when the parent asks for it or is gone, and end when ``drain_timeout`` seconds did not do."""
     descriptor = os.environ.pop(_VARIABLE, None)
-    if descriptor is None:
-        return
+    if descriptor is not None:
+        os.set_inheritable(int(descriptor), False)
+        arguments = (int(descriptor), drain_timeout + _GRACE)
+        threading.Thread(target=_end, args=arguments, name="zroute-parent", daemon=True).start()
 
-    def wait() -> None:
-        os.read(int(descriptor), 1)  # returns at the end of the file
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, name="zroute-parent", daemon=True).start()
+def _end(descriptor: int, patience: float) -> None:
+    from zroute.runner import EXIT_DRAIN, end_now, stop
+
+    os.read(descriptor, 1)  # nobody writes: it returns when the other end is closed
+    if not stop("--reload"):
+        os.kill(os.getpid(), signal.SIGTERM)  # a module that is being imported has nothing to drain
+    time.sleep(patience)
+    end_now(EXIT_DRAIN, f"still at work {patience:g} s after it was to stop: ending at once")
+
+
+class _Child:
+    """The apps in a process of their own; ``ended`` is called with its exit code, in a thread."""
+
+    def __init__(self, command: Sequence[str], ended: Callable[[int], None]) -> None:
+        reading, self._pipe = os.pipe()
+        environment = {**os.environ, _VARIABLE: str(reading)}
+        environment.pop("ZROUTE_RELOAD", None)
+        self._process = subprocess.Popen(command, env=environment, pass_fds=(reading,))
+        os.close(reading)
+        self.stopping = False
+        threading.Thread(target=lambda: ended(self._process.wait()), daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask it to drain and end; as often as one likes."""
+        if not self.stopping:
+            self.stopping = True
+            os.close(self._pipe)
+
+    def end_now(self) -> None:
+        """Return when it has ended."""
+        try:
+            self._process.wait(_HURRY)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class _Supervisor:
@@ -58,74 +93,85 @@ class _Supervisor:
         self._command = [sys.executable, "-m", "zroute", "run", *arguments]
         self._folders = folders
         self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._pipe = os.pipe()
+        self._child: _Child | None = None
+        self._code = 0
+        self._ending = threading.Event()
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
-        threading.Thread(target=_watch, args=(self._folders, self._changed), daemon=True).start()
-        _say(f"watching the Python files in {', '.join(map(str, self._folders))}")
+        watching = threading.Thread(target=_watch, args=(self._folders, self._changed, self._ending), daemon=True)
+        watching.start()
+        _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
         self._start()
-        signalled = restarting = False
-        while True:
+        try:
+            return self._supervise()
+        finally:
+            self._ending.set()
+            watching.join(_HURRY)  # a thread in the middle of watchfiles' own code can hold up the end of the process
+
+    def _supervise(self) -> int:
+        signalled = None
+        while self._child is not None or signalled is None:
             event, value = self._events.get()
-            if event == "signal":
-                if self._child is None:
-                    return 0
-                signalled = True
-                self._child.send_signal(value)
-            elif event == "changed" and not signalled:
-                _say(f"{value} has changed: starting anew")
-                restarting = True
-                if self._child is None:
-                    restarting = False
-                    self._start()
-                else:
-                    self._child.terminate()
+            if event == "signal" and signalled is not None and self._child is not None:
+                self._child.end_now()
+                return 128 + int(value)
+            elif event == "signal":
+                signalled = value
+                self._stop()
+            elif event == "changed" and signalled is None:
+                self._change(value)
             elif event == "ended":
-                self._child = None
-                if signalled:
-                    return int(value)
-                if restarting:
-                    restarting = False
-                    self._start()
-                else:
-                    _say(f"the program has ended with {value}: waiting for a change")
+                self._ended(value, signalled)
+        return self._code
 
     def _start(self) -> None:
-        environment = {**os.environ, _VARIABLE: str(self._pipe[0])}
-        environment.pop("ZROUTE_RELOAD", None)
-        # A process group of its own, so that Ctrl-C reaches it once, through here.
-        self._child = child = subprocess.Popen(
-            self._command, env=environment, pass_fds=(self._pipe[0],), process_group=0
-        )
-        threading.Thread(target=lambda: self._events.put(("ended", _code(child.wait()))), daemon=True).start()
+        self._child = _Child(self._command, lambda code: self._events.put(("ended", code)))
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
 
     def _changed(self, path: Path) -> None:
         self._events.put(("changed", path))
 
+    def _change(self, path: Path) -> None:
+        if self._child is None:
+            _log.info("%s has changed: starting anew", path)
+            self._start()
+        elif not self._child.stopping:  # else it starts anew anyway, with this change too
+            _log.info("%s has changed: starting anew", path)
+            self._child.stop()
 
-def _code(returned: int) -> int:
-    """As a shell tells it: 128 + n after signal n."""
-    return 128 - returned if returned < 0 else returned
+    def _ended(self, code: int, signalled: int | None) -> None:
+        assert self._child is not None
+        stopped = self._child.stopping
+        self._child.stop()  # closes the pipe, if it ended by itself
+        self._child = None
+        self._code = 128 + (signalled or -code) if code < 0 else code  # as a shell tells it
+        if signalled is None and stopped:
+            self._start()
+        elif signalled is None:
+            _log.warning("the program has ended with %d: waiting for a change", self._code)
 
 
-def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None]) -> None:
+def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
     try:
         from watchfiles import watch
     except ImportError:
-        _log.debug("watchfiles is not installed, so files are looked at every %g s", _PERIOD)
-        _poll(folders, changed)
+        _log.debug(
+            "watchfiles is not installed, so files are looked at every %g s: pip install 'zroute[reload]'", _PERIOD
+        )
+        _poll(folders, changed, ending)
         return
-    for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders)):
+    for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders), stop_event=ending):
         changed(Path(sorted(path for _, path in changes)[0]))
 
 
-def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None]) -> None:
+def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
     before = snapshot(folders)
-    while True:
-        time.sleep(_PERIOD)
+    while not ending.wait(_PERIOD):
         now = snapshot(folders)
         path = difference(before, now)
         if path is not None:
@@ -161,7 +207,3 @@ def _is_source(path: Path, folders: tuple[Path, ...]) -> bool:
 
 def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name in _IGNORED
-
-
-def _say(text: str) -> None:
-    click.echo(f"zroute: {text}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -62,11 +63,12 @@ def command(
     if reload:
         from zroute.cli.reload import supervise
 
+        set_up_logging(log_level, log_format)
         raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir)))
     from zroute.cli.reload import end_with_parent
     from zroute.runner import install_reactor, run
 
-    end_with_parent()
+    end_with_parent(drain_timeout)
     try:
         install_reactor(reactor, uvloop=uvloop)  # before the user's modules can import, and so install, another
         set_up_logging(log_level, log_format)  # and before they log
@@ -95,10 +97,25 @@ def _without_reload(argv: Sequence[str]) -> list[str]:
 
 
 def _folders(apps: Iterable[str], app_dir: str) -> list[Path]:
-    """Where the apps' files are: ``--app-dir``, and the folders of those named by a path."""
-    named = [Path(app_dir, app.partition(":")[0]).resolve().parent for app in apps if "/" in app]
-    found = [Path(app_dir).resolve()]
-    return found + [folder for folder in dict.fromkeys(named) if not folder.is_relative_to(found[0])]
+    """Where the apps' files are: ``--app-dir``, and the folders of those that are somewhere else."""
+    first = Path(app_dir).resolve()
+    found = dict.fromkeys([first, *(_folder(app.partition(":")[0], first) for app in apps)])
+    return [folder for folder in found if folder == first or not folder.is_relative_to(first)]
+
+
+def _folder(name: str, app_dir: Path) -> Path:
+    """The folder of the module ``name``, which may be a path: that of its outermost package, if it is in one."""
+    if name.endswith(".py") or "/" in name:
+        path = Path(app_dir, name).resolve()
+        folder = path if path.is_dir() else path.parent
+        while (folder / "__init__.py").is_file() and (folder.parent / "__init__.py").is_file():
+            folder = folder.parent
+        return folder
+    top = name.partition(".")[0]
+    if (app_dir / top).is_dir() or (app_dir / f"{top}.py").is_file():
+        return app_dir
+    spec = find_spec(top) if top else None  # which does not import what is no part of a package
+    return Path(spec.origin).parent if spec and spec.has_location and spec.origin else app_dir
 
 
 def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:
