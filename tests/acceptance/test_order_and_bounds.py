@@ -128,7 +128,7 @@ def test_a_paused_app_rests_and_keeps_its_subscriptions(tmp_path: Path, reactor:
             first.end(signal.SIGKILL)
         with flood(10**6) as second:
             second.line_with("publishes, bound to", stream="err")
-            with Child("-c", "import time; time.sleep(0.5)") as pause:  # the reconnection has its 100 ms meanwhile
+            with Child("-c", "import time; time.sleep(2.5)") as pause:  # a heartbeat of libzmq would be due meanwhile
                 pause.end(None)
             child.process.send_signal(signal.SIGUSR1)
             child.line_with("after")
