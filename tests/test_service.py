@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
+import zmq
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -65,6 +66,17 @@ async def test_two_apps_in_one_process_meet_over_an_endpoint(transport: str, end
         for number in range(50):
             sender.publish(f"n.{number}", number)
         assert await box.until(50) == list(range(50))
+
+
+def test_inproc_without_a_common_context_is_an_error() -> None:
+    """I forget context=other.context: ZeroMQ would connect to nobody in silence, so the app does not start."""
+    receiver = App(sub="inproc://shared-by-two")
+    with pytest.raises(EndpointError, match=r"py:\d+: connects to inproc://shared-by-two, .*context="):
+        receiver.service(reactor)
+    App(pub="inproc://alone").service(reactor)  # who binds may wait for whoever comes
+    App(sub="inproc://own", pub="inproc://own").service(reactor)
+    with zmq.Context() as context:
+        App(sub="inproc://elsewhere", context=context).service(reactor)  # bound by other code of the program
 
 
 @pytest_twisted.ensureDeferred

@@ -83,7 +83,7 @@ class App(Routes):
         self.max_message = max_message
         self.loop = loop
         self.name = name or "app"
-        self.context = context if isinstance(context, SharedContext) else SharedContext(context)
+        self.context = context.share() if isinstance(context, SharedContext) else SharedContext(context)
         self.stats = Stats()
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
@@ -283,7 +283,7 @@ class App(Routes):
         """Where to subscribe and where to publish, with ``sub`` and ``pub`` in place of the app's own.
 
         Without any it is a loop inside the process. Raises EndpointError when one side has routes and no
-        endpoint.
+        endpoint, and for ``inproc://`` to an app that shares no context with this one.
         """
         compiled = self.compile()
         sub = self.sub if sub is None else sub
@@ -311,7 +311,21 @@ class App(Routes):
                 "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
                 where=self.where,
             )
+        self._check_inproc(sub, pub)
         return sub, pub
+
+    def _check_inproc(self, sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
+        """libzmq connects ``inproc://`` to what nobody in its context will ever bind, and never says so."""
+        bound = {endpoint.address for endpoint in (*sub, *pub) if endpoint.bind}
+        for endpoint in (*sub, *pub):
+            inside = endpoint.address.startswith("inproc://")
+            if inside and endpoint.address not in bound and self.context.is_private:
+                raise EndpointError(
+                    f"connects to {endpoint.address}, where nobody can be: inproc:// joins apps that share a context, "
+                    "and no app shares this one's; write App(context=other.context), other being the app that binds it",
+                    endpoint=str(endpoint),
+                    where=self.where,
+                )
 
     def service(self, reactor: Any) -> AppService:
         """A Twisted ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.

@@ -33,7 +33,18 @@ class SharedContext:
     def __init__(self, context: zmq.Context[Any] | None = None) -> None:
         self._context = context
         self._foreign = context is not None
+        self._shared = False
         self._users = 0
+
+    def share(self) -> SharedContext:
+        """For one app more."""
+        self._shared = True
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only one app can use it."""
+        return not (self._foreign or self._shared)
 
     def acquire(self) -> zmq.Context[Any]:
         """The context, for one user more."""

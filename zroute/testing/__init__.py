@@ -298,7 +298,7 @@ def _given_later(app: App, *, bind: bool) -> tuple[Endpoint, ...] | None:
     """An endpoint for an app that waits for those of `zroute run`, so that its two do not meet; None for others."""
     if app.loop or app.sub or app.pub:
         return None
-    return (Endpoint("inproc://pub" if bind else "inproc://sub", bind=bind),)
+    return (Endpoint("ipc://pub" if bind else "ipc://sub", bind=bind),)
 
 
 def _stop(service: AppService, ended: list[Any]) -> None:
