@@ -58,6 +58,36 @@ def test_a_reactor_the_platform_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
         install_reactor("epoll")
 
 
+UVLOOP_TOO_LATE = """
+from twisted.internet import asyncioreactor
+asyncioreactor.install()
+from zroute import App
+App().run(uvloop=True)
+"""
+
+UVLOOP_IN_A_SCRIPT = """
+import asyncio
+from zroute import App
+app = App()
+
+@app.on_startup
+def up():
+    print(type(asyncio.get_event_loop()).__module__)
+
+app.run(uvloop=True, seconds=0.01)
+"""
+
+
+def test_a_script_may_ask_for_uvloop_too(tmp_path: Path) -> None:
+    """app.run(uvloop=True) is what --uvloop is, and is not left out in silence where another loop is there already."""
+    pytest.importorskip("uvloop")
+    with Child("-c", UVLOOP_IN_A_SCRIPT) as child:
+        assert (child.end(None), child.out) == (0, ["uvloop"])
+    with Child("-c", UVLOOP_TOO_LATE) as child:
+        assert child.end(None) == 1
+        assert "on a loop that is not uvloop's" in child.err[-1]
+
+
 @pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 def test_a_handler_may_stop_the_reactor(tmp_path: Path, reactor: str) -> None:
     """reactor.stop() in my code drains like a signal: on_shutdown runs, and the summary is there."""

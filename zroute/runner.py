@@ -69,6 +69,8 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
                 f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
                 "imported twisted.internet.reactor at its top; import it inside a function"
             )
+        elif uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
+            raise UsageError("asyncio's reactor is installed already, on a loop that is not uvloop's: install it once")
     from twisted.internet import reactor
 
     return reactor

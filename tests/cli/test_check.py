@@ -138,3 +138,15 @@ try zroute completion ""
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["record replay", "--reactor --reload", "asyncio", "bash zsh fish"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"), [("zroute run qu", "file"), ("zroute check a qu", "file"), ("zroute run --app-dir qu", "dir")]
+)
+def test_names_of_files_are_left_to_the_shell(typed: str, kind: str) -> None:
+    """`zroute run exa<TAB>` completes the path of a file, and --app-dir that of a folder."""
+    program = "from zroute.cli import main; main(prog_name='zroute')"
+    variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_ZROUTE_COMPLETE": "bash_complete"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == f"{kind},qu", done.stderr

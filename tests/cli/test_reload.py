@@ -57,6 +57,7 @@ def test_a_change_starts_the_app_anew(tmp_path: Path, watching: str) -> None:
         assert child.end(signal.SIGINT) == 0
         assert child.out == ["one", "end", "two", "end"]
         assert sum("quotes.py has changed: starting anew" in line for line in child.err) == 1
+        assert not any("detected" in line for line in child.err)
 
 
 @both

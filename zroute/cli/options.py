@@ -93,10 +93,15 @@ def complete_target(_ctx: click.Context, _parameter: click.Parameter, incomplete
     return [CompletionItem(incomplete, type="file")]
 
 
+def _complete_folder(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
 def app_options(command: F) -> F:
     """How to find an app: for every command that loads one."""
     command = option("--factory", is_flag=True, help="The name is a function that returns the App.")(command)
-    return option("--app-dir", default=".", metavar="DIR", help="Where the module is looked for first.")(command)
+    where = "Where the module is looked for first."
+    return option("--app-dir", default=".", metavar="DIR", help=where, shell_complete=_complete_folder)(command)
 
 
 def endpoint_options(command: F) -> F:

@@ -165,6 +165,7 @@ def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: t
         )
         _poll(folders, changed, ending)
         return
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, and so do we
     for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders), stop_event=ending):
         changed(Path(sorted(path for _, path in changes)[0]))
 
