@@ -25,6 +25,7 @@ _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two looks at all files, without watchfiles
 _GRACE = 5.0  # seconds beyond the drain timeout: to catch up, for sockets to be flushed, and one to spare
 _HURRY = 1.0  # seconds for a child to end at a second signal, which a terminal sends to it too
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
@@ -71,7 +72,7 @@ class _Child:
         self._process = subprocess.Popen(command, env=environment, pass_fds=(reading,))
         os.close(reading)
         self.stopping = False
-        threading.Thread(target=lambda: ended(self._process.wait()), daemon=True).start()
+        _start_thread(lambda: ended(self._process.wait()))
 
     def stop(self) -> None:
         """Ask it to drain and end; as often as one likes."""
@@ -98,10 +99,9 @@ class _Supervisor:
         self._ending = threading.Event()
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
-        watching = threading.Thread(target=_watch, args=(self._folders, self._changed, self._ending), daemon=True)
-        watching.start()
+        watching = _start_thread(lambda: _watch(self._folders, self._changed, self._ending))
         _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
         self._start()
         try:
@@ -154,6 +154,18 @@ class _Supervisor:
             self._start()
         elif signalled is None:
             _log.warning("the program has ended with %d: waiting for a change", self._code)
+
+
+def _start_thread(work: Callable[[], None]) -> threading.Thread:
+    """A thread that takes no signals: the system gives it a second one that comes at once, and the main thread, whose
+    work Python's handlers are, sleeps on."""
+    thread = threading.Thread(target=work, daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
 
 
 def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
