@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncIterator, Iterator
+from operator import itemgetter
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from twisted.internet.defer import Deferred, succeed
 
 from tests.pure import Wired, plain
 from zroute import App, Envelope
 from zroute.delivery.stats import RouteStats
+from zroute.testing import TestApp, UnfinishedError
 
 
 class Handler:
@@ -235,6 +241,51 @@ def test_the_time_of_a_turn_is_bounded() -> None:
     assert seen == list(range(10))
 
 
+def test_messages_that_arrive_meanwhile_make_no_turn_longer() -> None:
+    """While a backlog is worked off, arrivals wait behind it and add no work to a turn."""
+    first: Deferred[None] = Deferred()
+    seen: list[int] = []
+
+    def handler(message: int) -> Any:
+        seen.append(message)
+        if message == 0:
+            return first
+        made.clock.rightNow += 0.002
+        return None
+
+    made, stats = wired(handler)
+    made.feed(*(plain("a.x", number) for number in range(50)))
+    first.callback(None)
+    begun = len(seen)
+    made.feed(*(plain("a.x", number) for number in range(50, 70)))
+    assert len(seen) == begun
+    assert sum(call.getTime() <= made.clock.seconds() for call in made.clock.getDelayedCalls()) == 1
+    made.clock.advance(0)
+    assert seen == list(range(70))
+    assert (stats.handled, deliveries(stats)) == (70, 70)
+
+
+def test_a_deferred_that_is_returned_for_several_messages_ends_them_all() -> None:
+    """A function that returns what it waits for, such as its one connection, is not stuck after the first of them."""
+    connected: Deferred[str] = Deferred()
+    made, stats = wired(lambda message: connected)
+    made.feed(plain("a.x", 1), plain("a.y", 2), plain("a.z", 3))
+    assert stats.in_flight == 3
+    connected.callback("yes")
+    assert (stats.handled, deliveries(stats)) == (3, 3)
+    assert made.outcomes.unfinished.idle().called
+
+
+def test_a_deferred_of_several_messages_can_be_given_up() -> None:
+    """Each of them is counted, and the late end of it is nobody's error."""
+    connected: Deferred[str] = Deferred()
+    made, stats = wired(lambda message: connected)
+    made.feed(plain("a.x", 1), plain("a.y", 2))
+    made.outcomes.unfinished.give_up()
+    connected.callback("too late")
+    assert (stats.dropped_at_shutdown, deliveries(stats)) == (2, 2)
+
+
 def test_giving_up_counts_what_runs_and_what_waits() -> None:
     """Every message that a route was given stands in one of its counters, also then."""
     handler = Handler()
@@ -244,6 +295,59 @@ def test_giving_up_counts_what_runs_and_what_waits() -> None:
     assert made.outcomes.unfinished.give_up() == {next(iter(made.stats.routes)): 8}
     assert (stats.handled, stats.dropped_at_shutdown, stats.queued, stats.in_flight) == (1, 8, 0, 0)
     assert made.outcomes.unfinished.idle().called
+
+
+def test_a_stop_counts_together_what_goes_by_one_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Of two rooms attached with one function I am told all that was given up, and not that a full one flows again."""
+    app = App()
+
+    def enter() -> Any:
+        async def room(message: int) -> None:
+            await Deferred()
+
+        return room
+
+    @app.on_startup
+    def open_two() -> None:
+        app.attach("a", enter(), queue=3)
+        app.attach("a", enter(), queue=3)
+
+    def four_messages() -> None:
+        with TestApp(app) as t:
+            for number in range(4):
+                t.publish("a", number)
+
+    with pytest.raises(UnfinishedError, match=re.escape("room(): 8;")):
+        four_messages()
+    (stats,) = app.stats.routes.values()
+    assert (stats.dropped_at_shutdown, deliveries(stats)) == (8, 8)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("is full" in line for line in said) == 2
+    assert not [line for line in said if "flows again" in line]
+
+
+def test_generators_of_one_topic_take_turns_as_well() -> None:
+    """What a later message yields is not published between the values of an earlier one, however long that takes."""
+    app = App()
+    gates: list[Deferred[None]] = []
+    many = app.publisher("c.{x}", int)
+
+    @many
+    @app.subscribe("a.{x}")
+    async def several(message: int) -> AsyncIterator[int]:
+        yield message
+        gates.append(Deferred())
+        await gates[-1]
+        yield message + 1
+
+    made = Wired(app).feed(plain("a.k", 1), plain("a.k", 5), plain("a.l", 7))
+    assert made.published == [("c.k", 1), ("c.l", 7)]
+    gates[0].callback(None)
+    gates[1].callback(None)
+    assert made.published[2:] == [("c.k", 2), ("c.k", 5), ("c.l", 8)]
+    gates[2].errback(ValueError("no"))
+    (stats,) = made.stats.routes.values()
+    assert (stats.handled, stats.handler_error, deliveries(stats)) == (2, 1, 3)
 
 
 def test_envelopes_and_several_types_take_turns_too() -> None:
@@ -260,3 +364,108 @@ def test_envelopes_and_several_types_take_turns_too() -> None:
 
     Wired(app).feed(plain("a", 1))
     assert sorted(order) == [("one", 1, "a"), ("two",)]
+
+
+class AnyEvents(RuleBasedStateMachine):
+    """Two routes in one app, with every way for a call to end, in any order of events."""
+
+    @initialize(bound=st.integers(1, 3), queue=st.integers(1, 4), ordered=st.booleans())
+    def begin(self, bound: int, queue: int, ordered: bool) -> None:
+        app = App()
+        self.ordered, self.bound, self.queue = ordered, bound, queue
+        self.number = 0
+        self.fed: dict[str, list[tuple[str, int]]] = {"late": [], "plain": []}
+        self.called: dict[str, list[tuple[str, int]]] = {"late": [], "plain": []}
+        self.open: list[tuple[str, str, Deferred[Any]]] = []
+
+        async def late(message: tuple[str, int, str]) -> None:
+            await (self.call("late", message) or succeed(None))
+
+        def plain(message: tuple[str, int, str]) -> Any:
+            return self.call("plain", message)
+
+        app.add_route(late, "late.*", max_in_flight=bound, queue=queue, ordered=ordered)
+        app.add_route(plain, "plain.*", max_in_flight=bound, queue=queue, ordered=ordered)
+        self.made = Wired(app)
+        self.stats = {name.strip("()").rpartition(".")[2]: of for name, of in self.made.stats.routes.items()}
+        self.refused = dict.fromkeys(self.stats, 0)
+
+    def call(self, route: str, message: tuple[str, int, str]) -> Deferred[Any] | None:
+        topic, number, how = message
+        self.called[route].append((topic, number))
+        if how == "raise":
+            raise ValueError(number)
+        if how == "slow":
+            self.made.clock.rightNow += 0.004
+        if how != "wait":
+            return None
+        waiting: Deferred[Any] = Deferred()
+        self.open.append((route, topic, waiting))
+        return waiting
+
+    @rule(
+        route=st.sampled_from(["late", "plain"]),
+        topic=st.sampled_from("abc"),
+        how=st.sampled_from(["wait", "wait", "wait", "at once", "raise", "slow", "undecodable"]),
+    )
+    def arrive(self, route: str, topic: str, how: str) -> None:
+        self.number += 1
+        if how == "undecodable":
+            self.refused[route] += 1
+            self.made.queue(plain(f"{route}.{topic}", body=b"\xc1"))
+        else:
+            self.fed[route].append((topic, self.number))
+            self.made.queue(plain(f"{route}.{topic}", (topic, self.number, how)))
+
+    @rule(budget=st.integers(1, 8))
+    def read(self, budget: int) -> None:
+        if not self.made.paused:
+            self.made.drain(budget)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), well=st.booleans())
+    def end(self, data: st.DataObject, well: bool) -> None:
+        ended = data.draw(st.sampled_from(self.open))
+        self.open.remove(ended)
+        ended[2].callback(None) if well else ended[2].errback(ValueError("no"))
+
+    @rule()
+    def turn(self) -> None:
+        self.made.clock.advance(0)
+
+    @invariant()
+    def counted(self) -> None:
+        if not hasattr(self, "made"):
+            return
+        assert sum(map(deliveries, self.stats.values())) == self.made.stats.routed
+        for name, stats in self.stats.items():
+            running = [topic for route, topic, _ in self.open if route == name]
+            assert stats.in_flight == len(running) <= self.bound
+            assert stats.queued <= self.queue
+            if self.ordered:
+                assert len(running) == len(set(running))
+        if self.made.paused:
+            assert any(stats.queued > self.queue // 2 for stats in self.stats.values())
+
+    def teardown(self) -> None:
+        """All comes to its end: each message was given to its function once, and each topic in its order."""
+        if not hasattr(self, "made"):
+            return
+        for _ in range(self.number + 1):  # each time at least one message is read or ends
+            self.read(8)
+            while self.open:
+                self.open.pop(0)[2].callback(None)
+            self.turn()
+        assert not self.made._parts
+        for name, stats in self.stats.items():
+            assert (stats.queued, stats.in_flight, stats.decode_error) == (0, 0, self.refused[name])
+            assert sorted(self.called[name], key=itemgetter(1)) == self.fed[name]
+            if self.ordered:
+                assert sorted(self.called[name], key=itemgetter(0)) == sorted(self.fed[name], key=itemgetter(0))
+        assert not self.made.paused
+        assert self.made.outcomes.unfinished.idle().called
+        self.made.close()
+
+
+AnyEvents.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestAnyEvents = AnyEvents.TestCase

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from zroute.app import App
@@ -341,6 +340,8 @@ class Run:
 
     def _call(self, future: Future[Any], call: Callable[[], Any]) -> None:
         """Runs on the reactor's thread, for a thread that waits for ``future``."""
+        if future.done():
+            return  # the app has stopped before, and told so
 
         def end(result: Any) -> None:
             if future.done():
@@ -529,7 +530,17 @@ class Run:
         return as_deferred(awaitable, asyncio_loop=self._ground.asyncio)
 
     def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
-        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), call)
+        """What ``call`` returns in a thread of the pool; it is not made if it is given up before a thread is free."""
+        reactor, waiting = self.reactor, Deferred[Any]()
+
+        def work() -> Any:
+            return None if waiting.called else _finished(call())
+
+        def told(well: bool, result: Any) -> None:
+            reactor.callFromThread(waiting.callback if well else waiting.errback, result)
+
+        reactor.getThreadPool().callInThreadWithCallback(told, work)
+        return waiting
 
 
 def _telling(function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]) -> Callable[..., Any]:
@@ -550,6 +561,15 @@ def _telling(function: Callable[..., Any], results: Callable[[Callable[..., Any]
         return result
 
     return told
+
+
+def _finished(result: Any) -> Any:
+    if is_awaitable(result):
+        raise UsageError(
+            f"returned a {type(result).__name__} in a thread, where nothing can await it: get its result with "
+            "app.from_thread(function, …), which awaits on the reactor's thread"
+        )
+    return result
 
 
 _FORKED = (

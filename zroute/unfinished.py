@@ -7,6 +7,7 @@ waited for, and reading pauses while one route is full. Nothing here raises.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -118,19 +119,23 @@ class Unfinished:
             self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
 
     def _pump(self, route: CompiledRoute) -> None:
-        """Begin what may run, for a bounded time."""
+        """Begin what may run, unless that is under way: in `_begin_some` below it, or in the reactor's next turn."""
+        if route not in self._pumping:
+            self._pumping.add(route)
+            self._begin_some(route)
+
+    def _begin_some(self, route: CompiledRoute) -> None:
+        """Begin what may run, for a bounded time, and the rest in the next turn."""
         flow = route.flow
-        if route in self._pumping:
-            return  # a call of it ended within the loop below, which goes on
-        self._pumping.add(route)
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
             route.stats.queued -= 1
             self._run(*taken)
-            if self._clock.seconds() >= deadline:
-                self._clock.callLater(0, self._pump, route)
+            if flow.queued and self._clock.seconds() >= deadline:
+                self._clock.callLater(0, self._begin_some, route)
                 break
-        self._pumping.discard(route)
+        else:
+            self._pumping.discard(route)
         if not flow.queued:
             self._queued.discard(route)
         if route in self._full and flow.eased:
@@ -177,6 +182,8 @@ class Unfinished:
 
     def watch(self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped) -> None:
         """Call ``ended`` with how ``running`` ended, unless it is given up before."""
+        if running in self._unfinished:
+            running = _also(running)
         self._unfinished[running] = (name, dropped)
 
         def tell(result: Any) -> None:
@@ -223,12 +230,13 @@ class Unfinished:
 
     def give_up(self) -> dict[str, int]:
         """Drop what waits and cancel what is unfinished, counted: the names of the handlers, and how many of each."""
-        names: dict[str, int] = {}
+        names: Counter[str] = Counter()
+        self._full.clear()  # nothing flows again
         for route in tuple(self._queued):
-            names[route.name] = self.discard(route)
+            names[route.name] += self.discard(route)
         unfinished, self._unfinished = self._unfinished, {}
         for running, (name, dropped) in unfinished.items():
-            names[name] = names.get(name, 0) + 1
+            names[name] += 1
             dropped()
             running.addErrback(lambda _: None)
             running.cancel()
@@ -240,6 +248,13 @@ class Unfinished:
             waiting, self._idle = self._idle, []
             for deferred in waiting:
                 deferred.callback(None)
+
+
+def _also(running: Deferred[Any]) -> Deferred[None]:
+    """Ends after ``running`` has: a function may return one Deferred for several messages; the first has the result."""
+    waiting: Deferred[None] = Deferred()
+    running.addCallback(lambda _: waiting.callback(None))
+    return waiting
 
 
 def error_of(failure: Failure) -> BaseException:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.cli.test_run import module, zroute
 from tests.support import Child
+from zroute import App, Attached, WrongThreadError
+from zroute.testing import TestApp
 
 reactors = pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 
@@ -21,7 +25,8 @@ app = App()
 said = app.publisher("said", str)
 
 def say(*words):
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # in one piece, from whichever thread
+    sys.stdout.flush()
 
 def trying(what, call):
     try:
@@ -126,7 +131,9 @@ def work(message: int):
 """
     with run(tmp_path, source, "--reactor", reactor, "--drain-timeout", "100ms") as child:
         child.line_with("waiting")
+        began = time.monotonic()
         assert child.end(signal.SIGTERM) == 75
+        assert time.monotonic() - began < 10  # the thread was let go: nobody waited for it until patience was over
         assert "work(): 1" in "\n".join(child.err)
         assert [line.split()[:2] for line in child.out[1:]] == [
             ["from_thread", "NotRunningError"],
@@ -134,10 +141,112 @@ def work(message: int):
         ]
 
 
-@reactors
-def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path, reactor: str) -> None:
-    """All that would touch the parent's sockets raises in the child; a thousand messages pass before and after."""
+@pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
+def test_a_test_app_refuses_the_same(reactor: Literal["twisted", "asyncio"]) -> None:
+    """What would raise in production raises under TestApp: nobody finds it out later."""
+    app = App()
+    said = app.publisher("said", str)
+    handles: list[Attached] = []
+    raised: list[type[BaseException]] = []
+
+    @app.on_startup
+    def begin() -> None:
+        handles.append(app.attach("other", print))
+
+    @app.subscribe("go", thread=True)
+    def work(message: int) -> None:
+        for call in (
+            lambda: said.publish("a"),
+            lambda: app.publish("a", 1),
+            lambda: app.attach("a", print),
+            handles[0].close,
+            lambda: app.stream("x").__aenter__().send(None),
+        ):
+            try:
+                call()
+            except WrongThreadError as error:
+                raised.append(type(error))
+        app.from_thread(said.publish, "done")
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("go", 1)
+        assert raised == [WrongThreadError] * 5
+        assert t.published("said") == ["done"]
+
+
+def test_what_waited_for_a_thread_when_it_was_given_up_is_not_called_later(tmp_path: Path) -> None:
+    """Twisted's pool has ten threads; what the stop counts as dropped must not touch resources that are closed."""
     source = """
+gate = threading.Event()
+work = app.publisher("work.{number}", int)
+
+@app.subscribe("go")
+def send(message: int):
+    for number in range(15):
+        work.publish(number, number=number)
+
+@app.subscribe("work.*", thread=True)
+def block(number: int):
+    say("called", number)
+    gate.wait(30)
+    say("ended", number)
+
+@app.on_shutdown
+def bye():
+    say("given up")
+    gate.set()
+"""
+    with run(tmp_path, source, "--drain-timeout", "500ms") as child:
+        child.wait_for(lambda lines: sum(line.startswith("called") for line in lines) == 10)
+        assert child.end(signal.SIGTERM) == 75
+    assert "block(): 15" in "\n".join(child.err)
+    after = child.out[child.out.index("given up") + 1 :]
+    assert sorted({line.split()[0] for line in after}) == ["ended"]
+    assert len(after) == 10
+
+
+def test_what_has_to_be_awaited_is_refused_from_a_thread(tmp_path: Path) -> None:
+    """A Deferred or coroutine that a thread=True function returns is a failure that names the way."""
+    source = """
+async def later(): ...
+
+@app.subscribe("go", thread=True)
+def deferred(message: int): return Deferred()
+
+@app.subscribe("go", thread=True)
+def coroutine(message: int): return later()
+"""
+    with run(tmp_path, source) as child:
+        lines = child.wait_for(lambda seen: sum("failed on 'go'" in line for line in seen) == 2, stream="err")
+        failures = [line for line in lines if "failed on 'go'" in line]
+        assert child.end() == 0
+    assert "handled 0, failed 2" in "\n".join(child.err)
+    assert all("UsageError" in line and "app.from_thread" in line for line in failures)
+
+
+def test_a_call_that_raised_not_running_is_not_made_afterwards(tmp_path: Path) -> None:
+    """What a thread asked for when the app ended has either been done, with its result, or not been done."""
+    source = """
+done = []
+
+@app.on_shutdown
+def bye():
+    from twisted.internet import reactor
+    waiting = len(reactor.threadCallQueue)
+    threading.Thread(target=trying, args=("thread", lambda: app.from_thread(done.append, 1))).start()
+    while len(reactor.threadCallQueue) == waiting:
+        time.sleep(0.001)
+
+app.run(seconds=0.2, log_level="error")
+say("done", done)
+"""
+    with Child(str(module(tmp_path, HEAD + source, "mine") / "mine.py")) as child:
+        assert child.end(None) == 0
+    assert [line.split()[:2] for line in child.out] == [["thread", "NotRunningError"], ["done", "[]"]]
+
+
+FORKING = """
+import multiprocessing
 count = 0
 numbers = app.publisher("numbers", int)
 
@@ -157,33 +266,85 @@ def on_number(number: int):
         fork()
         a_thousand()
     if count == 2000:
-        say("parent got all")
+        say("parent got all", app.stats.published)
 
 def fork():
-    child = os.fork()
-    if child:
+    if sys.argv[-1] == "fork":
+        child = os.fork()
+        if not child:
+            in_child()
+            os._exit(0)
         os.waitpid(child, 0)
-        return
+    else:
+        child = multiprocessing.get_context("fork").Process(target=in_child)
+        child.start()
+        child.join(30)
+
+def in_child():
+    import gc
     from twisted.internet import reactor
-    from zroute.service import AppService
     trying("publication", lambda: said.publish("a"))
     trying("app", lambda: app.publish("a", 1))
     trying("attach", lambda: app.attach("a", print))
+    trying("stream", lambda: app.stream("x").__aenter__().send(None))
     trying("start", lambda: app.service(reactor).startService())
     trying("from_thread", lambda: app.from_thread(len, "a"))
-    sys.stdout.flush()
-    os._exit(0)
+    trying("subscribe", lambda: app.subscribe("late")(print))
+    if service is not None:
+        service.stopService()  # would close the parent's sockets, and take them out of its epoll set
+    gc.collect()
+
+service = None
 """
-    with run(tmp_path, source, "--reactor", reactor) as child:
+
+ON_A_REACTOR = """
+def on_a_reactor(name):
+    from zroute.runner import install_reactor
+    from twisted.application.service import MultiService
+    global service
+    reactor = install_reactor(name)
+    parent = MultiService()
+    service = app.service(reactor)
+    service.setServiceParent(parent)
+    reactor.callWhenRunning(parent.startService)
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: parent.stopService())
+    reactor.run()
+
+on_a_reactor(sys.argv[1])
+"""
+"""An app embedded in a program of its own, in place of ``zroute run``."""
+
+
+@pytest.mark.parametrize("way", ["fork", "multiprocessing"])
+@reactors
+def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path, reactor: str, way: str) -> None:
+    """All that would touch the parent's sockets raises in the child; a thousand messages pass before and after."""
+    source = HEAD + FORKING + ON_A_REACTOR
+    with Child(str(module(tmp_path, source, "mine") / "mine.py"), reactor, way) as child:
         child.line_with("parent got all")
-        first = [line.split()[:2] for line in child.out[:-1]]
-        names = ["publication", "app", "attach", "start", "from_thread"]
-        assert first == [[name, "ForkedContextError"] for name in names], child.out
-        assert all("start processes before the app" in line for line in child.out[:-1])
+        refused = [line.split()[:2] for line in child.out[:-1]]
+        names = ["publication", "app", "attach", "stream", "start", "from_thread"]
+        assert refused == [*([name, "ForkedContextError"] for name in names), ["subscribe", "AppFrozenError"]], (
+            child.out
+        )
+        assert all("start processes before the app" in line for line in child.out[:-2])
+        assert child.out[-1] == "parent got all 2001"
+        assert child.end() == 0, child.err
+        assert child.err == []
+
+
+@reactors
+def test_zroute_run_goes_on_too_when_a_handler_forks(tmp_path: Path, reactor: str) -> None:
+    """The same under the command, whose signals and reactor are set up otherwise."""
+    with run(tmp_path, FORKING, "--reactor", reactor) as child:
+        child.line_with("parent got all")
+        assert [line.split()[1] for line in child.out[:-2]] == ["ForkedContextError"] * 6
         assert child.end() == 0
+        assert "handled 2001, failed 0" in child.err[-1]
 
 
-def test_an_app_can_start_in_a_child_that_was_forked_before(tmp_path: Path) -> None:
+@reactors
+def test_an_app_can_start_in_a_child_that_was_forked_before(tmp_path: Path, reactor: str) -> None:
     """With nothing running, fork and then run is fine: multiprocessing's old default."""
     source = (
         HEAD
@@ -195,19 +356,20 @@ def on_go(message: int):
     reactor.callLater(0, reactor.stop)
 
 def work():
-    app.run(log_level="error")
+    app.run(log_level="error", reactor=sys.argv[1])
 
 if __name__ == "__main__":
     import multiprocessing
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    child.join(30)
-    say("exit", child.exitcode)
+    for _ in range(2):
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        child.join(30)
+        say("exit", child.exitcode)
 """
     )
-    with Child(str(module(tmp_path, source, "mine") / "mine.py")) as child:
-        child.line_with("exit 0")
-        assert child.out == ["child 1", "exit 0"]
+    with Child(str(module(tmp_path, source, "mine") / "mine.py"), reactor) as child:
+        child.wait_for(lambda lines: lines.count("exit 0") == 2)
+        assert child.out == ["child 1", "exit 0"] * 2
         child.end(None)
 
 

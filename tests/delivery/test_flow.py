@@ -102,6 +102,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.waiting: dict[str, deque[int]] = {}
         self.running: list[tuple[Any, str, int]] = []
         self.number = 0
+        self.passed_over: dict[str, set[str]] = {}
 
     @rule(topic=st.sampled_from("abc"))
     def put(self, topic: str) -> None:
@@ -120,8 +121,21 @@ class AnyOrder(RuleBasedStateMachine):
         assert found is not None
         key, (topic, number) = found
         assert topic in free
+        if not self.ordered:
+            assert number == min(jobs[0] for jobs in self.waiting.values() if jobs)  # as they came
         assert self.waiting[topic].popleft() == number  # each once, and in order of its topic
         self.running.append((key, topic, number))
+        if self.ordered:
+            self.take_turns(topic, free)
+
+    def take_turns(self, topic: str, free: list[str]) -> None:
+        """No other topic comes twice before one that could have come as well."""
+        self.passed_over.pop(topic, None)
+        for other in free:
+            if other != topic:
+                passed_by = self.passed_over.setdefault(other, set())
+                assert topic not in passed_by
+                passed_by.add(topic)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -135,6 +149,7 @@ class AnyOrder(RuleBasedStateMachine):
         left = [(topic, number) for topic, jobs in self.waiting.items() for number in jobs]
         assert Counter(self.flow.clear()) == Counter(left)
         self.waiting.clear()
+        self.passed_over.clear()
 
     @invariant()
     def bounds(self) -> None:
@@ -143,6 +158,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert (self.flow.queued, self.flow.in_flight) == (queued, len(self.running))
             assert self.flow.in_flight <= self.bound
             assert self.flow.full == (queued >= 5)
+            assert self.flow.eased == (queued <= 2)
 
 
 AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
