@@ -1,15 +1,16 @@
 """README and documentation say nothing that does not hold: snippets run, commands print what is shown.
 
 Python blocks of a page are executed in order in one module, and every App in it is compiled. A block with a
-``title`` is a file of its own; the commands of such a page are run beside these files, on free ports.
+``title`` is a file of its own, or a part of it; what such a page shows is run beside these files, on free ports.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
-import unittest
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,9 +30,12 @@ from zroute import App, startswith
 from zroute.cli import main
 from zroute.messages.codecs import BUILTIN
 from zroute.messages.topics import Pattern, matches, parse
+from zroute.testing import TestApp
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = ROOT / "README.md"
+HOW_TO = ROOT / "docs" / "how-to"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 _PORT = re.compile(r"(?<=tcp://127\.0\.0\.1:)\d+")
 _TITLE = re.compile(r'^(```\w+) title="([^"]*)"', re.MULTILINE)
 _FENCE = re.compile(
@@ -76,6 +80,19 @@ def executed(page: Path) -> Iterator[ModuleType]:
         del sys.modules[made.__name__]
 
 
+def write_files(page: Path, folder: Path) -> dict[str, str]:
+    """The files of Python that a page shows, on free ports; blocks of one title are parts of one file."""
+    written: dict[str, str] = {}
+    ports: dict[str, str] = {}
+    for block in blocks(page):
+        if block.language == "python" and block.title:
+            text = _PORT.sub(lambda found: ports.setdefault(found[0], str(free_port())), block.text)
+            written[block.title] = "\n\n".join(part for part in (written.get(block.title), text) if part)
+    for title, text in written.items():
+        (folder / title).write_text(text)
+    return written
+
+
 @pytest.mark.parametrize("page", ids([page for page in PAGES if "```python" in page.read_text()]))
 def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I copy the Python of a page from top to bottom, and it runs; its apps compile."""
@@ -98,7 +115,7 @@ def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
 
 def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     """The messages that the page of patterns speaks of reach the handlers that it says they reach."""
-    with executed(ROOT / "docs" / "how-to" / "patterns.md") as page:
+    with executed(HOW_TO / "patterns.md") as page:
         app = Wired(page.app)
         for topic, printed in (
             ("orders.buy.7", "Side.BUY 7\norders.buy.7\norders.buy.7\n"),  # the last is that of startswith("")
@@ -117,7 +134,7 @@ def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFi
 
 def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     """Parts, topics that are no text and broken messages are printed as the page says."""
-    with executed(ROOT / "docs" / "how-to" / "foreign-publishers.md") as page:
+    with executed(HOW_TO / "foreign-publishers.md") as page:
         app = Wired(page.app)
         app.feed((b"rawblock", b"abc", b"\x07\0\0\0"), b"\xff\x01\x02\0x", (b"a\0b", b"c"))
         out = capsys.readouterr().out.splitlines()
@@ -125,16 +142,59 @@ def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest
         assert out[2].startswith("a part after one that was whole")
 
 
-def test_the_tests_of_the_page_on_testing_pass(test_app: Any) -> None:
-    """I copy the tests of the page, and they pass: the functions, the one with the fixture, and that for trial."""
-    with executed(ROOT / "docs" / "how-to" / "test-your-app.md") as page:
-        tests = [value for name, value in vars(page).items() if name.startswith("test_")]
-        assert len(tests) == 6
-        outcome = unittest.TestResult()
-        page.Alerts("test_a_high_quote_raises_an_alert").run(outcome)
-        assert (outcome.testsRun, outcome.errors, outcome.failures) == (1, [], [])
-        for test in tests:  # the last takes the fixture, whose app runs until the end of this test
-            test(*[test_app] * test.__code__.co_argcount)
+def test_the_test_of_the_page_of_state_passes() -> None:
+    """What handlers write, timers count; the fake takes the database's place. The real one opens and closes as well."""
+    with executed(HOW_TO / "state.md") as page:
+        page.test_quotes_are_counted()
+        with TestApp(page.app) as t:
+            t.publish("stocks.ACME", page.Quote("ACME", 990.5))
+            t.advance(60)
+            assert t.published("quotes.count") == [0, 1]
+
+
+def test_what_the_page_of_async_handlers_says_of_them() -> None:
+    """What is async waits, what is in a thread comes back, and a hash is published from the reactor's thread."""
+    with executed(HOW_TO / "async-and-threads.md") as page, TestApp(page.app, reactor="asyncio") as t:
+        t.publish("invoices.7", {})
+        assert t.results(page.on_invoice) == []
+        t.advance(0.1)
+        assert t.results(page.on_invoice) == [None]
+        t.publish("jobs.a", {})
+        assert page.app.stats.routes["on_job()"].handled == 1
+        t.publish("images.7", b"abcd")
+        assert t.published("resized.7") == [b"ac"]
+        t.publish("blobs.7", b"abcd")
+        assert t.published("hashes.7") == [hash(b"abcd")]
+
+
+@pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
+def test_what_the_page_of_attached_handlers_says_of_them(capsys: pytest.CaptureFixture[str], reactor: Any) -> None:
+    """A room is heard from its entering to its leaving, and a stream until somebody says bye."""
+    with executed(HOW_TO / "while-running.md") as page, TestApp(page.app, reactor=reactor) as t:
+        t.publish("control.enter", "lobby")
+        t.publish("rooms.lobby", "hello")
+        t.publish("control.leave", "lobby")
+        t.publish("rooms.lobby", "to nobody")
+        t.publish("control.listen", "attic")
+        t.publish("rooms.attic", "anybody here?")
+        t.publish("rooms.attic", "bye")
+        t.publish("rooms.attic", "to nobody")
+        assert [envelope.topic for envelope in t.unheard] == ["rooms.lobby", "rooms.attic"]
+    assert capsys.readouterr().out == "hello\nattic anybody here?\nattic bye\n"
+
+
+def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
+    """I copy the files of the page, and they pass: under pytest, and under trial."""
+    written = write_files(HOW_TO / "test-your-app.md", tmp_path)
+    number = written["test_quotes.py"].count("\ndef test_")
+    assert number >= 12
+    alone = {"PYTEST_ADDOPTS": ""}
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_quotes.py", cwd=tmp_path, env=alone) as child:
+        assert child.end(None) == 0, child.out
+        assert child.out[-1].startswith(f"{number} passed")
+    with Child("-m", "twisted.trial", "test_with_trial", cwd=tmp_path) as child:
+        assert child.end(None) == 0, child.out
+        assert any("successes=1" in line for line in child.out)
 
 
 def test_the_test_of_the_readme_passes() -> None:
@@ -143,17 +203,36 @@ def test_the_test_of_the_readme_passes() -> None:
         page.test_a_high_quote_raises_an_alert()
 
 
-def test_the_tutorial_works(tmp_path: Path) -> None:
-    """I write the files of the tutorial, type its commands in as many terminals, and see what it shows."""
-    page = ROOT / "docs" / "tutorial.md"
-    ports: dict[str, str] = {}
-    for block in blocks(page):
-        if block.language == "python" and block.title:
-            text = _PORT.sub(lambda found: ports.setdefault(found[0], str(free_port())), block.text)
-            (tmp_path / block.title).write_text(text)
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
-        assert child.end(None) == 0, child.out
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_units_of_the_page_on_systemd_are_sound(tmp_path: Path) -> None:
+    """systemd finds nothing to say about the unit files that I copy."""
+    texts = [block for block in blocks(HOW_TO / "deploy-under-systemd.md") if "[Service]" in block.text]
+    assert len(texts) == 2
+    for block in texts:
+        unit = tmp_path / Path(block.title).name
+        unit.write_text(block.text.replace("/srv/quotes/.venv/bin/zroute", sys.executable))
+        done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+        said = [line for line in done.stderr.splitlines() if "quotes" in line]
+        assert (done.returncode, said) == (0, [])
+
+
+def test_the_page_on_systemd_leaves_a_stop_its_time_and_names_what_there_is() -> None:
+    """systemd waits longer than the drain it asks for, and every variable of the page is one of zroute's."""
+    text = (HOW_TO / "deploy-under-systemd.md").read_text()
+    drains, stops = (re.findall(pattern, text) for pattern in (r"--drain-timeout (\d+)s", r"TimeoutStopSec=(\d+)"))
+    assert len(drains) == len(stops) == 2
+    for drain, stop in zip(drains, stops, strict=True):
+        assert int(stop) >= int(drain) + 1 + zroute.options.LINGER_DRAIN / 1000
+    options = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    assert all(f"`{variable}`" in options for variable in re.findall(r"ZROUTE_\w+", text))
+
+
+@pytest.mark.parametrize("page", ids([TUTORIAL, HOW_TO / "async-and-threads.md"]))
+def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
+    """I write the files of the page, type its commands in as many terminals, and see what it shows, until Ctrl+C."""
+    write_files(page, tmp_path)
     with ExitStack() as terminals:
+        children: list[Child] = []
         for block in blocks(page):
             if block.language != "console":
                 continue
@@ -162,6 +241,16 @@ def test_the_tutorial_works(tmp_path: Path) -> None:
             child = terminals.enter_context(Child("-m", *shlex.split(command[2:]), cwd=tmp_path))
             for line in shown:
                 assert child.line_with(line) == line
+            children.append(child)
+        for child in children:
+            assert child.end() == 0, child.err
+
+
+def test_the_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
+    """I write its test file, and type pytest."""
+    write_files(TUTORIAL, tmp_path)
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
+        assert child.end(None) == 0, child.out
 
 
 def test_what_the_readme_shows_of_the_shell_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +329,7 @@ def pattern_of(text: str) -> Pattern:
     return startswith(prefix[1]) if prefix else parse(text)
 
 
-@pytest.mark.parametrize("page", ids([README, ROOT / "docs" / "how-to" / "patterns.md"]))
+@pytest.mark.parametrize("page", ids([README, HOW_TO / "patterns.md"]))
 def test_the_tables_of_patterns_hold(page: Path) -> None:
     """Each topic in the table is matched, or not matched, as it says; so is the subscription."""
     table = rows(page, "pattern")
@@ -265,7 +354,7 @@ def test_the_tables_of_options_hold() -> None:
 
 def test_the_tables_of_codecs_hold() -> None:
     """The codecs on their page are those that there are."""
-    table = rows(ROOT / "docs" / "how-to" / "codecs.md", "codec")
+    table = rows(HOW_TO / "codecs.md", "codec")
     assert [quoted(row[0])[0].strip('"') for row in table] == list(BUILTIN)
 
 

@@ -203,7 +203,7 @@ class App(Routes):
     def stream(
         self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
     ) -> Stream[Any]:
-        """Messages of topics that match ``pattern``, one after the other, for an ``async for``::
+        """Messages of topics that match ``pattern``, one after the other, for an ``async for``:
 
             async with app.stream("rooms.lobby", Said) as messages:
                 async for message in messages:

@@ -1,6 +1,4 @@
-"""Every error zroute raises or reports, sorted by whose fault it is.
-
-::
+"""Every error zroute raises or reports, sorted by whose fault it is:
 
     ZrouteError
     ├── SetupError                 the app as it is written can't work
@@ -14,7 +12,7 @@
     │   ├── TopicError             (ValueError)  a topic that can't be published
     │   ├── EncodeError            (ValueError)  an object that would not arrive as it was sent
     │   ├── HighWaterMarkError     the queues to the peers are full
-    │   ├── NotRunningError        published before start or after stop
+    │   ├── NotRunningError        used before the start or after the stop
     │   ├── WrongThreadError       a socket used outside the reactor's thread
     │   └── ForkedContextError     a socket used in a forked child
     └── PeerError                  what a peer sent; counted and logged, never raised into the reactor
@@ -131,15 +129,26 @@ class HighWaterMarkError(UsageError):
 
 
 class NotRunningError(UsageError):
-    """Published before the app started or after it stopped."""
+    """Published, attached, streamed, or called from a thread, before the app started or after it stopped.
+
+    From ``on_startup`` to ``on_shutdown`` all of it is possible; what is known in advance is registered with
+    decorators.
+    """
 
 
 class WrongThreadError(UsageError):
-    """A socket was used outside the reactor's thread."""
+    """A socket was used outside the reactor's thread, which ZeroMQ does not survive.
+
+    ``app.from_thread(publication.publish, message)`` is the way from there. On the reactor's own thread
+    that raises it as well, because it would wait for itself.
+    """
 
 
 class ForkedContextError(UsageError):
-    """A socket was used in a forked child, where its messages would vanish."""
+    """A socket, or the app, was used in a child that was forked while the app ran: its messages would vanish.
+
+    Start processes before the app, or with multiprocessing's ``"spawn"``, and give each an app of its own.
+    """
 
 
 class PeerError(ZrouteError):

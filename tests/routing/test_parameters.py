@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tests.pure import Wired, plain
 from zroute import App, Envelope, SignatureError, Topic
 from zroute.routing.parameters import NO_BODY, identity, is_generator_function, name_of, plan
+from zroute.testing import TestApp
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -159,6 +162,60 @@ def test_what_is_injected_goes_by_annotation() -> None:
 
     Wired(app).feed(plain("a.b", 5))
     assert got == [(app, "b", "a.b", 5, b"\x05")]
+
+
+def test_what_is_injected_may_be_keyword_only_without_a_body() -> None:
+    """A handler or a timer that takes nothing but what it names behind a `*` gets that, by name."""
+    app, got = App(), []
+
+    @app.subscribe("a.{x}")
+    def handle(*, x: str, topic: Topic) -> None:
+        got.append((x, topic))
+
+    @app.every(1.0)
+    def tick(*, app: App) -> None:
+        got.append(app)
+
+    with TestApp(app) as t:
+        t.publish("a.b", None)
+    assert got == [app, ("b", "a.b")]
+
+
+def test_a_function_of_nothing_but_args_is_given_the_body(capsys: pytest.CaptureFixture[str]) -> None:
+    """I register print, a Mock, or a handler behind a decorator that hides its parameters, and it gets the body."""
+    app, mock, got = App(), Mock(), []
+
+    def doubling(function: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: function(*[2 * arg for arg in args])
+
+    @app.subscribe("a")
+    @doubling
+    def handle(message: int) -> None:
+        got.append(message)
+
+    @app.subscribe("a")
+    def typed(*numbers: float, topic: Topic) -> None:
+        got.append((numbers, topic))
+
+    app.subscribe("a")(print)
+    app.subscribe("a")(mock)
+    Wired(app).feed(plain("a", 5))
+    assert capsys.readouterr().out == "5\n"
+    assert mock.call_args.args == (5,)
+    assert got == [10, ((5.0,), "a")]
+    assert type(got[1][0][0]) is float
+
+
+def test_a_timer_of_nothing_but_args_is_called_without_any() -> None:
+    """There is no body for a timer; a decorator that hides its parameters does not make it need one."""
+    app, got = App(), []
+
+    @app.every(1.0)
+    def tick(*args: int) -> None:
+        got.append(args)
+
+    with TestApp(app):
+        assert got == [()]
 
 
 def test_a_keyword_only_body_is_given_by_name() -> None:

@@ -153,7 +153,12 @@ def compile_route(
     """One route behind ``prefix``, in the groups of ``chain`` (the innermost first)."""
     patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
     call = plan(
-        route.function, captures=patterns[0].captures, given=given, namespace=route.namespace, where=route.where
+        route.function,
+        captures=patterns[0].captures,
+        given=given,
+        namespace=route.namespace,
+        where=route.where,
+        rest=True,
     )
     if call.schema is not NO_BODY:
         _check_schema(call, route, default)

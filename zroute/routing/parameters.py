@@ -59,7 +59,8 @@ class Call:
 
     ``schema`` is the declared type of the body, `NO_BODY` without one. ``converters`` turn
     captured segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that
-    get the same object each time, ``envelope`` the one that gets the envelope. ``order`` lists all.
+    get the same object each time, ``envelope`` the one that gets the envelope. ``order`` lists those that may be
+    given by position.
     """
 
     function: Callable[..., Any]
@@ -115,12 +116,14 @@ def plan(
     given: Mapping[Any, Any],
     namespace: Mapping[str, Any] | None = None,
     where: str,
+    rest: bool = False,
 ) -> Call:
     """Work out what each parameter of ``function`` is given.
 
     By name a capture; by annotation `Envelope`, `Topic` or a type in ``given``; the one that is left is the
-    body. ``namespace`` holds the local names at the place of registration, for annotations of functions
-    that are defined inside others. Raises SignatureError, naming ``where`` and the parameter.
+    body. With ``rest``, ``*args`` gets the body of a function that names nothing before it, as ``print`` does.
+    ``namespace`` holds the local names at the place of registration, for annotations of functions that are
+    defined inside others. Raises SignatureError, naming ``where`` and the parameter.
     """
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
@@ -144,9 +147,9 @@ def plan(
             bodies.append(name)
     _refuse_two(bodies, "body", captures, where)
     _refuse_two(envelopes, "envelope", captures, where)
-    body = bodies[0] if bodies else None
     envelope = envelopes[0] if envelopes else None
-    by_name = envelope is not None or (body is not None and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
+    body = bodies[0] if bodies else _rest_of(function) if rest and not envelope else None
+    by_name = envelope is not None or (body in parameters and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
     _refuse_positional_only(parameters, None if by_name else body, where)
     return Call(
         function,
@@ -157,7 +160,7 @@ def plan(
         tuple(topics),
         constants,
         by_name,
-        tuple(parameters),
+        tuple(name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY),
     )
 
 
@@ -257,6 +260,12 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.P
         for name, parameter in signature.parameters.items()
         if parameter.kind not in _VARIADIC and name not in bound
     }
+
+
+def _rest_of(function: Callable[..., Any]) -> str | None:
+    """The name of ``*args`` in a function that names nothing before it."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first.name if first and first.kind is inspect.Parameter.VAR_POSITIONAL else None
 
 
 def _names(function: Any, namespace: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -204,7 +204,7 @@ class Routes:
     def resource(self, function: F) -> F:
         """Open what handlers need with the decorated generator function, and give it to them by its type.
 
-        The function, plain or ``async``, yields one object, and closes it in what follows the ``yield``::
+        The function, plain or ``async``, yields one object, and closes it in what follows the ``yield``:
 
             @app.resource
             def database() -> Iterator[Database]:

@@ -40,7 +40,7 @@ class UnfinishedError(AssertionError):
 
 
 class TestApp:
-    """``apps``, running for the time of a ``with`` block, joined to each other::
+    """``apps``, running for the time of a ``with`` block, joined to each other:
 
         with TestApp(app, {Database: FakeDatabase()}) as t:
             t.publish("stocks.AAPL", Quote("AAPL", 1200.0, 5))
@@ -53,7 +53,7 @@ class TestApp:
     Each call of a method returns when there is nothing left to do: messages are handled, what they caused
     is published and handled, threads have ended. Then it raises what handlers, timers and hooks raised, unless an
     ``on_error`` function took it; several errors come as an ExceptionGroup. With ``raise_errors=False``
-    they are only collected in `failures`. Leaving the block stops the apps, as a signal would, and raises
+    they are only collected in ``t.failures``, a list of all that were met. Leaving the block stops the apps, as a signal would, and raises
     UnfinishedError if a handler had not ended within the drain timeout of virtual time.
 
     An app receives what the others publish, and what itself publishes only if it has no endpoints, or
@@ -202,7 +202,10 @@ class TestApp:
         self._raise()
 
     def replay(self, path: str | Path) -> None:
-        """Give the apps a recording of ``zroute record``, with its pauses in virtual time."""
+        """Give the apps a recording of ``zroute record``, with its pauses in virtual time.
+
+        Raises RecordingError for a file that is none, and what the handlers raise.
+        """
         from zroute.recordings import read
 
         began = self._running.seconds()
@@ -220,10 +223,10 @@ class TestApp:
     # -- what the apps did ------------------------------------------------------------------------------
 
     def published(self, pattern: str | Pattern = _EVERYTHING, schema: Any = None) -> list[Any]:
-        """The messages that the apps have published to topics of ``pattern``, in order, decoded.
+        """The messages that the apps have published to topics of ``pattern`` (default: all), in order, decoded.
 
-        As ``schema``, or else as the publication with that topic declares. Clear `envelopes` for a new
-        start, with `clear`.
+        As ``schema``, or else as the publication with that topic declares. What was published before a
+        `clear` is forgotten.
         """
         return [
             self._decoded(app, envelope, schema)
