@@ -53,7 +53,8 @@ class TestApp:
     Each call of a method returns when there is nothing left to do: messages are handled, what they caused
     is published and handled, threads have ended. Then it raises what handlers, timers and hooks raised, unless an
     ``on_error`` function took it; several errors come as an ExceptionGroup. With ``raise_errors=False``
-    they are only collected in ``t.failures``, a list of all that were met. Leaving the block stops the apps, as a signal would, and raises
+    they are only collected in ``t.failures``, a list of all that were met. Leaving the block stops the apps, as a
+    signal would, and raises
     UnfinishedError if a handler had not ended within the drain timeout of virtual time.
 
     An app receives what the others publish, and what itself publishes only if it has no endpoints, or
