@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import zmq
 
 from zroute import options
-from zroute.options import MAX_TOPIC, publisher_options, subscriber_options
+from zroute.options import MAX_TOPIC, SocketOptions, publisher_options, socket_options, subscriber_options, with_options
 
-BOTH = pytest.mark.parametrize("chosen", [subscriber_options(), publisher_options()], ids=["sub", "pub"])
+KINDS = ("PUB", "SUB", "XPUB", "XSUB", "PUSH", "PULL", "REQ", "REP", "ROUTER", "DEALER", "PAIR")
+BOTH = pytest.mark.parametrize("chosen", [socket_options(kind) for kind in KINDS], ids=KINDS)
 
 
 @BOTH
@@ -24,21 +28,49 @@ def test_each_option_is_libzmqs_and_has_its_reason(chosen: tuple[options.Option,
 @BOTH
 def test_no_socket_lingers_forever(chosen: tuple[options.Option, ...]) -> None:
     """A stop ends, also with peers that can't be reached."""
-    assert all(option.value >= 0 for option in chosen)
+    assert all(isinstance(option.value, int) and option.value >= 0 for option in chosen)
 
 
 def test_the_largest_message_fits_with_its_topic_and_header() -> None:
     """A body as large as max_message is not cut by the socket."""
-    (limit,) = (option.value for option in subscriber_options(1000) if option.name == "MAXMSGSIZE")
-    assert limit >= 1000 + MAX_TOPIC + 1 + 32 + options.HEADERS_MAX
+    assert options.frame_limit(1000) >= 1000 + MAX_TOPIC + 1 + 32 + options.HEADERS_MAX
 
 
 def test_the_longest_subscription_fits_a_publishers_limit() -> None:
     """A topic of full length can be subscribed to."""
     (limit,) = (option.value for option in publisher_options() if option.name == "MAXMSGSIZE")
+    assert isinstance(limit, int)
     assert limit >= 10 + MAX_TOPIC
 
 
 def test_subscriptions_are_never_dropped_by_the_subscriber() -> None:
     """Subscriptions are messages, and the queue for them is unlimited."""
     assert {option.name: option.value for option in subscriber_options()}["SNDHWM"] == 0
+
+
+def test_each_keyword_is_an_option_of_libzmq() -> None:
+    """What I give as a keyword stands in libzmq's manual, under the name in capitals."""
+    assert all(hasattr(zmq.SocketOption, name.upper()) for name in SocketOptions.__annotations__)
+
+
+def test_what_i_give_stands_in_place_of_the_default() -> None:
+    """The others keep theirs, and none is there twice."""
+    chosen = with_options(socket_options("PUSH"), {"sndhwm": 7, "identity": b"me"})
+    values = {option.name: option.value for option in chosen}
+    assert values == {option.name: option.value for option in socket_options("PUSH")} | {"SNDHWM": 7, "IDENTITY": b"me"}
+    assert len(values) == len(chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"sendhwm": 1}, "there is no socket option 'sendhwm': choose from handshake_ivl"),
+        ({"sndhwm": "1"}, "the socket option sndhwm is int, not '1'"),
+        ({"identity": "me"}, "the socket option identity is bytes, not 'me'"),
+        ({"linger": -1}, "the socket option linger is int from 0, not -1"),
+    ],
+)
+def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> None:
+    """A typing error is shown at my line, not by a socket that behaves differently."""
+    with pytest.raises(TypeError, match=re.escape(says)):
+        with_options(socket_options("PUSH"), given)

@@ -12,6 +12,9 @@
     │   ├── TopicError             (ValueError)  a topic that can't be published
     │   ├── EncodeError            (ValueError)  an object that would not arrive as it was sent
     │   ├── HighWaterMarkError     the queues to the peers are full
+    │   ├── UnknownPeerError       no peer of that identity is connected
+    │   ├── RequestTimeoutError    (TimeoutError)     a request without a reply in its time
+    │   ├── RequestLostError       (ConnectionError)  a request whose server has gone
     │   ├── NotRunningError        used before the start or after the stop
     │   ├── WrongThreadError       a socket used outside the reactor's thread
     │   └── ForkedContextError     a socket used in a forked child
@@ -38,10 +41,13 @@ __all__ = [
     "NotRunningError",
     "PatternError",
     "PeerError",
+    "RequestLostError",
+    "RequestTimeoutError",
     "SchemaError",
     "SetupError",
     "SignatureError",
     "TopicError",
+    "UnknownPeerError",
     "UsageError",
     "WrongThreadError",
     "ZrouteError",
@@ -126,6 +132,18 @@ class EncodeError(UsageError, ValueError):
 
 class HighWaterMarkError(UsageError):
     """The queues to the peers are full and the app asked to be told."""
+
+
+class UnknownPeerError(UsageError):
+    """A message for a peer that is not connected to this ROUTER, or no longer."""
+
+
+class RequestTimeoutError(UsageError, TimeoutError):
+    """A request had no reply in its time. If it had not been sent by then, it never will be."""
+
+
+class RequestLostError(UsageError, ConnectionError):
+    """The server that a request was sent to has gone, with or without having worked on it."""
 
 
 class NotRunningError(UsageError):

@@ -6,6 +6,8 @@ Units are libzmq's (milliseconds, bytes, messages) unless said otherwise.
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import attrs
 
 __all__ = [
@@ -22,12 +24,18 @@ __all__ = [
     "READ_BUDGET",
     "READ_SECONDS",
     "READ_SLICE",
+    "REQUEST_FORGOTTEN",
+    "REQUEST_WINDOW",
     "ROUTE_QUEUE",
     "STREAM_QUEUE",
     "TOPIC_CACHE",
     "Option",
+    "SocketOptions",
+    "frame_limit",
     "publisher_options",
+    "socket_options",
     "subscriber_options",
+    "with_options",
 ]
 
 MAX_TOPIC = 255
@@ -62,6 +70,12 @@ ROUTE_QUEUE = 1_000
 STREAM_QUEUE = 100
 """Messages that wait in one stream: a loop that takes them one by one is seldom far behind."""
 
+REQUEST_WINDOW = 64
+"""Requests sent to one server and not answered: enough to keep it busy, and few to find when it wakes up."""
+
+REQUEST_FORGOTTEN = 60.0
+"""Seconds after which a sent request that was given up counts no more: its reply was lost, or never given."""
+
 READ_BUDGET = 256
 """Messages read in one turn of the reactor: costs nothing in throughput, and a flood starves no timer."""
 
@@ -86,7 +100,7 @@ class Option:
     """One socket option: libzmq's ``name`` without ``ZMQ_``, its ``value``, and ``why`` it is set."""
 
     name: str
-    value: int
+    value: int | bytes
     why: str
 
 
@@ -102,24 +116,106 @@ _EVERY_SOCKET = (
 )
 
 
-def subscriber_options(max_message: int = MAX_MESSAGE) -> tuple[Option, ...]:
-    """What a SUB socket is given; ``max_message`` is the limit of a body in bytes."""
-    # Topic, NUL, the tracked header with its length field, and the headers may stand before the body.
-    ceiling = max_message + MAX_TOPIC + 1 + 64 + HEADERS_MAX
+def frame_limit(max_message: int = MAX_MESSAGE) -> int:
+    """MAXMSGSIZE for bodies of up to ``max_message`` bytes.
+
+    Topic, NUL, the tracked header with its length field, and the headers may stand before the body.
+    """
+    return max_message + MAX_TOPIC + 1 + 64 + HEADERS_MAX
+
+
+def subscriber_options() -> tuple[Option, ...]:
+    """What a SUB or XSUB socket is given."""
     return (
         *_EVERY_SOCKET,
         Option("SNDHWM", 0, "subscriptions are messages: at 1,000 the rest is dropped in silence"),
         Option("RCVHWM", 1_000, "bounded memory, and input restarts soon enough"),
-        Option("MAXMSGSIZE", ceiling, "a giant frame cuts its connection instead of filling memory"),
+        Option("MAXMSGSIZE", frame_limit(), "a giant frame cuts its connection instead of filling memory"),
         Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
     )
 
 
 def publisher_options() -> tuple[Option, ...]:
-    """What an XPUB socket is given."""
+    """What a PUB or XPUB socket is given."""
     return (
         *_EVERY_SOCKET,
         Option("SNDHWM", 10_000, "bounded memory per peer; what is dropped is seen by the sequence"),
         Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need room"),
         Option("HEARTBEAT_IVL", 0, "a subscriber at its high-water mark answers no PING"),
     )
+
+
+def socket_options(kind: str) -> tuple[Option, ...]:
+    """What a socket of ``kind`` (``"PUSH"`` …) is given, before the options of its owner."""
+    if kind in ("SUB", "XSUB"):
+        return subscriber_options()
+    if kind in ("PUB", "XPUB"):
+        return publisher_options()
+    options: tuple[Option, ...] = (
+        *_EVERY_SOCKET,
+        Option("SNDHWM", 1_000, "bounded memory per peer; a full queue is an error at the sender"),
+        Option("RCVHWM", 1_000, "bounded memory per peer"),
+        Option("MAXMSGSIZE", MAX_MESSAGE, "a giant part cuts its connection instead of filling memory"),
+        Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
+    )
+    if kind in ("PUSH", "DEALER"):
+        options += (Option("IMMEDIATE", 1, "nothing is queued for a peer that may never come"),)
+    if kind == "ROUTER":
+        options += (Option("ROUTER_MANDATORY", 1, "a message to a peer that has gone is an error, not a silence"),)
+    return options
+
+
+class SocketOptions(TypedDict, total=False):
+    """Options of a connection, as keywords: libzmq's names in lower case, and its units (zmq_setsockopt(3)).
+
+    What is not given has the value of the table in the documentation.
+    """
+
+    sndhwm: int
+    """Messages queued for each peer; 0 is unlimited."""
+    rcvhwm: int
+    """Messages queued from each peer; 0 is unlimited."""
+    linger: int
+    """Milliseconds that a closed socket goes on sending; not negative, since ending would then hang."""
+    maxmsgsize: int
+    """Bytes of the largest part taken from a peer, whose connection is cut for a larger one; -1 is unlimited."""
+    handshake_ivl: int
+    """Milliseconds for a peer to complete the handshake."""
+    heartbeat_ivl: int
+    """Milliseconds between two PINGs; 0 is none."""
+    heartbeat_timeout: int
+    """Milliseconds without an answer to a PING until the connection is cut."""
+    heartbeat_ttl: int
+    """Milliseconds without a PING until the peer cuts the connection; counted in tenths of a second."""
+    reconnect_ivl: int
+    """Milliseconds until the first attempt to connect again; -1 is never."""
+    reconnect_ivl_max: int
+    """Milliseconds to which that grows, doubling."""
+    tcp_keepalive: int
+    """1 for TCP's keepalive, 0 for none, -1 for the system's choice."""
+    tcp_keepalive_idle: int
+    """Seconds of silence before the first probe."""
+    tcp_keepalive_intvl: int
+    """Seconds between two probes."""
+    tcp_keepalive_cnt: int
+    """Probes without an answer until the connection is given up."""
+    immediate: int
+    """1 queues for completed connections only, 0 also for those that are being made."""
+    identity: bytes
+    """How a ROUTER names this socket: 1 to 255 bytes, the first not 0, no two alike at one ROUTER."""
+
+
+def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Option, ...]:
+    """``options``, those ``given`` in place of theirs. Raises TypeError for a name or value that is none."""
+    known = SocketOptions.__annotations__
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"there is no socket option '{name}': choose from {', '.join(sorted(known))}")
+        wanted = bytes if name == "identity" else int
+        if not isinstance(value, wanted) or (name == "linger" and value < 0):  # type: ignore[operator]
+            raise TypeError(
+                f"the socket option {name} is {wanted.__name__}{' from 0' * (name == 'linger')}, not {value!r}"
+            )
+    chosen = {option.name: option for option in options}
+    chosen.update({name.upper(): Option(name.upper(), value, "as its owner wants it") for name, value in given.items()})  # type: ignore[arg-type]
+    return tuple(chosen.values())

@@ -330,7 +330,7 @@ def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path, reactor: 
         assert all("start processes before the app" in line for line in child.out[:-2])
         assert child.out[-1] == "parent got all 2001"
         assert child.end() == 0, child.err
-        assert child.err == []
+        assert [line for line in child.err if "fork" not in line] == []  # Python 3.12 warns of forks beside threads
 
 
 @reactors

@@ -12,7 +12,7 @@ from tests.running import Mailbox, reactor
 from tests.support import PATIENCE
 from zroute.endpoints import parse_endpoint
 from zroute.sockets.connection import Connection, Drain
-from zroute.sockets.pubsub import PubConnection, SubConnection
+from zroute.sockets.pubsub import SubConnection, XPubConnection
 
 
 class Sockets:
@@ -25,13 +25,14 @@ class Sockets:
 
     def sub(self, drain: Drain | Mailbox[bytes]) -> SubConnection:
         """A SubConnection whose messages go to a drain, or into a mailbox."""
-        connection = SubConnection(reactor, self.context, into(drain) if isinstance(drain, Mailbox) else drain)
+        connection = SubConnection(reactor, list, context=self.context)
+        connection.drain = into(drain) if isinstance(drain, Mailbox) else drain
         self._open.append(connection)
         return connection
 
-    def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> PubConnection:
-        """A PubConnection."""
-        connection = PubConnection(reactor, self.context, on_change)
+    def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> XPubConnection:
+        """An XPubConnection."""
+        connection = XPubConnection(reactor, on_change, context=self.context)
         self._open.append(connection)
         return connection
 

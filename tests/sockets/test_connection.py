@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from tests.running import Mailbox, reactor, turns
-from tests.sockets.opened import Sockets, bound, into
+from tests.sockets.opened import Sockets, bound
 from tests.support import PATIENCE, free_endpoint
 from zroute.endpoints import parse_endpoint
 from zroute.errors import EndpointError
@@ -294,7 +294,7 @@ async def test_parts_are_sent_as_one_message(sockets: Sockets) -> None:
     peer.connect(bound(publisher))
     peer.subscribe(b"t")
     await joined
-    publisher.send_parts((b"t", b"", b"body"))
+    publisher.send(b"t", b"", b"body")
     assert await deferToThread(peer.recv_multipart) == [b"t", b"", b"body"]
 
 
@@ -436,8 +436,8 @@ async def test_a_lost_connection_is_closed(sockets: Sockets) -> None:
 async def test_terminating_my_own_context_closes_the_connections_in_it(sockets: Sockets) -> None:
     """A program that terminates the context it gave us does not wait for ever."""
     context: zmq.Context[Any] = zmq.Context()
-    reader = pubsub.SubConnection(reactor, context, into(Mailbox[bytes]()))
-    writer = pubsub.PubConnection(reactor, context)
+    reader = pubsub.SubConnection(reactor, list, context=context)
+    writer = pubsub.XPubConnection(reactor, context=context)
     bound(writer)
     bound(reader)
     await turn()
@@ -476,7 +476,7 @@ async def test_a_failed_bind_that_is_remembered_holds_no_socket(sockets: Sockets
     """I can keep the exception, and the context terminates all the same."""
     address = bound(sockets.raw(zmq.XPUB))
     context: zmq.Context[Any] = zmq.Context()
-    publisher = pubsub.PubConnection(reactor, context)
+    publisher = pubsub.XPubConnection(reactor, context=context)
     with pytest.raises(EndpointError) as caught:
         publisher.open(parse_endpoint(address, bind=True))
     publisher.close(0)

@@ -26,7 +26,7 @@ from zroute.errors import EndpointError, EnvelopeError
 from zroute.logs import set_up_logging
 from zroute.messages.topics import Pattern, matches
 from zroute.messages.wire import MAGIC, NUL, Envelope, Kind, parse, parse_header, split
-from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, TOPIC_CACHE
+from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, TOPIC_CACHE, frame_limit
 from zroute.routing.trie import minimal_cover
 from zroute.runner import install_reactor
 from zroute.sockets.pubsub import SubConnection
@@ -132,7 +132,8 @@ class Listening:
     def _open(self, wait: float | None, seconds: float | None) -> None:
         self._reports = Reports(_log, self.reactor)
         self._context = zmq.Context()
-        self._connection = SubConnection(self.reactor, self._context, self._drain, max_message=_MAX_BODY)
+        self._connection = SubConnection(self.reactor, list, context=self._context, maxmsgsize=frame_limit(_MAX_BODY))
+        self._connection.drain = self._drain
         try:
             for endpoint in self._endpoints:
                 _say_opened(endpoint, self._connection.open(_reachable(endpoint)))

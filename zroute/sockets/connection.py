@@ -13,8 +13,10 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from weakref import WeakSet
 
 import zmq
@@ -23,9 +25,10 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, ForkedContextError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
+from zroute.sockets.events import OnEvent, parse_event
 
 __all__ = ["Connection", "Drain", "make_socket"]
 
@@ -65,6 +68,9 @@ class Connection:
     closing twice is nothing. All calls belong on the reactor's thread.
     """
 
+    binds: ClassVar[bool] = False
+    """Whether an endpoint that does not say ``bind:`` or ``connect:`` is bound: who serves binds."""
+
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         self._reactor = reactor
         self.drain = drain
@@ -76,35 +82,90 @@ class Connection:
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
         self._fd: int = self._socket.FD
+        self._monitor: Connection | None = None
+        self._watchers: tuple[OnEvent, ...] = ()
+        self._refused = 0
         _connections.add(self)
         reactor.addReader(self)
         self.poke()  # libzmq wakes only a reader that has met an empty queue
 
     # -- endpoints ------------------------------------------------------------------------------------
 
-    def open(self, endpoint: Endpoint) -> str:
+    def open(self, endpoint: Endpoint | str) -> str:
         """Bind or connect; returns the address as libzmq resolved it (a bound ``*`` becomes a port).
 
-        Raises EndpointError: the address is in use, not of this machine, or not understood.
+        One connection may have several, bound and connected. Raises EndpointError: the address is in use, not
+        of this machine, or not understood.
         """
+        endpoint = self._parsed(endpoint)
         if "[" in endpoint.address:
             self._socket.set(zmq.SocketOption.IPV6, 1)
-        failed: str | None = None
-        try:
-            if endpoint.bind:
-                self._socket.bind(endpoint.address)
-            else:
-                self._socket.connect(endpoint.address)
-        except zmq.ZMQError as error:
-            # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
-            failed = _explain(endpoint, error)
-        if failed is not None:
-            raise EndpointError(failed, endpoint=str(endpoint))
+        self._endpoint(self._socket.bind if endpoint.bind else self._socket.connect, endpoint)
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
         resolved: str = last.rstrip(b"\0").decode()
         self.endpoints.append(resolved)
-        self.poke()
         return resolved
+
+    def _parsed(self, endpoint: Endpoint | str) -> Endpoint:
+        return parse_endpoint(endpoint, bind=self.binds) if isinstance(endpoint, str) else endpoint
+
+    def disconnect(self, address: str) -> None:
+        """Take back the connection to ``address``, as `open` returned it; what was queued for that peer is dropped.
+
+        Raises EndpointError for one that is not connected.
+        """
+        self._endpoint(self._socket.disconnect, Endpoint(address, bind=False))
+        self.endpoints.remove(address)
+
+    def unbind(self, address: str) -> None:
+        """Listen no more at ``address``, as `open` returned it; who has connected there stays (zmq_unbind(3)).
+
+        Raises EndpointError for one that is not bound.
+        """
+        self._endpoint(self._socket.unbind, Endpoint(address, bind=True))
+        self.endpoints.remove(address)
+
+    def _endpoint(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
+        failed: str | None = None
+        try:
+            change(endpoint.address)
+        except zmq.ZMQError as error:
+            # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
+            failed = _explain(change.__name__, endpoint.address, self._reason(error.errno or 0))
+        if failed is not None:
+            raise EndpointError(failed, endpoint=str(endpoint))
+        self.poke()
+
+    def _reason(self, number: int) -> int:
+        """libzmq's error number of a failed call, which its own event of the failure may have overwritten."""
+        if self._monitor is None:
+            return number
+        self._refused = 0
+        self._monitor.doRead()
+        return self._refused or number
+
+    def watch(self, on_event: OnEvent) -> None:
+        """Call ``on_event`` with each `SocketEvent` from now on: before `open`, so that nothing is missed."""
+        self._watchers += (on_event,)
+        if self._monitor is not None:
+            return
+        address = f"inproc://zroute.monitor.{os.getpid()}.{next(_numbers)}"
+        self._socket.monitor(address, zmq.Event.ALL)
+        monitor: zmq.Socket[Any] = self._socket.context.socket(zmq.PAIR)
+        monitor.set(zmq.SocketOption.RCVHWM, 0)  # libzmq's own thread would wait for a reader that is behind
+        monitor.connect(address)
+        self._monitor = Connection(self._reactor, monitor, self._tell)
+
+    def _tell(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        for _ in range(budget):
+            event = parse_event(recv(zmq.DONTWAIT), recv(zmq.DONTWAIT))
+            if event.name == "bind_failed":
+                self._refused = event.value
+            for on_event in self._watchers:
+                try:
+                    on_event(event)
+                except Exception:
+                    _log.exception("a function that watches the connections of %s failed", self.endpoints)
 
     # -- what the reactor calls -------------------------------------------------------------------------
 
@@ -193,6 +254,10 @@ class Connection:
         if self._poke is not None:
             self._poke.cancel()
             self._poke = None
+        if self._monitor is not None:
+            with suppress(zmq.ZMQError):  # the context may be gone
+                self._socket.disable_monitor()
+            self._monitor.close(LINGER_ABORT)
         self._socket.close(linger)
 
     def forked(self) -> None:
@@ -225,12 +290,12 @@ def _poison() -> None:
 
 
 _connections: WeakSet[Connection] = WeakSet()
+_numbers = count()
 
 os.register_at_fork(after_in_child=_poison)  # checking the process at each send would cost a third of it
 
 
-def _explain(endpoint: Endpoint, error: zmq.ZMQError) -> str:
-    verb = "bind" if endpoint.bind else "connect"
+def _explain(verb: str, address: str, number: int) -> str:
     reasons = {
         errno.EADDRINUSE: "another program uses it: stop that, or choose another address",
         errno.EADDRNOTAVAIL: "this machine has no such address: bind to one it has, or to 127.0.0.1",
@@ -240,5 +305,6 @@ def _explain(endpoint: Endpoint, error: zmq.ZMQError) -> str:
         errno.ENOENT: "there is no such directory: create it, or choose another path",
         errno.ECONNREFUSED: "nobody has bound it in this context: bind first, and share the context",
     }
-    text = zmq.strerror(error.errno or 0)
-    return f"can't {verb} {endpoint.address}: {reasons.get(error.errno or 0, 'libzmq refuses it')} ({text})"
+    if verb.endswith(("disconnect", "unbind")):
+        reasons[errno.ENOENT] = "it is not open: give the address that open() returned"
+    return f"can't {verb} {address}: {reasons.get(number, 'libzmq refuses it')} ({zmq.strerror(number)})"

@@ -15,52 +15,39 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from struct import Struct
 from typing import Any
 
 import zmq
 from twisted.internet.defer import Deferred
 
-from zroute.options import LINGER_ABORT
-from zroute.sockets.connection import Connection
-from zroute.sockets.pubsub import PubConnection
+from zroute.sockets.events import SocketEvent
+from zroute.sockets.pubsub import XPubConnection
 
 __all__ = ["LosslessPubConnection"]
 
-_EVENT = Struct("=Hi")  # a monitor's first part: the event and its value, here the connection's descriptor
-_WATCHED = zmq.Event.ACCEPTED | zmq.Event.CONNECTED | zmq.Event.DISCONNECTED
+_WATCHED = {"accepted", "connected", "disconnected"}  # their value is the connection's descriptor
 
 
-class LosslessPubConnection(PubConnection):
-    """A PubConnection that drops nothing, in a ZeroMQ context of its own. End it with `finish`."""
+class LosslessPubConnection(XPubConnection):
+    """A publisher that drops nothing, in a ZeroMQ context of its own. End it with `finish`.
+
+    `try_send` sends to nobody, and is False, while one subscriber's queue is full.
+    """
 
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
-        super().__init__(reactor, self._context, on_change)
+        super().__init__(reactor, on_change, context=self._context)
         self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)  # before the first send: one that drops spoils the pipe
         self._peers: dict[int, socket.socket] = {}
-        self._monitor = Connection(reactor, self._socket.get_monitor_socket(_WATCHED), self._watch)
-
-    def try_send(self, frames: tuple[bytes, ...]) -> bool:
-        """Send one message; False, and nothing is sent to anybody, while a subscriber's queue is full."""
-        try:
-            if len(frames) == 1:
-                self.send(frames[0])
-            else:
-                self.send_parts(frames)
-        except zmq.Again:
-            self.poke()
-            return False
-        return True
+        self.watch(self._duplicate)
 
     def finish(self, seconds: float) -> Deferred[bool]:
         """Close; fires when all has been read, or after ``seconds``, with whether it was.
 
         A subscriber that goes away meanwhile is not waited for. 0 gives up what is queued.
         """
-        self._monitor.doRead()  # also the connections that the reactor has not told of yet
-        self._socket.disable_monitor()
-        self._monitor.close(LINGER_ABORT)
+        if self._monitor is not None:
+            self._monitor.doRead()  # also the connections that the reactor has not told of yet
         self.close(int(seconds * 1000))
         done: Deferred[bool] = Deferred()
         reactor, context, peers = self._reactor, self._context, list(self._peers.values())
@@ -73,15 +60,15 @@ class LosslessPubConnection(PubConnection):
         threading.Thread(target=wait, name="zroute-finish", daemon=True).start()
         return done
 
-    def _watch(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        for _ in range(budget):
-            (event, descriptor), _address = _EVENT.unpack(recv(zmq.DONTWAIT)), recv(zmq.DONTWAIT)
-            before = self._peers.pop(descriptor, None)
-            if before is not None:
-                before.close()
-            if event != zmq.Event.DISCONNECTED:
-                with suppress(OSError):  # it is closed again, or the process has no descriptor left
-                    self._peers[descriptor] = socket.socket(fileno=os.dup(descriptor))
+    def _duplicate(self, event: SocketEvent) -> None:
+        if event.name not in _WATCHED:
+            return
+        before = self._peers.pop(event.value, None)
+        if before is not None:
+            before.close()
+        if event.name != "disconnected":
+            with suppress(OSError):  # it is closed again, or the process has no descriptor left
+                self._peers[event.value] = socket.socket(fileno=os.dup(event.value))
 
 
 def _end(context: zmq.Context[Any], peers: list[socket.socket], seconds: float) -> bool:

@@ -1,89 +1,28 @@
-"""PUB/SUB on the reactor: SUB to receive, XPUB to send and to see who subscribes (zguide, chapter 5)."""
+"""PUB and XPUB to send, SUB and XSUB to receive (zguide, chapters 2 and 5; RFC 29)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from struct import Struct
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import zmq
 
-from zroute.endpoints import Endpoint
-from zroute.options import (
-    LINGER_ABORT,
-    LINGER_DRAIN,
-    MAX_MESSAGE,
-    MAX_SUBSCRIPTIONS,
-    publisher_options,
-    subscriber_options,
-)
-from zroute.sockets.connection import Connection, Drain, make_socket
+from zroute.options import MAX_SUBSCRIPTIONS, SocketOptions
+from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection
 
-__all__ = ["PubConnection", "SubConnection"]
+__all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
 _log = logging.getLogger("zroute.sockets")
 
-_EVENT = Struct("=H")  # what a monitor's first part begins with
-_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
 
+class SubConnection(PartsConnection):
+    """A SUB socket: ``on_message`` gets what begins with a subscribed prefix.
 
-class SubConnection(Connection):
-    """A SUB socket. ``drain`` is called with the means to read; ``max_message`` bounds a body in bytes.
-
-    libzmq connects again after a lost connection, but not after a protocol error, to which it counts a frame
-    over MAXMSGSIZE: it ends the session and says nothing. So the socket's monitor is listened to: a
-    disconnection (zmq_socket_monitor(3)) that is followed by no attempt to connect is mended here, and said.
+    Connects unless an endpoint says ``bind:``.
     """
 
-    def __init__(
-        self, reactor: Any, context: zmq.Context[Any], drain: Drain, *, max_message: int = MAX_MESSAGE
-    ) -> None:
-        super().__init__(reactor, make_socket(context, zmq.SUB, subscriber_options(max_message)), drain)
-        self._max_message = max_message
-        self._monitor: Connection | None = None
-        self._given_up: dict[str, Any] = {}
-
-    def open(self, endpoint: Endpoint) -> str:
-        """See `Connection.open`."""
-        if not endpoint.bind and self._monitor is None:
-            events = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
-            monitor = self._socket.get_monitor_socket(events)
-            self._monitor = Connection(self._reactor, monitor, self._watch)
-        return super().open(endpoint)
-
-    def close(self, linger: int = LINGER_DRAIN) -> None:
-        """See `Connection.close`."""
-        if self._monitor is not None and not self.closed:
-            self._socket.disable_monitor()
-            self._monitor.close(LINGER_ABORT)
-        for call in self._given_up.values():
-            call.cancel()
-        self._given_up.clear()
-        super().close(linger)
-
-    def _watch(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        for _ in range(budget):
-            (event,), address = _EVENT.unpack_from(recv(zmq.DONTWAIT)), recv(zmq.DONTWAIT).decode()
-            call = self._given_up.pop(address, None)
-            if call is not None:
-                call.cancel()
-            if event == zmq.Event.DISCONNECTED:
-                self._given_up[address] = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, address)
-
-    def _connect_again(self, address: str) -> None:
-        del self._given_up[address]
-        _log.warning(
-            "%s: the connection was ended by a protocol error, such as a frame far over max_message=%d; what was under "
-            "way is lost, connecting again",
-            address,
-            self._max_message,
-        )
-        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
-            self._socket.disconnect(address)
-        self._socket.connect(address)
-        self.poke()
+    kind: ClassVar[int] = zmq.SUB
 
     def subscribe(self, prefix: bytes) -> None:
         """Receive what starts with ``prefix``. Subscriptions are counted: each needs its `unsubscribe`."""
@@ -96,40 +35,77 @@ class SubConnection(Connection):
         self.poke()
 
 
-class PubConnection(Connection):
+class XSubConnection(SendingConnection):
+    """An XSUB socket: subscribes by messages, can `send` others to its publishers, and filters nothing itself.
+
+    Connects unless an endpoint says ``bind:``.
+    """
+
+    kind: ClassVar[int] = zmq.XSUB
+
+    def subscribe(self, prefix: bytes) -> None:
+        """Ask all publishers, also later ones, for what starts with ``prefix``; counted, as with SUB."""
+        self.send(b"\1" + prefix)
+
+    def unsubscribe(self, prefix: bytes) -> None:
+        """Take one `subscribe` of ``prefix`` back."""
+        self.send(b"\0" + prefix)
+
+
+class PubConnection(SendingConnection):
+    """A PUB socket: `send` goes to every subscriber whose prefix the first part begins with.
+
+    A subscriber whose queue is full (sndhwm) misses the message, and nobody is told. Binds unless an endpoint
+    says ``connect:``.
+    """
+
+    kind: ClassVar[int] = zmq.PUB
+    binds: ClassVar[bool] = True
+
+    def __init__(
+        self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
+    ) -> None:
+        super().__init__(reactor, list, context=context, **options)
+        self.drain = self._drain_nothing
+
+
+class XPubConnection(SendingConnection):
     """An XPUB socket: sends like PUB, and tells which subscriptions are live.
 
     ``subscriptions`` holds the prefixes that at least one peer subscribes to; ``on_change``, if given, is
-    called with (prefix, whether it is there now) when one comes or goes.
+    called with (prefix, whether it is there now) when one comes or goes, and ``on_message`` with what an XSUB
+    sends besides. Binds unless an endpoint says ``connect:``.
     """
 
+    kind: ClassVar[int] = zmq.XPUB
+    binds: ClassVar[bool] = True
+
     def __init__(
-        self, reactor: Any, context: zmq.Context[Any], on_change: Callable[[bytes, bool], None] | None = None
+        self,
+        reactor: Any,
+        on_change: Callable[[bytes, bool], None] | None = None,
+        on_message: OnMessage | None = None,
+        *,
+        context: zmq.Context[Any] | None = None,
+        **options: Unpack[SocketOptions],
     ) -> None:
-        super().__init__(reactor, make_socket(context, zmq.XPUB, publisher_options()), self._drain_subscriptions)
+        super().__init__(reactor, self._received, context=context, **options)
         self.subscriptions: set[bytes] = set()
         self._on_change = on_change
+        self._on_other = on_message
         self._warned = False
 
-    def send(self, frame: bytes) -> None:
-        """Send one frame. Never blocks: a peer whose queue is full misses it, as PUB has it."""
+    def send_frame(self, frame: bytes) -> None:
+        """`send` for one part, without its checks: what an App publishes with."""
         self._send(frame, zmq.DONTWAIT)
         self.poke()
 
-    def send_parts(self, parts: tuple[bytes, ...]) -> None:
-        """Send the parts of one message, which peers receive all or none of."""
-        self._socket.send_multipart(parts, zmq.DONTWAIT)
-        self.poke()
-
-    def _drain_subscriptions(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        for _ in range(budget):
-            self._subscription(recv(zmq.DONTWAIT))
-
-    def _subscription(self, message: bytes) -> None:
+    def _received(self, parts: list[bytes]) -> object:
         """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
+        (message, *rest) = parts
         prefix, there = message[1:], message[:1] == b"\1"
-        if message[:1] not in (b"\0", b"\1"):
-            return
+        if rest or message[:1] not in (b"\0", b"\1"):
+            return self._on_other(parts) if self._on_other else None
         if there:
             self.subscriptions.add(prefix)
         else:
@@ -145,3 +121,4 @@ class PubConnection(Connection):
             )
         if self._on_change is not None:
             self._on_change(prefix, there)
+        return None

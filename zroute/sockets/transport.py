@@ -8,19 +8,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
-from zroute.options import LINGER_ABORT, LINGER_DRAIN
-from zroute.sockets.connection import Drain
-from zroute.sockets.pubsub import PubConnection, SubConnection
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
+from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.pubsub import SubConnection, XPubConnection
 
 __all__ = ["SharedContext", "SocketTransport"]
 
 _log = logging.getLogger("zroute.sockets")
+
+C = TypeVar("C", bound=Connection)
 
 
 class SharedContext:
@@ -103,7 +105,7 @@ class SocketTransport:
         self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
         self.sub: SubConnection | None = None
-        self.pub: PubConnection | None = None
+        self.pub: XPubConnection | None = None
 
     @property
     def is_open(self) -> bool:
@@ -120,11 +122,13 @@ class SocketTransport:
         try:
             # Publishers first: over inproc a connect would else wait for a bind.
             if self._publish_to:
-                self.pub = PubConnection(self._reactor, context)
+                self.pub = self._watched(XPubConnection(self._reactor, context=context))
                 for endpoint in self._publish_to:
                     self.pub.open(endpoint)
             if self._subscribe_to:
-                self.sub = SubConnection(self._reactor, context, drain, max_message=self._max_message)
+                limit = frame_limit(self._max_message)
+                self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
+                self.sub.drain = drain
                 for endpoint in self._subscribe_to:
                     self.sub.open(endpoint)
         except BaseException:
@@ -135,7 +139,15 @@ class SocketTransport:
         """What sends a frame, or with ``multipart`` the parts of a message; None without an endpoint to publish at."""
         if self.pub is None:
             return None
-        return self.pub.send_parts if multipart else self.pub.send
+        if not multipart:
+            return self.pub.send_frame
+        send = self.pub.send
+        return lambda parts: send(*parts)
+
+    def _watched(self, connection: C) -> C:
+        if _log.isEnabledFor(logging.DEBUG):  # asked once: nobody pays for events that are not shown
+            connection.watch(lambda event: _log.debug("%s %s", type(connection).__name__, event))
+        return connection
 
     def use(self, drain: Drain) -> None:
         """Give what is received from now on to ``drain``."""

@@ -1,0 +1,195 @@
+"""Connections whose messages are lists of parts: what PUSH/PULL, DEALER/ROUTER, REQ/REP and PAIR share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Unpack, cast
+
+import zmq
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
+from zroute.delivery.reports import Reports
+from zroute.errors import EnvelopeError, HighWaterMarkError, NotRunningError
+from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
+from zroute.routing.parameters import name_of
+from zroute.sockets.connection import make_socket
+from zroute.sockets.persistent import PersistentConnection
+
+__all__ = ["OnMessage", "PartsConnection", "SendingConnection"]
+
+_log = logging.getLogger("zroute.sockets")
+
+OnMessage = Callable[[list[bytes]], object]
+"""Is called with the parts of each message. What it returns, if it can be awaited, is awaited."""
+
+_FIRST_BYTES = 48  # of a part, in a log line
+_LAST = zmq.DONTWAIT.value
+_MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
+
+
+class PartsConnection(PersistentConnection):
+    """A socket of ``kind`` in ``context``, or in that of the process; ``on_message`` gets what it receives.
+
+    What ``on_message`` raises, or fails with when it is awaited, is logged and counted in ``failed``. What is no
+    message for it is logged and counted in ``malformed``, as are more than `MAX_PARTS` parts. Repeated log
+    lines are summed up. ``received`` counts all messages. Raises TypeError for an option that there is not.
+    """
+
+    kind: ClassVar[int]
+
+    def __init__(
+        self,
+        reactor: Any,
+        on_message: OnMessage,
+        *,
+        context: zmq.Context[Any] | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> None:
+        chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
+        super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
+        self.received = self.malformed = self.failed = 0
+        self._linger = options.get("linger", LINGER_DRAIN)
+        self._on_message = on_message
+        self._on_loop = isinstance(reactor, AsyncioSelectorReactor)
+        self._reports = Reports(_log, reactor)
+
+    def close(self, linger: int | None = None) -> None:
+        """See `Connection.close`; by default for the option ``linger``."""
+        if not self.closed:
+            super().close(self._linger if linger is None else linger)
+            self._reports.close()
+
+    def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        on_message, dontwait = self._on_message, zmq.DONTWAIT.value
+        for _ in range(budget):
+            frame = recv(dontwait, False)  # a frame knows whether there is more, for a third less than the socket
+            parts = _all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
+            self.received += 1
+            try:
+                if len(parts) > MAX_PARTS:
+                    raise EnvelopeError(f"more than {MAX_PARTS} parts")
+                result = on_message(parts)
+            except EnvelopeError as error:
+                self.malformed += 1
+                first = parts[0][:_FIRST_BYTES]
+                self._report("malformed", logging.WARNING, "a malformed message: %s (%r)", error, first)
+            except Exception as error:
+                self._fail(error)
+            else:
+                if result is not None and is_awaitable(result):
+                    as_deferred(cast("Any", result), asyncio_loop=self._on_loop).addErrback(self._errback)
+            if self.closed:  # by what was just called
+                return
+
+    def _drain_nothing(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """In place of a recv where a socket has none: libzmq does its work in any call."""
+        self._events()
+        raise zmq.Again
+
+    def _errback(self, failure: Failure) -> None:
+        if not was_cancelled(failure.value):
+            self._fail(failure.value)
+
+    def _fail(self, error: BaseException | None) -> None:
+        self.failed += 1
+        self._report("failed", logging.ERROR, "%s failed", name_of(self._on_message), error=error)
+
+    def _report(self, kind: str, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
+        subject = f"{type(self).__name__} {', '.join(self.endpoints)}"
+        self._reports(kind, f"{subject}: {kind}", level, f"%s: {text}", subject, *args, error=error)
+
+
+class SendingConnection(PartsConnection):
+    """A `PartsConnection` that also sends, and tells its owner when it can't."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        on_message: OnMessage,
+        *,
+        context: zmq.Context[Any] | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> None:
+        super().__init__(reactor, on_message, context=context, **options)
+        self._waiting: list[Deferred[None]] = []
+
+    def send(self, *parts: bytes) -> None:
+        """Send a message of one part or more, at once or not at all.
+
+        Raises HighWaterMarkError while nobody is connected or the queues of those who are are full: see
+        `when_writable`. Raises NotRunningError once the connection is closed.
+        """
+        if self.closed:
+            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+        if not self.try_send(parts):
+            raise HighWaterMarkError(
+                f"{type(self).__name__} {', '.join(self.endpoints)}: nobody is connected, or the queues of all peers "
+                f"are full (sndhwm): await when_writable(), and send then"
+            )
+
+    def when_writable(self) -> Deferred[None]:
+        """Fires when a peer takes a message, at the earliest in the reactor's next turn.
+
+        All who wait are told at once, so another may have filled the queue meanwhile. It fails with
+        NotRunningError when the connection is closed, and may be cancelled.
+        """
+        if self.closed:
+            return fail(NotRunningError(f"this {type(self).__name__} is closed"))
+        waiting: Deferred[None] = Deferred(self._waiting_no_more)
+        self._waiting.append(waiting)
+        self.poke()
+        return waiting
+
+    def doRead(self) -> None:  # noqa: N802  # Twisted's name
+        """See `Connection.doRead`."""
+        super().doRead()
+        if not self._waiting or self.closed:
+            return
+        events = self._events()
+        if events & zmq.PollEvent.POLLIN and not self.paused:
+            self.poke()
+        if events & zmq.PollEvent.POLLOUT:
+            ready, self._waiting = self._waiting, []
+            for waiting in ready:
+                waiting.callback(None)
+
+    def close(self, linger: int | None = None) -> None:
+        """See `Connection.close`."""
+        super().close(linger)
+        left, self._waiting = self._waiting, []
+        for waiting in left:
+            waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
+
+    def _waiting_no_more(self, waiting: Deferred[None]) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    def try_send(self, parts: Sequence[bytes]) -> bool:
+        """`send`, but False where it raises HighWaterMarkError."""
+        send, last = self._send, len(parts) - 1
+        if not 0 <= last < MAX_PARTS:
+            raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {last + 1}")
+        if last and not all(isinstance(part, bytes) for part in parts):
+            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here leaves no half of a message behind
+        self.poke()
+        try:  # parts travel together (zmq_msg_send(3)): only the first can be refused
+            for part in parts[:last]:
+                send(part, _MORE)
+            send(parts[last], _LAST)
+        except zmq.Again:
+            return False
+        return True
+
+
+def _all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
+    """The parts of one message; those beyond the bound are read, and not kept, and it is an EnvelopeError later."""
+    parts = [frame.bytes]
+    while frame.more:
+        frame = recv(dontwait, False)
+        if len(parts) <= MAX_PARTS:
+            parts.append(frame.bytes)
+    return parts

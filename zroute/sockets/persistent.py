@@ -1,0 +1,83 @@
+"""A connection that connects again also where libzmq gives up.
+
+libzmq connects again after a lost connection, but not after a protocol error, to which it counts a part over
+MAXMSGSIZE: it ends the session and says nothing. So a disconnection that is followed by no attempt to
+connect is mended here, and said.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+import zmq
+
+from zroute.endpoints import Endpoint
+from zroute.options import LINGER_DRAIN
+from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.events import SocketEvent
+
+__all__ = ["PersistentConnection"]
+
+_log = logging.getLogger("zroute.sockets")
+
+_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
+
+
+class PersistentConnection(Connection):
+    """A `Connection` whose `open` endpoints stay connected until `disconnect` or `close`."""
+
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
+        super().__init__(reactor, socket, drain)
+        self._connected: set[int] = set()  # descriptors of connections made from here; accepted ones are the peer's
+        self._given_up: dict[str, Any] = {}
+        self._persists = False
+
+    def open(self, endpoint: Endpoint | str) -> str:
+        """See `Connection.open`."""
+        endpoint = self._parsed(endpoint)
+        if not endpoint.bind and not self._persists:
+            self._persists = True
+            self.watch(self._seen)
+        return super().open(endpoint)
+
+    def close(self, linger: int = LINGER_DRAIN) -> None:
+        """See `Connection.close`."""
+        for call in self._given_up.values():
+            call.cancel()
+        self._given_up.clear()
+        super().close(linger)
+
+    def disconnect(self, address: str) -> None:
+        """See `Connection.disconnect`."""
+        super().disconnect(address)
+        self._cancel(address)
+
+    def _cancel(self, address: str) -> None:
+        call = self._given_up.pop(address, None)
+        if call is not None:
+            call.cancel()
+
+    def _seen(self, event: SocketEvent) -> None:
+        self._cancel(event.address)
+        if event.name == "connected":
+            self._connected.add(event.value)
+        elif event.name == "disconnected" and event.value in self._connected:
+            self._connected.remove(event.value)
+            if not self.closed:
+                again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, event.address)
+                self._given_up[event.address] = again
+
+    def _connect_again(self, address: str) -> None:
+        del self._given_up[address]
+        _log.warning(
+            "%s: the connection was ended by a protocol error, such as a part of more than %d bytes; what was under "
+            "way is lost, connecting again",
+            address,
+            self._socket.get(zmq.SocketOption.MAXMSGSIZE),
+        )
+        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
+            self._socket.disconnect(address)
+        self._socket.connect(address)
+        self.poke()
