@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import attrs
 import pytest
+import pytest_twisted
 from click.testing import CliRunner
 from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser
@@ -167,6 +169,23 @@ def test_what_the_page_of_async_handlers_says_of_them() -> None:
         assert t.published("hashes.7") == [hash(b"abcd")]
 
 
+@pytest_twisted.ensureDeferred
+async def test_what_the_page_of_other_sockets_says_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """The jobs are done, the questions answered, the options taken, and the service starts and stops."""
+    from twisted.internet import reactor
+
+    with executed(HOW_TO / "other-sockets.md") as page:
+        await page.pipeline(reactor)
+        assert await page.questions(reactor) == ["1.25", "unknown"]
+        pull = page.impatient(reactor)
+        page.watch(pull)
+        service = page.service(reactor)
+        service.startService()
+        service.stopService()
+        pull.close()
+    assert capsys.readouterr().out == "done: b'one'\ndone: b'two'\n"
+
+
 @pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
 def test_what_the_page_of_attached_handlers_says_of_them(capsys: pytest.CaptureFixture[str], reactor: Any) -> None:
     """A room is heard from its entering to its leaving, and a stream until somebody says bye."""
@@ -232,7 +251,7 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """I write the files of the page, type its commands in as many terminals, and see what it shows, until Ctrl+C."""
     write_files(page, tmp_path)
     with ExitStack() as terminals:
-        children: list[Child] = []
+        children: list[tuple[Child, signal.Signals | None]] = []
         for block in blocks(page):
             if block.language != "console":
                 continue
@@ -241,9 +260,9 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
             child = terminals.enter_context(Child("-m", *shlex.split(command[2:]), cwd=tmp_path))
             for line in shown:
                 assert child.line_with(line) == line
-            children.append(child)
-        for child in children:
-            assert child.end() == 0, child.err
+            children.append((child, None if "--for" in command else signal.SIGINT))
+        for child, number in children:
+            assert child.end(number) == 0, child.err
 
 
 def test_the_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
@@ -345,7 +364,7 @@ def test_the_tables_of_patterns_hold(page: Path) -> None:
 def test_the_tables_of_options_hold() -> None:
     """Every option that zroute sets is on the page, with its value and its reason, and no other."""
     page = ROOT / "docs" / "reference" / "options.md"
-    options = {*zroute.options.subscriber_options(), *zroute.options.publisher_options()}
+    options = {option for kind in ("SUB", "XPUB", "PUSH", "ROUTER") for option in zroute.options.socket_options(kind)}
     shown = {tuple(row) for row in rows(page, "option")}
     assert shown == {(f"`{each.name}`", f"{each.value:,}", each.why) for each in options}
     for name, value, _what in rows(page, "limit"):

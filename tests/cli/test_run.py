@@ -162,6 +162,21 @@ def test_logs_as_json_can_be_parsed(tmp_path: Path) -> None:
     assert "raise ValueError('no')" in failed["error"]
 
 
+def test_the_log_shows_what_happens_to_connections(tmp_path: Path) -> None:
+    """With --log-level debug I see when peers come and go, with address and event."""
+    endpoint = free_endpoint()
+    source = LOOP.replace("App()", f"App(sub='{endpoint}', pub='tcp://127.0.0.1:*')")
+    options = ("--app-dir", str(module(tmp_path, source)), "--log-level", "debug")
+    with Child("-m", "zroute", "run", "quotes", *options) as child:
+        child.line_with(f"SubConnection {endpoint}: connect_retried, the next attempt is in", stream="err")
+        with Child("-m", "zroute", "pub", endpoint, "tick", "5", "--wait", "30s") as publisher:
+            child.line_with(f"SubConnection {endpoint}: handshake_succeeded", stream="err")
+            assert publisher.end(None) == 0
+        child.line_with(f"SubConnection {endpoint}: disconnected", stream="err")
+        assert any("XPubConnection tcp://127.0.0.1:" in line and "listening" in line for line in child.err)
+        assert child.end(signal.SIGTERM) == 0
+
+
 def test_the_log_level_is_kept(tmp_path: Path) -> None:
     """At --log-level error a good run says nothing."""
     done = zroute("run", "quotes", "--for", "50ms", "--log-level", "error", cwd=module(tmp_path, LOOP))

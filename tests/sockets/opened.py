@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
@@ -13,6 +13,8 @@ from tests.support import PATIENCE
 from zroute.endpoints import parse_endpoint
 from zroute.sockets.connection import Connection, Drain
 from zroute.sockets.pubsub import SubConnection, XPubConnection
+
+C = TypeVar("C")
 
 
 class Sockets:
@@ -23,18 +25,21 @@ class Sockets:
         self.context.set(zmq.ContextOption.MAX_SOCKETS, 10_000)
         self._open: list[Any] = []
 
+    def make(self, kind: type[C], *arguments: Any, **options: Any) -> C:
+        """One of zroute's connections."""
+        connection = kind(reactor, *arguments, context=self.context, **options)
+        self._open.append(connection)
+        return connection
+
     def sub(self, drain: Drain | Mailbox[bytes]) -> SubConnection:
         """A SubConnection whose messages go to a drain, or into a mailbox."""
-        connection = SubConnection(reactor, list, context=self.context)
+        connection = self.make(SubConnection, list)
         connection.drain = into(drain) if isinstance(drain, Mailbox) else drain
-        self._open.append(connection)
         return connection
 
     def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> XPubConnection:
         """An XPubConnection."""
-        connection = XPubConnection(reactor, on_change, context=self.context)
-        self._open.append(connection)
-        return connection
+        return self.make(XPubConnection, on_change)
 
     def raw(self, kind: int) -> Any:
         """A socket that knows nothing of zroute, without high-water marks."""

@@ -72,8 +72,8 @@ class PersistentConnection(Connection):
     def _connect_again(self, address: str) -> None:
         del self._given_up[address]
         _log.warning(
-            "%s: the connection was ended by a protocol error, such as a part of more than %d bytes; what was under "
-            "way is lost, connecting again",
+            "%s: the connection was ended by a protocol error, such as a part of more than %d bytes, or a socket of a "
+            "kind that does not fit; what was under way is lost, connecting again",
             address,
             self._socket.get(zmq.SocketOption.MAXMSGSIZE),
         )

@@ -1,0 +1,94 @@
+"""What libzmq's monitor tells of a socket's connections."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.running import Mailbox, turns
+from tests.sockets.opened import Sockets, bound
+from tests.support import free_endpoint
+from zroute.errors import EndpointError
+from zroute.sockets.events import SocketEvent
+from zroute.sockets.pipeline import PullConnection, PushConnection
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_life_of_a_connection_is_told_on_both_sides(sockets: Sockets) -> None:
+    """Listening, accepted, connected, handshake, disconnected: with the address of the endpoint."""
+    server, client = Mailbox[SocketEvent](), Mailbox[SocketEvent]()
+    push, pull = sockets.make(PushConnection), sockets.make(PullConnection, list)
+    push.watch(server.put)
+    pull.watch(client.put)
+    address = push.open("tcp://127.0.0.1:*")
+    pull.open(address)
+    await turns(lambda: any(event.name == "handshake_succeeded" for event in client.items))
+    pull.close()
+    await turns(lambda: any(event.name == "disconnected" for event in server.items))
+    assert [event.name for event in server.items][:3] == ["listening", "accepted", "handshake_succeeded"]
+    names = [event.name for event in client.items]
+    assert names.index("connected") < names.index("handshake_succeeded")
+    assert {event.address for event in client.items} == {address}
+    assert str(server.items[0]) == f"{address}: listening"
+
+
+@pytest_twisted.ensureDeferred
+async def test_attempts_in_vain_are_told_with_the_time_of_the_next(sockets: Sockets) -> None:
+    """Nobody listens there: I see each attempt, and in how many milliseconds the next one comes."""
+    seen, pull = Mailbox[SocketEvent](), sockets.make(PullConnection, list, reconnect_ivl=10)
+    pull.watch(seen.put)
+    pull.open(free_endpoint())
+    await turns(lambda: any(event.name == "connect_retried" for event in seen.items))
+    (event, *_) = (event for event in seen.items if event.name == "connect_retried")
+    assert str(event).endswith(f"connect_retried, the next attempt is in {event.value} ms")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_bind_is_told_and_raised_with_the_same_reason(sockets: Sockets) -> None:
+    """Watching a connection does not spoil the error that open raises."""
+    address, seen = bound(sockets.raw(zmq.PUSH)), Mailbox[SocketEvent]()
+    push = sockets.make(PushConnection)
+    push.watch(seen.put)
+    with pytest.raises(EndpointError, match="another program uses it"):
+        push.open(address)
+    assert any(str(event).endswith(": bind_failed (Address already in use)") for event in seen.items)
+    assert push.endpoints == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_fails_is_told(sockets: Sockets) -> None:
+    """A peer wants encryption that we do not have: I read so, instead of wondering why nothing comes."""
+    seen, pull = Mailbox[SocketEvent](), sockets.make(PullConnection, list)
+    pull.watch(seen.put)
+    raw = sockets.raw(zmq.PUSH)
+    public, raw.curve_secretkey = zmq.curve_keypair()
+    raw.curve_publickey = raw.curve_serverkey = public
+    raw.connect(pull.open("bind:tcp://127.0.0.1:*"))
+    await turns(lambda: any(event.name.startswith("handshake_failed") for event in seen.items))
+    (event, *_) = (event for event in seen.items if event.name.startswith("handshake_failed"))
+    assert str(event).endswith("handshake_failed_protocol (PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_watcher_that_fails_spoils_nothing(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is logged, and the other watchers are told all the same."""
+    seen, push = Mailbox[SocketEvent](), sockets.make(PushConnection)
+
+    def fails(event: SocketEvent) -> None:
+        raise ValueError("mine")
+
+    push.watch(fails)
+    push.watch(seen.put)
+    push.open("tcp://127.0.0.1:*")
+    assert [event.name for event in await seen.until(1)] == ["listening"]
+    assert "a function that watches the connections of" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["disconnect", "unbind"])
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_open_cannot_be_taken_back(sockets: Sockets, method: str) -> None:
+    """The error says which address is expected."""
+    push = sockets.make(PushConnection)
+    with pytest.raises(EndpointError, match=rf"can't {method} tcp://127.0.0.1:1: it is not open: give the address"):
+        getattr(push, method)("tcp://127.0.0.1:1")

@@ -1,0 +1,206 @@
+"""Messages of parts: what is sent, what can't be, and what becomes of a handler's failure."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tests.running import Mailbox, reactor, turns
+from tests.sockets.opened import Sockets, bound
+from tests.support import free_endpoint
+from zroute.errors import HighWaterMarkError, NotRunningError
+from zroute.options import MAX_PARTS
+from zroute.sockets.pipeline import PullConnection, PushConnection
+from zroute.sockets.router_dealer import DealerConnection
+
+
+async def pair(sockets: Sockets, on_message: Any, **options: Any) -> tuple[PushConnection, PullConnection]:
+    """A PUSH that can send, and its PULL."""
+    pull = sockets.make(PullConnection, on_message, **options)
+    push = sockets.make(PushConnection)
+    pull.open(push.open("tcp://127.0.0.1:*"))
+    await push.when_writable()
+    return push, pull
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_parts_of_a_message_stay_together(sockets: Sockets) -> None:
+    """What I send as three parts is one message of three parts; bytes-like parts are as good as bytes."""
+    box = Mailbox[list[bytes]]()
+    push, pull = await pair(sockets, box.put)
+    push.send(b"one")
+    push.send(b"a", b"", bytearray(b"c"), memoryview(b"d"))
+    push.send(memoryview(b"last"))
+    assert await box.until(3) == [[b"one"], [b"a", b"", b"c", b"d"], [b"last"]]
+    assert (pull.received, pull.malformed, pull.failed) == (3, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_text_is_refused_at_the_caller_and_leaves_nothing_behind(sockets: Sockets) -> None:
+    """A str part is a TypeError, no half of the message travels, and the next one arrives whole."""
+    box = Mailbox[list[bytes]]()
+    push, _pull = await pair(sockets, box.put)
+    for parts in (("text",), (b"a", "text"), (b"a", "text", b"c")):
+        with pytest.raises(TypeError):
+            push.send(*parts)  # type: ignore[arg-type]
+    push.send(b"whole", b"message")
+    assert await box.until(1) == [[b"whole", b"message"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_number_of_parts_is_bounded_on_both_sides(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
+    """Too many are a ValueError where they are sent, and logged and counted where they arrive all the same."""
+    box = Mailbox[list[bytes]]()
+    push, pull = await pair(sockets, box.put)
+    for parts in ([], [b""] * (MAX_PARTS + 1)):
+        with pytest.raises(ValueError, match=f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}"):
+            push.send(*parts)
+    raw = sockets.raw(zmq.PUSH)
+    pull.open("connect:" + bound(raw))
+    raw.send_multipart([b"first"] + [b"x"] * 10_000)
+    raw.send_multipart([b"y"] * MAX_PARTS)
+    assert await box.until(1) == [[b"y"] * MAX_PARTS]
+    assert pull.malformed == 1
+    assert f"more than {MAX_PARTS} parts (b'first')" in caplog.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_nobody_takes_is_an_error_at_the_sender(sockets: Sockets) -> None:
+    """With nobody there, and with a full queue, send raises; when_writable says when to go on; nothing is lost."""
+    push = sockets.make(PushConnection, sndhwm=1)
+    address = push.open("inproc://jobs")
+    with pytest.raises(HighWaterMarkError, match=r"PushConnection inproc://jobs: nobody is connected, or the queues"):
+        push.send(b"0")
+    box = Mailbox[list[bytes]]()
+    pull = sockets.make(PullConnection, box.put, rcvhwm=1)
+    pull.pause()
+    pull.open(address)
+    await push.when_writable()
+    sent = 0
+    while push.try_send([b"%d" % sent]):
+        sent += 1
+    assert sent == 2  # inproc has one queue, as long as both marks together
+    writable = push.when_writable()
+    pull.resume()
+    await writable
+    push.send(b"%d" % sent)
+    assert await box.until(3) == [[b"0"], [b"1"], [b"2"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_sender_that_waits_can_give_up_or_is_told_of_the_end(sockets: Sockets) -> None:
+    """when_writable can be cancelled, and fails when the connection is closed; so does send."""
+    push = sockets.make(PushConnection)
+    push.open(free_endpoint())
+    errors: list[Any] = []
+    first, second = push.when_writable(), push.when_writable()
+    for waiting in (first, second):
+        waiting.addErrback(lambda failure: errors.append(failure.type.__name__))
+    first.cancel()
+    push.close()
+    assert errors == ["CancelledError", "NotRunningError"]
+    with pytest.raises(NotRunningError, match="this PushConnection is closed"):
+        push.send(b"x")
+    with pytest.raises(NotRunningError):
+        await push.when_writable()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_waiting_sender_does_not_keep_the_reactor_busy(sockets: Sockets) -> None:
+    """Waiting costs nothing: the socket is looked at when something happens, not all the time."""
+    dealer = sockets.make(DealerConnection, list)
+    dealer.open("connect:" + free_endpoint())
+    looks = []
+    original = dealer.doRead
+    dealer.doRead = lambda: (looks.append(1), original())  # type: ignore[method-assign, assignment, return-value, func-returns-value]
+    waiting = dealer.when_writable()
+    waiting.addErrback(lambda _: None)
+    passed: Deferred[None] = Deferred()
+    reactor.callLater(0.3, passed.callback, None)
+    await passed
+    assert len(looks) < 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failing_handler_is_logged_and_counted(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
+    """What it raises, what its Deferred or coroutine fails with: never lost, and the next message is handled."""
+    box = Mailbox[bytes]()
+
+    async def later() -> None:
+        await succeed(None)
+        raise LookupError("in the coroutine")
+
+    def handle(parts: list[bytes]) -> object:
+        box.put(parts[0])
+        if parts[0] == b"raise":
+            raise KeyError("at once")
+        if parts[0] == b"deferred":
+            return fail(OSError("in the Deferred"))
+        return later() if parts[0] == b"coroutine" else "no awaitable"
+
+    push, pull = await pair(sockets, handle)
+    for part in (b"raise", b"deferred", b"coroutine", b"fine"):
+        push.send(part)
+    await box.until(4)
+    await turns(lambda: pull.failed == 3)
+    texts = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert texts == ["'at once'", "in the Deferred", "in the coroutine"]
+    assert "PullConnection tcp://127.0.0.1:" in caplog.text
+    assert "handle() failed" in caplog.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_failures_by_the_thousand_do_not_fill_the_log(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
+    """Five in full, the number of the others when the connection is closed at the latest; all are counted."""
+    box = Mailbox[list[bytes]]()
+
+    def handle(parts: list[bytes]) -> None:
+        box.put(parts)
+        raise ValueError("no")
+
+    push, pull = await pair(sockets, handle)
+    for _ in range(100):
+        push.send(b"x")
+    await turns(lambda: pull.failed == 100)
+    pull.close()
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(messages) == 6
+    assert messages[-1].endswith("failed: 95 more like these, not shown")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_close_its_own_connection(sockets: Sockets) -> None:
+    """It gets no further message, and nothing breaks."""
+    box = Mailbox[list[bytes]]()
+
+    def handle(parts: list[bytes]) -> None:
+        box.put(parts)
+        pull.close()
+
+    push, pull = await pair(sockets, handle)
+    for _ in range(10):
+        push.send(b"x")
+    assert await box.until(1) == [[b"x"]]
+    await turns(lambda: pull.closed)
+    assert pull.received == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_giant_part_cuts_the_connection_which_comes_back(
+    sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A part over maxmsgsize does not fill my memory; it is said, and the sender is connected to again."""
+    box, raw = Mailbox[list[bytes]](), sockets.raw(zmq.PUSH)
+    pull = sockets.make(PullConnection, box.put, maxmsgsize=1000)
+    pull.open("connect:" + bound(raw))
+    raw.send(b"x" * 1000)
+    await box.until(1)
+    raw.send(b"x" * 1001)
+    await turns(lambda: "a part of more than 1000 bytes" in caplog.text)
+    raw.send(b"small")
+    assert (await box.until(2))[1] == [b"small"]

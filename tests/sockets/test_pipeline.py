@@ -1,0 +1,75 @@
+"""PUSH and PULL: every job is done once."""
+
+from __future__ import annotations
+
+import pytest_twisted
+import zmq
+
+from tests.running import Mailbox
+from tests.sockets.opened import Sockets, bound
+from tests.support import free_endpoint
+from zroute.errors import HighWaterMarkError
+from zroute.sockets.pipeline import PullConnection, PushConnection
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_job_goes_to_one_worker(sockets: Sockets) -> None:
+    """10,000 jobs for three workers, one of them plain pyzmq's: each is done once, and each has its share."""
+    box = Mailbox[tuple[int, bytes]]()
+    push = sockets.make(PushConnection)
+    address = push.open("tcp://127.0.0.1:*")
+    for number in range(3):
+        worker = sockets.make(PullConnection, lambda parts, number=number: box.put((number, parts[0])))
+        worker.open(address)
+        await push.when_writable()
+    jobs = [b"%d" % number for number in range(10_000)]
+    for job in jobs:
+        while True:
+            try:
+                push.send(job)
+                break
+            except HighWaterMarkError:
+                await push.when_writable()
+    done = await box.until(len(jobs))
+    assert sorted(job for _, job in done) == sorted(jobs)
+    for number in range(3):
+        own = [int(job) for worker, job in done if worker == number]
+        assert own == sorted(own)
+        assert own
+
+
+@pytest_twisted.ensureDeferred
+async def test_both_sides_bind_and_connect_as_i_say(sockets: Sockets) -> None:
+    """A sink that binds collects from a PUSH of zroute and from one of pyzmq."""
+    box = Mailbox[list[bytes]]()
+    sink = sockets.make(PullConnection, box.put)
+    address = sink.open("bind:tcp://127.0.0.1:*")
+    push, raw = sockets.make(PushConnection), sockets.raw(zmq.PUSH)
+    push.open(f"connect:{address}")
+    raw.connect(address)
+    await push.when_writable()
+    push.send(b"ours")
+    raw.send(b"theirs")
+    assert sorted(await box.until(2)) == [[b"ours"], [b"theirs"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_connection_has_several_endpoints(sockets: Sockets) -> None:
+    """Bound and connected ones mixed; each can be taken back by the address that open returned."""
+    box = Mailbox[list[bytes]]()
+    pull, bound_push, raw = sockets.make(PullConnection, box.put), sockets.make(PushConnection), sockets.raw(zmq.PUSH)
+    here, there = pull.open("bind:tcp://127.0.0.1:*"), pull.open(bound(raw))
+    later = pull.open(f"connect:{free_endpoint()}")
+    assert pull.endpoints == [here, there, later]
+    bound_push.open(f"connect:{here}")
+    await bound_push.when_writable()
+    bound_push.send(b"bound")
+    raw.send(b"connected")
+    await box.until(2)
+    pull.disconnect(later)
+    pull.unbind(here)
+    assert pull.endpoints == [there]
+    other = sockets.raw(zmq.PULL)
+    other.bind(here)  # the address is free again
+    raw.send(b"still connected")
+    assert (await box.until(3))[2] == [b"still connected"]

@@ -1,0 +1,65 @@
+"""PUB, SUB, XPUB and XSUB by themselves, without an app."""
+
+from __future__ import annotations
+
+import pytest_twisted
+import zmq
+from twisted.internet.task import deferLater
+
+from tests.running import Mailbox, reactor, turns
+from tests.sockets.opened import Sockets, bound
+from zroute.sockets.pubsub import PubConnection, SubConnection, XPubConnection, XSubConnection
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets) -> None:
+    """One part or several; what has another prefix does not arrive; subscriptions are counted."""
+    box = Mailbox[list[bytes]]()
+    pub, sub = sockets.make(PubConnection), sockets.make(SubConnection, box.put)
+    sub.open(pub.open("tcp://127.0.0.1:*"))
+    sub.subscribe(b"a")
+    sub.subscribe(b"a")
+    sub.unsubscribe(b"a")
+    while not box.items:  # PUB does not say when a subscription has arrived
+        pub.send(b"a0")
+        await deferLater(reactor, 0.001)
+    before = len(box.items)
+    pub.send(b"b", b"not for us")
+    pub.send(b"a1", b"", b"x")
+    await turns(lambda: box.items[-1] == [b"a1", b"", b"x"])
+    assert all(parts == [b"a0"] for parts in box.items[before:-1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Sockets) -> None:
+    """An XPUB tells of both, and what is no subscription goes to its on_message."""
+    changes, others, box = Mailbox[tuple[bytes, bool]](), Mailbox[list[bytes]](), Mailbox[list[bytes]]()
+    xpub = sockets.make(XPubConnection, lambda prefix, there: changes.put((prefix, there)), others.put)
+    xsub = sockets.make(XSubConnection, box.put)
+    xsub.open(xpub.open("tcp://127.0.0.1:*"))
+    xsub.subscribe(b"a")
+    assert await changes.until(1) == [(b"a", True)]
+    assert xpub.subscriptions == {b"a"}
+    xsub.send(b"\2hello")
+    assert await others.until(1) == [[b"\2hello"]]
+    xpub.send(b"a", b"body")
+    xpub.send(b"b")
+    xsub.unsubscribe(b"a")
+    assert (await changes.until(2))[1] == (b"a", False)
+    assert await box.until(1) == [[b"a", b"body"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets) -> None:
+    """What subscribers ask for is passed up, what publishers send is passed down."""
+    box, publisher = Mailbox[list[bytes]](), sockets.raw(zmq.XPUB)
+    front = sockets.make(XSubConnection, lambda parts: back.send(*parts))
+    back = sockets.make(XPubConnection, lambda prefix, there: (front.subscribe if there else front.unsubscribe)(prefix))
+    front.open(bound(publisher))
+    sub = sockets.make(SubConnection, box.put)
+    sub.open(back.open("tcp://127.0.0.1:*"))
+    sub.subscribe(b"x")
+    await turns(lambda: publisher.poll(0))
+    assert publisher.recv() == b"\1x"
+    publisher.send_multipart([b"x1", b"body"])
+    assert await box.until(1) == [[b"x1", b"body"]]
