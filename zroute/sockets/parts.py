@@ -100,6 +100,9 @@ class PartsConnection(PersistentConnection):
 
     def _report(self, kind: str, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
         subject = f"{type(self).__name__} {', '.join(self.endpoints)}"
+        if self.closed:  # the timer of a summary would outlive the connection
+            _log.log(level, f"%s: {text}", subject, *args, exc_info=error)
+            return
         self._reports(kind, f"{subject}: {kind}", level, f"%s: {text}", subject, *args, error=error)
 
 
