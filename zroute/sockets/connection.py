@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from time import perf_counter
@@ -21,12 +21,13 @@ from weakref import WeakSet
 
 import zmq
 import zmq.backend
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zroute.endpoints import Endpoint, parse_endpoint
-from zroute.errors import EndpointError, ForkedContextError
+from zroute.errors import EndpointError, ForkedContextError, NotRunningError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 from zroute.sockets.events import OnEvent, parse_event
 
@@ -39,6 +40,8 @@ _log = logging.getLogger("zroute.sockets")
 
 _OLDEST_LIBZMQ = (4, 3, 5)  # what the algorithm and the options were measured with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
+_LAST = zmq.DONTWAIT.value
+_MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
 # The Cython methods themselves: pyzmq's Python layer over them costs half a send again.
 _recv = zmq.backend.Socket.recv
@@ -85,6 +88,7 @@ class Connection:
         self._monitor: Connection | None = None
         self._watchers: tuple[OnEvent, ...] = ()
         self._refused = 0
+        self._waiting: list[Deferred[None]] = []
         _connections.add(self)
         reactor.addReader(self)
         self.poke()  # libzmq wakes only a reader that has met an empty queue
@@ -195,14 +199,23 @@ class Connection:
                 if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
                     size = READ_SLICE * 4
         except zmq.Again:
-            if self._poke is None:  # nothing has touched the socket since
+            if self._poke is None and not self._waiting:  # nothing has touched the socket since
                 return
         except zmq.ZMQError as error:
             self._failed(error)
         except Exception:  # the reactor would drop the socket for it
             _log.exception("zroute itself failed over a message; please report this. Reading goes on")
-        if self.readable() and not self.paused:
+        if not self.closed:
+            self._look()
+
+    def _look(self) -> None:
+        events = self._events()
+        if events & zmq.PollEvent.POLLIN and not self.paused:
             self.poke()
+        if self._waiting and events & zmq.PollEvent.POLLOUT:
+            ready, self._waiting = self._waiting, []
+            for waiting in ready:
+                waiting.callback(None)
 
     def _failed(self, error: zmq.ZMQError) -> None:
         """Another error than EAGAIN: where the socket or its context is gone, so is the connection."""
@@ -224,6 +237,39 @@ class Connection:
     def readable(self) -> bool:
         """Whether a message waits, whatever `paused` says."""
         return not self.closed and bool(self._events() & zmq.PollEvent.POLLIN)
+
+    # -- sending --------------------------------------------------------------------------------------
+
+    def try_send(self, parts: Sequence[bytes]) -> bool:
+        """Send the parts of a message, all or none; False while no peer takes it. The connection is open."""
+        send, last = self._send, len(parts) - 1
+        if last and not all(isinstance(part, bytes) for part in parts):
+            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here leaves no half of a message behind
+        self.poke()
+        try:  # parts travel together (zmq_msg_send(3)): only the first can be refused
+            for part in parts[:last]:
+                send(part, _MORE)
+            send(parts[last], _LAST)
+        except zmq.Again:
+            return False
+        return True
+
+    def when_writable(self) -> Deferred[None]:
+        """Fires when a peer takes a message, at the earliest in the reactor's next turn.
+
+        All who wait are told at once, so another may have filled the queue meanwhile. It fails with
+        NotRunningError when the connection is closed, and may be cancelled.
+        """
+        if self.closed:
+            return fail(NotRunningError(f"this {type(self).__name__} is closed"))
+        waiting: Deferred[None] = Deferred(self._waiting_no_more)
+        self._waiting.append(waiting)
+        self.poke()
+        return waiting
+
+    def _waiting_no_more(self, waiting: Deferred[None]) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
 
     # -- state ----------------------------------------------------------------------------------------
 
@@ -259,6 +305,9 @@ class Connection:
                 self._socket.disable_monitor()
             self._monitor.close(LINGER_ABORT)
         self._socket.close(linger)
+        left, self._waiting = self._waiting, []
+        for waiting in left:
+            waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
 
     def forked(self) -> None:
         """This is a child of the process that opened the socket: refuse everything, and touch nothing.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Unpack, cast
 
 import zmq
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
@@ -27,8 +26,6 @@ OnMessage = Callable[[list[bytes]], object]
 """Is called with the parts of each message. What it returns, if it can be awaited, is awaited."""
 
 _FIRST_BYTES = 48  # of a part, in a log line
-_LAST = zmq.DONTWAIT.value
-_MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
 
 class PartsConnection(PersistentConnection):
@@ -109,17 +106,6 @@ class PartsConnection(PersistentConnection):
 class SendingConnection(PartsConnection):
     """A `PartsConnection` that also sends, and tells its owner when it can't."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        on_message: OnMessage,
-        *,
-        context: zmq.Context[Any] | None = None,
-        **options: Unpack[SocketOptions],
-    ) -> None:
-        super().__init__(reactor, on_message, context=context, **options)
-        self._waiting: list[Deferred[None]] = []
-
     def send(self, *parts: bytes) -> None:
         """Send a message of one part or more, at once or not at all.
 
@@ -128,64 +114,13 @@ class SendingConnection(PartsConnection):
         """
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+        if not 0 < len(parts) <= MAX_PARTS:
+            raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}")
         if not self.try_send(parts):
             raise HighWaterMarkError(
                 f"{type(self).__name__} {', '.join(self.endpoints)}: nobody is connected, or the queues of all peers "
                 f"are full (sndhwm): await when_writable(), and send then"
             )
-
-    def when_writable(self) -> Deferred[None]:
-        """Fires when a peer takes a message, at the earliest in the reactor's next turn.
-
-        All who wait are told at once, so another may have filled the queue meanwhile. It fails with
-        NotRunningError when the connection is closed, and may be cancelled.
-        """
-        if self.closed:
-            return fail(NotRunningError(f"this {type(self).__name__} is closed"))
-        waiting: Deferred[None] = Deferred(self._waiting_no_more)
-        self._waiting.append(waiting)
-        self.poke()
-        return waiting
-
-    def doRead(self) -> None:  # noqa: N802  # Twisted's name
-        """See `Connection.doRead`."""
-        super().doRead()
-        if not self._waiting or self.closed:
-            return
-        events = self._events()
-        if events & zmq.PollEvent.POLLIN and not self.paused:
-            self.poke()
-        if events & zmq.PollEvent.POLLOUT:
-            ready, self._waiting = self._waiting, []
-            for waiting in ready:
-                waiting.callback(None)
-
-    def close(self, linger: int | None = None) -> None:
-        """See `Connection.close`."""
-        super().close(linger)
-        left, self._waiting = self._waiting, []
-        for waiting in left:
-            waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
-
-    def _waiting_no_more(self, waiting: Deferred[None]) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-
-    def try_send(self, parts: Sequence[bytes]) -> bool:
-        """`send`, but False where it raises HighWaterMarkError."""
-        send, last = self._send, len(parts) - 1
-        if not 0 <= last < MAX_PARTS:
-            raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {last + 1}")
-        if last and not all(isinstance(part, bytes) for part in parts):
-            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here leaves no half of a message behind
-        self.poke()
-        try:  # parts travel together (zmq_msg_send(3)): only the first can be refused
-            for part in parts[:last]:
-                send(part, _MORE)
-            send(parts[last], _LAST)
-        except zmq.Again:
-            return False
-        return True
 
 
 def _all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:

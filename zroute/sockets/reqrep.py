@@ -149,13 +149,14 @@ class Requests:
         """One lane less; its owner has called `Lane.lost` if that is what happened."""
         self._lanes.remove(lane)
 
-    def make(self, parts: Sequence[bytes], timeout: float | None) -> Deferred[list[bytes]]:
+    def make(self, parts: Sequence[bytes], timeout: float | None, id: bytes | None = None) -> Deferred[list[bytes]]:
         """Send ``parts`` when a lane has room; fires with the parts of the reply.
 
         It fails after ``timeout`` seconds, if there is one, and may be cancelled; what is not sent by then
-        never is.
+        never is. ``id`` is one that no other request has, by default of 16 bytes.
         """
-        id = self._first + _NUMBER.pack(next(self._numbers))
+        if id is None:
+            id = self._first + _NUMBER.pack(next(self._numbers))
         request = _Unanswered(id, (id, b"", *parts), timeout)
         reply: Deferred[list[bytes]] = Deferred(lambda _: self._give_up(request))
         request.reply = reply
