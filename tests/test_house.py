@@ -60,6 +60,14 @@ ORDER = [
     "sockets.service",
     "sockets.lossless",
     "sockets.transport",
+    "txzmq.compat",
+    "txzmq.factory",
+    "txzmq.connection",
+    "txzmq.pubsub",
+    "txzmq.pushpull",
+    "txzmq.req_rep",
+    "txzmq.router_dealer",
+    "txzmq",
     "resources",
     "attached",
     "app",
@@ -163,7 +171,10 @@ def test_nothing_above_the_sockets_knows_zeromq(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in modules() if name != "runner"])
 def test_only_the_runner_touches_the_global_reactor(name: str) -> None:
-    """Everything else takes the reactor as an argument, so that any Twisted program can embed it."""
+    """Everything else takes the reactor as an argument, so that any Twisted program can embed it.
+
+    The default of a ZmqFactory is the global one, as it is txZMQ's, and is looked up when it is asked for.
+    """
     assert "twisted.internet.reactor" not in imports(parsed(name), nested=True)
 
 

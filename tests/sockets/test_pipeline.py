@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest_twisted
 import zmq
 
-from tests.running import Mailbox
+from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound
 from tests.support import free_endpoint
 from zroute.errors import HighWaterMarkError
@@ -70,6 +70,14 @@ async def test_one_connection_has_several_endpoints(sockets: Sockets) -> None:
     pull.unbind(here)
     assert pull.endpoints == [there]
     other = sockets.raw(zmq.PULL)
-    other.bind(here)  # the address is free again
+
+    def free() -> bool:
+        try:
+            other.bind(here)
+        except zmq.ZMQError:  # libzmq's own thread has not closed it yet
+            return False
+        return True
+
+    await turns(free)
     raw.send(b"still connected")
     assert (await box.until(3))[2] == [b"still connected"]

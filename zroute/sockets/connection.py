@@ -40,6 +40,7 @@ _log = logging.getLogger("zroute.sockets")
 
 _OLDEST_LIBZMQ = (4, 3, 5)  # what the algorithm and the options were measured with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
+_SEND_ONLY = (zmq.PUSH, zmq.PUB)
 _LAST = zmq.DONTWAIT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
@@ -76,7 +77,7 @@ class Connection:
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         self._reactor = reactor
-        self.drain = drain
+        self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
         self._poke: Any = None
         self.paused = False
         self.closed = False
@@ -207,6 +208,11 @@ class Connection:
             _log.exception("zroute itself failed over a message; please report this. Reading goes on")
         if not self.closed:
             self._look()
+
+    def _drain_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        """In place of a recv where a socket has none: libzmq does its work in any call."""
+        self._events()
+        raise zmq.Again
 
     def _look(self) -> None:
         events = self._events()

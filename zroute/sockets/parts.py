@@ -82,11 +82,6 @@ class PartsConnection(PersistentConnection):
             if self.closed:  # by what was just called
                 return
 
-    def _drain_nothing(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        """In place of a recv where a socket has none: libzmq does its work in any call."""
-        self._events()
-        raise zmq.Again
-
     def _errback(self, failure: Failure) -> None:
         if not was_cancelled(failure.value):
             self._fail(failure.value)

@@ -27,7 +27,6 @@ class PushConnection(SendingConnection):
         self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
     ) -> None:
         super().__init__(reactor, list, context=context, **options)
-        self.drain = self._drain_nothing
 
 
 class PullConnection(PartsConnection):

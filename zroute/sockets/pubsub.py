@@ -66,7 +66,6 @@ class PubConnection(SendingConnection):
         self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
     ) -> None:
         super().__init__(reactor, list, context=context, **options)
-        self.drain = self._drain_nothing
 
 
 class XPubConnection(SendingConnection):

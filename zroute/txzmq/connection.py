@@ -1,0 +1,205 @@
+"""ZmqConnection: a ZeroMQ socket whose messages come to a method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import zmq
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.interfaces import IFileDescriptor, IReadDescriptor
+from twisted.python import log
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
+from zroute.delivery.reports import Reports
+from zroute.errors import EnvelopeError, NotRunningError
+from zroute.sockets.connection import Connection
+from zroute.txzmq.factory import ZmqFactory
+
+__all__ = ["ZmqConnection", "ZmqEndpoint", "ZmqEndpointType"]
+
+_DONTWAIT = zmq.DONTWAIT.value
+_FIRST_BYTES = 48  # of a message, in a log line
+
+
+class ZmqEndpointType:
+    """What an endpoint does."""
+
+    bind = "bind"
+    connect = "connect"
+
+
+class ZmqEndpoint(NamedTuple):
+    """``type`` is one of `ZmqEndpointType`, ``address`` as libzmq has it."""
+
+    type: str
+    address: str
+
+
+class _TwistedLog(logging.Logger):
+    """Log lines in Twisted's log, where programs of txZMQ have theirs."""
+
+    def log(self, level: int, msg: object, *args: object, **more: Any) -> None:
+        log.msg(f"{logging.getLevelName(level)}: {str(msg) % args}")
+
+
+@implementer(IReadDescriptor, IFileDescriptor)
+class ZmqConnection(Connection):
+    """A socket of ``socketType``, bound or connected to ``endpoint`` and to what `addEndpoints` adds.
+
+    Subclasses implement `messageReceived`, or what their base class makes of it. What it raises is logged and
+    counted in ``failed``; what it returns, if it can be awaited, is awaited, and its failure logged. Messages of a
+    form that is not expected are logged and counted in ``malformed``.
+
+    Options are attributes of the class, read when a connection is made: ``highWaterMark`` (messages in each
+    direction, 0 for no limit), ``tcpKeepalive`` (1 to have it), ``tcpKeepaliveIdle`` and ``tcpKeepaliveInterval``
+    (seconds), ``tcpKeepaliveCount``, ``reconnectInterval`` and ``reconnectIntervalMax`` (ms), ``multicastRate``
+    (kilobits per second); 0 leaves libzmq's own default. ``allowLoopbackMulticast`` has no effect since libzmq 3.
+    """
+
+    socketType: int | None = None
+    allowLoopbackMulticast = False
+    multicastRate = 100
+    highWaterMark = 0
+    tcpKeepalive = 0
+    tcpKeepaliveCount = 0
+    tcpKeepaliveIdle = 0
+    tcpKeepaliveInterval = 0
+    reconnectInterval = 100
+    reconnectIntervalMax = 0
+
+    endpoints: list[ZmqEndpoint]  # type: ignore[assignment]
+
+    def __init__(
+        self, factory: ZmqFactory, endpoint: ZmqEndpoint | None = None, identity: bytes | str | None = None
+    ) -> None:
+        if self.socketType is None:
+            raise TypeError(f"{type(self).__name__} has no socketType: set it to zmq.PULL or another one of ZeroMQ's")
+        if factory.context is None:
+            raise NotRunningError(f"{factory!r} was shut down: make a new one for new connections")
+        self.factory = factory
+        self.identity = identity
+        socket: zmq.Socket[Any] = factory.context.socket(self.socketType)
+        for option, value in self._options():
+            socket.set(option, value)
+        super().__init__(factory.reactor, socket, self._deliver)
+        self.socket: zmq.Socket[Any] | None = socket
+        self.fd = self.fileno()
+        self.malformed = self.failed = 0
+        self._on_loop = isinstance(factory.reactor, AsyncioSelectorReactor)
+        self._reports = Reports(_TwistedLog("zroute.txzmq"), factory.reactor)
+        factory.connections.add(self)
+        if endpoint is not None:
+            try:
+                self.addEndpoints([endpoint])
+            except BaseException:
+                self.shutdown()  # an exception that is kept alive would otherwise keep the socket open
+                raise
+
+    def _options(self) -> Iterable[tuple[zmq.SocketOption, Any]]:
+        option = zmq.SocketOption
+        yield option.LINGER, self.factory.lingerPeriod
+        yield option.RATE, self.multicastRate
+        yield option.SNDHWM, self.highWaterMark
+        yield option.RCVHWM, self.highWaterMark
+        yield option.RECONNECT_IVL, self.reconnectInterval
+        yield option.RECONNECT_IVL_MAX, self.reconnectIntervalMax
+        keepalive = {
+            option.TCP_KEEPALIVE: self.tcpKeepalive,
+            option.TCP_KEEPALIVE_CNT: self.tcpKeepaliveCount,
+            option.TCP_KEEPALIVE_IDLE: self.tcpKeepaliveIdle,
+            option.TCP_KEEPALIVE_INTVL: self.tcpKeepaliveInterval,
+        }
+        yield from ((name, value) for name, value in keepalive.items() if value)
+        if self.identity is not None:
+            yield option.IDENTITY, as_bytes(self.identity)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.factory!r}, {self.endpoints!r})"
+
+    def addEndpoints(self, endpoints: Iterable[ZmqEndpoint]) -> None:
+        """Bind or connect to more; raises zmq.ZMQError for one that can't be."""
+        for endpoint in endpoints:
+            if endpoint.type not in ("bind", "connect"):
+                raise ValueError(f"an endpoint's type is 'bind' or 'connect', not {endpoint.type!r}")
+            change = self._socket.bind if endpoint.type == ZmqEndpointType.bind else self._socket.connect
+            change(endpoint.address)
+            self.endpoints.append(endpoint)
+        self.poke()
+
+    def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
+        """Send one part, or a list of parts; text as UTF-8. Raises zmq.Again where libzmq does not take it."""
+        self._check_open()
+        parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
+        if not self.try_send(parts):
+            raise zmq.Again
+
+    def messageReceived(self, message: list[bytes]) -> Any:
+        """Is called with the parts of each message."""
+        raise NotImplementedError(self)
+
+    def shutdown(self) -> None:
+        """Close the socket; calling it twice is nothing."""
+        self.factory.connections.discard(self)
+        if not self.closed:
+            self.close(self.factory.lingerPeriod)
+            self._reports.close()
+            self.socket = None
+
+    def logPrefix(self) -> str:
+        """How Twisted's log names this connection."""
+        return "ZMQ"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gave the descriptor up."""
+        self.shutdown()
+
+    # -- receiving --------------------------------------------------------------------------------------
+
+    def _deliver(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        for _ in range(budget):
+            frame = recv(_DONTWAIT, False)
+            parts = [frame.bytes]
+            while frame.more:
+                frame = recv(_DONTWAIT, False)
+                parts.append(frame.bytes)
+            self._handle(self.messageReceived, parts)
+            if self.closed:
+                return
+
+    def _handle(self, method: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            result = method(*arguments)
+        except EnvelopeError as error:
+            self._malformed(error, arguments)
+        except Exception:
+            self._failed_now()
+        else:
+            if result is not None:
+                self._settle(result)
+
+    def _malformed(self, error: EnvelopeError, what: object) -> None:
+        self.malformed += 1
+        shown = repr(what)[:_FIRST_BYTES]
+        self._reports("malformed", f"{self!r}: malformed", logging.WARNING, "%r: %s (%s…)", self, error, shown)
+
+    def _failed_now(self, failure: Failure | None = None) -> None:
+        self.failed += 1
+        log.err(failure, f"{self!r} failed over a message")  # type: ignore[no-untyped-call]
+
+    def _settle(self, result: Any) -> None:
+        if is_awaitable(result):
+            running = as_deferred(result, asyncio_loop=self._on_loop)
+            running.addErrback(lambda failure: None if was_cancelled(failure.value) else self._failed_now(failure))
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise NotRunningError(f"{self!r} was shut down")
+
+
+def as_bytes(part: bytes | str) -> bytes:
+    """``part``, as UTF-8 if it is text."""
+    return part.encode() if isinstance(part, str) else part

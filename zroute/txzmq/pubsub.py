@@ -1,0 +1,86 @@
+"""Publish and subscribe, with the tag before a NUL in one part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zroute.errors import EnvelopeError
+from zroute.txzmq.connection import ZmqConnection, as_bytes
+
+__all__ = ["ZmqPubConnection", "ZmqSubConnection"]
+
+_DONTWAIT = zmq.DONTWAIT.value
+
+
+class ZmqPubConnection(ZmqConnection):
+    """A PUB socket."""
+
+    socketType = zmq.PUB
+
+    def publish(self, message: bytes | str, tag: bytes | str = b"") -> None:
+        """Send ``tag`` and ``message`` with a NUL between them, to whom has subscribed to a prefix of that."""
+        self.send(as_bytes(tag) + b"\0" + as_bytes(message))
+
+
+class ZmqSubConnection(ZmqConnection):
+    """A SUB socket; subclasses implement `gotMessage`."""
+
+    socketType = zmq.SUB
+
+    def subscribe(self, tag: bytes | str) -> None:
+        """Receive what begins with ``tag``: ``b"news\\0"`` is exactly that tag. Subscriptions are counted."""
+        self._subscription(zmq.SocketOption.SUBSCRIBE, tag)
+
+    def unsubscribe(self, tag: bytes | str) -> None:
+        """Take one `subscribe` back."""
+        self._subscription(zmq.SocketOption.UNSUBSCRIBE, tag)
+
+    def _subscription(self, option: zmq.SocketOption, tag: bytes | str) -> None:
+        self._check_open()
+        self._socket.set(option, as_bytes(tag))
+        self.poke()
+
+    def messageReceived(self, message: list[bytes]) -> Any:
+        """Calls `gotMessage` for ``tag NUL body`` in one part, and for tag and body in two."""
+        if len(message) == 2:
+            return self.gotMessage(message[1], message[0])
+        if len(message) > 1:
+            raise EnvelopeError(f"{len(message)} parts, where a message has one or two")
+        tag, nul, body = message[0].partition(b"\0")
+        if not nul:
+            raise EnvelopeError("one part without a NUL between tag and message")
+        return self.gotMessage(body, tag)
+
+    def gotMessage(self, message: bytes, tag: bytes) -> Any:
+        """Is called with each message and its tag."""
+        raise NotImplementedError(self)
+
+    def _deliver(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        own = getattr(self.messageReceived, "__func__", None)
+        if own is not ZmqSubConnection.messageReceived:
+            super()._deliver(recv, more, budget)
+            return
+        got, several = self.gotMessage, self.messageReceived
+        for _ in range(budget):
+            frame = recv(_DONTWAIT, False)
+            first = frame.bytes
+            tag, nul, body = first.partition(b"\0")
+            if frame.more or not nul:
+                parts = [first]
+                while frame.more:
+                    frame = recv(_DONTWAIT, False)
+                    parts.append(frame.bytes)
+                self._handle(several, parts)
+            else:
+                try:
+                    result = got(body, tag)
+                except Exception:
+                    self._failed_now()
+                else:
+                    if result is not None:
+                        self._settle(result)
+            if self.closed:
+                return
