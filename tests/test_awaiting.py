@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import textwrap
+import warnings
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
@@ -67,6 +69,23 @@ def test_with_a_loop_coroutines_are_tasks() -> None:
         return await as_deferred(handler(), asyncio_loop=True).asFuture(asyncio.get_running_loop())
 
     assert asyncio.run(main()) == "slept"
+
+
+def test_a_task_cancelled_before_it_begins_says_nothing() -> None:
+    """A stop in the very turn in which a timer was due leaves no "coroutine was never awaited" behind."""
+
+    async def main() -> None:
+        deferred = as_deferred(text(), asyncio_loop=True).addErrback(
+            lambda failure: failure.trap(asyncio.CancelledError)
+        )
+        deferred.cancel()
+        await deferred.asFuture(asyncio.get_running_loop())
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_cancelling_cancels_what_is_awaited() -> None:

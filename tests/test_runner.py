@@ -256,6 +256,33 @@ reactor.run()
         assert "app.service(reactor)" in child.out[-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("seconds='2s'", "seconds is '2s', and run takes a number"),
+        ("seconds=-1", "seconds is -1, and run takes a number"),
+        ("max_messages='2'", "max_messages is '2', and run takes a number"),
+        ("drain_timeout='2s'", "drain_timeout is '2s', and run takes a number"),
+        ("sub='tcp://127.0.0.1:5555'", "give addresses to App(sub=…)"),
+        ("reactor='trio'", "there is no reactor 'trio': one of "),
+    ],
+)
+def test_an_option_that_cannot_be_meant_starts_nothing(options: str, says: str) -> None:
+    """A time as on the command line, given to app.run(), raises; the app ran for ever, or could not be stopped."""
+    with Child("-c", HEAD + f"app.subscribe('a')(print)\napp.run({options})\n") as child:
+        assert child.end(None) == 1
+        assert says in child.err[-1]
+
+
+@pytest.mark.parametrize("reactor", ["None", "'asyncio'"])
+def test_run_inside_a_running_loop_is_refused(reactor: str) -> None:
+    """app.run() inside asyncio.run() says where to call it; it held the loop up, or failed inside Twisted."""
+    program = f"import asyncio\nasync def main(): app.run(reactor={reactor}, seconds=0.01)\nasyncio.run(main())\n"
+    with Child("-c", HEAD + "app.subscribe('a')(print)\n" + program) as child:
+        assert child.end(None) == 1
+        assert "call it outside of asyncio.run()" in child.err[-1]
+
+
 def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> None:
     """It is logged like any other error there, and the stop goes on to its end."""
     source = HEAD + "import sys\n@app.on_shutdown\ndef leave(): sys.exit(9)\n"

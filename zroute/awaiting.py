@@ -39,7 +39,10 @@ def as_deferred(awaitable: Awaitable[T], *, asyncio_loop: bool) -> Deferred[T]:
     if isinstance(awaitable, Deferred):
         return awaitable
     if asyncio_loop:
-        return Deferred.fromFuture(asyncio.ensure_future(_guarded(awaitable)))
+        task = asyncio.ensure_future(_guarded(awaitable))
+        if inspect.iscoroutine(awaitable):  # a task that is cancelled before it begins would leave it "never awaited"
+            task.add_done_callback(lambda _: awaitable.close())
+        return Deferred.fromFuture(task)
     if inspect.iscoroutine(awaitable):
         return Deferred.fromCoroutine(awaitable)
     return Deferred.fromCoroutine(_await(awaitable))
@@ -129,7 +132,10 @@ def loop_hint(error: BaseException) -> str:
     if type(error).__name__ in _LOOPLESS or (
         isinstance(error, RuntimeError) and ("no running event loop" in text or "await wasn't used with future" in text)
     ):
-        return " (to await asyncio, run on its loop: zroute run --reactor asyncio)"
+        return (
+            " (to await asyncio, run on its loop: zroute run --reactor asyncio, app.run(reactor='asyncio'), in a test "
+            "TestApp(app, reactor='asyncio'))"
+        )
     if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in text:
         return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
     return ""

@@ -438,7 +438,7 @@ class Run:
             if get_ident() != thread:
                 raise WrongThreadError(
                     f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
-                    "app.from_thread(publication.publish, message)"
+                    "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
                 )
             if len(body) > limit:
                 raise EncodeError(

@@ -60,6 +60,8 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
             raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
         name = "asyncio"
     if name is not None:
+        if name not in REACTORS:
+            raise UsageError(f"there is no reactor {name!r}: one of {', '.join(REACTORS)}")
         module = REACTORS[name]
         installed = sys.modules.get("twisted.internet.reactor")
         if installed is None:
@@ -113,14 +115,28 @@ def run(
 
     ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
     ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
-    Raises what ``app.compile()`` raises, and UsageError for an app given twice or a reactor that ran before.
+    Raises what ``app.compile()`` raises, and UsageError for an option that can't be meant, an app given twice, a
+    reactor that ran before, or a loop of asyncio that runs already.
     """
+    for name, value in (("seconds", seconds), ("max_messages", max_messages), ("drain_timeout", drain_timeout)):
+        if value is not None and not (isinstance(value, int | float) and value >= 0):
+            raise UsageError(f"{name} is {value!r}, and run takes a number that is not negative, as in {name}=10")
+    for name, endpoints in (("sub", sub), ("pub", pub)):
+        if isinstance(endpoints, str):
+            raise UsageError(
+                f"{name} is {endpoints!r}, and run takes a tuple of Endpoints: give addresses to App({name}=…)"
+            )
     if len({id(app) for app in apps}) < len(apps):
         raise UsageError("an app runs once in a process: name each once")
     set_up_logging(log_level, log_format)
     installed = install_reactor(reactor, uvloop=uvloop)
     if installed.running:
         raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
+    if asyncio._get_running_loop() is not None:
+        raise UsageError(
+            "a loop of asyncio runs already, and run() would hold it up: call it outside of asyncio.run(), with "
+            "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
+        )
     try:
         program = _Program(installed, apps, sub, pub, drain_timeout, max_messages)
     except EndpointError as error:

@@ -100,6 +100,7 @@ def test_a_bad_pattern_fails_at_its_line(register: Any, says: str) -> None:
         (lambda routes: routes.every(1)("x"), "every decorates"),
         (lambda routes: routes.on_error(lambda error, envelope: None), "on_error takes exception classes"),
         (lambda routes: routes.on_error(5), "on_error takes exception classes"),
+        (lambda routes: routes.on_error(print), r"not print.*: write @app\.on_error\(ValueError\)"),
         (lambda routes: routes.include("x"), r"include takes a zroute\.Routes"),
         (lambda routes: routes.include(routes), "can't include itself"),
         (lambda routes: routes.every(0), "positive number"),

@@ -340,8 +340,8 @@ class Routes:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise SignatureError(
-                    f"on_error takes exception classes, not {kind!r}: write @app.on_error(ValueError), or "
-                    "@app.on_error() for all",
+                    f"on_error takes exception classes, not {name_of(kind) if callable(kind) else repr(kind)}: write "
+                    "@app.on_error(ValueError), or @app.on_error() for all",
                     where=where,
                 )
 
