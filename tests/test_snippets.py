@@ -222,6 +222,35 @@ def test_the_test_of_the_readme_passes() -> None:
         page.test_a_high_quote_raises_an_alert()
 
 
+@pytest.mark.parametrize("step", ["before", "one line", "after"])
+def test_each_step_of_the_page_on_migration_does_the_same(tmp_path: Path, step: str) -> None:
+    """The program before, with one line changed, and as an App: each says the same of the same messages."""
+    page = HOW_TO / "migrate-from-txzmq.md"
+    written = write_files(page, tmp_path)
+    endpoint = "tcp://127.0.0.1:" + str(_PORT.search(written["before.py"])[0])  # type: ignore[index]
+    if step == "one line":
+        (changed,) = [block.text for block in blocks(page) if "from zroute.txzmq" in block.text]
+        source = written["before.py"].replace(changed.replace("zroute.txzmq", "txzmq"), changed)
+        assert source.count("zroute") == 1
+        (tmp_path / "before.py").write_text(source)
+    command = ("-m", "zroute", "run", "after:app") if step == "after" else ("before.py",)
+    with Child(*command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as program:
+        for topic, price in (
+            ("stocks.LOW", 10.5),
+            ("stocks.HIGH", 1500.5),
+            ("other.HIGH", 2000.5),
+            ("stocks.TOP", 3000.5),
+        ):
+            sending = ("pub", endpoint, topic, f'{{"price": {price}}}', "--wire", "plain", "--wait", "30s")
+            if not topic.startswith("stocks."):
+                sending = (*sending[:-1], "0")
+            with Child("-m", "zroute", *sending) as publisher:
+                assert publisher.end(None) == 0, publisher.err
+        program.line_with("TOP")
+        assert program.out == ["HIGH at 1500.5", "TOP at 3000.5"]
+        assert program.end() == (0 if step == "after" else program.process.returncode)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_the_units_of_the_page_on_systemd_are_sound(tmp_path: Path) -> None:
     """systemd finds nothing to say about the unit files that I copy."""
