@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import count
 from typing import Any
 from unittest import mock
@@ -25,12 +26,10 @@ import msgspec
 import zmq
 from twisted.internet.task import Clock
 
-from zroute import App
+from zroute import App, options
 from zroute.endpoints import Endpoint
 from zroute.messages.wire import framer
-from zroute.options import Option
 from zroute.service import AppService
-from zroute.sockets import pubsub
 
 TOPIC = b"stocks.AAPL"
 BODY = b'{"symbol":"AAPL","price":187.23,"volume":1200}'
@@ -107,9 +106,9 @@ def by_hand(total: int) -> float:
 @contextmanager
 def unlimited_queue() -> Iterator[None]:
     """Let a subscriber queue everything, as the other contestants' sockets do here."""
-    safe = pubsub.subscriber_options
-    unlimited = (Option("RCVHWM", 0, "a benchmark fills the queue before it reads"),)
-    with mock.patch.object(pubsub, "subscriber_options", lambda size: (*safe(size), *unlimited)):
+    unlimited = options.Option("RCVHWM", 0, "a benchmark fills the queue before it reads")
+    chosen = (*options.subscriber_options(), unlimited)
+    with mock.patch.object(options, "subscriber_options", return_value=chosen):
         yield
 
 
@@ -152,10 +151,10 @@ def zroute_receive(total: int, wire: str = "plain") -> float:
     return result
 
 
-def txzmq_receive(total: int) -> float | None:
-    """txZMQ's SUB connection with json.loads and a dict of handlers, as its users write it."""
+def txzmq_receive(total: int, library: str = "txzmq", parse: Callable[[bytes], Any] = json.loads) -> float | None:
+    """A SUB connection of txZMQ with a dict of handlers, as its users write it; ``library`` is it or zroute's."""
     try:
-        from txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
+        module: Any = import_module(library)
     except ImportError:
         return None
     feed = Feed(total, TOPIC + NUL + BODY)
@@ -168,15 +167,15 @@ def txzmq_receive(total: int) -> float | None:
 
     handlers = {TOPIC: handler}
 
-    class Subscriber(ZmqSubConnection):  # type: ignore[misc]
+    class Subscriber(module.ZmqSubConnection):  # type: ignore[misc]
         highWaterMark = 0  # noqa: N815
 
         def gotMessage(self, message: bytes, tag: bytes) -> None:
-            handlers[tag](json.loads(message))
+            handlers[tag](parse(message))
 
-    factory = ZmqFactory()
-    factory.context = feed.context
-    sub = Subscriber(factory, ZmqEndpoint("connect", feed.endpoint))
+    factory = module.ZmqFactory()
+    own, factory.context = factory.context, feed.context
+    sub = Subscriber(factory, module.ZmqEndpoint("connect", feed.endpoint))
     sub.subscribe(b"stocks.")
     feed.fill()
 
@@ -188,6 +187,7 @@ def txzmq_receive(total: int) -> float | None:
     result = measured(run, total)
     sub.shutdown()
     feed.context.destroy(linger=0)
+    own.term()
     return result
 
 
@@ -203,6 +203,8 @@ def main() -> None:
         "zroute, plain wire": lambda: zroute_receive(arguments.count),
         "zroute, tracked wire": lambda: zroute_receive(arguments.count, "tracked"),
         "txZMQ with json.loads": lambda: txzmq_receive(arguments.count),
+        "txZMQ, body unread": lambda: txzmq_receive(arguments.count, parse=bytes),
+        "zroute.txzmq, body unread": lambda: txzmq_receive(arguments.count, "zroute.txzmq", bytes),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(arguments.rounds):
@@ -220,6 +222,7 @@ def main() -> None:
         print(f"{name:24} {median:7.0f} ns of CPU a message   {median / base:5.2f} times the loop")
     if "txZMQ with json.loads" in medians:
         print(f"zroute, plain wire / txZMQ: {medians['zroute, plain wire'] / medians['txZMQ with json.loads']:.3f}")
+        print(f"zroute.txzmq / txZMQ: {medians['zroute.txzmq, body unread'] / medians['txZMQ, body unread']:.3f}")
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"ns": times, "median": medians}, file, indent=1)
