@@ -137,6 +137,23 @@ def test_what_is_never_answered_is_forgotten() -> None:
     assert case.requests.late == 1
 
 
+def test_a_server_that_answers_later_requests_is_not_held_up_by_those_it_ignored() -> None:
+    """It has read them: what was given up before the one it answers counts no more."""
+    case = Fixture()
+    wire = case.wires[0]
+    case.ask(b"ignored", timeout=1.0)
+    case.ask(b"slow", timeout=None)
+    case.clock.advance(1.0)
+    for number in range(20):
+        case.ask(b"%d" % number)
+        assert wire.reply(len(wire.sent) - 1, b"ok")
+        assert wire.lane.load == 1
+    assert wire.reply(1, b"at last")
+    assert not wire.reply(0, b"late")
+    assert case.requests.late == 1
+    assert case.clock.getDelayedCalls() == []
+
+
 def test_a_reply_counts_once() -> None:
     """The same reply a second time, and one with an id that nobody has, fire nothing."""
     case = Fixture()
@@ -270,7 +287,9 @@ class Conversation(RuleBasedStateMachine):
     def no_window_is_exceeded(self) -> None:
         for wire in self.case.wires:
             assert 0 <= wire.lane.load <= WINDOW
-            assert wire.lane.load == sum(request.counts for request in wire.lane.sent.values())
+            unanswered = wire.lane.sent.values()
+            assert wire.lane.load == sum(request.counts for request in unanswered)
+            assert wire.lane.given_up == sum(request.reply is None for request in unanswered)
 
     @invariant()
     def each_is_sent_once_and_none_after_its_end(self) -> None:

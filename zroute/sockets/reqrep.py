@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from struct import Struct
 from typing import Any, ClassVar, Unpack
 
@@ -74,6 +74,7 @@ class Lane:
         self.send = send
         self.sent: dict[bytes, _Unanswered] = {}
         self.load = 0
+        self.given_up = 0
         self.blocked = False
 
     def writable(self) -> None:
@@ -88,14 +89,21 @@ class Lane:
         if request is None:
             self._requests.late += 1
             return False
+        if self.given_up:
+            self._requests.forget(self._given_up_before(request))
         self.drop(request)
         return self._requests.answered(request, parts)
+
+    def _given_up_before(self, request: _Unanswered) -> Sequence[_Unanswered]:
+        earlier = takewhile(lambda other: other is not request, self.sent.values())
+        return [other for other in earlier if other.reply is None]
 
     def drop(self, request: _Unanswered) -> None:
         """It was answered, forgotten or lost: there is room for another."""
         del self.sent[request.id]
         request.lane = None
         self.load -= request.counts
+        self.given_up -= request.reply is None
 
     def lost(self, error: Callable[[], Exception] | None) -> None:
         """The peer has gone, and what it was sent with it: each such request fails with a new ``error``.
@@ -108,8 +116,9 @@ class Lane:
 class Requests:
     """Requests in the order they were made, and the lanes they go by: each to the one with the fewest unanswered.
 
-    At most ``window`` unanswered ones in a lane; one that was given up after it was sent counts until its
-    reply comes, or for ``forgotten`` seconds. ``timed_out`` makes the error of a timeout from id and seconds.
+    At most ``window`` unanswered ones in a lane. One that was given up after it was sent counts until its reply or
+    that of a later one comes, since a peer that has answered a later one has read it; at most ``forgotten`` seconds.
+    ``timed_out`` makes the error of a timeout from id and seconds.
     """
 
     def __init__(
@@ -243,13 +252,21 @@ class Requests:
         self._cancel_timer(request)
         request.reply = None
         if self._waiting.pop(request.id, None) is None and request.lane is not None:
+            request.lane.given_up += 1
             request.timer = self._clock.callLater(self._forgotten, self._forget, request)
 
     def _forget(self, request: _Unanswered) -> None:
-        request.timer = None
-        if request.lane is not None:
-            request.lane.drop(request)
-            self.pump()
+        self.forget([request])
+        self.pump()
+
+    def forget(self, given_up: Iterable[_Unanswered]) -> None:
+        """The replies to these were never given, or are lost."""
+        for request in given_up:
+            if request.timer.active():
+                request.timer.cancel()
+            request.timer = None
+            if request.lane is not None:
+                request.lane.drop(request)
 
     @staticmethod
     def _cancel_timer(request: _Unanswered) -> None:

@@ -1,0 +1,125 @@
+"""Requests between processes: a thousand at once, with servers that die."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support import Child, free_endpoint
+
+reactors = pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+
+SERVER = """
+import sys
+from importlib import import_module
+import_module(f"twisted.internet.{sys.argv[1]}reactor").install()
+from twisted.internet import reactor
+from zroute.sockets.reqrep import RepConnection
+
+def answer(request):
+    if request.parts[0] != b"silence":
+        reactor.callLater(0.005, request.reply, sys.argv[3].encode(), *request.parts)
+
+rep = RepConnection(reactor, answer)
+rep.open("bind:" + sys.argv[2])
+print("ready", flush=True)
+reactor.run()
+rep.close()
+"""
+
+CLIENT = """
+import json, random, sys
+from importlib import import_module
+import_module(f"twisted.internet.{sys.argv[1]}reactor").install()
+from twisted.internet import reactor
+from zroute.sockets.reqrep import ReqConnection
+
+TOTAL, seed, endpoints = 20_000, int(sys.argv[2]), sys.argv[3:]
+chance = random.Random(seed)
+req = ReqConnection(reactor)
+for endpoint in endpoints:
+    req.open(endpoint)
+ends = [[] for _ in range(TOTAL)]
+made = under_way = over = 0
+
+def ask():
+    global made, under_way
+    while made < TOTAL and under_way < 1000:
+        number, made, under_way = made, made + 1, under_way + 1
+        fate = chance.random()
+        if fate < 0.025:
+            reply = req.request(b"silence", timeout=0.2)
+        else:
+            reply = req.request(b"%d" % number, timeout=30)
+        if fate > 0.975:
+            reactor.callLater(chance.random() / 50, reply.cancel)
+        reply.addCallbacks(ended, ended, (number,), None, (number,), None)
+    if made == TOTAL and not under_way:
+        counts = {}
+        for each in ends:
+            assert len(each) == 1, each
+            counts[each[0]] = counts.get(each[0], 0) + 1
+        print(json.dumps(counts), flush=True)
+        req.close()
+        reactor.stop()
+
+def ended(result, number):
+    global under_way, over
+    under_way, over = under_way - 1, over + 1
+    if isinstance(result, list):
+        assert result[1] == b"%d" % number, (number, result)
+        ends[number].append(result[0].decode())
+    else:
+        ends[number].append(result.type.__name__)
+    if under_way < 900:
+        reactor.callLater(0, ask)
+    if over == 2_000:
+        print("under way", flush=True)
+
+reactor.callWhenRunning(ask)
+reactor.run()
+"""
+
+
+@contextmanager
+def server(reactor: str, endpoint: str, name: str) -> Iterator[Child]:
+    """A server that is ready."""
+    with Child("-c", SERVER, reactor, endpoint, name) as child:
+        child.line_with("ready")
+        yield child
+
+
+@reactors
+def test_a_thousand_at_once_end_exactly_once_each(reactor: str) -> None:
+    """20,000 requests, 1,000 under way, 2.5 % that nobody answers and 2.5 % cancelled: each ends once."""
+    endpoint = free_endpoint()
+    with server(reactor, endpoint, "one"), Child("-c", CLIENT, reactor, "7", endpoint) as client:
+        counts = json.loads(client.line_with("{"))
+        assert client.end(None) == 0, client.err
+    assert set(counts) == {"one", "RequestTimeoutError", "CancelledError"}
+    assert sum(counts.values()) == 20_000
+    assert counts["one"] > 18_000
+    assert counts["RequestTimeoutError"] > 300
+
+
+@reactors
+def test_a_server_that_is_killed_takes_only_its_own_with_it(reactor: str) -> None:
+    """Two servers, one ended by SIGKILL in the middle: at most its window is lost, the other answers all the rest."""
+    first, second = free_endpoint(), free_endpoint()
+    with (
+        server(reactor, first, "one") as one,
+        server(reactor, second, "two"),
+        Child("-c", CLIENT, reactor, "8", first, second) as client,
+    ):
+        client.line_with("under way")
+        one.process.send_signal(signal.SIGKILL)
+        counts = json.loads(client.line_with("{"))
+        assert client.end(None) == 0, client.err
+    assert sum(counts.values()) == 20_000
+    assert 0 < counts["RequestLostError"] <= 64
+    assert counts["one"] > 0
+    assert counts["two"] > 15_000
