@@ -207,6 +207,20 @@ def test_a_loss_without_an_error_makes_room_and_still_takes_replies() -> None:
     assert wire.lane.load == 2
 
 
+def test_nothing_is_sent_while_the_server_is_away() -> None:
+    """A socket that still takes messages for a connection that has ended is not given any."""
+    case = Fixture()
+    wire = case.wires[0]
+    case.ask(b"0")
+    wire.lane.down = True
+    wire.lane.lost(ConnectionError)
+    case.ask(b"1")
+    wire.lane.writable()
+    assert wire.bodies == [b"0"]
+    wire.lane.up()
+    assert wire.bodies == [b"0", b"1"]
+
+
 def test_the_end_fails_what_is_left() -> None:
     """Waiting and sent ones, each once, and no timer stays."""
     case = Fixture()
@@ -275,6 +289,15 @@ class Conversation(RuleBasedStateMachine):
         wire.open = is_open
         wire.lane.writable()
 
+    @rule(which=st.integers(0, 1))
+    def come_and_go(self, which: int) -> None:
+        lane = self.case.wires[which].lane
+        if lane.down:
+            lane.up()
+        else:
+            lane.down = True
+            lane.lost(ConnectionError)
+
     @rule(which=st.integers(0, 1), fails=st.booleans())
     def lose(self, which: int, fails: bool) -> None:
         self.case.wires[which].lane.lost(ConnectionError if fails else None)
@@ -302,7 +325,7 @@ class Conversation(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_beside_an_open_lane_with_room(self) -> None:
         if self.case.requests.waiting:
-            assert all(wire.lane.blocked or wire.lane.load == WINDOW for wire in self.case.wires)
+            assert all(wire.lane.blocked or wire.lane.down or wire.lane.load == WINDOW for wire in self.case.wires)
 
     def teardown(self) -> None:
         self.case.requests.close(ConnectionError)

@@ -76,6 +76,16 @@ class Lane:
         self.load = 0
         self.given_up = 0
         self.blocked = False
+        self.down = False
+
+    def up(self) -> None:
+        """The peer is there again, and ``down``, which its owner has set, over.
+
+        libzmq tells of the end of a connection before it takes it from the socket, which until then takes messages
+        and drops them.
+        """
+        self.down = False
+        self._requests.pump()
 
     def writable(self) -> None:
         """Perhaps it takes requests again."""
@@ -192,7 +202,7 @@ class Requests:
         """The open lane with the fewest unanswered requests; the next in turn, if several have as few."""
         found = None
         for lane in self._lanes:
-            if not lane.blocked and lane.load < (self._window if found is None else found.load):
+            if not (lane.blocked or lane.down) and lane.load < (self._window if found is None else found.load):
                 found = lane
         if found is not None and len(self._lanes) > 1:
             self._lanes.remove(found)
@@ -338,8 +348,10 @@ class ReqConnection:
         def seen(event: SocketEvent) -> None:
             if event.name == "disconnected":
                 dealer.doRead()  # the replies that came before
-                # Which of several who connected here has gone, nobody tells.
-                lane.lost(None if endpoint.bind else partial(_gone, event.address))
+                lane.down = not endpoint.bind  # of several who connect here nobody tells which one has gone
+                lane.lost(partial(_gone, event.address) if lane.down else None)
+            elif event.name == "handshake_succeeded":
+                lane.up()
 
         dealer = DealerConnection(self._reactor, replied, context=self._context, **self._options)
         lane = Lane(self._requests, send)

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zroute.errors import EnvelopeError
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.reqrep import Lane, Requests
-from zroute.txzmq.connection import ZmqConnection, as_bytes
+from zroute.txzmq.connection import ZmqConnection, ZmqEndpointType, as_bytes
 
 __all__ = [
     "ZmqREPConnection",
@@ -131,7 +131,10 @@ class ZmqREQConnection(ZmqConnection):
     def _seen(self, event: SocketEvent) -> None:
         if event.name == "disconnected" and self._lane is not None:
             self.doRead()  # the replies that came before
+            self._lane.down = len(self.endpoints) == 1 and self.endpoints[0].type == ZmqEndpointType.connect
             self._lane.lost(None)
+        elif event.name == "handshake_succeeded" and self._lane is not None:
+            self._lane.up()
 
     def _getNextId(self) -> bytes:
         if not self._uuids:

@@ -1,0 +1,133 @@
+"""Open and close each kind of connection many times, and see what stays.
+
+``python -m tests.sockets.life --cycles 10000``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import attrs
+import zmq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from zroute.sockets.pipeline import PullConnection, PushConnection
+from zroute.sockets.pubsub import PubConnection, SubConnection, XPubConnection, XSubConnection
+from zroute.sockets.reqrep import RepConnection, ReqConnection
+from zroute.sockets.router_dealer import DealerConnection, PairConnection, RouterConnection
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "PUB": PubConnection,
+    "SUB": lambda reactor, **options: SubConnection(reactor, list, **options),
+    "XPUB": XPubConnection,
+    "XSUB": lambda reactor, **options: XSubConnection(reactor, list, **options),
+    "PUSH": PushConnection,
+    "PULL": lambda reactor, **options: PullConnection(reactor, list, **options),
+    "REQ": ReqConnection,
+    "REP": lambda reactor, **options: RepConnection(reactor, list, **options),
+    "ROUTER": lambda reactor, **options: RouterConnection(reactor, max, **options),
+    "DEALER": lambda reactor, **options: DealerConnection(reactor, list, **options),
+    "PAIR": lambda reactor, **options: PairConnection(reactor, list, **options),
+}
+
+
+_numbers = count()
+
+
+@attrs.frozen
+class Held:
+    """What a process holds: descriptors, threads, kilobytes of memory, and readers and calls of the reactor."""
+
+    descriptors: int
+    threads: int
+    memory: int
+    readers: int
+    calls: int
+
+
+def held(reactor: Any) -> Held:
+    """Now."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return Held(
+        len(os.listdir("/proc/self/fd")),
+        len(os.listdir("/proc/self/task")),
+        pages * os.sysconf("SC_PAGE_SIZE") // 1024,
+        len(reactor.getReaders()),
+        len(reactor.getDelayedCalls()),
+    )
+
+
+def cycle(reactor: Any, kind: str, context: zmq.Context[Any]) -> None:
+    """Open one that binds and connects, to nobody, with something to send; close it, twice."""
+    connection = KINDS[kind](reactor, context=context)
+    connection.watch(lambda event: None)
+    connection.open(f"bind:inproc://life-{next(_numbers)}")  # a name is free some time after the close
+    connection.open("connect:tcp://127.0.0.1:9")
+    if kind == "REQ":
+        connection.request(b"x", timeout=60).addErrback(lambda _: None)
+    elif kind in ("PUB", "XPUB"):
+        connection.send(b"x")
+    connection.close()
+    connection.close()
+
+
+async def cycles(reactor: Any, kind: str, number: int) -> tuple[Held, Held]:
+    """What is held before and after so many cycles, the first ones not counted."""
+    context: zmq.Context[Any] = zmq.Context()
+    context.set(zmq.ContextOption.MAX_SOCKETS, 10_000)
+    warm = min(number // 4, 200)
+    before = held(reactor)
+    for done in range(warm + number):
+        if done == warm:
+            await settled(reactor)
+            before = held(reactor)
+        cycle(reactor, kind, context)
+        if done % 20 == 0:
+            await deferLater(reactor, 0)  # libzmq's own threads close what was closed
+    await settled(reactor)
+    after = held(reactor)
+    context.destroy(linger=0)
+    return before, after
+
+
+async def settled(reactor: Any) -> None:
+    """Wait until libzmq's own threads have closed what there is to close."""
+    last = -1
+    for _ in range(200):
+        await deferLater(reactor, 0.02)
+        now = len(os.listdir("/proc/self/fd"))
+        if now == last:
+            return
+        last = now
+
+
+def main() -> None:
+    """All kinds, one after the other; a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cycles", type=int, default=10_000)
+    arguments = parser.parse_args()
+    from twisted.internet import reactor
+
+    async def run() -> None:
+        for kind in KINDS:
+            before, after = await cycles(reactor, kind, arguments.cycles)
+            pairs = zip(attrs.asdict(before).items(), attrs.astuple(after), strict=True)
+            print(kind.ljust(8), *(f"{name} {was} -> {now}" for (name, was), now in pairs), sep="  ", flush=True)
+
+    running = Deferred.fromCoroutine(run())
+    running.addErrback(lambda failure: failure.printTraceback(sys.stderr))
+    running.addBoth(lambda _: reactor.callLater(0, reactor.stop))  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
