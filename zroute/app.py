@@ -291,8 +291,8 @@ class App(Routes):
         if not sub and not pub:
             if not self.loop:
                 raise EndpointError(
-                    "no endpoints, and loop=False: give App(sub=…) or App(pub=…), or run it with --sub or --pub "
-                    "(in the environment ZROUTE_SUB and ZROUTE_PUB)",
+                    "no endpoints, and loop=False: give App(sub=…) or App(pub=…); `zroute run` also takes --sub and "
+                    "--pub (in the environment ZROUTE_SUB and ZROUTE_PUB)",
                     where=self.where,
                 )
             inside = f"inproc://zroute-{id(self):x}"
@@ -332,6 +332,11 @@ class App(Routes):
 
         Compiles, so that errors of the set-up raise here. Starting it opens the sockets (EndpointError);
         stopping it drains and closes them. A second one may run when the first has stopped.
+
+        Where a resource or ``on_startup`` fails, that is logged, and this service stops; the others of the program
+        go on. If it is to end then, its ``started`` tells::
+
+            service.started.addErrback(lambda _: reactor.callWhenRunning(reactor.stop))
         """
         from zroute.service import AppService
 

@@ -18,5 +18,7 @@ from twisted.internet import reactor
 from twisted.web.server import Site
 
 application = Application("alarm")
-app.service(reactor).setServiceParent(application)
+service = app.service(reactor)
+service.started.addErrback(lambda _: reactor.callWhenRunning(reactor.stop))  # it is in the log; no panel without an alarm
+service.setServiceParent(application)
 strports.service("tcp:8748:interface=127.0.0.1", Site(Panel())).setServiceParent(application)

@@ -62,6 +62,19 @@ def test_as_its_docstring_says(folder: Path) -> None:
     assert any("Server Shut Down" in line for line in program.out), program.out
 
 
+def test_a_start_that_fails_ends_the_program(folder: Path) -> None:
+    """The app can't start: twistd says why, and does not go on with half of the services."""
+    module = folder / "twistd" / "alarm.py"
+    module.write_text(
+        module.read_text()
+        + "\n\n@app.on_startup\nasync def calibrate() -> None:\n    raise RuntimeError('no detector answers')\n"
+    )
+    run, _tail, _smoke = commands(folder, "twistd/alarm.tac")
+    with run.start() as program:
+        program.end(None)
+    assert any("alarm did not start: no detector answers" in line for line in (*program.out, *program.err))
+
+
 @contextmanager
 def daemon(pid_file: Path) -> Iterator[int]:
     """The process in the background, which is gone afterwards."""

@@ -335,6 +335,21 @@ def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
         app.compile()
 
 
+def test_a_class_of_an_executed_file_is_no_builtin() -> None:
+    """In a .tac, which Twisted executes, my own class has the module builtins, and is a resource all the same."""
+    app, namespace = App(), {"__builtins__": __builtins__}
+    exec("class Own: ...", namespace)
+    own: Any = namespace["Own"]
+    assert own.__module__ == "builtins"
+
+    def make() -> Any:
+        yield own()
+
+    make.__annotations__["return"] = Iterator[own]
+    app.resource(make)
+    app.compile()
+
+
 @pytest.mark.parametrize(
     "hint", [None, Database, Iterator, Iterator[Any], Iterator[object], Iterator[None], list[Database]]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import (
     AsyncGenerator,
@@ -89,13 +90,19 @@ def _kind(resource: Resource, given: Mapping[Any, Any]) -> Any:
             f"`{'async ' if is_async else ''}def {name[:-2]}() -> {'Async' if is_async else ''}Iterator[Database]`",
             where=resource.where,
         )
-    if kind in given or kind in (Envelope, Topic) or getattr(kind, "__module__", None) == "builtins":
+    if kind in given or kind in (Envelope, Topic) or _is_builtin(kind):
         raise SignatureError(
             f"{name} yields {describe(kind)}, and every parameter of that type would get it: yield an object of a "
             "class of your own, or of a typing.NewType",
             where=resource.where,
         )
     return kind
+
+
+def _is_builtin(kind: Any) -> bool:
+    kind = get_origin(kind) or kind
+    # By identity: a class of a file that Twisted executes, such as a .tac, says that it is of this module, too.
+    return getattr(builtins, getattr(kind, "__name__", ""), None) is kind
 
 
 def _resource(kind: Any, resource: Resource, given: Mapping[Any, Any]) -> CompiledResource:
