@@ -172,10 +172,12 @@ def test_what_the_page_of_async_handlers_says_of_them() -> None:
 @pytest_twisted.ensureDeferred
 async def test_what_the_page_of_other_sockets_says_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     """The jobs are done, the questions answered, the options taken, and the service starts and stops."""
-    from twisted.internet import reactor
+    from tests.running import reactor, turns
 
     with executed(HOW_TO / "other-sockets.md") as page:
-        await page.pipeline(reactor)
+        worker = await page.pipeline(reactor)
+        await turns(lambda: worker.received == 2)
+        worker.close()
         assert await page.questions(reactor) == ["1.25", "unknown"]
         pull = page.impatient(reactor)
         page.watch(pull)
