@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 import zmq
+from twisted.python.failure import Failure
 
 from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound
@@ -68,6 +69,19 @@ async def test_a_handshake_that_fails_is_told(sockets: Sockets) -> None:
     await turns(lambda: any(event.name.startswith("handshake_failed") for event in seen.items))
     (event, *_) = (event for event in seen.items if event.name.startswith("handshake_failed"))
     assert str(event).endswith("handshake_failed_protocol (PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reactor_that_stops_may_give_up_the_monitor_first(sockets: Sockets) -> None:
+    """libzmq would wait for ever for somebody who takes its last event; both are closed, in the right order."""
+    push = sockets.make(PushConnection)
+    push.watch(lambda event: None)
+    push.open("tcp://127.0.0.1:*")
+    monitor = push._monitor
+    assert monitor is not None
+    monitor.connectionLost(Failure(OSError("the reactor stops")))
+    assert (push.closed, monitor.closed) == (True, True)
+    push.close()
 
 
 @pytest_twisted.ensureDeferred

@@ -159,7 +159,8 @@ class Connection:
         monitor: zmq.Socket[Any] = self._socket.context.socket(zmq.PAIR)
         monitor.set(zmq.SocketOption.RCVHWM, 0)  # libzmq's own thread would wait for a reader that is behind
         monitor.connect(address)
-        self._monitor = Connection(self._reactor, monitor, self._tell)
+        self._monitor = _Monitor(self._reactor, monitor, self._tell)
+        self._monitor.owner = self
 
     def _tell(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):
@@ -325,6 +326,20 @@ class Connection:
         self._parents = self._socket  # kept, so that it is not closed here by the garbage collector
         self._socket = cast("zmq.Socket[Any]", _Refusing())
         self._recv = self._send = _refuse
+
+
+class _Monitor(Connection):
+    """Reads what libzmq tells of ``owner``'s connections.
+
+    Closed by the owner alone, after it has told libzmq: who sends events to nobody waits for ever, and that would be
+    libzmq's own thread, or ours.
+    """
+
+    owner: Connection
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802  # Twisted's name
+        """The reactor gives up all descriptors when it stops, in any order."""
+        self.owner.connectionLost(reason)
 
 
 class _Refusing:
