@@ -14,7 +14,7 @@ from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
 from tests.support import free_endpoint
 from zroute.errors import HighWaterMarkError, NotRunningError
-from zroute.options import MAX_PARTS
+from zroute.options import MAX_PARTS, SocketOptions
 from zroute.sockets.pipeline import PullConnection, PushConnection
 from zroute.sockets.router_dealer import DealerConnection
 
@@ -204,3 +204,32 @@ async def test_a_giant_part_cuts_the_connection_which_comes_back(
     await turns(lambda: "a part of more than 1000 bytes" in caplog.text)
     raw.send(b"small")
     assert (await box.until(2))[1] == [b"small"]
+
+
+EVERY_OPTION: dict[str, Any] = {
+    "sndhwm": 11,
+    "rcvhwm": 12,
+    "linger": 13,
+    "maxmsgsize": 14_000,
+    "handshake_ivl": 15,
+    "heartbeat_ivl": 16,
+    "heartbeat_timeout": 17,
+    "heartbeat_ttl": 1800,
+    "reconnect_ivl": 19,
+    "reconnect_ivl_max": 20,
+    "tcp_keepalive": 0,
+    "tcp_keepalive_idle": 22,
+    "tcp_keepalive_intvl": 23,
+    "tcp_keepalive_cnt": 24,
+    "immediate": 0,
+    "identity": b"twenty-five",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
+    """What I give as a keyword is what the socket has; and there is no keyword that is not tried here."""
+    dealer = sockets.make(DealerConnection, list, **EVERY_OPTION)
+    found = {name: dealer._socket.get(getattr(zmq.SocketOption, name.upper())) for name in EVERY_OPTION}
+    assert found == EVERY_OPTION
+    assert EVERY_OPTION.keys() == SocketOptions.__annotations__.keys()
