@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from typing import Any
 
 import pytest
 import pytest_twisted
 import zmq
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThread
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
 from tests.support import free_endpoint
-from zroute.errors import HighWaterMarkError, NotRunningError
+from zroute.errors import HighWaterMarkError, NotRunningError, WrongThreadError
 from zroute.options import MAX_PARTS, SocketOptions
 from zroute.sockets.pipeline import PullConnection, PushConnection
+from zroute.sockets.reqrep import ReqConnection
 from zroute.sockets.router_dealer import DealerConnection
 
 
@@ -233,3 +237,40 @@ async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
     found = {name: dealer._socket.get(getattr(zmq.SocketOption, name.upper())) for name in EVERY_OPTION}
     assert found == EVERY_OPTION
     assert EVERY_OPTION.keys() == SocketOptions.__annotations__.keys()
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_thread_is_told_and_the_connection_goes_on(sockets: Sockets) -> None:
+    """A send from a thread would end the process; it raises there, says what to do, and nothing is broken."""
+    box = Mailbox[list[bytes]]()
+    push, _pull = await pair(sockets, box.put)
+    req = sockets.make(ReqConnection)
+    req.open(free_endpoint())
+    for call in (push.send, req.request):
+        with pytest.raises(WrongThreadError, match="callFromThread"):
+            await deferToThread(call, b"x")
+    await deferToThread(reactor.callFromThread, push.send, b"y")
+    assert await box.until(1) == [[b"y"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_forked_child_is_told(sockets: Sockets) -> None:
+    """Its message would vanish: the error names the fork, and the parent's connection works on."""
+    box = Mailbox[list[bytes]]()
+    push, _pull = await pair(sockets, box.put)
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+        child = os.fork()
+    if not child:
+        try:
+            push.send(b"lost")
+        except BaseException as error:
+            os.write(writing, type(error).__name__.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == b"ForkedContextError"
+    os.close(reading)
+    os.close(writing)
+    push.send(b"from the parent")
+    assert await box.until(1) == [[b"from the parent"]]

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
+from threading import get_ident
 from time import perf_counter
 from typing import Any, ClassVar, cast
 from weakref import WeakSet
@@ -27,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zroute.endpoints import Endpoint, parse_endpoint
-from zroute.errors import EndpointError, ForkedContextError, NotRunningError
+from zroute.errors import EndpointError, ForkedContextError, NotRunningError, WrongThreadError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 from zroute.sockets.events import OnEvent, parse_event
 
@@ -89,6 +90,7 @@ class Connection:
         self._monitor: Connection | None = None
         self._watchers: tuple[OnEvent, ...] = ()
         self._refused = 0
+        self._thread = get_ident()
         self._waiting: list[Deferred[None]] = []
         _connections.add(self)
         reactor.addReader(self)
@@ -277,6 +279,18 @@ class Connection:
     def _waiting_no_more(self, waiting: Deferred[None]) -> None:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
+
+    def check(self) -> None:
+        """Raise NotRunningError if it is closed, WrongThreadError in another thread, ForkedContextError in a fork."""
+        if self.closed:
+            if isinstance(self._socket, _Refusing):
+                _refuse()
+            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+        if get_ident() != self._thread:
+            raise WrongThreadError(
+                f"this {type(self).__name__} was used from another thread, which ZeroMQ does not survive: call "
+                "reactor.callFromThread(connection.send, …) there"
+            )
 
     # -- state ----------------------------------------------------------------------------------------
 

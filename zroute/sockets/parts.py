@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
 from zroute.delivery.reports import Reports
-from zroute.errors import EnvelopeError, HighWaterMarkError, NotRunningError
+from zroute.errors import EnvelopeError, HighWaterMarkError
 from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.routing.parameters import name_of
 from zroute.sockets.connection import make_socket
@@ -105,10 +105,10 @@ class SendingConnection(PartsConnection):
         """Send a message of one part or more, at once or not at all.
 
         Raises HighWaterMarkError while nobody is connected or the queues of those who are are full: see
-        `when_writable`. Raises NotRunningError once the connection is closed.
+        `when_writable`. Raises NotRunningError once the connection is closed, WrongThreadError in another thread than
+        the one that made it, ForkedContextError in a forked child.
         """
-        if self.closed:
-            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+        self.check()
         if not 0 < len(parts) <= MAX_PARTS:
             raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}")
         if not self.try_send(parts):

@@ -393,6 +393,9 @@ class ReqConnection:
 
         Raises TypeError for a part that is not bytes, ValueError for no part or more than `MAX_PARTS` - 2.
         """
+        for dealer, _ in self._peers.values():
+            dealer.check()
+            break
         if self.closed:
             return fail(NotRunningError("this ReqConnection is closed"))
         if not 0 < len(parts) <= MAX_PARTS - 2:

@@ -132,7 +132,7 @@ class ZmqConnection(Connection):
 
     def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
         """Send one part, or a list of parts; text as UTF-8. Raises zmq.Again where libzmq does not take it."""
-        self._check_open()
+        self.check()
         parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
         if not self.try_send(parts):
             raise zmq.Again
@@ -194,10 +194,6 @@ class ZmqConnection(Connection):
         if is_awaitable(result):
             running = as_deferred(result, asyncio_loop=self._on_loop)
             running.addErrback(lambda failure: None if was_cancelled(failure.value) else self._failed_now(failure))
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise NotRunningError(f"{self!r} was shut down")
 
 
 def as_bytes(part: bytes | str) -> bytes:

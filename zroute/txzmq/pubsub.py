@@ -39,7 +39,7 @@ class ZmqSubConnection(ZmqConnection):
         self._subscription(zmq.SocketOption.UNSUBSCRIBE, tag)
 
     def _subscription(self, option: zmq.SocketOption, tag: bytes | str) -> None:
-        self._check_open()
+        self.check()
         self._socket.set(option, as_bytes(tag))
         self.poke()
 

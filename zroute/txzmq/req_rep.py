@@ -71,7 +71,7 @@ class ZmqREQConnection(ZmqConnection):
         It fails with ZmqRequestTimeoutError after ``timeout`` seconds (by default ``defaultRequestTimeout``; None
         waits for ever), and may be cancelled.
         """
-        self._check_open()
+        self.check()
         if self._lane is None:
             self.addEndpoints([])
         id = self._getNextId()
@@ -96,7 +96,7 @@ class ZmqREQConnection(ZmqConnection):
 
     def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
         """Send as it is, in order, when a peer is connected."""
-        self._check_open()
+        self.check()
         parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
         if self._unsent or not self.try_send(parts):
             if not self._unsent:
