@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute.errors import EndpointError, NotRunningError, RequestLostError, RequestTimeoutError, UsageError
 from zroute.options import MAX_PARTS, REQUEST_WINDOW
 from zroute.sockets.reqrep import RepConnection, ReqConnection, Request
