@@ -203,6 +203,10 @@ async def test_a_mistake_is_told_at_my_line(sockets: Sockets) -> None:
         req.request("text")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="there is no socket option 'sndwm'"):
         ReqConnection(reactor, sndwm=3)  # type: ignore[call-arg]
+    endpoint = free_endpoint()
+    req.open(endpoint)
+    with pytest.raises(EndpointError, match=f"connect:{endpoint} is open already"):
+        req.open(endpoint)
     waiting = req.request(b"x")
     req.close()
     req.close()

@@ -333,6 +333,8 @@ class ReqConnection:
             raise NotRunningError("this ReqConnection is closed: open another one")
         if isinstance(endpoint, str):
             endpoint = parse_endpoint(endpoint, bind=False)
+        if endpoint.address in self._peers:
+            raise EndpointError(f"{endpoint} is open already: once is enough", endpoint=str(endpoint))
 
         def replied(parts: list[bytes]) -> None:
             if len(parts) < 2 or parts[1]:
