@@ -158,7 +158,7 @@ def socket_options(kind: str) -> tuple[Option, ...]:
         Option("MAXMSGSIZE", MAX_MESSAGE, "a giant part cuts its connection instead of filling memory"),
         Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
     )
-    if kind in ("PUSH", "DEALER"):
+    if kind == "PUSH":
         options += (Option("IMMEDIATE", 1, "nothing is queued for a peer that may never come"),)
     if kind == "ROUTER":
         options += (Option("ROUTER_MANDATORY", 1, "a message to a peer that has gone is an error, not a silence"),)
@@ -200,7 +200,11 @@ class SocketOptions(TypedDict, total=False):
     tcp_keepalive_cnt: int
     """Probes without an answer until the connection is given up."""
     immediate: int
-    """1 queues for completed connections only, 0 also for those that are being made."""
+    """1 queues for completed connections only, 0 also for those that are being made.
+
+    For PUSH and PUB: libzmq 4.3.5 ends the process (``Assertion failed: !_more``, fq.cpp) when a connection of a socket
+    with 1 is lost while a message of several parts is read from it.
+    """
     identity: bytes
     """How a ROUTER names this socket: 1 to 255 bytes, the first not 0, no two alike at one ROUTER."""
 

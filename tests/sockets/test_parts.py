@@ -239,6 +239,13 @@ async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
     assert EVERY_OPTION.keys() == SocketOptions.__annotations__.keys()
 
 
+@pytest.mark.parametrize("kind", [PullConnection, DealerConnection])
+def test_an_option_that_ends_the_process_is_refused(kind: type[PullConnection] | type[DealerConnection]) -> None:
+    """libzmq aborts over a lost connection with IMMEDIATE while a message is read: the error says so at my line."""
+    with pytest.raises(TypeError, match=f"immediate=1 is for sockets that only send, and this is a {kind.__name__}"):
+        kind(reactor, list, immediate=1)
+
+
 @pytest_twisted.ensureDeferred
 async def test_another_thread_is_told_and_the_connection_goes_on(sockets: Sockets) -> None:
     """A send from a thread would end the process; it raises there, says what to do, and nothing is broken."""

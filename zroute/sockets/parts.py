@@ -46,6 +46,11 @@ class PartsConnection(PersistentConnection):
         context: zmq.Context[Any] | None = None,
         **options: Unpack[SocketOptions],
     ) -> None:
+        if options.get("immediate") and self.kind not in (zmq.PUSH, zmq.PUB):
+            raise TypeError(
+                f"immediate=1 is for sockets that only send, and this is a {type(self).__name__}: libzmq 4.3.5 ends "
+                "the process when a connection with it is lost while a message is read"
+            )
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
         self.received = self.malformed = self.failed = 0
@@ -105,8 +110,9 @@ class SendingConnection(PartsConnection):
         """Send a message of one part or more, at once or not at all.
 
         Raises HighWaterMarkError while nobody is connected or the queues of those who are are full: see
-        `when_writable`. Raises NotRunningError once the connection is closed, WrongThreadError in another thread than
-        the one that made it, ForkedContextError in a forked child.
+        `when_writable`. DEALER and PAIR also queue for a peer that is being connected to. Raises NotRunningError once
+        the connection is closed, WrongThreadError in another thread than the one that made it, ForkedContextError in a
+        forked child.
         """
         self.check()
         if not 0 < len(parts) <= MAX_PARTS:

@@ -45,7 +45,10 @@ from zroute.sockets.router_dealer import DealerConnection
 
 __all__ = ["Lane", "RepConnection", "ReqConnection", "Request", "Requests"]
 
+_log = logging.getLogger("zroute.sockets")
+
 _REQUEST_TIMEOUT = 10.0
+_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until a lost connection is made again, doubled each time; as RECONNECT_IVL
 _NUMBER = Struct(">Q")
 
 
@@ -285,6 +288,95 @@ class Requests:
             request.timer = None
 
 
+class _Server:
+    """One endpoint of a `ReqConnection`, and its way there.
+
+    It has a new DEALER for each connection: one that libzmq connects again would be sent what it had not taken, though
+    that has failed here. (IMMEDIATE would drop it, and ends the process if a reply is being read.)
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        requests: Requests,
+        endpoint: Endpoint,
+        watchers: tuple[OnEvent, ...],
+        context: zmq.Context[Any] | None,
+        options: SocketOptions,
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._watchers = watchers
+        self._context = context
+        self._options = options
+        self._told = not endpoint.bind and not endpoint.address.startswith("inproc://")  # of each connection
+        self._pause = _AGAIN
+        self._again: Any = None
+        self._closed = False
+        self.lane = Lane(requests, self._send)
+        self._dealer, self.address = self._open()
+        requests.add(self.lane)
+
+    def _open(self) -> tuple[DealerConnection, str]:
+        self._again = None
+        dealer = DealerConnection(self._reactor, self._replied, context=self._context, **self._options)
+        dealer.watch(lambda event: self._seen(dealer, event))
+        for on_event in self._watchers:
+            dealer.watch(on_event)
+        self.lane.down = self._told
+        try:
+            return dealer, dealer.open(self._endpoint)
+        except BaseException:
+            dealer.close(LINGER_ABORT)
+            raise
+
+    def check(self) -> None:
+        """See `Connection.check`."""
+        if not self._dealer.closed:
+            self._dealer.check()
+
+    def close(self, linger: int | None) -> None:
+        """Ask no more."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self._dealer.close(linger)
+
+    def _send(self, frames: Sequence[bytes]) -> bool:
+        dealer = self._dealer
+        if dealer.try_send(frames):
+            return True
+        dealer.when_writable().addCallbacks(lambda _: self.lane.writable(), lambda _closed: None)
+        return False
+
+    def _replied(self, parts: list[bytes]) -> None:
+        if len(parts) < 2 or parts[1]:
+            raise EnvelopeError("no reply, which is an id, an empty part, and what was replied")
+        self._pause = _AGAIN
+        self.lane.received(parts[0], parts[2:])
+
+    def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
+        if event.name == "handshake_succeeded":
+            self.lane.up()
+        elif event.name == "disconnected" and not self._told:  # of several who connect here nobody tells which one
+            self.lane.lost(None)
+        elif event.name == "disconnected" and not dealer.closed:
+            self.lane.down = True
+            dealer.doRead()  # the replies that came before
+            dealer.close(LINGER_ABORT)
+            if not self._closed:
+                self._again = self._reactor.callLater(self._pause, self._open_again)
+                self._pause = min(self._pause * 2, _AGAIN_MAX)
+            self.lane.lost(partial(_gone, event.address))
+
+    def _open_again(self) -> None:
+        try:
+            self._dealer, self.address = self._open()
+        except (EndpointError, zmq.ZMQError) as error:  # the context is gone, or there is no descriptor left
+            _log.error("%s: can't connect again: %s", self._endpoint, error)
+
+
 class ReqConnection:
     """Asks servers, many requests at a time: `request` gives a Deferred of the reply.
 
@@ -303,14 +395,14 @@ class ReqConnection:
         self._context = context
         self._options = options
         self._requests = Requests(reactor, timed_out=_no_reply)
-        self._peers: dict[str, tuple[DealerConnection, Lane]] = {}
+        self._servers: dict[str, _Server] = {}
         self._watchers: tuple[OnEvent, ...] = ()
         self.closed = False
 
     @property
     def endpoints(self) -> list[str]:
         """The addresses that are open."""
-        return list(self._peers)
+        return list(self._servers)
 
     @property
     def waiting(self) -> int:
@@ -333,52 +425,23 @@ class ReqConnection:
             raise NotRunningError("this ReqConnection is closed: open another one")
         if isinstance(endpoint, str):
             endpoint = parse_endpoint(endpoint, bind=False)
-        if endpoint.address in self._peers:
+        if endpoint.address in self._servers:
             raise EndpointError(f"{endpoint} is open already: once is enough", endpoint=str(endpoint))
-
-        def replied(parts: list[bytes]) -> None:
-            if len(parts) < 2 or parts[1]:
-                raise EnvelopeError("no reply, which is an id, an empty part, and what was replied")
-            lane.received(parts[0], parts[2:])
-
-        def send(frames: Sequence[bytes]) -> bool:
-            if dealer.try_send(frames):
-                return True
-            dealer.when_writable().addCallbacks(lambda _: lane.writable(), lambda _closed: None)
-            return False
-
-        def seen(event: SocketEvent) -> None:
-            if event.name == "disconnected":
-                dealer.doRead()  # the replies that came before
-                lane.down = not endpoint.bind  # of several who connect here nobody tells which one has gone
-                lane.lost(partial(_gone, event.address) if lane.down else None)
-            elif event.name == "handshake_succeeded":
-                lane.up()
-
-        dealer = DealerConnection(self._reactor, replied, context=self._context, **self._options)
-        lane = Lane(self._requests, send)
-        for on_event in (seen, *self._watchers):
-            dealer.watch(on_event)
-        try:
-            address = dealer.open(endpoint)
-        except BaseException:
-            dealer.close(LINGER_ABORT)
-            raise
-        self._requests.add(lane)
-        self._peers[address] = dealer, lane
-        return address
+        server = _Server(self._reactor, self._requests, endpoint, self._watchers, self._context, self._options)
+        self._servers[server.address] = server
+        return server.address
 
     def disconnect(self, address: str) -> None:
         """Ask the server at ``address``, as `open` returned it, no more; what it was asked fails with RequestLostError.
 
         Raises EndpointError for one that is not open.
         """
-        if address not in self._peers:
+        if address not in self._servers:
             raise EndpointError(f"{address} is not open: give the address that open() returned", endpoint=address)
-        dealer, lane = self._peers.pop(address)
-        self._requests.remove(lane)
-        dealer.close(LINGER_ABORT)
-        lane.lost(partial(_gone, address))
+        server = self._servers.pop(address)
+        self._requests.remove(server.lane)
+        server.close(LINGER_ABORT)
+        server.lane.lost(partial(_gone, address))
 
     unbind = disconnect
 
@@ -395,8 +458,8 @@ class ReqConnection:
 
         Raises TypeError for a part that is not bytes, ValueError for no part or more than `MAX_PARTS` - 2.
         """
-        for dealer, _ in self._peers.values():
-            dealer.check()
+        for server in self._servers.values():
+            server.check()
             break
         if self.closed:
             return fail(NotRunningError("this ReqConnection is closed"))
@@ -412,9 +475,9 @@ class ReqConnection:
         if self.closed:
             return
         self.closed = True
-        for dealer, _ in self._peers.values():
-            dealer.close(linger)
-        self._peers.clear()
+        for server in self._servers.values():
+            server.close(linger)
+        self._servers.clear()
         self._requests.close(lambda: NotRunningError("the ReqConnection was closed before the reply"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from twisted.python.failure import Failure
 from zroute.errors import EnvelopeError
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.reqrep import Lane, Requests
-from zroute.txzmq.connection import ZmqConnection, ZmqEndpointType, as_bytes
+from zroute.txzmq.connection import ZmqConnection, as_bytes
 
 __all__ = [
     "ZmqREPConnection",
@@ -48,22 +47,24 @@ class ZmqREQConnection(ZmqConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._requests: dict[bytes, Deferred[list[bytes]]] = {}
         self._uuids: list[bytes] = []
-        self._unsent: deque[list[bytes]] = deque()
+        self._connected = 0
         self._lane: Lane | None = None
         super().__init__(*args, **kwargs)
-
-    def _options(self) -> Iterable[tuple[zmq.SocketOption, Any]]:
-        yield from super()._options()
-        yield zmq.SocketOption.IMMEDIATE, 1  # nothing is queued where nobody could take it back
 
     def addEndpoints(self, endpoints: Iterable[Any]) -> None:
         """See `ZmqConnection.addEndpoints`."""
         if self._lane is None:
             self._pending = Requests(self._reactor, timed_out=lambda id, _seconds: ZmqRequestTimeoutError(id))
             self._lane = Lane(self._pending, self._transmit)
+            self._lane.down = True  # what libzmq is given for nobody, nobody can take back
             self._pending.add(self._lane)
             self.watch(self._seen)
+        endpoints = tuple(endpoints)
         super().addEndpoints(endpoints)
+        inside = sum(endpoint.address.startswith("inproc://") for endpoint in endpoints)
+        if inside:  # of these libzmq tells nothing
+            self._connected += inside
+            self._lane.up()
 
     def sendMsg(self, *messageParts: bytes | str, timeout: float | None = None) -> Deferred[list[bytes]]:
         """Ask; fires with the parts of the reply.
@@ -94,15 +95,6 @@ class ZmqREQConnection(ZmqConnection):
         if self._lane is not None:
             self._lane.received(message[0], message[2:])
 
-    def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
-        """Send as it is, in order, when a peer is connected."""
-        self.check()
-        parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
-        if self._unsent or not self.try_send(parts):
-            if not self._unsent:
-                self._when_writable()
-            self._unsent.append(parts)
-
     def shutdown(self) -> None:
         """See `ZmqConnection.shutdown`; Deferreds of requests that are not answered never fire."""
         if self._lane is not None and not self.closed:
@@ -110,31 +102,26 @@ class ZmqREQConnection(ZmqConnection):
         super().shutdown()
 
     def _transmit(self, frames: Sequence[bytes]) -> bool:
-        if not self._unsent and self.try_send(frames):
+        if self.try_send(frames):
             return True
-        if not self._unsent:
-            self._when_writable()
+        self.when_writable().addCallbacks(self._writable, lambda _closed: None)
         return False
 
-    def _when_writable(self) -> None:
-        self.when_writable().addCallbacks(self._writable, lambda _closed: None)
-
     def _writable(self, _: None) -> None:
-        while self._unsent:
-            if not self.try_send(self._unsent[0]):
-                self._when_writable()
-                return
-            self._unsent.popleft()
         if self._lane is not None:
             self._lane.writable()
 
     def _seen(self, event: SocketEvent) -> None:
-        if event.name == "disconnected" and self._lane is not None:
-            self.doRead()  # the replies that came before
-            self._lane.down = len(self.endpoints) == 1 and self.endpoints[0].type == ZmqEndpointType.connect
-            self._lane.lost(None)
-        elif event.name == "handshake_succeeded" and self._lane is not None:
+        if self._lane is None:
+            return
+        if event.name == "handshake_succeeded":
+            self._connected += 1
             self._lane.up()
+        elif event.name == "disconnected":
+            self._connected = max(self._connected - 1, 0)
+            self.doRead()  # the replies that came before
+            self._lane.down = not self._connected
+            self._lane.lost(None)
 
     def _getNextId(self) -> bytes:
         if not self._uuids:
