@@ -22,6 +22,7 @@ from zroute.errors import EndpointError
 from zroute.options import READ_BUDGET, READ_SLICE, publisher_options, subscriber_options
 from zroute.sockets import pubsub
 from zroute.sockets.connection import Connection
+from zroute.sockets.pipeline import PullConnection, PushConnection
 
 MANY = 20_000
 
@@ -537,3 +538,26 @@ async def test_a_publisher_that_starts_later_is_found(sockets: Sockets) -> None:
     await joined
     publisher.send(b"a1")
     assert await box.until(1) == [b"a1"]
+
+
+@pytest.mark.parametrize("end", ["a worker comes", "the connection is closed"])
+@pytest_twisted.ensureDeferred
+async def test_who_waits_to_send_may_cancel_who_waits_beside_it(end: str) -> None:
+    """I give up the other one in the callback of the first: nothing fires twice, and who waits last is told."""
+    push, pull = PushConnection(reactor), PullConnection(reactor, print)
+    ended: list[str] = []
+    try:
+        push.open(f"inproc://waiting-{len(end)}")
+        first, second, third = (push.when_writable() for _ in range(3))
+        first.addBoth(lambda _: second.cancel())
+        second.addErrback(lambda failure: ended.append(failure.type.__name__))
+        third.addBoth(lambda result: ended.append(type(result).__name__))
+        if end == "a worker comes":
+            pull.open(f"inproc://waiting-{len(end)}")
+        else:
+            push.close()
+        await turns(lambda: len(ended) == 2)
+    finally:
+        push.close()
+        pull.close()
+    assert ended == ["CancelledError", "NoneType" if end == "a worker comes" else "Failure"]

@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 import zmq
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.running import Mailbox, reactor, turns
@@ -281,3 +282,23 @@ async def test_a_forked_child_is_told(sockets: Sockets) -> None:
     os.close(writing)
     push.send(b"from the parent")
     assert await box.until(1) == [[b"from the parent"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handler_may_pause_its_own_connection(sockets: Sockets) -> None:
+    """It gets no further message until I resume, and then the next one, so that I can work on one at a time."""
+    box = Mailbox[list[bytes]]()
+
+    def one(parts: list[bytes]) -> None:
+        pull.pause()
+        box.put(parts)
+
+    pull, push = sockets.make(PullConnection, one), sockets.make(PushConnection)
+    pull.open(push.open("inproc://one-at-a-time"))
+    for number in range(100):
+        push.send(b"%d" % number)
+    for number in range(1, 4):
+        await box.until(number)
+        await deferLater(reactor, 0.05)
+        assert len(box.items) == number
+        pull.resume()

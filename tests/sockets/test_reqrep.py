@@ -245,6 +245,33 @@ async def test_a_request_is_answered_once(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_reply_that_is_text_by_mistake_can_be_given_again(sockets: Sockets) -> None:
+    """The error names the mistake, and the handler that catches it still answers: its client does not wait in vain."""
+
+    def answer(request: Request) -> None:
+        with pytest.raises(TypeError, match="bytes-like object is required, not 'str'"):
+            request.reply(b"1", "text")  # type: ignore[arg-type]
+        request.reply(b"failed")
+
+    rep, req = sockets.make(RepConnection, answer), sockets.make(ReqConnection)
+    req.open(bound(rep))
+    assert await req.request(b"x") == [b"failed"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reply_after_the_close_says_so(sockets: Sockets) -> None:
+    """My coroutine ends after the server was closed: the error is zroute's, and names it."""
+    asked = Mailbox[Request]()
+    rep, req = sockets.make(RepConnection, asked.put), sockets.make(ReqConnection)
+    req.open(bound(rep))
+    req.request(b"x").addErrback(lambda _: None)
+    (request,) = await asked.until(1)
+    rep.close()
+    with pytest.raises(NotRunningError, match="this RepConnection is closed"):
+        request.reply(b"late")
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_reply_to_a_client_that_has_gone_is_counted(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing raises in the server, and the next client is answered."""
     held, raw = Mailbox[Request](), sockets.raw(zmq.DEALER)

@@ -231,6 +231,16 @@ def test_the_end_fails_what_is_left() -> None:
     assert case.clock.getDelayedCalls() == []
 
 
+def test_a_request_that_is_cancelled_during_the_end_leaves_no_timer() -> None:
+    """The first that fails at the close cancels the others, as I do with those that I need together."""
+    case = Fixture()
+    replies = [case.ask(b"%d" % number, timeout=10.0) for number in range(2)]
+    replies[0].addBoth(lambda _: replies[1].cancel())
+    case.requests.close(ConnectionError)
+    assert case.ended == [ConnectionError, CancelledError]
+    assert case.clock.getDelayedCalls() == []
+
+
 def test_callbacks_may_ask_and_cancel() -> None:
     """In the middle of a reply, of a loss, of a timeout: nothing fires twice, nothing is left out."""
     case = Fixture()

@@ -224,7 +224,8 @@ class Connection:
         if self._waiting and events & zmq.PollEvent.POLLOUT:
             ready, self._waiting = self._waiting, []
             for waiting in ready:
-                waiting.callback(None)
+                if not waiting.called:  # cancelled by one before it
+                    waiting.callback(None)
 
     def _failed(self, error: zmq.ZMQError) -> None:
         """Another error than EAGAIN: where the socket or its context is gone, so is the connection."""
@@ -328,6 +329,8 @@ class Connection:
         self._socket.close(linger)
         left, self._waiting = self._waiting, []
         for waiting in left:
+            if waiting.called:  # cancelled by one before it
+                continue
             waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
 
     def forked(self) -> None:

@@ -84,7 +84,7 @@ class PartsConnection(PersistentConnection):
             else:
                 if result is not None and is_awaitable(result):
                     as_deferred(cast("Any", result), asyncio_loop=self._on_loop).addErrback(self._errback)
-            if self.closed:  # by what was just called
+            if self.closed or self.paused:  # by what was just called
                 return
 
     def _errback(self, failure: Failure) -> None:

@@ -244,6 +244,7 @@ class Requests:
         self._lanes.clear()
         for request in left:
             self._cancel_timer(request)
+            request.lane = None  # else one that is cancelled in the errback of another would wait to be forgotten
         self._fail(left, error)
 
     @staticmethod
@@ -504,10 +505,12 @@ class Request:
     def reply(self, *parts: bytes) -> None:
         """Answer. Where the client has gone, or takes no more, that is logged and counted in ``undelivered``.
 
-        Raises UsageError if it is answered already.
+        Raises UsageError if it is answered already, TypeError for a part that is not bytes (it can be answered
+        then), and NotRunningError once the connection is closed.
         """
         if self._envelope is None:
             raise UsageError("this request is answered already: reply once")
+        parts = tuple(part if isinstance(part, bytes) else bytes(memoryview(part)) for part in parts)
         envelope, self._envelope = self._envelope, None
         self._connection.answer(envelope, parts)
 
@@ -536,6 +539,8 @@ class RepConnection(SendingConnection):
 
     def answer(self, envelope: list[bytes], parts: Sequence[bytes]) -> None:
         """Send ``parts`` to whom ``envelope`` came from."""
+        if self.closed:
+            raise NotRunningError("this RepConnection is closed: its clients can't be answered any more")
         try:
             if self.try_send([*envelope, *parts]):
                 return
