@@ -17,7 +17,7 @@ from twisted.python import log
 from tests.running import Mailbox, reactor, turns
 from tests.support import PATIENCE, ROOT, free_endpoint
 from zroute.errors import NotRunningError
-from zroute.sockets.connection import READ_BUDGET
+from zroute.sockets.connection import READ_BUDGET, Connection
 from zroute.txzmq import (
     ZmqConnection,
     ZmqDealerConnection,
@@ -230,7 +230,7 @@ async def test_a_handler_may_shut_its_connection_down(factory: Any) -> None:
     pub, sub = await joined(factory, then=lambda message: sub.shutdown() if message == b"1" else None)
     for number in (b"1", b"2", b"3"):
         pub.publish(number, b"t")
-    await turns(lambda: sub.closed)
+    await turns(lambda: sub.socket is None)
     await deferLater(reactor, 0.05)
     assert len(sub.box.items) == 2
 
@@ -257,8 +257,8 @@ def test_the_reactor_is_the_factorys() -> None:
     made.reactor = Own()
     made.registerForShutdown()
     pub = ZmqPubConnection(made, bind("inproc://a"))
-    assert read == [pub]
-    assert pub not in reactor.getReaders()
+    assert read == [pub._connection]
+    assert not set(read) & set(reactor.getReaders())
     made.shutdown()
     assert read == []
     assert [trigger[:2] for trigger in removed] == [("during", "shutdown")]
@@ -476,3 +476,19 @@ async def test_what_a_requester_sends_raw_keeps_its_order(factory: Any) -> None:
     Rep(factory, bind(endpoint))
     assert await reply == [b"yes"]
     assert box.items == [*(b"%d" % number for number in range(1000)), b"asked"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_may_use_any_name_for_its_own(factory: Any) -> None:
+    """What zroute's connections are made of is not in the way of a subclass that was written for txZMQ."""
+    used = {name for name in dir(Connection) if not name.startswith("_")}
+    taken = dict.fromkeys(used - {"fileno", "doRead", "logPrefix", "connectionLost"})
+    assert {"close", "open", "pause", "check"} <= taken.keys()
+    box = Mailbox[bytes]()
+    mine = type("Mine", (ZmqSubConnection,), {**taken, "gotMessage": lambda self, message, tag: box.put(message)})
+    pub = ZmqPubConnection(factory, bind("inproc://feed"))
+    sub = mine(factory, connect("inproc://feed"))
+    sub.subscribe(b"")
+    pub.publish(b"heard")
+    assert await box.until(1) == [b"heard"]
+    sub.shutdown()

@@ -46,8 +46,22 @@ class _TwistedLog(logging.Logger):
         log.msg(f"{logging.getLevelName(level)}: {str(msg) % args}")
 
 
+class _Socket(Connection):
+    """The connection that a `ZmqConnection` has: inherited, its names would be in the way of a program's own."""
+
+    owner: ZmqConnection
+
+    def logPrefix(self) -> str:
+        """As the owner has it."""
+        return self.owner.logPrefix()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gave the descriptor up."""
+        self.owner.connectionLost(reason)
+
+
 @implementer(IReadDescriptor, IFileDescriptor)
-class ZmqConnection(Connection):
+class ZmqConnection:
     """A socket of ``socketType``, bound or connected to ``endpoint`` and to what `addEndpoints` adds.
 
     Subclasses implement `messageReceived`, or what their base class makes of it. What it raises is logged and
@@ -71,8 +85,6 @@ class ZmqConnection(Connection):
     reconnectInterval = 100
     reconnectIntervalMax = 0
 
-    endpoints: list[ZmqEndpoint]  # type: ignore[assignment]
-
     def __init__(
         self, factory: ZmqFactory, endpoint: ZmqEndpoint | None = None, identity: bytes | str | None = None
     ) -> None:
@@ -85,8 +97,10 @@ class ZmqConnection(Connection):
         socket: zmq.Socket[Any] = factory.context.socket(self.socketType)
         for option, value in self._options():
             socket.set(option, value)
-        super().__init__(factory.reactor, socket, self._deliver)
+        self.endpoints: list[ZmqEndpoint] = []
         self.socket: zmq.Socket[Any] | None = socket
+        self._connection = _Socket(factory.reactor, socket, self._deliver)
+        self._connection.owner = self
         self.fd = self.fileno()
         self.malformed = self.failed = 0
         self._on_loop = isinstance(factory.reactor, AsyncioSelectorReactor)
@@ -125,16 +139,18 @@ class ZmqConnection(Connection):
         for endpoint in endpoints:
             if endpoint.type not in ("bind", "connect"):
                 raise ValueError(f"an endpoint's type is 'bind' or 'connect', not {endpoint.type!r}")
-            change = self._socket.bind if endpoint.type == ZmqEndpointType.bind else self._socket.connect
+            self._connection.check()
+            assert self.socket is not None
+            change = self.socket.bind if endpoint.type == ZmqEndpointType.bind else self.socket.connect
             change(endpoint.address)
             self.endpoints.append(endpoint)
-        self.poke()
+        self._connection.poke()
 
     def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
         """Send one part, or a list of parts; text as UTF-8. Raises zmq.Again where libzmq does not take it."""
-        self.check()
+        self._connection.check()
         parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
-        if not self.try_send(parts):
+        if not self._connection.try_send(parts):
             raise zmq.Again
 
     def messageReceived(self, message: list[bytes]) -> Any:
@@ -144,10 +160,18 @@ class ZmqConnection(Connection):
     def shutdown(self) -> None:
         """Close the socket; calling it twice is nothing."""
         self.factory.connections.discard(self)
-        if not self.closed:
-            self.close(self.factory.lingerPeriod)
+        if not self._connection.closed:
+            self._connection.close(self.factory.lingerPeriod)
             self._reports.close()
             self.socket = None
+
+    def fileno(self) -> int:
+        """The descriptor; -1 after `shutdown`."""
+        return self._connection.fileno()
+
+    def doRead(self) -> None:
+        """Deliver what there is, for a bounded time."""
+        self._connection.doRead()
 
     def logPrefix(self) -> str:
         """How Twisted's log names this connection."""
@@ -167,7 +191,7 @@ class ZmqConnection(Connection):
                 frame = recv(_DONTWAIT, False)
                 parts.append(frame.bytes)
             self._handle(self.messageReceived, parts)
-            if self.closed:
+            if self._connection.closed:
                 return
 
     def _handle(self, method: Callable[..., Any], *arguments: Any) -> None:

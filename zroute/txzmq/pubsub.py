@@ -39,9 +39,10 @@ class ZmqSubConnection(ZmqConnection):
         self._subscription(zmq.SocketOption.UNSUBSCRIBE, tag)
 
     def _subscription(self, option: zmq.SocketOption, tag: bytes | str) -> None:
-        self.check()
-        self._socket.set(option, as_bytes(tag))
-        self.poke()
+        self._connection.check()
+        assert self.socket is not None
+        self.socket.set(option, as_bytes(tag))
+        self._connection.poke()
 
     def messageReceived(self, message: list[bytes]) -> Any:
         """Calls `gotMessage` for ``tag NUL body`` in one part, and for tag and body in two."""
@@ -63,7 +64,7 @@ class ZmqSubConnection(ZmqConnection):
         if own is not ZmqSubConnection.messageReceived:
             super()._deliver(recv, more, budget)
             return
-        got, several = self.gotMessage, self.messageReceived
+        got, several, closing = self.gotMessage, self.messageReceived, self._connection
         for _ in range(budget):
             frame = recv(_DONTWAIT, False)
             first = frame.bytes
@@ -82,5 +83,5 @@ class ZmqSubConnection(ZmqConnection):
                 else:
                     if result is not None:
                         self._settle(result)
-            if self.closed:
+            if closing.closed:
                 return

@@ -54,11 +54,11 @@ class ZmqREQConnection(ZmqConnection):
     def addEndpoints(self, endpoints: Iterable[Any]) -> None:
         """See `ZmqConnection.addEndpoints`."""
         if self._lane is None:
-            self._pending = Requests(self._reactor, timed_out=lambda id, _seconds: ZmqRequestTimeoutError(id))
+            self._pending = Requests(self.factory.reactor, timed_out=lambda id, _seconds: ZmqRequestTimeoutError(id))
             self._lane = Lane(self._pending, self._transmit)
             self._lane.down = True  # what libzmq is given for nobody, nobody can take back
             self._pending.add(self._lane)
-            self.watch(self._seen)
+            self._connection.watch(self._seen)
         endpoints = tuple(endpoints)
         super().addEndpoints(endpoints)
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in endpoints)
@@ -72,7 +72,7 @@ class ZmqREQConnection(ZmqConnection):
         It fails with ZmqRequestTimeoutError after ``timeout`` seconds (by default ``defaultRequestTimeout``; None
         waits for ever), and may be cancelled.
         """
-        self.check()
+        self._connection.check()
         if self._lane is None:
             self.addEndpoints([])
         id = self._getNextId()
@@ -97,14 +97,14 @@ class ZmqREQConnection(ZmqConnection):
 
     def shutdown(self) -> None:
         """See `ZmqConnection.shutdown`; Deferreds of requests that are not answered never fire."""
-        if self._lane is not None and not self.closed:
+        if self._lane is not None and not self._connection.closed:
             self._pending.close(None)
         super().shutdown()
 
     def _transmit(self, frames: Sequence[bytes]) -> bool:
-        if self.try_send(frames):
+        if self._connection.try_send(frames):
             return True
-        self.when_writable().addCallbacks(self._writable, lambda _closed: None)
+        self._connection.when_writable().addCallbacks(self._writable, lambda _closed: None)
         return False
 
     def _writable(self, _: None) -> None:
@@ -119,7 +119,7 @@ class ZmqREQConnection(ZmqConnection):
             self._lane.up()
         elif event.name == "disconnected":
             self._connected = max(self._connected - 1, 0)
-            self.doRead()  # the replies that came before
+            self._connection.doRead()  # the replies that came before
             self._lane.down = not self._connected
             self._lane.lost(None)
 
