@@ -18,7 +18,7 @@ from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
 from tests.support import PATIENCE, free_endpoint
 from zroute.endpoints import parse_endpoint
-from zroute.errors import EndpointError
+from zroute.errors import EndpointError, NotRunningError
 from zroute.options import READ_BUDGET, READ_SLICE, publisher_options, subscriber_options
 from zroute.sockets import pubsub
 from zroute.sockets.connection import Connection
@@ -561,3 +561,29 @@ async def test_who_waits_to_send_may_cancel_who_waits_beside_it(end: str) -> Non
         push.close()
         pull.close()
     assert ended == ["CancelledError", "NoneType" if end == "a worker comes" else "Failure"]
+
+
+def test_only_an_address_that_is_open_can_be_taken_back() -> None:
+    """Another name of it is an EndpointError that says what to give, and the endpoint stays open and listed."""
+    pull = PullConnection(reactor, print)
+    try:
+        address = pull.open("bind:tcp://127.0.0.1:*")
+        for take_back in (pull.unbind, pull.disconnect):
+            with pytest.raises(EndpointError, match=r"it is not open: give the address that open\(\) returned"):
+                take_back(address.replace("127.0.0.1", "localhost"))
+        assert pull.endpoints == [address]
+        pull.unbind(address)
+        assert pull.endpoints == []
+    finally:
+        pull.close()
+
+
+def test_what_is_closed_says_so() -> None:
+    """To open or to watch it is zroute's own error, not one of libzmq's about something that is no socket."""
+    pull = PullConnection(reactor, print)
+    pull.close()
+    for endpoint in ("bind:tcp://127.0.0.1:*", "connect:tcp://127.0.0.1:5999"):
+        with pytest.raises(NotRunningError, match="this PullConnection is closed: open another one"):
+            pull.open(endpoint)
+    with pytest.raises(NotRunningError, match="this PullConnection is closed"):
+        pull.watch(print)

@@ -104,6 +104,8 @@ class Connection:
         One connection may have several, bound and connected. Raises EndpointError: the address is in use, not
         of this machine, or not understood.
         """
+        if self.closed:
+            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
         endpoint = self._parsed(endpoint)
         if "[" in endpoint.address:
             self._socket.set(zmq.SocketOption.IPV6, 1)
@@ -121,16 +123,20 @@ class Connection:
 
         Raises EndpointError for one that is not connected.
         """
-        self._endpoint(self._socket.disconnect, Endpoint(address, bind=False))
-        self.endpoints.remove(address)
+        self._take_back(self._socket.disconnect, Endpoint(address, bind=False))
 
     def unbind(self, address: str) -> None:
         """Listen no more at ``address``, as `open` returned it; who has connected there stays (zmq_unbind(3)).
 
         Raises EndpointError for one that is not bound.
         """
-        self._endpoint(self._socket.unbind, Endpoint(address, bind=True))
-        self.endpoints.remove(address)
+        self._take_back(self._socket.unbind, Endpoint(address, bind=True))
+
+    def _take_back(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
+        if endpoint.address not in self.endpoints:  # libzmq takes localhost for what was opened as 127.0.0.1
+            raise EndpointError(_explain(change.__name__, endpoint.address, errno.ENOENT), endpoint=str(endpoint))
+        self._endpoint(change, endpoint)
+        self.endpoints.remove(endpoint.address)
 
     def _endpoint(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
         failed: str | None = None
@@ -153,6 +159,8 @@ class Connection:
 
     def watch(self, on_event: OnEvent) -> None:
         """Call ``on_event`` with each `SocketEvent` from now on: before `open`, so that nothing is missed."""
+        if self.closed:
+            raise NotRunningError(f"this {type(self).__name__} is closed: watch another one")
         self._watchers += (on_event,)
         if self._monitor is not None:
             return

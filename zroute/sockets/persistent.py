@@ -37,7 +37,7 @@ class PersistentConnection(Connection):
     def open(self, endpoint: Endpoint | str) -> str:
         """See `Connection.open`."""
         endpoint = self._parsed(endpoint)
-        if not endpoint.bind and not self._persists:
+        if not (endpoint.bind or self._persists or self.closed):
             self._persists = True
             self.watch(self._seen)
         return super().open(endpoint)
