@@ -2,9 +2,10 @@
 
 Run ``python tests/benchmarks/bench_requests.py [--rounds N] [--count N] [--json FILE]``. Each contestant is two
 processes over tcp on this machine, both on Twisted's default reactor. In each round all of them run in turn, and the
-figures are medians over the rounds: the figures to quote are ratios. Latency is that of one request after the other,
-the rate that with 64 under way. CPU is that of the client and of the puller with libzmq's own thread, and of the
-pusher without it.
+figures are medians over the rounds: the figures to quote are ratios. Latencies are those of one request after the other
+and of 64 under way, the rate that with 64. CPU is that of the client and of the puller with libzmq's own thread, and
+of the pusher without it. A request is made as each library's users write it, without options: zroute's then has a
+timeout of 10 s, txZMQ's none. So each is measured the other way too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
@@ -24,6 +26,9 @@ import zmq
 
 BODY = b'{"symbol":"AAPL","price":187.23,"volume":1200}'
 WINDOW = 64
+TIMEOUT = 10.0  # seconds; zroute's default
+REQUESTS = ("bare", "zroute", "zroute, no timeout", "zroute.txzmq", "txZMQ", "txZMQ, timeout")
+JOBS = ("bare", "bare, one part", "zroute", "zroute.txzmq", "txZMQ")
 Ask = Callable[[Callable[[], object]], None]
 
 
@@ -85,13 +90,18 @@ class Bare:
         self.socket.send_multipart(parts, zmq.NOBLOCK)
         self.poke()
 
+    def send_one(self, part: bytes) -> None:
+        """`send` for who knows that there is one part."""
+        self.socket.send(part, zmq.NOBLOCK)
+        self.poke()
+
 
 # -- servers: print their address, and run until they are killed ---------------------------------------------
 
 
 def serve(contestant: str, reactor: Any) -> object:
     """A server that replies with what it was asked."""
-    if contestant == "zroute":
+    if contestant.startswith("zroute") and contestant != "zroute.txzmq":
         from zroute.sockets.reqrep import RepConnection
 
         rep = RepConnection(reactor, lambda request: request.reply(*request.parts))
@@ -116,7 +126,7 @@ def serve(contestant: str, reactor: Any) -> object:
 
 def library_of(contestant: str) -> Any:
     """txZMQ, or zroute's layer of its names."""
-    if contestant == "txZMQ":
+    if contestant.startswith("txZMQ"):
         import txzmq
 
         return txzmq
@@ -127,11 +137,13 @@ def library_of(contestant: str) -> Any:
 
 def asker(contestant: str, reactor: Any, address: str) -> Ask:
     """A function that sends one request and calls back when its reply is there."""
-    if contestant == "zroute":
+    if contestant.startswith("zroute") and contestant != "zroute.txzmq":
         from zroute.sockets.reqrep import ReqConnection
 
         req = ReqConnection(reactor)
         req.open(address)
+        if contestant == "zroute":
+            return lambda done: req.request(BODY).addCallback(lambda _: done()) and None
         return lambda done: req.request(BODY, timeout=None).addCallback(lambda _: done()) and None
     if contestant == "bare":
         numbers, waiting = count(), dict[bytes, Callable[[], object]]()
@@ -147,55 +159,65 @@ def asker(contestant: str, reactor: Any, address: str) -> Ask:
         return ask
     library = library_of(contestant)
     made = library.ZmqREQConnection(library.ZmqFactory(), library.ZmqEndpoint("connect", address))
+    if contestant == "txZMQ, timeout":
+        return lambda done: made.sendMsg(BODY, timeout=TIMEOUT).addCallback(lambda _: done()) and None
     return lambda done: made.sendMsg(BODY).addCallback(lambda _: done()) and None
+
+
+def percentile(seconds: list[float], percent: int) -> float:
+    """Microseconds that so many percent of them don't exceed."""
+    return sorted(seconds)[len(seconds) * percent // 100] * 1e6
 
 
 def client(contestant: str, reactor: Any, address: str, total: int) -> None:
     """Ask, first one after the other, then a window at a time; print the figures as JSON."""
     ask = asker(contestant, reactor, address)
-    latencies: list[float] = []
-    began: list[float] = []
-    answered = sent = 0
+    alone: list[float] = []
+    together: list[float] = []
+    began: tuple[float, float]
+    sent = 0
 
     def one() -> None:
-        if len(began) > len(latencies):
-            latencies.append(time.perf_counter() - began[-1])
-        if len(latencies) < total // 10:
-            began.append(time.perf_counter())
-            ask(one)
-        else:
-            reactor.callLater(0, many)
+        asked = time.perf_counter()
+
+        def reply() -> None:
+            alone.append(time.perf_counter() - asked)
+            one() if len(alone) < total // 10 else reactor.callLater(0, many)
+
+        ask(reply)
 
     def many() -> None:
-        began[:] = [time.perf_counter(), time.process_time()]
+        nonlocal began
+        began = time.perf_counter(), time.process_time()
         for _ in range(WINDOW):
             more()
 
     def more() -> None:
         nonlocal sent
         sent += 1
+        asked = time.perf_counter()
+
+        def reply() -> None:
+            together.append(time.perf_counter() - asked)
+            if sent < total:
+                more()
+            elif len(together) == total:
+                finish()
+
         ask(reply)
 
-    def reply() -> None:
-        nonlocal answered
-        answered += 1
-        if sent < total:
-            more()
-        elif answered == total:
-            wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
-            latencies.sort()
-            print(
-                json.dumps(
-                    {
-                        "requests per s": total / wall,
-                        "CPU us": cpu / total * 1e6,
-                        "p50 us": latencies[len(latencies) // 2] * 1e6,
-                        "p99 us": latencies[len(latencies) * 99 // 100] * 1e6,
-                    }
-                ),
-                flush=True,
-            )
-            reactor.stop()
+    def finish() -> None:
+        wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+        figures = {
+            "requests/s": total / wall,
+            "CPU us": cpu / total * 1e6,
+            "p50 us": percentile(alone, 50),
+            "p99 us": percentile(alone, 99),
+            f"p50 of {WINDOW} us": percentile(together, 50),
+            f"p99 of {WINDOW} us": percentile(together, 99),
+        }
+        print(json.dumps(figures), flush=True)
+        reactor.stop()
 
     one()
 
@@ -214,12 +236,12 @@ def push(contestant: str, reactor: Any, address: str, total: int) -> object:
         connection = PushConnection(reactor)
         connection.open(f"connect:{address}")
         send = connection.send
-    elif contestant == "bare":
+    elif contestant.startswith("bare"):
         connection = Bare(reactor, zmq.PUSH, list)
         connection.socket.set(zmq.SNDHWM, 1000)
         connection.socket.connect(address)
         connection.start()
-        send = lambda body: connection.send([body])  # noqa: E731
+        send = connection.send_one if contestant == "bare, one part" else lambda body: connection.send([body])
     else:
         library = library_of(contestant)
 
@@ -273,7 +295,7 @@ def pull(contestant: str, reactor: Any, total: int) -> object:
         made = PullConnection(reactor, got)
         print(made.open("bind:tcp://127.0.0.1:*"), flush=True)
         return made
-    if contestant == "bare":
+    if contestant.startswith("bare"):
         made = Bare(reactor, zmq.PULL, got)
         made.socket.bind("tcp://127.0.0.1:*")
         print(made.socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode(), flush=True)
@@ -332,7 +354,10 @@ def requests_of(contestant: str, total: int) -> dict[str, float]:
 def jobs_of(contestant: str, total: int) -> dict[str, float]:
     """One run of push and pull: the puller against a bare pusher, the pusher against a bare puller."""
     figures: dict[str, float] = {}
-    for puller, pusher in ((contestant, "bare"), ("bare", contestant)):
+    runs = [("bare", contestant)]
+    if contestant != "bare, one part":
+        runs.append((contestant, "bare"))
+    for puller, pusher in runs:
         with (
             started("pull", puller, str(total)) as pulling,
             started("push", pusher, line(pulling), str(total)) as pushing,
@@ -357,33 +382,38 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    contestants = ["bare", "zroute", "zroute.txzmq"]
-    try:
-        import txzmq  # noqa: F401
-
-        contestants.append("txZMQ")
-    except ImportError:
+    requests, jobs = REQUESTS, JOBS
+    if find_spec("txzmq") is None:
         print("txZMQ is not installed and left out")
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
-    for _ in range(arguments.rounds):
-        for name in contestants:
-            figures = requests_of(name, arguments.count) | jobs_of(name, arguments.count * 2)
-            for what, value in figures.items():
-                found[name].setdefault(what, []).append(value)
-    medians = {name: {what: statistics.median(values) for what, values in all.items()} for name, all in found.items()}
+        requests, jobs = (tuple(name for name in names if "txZMQ" not in name) for names in (requests, jobs))
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in (*requests, *jobs)}
+    for turn in range(arguments.rounds):
+        for measure, names, total in (
+            (requests_of, requests, arguments.count),
+            (jobs_of, jobs, arguments.count * 2),
+        ):
+            first = turn % len(names)  # nobody always runs after the same one
+            for name in names[first:] + names[:first]:
+                for what, value in measure(name, total).items():
+                    found[name].setdefault(what, []).append(value)
     print(
         f"{platform.python_implementation()} {platform.python_version()}, pyzmq {zmq.__version__}, "
         f"libzmq {zmq.zmq_version()}, {arguments.rounds} rounds of {arguments.count} requests, interleaved"
     )
-    whats = list(medians["bare"])
-    print(f"{'':14}" + "".join(f"{what:>22}" for what in whats))
+    medians = {name: {what: statistics.median(values) for what, values in all.items()} for name, all in found.items()}
+    base = medians["bare"]
+    print(f"{'':18}" + "".join(f"{what:>16}" for what in base))
     for name, figures in medians.items():
-        cells = (f"{_short(figures[what])} ({figures[what] / medians['bare'][what]:.2f})" for what in whats)
-        print(f"{name:14}" + "".join(f"{cell:>22}" for cell in cells))
-    print("In parentheses: the ratio to what is written by hand.")
-    if "txZMQ" in medians:
-        rate = "requests per s"
-        print(f"zroute's rate of requests / txZMQ's: {medians['zroute'][rate] / medians['txZMQ'][rate]:.2f}")
+        cells = (
+            f"{_short(figures[what])} ({figures[what] / base[what]:.2f})" if what in figures else "" for what in base
+        )
+        print(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells))
+    print("In parentheses: the ratio to what is written by hand. Rates of requests, round by round:")
+    for ours, theirs in (("zroute", "txZMQ"), ("zroute, no timeout", "txZMQ"), ("zroute", "txZMQ, timeout")):
+        if theirs in found:
+            pairs = zip(found[ours]["requests/s"], found[theirs]["requests/s"], strict=True)
+            ratios = sorted(mine / other for mine, other in pairs)
+            print(f"{ours} / {theirs}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"figures": found, "median": medians}, file, indent=1)
