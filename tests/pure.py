@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from zroute import App
 from zroute.awaiting import as_deferred
 from zroute.delivery.stats import Stats
+from zroute.joins import SubscribingEnd
 from zroute.messages.wire import framer
 from zroute.outcomes import Outcomes
 from zroute.routing.compiler import fresh
@@ -96,6 +97,7 @@ class Wired:
             max_message=app.max_message,
             stats=self.stats,
             outcomes=self.outcomes,
+            accounts=SubscribingEnd(self.clock, self.stats, LOG, "test", lambda found: None),
             clock=lambda: 100.0,
         )
         for outlet in compiled.outlets:

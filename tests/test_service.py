@@ -254,7 +254,7 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
     app.publish("a", 1)
     await box.until(1)
     await service.stopService()
-    assert app.stats.received == 1
+    assert app.stats.routed == 1
     for again in (service, other):
         again.startService()
         await again.started
@@ -341,7 +341,7 @@ def test_a_limit_is_shared_and_reached_once() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_counters_balance() -> None:
-    """received = routed + unrouted + malformed + control, after all kinds of messages."""
+    """received = routed + unrouted + malformed + duplicate + control, after all kinds of messages."""
     app, box, unrouted = App(), Mailbox[int](), Mailbox[Any]()
 
     @app.subscribe("a.*")
@@ -357,7 +357,8 @@ async def test_the_counters_balance() -> None:
         app.publish("a.c", 3)
         await box.until(2)
         stats = app.stats
-    assert (stats.received, stats.routed, stats.unrouted, stats.malformed) == (5, 3, 1, 1)
+    assert (stats.received - stats.control, stats.routed, stats.unrouted, stats.malformed) == (5, 3, 1, 1)
+    assert (stats.duplicate, stats.lost) == (0, 0)
     assert (stats.failed, stats.handled, stats.published) == (1, 2, 4)
     assert len(unrouted.items) == 1
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args, overload
 
 from zroute.attached import Attached, Host, Stream
+from zroute.awaiting import as_awaitable
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
@@ -21,7 +22,7 @@ from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, ROUTE_QUEUE, STREAM_QUEUE
 from zroute.routing.compiler import Compiled, compile_routes
 from zroute.routing.parameters import name_of
-from zroute.routing.publications import Emit, Encode, encoder_by_type
+from zroute.routing.publications import Emit, Encode, Overflow, encoder_by_type
 from zroute.routing.routes import Hook, Routes, caller, local_names, make_route, parse_patterns
 from zroute.routing.table import Dispatch
 from zroute.sockets.transport import SharedContext
@@ -66,6 +67,7 @@ class App(Routes):
         codec: str | Codec = "msgpack",
         wire: Wire = "tracked",
         dispatch: Dispatch = "all",
+        overflow: Overflow = "drop",
         max_message: int = MAX_MESSAGE,
         loop: bool = True,
         context: Any = None,
@@ -78,6 +80,7 @@ class App(Routes):
         self.codec = self._set_up(lambda: find_codec(codec))
         self.wire: Wire = _one_of("wire", wire, WIRES, self.where)
         self.dispatch: Dispatch = _one_of("dispatch", dispatch, get_args(Dispatch), self.where)
+        self.overflow: Overflow = _one_of("overflow", overflow, get_args(Overflow), self.where)
         if not (isinstance(max_message, int) and max_message > 0):
             raise SignatureError(f"max_message={max_message!r}: a number of bytes, 1 or more", where=self.where)
         self.max_message = max_message
@@ -88,6 +91,7 @@ class App(Routes):
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
         self._fallbacks: list[Hook] = []
+        self._gaps: list[Hook] = []
         self._compiled: Compiled | None = None
         self._run: Host | None = None
         self._emit: Emit | None = None
@@ -122,6 +126,27 @@ class App(Routes):
     def on_unrouted(self, function: Unrouted) -> Unrouted:
         """Call ``function`` with the `Envelope` of each message that arrived and that no route takes."""
         return self._register(self._fallbacks, function, "on_unrouted")
+
+    def on_gap(self, function: F) -> F:
+        """Call ``function`` with a `Gap` for each loss: its subscription, publisher, first and last missing number.
+
+        It is called before the message behind the gap is handled. Without such a function losses are logged, a few in
+        full. What is lost for good stays so: a gap tells when to ask for it by other means. It may be ``async`` and
+        take resources.
+        """
+        return self._register(self._gaps, function, "on_gap")
+
+    async def ready(self, publishers: int | None = None, timeout: float = 10.0) -> None:
+        """Wait until publishers have confirmed all subscriptions: what they publish from then on is handled or counted.
+
+        ``publishers`` is how many, by default all that are connected. One that does not track is not waited for
+        longer than 2 s. ``timeout`` is in seconds. Raises NotReadyError, and NotRunningError before the start.
+        """
+        if self._run is None:
+            raise NotRunningError(
+                f"ready() while {self.name!r} does not run: await it in on_startup's wake, or from a handler"
+            )
+        await as_awaitable(self._run.ready(publishers, timeout))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
         where = caller(2)
@@ -272,6 +297,7 @@ class App(Routes):
             given = {App: self, type(self): self}
             hooks: list[tuple[Hook, tuple[str, ...]]] = [(hook, ()) for hook in (*self._startup, *self._shutdown)]
             hooks += [(hook, ("envelope",)) for hook in self._fallbacks]
+            hooks += [(hook, ("gap",)) for hook in self._gaps]
             compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch, hooks=hooks)
             self._compiled = compiled
             self._freeze(f"App {self.name!r}")

@@ -44,6 +44,9 @@ class Host(Protocol):
     def check_process(self, what: str) -> None:
         """Raise ForkedContextError in a forked child."""
 
+    def ready(self, publishers: int | None, timeout: float) -> Deferred[None]:
+        """Fires when publishers have confirmed the subscriptions."""
+
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Call on the reactor's thread, wait for the result."""
 

@@ -15,6 +15,7 @@
     │   ├── UnknownPeerError       no peer of that identity is connected
     │   ├── RequestTimeoutError    (TimeoutError)     a request without a reply in its time
     │   ├── RequestLostError       (ConnectionError)  a request whose server has gone
+    │   ├── NotReadyError          (TimeoutError)     no publisher has answered a join in time
     │   ├── NotRunningError        used before the start or after the stop
     │   ├── WrongThreadError       a socket used outside the reactor's thread
     │   └── ForkedContextError     a socket used in a forked child
@@ -38,6 +39,7 @@ __all__ = [
     "EnvelopeError",
     "ForkedContextError",
     "HighWaterMarkError",
+    "NotReadyError",
     "NotRunningError",
     "PatternError",
     "PeerError",
@@ -144,6 +146,10 @@ class RequestTimeoutError(UsageError, TimeoutError):
 
 class RequestLostError(UsageError, ConnectionError):
     """The server that a request was sent to has gone, with or without having worked on it."""
+
+
+class NotReadyError(UsageError, TimeoutError):
+    """The publishers that ``app.ready()`` waited for did not answer in time."""
 
 
 class NotRunningError(UsageError):

@@ -11,6 +11,7 @@ from typing import TypedDict
 import attrs
 
 __all__ = [
+    "CARRIED",
     "DRAIN_TIMEOUT",
     "HEADERS_MAX",
     "LARGE_FRAME",
@@ -21,12 +22,15 @@ __all__ = [
     "MAX_PARTS",
     "MAX_SUBSCRIPTIONS",
     "MAX_TOPIC",
+    "OUTBOX",
+    "OUTBOX_SECONDS",
     "READ_BUDGET",
     "READ_SECONDS",
     "READ_SLICE",
     "REQUEST_FORGOTTEN",
     "REQUEST_WINDOW",
     "ROUTE_QUEUE",
+    "STATEMENT_MAX",
     "STREAM_QUEUE",
     "TOPIC_CACHE",
     "Option",
@@ -49,6 +53,12 @@ MAX_MESSAGE = 1024 * 1024
 
 HEADERS_MAX = 4096
 """Bytes of the encoded headers of one message, so that a reader's MAXMSGSIZE has a bound."""
+
+CARRIED = 16
+"""Counters that one message carries: as many live subscriptions may cover one topic; the longest go without."""
+
+STATEMENT_MAX = 4096
+"""Bytes of one part of an answer to a marker, so that it passes the smallest MAXMSGSIZE of a reader."""
 
 LARGE_FRAME = 8192
 """Bytes from which on a body leaves the short way: its size and its nesting are checked before it is decoded.
@@ -88,6 +98,12 @@ READ_SLICE = 16
 DRAIN_TIMEOUT = 8.0
 """Seconds a stop waits for what was received: below the 10 s that container runtimes allow before SIGKILL."""
 
+OUTBOX = 1_000
+"""Messages that wait for subscribers with ``overflow="wait"``: as many as ZeroMQ itself queues for a reader."""
+
+OUTBOX_SECONDS = 30.0
+"""Seconds that one of them waits: longer than any pause that is none."""
+
 LINGER_DRAIN = 3000
 """Milliseconds a closed socket may go on sending. Never -1: with an unreachable peer `term` would hang."""
 
@@ -119,9 +135,10 @@ _EVERY_SOCKET = (
 def frame_limit(max_message: int = MAX_MESSAGE) -> int:
     """MAXMSGSIZE for bodies of up to ``max_message`` bytes.
 
-    Topic, NUL, the tracked header with its length field, and the headers may stand before the body.
+    Before the body may stand: a marker and a topic, each with its NUL; the tracked header with its length field,
+    fifteen further counters of 9 bytes, and the headers.
     """
-    return max_message + MAX_TOPIC + 1 + 64 + HEADERS_MAX
+    return max_message + 2 * (MAX_TOPIC + 1) + 36 + 9 * (CARRIED - 1) + HEADERS_MAX
 
 
 def subscriber_options() -> tuple[Option, ...]:

@@ -11,8 +11,10 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial, wraps
 from itertools import count
+from socket import gethostname
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -23,20 +25,26 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.attached import Stream
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import Gap, LostTail
 from zroute.endpoints import Endpoint
 from zroute.errors import (
     EncodeError,
     EndpointError,
     ForkedContextError,
+    HighWaterMarkError,
+    NotReadyError,
     NotRunningError,
     UsageError,
     WrongThreadError,
 )
+from zroute.joins import PublishingEnd, SubscribingEnd
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.messages.wire import framer
-from zroute.options import LINGER_DRAIN
+from zroute.messages.wire import NUL, Framer, framer, pack_headers
+from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
+from zroute.outbox import Outbox
 from zroute.outcomes import Outcomes
 from zroute.producers import CompiledProducer, Producers
 from zroute.resources import Resources
@@ -79,6 +87,29 @@ class Transport(Protocol):
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
         """Receive what starts with these prefixes, and nothing else."""
+
+    on_connected: Callable[[], None]
+    """Called when a publisher has connected, for the first time or again."""
+
+    counts: bool
+    """Whether subscriptions are told of, so that messages can be numbered and their loss counted."""
+
+    def try_sender(self) -> Callable[[Any], bool] | None:
+        """What sends, or returns False while a subscriber has no room."""
+
+    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
+        """Tell of each subscription at the publishing socket; False where there is none."""
+
+    def emptied(self) -> bool:
+        """Whether all there was to read has been read since this was asked last."""
+
+    @property
+    def peers(self) -> int:
+        """Publishers that are connected."""
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """Endpoints that nobody is connected at."""
 
     def use(self, drain: Drain) -> None:
         """Give what is received from now on to another drain."""
@@ -183,6 +214,10 @@ class Run:
             reading=self,
             observe=ground.observe,
         )
+        self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
+        self._reports = Reports(_log, self.reactor)
+        self._publishing: PublishingEnd | None = None
+        self._outbox = Outbox(self.reactor, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())
         self._beginning: Deferred[None] = succeed(None)
@@ -220,7 +255,7 @@ class Run:
             if self._stopped:  # it may have asked for that
                 return
         self._listening = True
-        self.transport.listen(self._table.subscriptions)
+        self._listen()
         producers = tuple(self._producer(trigger) for trigger in self._compiled.triggers)
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()
@@ -240,10 +275,15 @@ class Run:
         patience = max(timeout, _HOOK)
         for hook in self.app._shutdown if self._emitting is not None else ():
             unfinished |= await self._shut_down(hook, patience)
+        unfinished |= await self._send_the_rest(timeout)
+        if self._publishing is not None:
+            self._publishing.goodbye()
+        self._accounts.close()
         self._withdraw()
         unfinished |= await self._resources.close(patience, self._failed_to_close)
         await self.transport.close()
         self._outcomes.close()
+        self._reports.close()
         return Drained(unfinished)
 
     def _withdraw(self) -> None:
@@ -318,7 +358,62 @@ class Run:
         if self._limit is None:
             self.transport.use(self._table.drain)
         if self._listening and not self._stopped:
+            self._listen()
+
+    def _listen(self) -> None:
+        if self.transport.counts and self.subscribe_to:
+            self.transport.on_connected = self._accounts.rejoin
+            self._accounts.listen(self.transport, self._table.subscriptions)
+        else:
             self.transport.listen(self._table.subscriptions)
+
+    def ready(self, publishers: int | None, timeout: float) -> Deferred[None]:
+        """See `App.ready`."""
+        if not self.transport.counts or not self.subscribe_to:
+            return succeed(None)
+        waiting = within(timeout, self._accounts.ready(publishers), self.reactor)
+        return waiting.addErrback(self._not_ready, timeout)
+
+    def _not_ready(self, failure: Failure, timeout: float) -> None:
+        failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
+        missing = ", ".join(self.transport.missing)
+        reason = f"nobody is connected at {missing}" if missing else f"{self._accounts.complete} have answered"
+        raise NotReadyError(
+            f"{self.app.name!r} was not ready within {timeout:g} s: {reason}; does a publisher run, and does it track?"
+        )
+
+    def _found(self, found: Gap | LostTail) -> None:
+        """A loss: to whoever wants to know, else to the log."""
+        publisher = f"{found.publisher:016x}"
+        if isinstance(found, LostTail):
+            names = ", ".join(repr(each.decode(errors="replace")) for each in found.subscriptions) or "its topics"
+            text = "%s: publisher %s has gone without a goodbye, or was away for long: nobody knows what was lost of %s"
+            subject = f"{self.app.name}: unknown losses"
+            self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, names)
+            return
+        if not self.app._gaps:
+            text = "%s: lost %d messages of %r from publisher %s (numbers %d to %d)"
+            name = found.subscription.decode(errors="replace")
+            arguments = (self.app.name, found.count, name, publisher, found.first, found.last)
+            self._reports("gap", f"{self.app.name}: lost messages", logging.WARNING, text, *arguments)
+        for hook in self.app._gaps:
+            try:
+                result = self._hook(hook.function)(found)
+                if is_awaitable(result):
+                    self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
+            except Exception as error:
+                self._failed_over_a_gap(error)
+
+    def _unsent(self, topic: bytes, error: HighWaterMarkError) -> None:
+        """A message was given up in the outbox: counted and said, whether somebody awaits it or not."""
+        self._stats.published -= 1
+        self._stats.publish_errors += 1
+        self._reports("unsent", f"{self.app.name}: unsent messages", logging.WARNING, "%s: %s", self.app.name, error)
+
+    def _failed_over_a_gap(self, error: BaseException) -> None:
+        self._stats.hook_errors += 1
+        self._reports("on_gap", f"{self.app.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
+        self._ground.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Runs in another thread: the result of ``call`` on the reactor's."""
@@ -391,6 +486,7 @@ class Run:
             max_message=app.max_message,
             stats=self._stats,
             outcomes=self._outcomes,
+            accounts=self._accounts,
             clock=self._ground.wall,
         )
 
@@ -428,26 +524,67 @@ class Run:
         """What every publication of this run sends through."""
         app, stats, wall = self.app, self._stats, self._ground.wall
         clock_ns = time.time_ns if wall is time.time else lambda: int(wall() * 1e9)
-        frame = framer(app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=clock_ns)
         send = self.transport.sender(multipart=app.wire == "multipart")
         if send is None:
             return _nowhere(app)
+        if app.wire == "tracked" and self.transport.counts:
+            at = ", ".join(map(str, self.publish_to))
+            publishing = self._publishing = PublishingEnd(
+                self.reactor, self._control(send), clock_ns, f"{app.name}@{gethostname()} {at}", _log
+            )
+            self.transport.announce(publishing.subscription)
+            frame = publishing.framer()
+        else:
+            frame = framer(app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=clock_ns)
         limit, thread = app.max_message, self._thread
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            if get_ident() != thread:
-                raise WrongThreadError(
-                    f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
-                    "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
-                )
-            if len(body) > limit:
-                raise EncodeError(
-                    f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
-                    "raise max_message here and at the readers"
-                )
+            if get_ident() != thread or len(body) > limit:
+                _check_message(topic, body, limit, thread)
             send(frame(topic, number, body, headers))
             stats.published += 1
             return DONE
+
+        if app.overflow == "drop":
+            return emit
+        return self._careful(frame)
+
+    def _control(self, send: Callable[[Any], None]) -> Callable[[bytes], object]:
+        """What control frames go through: the way of the messages, so that none of them is dropped either."""
+        try_send = self.transport.try_sender()
+        if self.app.overflow == "drop" or try_send is None:
+            return send
+        return lambda frame: self._outbox.send(frame.partition(NUL)[0], lambda: try_send(frame))
+
+    def _careful(self, frame: Framer) -> Emit:
+        """What every publication sends through where nothing is dropped: see `zroute.outbox`."""
+        app, stats, outbox = self.app, self._stats, self._outbox
+        try_send = self.transport.try_sender()
+        counters = self._publishing.counters if self._publishing is not None else None
+        waits, limit, thread = app.overflow == "wait", app.max_message, self._thread
+
+        def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> bool:
+            assert try_send is not None
+            if try_send(frame(topic, number, body, headers)):
+                return True
+            if counters is not None:
+                counters.take_back(topic)  # a number that nobody was sent would be a loss to all
+            return False
+
+        def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            _check_message(topic, body, limit, thread)
+            if headers:
+                pack_headers(headers)  # a bad one is an error here, not when its turn has come
+            sent = DONE
+            if waits:
+                sent = outbox.send(topic, partial(attempt, topic, number, body, headers))
+            elif not attempt(topic, number, body, headers):
+                raise HighWaterMarkError(
+                    f"{topic.decode()!r}: the queue of a subscriber is full, and nobody was sent this: publish later, "
+                    "less often, or with App(overflow='wait')"
+                )
+            stats.published += 1
+            return sent
 
         return emit
 
@@ -455,11 +592,12 @@ class Run:
         """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
 
         def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-            before = self._stats.received
+            stats = self._stats
+            before = stats.received - stats.control
             try:
                 self._table.drain(recv, more, min(budget, limit.left))
             finally:
-                limit.take(self._stats.received - before)
+                limit.take(stats.received - stats.control - before)
                 if not limit.left:
                     self.transport.pause()
 
@@ -495,6 +633,13 @@ class Run:
         except TimeoutError:
             return unfinished.give_up()
         return {}
+
+    async def _send_the_rest(self, timeout: float) -> dict[str, int]:
+        """Wait until subscribers have room for what waits in the outbox."""
+        with suppress(TimeoutError):
+            await within(timeout, self._outbox.idle(), self.reactor)
+        left = self._outbox.close()
+        return {"messages for subscribers that have no room": left} if left else {}
 
     async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
         """Run one on_shutdown function; its name, if it took too long."""
@@ -582,6 +727,19 @@ def _stopped(app: App) -> NotRunningError:
     return NotRunningError(f"{app.name!r} has stopped, so nothing can be called on its reactor any more")
 
 
+def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
+    if get_ident() != thread:
+        raise WrongThreadError(
+            f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
+            "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
+        )
+    if len(body) > limit:
+        raise EncodeError(
+            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
+            "raise max_message here and at the readers"
+        )
+
+
 def _nowhere(app: App) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
         raise UsageError(f"{topic.decode()!r} was published, and {app!r} has no endpoint to publish at: add App(pub=…)")
@@ -597,4 +755,5 @@ def sockets(run: Run) -> Transport:
         subscribe_to=run.subscribe_to,
         publish_to=run.publish_to,
         max_message=run.app.max_message,
+        drops=run.app.overflow == "drop",
     )

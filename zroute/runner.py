@@ -353,8 +353,8 @@ def _counted(service: Any) -> str:
     stats = service.app.stats
     counts: dict[str, int] = {}
     if service.subscribe_to:
-        counts.update(received=stats.received, handled=stats.handled, failed=stats.failed)
-        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
+        counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
+        counts.update(unrouted=stats.unrouted, malformed=stats.malformed, lost=stats.lost)
     if service.publish_to:
         counts.update(published=stats.published, unpublished=stats.publish_errors)
     return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -58,7 +58,7 @@ def watching_publisher() -> None:
     rest = b""
     while True:
         ready = dict(poller.poll())
-        if socket in ready and socket.recv()[:1] == b"\1":
+        if socket in ready and (told := socket.recv())[:1] == b"\1" and not told[1:].startswith(b"\xff\xffzr"):
             print("subscribed", flush=True)
             socket.send(b"sync\0")
         if 0 in ready:

@@ -147,5 +147,5 @@ def test_the_loop_over_a_stream_ends_with_the_program(kind: str, tmp_path: Path)
     left, bye = (next(one for one in said if one[0] == word) for word in ("left", "bye"))
     (stats,) = bye[1]["routes"].values()
     assert left[1] is True
-    assert left[2] == stats["handled"] == bye[1]["received"]
+    assert left[2] == stats["handled"] == bye[1]["routed"]
     assert stats["dropped_at_shutdown"] == stats["queued"] == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +15,30 @@ from hypothesis import strategies as st
 from tests.support import ROOT
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.topics import Topic
-from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, WIRES, Framer, Kind, Wire, framer, parse, parse_header, split
-from zroute.options import HEADERS_MAX, MAX_PARTS
+from zroute.messages.wire import (
+    HEADER_SIZE,
+    MAGIC,
+    MARKER,
+    NUL,
+    WIRES,
+    Framer,
+    Kind,
+    Wire,
+    counted_framer,
+    framer,
+    pack_beat,
+    pack_kept,
+    pack_marker,
+    pack_statements,
+    parse,
+    parse_beat,
+    parse_header,
+    parse_kept,
+    parse_marker,
+    parse_statement,
+    split,
+)
+from zroute.options import CARRIED, HEADERS_MAX, MAX_PARTS, MAX_TOPIC, STATEMENT_MAX, frame_limit
 
 VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
 NOW = 1_700_000_001.5
@@ -43,7 +67,15 @@ def whole(frames: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
 # -- the vectors -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vector", named(VECTORS["messages"]))
+@attrs.frozen
+class Counted:
+    """A counter as a frame carries it."""
+
+    length: int
+    number: int
+
+
+@pytest.mark.parametrize("vector", named([*VECTORS["messages"], *VECTORS["control"]]))
 def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
     """I write a peer in another language by the vectors, and zroute reads what it sends."""
     frames = frames_of(vector)
@@ -64,7 +96,9 @@ def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
         assert envelope.headers == {}
 
 
-@pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if each["tracked"]]))
+@pytest.mark.parametrize(
+    "vector", named([each for each in VECTORS["messages"] if each["tracked"]] + VECTORS["control"])
+)
 def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, Any]) -> None:
     """Kind, codec, span, epoch, sequence and time of a header are those that the vector says."""
     _topic, body = split(frames_of(vector))
@@ -73,13 +107,14 @@ def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, 
     assert (header.codec, header.span, header.epoch) == (vector["codec"], vector["span"], int(vector["epoch"], 16))
     assert (header.sequence, header.sent_at) == (vector["sequence"], vector["sent_at_ns"])
     assert header.headers == vector["headers"]
+    assert header.further == tuple((length, number) for length, number in vector.get("further", ()))
     assert body[header.size :] == bytes.fromhex(vector["body"])
 
 
 def sendable(vector: dict[str, Any]) -> bool:
     """Whether zroute itself would send this message so: data, in as few frames as its wire has, no empty map."""
     if vector["tracked"]:
-        usual = (vector["kind"], vector["span"], len(vector["frames"])) == ("data", 0, 1)
+        usual = (vector["span"], len(vector["frames"])) == (0, 1) and "further" not in vector
         return usual and "empty map" not in vector["name"]
     return len(vector["frames"]) <= 2
 
@@ -102,6 +137,89 @@ def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any])
     """A broken message is refused, and the reason names what is broken in it."""
     with pytest.raises(EnvelopeError) as caught:
         parse(frames_of(vector), NOW)
+    assert caught.value.reason == vector["reason"]
+
+
+@pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if "further" in each]))
+def test_each_vector_with_counters_is_sent_as_it_says(vector: dict[str, Any]) -> None:
+    """A message carries the numbers of the subscriptions that cover it, byte for byte as the vectors say."""
+    counters = [Counted(vector["span"], vector["sequence"]), *(Counted(*each) for each in vector["further"])]
+    counted = counters if vector["sequence"] else []
+    frame = counted_framer(
+        epoch=int(vector["epoch"], 16), count=lambda _topic: counted, clock_ns=lambda: vector["sent_at_ns"]
+    )
+    topic, body = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"])
+    assert whole(frame(topic, vector["codec"], body, vector["headers"])) == frames_of(vector)
+
+
+def control_frames(vector: dict[str, Any]) -> list[bytes]:
+    """What zroute sends to say what a vector of a control frame says."""
+    topic, body = bytes.fromhex(vector["topic"]), bytes.fromhex(vector.get("message_body", ""))
+    epoch, sent_at = int(vector["epoch"], 16), vector["sent_at_ns"]
+    if vector["kind"] == "beat":
+        return [pack_beat(topic, vector["sequence"], epoch=epoch, next_ms=vector["next_ms"], sent_at=sent_at)]
+    if vector["kind"] == "kept":
+        name, headers = bytes.fromhex(vector["message_topic"]), vector["headers"]
+        return [pack_kept(topic, name, vector["codec"], body, headers, epoch=epoch, sent_at=sent_at)]
+    return pack_statements(
+        Kind.JOIN if vector["kind"] == "join" else Kind.GOODBYE,
+        topic,
+        numbers_of(vector),
+        epoch=epoch,
+        name=vector["publisher_name"],
+        partial=vector["partial"],
+        sent_at=sent_at,
+    )
+
+
+def numbers_of(vector: dict[str, Any]) -> tuple[tuple[bytes, int], ...]:
+    """The subscriptions that a statement names, and their numbers."""
+    return tuple((bytes.fromhex(prefix), number) for prefix, number in vector["numbers"])
+
+
+@pytest.mark.parametrize("vector", named([each for each in VECTORS["control"] if each.get("parts", 1) == 1]))
+def test_each_control_frame_is_sent_as_it_says(vector: dict[str, Any]) -> None:
+    """Answers, beats, goodbyes and kept messages leave zroute byte for byte as the vectors say."""
+    assert tuple(control_frames(vector)) == frames_of(vector)
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["control"]))
+def test_what_a_control_frame_carries_is_read_as_it_says(vector: dict[str, Any]) -> None:
+    """The bodies of answers, beats, goodbyes and kept messages say what the vectors say."""
+    body = bytes.fromhex(vector["body"])
+    if vector["kind"] == "beat":
+        assert parse_beat(body) == vector["next_ms"]
+    elif vector["kind"] == "kept":
+        assert parse_kept(body) == (bytes.fromhex(vector["message_topic"]), bytes.fromhex(vector["message_body"]))
+    else:
+        stated = parse_statement(body)
+        assert (stated.part, stated.parts) == (vector["part"], vector["parts"])
+        assert (stated.name, stated.partial) == (vector["publisher_name"], vector["partial"])
+        assert stated.numbers == numbers_of(vector)
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["markers"]))
+def test_each_marker_is_read_as_it_says(vector: dict[str, Any]) -> None:
+    """A publisher reads from a marker its id and what it is about."""
+    marker = parse_marker(bytes.fromhex(vector["topic"]))
+    assert marker.id == int(vector["id"], 16)
+    assert marker.wanted == tuple(bytes.fromhex(prefix) for prefix in vector["wanted"])
+    assert pack_marker(marker.id, marker.wanted) == marker.topic
+
+
+READERS: dict[str, Any] = {
+    "join": parse_statement,
+    "beat": parse_beat,
+    "kept": parse_kept,
+    "marker": parse_marker,
+}
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["malformed_control"]))
+def test_each_malformed_control_frame_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
+    """A broken body of a control frame is refused, and the reason names what is broken in it."""
+    with pytest.raises(EnvelopeError) as caught:
+        READERS[vector["kind"]](bytes.fromhex(vector["body"]))
     assert caught.value.reason == vector["reason"]
 
 
@@ -129,6 +247,89 @@ def test_what_the_tracked_wire_takes_it_gives_back(
     assert (envelope.sequence, envelope.publisher, envelope.tracked) == (number, f"{number:016x}", True)
     assert envelope.sent_at == number // 2 / 1e9
     assert envelope.headers == (headers or {})
+
+
+NUMBERS = st.integers(1, 2**64 - 1)
+PREFIXES = TOPICS
+
+
+@given(TOPICS, st.dictionaries(st.integers(0, 255), NUMBERS, max_size=CARRIED), HEADERS, st.binary(max_size=300))
+def test_a_message_carries_as_many_counters_as_it_is_given(
+    topic: bytes, counters: dict[int, int], headers: dict[str, Any] | None, body: bytes
+) -> None:
+    """Each subscriber of overlapping subscriptions finds the number of its own in the message."""
+    counted = [Counted(length, counters[length]) for length in sorted(counters)]
+    frame = counted_framer(epoch=7, count=lambda _topic: counted, clock_ns=lambda: 5)(topic, 1, body, headers)
+    assert isinstance(frame, bytes)
+    header = parse_header(frame.partition(NUL)[2])
+    assert {length: header.number(length) for length in range(256) if header.number(length)} == counters
+    envelope = parse((frame,), NOW)
+    assert (envelope.topic.wire, envelope.body, envelope.headers) == (topic, body, headers or {})
+
+
+@given(st.lists(st.tuples(PREFIXES, NUMBERS), max_size=60), st.text(max_size=400), st.booleans())
+def test_what_a_publisher_states_arrives_whatever_its_size(
+    numbers: list[tuple[bytes, int]], name: str, partial: bool
+) -> None:
+    """The numbers of all subscriptions come in parts, in order, none larger than the smallest reader takes."""
+    marker = pack_marker(9, [b""])
+    frames = pack_statements(Kind.JOIN, marker, numbers, epoch=7, name=name, partial=partial, sent_at=5)
+    found: list[tuple[bytes, int]] = []
+    for part, frame in enumerate(frames):
+        topic, body = split((frame,))
+        stated = parse_statement(body[parse_header(body).size :])
+        assert (topic, stated.part, stated.parts, stated.partial) == (marker, part, len(frames), partial)
+        assert name.startswith(stated.name)
+        assert len(body) <= HEADER_SIZE + STATEMENT_MAX
+        assert len(frame) <= frame_limit(1)
+        found += stated.numbers
+    assert found == numbers
+
+
+@given(st.integers(0, 2**64 - 1), st.lists(PREFIXES, min_size=1, max_size=40, unique=True))
+def test_a_marker_is_about_all_subscriptions_of_its_sender(number: int, subscriptions: list[bytes]) -> None:
+    """However many and long they are, the marker is a topic, and its answer names each of them."""
+    topic = pack_marker(number, subscriptions)
+    assert len(topic) <= MAX_TOPIC
+    assert NUL not in topic
+    marker = parse_marker(topic)
+    assert marker.id == number
+    assert all(marker.wants(prefix) for prefix in subscriptions)
+
+
+@given(TOPICS, TOPICS, st.integers(0, 255), st.binary(max_size=300), HEADERS)
+def test_a_kept_message_arrives_as_it_was(
+    marker: bytes, topic: bytes, codec: int, body: bytes, headers: dict[str, Any] | None
+) -> None:
+    """Who joins late gets the latest message with its topic, codec, headers and time."""
+    _topic, rest = split((pack_kept(marker, topic, codec, body, headers, epoch=7, sent_at=5),))
+    header = parse_header(rest)
+    assert (header.kind, header.codec, header.sent_at, header.sequence) == (Kind.KEPT, codec, 5, 0)
+    assert header.headers == (headers or {})
+    assert parse_kept(rest[header.size :]) == (topic, body)
+
+
+@given(
+    st.sampled_from(sorted(READERS)), st.binary(max_size=80) | st.binary(max_size=40).map(lambda rest: MARKER + rest)
+)
+def test_no_control_frame_does_more_than_raise_envelope_error(kind: str, body: bytes) -> None:
+    """Whatever a peer sends as an answer, a beat, a kept message or a marker: it is one or an EnvelopeError."""
+    with suppress(EnvelopeError):
+        READERS[kind](body)
+
+
+@given(st.sampled_from(VECTORS["control"]), st.data())
+def test_a_control_frame_with_flipped_bits_does_no_more_than_raise_envelope_error(
+    vector: dict[str, Any], data: st.DataObject
+) -> None:
+    """A control frame that was damaged on its way, or cut short, is read or refused."""
+    frame = bytearray(frames_of(vector)[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    body = bytes(frame[: data.draw(st.integers(0, len(frame)))]).partition(NUL)[2]
+    with suppress(EnvelopeError):
+        if body.startswith(MAGIC):
+            READERS[vector["kind"].replace("goodbye", "join")](body[parse_header(body).size :])
 
 
 @given(st.sampled_from(["plain", "multipart"]), TOPICS, BODIES)
@@ -217,6 +418,31 @@ def test_headers_that_would_not_arrive_are_refused(headers: dict[Any, Any], faul
     with pytest.raises(EncodeError, match=fault):
         frame(b"a", 1, b"", headers)
     assert parse(whole(frame(b"a", 1, b"", None)), NOW).sequence == 1
+
+
+def test_a_message_that_can_not_be_sent_is_not_counted() -> None:
+    """Headers are refused before the message has a number: readers would miss a number that never travels."""
+    counted: list[bytes] = []
+
+    def count(topic: bytes) -> list[Counted]:
+        counted.append(topic)
+        return []
+
+    frame = counted_framer(epoch=7, count=count, clock_ns=lambda: 5)
+    with pytest.raises(EncodeError):
+        frame(b"a", 1, b"", {"a": object()})
+    assert counted == []
+
+
+def test_the_largest_message_passes_a_reader() -> None:
+    """All that may stand before a body of the largest size fits into the limit of a reader's socket."""
+    counted = [Counted(length, 2**64 - 1) for length in range(CARRIED)]
+    headers = {"a": "x" * (HEADERS_MAX - len(b"\x81\xa1a\xda\0\0"))}
+    topic, body = b"t" * MAX_TOPIC, b"x" * 1000
+    frame = counted_framer(epoch=7, count=lambda _topic: counted, clock_ns=lambda: 5)(topic, 1, body, headers)
+    kept = pack_kept(b"m" * MAX_TOPIC, topic, 1, body, headers, epoch=7, sent_at=5)
+    assert len(frame) <= frame_limit(len(body))
+    assert len(kept) <= frame_limit(len(body))
 
 
 def test_headers_may_fill_their_limit() -> None:

@@ -374,7 +374,8 @@ def test_control_frames_are_counted_and_reach_no_handler(kind: Kind) -> None:
     """Joins, beats and goodbyes of other publishers never look like messages."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
-    wired = Wired(app).feed(plain("a", body=pack_head(kind=kind, codec=0, epoch=1) + bytes(16)))
+    said = bytes(4) if kind is Kind.BEAT else b"\0\0\0\1\0\0"
+    wired = Wired(app).feed(plain("a", body=pack_head(kind=kind, codec=0, epoch=1) + bytes(16) + said))
     assert (wired.stats.control, wired.stats.received, got) == (1, 1, [])
     assert wired.balanced()
 

@@ -1,6 +1,6 @@
 """Counters of one run of an app, and the identity that holds between them.
 
-Messages: ``received = routed + unrouted + malformed + control``; `Stats.routed` is what is left, so the
+Messages: ``received = routed + unrouted + malformed + duplicate + control``; `Stats.routed` is what is left, so the
 hot path counts a message once. Deliveries of each route stand in `RouteStats`.
 """
 
@@ -36,7 +36,10 @@ class Stats:
 
     ``received`` whole messages read (brought up to date after each few, so a handler may see it a little
     behind); ``unrouted`` matched no route; ``malformed`` were no message;
-    ``control`` carried no data (joins, beats, goodbyes). ``published`` messages were given to ZeroMQ.
+    ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
+    ``lost`` messages were sent and not received, in ``gaps``; at each ``unknown_tail`` nobody can say how many were.
+    ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
+    asked anew. ``published`` messages were given to ZeroMQ.
     ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
     ``skipped_periods`` the ticks that came while the one before still ran; ``hook_errors`` failures in
     ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
@@ -45,7 +48,14 @@ class Stats:
     received: int = 0
     unrouted: int = 0
     malformed: int = 0
+    duplicate: int = 0
     control: int = 0
+    lost: int = 0
+    gaps: int = 0
+    unknown_tail: int = 0
+    epochs: int = 0
+    joins: int = 0
+    join_retries: int = 0
     published: int = 0
     publish_errors: int = 0
     skipped_periods: int = 0
@@ -55,7 +65,7 @@ class Stats:
     @property
     def routed(self) -> int:
         """Messages that at least one route was given."""
-        return self.received - self.unrouted - self.malformed - self.control
+        return self.received - self.unrouted - self.malformed - self.duplicate - self.control
 
     @property
     def handled(self) -> int:

@@ -9,29 +9,34 @@ wire     frames                                  for
 ======== ======================================= ==========================================
 plain    ``topic NUL body``                      txZMQ, and whoever splits at the first NUL
 multipart ``[topic, body]``                      ZeroMQ peers in any language
-tracked  ``topic NUL header body``               zroute: codec, sequence, time, headers
+tracked  ``topic NUL header body``               zroute: codec, numbers, time, headers
 ======== ======================================= ==========================================
+
+The tracked wire has control frames too, which carry the bookkeeping of loss (`zroute.delivery.tracking`):
+statements, which answer a marker at a join and at a goodbye, beats, and kept messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
+from itertools import pairwise
 from struct import Struct
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 import msgpack
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.topics import Topic
-from zroute.options import HEADERS_MAX, MAX_PARTS
+from zroute.options import HEADERS_MAX, MAX_PARTS, MAX_TOPIC, STATEMENT_MAX
 
 __all__ = [
     "FIXED",
     "HEADER_SIZE",
     "HEAD_SIZE",
     "MAGIC",
+    "MARKER",
     "NUL",
     "WIRES",
     "Envelope",
@@ -40,11 +45,24 @@ __all__ = [
     "Frames",
     "Header",
     "Kind",
+    "Marker",
+    "Numbered",
+    "Statement",
     "Wire",
+    "counted_framer",
     "framer",
+    "pack_beat",
     "pack_head",
+    "pack_headers",
+    "pack_kept",
+    "pack_marker",
+    "pack_statements",
     "parse",
+    "parse_beat",
     "parse_header",
+    "parse_kept",
+    "parse_marker",
+    "parse_statement",
     "split",
 ]
 
@@ -58,16 +76,24 @@ NUL = b"\0"
 MAGIC = b"\xc1ZR"
 """0xC1 is the one byte msgpack never uses, and no JSON or UTF-8 text starts with it."""
 VERSION = 1
+MARKER = b"\xff\xffzr"
+"""What the topic of a marker begins with: no UTF-8, so that it is no topic of an app's."""
 
 _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
 FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
 _LENGTH = Struct(">I")
+_COUNTER = Struct(">BQ")  # length of the prefix, number
+_BEAT = Struct(">I")
+_STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
+_NUMBER = Struct(">Q")
+_ID_SIZE = 16  # 64 bits in hexadecimal, since a marker is a topic, and holds no NUL
+_WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
 
 
 class Kind(IntEnum):
-    """What a tracked frame is for. A reader of version 1 handles DATA and counts the others as control."""
+    """What a tracked frame is for: DATA and KEPT bring messages, BATCH is for later, the others are control."""
 
     DATA = 0
     JOIN = 1
@@ -77,21 +103,32 @@ class Kind(IntEnum):
     KEPT = 5
 
 
-_CARRY_NOTHING = frozenset({Kind.JOIN, Kind.BEAT, Kind.GOODBYE})
-
-
 class Flags(IntFlag):
-    """What stands behind the fixed header."""
+    """What stands behind the fixed header; the four bits above say how many further counters."""
 
     HEADERS = 0x01
+
+
+_COUNTERS_SHIFT = 4
+
+
+class Numbered(Protocol):
+    """A counter as a frame carries it: the length of its subscription in bytes, and the number of this message."""
+
+    @property
+    def length(self) -> int: ...  # noqa: D102
+
+    @property
+    def number(self) -> int: ...  # noqa: D102
 
 
 @attrs.frozen(slots=True)
 class Header:
     """A tracked header, validated. ``size`` is its length in bytes: the body starts there.
 
-    ``span`` is how many leading bytes of the topic the sequence counts by: 0 counts every message of the
-    publisher. ``sent_at`` is in nanoseconds since the Unix epoch, by the publisher's clock.
+    ``span`` is the length of the subscription that ``sequence`` counts, in bytes of the topic; ``further``
+    holds the same two of each further subscription, the shorter first. ``sent_at`` is in nanoseconds since the
+    Unix epoch, by the publisher's clock.
     """
 
     kind: Kind
@@ -102,6 +139,45 @@ class Header:
     sent_at: int
     headers: Mapping[str, Any]
     size: int
+    further: tuple[tuple[int, int], ...] = ()
+
+    def number(self, length: int) -> int:
+        """The number of this frame in the subscription of ``length`` bytes; 0 if it carries none."""
+        if length == self.span:
+            return self.sequence
+        return next((number for span, number in self.further if span == length), 0)
+
+
+@attrs.frozen(slots=True)
+class Marker:
+    """What a subscriber sends behind its subscriptions, as a subscription itself, to be answered.
+
+    ``wanted`` are the prefixes that the answer is about: each subscription of it begins with one; none: all.
+    """
+
+    topic: bytes
+    id: int
+    wanted: tuple[bytes, ...]
+
+    def wants(self, prefix: bytes) -> bool:
+        """Whether the answer is to name the counter of ``prefix``."""
+        return not self.wanted or prefix.startswith(self.wanted)
+
+
+@attrs.frozen(slots=True)
+class Statement:
+    """One part of where a publisher's counters stand: the body of a JOIN and of a GOODBYE.
+
+    ``part`` of ``parts``, from 0; ``name`` is the publisher's own, the same after a restart, or empty;
+    ``partial`` says that there are subscriptions that it does not count; ``numbers`` of the subscriptions of
+    this part. What no part names has the number 0.
+    """
+
+    part: int
+    parts: int
+    name: str
+    partial: bool
+    numbers: tuple[tuple[bytes, int], ...]
 
 
 @attrs.frozen(slots=True)
@@ -174,7 +250,7 @@ def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Call
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
         if headers:
-            packed = _pack_headers(headers)
+            packed = pack_headers(headers)
             head = pack_head(codec=codec, flags=Flags.HEADERS, epoch=epoch)
             return topic + NUL + pack(head, next_sequence(), clock_ns()) + packed + body
         return topic + NUL + pack(heads[codec], next_sequence(), clock_ns()) + body
@@ -182,7 +258,8 @@ def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Call
     return frame
 
 
-def _pack_headers(headers: Mapping[str, Any]) -> bytes:
+def pack_headers(headers: Mapping[str, Any]) -> bytes:
+    """The headers of a message with their length; raises EncodeError for what the wire can't carry."""
     for key in headers:
         if not isinstance(key, str):
             raise EncodeError(f"header {key!r}: the name of a header is text, not {type(key).__name__}")
@@ -194,6 +271,125 @@ def _pack_headers(headers: Mapping[str, Any]) -> bytes:
     if len(packed) > HEADERS_MAX:
         raise EncodeError(f"the headers take {len(packed)} bytes, of at most {HEADERS_MAX}: put data into the body")
     return _LENGTH.pack(len(packed)) + packed
+
+
+def counted_framer(*, epoch: int, count: Callable[[bytes], Sequence[Numbered]], clock_ns: Callable[[], int]) -> Framer:
+    """A tracked framer that numbers each message by the subscriptions that cover it.
+
+    ``count(topic)`` counts the message and returns the counters it carries (up to `zroute.options.CARRIED`), the
+    shorter subscription first; none: the message has no number. It is called last, when nothing can fail any more.
+    """
+    pack, pack_counter, heads = FIXED.pack, _COUNTER.pack, _Heads(epoch)
+
+    def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
+        flags, behind = 0, b""
+        if headers:
+            flags, behind = int(Flags.HEADERS), pack_headers(headers)
+        sent_at = clock_ns()
+        counters = count(topic)
+        if not counters:
+            return topic + NUL + pack(heads[flags << 8 | codec], 0, sent_at) + behind + body
+        first = counters[0]
+        if len(counters) > 1:
+            flags |= len(counters) - 1 << _COUNTERS_SHIFT
+            behind = b"".join([pack_counter(other.length, other.number) for other in counters[1:]]) + behind
+        head = heads[first.length << 16 | flags << 8 | codec]
+        return topic + NUL + pack(head, first.number, sent_at) + behind + body
+
+    return frame
+
+
+class _Heads(dict[int, bytes]):
+    """The constant 16 bytes by span, flags and codec, made when they are first needed: a few dozen in practice."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __missing__(self, key: int) -> bytes:
+        span, flags, codec = key.to_bytes(3)
+        head = self[key] = pack_head(codec=codec, flags=flags, span=span, epoch=self._epoch)
+        return head
+
+
+# -- control frames out -----------------------------------------------------------------------------------
+
+
+def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
+    """The topic of a marker with this id (64 bits, never used before) for these subscriptions.
+
+    It names them where they fit, else what they have in common.
+    """
+    wanted = sorted(subscriptions)
+    if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX:
+        wanted = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 1]]
+    if b"" in wanted:
+        wanted = []
+    listed = b"".join([bytes([len(prefix)]) + prefix for prefix in wanted])
+    return MARKER + b"%016x" % number + listed
+
+
+def _in_common(first: bytes, last: bytes) -> bytes:
+    """What both begin with, and so all that stands between them in order."""
+    length = 0
+    for one, other in zip(first, last, strict=False):
+        if one != other:
+            break
+        length += 1
+    return first[:length]
+
+
+def pack_statements(
+    kind: Literal[Kind.JOIN, Kind.GOODBYE],
+    marker: bytes,
+    numbers: Iterable[tuple[bytes, int]],
+    *,
+    epoch: int,
+    name: str,
+    partial: bool,
+    sent_at: int,
+) -> list[bytes]:
+    """The frames of an answer to ``marker`` (of a goodbye to it): where ``numbers`` of subscriptions stand."""
+    called = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
+    bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(called)))
+    start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
+    return [
+        start + _STATEMENT.pack(part, len(bodies), int(partial), len(called)) + called + body
+        for part, body in enumerate(bodies)
+    ]
+
+
+def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
+    """The entries of a statement in pieces of at most ``size`` bytes; one, though empty, if there are none."""
+    piece = b""
+    for prefix, number in numbers:
+        entry = bytes([len(prefix)]) + prefix + _NUMBER.pack(number)
+        if len(piece) + len(entry) > size:
+            yield piece
+            piece = b""
+        piece += entry
+    yield piece
+
+
+def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: int) -> bytes:
+    """The frame that says: ``number`` was the last message of ``prefix``; the next beat is in ``next_ms``, 0: none."""
+    head = pack_head(kind=Kind.BEAT, codec=0, span=len(prefix), epoch=epoch)
+    return prefix + NUL + FIXED.pack(head, number, sent_at) + _BEAT.pack(next_ms)
+
+
+def pack_kept(
+    marker: bytes,
+    topic: bytes,
+    codec: int,
+    body: bytes,
+    headers: Mapping[str, Any] | None,
+    *,
+    epoch: int,
+    sent_at: int,
+) -> bytes:
+    """The frame that brings the latest message of ``topic`` to whoever sent ``marker``. Raises EncodeError."""
+    packed = pack_headers(headers) if headers else b""
+    head = pack_head(kind=Kind.KEPT, codec=codec, flags=int(Flags.HEADERS) if packed else 0, epoch=epoch)
+    return marker + NUL + FIXED.pack(head, 0, sent_at) + packed + topic + NUL + body
 
 
 # -- in -------------------------------------------------------------------------------------------------
@@ -251,19 +447,35 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of version {version}; this reader knows {VERSION}")
     if kind not in Kind.__members__.values():
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
-    if kind != Kind.DATA and kind not in _CARRY_NOTHING:
-        raise EnvelopeError(f"a tracked frame of kind {Kind(kind).name.lower()}, which this reader can't unpack")
-    if flags & ~int(Flags.HEADERS):  # of a Flag, ~ gives only the members that have names
+    if kind == Kind.BATCH:
+        raise EnvelopeError("a tracked frame of kind batch, which this reader can't unpack")
+    if flags & 0x0F & ~int(Flags.HEADERS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
-    headers, size = _unpack_headers(body) if flags & Flags.HEADERS else ({}, HEADER_SIZE)
-    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size)
+    further, size = _unpack_counters(body, flags >> _COUNTERS_SHIFT, span, sequence)
+    headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
+    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size, further)
 
 
-def _unpack_headers(body: bytes) -> tuple[dict[str, Any], int]:
-    start = HEADER_SIZE + _LENGTH.size
+def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    end = HEADER_SIZE + count * _COUNTER.size
+    if not count:
+        return (), end
+    if len(body) < end:
+        raise EnvelopeError(f"a tracked header that ends inside its {count} further counters")
+    further = tuple(_COUNTER.iter_unpack(body[HEADER_SIZE:end]))
+    spans = [span, *(length for length, _ in further)]
+    if any(longer <= shorter for shorter, longer in pairwise(spans)):
+        raise EnvelopeError("further counters whose lengths do not ascend")
+    if not (sequence and all(number for _, number in further)):
+        raise EnvelopeError("further counters with the number 0")
+    return further, end
+
+
+def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
+    start = offset + _LENGTH.size
     if len(body) < start:
         raise EnvelopeError("a tracked header that ends inside the length of its headers")
-    (length,) = _LENGTH.unpack_from(body, HEADER_SIZE)
+    (length,) = _LENGTH.unpack_from(body, offset)
     end = start + length
     if length > HEADERS_MAX or end > len(body):
         raise EnvelopeError(f"headers that claim {length} bytes, of {len(body) - start} left and {HEADERS_MAX} allowed")
@@ -274,3 +486,61 @@ def _unpack_headers(body: bytes) -> tuple[dict[str, Any], int]:
     if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
         raise EnvelopeError("headers that are no msgpack map with text keys")
     return headers, end
+
+
+def parse_marker(topic: bytes) -> Marker:
+    """A subscription that starts with `MARKER`, as a marker. Raises EnvelopeError."""
+    try:
+        number = int(topic[len(MARKER) : len(MARKER) + _ID_SIZE].decode("ascii"), 16)
+    except ValueError as error:
+        raise EnvelopeError("a marker without an id") from error
+    if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() takes signs and spaces too
+        raise EnvelopeError("a marker without an id")
+    wanted, at = [], len(MARKER) + _ID_SIZE
+    while at < len(topic):
+        end = at + 1 + topic[at]
+        if end > len(topic) or topic[at] == 0:
+            raise EnvelopeError("a marker that ends inside a prefix")
+        wanted.append(topic[at + 1 : end])
+        at = end
+    return Marker(topic, number, tuple(wanted))
+
+
+def parse_statement(body: bytes) -> Statement:
+    """The body of a JOIN or a GOODBYE, behind the header. Raises EnvelopeError."""
+    if len(body) < _STATEMENT.size:
+        raise EnvelopeError(f"a statement of {len(body)} bytes, of at least {_STATEMENT.size}")
+    part, parts, flags, length = _STATEMENT.unpack_from(body)
+    if part >= parts:
+        raise EnvelopeError(f"part {part} of a statement of {parts}, counted from 0")
+    at = _STATEMENT.size + length
+    if at > len(body):
+        raise EnvelopeError("a statement that ends inside its name")
+    try:
+        name = body[_STATEMENT.size : at].decode()
+    except UnicodeDecodeError as error:
+        raise EnvelopeError("a statement whose name is not UTF-8") from error
+    numbers = []
+    while at < len(body):
+        start, end = at + 1, at + 1 + body[at]
+        at = end + _NUMBER.size
+        if at > len(body):
+            raise EnvelopeError("a statement that ends inside an entry")
+        numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
+    return Statement(part, parts, name, bool(flags & 1), tuple(numbers))
+
+
+def parse_beat(body: bytes) -> int:
+    """The body of a BEAT, behind the header: milliseconds until the next, 0 for none. Raises EnvelopeError."""
+    if len(body) < _BEAT.size:
+        raise EnvelopeError(f"a beat of {len(body)} bytes, of at least {_BEAT.size}")
+    milliseconds: int = _BEAT.unpack_from(body)[0]
+    return milliseconds
+
+
+def parse_kept(body: bytes) -> tuple[bytes, bytes]:
+    """Topic and body of the message in a KEPT frame, behind the header. Raises EnvelopeError."""
+    topic, nul, message = body.partition(NUL)
+    if not nul:
+        raise EnvelopeError("a kept message without a NUL after its topic")
+    return topic, message

@@ -7,7 +7,7 @@ the message is worked out in `Outlet`; who moves the frames is an argument (`Emi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
 
-__all__ = ["DONE", "Emit", "Outlet", "Publication", "Schedule", "encoder_by_type"]
+__all__ = ["DONE", "Emit", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,6 +24,9 @@ Encode = Callable[[Any], tuple[int, bytes]]
 
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
 """Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
+
+Overflow = Literal["drop", "raise", "wait"]
+"""What a publisher does while the queue of a subscriber is full."""
 
 _TOPICS_KEPT = 4096  # topics made from captures, per publication; the dict starts anew beyond that
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from struct import Struct
 from typing import Any, Literal, Protocol
 
 import attrs
@@ -18,7 +19,18 @@ from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.bodies import body_decoder, guarded
 from zroute.messages.codecs import BUILTIN, Codec
 from zroute.messages.topics import Pattern, Topic
-from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE, MAGIC, NUL, Envelope, Kind, parse, parse_header, split
+from zroute.messages.wire import (
+    HEAD_SIZE,
+    HEADER_SIZE,
+    MAGIC,
+    NUL,
+    Envelope,
+    Header,
+    Kind,
+    parse,
+    parse_header,
+    split,
+)
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
 from zroute.routing.deliver import (
     TRACKED,
@@ -35,11 +47,12 @@ from zroute.routing.deliver import (
 from zroute.routing.parameters import NO_BODY, identity
 from zroute.routing.trie import build, minimal_cover
 
-__all__ = ["Dispatch", "RouteTable", "TableOutcomes"]
+__all__ = ["Account", "Accounts", "Dispatch", "RouteTable", "TableOutcomes"]
 
 Dispatch = Literal["all", "most_specific"]
 
 _HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
+_HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
@@ -53,16 +66,48 @@ class TableOutcomes(Outcomes, Protocol):
         """These frames are no message."""
 
 
+class Account(Protocol):
+    """What a subscription received of one publisher: ``expected`` is the number that comes next."""
+
+    expected: int
+
+
+class Accounts(Protocol):
+    """Who keeps account of what tracked publishers sent, see `zroute.joins`."""
+
+    def account(self, epoch: int, subscription: bytes) -> Account | None:
+        """That of a subscription of ours at one publisher."""
+
+    def judge(self, account: Any, number: int) -> bool:
+        """Of a message that was not the expected one: whether it is to be delivered."""
+
+    def control(self, header: Header, topic: bytes, body: bytes) -> None:
+        """A frame that carries no message. Raises EnvelopeError."""
+
+
+@attrs.define(eq=False)
+class _Unjudged:
+    """The account of messages whose numbers say nothing about the subscription they came by."""
+
+    expected: int = 0
+
+
+_UNJUDGED = _Unjudged()
+
+
 @attrs.define(eq=False)
 class _Entry:
     """What is known about one topic.
 
-    ``plain`` delivers bodies without a tracked header. ``others`` keeps the closures made so far by
-    (codec, whether for large bodies).
+    ``subscription`` is the one of ours that it came by; ``plain`` delivers bodies without a tracked header,
+    ``nobody`` tells that no route takes the topic.
+    ``others`` keeps the closures made so far by (codec, whether for large bodies).
     """
 
     topic: Topic
+    subscription: bytes
     deliveries: tuple[Delivery, ...]
+    nobody: Deliver
     plain: Deliver
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
 
@@ -96,6 +141,7 @@ class RouteTable:
         max_message: int,
         stats: Stats,
         outcomes: TableOutcomes,
+        accounts: Accounts,
         clock: Callable[[], float],
     ) -> None:
         self.routes = tuple(routes)
@@ -109,12 +155,13 @@ class RouteTable:
         self._max_message = max_message
         self._stats = stats
         self._outcomes = outcomes
+        self._accounts = accounts
         self._clock = clock
         self._entries: dict[bytes, _Entry] = {}
         # What the loop looks topics up in: one with plain bodies has its closure in the first, one with tracked
         # bodies has closures by the constant parts of the headers, one a publisher, in the second.
         self._plain: dict[bytes, Deliver] = {}
-        self._tracked: dict[bytes, dict[bytes, Deliver]] = {}
+        self._tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
         self._parts = _Parts()
 
@@ -128,6 +175,7 @@ class RouteTable:
             max_message=self._max_message,
             stats=self._stats,
             outcomes=self._outcomes,
+            accounts=self._accounts,
             clock=self._clock,
         )
         table._parts = self._parts
@@ -149,6 +197,7 @@ class RouteTable:
         behind it; it is costly and asked only where the rule of parts needs it.
         """
         plain, tracked = self._plain.get, self._tracked.get
+        unpack, judge = _HEAD_AND_NUMBER, self._judge
         received = 0
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
@@ -164,8 +213,14 @@ class RouteTable:
                     continue
                 heads = tracked(topic)
                 if heads is not None and HEADER_SIZE < len(body) <= LARGE_FRAME:
-                    deliver = heads.get(body[:HEAD_SIZE])
-                    if deliver is not None:
+                    head, number = unpack(body)
+                    known = heads.get(head)
+                    if known is not None:
+                        account, deliver = known
+                        if number == account.expected > 0:
+                            account.expected = number + 1
+                        elif number and not judge(account, number):
+                            continue
                         if fault := deliver(body[HEADER_SIZE:], frame):
                             self._after(fault, topic, frame, recv, more)
                         continue
@@ -230,27 +285,44 @@ class RouteTable:
     def _receive(self, raw: Raw) -> None:
         try:
             topic, body = split(frames_of(raw))
-            entry = self._entries.get(topic) or self._enter(topic)
             if body[: len(MAGIC)] == MAGIC:
-                self._receive_tracked(entry, body, raw)
+                self._receive_tracked(topic, body, raw)
             else:
+                entry = self._entries.get(topic) or self._enter(topic)
                 self._check_size(body)
                 deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)
                 deliver(body, raw)
         except EnvelopeError as error:
             self._malformed(error, raw)
 
-    def _receive_tracked(self, entry: _Entry, body: bytes, raw: Raw) -> None:
+    def _receive_tracked(self, topic: bytes, body: bytes, raw: Raw) -> None:
         header = parse_header(body)
+        head, body = body[:HEAD_SIZE], body[header.size :]
         if header.kind != Kind.DATA:
+            self._accounts.control(header, topic, body)
             self._stats.control += 1
             return
-        head, body = body[:HEAD_SIZE], body[header.size :]
-        self._check_size(body)
+        entry = self._entries.get(topic) or self._enter(topic)
         deliver = self._deliver(entry, header.codec, body)
+        account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
+        ours = header.span == len(entry.subscription)
         if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
-            self._remember_head(entry, head, deliver)
-        deliver(body, raw)
+            self._remember_head(entry, head, account if ours else _UNJUDGED, deliver)
+        if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
+            self._check_size(body)
+            deliver(body, raw)
+
+    def _judge(self, account: Any, number: int) -> bool:
+        """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription."""
+        if account is _UNJUDGED:
+            return True
+        if number == account.expected > 0:
+            account.expected = number + 1
+            return True
+        if self._accounts.judge(account, number):
+            return True
+        self._stats.duplicate += 1
+        return False
 
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:
@@ -265,9 +337,9 @@ class RouteTable:
     def _enter(self, topic: bytes) -> _Entry:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._deliveries(topic, name))
-        entry = _Entry(name, deliveries, self._nobody(topic))
-        if deliveries:
-            entry.plain = self._make_plain(entry)
+        subscription = next((each for each in self.subscriptions if topic.startswith(each)), b"")
+        entry = _Entry(name, subscription, deliveries, nobody := self._nobody(topic), nobody)
+        entry.plain = self._make_plain(entry) if deliveries else _told_apart(nobody)
         if topic not in self._parts.multipart:
             if len(self._entries) >= TOPIC_CACHE:
                 self._forget(next(iter(self._entries)))
@@ -275,7 +347,7 @@ class RouteTable:
             self._plain[topic] = entry.plain
         return entry
 
-    def _remember_head(self, entry: _Entry, head: bytes, deliver: Deliver) -> None:
+    def _remember_head(self, entry: _Entry, head: bytes, account: Any, deliver: Deliver) -> None:
         """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
         topic = entry.topic.wire
         if topic in self._entries:
@@ -283,7 +355,7 @@ class RouteTable:
             heads = self._tracked.setdefault(topic, {})
             if len(heads) >= _HEADS_KEPT:
                 heads.clear()
-            heads[head] = deliver
+            heads[head] = account, deliver
 
     def _forget(self, topic: bytes) -> None:
         for cache in (self._entries, self._plain, self._tracked):
@@ -324,7 +396,7 @@ class RouteTable:
     def _deliver(self, entry: _Entry, number: int, body: bytes) -> Deliver:
         """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
         if not entry.deliveries:
-            return entry.plain
+            return entry.nobody
         kind = (number, len(body) > LARGE_FRAME)
         deliver = entry.others.get(kind)
         if deliver is None:
@@ -339,8 +411,7 @@ class RouteTable:
         steps = self._steps(entry, 0, large=False)
         if all(_refuses_magic(step) for step in steps):
             return make_deliver(steps, self._envelope, self._outcomes, self._refuse_plain)
-        deliver = make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
-        return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
+        return _told_apart(make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable))
 
     def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         if body[: len(MAGIC)] == MAGIC:
@@ -382,6 +453,11 @@ class RouteTable:
 
     def _envelope(self, raw: Raw) -> Envelope:
         return parse(frames_of(raw), self._clock())
+
+
+def _told_apart(deliver: Deliver) -> Deliver:
+    """``deliver``, for bodies without a header; others are told by returning `TRACKED`."""
+    return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
 
 
 def _refuses_magic(step: Step) -> bool:

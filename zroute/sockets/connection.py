@@ -81,6 +81,8 @@ class Connection:
         self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
         self._poke: Any = None
         self.paused = False
+        self.emptied = False
+        """Set whenever all there was has been read; whoever wants to know clears it."""
         self.closed = False
         self.endpoints: list[str] = []
         self._socket = socket
@@ -211,6 +213,7 @@ class Connection:
                 if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
                     size = READ_SLICE * 4
         except zmq.Again:
+            self.emptied = True
             if self._poke is None and not self._waiting:  # nothing has touched the socket since
                 return
         except zmq.ZMQError as error:

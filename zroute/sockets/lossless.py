@@ -37,7 +37,7 @@ class LosslessPubConnection(XPubConnection):
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)
-        self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)  # before the first send: one that drops spoils the pipe
+        self.refuse_when_full()
         self._peers: dict[int, socket.socket] = {}
         self.watch(self._duplicate)
 

@@ -91,8 +91,16 @@ class XPubConnection(SendingConnection):
         super().__init__(reactor, self._received, context=context, **options)
         self.subscriptions: set[bytes] = set()
         self._on_change = on_change
+        self.on_subscription: Callable[[bytes, bool], None] | None = None
         self._on_other = on_message
         self._warned = False
+
+    def refuse_when_full(self) -> None:
+        """From now on `send` raises HighWaterMarkError, and sends to nobody, while the queue of a peer is full.
+
+        Before the first message: one that was dropped makes libzmq skip that peer (ZMQ_XPUB_NODROP).
+        """
+        self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)
 
     def send_frame(self, frame: bytes) -> None:
         """`send` for one part, without its checks: what an App publishes with."""
@@ -118,6 +126,8 @@ class XPubConnection(SendingConnection):
                 self.endpoints,
                 MAX_SUBSCRIPTIONS,
             )
+        if self.on_subscription is not None:
+            self.on_subscription(prefix, there)
         if self._on_change is not None:
             self._on_change(prefix, there)
         return None

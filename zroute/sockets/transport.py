@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
 from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.events import SocketEvent
 from zroute.sockets.pubsub import SubConnection, XPubConnection
 
 __all__ = ["SharedContext", "SocketTransport"]
@@ -88,6 +89,8 @@ def _warn_of_hang() -> None:
 class SocketTransport:
     """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened."""
 
+    counts = True
+
     def __init__(
         self,
         reactor: Any,
@@ -96,7 +99,9 @@ class SocketTransport:
         subscribe_to: Iterable[Endpoint],
         publish_to: Iterable[Endpoint],
         max_message: int,
+        drops: bool = True,
     ) -> None:
+        self._drops = drops
         self._reactor = reactor
         self._context = context
         self._subscribe_to = tuple(subscribe_to)
@@ -104,6 +109,9 @@ class SocketTransport:
         self._max_message = max_message
         self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
+        self._connected: dict[str, int] = {}
+        self.on_connected: Callable[[], None] = lambda: None
+        """Called when a publisher has connected, for the first time or again."""
         self.sub: SubConnection | None = None
         self.pub: XPubConnection | None = None
 
@@ -123,12 +131,15 @@ class SocketTransport:
             # Publishers first: over inproc a connect would else wait for a bind.
             if self._publish_to:
                 self.pub = self._watched(XPubConnection(self._reactor, context=context))
+                if not self._drops:
+                    self.pub.refuse_when_full()
                 for endpoint in self._publish_to:
                     self.pub.open(endpoint)
             if self._subscribe_to:
                 limit = frame_limit(self._max_message)
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
                 self.sub.drain = drain
+                self.sub.watch(self._seen)
                 for endpoint in self._subscribe_to:
                     self.sub.open(endpoint)
         except BaseException:
@@ -175,15 +186,61 @@ class SocketTransport:
             self.sub.doRead()
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
-        """Subscribe to these prefixes, and no longer to those before."""
+        """Subscribe to these prefixes in this order, and no longer to those before."""
         if self.sub is None:
             return
-        wanted = tuple(subscriptions)
-        for prefix in set(wanted) - set(self._subscriptions):
-            self.sub.subscribe(prefix)
-        for prefix in set(self._subscriptions) - set(wanted):
-            self.sub.unsubscribe(prefix)
-        self._subscriptions = wanted
+        wanted, before = dict.fromkeys(subscriptions), dict.fromkeys(self._subscriptions)
+        for prefix in wanted:
+            if prefix not in before:
+                self.sub.subscribe(prefix)
+        for prefix in before:
+            if prefix not in wanted:
+                self.sub.unsubscribe(prefix)
+        self._subscriptions = tuple(wanted)
+
+    @property
+    def peers(self) -> int:
+        """Publishers that are connected; over ``inproc``, of which libzmq tells nothing, all endpoints."""
+        inside = sum(endpoint.address.startswith("inproc://") for endpoint in self._subscribe_to)
+        return inside + sum(self._connected.values())
+
+    @property
+    def missing(self) -> list[str]:
+        """The endpoints that nobody is connected at."""
+        return [
+            str(endpoint)
+            for endpoint in self._subscribe_to
+            if not endpoint.address.startswith("inproc://") and not self._connected.get(endpoint.address)
+        ]
+
+    def _seen(self, event: SocketEvent) -> None:
+        now = self._connected.get(event.address, 0)
+        if event.name == "handshake_succeeded":
+            self._connected[event.address] = now + 1
+            self.on_connected()
+        elif event.name == "disconnected" and now:
+            self._connected[event.address] = now - 1
+
+    def try_sender(self) -> Callable[[Any], bool] | None:
+        """As `sender`, but what it returns gives False while a subscriber has no room, and then sends to nobody."""
+        if self.pub is None:
+            return None
+        try_send = self.pub.try_send
+        return lambda sent: try_send(sent if isinstance(sent, tuple) else (sent,))
+
+    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
+        """Tell of each subscription that comes or goes at the publishing socket; False where nobody can."""
+        if self.pub is None:
+            return False
+        self.pub.on_subscription = on_subscription
+        return True
+
+    def emptied(self) -> bool:
+        """Whether all there was to read has been read since this was asked last."""
+        if self.sub is None:
+            return True
+        emptied, self.sub.emptied = self.sub.emptied, False
+        return emptied
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
         """Close the sockets; fires when what was sent has left, or ``linger`` milliseconds are over."""

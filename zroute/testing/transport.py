@@ -61,6 +61,10 @@ class Bus:
 class MemoryTransport:
     """What one app is given in place of sockets."""
 
+    counts = False
+    missing: tuple[str, ...] = ()
+    peers = 0
+
     def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
         self.run = run
         addresses = {endpoint.address for endpoint in run.publish_to}
@@ -73,6 +77,7 @@ class MemoryTransport:
         self._parts: deque[bytes] = deque()
         self._paused = False
         self._woken = False
+        self.on_connected: Callable[[], None] = lambda: None
 
     def open(self, drain: Drain) -> None:
         """See `zroute.run.Transport`, also for the rest."""
@@ -88,6 +93,26 @@ class MemoryTransport:
     def listen(self, subscriptions: Iterable[bytes]) -> None:
         """Prefixes, as ZeroMQ has them."""
         self._subscriptions = tuple(subscriptions)
+
+    def try_sender(self) -> Callable[[Any], bool] | None:
+        """There is always room."""
+        send = self.sender(multipart=False)
+        if send is None:
+            return None
+
+        def try_send(sent: Any) -> bool:
+            self._bus.publish(self, sent if isinstance(sent, tuple) else (sent,))
+            return True
+
+        return try_send
+
+    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
+        """Nobody subscribes here."""
+        return False
+
+    def emptied(self) -> bool:
+        """Always."""
+        return True
 
     def use(self, drain: Drain) -> None:
         """Another table has taken the place of the first."""

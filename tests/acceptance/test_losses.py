@@ -1,0 +1,129 @@
+"""Loss between processes is counted, to the message: at full queues, over restarts, to the last one."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.support import Child, free_endpoint
+
+PUBLISHER = """
+import json, sys
+from zroute import App
+
+app = App(pub="bind:" + sys.argv[1], codec="json", name="feed")
+numbers = app.publisher("numbers.{x}", int)
+TOTAL, SIZE = int(sys.argv[2]), int(sys.argv[3])
+
+async def publish():
+    from twisted.internet import reactor
+    from twisted.internet.task import deferLater
+    await app.ready_to_go
+    for number in range(TOTAL):
+        numbers.publish(number, x=str(number % 7), headers={"pad": "x" * SIZE} if SIZE else None)
+        if number % 500 == 0:
+            await deferLater(reactor, 0.001)
+    print("sent", TOTAL, flush=True)
+
+@app.on_startup
+def begin():
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+    app.ready_to_go = Deferred()
+    def look():
+        if app._run._publishing.counters.markers:
+            app.ready_to_go.callback(None)
+        else:
+            reactor.callLater(0.01, look)
+    look()
+    Deferred.fromCoroutine(publish())
+
+app.run()
+"""
+
+SUBSCRIBER = """
+import json, sys, time
+from zroute import App
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+PAUSE, EVERY = float(sys.argv[2]), int(sys.argv[3])
+seen = []
+gaps = []
+
+@app.subscribe("numbers.{x}")
+def number(n: int, x: str) -> None:
+    seen.append(n)
+    if len(seen) % EVERY == 0:
+        time.sleep(PAUSE)
+
+@app.on_gap
+def gap(gap):
+    gaps.append((gap.first, gap.last))
+
+@app.every(0.2)
+def tell():
+    stats = app.stats
+    print(json.dumps([stats.joins, len(seen), stats.lost, stats.gaps, stats.unknown_tail, stats.duplicate]), flush=True)
+
+@app.on_shutdown
+def end():
+    stats = app.stats.as_dict()
+    print(json.dumps({"seen": len(seen), "distinct": len(set(seen)), "ordered": seen == sorted(seen), "missing": gaps,
+                      "balanced": stats["received"] == stats["routed"] + stats["unrouted"] + stats["malformed"]
+                      + stats["duplicate"] + stats["control"], **stats}), flush=True)
+
+app.run()
+"""
+
+
+def told(child: Child, least: int) -> None:
+    """Wait until it has received or counted so many."""
+    child.wait_for(lambda lines: any(line.startswith("[") and sum(json.loads(line)[1:3]) >= least for line in lines))
+
+
+@pytest.mark.parametrize(("pause", "every"), [(0.0, 10**9), (0.6, 3_000), (2.0, 9_000)])
+def test_what_a_slow_reader_loses_is_counted_exactly(pause: float, every: int) -> None:
+    """100,000 messages of 600 bytes: handled and lost together are all of them, the last one too; none twice."""
+    endpoint, total = free_endpoint(), 100_000
+    with (
+        Child("-c", SUBSCRIBER, endpoint, str(pause), str(every)) as reader,
+        Child("-c", PUBLISHER, endpoint, str(total), "600") as publisher,
+    ):
+        publisher.line_with(f"sent {total}")
+        told(reader, total)
+        assert reader.end() == 0
+        assert publisher.end() == 0
+    stats = json.loads(reader.out[-1])
+    assert stats["seen"] + stats["lost"] == total
+    assert stats["seen"] == stats["distinct"]
+    assert stats["ordered"]
+    assert stats["balanced"]
+    assert sum(last - first + 1 for first, last in stats["missing"]) == stats["lost"]
+    assert stats["unknown_tail"] == stats["duplicate"] == stats["malformed"] == 0
+    assert stats["lost"] > 0 or not pause
+
+
+def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of() -> None:
+    """After a goodbye nothing is missing; after SIGKILL and a restart the tail of the first is unknown, not zero."""
+    endpoint = free_endpoint()
+    with Child("-c", SUBSCRIBER, endpoint, "0", "1000000") as reader:
+        with Child("-c", PUBLISHER, endpoint, "1000", "0") as first:
+            first.line_with("sent")
+            told(reader, 1000)
+            assert first.end() == 0
+        reader.line_with("all it sent was received or counted", stream="err")
+        with Child("-c", PUBLISHER, endpoint, "1000", "0") as second:
+            second.line_with("sent")
+            told(reader, 2000)
+            second.process.send_signal(signal.SIGKILL)
+            second.process.wait()
+        with Child("-c", PUBLISHER, endpoint, "1000", "0") as third:
+            third.line_with("sent")
+            told(reader, 3000)
+            assert reader.end() == 0
+            assert third.end() == 0
+    stats = json.loads(reader.out[-1])
+    assert (stats["seen"], stats["lost"], stats["unknown_tail"], stats["epochs"]) == (3000, 0, 1, 3)
+    assert any("a publisher was restarted" in line for line in reader.err)

@@ -1,0 +1,105 @@
+"""What a publisher does while a subscriber has no room: drop and be counted, raise, or wait."""
+
+from __future__ import annotations
+
+import json
+
+from tests.support import Child, free_endpoint
+
+READER = """
+import json, sys, time
+from zroute import App
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+seen = []
+
+@app.subscribe("numbers.{x}")
+def number(n: int, x: str) -> None:
+    seen.append(n)
+    if len(seen) == 3000:
+        print("asleep", flush=True)
+        time.sleep(float(sys.argv[2]))
+
+@app.subscribe("end")
+def end(n: int) -> None:
+    stats = app.stats
+    print(json.dumps([len(seen), seen == list(range(len(seen))), stats.lost, stats.gaps, n]), flush=True)
+
+app.run()
+"""
+
+PUBLISHER = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from zroute import App, HighWaterMarkError
+
+app = App(pub="bind:" + sys.argv[1], codec="json", name="feed", overflow=sys.argv[2])
+numbers, end, other = app.publisher("numbers.{x}", int), app.publisher("end", int), app.publisher("other.{x}", int)
+PAD = {"pad": "x" * 1000}
+refused = waited = 0
+
+async def publish():
+    global refused, waited
+    while not app._run._publishing.counters.markers:
+        await deferLater(reactor, 0.01)
+    for number in range(100_000):
+        while True:
+            try:
+                sent = numbers.publish(number, x="a", headers=PAD)
+                break
+            except HighWaterMarkError:
+                refused += 1
+                other.publish(number, x="b")
+                await deferLater(reactor, 0.01)
+        if repr(sent) != "<done>":
+            waited += 1
+            other.publish(number, x="b")
+            await sent
+        if number % 200 == 0:
+            await deferLater(reactor, 0)
+    if app.overflow == "drop":
+        await deferLater(reactor, 5)  # or the last one would be dropped as well
+    await end.publish(100_000)
+    print("refused", refused, "waited", waited, flush=True)
+
+@app.on_startup
+def begin():
+    from twisted.internet.defer import Deferred
+    Deferred.fromCoroutine(publish())
+
+app.run()
+"""
+
+
+def run(overflow: str) -> tuple[list[int], list[str]]:
+    """What the reader has seen at the end, and what the publisher says."""
+    endpoint = free_endpoint()
+    with Child("-c", READER, endpoint, "3") as reader, Child("-c", PUBLISHER, endpoint, overflow) as publisher:
+        publisher.line_with("refused")
+        line = reader.line_with("[")
+        assert reader.end() == 0
+        assert publisher.end() == 0, publisher.err
+    return json.loads(line), publisher.line_with("refused").split()
+
+
+def test_one_that_waits_loses_nothing() -> None:
+    """100,000 messages past a reader that sleeps for 3 s: all arrive, in order, and another topic was never held up."""
+    (seen, ordered, lost, gaps, _), said = run("wait")
+    assert (seen, ordered, lost, gaps) == (100_000, True, 0, 0)
+    assert int(said[3]) > 0
+
+
+def test_one_that_raises_loses_nothing_that_was_not_refused() -> None:
+    """Each refusal is told at the caller, who publishes again; no number is used up for it."""
+    (seen, ordered, lost, gaps, _), said = run("raise")
+    assert (seen, ordered, lost, gaps) == (100_000, True, 0, 0)
+    assert int(said[1]) > 0
+
+
+def test_one_that_drops_is_not_held_up() -> None:
+    """What the reader had no room for is lost, and counted there."""
+    (seen, _, lost, gaps, _), said = run("drop")
+    assert said == ["refused", "0", "waited", "0"]
+    assert seen + lost == 100_000
+    assert gaps > 0

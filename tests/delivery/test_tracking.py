@@ -1,0 +1,827 @@
+"""`Counters` and `Tracker`: what was lost, held against a model that knows what was sent and what was dropped."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections import deque
+from itertools import count
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from zroute.delivery import tracking
+from zroute.delivery.tracking import (
+    ANSWER_SECONDS,
+    BEATS,
+    DUPLICATE,
+    GRACE,
+    PUBLISHERS_MAX,
+    TICK,
+    WITHDRAWN_MAX,
+    WITHDRAWN_SECONDS,
+    Beat,
+    Counters,
+    Ended,
+    Gap,
+    Joined,
+    LostTail,
+    Overdue,
+    Restarted,
+    Silent,
+    Tracker,
+)
+from zroute.messages import wire
+from zroute.messages.wire import (
+    NUL,
+    Kind,
+    Marker,
+    Statement,
+    counted_framer,
+    pack_beat,
+    pack_marker,
+    pack_statements,
+    parse_beat,
+    parse_header,
+    parse_marker,
+    parse_statement,
+)
+from zroute.options import CARRIED, TOPIC_CACHE
+
+# -- a network in which everything is known ---------------------------------------------------------------
+
+PREFIXES = [b"", b"a", b"a.", b"a.b", b"a.b.c", b"b.", b"c"]
+COVERS = [
+    {b""},
+    {b"a"},
+    {b"a.", b"b."},
+    {b"a.b", b"b.", b"c"},
+    {b"a.b.c", b"c"},
+    {b"a.b"},
+    {b"b."},
+    {b"a.b.c", b"b.", b"c"},
+]
+TOPICS = [b"a", b"ax", b"a.x", b"a.b", b"a.b.c", b"a.b.c.d", b"b.x", b"c", b"d"]
+
+
+@attrs.define
+class Frame:
+    """A frame on its way, and the truth at the time it was sent: messages of each prefix, and lives of counters."""
+
+    frame: bytes
+    sent: dict[bytes, int]
+    lives: dict[bytes, int]
+
+
+@attrs.define(eq=False)
+class Link:
+    """One connection, as libzmq at the publisher sees it. What it is sent arrives in order, or is dropped."""
+
+    pipe: deque[Frame]
+    known: set[bytes] = attrs.field(factory=set)
+    dropping: bool = False
+
+
+class Publisher:
+    """One run of a publisher behind an XPUB socket, which tells of the first subscriber and of the last to go."""
+
+    def __init__(self, epoch: int, name: str) -> None:
+        self.epoch, self.name = epoch, name
+        self.counters = Counters()
+        self.frame = counted_framer(epoch=epoch, count=self.counters.count, clock_ns=lambda: 5)
+        self.links: list[Link] = []
+        self.told: deque[tuple[bool, bytes]] = deque()
+        self.sent: Tally[bytes] = Tally()
+        # What the model itself knows of counters: how often each was begun, and when its subscription went.
+        self.lives: Tally[bytes] = Tally()
+        self.gone: dict[bytes, float] = {}
+
+    def live(self, prefix: bytes) -> bool:
+        return any(prefix in link.known for link in self.links)
+
+    def subscribe(self, link: Link, prefix: bytes) -> None:
+        if not self.live(prefix):
+            self.told.append((True, prefix))
+        link.known.add(prefix)
+
+    def withdraw(self, link: Link, prefix: bytes) -> None:
+        link.known.discard(prefix)
+        if not self.live(prefix):
+            self.told.append((False, prefix))
+
+    def send(self, frame: bytes) -> None:
+        topic = frame.partition(NUL)[0]
+        for link in self.links:
+            if not link.dropping and any(topic.startswith(prefix) for prefix in link.known):
+                link.pipe.append(Frame(frame, dict(self.sent), dict(self.lives)))
+
+    def publish(self, topic: bytes) -> None:
+        frame = self.frame(topic, 1, b"", None)
+        assert isinstance(frame, bytes)
+        for prefix in PREFIXES:
+            self.sent[prefix] += topic.startswith(prefix)
+        self.send(frame)
+
+    def read(self, now: float) -> None:
+        """Learn one thing of what the socket tells."""
+        there, prefix = self.told.popleft()
+        if there:
+            if prefix in PREFIXES and prefix not in self.gone and self.lives[prefix] <= 0:
+                self.lives[prefix] = 1 - self.lives[prefix]
+            self.gone.pop(prefix, None)
+            marker = self.counters.subscribe(prefix, now)
+            if marker is not None:
+                self.state(Kind.JOIN, marker)
+        else:
+            if prefix in PREFIXES:
+                self.gone[prefix] = now
+            self.counters.withdraw(prefix, now)
+
+    def state(self, kind: Kind, marker: Marker) -> None:
+        for frame in pack_statements(
+            kind,  # type: ignore[arg-type]
+            marker.topic,
+            self.counters.numbers(marker),
+            epoch=self.epoch,
+            name=self.name,
+            partial=False,
+            sent_at=5,
+        ):
+            self.send(frame)
+
+    def tick(self, now: float) -> None:
+        for prefix, since in list(self.gone.items()):
+            if since + WITHDRAWN_SECONDS <= now:
+                del self.gone[prefix]
+                self.lives[prefix] = -self.lives[prefix]  # forgotten; the next life has the next number
+        for beat in self.counters.beats(now):
+            self.send(pack_beat(beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=5))
+
+
+@attrs.define
+class Account:
+    """What the model knows of one subscription at one publisher since its join."""
+
+    at: int
+    life: int
+    lost: int = 0
+    counted: int = 0
+    unknown: int = 0
+
+
+class Subscriber:
+    """A subscriber with a tracker, and a model of what the tracker should find."""
+
+    def __init__(self, name: int) -> None:
+        self.ids = count(name << 32)
+        self.tracker = Tracker()
+        self.wanted: set[bytes] = set()
+        self.marker = b""
+        self.pipes: list[deque[Frame]] = []
+        self.accounts: dict[tuple[int, bytes], Account] = {}
+        self.tails: list[LostTail] = []
+
+    def own(self, topic: bytes) -> bytes | None:
+        return next((prefix for prefix in self.wanted if topic.startswith(prefix)), None)
+
+    def take(self, event: object, *, tails: bool) -> None:
+        """Account for what the tracker found: a tail only where the model knows that it can't be counted."""
+        if isinstance(event, Gap):
+            self.accounts[event.publisher, event.subscription].counted += event.count
+        elif isinstance(event, LostTail):
+            assert tails, f"a tail that is known was called unknown: {event}"
+            self.tails.append(event)
+
+    def settle(self, epoch: int, prefix: bytes, now: Frame, events: list[object], *, counts: int) -> None:
+        """The tracker was told where a subscription stands: compare. ``counts``: messages it received by this."""
+        life = now.lives.get(prefix, 0)
+        account = self.accounts.setdefault((epoch, prefix), Account(now.sent.get(prefix, 0), life))
+        reborn = account.life != life
+        for event in events:
+            self.take(event, tails=reborn)
+        if reborn:
+            assert any(isinstance(event, LostTail) for event in events), "a counter was forgotten without a word"
+            account.life = life
+        else:
+            account.lost += now.sent.get(prefix, 0) - account.at - counts
+        account.at = now.sent.get(prefix, 0)
+        assert account.counted == account.lost, (epoch, prefix, account)
+
+    def read(self, pipe: deque[Frame]) -> None:
+        arrived = pipe.popleft()
+        topic, _, body = arrived.frame.partition(NUL)
+        header = parse_header(body)
+        rest = body[header.size :]
+        if header.kind is Kind.DATA:
+            self.data(topic, header, arrived)
+        elif header.kind is Kind.BEAT:
+            known = (header.epoch, topic) in self.accounts
+            found = self.tracker.beat(header.epoch, topic, header.number(len(topic)), parse_beat(rest))
+            if known:
+                self.settle(header.epoch, topic, arrived, list(found), counts=0)
+            else:
+                assert found == []
+        else:
+            self.statement(topic, header.epoch, parse_statement(rest), arrived, header.kind is Kind.GOODBYE)
+
+    def data(self, topic: bytes, header: wire.Header, arrived: Frame) -> None:
+        prefix = self.own(topic)
+        if prefix is None:
+            return  # of a subscription that was withdrawn meanwhile
+        stream = self.tracker.stream(header.epoch, prefix)
+        assert stream is not None
+        number = header.number(len(prefix))
+        if number and number == stream.expected:
+            stream.expected = number + 1
+            found = None
+        else:
+            found = self.tracker.judge(stream, number)
+        assert found is not DUPLICATE
+        account = self.accounts.get((header.epoch, prefix))
+        if account is None:
+            assert found is None
+        elif number:
+            self.settle(header.epoch, prefix, arrived, [found], counts=1)
+        elif account.life == arrived.lives.get(prefix):
+            account.at += 1  # one was received, whichever: the next number tells
+
+    def statement(self, marker: bytes, epoch: int, stated: Statement, arrived: Frame, goodbye: bool) -> None:
+        before = epoch in self.tracker.complete
+        events = self.tracker.stated(epoch, marker, stated, goodbye=goodbye)
+        named = {prefix for prefix, _ in stated.numbers} & self.wanted
+        if marker != self.marker:
+            assert events == []
+            return
+        if not any(isinstance(event, Joined | Ended) for event in events):
+            assert not named or before or stated.part or stated.parts > 1
+        of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
+        for prefix in named:
+            if (epoch, prefix) in self.accounts or self.joined(epoch, prefix):
+                mine = [each for each in of_counters if self.concerns(each, epoch, prefix)]
+                self.settle(epoch, prefix, arrived, mine, counts=0)
+        if any(isinstance(event, Joined | Ended) for event in events):
+            for prefix in self.wanted:
+                self.accounts.setdefault(
+                    (epoch, prefix), Account(arrived.sent.get(prefix, 0), arrived.lives.get(prefix, 0))
+                )
+        for event in events:
+            if isinstance(event, LostTail) and event.publisher != epoch:
+                self.take(event, tails=True)
+
+    def joined(self, epoch: int, prefix: bytes) -> bool:
+        stream = self.tracker.stream(epoch, prefix)
+        return stream is not None and stream.expected > 0
+
+    @staticmethod
+    def concerns(event: Gap | LostTail, epoch: int, prefix: bytes) -> bool:
+        subscriptions = (event.subscription,) if isinstance(event, Gap) else event.subscriptions
+        return event.publisher == epoch and prefix in subscriptions
+
+
+class Network(RuleBasedStateMachine):
+    """Two publishers of the same topics and two subscribers, whom everything happens to that can."""
+
+    @initialize(first=st.sampled_from(COVERS), second=st.sampled_from(COVERS))
+    def begin(self, first: set[bytes], second: set[bytes]) -> None:
+        self.now = 1000.0
+        self.epochs = count(1)
+        self.subscribers = [Subscriber(1), Subscriber(2)]
+        self.publishers = [Publisher(next(self.epochs), f"p{slot}") for slot in range(2)]
+        self.links: list[list[Link]] = []  # of each subscriber, to each publisher
+        for subscriber in self.subscribers:
+            subscriber.pipes = [deque() for _ in self.publishers]
+            self.links.append([Link(pipe) for pipe in subscriber.pipes])
+        for slot, publisher in enumerate(self.publishers):
+            publisher.links = [links[slot] for links in self.links]
+        self.subscribe(0, first)
+        self.subscribe(1, second)
+
+    who = st.integers(0, 1)
+
+    @rule(who=who, wanted=st.sampled_from(COVERS))
+    def subscribe(self, who: int, wanted: set[bytes]) -> None:
+        subscriber = self.subscribers[who]
+        for slot, publisher in enumerate(self.publishers):
+            for prefix in sorted(wanted - subscriber.wanted):
+                publisher.subscribe(self.links[who][slot], prefix)
+            for prefix in sorted(subscriber.wanted - wanted):
+                publisher.withdraw(self.links[who][slot], prefix)
+        for key in [key for key in subscriber.accounts if key[1] not in wanted]:
+            del subscriber.accounts[key]
+        subscriber.wanted = set(wanted)
+        subscriber.tracker.subscribe(wanted)
+        self.join(who)
+
+    @rule(who=who)
+    def join(self, who: int) -> None:
+        subscriber = self.subscribers[who]
+        before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.wanted)
+        for slot, publisher in enumerate(self.publishers):
+            publisher.subscribe(self.links[who][slot], subscriber.marker)
+            if before:
+                publisher.withdraw(self.links[who][slot], before)
+        subscriber.tracker.join(subscriber.marker, self.now)
+
+    @rule(slot=who, topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=6))
+    def publish(self, slot: int, topics: list[bytes]) -> None:
+        for topic in topics:
+            self.publishers[slot].publish(topic)
+
+    @rule(slot=who, things=st.integers(1, 6))
+    def publisher_reads(self, slot: int, things: int) -> None:
+        publisher = self.publishers[slot]
+        for _ in range(min(things, len(publisher.told))):
+            publisher.read(self.now)
+
+    @rule(who=who, slot=who, frames=st.integers(1, 12))
+    def subscriber_reads(self, who: int, slot: int, frames: int) -> None:
+        pipe = self.subscribers[who].pipes[slot]
+        for _ in range(min(frames, len(pipe))):
+            self.subscribers[who].read(pipe)
+
+    @rule(who=who, slot=who, dropping=st.booleans())
+    def fill(self, who: int, slot: int, dropping: bool) -> None:
+        """The queue is full from now on, or has room again."""
+        self.links[who][slot].dropping = dropping
+
+    @rule(who=who, slot=who, data=st.data())
+    def lose(self, who: int, slot: int, data: st.DataObject) -> None:
+        """One frame here and there never arrives."""
+        pipe = self.subscribers[who].pipes[slot]
+        control = [at for at, each in enumerate(pipe) if parse_header(each.frame.partition(NUL)[2]).kind != Kind.DATA]
+        if control and data.draw(st.booleans()):
+            del pipe[data.draw(st.sampled_from(control))]
+        elif pipe:
+            del pipe[data.draw(st.integers(0, len(pipe) - 1))]
+
+    @rule(who=who, slot=who, data=st.data(), noticed=st.booleans())
+    def reconnect(self, who: int, slot: int, data: st.DataObject, noticed: bool) -> None:
+        """The connection breaks; the publisher may see it at once, or only after the new one is there."""
+        link, publisher, subscriber = self.links[who][slot], self.publishers[slot], self.subscribers[who]
+        self.cut(link, data.draw(st.integers(0, len(link.pipe))))
+        if noticed:
+            self.end(publisher, link)
+            for _ in range(data.draw(st.integers(0, len(publisher.told)))):
+                publisher.read(self.now)
+            if data.draw(st.booleans()):
+                publisher.publish(data.draw(st.sampled_from(TOPICS)))
+            self.pass_time(data.draw(st.sampled_from([TICK, WITHDRAWN_SECONDS - 1, WITHDRAWN_SECONDS])))
+        fresh = self.links[who][slot] = Link(subscriber.pipes[slot])
+        publisher.links.append(fresh)
+        for prefix in sorted({*subscriber.wanted, subscriber.marker}):
+            publisher.subscribe(fresh, prefix)
+        if not noticed:
+            self.end(publisher, link)
+        self.join(who)
+
+    @rule(who=who, slot=who, arrived=st.integers(0, 5), topics=st.lists(st.sampled_from(TOPICS), max_size=3))
+    def be_away(self, who: int, slot: int, arrived: int, topics: list[bytes]) -> None:
+        """A subscriber is away for so long that its counters are forgotten, if nobody else has its subscriptions."""
+        self.calm(who, slot)
+        link, publisher = self.links[who][slot], self.publishers[slot]
+        self.publish(slot, topics)
+        self.cut(link, arrived)
+        self.end(publisher, link)
+        self.publisher_reads(slot, len(publisher.told))
+        self.publish(slot, topics)
+        self.pass_time(WITHDRAWN_SECONDS)
+        self.publish(slot, topics)
+        fresh = self.links[who][slot] = Link(self.subscribers[who].pipes[slot])
+        publisher.links.append(fresh)
+        for prefix in sorted({*self.subscribers[who].wanted, self.subscribers[who].marker}):
+            publisher.subscribe(fresh, prefix)
+        self.publish(slot, topics)
+        self.calm(who, slot)
+
+    def calm(self, who: int, slot: int) -> None:
+        """Everybody reads everything."""
+        self.publisher_reads(slot, len(self.publishers[slot].told))
+        self.subscriber_reads(who, slot, len(self.subscribers[who].pipes[slot]))
+
+    @rule(
+        who=who,
+        slot=who,
+        wanted=st.sampled_from(COVERS),
+        topics=st.lists(st.sampled_from(TOPICS), max_size=3),
+        data=st.data(),
+    )
+    def join_in_part(self, who: int, slot: int, wanted: set[bytes], topics: list[bytes], data: st.DataObject) -> None:
+        """One part of an answer is lost."""
+        self.calm(who, slot)
+        self.subscribe(who, wanted)
+        self.publisher_reads(slot, len(self.publishers[slot].told))
+        pipe = self.subscribers[who].pipes[slot]
+        if pipe:
+            del pipe[data.draw(st.integers(0, len(pipe) - 1))]
+        self.publish(slot, topics)
+        self.calm(who, slot)
+
+    def cut(self, link: Link, arrived: int) -> None:
+        while len(link.pipe) > arrived:
+            link.pipe.pop()
+        link.pipe = deque()  # what is sent to it goes nowhere
+
+    def end(self, publisher: Publisher, link: Link) -> None:
+        for prefix in sorted(link.known):
+            publisher.withdraw(link, prefix)
+        publisher.links.remove(link)
+
+    @rule(slot=who, goodbye=st.booleans(), data=st.data())
+    def restart(self, slot: int, goodbye: bool, data: st.DataObject) -> None:
+        """A publisher is killed, or stops, and another run of it begins."""
+        old = self.publishers[slot]
+        if goodbye:
+            for marker in old.counters.markers.values():
+                old.state(Kind.GOODBYE, marker)
+        new = self.publishers[slot] = Publisher(next(self.epochs), old.name)
+        for who, subscriber in enumerate(self.subscribers):
+            pipe = subscriber.pipes[slot]
+            if not goodbye:
+                self.cut(self.links[who][slot], data.draw(st.integers(0, len(pipe))))
+            self.links[who][slot] = Link(pipe)
+            new.links.append(self.links[who][slot])
+            for prefix in sorted({*subscriber.wanted, subscriber.marker}):
+                new.subscribe(self.links[who][slot], prefix)
+
+    @rule(seconds=st.sampled_from([TICK, BEATS[0], BEATS[1], BEATS[2], WITHDRAWN_SECONDS / 2]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for publisher in self.publishers:
+            publisher.tick(self.now)
+        for subscriber in self.subscribers:
+            for event in subscriber.tracker.check(self.now, drained=not any(subscriber.pipes)):
+                assert isinstance(event, Silent | Overdue), event
+
+    @invariant()
+    def nothing_is_a_duplicate(self) -> None:
+        for subscriber in getattr(self, "subscribers", ()):
+            assert subscriber.tracker.duplicates == 0
+            counted = sum(account.counted for account in subscriber.accounts.values())
+            assert subscriber.tracker.lost >= counted
+            assert subscriber.tracker.unknown_tails == len(subscriber.tails)
+
+    def teardown(self) -> None:
+        """The trouble ends: all join, and what was lost is known to the message."""
+        for who, subscriber in enumerate(getattr(self, "subscribers", ())):
+            for slot in range(2):
+                self.links[who][slot].dropping = False
+                self.publisher_reads(slot, len(self.publishers[slot].told))
+            self.join(who)
+            for slot in range(2):
+                self.publisher_reads(slot, len(self.publishers[slot].told))
+                self.subscriber_reads(who, slot, len(subscriber.pipes[slot]))
+            assert subscriber.tracker.complete == {publisher.epoch for publisher in self.publishers}
+            for publisher in self.publishers:
+                for prefix in subscriber.wanted:
+                    account = subscriber.accounts[publisher.epoch, prefix]
+                    assert account.at == publisher.sent[prefix]
+                    assert account.counted == account.lost
+
+
+@pytest.fixture(autouse=True)
+def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the network one counter fills a message and one or two entries a statement, so that the bounds matter."""
+    if "Network" in request.node.nodeid:
+        monkeypatch.setattr(tracking, "CARRIED", 1)
+        monkeypatch.setattr(wire, "STATEMENT_MAX", 30)
+
+
+TestNetwork = Network.TestCase
+TestNetwork.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+# -- a publisher's counters -------------------------------------------------------------------------------
+
+
+def numbers(counters: Counters, topic: bytes) -> list[tuple[int, int]]:
+    """Length and number of each counter that a message of ``topic`` carries, which is counted by this."""
+    return [(each.length, each.number) for each in counters.count(topic)]
+
+
+def marker(*subscriptions: bytes, number: int = 1) -> Marker:
+    """A marker that a subscriber sends behind ``subscriptions``."""
+    return parse_marker(pack_marker(number, subscriptions))
+
+
+def test_each_live_subscription_counts_what_it_covers() -> None:
+    """Overlapping subscribers find the number of their own in a message, and no other message takes one away."""
+    counters = Counters()
+    for prefix in (b"stocks.", b"", b"stocks.A", b"news."):
+        assert counters.subscribe(prefix, 0) is None
+    assert numbers(counters, b"stocks.A") == [(0, 1), (7, 1), (8, 1)]
+    assert numbers(counters, b"news.x") == [(0, 2), (5, 1)]
+    assert numbers(counters, b"stocks.B") == [(0, 3), (7, 2)]
+    assert dict(counters.numbers(marker(b"stocks."))) == {b"stocks.": 2, b"stocks.A": 1}
+
+
+def test_a_message_that_nobody_subscribes_to_has_no_number() -> None:
+    """Without subscribers nothing is counted and nothing is kept."""
+    counters = Counters()
+    assert numbers(counters, b"a") == []
+    assert counters.beats(0) == []
+    assert not counters.active
+
+
+def test_a_message_that_was_not_sent_gives_its_number_back() -> None:
+    """publish raised at the high-water mark: the message is the caller's again, and no reader misses it."""
+    counters = Counters()
+    counters.subscribe(b"a", 0)
+    numbers(counters, b"ab")
+    counters.count(b"ab")
+    counters.take_back(b"ab")
+    assert numbers(counters, b"ac") == [(1, 2)]
+
+
+def test_more_counters_than_a_message_carries_still_count() -> None:
+    """A topic under too many subscriptions carries the shortest, and the others know their number all the same."""
+    counters = Counters()
+    topic = b"x" * (CARRIED + 5)
+    for length in range(len(topic) + 1):
+        counters.subscribe(topic[:length], 0)
+    assert numbers(counters, topic) == [(length, 1) for length in range(CARRIED)]
+    assert dict(counters.numbers(marker(topic))) == {topic: 1}
+
+
+@pytest.mark.parametrize("prefix", [b"news\0", b"x" * 256, b"\xff\xffzr", b"\xff\xffzrnonsense"])
+def test_subscriptions_of_plain_readers_that_no_number_can_name_are_not_counted(prefix: bytes) -> None:
+    """A txZMQ reader of `news NUL`, or whoever plays at markers, changes nothing for others."""
+    counters = Counters()
+    assert counters.subscribe(prefix, 0) is None
+    assert numbers(counters, b"news") == []
+    counters.withdraw(prefix, 0)
+    assert not counters.active
+
+
+def test_beats_follow_the_last_message_three_times() -> None:
+    """0.5, 2 and 10 seconds after the last message its number is said again, and then the publisher is quiet."""
+    counters, beats = Counters(), []
+    counters.subscribe(b"a", 0)
+    counters.count(b"a")
+    for tick in range(60):
+        beats += [(tick * TICK, beat) for beat in counters.beats(tick * TICK)]
+    assert beats == [(0.5, Beat(b"a", 1, 1500)), (2.0, Beat(b"a", 1, 8000)), (10.0, Beat(b"a", 1, 0))]
+    assert not counters.active
+
+
+def test_a_busy_subscription_sends_no_beats() -> None:
+    """While messages come the next one says what a beat would."""
+    counters = Counters()
+    counters.subscribe(b"a", 0)
+    for tick in range(40):
+        counters.count(b"a")
+        assert counters.beats(tick * TICK) == []
+        assert sum(map(len, counters._due)) <= 3
+    assert [each.number for tick in range(40, 100) for each in counters.beats(tick * TICK)] == [40, 40, 40]
+
+
+def test_withdrawn_counters_are_bounded_in_time_and_number() -> None:
+    """Subscriptions that come and go fill no memory, and a counter begun anew can be told from the old one."""
+    counters = Counters()
+    for number in range(WITHDRAWN_MAX + 1):
+        counters.subscribe(b"%d" % number, 0)
+        counters.count(b"%d" % number)
+        counters.withdraw(b"%d" % number, 0)
+    assert len(counters._counters) == len(counters._withdrawn) <= WITHDRAWN_MAX
+    counters.subscribe(b"0", 1)  # was forgotten, and comes back in another generation
+    (counter,) = counters.count(b"0")
+    assert counter.number >> 40 == 1
+    counters.withdraw(b"0", 1)
+    assert counters.beats(WITHDRAWN_SECONDS + 1) == []
+    assert counters.beats(WITHDRAWN_SECONDS + 2) == []
+    assert counters._counters == counters._withdrawn == counters._lengths == {}
+    assert not counters.active
+
+
+def test_topics_fill_no_memory() -> None:
+    """However many topics I publish, only so many are remembered."""
+    counters = Counters()
+    counters.subscribe(b"", 0)
+    for number in range(TOPIC_CACHE + 10):
+        counters.count(b"%d" % number)
+    assert len(counters._covers) <= TOPIC_CACHE
+    assert numbers(counters, b"x") == [(0, TOPIC_CACHE + 11)]
+
+
+def test_too_many_live_subscriptions_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit nothing is counted, and every answer says so instead of stating a zero."""
+    monkeypatch.setattr(tracking, "MAX_SUBSCRIPTIONS", 2)
+    counters = Counters()
+    for prefix in (b"a", b"b", b"c"):
+        counters.subscribe(prefix, 0)
+    assert counters.partial
+    assert numbers(counters, b"c") == []
+
+
+def test_a_reader_without_a_marker_is_a_plain_one() -> None:
+    """A tracked publisher can say once that a plain reader is there; tracked ones send a marker at once."""
+    counters = Counters()
+    counters.subscribe(b"a", 0)
+    counters.subscribe(marker(b"a").topic, 0.1)
+    assert not counters.plain_reader(GRACE + 1)
+    counters.subscribe(b"b", 5)
+    assert not counters.plain_reader(5 + GRACE / 2)
+    assert counters.plain_reader(5 + GRACE)
+    assert not counters.plain_reader(50)
+
+
+# -- a subscriber's tracker -------------------------------------------------------------------------------
+
+
+def stated(*entries: tuple[bytes, int], name: str = "", partial: bool = False) -> Statement:
+    """A statement of one part."""
+    return Statement(0, 1, name, partial, entries)
+
+
+def joined(*subscriptions: bytes, epochs: tuple[int, ...] = (7,), name: str = "") -> Tracker:
+    """A tracker whose publishers have answered its marker ``M`` when nothing was published yet."""
+    tracker = Tracker()
+    tracker.subscribe(subscriptions)
+    tracker.join(b"M", 0)
+    for epoch in epochs:
+        tracker.stated(epoch, b"M", stated(name=name))
+    return tracker
+
+
+def received(tracker: Tracker, number: int, prefix: bytes = b"a", epoch: int = 7) -> object:
+    """What a message with ``number`` of ``prefix`` tells."""
+    stream = tracker.stream(epoch, prefix)
+    assert stream is not None
+    return tracker.judge(stream, number)
+
+
+def test_a_gap_names_what_is_missing() -> None:
+    """I am told the subscription, the publisher, the first and the last that I did not get."""
+    tracker = joined(b"a")
+    assert received(tracker, 1) is None
+    assert received(tracker, 5) == Gap(b"a", 7, 2, 4)
+    assert (tracker.lost, tracker.gaps) == (3, 1)
+
+
+def test_the_first_message_after_a_join_can_be_missed() -> None:
+    """What was lost between the join and the first message that came is counted too."""
+    assert received(joined(b"a"), 3) == Gap(b"a", 7, 1, 2)
+
+
+def test_a_message_that_comes_twice_is_delivered_once() -> None:
+    """Two ways to one publisher give me each message once."""
+    tracker = joined(b"a")
+    assert [received(tracker, number) for number in (1, 1, 2, 1)] == [None, DUPLICATE, None, DUPLICATE]
+    assert tracker.duplicates == 2
+
+
+def test_publishers_of_one_topic_do_not_disturb_each_other() -> None:
+    """Each has its own numbers."""
+    tracker = joined(b"a", epochs=(7, 8))
+    assert [received(tracker, n, epoch=e) for n, e in ((1, 7), (1, 8), (2, 8), (2, 7))] == [None] * 4
+
+
+def test_nothing_is_judged_before_the_join() -> None:
+    """A publisher that answers no marker is served as before, whatever its numbers."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    assert [received(tracker, number) for number in (9, 3, 100)] == [None] * 3
+    assert tracker.lost == 0
+
+
+def test_a_goodbye_counts_the_tail_and_ends_the_publisher() -> None:
+    """The last messages before a clean stop are not lost without a word, and its restart is no loss."""
+    tracker = joined(b"a", name="p")
+    assert tracker.stated(7, b"M", stated((b"a", 2), name="p"), goodbye=True) == [Gap(b"a", 7, 1, 2), Ended(7)]
+    assert tracker.stated(8, b"M", stated(name="p")) == [Joined(8, "p", False)]
+    assert tracker.complete == {8}
+
+
+def test_a_publisher_that_was_killed_leaves_an_unknown_tail() -> None:
+    """The new run of a publisher says that the old one has ended, and that its end is not known."""
+    tracker = joined(b"a", name="p")
+    received(tracker, 1)
+    assert tracker.stated(8, b"M", stated(name="p")) == [LostTail(7, (b"a",)), Restarted(8, 7), Joined(8, "p", False)]
+    assert tracker.unknown_tails == 1
+
+
+def test_publishers_without_a_name_are_no_restarts_of_each_other() -> None:
+    """Two publishers that have no name of their own are two publishers."""
+    tracker = joined(b"a", epochs=(7, 8))
+    assert tracker.complete == {7, 8}
+    assert tracker.unknown_tails == 0
+
+
+def test_a_publisher_that_does_not_count_everything_is_not_trusted() -> None:
+    """What a partial statement does not name stays unjudged, instead of being taken for zero."""
+    tracker = joined(b"a")
+    tracker.join(b"N", 1)
+    tracker.subscribe([b"a", b"b"])
+    assert tracker.stated(7, b"N", stated(partial=True)) == [Joined(7, "", True)]
+    assert received(tracker, 9, b"b") is None
+    assert tracker.lost == 0
+
+
+def test_a_join_with_a_missing_part_is_not_complete() -> None:
+    """A part that was lost does not make zeros of what it said; a new marker asks again."""
+    tracker = Tracker()
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"M", 0)
+    tracker.stated(7, b"M", Statement(0, 3, "", False, ((b"a", 5),)))
+    tracker.stated(7, b"M", Statement(2, 3, "", False, ()))
+    assert tracker.complete == frozenset()
+    assert received(tracker, 50, b"b") is None
+    tracker.join(b"N", 1)
+    assert tracker.stated(7, b"M", stated()) == []
+    assert tracker.stated(7, b"N", stated((b"a", 6), (b"b", 50))) == [Gap(b"a", 7, 6, 6), Joined(7, "", False)]
+
+
+# -- silence ----------------------------------------------------------------------------------------------
+
+
+def watched(tracker: Tracker, start: float, seconds: float, *, drained: bool = True) -> list[object]:
+    """What checks at each tick of ``seconds`` find."""
+    return [
+        event
+        for tick in range(1, round(seconds / TICK) + 1)
+        for event in tracker.check(start + tick * TICK, drained=drained)
+    ]
+
+
+def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
+    """After a message no beat comes, and no answer to a new marker: that connection is dead, and I am told once."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    assert watched(tracker, 1, 20) == [Overdue(7)]
+    tracker.join(b"N", 21)
+    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Silent(7)]
+    assert watched(tracker, 30, 60) == []
+    assert tracker.close() == [LostTail(7, (b"a",))]
+
+
+def test_a_publisher_that_has_nothing_to_say_is_not_asked() -> None:
+    """After the last beat nothing is expected, for ever."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    assert watched(tracker, 1, BEATS[0]) == []
+    for at, (beat, following) in zip(BEATS, ((1, 1500), (1, 8000), (1, 0)), strict=True):
+        tracker.beat(7, b"a", beat, following)
+        assert watched(tracker, 1 + at, max(following / 1000, TICK)) == []
+    assert watched(tracker, 20, 1000) == []
+
+
+def test_a_reader_that_is_behind_judges_nobody() -> None:
+    """A slow or paused reader has beats and answers waiting unread: it cuts no connection, however late it is."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    tracker.join(b"N", 1)
+    assert watched(tracker, 1, 100, drained=False) == []
+    tracker.stated(7, b"N", stated((b"a", 1)))  # it was waiting there
+    assert watched(tracker, 101, 100) == []
+
+
+def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
+    """It was silent, it answers again, and what was lost meanwhile is known to the message."""
+    tracker = joined(b"a")
+    tracker.join(b"N", 1)
+    assert watched(tracker, 1, 10) == [Silent(7)]
+    tracker.join(b"O", 12)
+    assert tracker.stated(7, b"O", stated((b"a", 4))) == [Gap(b"a", 7, 1, 4), Joined(7, "", False)]
+    assert tracker.close() == []
+
+
+# -- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_invented_publishers_fill_no_memory_and_drive_out_no_real_one() -> None:
+    """A flood of epochs is bounded; those that answered my marker stay."""
+    tracker = joined(b"a")
+    for epoch in range(1000, 1000 + 3 * PUBLISHERS_MAX):
+        received(tracker, 5, epoch=epoch)
+    assert len(tracker._publishers) == PUBLISHERS_MAX
+    assert tracker.complete == {7}
+    assert received(tracker, 2) == Gap(b"a", 7, 1, 1)
+
+
+def test_a_publisher_that_had_to_go_leaves_an_unknown_tail() -> None:
+    """Even where the account of a real publisher is given up, that is said, and its old streams mislead nobody."""
+    tracker = joined(b"a")
+    old = tracker.stream(7, b"a")
+    assert old is not None
+    for epoch in range(1000, 1000 + PUBLISHERS_MAX):
+        tracker.stated(epoch, b"M", stated())
+    assert LostTail(7, (b"a",)) in tracker.check(1, drained=True)
+    assert tracker.judge(old, 9) is None
+    assert tracker.judge(old, 3) is None
+
+
+def test_a_subscription_that_is_withdrawn_is_forgotten() -> None:
+    """What still arrives of it is not judged, and a later one to the same prefix begins with its own join."""
+    tracker = joined(b"a")
+    old = tracker.stream(7, b"a")
+    assert old is not None
+    tracker.subscribe([b"b"])
+    assert tracker.judge(old, 9) is None
+    assert tracker.stream(7, b"a") is None
+    tracker.subscribe([b"a"])
+    assert received(tracker, 50) is None
+    assert tracker.lost == 0

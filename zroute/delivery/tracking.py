@@ -1,0 +1,613 @@
+"""Tracking: what was lost on the tracked wire, to the message. Pure bookkeeping; the clock is an argument.
+
+The protocol stands in ``docs/reference/wire.md``. `Counters` is a publisher's side, `Tracker` a subscriber's; what
+they find is returned as data. All times are seconds of one monotonic clock.
+
+**The way of a message** must stay short, so neither side looks at a clock or keeps a set for it. A publisher
+finds the counters of a topic with one look-up, adds 1 to each and writes them down; once per topic and `TICK` it
+notes that they moved. A subscriber holds the `Stream` (subscription and publisher) beside the deliver closure,
+where `RouteTable` finds it with the look-up that it makes anyway, by topic and by the constant head of the
+header. In the loop stands one comparison::
+
+    head, number = HEAD_AND_NUMBER(body)          # Struct(">16sQ").unpack_from
+    stream, deliver = heads[head]
+    if number == stream.expected:
+        stream.expected = number + 1
+    elif (found := tracker.judge(stream, number)) is not None:
+        if found is DUPLICATE: continue           # counted there, and not to be delivered
+        report(found)                             # a Gap or a LostTail; the message itself is delivered
+    deliver(...)
+
+A head says which subscription the first number belongs to, so this holds where its span is the length of the
+reader's own subscription. In all other messages (several counters, headers) the slower way asks
+`Header.number` for it; 0, no number, is given to `Tracker.judge` as it is.
+
+**Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
+`WITHDRAWN_MAX` withdrawn ones; a cover for each of `TOPIC_CACHE` topics; about three notes of a beat for each counter.
+A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` (about 100 bytes) for each
+subscription of its own that something was received or stated of.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from itertools import takewhile
+from typing import Final, TypeAlias
+
+import attrs
+
+from zroute.errors import EnvelopeError
+from zroute.messages.wire import MARKER, NUL, Marker, Statement, parse_marker
+from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
+
+__all__ = [
+    "ANSWER_SECONDS",
+    "BEATS",
+    "DUPLICATE",
+    "GRACE",
+    "PUBLISHERS_MAX",
+    "TICK",
+    "WITHDRAWN_MAX",
+    "WITHDRAWN_SECONDS",
+    "Beat",
+    "Counter",
+    "Counters",
+    "Duplicate",
+    "Ended",
+    "Event",
+    "Gap",
+    "Joined",
+    "LostTail",
+    "Overdue",
+    "Restarted",
+    "Silent",
+    "Stream",
+    "Tracker",
+]
+
+BEATS = (0.5, 2.0, 10.0)
+"""Seconds after the last message of a subscription at which beats say its number: soon, and again in case of loss."""
+
+TICK = 0.25
+"""Seconds between two calls of `Counters.beats` and of `Tracker.check`: half of the shortest time that they measure."""
+
+WITHDRAWN_SECONDS = 120.0
+"""How long a withdrawn counter goes on: as long as TCP keep-alive takes to find out that a peer is gone."""
+
+WITHDRAWN_MAX = 10_000
+"""Withdrawn counters at a time: about 2 MB."""
+
+PUBLISHERS_MAX = 256
+"""Publishers (epochs) that a subscriber keeps account of, so that invented ones fill no memory."""
+
+GRACE = 2.0
+"""Seconds that a beat may be late, and that a plain reader is waited for to send a marker."""
+
+ANSWER_SECONDS = 2.0
+"""Seconds that a publisher has for an answer to a marker."""
+
+_COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
+
+
+# -- what is found ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Gap:
+    """Messages ``first`` to ``last`` of ``subscription`` were sent by ``publisher`` (its epoch) and not received."""
+
+    subscription: bytes
+    publisher: int
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.last - self.first + 1
+
+
+@attrs.frozen
+class LostTail:
+    """Messages of ``publisher`` may be lost, and nobody can say how many.
+
+    Those of ``subscriptions``; that is where its counters were forgotten, or where it died without a goodbye.
+    """
+
+    publisher: int
+    subscriptions: tuple[bytes, ...]
+
+
+@attrs.frozen
+class Joined:
+    """``publisher`` has answered: it knows all subscriptions, and counts them (not all, if ``partial``)."""
+
+    publisher: int
+    name: str
+    partial: bool
+
+
+@attrs.frozen
+class Restarted:
+    """``publisher`` is a new run of the one that was ``before``."""
+
+    publisher: int
+    before: int
+
+
+@attrs.frozen
+class Ended:
+    """``publisher`` said goodbye; all it sent is received or counted."""
+
+    publisher: int
+
+
+@attrs.frozen
+class Overdue:
+    """``publisher`` promised a beat that did not come: ask it with a new marker."""
+
+    publisher: int
+
+
+@attrs.frozen
+class Silent:
+    """``publisher`` did not answer a marker, though everything that arrived was read: its connection is dead."""
+
+    publisher: int
+
+
+class Duplicate(Enum):
+    """The type of `DUPLICATE`."""
+
+    DUPLICATE = "duplicate"
+
+
+DUPLICATE: Final = Duplicate.DUPLICATE
+"""This message was delivered before, or counted as lost: it is not to be delivered."""
+
+Event: TypeAlias = "Gap | LostTail | Joined | Restarted | Ended | Overdue | Silent"
+
+
+# -- a publisher's side -----------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, slots=True)
+class Counter:
+    """The messages of one live subscription; ``number`` is that of the last."""
+
+    prefix: bytes
+    length: int
+    number: int
+    noticed: int
+    withdrawn: bool = False
+
+
+@attrs.define(eq=False, slots=True)
+class _Cover:
+    """The counters of one topic, those of them that its messages carry, and whether `beats` has to look at them."""
+
+    counters: tuple[Counter, ...]
+    carried: tuple[Counter, ...]
+    moved: bool = False
+
+
+@attrs.frozen
+class Beat:
+    """A beat that is due: the last ``number`` of ``prefix``, and when the next follows (milliseconds; 0: none)."""
+
+    prefix: bytes
+    number: int
+    next_ms: int
+
+
+class Counters:
+    """The counters of one run of a publisher.
+
+    Give it what the XPUB socket tells (`subscribe`, `withdraw`), count each message right before it is sent,
+    and send what `beats` returns, each `TICK` while it is `active`.
+    """
+
+    def __init__(self) -> None:
+        self.markers: dict[bytes, Marker] = {}
+        self.partial = False
+        """Whether there ever were more live subscriptions than are counted."""
+        self._counters: dict[bytes, Counter] = {}
+        self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
+        self._covers: dict[bytes, _Cover] = {}
+        self._moved: list[_Cover] = []
+        self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
+        self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
+        self._generation = 0
+        self._unmarked: float | None = None
+
+    # -- subscriptions
+
+    def subscribe(self, prefix: bytes, now: float) -> Marker | None:
+        """``prefix`` is live from now on. A marker is returned, and is to be answered with `numbers`."""
+        if prefix.startswith(MARKER):
+            return self._marked(prefix)
+        if self._unmarked is None:
+            self._unmarked = now
+        counter = self._counters.get(prefix)
+        if counter is not None:  # it never stopped counting
+            counter.withdrawn = False
+            self._withdrawn.pop(prefix, None)
+        elif NUL in prefix or len(prefix) > MAX_TOPIC:
+            pass  # of a plain reader: no tracked one sends it, and no number could name it
+        elif len(self._counters) - len(self._withdrawn) >= MAX_SUBSCRIPTIONS:
+            self.partial = True
+        else:
+            number = self._generation << _COUNT_BITS
+            self._counters[prefix] = Counter(prefix, len(prefix), number, number)
+            self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
+            self._covers.clear()
+        return None
+
+    def _marked(self, topic: bytes) -> Marker | None:
+        try:
+            marker = parse_marker(topic)
+        except EnvelopeError:
+            return None  # a plain reader's subscription that looks like one
+        self._unmarked = None
+        if len(self.markers) < MAX_SUBSCRIPTIONS:
+            self.markers[topic] = marker
+        return marker
+
+    def withdraw(self, prefix: bytes, now: float) -> None:
+        """Nobody subscribes to ``prefix`` any more. It goes on counting for `WITHDRAWN_SECONDS`."""
+        self.markers.pop(prefix, None)
+        counter = self._counters.get(prefix)
+        if counter is None or counter.withdrawn:
+            return
+        counter.withdrawn = True
+        self._withdrawn[prefix] = now + WITHDRAWN_SECONDS
+        if len(self._withdrawn) > WITHDRAWN_MAX:
+            self._forget(list(self._withdrawn)[: WITHDRAWN_MAX // 10])
+
+    def _forget(self, prefixes: Iterable[bytes]) -> None:
+        for prefix in prefixes:
+            del self._withdrawn[prefix], self._counters[prefix]
+            self._lengths[len(prefix)] -= 1
+            if not self._lengths[len(prefix)]:
+                del self._lengths[len(prefix)]
+        self._covers.clear()
+        self._generation += 1
+
+    def plain_reader(self, now: float) -> bool:
+        """Whether a subscriber came `GRACE` seconds ago that has sent no marker: a plain reader. True once for each."""
+        if self._unmarked is None or now < self._unmarked + GRACE:
+            return False
+        self._unmarked = None
+        return True
+
+    # -- messages
+
+    def count(self, topic: bytes) -> tuple[Counter, ...]:
+        """Count a message that is sent now; the counters it carries, the shorter subscription first."""
+        cover = self._covers.get(topic) or self._cover(topic)
+        for counter in cover.counters:
+            counter.number += 1
+        if not cover.moved:
+            cover.moved = True
+            self._moved.append(cover)
+        return cover.carried
+
+    def take_back(self, topic: bytes) -> None:
+        """The message that was counted last, one of ``topic``, was not sent."""
+        for counter in self._covers[topic].counters:
+            counter.number -= 1
+
+    def _cover(self, topic: bytes) -> _Cover:
+        found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
+        counters = tuple(counter for counter in found if counter is not None)
+        if len(self._covers) >= TOPIC_CACHE:
+            self._covers.clear()
+        cover = self._covers[topic] = _Cover(counters, counters[:CARRIED], moved=not counters)
+        return cover
+
+    def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
+        """What a statement to ``marker`` says: the live subscriptions that are not at 0, and their last numbers."""
+        for prefix, counter in self._counters.items():
+            if counter.number and not counter.withdrawn and marker.wants(prefix):
+                yield prefix, counter.number
+
+    # -- time
+
+    @property
+    def active(self) -> bool:
+        """Whether `beats` has something to do, now or later."""
+        return bool(self._moved or self._withdrawn or any(self._due))
+
+    def beats(self, now: float) -> list[Beat]:
+        """The beats that are due; forgets withdrawn counters whose time is over. To be called each `TICK`."""
+        if expired := list(takewhile(lambda prefix: self._withdrawn[prefix] <= now, self._withdrawn)):
+            self._forget(expired)
+        self._notice(now)
+        beats = []
+        for stage, waiting in enumerate(self._due):
+            pause = BEATS[stage + 1] - BEATS[stage] if stage + 1 < len(BEATS) else 0.0
+            while waiting and waiting[0][0] <= now:
+                _, counter, number = waiting.popleft()
+                if counter.number != number or counter.withdrawn:
+                    continue  # a later message has its own beats; nobody hears this one
+                if pause:
+                    self._due[stage + 1].append((now + pause, counter, number))
+                beats.append(Beat(counter.prefix, number, round(pause * 1000)))
+        return beats
+
+    def _notice(self, now: float) -> None:
+        """Let beats follow the messages since the last call."""
+        moved, self._moved = self._moved, []
+        for cover in moved:
+            cover.moved = False
+            for counter in cover.counters:
+                if counter.number != counter.noticed:
+                    counter.noticed = counter.number
+                    self._due[0].append((now + BEATS[0], counter, counter.number))
+
+
+# -- a subscriber's side ----------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, slots=True)
+class Stream:
+    """One subscription at one publisher. ``expected`` is the next number; 0: not joined yet; -1: look it up anew."""
+
+    publisher: int
+    prefix: bytes
+    expected: int = 0
+
+
+class _State(Enum):
+    JOINING = "joining"
+    COMPLETE = "complete"
+    ENDED = "ended"
+
+
+@attrs.define(eq=False)
+class _Publisher:
+    """What is known of one epoch. ``covered``: the subscriptions that its last complete answer was about."""
+
+    epoch: int
+    state: _State = _State.JOINING
+    name: str | None = None
+    covered: frozenset[bytes] = frozenset()
+    streams: dict[bytes, Stream] = attrs.field(factory=dict)
+    parts: int = 0
+    # When something must be heard: by a promised beat, and by an answer to the marker.
+    due: float | None = None
+    answer_due: float | None = None
+    promise: float | None = None
+    pulse: int | None = None
+    silent: bool = False
+
+    @property
+    def joined_once(self) -> bool:
+        return self.name is not None
+
+
+class Tracker:
+    """What one SUB socket was sent, received and lost, by subscription and publisher.
+
+    `subscribe` says what the socket subscribes to, `join` which marker it sent behind that. Messages go to
+    `judge`, unless their number is the expected one; control frames to `stated` and `beat`.
+    """
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.gaps = 0
+        self.duplicates = 0
+        self.unknown_tails = 0
+        self.joins = 0
+        self.epochs = 0
+        self._subscriptions: frozenset[bytes] = frozenset()
+        self._publishers: dict[int, _Publisher] = {}
+        self._marker: bytes | None = None
+        self._asked = 0.0
+        self._previous: float | None = None
+        self._found: list[Event] = []
+
+    @property
+    def complete(self) -> frozenset[int]:
+        """The epochs of the publishers that have answered the last marker."""
+        return frozenset(each.epoch for each in self._publishers.values() if each.state is _State.COMPLETE)
+
+    # -- subscriptions
+
+    def subscribe(self, subscriptions: Iterable[bytes]) -> None:
+        """The socket subscribes to these and no others; none is a prefix of another (`minimal_cover`)."""
+        self._subscriptions = frozenset(subscriptions)
+        for publisher in self._publishers.values():
+            publisher.covered &= self._subscriptions
+            for prefix in publisher.streams.keys() - self._subscriptions:
+                publisher.streams.pop(prefix).expected = -1
+
+    def join(self, marker: bytes, now: float) -> None:
+        """``marker`` was sent behind the subscriptions; answers to another no longer count."""
+        self._marker = marker
+        for publisher in self._publishers.values():
+            if publisher.state is not _State.ENDED:
+                publisher.state = _State.JOINING
+                publisher.parts = 0
+                publisher.due = None
+                publisher.answer_due = now + ANSWER_SECONDS if publisher.joined_once else None
+
+    # -- messages
+
+    def stream(self, epoch: int, prefix: bytes) -> Stream | None:
+        """The account of subscription ``prefix`` at the publisher ``epoch``; None if the socket does not have it."""
+        publisher = self._publishers.get(epoch) or self._meet(epoch)
+        stream = publisher.streams.get(prefix)
+        if stream is None and prefix in self._subscriptions:
+            stream = publisher.streams[prefix] = Stream(epoch, prefix, int(prefix in publisher.covered))
+        return stream
+
+    def judge(self, stream: Stream, number: int) -> Gap | LostTail | Duplicate | None:
+        """Account for a message with ``number``, 0 if it carries none for this subscription.
+
+        `DUPLICATE`: it must not be delivered. Otherwise it is to be delivered, after what is returned was reported.
+        """
+        if stream.expected < 0:
+            current = self.stream(stream.publisher, stream.prefix)
+            if current is None:
+                return None
+            stream = current
+        if not stream.expected:  # perhaps of an earlier subscription to the same prefix: only a join can tell
+            return None
+        if not number:
+            stream.expected += 1
+            return None
+        if number < stream.expected:
+            self.duplicates += 1
+            return DUPLICATE
+        found = self._stands(stream, number - 1)
+        stream.expected = number + 1
+        return found
+
+    def _stands(self, stream: Stream, last: int) -> Gap | LostTail | None:
+        """The messages up to ``last`` were sent before what is read now."""
+        expected = stream.expected
+        if last < expected:
+            return None
+        stream.expected = last + 1
+        if not expected:
+            return None
+        if expected >> _COUNT_BITS != last >> _COUNT_BITS:
+            return self._lost_tail(stream.publisher, (stream.prefix,))
+        gap = Gap(stream.prefix, stream.publisher, expected, last)
+        self.gaps += 1
+        self.lost += gap.count
+        return gap
+
+    def _lost_tail(self, epoch: int, subscriptions: tuple[bytes, ...]) -> LostTail:
+        self.unknown_tails += 1
+        return LostTail(epoch, subscriptions)
+
+    # -- control frames
+
+    def beat(self, epoch: int, prefix: bytes, number: int, next_ms: int) -> list[Event]:
+        """A beat of ``epoch`` said that ``number`` was the last of ``prefix``, and when the next follows."""
+        stream = self.stream(epoch, prefix)
+        if stream is None or not stream.expected:
+            return []
+        before = stream.expected
+        found = self._stands(stream, number)
+        publisher = self._publishers[epoch]
+        publisher.promise = max(publisher.promise or 0.0, next_ms / 1000)
+        if publisher.pulse is not None:  # it was no message that moved it
+            publisher.pulse += stream.expected - before
+        return [found] if found is not None else []
+
+    def stated(self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False) -> list[Event]:
+        """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here."""
+        if marker != self._marker:
+            return []
+        publisher = self._publishers.get(epoch) or self._meet(epoch)
+        if statement.part == 0:
+            publisher.parts = 0
+        elif statement.part != publisher.parts:
+            return []  # the part before it was lost: the join stays incomplete, and is asked for anew
+        publisher.parts = statement.part + 1
+        events: list[Event] = []
+        for prefix, number in statement.numbers:
+            stream = self.stream(epoch, prefix)
+            found = self._stands(stream, number) if stream is not None else None
+            if found is not None:
+                events.append(found)
+        if publisher.parts == statement.parts:
+            events += self._completed(publisher, statement, goodbye)
+        return events
+
+    def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool) -> Iterator[Event]:
+        if not statement.partial:  # what was not named stands at 0
+            publisher.covered = self._subscriptions
+            for stream in publisher.streams.values():
+                stream.expected = stream.expected or 1
+        publisher.parts = 0
+        publisher.pulse = publisher.promise = publisher.due = publisher.answer_due = None
+        publisher.silent = False
+        first, publisher.name = not publisher.joined_once, statement.name
+        if goodbye:
+            publisher.state = _State.ENDED
+            yield Ended(publisher.epoch)
+            return
+        publisher.state = _State.COMPLETE
+        self.joins += 1
+        if first and statement.name:
+            yield from self._restarted(publisher)
+        yield Joined(publisher.epoch, statement.name, statement.partial)
+
+    def _restarted(self, publisher: _Publisher) -> Iterator[Event]:
+        """Those of the same name were earlier runs, and have ended."""
+        for other in self._publishers.values():
+            if other is publisher or other.name != publisher.name:
+                continue
+            if other.state is not _State.ENDED:
+                other.state = _State.ENDED
+                yield self._lost_tail(other.epoch, tuple(other.streams))
+                yield Restarted(publisher.epoch, other.epoch)
+
+    # -- time
+
+    def check(self, now: float, *, drained: bool) -> list[Event]:
+        """Whom nothing was heard of, and what was found meanwhile. To be called each `TICK`.
+
+        ``drained``: since the last call the socket was read until it had nothing more. Whoever has not read
+        everything judges nobody, however late it is.
+        """
+        events, self._found = self._found, []
+        for publisher in self._publishers.values():
+            if publisher.state is not _State.ENDED:
+                self._hear(publisher, now)
+                if drained and self._previous is not None:
+                    events += self._overdue(publisher, self._previous)
+        self._previous = now
+        return events
+
+    def _hear(self, publisher: _Publisher, now: float) -> None:
+        """Note when the next sign of life is due, if there was one since the last call."""
+        pulse = sum([stream.expected for stream in publisher.streams.values()])
+        known, publisher.pulse = publisher.pulse, pulse
+        promise, publisher.promise = publisher.promise, None
+        if known is not None and pulse != known:
+            promise = max(promise or 0.0, BEATS[0])
+        if promise is not None:
+            publisher.silent = False
+            publisher.due = now + promise + GRACE if promise else None
+
+    def _overdue(self, publisher: _Publisher, since: float) -> Iterator[Event]:
+        """What was due by ``since``: everything that had arrived then has been read."""
+        if publisher.answer_due is not None and publisher.answer_due <= since:
+            publisher.answer_due, publisher.silent = None, True
+            yield Silent(publisher.epoch)
+        if publisher.due is not None and publisher.due <= since and publisher.joined_once:
+            publisher.due = None
+            yield Overdue(publisher.epoch)
+
+    def close(self) -> list[Event]:
+        """The end: those that fell silent and did not come back have a tail that nobody knows."""
+        silent = [each for each in self._publishers.values() if each.silent and each.state is not _State.ENDED]
+        return [*self._found, *(self._lost_tail(each.epoch, tuple(each.streams)) for each in silent)]
+
+    # -- publishers
+
+    def _meet(self, epoch: int) -> _Publisher:
+        if len(self._publishers) >= PUBLISHERS_MAX:
+            self._part(min(self._publishers.values(), key=_worth))
+        self.epochs += 1
+        publisher = self._publishers[epoch] = _Publisher(epoch)
+        return publisher
+
+    def _part(self, publisher: _Publisher) -> None:
+        del self._publishers[publisher.epoch]
+        for stream in publisher.streams.values():
+            stream.expected = -1
+        if publisher.joined_once and publisher.state is not _State.ENDED:
+            self._found.append(self._lost_tail(publisher.epoch, tuple(publisher.streams)))
+
+
+def _worth(publisher: _Publisher) -> int:
+    """Which publisher is given up first: one that has ended, one that never answered, the one known longest."""
+    return 0 if publisher.state is _State.ENDED else 1 + publisher.joined_once

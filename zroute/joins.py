@@ -1,0 +1,327 @@
+"""The two ends of the tracked wire in a running app: what `zroute.delivery.tracking` finds is sent, counted and said.
+
+The protocol stands in ``docs/reference/wire.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from zroute.delivery.reports import Clock, Reports
+from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import (
+    DUPLICATE,
+    GRACE,
+    TICK,
+    Counters,
+    Ended,
+    Event,
+    Gap,
+    Joined,
+    LostTail,
+    Overdue,
+    Restarted,
+    Silent,
+    Tracker,
+)
+from zroute.messages.wire import (
+    Framer,
+    Header,
+    Kind,
+    Marker,
+    counted_framer,
+    pack_beat,
+    pack_marker,
+    pack_statements,
+    parse_beat,
+    parse_statement,
+)
+
+__all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
+
+
+class _Ticking:
+    """Calls `tick` each `TICK` seconds between `start` and `stop`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._timer: Any = None
+
+    def start(self) -> None:
+        """From now on."""
+        if self._timer is None:
+            self._timer = self._clock.callLater(TICK, self._ticked)
+
+    def stop(self) -> None:
+        """No more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ticked(self) -> None:
+        self._timer = None
+        self.start()
+        self.tick()
+
+    def tick(self) -> None:
+        """What is to be done now and then."""
+        raise NotImplementedError
+
+
+class PublishingEnd(_Ticking):
+    """Numbers what an app publishes, answers the markers of those who join, and beats when nothing is published.
+
+    ``send`` takes a frame, ``clock_ns`` gives nanoseconds since the Unix epoch, ``name`` is the publisher's own, the
+    same in its next run.
+    """
+
+    def __init__(
+        self, clock: Clock, send: Callable[[bytes], object], clock_ns: Callable[[], int], name: str, log: logging.Logger
+    ) -> None:
+        super().__init__(clock)
+        self._send = send
+        self._clock_ns = clock_ns
+        self._name = name
+        self._log = log
+        self._said_plain = False
+        self.epoch = secrets.randbits(64)
+        self.counters = Counters()
+
+    def framer(self) -> Framer:
+        """What makes frames of messages, each with its numbers."""
+        return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=self._clock_ns)
+
+    def subscription(self, prefix: bytes, there: bool) -> None:
+        """One has come or gone."""
+        if not there:
+            self.counters.withdraw(prefix, self._clock.seconds())
+            return
+        self.start()
+        marker = self.counters.subscribe(prefix, self._clock.seconds())
+        if marker is not None:
+            self._state(Kind.JOIN, marker)
+
+    def _state(self, kind: Any, marker: Marker) -> None:
+        frames = pack_statements(
+            kind,
+            marker.topic,
+            self.counters.numbers(marker),
+            epoch=self.epoch,
+            name=self._name,
+            partial=self.counters.partial,
+            sent_at=self._clock_ns(),
+        )
+        for frame in frames:
+            self._send(frame)
+
+    def tick(self) -> None:
+        """Send the beats that are due."""
+        for beat in self.counters.beats(self._clock.seconds()):
+            frame = pack_beat(
+                beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=self._clock_ns()
+            )
+            self._send(frame)
+        if not self._said_plain and self.counters.plain_reader(self._clock.seconds()):
+            self._said_plain = True
+            self._log.info(
+                "%s: a subscriber does not track: it sees the header as part of the body, and does not know what it "
+                "loses (wire='plain' is for such readers)",
+                self._name,
+            )
+
+    def goodbye(self) -> None:
+        """Tell all who have joined that this was all."""
+        self.stop()
+        for marker in tuple(self.counters.markers.values()):
+            self._state(Kind.GOODBYE, marker)
+
+
+class Subscriptions(Protocol):
+    """What the subscribing end needs of a transport."""
+
+    def listen(self, subscriptions: Iterable[bytes]) -> None:
+        """Subscribe to these in this order, and to nothing else."""
+
+    def emptied(self) -> bool:
+        """Whether all there was has been read since this was asked last."""
+
+    @property
+    def peers(self) -> int:
+        """Publishers that are connected, as far as the sockets know."""
+
+
+class SubscribingEnd(_Ticking):
+    """Keeps account of what an app was sent by tracked publishers: see `zroute.routing.table.Accounts`.
+
+    ``found`` is called with each `Gap` and `LostTail`.
+    """
+
+    def __init__(
+        self, clock: Clock, stats: Stats, log: logging.Logger, name: str, found: Callable[[Any], None]
+    ) -> None:
+        super().__init__(clock)
+        self._stats = stats
+        self._log = log
+        self._name = name
+        self._found = found
+        self._tracker = Tracker()
+        self._reports = Reports(log, clock)
+        self._transport: Subscriptions | None = None
+        self._subscriptions: tuple[bytes, ...] = ()
+        self._waiting: list[tuple[int | None, Deferred[None]]] = []
+        self._marker: tuple[bytes, ...] = ()
+        self._sent: tuple[bytes, ...] = ()
+        self._joining: Any = None
+        self._asked_at = 0.0
+
+    @property
+    def complete(self) -> int:
+        """Publishers that have answered since the subscriptions changed last."""
+        return len(self._tracker.complete)
+
+    def listen(self, transport: Subscriptions, subscriptions: Iterable[bytes]) -> None:
+        """Subscribe to these, and ask all publishers to say when they know."""
+        before, self._subscriptions = self._subscriptions, tuple(subscriptions)
+        if self._transport is not None and before == self._subscriptions:
+            return
+        self._transport = transport
+        self._tracker.subscribe(self._subscriptions)
+        transport.listen((*self._subscriptions, *self._sent))
+        self._join_soon()
+        self.start()
+
+    def rejoin(self) -> None:
+        """A publisher is connected that perhaps never saw the marker."""
+        if self._marker and self._joining is None:
+            self._join_soon()
+
+    def _join_soon(self) -> None:
+        """In the next turn, once for all that changes in this one; answers to the marker before count no more now."""
+        self._asked_at = self._clock.seconds()
+        self._marker = (pack_marker(secrets.randbits(64), self._subscriptions),) if self._subscriptions else ()
+        for marker in self._marker:
+            self._tracker.join(marker, self._asked_at)
+        if self._joining is None:
+            self._joining = self._clock.callLater(0, self._join)
+
+    def _join(self) -> None:
+        self._joining = None
+        assert self._transport is not None
+        self._sent = self._marker
+        self._transport.listen((*self._subscriptions, *self._sent))
+        self._serve()
+
+    # -- what the table asks ------------------------------------------------------------------------------
+
+    def account(self, epoch: int, subscription: bytes) -> Any:
+        """See `zroute.routing.table.Accounts`, also for the next two."""
+        account = self._tracker.stream(epoch, subscription)
+        self._stats.epochs = self._tracker.epochs
+        return account
+
+    def judge(self, account: Any, number: int) -> bool:
+        """Tell what is missing before this message."""
+        found = self._tracker.judge(account, number)
+        if found is DUPLICATE:
+            return False
+        if found is not None:
+            self._tell([found])
+        return True
+
+    def control(self, header: Header, topic: bytes, body: bytes) -> None:
+        """A statement or a beat."""
+        if header.kind is Kind.BEAT:
+            next_ms = parse_beat(body)
+            self._tell(self._tracker.beat(header.epoch, topic, header.sequence, next_ms))
+        elif header.kind in (Kind.JOIN, Kind.GOODBYE):
+            goodbye = header.kind is Kind.GOODBYE
+            statement = parse_statement(body)
+            self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye))
+
+    # -- what is found ------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """See who is silent, and who of those who wait is served."""
+        assert self._transport is not None
+        self._tell(self._tracker.check(self._clock.seconds(), drained=self._transport.emptied()))
+        self._serve()
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        stats, again = self._stats, False
+        for event in events:
+            if isinstance(event, Gap):
+                stats.gaps += 1
+                stats.lost += event.count
+                self._found(event)
+            elif isinstance(event, LostTail):
+                stats.unknown_tail += 1
+                self._found(event)
+            elif isinstance(event, Joined):
+                stats.joins += 1
+                stats.epochs = self._tracker.epochs
+                self._log.debug("%s: %s has joined", self._name, _named(event.publisher, event.name))
+                self._serve()
+            elif isinstance(event, Restarted):
+                self._log.info("%s: a publisher was restarted: %s", self._name, _named(event.publisher))
+            elif isinstance(event, Ended):
+                self._log.info(
+                    "%s: %s has ended, and all it sent was received or counted", self._name, _named(event.publisher)
+                )
+            elif isinstance(event, Overdue):
+                again = True
+            elif isinstance(event, Silent):
+                self._report_silent(event.publisher)
+        if again:
+            stats.join_retries += 1
+            self._join_soon()
+
+    def _report_silent(self, epoch: int) -> None:
+        text = "%s: %s is silent: frozen, dead, or behind a connection that is"
+        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, _named(epoch))
+
+    # -- ready --------------------------------------------------------------------------------------------
+
+    def ready(self, publishers: int | None) -> Deferred[None]:
+        """Fires when so many publishers have answered; by default all that are connected, but plain ones."""
+        waiting: Deferred[None] = Deferred(self._forget)
+        self._waiting.append((publishers, waiting))
+        self._serve()
+        return waiting
+
+    def _serve(self) -> None:
+        for number, waiting in tuple(self._waiting):
+            if self._is_ready(number):
+                self._waiting.remove((number, waiting))
+                waiting.callback(None)
+
+    def _is_ready(self, number: int | None) -> bool:
+        if self._transport is None or self._joining is not None:
+            return False
+        if number is not None:
+            return self.complete >= number
+        if not self._subscriptions:
+            return True
+        connected = self._transport.peers
+        late = self._clock.seconds() >= self._asked_at + GRACE
+        return connected > 0 and (self.complete >= connected or late)
+
+    def _forget(self, waiting: Deferred[None]) -> None:
+        self._waiting = [each for each in self._waiting if each[1] is not waiting]
+
+    def close(self) -> None:
+        """The last findings."""
+        self.stop()
+        if self._joining is not None:
+            self._joining.cancel()
+            self._joining = None
+        self._tell(self._tracker.close())
+        self._reports.close()
+
+
+def _named(epoch: int, name: str = "") -> str:
+    return f"publisher {name or f'{epoch:016x}'}"
