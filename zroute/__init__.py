@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zroute.app import App
     from zroute.attached import Attached, Stream
     from zroute.awaiting import as_awaitable
+    from zroute.delivery.tracking import Gap
     from zroute.errors import (
         AppFrozenError,
         DecodeError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         EnvelopeError,
         ForkedContextError,
         HighWaterMarkError,
+        NotReadyError,
         NotRunningError,
         PatternError,
         PeerError,
@@ -54,7 +56,9 @@ _HOME = {
     "Envelope": "zroute.messages.wire",
     "EnvelopeError": "zroute.errors",
     "ForkedContextError": "zroute.errors",
+    "Gap": "zroute.delivery.tracking",
     "HighWaterMarkError": "zroute.errors",
+    "NotReadyError": "zroute.errors",
     "NotRunningError": "zroute.errors",
     "PatternError": "zroute.errors",
     "PeerError": "zroute.errors",
@@ -88,7 +92,9 @@ __all__ = [
     "Envelope",
     "EnvelopeError",
     "ForkedContextError",
+    "Gap",
     "HighWaterMarkError",
+    "NotReadyError",
     "NotRunningError",
     "PatternError",
     "PeerError",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args
 from zroute.attached import Attached, Host, Stream
 from zroute.awaiting import as_awaitable
 from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import Gap
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
 from zroute.messages.codecs import Codec, find_codec
@@ -35,6 +36,7 @@ __all__ = ["App"]
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+Gapped = TypeVar("Gapped", bound=Callable[Concatenate[Gap, ...], Any])
 Unrouted = TypeVar("Unrouted", bound=Callable[Concatenate[Envelope, ...], Any])
 
 
@@ -51,6 +53,10 @@ class App(Routes):
     "plain" (``topic NUL body``, as txZMQ) or "multipart" (``[topic, body]``, for peers in any language).
     All three are received, whatever is sent.
     ``dispatch``: "all" matching handlers are called, or only the "most_specific".
+    ``overflow``: while the queue of a subscriber is full (10,000 messages) its messages are dropped, which it counts
+    ("drop", the default), or ``publish`` raises HighWaterMarkError and sends to nobody ("raise"), or messages wait,
+    1,000 of them, each up to 30 s, and ``publish`` returns an awaitable to wait with ("wait"). The last two tie all
+    who subscribe to a topic to the slowest of them.
     ``max_message``: bytes of a body, both ways; larger ones are refused at the caller and from peers
     (default 1 MiB).
     ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
@@ -127,7 +133,7 @@ class App(Routes):
         """Call ``function`` with the `Envelope` of each message that arrived and that no route takes."""
         return self._register(self._fallbacks, function, "on_unrouted")
 
-    def on_gap(self, function: F) -> F:
+    def on_gap(self, function: Gapped) -> Gapped:
         """Call ``function`` with a `Gap` for each loss: its subscription, publisher, first and last missing number.
 
         It is called before the message behind the gap is handled. Without such a function losses are logged, a few in

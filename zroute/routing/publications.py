@@ -96,7 +96,8 @@ class Publication(Generic[T]):
         Returns an awaitable that is done at once unless the app has to wait; it can be ignored.
         Raises, before anything is sent: NotRunningError; TopicError for a capture that is missing or makes
         no topic; EncodeError for a message that is not of the schema, would not arrive as it was sent, or
-        is larger than the app's ``max_message``.
+        is larger than the app's ``max_message``; HighWaterMarkError as the app's ``overflow`` says, which the awaitable
+        also raises when the message was given up.
         """
         outlets = self._outlets
         if len(outlets) == 1:
