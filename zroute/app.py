@@ -193,6 +193,7 @@ class App(Routes):
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
+        stale_after: float | None = None,
     ) -> Attached:
         """Call ``function`` from now on with each message whose topic matches ``pattern``, until it is closed.
 
@@ -216,6 +217,7 @@ class App(Routes):
             max_in_flight=max_in_flight,
             ordered=ordered,
             queue=queue,
+            stale_after=stale_after,
             where=where,
             namespace=namespace,
         )

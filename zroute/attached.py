@@ -97,6 +97,7 @@ class Stream(Generic[T]):
             max_in_flight=1,
             ordered=False,
             queue=queue,
+            stale_after=None,
             where=where,
             namespace=namespace,
         )

@@ -19,7 +19,7 @@ from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
-from zroute.messages.wire import MAGIC, NUL, Envelope, parse
+from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at
 from zroute.producers import CompiledProducer, Start
 from zroute.routing.deliver import UNDECODABLE, Delivery, Raw, frames_of
 from zroute.routing.parameters import name_of
@@ -90,6 +90,17 @@ class Outcomes:
             error=error,
         )
         self._observe(error, self._hook(route.hooks, error, raw))
+
+    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+        """Whether the message is older than the route takes; counted then."""
+        limit = delivery.route.route.stale_after
+        sent = None if limit is None else sent_at(frames_of(raw))
+        if limit is None or sent is None:
+            return False
+        age = self._wall() - sent
+        self._stats.negative_ages += age < 0
+        delivery.route.stats.stale += age > limit
+        return age > limit
 
     def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries declare."""

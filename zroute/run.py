@@ -567,6 +567,7 @@ class Run:
             assert try_send is not None
             if try_send(frame(topic, number, body, headers)):
                 return True
+            stats.eagain += 1
             if counters is not None:
                 counters.take_back(topic)  # a number that nobody was sent would be a loss to all
             return False

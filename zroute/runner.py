@@ -355,6 +355,8 @@ def _counted(service: Any) -> str:
     if service.subscribe_to:
         counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
         counts.update(unrouted=stats.unrouted, malformed=stats.malformed, lost=stats.lost)
+        seldom = {"unknown losses": stats.unknown_tail, "stale": sum(route.stale for route in stats.routes.values())}
+        counts.update((name, count) for name, count in seldom.items() if count)
     if service.publish_to:
         counts.update(published=stats.published, unpublished=stats.publish_errors)
     return ", ".join(f"{name} {count}" for name, count in counts.items())

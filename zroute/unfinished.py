@@ -46,6 +46,9 @@ class CallOutcomes(Protocol):
     def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
         """It raised, or what it returned failed."""
 
+    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+        """Whether the message is too old for the route by now, which is counted."""
+
     def publish(self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str) -> None:
         """It returned ``value``."""
 
@@ -144,6 +147,9 @@ class Unfinished:
 
     def _run(self, key: Hashable, job: _Job) -> None:
         delivery = job.delivery
+        if self._outcomes.stale(delivery, job.raw):
+            delivery.route.flow.done(key)
+            return
         try:
             call = job.call
             result = self._in_thread(call) if delivery.route.route.thread else call()

@@ -18,13 +18,15 @@ class RouteStats:
     """What became of the messages that one route was given.
 
     ``handled`` returned without an error, ``handler_error`` raised or failed, ``decode_error`` never reached
-    the function, ``queued`` wait for their turn, ``in_flight`` are unfinished now, and
-    ``dropped_at_shutdown`` were queued or unfinished when the app, or their stream, was closed.
+    the function, ``stale`` were older than the route takes when their turn came, ``queued`` wait for their turn,
+    ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were queued or unfinished when the app, or their
+    stream, was closed. Together they are all that the route was given: a full queue ends reading, and drops nothing.
     """
 
     handled: int = 0
     handler_error: int = 0
     decode_error: int = 0
+    stale: int = 0
     queued: int = 0
     in_flight: int = 0
     dropped_at_shutdown: int = 0
@@ -39,7 +41,9 @@ class Stats:
     ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
     ``lost`` messages were sent and not received, in ``gaps``; at each ``unknown_tail`` nobody can say how many were.
     ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
-    asked anew. ``published`` messages were given to ZeroMQ.
+    asked anew, ``peers`` the publishers that are connected now. Where messages may be ``stale``, ``negative_ages`` came
+    from a publisher whose clock is ahead. ``published`` messages were given to ZeroMQ;
+    ``eagain`` times it had no room for one (``overflow`` "raise" and "wait").
     ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
     ``skipped_periods`` the ticks that came while the one before still ran; ``hook_errors`` failures in
     ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
@@ -56,7 +60,10 @@ class Stats:
     epochs: int = 0
     joins: int = 0
     join_retries: int = 0
+    peers: int = 0
+    negative_ages: int = 0
     published: int = 0
+    eagain: int = 0
     publish_errors: int = 0
     skipped_periods: int = 0
     hook_errors: int = 0

@@ -63,6 +63,7 @@ __all__ = [
     "parse_kept",
     "parse_marker",
     "parse_statement",
+    "sent_at",
     "split",
 ]
 
@@ -432,6 +433,12 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
         tracked=True,
         headers=header.headers,
     )
+
+
+def sent_at(frames: tuple[bytes, ...]) -> float | None:
+    """When a valid message was sent, in Unix seconds by its publisher's clock; None if it does not say."""
+    body = split(frames)[1]
+    return FIXED.unpack_from(body)[2] / 1e9 if body.startswith(MAGIC) else None
 
 
 def parse_header(body: bytes) -> Header:

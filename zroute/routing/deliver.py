@@ -87,6 +87,9 @@ class Outcomes(Protocol):
     def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
 
+    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+        """Whether the message is too old for the route, which is counted."""
+
     def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
         """The function returned something: an awaitable, a generator, or what is to be published.
 
@@ -108,12 +111,19 @@ def make_deliver(
     steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse
 ) -> Deliver:
     """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
-    by_position = all(step.decode and not step.delivery.route.call.by_name for step in steps)
+    by_position = all(
+        step.decode and not step.delivery.route.call.by_name and not _may_be_stale(step) for step in steps
+    )
     if by_position and len(steps) == 1:
         return _one(steps[0], outcomes, refuse)
     if by_position and len({step.slot for step in steps}) == 1:
         return _several_of_one_type(steps, outcomes, refuse)
     return _any(steps, envelope_of, outcomes, refuse)
+
+
+def _may_be_stale(step: Step) -> bool:
+    """Whether its age is looked at here: where messages wait, it is when their turn has come."""
+    return step.delivery.route.route.stale_after is not None and not step.delivery.route.flow.active
 
 
 def frames_of(raw: Raw) -> tuple[bytes, ...]:
@@ -200,8 +210,9 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refu
 
 
 def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse) -> Deliver:
-    """The general form: several types, no body, envelopes."""
+    """The general form: several types, no body, envelopes, messages that may be too old."""
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
+    aging = frozenset(step for step in steps if _may_be_stale(step))
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
     def deliver(body: bytes, raw: Raw) -> int | None:
@@ -209,6 +220,8 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
         decoded: dict[int, Any] = {}
         undecodable: set[int] = set()
         for step in steps:
+            if step in aging and outcomes.stale(step.delivery, raw):
+                continue
             slot = step.slot
             if step.decode and slot not in decoded and slot not in undecodable:
                 try:

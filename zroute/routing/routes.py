@@ -54,6 +54,7 @@ class Route:
     max_in_flight: int
     ordered: bool
     queue: int
+    stale_after: float | None
     where: str
     namespace: Mapping[str, Any] | None
 
@@ -124,6 +125,7 @@ class Routes:
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
+        stale_after: float | None = None,
     ) -> Callable[[F], F]:
         """Call the decorated function with each message whose topic matches one of ``patterns``.
 
@@ -143,6 +145,7 @@ class Routes:
                     max_in_flight=max_in_flight,
                     ordered=ordered,
                     queue=queue,
+                    stale_after=stale_after,
                     where=where,
                     namespace=namespace,
                 )
@@ -161,6 +164,7 @@ class Routes:
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
+        stale_after: float | None = None,
     ) -> Route:
         """Register ``function`` for ``patterns``: what ``@subscribe`` does.
 
@@ -174,6 +178,11 @@ class Routes:
         ``ordered=False``, those of different topics side by side, up to ``max_in_flight`` at a time
         (default 100). ``queue`` messages may wait (default 1,000); then the app reads no more from its
         sockets until half of them are handled, and says which route it waits for.
+
+        A message that was sent more than ``stale_after`` seconds ago when its turn has come is not handled but
+        counted as ``stale`` (default: none is). That compares the clocks of two hosts, which must agree better than
+        that; a message from the future is handled, and counted under ``negative_ages``. Only tracked messages say when
+        they were sent.
 
         Raises PatternError, SchemaError for an unknown codec, SignatureError for what is no function or a
         bound below 1, and AppFrozenError after the app was compiled. What else may be wrong with the
@@ -189,6 +198,7 @@ class Routes:
             max_in_flight=max_in_flight,
             ordered=ordered,
             queue=queue,
+            stale_after=stale_after,
             where=where,
             namespace=namespace,
         )
@@ -407,6 +417,7 @@ def make_route(
     max_in_flight: int,
     ordered: bool,
     queue: int,
+    stale_after: float | None,
     where: str,
     namespace: Mapping[str, Any],
 ) -> Route:
@@ -415,6 +426,9 @@ def make_route(
     for name, bound in (("max_in_flight", max_in_flight), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
             raise SignatureError(f"{name}={bound!r}: a number of messages, 1 or more", parameter=name, where=where)
+    if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
+        text = f"stale_after={stale_after!r}: a number of seconds, more than 0"
+        raise SignatureError(text, parameter="stale_after", where=where)
     if thread and (is_coroutine_function(function) or is_generator_function(function)):
         raise SignatureError(
             f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; leave it out, "
@@ -424,7 +438,7 @@ def make_route(
         )
     found = find_codec(codec) if codec is not None else None
     names = local_names(function, namespace)
-    return Route(function, patterns, found, copy, thread, max_in_flight, ordered, queue, where, names)
+    return Route(function, patterns, found, copy, thread, max_in_flight, ordered, queue, stale_after, where, names)
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:

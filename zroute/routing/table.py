@@ -463,7 +463,11 @@ def _told_apart(deliver: Deliver) -> Deliver:
 def _refuses_magic(step: Step) -> bool:
     """Whether this decoder fails on every body that starts with `MAGIC`: those for JSON, msgpack and text do."""
     route = step.delivery.route.route
-    if step.decode is None or (route.codec is not None and route.codec not in BUILTIN.values()):
+    if (
+        step.decode is None
+        or route.stale_after is not None
+        or (route.codec is not None and route.codec not in BUILTIN.values())
+    ):
         return False
     try:
         step.decode(_PROBE)
