@@ -101,7 +101,7 @@ class Wired:
             clock=lambda: 100.0,
         )
         for outlet in compiled.outlets:
-            outlet.open(self._emit)
+            outlet.open(self._emit, lambda pattern, number, timeout: DONE)
         app._emit = self._emit
         self._app, self._outlets = app, compiled.outlets
         self._parts: deque[tuple[bytes, bool]] = deque()

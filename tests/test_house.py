@@ -49,6 +49,7 @@ ORDER = [
     "awaiting",
     "outbox",
     "joins",
+    "audience",
     "producers",
     "unfinished",
     "outcomes",

@@ -105,5 +105,5 @@ def test_a_message_that_does_not_say_when_it_was_sent_is_handled() -> None:
 def test_a_time_that_is_none_is_refused_at_my_line(wrong: Any) -> None:
     """The error names the parameter and what it takes."""
     app = App()
-    with pytest.raises(SignatureError, match="stale_after=.*a number of seconds, more than 0"):
+    with pytest.raises(SignatureError, match=r"stale_after=.*a number of seconds, more than 0"):
         app.subscribe("a", stale_after=wrong)(print)

@@ -149,7 +149,7 @@ class RequestLostError(UsageError, ConnectionError):
 
 
 class NotReadyError(UsageError, TimeoutError):
-    """The publishers that ``app.ready()`` waited for did not answer in time."""
+    """The publishers of ``app.ready()``, or subscribers of ``wait_for_subscribers()``, did not come in time."""
 
 
 class NotRunningError(UsageError):

@@ -178,6 +178,7 @@ class SubscribingEnd(_Ticking):
         self._sent: tuple[bytes, ...] = ()
         self._joining: Any = None
         self._asked_at = 0.0
+        self._said_untracked = False
 
     @property
     def complete(self) -> int:
@@ -233,6 +234,17 @@ class SubscribingEnd(_Ticking):
             self._tell([found])
         return True
 
+    def untracked(self, topic: bytes) -> None:
+        """Said once."""
+        if not self._said_untracked and self._transport is not None:
+            self._said_untracked = True
+            self._log.info(
+                "%s: a publisher does not track, so that what is lost of its messages is not counted; the first of "
+                "them has the topic %r",
+                self._name,
+                topic.decode(errors="replace"),
+            )
+
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
         """A statement or a beat."""
         if header.kind is Kind.BEAT:
@@ -248,6 +260,7 @@ class SubscribingEnd(_Ticking):
     def tick(self) -> None:
         """See who is silent, and who of those who wait is served."""
         assert self._transport is not None
+        self._stats.peers = self._transport.peers
         self._tell(self._tracker.check(self._clock.seconds(), drained=self._transport.emptied()))
         self._serve()
 

@@ -24,7 +24,8 @@ from twisted.python.failure import Failure
 
 from zroute.app import App
 from zroute.attached import Stream
-from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.audience import Audience
+from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint, within
 from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
 from zroute.delivery.tracking import Gap, LostTail
@@ -41,7 +42,7 @@ from zroute.errors import (
 )
 from zroute.joins import PublishingEnd, SubscribingEnd
 from zroute.messages.schema import describe
-from zroute.messages.topics import Topic
+from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import NUL, Framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
 from zroute.outbox import Outbox
@@ -217,6 +218,7 @@ class Run:
         self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
         self._reports = Reports(_log, self.reactor)
         self._publishing: PublishingEnd | None = None
+        self._audience = Audience(self.reactor)
         self._outbox = Outbox(self.reactor, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())
@@ -249,7 +251,7 @@ class Run:
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
         self.app._emit = self._emitting = self._emit()
         for outlet in self._compiled.outlets:
-            outlet.open(self._emitting)
+            outlet.open(self._emitting, self._gathered)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # it may have asked for that
@@ -280,6 +282,7 @@ class Run:
             self._publishing.goodbye()
         self._accounts.close()
         self._withdraw()
+        self._audience.close()
         unfinished |= await self._resources.close(patience, self._failed_to_close)
         await self.transport.close()
         self._outcomes.close()
@@ -532,10 +535,10 @@ class Run:
             publishing = self._publishing = PublishingEnd(
                 self.reactor, self._control(send), clock_ns, f"{app.name}@{gethostname()} {at}", _log
             )
-            self.transport.announce(publishing.subscription)
             frame = publishing.framer()
         else:
             frame = framer(app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=clock_ns)
+        self.transport.announce(self._subscription)
         limit, thread = app.max_message, self._thread
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
@@ -548,6 +551,28 @@ class Run:
         if app.overflow == "drop":
             return emit
         return self._careful(frame)
+
+    def _subscription(self, prefix: bytes, there: bool) -> None:
+        """A subscription has come or gone."""
+        self._audience.subscription(prefix, there)
+        if self._publishing is not None:
+            self._publishing.subscription(prefix, there)
+
+    def _gathered(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
+        """See `zroute.routing.publications.Publication.wait_for_subscribers`."""
+        if not self.transport.counts:
+            return DONE
+        waiting = within(timeout, self._audience.gathered(pattern, number), self.reactor)
+        return as_awaitable(waiting.addErrback(self._not_gathered, pattern, number, timeout))
+
+    def _not_gathered(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
+        if self._ended:
+            raise _stopped(self.app)
+        failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
+        raise NotReadyError(
+            f"{pattern.text!r}: {self._audience.number(pattern)} of {number} subscribers came within {timeout:g} s: do "
+            "they run, and connect to where this app publishes?"
+        )
 
     def _control(self, send: Callable[[Any], None]) -> Callable[[bytes], object]:
         """What control frames go through: the way of the messages, so that none of them is dropped either."""

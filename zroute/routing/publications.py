@@ -25,6 +25,9 @@ Encode = Callable[[Any], tuple[int, bytes]]
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
 """Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
 
+Gathered = Callable[[Pattern, int, float], Awaitable[None]]
+"""Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
+
 Overflow = Literal["drop", "raise", "wait"]
 """What a publisher does while the queue of a subscriber is full."""
 
@@ -111,6 +114,22 @@ class Publication(Generic[T]):
             outlet.publish(message, headers, captures)
         return DONE
 
+    async def wait_for_subscribers(self, number: int = 1, timeout: float = 10.0) -> None:
+        """Wait until ``number`` subscribers take topics of this publication: what is published then is for them.
+
+        Subscribers that track are counted one by one, also behind a proxy; all others together count as one, since
+        ZeroMQ tells of a subscription once. One that connects to several of the app's endpoints is one. Returns
+        at once where there are so many already. ``timeout`` is in seconds. Raises NotReadyError, which says how many
+        there were, and NotRunningError.
+        """
+        outlets = self._outlets
+        if not outlets:
+            raise NotRunningError(
+                f"wait_for_subscribers() of {self} while no app with it runs: call it from on_startup on"
+            )
+        for outlet in outlets:
+            await outlet.gathered(number, timeout)
+
     def __repr__(self) -> str:
         return f"<Publication {self.pattern.text!r} at {self.where}>"
 
@@ -127,16 +146,23 @@ class Outlet:
     encode: Encode
     schema: Any
     _emit: Emit | None = None
+    _gathered: Gathered | None = None
     _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
     _constant: bytes | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._constant = None if self.pattern.captures else self.pattern.subscription
 
-    def open(self, emit: Emit) -> None:
+    def open(self, emit: Emit, gathered: Gathered) -> None:
         """From now on messages go to ``emit``, also those given to the publication itself."""
         self._emit = emit
+        self._gathered = gathered
         self.publication._outlets = (*self.publication._outlets, self)
+
+    def gathered(self, number: int, timeout: float) -> Awaitable[None]:
+        """See `Publication.wait_for_subscribers`; the outlet is open."""
+        assert self._gathered is not None
+        return self._gathered(self.pattern, number, timeout)
 
     def close(self) -> None:
         """Publishing raises NotRunningError again. Closing twice is nothing."""

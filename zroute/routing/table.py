@@ -81,6 +81,9 @@ class Accounts(Protocol):
     def judge(self, account: Any, number: int) -> bool:
         """Of a message that was not the expected one: whether it is to be delivered."""
 
+    def untracked(self, topic: bytes) -> None:
+        """A message that no numbers came with."""
+
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
         """A frame that carries no message. Raises EnvelopeError."""
 
@@ -288,6 +291,7 @@ class RouteTable:
             if body[: len(MAGIC)] == MAGIC:
                 self._receive_tracked(topic, body, raw)
             else:
+                self._accounts.untracked(topic)
                 entry = self._entries.get(topic) or self._enter(topic)
                 self._check_size(body)
                 deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)

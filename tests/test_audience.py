@@ -1,0 +1,132 @@
+"""Audience: a publisher waits for those who are to hear it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.running import Mailbox, running
+from zroute import App, NotReadyError, NotRunningError, as_awaitable
+from zroute.audience import Audience
+from zroute.messages.topics import parse
+from zroute.messages.wire import pack_marker
+from zroute.testing import TestApp
+
+NEWS = parse("news.{kind}")
+
+
+def seen(*prefixes: bytes) -> Audience:
+    """An audience that was told of these subscriptions."""
+    audience = Audience(Clock())
+    for prefix in prefixes:
+        audience.subscription(prefix, there=True)
+    return audience
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "number"),
+    [
+        ((), 0),
+        ((b"sports.",), 0),
+        ((b"news.",), 1),
+        ((b"news.uk", b"n", b""), 1),
+        ((b"news.", pack_marker(1, [b"news."])), 1),
+        ((b"news.", pack_marker(1, [b"news."]), pack_marker(2, [b"news.", b"a."])), 2),
+        ((b"news.", b"news.x", pack_marker(1, [b"news."]), pack_marker(2, [b"a."])), 1),
+        ((b"news.x", b"n", pack_marker(1, [b"news.x"])), 2),
+        ((b"", pack_marker(1, [b""])), 1),
+        ((b"a.", pack_marker(1, [b"a."])), 0),
+        ((b"news.", b"\xff\xffzr no marker"), 1),
+    ],
+)
+def test_tracking_subscribers_are_counted_singly_and_all_others_as_one(
+    prefixes: tuple[bytes, ...], number: int
+) -> None:
+    """A marker is one subscriber; what no marker accounts for is a plain reader."""
+    assert seen(*prefixes).number(NEWS) == number
+
+
+def test_a_topic_without_captures_is_heard_by_those_who_subscribe_to_all_of_it() -> None:
+    """Who subscribes to ``news.x`` does not hear ``news``."""
+    assert seen(b"news.x").number(parse("news")) == 0
+    assert seen(b"new").number(parse("news")) == 1
+
+
+def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_more() -> None:
+    """Two subscribers, one of whom leaves before the second comes: only the third makes two."""
+    clock = Clock()
+    audience = Audience(clock)
+    told: list[None] = []
+    audience.gathered(NEWS, 2).addCallback(told.append)
+    audience.subscription(b"news.", there=True)
+    for number in (1, 2, 3):
+        assert not told
+        audience.subscription(pack_marker(number, [b"news."]), there=True)
+        if number == 1:
+            audience.subscription(pack_marker(number, [b"news."]), there=False)
+        clock.advance(0)
+    assert told == [None]
+
+
+def test_at_the_end_nobody_waits_on() -> None:
+    """A stop ends those who wait, and leaves no timer behind."""
+    clock = Clock()
+    audience = Audience(clock)
+    waiting = audience.gathered(NEWS, 1)
+    ended: list[object] = []
+    waiting.addErrback(ended.append)
+    audience.subscription(b"a", there=True)
+    audience.close()
+    assert ended
+    assert not clock.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("wire", ["tracked", "plain"])
+async def test_nothing_is_published_before_somebody_listens(tmp_path: Path, wire: str) -> None:
+    """I wait for one subscriber and publish: it gets the first message."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader, got = App(pub=endpoint, wire=wire), App(sub=endpoint), Mailbox[int]()  # type: ignore[arg-type]
+    news = publisher.publisher("news.{kind}", int)
+    reader.add_route(got.put, "news.*")
+    async with running(publisher):
+        waiting = Deferred.fromCoroutine(news.wait_for_subscribers(timeout=20))
+        assert not waiting.called
+        async with running(reader):
+            await waiting
+            for number in range(3):
+                news.publish(number, kind="uk")
+            assert await got.until(3) == [0, 1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
+    """One of two came."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader = App(pub=endpoint), App(sub=endpoint)
+    news = publisher.publisher("news.{kind}", int)
+    reader.add_route(lambda number: None, "news.*")
+    with pytest.raises(NotRunningError, match="while no app with it runs"):
+        await as_awaitable(Deferred.fromCoroutine(news.wait_for_subscribers()))
+    async with running(publisher), running(reader):
+        await news.wait_for_subscribers(timeout=20)
+        with pytest.raises(NotReadyError, match=r"'news\.\{kind\}': 1 of 2 subscribers came within 0\.1 s"):
+            await news.wait_for_subscribers(2, timeout=0.1)
+
+
+def test_in_a_test_without_sockets_nobody_is_waited_for() -> None:
+    """TestApp runs code that waits for subscribers."""
+    app = App(pub="tcp://127.0.0.1:1")
+    news = app.publisher("news", int)
+
+    @app.on_startup
+    async def begin() -> None:
+        await news.wait_for_subscribers(3)
+        news.publish(7)
+
+    with TestApp(app) as test:
+        assert test.published("news") == [7]

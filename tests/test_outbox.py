@@ -1,0 +1,107 @@
+"""Outbox: what waits for room is sent in order, or given up and told."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from zroute import HighWaterMarkError
+from zroute.outbox import Outbox
+from zroute.routing.publications import DONE
+
+
+class Peer:
+    """Has room, or not, for each topic."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.full: set[bytes] = set()
+        self.got: list[tuple[bytes, int]] = []
+        self.lost: list[bytes] = []
+        self.outbox = Outbox(self.clock, limit=3, timeout=5.0, lost=lambda topic, error: self.lost.append(topic))
+
+    def send(self, topic: bytes, number: int) -> object:
+        """Through the outbox."""
+
+        def attempt() -> bool:
+            if topic not in self.full:
+                self.got.append((topic, number))
+            return topic not in self.full
+
+        return self.outbox.send(topic, attempt)
+
+
+async def _awaited(sent: object) -> None:
+    await sent  # type: ignore[misc]
+
+
+def outcome(sent: object) -> list[object]:
+    """Filled when it is done: with None, or the failure."""
+    ended: list[object] = []
+    Deferred.fromCoroutine(_awaited(sent)).addBoth(ended.append)
+    return ended
+
+
+def test_where_there_is_room_nothing_waits() -> None:
+    """The same awaitable for all, which is done."""
+    peer = Peer()
+    assert peer.send(b"a", 1) is DONE
+    assert not peer.clock.getDelayedCalls()
+
+
+def test_order_holds_in_a_topic_and_topics_do_not_hold_each_other_up() -> None:
+    """Messages of a full topic wait for their turn; others pass."""
+    peer = Peer()
+    peer.full = {b"a"}
+    first = outcome(peer.send(b"a", 1))
+    peer.send(b"b", 1)
+    peer.full = set()
+    second = outcome(peer.send(b"a", 2))  # there is room, but not before the first
+    assert peer.got == [(b"b", 1)]
+    assert first == second == []
+    peer.clock.advance(0.01)
+    assert peer.got == [(b"b", 1), (b"a", 1), (b"a", 2)]
+    assert (first, second) == ([None], [None])
+    assert not peer.clock.getDelayedCalls()
+
+
+def test_a_full_outbox_refuses_at_once() -> None:
+    """The caller is told, and told what to do."""
+    peer = Peer()
+    peer.full = {b"a"}
+    for number in range(3):
+        peer.send(b"a", number)
+    with pytest.raises(HighWaterMarkError, match=r"'a': 3 messages wait .* await what publish returns"):
+        peer.send(b"a", 3)
+    assert peer.send(b"b", 1) is DONE
+
+
+def test_what_waits_too_long_is_given_up_and_the_rest_goes_on() -> None:
+    """After its time a message fails, whoever awaits it is told, and those behind it have their own time."""
+    peer = Peer()
+    peer.full = {b"a"}
+    first = outcome(peer.send(b"a", 1))
+    peer.clock.advance(3)
+    second = outcome(peer.send(b"a", 2))
+    peer.clock.advance(2.5)
+    assert peer.lost == [b"a"]
+    (failure,) = first
+    assert "given up; a subscriber had no room for 5 s" in str(failure.value)  # type: ignore[attr-defined]
+    peer.full = set()
+    peer.clock.advance(0.02)
+    assert (peer.got, second) == ([(b"a", 2)], [None])
+
+
+def test_at_the_end_the_number_of_those_left_is_told() -> None:
+    """What waits at a stop is given up, each told, and no timer stays behind."""
+    peer = Peer()
+    peer.full = {b"a", b"b"}
+    waiting = [outcome(peer.send(topic, 1)) for topic in (b"a", b"b")]
+    idle: list[None] = []
+    peer.outbox.idle().addCallback(idle.append)
+    assert not idle
+    assert peer.outbox.close() == 2
+    assert all("the app has stopped" in str(ended[0].value) for ended in waiting)  # type: ignore[attr-defined]
+    assert (idle, peer.lost) == ([None], [b"a", b"b"])
+    assert not peer.clock.getDelayedCalls()
