@@ -150,6 +150,9 @@ class Subscriptions(Protocol):
     def emptied(self) -> bool:
         """Whether all there was has been read since this was asked last."""
 
+    def reconnect(self, name: str) -> str | None:
+        """Connect anew to the publisher of this name; the address, or None where it can't be told from others."""
+
     @property
     def peers(self) -> int:
         """Publishers that are connected, as far as the sockets know."""
@@ -288,14 +291,18 @@ class SubscribingEnd(_Ticking):
             elif isinstance(event, Overdue):
                 again = True
             elif isinstance(event, Silent):
-                self._report_silent(event.publisher)
+                self._reconnect(event)
         if again:
             stats.join_retries += 1
             self._join_soon()
 
-    def _report_silent(self, epoch: int) -> None:
-        text = "%s: %s is silent: frozen, dead, or behind a connection that is"
-        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, _named(epoch))
+    def _reconnect(self, silent: Silent) -> None:
+        assert self._transport is not None
+        address = self._transport.reconnect(silent.name)
+        remedy = f"connecting anew to {address}" if address else "it is waited for"
+        text = "%s: %s is silent: frozen, dead, or behind a connection that is; %s"
+        named = _named(silent.publisher, silent.name)
+        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
 
     # -- ready --------------------------------------------------------------------------------------------
 

@@ -104,6 +104,9 @@ class Transport(Protocol):
     def emptied(self) -> bool:
         """Whether all there was to read has been read since this was asked last."""
 
+    def reconnect(self, name: str) -> str | None:
+        """Connect anew to the publisher of this name; the address, or None where it can't be told from others."""
+
     @property
     def peers(self) -> int:
         """Publishers that are connected."""

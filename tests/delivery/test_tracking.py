@@ -751,7 +751,7 @@ def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
     received(tracker, 1)
     assert watched(tracker, 1, 20) == [Overdue(7)]
     tracker.join(b"N", 21)
-    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Silent(7)]
+    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Silent(7, "")]
     assert watched(tracker, 30, 60) == []
     assert tracker.close() == [LostTail(7, (b"a",))]
 
@@ -783,7 +783,7 @@ def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
     """It was silent, it answers again, and what was lost meanwhile is known to the message."""
     tracker = joined(b"a")
     tracker.join(b"N", 1)
-    assert watched(tracker, 1, 10) == [Silent(7)]
+    assert watched(tracker, 1, 10) == [Silent(7, "")]
     tracker.join(b"O", 12)
     assert tracker.stated(7, b"O", stated((b"a", 4))) == [Gap(b"a", 7, 1, 4), Joined(7, "", False)]
     assert tracker.close() == []

@@ -156,6 +156,7 @@ class Silent:
     """``publisher`` did not answer a marker, though everything that arrived was read: its connection is dead."""
 
     publisher: int
+    name: str
 
 
 class Duplicate(Enum):
@@ -581,7 +582,7 @@ class Tracker:
         """What was due by ``since``: everything that had arrived then has been read."""
         if publisher.answer_due is not None and publisher.answer_due <= since:
             publisher.answer_due, publisher.silent = None, True
-            yield Silent(publisher.epoch)
+            yield Silent(publisher.epoch, publisher.name or "")
         if publisher.due is not None and publisher.due <= since and publisher.joined_once:
             publisher.due = None
             yield Overdue(publisher.epoch)

@@ -30,8 +30,12 @@ class PersistentConnection(Connection):
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         super().__init__(reactor, socket, drain)
-        self._connected: set[int] = set()  # descriptors of connections made from here; accepted ones are the peer's
+        self._connected: dict[
+            int, str
+        ] = {}  # by the descriptors of connections made from here; accepted ones are the peer's
         self._given_up: dict[str, Any] = {}
+        self.dialled: list[str] = []
+        """Those of ``endpoints`` that it connects to."""
         self._persists = False
 
     def open(self, endpoint: Endpoint | str) -> str:
@@ -40,7 +44,10 @@ class PersistentConnection(Connection):
         if not (endpoint.bind or self._persists or self.closed):
             self._persists = True
             self.watch(self._seen)
-        return super().open(endpoint)
+        address = super().open(endpoint)
+        if not endpoint.bind:
+            self.dialled.append(address)
+        return address
 
     def close(self, linger: int = LINGER_DRAIN) -> None:
         """See `Connection.close`."""
@@ -52,7 +59,21 @@ class PersistentConnection(Connection):
     def disconnect(self, address: str) -> None:
         """See `Connection.disconnect`."""
         super().disconnect(address)
+        self.dialled = [other for other in self.dialled if other != address]
+        self._forget(address)
+
+    def reconnect(self, address: str) -> None:
+        """Give up the connection to ``address``, as `open` returned it, for a new one: the peer is gone, or seems so.
+
+        What is queued from it and to it is lost. Raises EndpointError for one that is not connected.
+        """
+        self.disconnect(address)
+        self.open(Endpoint(address, bind=False))
+
+    def _forget(self, address: str) -> None:
+        """libzmq does not tell of the end of a connection that is taken back here."""
         self._cancel(address)
+        self._connected = {number: other for number, other in self._connected.items() if other != address}
 
     def _cancel(self, address: str) -> None:
         call = self._given_up.pop(address, None)
@@ -62,9 +83,9 @@ class PersistentConnection(Connection):
     def _seen(self, event: SocketEvent) -> None:
         self._cancel(event.address)
         if event.name == "connected":
-            self._connected.add(event.value)
+            self._connected[event.value] = event.address
         elif event.name == "disconnected" and event.value in self._connected:
-            self._connected.remove(event.value)
+            del self._connected[event.value]
             if not self.closed:
                 again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, event.address)
                 self._given_up[event.address] = again

@@ -213,6 +213,23 @@ class SocketTransport:
             if not endpoint.address.startswith("inproc://") and not self._connected.get(endpoint.address)
         ]
 
+    def reconnect(self, name: str) -> str | None:
+        """Connect anew to the publisher of this name; the address, or None where it can't be told from others.
+
+        One SUB socket does not say which of its connections a message came by. A name ends with the addresses that
+        its publisher binds (`zroute.run`), so their ports tell, where one is not connected alone.
+        """
+        if self.sub is None:
+            return None
+        there = [address for address in self.sub.dialled if self._connected.get(address)]
+        ports = {word.rpartition(":")[2] for word in name.split()}
+        found = there if len(there) == 1 else [each for each in there if each.rpartition(":")[2] in ports]
+        if len(found) != 1:
+            return None
+        self._connected[found[0]] = 0  # libzmq tells of no end that it did not meet itself
+        self.sub.reconnect(found[0])
+        return found[0]
+
     def _seen(self, event: SocketEvent) -> None:
         now = self._connected.get(event.address, 0)
         if event.name == "handshake_succeeded":
@@ -240,6 +257,7 @@ class SocketTransport:
         if self.sub is None:
             return True
         emptied, self.sub.emptied = self.sub.emptied, False
+        self.sub.poke()  # where nothing arrives, nobody else would look
         return emptied
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
