@@ -34,12 +34,12 @@ def seen(*prefixes: bytes) -> Audience:
         ((b"sports.",), 0),
         ((b"news.",), 1),
         ((b"news.uk", b"n", b""), 1),
-        ((b"news.", pack_marker(1, [b"news."])), 1),
-        ((b"news.", pack_marker(1, [b"news."]), pack_marker(2, [b"news.", b"a."])), 2),
-        ((b"news.", b"news.x", pack_marker(1, [b"news."]), pack_marker(2, [b"a."])), 1),
-        ((b"news.x", b"n", pack_marker(1, [b"news.x"])), 2),
-        ((b"", pack_marker(1, [b""])), 1),
-        ((b"a.", pack_marker(1, [b"a."])), 0),
+        ((b"news.", pack_marker(1 << 16, [b"news."])), 1),
+        ((b"news.", pack_marker(1 << 16, [b"news."]), pack_marker(2 << 16, [b"news.", b"a."])), 2),
+        ((b"news.", b"news.x", pack_marker(1 << 16, [b"news."]), pack_marker(2 << 16, [b"a."])), 1),
+        ((b"news.x", b"n", pack_marker(1 << 16, [b"news.x"])), 2),
+        ((b"", pack_marker(1 << 16, [b""])), 1),
+        ((b"a.", pack_marker(1 << 16, [b"a."])), 0),
         ((b"news.", b"\xff\xffzr no marker"), 1),
     ],
 )
@@ -65,9 +65,9 @@ def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_mor
     audience.subscription(b"news.", there=True)
     for number in (1, 2, 3):
         assert not told
-        audience.subscription(pack_marker(number, [b"news."]), there=True)
+        audience.subscription(pack_marker(number << 16, [b"news."]), there=True)
         if number == 1:
-            audience.subscription(pack_marker(number, [b"news."]), there=False)
+            audience.subscription(pack_marker(number << 16, [b"news."]), there=False)
         clock.advance(0)
     assert told == [None]
 

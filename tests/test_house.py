@@ -48,6 +48,7 @@ ORDER = [
     "routing.compiler",
     "awaiting",
     "outbox",
+    "kept",
     "joins",
     "audience",
     "producers",

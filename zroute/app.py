@@ -307,6 +307,14 @@ class App(Routes):
             hooks += [(hook, ("envelope",)) for hook in self._fallbacks]
             hooks += [(hook, ("gap",)) for hook in self._gaps]
             compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch, hooks=hooks)
+            for outlet in compiled.outlets:
+                if outlet.publication.keep and self.wire != "tracked":
+                    raise SignatureError(
+                        f"keep={outlet.publication.keep!r} needs wire='tracked', and this app's is {self.wire!r}: "
+                        "other wires don't tell of those who join",
+                        parameter="keep",
+                        where=outlet.publication.where,
+                    )
             self._compiled = compiled
             self._freeze(f"App {self.name!r}")
         return self._compiled

@@ -46,7 +46,7 @@ class Audience:
         subscribed = [each for each in self._live if overlaps(each, prefix)]
         tracking = [marker for marker in self._markers.values() if any(map(marker.wants, subscribed))]
         plain = any(not any(marker.wants(each) for marker in tracking) for each in subscribed)
-        return len(tracking) + plain
+        return len({marker.subscriber for marker in tracking}) + plain
 
     def gathered(self, pattern: Pattern, number: int) -> Deferred[None]:
         """Fires when there are so many; may be cancelled."""

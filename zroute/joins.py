@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -23,12 +23,14 @@ from zroute.delivery.tracking import (
     Event,
     Gap,
     Joined,
+    LostKept,
     LostTail,
     Overdue,
     Restarted,
     Silent,
     Tracker,
 )
+from zroute.kept import KEPT_MAX, Kept, Last
 from zroute.messages.wire import (
     Framer,
     Header,
@@ -36,9 +38,11 @@ from zroute.messages.wire import (
     Marker,
     counted_framer,
     pack_beat,
+    pack_kept,
     pack_marker,
     pack_statements,
     parse_beat,
+    parse_marker,
     parse_statement,
 )
 
@@ -76,15 +80,24 @@ class _Ticking:
 class PublishingEnd(_Ticking):
     """Numbers what an app publishes, answers the markers of those who join, and beats when nothing is published.
 
-    ``send`` takes a frame, ``clock_ns`` gives nanoseconds since the Unix epoch, ``name`` is the publisher's own, the
-    same in its next run.
+    ``send`` takes a frame. ``try_send`` does so or returns False while there is no room, behind what waits to be sent
+    to its topic: what `keep` keeps is sent by it; None, if nothing is kept. ``clock_ns`` gives nanoseconds since the
+    Unix epoch, ``name`` is the publisher's own, the same in its next run.
     """
 
     def __init__(
-        self, clock: Clock, send: Callable[[bytes], object], clock_ns: Callable[[], int], name: str, log: logging.Logger
+        self,
+        clock: Clock,
+        send: Callable[[bytes], object],
+        try_send: Callable[[bytes, bytes], bool] | None,
+        clock_ns: Callable[[], int],
+        name: str,
+        log: logging.Logger,
     ) -> None:
         super().__init__(clock)
         self._send = send
+        self._try_send = try_send
+        self._kept = Kept(clock, self._send_kept, self._keeps_too_much) if try_send is not None else None
         self._clock_ns = clock_ns
         self._name = name
         self._log = log
@@ -100,11 +113,38 @@ class PublishingEnd(_Ticking):
         """One has come or gone."""
         if not there:
             self.counters.withdraw(prefix, self._clock.seconds())
+            if self._kept is not None:
+                self._kept.leave(prefix)
             return
         self.start()
         marker = self.counters.subscribe(prefix, self._clock.seconds())
         if marker is not None:
             self._state(Kind.JOIN, marker)
+            if self._kept is not None:
+                self._kept.join(marker)
+
+    def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> None:
+        """This message was sent, and is for those who join later, too."""
+        assert self._kept is not None
+        self._kept.keep(topic, Last(codec, body, headers, self._clock_ns()))
+
+    def _send_kept(self, marker: Marker, number: int, topic: bytes, message: Last | None) -> bool:
+        codec, body, headers, sent_at = (
+            (message.codec, message.body, message.headers, message.sent_at)
+            if message is not None
+            else (0, b"", None, self._clock_ns())
+        )
+        frame = pack_kept(marker.topic, number, topic, codec, body, headers, epoch=self.epoch, sent_at=sent_at)
+        assert self._try_send is not None
+        return self._try_send(marker.topic, frame)
+
+    def _keeps_too_much(self) -> None:
+        self._log.warning(
+            "%s: the latest messages of more than %d topics are to be kept: the oldest topics are given up, and "
+            "nobody who joins is sent theirs",
+            self._name,
+            KEPT_MAX,
+        )
 
     def _state(self, kind: Any, marker: Marker) -> None:
         frames = pack_statements(
@@ -137,6 +177,8 @@ class PublishingEnd(_Ticking):
     def goodbye(self) -> None:
         """Tell all who have joined that this was all."""
         self.stop()
+        if self._kept is not None:
+            self._kept.close()
         for marker in tuple(self.counters.markers.values()):
             self._state(Kind.GOODBYE, marker)
 
@@ -161,7 +203,7 @@ class Subscriptions(Protocol):
 class SubscribingEnd(_Ticking):
     """Keeps account of what an app was sent by tracked publishers: see `zroute.routing.table.Accounts`.
 
-    ``found`` is called with each `Gap` and `LostTail`.
+    ``found`` is called with each `Gap`, `LostTail` and `LostKept`.
     """
 
     def __init__(
@@ -181,6 +223,9 @@ class SubscribingEnd(_Ticking):
         self._sent: tuple[bytes, ...] = ()
         self._joining: Any = None
         self._asked_at = 0.0
+        self._id = secrets.randbits(48)
+        self._asked = 0
+        self._past: list[tuple[float, bytes]] = []
         self._said_untracked = False
 
     @property
@@ -195,7 +240,7 @@ class SubscribingEnd(_Ticking):
             return
         self._transport = transport
         self._tracker.subscribe(self._subscriptions)
-        transport.listen((*self._subscriptions, *self._sent))
+        transport.listen((*self._subscriptions, *self._markers()))
         self._join_soon()
         self.start()
 
@@ -207,18 +252,33 @@ class SubscribingEnd(_Ticking):
     def _join_soon(self) -> None:
         """In the next turn, once for all that changes in this one; answers to the marker before count no more now."""
         self._asked_at = self._clock.seconds()
-        self._marker = (pack_marker(secrets.randbits(64), self._subscriptions),) if self._subscriptions else ()
+        self._marker = (self._make_marker(),) if self._subscriptions else ()
         for marker in self._marker:
             self._tracker.join(marker, self._asked_at)
         if self._joining is None:
             self._joining = self._clock.callLater(0, self._join)
 
+    def _make_marker(self) -> bytes:
+        self._asked += 1
+        return pack_marker(self._id << 16 | self._asked & 0xFFFF, self._subscriptions)
+
     def _join(self) -> None:
         self._joining = None
         assert self._transport is not None
+        # What was sent to the marker before is under way still, and ZeroMQ would drop it here.
+        self._past += [(self._clock.seconds() + GRACE, marker) for marker in self._sent]
         self._sent = self._marker
-        self._transport.listen((*self._subscriptions, *self._sent))
+        self._transport.listen((*self._subscriptions, *self._markers()))
         self._serve()
+
+    def _markers(self) -> list[bytes]:
+        return [*(marker for _, marker in self._past), *self._sent]
+
+    def _drop_past(self, now: float) -> None:
+        if self._past and self._past[0][0] <= now and self._joining is None:
+            self._past = [(until, marker) for until, marker in self._past if until > now]
+            assert self._transport is not None
+            self._transport.listen((*self._subscriptions, *self._markers()))
 
     # -- what the table asks ------------------------------------------------------------------------------
 
@@ -236,6 +296,15 @@ class SubscribingEnd(_Ticking):
         if found is not None:
             self._tell([found])
         return True
+
+    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+        """Without a topic it is the end of what was kept."""
+        if parse_marker(marker).subscriber != self._id:
+            return False
+        lost = self._tracker.kept(header.epoch, header.sequence)
+        if lost is not None:
+            self._tell([lost])
+        return bool(topic)
 
     def untracked(self, topic: bytes) -> None:
         """Said once."""
@@ -264,6 +333,7 @@ class SubscribingEnd(_Ticking):
         """See who is silent, and who of those who wait is served."""
         assert self._transport is not None
         self._stats.peers = self._transport.peers
+        self._drop_past(self._clock.seconds())
         self._tell(self._tracker.check(self._clock.seconds(), drained=self._transport.emptied()))
         self._serve()
 
@@ -272,6 +342,9 @@ class SubscribingEnd(_Ticking):
         for event in events:
             if isinstance(event, Gap):
                 stats.gaps += 1
+                stats.lost += event.count
+                self._found(event)
+            elif isinstance(event, LostKept):
                 stats.lost += event.count
                 self._found(event)
             elif isinstance(event, LostTail):

@@ -93,6 +93,10 @@ class Outbox:
         self._wake_later()
         return message.sent
 
+    def try_now(self, topic: bytes, attempt: Attempt) -> bool:
+        """Send now, or not at all: False while there is no room, or others of ``topic`` wait."""
+        return topic not in self._topics and attempt()
+
     def retry(self) -> None:
         """Perhaps there is room: send what can be sent, and give up what has waited too long."""
         now = self._clock.seconds()

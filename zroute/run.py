@@ -28,7 +28,7 @@ from zroute.audience import Audience
 from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint, within
 from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import Gap, LostTail
+from zroute.delivery.tracking import Gap, LostKept, LostTail
 from zroute.endpoints import Endpoint
 from zroute.errors import (
     EncodeError,
@@ -222,6 +222,7 @@ class Run:
         self._reports = Reports(_log, self.reactor)
         self._publishing: PublishingEnd | None = None
         self._audience = Audience(self.reactor)
+        self._to_keep: set[bytes] = set()
         self._outbox = Outbox(self.reactor, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())
@@ -254,7 +255,8 @@ class Run:
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
         self.app._emit = self._emitting = self._emit()
         for outlet in self._compiled.outlets:
-            outlet.open(self._emitting, self._gathered)
+            emit = self._keeping(self._emitting) if outlet.publication.keep else self._emitting
+            outlet.open(emit, self._gathered)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # it may have asked for that
@@ -388,7 +390,7 @@ class Run:
             f"{self.app.name!r} was not ready within {timeout:g} s: {reason}; does a publisher run, and does it track?"
         )
 
-    def _found(self, found: Gap | LostTail) -> None:
+    def _found(self, found: Gap | LostTail | LostKept) -> None:
         """A loss: to whoever wants to know, else to the log."""
         publisher = f"{found.publisher:016x}"
         if isinstance(found, LostTail):
@@ -396,6 +398,11 @@ class Run:
             text = "%s: publisher %s has gone without a goodbye, or was away for long: nobody knows what was lost of %s"
             subject = f"{self.app.name}: unknown losses"
             self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, names)
+            return
+        if isinstance(found, LostKept):
+            text = "%s: lost %d of the messages that publisher %s keeps for those who join"
+            subject = f"{self.app.name}: lost kept messages"
+            self._reports("kept", subject, logging.WARNING, text, self.app.name, found.count, publisher)
             return
         if not self.app._gaps:
             text = "%s: lost %d messages of %r from publisher %s (numbers %d to %d)"
@@ -535,8 +542,14 @@ class Run:
             return _nowhere(app)
         if app.wire == "tracked" and self.transport.counts:
             at = ", ".join(map(str, self.publish_to))
+            keeps = any(outlet.publication.keep for outlet in self._compiled.outlets)
             publishing = self._publishing = PublishingEnd(
-                self.reactor, self._control(send), clock_ns, f"{app.name}@{gethostname()} {at}", _log
+                self.reactor,
+                self._control(send),
+                self._pacing(send) if keeps else None,
+                clock_ns,
+                f"{app.name}@{gethostname()} {at}",
+                _log,
             )
             frame = publishing.framer()
         else:
@@ -554,6 +567,22 @@ class Run:
         if app.overflow == "drop":
             return emit
         return self._careful(frame)
+
+    def _keeping(self, emit: Emit) -> Emit:
+        """``emit`` for a publication whose latest messages are kept for those who join."""
+        if self._publishing is None:
+            return emit
+        keep, kept = self._publishing.keep, self._to_keep
+
+        def emit_and_keep(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            kept.add(topic)
+            sent = emit(topic, number, body, headers)
+            if drops:
+                keep(topic, number, body, headers)
+            return sent
+
+        drops = self.app.overflow == "drop"  # else they are kept when they are sent: see `_careful`
+        return emit_and_keep
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """A subscription has come or gone."""
@@ -582,18 +611,45 @@ class Run:
         try_send = self.transport.try_sender()
         if self.app.overflow == "drop" or try_send is None:
             return send
-        return lambda frame: self._outbox.send(frame.partition(NUL)[0], lambda: try_send(frame))
+
+        def control(frame: bytes) -> None:
+            topic = frame.partition(NUL)[0]
+            try:
+                self._outbox.send(topic, lambda: try_send(frame))
+            except HighWaterMarkError as error:  # a subscriber that misses an answer asks again
+                self._unsent_control(error)
+
+        return control
+
+    def _pacing(self, send: Callable[[Any], None]) -> Callable[[bytes, bytes], bool]:
+        """What kept messages go through: ``(topic, frame)``, False while there is no room."""
+        try_send = self.transport.try_sender()
+        if self.app.overflow == "drop" or try_send is None:
+
+            def send_anyway(_topic: bytes, frame: bytes) -> bool:
+                send(frame)
+                return True
+
+            return send_anyway
+        return lambda topic, frame: self._outbox.try_now(topic, lambda: try_send(frame))
+
+    def _unsent_control(self, error: HighWaterMarkError) -> None:
+        subject = f"{self.app.name}: unsent control frames"
+        self._reports("control", subject, logging.WARNING, "%s: no room for a control frame: %s", self.app.name, error)
 
     def _careful(self, frame: Framer) -> Emit:
         """What every publication sends through where nothing is dropped: see `zroute.outbox`."""
         app, stats, outbox = self.app, self._stats, self._outbox
         try_send = self.transport.try_sender()
         counters = self._publishing.counters if self._publishing is not None else None
+        keep, kept = (self._publishing.keep if self._publishing is not None else _keep_nothing), self._to_keep
         waits, limit, thread = app.overflow == "wait", app.max_message, self._thread
 
         def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> bool:
             assert try_send is not None
             if try_send(frame(topic, number, body, headers)):
+                if topic in kept:
+                    keep(topic, number, body, headers)
                 return True
             stats.eagain += 1
             if counters is not None:
@@ -767,6 +823,10 @@ def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
             f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
             "raise max_message here and at the readers"
         )
+
+
+def _keep_nothing(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> None:
+    """On a wire that can't bring it to anybody."""
 
 
 def _nowhere(app: App) -> Emit:

@@ -80,14 +80,15 @@ def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
     """I write a peer in another language by the vectors, and zroute reads what it sends."""
     frames = frames_of(vector)
     envelope = parse(frames, NOW)
-    assert envelope.topic.wire == bytes.fromhex(vector["topic"])
-    assert envelope.body == bytes.fromhex(vector["body"])
+    assert envelope.topic.wire == bytes.fromhex(vector.get("message_topic", vector["topic"]))
+    assert envelope.body == bytes.fromhex(vector.get("message_body", vector["body"]))
+    assert envelope.kept == (vector.get("kind") == "kept")
     assert envelope.frames == frames
     assert envelope.received_at == NOW
     assert envelope.tracked == vector["tracked"]
     if vector["tracked"]:
         assert envelope.codec == vector["codec"]
-        assert envelope.sequence == vector["sequence"]
+        assert envelope.sequence == (0 if envelope.kept else vector["sequence"])
         assert envelope.publisher == vector["epoch"]
         assert envelope.sent_at == pytest.approx(vector["sent_at_ns"] / 1e9)
         assert envelope.headers == vector["headers"]
@@ -160,7 +161,9 @@ def control_frames(vector: dict[str, Any]) -> list[bytes]:
         return [pack_beat(topic, vector["sequence"], epoch=epoch, next_ms=vector["next_ms"], sent_at=sent_at)]
     if vector["kind"] == "kept":
         name, headers = bytes.fromhex(vector["message_topic"]), vector["headers"]
-        return [pack_kept(topic, name, vector["codec"], body, headers, epoch=epoch, sent_at=sent_at)]
+        return [
+            pack_kept(topic, vector["sequence"], name, vector["codec"], body, headers, epoch=epoch, sent_at=sent_at)
+        ]
     return pack_statements(
         Kind.JOIN if vector["kind"] == "join" else Kind.GOODBYE,
         topic,
@@ -302,9 +305,9 @@ def test_a_kept_message_arrives_as_it_was(
     marker: bytes, topic: bytes, codec: int, body: bytes, headers: dict[str, Any] | None
 ) -> None:
     """Who joins late gets the latest message with its topic, codec, headers and time."""
-    _topic, rest = split((pack_kept(marker, topic, codec, body, headers, epoch=7, sent_at=5),))
+    _topic, rest = split((pack_kept(marker, 3, topic, codec, body, headers, epoch=7, sent_at=5),))
     header = parse_header(rest)
-    assert (header.kind, header.codec, header.sent_at, header.sequence) == (Kind.KEPT, codec, 5, 0)
+    assert (header.kind, header.codec, header.sent_at, header.sequence) == (Kind.KEPT, codec, 5, 3)
     assert header.headers == (headers or {})
     assert parse_kept(rest[header.size :]) == (topic, body)
 
@@ -440,7 +443,7 @@ def test_the_largest_message_passes_a_reader() -> None:
     headers = {"a": "x" * (HEADERS_MAX - len(b"\x81\xa1a\xda\0\0"))}
     topic, body = b"t" * MAX_TOPIC, b"x" * 1000
     frame = counted_framer(epoch=7, count=lambda _topic: counted, clock_ns=lambda: 5)(topic, 1, body, headers)
-    kept = pack_kept(b"m" * MAX_TOPIC, topic, 1, body, headers, epoch=7, sent_at=5)
+    kept = pack_kept(b"m" * MAX_TOPIC, 1, topic, 1, body, headers, epoch=7, sent_at=5)
     assert len(frame) <= frame_limit(len(body))
     assert len(kept) <= frame_limit(len(body))
 

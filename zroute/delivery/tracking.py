@@ -59,6 +59,7 @@ __all__ = [
     "Event",
     "Gap",
     "Joined",
+    "LostKept",
     "LostTail",
     "Overdue",
     "Restarted",
@@ -121,6 +122,14 @@ class LostTail:
 
 
 @attrs.frozen
+class LostKept:
+    """``count`` of the messages that ``publisher`` keeps for those who join were sent here and not received."""
+
+    publisher: int
+    count: int
+
+
+@attrs.frozen
 class Joined:
     """``publisher`` has answered: it knows all subscriptions, and counts them (not all, if ``partial``)."""
 
@@ -168,7 +177,7 @@ class Duplicate(Enum):
 DUPLICATE: Final = Duplicate.DUPLICATE
 """This message was delivered before, or counted as lost: it is not to be delivered."""
 
-Event: TypeAlias = "Gap | LostTail | Joined | Restarted | Ended | Overdue | Silent"
+Event: TypeAlias = "Gap | LostTail | LostKept | Joined | Restarted | Ended | Overdue | Silent"
 
 
 # -- a publisher's side -----------------------------------------------------------------------------------
@@ -383,6 +392,7 @@ class _Publisher:
     promise: float | None = None
     pulse: int | None = None
     silent: bool = False
+    kept: int = 1  # the number of the next kept message
 
     @property
     def joined_once(self) -> bool:
@@ -520,6 +530,15 @@ class Tracker:
         if publisher.parts == statement.parts:
             events += self._completed(publisher, statement, goodbye)
         return events
+
+    def kept(self, epoch: int, number: int) -> LostKept | None:
+        """A kept message for this subscriber, or their end, with its number: what was lost before it."""
+        publisher = self._publishers.get(epoch) or self._meet(epoch)
+        expected, publisher.kept = publisher.kept, number + 1
+        if number <= expected:  # below it: the publisher knew us no more, and begins anew
+            return None
+        self.lost += number - expected
+        return LostKept(epoch, number - expected)
 
     def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool) -> Iterator[Event]:
         if not statement.partial:  # what was not named stands at 0

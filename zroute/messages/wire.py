@@ -160,6 +160,11 @@ class Marker:
     id: int
     wanted: tuple[bytes, ...]
 
+    @property
+    def subscriber(self) -> int:
+        """What the markers of one subscriber have in common: the upper 48 bits of their ids."""
+        return self.id >> 16
+
     def wants(self, prefix: bytes) -> bool:
         """Whether the answer is to name the counter of ``prefix``."""
         return not self.wanted or prefix.startswith(self.wanted)
@@ -191,7 +196,8 @@ class Envelope:
     application's own), or 0 where it named none.
     ``received_at`` and ``sent_at`` in seconds since the Unix epoch, each by its own host's clock;
     ``sent_at``, ``sequence`` and ``publisher`` (the epoch of its run, as 16 hex digits) are None, and
-    ``headers`` empty, unless the message is ``tracked``.
+    ``headers`` empty, unless the message is ``tracked``. ``kept`` is true of one that was sent before this app
+    joined, and that its publisher keeps for those who join (it has no ``sequence`` of its own, which is 0).
     """
 
     topic: Topic
@@ -204,6 +210,7 @@ class Envelope:
     publisher: str | None = None
     tracked: bool = False
     headers: Mapping[str, Any] = attrs.field(factory=dict)
+    kept: bool = False
 
 
 # -- out ------------------------------------------------------------------------------------------------
@@ -316,7 +323,7 @@ class _Heads(dict[int, bytes]):
 
 
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
-    """The topic of a marker with this id (64 bits, never used before) for these subscriptions.
+    """The topic of a marker with this id (64 bits, never used before; see `Marker.subscriber`) for these subscriptions.
 
     It names them where they fit, else what they have in common.
     """
@@ -379,6 +386,7 @@ def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: 
 
 def pack_kept(
     marker: bytes,
+    number: int,
     topic: bytes,
     codec: int,
     body: bytes,
@@ -387,10 +395,13 @@ def pack_kept(
     epoch: int,
     sent_at: int,
 ) -> bytes:
-    """The frame that brings the latest message of ``topic`` to whoever sent ``marker``. Raises EncodeError."""
+    """The frame that brings the latest message of ``topic`` to whoever sent ``marker``.
+
+    ``number`` counts what it is given, from 1; with an empty topic that was all. Raises EncodeError.
+    """
     packed = pack_headers(headers) if headers else b""
     head = pack_head(kind=Kind.KEPT, codec=codec, flags=int(Flags.HEADERS) if packed else 0, epoch=epoch)
-    return marker + NUL + FIXED.pack(head, 0, sent_at) + packed + topic + NUL + body
+    return marker + NUL + FIXED.pack(head, number, sent_at) + packed + topic + NUL + body
 
 
 # -- in -------------------------------------------------------------------------------------------------
@@ -421,17 +432,21 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
     if not body.startswith(MAGIC):
         return Envelope(Topic.from_wire(topic), body, frames, received_at)
     header = parse_header(body)
+    body = body[header.size :]
+    if kept := header.kind is Kind.KEPT:
+        topic, body = parse_kept(body)
     return Envelope(
         Topic.from_wire(topic),
-        body[header.size :],
+        body,
         frames,
         received_at,
         codec=header.codec,
         sent_at=header.sent_at / 1e9,
-        sequence=header.sequence,
+        sequence=0 if kept else header.sequence,
         publisher=f"{header.epoch:016x}",
         tracked=True,
         headers=header.headers,
+        kept=kept,
     )
 
 

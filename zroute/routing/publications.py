@@ -16,7 +16,7 @@ from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
 
-__all__ = ["DONE", "Emit", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
+__all__ = ["DONE", "Emit", "Keep", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +27,9 @@ Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]
 
 Gathered = Callable[[Pattern, int, float], Awaitable[None]]
 """Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
+
+Keep = Literal["last"] | None
+"""Whether those who join get the latest message of each topic."""
 
 Overflow = Literal["drop", "raise", "wait"]
 """What a publisher does while the queue of a subscriber is full."""
@@ -72,6 +75,7 @@ class Publication(Generic[T]):
         schema: Any,
         codec: Codec | None,
         schedule: Schedule | None,
+        keep: Keep,
         where: str,
         register: Callable[[Publication[Any], Callable[..., Any]], None],
     ) -> None:
@@ -79,6 +83,7 @@ class Publication(Generic[T]):
         self.schema = schema
         self.codec = codec
         self.schedule = schedule
+        self.keep: Keep = keep
         self.where = where
         self._register = register
         self._outlets: tuple[Outlet, ...] = ()

@@ -22,7 +22,7 @@ from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
 from zroute.options import MAX_IN_FLIGHT, ROUTE_QUEUE
 from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
-from zroute.routing.publications import Publication, Schedule
+from zroute.routing.publications import Keep, Publication, Schedule
 
 __all__ = [
     "ErrorHook",
@@ -255,6 +255,7 @@ class Routes:
         codec: str | Codec | None = None,
         jitter: float = 0.0,
         initial_delay: float = 0.0,
+        keep: Keep = None,
     ) -> Publication[T]: ...
 
     @overload
@@ -267,6 +268,7 @@ class Routes:
         codec: str | Codec | None = None,
         jitter: float = 0.0,
         initial_delay: float = 0.0,
+        keep: Keep = None,
     ) -> Publication[Any]: ...
 
     def publisher(
@@ -278,6 +280,7 @@ class Routes:
         codec: str | Codec | None = None,
         jitter: float = 0.0,
         initial_delay: float = 0.0,
+        keep: Keep = None,
     ) -> Publication[Any]:
         """A publication to topics of ``pattern``: publish to it, or decorate a function with it.
 
@@ -291,7 +294,8 @@ class Routes:
         are filled at each publish. ``schema`` is the type of the messages (default: what a decorated
         function's return annotation says, else each message's own type), ``codec`` how they are written
         (default: the app's). ``jitter`` spreads each period by up to that fraction of it (0 to 1), and
-        ``initial_delay`` seconds pass before the first.
+        ``initial_delay`` seconds pass before the first. With ``keep="last"`` a subscriber that joins gets the latest
+        message of each topic, before newer ones of it (tracked wire; in memory, of up to 100,000 topics).
 
         Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
         number, and AppFrozenError.
@@ -306,6 +310,8 @@ class Routes:
                 pattern=pattern,
                 where=where,
             )
+        if keep not in (None, "last"):
+            raise SignatureError(f"keep={keep!r}: 'last' or None", parameter="keep", where=where)
         schedule = _schedule(every, jitter, initial_delay, where) if every is not None else None
 
         def register(publication: Publication[Any], function: Callable[..., Any]) -> None:
@@ -315,7 +321,7 @@ class Routes:
             self._producers.append(Producer(function, publication, schedule, where, names))
 
         found = find_codec(codec) if codec is not None else None
-        publication: Publication[Any] = Publication(parsed, schema, found, schedule, where, register)
+        publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, where, register)
         self._publications.append(publication)
         return publication
 

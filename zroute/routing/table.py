@@ -29,6 +29,7 @@ from zroute.messages.wire import (
     Kind,
     parse,
     parse_header,
+    parse_kept,
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
@@ -80,6 +81,9 @@ class Accounts(Protocol):
 
     def judge(self, account: Any, number: int) -> bool:
         """Of a message that was not the expected one: whether it is to be delivered."""
+
+    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+        """Whether a message that a publisher kept for somebody who joined is to be delivered here."""
 
     def untracked(self, topic: bytes) -> None:
         """A message that no numbers came with."""
@@ -302,6 +306,9 @@ class RouteTable:
     def _receive_tracked(self, topic: bytes, body: bytes, raw: Raw) -> None:
         header = parse_header(body)
         head, body = body[:HEAD_SIZE], body[header.size :]
+        if header.kind is Kind.KEPT:
+            self._receive_kept(header, topic, body, raw)
+            return
         if header.kind != Kind.DATA:
             self._accounts.control(header, topic, body)
             self._stats.control += 1
@@ -315,6 +322,15 @@ class RouteTable:
         if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
             self._check_size(body)
             deliver(body, raw)
+
+    def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
+        topic, body = parse_kept(body)
+        if self._accounts.kept(header, marker, topic) and topic.startswith(self.subscriptions):
+            self._check_size(body)
+            entry = self._entries.get(topic) or self._enter(topic)
+            self._deliver(entry, header.codec, body)(body, raw)
+        else:
+            self._stats.control += 1
 
     def _judge(self, account: Any, number: int) -> bool:
         """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription."""

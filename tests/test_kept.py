@@ -1,0 +1,217 @@
+"""keep="last": who joins late gets the latest message of each topic, once, before newer ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from tests.running import Mailbox, running
+from zroute import App, Envelope, SignatureError, Topic
+from zroute.kept import KEPT_MAX, Kept, Last
+from zroute.messages.wire import Marker, pack_marker, parse_marker
+
+
+def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
+    """One of a subscriber's markers."""
+    return parse_marker(pack_marker(subscriber << 16 | attempt, wanted))
+
+
+def last(value: int) -> Last:
+    """A message."""
+    return Last(1, b"%d" % value, None, value)
+
+
+@attrs.define
+class Sent:
+    """What subscribers were sent; no more than ``room`` frames."""
+
+    clock: Clock = attrs.field(factory=Clock)
+    got: list[tuple[int, int, bytes, int | None]] = attrs.field(factory=list)
+    room: int = 10**9
+    said: int = 0
+
+    def send(self, to: Marker, number: int, topic: bytes, message: Last | None) -> bool:
+        """See `zroute.kept.Send`."""
+        if len(self.got) < self.room:
+            self.got.append((to.subscriber, number, topic, message and message.sent_at))
+            return True
+        return False
+
+    def say(self) -> None:
+        """Too much is kept."""
+        self.said += 1
+
+
+def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> None:
+    """Numbered from 1, nothing of others' topics, and only the newest of each."""
+    sent = Sent()
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
+        kept.keep(topic, last(number))
+    kept.join(marker(7, 1, b"a."))
+    assert sent.got == [(7, 1, b"a.x", 3), (7, 2, b"a.y", 1), (7, 3, b"", None)]
+    assert not sent.clock.getDelayedCalls()
+
+
+def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -> None:
+    """The subscriber gets it in the stream; an older one must not come behind it."""
+    sent = Sent(room=1)
+    kept = Kept(sent.clock, sent.send, sent.say)
+    kept.keep(b"a", last(1))
+    kept.keep(b"b", last(2))
+    kept.join(marker(7, 1, b""))
+    kept.keep(b"b", last(3))
+    sent.room = 10
+    sent.clock.advance(1)
+    assert sent.got == [(7, 1, b"a", 1), (7, 2, b"", None)]
+
+
+def test_who_asks_again_is_given_nothing_twice() -> None:
+    """A new marker of the same subscriber goes on where the one before was, and adds what is new in it."""
+    sent = Sent(room=1)
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
+        kept.keep(topic, last(number))
+    kept.join(marker(7, 1, b"a."))
+    kept.join(marker(7, 2, b"a.", b"b."))
+    kept.leave(marker(7, 1, b"a.").topic)
+    sent.room = 10
+    sent.clock.advance(1)
+    kept.join(marker(7, 3, b"a.", b"b."))
+    assert [topic for _, _, topic, _ in sent.got] == [b"a.x", b"a.y", b"b.x", b""]
+    assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4]
+
+
+def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
+    """Two subscribers and 1,000 topics: neither waits for the other, and each turn is short."""
+    sent = Sent()
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number in range(1000):
+        kept.keep(b"t%d" % number, last(number))
+    kept.join(marker(1, 1, b"t"))
+    kept.join(marker(2, 1, b"t"))
+    most = 0
+    while sent.clock.getDelayedCalls():
+        before = len(sent.got)
+        sent.clock.advance(0.01)
+        most = max(most, len(sent.got) - before)
+    assert most <= 200
+    for subscriber in (1, 2):
+        assert [number for to, number, _, _ in sent.got if to == subscriber] == list(range(1, 1002))
+    halves = [sum(to == 1 for to, *_ in sent.got[:1000]), sum(to == 2 for to, *_ in sent.got[:1000])]
+    assert min(halves) >= 300
+
+
+def test_who_has_gone_is_given_nothing() -> None:
+    """A withdrawn marker ends it, and at the end no timer is left."""
+    sent = Sent(room=0)
+    kept = Kept(sent.clock, sent.send, sent.say)
+    kept.keep(b"a", last(1))
+    kept.join(marker(7, 1, b"a"))
+    kept.join(marker(8, 1, b"a"))
+    kept.leave(marker(7, 1, b"a").topic)
+    kept.close()
+    sent.room = 10
+    sent.clock.advance(1)
+    assert (sent.got, sent.clock.getDelayedCalls()) == ([], [])
+
+
+def test_what_is_kept_is_bounded_and_it_is_said() -> None:
+    """Over the bound the oldest topic is given up."""
+    sent = Sent()
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number in range(KEPT_MAX + 5):
+        kept.keep(b"t%d" % number, last(number))
+    assert sent.said == 1
+    kept.join(marker(7, 1, b"t4"))
+    sent.clock.pump([0.01] * 100)
+    assert sent.got[0] == (7, 1, b"t40", 40)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["keep", "join", "room", "full", "tick"]), st.integers(0, 3)), max_size=60))
+def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(steps: list[tuple[str, int]]) -> None:
+    """Against a record of what was published and when each subscriber joined."""
+    sent = Sent()
+    kept = Kept(sent.clock, sent.send, sent.say)
+    wanted = [b"a", b"b", b"c", b"d"]
+    published: dict[bytes, int] = {}
+    joined: dict[int, int] = {}
+    stream: list[tuple[int, bytes, int]] = []  # of live messages, as (how many frames were sent before, topic, time)
+    for now, (what, number) in enumerate(steps):
+        if what == "keep":
+            kept.keep(wanted[number], last(now))
+            published[wanted[number]] = now
+            stream.append((len(sent.got), wanted[number], now))
+        elif what == "join":
+            kept.join(marker(number, now, *wanted))
+            joined.setdefault(number, now)
+        elif what in ("room", "full"):
+            sent.room = 10**9 if what == "room" else len(sent.got)
+        else:
+            sent.clock.advance(0.01)
+    sent.room = 10**9
+    sent.clock.advance(1)
+    for subscriber, since in joined.items():
+        given_it = [(at, topic, time) for at, (to, _, topic, time) in enumerate(sent.got) if to == subscriber and topic]
+        assert len({topic for _, topic, _ in given_it}) == len(given_it)
+        for at, topic, time in given_it:
+            assert time is not None
+            assert time < since
+            assert not [one for one in stream if one[1] == topic and one[0] <= at and one[2] > time]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
+async def test_a_late_reader_gets_the_latest_price_of_each_symbol_and_then_the_stream(
+    tmp_path: Path, overflow: Any
+) -> None:
+    """Marked as kept, with headers and topic; one who was there before gets nothing twice."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher = App(pub=endpoint, overflow=overflow)
+    early, late = App(sub=endpoint), App(sub=endpoint)
+    prices = publisher.publisher("prices.{symbol}", int, keep="last")
+    others = publisher.publisher("others.{symbol}", int)
+    boxes = [Mailbox[tuple[str, int, bool, Any]](), Mailbox[tuple[str, int, bool, Any]]()]
+
+    def reading(app: App, box: Mailbox[tuple[str, int, bool, Any]]) -> None:
+        @app.subscribe(">")
+        def handle(price: int, topic: Topic, envelope: Envelope) -> None:
+            box.put((str(topic), price, envelope.kept, envelope.headers.get("n")))
+
+    reading(early, boxes[0])
+    reading(late, boxes[1])
+    async with running(publisher), running(early):
+        await prices.wait_for_subscribers(timeout=20)
+        await early.ready(1, timeout=20)
+        for number in range(5):
+            prices.publish(number, symbol="A", headers={"n": number})
+            prices.publish(10 + number, symbol="B")
+            others.publish(number, symbol="A")
+        await boxes[0].until(15)
+        async with running(late):
+            got = await boxes[1].until(2)
+            assert sorted(got) == [("prices.A", 4, True, 4), ("prices.B", 14, True, None)]
+            prices.publish(99, symbol="A")
+            assert (await boxes[1].until(3))[2] == ("prices.A", 99, False, None)
+            assert late.stats.lost == 0
+        got = await boxes[0].until(16)
+        assert not any(kept for _, _, kept, _ in got)
+        stats = early.stats
+        assert stats.received == stats.routed + stats.unrouted + stats.malformed + stats.duplicate + stats.control
+
+
+def test_a_wire_that_can_not_bring_it_is_refused_at_my_line() -> None:
+    """keep needs the tracked wire; and there is one way to keep."""
+    app = App(pub="tcp://127.0.0.1:1", wire="plain")
+    app.publisher("a.{b}", int, keep="last")
+    with pytest.raises(SignatureError, match=r"test_kept\.py:\d+: keep='last' needs wire='tracked'"):
+        app.compile()
+    with pytest.raises(SignatureError, match="keep='all': 'last' or None"):
+        App().publisher("a", keep="all")  # type: ignore[call-overload]
