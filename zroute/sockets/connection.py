@@ -257,6 +257,7 @@ class Connection:
 
     def readable(self) -> bool:
         """Whether a message waits, whatever `paused` says."""
+        self.poke()  # to ask uses the edge up
         return not self.closed and bool(self._events() & zmq.PollEvent.POLLIN)
 
     # -- sending --------------------------------------------------------------------------------------
