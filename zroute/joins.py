@@ -233,6 +233,11 @@ class SubscribingEnd(_Ticking):
         """Publishers that have answered since the subscriptions changed last."""
         return len(self._tracker.complete)
 
+    @property
+    def listening(self) -> bool:
+        """Whether publishers were told of any subscription yet."""
+        return self._transport is not None
+
     def listen(self, transport: Subscriptions, subscriptions: Iterable[bytes]) -> None:
         """Subscribe to these, and ask all publishers to say when they know."""
         before, self._subscriptions = self._subscriptions, tuple(subscriptions)

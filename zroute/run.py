@@ -384,6 +384,11 @@ class Run:
 
     def _not_ready(self, failure: Failure, timeout: float) -> None:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
+        if not self._accounts.listening:
+            raise NotReadyError(
+                f"{self.app.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
+                "are sent after that; do not await ready() there, but in a coroutine that is started there"
+            )
         missing = ", ".join(self.transport.missing)
         reason = f"nobody is connected at {missing}" if missing else f"{self._accounts.complete} have answered"
         raise NotReadyError(

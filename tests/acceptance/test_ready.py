@@ -1,0 +1,130 @@
+"""A join is complete when it says so: many subscriptions, and through a proxy that knows nothing of zroute."""
+
+from __future__ import annotations
+
+import json
+
+from tests.chaos.scenario import FORWARDER
+from tests.support import Child, free_endpoint
+
+MANY = 20_000
+
+PUBLISHER = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zroute import App
+
+# Nothing may be dropped, however slow the reader: what is missing then is a subscription that was not there.
+app = App(pub=sys.argv[1], codec="json", name="feed", overflow="wait")
+TOTAL = int(sys.argv[2])
+
+async def publish():
+    for number in range(TOTAL):
+        await app.publish(f"topic{number:05}", number)
+    print("published", flush=True)
+
+@app.on_startup
+def begin():
+    from threading import Thread
+    Thread(
+        target=lambda: (sys.stdin.readline(), reactor.callFromThread(Deferred.fromCoroutine, publish())), daemon=True
+    ).start()
+    print("bound", flush=True)
+
+app.run()
+"""
+
+READER = """
+import json, sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zroute import App, Topic
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+TOTAL = int(sys.argv[2])
+seen = []
+
+def handle(number: int, topic: Topic) -> None:
+    seen.append((topic, number))
+    if len(seen) == TOTAL:
+        print("all", flush=True)
+
+for number in range(TOTAL):
+    app.subscribe(f"topic{number:05}")(handle)
+
+async def wait():
+    await app.ready(1, timeout=60)
+    print("ready", flush=True)
+
+@app.on_startup
+def begin():
+    print("started", flush=True)
+    Deferred.fromCoroutine(wait()).addErrback(lambda failure: print(failure, flush=True))
+
+app.run()
+print(json.dumps([len(set(seen)), app.stats.lost, app.stats.unknown_tail, app.stats.joins >= 1]))
+"""
+
+
+def exchanged(publisher: Child, reader: Child, total: int) -> None:
+    """Ready, then one message for each subscription: all arrive, and nothing is missing."""
+    reader.line_with("started")
+    reader.line_with("ready")
+    publisher.write("go\n")
+    publisher.line_with("published")
+    reader.line_with("all")
+    assert reader.end() == 0
+    assert publisher.end() == 0
+    assert json.loads(reader.out[-1]) == [total, 0, 0, True]
+
+
+def test_20_000_subscriptions_are_all_active_when_the_reader_is_ready() -> None:
+    """ZeroMQ drops some of so many at once in silence; ready is told only when the publisher has them all."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", PUBLISHER, endpoint, str(MANY)) as publisher,
+        Child("-c", READER, endpoint, str(MANY)) as reader,
+    ):
+        publisher.line_with("bound")
+        exchanged(publisher, reader, MANY)
+
+
+def test_ready_works_through_a_stock_proxy() -> None:
+    """An XSUB/XPUB forwarder of plain pyzmq between us: the join goes through, and nothing after it is missing."""
+    front, back = free_endpoint(), free_endpoint()
+    with (
+        Child("-c", PUBLISHER, front, "500") as publisher,
+        Child("-c", FORWARDER, back, front) as forwarder,
+        Child("-c", READER, back, "500") as reader,
+    ):
+        publisher.line_with("bound")
+        forwarder.line_with("forwarding")
+        exchanged(publisher, reader, 500)
+
+
+WAITS_FOR_ITSELF = """
+import sys
+from zroute import App, NotReadyError
+
+app = App(sub=sys.argv[1], name="reader")
+
+@app.subscribe("a")
+def handle(number: int) -> None: ...
+
+@app.on_startup
+async def begin():
+    try:
+        await app.ready(1, timeout=0.2)
+    except NotReadyError as error:
+        print(error, flush=True)
+
+app.run()
+"""
+
+
+def test_who_waits_in_on_startup_is_told_that_it_waits_for_itself() -> None:
+    """Subscriptions are sent after on_startup; the error says so, not that no publisher runs."""
+    with Child("-c", WAITS_FOR_ITSELF, free_endpoint()) as reader:
+        assert "do not await ready() there" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
+        assert reader.end() == 0
