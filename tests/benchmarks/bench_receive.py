@@ -27,8 +27,9 @@ import zmq
 from twisted.internet.task import Clock
 
 from zroute import App, options
+from zroute.delivery.tracking import Counters
 from zroute.endpoints import Endpoint
-from zroute.messages.wire import framer
+from zroute.messages.wire import Kind, counted_framer, pack_statements
 from zroute.service import AppService
 
 TOPIC = b"stocks.AAPL"
@@ -62,6 +63,20 @@ class Feed:
         self.pub.recv()  # its subscription
         for _ in range(self.total):
             self.pub.send(self.frame)
+
+    def fill_counted(self) -> None:
+        """The same from a tracked publisher: the subscriber's marker is answered, each message has its own number."""
+        counters = Counters()
+        frame = counted_framer(epoch=7, count=counters.count, clock_ns=time.time_ns)
+        marker = None
+        while marker is None:
+            marker = counters.subscribe(self.pub.recv()[1:], 0.0)
+        numbers = list(counters.numbers(marker))
+        answer = pack_statements(Kind.JOIN, marker.topic, numbers, epoch=7, name="feed", partial=False, sent_at=0)
+        for each in answer:
+            self.pub.send(each)
+        for _ in range(self.total):
+            self.pub.send(frame(TOPIC, 2, BODY, None))
 
 
 def measured(run: Callable[[], int], total: int) -> float:
@@ -114,8 +129,7 @@ def unlimited_queue() -> Iterator[None]:
 
 def zroute_receive(total: int, wire: str = "plain") -> float:
     """A zroute app: the connection, the table and the handler, as in a running app."""
-    frame = framer(wire, epoch=7, next_sequence=count(1).__next__, clock_ns=time.time_ns)  # type: ignore[arg-type]
-    feed = Feed(total, frame(TOPIC, 2, BODY, None))  # type: ignore[arg-type]
+    feed = Feed(total, TOPIC + NUL + BODY)
     app = App(sub=feed.endpoint, codec="json", context=feed.context)
     seen = count(1)
     last = 0
@@ -132,13 +146,15 @@ def zroute_receive(total: int, wire: str = "plain") -> float:
 
         def removeReader(self, reader: object) -> None: ...
 
-    service = AppService(app, Reactor(), sub=(Endpoint(feed.endpoint, bind=False),))
+    clock = Reactor()
+    service = AppService(app, clock, sub=(Endpoint(feed.endpoint, bind=False),))
     with unlimited_queue():
         service.startService()
     assert service.transport is not None
     sub = service.transport.sub
     assert sub is not None
-    feed.fill()
+    clock.advance(0)  # the marker is sent
+    feed.fill_counted() if wire == "tracked" else feed.fill()
 
     def run() -> int:
         while last < total:
@@ -146,6 +162,7 @@ def zroute_receive(total: int, wire: str = "plain") -> float:
         return last
 
     result = measured(run, total)
+    assert app.stats.joins == (wire == "tracked")
     sub.close(0)
     feed.context.destroy(linger=0)
     return result
