@@ -1,0 +1,119 @@
+"""A TCP proxy that makes trouble: it cuts, resets, delays, throttles and stalls what goes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+_RST = struct.pack("ii", 1, 0)  # SO_LINGER with 0 seconds: close() sends RST
+
+
+class TroubleProxy:
+    """Listens on a port of its own, and forwards to ``port``; its troubles may be called from any thread."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._delay = 0.0
+        self._piece = 1 << 16
+        self._started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._flowing = asyncio.Event()
+        self.port = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._started.wait()
+
+    @property
+    def endpoint(self) -> str:
+        """Where to connect."""
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Close all connections; new ones are taken."""
+        self._call(self._close)
+
+    def reset(self) -> None:
+        """The same with RST: what is under way is lost."""
+        self._call(lambda: self._close(reset=True))
+
+    def stall(self) -> None:
+        """Forward nothing until `flow`; connections stay."""
+        self._call(self._flowing.clear)
+
+    def slow(self, delay: float, piece: int) -> None:
+        """Wait ``delay`` seconds before each ``piece`` of bytes."""
+
+        def change() -> None:
+            self._delay, self._piece = delay, piece
+
+        self._call(change)
+
+    def flow(self) -> None:
+        """No trouble any more."""
+
+        def change() -> None:
+            self._delay, self._piece = 0.0, 1 << 16
+            self._flowing.set()
+
+        self._call(change)
+
+    def close(self) -> None:
+        """The end."""
+        self._call(self._loop.stop)
+        self._thread.join(5)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._flowing.set()
+        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        self._started.set()
+        self._loop.run_forever()
+        self._close(reset=True)
+        server.close()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
+
+    def _close(self, *, reset: bool = False) -> None:
+        for writer in tuple(self._writers):
+            if reset:
+                with suppress(OSError):  # closed by its other end already
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+            writer.transport.abort() if reset else writer.close()
+        self._writers.clear()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, back}
+        await asyncio.gather(self._pump(reader, back), self._pump(there, writer), return_exceptions=True)
+        for each in (writer, back):
+            self._writers.discard(each)
+            each.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(self._piece):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()

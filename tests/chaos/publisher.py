@@ -1,0 +1,65 @@
+"""A publisher that writes down what it sends: ``python -m tests.chaos.publisher ENDPOINT RECORD SEED``.
+
+On standard input: ``burst N`` and ``stop``. A line of the record is ``topic number``, written before it is published.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections import deque
+from typing import Any
+
+from zroute import App
+
+TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
+
+
+def main() -> None:
+    """Publish as told, until told to stop."""
+    endpoint, record, seed = sys.argv[1:]
+    chance = random.Random(seed)
+    app = App(pub=endpoint, codec="json", name=f"feed-{endpoint}")
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    orders: deque[int] = deque()
+    number = [0]
+
+    def listen() -> None:
+        from twisted.internet import reactor
+
+        run: Any = reactor
+        for line in sys.stdin:
+            what, *rest = line.split()
+            if what == "burst":
+                run.callFromThread(orders.append, int(rest[0]))
+            else:
+                run.callFromThread(run.stop)
+                return
+
+    @app.every(0.002)
+    def publish() -> None:
+        if not orders:
+            return
+        count = min(orders[0], 200)
+        for _ in range(count):
+            topic = chance.choice(TOPICS)
+            number[0] += 1
+            written.write(f"{topic} {number[0]}\n")
+            app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
+        orders[0] -= count
+        if not orders[0]:
+            orders.popleft()
+            print("done", flush=True)
+
+    @app.on_startup
+    def begin() -> None:
+        run: Any = app._run
+        print("epoch", f"{run._publishing.epoch:016x}", flush=True)
+        threading.Thread(target=listen, daemon=True).start()
+
+    app.run()
+
+
+if __name__ == "__main__":
+    main()
