@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -229,9 +229,9 @@ class SubscribingEnd(_Ticking):
         self._said_untracked = False
 
     @property
-    def complete(self) -> int:
-        """Publishers that have answered since the subscriptions changed last."""
-        return len(self._tracker.complete)
+    def complete(self) -> Collection[str]:
+        """The names of the publishers that have answered since the subscriptions changed last."""
+        return self._tracker.complete.values()
 
     @property
     def listening(self) -> bool:
@@ -361,11 +361,10 @@ class SubscribingEnd(_Ticking):
                 self._log.debug("%s: %s has joined", self._name, _named(event.publisher, event.name))
                 self._serve()
             elif isinstance(event, Restarted):
-                self._log.info("%s: a publisher was restarted: %s", self._name, _named(event.publisher))
+                self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
             elif isinstance(event, Ended):
-                self._log.info(
-                    "%s: %s has ended, and all it sent was received or counted", self._name, _named(event.publisher)
-                )
+                text = "%s: %s has ended, and all it sent was received or counted"
+                self._log.info(text, self._name, _named(event.publisher, event.name))
             elif isinstance(event, Overdue):
                 again = True
             elif isinstance(event, Silent):
@@ -401,12 +400,12 @@ class SubscribingEnd(_Ticking):
         if self._transport is None or self._joining is not None:
             return False
         if number is not None:
-            return self.complete >= number
+            return len(self.complete) >= number
         if not self._subscriptions:
             return True
         connected = self._transport.peers
         late = self._clock.seconds() >= self._asked_at + GRACE
-        return connected > 0 and (self.complete >= connected or late)
+        return connected > 0 and (len(self.complete) >= connected or late)
 
     def _forget(self, waiting: Deferred[None]) -> None:
         self._waiting = [each for each in self._waiting if each[1] is not waiting]
@@ -421,5 +420,5 @@ class SubscribingEnd(_Ticking):
         self._reports.close()
 
 
-def _named(epoch: int, name: str = "") -> str:
+def _named(epoch: int, name: str) -> str:
     return f"publisher {name or f'{epoch:016x}'}"

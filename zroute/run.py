@@ -111,9 +111,8 @@ class Transport(Protocol):
     def peers(self) -> int:
         """Publishers that are connected."""
 
-    @property
-    def missing(self) -> Sequence[str]:
-        """Endpoints that nobody is connected at."""
+    def silent(self, answered: Iterable[str]) -> Sequence[str]:
+        """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
 
     def use(self, drain: Drain) -> None:
         """Give what is received from now on to another drain."""
@@ -389,10 +388,12 @@ class Run:
                 f"{self.app.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
                 "are sent after that; do not await ready() there, but in a coroutine that is started there"
             )
-        missing = ", ".join(self.transport.missing)
-        reason = f"nobody is connected at {missing}" if missing else f"{self._accounts.complete} have answered"
+        answered = self._accounts.complete
+        silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
+        names = f" ({', '.join(answered)})" if answered else ""
         raise NotReadyError(
-            f"{self.app.name!r} was not ready within {timeout:g} s: {reason}; does a publisher run, and does it track?"
+            f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
+            f"answered{names}{silent}; do they run, and do they track?"
         )
 
     def _found(self, found: Gap | LostTail | LostKept) -> None:

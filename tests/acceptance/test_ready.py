@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 from tests.chaos.scenario import FORWARDER
 from tests.support import Child, free_endpoint
@@ -128,3 +129,47 @@ def test_who_waits_in_on_startup_is_told_that_it_waits_for_itself() -> None:
     with Child("-c", WAITS_FOR_ITSELF, free_endpoint()) as reader:
         assert "do not await ready() there" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
         assert reader.end() == 0
+
+
+NAMES_WHO_IS_SILENT = """
+import sys
+from twisted.internet.defer import Deferred
+from zroute import App, NotReadyError
+
+app = App(sub=sys.argv[1:], name="reader")
+
+@app.subscribe("a")
+def handle(number: int) -> None: ...
+
+async def wait():
+    try:
+        await app.ready(3, timeout=3)
+    except NotReadyError as error:
+        print(error, flush=True)
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(wait())
+
+app.run()
+"""
+
+
+def test_who_is_not_ready_is_told_which_endpoints_are_silent() -> None:
+    """Of three endpoints one answers, at one a publisher is frozen, and at one nobody is: the last two are named."""
+    there, frozen, nobody = (free_endpoint() for _ in range(3))
+    with (
+        Child("-c", PUBLISHER, there, "1") as publisher,
+        Child("-c", PUBLISHER, frozen, "1") as stopped,
+    ):
+        publisher.line_with("bound")
+        stopped.line_with("bound")
+        stopped.process.send_signal(signal.SIGSTOP)
+        with Child("-c", NAMES_WHO_IS_SILENT, there, frozen, nobody) as reader:
+            line = reader.line_with("not ready within 3 s: 1 publishers have answered (feed@")
+            stopped.process.send_signal(signal.SIGCONT)
+            assert f"; no answer from connect:{frozen}" in line or f"; no answer from {frozen}" in line
+            assert f"{nobody} (nobody is connected)" in line
+            assert reader.end() == 0
+        assert publisher.end() == 0
+        assert stopped.end() == 0

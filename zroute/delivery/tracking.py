@@ -143,6 +143,7 @@ class Restarted:
     """``publisher`` is a new run of the one that was ``before``."""
 
     publisher: int
+    name: str
     before: int
 
 
@@ -151,6 +152,7 @@ class Ended:
     """``publisher`` said goodbye; all it sent is received or counted."""
 
     publisher: int
+    name: str
 
 
 @attrs.frozen
@@ -421,9 +423,9 @@ class Tracker:
         self._found: list[Event] = []
 
     @property
-    def complete(self) -> frozenset[int]:
-        """The epochs of the publishers that have answered the last marker."""
-        return frozenset(each.epoch for each in self._publishers.values() if each.state is _State.COMPLETE)
+    def complete(self) -> dict[int, str]:
+        """The publishers that have answered the last marker: epochs and names."""
+        return {each.epoch: each.name or "" for each in self._publishers.values() if each.state is _State.COMPLETE}
 
     # -- subscriptions
 
@@ -551,7 +553,7 @@ class Tracker:
         first, publisher.name = not publisher.joined_once, statement.name
         if goodbye:
             publisher.state = _State.ENDED
-            yield Ended(publisher.epoch)
+            yield Ended(publisher.epoch, statement.name)
             return
         publisher.state = _State.COMPLETE
         self.joins += 1
@@ -567,7 +569,7 @@ class Tracker:
             if other.state is not _State.ENDED:
                 other.state = _State.ENDED
                 yield self._lost_tail(other.epoch, tuple(other.streams))
-                yield Restarted(publisher.epoch, other.epoch)
+                yield Restarted(publisher.epoch, publisher.name or "", other.epoch)
 
     # -- time
 

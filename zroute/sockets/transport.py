@@ -82,6 +82,15 @@ class SharedContext:
         return done
 
 
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+def _ports(name: str) -> set[str]:
+    """Those of the addresses that a publisher's name ends with."""
+    return {_port(word) for word in name.split()}
+
+
 def _warn_of_hang() -> None:
     _log.warning("the ZeroMQ context does not terminate: a socket of it is open somewhere else")
 
@@ -204,14 +213,23 @@ class SocketTransport:
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in self._subscribe_to)
         return inside + sum(self._connected.values())
 
-    @property
-    def missing(self) -> list[str]:
-        """The endpoints that nobody is connected at."""
-        return [
-            str(endpoint)
-            for endpoint in self._subscribe_to
-            if not endpoint.address.startswith("inproc://") and not self._connected.get(endpoint.address)
-        ]
+    def silent(self, answered: Iterable[str]) -> list[str]:
+        """The endpoints without a connection, and those that none of these publishers binds, by their names.
+
+        Where a name has none of the ports of our endpoints, a proxy is between, and the latter can't be told.
+        """
+        names = [_ports(name) for name in answered]
+        ports = {_port(endpoint.address) for endpoint in self._subscribe_to}
+        plain = all(each & ports for each in names)
+        heard: set[str] = set().union(*names)
+        silent = []
+        for endpoint in self._subscribe_to:
+            connected = self._connected.get(endpoint.address) or endpoint.address.startswith("inproc://")
+            if not connected:
+                silent.append(f"{endpoint} (nobody is connected)")
+            elif plain and _port(endpoint.address) not in heard:
+                silent.append(str(endpoint))
+        return silent
 
     def reconnect(self, name: str) -> str | None:
         """Connect anew to the publisher of this name; the address, or None where it can't be told from others.
@@ -222,8 +240,7 @@ class SocketTransport:
         if self.sub is None:
             return None
         there = [address for address in self.sub.dialled if self._connected.get(address)]
-        ports = {word.rpartition(":")[2] for word in name.split()}
-        found = there if len(there) == 1 else [each for each in there if each.rpartition(":")[2] in ports]
+        found = there if len(there) == 1 else [each for each in there if _port(each) in _ports(name)]
         if len(found) != 1:
             return None
         self._connected[found[0]] = 0  # libzmq tells of no end that it did not meet itself

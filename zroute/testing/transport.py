@@ -62,7 +62,6 @@ class MemoryTransport:
     """What one app is given in place of sockets."""
 
     counts = False
-    missing: tuple[str, ...] = ()
     peers = 0
 
     def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
@@ -113,6 +112,10 @@ class MemoryTransport:
     def reconnect(self, name: str) -> str | None:
         """Nobody is silent here."""
         return None
+
+    def silent(self, answered: Iterable[str]) -> tuple[str, ...]:
+        """Nobody."""
+        return ()
 
     def emptied(self) -> bool:
         """Always."""
