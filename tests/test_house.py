@@ -76,6 +76,7 @@ ORDER = [
     "resources",
     "attached",
     "app",
+    "outgoing",
     "run",
     "service",
     "testing.reactor",

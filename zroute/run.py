@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial, wraps
-from itertools import count
-from socket import gethostname
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -24,29 +20,25 @@ from twisted.python.failure import Failure
 
 from zroute.app import App
 from zroute.attached import Stream
-from zroute.audience import Audience
-from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint, within
+from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
 from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
 from zroute.delivery.tracking import Gap, LostKept, LostTail
 from zroute.endpoints import Endpoint
 from zroute.errors import (
-    EncodeError,
     EndpointError,
     ForkedContextError,
-    HighWaterMarkError,
     NotReadyError,
     NotRunningError,
     UsageError,
     WrongThreadError,
 )
-from zroute.joins import PublishingEnd, SubscribingEnd
+from zroute.joins import SubscribingEnd, Subscriptions
 from zroute.messages.schema import describe
-from zroute.messages.topics import Pattern, Topic
-from zroute.messages.wire import NUL, Framer, framer, pack_headers
-from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
-from zroute.outbox import Outbox
+from zroute.messages.topics import Topic
+from zroute.options import LINGER_DRAIN
 from zroute.outcomes import Outcomes
+from zroute.outgoing import Outgoing, Sending
 from zroute.producers import CompiledProducer, Producers
 from zroute.resources import Resources
 from zroute.routing.compiler import (
@@ -58,7 +50,6 @@ from zroute.routing.compiler import (
 )
 from zroute.routing.deliver import CompiledRoute
 from zroute.routing.parameters import Call, Needed, identity, is_generator_function, name_of
-from zroute.routing.publications import DONE, Emit
 from zroute.routing.routes import Hook, Route
 from zroute.routing.table import RouteTable
 from zroute.sockets.connection import Drain
@@ -77,39 +68,14 @@ _HOOK = 1.0
 """Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
 
 
-class Transport(Protocol):
+class Transport(Sending, Subscriptions, Protocol):
     """What a run needs of whatever moves its frames."""
 
     def open(self, drain: Drain) -> None:
         """Bind and connect; what is received will go to ``drain``. Raises EndpointError."""
 
-    def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """What sends a frame, or the parts of a message; None where there is nowhere to publish at."""
-
-    def listen(self, subscriptions: Iterable[bytes]) -> None:
-        """Receive what starts with these prefixes, and nothing else."""
-
     on_connected: Callable[[], None]
     """Called when a publisher has connected, for the first time or again."""
-
-    counts: bool
-    """Whether subscriptions are told of, so that messages can be numbered and their loss counted."""
-
-    def try_sender(self) -> Callable[[Any], bool] | None:
-        """What sends, or returns False while a subscriber has no room."""
-
-    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Tell of each subscription at the publishing socket; False where there is none."""
-
-    def emptied(self) -> bool:
-        """Whether all there was to read has been read since this was asked last."""
-
-    def reconnect(self, name: str) -> str | None:
-        """Connect anew to the publisher of this name; the address, or None where it can't be told from others."""
-
-    @property
-    def peers(self) -> int:
-        """Publishers that are connected."""
 
     def silent(self, answered: Iterable[str]) -> Sequence[str]:
         """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
@@ -219,15 +185,11 @@ class Run:
         )
         self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
         self._reports = Reports(_log, self.reactor)
-        self._publishing: PublishingEnd | None = None
-        self._audience = Audience(self.reactor)
-        self._to_keep: set[bytes] = set()
-        self._outbox = Outbox(self.reactor, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())
         self._beginning: Deferred[None] = succeed(None)
         self._producers: Producers | None = None
-        self._emitting: Emit | None = None
+        self._outgoing: Outgoing | None = None
         self._streams: dict[Stream[Any], None] = {}
         self._calls: set[Future[Any]] = set()
         self._listening = False
@@ -252,10 +214,9 @@ class Run:
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
-        self.app._emit = self._emitting = self._emit()
-        for outlet in self._compiled.outlets:
-            emit = self._keeping(self._emitting) if outlet.publication.keep else self._emitting
-            outlet.open(emit, self._gathered)
+        wall, reports = self._ground.wall, self._reports
+        self._outgoing = Outgoing(self.app, self.publish_to, self.reactor, self.transport, self._stats, reports, wall)
+        self.app._emit = self._outgoing.open(self._compiled.outlets)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # it may have asked for that
@@ -279,14 +240,13 @@ class Run:
             stream.finish()
         unfinished |= await self._settle(timeout)
         patience = max(timeout, _HOOK)
-        for hook in self.app._shutdown if self._emitting is not None else ():
+        for hook in self.app._shutdown if self._outgoing is not None else ():
             unfinished |= await self._shut_down(hook, patience)
-        unfinished |= await self._send_the_rest(timeout)
-        if self._publishing is not None:
-            self._publishing.goodbye()
+        if self._outgoing is not None:
+            unfinished |= await self._outgoing.send_the_rest(timeout)
+            self._outgoing.goodbye()
         self._accounts.close()
         self._withdraw()
-        self._audience.close()
         unfinished |= await self._resources.close(patience, self._failed_to_close)
         await self.transport.close()
         self._outcomes.close()
@@ -302,9 +262,8 @@ class Run:
         if self.app._run is self:
             self.app._run = None
             self.app._emit = None
-        if self._emitting is not None:
-            for outlet in self._compiled.outlets:
-                outlet.close()
+        if self._outgoing is not None:
+            self._outgoing.close()
 
     # -- while running ----------------------------------------------------------------------------------
 
@@ -313,7 +272,7 @@ class Run:
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
         app, compiled = self.app, self._compiled
-        if self._emitting is None:
+        if self._outgoing is None:
             raise NotRunningError(f"{what} before {app.name!r} has opened its sockets: attach from on_startup on")
         if not self.subscribe_to:
             raise EndpointError(
@@ -422,12 +381,6 @@ class Run:
                     self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
             except Exception as error:
                 self._failed_over_a_gap(error)
-
-    def _unsent(self, topic: bytes, error: HighWaterMarkError) -> None:
-        """A message was given up in the outbox: counted and said, whether somebody awaits it or not."""
-        self._stats.published -= 1
-        self._stats.publish_errors += 1
-        self._reports("unsent", f"{self.app.name}: unsent messages", logging.WARNING, "%s: %s", self.app.name, error)
 
     def _failed_over_a_gap(self, error: BaseException) -> None:
         self._stats.hook_errors += 1
@@ -539,146 +492,6 @@ class Run:
             is_generator_function(trigger.call.function),
         )
 
-    def _emit(self) -> Emit:
-        """What every publication of this run sends through."""
-        app, stats, wall = self.app, self._stats, self._ground.wall
-        clock_ns = time.time_ns if wall is time.time else lambda: int(wall() * 1e9)
-        send = self.transport.sender(multipart=app.wire == "multipart")
-        if send is None:
-            return _nowhere(app)
-        if app.wire == "tracked" and self.transport.counts:
-            at = ", ".join(map(str, self.publish_to))
-            keeps = any(outlet.publication.keep for outlet in self._compiled.outlets)
-            publishing = self._publishing = PublishingEnd(
-                self.reactor,
-                self._control(send),
-                self._pacing(send) if keeps else None,
-                clock_ns,
-                f"{app.name}@{gethostname()} {at}",
-                _log,
-            )
-            frame = publishing.framer()
-        else:
-            frame = framer(app.wire, epoch=secrets.randbits(64), next_sequence=count(1).__next__, clock_ns=clock_ns)
-        self.transport.announce(self._subscription)
-        limit, thread = app.max_message, self._thread
-
-        def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            if get_ident() != thread or len(body) > limit:
-                _check_message(topic, body, limit, thread)
-            send(frame(topic, number, body, headers))
-            stats.published += 1
-            return DONE
-
-        if app.overflow == "drop":
-            return emit
-        return self._careful(frame)
-
-    def _keeping(self, emit: Emit) -> Emit:
-        """``emit`` for a publication whose latest messages are kept for those who join."""
-        if self._publishing is None:
-            return emit
-        keep, kept = self._publishing.keep, self._to_keep
-
-        def emit_and_keep(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            kept.add(topic)
-            sent = emit(topic, number, body, headers)
-            if drops:
-                keep(topic, number, body, headers)
-            return sent
-
-        drops = self.app.overflow == "drop"  # else they are kept when they are sent: see `_careful`
-        return emit_and_keep
-
-    def _subscription(self, prefix: bytes, there: bool) -> None:
-        """A subscription has come or gone."""
-        self._audience.subscription(prefix, there)
-        if self._publishing is not None:
-            self._publishing.subscription(prefix, there)
-
-    def _gathered(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
-        """See `zroute.routing.publications.Publication.wait_for_subscribers`."""
-        if not self.transport.counts:
-            return DONE
-        waiting = within(timeout, self._audience.gathered(pattern, number), self.reactor)
-        return as_awaitable(waiting.addErrback(self._not_gathered, pattern, number, timeout))
-
-    def _not_gathered(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
-        if self._ended:
-            raise _stopped(self.app)
-        failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
-        raise NotReadyError(
-            f"{pattern.text!r}: {self._audience.number(pattern)} of {number} subscribers came within {timeout:g} s: do "
-            "they run, and connect to where this app publishes?"
-        )
-
-    def _control(self, send: Callable[[Any], None]) -> Callable[[bytes], object]:
-        """What control frames go through: the way of the messages, so that none of them is dropped either."""
-        try_send = self.transport.try_sender()
-        if self.app.overflow == "drop" or try_send is None:
-            return send
-
-        def control(frame: bytes) -> None:
-            topic = frame.partition(NUL)[0]
-            try:
-                self._outbox.send(topic, lambda: try_send(frame))
-            except HighWaterMarkError as error:  # a subscriber that misses an answer asks again
-                self._unsent_control(error)
-
-        return control
-
-    def _pacing(self, send: Callable[[Any], None]) -> Callable[[bytes, bytes], bool]:
-        """What kept messages go through: ``(topic, frame)``, False while there is no room."""
-        try_send = self.transport.try_sender()
-        if self.app.overflow == "drop" or try_send is None:
-
-            def send_anyway(_topic: bytes, frame: bytes) -> bool:
-                send(frame)
-                return True
-
-            return send_anyway
-        return lambda topic, frame: self._outbox.try_now(topic, lambda: try_send(frame))
-
-    def _unsent_control(self, error: HighWaterMarkError) -> None:
-        subject = f"{self.app.name}: unsent control frames"
-        self._reports("control", subject, logging.WARNING, "%s: no room for a control frame: %s", self.app.name, error)
-
-    def _careful(self, frame: Framer) -> Emit:
-        """What every publication sends through where nothing is dropped: see `zroute.outbox`."""
-        app, stats, outbox = self.app, self._stats, self._outbox
-        try_send = self.transport.try_sender()
-        counters = self._publishing.counters if self._publishing is not None else None
-        keep, kept = (self._publishing.keep if self._publishing is not None else _keep_nothing), self._to_keep
-        waits, limit, thread = app.overflow == "wait", app.max_message, self._thread
-
-        def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> bool:
-            assert try_send is not None
-            if try_send(frame(topic, number, body, headers)):
-                if topic in kept:
-                    keep(topic, number, body, headers)
-                return True
-            stats.eagain += 1
-            if counters is not None:
-                counters.take_back(topic)  # a number that nobody was sent would be a loss to all
-            return False
-
-        def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            _check_message(topic, body, limit, thread)
-            if headers:
-                pack_headers(headers)  # a bad one is an error here, not when its turn has come
-            sent = DONE
-            if waits:
-                sent = outbox.send(topic, partial(attempt, topic, number, body, headers))
-            elif not attempt(topic, number, body, headers):
-                raise HighWaterMarkError(
-                    f"{topic.decode()!r}: the queue of a subscriber is full, and nobody was sent this: publish later, "
-                    "less often, or with App(overflow='wait')"
-                )
-            stats.published += 1
-            return sent
-
-        return emit
-
     def _limited(self, limit: Limit) -> Drain:
         """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
 
@@ -724,13 +537,6 @@ class Run:
         except TimeoutError:
             return unfinished.give_up()
         return {}
-
-    async def _send_the_rest(self, timeout: float) -> dict[str, int]:
-        """Wait until subscribers have room for what waits in the outbox."""
-        with suppress(TimeoutError):
-            await within(timeout, self._outbox.idle(), self.reactor)
-        left = self._outbox.close()
-        return {"messages for subscribers that have no room": left} if left else {}
 
     async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
         """Run one on_shutdown function; its name, if it took too long."""
@@ -816,30 +622,6 @@ _FORKED = (
 
 def _stopped(app: App) -> NotRunningError:
     return NotRunningError(f"{app.name!r} has stopped, so nothing can be called on its reactor any more")
-
-
-def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
-    if get_ident() != thread:
-        raise WrongThreadError(
-            f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
-            "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
-        )
-    if len(body) > limit:
-        raise EncodeError(
-            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
-            "raise max_message here and at the readers"
-        )
-
-
-def _keep_nothing(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> None:
-    """On a wire that can't bring it to anybody."""
-
-
-def _nowhere(app: App) -> Emit:
-    def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-        raise UsageError(f"{topic.decode()!r} was published, and {app!r} has no endpoint to publish at: add App(pub=…)")
-
-    return emit
 
 
 def sockets(run: Run) -> Transport:

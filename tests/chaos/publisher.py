@@ -55,7 +55,7 @@ def main() -> None:
     @app.on_startup
     def begin() -> None:
         run: Any = app._run
-        print("epoch", f"{run._publishing.epoch:016x}", flush=True)
+        print("epoch", f"{run._outgoing.publishing.epoch:016x}", flush=True)
         threading.Thread(target=listen, daemon=True).start()
 
     app.run()
