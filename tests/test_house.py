@@ -33,6 +33,7 @@ ORDER = [
     "messages.codecs",
     "messages.bodies",
     "messages.wire",
+    "messages.control",
     "recordings",
     "delivery.stats",
     "delivery.flow",

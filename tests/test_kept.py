@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from tests.running import Mailbox, running
 from zroute import App, Envelope, SignatureError, Topic
 from zroute.kept import KEPT_MAX, Kept, Last
-from zroute.messages.wire import Marker, pack_marker, parse_marker
+from zroute.messages.control import Marker, pack_marker, parse_marker
 
 
 def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:

@@ -16,7 +16,7 @@ from zroute import (
     Topic,
     as_awaitable,
 )
-from zroute.messages.wire import MARKER
+from zroute.messages.control import MARKER
 
 
 @pytest.fixture

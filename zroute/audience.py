@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 
 from zroute.delivery.reports import Clock
 from zroute.errors import EnvelopeError
+from zroute.messages.control import MARKER, Marker, parse_marker
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import MARKER, Marker, parse_marker
 
 __all__ = ["Audience"]
 

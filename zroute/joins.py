@@ -31,20 +31,16 @@ from zroute.delivery.tracking import (
     Tracker,
 )
 from zroute.kept import KEPT_MAX, Kept, Last
-from zroute.messages.wire import (
-    Framer,
-    Header,
-    Kind,
+from zroute.messages.control import (
     Marker,
-    counted_framer,
     pack_beat,
-    pack_kept,
     pack_marker,
     pack_statements,
     parse_beat,
     parse_marker,
     parse_statement,
 )
+from zroute.messages.wire import Framer, Header, Kind, counted_framer, pack_kept
 
 __all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from zroute.delivery.reports import Clock
-from zroute.messages.wire import Marker
+from zroute.messages.control import Marker
 
 __all__ = ["KEPT_MAX", "Kept", "Last"]
 

@@ -29,7 +29,8 @@ from twisted.internet.task import Clock
 from zroute import App, options
 from zroute.delivery.tracking import Counters
 from zroute.endpoints import Endpoint
-from zroute.messages.wire import Kind, counted_framer, pack_statements
+from zroute.messages.control import pack_statements
+from zroute.messages.wire import Kind, counted_framer
 from zroute.service import AppService
 
 TOPIC = b"stocks.AAPL"

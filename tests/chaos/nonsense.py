@@ -24,16 +24,8 @@ from twisted.internet.task import deferLater, react
 from tests.support import PATIENCE
 from zroute import App, Envelope, startswith
 from zroute.errors import PeerError
-from zroute.messages.wire import (
-    MARKER,
-    NUL,
-    Kind,
-    framer,
-    pack_beat,
-    pack_head,
-    pack_kept,
-    pack_statements,
-)
+from zroute.messages.control import MARKER, pack_beat, pack_statements
+from zroute.messages.wire import NUL, Kind, framer, pack_head, pack_kept
 from zroute.service import AppService
 
 BATCH = 400

@@ -33,21 +33,18 @@ from zroute.delivery.tracking import (
     Silent,
     Tracker,
 )
-from zroute.messages import wire
-from zroute.messages.wire import (
-    NUL,
-    Kind,
+from zroute.messages import control
+from zroute.messages.control import (
     Marker,
     Statement,
-    counted_framer,
     pack_beat,
     pack_marker,
     pack_statements,
     parse_beat,
-    parse_header,
     parse_marker,
     parse_statement,
 )
+from zroute.messages.wire import NUL, Kind, counted_framer, parse_header
 from zroute.options import CARRIED, TOPIC_CACHE
 
 # -- a network in which everything is known ---------------------------------------------------------------
@@ -485,7 +482,7 @@ def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """In the network one counter fills a message and one or two entries a statement, so that the bounds matter."""
     if "Network" in request.node.nodeid:
         monkeypatch.setattr(tracking, "CARRIED", 1)
-        monkeypatch.setattr(wire, "STATEMENT_MAX", 30)
+        monkeypatch.setattr(control, "STATEMENT_MAX", 30)
 
 
 TestNetwork = Network.TestCase

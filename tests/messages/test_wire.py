@@ -14,11 +14,19 @@ from hypothesis import strategies as st
 
 from tests.support import ROOT
 from zroute.errors import EncodeError, EnvelopeError
+from zroute.messages.control import (
+    MARKER,
+    pack_beat,
+    pack_marker,
+    pack_statements,
+    parse_beat,
+    parse_marker,
+    parse_statement,
+)
 from zroute.messages.topics import Topic
 from zroute.messages.wire import (
     HEADER_SIZE,
     MAGIC,
-    MARKER,
     NUL,
     WIRES,
     Framer,
@@ -26,16 +34,10 @@ from zroute.messages.wire import (
     Wire,
     counted_framer,
     framer,
-    pack_beat,
     pack_kept,
-    pack_marker,
-    pack_statements,
     parse,
-    parse_beat,
     parse_header,
     parse_kept,
-    parse_marker,
-    parse_statement,
     split,
 )
 from zroute.options import CARRIED, HEADERS_MAX, MAX_PARTS, MAX_TOPIC, STATEMENT_MAX, frame_limit

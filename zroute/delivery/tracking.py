@@ -39,7 +39,8 @@ from typing import Final, TypeAlias
 import attrs
 
 from zroute.errors import EnvelopeError
-from zroute.messages.wire import MARKER, NUL, Marker, Statement, parse_marker
+from zroute.messages.control import MARKER, Marker, Statement, parse_marker
+from zroute.messages.wire import NUL
 from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
 
 __all__ = [

@@ -12,13 +12,12 @@ multipart ``[topic, body]``                      ZeroMQ peers in any language
 tracked  ``topic NUL header body``               zroute: codec, numbers, time, headers
 ======== ======================================= ==========================================
 
-The tracked wire has control frames too, which carry the bookkeeping of loss (`zroute.delivery.tracking`):
-statements, which answer a marker at a join and at a goodbye, beats, and kept messages.
+The tracked wire has frames of other kinds too: control frames (`zroute.messages.control`), and kept messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from itertools import pairwise
 from struct import Struct
@@ -29,14 +28,13 @@ import msgpack
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.topics import Topic
-from zroute.options import HEADERS_MAX, MAX_PARTS, MAX_TOPIC, STATEMENT_MAX
+from zroute.options import HEADERS_MAX, MAX_PARTS
 
 __all__ = [
     "FIXED",
     "HEADER_SIZE",
     "HEAD_SIZE",
     "MAGIC",
-    "MARKER",
     "NUL",
     "WIRES",
     "Envelope",
@@ -45,24 +43,16 @@ __all__ = [
     "Frames",
     "Header",
     "Kind",
-    "Marker",
     "Numbered",
-    "Statement",
     "Wire",
     "counted_framer",
     "framer",
-    "pack_beat",
     "pack_head",
     "pack_headers",
     "pack_kept",
-    "pack_marker",
-    "pack_statements",
     "parse",
-    "parse_beat",
     "parse_header",
     "parse_kept",
-    "parse_marker",
-    "parse_statement",
     "sent_at",
     "split",
 ]
@@ -77,18 +67,11 @@ NUL = b"\0"
 MAGIC = b"\xc1ZR"
 """0xC1 is the one byte msgpack never uses, and no JSON or UTF-8 text starts with it."""
 VERSION = 1
-MARKER = b"\xff\xffzr"
-"""What the topic of a marker begins with: no UTF-8, so that it is no topic of an app's."""
 
 _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
 FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
 _LENGTH = Struct(">I")
 _COUNTER = Struct(">BQ")  # length of the prefix, number
-_BEAT = Struct(">I")
-_STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
-_NUMBER = Struct(">Q")
-_ID_SIZE = 16  # 64 bits in hexadecimal, since a marker is a topic, and holds no NUL
-_WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
 
@@ -147,43 +130,6 @@ class Header:
         if length == self.span:
             return self.sequence
         return next((number for span, number in self.further if span == length), 0)
-
-
-@attrs.frozen(slots=True)
-class Marker:
-    """What a subscriber sends behind its subscriptions, as a subscription itself, to be answered.
-
-    ``wanted`` are the prefixes that the answer is about: each subscription of it begins with one; none: all.
-    """
-
-    topic: bytes
-    id: int
-    wanted: tuple[bytes, ...]
-
-    @property
-    def subscriber(self) -> int:
-        """What the markers of one subscriber have in common: the upper 48 bits of their ids."""
-        return self.id >> 16
-
-    def wants(self, prefix: bytes) -> bool:
-        """Whether the answer is to name the counter of ``prefix``."""
-        return not self.wanted or prefix.startswith(self.wanted)
-
-
-@attrs.frozen(slots=True)
-class Statement:
-    """One part of where a publisher's counters stand: the body of a JOIN and of a GOODBYE.
-
-    ``part`` of ``parts``, from 0; ``name`` is the publisher's own, the same after a restart, or empty;
-    ``partial`` says that there are subscriptions that it does not count; ``numbers`` of the subscriptions of
-    this part. What no part names has the number 0.
-    """
-
-    part: int
-    parts: int
-    name: str
-    partial: bool
-    numbers: tuple[tuple[bytes, int], ...]
 
 
 @attrs.frozen(slots=True)
@@ -319,71 +265,6 @@ class _Heads(dict[int, bytes]):
         return head
 
 
-# -- control frames out -----------------------------------------------------------------------------------
-
-
-def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
-    """The topic of a marker with this id (64 bits, never used before; see `Marker.subscriber`) for these subscriptions.
-
-    It names them where they fit, else what they have in common.
-    """
-    wanted = sorted(subscriptions)
-    if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX:
-        wanted = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 1]]
-    if b"" in wanted:
-        wanted = []
-    listed = b"".join([bytes([len(prefix)]) + prefix for prefix in wanted])
-    return MARKER + b"%016x" % number + listed
-
-
-def _in_common(first: bytes, last: bytes) -> bytes:
-    """What both begin with, and so all that stands between them in order."""
-    length = 0
-    for one, other in zip(first, last, strict=False):
-        if one != other:
-            break
-        length += 1
-    return first[:length]
-
-
-def pack_statements(
-    kind: Literal[Kind.JOIN, Kind.GOODBYE],
-    marker: bytes,
-    numbers: Iterable[tuple[bytes, int]],
-    *,
-    epoch: int,
-    name: str,
-    partial: bool,
-    sent_at: int,
-) -> list[bytes]:
-    """The frames of an answer to ``marker`` (of a goodbye to it): where ``numbers`` of subscriptions stand."""
-    called = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
-    bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(called)))
-    start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
-    return [
-        start + _STATEMENT.pack(part, len(bodies), int(partial), len(called)) + called + body
-        for part, body in enumerate(bodies)
-    ]
-
-
-def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
-    """The entries of a statement in pieces of at most ``size`` bytes; one, though empty, if there are none."""
-    piece = b""
-    for prefix, number in numbers:
-        entry = bytes([len(prefix)]) + prefix + _NUMBER.pack(number)
-        if len(piece) + len(entry) > size:
-            yield piece
-            piece = b""
-        piece += entry
-    yield piece
-
-
-def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: int) -> bytes:
-    """The frame that says: ``number`` was the last message of ``prefix``; the next beat is in ``next_ms``, 0: none."""
-    head = pack_head(kind=Kind.BEAT, codec=0, span=len(prefix), epoch=epoch)
-    return prefix + NUL + FIXED.pack(head, number, sent_at) + _BEAT.pack(next_ms)
-
-
 def pack_kept(
     marker: bytes,
     number: int,
@@ -508,56 +389,6 @@ def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
     if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
         raise EnvelopeError("headers that are no msgpack map with text keys")
     return headers, end
-
-
-def parse_marker(topic: bytes) -> Marker:
-    """A subscription that starts with `MARKER`, as a marker. Raises EnvelopeError."""
-    try:
-        number = int(topic[len(MARKER) : len(MARKER) + _ID_SIZE].decode("ascii"), 16)
-    except ValueError as error:
-        raise EnvelopeError("a marker without an id") from error
-    if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() takes signs and spaces too
-        raise EnvelopeError("a marker without an id")
-    wanted, at = [], len(MARKER) + _ID_SIZE
-    while at < len(topic):
-        end = at + 1 + topic[at]
-        if end > len(topic) or topic[at] == 0:
-            raise EnvelopeError("a marker that ends inside a prefix")
-        wanted.append(topic[at + 1 : end])
-        at = end
-    return Marker(topic, number, tuple(wanted))
-
-
-def parse_statement(body: bytes) -> Statement:
-    """The body of a JOIN or a GOODBYE, behind the header. Raises EnvelopeError."""
-    if len(body) < _STATEMENT.size:
-        raise EnvelopeError(f"a statement of {len(body)} bytes, of at least {_STATEMENT.size}")
-    part, parts, flags, length = _STATEMENT.unpack_from(body)
-    if part >= parts:
-        raise EnvelopeError(f"part {part} of a statement of {parts}, counted from 0")
-    at = _STATEMENT.size + length
-    if at > len(body):
-        raise EnvelopeError("a statement that ends inside its name")
-    try:
-        name = body[_STATEMENT.size : at].decode()
-    except UnicodeDecodeError as error:
-        raise EnvelopeError("a statement whose name is not UTF-8") from error
-    numbers = []
-    while at < len(body):
-        start, end = at + 1, at + 1 + body[at]
-        at = end + _NUMBER.size
-        if at > len(body):
-            raise EnvelopeError("a statement that ends inside an entry")
-        numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
-    return Statement(part, parts, name, bool(flags & 1), tuple(numbers))
-
-
-def parse_beat(body: bytes) -> int:
-    """The body of a BEAT, behind the header: milliseconds until the next, 0 for none. Raises EnvelopeError."""
-    if len(body) < _BEAT.size:
-        raise EnvelopeError(f"a beat of {len(body)} bytes, of at least {_BEAT.size}")
-    milliseconds: int = _BEAT.unpack_from(body)[0]
-    return milliseconds
 
 
 def parse_kept(body: bytes) -> tuple[bytes, bytes]:
