@@ -20,10 +20,12 @@ NEWS = parse("news.{kind}")
 
 
 def seen(*prefixes: bytes) -> Audience:
-    """An audience that was told of these subscriptions."""
-    audience = Audience(Clock())
+    """An audience that was told of these subscriptions a while ago."""
+    clock = Clock()
+    audience = Audience(clock, tracked=True)
     for prefix in prefixes:
         audience.subscription(prefix, there=True)
+    clock.advance(1)
     return audience
 
 
@@ -59,7 +61,7 @@ def test_a_topic_without_captures_is_heard_by_those_who_subscribe_to_all_of_it()
 def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_more() -> None:
     """Two subscribers, one of whom leaves before the second comes: only the third makes two."""
     clock = Clock()
-    audience = Audience(clock)
+    audience = Audience(clock, tracked=True)
     told: list[None] = []
     audience.gathered(NEWS, 2).addCallback(told.append)
     audience.subscription(b"news.", there=True)
@@ -72,10 +74,26 @@ def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_mor
     assert told == [None]
 
 
+def test_a_subscription_counts_when_its_marker_could_have_come() -> None:
+    """What I publish is for a subscriber that has joined; a plain reader is waited for a quarter of a second."""
+    clock = Clock()
+    audience = Audience(clock, tracked=True)
+    told: list[None] = []
+    audience.gathered(NEWS, 1).addCallback(told.append)
+    audience.subscription(b"news.", there=True)
+    clock.pump([0, 0.1, 0.1])
+    assert not told
+    clock.pump([0.1, 0.2])
+    assert told == [None]
+    at_once = Audience(clock, tracked=False)  # on other wires nobody sends markers
+    at_once.subscription(b"news.", there=True)
+    assert at_once.number(NEWS) == 1
+
+
 def test_at_the_end_nobody_waits_on() -> None:
     """A stop ends those who wait, and leaves no timer behind."""
     clock = Clock()
-    audience = Audience(clock)
+    audience = Audience(clock, tracked=True)
     waiting = audience.gathered(NEWS, 1)
     ended: list[object] = []
     waiting.addErrback(ended.append)

@@ -19,7 +19,9 @@ class Peer:
         self.full: set[bytes] = set()
         self.got: list[tuple[bytes, int]] = []
         self.lost: list[bytes] = []
-        self.outbox = Outbox(self.clock, limit=3, timeout=5.0, lost=lambda topic, error: self.lost.append(topic))
+        self.outbox = Outbox(
+            self.clock, limit=3, timeout=5.0, lost=lambda topic, _count, error: self.lost.append(topic)
+        )
 
     def send(self, topic: bytes, number: int) -> object:
         """Through the outbox."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -30,19 +32,29 @@ from zroute.delivery.tracking import (
     Silent,
     Tracker,
 )
+from zroute.errors import EnvelopeError, NotRunningError
 from zroute.kept import KEPT_MAX, Kept, Last
+from zroute.messages.batches import BatchFramer, batch_framer
 from zroute.messages.control import (
+    FAREWELL,
     Marker,
     pack_beat,
+    pack_farewell,
     pack_marker,
     pack_statements,
     parse_beat,
+    parse_farewell,
     parse_marker,
     parse_statement,
 )
 from zroute.messages.wire import Framer, Header, Kind, counted_framer, pack_kept
+from zroute.outbox import Outbox
 
 __all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
+
+
+_GOODBYE_PERIOD = 0.1
+"""Seconds between the first two goodbyes to one who does not answer; it doubles."""
 
 
 class _Ticking:
@@ -76,53 +88,69 @@ class _Ticking:
 class PublishingEnd(_Ticking):
     """Numbers what an app publishes, answers the markers of those who join, and beats when nothing is published.
 
-    ``send`` takes a frame. ``try_send`` does so or returns False while there is no room, behind what waits to be sent
-    to its topic: what `keep` keeps is sent by it; None, if nothing is kept. ``clock_ns`` gives nanoseconds since the
-    Unix epoch, ``name`` is the publisher's own, the same in its next run.
+    ``send`` takes a frame, or is False while there is no room for it; then it waits in ``outbox``. ``clock_ns`` gives
+    nanoseconds since the Unix epoch, ``app`` is the app's name, and ``name`` the publisher's own, the same in its next
+    run and no other's; empty, where there is none.
     """
 
     def __init__(
         self,
         clock: Clock,
-        send: Callable[[bytes], object],
-        try_send: Callable[[bytes, bytes], bool] | None,
+        outbox: Outbox,
+        send: Callable[[bytes], bool],
         clock_ns: Callable[[], int],
+        app: str,
         name: str,
         log: logging.Logger,
     ) -> None:
         super().__init__(clock)
+        self._outbox = outbox
         self._send = send
-        self._try_send = try_send
-        self._kept = Kept(clock, self._send_kept, self._keeps_too_much) if try_send is not None else None
+        self.kept = Kept(clock, self._send_kept, self._keeps_too_much)
         self._clock_ns = clock_ns
+        self._app = app
         self._name = name
         self._log = log
         self._said_plain = False
+        self._told: dict[int, Marker] = {}  # who was told goodbye and has not answered, by subscriber
+        self._all_told: Deferred[None] | None = None
         self.epoch = secrets.randbits(64)
         self.counters = Counters()
 
-    def framer(self) -> Framer:
-        """What makes frames of messages, each with its numbers."""
-        return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=self._clock_ns)
+    def framer(self, clock_ns: Callable[[], int]) -> Framer:
+        """What makes frames of messages, each with its numbers, and ``clock_ns()`` as the time it was sent at."""
+        return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns)
+
+    def batch_framer(self) -> BatchFramer:
+        """What makes one frame of several messages."""
+        return batch_framer(epoch=self.epoch, count=self.counters.count)
 
     def subscription(self, prefix: bytes, there: bool) -> None:
         """One has come or gone."""
-        if not there:
+        if prefix.startswith(FAREWELL):
+            if there:
+                self._heard(prefix)
+        elif there:
+            self._subscribed(prefix)
+        else:
             self.counters.withdraw(prefix, self._clock.seconds())
-            if self._kept is not None:
-                self._kept.leave(prefix)
+            self.kept.leave(prefix)
+            self._answered(*(who for who, marker in self._told.items() if marker.topic == prefix))
+
+    def _subscribed(self, prefix: bytes) -> None:
+        marker = self.counters.subscribe(prefix, self._clock.seconds())
+        if self._all_told is not None:  # too late to join, but this is the marker that is listened for now
+            if marker is not None and marker.subscriber in self._told:
+                self._told[marker.subscriber] = marker
             return
         self.start()
-        marker = self.counters.subscribe(prefix, self._clock.seconds())
         if marker is not None:
-            self._state(Kind.JOIN, marker)
-            if self._kept is not None:
-                self._kept.join(marker)
+            self._outbox.send(marker.topic, lambda: self._state(Kind.JOIN, marker), count=0)
+            self.kept.join(marker)
 
-    def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> None:
-        """This message was sent, and is for those who join later, too."""
-        assert self._kept is not None
-        self._kept.keep(topic, Last(codec, body, headers, self._clock_ns()))
+    def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None, sent_at: int) -> None:
+        """This message was sent, and is for those who join later, too; ``sent_at`` as in its header."""
+        self.kept.keep(topic, Last(codec, body, headers, sent_at))
 
     def _send_kept(self, marker: Marker, number: int, topic: bytes, message: Last | None) -> bool:
         codec, body, headers, sent_at = (
@@ -131,18 +159,18 @@ class PublishingEnd(_Ticking):
             else (0, b"", None, self._clock_ns())
         )
         frame = pack_kept(marker.topic, number, topic, codec, body, headers, epoch=self.epoch, sent_at=sent_at)
-        assert self._try_send is not None
-        return self._try_send(marker.topic, frame)
+        return self._outbox.try_now(marker.topic, lambda: self._send(frame))
 
     def _keeps_too_much(self) -> None:
         self._log.warning(
             "%s: the latest messages of more than %d topics are to be kept: the oldest topics are given up, and "
             "nobody who joins is sent theirs",
-            self._name,
+            self._app,
             KEPT_MAX,
         )
 
-    def _state(self, kind: Any, marker: Marker) -> None:
+    def _state(self, kind: Any, marker: Marker) -> bool:
+        """Send where the counters stand now. False without room for all of it: then anew, with new numbers."""
         frames = pack_statements(
             kind,
             marker.topic,
@@ -152,8 +180,7 @@ class PublishingEnd(_Ticking):
             partial=self.counters.partial,
             sent_at=self._clock_ns(),
         )
-        for frame in frames:
-            self._send(frame)
+        return all(map(self._send, frames))
 
     def tick(self) -> None:
         """Send the beats that are due."""
@@ -161,22 +188,54 @@ class PublishingEnd(_Ticking):
             frame = pack_beat(
                 beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=self._clock_ns()
             )
-            self._send(frame)
+            self._outbox.send(beat.prefix, partial(self._send, frame), count=0)
         if not self._said_plain and self.counters.plain_reader(self._clock.seconds()):
             self._said_plain = True
-            self._log.info(
+            self._log.warning(
                 "%s: a subscriber does not track: it sees the header as part of the body, and does not know what it "
-                "loses (wire='plain' is for such readers)",
-                self._name,
+                "loses (wire='plain' is for readers of topic NUL body, wire='multipart' for those of [topic, body])",
+                self._app,
             )
 
-    def goodbye(self) -> None:
-        """Tell all who have joined that this was all."""
+    def goodbye(self) -> Deferred[None]:
+        """Tell all who have joined that this was all, again and again; fires when they have read it, or left.
+
+        So whoever waits for it knows that nothing is queued for anybody any more. To be cancelled when that takes too
+        long: `unread` says by how many.
+        """
         self.stop()
-        if self._kept is not None:
-            self._kept.close()
-        for marker in tuple(self.counters.markers.values()):
+        self.kept.close()
+        self._all_told = Deferred(lambda _: self.stop())
+        for marker in self.counters.markers.values():  # the last of each subscriber
+            self._told[marker.subscriber] = marker
+        self._say_goodbye(_GOODBYE_PERIOD)
+        self._answered()
+        return self._all_told
+
+    @property
+    def unread(self) -> int:
+        """How many subscribers were told goodbye and have not read it."""
+        return len(self._told)
+
+    def _say_goodbye(self, period: float) -> None:
+        """Where there is no room for it, or it is dropped, the next one may get through."""
+        for marker in self._told.values():
             self._state(Kind.GOODBYE, marker)
+        if self._told:
+            self._timer = self._clock.callLater(period, self._say_goodbye, 2 * period)
+
+    def _heard(self, farewell: bytes) -> None:
+        with suppress(EnvelopeError):  # a plain reader's subscription that looks like one
+            subscriber, epoch = parse_farewell(farewell)
+            if epoch == self.epoch:
+                self._answered(subscriber)
+
+    def _answered(self, *subscribers: int) -> None:
+        for subscriber in subscribers:
+            self._told.pop(subscriber, None)
+        if self._all_told is not None and not self._told and not self._all_told.called:
+            self.stop()
+            self._all_told.callback(None)
 
 
 class Subscriptions(Protocol):
@@ -250,12 +309,15 @@ class SubscribingEnd(_Ticking):
         if self._marker and self._joining is None:
             self._join_soon()
 
-    def _join_soon(self) -> None:
-        """In the next turn, once for all that changes in this one; answers to the marker before count no more now."""
+    def _join_soon(self, *, again: bool = False) -> None:
+        """In the next turn, once for all that changes in this one.
+
+        Answers to the marker before count no more now, unless nothing has changed since and this only asks ``again``.
+        """
         self._asked_at = self._clock.seconds()
         self._marker = (self._make_marker(),) if self._subscriptions else ()
         for marker in self._marker:
-            self._tracker.join(marker, self._asked_at)
+            self._tracker.join(marker, self._asked_at, again=again)
         if self._joining is None:
             self._joining = self._clock.callLater(0, self._join)
 
@@ -289,9 +351,9 @@ class SubscribingEnd(_Ticking):
         self._stats.epochs = self._tracker.epochs
         return account
 
-    def judge(self, account: Any, number: int) -> bool:
+    def judge(self, account: Any, number: int, many: int = 1) -> bool:
         """Tell what is missing before this message."""
-        found = self._tracker.judge(account, number)
+        found = self._tracker.judge(account, number, many)
         if found is DUPLICATE:
             return False
         if found is not None:
@@ -359,15 +421,27 @@ class SubscribingEnd(_Ticking):
             elif isinstance(event, Restarted):
                 self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
             elif isinstance(event, Ended):
-                text = "%s: %s has ended, and all it sent was received or counted"
+                text = "%s: %s has ended, and all it sent since the join was received or counted"
                 self._log.info(text, self._name, _named(event.publisher, event.name))
+                self._bid_farewell(event.publisher)
             elif isinstance(event, Overdue):
                 again = True
             elif isinstance(event, Silent):
                 self._reconnect(event)
         if again:
             stats.join_retries += 1
-            self._join_soon()
+            if self._joining is None:
+                self._join_soon(again=True)
+
+    def _bid_farewell(self, epoch: int) -> None:
+        """Tell a publisher that has ended that all it sent was read: it waits for that."""
+        assert self._transport is not None
+        self._past.append((self._clock.seconds() + GRACE, pack_farewell(self._id, epoch)))
+        self._transport.listen((*self._subscriptions, *self._markers()))
+
+    def named(self, epoch: int) -> str:
+        """How log lines call a publisher."""
+        return _named(epoch, self._tracker.name_of(epoch))
 
     def _reconnect(self, silent: Silent) -> None:
         assert self._transport is not None
@@ -400,7 +474,7 @@ class SubscribingEnd(_Ticking):
         if not self._subscriptions:
             return True
         connected = self._transport.peers
-        late = self._clock.seconds() >= self._asked_at + GRACE
+        late = self._clock.seconds() >= self._asked_at + GRACE and not self._tracker.incomplete
         return connected > 0 and (len(self.complete) >= connected or late)
 
     def _forget(self, waiting: Deferred[None]) -> None:
@@ -412,9 +486,12 @@ class SubscribingEnd(_Ticking):
         if self._joining is not None:
             self._joining.cancel()
             self._joining = None
-        self._tell(self._tracker.close())
+        self._tell(self._tracker.close(alone=self._transport is not None and not self._transport.peers))
+        waiting, self._waiting = self._waiting, []
+        for _, each in waiting:
+            each.errback(NotRunningError(f"{self._name!r} has stopped, and waits for no publisher any more"))
         self._reports.close()
 
 
 def _named(epoch: int, name: str) -> str:
-    return f"publisher {name or f'{epoch:016x}'}"
+    return f"publisher {name} ({epoch:016x})" if name else f"publisher {epoch:016x}"

@@ -59,6 +59,9 @@ class Kept:
         self._joining: dict[int, _Joining] = {}
         self._timer: Any = None
 
+    def __contains__(self, topic: bytes) -> bool:
+        return topic in self._last
+
     def keep(self, topic: bytes, last: Last) -> None:
         """``last`` was sent now."""
         self._last[topic] = last
@@ -71,16 +74,18 @@ class Kept:
     def join(self, marker: Marker) -> None:
         """Its sender was answered: give it what is kept; if it has asked before, only of what it wants since."""
         before = self._joining.get(marker.subscriber)
+        given = before.marker if before is not None and not before.marker.summary else None  # a summary says too much
         wanted = [
             (topic, last)
             for topic, last in self._last.items()
-            if marker.wants(topic) and not (before is not None and before.marker.wants(topic))
+            if marker.wants(topic) and not (given is not None and given.wants(topic))
         ]
         if before is None:
             self._joining[marker.subscriber] = _Joining(marker, deque(wanted))
         else:
             before.marker, before.ended = marker, before.ended and not wanted
-            before.waiting.extend(wanted)
+            still = {topic for topic, _ in before.waiting}
+            before.waiting.extend((topic, last) for topic, last in wanted if topic not in still)
         self._give()
 
     def leave(self, marker: bytes) -> None:

@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.awaiting import as_awaitable
 from zroute.delivery.reports import Clock
-from zroute.errors import HighWaterMarkError
+from zroute.errors import HighWaterMarkError, NotRunningError
 from zroute.routing.publications import DONE
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "Sent"]
 
 Attempt = Callable[[], bool]
 """Sends a message, or returns False while somebody has no room for it."""
@@ -26,7 +26,7 @@ Attempt = Callable[[], bool]
 _PERIOD = 0.01  # seconds between two attempts: the socket's descriptor wakes for some of the reasons only
 
 
-class _Sent:
+class Sent:
     """An awaitable that is done when the message is sent, or fails; ignoring it is free."""
 
     def __init__(self) -> None:
@@ -56,18 +56,20 @@ class _Sent:
 @attrs.define(eq=False)
 class _Message:
     attempt: Attempt
-    sent: _Sent
+    sent: Sent
     until: float
+    count: int
 
 
 class Outbox:
-    """At most ``limit`` messages, each for at most ``timeout`` seconds; ``lost`` is told of one that is given up.
+    """At most ``limit`` messages, each for at most ``timeout`` seconds.
 
-    Those of one topic are sent in the order they were given; a topic that nobody holds up passes the others.
+    Those of one topic are sent in the order they were given; a topic that nobody holds up passes the others. ``lost``
+    is told of what is given up: its topic, how many messages that were, and why.
     """
 
     def __init__(
-        self, clock: Clock, *, limit: int, timeout: float, lost: Callable[[bytes, HighWaterMarkError], None]
+        self, clock: Clock, *, limit: int, timeout: float, lost: Callable[[bytes, int, HighWaterMarkError], None]
     ) -> None:
         self._clock = clock
         self._limit = limit
@@ -76,22 +78,36 @@ class Outbox:
         self._topics: dict[bytes, deque[_Message]] = {}
         self._timer: Any = None
         self._idle: list[Deferred[None]] = []
+        self._closed = False
         self.waiting = 0
 
-    def send(self, topic: bytes, attempt: Attempt) -> Awaitable[None]:
-        """Send now, or as soon as there is room; raises HighWaterMarkError when ``limit`` messages wait already."""
+    def send(self, topic: bytes, attempt: Attempt, *, count: int = 1, sent: Sent | None = None) -> Awaitable[None]:
+        """Send now, or as soon as there is room: what ``attempt`` sends are ``count`` messages. Raises as `check`.
+
+        With ``count`` 0 it is a control frame, which has its place also where `check` would refuse a message. ``sent``
+        is told of the end, where somebody has been given it before.
+        """
+        if self._closed:
+            raise NotRunningError(f"{topic.decode(errors='replace')!r}: the app has stopped")
         if topic not in self._topics and attempt():
+            if sent is not None:
+                sent.end(None)
             return DONE
-        if self.waiting >= self._limit:
-            raise HighWaterMarkError(
-                f"{topic.decode(errors='replace')!r}: {self.waiting} messages wait for subscribers that have no room: "
-                "await what publish returns, so that your program is no faster than they are"
-            )
-        message = _Message(attempt, _Sent(), self._clock.seconds() + self._timeout)
+        if count:
+            self.check(topic)
+        message = _Message(attempt, sent or Sent(), self._clock.seconds() + self._timeout, count)
         self._topics.setdefault(topic, deque()).append(message)
-        self.waiting += 1
+        self.waiting += count
         self._wake_later()
         return message.sent
+
+    def check(self, topic: bytes, more: int = 0) -> None:
+        """Raise HighWaterMarkError when ``limit`` messages wait already, with ``more`` that wait elsewhere."""
+        if self.waiting + more >= self._limit:
+            raise HighWaterMarkError(
+                f"{topic.decode(errors='replace')!r}: {self.waiting + more} messages wait for subscribers that have "
+                "no room: await what publish returns, so that your program is no faster than they are"
+            )
 
     def try_now(self, topic: bytes, attempt: Attempt) -> bool:
         """Send now, or not at all: False while there is no room, or others of ``topic`` wait."""
@@ -127,6 +143,7 @@ class Outbox:
 
     def close(self) -> int:
         """Give up what waits; how many messages that were."""
+        self._closed = True
         left, self._topics = self._topics, {}
         count = self.waiting
         for topic, messages in left.items():
@@ -142,9 +159,9 @@ class Outbox:
         return count
 
     def _end(self, topic: bytes, message: _Message, error: HighWaterMarkError | None) -> None:
-        self.waiting -= 1
+        self.waiting -= message.count
         if error is not None:
-            self._lost(topic, error)
+            self._lost(topic, message.count, error)
         message.sent.end(error)
 
     def _wake_later(self) -> None:

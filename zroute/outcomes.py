@@ -7,7 +7,8 @@ few in full, the rest counted), and a call of the nearest ``on_error`` function.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,14 +17,14 @@ from twisted.python.failure import Failure
 from zroute.awaiting import is_awaitable, loop_hint
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
-from zroute.errors import DecodeError, EnvelopeError
+from zroute.errors import DecodeError, EnvelopeError, HighWaterMarkError, NotRunningError
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at
 from zroute.producers import CompiledProducer, Start
 from zroute.routing.deliver import UNDECODABLE, Delivery, Raw, frames_of
 from zroute.routing.parameters import name_of
-from zroute.routing.publications import Outlet
+from zroute.routing.publications import DONE, Outlet
 from zroute.routing.routes import ErrorHook, Hook
 from zroute.unfinished import Reading, Unfinished, error_of
 
@@ -148,11 +149,19 @@ class Outcomes:
 
     # -- from producers ---------------------------------------------------------------------------------
 
-    def publish(self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str) -> None:
-        """Publish what a function returned to all its publishers; a refusal is counted and logged."""
+    def publish(
+        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+    ) -> Deferred[None] | None:
+        """Publish what a function returned to all its publishers; a refusal is counted and logged.
+
+        None, or what fires when nothing of it waits for subscribers without room any more. It does not fail.
+        """
+        waiting = []
         for outlet in outlets:
             try:
-                outlet.publish(value, None, None, inbound)
+                sent = outlet.publish(value, None, None, inbound)
+                if sent is not DONE:
+                    waiting.append(sent)
             except Exception as error:
                 self._stats.publish_errors += 1
                 self._reports(
@@ -166,6 +175,7 @@ class Outcomes:
                     error,
                 )
                 self._observe(error, False)
+        return self._start(_all_of(waiting)) if waiting else None
 
     def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
         """A timer's function or a generator raised."""
@@ -239,6 +249,12 @@ class Outcomes:
         except EnvelopeError:
             topic, _, body = frames[0].partition(NUL)
             return Envelope(Topic.from_wire(topic), frames[1] if len(frames) > 1 else body, frames, self._wall())
+
+
+async def _all_of(waiting: Iterable[Awaitable[None]]) -> None:
+    for sent in waiting:
+        with suppress(HighWaterMarkError, NotRunningError):  # counted and said where it was given up
+            await sent
 
 
 def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> ErrorHook | None:

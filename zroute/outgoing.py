@@ -25,12 +25,11 @@ from zroute.audience import Audience
 from zroute.awaiting import as_awaitable, within
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
-from zroute.endpoints import Endpoint
 from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
 from zroute.joins import PublishingEnd
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import NUL, Framer, framer, pack_headers
-from zroute.options import OUTBOX, OUTBOX_SECONDS
+from zroute.messages.wire import Framer, framer, pack_headers
+from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
 from zroute.outbox import Outbox
 from zroute.routing.publications import DONE, Emit, Outlet
 
@@ -51,17 +50,20 @@ class Sending(Protocol):
     def try_sender(self) -> Callable[[Any], bool] | None:
         """What sends, or returns False while a subscriber has no room."""
 
+    @property
+    def bound(self) -> Sequence[str]:
+        """The addresses that are bound to publish at, as they were resolved."""
+
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Tell of each subscription at the publishing socket; False where there is none."""
 
 
 class Outgoing:
-    """The publishing side of one run of ``app``, which publishes at ``endpoints``; ``wall`` gives Unix seconds."""
+    """The publishing side of one run of ``app``; ``wall`` gives Unix seconds."""
 
     def __init__(
         self,
         app: App,
-        endpoints: Sequence[Endpoint],
         clock: Clock,
         transport: Sending,
         stats: Stats,
@@ -69,15 +71,14 @@ class Outgoing:
         wall: Callable[[], float],
     ) -> None:
         self._app = app
-        self._endpoints = endpoints
         self._clock = clock
         self._transport = transport
         self._stats = stats
         self._reports = reports
         self._clock_ns = time.time_ns if wall is time.time else lambda: int(wall() * 1e9)
-        self._audience = Audience(clock)
+        self._audience = Audience(clock, tracked=app.wire == "tracked")
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
-        self._to_keep: set[bytes] = set()
+        self._epoch, self._numbers = secrets.randbits(64), count(1)
         self._outlets: tuple[Outlet, ...] = ()
         self._closed = False
         self.publishing: PublishingEnd | None = None
@@ -86,22 +87,37 @@ class Outgoing:
     def open(self, outlets: Iterable[Outlet]) -> Emit:
         """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned."""
         self._outlets = tuple(outlets)
-        emit = self._emit()
+        make = self._emitter()
+        emit = make(keeps=False)
+        emit_kept = make(keeps=True) if self._keeps else emit
         for outlet in self._outlets:
-            outlet.open(self._keeping(emit) if outlet.publication.keep else emit, self._gathered)
+            outlet.open(emit_kept if outlet.publication.keep else emit, self._gathered)
         return emit
 
-    async def send_the_rest(self, timeout: float) -> dict[str, int]:
-        """Wait until subscribers have room for what waits in the outbox; what is given up after ``timeout`` seconds."""
+    async def end(self, timeout: float) -> dict[str, int]:
+        """Send what waits and say goodbye, within ``timeout`` seconds; what could not be, and how many of it.
+
+        Messages are waited for as long as that, subscribers that do not read no longer than the sockets would be.
+        """
+        deadline = self._clock.seconds() + timeout
         with suppress(TimeoutError):
             await within(timeout, self._outbox.idle(), self._clock)
-        left = self._outbox.close()
-        return {"messages for subscribers that have no room": left} if left else {}
-
-    def goodbye(self) -> None:
-        """Tell all who have joined that this was all."""
-        if self.publishing is not None:
-            self.publishing.goodbye()
+        given_up = self._outbox.close()
+        left = {"messages for subscribers that have no room": given_up} if given_up else {}
+        if self.publishing is None:
+            return left
+        patience = min(deadline - self._clock.seconds(), LINGER_DRAIN / 1000)
+        with suppress(TimeoutError):
+            await within(max(patience, 0.0), self.publishing.goodbye(), self._clock)
+        if unread := self.publishing.unread:
+            _log.warning(
+                "%s: %d subscribers have not read all that was sent to them: what is queued for them may be lost",
+                self._app.name,
+                unread,
+            )
+            if self._app.overflow != "drop":
+                left["subscribers that have not read all"] = unread
+        return left
 
     def close(self) -> None:
         """Nobody can publish any more, and who waits for subscribers is told."""
@@ -112,16 +128,46 @@ class Outgoing:
 
     # -- what publications send through -------------------------------------------------------------------
 
-    def _emit(self) -> Emit:
-        app, stats, transport = self._app, self._stats, self._transport
-        send = transport.sender(multipart=app.wire == "multipart")
-        if send is None:
-            return _nowhere(app)
-        frame = self._framer(send)
+    def _emitter(self) -> Callable[..., Emit]:
+        """What makes an `Emit`: of one whose messages are kept (``keeps``), or of another."""
+        app, transport = self._app, self._transport
+        send, try_send = transport.sender(multipart=app.wire == "multipart"), transport.try_sender()
+        if send is None or try_send is None:
+            return lambda *, keeps: _nowhere(app)
+        if app.wire == "tracked" and transport.counts:
+            self.publishing = self._publishing_end(send, try_send)
         transport.announce(self._subscription)
-        if app.overflow != "drop":
-            return self._careful(frame)
-        limit, thread = app.max_message, get_ident()
+        if app.overflow == "drop":
+            return partial(self._dropping, send)
+        return partial(self._careful, try_send)
+
+    def _publishing_end(self, send: Callable[[Any], None], try_send: Callable[[Any], bool]) -> PublishingEnd:
+        def send_anyway(frame: bytes) -> bool:
+            send(frame)
+            return True
+
+        drops, bound = self._app.overflow == "drop", self._transport.bound
+        return PublishingEnd(
+            self._clock,
+            self._outbox,
+            send_anyway if drops else try_send,  # on a socket that refuses, one that is dropped blinds it to that peer
+            self._clock_ns,
+            self._app.name,
+            f"{self._app.name}@{gethostname()} {', '.join(bound)}" if bound else "",
+            _log,
+        )
+
+    def _framer(self, clock_ns: Callable[[], int]) -> Framer:
+        if self.publishing is not None:
+            return self.publishing.framer(clock_ns)
+        next_sequence = self._numbers.__next__
+        return framer(self._app.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
+
+    def _dropping(self, send: Callable[[Any], None], *, keeps: bool) -> Emit:
+        """Where a subscriber without room misses the message, and counts it."""
+        stats, limit, thread, clock_ns = self._stats, self._app.max_message, get_ident(), self._clock_ns
+        published_at = 0
+        frame, sent = self._framer((lambda: published_at) if self._keeps else clock_ns), self._keeper(keeps)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             if get_ident() != thread or len(body) > limit:
@@ -130,38 +176,28 @@ class Outgoing:
             stats.published += 1
             return DONE
 
-        return emit
+        def emit_and_keep(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            nonlocal published_at
+            published_at = clock_ns()
+            emit(topic, number, body, headers)
+            sent(topic, number, body, headers, published_at)
+            return DONE
 
-    def _framer(self, send: Callable[[Any], None]) -> Framer:
-        app = self._app
-        if app.wire != "tracked" or not self._transport.counts:
-            epoch, next_sequence = secrets.randbits(64), count(1).__next__
-            return framer(app.wire, epoch=epoch, next_sequence=next_sequence, clock_ns=self._clock_ns)
-        at = ", ".join(map(str, self._endpoints))
-        keeps = any(outlet.publication.keep for outlet in self._outlets)
-        self.publishing = PublishingEnd(
-            self._clock,
-            self._control(send),
-            self._pacing(send) if keeps else None,
-            self._clock_ns,
-            f"{app.name}@{gethostname()} {at}",
-            _log,
-        )
-        return self.publishing.framer()
+        return emit_and_keep if self._keeps else emit
 
-    def _careful(self, frame: Framer) -> Emit:
+    def _careful(self, try_send: Callable[[Any], bool], *, keeps: bool) -> Emit:
         """Where nothing is dropped: see `zroute.outbox`."""
         app, stats, outbox = self._app, self._stats, self._outbox
-        try_send, publishing = self._transport.try_sender(), self.publishing
-        counters = publishing.counters if publishing is not None else None
-        keep, kept = (publishing.keep if publishing is not None else _keep_nothing), self._to_keep
-        waits, limit, thread = app.overflow == "wait", app.max_message, get_ident()
+        counters = self.publishing.counters if self.publishing is not None else None
+        waits, limit, thread, clock_ns = app.overflow == "wait", app.max_message, get_ident(), self._clock_ns
+        published_at = 0
+        frame, sent = self._framer(lambda: published_at), self._keeper(keeps)
 
-        def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> bool:
-            assert try_send is not None
+        def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> bool:
+            nonlocal published_at
+            published_at = at  # how old it is when it arrives, is counted from when it was published
             if try_send(frame(topic, number, body, headers)):
-                if topic in kept:
-                    keep(topic, number, body, headers)
+                sent(topic, number, body, headers, at)
                 return True
             stats.eagain += 1
             if counters is not None:
@@ -172,76 +208,48 @@ class Outgoing:
             _check_message(topic, body, limit, thread)
             if headers:
                 pack_headers(headers)  # a bad one is an error here, not when its turn has come
-            sent = DONE
+            done, at = DONE, clock_ns()
             if waits:
-                sent = outbox.send(topic, partial(attempt, topic, number, body, headers))
-            elif not attempt(topic, number, body, headers):
+                done = outbox.send(topic, partial(attempt, topic, number, body, headers, at))
+            elif not attempt(topic, number, body, headers, at):
                 raise HighWaterMarkError(
                     f"{topic.decode()!r}: the queue of a subscriber is full, and nobody was sent this: publish later, "
                     "less often, or with App(overflow='wait')"
                 )
             stats.published += 1
-            return sent
+            return done
 
         return emit
 
-    def _keeping(self, emit: Emit) -> Emit:
-        """``emit`` for a publication whose latest messages are kept for those who join."""
-        if self.publishing is None:
-            return emit
-        keep, kept = self.publishing.keep, self._to_keep
-        drops = self._app.overflow == "drop"  # else they are kept when they are sent: see `_careful`
+    @property
+    def _keeps(self) -> bool:
+        """Whether any message is kept for those who join."""
+        return self.publishing is not None and any(outlet.publication.keep for outlet in self._outlets)
 
-        def emit_and_keep(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            kept.add(topic)
-            sent = emit(topic, number, body, headers)
-            if drops:
-                keep(topic, number, body, headers)
-            return sent
+    def _keeper(self, keeps: bool) -> Callable[[bytes, int, bytes, Mapping[str, Any] | None, int], None]:
+        """What is told of each message that was sent: it is the latest of its topic, whoever has published it."""
+        if self.publishing is None or not self._keeps:
+            return lambda topic, number, body, headers, at: None
+        keep, kept = self.publishing.keep, self.publishing.kept
 
-        return emit_and_keep
+        def sent(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> None:
+            if keeps or topic in kept:
+                keep(topic, number, body, headers, at)
 
-    # -- what control frames and kept messages go through -------------------------------------------------
-
-    def _control(self, send: Callable[[Any], None]) -> Callable[[bytes], object]:
-        """The way of the messages, so that no control frame is dropped either."""
-        try_send = self._transport.try_sender()
-        if self._app.overflow == "drop" or try_send is None:
-            return send
-
-        def control(frame: bytes) -> None:
-            topic = frame.partition(NUL)[0]
-            try:
-                self._outbox.send(topic, lambda: try_send(frame))
-            except HighWaterMarkError as error:  # a subscriber that misses an answer asks again
-                self._unsent_control(error)
-
-        return control
-
-    def _pacing(self, send: Callable[[Any], None]) -> Callable[[bytes, bytes], bool]:
-        """What kept messages go through: ``(topic, frame)``, False while there is no room."""
-        try_send = self._transport.try_sender()
-        if self._app.overflow == "drop" or try_send is None:
-
-            def send_anyway(_topic: bytes, frame: bytes) -> bool:
-                send(frame)
-                return True
-
-            return send_anyway
-        return lambda topic, frame: self._outbox.try_now(topic, lambda: try_send(frame))
+        return sent
 
     # -- what could not be sent ---------------------------------------------------------------------------
 
-    def _unsent(self, topic: bytes, error: HighWaterMarkError) -> None:
-        """A message was given up in the outbox: counted and said, whether somebody awaits it or not."""
-        self._stats.published -= 1
-        self._stats.publish_errors += 1
-        self._reports("unsent", f"{self._app.name}: unsent messages", logging.WARNING, "%s: %s", self._app.name, error)
-
-    def _unsent_control(self, error: HighWaterMarkError) -> None:
+    def _unsent(self, topic: bytes, count: int, error: HighWaterMarkError) -> None:
+        """Messages were given up in the outbox: counted and said, whether somebody awaits them or not."""
         name = self._app.name
-        subject = f"{name}: unsent control frames"
-        self._reports("control", subject, logging.WARNING, "%s: no room for a control frame: %s", name, error)
+        if not count:  # whoever misses a control frame asks again
+            text = "%s: a subscriber had no room for a control frame"
+            self._reports("control", f"{name}: unsent control frames", logging.WARNING, text, name)
+            return
+        self._stats.published -= count
+        self._stats.publish_errors += count
+        self._reports("unsent", f"{name}: unsent messages", logging.WARNING, "%s: %s", name, error)
 
     # -- subscribers --------------------------------------------------------------------------------------
 
@@ -279,10 +287,6 @@ def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
             f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
             "raise max_message here and at the readers"
         )
-
-
-def _keep_nothing(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> None:
-    """On a wire that can't bring it to anybody."""
 
 
 def _nowhere(app: App) -> Emit:

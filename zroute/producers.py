@@ -23,6 +23,9 @@ __all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Sta
 
 Start = Callable[[Awaitable[Any]], "Deferred[Any]"]
 
+Publish = Callable[[Any], "Deferred[None] | None"]
+"""Publishes a value; None, or what fires when that need not wait any more for subscribers that have no room."""
+
 TURN_SECONDS = 0.005
 """Seconds a generator may run before the reactor is given its turn."""
 
@@ -35,12 +38,12 @@ BACK_OFF_MAX = 60.0
 
 @attrs.frozen(eq=False)
 class CompiledProducer:
-    """A function, ready: ``call()`` runs it, ``publish`` takes each value and doesn't raise."""
+    """A function, ready: ``call()`` runs it, ``publish`` takes each value and neither raises nor fails."""
 
     name: str
     where: str
     call: Callable[[], Any]
-    publish: Callable[[Any], None]
+    publish: Publish
     schedule: Schedule | None
     generator: bool
 
@@ -57,7 +60,7 @@ class ProducerOutcomes(Protocol):
 
 def drive(
     values: Generator[Any, None, None] | AsyncGenerator[Any, None],
-    publish: Callable[[Any], None],
+    publish: Publish,
     clock: Clock,
     start: Start,
 ) -> Deferred[None]:
@@ -69,12 +72,13 @@ def drive(
     return start(_drive(values, publish, clock))
 
 
-async def _drive(values: Any, publish: Callable[[Any], None], clock: Clock) -> None:
+async def _drive(values: Any, publish: Publish, clock: Clock) -> None:
     deadline, count = clock.seconds() + TURN_SECONDS, 0
     try:
         async for value in values if hasattr(values, "__anext__") else _asynchronous(values):
-            if value is not None:
-                publish(value)
+            sent = publish(value) if value is not None else None
+            if sent is not None:
+                await as_awaitable(sent)
             count += 1
             if count >= TURN_VALUES or clock.seconds() >= deadline:
                 await as_awaitable(_later(clock, 0))
@@ -198,7 +202,9 @@ class _Running:
             if is_awaitable(result):
                 running = self._start(result).addCallback(self._publish)
                 return self._keep(running.addErrback(self._call_failed))
-            self._publish(result)
+            sent = self._publish(result)
+            if sent is not None:
+                return self._keep(sent.addErrback(self._call_failed))
         except BaseException as error:  # also SystemExit, as for handlers: it would end the schedule in silence
             self._failed(error)
         return None
@@ -208,10 +214,9 @@ class _Running:
             self._values = self._producer.call()
         return next(self._values) if hasattr(self._values, "__next__") else anext(self._values)
 
-    def _publish(self, value: Any) -> None:
+    def _publish(self, value: Any) -> Deferred[None] | None:
         self._failures = 0
-        if value is not None:
-            self._producer.publish(value)
+        return self._producer.publish(value) if value is not None else None
 
     def _finish(self) -> None:
         self._values = None
@@ -244,12 +249,8 @@ class _Running:
         except Exception as error:
             self._restart(error)
             return
-        driven = drive(values, self._yielded, self._clock, self._start)
+        driven = drive(values, self._publish, self._clock, self._start)
         self._keep(driven.addCallbacks(lambda _: self._finish(), self._drive_failed))
-
-    def _yielded(self, value: Any) -> None:
-        self._failures = 0
-        self._producer.publish(value)
 
     def _drive_failed(self, failure: Any) -> None:
         if self._stopped:

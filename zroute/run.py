@@ -36,7 +36,7 @@ from zroute.errors import (
 from zroute.joins import SubscribingEnd, Subscriptions
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.options import LINGER_DRAIN
+from zroute.options import LINGER_DRAIN, RECEIVED_MAX
 from zroute.outcomes import Outcomes
 from zroute.outgoing import Outgoing, Sending
 from zroute.producers import CompiledProducer, Producers
@@ -61,7 +61,7 @@ __all__ = ["Drained", "Ground", "Limit", "Run", "Transport", "sockets"]
 _log = logging.getLogger("zroute")
 
 _CATCH_UP = 1.0
-"""Seconds a stop goes on reading what had arrived by then; under a flood there is always more."""
+"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more."""
 
 
 _HOOK = 1.0
@@ -94,6 +94,9 @@ class Transport(Sending, Subscriptions, Protocol):
 
     def read(self) -> None:
         """Read some of what waits, now."""
+
+    def discard(self, most: int) -> int:
+        """Throw away up to so many of the messages that wait; how many that were."""
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
         """Close; fires when all has been sent or given up."""
@@ -215,7 +218,7 @@ class Run:
         self._table = self._make_table(routes)
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
         wall, reports = self._ground.wall, self._reports
-        self._outgoing = Outgoing(self.app, self.publish_to, self.reactor, self.transport, self._stats, reports, wall)
+        self._outgoing = Outgoing(self.app, self.reactor, self.transport, self._stats, reports, wall)
         self.app._emit = self._outgoing.open(self._compiled.outlets)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
@@ -228,26 +231,33 @@ class Run:
         self._producers.start()
 
     async def end(self, timeout: float) -> Drained:
-        """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done."""
+        """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done.
+
+        All together within ``timeout`` seconds; functions that close something have one second at least.
+        """
         self._stopped = True
+        deadline = self.reactor.seconds() + timeout
+
+        def left() -> float:
+            return float(max(deadline - self.reactor.seconds(), 0.0))
+
         if self._producers is not None:
             for name, ending in self._producers.stop():
                 self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
         await self._wait(0)  # a handler that asked for the stop returns first, and is waited for
-        unfinished = await self._end_start(timeout)
-        await self._catch_up()
+        unfinished = await self._end_start(left())
+        unfinished |= await self._catch_up(left)
         for stream in tuple(self._streams):
             stream.finish()
-        unfinished |= await self._settle(timeout)
-        patience = max(timeout, _HOOK)
+        unfinished |= await self._settle(left())
         for hook in self.app._shutdown if self._outgoing is not None else ():
-            unfinished |= await self._shut_down(hook, patience)
-        if self._outgoing is not None:
-            unfinished |= await self._outgoing.send_the_rest(timeout)
-            self._outgoing.goodbye()
+            unfinished |= await self._shut_down(hook, max(left(), _HOOK))
         self._accounts.close()
+        self.transport.listen(())
+        if self._outgoing is not None:
+            unfinished |= await self._outgoing.end(left())
         self._withdraw()
-        unfinished |= await self._resources.close(patience, self._failed_to_close)
+        unfinished |= await self._resources.close(max(left(), _HOOK), self._failed_to_close)
         await self.transport.close()
         self._outcomes.close()
         self._reports.close()
@@ -357,20 +367,20 @@ class Run:
 
     def _found(self, found: Gap | LostTail | LostKept) -> None:
         """A loss: to whoever wants to know, else to the log."""
-        publisher = f"{found.publisher:016x}"
+        publisher = self._accounts.named(found.epoch)
         if isinstance(found, LostTail):
             names = ", ".join(repr(each.decode(errors="replace")) for each in found.subscriptions) or "its topics"
-            text = "%s: publisher %s has gone without a goodbye, or was away for long: nobody knows what was lost of %s"
+            text = "%s: %s has gone without a goodbye, or was away for long: nobody knows what was lost of %s"
             subject = f"{self.app.name}: unknown losses"
             self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, names)
             return
         if isinstance(found, LostKept):
-            text = "%s: lost %d of the messages that publisher %s keeps for those who join"
+            text = "%s: lost %d of the messages that %s keeps for those who join"
             subject = f"{self.app.name}: lost kept messages"
             self._reports("kept", subject, logging.WARNING, text, self.app.name, found.count, publisher)
             return
         if not self.app._gaps:
-            text = "%s: lost %d messages of %r from publisher %s (numbers %d to %d)"
+            text = "%s: lost %d messages of %r from %s (numbers %d to %d)"
             name = found.subscription.decode(errors="replace")
             arguments = (self.app.name, found.count, name, publisher, found.first, found.last)
             self._reports("gap", f"{self.app.name}: lost messages", logging.WARNING, text, *arguments)
@@ -379,7 +389,7 @@ class Run:
                 result = self._hook(hook.function)(found)
                 if is_awaitable(result):
                     self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
-            except Exception as error:
+            except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
                 self._failed_over_a_gap(error)
 
     def _failed_over_a_gap(self, error: BaseException) -> None:
@@ -516,18 +526,25 @@ class Run:
             return {"the start": 1}
         return {}
 
-    async def _catch_up(self) -> None:
-        """Read what has arrived, also past the bounds: a SUB socket that unsubscribes first would drop it."""
-        limit, end = self._limit, self.reactor.seconds() + _CATCH_UP
+    async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
+        """Read what has arrived, also past the bounds: a SUB socket that unsubscribes first would drop it.
+
+        That is at most what libzmq queues of each publisher; what is more came later. What it had no time for.
+        """
+        limit, clock, before = self._limit, self.reactor.seconds, self._stats.received
+        end, arrived = clock() + _CATCH_UP, RECEIVED_MAX * max(self.transport.peers, 1)
         while (limit is None or limit.left) and self.transport.readable():
-            if self.reactor.seconds() >= end:
-                _log.warning(
-                    "%s: messages still arrived %g s after the stop; those are left unread", self.app.name, _CATCH_UP
-                )
-                break
+            unread = arrived - (self._stats.received - before)
+            if clock() >= end and (unread <= 0 or not left()):
+                text = "%s: %s messages still waited %g s after the stop; they are left unread"
+                number = self.transport.discard(unread) if unread > 0 else 0
+                _log.warning(text, self.app.name, number or "newer", clock() - end + _CATCH_UP)
+                self.transport.pause()
+                return {"messages that were received and not read": number} if number else {}
             self.transport.read()
             await self._wait(0)
         self.transport.pause()
+        return {}
 
     async def _settle(self, timeout: float) -> dict[str, int]:
         """Wait for unfinished handlers; the names of those that took too long, with their number."""

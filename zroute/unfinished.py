@@ -49,8 +49,10 @@ class CallOutcomes(Protocol):
     def stale(self, delivery: Delivery, raw: Raw) -> bool:
         """Whether the message is too old for the route by now, which is counted."""
 
-    def publish(self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str) -> None:
-        """It returned ``value``."""
+    def publish(
+        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+    ) -> Deferred[None] | None:
+        """It returned ``value``; None, or what fires when that need not wait any more."""
 
 
 @attrs.frozen(eq=False)
@@ -95,7 +97,6 @@ class Unfinished:
         running = self._begun(delivery, result)
         if running is None:
             route.stats.handled += 1
-            self._publish(delivery, result)
         else:  # the first Deferred of a plain function: from now on its messages take turns
             route.flow.active = True
             self._reading.reclassify()
@@ -103,12 +104,12 @@ class Unfinished:
             self._await(delivery, delivery.topic, running, raw)
 
     def _begun(self, delivery: Delivery, result: Any) -> Deferred[Any] | None:
-        """What to wait for, if ``result`` is not what is to be published."""
+        """What to wait for, if ``result`` is not there yet or can't be published at once."""
         if is_awaitable(result):
-            return self._start(result)
+            return self._start(result).addCallback(lambda value: self._publish(delivery, value))
         if delivery.route.outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return drive(result, lambda value: self._publish(delivery, value), self._clock, self._start)
-        return None
+        return self._publish(delivery, result)
 
     def _enqueue(self, delivery: Delivery, call: Callable[[], Any], raw: Raw) -> None:
         route = delivery.route
@@ -161,7 +162,6 @@ class Unfinished:
         if running is None:
             delivery.route.flow.done(key)
             delivery.route.stats.handled += 1
-            self._publish(delivery, result)
         else:
             self._await(delivery, key, running, job.raw)
 
@@ -177,7 +177,6 @@ class Unfinished:
                 self._outcomes.failed(delivery, error_of(result), raw)
             else:
                 stats.handled += 1
-                self._publish(delivery, result)
             self._pump(route)
 
         def dropped() -> None:
@@ -209,9 +208,10 @@ class Unfinished:
         where, queued = route.route.where, route.flow.queued
         self._reports(("flow", route), route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
 
-    def _publish(self, delivery: Delivery, value: Any) -> None:
-        if value is not None:
-            self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
+    def _publish(self, delivery: Delivery, value: Any) -> Deferred[None] | None:
+        if value is None or not delivery.route.outlets:
+            return None
+        return self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
         """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""

@@ -60,7 +60,7 @@ def main() -> None:
 
     @app.on_gap
     def gap(gap: Gap) -> None:
-        publisher, subscription = f"{gap.publisher:016x}", gap.subscription.decode()
+        publisher, subscription = gap.publisher, gap.subscription.decode()
         written.write(f"g {subscription} {publisher} {gap.first} {gap.last}\n")
         totals[f"{subscription} {publisher}"] += gap.count
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from zroute.delivery import tracking
 from zroute.delivery.tracking import (
     ANSWER_SECONDS,
+    ASKED_MAX,
     BEATS,
     DUPLICATE,
     GRACE,
@@ -44,7 +45,7 @@ from zroute.messages.control import (
     parse_marker,
     parse_statement,
 )
-from zroute.messages.wire import NUL, Kind, counted_framer, parse_header
+from zroute.messages.wire import NUL, Header, Kind, counted_framer, parse_header
 from zroute.options import CARRIED, TOPIC_CACHE
 
 # -- a network in which everything is known ---------------------------------------------------------------
@@ -186,7 +187,7 @@ class Subscriber:
     def take(self, event: object, *, tails: bool) -> None:
         """Account for what the tracker found: a tail only where the model knows that it can't be counted."""
         if isinstance(event, Gap):
-            self.accounts[event.publisher, event.subscription].counted += event.count
+            self.accounts[event.epoch, event.subscription].counted += event.count
         elif isinstance(event, LostTail):
             assert tails, f"a tail that is known was called unknown: {event}"
             self.tails.append(event)
@@ -223,7 +224,7 @@ class Subscriber:
         else:
             self.statement(topic, header.epoch, parse_statement(rest), arrived, header.kind is Kind.GOODBYE)
 
-    def data(self, topic: bytes, header: wire.Header, arrived: Frame) -> None:
+    def data(self, topic: bytes, header: Header, arrived: Frame) -> None:
         prefix = self.own(topic)
         if prefix is None:
             return  # of a subscription that was withdrawn meanwhile
@@ -245,8 +246,10 @@ class Subscriber:
             account.at += 1  # one was received, whichever: the next number tells
 
     def statement(self, marker: bytes, epoch: int, stated: Statement, arrived: Frame, goodbye: bool) -> None:
-        before = epoch in self.tracker.complete
+        before, named_before = epoch in self.tracker.complete, self.tracker.name_of(epoch)
         events = self.tracker.stated(epoch, marker, stated, goodbye=goodbye)
+        if goodbye and not named_before and len(events) > 1 and isinstance(events[-2], LostTail):
+            self.tails.append(events.pop(-2))  # it ended without ever having been joined: nobody knows
         named = {prefix for prefix, _ in stated.numbers} & self.wanted
         if marker != self.marker:
             assert events == []
@@ -264,7 +267,7 @@ class Subscriber:
                     (epoch, prefix), Account(arrived.sent.get(prefix, 0), arrived.lives.get(prefix, 0))
                 )
         for event in events:
-            if isinstance(event, LostTail) and event.publisher != epoch:
+            if isinstance(event, LostTail) and event.epoch != epoch:
                 self.take(event, tails=True)
 
     def joined(self, epoch: int, prefix: bytes) -> bool:
@@ -274,7 +277,7 @@ class Subscriber:
     @staticmethod
     def concerns(event: Gap | LostTail, epoch: int, prefix: bytes) -> bool:
         subscriptions = (event.subscription,) if isinstance(event, Gap) else event.subscriptions
-        return event.publisher == epoch and prefix in subscriptions
+        return event.epoch == epoch and prefix in subscriptions
 
 
 class Network(RuleBasedStateMachine):
@@ -743,15 +746,63 @@ def watched(tracker: Tracker, start: float, seconds: float, *, drained: bool = T
 
 
 def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
-    """After a message no beat comes, and no answer to a new marker: that connection is dead, and I am told once."""
+    """After a message no beat comes, and no answer to two markers: that connection is dead, and I am told once."""
     tracker = joined(b"a")
     watched(tracker, 0, 1)
     received(tracker, 1)
     assert watched(tracker, 1, 20) == [Overdue(7)]
-    tracker.join(b"N", 21)
-    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Silent(7, "")]
+    tracker.join(b"N", 21, again=True)
+    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Overdue(7)]
+    tracker.join(b"O", 24, again=True)
+    assert watched(tracker, 24, ANSWER_SECONDS + 2 * TICK) == [Silent(7, "")]
     assert watched(tracker, 30, 60) == []
     assert tracker.close() == [LostTail(7, (b"a",))]
+
+
+def test_a_publisher_whose_answer_is_lost_is_asked_again_and_never_cut() -> None:
+    """Its messages arrive, so it lives: an answer that a full queue has dropped is no reason to connect anew."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    for number in range(1, 11):
+        tracker.join(b"%d" % number, 4 * number, again=True)
+        received(tracker, number)
+        assert watched(tracker, 4 * number, ANSWER_SECONDS + 2 * TICK) == [Overdue(7)]
+    assert tracker.stated(7, b"9", stated((b"a", 10))) == [Joined(7, "", False)]
+
+
+def test_a_first_answer_that_is_lost_is_asked_for_again() -> None:
+    """Messages come of a publisher that has not answered: it is asked, a bounded number of times."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    received(tracker, 5)
+    asked = 0
+    for number in range(20):
+        found = watched(tracker, 10 * number, 9)
+        assert found in ([Overdue(7)], [])
+        asked += len(found)
+        tracker.join(b"%d" % number, 10 * number + 9, again=True)
+    assert asked == ASKED_MAX - 1
+    assert tracker.stated(7, b"3", stated((b"a", 5))) == [Joined(7, "", False)]
+    assert received(tracker, 7) == Gap(b"a", 7, 6, 6)
+
+
+def test_a_publisher_that_ends_without_having_answered_leaves_an_unknown_tail() -> None:
+    """Its answers were lost, and with them what its last numbers could be compared with: that is not zero."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    received(tracker, 5)
+    assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == [LostTail(7, (b"a",)), Ended(7, "")]
+    assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == []
+
+
+def test_who_is_alone_at_the_end_has_tails_that_nobody_knows() -> None:
+    """No publisher is connected when I stop, and none said goodbye: each may have sent more."""
+    tracker = joined(b"a")
+    received(tracker, 1)
+    assert tracker.close() == []
+    assert tracker.close(alone=True) == [LostTail(7, (b"a",))]
 
 
 def test_a_publisher_that_has_nothing_to_say_is_not_asked() -> None:
@@ -781,7 +832,9 @@ def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
     """It was silent, it answers again, and what was lost meanwhile is known to the message."""
     tracker = joined(b"a")
     tracker.join(b"N", 1)
-    assert watched(tracker, 1, 10) == [Silent(7, "")]
+    assert watched(tracker, 1, 5) == [Overdue(7)]
+    tracker.join(b"O", 6, again=True)
+    assert watched(tracker, 6, 6) == [Silent(7, "")]
     tracker.join(b"O", 12)
     assert tracker.stated(7, b"O", stated((b"a", 4))) == [Gap(b"a", 7, 1, 4), Joined(7, "", False)]
     assert tracker.close() == []

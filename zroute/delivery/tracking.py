@@ -45,6 +45,7 @@ from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
 
 __all__ = [
     "ANSWER_SECONDS",
+    "ASKED_MAX",
     "BEATS",
     "DUPLICATE",
     "GRACE",
@@ -90,6 +91,9 @@ GRACE = 2.0
 ANSWER_SECONDS = 2.0
 """Seconds that a publisher has for an answer to a marker."""
 
+ASKED_MAX = 10
+"""Markers in succession that one who never answers is asked with: whoever invents publishers makes no endless work."""
+
 _COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
 
 
@@ -98,12 +102,20 @@ _COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
 
 @attrs.frozen
 class Gap:
-    """Messages ``first`` to ``last`` of ``subscription`` were sent by ``publisher`` (its epoch) and not received."""
+    """Messages ``first`` to ``last`` of ``subscription`` were sent by the publisher of ``epoch`` and not received.
+
+    ``publisher`` names it as an `Envelope` does: the epoch as 16 hexadecimal digits.
+    """
 
     subscription: bytes
-    publisher: int
+    epoch: int
     first: int
     last: int
+
+    @property
+    def publisher(self) -> str:
+        """The publisher's run, as in `Envelope.publisher`."""
+        return f"{self.epoch:016x}"
 
     @property
     def count(self) -> int:
@@ -113,20 +125,20 @@ class Gap:
 
 @attrs.frozen
 class LostTail:
-    """Messages of ``publisher`` may be lost, and nobody can say how many.
+    """Messages of the publisher of ``epoch`` may be lost, and nobody can say how many.
 
     Those of ``subscriptions``; that is where its counters were forgotten, or where it died without a goodbye.
     """
 
-    publisher: int
+    epoch: int
     subscriptions: tuple[bytes, ...]
 
 
 @attrs.frozen
 class LostKept:
-    """``count`` of the messages that ``publisher`` keeps for those who join were sent here and not received."""
+    """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received."""
 
-    publisher: int
+    epoch: int
     count: int
 
 
@@ -158,14 +170,14 @@ class Ended:
 
 @attrs.frozen
 class Overdue:
-    """``publisher`` promised a beat that did not come: ask it with a new marker."""
+    """``publisher`` promised a beat, or owes an answer, that did not come: ask it with a new marker."""
 
     publisher: int
 
 
 @attrs.frozen
 class Silent:
-    """``publisher`` did not answer a marker, though everything that arrived was read: its connection is dead."""
+    """``publisher`` did not answer two markers, though all that arrived was read, and sent nothing: it seems dead."""
 
     publisher: int
     name: str
@@ -233,7 +245,7 @@ class Counters:
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
         self._generation = 0
-        self._unmarked: float | None = None
+        self._unmarked: dict[bytes, float] = {}  # since when there is a subscription whose subscriber sent no marker
 
     # -- subscriptions
 
@@ -241,8 +253,8 @@ class Counters:
         """``prefix`` is live from now on. A marker is returned, and is to be answered with `numbers`."""
         if prefix.startswith(MARKER):
             return self._marked(prefix)
-        if self._unmarked is None:
-            self._unmarked = now
+        if len(self._unmarked) < MAX_SUBSCRIPTIONS:
+            self._unmarked[prefix] = now
         counter = self._counters.get(prefix)
         if counter is not None:  # it never stopped counting
             counter.withdrawn = False
@@ -263,7 +275,7 @@ class Counters:
             marker = parse_marker(topic)
         except EnvelopeError:
             return None  # a plain reader's subscription that looks like one
-        self._unmarked = None
+        self._unmarked = {prefix: since for prefix, since in self._unmarked.items() if not marker.wants(prefix)}
         if len(self.markers) < MAX_SUBSCRIPTIONS:
             self.markers[topic] = marker
         return marker
@@ -271,6 +283,7 @@ class Counters:
     def withdraw(self, prefix: bytes, now: float) -> None:
         """Nobody subscribes to ``prefix`` any more. It goes on counting for `WITHDRAWN_SECONDS`."""
         self.markers.pop(prefix, None)
+        self._unmarked.pop(prefix, None)
         counter = self._counters.get(prefix)
         if counter is None or counter.withdrawn:
             return
@@ -290,27 +303,27 @@ class Counters:
 
     def plain_reader(self, now: float) -> bool:
         """Whether a subscriber came `GRACE` seconds ago that has sent no marker: a plain reader. True once for each."""
-        if self._unmarked is None or now < self._unmarked + GRACE:
-            return False
-        self._unmarked = None
-        return True
+        plain = [prefix for prefix, since in self._unmarked.items() if since + GRACE <= now]
+        for prefix in plain:
+            del self._unmarked[prefix]
+        return bool(plain)
 
     # -- messages
 
-    def count(self, topic: bytes) -> tuple[Counter, ...]:
-        """Count a message that is sent now; the counters it carries, the shorter subscription first."""
+    def count(self, topic: bytes, many: int = 1) -> tuple[Counter, ...]:
+        """Count ``many`` messages that are sent now; the counters they carry, the shorter subscription first."""
         cover = self._covers.get(topic) or self._cover(topic)
         for counter in cover.counters:
-            counter.number += 1
+            counter.number += many
         if not cover.moved:
             cover.moved = True
             self._moved.append(cover)
         return cover.carried
 
-    def take_back(self, topic: bytes) -> None:
-        """The message that was counted last, one of ``topic``, was not sent."""
+    def take_back(self, topic: bytes, many: int = 1) -> None:
+        """The messages that were counted last, ``many`` of ``topic``, were not sent."""
         for counter in self._covers[topic].counters:
-            counter.number -= 1
+            counter.number -= many
 
     def _cover(self, topic: bytes) -> _Cover:
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
@@ -394,6 +407,7 @@ class _Publisher:
     answer_due: float | None = None
     promise: float | None = None
     pulse: int | None = None
+    unanswered: int = 0  # markers, since it was heard last
     silent: bool = False
     kept: int = 1  # the number of the next kept message
 
@@ -418,8 +432,7 @@ class Tracker:
         self.epochs = 0
         self._subscriptions: frozenset[bytes] = frozenset()
         self._publishers: dict[int, _Publisher] = {}
-        self._marker: bytes | None = None
-        self._asked = 0.0
+        self._markers: set[bytes] = set()
         self._previous: float | None = None
         self._found: list[Event] = []
 
@@ -438,15 +451,20 @@ class Tracker:
             for prefix in publisher.streams.keys() - self._subscriptions:
                 publisher.streams.pop(prefix).expected = -1
 
-    def join(self, marker: bytes, now: float) -> None:
-        """``marker`` was sent behind the subscriptions; answers to another no longer count."""
-        self._marker = marker
+    def join(self, marker: bytes, now: float, *, again: bool = False) -> None:
+        """``marker`` was sent behind the subscriptions; answers to those before no longer count.
+
+        ``again``: nothing has changed since the one before, and answers to that are as good.
+        """
+        if not again:
+            self._markers.clear()
+        self._markers.add(marker)
         for publisher in self._publishers.values():
             if publisher.state is not _State.ENDED:
                 publisher.state = _State.JOINING
                 publisher.parts = 0
                 publisher.due = None
-                publisher.answer_due = now + ANSWER_SECONDS if publisher.joined_once else None
+                publisher.answer_due = now + ANSWER_SECONDS
 
     # -- messages
 
@@ -458,10 +476,11 @@ class Tracker:
             stream = publisher.streams[prefix] = Stream(epoch, prefix, int(prefix in publisher.covered))
         return stream
 
-    def judge(self, stream: Stream, number: int) -> Gap | LostTail | Duplicate | None:
+    def judge(self, stream: Stream, number: int, many: int = 1) -> Gap | LostTail | Duplicate | None:
         """Account for a message with ``number``, 0 if it carries none for this subscription.
 
-        `DUPLICATE`: it must not be delivered. Otherwise it is to be delivered, after what is returned was reported.
+        In a frame of ``many`` messages it is that of the first, and the others follow it. `DUPLICATE`: they must not be
+        delivered. Otherwise they are to be delivered, after what is returned was reported.
         """
         if stream.expected < 0:
             current = self.stream(stream.publisher, stream.prefix)
@@ -471,13 +490,13 @@ class Tracker:
         if not stream.expected:  # perhaps of an earlier subscription to the same prefix: only a join can tell
             return None
         if not number:
-            stream.expected += 1
+            stream.expected += many
             return None
         if number < stream.expected:
-            self.duplicates += 1
+            self.duplicates += many
             return DUPLICATE
         found = self._stands(stream, number - 1)
-        stream.expected = number + 1
+        stream.expected = number + many
         return found
 
     def _stands(self, stream: Stream, last: int) -> Gap | LostTail | None:
@@ -516,9 +535,11 @@ class Tracker:
 
     def stated(self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False) -> list[Event]:
         """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here."""
-        if marker != self._marker:
+        if marker not in self._markers:
             return []
         publisher = self._publishers.get(epoch) or self._meet(epoch)
+        if publisher.state is _State.ENDED and goodbye:
+            return []  # it says so until it is answered
         if statement.part == 0:
             publisher.parts = 0
         elif statement.part != publisher.parts:
@@ -550,10 +571,12 @@ class Tracker:
                 stream.expected = stream.expected or 1
         publisher.parts = 0
         publisher.pulse = publisher.promise = publisher.due = publisher.answer_due = None
-        publisher.silent = False
+        publisher.silent, publisher.unanswered = False, 0
         first, publisher.name = not publisher.joined_once, statement.name
         if goodbye:
             publisher.state = _State.ENDED
+            if first:  # its answers were lost, and with them what there was to compare with
+                yield self._lost_tail(publisher.epoch, tuple(publisher.streams))
             yield Ended(publisher.epoch, statement.name)
             return
         publisher.state = _State.COMPLETE
@@ -597,22 +620,46 @@ class Tracker:
         if known is not None and pulse != known:
             promise = max(promise or 0.0, BEATS[0])
         if promise is not None:
-            publisher.silent = False
+            publisher.silent, publisher.unanswered = False, 0
             publisher.due = now + promise + GRACE if promise else None
+        if not (publisher.joined_once or publisher.unanswered or publisher.answer_due):  # met since the last call
+            publisher.answer_due = now + ANSWER_SECONDS
 
     def _overdue(self, publisher: _Publisher, since: float) -> Iterator[Event]:
         """What was due by ``since``: everything that had arrived then has been read."""
         if publisher.answer_due is not None and publisher.answer_due <= since:
-            publisher.answer_due, publisher.silent = None, True
-            yield Silent(publisher.epoch, publisher.name or "")
+            publisher.answer_due = None
+            publisher.unanswered += 1
+            if publisher.unanswered == 1 or (not publisher.joined_once and publisher.unanswered < ASKED_MAX):
+                yield Overdue(publisher.epoch)  # perhaps the answer was lost
+            elif publisher.joined_once:
+                publisher.silent = True
+                yield Silent(publisher.epoch, publisher.name or "")
         if publisher.due is not None and publisher.due <= since and publisher.joined_once:
             publisher.due = None
             yield Overdue(publisher.epoch)
 
-    def close(self) -> list[Event]:
-        """The end: those that fell silent and did not come back have a tail that nobody knows."""
-        silent = [each for each in self._publishers.values() if each.silent and each.state is not _State.ENDED]
-        return [*self._found, *(self._lost_tail(each.epoch, tuple(each.streams)) for each in silent)]
+    def close(self, *, alone: bool = False) -> list[Event]:
+        """The end: those that fell silent and did not come back have a tail that nobody knows.
+
+        ``alone``: nobody is connected, so this holds for all that said no goodbye.
+        """
+        living = [each for each in self._publishers.values() if each.state is not _State.ENDED]
+        gone = [each for each in living if each.silent or (alone and each.joined_once)]
+        return [*self._found, *(self._lost_tail(each.epoch, tuple(each.streams)) for each in gone)]
+
+    def name_of(self, epoch: int) -> str:
+        """What the publisher calls itself, if it is known and has said so."""
+        publisher = self._publishers.get(epoch)
+        return (publisher.name if publisher else "") or ""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a publisher that tracks has not answered the last marker, and still may."""
+        return any(
+            each.state is _State.JOINING and not each.silent and each.unanswered < ASKED_MAX
+            for each in self._publishers.values()
+        )
 
     # -- publishers
 

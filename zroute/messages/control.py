@@ -1,6 +1,7 @@
 """Control frames of the tracked wire, which carry the bookkeeping of loss (`zroute.delivery.tracking`).
 
-Markers, which ask; statements, which answer them at a join and at a goodbye; beats. Sans-IO, as `zroute.messages.wire`;
+Markers, which ask; statements, which answer them at a join and at a goodbye; farewells, which answer that; beats.
+Sans-IO, as `zroute.messages.wire`;
 the layout is specified, with test vectors, in ``docs/reference/wire.md``.
 """
 
@@ -17,37 +18,45 @@ from zroute.messages.wire import FIXED, NUL, Kind, pack_head
 from zroute.options import MAX_TOPIC, STATEMENT_MAX
 
 __all__ = [
+    "FAREWELL",
     "MARKER",
     "Marker",
     "Statement",
     "pack_beat",
+    "pack_farewell",
     "pack_marker",
     "pack_statements",
     "parse_beat",
+    "parse_farewell",
     "parse_marker",
     "parse_statement",
 ]
 
 MARKER = b"\xff\xffzr"
 """What the topic of a marker begins with: no UTF-8, so that it is no topic of an app's."""
+FAREWELL = b"\xff\xffzg"
+"""What a farewell begins with."""
 
 _BEAT = Struct(">I")
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits in hexadecimal, since a marker is a topic, and holds no NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
+_SUMMARY = b"\xff"
 
 
 @attrs.frozen(slots=True)
 class Marker:
     """What a subscriber sends behind its subscriptions, as a subscription itself, to be answered.
 
-    ``wanted`` are the prefixes that the answer is about: each subscription of it begins with one; none: all.
+    ``wanted`` are the prefixes that the answer is about: each subscription of it begins with one; none: all. They are
+    the subscriptions themselves, or, in a ``summary``, what all have in common.
     """
 
     topic: bytes
     id: int
     wanted: tuple[bytes, ...]
+    summary: bool = False
 
     @property
     def subscriber(self) -> int:
@@ -83,13 +92,13 @@ def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
 
     It names them where they fit, else what they have in common.
     """
-    wanted = sorted(subscriptions)
+    wanted, summary = sorted(subscriptions), b""
     if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX:
-        wanted = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 1]]
+        wanted, summary = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 2]], _SUMMARY
     if b"" in wanted:
         wanted = []
     listed = b"".join([bytes([len(prefix)]) + prefix for prefix in wanted])
-    return MARKER + b"%016x" % number + listed
+    return MARKER + b"%016x" % number + listed + summary
 
 
 def _in_common(first: bytes, last: bytes) -> bytes:
@@ -134,6 +143,11 @@ def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
     yield piece
 
 
+def pack_farewell(subscriber: int, epoch: int) -> bytes:
+    """The subscription by which ``subscriber`` (see `Marker.subscriber`) says that it has read ``epoch``'s goodbye."""
+    return FAREWELL + b"%012x%016x" % (subscriber, epoch)
+
+
 def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: int) -> bytes:
     """The frame that says: ``number`` was the last message of ``prefix``; the next beat is in ``next_ms``, 0: none."""
     head = pack_head(kind=Kind.BEAT, codec=0, span=len(prefix), epoch=epoch)
@@ -151,14 +165,29 @@ def parse_marker(topic: bytes) -> Marker:
         raise EnvelopeError("a marker without an id") from error
     if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() takes signs and spaces too
         raise EnvelopeError("a marker without an id")
-    wanted, at = [], len(MARKER) + _ID_SIZE
+    wanted, at, summary = [], len(MARKER) + _ID_SIZE, False
     while at < len(topic):
+        if topic[at:] == _SUMMARY:
+            summary = True
+            break
         end = at + 1 + topic[at]
         if end > len(topic) or topic[at] == 0:
             raise EnvelopeError("a marker that ends inside a prefix")
         wanted.append(topic[at + 1 : end])
         at = end
-    return Marker(topic, number, tuple(wanted))
+    return Marker(topic, number, tuple(wanted), summary)
+
+
+def parse_farewell(topic: bytes) -> tuple[int, int]:
+    """Subscriber and epoch of a subscription that starts with `FAREWELL`. Raises EnvelopeError."""
+    told = topic[len(FAREWELL) :]
+    try:
+        subscriber, epoch = int(told[:12], 16), int(told[12:], 16)
+    except ValueError as error:
+        raise EnvelopeError("a farewell that names nobody") from error
+    if topic != pack_farewell(subscriber, epoch):
+        raise EnvelopeError("a farewell that names nobody")
+    return subscriber, epoch
 
 
 def parse_statement(body: bytes) -> Statement:

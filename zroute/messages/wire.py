@@ -31,6 +31,8 @@ from zroute.messages.topics import Topic
 from zroute.options import HEADERS_MAX, MAX_PARTS
 
 __all__ = [
+    "COUNTER",
+    "COUNTERS_SHIFT",
     "FIXED",
     "HEADER_SIZE",
     "HEAD_SIZE",
@@ -42,6 +44,7 @@ __all__ = [
     "Framer",
     "Frames",
     "Header",
+    "Heads",
     "Kind",
     "Numbered",
     "Wire",
@@ -71,13 +74,13 @@ VERSION = 1
 _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
 FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
 _LENGTH = Struct(">I")
-_COUNTER = Struct(">BQ")  # length of the prefix, number
+COUNTER = Struct(">BQ")  # length of the prefix, number
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
 
 
 class Kind(IntEnum):
-    """What a tracked frame is for: DATA and KEPT bring messages, BATCH is for later, the others are control."""
+    """What a tracked frame is for: DATA, BATCH and KEPT bring messages, the others are control."""
 
     DATA = 0
     JOIN = 1
@@ -93,7 +96,7 @@ class Flags(IntFlag):
     HEADERS = 0x01
 
 
-_COUNTERS_SHIFT = 4
+COUNTERS_SHIFT = 4
 
 
 class Numbered(Protocol):
@@ -233,7 +236,7 @@ def counted_framer(*, epoch: int, count: Callable[[bytes], Sequence[Numbered]], 
     ``count(topic)`` counts the message and returns the counters it carries (up to `zroute.options.CARRIED`), the
     shorter subscription first; none: the message has no number. It is called last, when nothing can fail any more.
     """
-    pack, pack_counter, heads = FIXED.pack, _COUNTER.pack, _Heads(epoch)
+    pack, pack_counter, heads = FIXED.pack, COUNTER.pack, Heads(Kind.DATA, epoch)
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
         flags, behind = 0, b""
@@ -245,7 +248,7 @@ def counted_framer(*, epoch: int, count: Callable[[bytes], Sequence[Numbered]], 
             return topic + NUL + pack(heads[flags << 8 | codec], 0, sent_at) + behind + body
         first = counters[0]
         if len(counters) > 1:
-            flags |= len(counters) - 1 << _COUNTERS_SHIFT
+            flags |= len(counters) - 1 << COUNTERS_SHIFT
             behind = b"".join([pack_counter(other.length, other.number) for other in counters[1:]]) + behind
         head = heads[first.length << 16 | flags << 8 | codec]
         return topic + NUL + pack(head, first.number, sent_at) + behind + body
@@ -253,15 +256,16 @@ def counted_framer(*, epoch: int, count: Callable[[bytes], Sequence[Numbered]], 
     return frame
 
 
-class _Heads(dict[int, bytes]):
+class Heads(dict[int, bytes]):
     """The constant 16 bytes by span, flags and codec, made when they are first needed: a few dozen in practice."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, kind: Kind, epoch: int) -> None:
+        self._kind = kind
         self._epoch = epoch
 
     def __missing__(self, key: int) -> bytes:
         span, flags, codec = key.to_bytes(3)
-        head = self[key] = pack_head(codec=codec, flags=flags, span=span, epoch=self._epoch)
+        head = self[key] = pack_head(kind=self._kind, codec=codec, flags=flags, span=span, epoch=self._epoch)
         return head
 
 
@@ -354,18 +358,18 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError("a tracked frame of kind batch, which this reader can't unpack")
     if flags & 0x0F & ~int(Flags.HEADERS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
-    further, size = _unpack_counters(body, flags >> _COUNTERS_SHIFT, span, sequence)
+    further, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
     headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
     return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size, further)
 
 
 def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple[tuple[tuple[int, int], ...], int]:
-    end = HEADER_SIZE + count * _COUNTER.size
+    end = HEADER_SIZE + count * COUNTER.size
     if not count:
         return (), end
     if len(body) < end:
         raise EnvelopeError(f"a tracked header that ends inside its {count} further counters")
-    further = tuple(_COUNTER.iter_unpack(body[HEADER_SIZE:end]))
+    further = tuple(COUNTER.iter_unpack(body[HEADER_SIZE:end]))
     spans = [span, *(length for length, _ in further)]
     if any(longer <= shorter for shorter, longer in pairwise(spans)):
         raise EnvelopeError("further counters whose lengths do not ascend")

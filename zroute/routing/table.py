@@ -154,6 +154,8 @@ class RouteTable:
         self.routes = tuple(routes)
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self._subscribed = frozenset(self.subscriptions)
+        self._lengths = sorted({len(each) for each in self.subscriptions})
         self._rounds: list[int] = []
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._default = default
@@ -325,7 +327,7 @@ class RouteTable:
 
     def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
         topic, body = parse_kept(body)
-        if self._accounts.kept(header, marker, topic) and topic.startswith(self.subscriptions):
+        if self._accounts.kept(header, marker, topic) and self._subscription(topic) is not None:
             self._check_size(body)
             entry = self._entries.get(topic) or self._enter(topic)
             self._deliver(entry, header.codec, body)(body, raw)
@@ -357,7 +359,7 @@ class RouteTable:
     def _enter(self, topic: bytes) -> _Entry:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._deliveries(topic, name))
-        subscription = next((each for each in self.subscriptions if topic.startswith(each)), b"")
+        subscription = self._subscription(topic) or b""
         entry = _Entry(name, subscription, deliveries, nobody := self._nobody(topic), nobody)
         entry.plain = self._make_plain(entry) if deliveries else _told_apart(nobody)
         if topic not in self._parts.multipart:
@@ -366,6 +368,11 @@ class RouteTable:
             self._entries[topic] = entry
             self._plain[topic] = entry.plain
         return entry
+
+    def _subscription(self, topic: bytes) -> bytes | None:
+        """The one of ours that the topic came by. There may be thousands, of few lengths."""
+        starts = (topic[:length] for length in self._lengths)
+        return next((each for each in starts if each in self._subscribed), None)
 
     def _remember_head(self, entry: _Entry, head: bytes, account: Any, deliver: Deliver) -> None:
         """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""

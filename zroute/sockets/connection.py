@@ -260,6 +260,16 @@ class Connection:
         self.poke()  # to ask uses the edge up
         return not self.closed and bool(self._events() & zmq.PollEvent.POLLIN)
 
+    def discard(self, most: int) -> int:
+        """Throw away up to ``most`` of the parts that wait; how many that were."""
+        self.poke()
+        number = 0
+        with suppress(zmq.ZMQError):  # Again, at the end
+            while not self.closed and number < most:
+                self._recv(_LAST)
+                number += 1
+        return number
+
     # -- sending --------------------------------------------------------------------------------------
 
     def try_send(self, parts: Sequence[bytes]) -> bool:

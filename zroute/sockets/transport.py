@@ -121,6 +121,8 @@ class SocketTransport:
         self._connected: dict[str, int] = {}
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
+        self.bound: list[str] = []
+        """The addresses that are bound to publish at, as they were resolved."""
         self.sub: SubConnection | None = None
         self.pub: XPubConnection | None = None
 
@@ -142,8 +144,8 @@ class SocketTransport:
                 self.pub = self._watched(XPubConnection(self._reactor, context=context))
                 if not self._drops:
                     self.pub.refuse_when_full()
-                for endpoint in self._publish_to:
-                    self.pub.open(endpoint)
+                opened = [(endpoint.bind, self.pub.open(endpoint)) for endpoint in self._publish_to]
+                self.bound = [address for bind, address in opened if bind]
             if self._subscribe_to:
                 limit = frame_limit(self._max_message)
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
@@ -193,6 +195,10 @@ class SocketTransport:
         if self.sub is not None:
             self.sub.paused = False
             self.sub.doRead()
+
+    def discard(self, most: int) -> int:
+        """Throw away up to so many of the messages that wait; how many that were."""
+        return 0 if self.sub is None else self.sub.discard(most)
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
         """Subscribe to these prefixes in this order, and no longer to those before."""

@@ -63,6 +63,7 @@ class MemoryTransport:
 
     counts = False
     peers = 0
+    bound: tuple[str, ...] = ()
 
     def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
         self.run = run
@@ -116,6 +117,10 @@ class MemoryTransport:
     def silent(self, answered: Iterable[str]) -> tuple[str, ...]:
         """Nobody."""
         return ()
+
+    def discard(self, most: int) -> int:
+        """Nothing waits for so long."""
+        return 0
 
     def emptied(self) -> bool:
         """Always."""

@@ -1,0 +1,123 @@
+"""Batches: several messages of one topic in one frame of the tracked wire. Sans-IO, as `zroute.messages.wire`.
+
+The bodies stand in the frame as one list of their codec, so that a reader decodes all of them in one call, and their
+lengths stand before it, so that each can be found without trusting the others: one that is broken, or that is
+two, costs itself only. The layout is specified in ``docs/reference/wire.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from struct import Struct, pack, unpack_from
+from typing import TypeAlias
+
+import attrs
+
+from zroute.errors import EnvelopeError
+from zroute.messages.codecs import JSON, MSGPACK
+from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Heads, Kind, Numbered
+
+__all__ = ["Batch", "BatchFramer", "batch_framer", "parse_batch", "singles"]
+
+BatchFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
+
+_COUNT = Struct(">H")
+_ARRAY = Struct(">BH")  # msgpack's array 16: one form for all lengths, so that the list begins at a known place
+_ARRAY_16 = 0xDC
+_KIND_AT = 4  # in a header; codec and flags follow
+
+
+@attrs.frozen(slots=True)
+class Batch:
+    """The body of a BATCH, behind the header: ``lengths`` of its messages, and the ``listing``, where they stand."""
+
+    codec: int
+    lengths: tuple[int, ...]
+    listing: bytes
+
+    def bodies(self, first: int = 0) -> list[bytes]:
+        """The messages from number ``first`` on, each as its publisher wrote it."""
+        before, between = _LAYOUT.get(self.codec, (0, 0))
+        ends = list(accumulate(length + between for length in self.lengths))
+        starts = [0, *ends]
+        listing = self.listing
+        return [
+            listing[before + starts[number] : before + ends[number] - between]
+            for number in range(first, len(self.lengths))
+        ]
+
+
+_LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
+"""By codec: the bytes before the first message, and those behind each. Lists of other codecs are their messages."""
+
+
+def batch_framer(*, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]]) -> BatchFramer:
+    """What turns ``(topic, codec number, bodies, time of the first in ns)`` into one frame.
+
+    ``count(topic, many)`` counts so many messages and returns the counters that the frame carries, as they
+    stand behind the last of them. It is called last, when nothing can fail any more.
+    """
+    heads = Heads(Kind.BATCH, epoch)
+
+    def frame(topic: bytes, codec: int, bodies: Sequence[bytes], sent_at: int) -> bytes:
+        many = len(bodies)
+        listing = _LISTINGS.get(codec, b"".join)(bodies)
+        packed = pack(f">{many + 1}H", many, *map(len, bodies)) + listing
+        counters = count(topic, many)
+        if not counters:
+            return topic + NUL + FIXED.pack(heads[codec], 0, sent_at) + packed
+        first, *others = counters
+        key = first.length << 16 | len(others) << COUNTERS_SHIFT + 8 & 0xFF00 | codec
+        further = b"".join([COUNTER.pack(other.length, other.number - many + 1) for other in others])
+        return topic + NUL + FIXED.pack(heads[key], first.number - many + 1, sent_at) + further + packed
+
+    return frame
+
+
+def _json_list(bodies: Sequence[bytes]) -> bytes:
+    return b"[" + b",".join(bodies) + b"]"
+
+
+def _msgpack_list(bodies: Sequence[bytes]) -> bytes:
+    return _ARRAY.pack(_ARRAY_16, len(bodies)) + b"".join(bodies)
+
+
+_LISTINGS: dict[int, Callable[[Sequence[bytes]], bytes]] = {JSON.number: _json_list, MSGPACK.number: _msgpack_list}
+
+
+def parse_batch(codec: int, body: bytes) -> Batch:
+    """The body of a BATCH, behind the header, whose messages are in ``codec``. Raises EnvelopeError."""
+    if len(body) < _COUNT.size:
+        raise EnvelopeError("a batch that ends inside its number of messages")
+    (many,) = _COUNT.unpack_from(body)
+    start = _COUNT.size * (many + 1)
+    if not many or len(body) < start:
+        raise EnvelopeError(f"a batch of {len(body)} bytes that claims {many} messages")
+    lengths = unpack_from(f">{many}H", body, _COUNT.size)
+    listing = body[start:]
+    before, between = _LAYOUT.get(codec, (0, 0))
+    if len(listing) != before + sum(lengths) + between * many or not _is_list(codec, many, listing):
+        raise EnvelopeError(f"a batch of {many} messages whose lengths are not those of what it holds")
+    return Batch(codec, lengths, listing)
+
+
+def _is_list(codec: int, many: int, listing: bytes) -> bool:
+    """Whether what stands around the messages is what stands around a list."""
+    if codec == JSON.number:
+        return listing[:1] == b"[" and listing[-1:] == b"]"
+    return codec != MSGPACK.number or listing[: _ARRAY.size] == _ARRAY.pack(_ARRAY_16, many)
+
+
+def singles(topic: bytes, header: bytes, bodies: Sequence[bytes], first: int) -> list[bytes]:
+    """Each of ``bodies`` in the frame that it would have come in alone; ``header`` is the constant part of the batch's.
+
+    ``first`` is the place of the first of them in the batch, from 0.
+    """
+    head, sequence, sent_at = FIXED.unpack_from(header)
+    start = topic + NUL
+    head = head[:_KIND_AT] + bytes((Kind.DATA, head[_KIND_AT + 1], 0)) + head[_KIND_AT + 3 :]
+    return [
+        start + FIXED.pack(head, sequence and sequence + number, sent_at) + body
+        for number, body in enumerate(bodies, first)
+    ]

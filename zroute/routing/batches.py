@@ -1,0 +1,113 @@
+"""What is done with a frame that brings several messages of one topic.
+
+Where every handler is given the body and all share one type, the whole list is decoded in one call and handed out in
+a loop of its own. Where that does not go through (other handlers, a message that is broken, or that is two), each
+message takes the way of one that came alone, in a frame as it would have had. Either way it is counted, handled and
+reported like one.
+
+A drain may be held in the middle of a frame. What is left of it waits in `Unpacked`, and is first at the next drain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
+from typing import Any
+
+import attrs
+
+from zroute.messages.batches import Batch
+from zroute.routing.deliver import Outcomes, Step
+
+__all__ = ["Single", "Unpacked", "make_hand_out"]
+
+Single = tuple[bytes, int, bytes, bytes]
+"""A message that came with others: topic, codec number, body, and the frame it would have had alone."""
+
+HandOut = Callable[[Batch, Callable[[], Sequence[bytes]]], int]
+"""Calls the handlers with each message of ``(batch, its frames)``; how many messages that were.
+
+0: the list is not what it should be, and nobody was called. Fewer than all after `Unpacked.hold`.
+"""
+
+
+@attrs.define(eq=False)
+class Unpacked:
+    """What is left of frames of several messages.
+
+    While messages are handed out, `hold` ends the loop at no cost for those before: it takes away what the
+    loop goes over.
+    """
+
+    rest: deque[Single] = attrs.field(factory=deque)
+    _messages: list[Any] = attrs.field(factory=list)
+    _loop: Iterator[Any] = attrs.field(factory=lambda: iter(()))
+    _left: int | None = None
+
+    def begin(self, messages: list[Any]) -> Iterator[Any]:
+        """What a loop over ``messages`` goes over."""
+        self._messages, self._loop, self._left = messages, iter(messages), None
+        return self._loop
+
+    @property
+    def left(self) -> int:
+        """How many messages the loop has not come to."""
+        return length_hint(self._loop) if self._left is None else self._left
+
+    def hold(self) -> None:
+        """End the loop after the message at hand."""
+        self._left = self.left
+        self._messages.clear()
+
+
+def make_hand_out(
+    steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes
+) -> HandOut:
+    """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
+    (function, delivery, stats), others = calls[0], calls[1:]
+
+    def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+        many = len(batch.lengths)
+        try:
+            messages = decode(batch.listing)
+        except BaseException:  # whichever message it is, it will be met again alone
+            return 0
+        if len(messages) != many:
+            return 0
+        loop = unpacked.begin(messages)
+        unhandled = 0
+        while True:
+            try:
+                for message in loop:
+                    result = function(message)
+                    if result is not None:
+                        unhandled += 1
+                        outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
+                    if others:
+                        _call_others(message, many - unpacked.left - 1, frames)
+                break
+            except BaseException as error:
+                unhandled += 1
+                at = many - unpacked.left - 1
+                outcomes.failed(delivery, error, frames()[at])
+                if others:
+                    _call_others(message, at, frames)
+        done = many - unpacked.left
+        stats.handled += done - unhandled
+        return done
+
+    def _call_others(message: Any, at: int, frames: Callable[[], Sequence[bytes]]) -> None:
+        for function, delivery, stats in others:
+            try:
+                result = function(message)
+            except BaseException as error:
+                outcomes.failed(delivery, error, frames()[at])
+            else:
+                if result is None:
+                    stats.handled += 1
+                else:
+                    outcomes.settle(delivery, result, frames()[at])
+
+    return hand_out
