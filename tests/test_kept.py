@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> No
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
         kept.keep(topic, last(number))
-    kept.join(marker(7, 1, b"a."))
+    kept.join(marker(7, 1, b"a."), 100)
     assert sent.got == [(7, 1, b"a.x", 3), (7, 2, b"a.y", 1), (7, 3, b"", None)]
     assert not sent.clock.getDelayedCalls()
 
@@ -66,7 +67,7 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
     kept = Kept(sent.clock, sent.send, sent.say)
     kept.keep(b"a", last(1))
     kept.keep(b"b", last(2))
-    kept.join(marker(7, 1, b""))
+    kept.join(marker(7, 1, b""), 100)
     kept.keep(b"b", last(3))
     sent.room = 10
     sent.clock.advance(1)
@@ -79,12 +80,12 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
         kept.keep(topic, last(number))
-    kept.join(marker(7, 1, b"a."))
-    kept.join(marker(7, 2, b"a.", b"b."))
+    kept.join(marker(7, 1, b"a."), 100)
+    kept.join(marker(7, 2, b"a.", b"b."), 100)
     kept.leave(marker(7, 1, b"a.").topic)
     sent.room = 10
     sent.clock.advance(1)
-    kept.join(marker(7, 3, b"a.", b"b."))
+    kept.join(marker(7, 3, b"a.", b"b."), 100)
     assert [topic for _, _, topic, _ in sent.got] == [b"a.x", b"a.y", b"b.x", b""]
     assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4]
 
@@ -95,8 +96,8 @@ def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
     kept = Kept(sent.clock, sent.send, sent.say)
     for number in range(1000):
         kept.keep(b"t%d" % number, last(number))
-    kept.join(marker(1, 1, b"t"))
-    kept.join(marker(2, 1, b"t"))
+    kept.join(marker(1, 1, b"t"), 100)
+    kept.join(marker(2, 1, b"t"), 100)
     most = 0
     while sent.clock.getDelayedCalls():
         before = len(sent.got)
@@ -114,8 +115,8 @@ def test_who_has_gone_is_given_nothing() -> None:
     sent = Sent(room=0)
     kept = Kept(sent.clock, sent.send, sent.say)
     kept.keep(b"a", last(1))
-    kept.join(marker(7, 1, b"a"))
-    kept.join(marker(8, 1, b"a"))
+    kept.join(marker(7, 1, b"a"), 100)
+    kept.join(marker(8, 1, b"a"), 100)
     kept.leave(marker(7, 1, b"a").topic)
     kept.close()
     sent.room = 10
@@ -130,7 +131,7 @@ def test_what_is_kept_is_bounded_and_it_is_said() -> None:
     for number in range(KEPT_MAX + 5):
         kept.keep(b"t%d" % number, last(number))
     assert sent.said == 1
-    kept.join(marker(7, 1, b"t4"))
+    kept.join(marker(7, 1, b"t4"), 100)
     sent.clock.pump([0.01] * 100)
     assert sent.got[0] == (7, 1, b"t40", 40)
 
@@ -150,8 +151,8 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
             published[wanted[number]] = now
             stream.append((len(sent.got), wanted[number], now))
         elif what == "join":
-            kept.join(marker(number, now, *wanted))
-            joined.setdefault(number, now)
+            kept.join(marker(number, now, *wanted), now)
+            joined[number] = now
         elif what in ("room", "full"):
             sent.room = 10**9 if what == "room" else len(sent.got)
         else:
@@ -160,11 +161,62 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
     sent.clock.advance(1)
     for subscriber, since in joined.items():
         given_it = [(at, topic, time) for at, (to, _, topic, time) in enumerate(sent.got) if to == subscriber and topic]
-        assert len({topic for _, topic, _ in given_it}) == len(given_it)
+        for topic in wanted:  # who asks again is given only what is newer
+            times = [time for _, each, time in given_it if each == topic]
+            assert times == sorted(set(times))  # type: ignore[type-var]
         for at, topic, time in given_it:
             assert time is not None
             assert time < since
             assert not [one for one in stream if one[1] == topic and one[0] <= at and one[2] > time]
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_joins_a_stream_gets_no_message_twice(tmp_path: Path) -> None:
+    """A message that came while I was joining is the latest, too: it is not given to me again."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher = App(pub=endpoint)
+    prices = publisher.publisher("prices.{symbol}", int, keep="last")
+    numbers = count()
+
+    @publisher.every(0.002)
+    def publish() -> None:
+        for _ in range(3):
+            prices.publish(next(numbers), symbol="A")
+
+    async with running(publisher):
+        for _ in range(40):
+            reader, box = App(sub=endpoint), Mailbox[int]()
+            reader.add_route(box.put, "prices.*")
+            async with running(reader):
+                await reader.ready(1, timeout=20)
+                got = await box.until(10)
+            assert got == sorted(set(got))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_attached_later_is_given_what_is_kept_of_it(tmp_path: Path) -> None:
+    """Also where my subscriptions are too many to name, and where I had it before and was away meanwhile."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader = App(pub=endpoint), App(sub=endpoint)
+    prices = publisher.publisher("prices.{symbol}", int, keep="last")
+    box, others = Mailbox[int](), Mailbox[int]()
+    for number in range(10):
+        reader.add_route(others.put, f"prices.{'x' * 40}{number}")
+    async with running(publisher), running(reader):
+        for number in range(10):
+            prices.publish(number, symbol=f"{'x' * 40}{number}")
+        prices.publish(1, symbol="late")
+        await reader.ready(1, timeout=20)
+        await others.until(10)
+        attached = reader.attach("prices.late", box.put)
+        assert await box.until(1) == [1]
+        attached.close()
+        await reader.ready(1, timeout=20)
+        publisher.publish("prices.late", 2)  # by whomever: it is the latest of its topic
+        reader.attach("prices.late", box.put)
+        assert await box.until(2) == [1, 2]
+        await reader.ready(1, timeout=20)
+        assert sorted(await others.until(10)) == list(range(10))
 
 
 @pytest_twisted.ensureDeferred

@@ -117,9 +117,9 @@ class PublishingEnd(_Ticking):
         self.epoch = secrets.randbits(64)
         self.counters = Counters()
 
-    def framer(self, clock_ns: Callable[[], int]) -> Framer:
-        """What makes frames of messages, each with its numbers, and ``clock_ns()`` as the time it was sent at."""
-        return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns)
+    def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
+        """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
+        return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
 
     def batch_framer(self) -> BatchFramer:
         """What makes one frame of several messages."""
@@ -146,7 +146,7 @@ class PublishingEnd(_Ticking):
         self.start()
         if marker is not None:
             self._outbox.send(marker.topic, lambda: self._state(Kind.JOIN, marker), count=0)
-            self.kept.join(marker)
+            self.kept.join(marker, self._clock_ns())
 
     def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None, sent_at: int) -> None:
         """This message was sent, and is for those who join later, too; ``sent_at`` as in its header."""

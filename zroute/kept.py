@@ -39,9 +39,10 @@ class Last:
 
 @attrs.define(eq=False)
 class _Joining:
-    """A subscriber that is given what is kept: ``waiting`` holds topics and their messages when it asked."""
+    """A subscriber that is given what is kept: ``waiting`` are topics and their messages when it asked at ``since``."""
 
     marker: Marker
+    since: int
     waiting: deque[tuple[bytes, Last]]
     next: int = 1
     ended: bool = False
@@ -71,19 +72,23 @@ class Kept:
                 self._full = True
                 self._said()
 
-    def join(self, marker: Marker) -> None:
-        """Its sender was answered: give it what is kept; if it has asked before, only of what it wants since."""
+    def join(self, marker: Marker, now: int) -> None:
+        """Its sender was answered: give it what is kept; if it has asked before, what is new since or was not wanted.
+
+        More than that where a marker is a summary, which does not say what was wanted. Readers know what they have.
+        """
         before = self._joining.get(marker.subscriber)
-        given = before.marker if before is not None and not before.marker.summary else None  # a summary says too much
-        wanted = [
-            (topic, last)
-            for topic, last in self._last.items()
-            if marker.wants(topic) and not (given is not None and given.wants(topic))
-        ]
+
+        def was_given(topic: bytes, last: Last) -> bool:
+            if before is None or before.marker.summary:
+                return False
+            return last.sent_at < before.since and before.marker.wants(topic)
+
+        wanted = [each for each in self._last.items() if marker.wants(each[0]) and not was_given(*each)]
         if before is None:
-            self._joining[marker.subscriber] = _Joining(marker, deque(wanted))
+            self._joining[marker.subscriber] = _Joining(marker, now, deque(wanted))
         else:
-            before.marker, before.ended = marker, before.ended and not wanted
+            before.marker, before.since, before.ended = marker, now, before.ended and not wanted
             still = {topic for topic, _ in before.waiting}
             before.waiting.extend((topic, last) for topic, last in wanted if topic not in still)
         self._give()

@@ -157,9 +157,14 @@ class Outgoing:
             _log,
         )
 
-    def _framer(self, clock_ns: Callable[[], int]) -> Framer:
+    def _framer(self, clock_ns: Callable[[], int], keeps: bool) -> Framer:
+        """Where anything is kept, a message that is says so: a reader that has it needs it no more when it joins."""
+        if self.publishing is not None and self._keeps:
+            plain, kept = (self.publishing.framer(clock_ns, keeps=each) for each in (False, True))
+            latest = self.publishing.kept
+            return kept if keeps else lambda topic, *rest: (kept if topic in latest else plain)(topic, *rest)
         if self.publishing is not None:
-            return self.publishing.framer(clock_ns)
+            return self.publishing.framer(clock_ns, keeps=False)
         next_sequence = self._numbers.__next__
         return framer(self._app.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
 
@@ -167,7 +172,7 @@ class Outgoing:
         """Where a subscriber without room misses the message, and counts it."""
         stats, limit, thread, clock_ns = self._stats, self._app.max_message, get_ident(), self._clock_ns
         published_at = 0
-        frame, sent = self._framer((lambda: published_at) if self._keeps else clock_ns), self._keeper(keeps)
+        frame, sent = self._framer((lambda: published_at) if self._keeps else clock_ns, keeps), self._keeper(keeps)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             if get_ident() != thread or len(body) > limit:
@@ -191,7 +196,7 @@ class Outgoing:
         counters = self.publishing.counters if self.publishing is not None else None
         waits, limit, thread, clock_ns = app.overflow == "wait", app.max_message, get_ident(), self._clock_ns
         published_at = 0
-        frame, sent = self._framer(lambda: published_at), self._keeper(keeps)
+        frame, sent = self._framer(lambda: published_at, keeps), self._keeper(keeps)
 
         def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> bool:
             nonlocal published_at

@@ -91,9 +91,10 @@ class Kind(IntEnum):
 
 
 class Flags(IntFlag):
-    """What stands behind the fixed header; the four bits above say how many further counters."""
+    """HEADERS follow; the publisher KEEPS the message for those who join. Four bits above count further counters."""
 
     HEADERS = 0x01
+    KEEPS = 0x02
 
 
 COUNTERS_SHIFT = 4
@@ -115,7 +116,7 @@ class Header:
 
     ``span`` is the length of the subscription that ``sequence`` counts, in bytes of the topic; ``further``
     holds the same two of each further subscription, the shorter first. ``sent_at`` is in nanoseconds since the
-    Unix epoch, by the publisher's clock.
+    Unix epoch, by the publisher's clock. It ``keeps`` the message for those who join.
     """
 
     kind: Kind
@@ -127,6 +128,7 @@ class Header:
     headers: Mapping[str, Any]
     size: int
     further: tuple[tuple[int, int], ...] = ()
+    keeps: bool = False
 
     def number(self, length: int) -> int:
         """The number of this frame in the subscription of ``length`` bytes; 0 if it carries none."""
@@ -230,18 +232,21 @@ def pack_headers(headers: Mapping[str, Any]) -> bytes:
     return _LENGTH.pack(len(packed)) + packed
 
 
-def counted_framer(*, epoch: int, count: Callable[[bytes], Sequence[Numbered]], clock_ns: Callable[[], int]) -> Framer:
+def counted_framer(
+    *, epoch: int, count: Callable[[bytes], Sequence[Numbered]], clock_ns: Callable[[], int], keeps: bool = False
+) -> Framer:
     """A tracked framer that numbers each message by the subscriptions that cover it.
 
     ``count(topic)`` counts the message and returns the counters it carries (up to `zroute.options.CARRIED`), the
     shorter subscription first; none: the message has no number. It is called last, when nothing can fail any more.
     """
     pack, pack_counter, heads = FIXED.pack, COUNTER.pack, Heads(Kind.DATA, epoch)
+    always = int(Flags.KEEPS) if keeps else 0
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
-        flags, behind = 0, b""
+        flags, behind = always, b""
         if headers:
-            flags, behind = int(Flags.HEADERS), pack_headers(headers)
+            flags, behind = always | Flags.HEADERS, pack_headers(headers)
         sent_at = clock_ns()
         counters = count(topic)
         if not counters:
@@ -356,11 +361,11 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
     if kind == Kind.BATCH:
         raise EnvelopeError("a tracked frame of kind batch, which this reader can't unpack")
-    if flags & 0x0F & ~int(Flags.HEADERS):  # of a Flag, ~ gives only the members that have names
+    if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
     further, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
     headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
-    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size, further)
+    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size, further, bool(flags & Flags.KEEPS))
 
 
 def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple[tuple[tuple[int, int], ...], int]:

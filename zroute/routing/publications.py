@@ -62,6 +62,17 @@ class _Done:
 DONE: Awaitable[None] = _Done()
 
 
+@attrs.frozen
+class _All:
+    """An awaitable that is done when all of ``sent`` are; they go on by themselves."""
+
+    sent: tuple[Awaitable[None], ...]
+
+    def __await__(self) -> Generator[Any, None, None]:
+        for each in self.sent:
+            yield from each.__await__()
+
+
 class Publication(Generic[T]):
     """One kind of message that an app publishes, made by ``app.publisher(pattern, schema)``.
 
@@ -115,9 +126,9 @@ class Publication(Generic[T]):
                 f"{self} was published to while no app with it runs: publish from a handler, a timer, "
                 "or a function under @app.on_startup, and include its Routes in that app"
             )
-        for outlet in outlets:
-            outlet.publish(message, headers, captures)
-        return DONE
+        sent = [outlet.publish(message, headers, captures) for outlet in outlets]
+        waiting = tuple(each for each in sent if each is not DONE)
+        return _All(waiting) if waiting else DONE
 
     async def wait_for_subscribers(self, number: int = 1, timeout: float = 10.0) -> None:
         """Wait until ``number`` subscribers take topics of this publication: what is published then is for them.

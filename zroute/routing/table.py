@@ -30,6 +30,7 @@ from zroute.messages.wire import (
     parse,
     parse_header,
     parse_kept,
+    sent_at,
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
@@ -120,6 +121,31 @@ class _Entry:
 
 
 @attrs.define(eq=False)
+class _Latest:
+    """What came last of each publisher that keeps its messages for those who join; a changed table takes it over."""
+
+    raws: dict[tuple[int, bytes], Raw] = attrs.field(factory=dict)
+
+    def has(self, epoch: int, topic: bytes, at: float) -> bool:
+        """Whether a message came that is not older than one sent ``at``, in Unix seconds."""
+        raw = self.raws.get((epoch, topic))
+        known = None if raw is None else sent_at(frames_of(raw))
+        return known is not None and known >= at
+
+    def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
+        """``deliver``, for messages that are noted as the latest."""
+        raws, key = self.raws, (epoch, topic)
+
+        def deliver_noted(body: bytes, raw: Raw) -> int | None:
+            if len(raws) >= TOPIC_CACHE:
+                raws.clear()
+            raws[key] = raw
+            return deliver(body, raw)
+
+        return deliver_noted
+
+
+@attrs.define(eq=False)
 class _Parts:
     """What is known about the parts of messages; a changed table takes it over in the middle of one.
 
@@ -173,6 +199,7 @@ class RouteTable:
         self._tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
         self._parts = _Parts()
+        self._latest = _Latest()
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
         """A table with other routes in place of this one, whose drain ends after the message at hand."""
@@ -187,7 +214,7 @@ class RouteTable:
             accounts=self._accounts,
             clock=self._clock,
         )
-        table._parts = self._parts
+        table._parts, table._latest = self._parts, self._latest
         self.hold()
         return table
 
@@ -317,6 +344,8 @@ class RouteTable:
             return
         entry = self._entries.get(topic) or self._enter(topic)
         deliver = self._deliver(entry, header.codec, body)
+        if header.keeps:
+            deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
         ours = header.span == len(entry.subscription)
         if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
@@ -327,12 +356,14 @@ class RouteTable:
 
     def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
         topic, body = parse_kept(body)
-        if self._accounts.kept(header, marker, topic) and self._subscription(topic) is not None:
-            self._check_size(body)
-            entry = self._entries.get(topic) or self._enter(topic)
-            self._deliver(entry, header.codec, body)(body, raw)
-        else:
+        ours = self._accounts.kept(header, marker, topic) and self._subscription(topic) is not None
+        if not ours or self._latest.has(header.epoch, topic, header.sent_at / 1e9):
             self._stats.control += 1
+            return
+        self._check_size(body)
+        entry = self._entries.get(topic) or self._enter(topic)
+        deliver = self._deliver(entry, header.codec, body)
+        self._latest.noting(header.epoch, topic, deliver)(body, raw)
 
     def _judge(self, account: Any, number: int) -> bool:
         """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription."""
