@@ -1,4 +1,4 @@
-"""A publisher that writes down what it sends: ``python -m tests.chaos.publisher ENDPOINT RECORD SEED``.
+"""A publisher that writes down what it sends: ``python -m tests.chaos.publisher ENDPOINT RECORD SEED OVERFLOW``.
 
 On standard input: ``burst N`` and ``stop``. A line of the record is ``topic number``, written before it is published.
 """
@@ -18,9 +18,9 @@ TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
 
 def main() -> None:
     """Publish as told, until told to stop."""
-    endpoint, record, seed = sys.argv[1:]
+    endpoint, record, seed, overflow = sys.argv[1:]
     chance = random.Random(seed)
-    app = App(pub=endpoint, codec="json", name=f"feed-{endpoint}")
+    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow)  # type: ignore[arg-type]
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
     orders: deque[int] = deque()
     number = [0]
@@ -38,7 +38,7 @@ def main() -> None:
                 return
 
     @app.every(0.002)
-    def publish() -> None:
+    async def publish() -> None:
         if not orders:
             return
         count = min(orders[0], 200)
@@ -46,7 +46,7 @@ def main() -> None:
             topic = chance.choice(TOPICS)
             number[0] += 1
             written.write(f"{topic} {number[0]}\n")
-            app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
+            await app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
         orders[0] -= count
         if not orders[0]:
             orders.popleft()

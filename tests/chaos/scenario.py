@@ -51,6 +51,7 @@ class Run:
     epoch: str = ""
     bursts: int = 0
     killed: bool = False
+    """Or stopped while a subscriber did not read: its tail is not known to all."""
 
     def sent(self, subscription: str) -> list[int]:
         """The numbers of what it sent that ``subscription`` matches, in order."""
@@ -65,6 +66,7 @@ class Publisher:
         self.scenario = scenario
         self.name = name
         self.port = free_port()
+        self.overflow = scenario.chance.choice(("drop", "drop", "wait"))
         self.proxy = scenario.stack.enter_context(_closing(TroubleProxy(self.port)))
         self.runs: list[Run] = []
         self.start()
@@ -76,7 +78,11 @@ class Publisher:
     def start(self) -> None:
         record = self.scenario.folder / f"sent-{self.name}-{len(self.runs)}"
         process = self.scenario.child(
-            "tests.chaos.publisher", f"tcp://127.0.0.1:{self.port}", str(record), str(self.scenario.chance.random())
+            "tests.chaos.publisher",
+            f"tcp://127.0.0.1:{self.port}",
+            str(record),
+            str(self.scenario.chance.random()),
+            self.overflow,
         )
         run = Run(process, record)
         run.epoch = process.line_with("epoch").split()[1]
@@ -94,7 +100,9 @@ class Publisher:
     def stop(self) -> None:
         self.now.process.write("stop\n")
         code = self.now.process.end(None, PATIENCE)
-        self.scenario.expect(code == 0, f"publisher {self.name} ended with {code}")
+        self.now.killed = any("have not read all" in line for line in self.now.process.err)
+        expected = 75 if self.now.killed and self.overflow == "wait" else 0
+        self.scenario.expect(code == expected, f"publisher {self.name} ended with {code}: {self.now.process.err[-5:]}")
 
 
 class Subscriber:
@@ -202,6 +210,7 @@ class Scenario:
 
     def _set_up(self) -> None:
         self.publishers += [Publisher(self, name) for name in range(self.chance.randint(1, 2))]
+        self.done += [f"publisher {each.name}: {each.overflow}" for each in self.publishers]
         self.forwarded = self.chance.random() < 0.4
         endpoints = [publisher.proxy.endpoint for publisher in self.publishers]
         if self.forwarded:
@@ -239,6 +248,7 @@ class Scenario:
             self.freeze_publisher,
             self.kill_publisher,
             self.restart_publisher,
+            self.stop_publisher,
             self.restart_subscriber,
             self.come_and_go,
         ]
@@ -322,6 +332,16 @@ class Scenario:
         publisher = self.chance.choice(self.publishers)
         publisher.stop()
         publisher.start()
+        self._wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+
+    def stop_publisher(self) -> None:
+        """In the middle of a burst: what it has sent until then is seen or counted."""
+        publisher = self.chance.choice(self.publishers)
+        self._burst(5_000, 20_000)
+        time.sleep(self.chance.uniform(0, 0.3))
+        publisher.stop()
+        publisher.start()
+        self._finish()
         self._wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
 
     def restart_subscriber(self) -> None:
