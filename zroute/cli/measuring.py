@@ -7,22 +7,21 @@ sees, one JSON object a line on standard output, and stops when standard input e
 from __future__ import annotations
 
 import json
-import math
+import logging
 import os
 import platform
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Coroutine
-from itertools import accumulate
 from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.python.failure import Failure
 
 from zroute.app import App
+from zroute.cli.latencies import Latencies
 from zroute.delivery.tracking import Gap
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
@@ -32,7 +31,7 @@ from zroute.options import READ_BUDGET
 from zroute.runner import EXIT_ENDPOINT, EXIT_FAILED, install_reactor
 from zroute.service import AppService
 
-__all__ = ["EXIT_NOBODY", "Latencies", "Load", "Order", "Report", "main", "padding"]
+__all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "main", "padding"]
 
 EXIT_NOBODY = 124  # as timeout(1) has it
 
@@ -52,6 +51,8 @@ _REPORTS = "zroute.bench.report"
 
 _FIRST = 1 << 32
 """The number of the first message: msgpack takes nine bytes for it and for all behind it, so all bodies are alike."""
+
+_log = logging.getLogger("zroute")
 
 
 @attrs.frozen
@@ -98,46 +99,6 @@ class Report:
     host: str
 
 
-class Latencies:
-    """Latencies in nanoseconds, counted in steps of 1.1 %, in bounded memory.
-
-    ``early`` were not above 0: they arrived before they were sent, as the clocks have it.
-    """
-
-    _STEPS = 64  # in a doubling
-
-    def __init__(self) -> None:
-        self.early = 0
-        self.longest = 0
-        self._counts = [0] * (64 * self._STEPS)
-
-    def add(self, latency: int) -> None:
-        """One more."""
-        if latency > self.longest:
-            self.longest = latency
-        if latency > 0:
-            self._counts[int(math.log2(latency) * self._STEPS)] += 1
-        else:
-            self.early += 1
-
-    def __len__(self) -> int:
-        return self.early + sum(self._counts)
-
-    def at(self, part: float) -> float:
-        """The latency that ``part`` of them (0 to 1) do not exceed, within 1.1 %; 0 without any."""
-        rank = max(math.ceil(part * len(self)), 1)
-        for step, number in enumerate(accumulate(self._counts, initial=self.early)):
-            if number >= rank:
-                return min(2.0 ** (step / self._STEPS), self.longest) if step else 0.0
-        return 0.0
-
-    def told(self) -> dict[str, float]:
-        """The usual ones, in microseconds."""
-        parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-        found = {name: self.at(part) for name, part in parts.items()} | {"max": self.longest}
-        return {name: round(latency / 1000, 1) for name, latency in found.items()}
-
-
 def padding(app: App, size: int) -> tuple[bytes, int]:
     """What fills a body up to ``size`` bytes, and how many it then has: at two sizes one less is as near as it gets."""
     _, encode = body_encoder(Load, codec=None, default=app.codec)
@@ -173,6 +134,9 @@ class _End:
             self.fail(EXIT_ENDPOINT, str(error))
         except CancelledError:  # stopped while it waited for the other end
             pass
+        except Exception:
+            _log.exception("this end of the measurement has failed")
+            self.code = EXIT_FAILED
         finally:
             await self.service.stopService()
 
@@ -188,11 +152,6 @@ class _End:
         """End with ``code``, and say why."""
         self.code = self.code or code
         _tell(say=why)
-
-    def broken(self, failure: Failure) -> None:
-        """It raised what it should not."""
-        failure.printTraceback()
-        self.fail(EXIT_FAILED, "this end of the measurement has failed, as shown")
 
     def progress(self, part: float, number: int, lost: int = 0) -> None:
         """For the bar."""
@@ -442,7 +401,10 @@ async def _awaited(waiting: Awaitable[None]) -> None:
 
 
 def _tell(**told: object) -> None:
-    print(json.dumps(told), flush=True)
+    try:
+        print(json.dumps(told), flush=True)
+    except BrokenPipeError:  # the command was killed; the end of standard input tells how to end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
@@ -459,7 +421,6 @@ def main() -> None:
     def start() -> None:
         threading.Thread(target=watch, name="zroute-bench", daemon=True).start()
         running = Deferred.fromCoroutine(end.run())
-        running.addErrback(end.broken)
         running.addBoth(lambda _: reactor.stop())
 
     reactor.callWhenRunning(start)
