@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,20 @@ def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
         child.line_with("waits for", stream="err")
         assert child.end() == 0
         assert child.err[-1] == "zroute: ended before anything was measured"
+
+
+def test_a_second_ctrl_c_ends_it_at_once() -> None:
+    """A peer that stands still does not hold me up."""
+    endpoint = free_endpoint()
+    with bench("--pub", endpoint, "--rate", "1000", "--for", "1h") as publisher:
+        with end_of(role="sub", address=endpoint) as subscriber:
+            wait_for_messages(subscriber, 1)
+            subscriber.process.send_signal(signal.SIGSTOP)
+            while publisher.process.poll() is None:
+                publisher.process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):  # signals that follow at once are one
+                    publisher.process.wait(0.3)
+        assert publisher.end(None) == 130
 
 
 def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:
