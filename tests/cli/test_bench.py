@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from tests.cli.terminal import on_terminal
 from tests.cli.test_run import zroute
@@ -18,7 +20,7 @@ from tests.support import Child, free_endpoint
 from zroute import App
 from zroute.cli.bench import _table, _verdict
 from zroute.cli.latencies import Latencies
-from zroute.cli.measuring import padding
+from zroute.cli.measuring import _FIRST, Load, Order, Report, _awaited, _Subscriber, padding
 
 
 def bench(*arguments: str) -> Child:
@@ -180,6 +182,31 @@ def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
     assert result["holds"]
 
 
+PROXY = """
+import zmq
+context = zmq.Context()
+sockets = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+for socket in sockets:
+    socket.bind("tcp://127.0.0.1:*")
+    print(socket.get_string(zmq.LAST_ENDPOINT), flush=True)
+zmq.proxy(*sockets)
+"""
+
+
+def test_both_ends_meet_at_a_proxy() -> None:
+    """I learn what a stock proxy between them costs, and what it drops is in the sum."""
+    with Child("-c", PROXY) as proxy:
+        front, back = proxy.wait_for(lambda lines: len(lines) == 2)
+        done = zroute("bench", "--pub", f"connect:{front}", "--sub", back, "--rate", "2000", "-n", "500")
+    assert (done.returncode, "sent = received + lost: 500 = " in done.stdout) == (0, True), done.stderr
+
+
+def test_who_opens_a_port_to_the_network_is_told() -> None:
+    """As with every command that binds."""
+    done = zroute("bench", "tcp://*:*", "-n", "1")
+    assert (done.returncode, "is open to the network" in done.stderr) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize(("end", "text"), [("--pub", "nobody subscribed"), ("--sub", "no publisher answered")])
 def test_an_end_that_stays_alone_ends_with_124(end: str, text: str) -> None:
     """No hang where I have forgotten the other terminal."""
@@ -231,6 +258,17 @@ def test_the_ends_do_not_outlive_the_command() -> None:
             publisher.process.kill()
             assert subscriber.end(None) == 0
         assert told(subscriber, "result")["complete"]
+
+
+def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run between quick ends is a result as any other."""
+    end = _Subscriber(Order("sub", "tcp://127.0.0.1:1", False, 30.0, alone=True), Clock())
+    end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # confirmed by nobody
+    measuring = Deferred.fromCoroutine(end.measure())
+    end._on_load(Load(_FIRST, 1, b""))
+    end._on_report(Report(1, 1.0, True, 0.0, 0.0, None, 64, "here"))
+    assert measuring.called
+    assert json.loads(capsys.readouterr().out)["result"]["holds"]
 
 
 # -- what is refused, and the parts -------------------------------------------------------------------------

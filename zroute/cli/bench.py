@@ -27,6 +27,7 @@ __all__ = ["command"]
 
 _ANYWHERE = Endpoint("tcp://127.0.0.1:*", bind=True)
 _SECONDS = 5.0
+_SIZE = 128  # bytes: a small record
 _QUEUE_MAX = 1_000_000_000
 """Bytes that full queues may hold where nobody gives a rate: as fast as possible means that they do get full."""
 _QUEUED = 10_000  # messages: SNDHWM of `zroute.options.publisher_options`
@@ -68,30 +69,19 @@ def command(
     --sub in another, or on another machine, each is one end; with both here, they meet at what is between them, such
     as a proxy.
 
-    Without --rate messages go as fast as the subscriber reads them, and none is lost. With it a full queue drops them,
+    Without --rate messages go as fast as the subscriber reads them, and its queue drops none. With it a full queue drops them,
     as with any zroute publisher, and what is lost is counted. Ctrl-C ends it early.
     """
-    if endpoint is not None and (pub or sub):
-        raise click.UsageError("ENDPOINT is for both ends: leave it out with --pub or --sub")
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
         raise click.UsageError("--rate, --size, --count and --for are the publisher's: give them to the other end")
-    if endpoint is not None and not endpoint.bind:
-        raise click.UsageError("one of two ends binds: give --pub and --sub, if what both connect to is between them")
-    for given in filter(None, (endpoint, pub, sub)):
-        if given.address.startswith("inproc:"):
-            raise click.UsageError(
-                f"{given.address} is inside one process, and the ends are two: give tcp:// or ipc://"
-            )
-    if seconds == 0:
-        raise click.UsageError("--for 0 leaves no time to measure in")
-    size = size or 128
-    if rate is None and size * _QUEUED > _QUEUE_MAX:
-        raise click.UsageError(
-            f"--size {size} as fast as possible could fill a queue of {_QUEUED:,} messages, "
-            f"{_amount(size * _QUEUED)}: give a --rate"
-        )
+    size = size or _SIZE
+    _check_endpoints(endpoint, pub, sub)
+    _check_load(rate, size, seconds)
     if seconds is None and count is None:
         seconds = _SECONDS
+    for given in filter(None, (endpoint, pub, sub)):
+        if given.is_open:
+            _say(f"{given.address} is open to the network, without authentication")
     orders = _orders(endpoint, pub, sub, wait)
     if "pub" in orders:
         orders["pub"] |= {"rate": rate, "size": size, "count": count, "seconds": seconds}
@@ -103,6 +93,28 @@ def command(
         raise SystemExit(code)
     print(json.dumps(_document(result), indent=2) if as_json else _table(result), flush=True)
     raise SystemExit(code or _verdict(result))
+
+
+def _check_endpoints(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None) -> None:
+    if endpoint is not None and (pub or sub):
+        raise click.UsageError("ENDPOINT is for both ends: leave it out with --pub or --sub")
+    if endpoint is not None and not endpoint.bind:
+        raise click.UsageError("one of two ends binds: give --pub and --sub, if what both connect to is between them")
+    for given in filter(None, (endpoint, pub, sub)):
+        if given.address.startswith("inproc:"):
+            raise click.UsageError(
+                f"{given.address} is inside one process, and the ends are two: give tcp:// or ipc://"
+            )
+
+
+def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
+    if seconds == 0:
+        raise click.UsageError("--for 0 leaves no time to measure in")
+    if rate is None and size * _QUEUED > _QUEUE_MAX:
+        raise click.UsageError(
+            f"--size {size} as fast as possible could fill a queue of {_QUEUED:,} messages, "
+            f"{_amount(size * _QUEUED)}: give a --rate"
+        )
 
 
 def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float) -> dict[str, Any]:
@@ -163,6 +175,7 @@ class _Bench:
         self._show = show
         self._children: dict[str, _Child] = {}
         self._selector = selectors.DefaultSelector()
+        self._subscribes = "sub" in orders
         self._result: dict[str, Any] | None = None
         self._signalled_at: float | None = None
         self._code = 0
@@ -179,6 +192,14 @@ class _Bench:
         finally:
             for child in self._children.values():
                 child.end_now()
+        if (
+            self._subscribes
+            and not self._code
+            and self._signalled_at is None
+            and "received" not in (self._result or {})
+        ):
+            self._code = 1  # no sum was checked, so none holds
+            _say("the subscriber has ended without a word of what it received")
         if self._result is not None:
             self._result["interrupted"] = self._signalled_at is not None
         return self._code, self._result

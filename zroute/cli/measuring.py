@@ -299,9 +299,12 @@ class _Subscriber(_End):
         self._finished.addCallback(lambda _: ready.cancel())  # which is nothing to one that has fired
         try:
             await ready
+        except CancelledError:  # stopped, or all has come already
+            pass
         except NotReadyError:
-            self.fail(EXIT_NOBODY, f"no publisher answered within {self.order.wait:g} s")
-            return
+            if not self._has_heard():
+                self.fail(EXIT_NOBODY, f"no publisher answered within {self.order.wait:g} s")
+                return
         self._heard = self.reactor.seconds()
         looking = LoopingCall(self._look)
         looking.clock = self.reactor
@@ -310,8 +313,11 @@ class _Subscriber(_End):
             await self._finished
         finally:
             looking.stop()
-        if self._last is not None or self._report is not None:
+        if self._has_heard():
             _tell(result=self._result())
+
+    def _has_heard(self) -> bool:
+        return self._last is not None or self._report is not None
 
     # -- what comes ---------------------------------------------------------------------------------------
 
@@ -357,7 +363,7 @@ class _Subscriber(_End):
             self._finish()
 
     def _fall_silent(self) -> None:
-        if self._last is None and self._report is None:
+        if not self._has_heard():
             self.fail(EXIT_NOBODY, f"nothing came within {self.order.wait:g} s")
         else:
             self.fail(EXIT_FAILED, f"the publisher has been silent for {self.order.wait:g} s")
