@@ -69,8 +69,8 @@ def command(
     --sub in another, or on another machine, each is one end; with both here, they meet at what is between them, such
     as a proxy.
 
-    Without --rate messages go as fast as the subscriber reads them, and its queue drops none. With it a full queue drops them,
-    as with any zroute publisher, and what is lost is counted. Ctrl-C ends it early.
+    Without --rate messages go as fast as the subscriber reads them, and its queue drops none. With it a full queue
+    drops them, as with any zroute publisher, and what is lost is counted. Ctrl-C ends it early.
     """
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
         raise click.UsageError("--rate, --size, --count and --for are the publisher's: give them to the other end")
