@@ -359,7 +359,7 @@ def _table(result: dict[str, Any]) -> str:
 def _asked(document: dict[str, Any]) -> Iterator[str]:
     """What it was that was measured, as far as that is known here."""
     if document["publisher"]:
-        rate = f"{document['rate']:,g} a second asked for" if document["rate"] else "as fast as possible"
+        rate = f"{document['rate']:,.12g} a second asked for" if document["rate"] else "as fast as possible"
         end = document.get("subscriber") or document["publisher"]
         yield f"{end['messages']:,} messages of {document['size']:,} bytes in {end['seconds']:.2f} s, {rate}\n"
 
