@@ -23,6 +23,7 @@ _COMMANDS = {
     "top": ("zroute.cli.top", "Show how much a publisher sends on which topics."),
     "record": ("zroute.cli.record", "Keep what a publisher sends in a file."),
     "replay": ("zroute.cli.replay", "Publish a recording again, in its own time."),
+    "bench": ("zroute.cli.bench", "Measure rate, CPU time and latency of this machine or an endpoint."),
     "info": ("zroute.cli.info", "Show versions, for reports of faults."),
     "completion": ("zroute.cli.completion", "Print a script that completes zroute in a shell."),
 }

@@ -1,0 +1,341 @@
+"""`zroute bench`: two real processes that measure each other, in one command or in two."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.cli.terminal import on_terminal
+from tests.cli.test_run import zroute
+from tests.support import Child, free_endpoint
+from zroute import App
+from zroute.cli.bench import _table, _verdict
+from zroute.cli.latencies import Latencies
+from zroute.cli.measuring import _FIRST, Load, Order, Report, _awaited, _Subscriber, padding
+
+
+def bench(*arguments: str) -> Child:
+    """``zroute bench``, to be looked at while it runs."""
+    return Child("-m", "zroute", "bench", *arguments)
+
+
+def end_of(**order: Any) -> Child:
+    """One end as the command starts it, with the process in the hands of the test."""
+    return Child("-m", "zroute.cli.measuring", json.dumps({"bind": order["role"] == "pub", "wait": 30.0} | order))
+
+
+def told(child: Child, what: str) -> Any:
+    """The latest of what an end has told."""
+    child.wait_for(lambda lines: any(f'"{what}"' in line for line in lines))
+    return next(json.loads(line)[what] for line in reversed(child.out) if f'"{what}"' in line)
+
+
+def wait_for_messages(child: Child, number: int) -> None:
+    """Until this end has sent or received so many."""
+    child.wait_for(
+        lambda lines: any(json.loads(line).get("progress", {}).get("messages", 0) >= number for line in lines)
+    )
+
+
+# -- both ends ----------------------------------------------------------------------------------------------
+
+
+def test_bench_alone_measures_this_machine() -> None:
+    """I type two words, and get rates, CPU time, latencies, and a sum that holds; a pipe gets no bar."""
+    done = zroute("bench", "--for", "500ms")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[2:6]] == ["", "messages/s", "MB/s", "CPU/message"]
+    assert lines[7].split() == ["latency", "p50", "p90", "p99", "p99.9", "max"]
+    assert lines[0].endswith("as fast as possible")
+    sent, received, lost = (
+        int(part.replace(",", "")) for part in lines[-1].split(": ")[1].replace("=", "+").split("+")
+    )
+    assert lines[-1].startswith("sent = received + lost: ")
+    assert sent == received > 0
+    assert lost == 0
+
+
+def test_json_has_the_figures_that_were_asked_for() -> None:
+    """A program gets exact numbers of the load that I described."""
+    done = zroute("bench", "--json", "--rate", "2000", "--count", "500", "--size", "1000")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["rate"], document["size"]) == (2000, 1000)
+    assert (document["sent"], document["received"], document["lost"]) == (500, 500, 0)
+    assert document["holds"]
+    assert document["complete"]
+    latencies = list(document["latency_us"].values())
+    assert latencies == sorted(latencies)
+    for end in ("publisher", "subscriber"):
+        measured = document[end]
+        assert measured["messages"] == 500
+        rate = 499 / measured["seconds"]
+        assert measured["messages_per_second"] == pytest.approx(rate, rel=0.001)
+        assert measured["bytes_per_second"] == pytest.approx(1000 * rate, rel=0.001)
+        assert measured["cpu_us_per_message"] > 0
+
+
+def test_one_message_is_no_rate() -> None:
+    """What can't be told of one message is left open, and nothing divides by zero."""
+    done = zroute("bench", "--count", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[3].split() == ["messages/s", "-", "-"]
+    assert done.stdout.endswith("sent = received + lost: 1 = 1 + 0\n")
+
+
+def test_it_measures_over_the_endpoint_i_give(tmp_path: Path) -> None:
+    """Another transport is another figure."""
+    done = zroute("bench", f"ipc://{tmp_path}/s", "-n", "1000")
+    assert (done.returncode, "1,000 = 1,000 + 0" in done.stdout) == (0, True), done.stderr
+
+
+def test_an_endpoint_that_is_taken_ends_it_with_5() -> None:
+    """And nothing hangs, though the other end was to come."""
+    endpoint = free_endpoint()
+    with Child("-m", "zroute", "pub", endpoint, "t", "1", "--wait", "1h") as other:
+        other.line_with("waits for", stream="err")
+        done = zroute("bench", endpoint)
+    assert (done.returncode, "in use" in done.stderr) == (5, True), done.stderr
+
+
+def test_a_terminal_has_a_bar_and_ctrl_c_ends_it_early(tmp_path: Path) -> None:
+    """I see it run, end it when I have seen enough, and still get the figures and the sum."""
+    shown, code = on_terminal("bench", "--for", "1h", cwd=tmp_path, until="messages, 0 lost")
+    assert code == 0
+    assert "0%" in shown
+    assert "sent = received + lost: " in shown
+    assert "CPU/message" in shown
+    assert "Traceback" not in shown
+
+
+# -- one end each -------------------------------------------------------------------------------------------
+
+
+def test_two_terminals_measure_what_is_between_them() -> None:
+    """Each command is one end, in any order; the subscriber's knows everything."""
+    endpoint = free_endpoint()
+    with bench("--sub", endpoint) as subscriber:
+        subscriber.line_with("waits for zroute bench --pub", stream="err")
+        with bench("--pub", endpoint, "--count", "2000", "--json") as publisher:
+            assert publisher.end(None) == 0
+            document = json.loads("".join(publisher.out))
+        assert subscriber.end(None) == 0
+    assert document["sent"] == document["publisher"]["messages"] == 2000
+    assert subscriber.out[0].startswith("2,000 messages of 128 bytes")
+    assert subscriber.out[-1] == "sent = received + lost: 2,000 = 2,000 + 0"
+
+
+def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path) -> None:
+    """Ctrl-C at that end reports too, and the publisher does not send to nobody until its time is over."""
+    endpoint = free_endpoint()
+    with bench("--pub", endpoint, "--rate", "5000", "--for", "1h") as publisher:
+        publisher.line_with("waits for zroute bench --sub", stream="err")
+        shown, code = on_terminal("bench", "--sub", endpoint, cwd=tmp_path, until="messages, 0 lost")
+        assert publisher.end(None) == 1
+    assert code == 0
+    assert "Up to the last message that came" in shown
+    assert "sent = received + lost: " in shown
+    assert "the subscriber has left before the end" in publisher.err[-1]
+
+
+def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
+    """Its sum is of what was sent since it had joined."""
+    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=2000.0, size=64, seconds=3600.0) as publisher:
+        endpoint = told(publisher, "open")
+        with end_of(role="sub", address=endpoint, alone=True) as first:
+            wait_for_messages(first, 500)
+            with end_of(role="sub", address=endpoint) as second:
+                wait_for_messages(second, 500)
+                assert publisher.process.stdin is not None
+                publisher.process.stdin.close()
+                assert [first.end(None), second.end(None), publisher.end(None)] == [0, 0, 0]
+        whole, part = told(first, "result"), told(second, "result")
+    assert whole["holds"]
+    assert part["holds"]
+    assert whole["before_join"] == 0
+    assert part["before_join"] >= 500
+    assert part["sent"] + part["before_join"] == whole["sent"] == told(publisher, "result")["publisher"]["sent"]
+
+
+def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
+    """A subscriber that stands still while more comes than queues hold has lost some, exactly so many."""
+    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=1e6, size=1000, count=100_000) as publisher:
+        with end_of(role="sub", address=told(publisher, "open"), alone=True) as subscriber:
+            wait_for_messages(subscriber, 1)
+            subscriber.process.send_signal(signal.SIGSTOP)
+            wait_for_messages(publisher, 75_000)
+            subscriber.process.send_signal(signal.SIGCONT)
+            assert [subscriber.end(None), publisher.end(None)] == [0, 0]
+        result = told(subscriber, "result")
+    assert result["sent"] == 100_000 == result["received"] + result["lost"]
+    assert result["lost"] > 0
+    assert result["holds"]
+
+
+PROXY = """
+import zmq
+context = zmq.Context()
+sockets = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+for socket in sockets:
+    socket.bind("tcp://127.0.0.1:*")
+    print(socket.get_string(zmq.LAST_ENDPOINT), flush=True)
+zmq.proxy(*sockets)
+"""
+
+
+def test_both_ends_meet_at_a_proxy() -> None:
+    """I learn what a stock proxy between them costs, and what it drops is in the sum."""
+    with Child("-c", PROXY) as proxy:
+        front, back = proxy.wait_for(lambda lines: len(lines) == 2)
+        done = zroute("bench", "--pub", f"connect:{front}", "--sub", back, "--rate", "2000", "-n", "500")
+    assert (done.returncode, "sent = received + lost: 500 = " in done.stdout) == (0, True), done.stderr
+
+
+def test_who_opens_a_port_to_the_network_is_told() -> None:
+    """As with every command that binds."""
+    done = zroute("bench", "tcp://*:*", "-n", "1")
+    assert (done.returncode, "is open to the network" in done.stderr) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize(("end", "text"), [("--pub", "nobody subscribed"), ("--sub", "no publisher answered")])
+def test_an_end_that_stays_alone_ends_with_124(end: str, text: str) -> None:
+    """No hang where I have forgotten the other terminal."""
+    done = zroute("bench", end, free_endpoint(), "--wait", "300ms")
+    assert (done.returncode, text in done.stderr, done.stdout) == (124, True, ""), done.stderr
+
+
+def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
+    """There is nothing to tell, and that is said."""
+    with bench("--sub", free_endpoint()) as child:
+        child.line_with("waits for", stream="err")
+        assert child.end() == 0
+        assert child.err[-1] == "zroute: ended before anything was measured"
+
+
+def test_a_second_ctrl_c_ends_it_at_once() -> None:
+    """A peer that stands still does not hold me up."""
+    endpoint = free_endpoint()
+    with bench("--pub", endpoint, "--rate", "1000", "--for", "1h") as publisher:
+        with end_of(role="sub", address=endpoint) as subscriber:
+            wait_for_messages(subscriber, 1)
+            subscriber.process.send_signal(signal.SIGSTOP)
+            while publisher.process.poll() is None:
+                publisher.process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):  # signals that follow at once are one
+                    publisher.process.wait(0.3)
+        assert publisher.end(None) == 130
+
+
+def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:
+    """The sum then is of what came, and the exit code says that it is not the whole."""
+    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=2000.0, size=64, seconds=3600.0) as publisher:
+        with end_of(role="sub", address=told(publisher, "open"), alone=True, wait=1.5) as subscriber:
+            wait_for_messages(subscriber, 100)
+            publisher.end(signal.SIGKILL)
+            assert subscriber.end(None) == 1
+        result = told(subscriber, "result")
+    assert not result["complete"]
+    assert result["holds"]
+    assert "silent" in told(subscriber, "say")
+
+
+def test_the_ends_do_not_outlive_the_command() -> None:
+    """Who kills the command leaves no process behind that floods a port."""
+    endpoint = free_endpoint()
+    with end_of(role="sub", address=endpoint) as subscriber:
+        with bench("--pub", endpoint, "--rate", "1000", "--for", "1h") as publisher:
+            wait_for_messages(subscriber, 100)
+            publisher.process.kill()
+            assert subscriber.end(None) == 0
+        assert told(subscriber, "result")["complete"]
+
+
+def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run between quick ends is a result as any other."""
+    end = _Subscriber(Order("sub", "tcp://127.0.0.1:1", False, 30.0, alone=True), Clock())
+    end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # confirmed by nobody
+    measuring = Deferred.fromCoroutine(end.measure())
+    end._on_load(Load(_FIRST, 1, b""))
+    end._on_report(Report(1, 1.0, True, 0.0, 0.0, None, 64, "here"))
+    assert measuring.called
+    assert json.loads(capsys.readouterr().out)["result"]["holds"]
+
+
+# -- what is refused, and the parts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("tcp://127.0.0.1:1", "--pub", "tcp://127.0.0.1:1"), "both ends"),
+        (("--sub", "tcp://127.0.0.1:1", "--rate", "5"), "are the publisher's"),
+        (("connect:tcp://127.0.0.1:1",), "--pub and --sub"),
+        (("inproc://a",), "inside one process"),
+        (("--for", "0"), "no time"),
+        (("--rate", "0"), "--rate"),
+        (("--size", "1000000"), "give a --rate"),
+        (("--size", "10"), "--size"),
+    ],
+)
+def test_what_can_not_be_measured_is_a_usage_error(arguments: tuple[str, ...], text: str) -> None:
+    """I am told what to write instead."""
+    done = zroute("bench", *arguments)
+    assert (done.returncode, text in done.stderr) == (2, True), done.stderr
+
+
+def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
+    """A message that is neither received nor counted as lost would be zroute's fault, and must not pass."""
+    publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "rate": None, "size": 128, "host": "a"}
+    result: dict[str, Any] = {
+        "publisher": publisher,
+        "sent": 9,
+        "received": 7,
+        "lost": 1,
+        "before_join": 0,
+        "host": "b",
+    }
+    result |= {"holds": False, "complete": True, "interrupted": False, "seconds": 1.0, "cpu": 1.0, "early": 3}
+    result |= {"latency_us": {"p50": 1.5, "max": 2_500_000.0}}
+    table = _table(result)
+    assert "does NOT hold: 9 is not 7 + 1 = 8" in table
+    assert _verdict(result) == 1
+    assert _verdict(result | {"holds": True}) == 0
+    assert _verdict(result | {"holds": True, "complete": False}) == 1
+    assert "The clocks of two hosts are compared in the latency: a and b." in table
+    assert "3 messages came before they were sent" in table
+    assert "2.5 s" in table
+
+
+def test_percentiles_are_those_of_a_sorted_list() -> None:
+    """Counting in steps costs no more than 1.1 %."""
+    random.seed(6)
+    values = [int(random.lognormvariate(12, 3)) + 1 for _ in range(20_000)]
+    latencies = Latencies()
+    for value in values:
+        latencies.add(value)
+    values.sort()
+    for part in (0.0, 0.001, 0.5, 0.9, 0.99, 0.999, 1.0):
+        exact = values[max(int(part * len(values)) - 1, 0)]
+        assert latencies.at(part) == pytest.approx(exact, rel=0.012), part
+    assert latencies.told()["max"] == round(values[-1] / 1000, 1)
+    latencies.add(-5)
+    assert (latencies.early, latencies.at(0.0), len(latencies)) == (1, 0.0, 20_001)
+    assert Latencies().at(0.5) == 0.0
+
+
+@pytest.mark.parametrize("size", [64, 128, 296, 297, 298, 1000, 65_536, 1_000_000])
+def test_a_body_has_the_size_that_was_asked_for(size: int) -> None:
+    """Bytes on the wire, whatever msgpack makes of a length; at its steps one byte less."""
+    fill, actual = padding(App(), size)
+    assert size - 2 <= actual <= size
+    assert len(fill) < size
