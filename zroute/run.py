@@ -549,6 +549,9 @@ class Run:
     async def _settle(self, timeout: float) -> dict[str, int]:
         """Wait for unfinished handlers; the names of those that took too long, with their number."""
         unfinished = self._outcomes.unfinished
+        if names := unfinished.names():
+            waited = ", ".join(f"{name}: {count}" for name, count in names.items())
+            _log.info("%s: unfinished, and waited for up to %.1f s: %s", self.app.name, timeout, waited)
         try:
             await within(timeout, unfinished.idle(), self.reactor)
         except TimeoutError:

@@ -243,7 +243,11 @@ class _Program:
         if self._signals == 1:
             self._reactor.callFromThread(self._stop, signal.Signals(number).name)
             return
-        end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining")
+        unfinished = sum(
+            route.queued + route.in_flight for one in self._services for route in one.app.stats.routes.values()
+        )
+        left = f"; {unfinished} messages are unfinished" if unfinished else ""
+        end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
 
     def _stop(self, why: str, code: int = 0) -> None:
         """Stop the reactor, which drains first; the first reason is the one that counts."""
@@ -351,11 +355,18 @@ def _summary(service: Any) -> list[tuple[int, str]]:
 def _counted(service: Any) -> str:
     """The counters of one run, of the sides that it has."""
     stats = service.app.stats
-    counts: dict[str, int] = {}
+    counts: dict[str, object] = {}
     if service.subscribe_to:
         counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
-        counts.update(unrouted=stats.unrouted, malformed=stats.malformed, lost=stats.lost)
-        seldom = {"unknown losses": stats.unknown_tail, "stale": sum(route.stale for route in stats.routes.values())}
+        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
+        untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
+        counts.update(lost="not counted" if untracked else stats.lost)
+        routes = stats.routes.values()
+        seldom = {
+            "unknown losses": stats.unknown_tail,
+            "stale": sum(route.stale for route in routes),
+            "dropped at the stop": sum(route.dropped_at_shutdown for route in routes),
+        }
         counts.update((name, count) for name, count in seldom.items() if count)
     if service.publish_to:
         counts.update(published=stats.published, unpublished=stats.publish_errors)

@@ -234,6 +234,13 @@ class Unfinished:
         self._tell_if_idle()
         return waiting
 
+    def names(self) -> dict[str, int]:
+        """The handlers that are unfinished or wait for their turn, and how many calls of each."""
+        names: Counter[str] = Counter(name for name, _ in self._unfinished.values())
+        for route in self._queued:
+            names[route.name] += route.flow.queued
+        return names
+
     def give_up(self) -> dict[str, int]:
         """Drop what waits and cancel what is unfinished, counted: the names of the handlers, and how many of each."""
         names: Counter[str] = Counter()
