@@ -26,7 +26,18 @@ from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.service import AppService
 
-__all__ = ["BY_HAND", "PLAIN", "TRACKED", "StillReactor", "by_hand", "groups", "read", "reading", "zroute_receive"]
+__all__ = [
+    "BY_HAND",
+    "PLAIN",
+    "TRACKED",
+    "StillReactor",
+    "by_hand",
+    "groups",
+    "loop",
+    "read",
+    "reading",
+    "zroute_receive",
+]
 
 BY_HAND = "hand-written loop"
 PLAIN = "zroute, plain wire"
@@ -61,16 +72,17 @@ def by_hand(work: Workload) -> Figures:
     sub = plain_subscriber(feed)
     feed.fill()
     counter = Counter()
-    loop = _loop if work.handlers == 1 else _loop_for_many
+    run = loop if work.handlers == 1 else loop_for_many
     handlers = [counter.handler() for _ in range(work.handlers)]
-    loop(sub, work, handlers, work.first)
-    figures = measured(partial(loop, sub, work, handlers, work.count), work.count)
+    run(sub, work, handlers, work.first)
+    figures = measured(partial(run, sub, work, handlers, work.count), work.count)
     assert counter.seen == work.total * work.handlers
     feed.close()
     return figures
 
 
-def _loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+def loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+    """The yardstick itself."""
     recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
     called = dict.fromkeys(work.topics, handlers[0])
     if work.schema is bytes:
@@ -83,7 +95,8 @@ def _loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any],
         called[topic](decode(body))
 
 
-def _loop_for_many(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+def loop_for_many(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+    """The same where several functions want each message."""
     recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
     called = dict.fromkeys(work.topics, tuple(handlers))
     for _ in range(count):

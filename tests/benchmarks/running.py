@@ -13,7 +13,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-__all__ = ["CPU", "RATE", "THREAD", "WALL", "WHOLE", "Contestant", "Figures", "Group", "Result", "Row", "measured", "run"]
+__all__ = [
+    "CPU",
+    "RATE",
+    "THREAD",
+    "WALL",
+    "WHOLE",
+    "Contestant",
+    "Figures",
+    "Group",
+    "Result",
+    "Row",
+    "measured",
+    "run",
+]
 
 Figures = Mapping[str, float]
 """What one measurement found, by name; the name ends with the unit."""
