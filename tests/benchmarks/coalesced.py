@@ -9,9 +9,9 @@ from typing import Any
 import zmq
 
 from tests.benchmarks import workloads
-from tests.benchmarks.receive import BY_HAND, TRACKED, StillReactor, by_hand, read_all, reading, zroute_receive
+from tests.benchmarks.receive import StillReactor, by_hand, read_all, reading, zroute_receive
 from tests.benchmarks.running import Contestant, Figures, Group, measured
-from tests.benchmarks.workloads import QUOTE, TOPIC, Quote, Scale
+from tests.benchmarks.workloads import BY_HAND, QUOTE, TOPIC, TRACKED, Quote, Scale
 from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.service import AppService

@@ -19,9 +19,8 @@ from typing import Any
 from tests.benchmarks import receive, workloads
 from tests.benchmarks.children import python
 from tests.benchmarks.feeds import Feed, plain_subscriber
-from tests.benchmarks.receive import BY_HAND, PLAIN, TRACKED
 from tests.benchmarks.running import THREAD, Contestant, Figures, Group
-from tests.benchmarks.workloads import Scale
+from tests.benchmarks.workloads import BY_HAND, PLAIN, TRACKED, Scale
 from tests.support import ROOT
 from zroute import App
 

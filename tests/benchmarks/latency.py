@@ -19,9 +19,8 @@ import attrs
 import zmq
 
 from tests.benchmarks.children import leave, line, python, say, started
-from tests.benchmarks.receive import PLAIN, TRACKED
 from tests.benchmarks.running import WHOLE, Contestant, Figures, Group
-from tests.benchmarks.workloads import NUL, TOPIC, Scale, decoder, encoder
+from tests.benchmarks.workloads import NUL, PLAIN, TOPIC, TRACKED, Scale, decoder, encoder
 from tests.support import free_endpoint
 
 __all__ = ["BARE", "groups"]

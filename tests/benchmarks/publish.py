@@ -14,9 +14,9 @@ from typing import Any
 import zmq
 
 from tests.benchmarks import peers_c, workloads
-from tests.benchmarks.receive import BY_HAND, PLAIN, TRACKED, StillReactor
+from tests.benchmarks.receive import StillReactor
 from tests.benchmarks.running import Contestant, Figures, Group, measured
-from tests.benchmarks.workloads import NUL, QUOTE, TOPIC, Quote, Scale, encoder
+from tests.benchmarks.workloads import BY_HAND, NUL, PLAIN, QUOTE, TOPIC, TRACKED, Quote, Scale, encoder
 from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.messages.wire import parse_header

@@ -21,28 +21,12 @@ from twisted.internet.task import Clock
 from tests.benchmarks import peers_c, peers_nats, workloads
 from tests.benchmarks.feeds import Feed, plain_subscriber
 from tests.benchmarks.running import THREAD, Contestant, Figures, Group, measured
-from tests.benchmarks.workloads import NUL, Scale, Workload, decoder
+from tests.benchmarks.workloads import BY_HAND, NUL, PLAIN, TRACKED, TXZMQ, Scale, Workload, decoder
 from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.service import AppService
 
-__all__ = [
-    "BY_HAND",
-    "PLAIN",
-    "TRACKED",
-    "StillReactor",
-    "by_hand",
-    "groups",
-    "loop",
-    "read",
-    "reading",
-    "zroute_receive",
-]
-
-BY_HAND = "hand-written loop"
-PLAIN = "zroute, plain wire"
-TRACKED = "zroute, tracked wire"
-TXZMQ = "txZMQ with json.loads"
+__all__ = ["Counter", "StillReactor", "by_hand", "groups", "loop", "read", "read_all", "reading", "zroute_receive"]
 
 OVERLAPPING = (b"stocks", b"stocks.A", b"s")
 """What others subscribe to: with the reader's own ``stocks.`` four live subscriptions cover the topic."""
@@ -187,18 +171,18 @@ def _handler(schema: Any, seen: list[int], number: int, *, is_async: bool) -> Ca
 
 
 def txzmq_receive(work: Workload, library: str = "txzmq", *, parse: Callable[[bytes], Any] | None = None) -> Figures:
-    """A SUB connection with a dict of handlers, as its users write it; ``library`` is txZMQ or zroute's of its names."""
+    """A SUB connection with a dict of handlers, as its users write it; ``library``: txZMQ, or zroute's of its names."""
     module: Any = import_module(library)
     feed = Feed(work)
     counter = Counter()
     handlers = {topic: [counter.handler() for _ in range(work.handlers)] for topic in work.topics}
-    parse = parse or {"json": json.loads, "msgpack": msgpack.unpackb, "raw": bytes}[work.codec]
+    read_body = parse or {"json": json.loads, "msgpack": msgpack.unpackb, "raw": bytes}[work.codec]
 
-    class Subscriber(module.ZmqSubConnection):  # type: ignore[misc, name-defined]
+    class Subscriber(module.ZmqSubConnection):  # type: ignore[misc]
         highWaterMark = 0  # noqa: N815
 
         def gotMessage(self, message: bytes, tag: bytes) -> None:
-            parsed = parse(message)
+            parsed = read_body(message)
             for handler in handlers[tag]:
                 handler(parsed)
 
@@ -309,13 +293,13 @@ def by_hand_asyncio(work: Workload) -> Figures:
         nonlocal seen
         seen += 1
 
-    async def loop() -> None:
+    async def loop_async() -> None:
         handlers = dict.fromkeys(work.topics, handler)
         for _ in range(work.count):
             topic, _, body = (await sub.recv()).partition(NUL)
             await handlers[topic](decode(body))
 
-    figures = measured(lambda: asyncio.run(loop()), work.count)
+    figures = measured(lambda: asyncio.run(loop_async()), work.count)
     assert seen == work.count
     sub.close(0)
     feed.close()

@@ -20,9 +20,8 @@ import zmq
 
 from tests.benchmarks import peers_c, peers_nats, workloads
 from tests.benchmarks.children import Stretch, leave, line, python, say, started
-from tests.benchmarks.receive import BY_HAND, PLAIN, TRACKED, TXZMQ
 from tests.benchmarks.running import CPU, WHOLE, Contestant, Figures, Group
-from tests.benchmarks.workloads import NUL, QUOTE, TOPIC, Quote, Scale, decoder, encoder
+from tests.benchmarks.workloads import BY_HAND, NUL, PLAIN, QUOTE, TOPIC, TRACKED, TXZMQ, Quote, Scale, decoder, encoder
 from tests.support import free_endpoint
 
 __all__ = ["PUBLISHER_CPU", "groups"]
