@@ -116,12 +116,12 @@ class BareReader:
     """A SUB socket in the reactor: read until EAGAIN or 256 messages, and look at EVENTS when that was not the end."""
 
     def __init__(self, reactor: Any, endpoint: str, handler: Callable[[Tick], object]) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.SUB)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self.socket.connect(endpoint)
         self.socket.subscribe(b"stocks.")
         self.reactor, self.handlers = reactor, {TOPIC: handler}
         self.decode = decoder(Tick, "json")
-        self.descriptor = self.socket.FD
+        self.descriptor: Any = self.socket.FD
         reactor.addReader(self)
         reactor.callLater(0, self.doRead)
 
@@ -145,7 +145,8 @@ class BareReader:
                 handlers[topic](decode(body))
         except zmq.Again:
             return
-        if self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+        events: Any = self.socket.get(zmq.EVENTS)
+        if events & zmq.POLLIN:
             self.reactor.callLater(0, self.doRead)
 
 
@@ -156,7 +157,7 @@ def subscribe_bare(reactor: Any, endpoint: str, total: int) -> object:
 
 def publish_bare(reactor: Any, endpoint: str, rate: int, total: int) -> None:
     """By hand."""
-    pub = zmq.Context.instance().socket(zmq.XPUB)
+    pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     pub.set(zmq.SNDHWM, 10_000)
     pub.bind(endpoint)
     pub.recv()  # its subscription
@@ -205,7 +206,7 @@ def main(role: str, kind: str, endpoint: str, rate: str, total: str) -> None:
         publish_bare(reactor, endpoint, int(rate), int(total))
     else:
         publish_zroute("plain" if kind == PLAIN else "tracked", reactor, endpoint, int(rate), int(total))
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping o
 
 
 def _subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
-    sub = context.socket(zmq.SUB)
+    sub: zmq.Socket[bytes] = context.socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)  # of two inproc ends, one without a mark is enough
     for prefix in subscriptions:
         sub.subscribe(prefix)

@@ -83,7 +83,7 @@ def groups(scale: Scale) -> list[Group]:
 
 def subscribe_by_hand(endpoint: str, count: int) -> None:
     """A blocking loop."""
-    sub = zmq.Context.instance().socket(zmq.SUB)
+    sub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)
     sub.connect(endpoint)
     sub.subscribe(b"stocks.")
@@ -103,7 +103,7 @@ def subscribe_by_hand(endpoint: str, count: int) -> None:
 
 def publish_by_hand(endpoint: str, count: int) -> None:
     """A loop without a pause, once somebody has subscribed."""
-    pub = zmq.Context.instance().socket(zmq.XPUB)
+    pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     pub.set(zmq.SNDHWM, 0)
     pub.bind(endpoint)
     pub.recv()
@@ -131,7 +131,7 @@ def subscribe_zroute(endpoint: str, count: int) -> None:
             leave()
 
     app.service(reactor).startService()
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 def publish_zroute(wire: Any, endpoint: str, count: int) -> None:
@@ -157,11 +157,11 @@ def publish_zroute(wire: Any, endpoint: str, count: int) -> None:
                 await deferLater(reactor, 0)
         await service.stopService()  # all has left
         say({CPU: (time.process_time() - began) / count * 1e9})
-        reactor.stop()  # type: ignore[attr-defined]
+        reactor.stop()
 
     service.startService()
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(publish()))  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(publish()))
+    reactor.run()
 
 
 def subscribe_txzmq(endpoint: str, count: int) -> None:
@@ -186,7 +186,7 @@ def subscribe_txzmq(endpoint: str, count: int) -> None:
 
     sub = Subscriber(txzmq.ZmqFactory(), txzmq.ZmqEndpoint("connect", endpoint))
     sub.subscribe(b"stocks.")
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 ROLES: dict[tuple[str, str], Callable[[str, int], None]] = {
