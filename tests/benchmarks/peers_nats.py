@@ -1,6 +1,6 @@
 """NATS: nats-py and FastStream in processes of their own, on a nats-server of this machine.
 
-A process counts from the first message to the last: its whole CPU, reading the network included, since that can't be
+A process counts its whole CPU, reading the network included, since that can't be
 told apart there. So ratios to what is read from a full queue of ZeroMQ's say what a program pays, not what decoding
 does; `tests.benchmarks.two_processes` has all of them over TCP, and by the same clock.
 
@@ -115,7 +115,7 @@ async def subscribe_nats(server: str, work: Workload) -> None:
     """A callback that decodes by msgspec and calls a handler."""
     import nats
 
-    stretch, done = Stretch(work.count), asyncio.Event()
+    done = asyncio.Event()
     decode = decoder(work.schema, work.codec)
 
     async def handler(_message: Any) -> None:
@@ -129,6 +129,7 @@ async def subscribe_nats(server: str, work: Workload) -> None:
     client = await nats.connect(server)
     await client.subscribe("stocks.*", cb=callback)
     await client.flush()  # the server knows the subscription now
+    stretch = Stretch(work.count)
     say("ready")
     await done.wait()
     leave()
@@ -148,7 +149,7 @@ async def subscribe_faststream(server: str, work: Workload) -> None:
         symbol: str
         text: str
 
-    stretch, done = Stretch(work.count), asyncio.Event()
+    done = asyncio.Event()
     broker = NatsBroker(server, logger=logging.getLogger("quiet"))
 
     async def handler(message: Any) -> None:
@@ -160,6 +161,7 @@ async def subscribe_faststream(server: str, work: Workload) -> None:
     broker.subscriber("stocks.*")(handler)
     await broker.start()
     await broker.connection.flush()  # the server knows the subscription now
+    stretch = Stretch(work.count)
     say("ready")
     await done.wait()
     leave()

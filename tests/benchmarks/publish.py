@@ -127,7 +127,7 @@ def _group(count: int, codec: str) -> Group:
         (FOUR, partial(zroute_publish, count, codec, "tracked", OVERLAPPING)),
         (f"{BY_HAND}, topic from the message", partial(by_hand, count, codec, of_message=True)),
         (f"{PLAIN}, topic from the message", partial(zroute_publish, count, codec, "plain", pattern="stocks.{symbol}")),
-        (f"{ONE}, one message a turn", partial(zroute_publish, count // 2, codec, "tracked", burst=1)),
+        (f"{TRACKED}, one message a turn", partial(zroute_publish, count // 2, codec, "tracked", burst=1)),
     ]
     size = workloads.quotes(1, codec).size
     return Group(

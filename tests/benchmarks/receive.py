@@ -274,7 +274,7 @@ def _async(quotes: Workload) -> Group:
         Contestant(TRACKED, partial(zroute_receive, work, "tracked", is_async=True)),
         *peers_nats.receivers(work),
     )
-    return Group("async", "receive, JSON quotes, `async def` handlers (but in the first loop)", contestants, BY_HAND)
+    return Group("async", "receive, JSON quotes, async def handlers, but in the first loop", contestants, BY_HAND)
 
 
 def by_hand_asyncio(work: Workload) -> Figures:

@@ -24,7 +24,8 @@ HEADINGS = ("what", "at most", "found", "lowest to highest", "")
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    digits = next((digits for below, digits in ((0.1, 3), (10, 2), (100, 1)) if value < below), 0)
+    return f"{value:,.{digits}f}"
 
 
 def _columns(result: Result) -> list[str]:

@@ -124,6 +124,11 @@ def subscribe_zroute(endpoint: str, count: int) -> None:
 
     app, stretch = App(sub=endpoint, codec="json"), Stretch(count)
 
+    @app.on_startup
+    def begin() -> None:
+        nonlocal stretch
+        stretch = Stretch(count)  # what a start takes is not what messages take
+
     @app.subscribe("stocks.*")
     def handler(_quote: Quote) -> None:
         if stretch.message():
@@ -169,8 +174,6 @@ def subscribe_txzmq(endpoint: str, count: int) -> None:
     import txzmq
     from twisted.internet import reactor
 
-    stretch = Stretch(count)
-
     def handler(_quote: Any) -> None:
         if stretch.message():
             say(stretch.figures())
@@ -186,6 +189,7 @@ def subscribe_txzmq(endpoint: str, count: int) -> None:
 
     sub = Subscriber(txzmq.ZmqFactory(), txzmq.ZmqEndpoint("connect", endpoint))
     sub.subscribe(b"stocks.")
+    stretch = Stretch(count)
     reactor.run()
 
 
