@@ -75,9 +75,10 @@ class Feed:
 
 
 def plain_subscriber(feed: Feed) -> zmq.Socket[bytes]:
-    """A SUB socket without a high-water mark, with a subscription for each of the feed's topics or their prefix."""
+    """A SUB socket without a high-water mark, with the subscriptions that the feed's patterns need."""
     sub = feed.context.socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)
+    sub.set(zmq.SNDHWM, 0)  # subscriptions are messages: at 1,000 the rest is dropped in silence
     sub.connect(feed.endpoint)
     for prefix in {pattern.rstrip("*").encode() for pattern in feed.work.patterns}:
         sub.subscribe(prefix)
