@@ -243,9 +243,8 @@ class _Program:
         if self._signals == 1:
             self._reactor.callFromThread(self._stop, signal.Signals(number).name)
             return
-        unfinished = sum(
-            route.queued + route.in_flight for one in self._services for route in one.app.stats.routes.values()
-        )
+        routes = [route for service in self._services for route in service.app.stats.routes.values()]
+        unfinished = sum(route.queued + route.in_flight for route in routes)
         left = f"; {unfinished} messages are unfinished" if unfinished else ""
         end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
 

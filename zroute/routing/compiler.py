@@ -220,9 +220,10 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
         function = identity(route.route.function)
         for pattern in route.patterns:
             key = pattern.shape if dispatch == "most_specific" else (pattern.shape, function)
-            other = seen.setdefault(key, route)
-            same = identity(other.route.function) == function
-            if other is not route or len([p for p in route.patterns if p.shape == pattern.shape]) > 1:
+            other = seen.get(key)
+            seen[key] = route
+            if other is not None:
+                same = identity(other.route.function) == function
                 raise DuplicateRouteError(
                     f"{route.name} takes {pattern.text!r} twice: leave one of the two out (the other is at "
                     f"{other.route.where})"

@@ -1,0 +1,75 @@
+"""A coalesced stream: a real publishing app whose bursts travel in frames of many messages, read by a real app."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import zmq
+
+from tests.benchmarks import workloads
+from tests.benchmarks.receive import StillReactor, by_hand, read_all, reading, zroute_receive
+from tests.benchmarks.running import Contestant, Figures, Group, measured
+from tests.benchmarks.workloads import BY_HAND, QUOTE, TOPIC, TRACKED, Quote, Scale
+from zroute import App
+from zroute.endpoints import Endpoint
+from zroute.service import AppService
+
+__all__ = ["COALESCED", "groups"]
+
+COALESCED = "zroute, coalesced"
+ENDPOINT = "inproc://stream"
+BURST = 50
+"""Messages published in one turn of the reactor."""
+
+
+def absent() -> str | None:
+    """Why there is no such row."""
+    return None if "coalesce" in inspect.signature(App).parameters else "this version does not coalesce"
+
+
+def coalesced(count: int) -> Figures:
+    """What the reading thread takes for each message."""
+    context: zmq.Context[Any] = zmq.Context()
+    options: dict[str, Any] = {"coalesce": True}
+    app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
+    publication = app.publisher(TOPIC.decode(), Quote)
+    publishing = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    publishing.startService()
+    reader = App(sub=ENDPOINT, codec="json", context=context)
+    seen = 0
+
+    @reader.subscribe("stocks.*")
+    def handler(_quote: Quote) -> None:
+        nonlocal seen
+        seen += 1
+
+    with reading(reader, clock, ENDPOINT) as sub:
+        clock.advance(0)  # the publisher answers the marker
+        sub.doRead()
+        assert reader.stats.joins == 1
+        for done in range(0, count, BURST):
+            for _ in range(min(BURST, count - done)):
+                publication.publish(QUOTE)
+            clock.advance(0)  # the turn ends, in which the burst is sent; the reader, too, has looked at its socket
+        clock.advance(0.01)
+        assert seen < count, "the reader read while the publisher published: nothing is left to measure"
+        figures = measured(partial(read_all, sub, lambda: seen, count), count - seen)
+        assert (seen, reader.stats.lost) == (count, 0)
+    assert publishing.transport is not None
+    assert publishing.transport.pub is not None
+    publishing.transport.pub.close(0)
+    context.destroy(linger=0)
+    return figures
+
+
+def groups(scale: Scale) -> list[Group]:
+    """One group."""
+    quotes = workloads.quotes(scale.count)
+    contestants = (
+        Contestant(BY_HAND, partial(by_hand, quotes)),
+        Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
+        Contestant(COALESCED, partial(coalesced, scale.count), absent=absent()),
+    )
+    return [Group("coalesced", f"receive, JSON quotes that were published {BURST} a turn", contestants, BY_HAND)]
