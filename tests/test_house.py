@@ -52,6 +52,7 @@ ORDER = [
     "awaiting",
     "outbox",
     "kept",
+    "coalescing",
     "joins",
     "audience",
     "producers",

@@ -41,13 +41,14 @@ if TYPE_CHECKING:
     from zroute.messages.schema import Stamped
     from zroute.messages.topics import Topic, startswith
     from zroute.messages.wire import Envelope
-    from zroute.routing.publications import Publication
+    from zroute.routing.publications import Coalesce, Publication
     from zroute.routing.routes import Routes
 
 _HOME = {
     "App": "zroute.app",
     "AppFrozenError": "zroute.errors",
     "Attached": "zroute.attached",
+    "Coalesce": "zroute.routing.publications",
     "Codec": "zroute.messages.codecs",
     "DecodeError": "zroute.errors",
     "DuplicateRouteError": "zroute.errors",
@@ -84,6 +85,7 @@ __all__ = [
     "App",
     "AppFrozenError",
     "Attached",
+    "Coalesce",
     "Codec",
     "DecodeError",
     "DuplicateRouteError",

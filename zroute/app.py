@@ -23,8 +23,8 @@ from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, ROUTE_QUEUE, STREAM_QUEUE
 from zroute.routing.compiler import Compiled, compile_routes
 from zroute.routing.parameters import name_of
-from zroute.routing.publications import Emit, Encode, Overflow, encoder_by_type
-from zroute.routing.routes import Hook, Routes, caller, local_names, make_route, parse_patterns
+from zroute.routing.publications import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
+from zroute.routing.routes import Hook, Routes, caller, coalescing, local_names, make_route, parse_patterns
 from zroute.routing.table import Dispatch
 from zroute.sockets.transport import SharedContext
 
@@ -57,6 +57,9 @@ class App(Routes):
     ("drop", the default), or ``publish`` raises HighWaterMarkError and sends to nobody ("raise"), or messages wait,
     1,000 of them, each up to 30 s, and ``publish`` returns an awaitable to wait with ("wait"). The last two tie all
     who subscribe to a topic to the slowest of them.
+    ``coalesce``: True, or a `Coalesce`: messages of one topic that are published together travel together, unless a
+    publisher says otherwise (tracked wire; default False). It can't be combined with ``overflow="raise"``, where each
+    message is sent or refused at its own line.
     ``max_message``: bytes of a body, both ways; larger ones are refused at the caller and from peers
     (default 1 MiB).
     ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
@@ -74,6 +77,7 @@ class App(Routes):
         wire: Wire = "tracked",
         dispatch: Dispatch = "all",
         overflow: Overflow = "drop",
+        coalesce: bool | Coalesce = False,
         max_message: int = MAX_MESSAGE,
         loop: bool = True,
         context: Any = None,
@@ -87,6 +91,7 @@ class App(Routes):
         self.wire: Wire = _one_of("wire", wire, WIRES, self.where)
         self.dispatch: Dispatch = _one_of("dispatch", dispatch, get_args(Dispatch), self.where)
         self.overflow: Overflow = _one_of("overflow", overflow, get_args(Overflow), self.where)
+        self.coalesce = coalescing(coalesce, self.where)
         if not (isinstance(max_message, int) and max_message > 0):
             raise SignatureError(f"max_message={max_message!r}: a number of bytes, 1 or more", where=self.where)
         self.max_message = max_message
@@ -315,9 +320,29 @@ class App(Routes):
                         parameter="keep",
                         where=outlet.publication.where,
                     )
+            self._check_coalescing(compiled)
             self._compiled = compiled
             self._freeze(f"App {self.name!r}")
         return self._compiled
+
+    def coalesces(self, publication: Publication[Any] | None = None) -> Coalesce | None:
+        """How messages of ``publication``, or those of `publish`, travel together; None where each travels alone."""
+        own = publication.coalesce if publication is not None else None
+        return (self.coalesce if own is None else own) or None
+
+    def _check_coalescing(self, compiled: Compiled) -> None:
+        if self.overflow != "raise":
+            return
+        wanting = [outlet.publication.where for outlet in compiled.outlets if self.coalesces(outlet.publication)]
+        if self.coalesce:
+            wanting.append(self.where)
+        if wanting:
+            raise SignatureError(
+                "coalesce with overflow='raise': a message that travels with others is sent when its publish raises no "
+                "more; leave one of the two out, or write overflow='wait'",
+                parameter="coalesce",
+                where=wanting[0],
+            )
 
     def endpoints(
         self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None

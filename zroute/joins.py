@@ -121,9 +121,9 @@ class PublishingEnd(_Ticking):
         """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
 
-    def batch_framer(self) -> BatchFramer:
-        """What makes one frame of several messages."""
-        return batch_framer(epoch=self.epoch, count=self.counters.count)
+    def batch_framer(self, *, keeps: bool) -> BatchFramer:
+        """What makes one frame of several messages, the last of which is kept or is not."""
+        return batch_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
 
     def subscription(self, prefix: bytes, there: bool) -> None:
         """One has come or gone."""

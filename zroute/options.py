@@ -70,8 +70,8 @@ COALESCED = 100
 COALESCED_MAX = 1_000
 """Messages that one frame brings at most: what is handled without a look at the clock, and lost with one frame."""
 
-COALESCED_BYTES = 65_535
-"""Bytes of the messages in one frame: their lengths are written in two bytes, and TCP sends no more at once."""
+COALESCED_BYTES = 64_000
+"""Bytes of the messages in one frame: where each ends is written in two bytes, and separators count."""
 
 LARGE_FRAME = 8192
 """Bytes from which on a body leaves the short way: its size and its nesting are checked before it is decoded.

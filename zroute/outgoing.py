@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.audience import Audience
 from zroute.awaiting import as_awaitable, within
+from zroute.coalescing import Coalescer, Held
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
 from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
@@ -30,8 +31,8 @@ from zroute.joins import PublishingEnd
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import Framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
-from zroute.outbox import Outbox
-from zroute.routing.publications import DONE, Emit, Outlet
+from zroute.outbox import Outbox, Sent
+from zroute.routing.publications import DONE, Emit, Outlet, Publication
 
 __all__ = ["Outgoing", "Sending"]
 
@@ -80,6 +81,7 @@ class Outgoing:
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._epoch, self._numbers = secrets.randbits(64), count(1)
         self._outlets: tuple[Outlet, ...] = ()
+        self._coalescer: Coalescer | None = None
         self._closed = False
         self.publishing: PublishingEnd | None = None
         """What numbers messages, on the tracked wire."""
@@ -90,9 +92,18 @@ class Outgoing:
         make = self._emitter()
         emit = make(keeps=False)
         emit_kept = make(keeps=True) if self._keeps else emit
+        coalescer = self._coalescer = self._make_coalescer()
+
+        def choose(publication: Publication[Any] | None) -> Emit:
+            chosen = emit_kept if publication is not None and publication.keep else emit
+            if coalescer is None:
+                return chosen
+            how = self._app.coalesces(publication)
+            return coalescer.together(how, chosen) if how is not None else coalescer.alone(chosen)
+
         for outlet in self._outlets:
-            outlet.open(emit_kept if outlet.publication.keep else emit, self._gathered)
-        return emit
+            outlet.open(choose(outlet.publication), self._gathered)
+        return choose(None)
 
     async def end(self, timeout: float) -> dict[str, int]:
         """Send what waits and say goodbye, within ``timeout`` seconds; what could not be, and how many of it.
@@ -100,6 +111,8 @@ class Outgoing:
         Messages are waited for as long as that, subscribers that do not read no longer than the sockets would be.
         """
         deadline = self._clock.seconds() + timeout
+        if self._coalescer is not None:
+            self._coalescer.flush()
         with suppress(TimeoutError):
             await within(timeout, self._outbox.idle(), self._clock)
         given_up = self._outbox.close()
@@ -225,6 +238,73 @@ class Outgoing:
             return done
 
         return emit
+
+    # -- messages that travel together --------------------------------------------------------------------
+
+    def _make_coalescer(self) -> Coalescer | None:
+        """None where nothing is to travel together, or where the wire can't carry it."""
+        app = self._app
+        wanted = any(app.coalesces(outlet.publication) for outlet in self._outlets) or app.coalesces()
+        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender()
+        if not wanted or self.publishing is None or send is None or try_send is None:
+            return None
+        limit, thread, waits = app.max_message, get_ident(), app.overflow == "wait"
+        return Coalescer(
+            self._clock,
+            self._clock_ns,
+            self._stats,
+            limit=limit,
+            check=lambda topic, body: _check_message(topic, body, limit, thread),
+            hold=self._hold if waits else None,
+            send=self._sending_held(self.publishing, send, try_send),
+        )
+
+    def _hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
+        self._outbox.check(topic, more)
+        if held.sent is None:
+            held.sent = Sent()
+        sent: Sent = held.sent
+        return sent
+
+    def _sending_held(
+        self, publishing: PublishingEnd, send: Callable[[Any], None], try_send: Callable[[Any], bool]
+    ) -> Callable[[bytes, Held], None]:
+        counters, kept, drops = publishing.counters, publishing.kept, self._app.overflow == "drop"
+        batches = [publishing.batch_framer(keeps=keeps) for keeps in (False, True)]
+        published_at = 0
+        singles = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
+
+        def attempt(topic: bytes, codec: int, bodies: Sequence[bytes], at: int) -> bool:
+            nonlocal published_at
+            published_at, keeps = at, topic in kept
+            if len(bodies) == 1:
+                frame = singles[keeps](topic, codec, bodies[0], None)
+            else:
+                frame = batches[keeps](topic, codec, bodies, at)
+            if drops:
+                send(frame)
+            elif not try_send(frame):
+                self._stats.eagain += 1
+                counters.take_back(topic, len(bodies))
+                return False
+            if keeps:
+                publishing.keep(topic, codec, bodies[-1], None, at)
+            return True
+
+        def send_held(topic: bytes, held: Held) -> None:
+            trying = partial(attempt, topic, held.codec, held.bodies, held.at)
+            if drops:
+                trying()
+                return
+            try:
+                self._outbox.send(topic, trying, count=len(held.bodies), sent=held.sent)
+            except HighWaterMarkError as error:  # others have taken the room since
+                self._unsent(topic, len(held.bodies), error)
+                held.sent.end(error)
+
+        return send_held
+
+    # -- messages that are kept ---------------------------------------------------------------------------
 
     @property
     def _keeps(self) -> bool:

@@ -46,7 +46,9 @@ def coalesced(count: int) -> Figures:
         seen += 1
 
     with reading(reader, clock, ENDPOINT) as sub:
-        clock.advance(0)  # the publisher answers the marker
+        assert publishing.transport is not None
+        assert publishing.transport.pub is not None
+        publishing.transport.pub.doRead()  # the publisher answers the marker
         sub.doRead()
         assert reader.stats.joins == 1
         for done in range(0, count, BURST):
@@ -57,8 +59,6 @@ def coalesced(count: int) -> Figures:
         assert seen < count, "the reader read while the publisher published: nothing is left to measure"
         figures = measured(partial(read_all, sub, lambda: seen, count), count - seen)
         assert (seen, reader.stats.lost) == (count, 0)
-    assert publishing.transport is not None
-    assert publishing.transport.pub is not None
     publishing.transport.pub.close(0)
     context.destroy(linger=0)
     return figures

@@ -464,17 +464,6 @@ def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: p
     assert wired.balanced()
 
 
-def test_whole_messages_can_be_delivered_without_a_socket() -> None:
-    """What holds frames already hands them over in one call, and they are counted."""
-    app, got = App(), []
-    app.add_route(lambda message: got.append(message), "a")
-    wired = Wired(app)
-    wired.table.deliver((plain("a", 1),))
-    wired.table.deliver((b"a", packed(2)))
-    assert got == [1, 2]
-    assert wired.stats.received == 2
-
-
 def test_a_budget_bounds_a_drain() -> None:
     """One turn reads no more messages than its budget."""
     app, got = App(), []

@@ -1,22 +1,22 @@
 """Batches: several messages of one topic in one frame of the tracked wire. Sans-IO, as `zroute.messages.wire`.
 
-The bodies stand in the frame as one list of their codec, so that a reader decodes all of them in one call, and their
-lengths stand before it, so that each can be found without trusting the others: one that is broken, or that is
-two, costs itself only. The layout is specified in ``docs/reference/wire.md``.
+The bodies stand in the frame as one list of their codec, so that a reader decodes all of them in one call, and what
+stands before it says where each ends, so that it can be found without trusting the others: one that is broken, or that
+is two, costs itself only. The layout is specified in ``docs/reference/wire.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from struct import Struct, pack, unpack_from
+from struct import Struct, pack, unpack
 from typing import TypeAlias
 
 import attrs
 
 from zroute.errors import EnvelopeError
 from zroute.messages.codecs import JSON, MSGPACK
-from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Heads, Kind, Numbered
+from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Flags, Heads, Kind, Numbered
 
 __all__ = ["Batch", "BatchFramer", "batch_framer", "parse_batch", "singles"]
 
@@ -30,45 +30,47 @@ _KIND_AT = 4  # in a header; codec and flags follow
 
 @attrs.frozen(slots=True)
 class Batch:
-    """The body of a BATCH, behind the header: ``lengths`` of its messages, and the ``listing``, where they stand."""
+    """The body of a BATCH, behind the header: ``many`` messages, their ``ends``, and the ``listing`` they stand in."""
 
     codec: int
-    lengths: tuple[int, ...]
+    many: int
+    ends: bytes
     listing: bytes
 
-    def bodies(self, first: int = 0) -> list[bytes]:
-        """The messages from number ``first`` on, each as its publisher wrote it."""
+    @property
+    def bodies(self) -> list[bytes]:
+        """The messages, each as its publisher wrote it. Where ends do not ascend, a message is what is between them."""
         before, between = _LAYOUT.get(self.codec, (0, 0))
-        ends = list(accumulate(length + between for length in self.lengths))
-        starts = [0, *ends]
+        ends = unpack(f">{self.many}H", self.ends)
+        starts = (before, *(end + between for end in ends))
         listing = self.listing
-        return [
-            listing[before + starts[number] : before + ends[number] - between]
-            for number in range(first, len(self.lengths))
-        ]
+        return [listing[start:end] for start, end in zip(starts, ends, strict=False)]
 
 
 _LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
 """By codec: the bytes before the first message, and those behind each. Lists of other codecs are their messages."""
 
 
-def batch_framer(*, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]]) -> BatchFramer:
+def batch_framer(*, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]], keeps: bool = False) -> BatchFramer:
     """What turns ``(topic, codec number, bodies, time of the first in ns)`` into one frame.
 
     ``count(topic, many)`` counts so many messages and returns the counters that the frame carries, as they
     stand behind the last of them. It is called last, when nothing can fail any more.
     """
     heads = Heads(Kind.BATCH, epoch)
+    always = (Flags.KEEPS << 8) if keeps else 0
 
     def frame(topic: bytes, codec: int, bodies: Sequence[bytes], sent_at: int) -> bytes:
         many = len(bodies)
         listing = _LISTINGS.get(codec, b"".join)(bodies)
-        packed = pack(f">{many + 1}H", many, *map(len, bodies)) + listing
+        before, between = _LAYOUT.get(codec, (0, 0))
+        ends = [end + between * number for number, end in enumerate(accumulate(map(len, bodies), initial=before))][1:]
+        packed = pack(f">{many + 1}H", many, *(end - between for end in ends)) + listing
         counters = count(topic, many)
         if not counters:
-            return topic + NUL + FIXED.pack(heads[codec], 0, sent_at) + packed
+            return topic + NUL + FIXED.pack(heads[always | codec], 0, sent_at) + packed
         first, *others = counters
-        key = first.length << 16 | len(others) << COUNTERS_SHIFT + 8 & 0xFF00 | codec
+        key = first.length << 16 | len(others) << COUNTERS_SHIFT + 8 | always | codec
         further = b"".join([COUNTER.pack(other.length, other.number - many + 1) for other in others])
         return topic + NUL + FIXED.pack(heads[key], first.number - many + 1, sent_at) + further + packed
 
@@ -94,12 +96,11 @@ def parse_batch(codec: int, body: bytes) -> Batch:
     start = _COUNT.size * (many + 1)
     if not many or len(body) < start:
         raise EnvelopeError(f"a batch of {len(body)} bytes that claims {many} messages")
-    lengths = unpack_from(f">{many}H", body, _COUNT.size)
+    (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
     listing = body[start:]
-    before, between = _LAYOUT.get(codec, (0, 0))
-    if len(listing) != before + sum(lengths) + between * many or not _is_list(codec, many, listing):
-        raise EnvelopeError(f"a batch of {many} messages whose lengths are not those of what it holds")
-    return Batch(codec, lengths, listing)
+    if len(listing) != end + _LAYOUT.get(codec, (0, 0))[1] or not _is_list(codec, many, listing):
+        raise EnvelopeError(f"a batch of {many} messages that does not end where the last of them does")
+    return Batch(codec, many, body[_COUNT.size : start], listing)
 
 
 def _is_list(codec: int, many: int, listing: bytes) -> bool:
@@ -109,15 +110,11 @@ def _is_list(codec: int, many: int, listing: bytes) -> bool:
     return codec != MSGPACK.number or listing[: _ARRAY.size] == _ARRAY.pack(_ARRAY_16, many)
 
 
-def singles(topic: bytes, header: bytes, bodies: Sequence[bytes], first: int) -> list[bytes]:
-    """Each of ``bodies`` in the frame that it would have come in alone; ``header`` is the constant part of the batch's.
-
-    ``first`` is the place of the first of them in the batch, from 0.
-    """
+def singles(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
+    """Each of ``bodies`` in the frame that it would have come in alone; the batch begins with ``header``."""
     head, sequence, sent_at = FIXED.unpack_from(header)
     start = topic + NUL
     head = head[:_KIND_AT] + bytes((Kind.DATA, head[_KIND_AT + 1], 0)) + head[_KIND_AT + 3 :]
     return [
-        start + FIXED.pack(head, sequence and sequence + number, sent_at) + body
-        for number, body in enumerate(bodies, first)
+        start + FIXED.pack(head, sequence and sequence + number, sent_at) + body for number, body in enumerate(bodies)
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 import attrs
 import msgspec
@@ -103,6 +103,14 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(getattr(kind, "__dataclass_fields__", ()))
 
 
+def _loop(expression: str, names: dict[str, Any]) -> Check:
+    """Whether ``expression`` is true of each ``m``: a third of the time of a call for each."""
+    source = f"def check(value):\n    for m in value:\n        if not ({expression}): return False\n    return True"
+    exec(source, scope := dict(names))
+    check: Check = scope["check"]
+    return check
+
+
 class _Compiler:
     """Makes one expression a class, so that a flat one is checked in one call; recursive types use `is_bounded`."""
 
@@ -134,8 +142,12 @@ class _Compiler:
 
     def _class(self, kind: Any, hint: Any) -> Check | None:
         expression, names = self.expression(kind, hint)
+        if not expression:
+            return None
         # One expression instead of a loop over fields: half the time, and this runs for each message.
-        return eval(f"lambda m: {expression}", names) if expression else None
+        check: Any = eval(f"lambda m: {expression}", names)
+        check.expression = (expression, names)
+        return cast("Check", check)
 
     def expression(self, kind: Any, hint: Any) -> tuple[str, dict[str, Any]]:
         """What must be true of an instance ``m`` of a class, as source, and the names it uses; "" for nothing."""
@@ -169,4 +181,5 @@ class _Compiler:
             return lambda value: all(check is None or check(item) for check, item in zip(checks, value, strict=False))
         (of_items,) = checks
         assert of_items is not None
-        return lambda value: all(map(of_items, value))
+        expression = getattr(of_items, "expression", None)
+        return _loop(*expression) if expression else lambda value: all(map(of_items, value))

@@ -359,8 +359,6 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of version {version}; this reader knows {VERSION}")
     if kind not in Kind.__members__.values():
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
-    if kind == Kind.BATCH:
-        raise EnvelopeError("a tracked frame of kind batch, which this reader can't unpack")
     if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
     further, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)

@@ -20,7 +20,7 @@ import attrs
 from zroute.messages.batches import Batch
 from zroute.routing.deliver import Outcomes, Step
 
-__all__ = ["Single", "Unpacked", "make_hand_out"]
+__all__ = ["HandOut", "Single", "Unpacked", "make_hand_out"]
 
 Single = tuple[bytes, int, bytes, bytes]
 """A message that came with others: topic, codec number, body, and the frame it would have had alone."""
@@ -69,7 +69,7 @@ def make_hand_out(
     (function, delivery, stats), others = calls[0], calls[1:]
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
-        many = len(batch.lengths)
+        many = batch.many
         try:
             messages = decode(batch.listing)
         except BaseException:  # whichever message it is, it will be met again alone

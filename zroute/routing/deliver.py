@@ -37,6 +37,7 @@ __all__ = [
     "Step",
     "frames_of",
     "make_deliver",
+    "share_one_type",
 ]
 
 Raw: TypeAlias = "bytes | tuple[bytes, ...]"
@@ -111,14 +112,17 @@ def make_deliver(
     steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse
 ) -> Deliver:
     """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
+    if share_one_type(steps):
+        return _one(steps[0], outcomes, refuse) if len(steps) == 1 else _several_of_one_type(steps, outcomes, refuse)
+    return _any(steps, envelope_of, outcomes, refuse)
+
+
+def share_one_type(steps: Sequence[Step]) -> bool:
+    """Whether each function is given the body by position, and all the same object."""
     by_position = all(
         step.decode and not step.delivery.route.call.by_name and not _may_be_stale(step) for step in steps
     )
-    if by_position and len(steps) == 1:
-        return _one(steps[0], outcomes, refuse)
-    if by_position and len({step.slot for step in steps}) == 1:
-        return _several_of_one_type(steps, outcomes, refuse)
-    return _any(steps, envelope_of, outcomes, refuse)
+    return by_position and len({step.slot for step in steps}) == 1
 
 
 def _may_be_stale(step: Step) -> bool:

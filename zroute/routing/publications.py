@@ -15,8 +15,9 @@ from zroute.errors import EncodeError, NotRunningError, TopicError
 from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
+from zroute.options import COALESCED, COALESCED_MAX
 
-__all__ = ["DONE", "Emit", "Keep", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
+__all__ = ["DONE", "Coalesce", "Emit", "Keep", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +34,22 @@ Keep = Literal["last"] | None
 
 Overflow = Literal["drop", "raise", "wait"]
 """What a publisher does while the queue of a subscriber is full."""
+
+
+@attrs.frozen
+class Coalesce:
+    """How messages of one topic travel together in one frame.
+
+    The first goes at once. Those that are published behind it within the same turn of the reactor, or within
+    ``seconds`` (0 to 1; default 0: the turn), go together at its end, or sooner: when there are ``messages`` of them
+    (2 to 1,000; default 100) or 64,000 bytes. Raises ValueError for other numbers.
+    """
+
+    seconds: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
+    messages: int = attrs.field(
+        default=COALESCED, validator=[attrs.validators.ge(2), attrs.validators.le(COALESCED_MAX)]
+    )
+
 
 _TOPICS_KEPT = 4096  # topics made from captures, per publication; the dict starts anew beyond that
 
@@ -87,6 +104,7 @@ class Publication(Generic[T]):
         codec: Codec | None,
         schedule: Schedule | None,
         keep: Keep,
+        coalesce: Coalesce | Literal[False] | None,
         where: str,
         register: Callable[[Publication[Any], Callable[..., Any]], None],
     ) -> None:
@@ -95,6 +113,7 @@ class Publication(Generic[T]):
         self.codec = codec
         self.schedule = schedule
         self.keep: Keep = keep
+        self.coalesce = coalesce
         self.where = where
         self._register = register
         self._outlets: tuple[Outlet, ...] = ()

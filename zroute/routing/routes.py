@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import attrs
 
@@ -22,7 +22,7 @@ from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
 from zroute.options import MAX_IN_FLIGHT, ROUTE_QUEUE
 from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
-from zroute.routing.publications import Keep, Publication, Schedule
+from zroute.routing.publications import Coalesce, Keep, Publication, Schedule
 
 __all__ = [
     "ErrorHook",
@@ -32,6 +32,7 @@ __all__ = [
     "Route",
     "Routes",
     "caller",
+    "coalescing",
     "joined",
     "local_names",
     "make_route",
@@ -256,6 +257,7 @@ class Routes:
         jitter: float = 0.0,
         initial_delay: float = 0.0,
         keep: Keep = None,
+        coalesce: bool | Coalesce | None = None,
     ) -> Publication[T]: ...
 
     @overload
@@ -269,6 +271,7 @@ class Routes:
         jitter: float = 0.0,
         initial_delay: float = 0.0,
         keep: Keep = None,
+        coalesce: bool | Coalesce | None = None,
     ) -> Publication[Any]: ...
 
     def publisher(
@@ -281,6 +284,7 @@ class Routes:
         jitter: float = 0.0,
         initial_delay: float = 0.0,
         keep: Keep = None,
+        coalesce: bool | Coalesce | None = None,
     ) -> Publication[Any]:
         """A publication to topics of ``pattern``: publish to it, or decorate a function with it.
 
@@ -297,8 +301,13 @@ class Routes:
         ``initial_delay`` seconds pass before the first. With ``keep="last"`` a subscriber that joins gets the latest
         message of each topic, before newer ones of it (tracked wire; in memory, of up to 100,000 topics).
 
+        With ``coalesce=True`` messages of one topic that are published in one turn of the reactor travel in one frame,
+        which costs both sides a fraction; `Coalesce` says how many, and for how long they may be held (default: as
+        the app has it). To handlers they are single messages. A message of over 64,000 bytes, one with headers and
+        those of the other two wires always travel alone.
+
         Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
-        number, and AppFrozenError.
+        number or another ``coalesce``, and AppFrozenError.
         """
         where, namespace = _user()
         self._check_open(f"publisher({pattern!r})", where)
@@ -321,7 +330,8 @@ class Routes:
             self._producers.append(Producer(function, publication, schedule, where, names))
 
         found = find_codec(codec) if codec is not None else None
-        publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, where, register)
+        together = None if coalesce is None else coalescing(coalesce, where)
+        publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, together, where, register)
         self._publications.append(publication)
         return publication
 
@@ -525,6 +535,16 @@ def _check_callable(function: Any, decorator: str, where: str) -> None:
             "decorate a method of an instance",
             where=where,
         )
+
+
+def coalescing(coalesce: Any, where: str) -> Coalesce | Literal[False]:
+    """What was given, checked: how messages travel together, or False."""
+    if isinstance(coalesce, Coalesce):
+        return coalesce
+    if not isinstance(coalesce, bool):
+        fault = f"coalesce={coalesce!r}: True, False or Coalesce(seconds=…, messages=…)"
+        raise SignatureError(fault, parameter="coalesce", where=where)
+    return Coalesce() if coalesce else False
 
 
 def _schedule(every: float, jitter: float, initial_delay: float, where: str) -> Schedule:

@@ -16,8 +16,10 @@ import attrs
 
 from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
+from zroute.messages.batches import Batch, parse_batch, singles
 from zroute.messages.bodies import body_decoder, guarded
-from zroute.messages.codecs import BUILTIN, Codec
+from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec
+from zroute.messages.schema import inspect
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import (
     HEAD_SIZE,
@@ -34,8 +36,10 @@ from zroute.messages.wire import (
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
+from zroute.routing.batches import HandOut, Unpacked, make_hand_out
 from zroute.routing.deliver import (
     TRACKED,
+    UNDECODABLE,
     CompiledRoute,
     Decode,
     Deliver,
@@ -45,6 +49,7 @@ from zroute.routing.deliver import (
     Step,
     frames_of,
     make_deliver,
+    share_one_type,
 )
 from zroute.routing.parameters import NO_BODY, identity
 from zroute.routing.trie import build, minimal_cover
@@ -55,6 +60,7 @@ Dispatch = Literal["all", "most_specific"]
 
 _HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
+_LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
@@ -80,8 +86,8 @@ class Accounts(Protocol):
     def account(self, epoch: int, subscription: bytes) -> Account | None:
         """That of a subscription of ours at one publisher."""
 
-    def judge(self, account: Any, number: int) -> bool:
-        """Of a message that was not the expected one: whether it is to be delivered."""
+    def judge(self, account: Any, number: int, many: int = 1) -> bool:
+        """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
         """Whether a message that a publisher kept for somebody who joined is to be delivered here."""
@@ -109,7 +115,8 @@ class _Entry:
 
     ``subscription`` is the one of ours that it came by; ``plain`` delivers bodies without a tracked header,
     ``nobody`` tells that no route takes the topic.
-    ``others`` keeps the closures made so far by (codec, whether for large bodies).
+    ``others`` keeps the closures made so far by (codec, whether for large bodies), ``hand_outs`` those for frames of
+    several messages.
     """
 
     topic: Topic
@@ -118,6 +125,7 @@ class _Entry:
     nobody: Deliver
     plain: Deliver
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
+    hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -132,14 +140,17 @@ class _Latest:
         known = None if raw is None else sent_at(frames_of(raw))
         return known is not None and known >= at
 
+    def note(self, epoch: int, topic: bytes, raw: Raw) -> None:
+        """This came last."""
+        if len(self.raws) >= TOPIC_CACHE:
+            self.raws.clear()
+        self.raws[epoch, topic] = raw
+
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
         """``deliver``, for messages that are noted as the latest."""
-        raws, key = self.raws, (epoch, topic)
 
         def deliver_noted(body: bytes, raw: Raw) -> int | None:
-            if len(raws) >= TOPIC_CACHE:
-                raws.clear()
-            raws[key] = raw
+            self.note(epoch, topic, raw)
             return deliver(body, raw)
 
         return deliver_noted
@@ -199,6 +210,7 @@ class RouteTable:
         self._tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
         self._parts = _Parts()
+        self._unpacked = Unpacked()
         self._latest = _Latest()
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
@@ -214,7 +226,7 @@ class RouteTable:
             accounts=self._accounts,
             clock=self._clock,
         )
-        table._parts, table._latest = self._parts, self._latest
+        table._parts, table._latest, table._unpacked = self._parts, self._latest, self._unpacked
         self.hold()
         return table
 
@@ -235,6 +247,9 @@ class RouteTable:
         plain, tracked = self._plain.get, self._tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
         received = 0
+        if self._unpacked.rest:
+            self.work_off(budget)
+            return
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
         rounds = self._rounds = list(range(1, budget + 1))  # a list, so that `hold` can end it at no cost
@@ -267,14 +282,32 @@ class RouteTable:
         finally:
             self._stats.received += received
 
-    def deliver(self, frames: tuple[bytes, ...]) -> None:
-        """Deliver one whole message. Counts it; raises nothing."""
-        self._stats.received += 1
-        self._receive(frames[0] if len(frames) == 1 else frames)
-
     def hold(self) -> None:
         """Make the drain that is under way end after this message; later ones are not affected."""
         self._rounds.clear()
+        self._unpacked.hold()
+
+    @property
+    def unpacked(self) -> int:
+        """How many messages are left of frames of several: the next drain begins with them."""
+        return len(self._unpacked.rest)
+
+    def work_off(self, budget: int) -> None:
+        """Deliver up to so many of those, fewer after a `hold`."""
+        rest, outer = self._unpacked.rest, self._rounds
+        self._rounds = rounds = list(range(budget))
+        for _ in rounds:
+            if not rest:
+                break
+            topic, codec, body, frame = rest.popleft()
+            self._stats.received += 1
+            try:
+                self._check_size(body)
+                entry = self._entries.get(topic) or self._enter(topic)
+                self._deliver(entry, codec, body)(body, frame)
+            except EnvelopeError as error:
+                self._malformed(error, frame)
+        self._rounds = outer
 
     # -- the rule of parts ------------------------------------------------------------------------------
 
@@ -334,9 +367,13 @@ class RouteTable:
 
     def _receive_tracked(self, topic: bytes, body: bytes, raw: Raw) -> None:
         header = parse_header(body)
-        head, body = body[:HEAD_SIZE], body[header.size :]
+        fixed, body = body[:HEADER_SIZE], body[header.size :]
+        head = fixed[:HEAD_SIZE]
         if header.kind is Kind.KEPT:
             self._receive_kept(header, topic, body, raw)
+            return
+        if header.kind is Kind.BATCH:
+            self._receive_batch(header, fixed, topic, body, raw)
             return
         if header.kind != Kind.DATA:
             self._accounts.control(header, topic, body)
@@ -365,17 +402,99 @@ class RouteTable:
         deliver = self._deliver(entry, header.codec, body)
         self._latest.noting(header.epoch, topic, deliver)(body, raw)
 
-    def _judge(self, account: Any, number: int) -> bool:
-        """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription."""
+    def _judge(self, account: Any, number: int, many: int = 1) -> bool:
+        """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
+
+        Of ``many`` messages it is that of the first.
+        """
         if account is _UNJUDGED:
             return True
         if number == account.expected > 0:
-            account.expected = number + 1
+            account.expected = number + many
             return True
-        if self._accounts.judge(account, number):
+        if self._accounts.judge(account, number, many):
             return True
-        self._stats.duplicate += 1
+        self._stats.duplicate += many
         return False
+
+    # -- several messages in a frame ----------------------------------------------------------------------
+
+    def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
+        entry = self._entries.get(topic) or self._enter(topic)
+        account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
+        if header.size == HEADER_SIZE and header.span == len(entry.subscription) and len(body) <= LARGE_FRAME:
+            unpacking = self._unpacking(entry, header, account)
+            self._remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
+        batch = parse_batch(header.codec, body)
+        if header.sequence and not self._judge(account, header.number(len(entry.subscription)), batch.many):
+            self._stats.received += batch.many - 1
+            return
+        if header.keeps:
+            self._latest.note(header.epoch, topic, raw)
+        self._unpack(entry, batch, fixed)
+
+    def _unpacking(self, entry: _Entry, header: Header, account: Any) -> Deliver:
+        """What delivers the frames that begin like this one; it looks at their numbers itself."""
+        codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
+
+        def deliver(body: bytes, raw: Raw) -> int | None:
+            assert isinstance(raw, bytes)  # the loop gives frames
+            try:
+                batch = parse_batch(codec, body)
+            except EnvelopeError as error:
+                self._malformed(error, raw)
+                return UNDECODABLE
+            fixed = raw[at : at + HEADER_SIZE]
+            number, many = _HEAD_AND_NUMBER(fixed)[1], batch.many
+            if number and not self._judge(account, number, many):
+                self._stats.received += many - 1
+                return None
+            if keeps:
+                self._latest.note(header.epoch, entry.topic.wire, raw)
+            self._unpack(entry, batch, fixed)
+            return None
+
+        return deliver
+
+    def _unpack(self, entry: _Entry, batch: Batch, fixed: bytes) -> None:
+        """Deliver the messages of a batch as if each had come alone. The frame itself is counted already."""
+        many, topic, stats = batch.many, entry.topic.wire, self._stats
+        made: list[bytes] = []
+
+        def frames() -> list[bytes]:
+            if not made:
+                made.extend(singles(topic, fixed, batch.bodies))
+            return made
+
+        small = len(batch.listing) <= self._max_message  # else each is looked at
+        hand_out = self._hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if small else None
+        done = hand_out(batch, frames) if hand_out is not None else 0
+        stats.received += done - 1
+        if done < many:
+            left = zip(batch.bodies[done:], frames()[done:], strict=True)
+            self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
+        if not done:
+            self.work_off(many)
+        self._rounds.clear()  # so many messages at a time: then the clock is looked at
+
+    def _hand_out(self, entry: _Entry, number: int, *, large: bool) -> HandOut | None:
+        """What decodes a whole list and hands it out; None where each message goes its own way."""
+        key = (number, large)
+        if key not in entry.hand_outs:
+            entry.hand_outs[key] = self._make_hand_out(entry, number, large=large)
+        return entry.hand_outs[key]
+
+    def _make_hand_out(self, entry: _Entry, number: int, *, large: bool) -> HandOut | None:
+        steps = self._steps(entry, number, large=large)
+        if number not in _LISTED or not steps or not share_one_type(steps):
+            return None
+        route = steps[0].delivery.route
+        schema = route.call.schema
+        found = inspect(schema)
+        if found.engine not in ("msgspec", "any") or found.raw_fallback:
+            return None
+        decode = self._make_decoder(list[schema], route.route.codec, number, large)  # type: ignore[valid-type]
+        return make_hand_out(steps, decode, self._unpacked, self._outcomes)
 
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:

@@ -1,0 +1,139 @@
+"""Coalescing: messages of one topic that are published close together travel in one frame.
+
+The first of a topic goes at once, so that a message that comes alone is as fast as without. Those behind it are held
+until the turn of the reactor, or the time that was asked for, is over, or as many are there as one frame brings. They
+are encoded by then, so that errors stay at whoever publishes, and are numbered when they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from threading import get_ident
+from typing import Any
+
+import attrs
+
+from zroute.delivery.reports import Clock
+from zroute.delivery.stats import Stats
+from zroute.options import COALESCED_BYTES
+from zroute.routing.publications import DONE, Coalesce, Emit
+
+__all__ = ["Coalescer", "Held"]
+
+
+@attrs.define(eq=False)
+class Held:
+    """What is held of one topic: ``bodies`` in one ``codec``, the first of them published ``at``.
+
+    ``sent`` is what `publish` returns for them: whoever sends them may keep something of its own there.
+    """
+
+    codec: int
+    at: int = 0
+    bodies: list[bytes] = attrs.field(factory=list)
+    size: int = 0
+    sent: Any = None
+
+
+class Coalescer:
+    """What is held by one run of a publisher.
+
+    ``check`` raises for a message that can't be sent: it is over ``limit`` bytes or of another thread. ``hold`` is
+    called before one is held, with the topic, the `Held` and how many messages are held altogether; it may refuse by
+    raising, and returns what `publish` returns. None: nobody waits. ``send`` sends what is held of a topic.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        clock_ns: Callable[[], int],
+        stats: Stats,
+        *,
+        limit: int,
+        check: Callable[[bytes, bytes], None],
+        hold: Callable[[bytes, Held, int], Awaitable[None]] | None,
+        send: Callable[[bytes, Held], object],
+    ) -> None:
+        self._clock = clock
+        self._clock_ns = clock_ns
+        self._stats = stats
+        self._limit = min(limit, COALESCED_BYTES)
+        self._check = check
+        self._hold = hold
+        self._send = send
+        self._topics: dict[bytes, Held] = {}
+        self._windows: dict[float, list[bytes]] = {}
+        self._timers: dict[float, Any] = {}
+        self._held = 0
+
+    def together(self, how: Coalesce, emit: Emit) -> Emit:
+        """``emit``, for messages that may travel with others."""
+        topics, most, seconds, hold, clock_ns = self._topics, how.messages, how.seconds, self._hold, self._clock_ns
+        stats, limit, thread = self._stats, self._limit, get_ident()
+
+        def emit_together(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            held = topics.get(topic)
+            if held is None:
+                self._open(topic, number, seconds)
+                return emit(topic, number, body, headers)
+            size = held.size + len(body)
+            if size > limit or headers or number != held.codec or get_ident() != thread:
+                self._check(topic, body)
+                self._send_now(topic, held)
+                held.codec, size = number, len(body)
+                if headers or size > limit:
+                    return emit(topic, number, body, headers)
+            sent = hold(topic, held, self._held) if hold is not None else DONE
+            bodies = held.bodies
+            if not bodies:
+                held.at = clock_ns()
+            bodies.append(body)
+            held.size = size
+            self._held += 1
+            stats.published += 1
+            if len(bodies) >= most:
+                self._send_now(topic, held)
+            return sent
+
+        return emit_together
+
+    def alone(self, emit: Emit) -> Emit:
+        """``emit``, for messages that travel alone, and never pass those of their topic that are held."""
+
+        def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            held = self._topics.get(topic)
+            if held is not None:
+                self._send_now(topic, held)
+            return emit(topic, number, body, headers)
+
+        return emit_alone
+
+    def flush(self) -> None:
+        """Send all that is held."""
+        for seconds in tuple(self._windows):
+            self._timers.pop(seconds).cancel()
+            self._close(seconds)
+
+    def _open(self, topic: bytes, codec: int, seconds: float) -> None:
+        """What follows on ``topic`` in the next ``seconds`` is held."""
+        self._topics[topic] = Held(codec)
+        window = self._windows.get(seconds)
+        if window is None:
+            self._windows[seconds] = [topic]
+            self._timers[seconds] = self._clock.callLater(seconds, self._over, seconds)
+        else:
+            window.append(topic)
+
+    def _over(self, seconds: float) -> None:
+        del self._timers[seconds]
+        self._close(seconds)
+
+    def _close(self, seconds: float) -> None:
+        for topic in self._windows.pop(seconds):
+            self._send_now(topic, self._topics.pop(topic))
+
+    def _send_now(self, topic: bytes, held: Held) -> None:
+        if held.bodies:
+            self._held -= len(held.bodies)
+            self._send(topic, held)
+            held.bodies, held.size, held.sent = [], 0, None
