@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from tests.benchmarks import workloads
-from tests.benchmarks.receive import StillReactor, by_hand, read_all, reading, zroute_receive
+from tests.benchmarks.receive import Counter, StillReactor, by_hand, read_all, reading, zroute_receive
 from tests.benchmarks.running import Contestant, Figures, Group, measured
 from tests.benchmarks.workloads import BY_HAND, QUOTE, TOPIC, TRACKED, Quote, Scale
 from zroute import App
@@ -38,13 +38,8 @@ def coalesced(count: int) -> Figures:
     publishing = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
     publishing.startService()
     reader = App(sub=ENDPOINT, codec="json", context=context)
-    seen = 0
-
-    @reader.subscribe("stocks.*")
-    def handler(_quote: Quote) -> None:
-        nonlocal seen
-        seen += 1
-
+    counter = Counter()
+    reader.subscribe("stocks.*")(counter.handler(Quote))
     with reading(reader, clock, ENDPOINT) as sub:
         assert publishing.transport is not None
         assert publishing.transport.pub is not None
@@ -56,9 +51,9 @@ def coalesced(count: int) -> Figures:
                 publication.publish(QUOTE)
             clock.advance(0)  # the turn ends, in which the burst is sent; the reader, too, has looked at its socket
         clock.advance(0.01)
-        assert seen < count, "the reader read while the publisher published: nothing is left to measure"
-        figures = measured(partial(read_all, sub, lambda: seen, count), count - seen)
-        assert (seen, reader.stats.lost) == (count, 0)
+        assert counter.seen < count, "the reader read while the publisher published: nothing is left to measure"
+        figures = measured(partial(read_all, sub, lambda: counter.seen, count), count - counter.seen)
+        assert (counter.seen, reader.stats.lost) == (count, 0)
     publishing.transport.pub.close(0)
     context.destroy(linger=0)
     return figures

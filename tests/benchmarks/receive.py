@@ -36,18 +36,23 @@ OVERLAPPING = (b"stocks", b"stocks.A", b"s")
 
 
 class Counter:
-    """Handlers that count, and nothing else."""
+    """Handlers that count, and nothing else: the same for all contestants."""
 
     def __init__(self) -> None:
         self.seen = 0
 
-    def handler(self) -> Callable[[Any], None]:
-        """A plain function: what users write."""
+    def handler(self, schema: Any = Any, *, is_async: bool = False) -> Callable[[Any], Any]:
+        """A plain function, or an async one: what users write."""
 
-        def handler(_message: Any) -> None:
+        def handler(message: Any) -> None:
             self.seen += 1
 
-        return handler
+        async def handler_async(message: Any) -> None:
+            self.seen += 1
+
+        chosen = handler_async if is_async else handler
+        chosen.__annotations__["message"] = schema
+        return chosen
 
 
 def by_hand(work: Workload) -> Figures:
@@ -136,35 +141,17 @@ def zroute_receive(
     """The connection, the table and the handlers, as in a running app."""
     feed = Feed(work)
     app = App(sub=feed.endpoint, codec=work.codec, context=feed.context)
-    seen = [0] * work.handlers
-    for number in range(work.handlers):
-        app.subscribe(*work.patterns)(_handler(work.schema, seen, number, is_async=is_async))
+    counter = Counter()
+    for _ in range(work.handlers):
+        app.subscribe(*work.patterns)(counter.handler(work.schema, is_async=is_async))
     with reading(app, StillReactor(), feed.endpoint) as sub:
         feed.fill_counted(others) if wire == "tracked" else feed.fill()
-        figures = read(sub, lambda: seen[-1], work)
-        assert seen == [work.total] * work.handlers
+        figures = read(sub, lambda: counter.seen // work.handlers, work)
+        assert counter.seen == work.total * work.handlers
         assert app.stats.joins == (wire == "tracked"), "a tracked figure is one of a subscriber that has joined"
         assert app.stats.lost == 0
     feed.close()
     return figures
-
-
-def _handler(schema: Any, seen: list[int], number: int, *, is_async: bool) -> Callable[..., Any]:
-    count = 0
-
-    def handler(message: Any) -> None:
-        nonlocal count
-        count += 1
-        seen[number] = count
-
-    async def handler_async(message: Any) -> None:
-        nonlocal count
-        count += 1
-        seen[number] = count
-
-    chosen = handler_async if is_async else handler
-    chosen.__annotations__["message"] = schema
-    return chosen
 
 
 # -- txZMQ --------------------------------------------------------------------------------------------------
