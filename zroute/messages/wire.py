@@ -34,6 +34,7 @@ __all__ = [
     "COUNTER",
     "COUNTERS_SHIFT",
     "FIXED",
+    "HEADER_MAX",
     "HEADER_SIZE",
     "HEAD_SIZE",
     "MAGIC",
@@ -77,6 +78,7 @@ _LENGTH = Struct(">I")
 COUNTER = Struct(">BQ")  # length of the prefix, number
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
+HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
 
 class Kind(IntEnum):

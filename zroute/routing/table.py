@@ -22,7 +22,9 @@ from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec
 from zroute.messages.schema import inspect
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import (
+    COUNTER,
     HEAD_SIZE,
+    HEADER_MAX,
     HEADER_SIZE,
     MAGIC,
     NUL,
@@ -60,6 +62,7 @@ Dispatch = Literal["all", "most_specific"]
 
 _HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
+_COUNTER = COUNTER.unpack_from
 _LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
@@ -256,14 +259,17 @@ class RouteTable:
         try:
             for received in rounds:  # noqa: B007  # counted in the end
                 frame = recv(1)
+                if len(frame) > LARGE_FRAME:
+                    self._one_by_one(frame, recv, more)
+                    continue
                 topic, _, body = frame.partition(NUL)
                 deliver = plain(topic)
-                if deliver is not None and 0 < len(body) <= LARGE_FRAME:  # no body: perhaps there was no NUL
+                if deliver is not None and body:  # no body: perhaps there was no NUL
                     if fault := deliver(body, frame):
                         self._after(fault, topic, frame, recv, more)
                     continue
                 heads = tracked(topic)
-                if heads is not None and HEADER_SIZE < len(body) <= LARGE_FRAME:
+                if heads is not None and len(body) > HEADER_SIZE:
                     head, number = unpack(body)
                     known = heads.get(head)
                     if known is not None:
@@ -353,22 +359,34 @@ class RouteTable:
 
     def _receive(self, raw: Raw) -> None:
         try:
+            if isinstance(raw, bytes) and NUL in raw:
+                at = raw.index(NUL)  # a body may be large: it is copied once
+                topic, start = raw[:at], at + 1
+                if raw.startswith(MAGIC, start):
+                    header = parse_header(raw[start : start + HEADER_MAX])
+                    fixed, body = raw[start : start + HEADER_SIZE], raw[start + header.size :]
+                    self._receive_tracked(topic, header, fixed, body, raw)
+                else:
+                    self._receive_plain(topic, raw[start:], raw)
+                return
             topic, body = split(frames_of(raw))
-            if body[: len(MAGIC)] == MAGIC:
-                self._receive_tracked(topic, body, raw)
+            if body.startswith(MAGIC):
+                header = parse_header(body)
+                self._receive_tracked(topic, header, body[:HEADER_SIZE], body[header.size :], raw)
             else:
-                self._accounts.untracked(topic)
-                entry = self._entries.get(topic) or self._enter(topic)
-                self._check_size(body)
-                deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)
-                deliver(body, raw)
+                self._receive_plain(topic, body, raw)
         except EnvelopeError as error:
             self._malformed(error, raw)
 
-    def _receive_tracked(self, topic: bytes, body: bytes, raw: Raw) -> None:
-        header = parse_header(body)
-        fixed, body = body[:HEADER_SIZE], body[header.size :]
-        head = fixed[:HEAD_SIZE]
+    def _receive_plain(self, topic: bytes, body: bytes, raw: Raw) -> None:
+        self._accounts.untracked(topic)
+        entry = self._entries.get(topic) or self._enter(topic)
+        self._check_size(body)
+        deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)
+        deliver(body, raw)
+
+    def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
+        """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
         if header.kind is Kind.KEPT:
             self._receive_kept(header, topic, body, raw)
             return
@@ -385,11 +403,37 @@ class RouteTable:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
         ours = header.span == len(entry.subscription)
-        if header.size == HEADER_SIZE and len(body) <= LARGE_FRAME:  # others can't go the short way
-            self._remember_head(entry, head, account if ours else _UNJUDGED, deliver)
+        if header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
+            short = self._past_counters(entry, header, account, deliver) if header.further else deliver
+            self._remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
         if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
             self._check_size(body)
             deliver(body, raw)
+
+    def _past_counters(self, entry: _Entry, header: Header, account: Any, deliver: Deliver) -> Deliver:
+        """``deliver``, for frames with further counters, where the number of our subscription may be one of them.
+
+        A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
+        """
+        further, ours = COUNTER.size * len(header.further), len(entry.subscription)
+        at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
+
+        def deliver_behind(body: bytes, raw: Raw) -> int | None:
+            if len(body) < further:
+                self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
+                return UNDECODABLE
+            if at is not None:
+                span, number = _COUNTER(body, at)
+                if span != ours:
+                    self._receive(raw)
+                    return None
+                if number == account.expected > 0:
+                    account.expected = number + 1
+                elif not self._judge(account, number):
+                    return None
+            return deliver(body[further:], raw)
+
+        return deliver_behind
 
     def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
         topic, body = parse_kept(body)
