@@ -106,7 +106,7 @@ class App(Routes):
         self._compiled: Compiled | None = None
         self._run: Host | None = None
         self._emit: Emit | None = None
-        self._encode: Encode = encoder_by_type(None, None, self.codec)
+        self._encode: Encode = encoder_by_type(None, self.codec)
 
     def _set_up(self, make: Callable[[], T]) -> T:
         try:

@@ -47,7 +47,7 @@ from zroute.messages.control import (
     parse_marker,
     parse_statement,
 )
-from zroute.messages.wire import Framer, Header, Kind, counted_framer, pack_kept
+from zroute.messages.wire import Framer, Header, Kind, counted_framer, pack_kept, topic_framer
 from zroute.outbox import Outbox
 
 __all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
@@ -120,6 +120,11 @@ class PublishingEnd(_Ticking):
     def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
+
+    def topic_framer(self, topic: bytes, codec: int) -> Callable[[bytes], bytes]:
+        """What makes frames of bodies of one topic."""
+        count, clock_ns = self.counters.count, self._clock_ns
+        return topic_framer(topic, codec, epoch=self.epoch, count=count, clock_ns=clock_ns)
 
     def batch_framer(self, *, keeps: bool) -> BatchFramer:
         """What makes one frame of several messages, the last of which is kept or is not."""

@@ -28,15 +28,18 @@ from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
 from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
 from zroute.joins import PublishingEnd
+from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import Framer, framer, pack_headers
+from zroute.messages.wire import NUL, Framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
 from zroute.outbox import Outbox, Sent
-from zroute.routing.publications import DONE, Emit, Outlet, Publication
+from zroute.routing.publications import DONE, Emit, Outlet, Publication, Straight
 
 __all__ = ["Outgoing", "Sending"]
 
 _log = logging.getLogger("zroute")
+
+_NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
 
 class Sending(Protocol):
@@ -94,6 +97,8 @@ class Outgoing:
         emit_kept = make(keeps=True) if self._keeps else emit
         coalescer = self._coalescer = self._make_coalescer()
 
+        straight = self._straight() if coalescer is None else None
+
         def choose(publication: Publication[Any] | None) -> Emit:
             chosen = emit_kept if publication is not None and publication.keep else emit
             if coalescer is None:
@@ -102,7 +107,7 @@ class Outgoing:
             return coalescer.together(how, chosen) if how is not None else coalescer.alone(chosen)
 
         for outlet in self._outlets:
-            outlet.open(choose(outlet.publication), self._gathered)
+            outlet.open(choose(outlet.publication), self._gathered, straight)
         return choose(None)
 
     async def end(self, timeout: float) -> dict[str, int]:
@@ -202,6 +207,44 @@ class Outgoing:
             return DONE
 
         return emit_and_keep if self._keeps else emit
+
+    def _straight(self) -> Straight | None:
+        """What sends bodies that are dropped where there is no room, and of which nothing is kept; else None."""
+        app, stats = self._app, self._stats
+        send = self._transport.sender(multipart=False)
+        if send is None or app.overflow != "drop" or app.wire == "multipart" or self._keeps:
+            return None
+        limit, thread, publishing = app.max_message, get_ident(), self.publishing
+
+        def plain(topic: bytes, number: int) -> Callable[[bytes], Awaitable[None]]:
+            start, frame = topic + NUL, self._framer(self._clock_ns, keeps=False)
+            never_magic = number in _NEVER_MAGIC
+
+            def send_body(body: bytes) -> Awaitable[None]:
+                if len(body) > limit or get_ident() != thread:
+                    _check_message(topic, body, limit, thread)
+                send(start + body if never_magic else frame(topic, number, body, None))
+                stats.published += 1
+                return DONE
+
+            return send_body
+
+        def tracked(topic: bytes, number: int) -> Callable[[bytes], Awaitable[None]]:
+            assert publishing is not None
+            frame = publishing.topic_framer(topic, number)
+
+            def send_body(body: bytes) -> Awaitable[None]:
+                if len(body) > limit or get_ident() != thread:
+                    _check_message(topic, body, limit, thread)
+                send(frame(body))
+                stats.published += 1
+                return DONE
+
+            return send_body
+
+        if publishing is not None:
+            return tracked
+        return plain if app.wire == "plain" else None
 
     def _careful(self, try_send: Callable[[Any], bool], *, keeps: bool) -> Emit:
         """Where nothing is dropped: see `zroute.outbox`."""

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from enum import Enum
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import attrs
 import msgspec
@@ -157,8 +157,10 @@ class _Tests:
 
     @staticmethod
     def _compiled(terms: list[str], names: dict[str, Any]) -> Test:
-        test: Test = eval(f"lambda m: {' and '.join(terms)}", names)
-        return test
+        expression = " and ".join(terms)
+        test: Any = eval(f"lambda m: {expression}", names)
+        test.expression = (expression, names)  # for whoever writes a function around it, and saves the call
+        return cast("Test", test)
 
     def _typed_dict(self, hint: Any, origin: Any) -> Test:
         hints = {step[1:]: child for step, child in children(hint)}

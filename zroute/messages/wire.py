@@ -28,7 +28,7 @@ import msgpack
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.topics import Topic
-from zroute.options import HEADERS_MAX, MAX_PARTS
+from zroute.options import CARRIED, HEADERS_MAX, MAX_PARTS
 
 __all__ = [
     "COUNTER",
@@ -59,6 +59,7 @@ __all__ = [
     "parse_kept",
     "sent_at",
     "split",
+    "topic_framer",
 ]
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
@@ -74,9 +75,11 @@ VERSION = 1
 
 _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
 FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
+_NUMBER_AND_TIME = Struct(">Qq")
 _LENGTH = Struct(">I")
 COUNTER = Struct(">BQ")  # length of the prefix, number
 HEAD_SIZE = _HEAD.size
+_COUNTED = [Struct(">16sQq" + "BQ" * further) for further in range(CARRIED)]
 HEADER_SIZE = FIXED.size
 HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
@@ -254,6 +257,9 @@ def counted_framer(
         if not counters:
             return topic + NUL + pack(heads[flags << 8 | codec], 0, sent_at) + behind + body
         first = counters[0]
+        if len(counters) == 1 and not behind:
+            head = heads[first.length << 16 | flags << 8 | codec]
+            return topic + NUL + pack(head, first.number, sent_at) + body
         if len(counters) > 1:
             flags |= len(counters) - 1 << COUNTERS_SHIFT
             behind = b"".join([pack_counter(other.length, other.number) for other in counters[1:]]) + behind
@@ -261,6 +267,43 @@ def counted_framer(
         return topic + NUL + pack(head, first.number, sent_at) + behind + body
 
     return frame
+
+
+def topic_framer(
+    topic: bytes,
+    codec: int,
+    *,
+    epoch: int,
+    count: Callable[[bytes], Sequence[Numbered]],
+    clock_ns: Callable[[], int],
+) -> Callable[[bytes], bytes]:
+    """As `counted_framer`, for bodies of one topic and codec without headers: what stays the same is made once."""
+    heads, starts = Heads(Kind.DATA, epoch), dict[int, bytes]()
+    pack = _NUMBER_AND_TIME.pack
+
+    def frame(body: bytes) -> bytes:
+        counters = count(topic)
+        if len(counters) != 1:
+            return topic + NUL + _counted_header(heads, codec, counters, clock_ns()) + body
+        (counter,) = counters
+        start = starts.get(counter.length)
+        if start is None:
+            start = starts[counter.length] = topic + NUL + heads[counter.length << 16 | codec]
+        return start + pack(counter.number, clock_ns()) + body
+
+    return frame
+
+
+def _counted_header(heads: Heads, codec: int, counters: Sequence[Numbered], sent_at: int) -> bytes:
+    """The header of a message that any number of subscriptions cover."""
+    if not counters:
+        return FIXED.pack(heads[codec], 0, sent_at)
+    first, *others = counters
+    head = heads[first.length << 16 | len(others) << COUNTERS_SHIFT + 8 | codec]
+    numbers: list[int] = []
+    for other in others:
+        numbers += (other.length, other.number)
+    return _COUNTED[len(others)].pack(head, first.number, sent_at, *numbers)
 
 
 class Heads(dict[int, bytes]):

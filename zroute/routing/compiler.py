@@ -32,7 +32,7 @@ from zroute.routing.parameters import (
     needs_of,
     plan,
 )
-from zroute.routing.publications import Outlet, Publication, Schedule, encoder_by_type
+from zroute.routing.publications import Outlet, Publication, Schedule, bind_encoder
 from zroute.routing.resources import CompiledResource, compile_resources
 from zroute.routing.routes import Hook, Producer, Route, Routes, joined
 from zroute.routing.table import Dispatch
@@ -247,12 +247,12 @@ def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Co
             where=publication.where,
         )
     try:
-        encode = encoder_by_type(schema, publication.codec, default)
+        encode, write, number = bind_encoder(schema, publication.codec, default)
     except SchemaError as error:
         raise SchemaError(
             f"publisher {publication.pattern.text!r}: {error}", schema=schema, where=publication.where
         ) from error
-    return Outlet(publication, pattern, encode, schema)
+    return Outlet(publication, pattern, encode, write, number, schema)
 
 
 def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any:

@@ -17,14 +17,30 @@ from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, COALESCED_MAX
 
-__all__ = ["DONE", "Coalesce", "Emit", "Keep", "Outlet", "Overflow", "Publication", "Schedule", "encoder_by_type"]
+__all__ = [
+    "DONE",
+    "Coalesce",
+    "Emit",
+    "Keep",
+    "Outlet",
+    "Overflow",
+    "Publication",
+    "Schedule",
+    "Straight",
+    "bind_encoder",
+    "encoder_by_type",
+]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Encode = Callable[[Any], tuple[int, bytes]]
+Write = Callable[[Any], bytes]
 
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
 """Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
+
+Straight = Callable[[bytes, int], Callable[[bytes], Awaitable[None]]]
+"""Makes what sends bodies of one ``(topic, codec number)``."""
 
 Gathered = Callable[[Pattern, int, float], Awaitable[None]]
 """Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
@@ -173,26 +189,94 @@ class Publication(Generic[T]):
 class Outlet:
     """A publication of one app, compiled: prefix joined, encoder bound.
 
-    Closed until `open` is given where to send; `close` makes it refuse again.
+    Where all its messages are of one type, ``write`` makes their bodies in ``codec``. Closed until `open` is given
+    where to send; `close` makes it refuse again.
     """
 
     publication: Publication[Any]
     pattern: Pattern
     encode: Encode
+    write: Write | None
+    codec: int
     schema: Any
     _emit: Emit | None = None
     _gathered: Gathered | None = None
+    _shortcut: Callable[..., Awaitable[None]] | None = None
     _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
     _constant: bytes | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._constant = None if self.pattern.captures else self.pattern.subscription
 
-    def open(self, emit: Emit, gathered: Gathered) -> None:
-        """From now on messages go to ``emit``, also those given to the publication itself."""
+    def open(self, emit: Emit, gathered: Gathered, straight: Straight | None = None) -> None:
+        """From now on messages go to ``emit``, also those given to the publication itself.
+
+        ``straight`` makes what does the same for one topic and codec, if that is all that is to be done with them.
+        """
         self._emit = emit
         self._gathered = gathered
-        self.publication._outlets = (*self.publication._outlets, self)
+        self._shortcut = self._short(straight) if straight is not None else None
+        self._among((*self.publication._outlets, self))
+
+    def _among(self, outlets: tuple[Outlet, ...]) -> None:
+        """From now on these are what the publication publishes to; one that is alone may have a shorter way."""
+        publication: Any = self.publication
+        publication._outlets = outlets
+        publication.__dict__.pop("publish", None)
+        if len(outlets) == 1 and outlets[0]._shortcut is not None:
+            publication.publish = outlets[0]._shortcut
+
+    def _short(self, straight: Straight) -> Callable[..., Awaitable[None]] | None:
+        """`Publication.publish` for what is published most, with all that stays the same done before.
+
+        That are messages of one type, without headers, to a topic that is constant or has one capture, which is given
+        or which the message names. All else, and each error, goes the general way.
+        """
+        general, write, number, names = self.publish, self.write, self.codec, self.pattern.captures
+        if write is None or len(names) > 1:
+            return None
+        if names:
+            return self._short_named(straight, write, names[0])
+        assert self._constant is not None
+        send = straight(self._constant, number)
+
+        def publish(
+            message: Any, /, *, headers: Mapping[str, Any] | None = None, **captures: object
+        ) -> Awaitable[None]:
+            if headers or captures:
+                return general(message, headers, captures)
+            try:
+                body = write(message)
+            except EncodeError:
+                return general(message)  # it says where
+            return send(body)
+
+        return publish
+
+    def _short_named(self, straight: Straight, write: Write, name: str) -> Callable[..., Awaitable[None]]:
+        general, number, topics = self.publish, self.codec, self._topics
+        senders: dict[object, Callable[[bytes], Awaitable[None]]] = {}
+
+        def publish(
+            message: Any, /, *, headers: Mapping[str, Any] | None = None, **captures: object
+        ) -> Awaitable[None]:
+            value = captures.get(name) if captures else getattr(message, name, None)
+            send = senders.get(value) if type(value) is str and not headers and len(captures) < 2 else None
+            if send is None:
+                sent = general(message, headers, captures)
+                topic = topics.get((value,)) if type(value) is str else None
+                if topic is not None:
+                    if len(senders) >= _TOPICS_KEPT:
+                        senders.clear()
+                    senders[value] = straight(topic, number)
+                return sent
+            try:
+                body = write(message)
+            except EncodeError:
+                return general(message, headers, captures)
+            return send(body)
+
+        return publish
 
     def gathered(self, number: int, timeout: float) -> Awaitable[None]:
         """See `Publication.wait_for_subscribers`; the outlet is open."""
@@ -202,7 +286,7 @@ class Outlet:
     def close(self) -> None:
         """Publishing raises NotRunningError again. Closing twice is nothing."""
         self._emit = None
-        self.publication._outlets = tuple(outlet for outlet in self.publication._outlets if outlet is not self)
+        self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
 
     def publish(
         self,
@@ -263,16 +347,20 @@ class Outlet:
         return found
 
 
-def encoder_by_type(schema: Any, codec: Codec | None, default: Codec) -> Encode:
-    """What turns a message into ``(codec number, body)``: bound to ``schema``, or by each message's type."""
-    if schema is not None:
-        chosen, encode = body_encoder(schema, codec=codec, default=default)
-        number = chosen.number
-        return lambda message: (number, encode(message))
-    return _by_type(codec, default)
+def bind_encoder(schema: Any, codec: Codec | None, default: Codec) -> tuple[Encode, Write | None, int]:
+    """What turns a message into ``(codec number, body)``: bound to ``schema``, or by each message's type.
+
+    In the first case what makes the body alone, too, and the number.
+    """
+    if schema is None:
+        return encoder_by_type(codec, default), None, 0
+    chosen, write = body_encoder(schema, codec=codec, default=default)
+    number = chosen.number
+    return lambda message: (number, write(message)), write, number
 
 
-def _by_type(codec: Codec | None, default: Codec) -> Encode:
+def encoder_by_type(codec: Codec | None, default: Codec) -> Encode:
+    """What turns a message into ``(codec number, body)``, by its own type."""
     known: dict[type, tuple[int, Callable[[Any], bytes]]] = {}
 
     def encode(message: Any) -> tuple[int, bytes]:

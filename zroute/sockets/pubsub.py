@@ -13,6 +13,8 @@ from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
+_AT_ONCE = zmq.DONTWAIT.value  # an enum would be made a number each time
+
 _log = logging.getLogger("zroute.sockets")
 
 
@@ -104,8 +106,9 @@ class XPubConnection(SendingConnection):
 
     def send_frame(self, frame: bytes) -> None:
         """`send` for one part, without its checks: what an App publishes with."""
-        self._send(frame, zmq.DONTWAIT)
-        self.poke()
+        self._send(frame, _AT_ONCE)
+        if self._poke is None:
+            self.poke()
 
     def _received(self, parts: list[bytes]) -> object:
         """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
