@@ -10,9 +10,13 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import ROOT, free_port
+
+hypothesis.settings.register_profile("times", deadline=None)  # machines are busy: no example fails for its time
+hypothesis.settings.load_profile("times")
 
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")

@@ -28,7 +28,7 @@ _ARRAY_16 = 0xDC
 _KIND_AT = 4  # in a header; codec and flags follow
 
 
-@attrs.frozen(slots=True)
+@attrs.define(eq=False)  # frozen ones take three times as long to make
 class Batch:
     """The body of a BATCH, behind the header: ``many`` messages, their ``ends``, and the ``listing`` they stand in."""
 

@@ -65,8 +65,10 @@ def make_hand_out(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes
 ) -> HandOut:
     """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
-    (function, delivery, stats), others = calls[0], calls[1:]
+    if len(steps) > 1:
+        return _several(steps, decode, unpacked, outcomes)
+    (step,) = steps
+    function, delivery, stats = step.function, step.delivery, step.delivery.route.stats
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
         many = batch.many
@@ -81,33 +83,42 @@ def make_hand_out(
         while True:
             try:
                 for message in loop:
-                    result = function(message)
-                    if result is not None:
+                    if (result := function(message)) is not None:
                         unhandled += 1
                         outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
-                    if others:
-                        _call_others(message, many - unpacked.left - 1, frames)
                 break
             except BaseException as error:
                 unhandled += 1
-                at = many - unpacked.left - 1
-                outcomes.failed(delivery, error, frames()[at])
-                if others:
-                    _call_others(message, at, frames)
+                outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
         done = many - unpacked.left
         stats.handled += done - unhandled
         return done
 
-    def _call_others(message: Any, at: int, frames: Callable[[], Sequence[bytes]]) -> None:
-        for function, delivery, stats in others:
-            try:
-                result = function(message)
-            except BaseException as error:
-                outcomes.failed(delivery, error, frames()[at])
-            else:
-                if result is None:
-                    stats.handled += 1
+    return hand_out
+
+
+def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes) -> HandOut:
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
+
+    def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+        many = batch.many
+        try:
+            messages = decode(batch.listing)
+        except BaseException:
+            return 0
+        if len(messages) != many:
+            return 0
+        for message in unpacked.begin(messages):
+            for function, delivery, stats in calls:
+                try:
+                    result = function(message)
+                except BaseException as error:
+                    outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
                 else:
-                    outcomes.settle(delivery, result, frames()[at])
+                    if result is None:
+                        stats.handled += 1
+                    else:
+                        outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
+        return many - unpacked.left
 
     return hand_out

@@ -37,7 +37,7 @@ from zroute.messages.wire import (
     sent_at,
     split,
 )
-from zroute.options import LARGE_FRAME, MAX_PARTS, TOPIC_CACHE
+from zroute.options import LARGE_FRAME, MAX_PARTS, READ_BUDGET, TOPIC_CACHE
 from zroute.routing.batches import HandOut, Unpacked, make_hand_out
 from zroute.routing.deliver import (
     TRACKED,
@@ -64,6 +64,7 @@ _HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
 _LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
+_ROUNDS = list(range(1, READ_BUDGET + 1))
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
@@ -241,7 +242,7 @@ class RouteTable:
     # -- the loop -------------------------------------------------------------------------------------
 
     def drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """Read and deliver up to ``budget`` messages, fewer after a `hold`.
+        """Read and deliver up to ``budget`` messages (256 at the most), fewer after a `hold`.
 
         ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
         and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
@@ -255,7 +256,7 @@ class RouteTable:
             return
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
-        rounds = self._rounds = list(range(1, budget + 1))  # a list, so that `hold` can end it at no cost
+        rounds = self._rounds = _ROUNDS[:budget]  # a list, so that `hold` can end it at no cost
         try:
             for received in rounds:  # noqa: B007  # counted in the end
                 frame = recv(1)
