@@ -42,7 +42,8 @@ _log = logging.getLogger("zroute.sockets")
 _OLDEST_LIBZMQ = (4, 3, 5)  # what the algorithm and the options were measured with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
 _SEND_ONLY = (zmq.PUSH, zmq.PUB)
-_LAST = zmq.DONTWAIT.value
+_LAST = zmq.DONTWAIT.value  # a number: an operation on an enum makes another one
+_POLLIN, _POLLOUT = zmq.PollEvent.POLLIN.value, zmq.PollEvent.POLLOUT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
 # The Cython methods themselves: pyzmq's Python layer over them costs half a send again.
@@ -230,9 +231,12 @@ class Connection:
 
     def _look(self) -> None:
         events = self._events()
-        if events & zmq.PollEvent.POLLIN and not self.paused:
+        if events & _POLLIN and not self.paused:
             self.poke()
-        if self._waiting and events & zmq.PollEvent.POLLOUT:
+        self._tell_writable(events)
+
+    def _tell_writable(self, events: int) -> None:
+        if self._waiting and events & _POLLOUT:
             ready, self._waiting = self._waiting, []
             for waiting in ready:
                 if not waiting.called:  # cancelled by one before it
@@ -258,7 +262,7 @@ class Connection:
     def readable(self) -> bool:
         """Whether a message waits, whatever `paused` says."""
         self.poke()  # to ask uses the edge up
-        return not self.closed and bool(self._events() & zmq.PollEvent.POLLIN)
+        return not self.closed and bool(self._events() & _POLLIN)
 
     def discard(self, most: int) -> int:
         """Throw away up to ``most`` of the parts that wait; how many that were."""
@@ -323,8 +327,15 @@ class Connection:
             self._poke = self._reactor.callLater(0, self._poked)
 
     def _poked(self) -> None:
+        """Mostly nothing has arrived, as behind a send: to look costs a third of a recv that finds nothing."""
         self._poke = None
-        self.doRead()
+        events = self._events()
+        if events & _POLLIN and not self.paused:
+            self.doRead()
+            return
+        if not events & _POLLIN:
+            self.emptied = True
+        self._tell_writable(events)
 
     def pause(self) -> None:
         """Read no more until `resume`; the socket goes on processing its peers' commands."""
