@@ -1,0 +1,235 @@
+"""The end of a publisher, and the first answer to a reader: neither is lost to a full queue without a word."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from tests.running import Mailbox, running
+from tests.support import PATIENCE, Child, free_endpoint
+from zroute import App, Gap, NotRunningError, Routes
+from zroute.service import AppService
+
+reactor: Any = _reactor
+
+BURST = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zroute import App, HighWaterMarkError
+
+app = App(pub=sys.argv[1], codec="json", name="burst", overflow=sys.argv[2])
+news = app.publisher("news.{kind}", int)
+PAD = {"pad": "x" * 1000}
+
+async def burst():
+    await news.wait_for_subscribers(1, timeout=60)
+    for number in range(int(sys.argv[3])):
+        await news.publish(number, kind="a", headers=PAD)
+    print("sent", flush=True)
+    if sys.argv[4] == "stop":
+        reactor.stop()
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(burst())
+    print("up", flush=True)
+
+app.run()
+"""
+
+READER = """
+import json, sys, time
+from zroute import App
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+seen = []
+
+@app.subscribe("news.{kind}")
+def handle(number: int, kind: str) -> None:
+    seen.append(number)
+    if len(seen) == 500:
+        time.sleep(float(sys.argv[2]))
+
+@app.every(0.1)
+def tell() -> None:
+    stats = app.stats
+    line = [len(seen), stats.lost, stats.unknown_tail, stats.joins, seen == sorted(set(seen))]
+    print(json.dumps(line), flush=True)
+
+app.run()
+"""
+
+
+def told(lines: list[str]) -> list[Any]:
+    """What the reader has said last."""
+    return [json.loads(line) for line in lines if line.startswith("[")][-1:]
+
+
+def all_accounted(total: int) -> Any:
+    """Whether so many were seen or counted as lost, by a reader that has joined."""
+    return lambda lines: any(seen + lost == total and joins for seen, lost, _, joins, _ in told(lines))
+
+
+@pytest.mark.parametrize("overflow", ["drop", "wait"])
+def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(overflow: str) -> None:
+    """The reader sleeps while the publisher ends behind a burst: the goodbye waits for it, and the sum is exact."""
+    endpoint, total = free_endpoint(), 20_000
+    with (
+        Child("-c", READER, endpoint, "1.5") as reader,
+        Child("-c", BURST, endpoint, overflow, str(total), "stop") as publisher,
+    ):
+        publisher.line_with("sent")
+        assert publisher.process.wait(PATIENCE) == 0
+        reader.wait_for(all_accounted(total))
+        assert reader.end() == 0
+    ((seen, lost, unknown, _, ordered),) = told(reader.out)
+    assert (seen + lost, unknown, ordered) == (total, 0, True)
+    assert lost == 0 or overflow == "drop"
+
+
+@pytest.mark.parametrize(("overflow", "code"), [("drop", 0), ("wait", 75)])
+def test_a_stop_that_a_subscriber_does_not_read_is_told(overflow: str, code: int) -> None:
+    """It is frozen: what is queued for it may be lost, and who chose to lose nothing gets another exit code."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", READER, endpoint, "0") as reader,
+        Child("-c", BURST, endpoint, overflow, "1000", "stay") as publisher,
+    ):
+        publisher.line_with("sent")
+        reader.wait_for(all_accounted(1000))
+        reader.process.send_signal(signal.SIGSTOP)
+        assert publisher.end(signal.SIGTERM) == code
+        assert any("1 subscribers have not read all that was sent to them" in line for line in publisher.err)
+        reader.process.send_signal(signal.SIGCONT)
+        assert reader.end() == 0
+
+
+def test_a_first_answer_that_a_full_queue_drops_is_asked_for_again() -> None:
+    """A burst right behind the subscription fills the queue: the reader joins all the same, and what follows counts."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", READER, endpoint, "0.5") as reader,
+        Child("-c", BURST, endpoint, "drop", "30000", "stay") as publisher,
+    ):
+        publisher.line_with("sent")
+        reader.wait_for(lambda lines: any(joins for _, _, _, joins, _ in told(lines)))
+        reader.wait_for(all_accounted(30_000))
+        assert publisher.end() == 0
+        assert reader.end() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_waits_for_publishers_is_told_of_the_stop() -> None:
+    """ready() does not outlive the app."""
+    app = App(sub=free_endpoint())
+    app.add_route(lambda number: None, "a")
+    service = AppService(app, reactor)
+    service.startService()
+    await service.started
+    waiting = Deferred.fromCoroutine(app.ready(1, timeout=PATIENCE))
+    await service.stopService()
+    with pytest.raises(NotRunningError, match="waits for no publisher any more"):
+        await waiting
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gap_function_that_ends_the_program_does_not_deafen_it(tmp_path: Path) -> None:
+    """SystemExit in on_gap is an error of a hook: the message behind the gap is handled, and the next ones."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader, box = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
+    numbers = publisher.publisher("n", int)
+    reader.add_route(box.put, "n")
+
+    @reader.on_gap
+    def gap(gap: Gap) -> None:
+        raise SystemExit(3)
+
+    async with running(publisher) as service, running(reader):
+        await reader.ready(1, timeout=PATIENCE)
+        numbers.publish(1)
+        await box.until(1)
+        for counter in service._run._outgoing.publishing.counters._counters.values():  # type: ignore[union-attr]
+            counter.number += 5  # as if five had been lost
+        numbers.publish(2)
+        numbers.publish(3)
+        assert await box.until(3) == [1, 2, 3]
+        assert (reader.stats.lost, reader.stats.hook_errors) == (5, 1)
+
+
+def full(endpoint: str, prefix: bytes) -> tuple[Any, Any]:
+    """A plain subscriber that reads nothing yet, and its context."""
+    context: zmq.Context[Any] = zmq.Context()
+    sub = context.socket(zmq.SUB)
+    sub.set(zmq.RCVHWM, 1)
+    sub.connect(endpoint)
+    sub.subscribe(prefix)
+    return context, sub
+
+
+async def read(sub: Any, number: int) -> None:
+    """So many messages."""
+    while number:
+        while number and sub.poll(0):
+            sub.recv()
+            number -= 1
+        await deferLater(reactor, 0.001)
+
+
+@pytest_twisted.ensureDeferred
+async def test_generators_wait_for_subscribers_that_have_no_room(tmp_path: Path) -> None:
+    """With overflow="wait" a generator is no faster than its slowest reader, and nothing of it is given up."""
+    endpoint, total = f"ipc://{tmp_path}/s", 14_000
+    app = App(pub=endpoint, wire="plain", overflow="wait")
+    lines = app.publisher("lines", bytes)
+
+    @lines
+    def generate() -> Any:
+        for _ in range(total):
+            yield b"x" * 2000
+
+    context, sub = full(endpoint, b"lines")
+
+    @app.on_startup
+    async def begin() -> None:
+        await lines.wait_for_subscribers(1, timeout=PATIENCE)
+
+    async with running(app):
+        await deferLater(reactor, 0)
+        await read(sub, total)
+        assert (app.stats.published, app.stats.publish_errors) == (total, 0)
+        assert app.stats.eagain > 0
+    context.destroy(linger=0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publication_of_two_apps_is_sent_when_both_have_sent_it(tmp_path: Path) -> None:
+    """What publish returns is done when the slower of the two apps has room."""
+    endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
+    routes = Routes()
+    lines = routes.publisher("lines", bytes)
+    apps = [App(pub=endpoint, wire="plain", overflow="wait") for endpoint in endpoints]
+    for app in apps:
+        app.include(routes)
+    context, sub = full(endpoints[0], b"lines")
+    total = 13_000
+    async with running(apps[0]), running(apps[1]):
+        await lines.wait_for_subscribers(0)
+        reading = Deferred.fromCoroutine(read(sub, total))
+        while not apps[0]._run._outgoing._audience._live:  # type: ignore[union-attr]
+            await deferLater(reactor, 0.001)
+        for _ in range(total):
+            await lines.publish(b"x" * 2000)
+        await reading
+        assert [app.stats.published for app in apps] == [total, total]
+        assert [app.stats.publish_errors for app in apps] == [0, 0]
+    context.destroy(linger=0)
