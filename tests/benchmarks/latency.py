@@ -26,6 +26,7 @@ from tests.support import free_endpoint
 __all__ = ["BARE", "groups"]
 
 BARE = "hand-written, pyzmq in the same reactor"
+TOGETHER = f"{TRACKED}, coalesced"
 RATES = (1_000, 50_000)
 PERIOD = 0.001
 WARM = 10
@@ -59,7 +60,8 @@ def groups(scale: Scale) -> list[Group]:
             f"latency-{rate}",
             f"one-way latency over TCP, {rate:,} messages a second",
             tuple(
-                Contestant(kind, partial(_measure, kind, rate, scale.seconds), WHOLE) for kind in (BARE, PLAIN, TRACKED)
+                Contestant(kind, partial(_measure, kind, rate, scale.seconds), WHOLE)
+                for kind in (BARE, PLAIN, TRACKED, TOGETHER)
             ),
             BARE,
             main="p50 us",
@@ -179,13 +181,13 @@ def subscribe_zroute(reactor: Any, endpoint: str, total: int) -> object:
     return app
 
 
-def publish_zroute(wire: Any, reactor: Any, endpoint: str, rate: int, total: int) -> None:
+def publish_zroute(kind: str, reactor: Any, endpoint: str, rate: int, total: int) -> None:
     """An app that begins when somebody has subscribed."""
     from twisted.internet.defer import Deferred
 
     from zroute import App
 
-    app = App(pub=endpoint, codec="json", wire=wire)
+    app = App(pub=endpoint, codec="json", wire="plain" if kind == PLAIN else "tracked", coalesce=kind == TOGETHER)
     ticks = app.publisher(TOPIC.decode(), Tick)
     app.service(reactor).startService()
 
@@ -205,7 +207,7 @@ def main(role: str, kind: str, endpoint: str, rate: str, total: str) -> None:
     elif kind == BARE:
         publish_bare(reactor, endpoint, int(rate), int(total))
     else:
-        publish_zroute("plain" if kind == PLAIN else "tracked", reactor, endpoint, int(rate), int(total))
+        publish_zroute(kind, reactor, endpoint, int(rate), int(total))
     reactor.run()
 
 
