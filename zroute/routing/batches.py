@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
 import attrs
 
 from zroute.messages.batches import Batch
-from zroute.routing.deliver import Outcomes, Step
+from zroute.routing.deliver import Gather, Outcomes, Step
 
 __all__ = ["HandOut", "Single", "Unpacked", "make_hand_out"]
 
@@ -65,8 +66,10 @@ def make_hand_out(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes
 ) -> HandOut:
     """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
-    (function, delivery, stats), others = calls[0], calls[1:]
+    if len(steps) == 1 and steps[0].gather is not None:
+        return _make_hand_over(steps[0].gather, decode, unpacked)
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
+    (function, delivery, stats, settle), others = calls[0], calls[1:]
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
         many = batch.many
@@ -84,7 +87,7 @@ def make_hand_out(
                     result = function(message)
                     if result is not None:
                         unhandled += 1
-                        outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
+                        settle(delivery, result, frames()[many - unpacked.left - 1])
                     if others:
                         _call_others(message, many - unpacked.left - 1, frames)
                 break
@@ -99,7 +102,7 @@ def make_hand_out(
         return done
 
     def _call_others(message: Any, at: int, frames: Callable[[], Sequence[bytes]]) -> None:
-        for function, delivery, stats in others:
+        for function, delivery, stats, settle in others:
             try:
                 result = function(message)
             except BaseException as error:
@@ -108,6 +111,25 @@ def make_hand_out(
                 if result is None:
                     stats.handled += 1
                 else:
-                    outcomes.settle(delivery, result, frames()[at])
+                    settle(delivery, result, frames()[at])
 
     return hand_out
+
+
+def _make_hand_over(gather: Gather, decode: Callable[[bytes], Any], unpacked: Unpacked) -> HandOut:
+    """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
+
+    def hand_over(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+        many = batch.many
+        try:
+            messages = decode(batch.listing)
+        except BaseException:
+            return 0
+        if len(messages) != many:
+            return 0
+        loop = unpacked.begin(messages)
+        while taken := list(islice(loop, gather.room())):
+            gather.several(taken, frames, many - unpacked.left - len(taken))
+        return many - unpacked.left
+
+    return hand_over
