@@ -785,3 +785,31 @@ def test_ten_thousand_streams_leave_nothing_behind(kind: Any) -> None:
         (stats,) = (one for name, one in app.stats.routes.items() if "stream" in name)
         assert stats.handled >= 10_000
         assert (stats.queued, stats.in_flight) == (0, 0)
+
+
+# -- lists -------------------------------------------------------------------------------------------------
+
+
+@REACTORS
+def test_an_attached_handler_of_lists_is_given_what_came_before_it_was_closed(kind: Any) -> None:
+    """attach(batch=…): closed in the middle of a turn, it still gets the list that it was about to get."""
+    app, got = App(), list[Any]()
+
+    @app.subscribe("go")
+    def go(count: int) -> None:
+        for number in range(count):
+            app.publish("numbers", number)
+        app.publish("end", 0)
+        app.publish("numbers", count)
+
+    def on_numbers(numbers: list[int]) -> None:
+        got.append(numbers)
+
+    @app.on_startup
+    def attach() -> None:
+        attached = app.attach("numbers", on_numbers, batch=10)
+        app.attach("end", lambda message: attached.close())
+
+    with TestApp(app, reactor=kind) as t:
+        t.publish("go", 3)
+    assert got == [[0, 1, 2]]

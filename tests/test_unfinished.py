@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from twisted.internet.defer import Deferred, succeed
 
 from tests.pure import Wired, plain
-from zroute import App, Envelope
+from zroute import App, Envelope, Topic
 from zroute.delivery.stats import RouteStats
 from zroute.testing import TestApp, UnfinishedError
 
@@ -366,45 +366,115 @@ def test_envelopes_and_several_types_take_turns_too() -> None:
     assert sorted(order) == [("one", 1, "a"), ("two",)]
 
 
-class AnyEvents(RuleBasedStateMachine):
-    """Two routes in one app, with every way for a call to end, in any order of events."""
+def test_a_list_in_a_stop_is_handled_before_the_end() -> None:
+    """What has been gathered when the app stops is handed over, and handled like all that has arrived."""
+    app, got = App(), []
 
-    @initialize(bound=st.integers(1, 3), queue=st.integers(1, 4), ordered=st.booleans())
-    def begin(self, bound: int, queue: int, ordered: bool) -> None:
+    @app.subscribe("a", batch=100)
+    def on(items: list[int]) -> None:
+        got.append(items)
+
+    @app.on_shutdown
+    def last() -> None:
+        got.append(["closed"])
+
+    with TestApp(app) as t:
+        t.publish("a", 1)
+    assert got == [[1], ["closed"]]
+
+
+def test_a_stop_that_is_cut_counts_the_messages_of_lists() -> None:
+    """A list of three at work and four messages behind it: seven were dropped, and the report says seven."""
+    app = App()
+
+    @app.subscribe("a", batch=3)
+    async def on(items: list[int]) -> None:
+        await Deferred()
+
+    @app.publisher("a", int)
+    def seven() -> Iterator[int]:
+        yield from range(7)
+
+    with pytest.raises(UnfinishedError, match=re.escape("on(): 7;")), TestApp(app):
+        pass
+    (stats,) = app.stats.routes.values()
+    assert (stats.dropped_at_shutdown, deliveries(stats)) == (7, 7)
+
+
+def test_lists_in_threads_keep_their_order() -> None:
+    """thread=True: one list after the other, and what they return is published."""
+    app, got = App(), []
+
+    @app.publisher("sums", int)
+    @app.subscribe("a", batch=4, thread=True)
+    def on(items: list[int]) -> int:
+        got.extend(items)
+        return len(items)
+
+    @app.publisher("a", int)
+    def ten() -> Iterator[int]:
+        yield from range(10)
+
+    with TestApp(app) as t:
+        assert sum(t.published("sums")) == 10
+        assert max(t.published("sums")) <= 4
+    assert got == list(range(10))
+
+
+ROUTES = ["late", "plain", "listed", "by_topic"]
+
+
+class AnyEvents(RuleBasedStateMachine):
+    """Four routes in one app, two of them with lists, with every way for a call to end, in any order of events."""
+
+    @initialize(bound=st.integers(1, 3), queue=st.integers(1, 4), batch=st.integers(1, 4), ordered=st.booleans())
+    def begin(self, bound: int, queue: int, batch: int, ordered: bool) -> None:
         app = App()
         self.ordered, self.bound, self.queue = ordered, bound, queue
         self.number = 0
-        self.fed: dict[str, list[tuple[str, int]]] = {"late": [], "plain": []}
-        self.called: dict[str, list[tuple[str, int]]] = {"late": [], "plain": []}
-        self.open: list[tuple[str, str, Deferred[Any]]] = []
+        self.fed: dict[str, list[tuple[str, int]]] = {name: [] for name in ROUTES}
+        self.called: dict[str, list[tuple[str, int]]] = {name: [] for name in ROUTES}
+        self.open: list[tuple[str, list[str], Deferred[Any]]] = []
 
         async def late(message: tuple[str, int, str]) -> None:
-            await (self.call("late", message) or succeed(None))
+            await (self.call("late", [message]) or succeed(None))
 
         def plain(message: tuple[str, int, str]) -> Any:
-            return self.call("plain", message)
+            return self.call("plain", [message])
 
-        app.add_route(late, "late.*", max_in_flight=bound, queue=queue, ordered=ordered)
-        app.add_route(plain, "plain.*", max_in_flight=bound, queue=queue, ordered=ordered)
+        async def listed(messages: list[tuple[str, int, str]]) -> None:
+            await (self.call("listed", messages) or succeed(None))
+
+        def by_topic(messages: list[tuple[str, int, str]], topic: Topic) -> Any:
+            assert {f"by_topic.{message[0]}" for message in messages} == {topic}
+            return self.call("by_topic", messages)
+
+        bounds: dict[str, Any] = {"max_in_flight": bound, "queue": queue, "ordered": ordered}
+        app.add_route(late, "late.*", **bounds)
+        app.add_route(plain, "plain.*", **bounds)
+        self.batch = min(batch, queue)
+        app.add_route(listed, "listed.*", batch=self.batch, **bounds)
+        app.add_route(by_topic, "by_topic.*", batch=self.batch, **bounds)
         self.made = Wired(app)
         self.stats = {name.strip("()").rpartition(".")[2]: of for name, of in self.made.stats.routes.items()}
         self.refused = dict.fromkeys(self.stats, 0)
 
-    def call(self, route: str, message: tuple[str, int, str]) -> Deferred[Any] | None:
-        topic, number, how = message
-        self.called[route].append((topic, number))
-        if how == "raise":
-            raise ValueError(number)
-        if how == "slow":
+    def call(self, route: str, messages: list[tuple[str, int, str]]) -> Deferred[Any] | None:
+        assert 1 <= len(messages) <= self.batch or len(messages) == 1
+        topics, numbers, ways = zip(*messages, strict=True)
+        self.called[route].extend(zip(topics, numbers, strict=True))
+        if "raise" in ways:
+            raise ValueError(numbers)
+        if "slow" in ways:
             self.made.clock.rightNow += 0.004
-        if how != "wait":
+        if "wait" not in ways:
             return None
         waiting: Deferred[Any] = Deferred()
-        self.open.append((route, topic, waiting))
+        self.open.append((route, list(topics), waiting))
         return waiting
 
     @rule(
-        route=st.sampled_from(["late", "plain"]),
+        route=st.sampled_from(ROUTES),
         topic=st.sampled_from("abc"),
         how=st.sampled_from(["wait", "wait", "wait", "at once", "raise", "slow", "undecodable"]),
     )
@@ -439,11 +509,14 @@ class AnyEvents(RuleBasedStateMachine):
             return
         assert sum(map(deliveries, self.stats.values())) == self.made.stats.routed
         for name, stats in self.stats.items():
-            running = [topic for route, topic, _ in self.open if route == name]
-            assert stats.in_flight == len(running) <= self.bound
+            running = [topics for route, topics, _ in self.open if route == name]
+            assert stats.in_flight == sum(map(len, running))
+            assert len(running) <= self.bound
             assert stats.queued <= self.queue
-            if self.ordered:
-                assert len(running) == len(set(running))
+            if self.ordered and name == "listed":
+                assert len(running) <= 1
+            elif self.ordered:
+                assert len(running) == len({topics[0] for topics in running})
         if self.made.paused:
             assert any(stats.queued > self.queue // 2 for stats in self.stats.values())
 
@@ -461,6 +534,7 @@ class AnyEvents(RuleBasedStateMachine):
             assert (stats.queued, stats.in_flight, stats.decode_error) == (0, 0, self.refused[name])
             assert sorted(self.called[name], key=itemgetter(1)) == self.fed[name]
             if self.ordered:
+                assert name != "listed" or self.called[name] == self.fed[name]
                 assert sorted(self.called[name], key=itemgetter(0)) == sorted(self.fed[name], key=itemgetter(0))
         assert not self.made.paused
         assert self.made.outcomes.unfinished.idle().called

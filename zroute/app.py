@@ -199,6 +199,7 @@ class App(Routes):
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
         stale_after: float | None = None,
+        batch: int | None = None,
     ) -> Attached:
         """Call ``function`` from now on with each message whose topic matches ``pattern``, until it is closed.
 
@@ -223,6 +224,7 @@ class App(Routes):
             ordered=ordered,
             queue=queue,
             stale_after=stale_after,
+            batch=batch,
             where=where,
             namespace=namespace,
         )

@@ -98,6 +98,7 @@ class Stream(Generic[T]):
             ordered=False,
             queue=queue,
             stale_after=None,
+            batch=None,
             where=where,
             namespace=namespace,
         )

@@ -11,6 +11,8 @@ from typing import TypedDict
 import attrs
 
 __all__ = [
+    "BATCH_MAX",
+    "BATCH_SECONDS",
     "CARRIED",
     "COALESCED",
     "COALESCED_BYTES",
@@ -89,6 +91,12 @@ MAX_IN_FLIGHT = 100
 
 ROUTE_QUEUE = 1_000
 """Messages that wait for one handler before reading pauses: as many as ZeroMQ itself holds (RCVHWM)."""
+
+BATCH_MAX = 10_000
+"""Messages that one list of a handler with ``batch=`` holds at most: no database takes more at once with any gain."""
+
+BATCH_SECONDS = 0.01
+"""Seconds that a list grows at most while there is always more to read, so that a flood to others holds up nobody."""
 
 STREAM_QUEUE = 100
 """Messages that wait in one stream: a loop that takes them one by one is seldom far behind."""

@@ -69,14 +69,15 @@ class Outcomes:
         self._observe = observe
         self._reports = Reports(log, clock)
         self.unfinished = Unfinished(self, self._reports, clock, start, in_thread, reading)
-        self.settle = self.unfinished.settle
+        self.settle, self.gather = self.unfinished.settle, self.unfinished.gather
+        self.release, self.release_soon = self.unfinished.release, self.unfinished.release_soon
 
     # -- from the deliver closures ----------------------------------------------------------------------
 
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
-        """A handler raised or what it returned failed."""
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+        """A handler raised or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
         route = delivery.route
-        route.stats.handler_error += 1
+        route.stats.handler_error += many
         self._reports(
             ("failed", route, type(error)),
             route.name,

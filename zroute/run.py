@@ -307,6 +307,7 @@ class Run:
         """What the route has received is still handled."""
         if not self._ended:
             self._check_thread("close() of what was attached")
+            self._outcomes.release()
             self._swap(tuple(other for other in self._table.routes if other is not route))
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
@@ -545,6 +546,7 @@ class Run:
         self.transport.pause()
         while self._table.unpacked:  # these are accounted for: somebody gets them, whatever the bounds say
             self._table.work_off(self._table.unpacked)
+        self._outcomes.release()
         return {"messages that were received and not read": number} if number else {}
 
     async def _settle(self, timeout: float) -> dict[str, int]:

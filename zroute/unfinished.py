@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from zroute.awaiting import is_awaitable
 from zroute.delivery.reports import Clock, Reports
+from zroute.gathering import Gathering, ListJob, Stale
 from zroute.producers import TURN_SECONDS, Start, drive
 from zroute.routing.deliver import CompiledRoute, Delivery, Raw
 from zroute.routing.publications import Outlet
@@ -43,8 +44,8 @@ class Reading(Protocol):
 class CallOutcomes(Protocol):
     """What becomes of a call that has ended."""
 
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
-        """It raised, or what it returned failed."""
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+        """It raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
 
     def stale(self, delivery: Delivery, raw: Raw) -> bool:
         """Whether the message is too old for the route by now, which is counted."""
@@ -62,6 +63,11 @@ class _Job:
     delivery: Delivery
     call: Callable[[], Any]
     raw: Raw
+    many: ClassVar[int] = 1
+
+    def is_stale(self, stale: Stale) -> bool:
+        """Whether the message is too old by now."""
+        return stale(self.delivery, self.raw)
 
 
 class Unfinished:
@@ -82,11 +88,14 @@ class Unfinished:
         self._start = start
         self._in_thread = in_thread
         self._reading = reading
-        self._unfinished: dict[Deferred[Any], tuple[str, Dropped]] = {}
+        self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
         self._queued: set[CompiledRoute] = set()
         self._full: set[CompiledRoute] = set()
         self._pumping: set[CompiledRoute] = set()
         self._idle: list[Deferred[None]] = []
+        self._gathering = Gathering(clock, self._queued.add, self._go_on)
+        self.gather = self._gathering.gather
+        self.release, self.release_soon = self._gathering.release, self._gathering.release_soon
 
     def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
         """A handler returned something, or is to be called when its turn has come."""
@@ -101,7 +110,7 @@ class Unfinished:
             route.flow.active = True
             self._reading.reclassify()
             route.flow.start(delivery.topic)
-            self._await(delivery, delivery.topic, running, raw)
+            self._await(_Job(delivery, _begun_already, raw), delivery.topic, running)
 
     def _begun(self, delivery: Delivery, result: Any) -> Deferred[Any] | None:
         """What to wait for, if ``result`` is not there yet or can't be published at once."""
@@ -118,9 +127,19 @@ class Unfinished:
         self._queued.add(route)
         self._pump(route)
         if route.flow.full and route not in self._full:
-            self._full.add(route)
-            self._reading.pause()
-            self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
+            self._pause(route)
+
+    def _go_on(self, route: CompiledRoute) -> None:
+        """Lists of this route wait for their turn, or have grown."""
+        self._pump(route)
+        if route.flow.full and route not in self._full:
+            self._pause(route)
+
+    def _pause(self, route: CompiledRoute) -> None:
+        self._full.add(route)
+        self._reading.pause()
+        self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
+        self._gathering.release_soon(0)
 
     def _pump(self, route: CompiledRoute) -> None:
         """Begin what may run, unless that is under way: in `_begin_some` below it, or in the reactor's next turn."""
@@ -133,8 +152,9 @@ class Unfinished:
         flow = route.flow
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
-            route.stats.queued -= 1
-            self._run(*taken)
+            key, job = taken
+            route.stats.queued -= job.many
+            self._run(key, job)
             if flow.queued and self._clock.seconds() >= deadline:
                 self._clock.callLater(0, self._begin_some, route)
                 break
@@ -146,9 +166,9 @@ class Unfinished:
             self._flows_again(route)
         self._tell_if_idle()
 
-    def _run(self, key: Hashable, job: _Job) -> None:
+    def _run(self, key: Hashable, job: _Job | ListJob) -> None:
         delivery = job.delivery
-        if self._outcomes.stale(delivery, job.raw):
+        if delivery.route.route.stale_after is not None and job.is_stale(self._outcomes.stale):
             delivery.route.flow.done(key)
             return
         try:
@@ -157,39 +177,41 @@ class Unfinished:
             running = self._begun(delivery, result)
         except BaseException as error:  # also SystemExit, as for plain functions
             delivery.route.flow.done(key)
-            self._outcomes.failed(delivery, error, job.raw)
+            self._outcomes.failed(delivery, error, job.raw, job.many)
             return
         if running is None:
             delivery.route.flow.done(key)
-            delivery.route.stats.handled += 1
+            delivery.route.stats.handled += job.many
         else:
-            self._await(delivery, key, running, job.raw)
+            self._await(job, key, running)
 
-    def _await(self, delivery: Delivery, key: Hashable, running: Deferred[Any], raw: Raw) -> None:
-        route = delivery.route
+    def _await(self, job: _Job | ListJob, key: Hashable, running: Deferred[Any]) -> None:
+        route, many = job.delivery.route, job.many
         stats = route.stats
-        stats.in_flight += 1
+        stats.in_flight += many
 
         def ended(result: Any) -> None:
-            stats.in_flight -= 1
+            stats.in_flight -= many
             route.flow.done(key)
             if isinstance(result, Failure):
-                self._outcomes.failed(delivery, error_of(result), raw)
+                self._outcomes.failed(job.delivery, error_of(result), job.raw, many)
             else:
-                stats.handled += 1
+                stats.handled += many
             self._pump(route)
 
         def dropped() -> None:
-            stats.in_flight -= 1
-            stats.dropped_at_shutdown += 1
+            stats.in_flight -= many
+            stats.dropped_at_shutdown += many
 
-        self.watch(running, route.name, ended, dropped)
+        self.watch(running, route.name, ended, dropped, many)
 
-    def watch(self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped) -> None:
-        """Call ``ended`` with how ``running`` ended, unless it is given up before."""
+    def watch(
+        self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped, many: int = 1
+    ) -> None:
+        """Call ``ended`` with how ``running``, a call with ``many`` messages, ended, unless it is given up before."""
         if running in self._unfinished:
             running = _also(running)
-        self._unfinished[running] = (name, dropped)
+        self._unfinished[running] = (name, dropped, many)
 
         def tell(result: Any) -> None:
             if self._unfinished.pop(running, None) is not None:
@@ -215,13 +237,15 @@ class Unfinished:
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
         """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""
-        dropped = len(route.flow.clear())
+        dropped: int = sum([job.many for job in route.flow.clear()])
         route.stats.queued -= dropped
         route.stats.dropped_at_shutdown += dropped
         if unfinished is not None and unfinished in self._unfinished:
-            self._unfinished.pop(unfinished)[1]()
-            dropped += 1
+            _, drop, many = self._unfinished.pop(unfinished)
+            drop()
+            dropped += many
         self._queued.discard(route)
+        self._gathering.forget(route)
         if route in self._full:
             self._flows_again(route)
         self._tell_if_idle()
@@ -235,8 +259,10 @@ class Unfinished:
         return waiting
 
     def names(self) -> dict[str, int]:
-        """The handlers that are unfinished or wait for their turn, and how many calls of each."""
-        names: Counter[str] = Counter(name for name, _ in self._unfinished.values())
+        """The handlers that are unfinished or wait for their turn, and how many messages of each."""
+        names: Counter[str] = Counter()
+        for name, _, many in self._unfinished.values():
+            names[name] += many
         for route in self._queued:
             names[route.name] += route.flow.queued
         return names
@@ -248,8 +274,8 @@ class Unfinished:
         for route in tuple(self._queued):
             names[route.name] += self.discard(route)
         unfinished, self._unfinished = self._unfinished, {}
-        for running, (name, dropped) in unfinished.items():
-            names[name] += 1
+        for running, (name, dropped, many) in unfinished.items():
+            names[name] += many
             dropped()
             running.addErrback(lambda _: None)
             running.cancel()
@@ -261,6 +287,10 @@ class Unfinished:
             waiting, self._idle = self._idle, []
             for deferred in waiting:
                 deferred.callback(None)
+
+
+def _begun_already() -> None:
+    """The call of a job that is begun."""
 
 
 def _also(running: Deferred[Any]) -> Deferred[None]:

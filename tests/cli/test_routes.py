@@ -95,3 +95,18 @@ def test_invalid_routes_are_one_line_and_4(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "quotes.py:3" in done.stderr
     assert "nothing calls f()" in done.stderr
+
+
+def test_handlers_of_lists_show_how_long_these_may_be(tmp_path: Path) -> None:
+    """The type is that of the list; the document for programs has the number by itself."""
+    source = (
+        APP
+        + """
+@app.subscribe("rows", batch=500)
+def on_rows(rows: list[Quote]): ...
+"""
+    )
+    done = zroute("routes", "quotes", cwd=module(tmp_path, source))
+    assert "list[Quote] up to 500" in done.stdout
+    told = json.loads(zroute("routes", "quotes", "--json", cwd=tmp_path).stdout)
+    assert [row["batch"] for row in told["routes"] if "batch" in row] == [500]

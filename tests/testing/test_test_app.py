@@ -733,3 +733,27 @@ def test_groups_and_hooks_take_part(caplog: pytest.LogCaptureFixture) -> None:
         t.publish("desk.quotes", Quote("A", 1.0))
     assert log == [0, 1]
     assert caplog.text == ""
+
+
+@both
+def test_handlers_of_lists_run_as_they_would(reactor: Reactor) -> None:
+    """A message of mine is a list of one; what arrives in one turn is one list; results are those of lists."""
+    app = App()
+
+    @app.publisher("quotes", Quote)
+    @app.subscribe("burst")
+    def burst(count: int) -> Iterator[Quote]:
+        yield from (Quote("A", float(number)) for number in range(count))
+
+    @app.subscribe("quotes", batch=10)
+    async def on_quotes(quotes: list[Quote]) -> list[float]:
+        return [quote.price for quote in quotes]
+
+    with TestApp(app, reactor=reactor) as t:
+        t.publish("quotes", Quote("A", 5.0))
+        assert t.results(on_quotes) == [[5.0]]
+        t.clear()
+        t.publish("burst", 12)
+        prices = [price for each in t.results(on_quotes) for price in each]
+        assert prices == [float(number) for number in range(12)]
+        assert max(map(len, t.results(on_quotes))) == 10

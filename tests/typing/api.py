@@ -62,6 +62,19 @@ async def on_async(message: Any, envelope: Envelope, topic: Topic) -> None:
     print(early, envelope.topic.upper(), envelope.headers.get("trace"))
 
 
+@app.subscribe("a", batch=100)
+def on_list(quotes: list[Quote], topic: Topic) -> int:
+    return len(quotes)
+
+
+count: int = on_list([Quote("A", 1.0)], Topic("a"))
+on_list(Quote("A", 1.0), Topic("a"))  # E
+app.subscribe("a", batch="100")  # E
+app.add_route(on_list, "a", batch=100)
+app.attach("a", on_list, batch=100).close()
+app.attach("a", on_list, batch=1.5)  # E
+
+
 @alerts
 @app.subscribe("in.{level}")
 def derive(quote: Quote, level: str) -> Alert | None:

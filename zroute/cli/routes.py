@@ -50,18 +50,15 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
 
 
 def _routes(compiled: Compiled, default: str) -> list[dict[str, Any]]:
-    return [
-        _row(
-            pattern.text,
-            pattern.kind,
-            route.name,
-            route.route.where,
-            route.call.schema,
-            route.route.codec.name if route.route.codec else default,
-        )
-        for route in compiled.routes
-        for pattern in route.patterns
-    ]
+    rows = []
+    for route in compiled.routes:
+        codec, batch = route.route.codec.name if route.route.codec else default, route.route.batch
+        for pattern in route.patterns:
+            row = _row(pattern.text, pattern.kind, route.name, route.route.where, route.call.schema, codec)
+            if batch is not None:
+                row.update(type=f"list[{row['type']}] up to {batch}", batch=batch)
+            rows.append(row)
+    return rows
 
 
 def _publications(compiled: Compiled, default: str) -> list[dict[str, Any]]:

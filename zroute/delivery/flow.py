@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "Growing", "ListFlow"]
 
 Job = TypeVar("Job")
 
@@ -91,3 +91,77 @@ class Flow(Generic[Job]):
         self._ready.clear()
         self.queued = 0
         return jobs
+
+
+class Growing(Protocol):
+    """A job of several messages, to which more are added until its turn has come."""
+
+    @property
+    def key(self) -> Hashable:
+        """The messages of one key are in one list at a time."""
+
+    many: int
+    """How many messages it holds, once it is closed."""
+
+    def close(self) -> None:
+        """It grows no more."""
+
+
+Listed = TypeVar("Listed", bound=Growing)
+
+
+class ListFlow(Flow[Listed]):
+    """A flow whose jobs are lists: what waits is counted in messages, what runs in calls.
+
+    A list is held until `release`, while more messages may come for it at once; then it waits for its turn like any
+    job, and still grows: behind a slow handler a list fills up, and lists do not queue up. ``open`` has the
+    list that grows, by key. It is the caller's part to add to ``queued`` for each message.
+    """
+
+    def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1) -> None:
+        super().__init__(max_in_flight, ordered=ordered, queue=queue)
+        self.open: dict[Hashable, Listed] = {}
+        self._held: dict[Hashable, Listed] = {}
+
+    def begin(self, job: Listed) -> None:
+        """A list that holds nothing yet."""
+        self.open[job.key] = self._held[job.key] = job
+
+    def end(self, job: Listed) -> None:
+        """The list is as long as may be; the next message of its key begins another."""
+        del self.open[job.key]
+        if self._held.pop(job.key, None) is not None:
+            self.put(job.key, job)
+
+    def release(self) -> None:
+        """Let all lists that are held wait for their turns."""
+        held, self._held = self._held, {}
+        for key, job in held.items():
+            self.put(key, job)
+
+    def put(self, key: Hashable, job: Listed) -> None:
+        """See `Flow.put`; its messages are counted already."""
+        super().put(key, job)
+        self.queued -= 1
+
+    def take(self) -> tuple[Hashable, Listed] | None:
+        """See `Flow.take`; the list is closed."""
+        taken = super().take()
+        if taken is not None:
+            job = taken[1]
+            self._close(job)
+            self.queued += 1 - job.many
+        return taken
+
+    def clear(self) -> list[Listed]:
+        """See `Flow.clear`; also those that are held."""
+        jobs = [*super().clear(), *self._held.values()]
+        self._held.clear()
+        for job in jobs:
+            self._close(job)
+        return jobs
+
+    def _close(self, job: Listed) -> None:
+        job.close()
+        if self.open.get(job.key) is job:
+            del self.open[job.key]

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
 import attrs
 
 from zroute.messages.batches import Batch
-from zroute.routing.deliver import Outcomes, Step
+from zroute.routing.deliver import Gather, Outcomes, Step
 
 __all__ = ["HandOut", "Single", "Unpacked", "make_hand_out"]
 
@@ -65,10 +66,12 @@ def make_hand_out(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes
 ) -> HandOut:
     """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
+    if len(steps) == 1 and steps[0].gather is not None:
+        return _make_hand_over(steps[0].gather, decode, unpacked)
     if len(steps) > 1:
         return _several(steps, decode, unpacked, outcomes)
     (step,) = steps
-    function, delivery, stats = step.function, step.delivery, step.delivery.route.stats
+    function, delivery, stats, settle = step.function, step.delivery, step.delivery.route.stats, step.settle
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
         many = batch.many
@@ -85,7 +88,7 @@ def make_hand_out(
                 for message in loop:
                     if (result := function(message)) is not None:
                         unhandled += 1
-                        outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
+                        settle(delivery, result, frames()[many - unpacked.left - 1])
                 break
             except BaseException as error:
                 unhandled += 1
@@ -98,7 +101,7 @@ def make_hand_out(
 
 
 def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes) -> HandOut:
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
         many = batch.many
@@ -109,7 +112,7 @@ def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Un
         if len(messages) != many:
             return 0
         for message in unpacked.begin(messages):
-            for function, delivery, stats in calls:
+            for function, delivery, stats, settle in calls:
                 try:
                     result = function(message)
                 except BaseException as error:
@@ -118,7 +121,26 @@ def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Un
                     if result is None:
                         stats.handled += 1
                     else:
-                        outcomes.settle(delivery, result, frames()[many - unpacked.left - 1])
+                        settle(delivery, result, frames()[many - unpacked.left - 1])
         return many - unpacked.left
 
     return hand_out
+
+
+def _make_hand_over(gather: Gather, decode: Callable[[bytes], Any], unpacked: Unpacked) -> HandOut:
+    """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
+
+    def hand_over(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+        many = batch.many
+        try:
+            messages = decode(batch.listing)
+        except BaseException:
+            return 0
+        if len(messages) != many:
+            return 0
+        loop = unpacked.begin(messages)
+        while taken := list(islice(loop, gather.room())):
+            gather.several(taken, frames, many - unpacked.left - len(taken))
+        return many - unpacked.left
+
+    return hand_over

@@ -14,12 +14,13 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import attrs
 
-from zroute.delivery.flow import Flow
+from zroute.delivery.flow import Flow, ListFlow
 from zroute.delivery.stats import RouteStats
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec
 from zroute.routing.deliver import CompiledRoute
+from zroute.routing.lists import plan_lists
 from zroute.routing.parameters import (
     NO_BODY,
     Call,
@@ -160,6 +161,7 @@ def compile_route(
         where=route.where,
         rest=True,
     )
+    call, lists = plan_lists(call, route, outlets)
     if call.schema is not NO_BODY:
         _check_schema(call, route, default)
     if is_generator_function(route.function) and not outlets:
@@ -169,14 +171,20 @@ def compile_route(
             where=route.where,
         )
     hooks = tuple(tuple(group._errors) for group in chain if group._errors)
-    return fresh(CompiledRoute(name_of(route.function), route, patterns, call, outlets, hooks, RouteStats(), Flow(1)))
+    name = name_of(route.function)
+    return fresh(CompiledRoute(name, route, patterns, call, lists, outlets, hooks, RouteStats(), Flow(1)))
 
 
 def fresh(route: CompiledRoute) -> CompiledRoute:
     """``route`` with counters at zero and nothing in flight, for a new run."""
     recorded = route.route
+    bounds: dict[str, Any] = {"ordered": recorded.ordered, "queue": recorded.queue}
     slow = recorded.thread or is_coroutine_function(recorded.function) or is_generator_function(recorded.function)
-    flow: Flow[Any] = Flow(recorded.max_in_flight, ordered=recorded.ordered, queue=recorded.queue, active=slow)
+    flow: Flow[Any] = (
+        Flow(recorded.max_in_flight, **bounds, active=slow)
+        if route.lists is None
+        else ListFlow(recorded.max_in_flight, **bounds)
+    )
     return attrs.evolve(route, stats=RouteStats(), flow=flow)
 
 

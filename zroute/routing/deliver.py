@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import CodeType
 from typing import Any, Protocol, TypeAlias
 
@@ -21,6 +21,7 @@ from zroute.delivery.stats import RouteStats
 from zroute.messages.checks import Inline
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
+from zroute.routing.lists import Lists
 from zroute.routing.parameters import NO_BODY, Call
 from zroute.routing.publications import Outlet
 from zroute.routing.routes import ErrorHook, Route
@@ -32,10 +33,12 @@ __all__ = [
     "Decode",
     "Deliver",
     "Delivery",
+    "Gather",
     "Outcomes",
     "Raw",
     "Step",
     "frames_of",
+    "gathering",
     "make_deliver",
     "share_one_type",
 ]
@@ -56,13 +59,15 @@ class CompiledRoute:
 
     ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
     ``stats`` and ``flow`` are those of one run. Where the flow is active, the closures do not call the
-    function: they give `Outcomes.settle` the call, a `functools.partial`, to make it when its turn has come.
+    function: they give `Outcomes.settle` the call, a `functools.partial`, to make it when its turn has come. With
+    ``lists`` they give each message to `Gather.one`.
     """
 
     name: str
     route: Route
     patterns: tuple[Pattern, ...]
     call: Call
+    lists: Lists | None
     outlets: tuple[Outlet, ...]
     hooks: tuple[tuple[ErrorHook, ...], ...]
     stats: RouteStats
@@ -77,6 +82,19 @@ class Delivery:
     topic: Topic
     captures: Mapping[str, str]
     arguments: Mapping[str, Any]
+
+
+@attrs.frozen(eq=False)
+class Gather:
+    """Where the messages of one topic go that are handed over in lists.
+
+    ``one`` takes a message with its frames; ``several`` takes messages, what makes the frames of all that came with
+    them, and where among these they begin. ``room`` says for how many there is room at once, 1 at least.
+    """
+
+    one: Callable[[Any, Raw], None]
+    several: Callable[[list[Any], Callable[[], Sequence[bytes]], int], None]
+    room: Callable[[], int]
 
 
 class Outcomes(Protocol):
@@ -97,15 +115,28 @@ class Outcomes(Protocol):
         Where the route's flow is active, ``result`` is the call that is still to be made.
         """
 
+    def gather(self, delivery: Delivery, function: Callable[..., Any]) -> Gather:
+        """What takes the messages of a delivery whose route has lists; ``function`` will be given these."""
+
 
 @attrs.frozen(eq=False)
 class Step:
-    """A delivery with its bound function; steps of one ``slot`` share the object that ``decode`` makes."""
+    """A delivery with its bound function; steps of one ``slot`` share the object that ``decode`` makes.
+
+    ``settle`` is given what the function returns, unless that is None. With ``gather`` messages go into lists.
+    """
 
     delivery: Delivery
     function: Callable[..., Any]
     decode: Decode | None
     slot: int
+    settle: Callable[[Delivery, Any, Raw], None]
+    gather: Gather | None = None
+
+
+def gathering(delivery: Delivery, gather: Gather, decode: Decode | None, slot: int) -> Step:
+    """The step of a route with lists. Among others it is like one of an active flow: `Gather.one` is its call."""
+    return Step(delivery, partial(partial, gather.one), decode, slot, lambda _, call, raw: call(raw), gather)
 
 
 def make_deliver(
@@ -152,6 +183,15 @@ def deliver(body, raw):
             settle(delivery, result, raw)
 """
 
+_ONE_OF_A_LIST = """
+def deliver(body, raw):
+    try:
+        {read}
+    except BaseException as error:
+        return refuse(deliveries, error, body, raw)
+    gather(m, raw)
+"""
+
 
 def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
     """One handler, given the body: by far the most frequent case.
@@ -169,9 +209,10 @@ def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
         "stats": delivery.route.stats,
         "refuse": refuse,
         "failed": outcomes.failed,
-        "settle": outcomes.settle,
+        "settle": step.settle,
+        "gather": step.gather and step.gather.one,
     }
-    exec(_compiled("\n        ".join(inline.lines)), scope)
+    exec(_compiled(_ONE_OF_A_LIST if step.gather else _ONE, "\n        ".join(inline.lines)), scope)
     deliver: Deliver = scope["deliver"]
     return deliver
 
@@ -180,8 +221,8 @@ _CALL = Inline(("m = decode(body)",), {})
 
 
 @cache
-def _compiled(read: str) -> CodeType:
-    source = _ONE.format(read=read)
+def _compiled(form: str, read: str) -> CodeType:
+    source = form.format(read=read)
     name = f"<zroute deliver closure {len(linecache.cache)}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
     return compile(source, name, "exec")
@@ -191,14 +232,14 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refu
     decode = steps[0].decode
     assert decode is not None
     deliveries = tuple(step.delivery for step in steps)
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats) for step in steps)
+    calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
     def deliver(body: bytes, raw: Raw) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:
             return refuse(deliveries, error, body, raw)
-        for function, delivery, stats in calls:
+        for function, delivery, stats, settle in calls:
             try:
                 result = function(message)
             except BaseException as error:
@@ -207,7 +248,7 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refu
                 if result is None:
                     stats.handled += 1
                 else:
-                    outcomes.settle(delivery, result, raw)
+                    settle(delivery, result, raw)
         return None
 
     return deliver
@@ -244,7 +285,7 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
                 if result is None:
                     step.delivery.route.stats.handled += 1
                 else:
-                    outcomes.settle(step.delivery, result, raw)
+                    step.settle(step.delivery, result, raw)
         return UNDECODABLE if undecodable else None
 
     return deliver

@@ -20,7 +20,7 @@ import attrs
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
-from zroute.options import MAX_IN_FLIGHT, ROUTE_QUEUE
+from zroute.options import BATCH_MAX, MAX_IN_FLIGHT, ROUTE_QUEUE
 from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
 from zroute.routing.publications import Coalesce, Keep, Publication, Schedule
 
@@ -56,6 +56,7 @@ class Route:
     ordered: bool
     queue: int
     stale_after: float | None
+    batch: int | None
     where: str
     namespace: Mapping[str, Any] | None
 
@@ -127,10 +128,12 @@ class Routes:
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
         stale_after: float | None = None,
+        batch: int | None = None,
     ) -> Callable[[F], F]:
         """Call the decorated function with each message whose topic matches one of ``patterns``.
 
-        Sugar over `add_route`, which says what the arguments mean.
+        With ``batch=100`` it is given lists of up to 100 messages. Sugar over `add_route`, which says what the
+        arguments mean.
         """
         where, namespace = _user()
         parsed = parse_patterns(patterns, where)
@@ -147,6 +150,7 @@ class Routes:
                     ordered=ordered,
                     queue=queue,
                     stale_after=stale_after,
+                    batch=batch,
                     where=where,
                     namespace=namespace,
                 )
@@ -166,6 +170,7 @@ class Routes:
         ordered: bool = True,
         queue: int = ROUTE_QUEUE,
         stale_after: float | None = None,
+        batch: int | None = None,
     ) -> Route:
         """Register ``function`` for ``patterns``: what ``@subscribe`` does.
 
@@ -185,6 +190,16 @@ class Routes:
         that; a message from the future is handled, and counted under ``negative_ages``. Only tracked messages say when
         they were sent.
 
+        With ``batch`` (1 to 10,000) the function is given lists of up to so many messages: its parameter is a
+        ``list[T]``, and each message is decoded as T, so that one that is broken costs itself only. A list holds what
+        has been received so far. It is handed over when it is full, when nothing more waits to be read, and after
+        10 ms of a flood; behind a call that is unfinished it grows on. No list is empty. Where the function takes a
+        capture or the topic, or what it returns is published to a topic with one of the captures, each list is of
+        one topic; else lists are of all topics, in order of arrival, and one is handled at a time unless
+        ``ordered=False``. All counters and ``queue``, which is no less than ``batch``, are of messages,
+        ``max_in_flight`` is of calls; an error counts for all messages of its list, and on_error is called once, with
+        the envelope of the first.
+
         Raises PatternError, SchemaError for an unknown codec, SignatureError for what is no function or a
         bound below 1, and AppFrozenError after the app was compiled. What else may be wrong with the
         function shows when the app is compiled.
@@ -200,6 +215,7 @@ class Routes:
             ordered=ordered,
             queue=queue,
             stale_after=stale_after,
+            batch=batch,
             where=where,
             namespace=namespace,
         )
@@ -434,6 +450,7 @@ def make_route(
     ordered: bool,
     queue: int,
     stale_after: float | None,
+    batch: int | None,
     where: str,
     namespace: Mapping[str, Any],
 ) -> Route:
@@ -445,6 +462,8 @@ def make_route(
     if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
         text = f"stale_after={stale_after!r}: a number of seconds, more than 0"
         raise SignatureError(text, parameter="stale_after", where=where)
+    if batch is not None:
+        _check_batch(batch, queue, where)
     if thread and (is_coroutine_function(function) or is_generator_function(function)):
         raise SignatureError(
             f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; leave it out, "
@@ -454,7 +473,8 @@ def make_route(
         )
     found = find_codec(codec) if codec is not None else None
     names = local_names(function, namespace)
-    return Route(function, patterns, found, copy, thread, max_in_flight, ordered, queue, stale_after, where, names)
+    bounds = (max_in_flight, ordered, queue, stale_after, batch)
+    return Route(function, patterns, found, copy, thread, *bounds, where, names)
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:
@@ -524,6 +544,19 @@ def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pat
                 where=where,
             )
     return parsed
+
+
+def _check_batch(batch: Any, queue: int, where: str) -> None:
+    if not (isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= BATCH_MAX):
+        fault = f"batch={batch!r}: a number of messages, from 1 to {BATCH_MAX:,}"
+        raise SignatureError(fault, parameter="batch", where=where)
+    if batch > queue:
+        raise SignatureError(
+            f"batch={batch} with queue={queue}: what is in a list waits, so none would be that long; give "
+            f"queue={batch} or more",
+            parameter="batch",
+            where=where,
+        )
 
 
 def _check_callable(function: Any, decorator: str, where: str) -> None:

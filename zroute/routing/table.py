@@ -50,9 +50,11 @@ from zroute.routing.deliver import (
     Raw,
     Step,
     frames_of,
+    gathering,
     make_deliver,
     share_one_type,
 )
+from zroute.routing.lists import releasing
 from zroute.routing.parameters import NO_BODY, identity
 from zroute.routing.trie import build, minimal_cover
 
@@ -76,6 +78,12 @@ class TableOutcomes(Outcomes, Protocol):
 
     def malformed(self, error: EnvelopeError, raw: Raw) -> None:
         """These frames are no message."""
+
+    def release(self) -> None:
+        """Nothing more waits to be read: hand over all lists."""
+
+    def release_soon(self) -> None:
+        """Hand them over before long, if they are not before."""
 
 
 class Account(Protocol):
@@ -216,6 +224,8 @@ class RouteTable:
         self._parts = _Parts()
         self._unpacked = Unpacked()
         self._latest = _Latest()
+        if any(route.lists for route in routes):  # nobody else pays for it
+            self.drain = releasing(self.drain, outcomes.release, outcomes.release_soon)  # type: ignore[method-assign,assignment]
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
         """A table with other routes in place of this one, whose drain ends after the message at hand."""
@@ -651,9 +661,13 @@ class RouteTable:
             route = delivery.route
             key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
             function = route.call.bind(delivery.arguments, entry.topic)
+            decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
+            if route.lists is not None:
+                steps.append(gathering(delivery, self._outcomes.gather(delivery, function), decode, slot))
+                continue
             if route.flow.active:
                 function = partial(partial, function)
-            steps.append(Step(delivery, function, self._decoder(route, number, large), slots.setdefault(key, index)))
+            steps.append(Step(delivery, function, decode, slot, self._outcomes.settle))
         return steps
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:

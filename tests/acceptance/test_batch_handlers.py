@@ -1,0 +1,96 @@
+"""Handlers of lists, between real processes over real sockets: the lists joined are what was sent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_run import module
+from tests.support import Child, free_endpoint
+
+TOTAL = 20_000
+
+SOURCE = f"""
+import os
+from zroute import App
+
+app = App(pub=os.environ["ENDPOINT"], overflow="wait")
+numbers = app.publisher("numbers", int, coalesce=os.environ["COALESCE"] == "yes")
+
+
+@numbers
+async def send():
+    await numbers.wait_for_subscribers(1)
+    for number in range({TOTAL}):
+        yield number
+"""
+
+SINK = f"""
+import asyncio, json, os
+from zroute import App
+
+app = App(sub=os.environ["ENDPOINT"])
+lists = []
+
+
+def take(numbers: list[int]) -> None:
+    lists.append(numbers)
+    if sum(map(len, lists)) < {TOTAL}:
+        return
+    from twisted.internet import reactor
+
+    joined = [number for numbers in lists for number in numbers]
+    (stats,) = app.stats.routes.values()
+    lengths = sorted(map(len, lists))
+    outcome = {{"same": joined == list(range({TOTAL})), "shortest": lengths[0], "longest": lengths[-1]}}
+    print(json.dumps(outcome | {{"lost": app.stats.lost}}), flush=True)
+    reactor.callLater(0, reactor.stop)
+
+
+async def take_slowly(numbers: list[int]) -> None:
+    (stats,) = app.stats.routes.values()
+    while not lists and stats.queued < 500:  # the first one takes until as many wait as may
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.001)
+    take(numbers)
+
+
+app.add_route(take_slowly if os.environ["SLOW"] == "yes" else take, "numbers", batch=100, queue=500)
+"""
+
+
+def worked(folder: Path, *, coalesce: str, slow: str) -> tuple[dict[str, Any], list[str]]:
+    """What the sink says in the end, and its log."""
+    settings = {"ENDPOINT": free_endpoint(), "COALESCE": coalesce, "SLOW": slow}
+    module(folder, SOURCE, "source")
+    module(folder, SINK, "sink")
+    command = ("-m", "zroute", "run", "--reactor", "asyncio")
+    with (
+        Child(*command, "sink", cwd=folder, env=settings) as sink,
+        Child(*command, "source", cwd=folder, env=settings) as source,
+    ):
+        outcome: dict[str, Any] = json.loads(sink.line_with('"same"'))
+        assert sink.end(None) == 0
+        assert source.end() == 0
+    return outcome, sink.err
+
+
+@pytest.mark.parametrize("coalesce", ["yes", "no"])
+def test_20000_messages_in_lists_are_what_was_sent_in_order(tmp_path: Path, coalesce: str) -> None:
+    """Whether or not they travelled together: each once, in order, in lists of 1 to 100."""
+    outcome, log = worked(tmp_path, coalesce=coalesce, slow="no")
+    assert (outcome["same"], outcome["lost"]) == (True, 0)
+    assert 1 <= outcome["shortest"] <= outcome["longest"] <= 100
+    assert outcome["longest"] > 1
+    assert f"handled {TOTAL}" in log[-1]
+
+
+@pytest.mark.parametrize("coalesce", ["yes", "no"])
+def test_a_slow_handler_of_lists_pauses_reading_and_loses_nothing(tmp_path: Path, coalesce: str) -> None:
+    """What is sent faster than it is handled waits, here up to the queue and else outside; the log says for whom."""
+    outcome, log = worked(tmp_path, coalesce=coalesce, slow="yes")
+    assert (outcome["same"], outcome["longest"], outcome["lost"]) == (True, 100, 0)
+    assert any("take_slowly() at sink.py" in line and "is full: 500 messages wait" in line for line in log)
