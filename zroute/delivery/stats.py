@@ -18,9 +18,10 @@ class RouteStats:
     """What became of the messages that one route was given.
 
     ``handled`` returned without an error, ``handler_error`` raised or failed, ``decode_error`` never reached
-    the function, ``stale`` were older than the route takes when their turn came, ``queued`` wait for their turn,
-    ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were queued or unfinished when the app, or their
-    stream, was closed. Together they are all that the route was given: a full queue ends reading, and drops nothing.
+    the function, ``stale`` were older than the route takes when their turn came, ``queued`` wait for their turn, alone
+    or in a list, ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were queued or unfinished when the
+    app, or their stream, was closed. Together they are all that the route was given: a full queue ends reading, and
+    drops nothing.
     """
 
     handled: int = 0
