@@ -17,6 +17,7 @@ import attrs
 from zroute.errors import EnvelopeError
 from zroute.messages.codecs import JSON, MSGPACK
 from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Flags, Heads, Kind, Numbered
+from zroute.options import COALESCED_MAX
 
 __all__ = ["Batch", "BatchFramer", "batch_framer", "parse_batch", "singles"]
 
@@ -25,6 +26,7 @@ BatchFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
 _COUNT = Struct(">H")
 _ARRAY = Struct(">BH")  # msgpack's array 16: one form for all lengths, so that the list begins at a known place
 _ARRAY_16 = 0xDC
+_64_BITS = 2**64 - 1
 _KIND_AT = 4  # in a header; codec and flags follow
 
 
@@ -39,9 +41,13 @@ class Batch:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The messages, each as its publisher wrote it. Where ends do not ascend, a message is what is between them."""
+        """The messages, each as its publisher wrote it.
+
+        An end that lies before another is that one: so no byte is in two messages, and they are no larger than the
+        frame, whatever it says.
+        """
         before, between = _LAYOUT.get(self.codec, (0, 0))
-        ends = unpack(f">{self.many}H", self.ends)
+        ends = list(accumulate(unpack(f">{self.many}H", self.ends), max))
         starts = (before, *(end + between for end in ends))
         listing = self.listing
         return [listing[start:end] for start, end in zip(starts, ends, strict=False)]
@@ -94,7 +100,7 @@ def parse_batch(codec: int, body: bytes) -> Batch:
         raise EnvelopeError("a batch that ends inside its number of messages")
     (many,) = _COUNT.unpack_from(body)
     start = _COUNT.size * (many + 1)
-    if not many or len(body) < start:
+    if not 0 < many <= COALESCED_MAX or len(body) < start:
         raise EnvelopeError(f"a batch of {len(body)} bytes that claims {many} messages")
     (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
     listing = body[start:]
@@ -111,10 +117,14 @@ def _is_list(codec: int, many: int, listing: bytes) -> bool:
 
 
 def singles(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
-    """Each of ``bodies`` in the frame that it would have come in alone; the batch begins with ``header``."""
+    """Each of ``bodies`` in the frame that it would have come in alone; the batch begins with ``header``.
+
+    Numbers past 64 bits, which only an invented header leads to, begin anew.
+    """
     head, sequence, sent_at = FIXED.unpack_from(header)
     start = topic + NUL
     head = head[:_KIND_AT] + bytes((Kind.DATA, head[_KIND_AT + 1], 0)) + head[_KIND_AT + 3 :]
     return [
-        start + FIXED.pack(head, sequence and sequence + number, sent_at) + body for number, body in enumerate(bodies)
+        start + FIXED.pack(head, sequence and (sequence + number) & _64_BITS, sent_at) + body
+        for number, body in enumerate(bodies)
     ]

@@ -1,0 +1,284 @@
+"""Batches, to the byte: against vectors, against themselves, and against bodies that lie."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import ROOT
+from zroute.delivery.tracking import Counters
+from zroute.errors import EnvelopeError
+from zroute.messages.batches import batch_framer, parse_batch, singles
+from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
+from zroute.messages.wire import HEADER_SIZE, NUL, Kind, parse, parse_header, split
+from zroute.options import COALESCED_BYTES, COALESCED_MAX
+
+VECTORS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())["batches"]
+EPOCH = 0x1122334455667788
+AT = 1_700_000_000_123_456_789
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.text(), st.lists(st.integers(0, 9), max_size=3)
+)
+BODIES: dict[int, st.SearchStrategy[bytes]] = {
+    JSON.number: VALUES.map(msgspec.json.encode),
+    MSGPACK.number: VALUES.map(msgspec.msgpack.encode),
+    TEXT.number: st.text().map(str.encode),
+    RAW.number: st.binary(),
+    200: st.binary(),
+}
+
+
+@attrs.frozen
+class Numbered:
+    length: int
+    number: int
+
+
+def framed(codec: int, bodies: Sequence[bytes], counters: Sequence[Numbered] = (), *, keeps: bool = False) -> bytes:
+    """A frame of ``bodies``; the counters stand behind the last of them."""
+    frame = batch_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=keeps)
+    return frame(b"stocks.ACME", codec, bodies, AT)
+
+
+def body_of(frame: bytes) -> bytes:
+    """What stands behind the header."""
+    _, body = split((frame,))
+    return body[parse_header(body).size :]
+
+
+def lists_of_bodies(codec: int) -> st.SearchStrategy[tuple[int, list[bytes]]]:
+    """A codec, and one body or several in it."""
+    return st.tuples(st.just(codec), st.lists(BODIES[codec], min_size=1, max_size=20))
+
+
+BATCHES = st.sampled_from(sorted(BODIES)).flatmap(lists_of_bodies)
+
+
+# -- out and in ------------------------------------------------------------------------------------------
+
+
+@given(BATCHES, st.booleans())
+def test_what_was_put_into_a_batch_comes_out_of_it(batch: tuple[int, list[bytes]], keeps: bool) -> None:
+    """Each message that I published is found as I wrote it, in order, whatever its codec."""
+    codec, bodies = batch
+    frame = framed(codec, bodies, [Numbered(7, 40 + len(bodies)), Numbered(11, len(bodies))], keeps=keeps)
+    header = parse_header(split((frame,))[1])
+    assert (header.kind, header.codec, header.epoch, header.sent_at) == (Kind.BATCH, codec, EPOCH, AT)
+    assert (header.span, header.sequence, header.further, header.keeps) == (7, 41, ((11, 1),), keeps)
+    found = parse_batch(codec, body_of(frame))
+    assert (found.many, found.bodies) == (len(bodies), bodies)
+
+
+@given(BATCHES)
+def test_the_list_is_read_in_one_call(batch: tuple[int, list[bytes]]) -> None:
+    """JSON and msgpack of many messages are one list of them, for any reader of these formats."""
+    codec, bodies = batch
+    listing = parse_batch(codec, body_of(framed(codec, bodies))).listing
+    if codec == JSON.number:
+        assert msgspec.json.decode(listing) == [msgspec.json.decode(body) for body in bodies]
+    elif codec == MSGPACK.number:
+        assert msgspec.msgpack.decode(listing) == [msgspec.msgpack.decode(body) for body in bodies]
+    else:
+        assert listing == b"".join(bodies)
+
+
+@given(BATCHES, st.integers(0, 2**64 - 1))
+def test_each_message_has_a_frame_as_if_it_had_come_alone(batch: tuple[int, list[bytes]], first: int) -> None:
+    """What an error hook or a recording is given of a batch are single messages with numbers of their own."""
+    codec, bodies = batch
+    header = split((framed(codec, bodies, [Numbered(7, first + len(bodies) - 1)] if 0 < first < 2**63 else []),))[1]
+    made = singles(b"stocks.ACME", header[:HEADER_SIZE], bodies)
+    for place, (frame, body) in enumerate(zip(made, bodies, strict=True)):
+        envelope = parse((frame,), 5.0)
+        assert (str(envelope.topic), envelope.body, envelope.codec) == ("stocks.ACME", body, codec)
+        assert envelope.sequence == (first + place if 0 < first < 2**63 else 0)
+        assert (envelope.publisher, envelope.sent_at) == (f"{EPOCH:016x}", AT / 1e9)
+        assert parse_header(split((frame,))[1]).kind is Kind.DATA
+
+
+def test_numbers_past_64_bits_begin_anew() -> None:
+    """A header that somebody invented, with the last number there is, gives frames and no error."""
+    header = bytearray(split((framed(2, [b"1", b"2"], [Numbered(7, 9)]),))[1][:HEADER_SIZE])
+    header[16:24] = b"\xff" * 8
+    made = [parse((frame,), 5.0).sequence for frame in singles(b"a", bytes(header), [b"1", b"2"])]
+    assert made == [2**64 - 1, 0]
+
+
+def test_a_full_batch_has_room_for_where_its_messages_end() -> None:
+    """As many messages and bytes as travel together at most: the two bytes of an end are enough, in each codec."""
+    size = COALESCED_BYTES // COALESCED_MAX
+    for codec in BODIES:
+        bodies = [b"x" * size] * COALESCED_MAX
+        assert parse_batch(codec, body_of(framed(codec, bodies))).bodies == bodies
+        assert parse_batch(codec, body_of(framed(codec, [b"x" * COALESCED_BYTES]))).many == 1
+
+
+def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
+    """Every subscription's number moves by as many as there are messages, and the frame says the first of each."""
+    counters = Counters()
+    for prefix in (b"", b"a", b"a.b", b"x"):
+        counters.subscribe(prefix, 0.0)
+    counters.count(b"a.b")
+    frame = batch_framer(epoch=EPOCH, count=counters.count)(b"a.b", 2, [b"1", b"2", b"3"], AT)
+    header = parse_header(split((frame,))[1])
+    assert [header.number(length) for length in (0, 1, 3)] == [2, 2, 2]
+    assert [counter.number for counter in counters.count(b"a.b")] == [5, 5, 5]
+    assert [counter.number for counter in counters.count(b"x")] == [6, 1]
+
+
+def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
+    """While a subscriber has no room, what is tried again has the numbers of the first attempt."""
+    counters = Counters()
+    counters.subscribe(b"a", 0.0)
+    frame = batch_framer(epoch=EPOCH, count=counters.count)
+    first = frame(b"a", 2, [b"1", b"2", b"3"], AT)
+    counters.take_back(b"a", 3)
+    assert frame(b"a", 2, [b"1", b"2", b"3"], AT) == first
+
+
+# -- the vectors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
+def test_each_vector_of_a_batch_is_read_as_it_says(vector: dict[str, Any]) -> None:
+    """I write a publisher in another language by the vectors, and zroute finds each of its messages."""
+    frame = bytes.fromhex(vector["frame"])
+    topic, rest = split((frame,))
+    header = parse_header(rest)
+    assert topic.hex() == vector["topic"]
+    assert (header.kind, header.codec, header.span) == (Kind.BATCH, vector["codec"], vector["span"])
+    assert (header.sequence, header.sent_at) == (vector["sequence"], vector["sent_at_ns"])
+    assert [list(each) for each in header.further] == vector["further"]
+    assert (header.keeps, f"{header.epoch:016x}") == (vector["keeps"], vector["epoch"])
+    bodies = [bytes.fromhex(body) for body in vector["bodies"]]
+    assert parse_batch(header.codec, rest[header.size :]).bodies == bodies
+
+
+@pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
+def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
+    """zroute sends what it documents, to the byte."""
+    bodies = [bytes.fromhex(body) for body in vector["bodies"]]
+    counters = [Numbered(vector["span"], vector["sequence"] + len(bodies) - 1)] if vector["sequence"] else []
+    counters += [Numbered(span, number + len(bodies) - 1) for span, number in vector["further"]]
+    frame = batch_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=vector["keeps"])
+    assert frame(bytes.fromhex(vector["topic"]), vector["codec"], bodies, vector["sent_at_ns"]).hex() == vector["frame"]
+
+
+# -- what is broken --------------------------------------------------------------------------------------
+
+
+def harmless(codec: int, body: bytes) -> bool:
+    """Whether ``body`` is refused by the one error, or is messages: as many as it says, no byte of it in two."""
+    try:
+        batch = parse_batch(codec, body)
+    except EnvelopeError:
+        return False
+    bodies = batch.bodies
+    assert len(bodies) == batch.many <= COALESCED_MAX
+    assert sum(map(len, bodies)) <= len(body)
+    assert all(type(each) is bytes and each in batch.listing for each in bodies)
+    return True
+
+
+@given(BATCHES, st.data())
+def test_a_batch_that_is_cut_anywhere_is_refused(batch: tuple[int, list[bytes]], data: st.DataObject) -> None:
+    """Wherever a frame ends too early, I hear of it, and no message of it is taken for whole."""
+    codec, bodies = batch
+    body = body_of(framed(codec, bodies))
+    at = data.draw(st.integers(0, len(body) - 1))
+    assert not harmless(codec, body[:at])
+
+
+@given(st.sampled_from(sorted(BODIES)), st.binary(max_size=200))
+def test_bytes_that_are_no_batch_harm_nobody(codec: int, body: bytes) -> None:
+    """Whatever stands behind the header of a batch, it is refused, or taken for messages that are refused alone."""
+    harmless(codec, body)
+
+
+@given(BATCHES, st.integers(0, 0xFFFF))
+def test_a_count_that_lies_is_refused_or_harmless(batch: tuple[int, list[bytes]], many: int) -> None:
+    """A frame that claims more messages than it has, or fewer, reserves no memory for them."""
+    codec, bodies = batch
+    harmless(codec, struct.pack(">H", many) + body_of(framed(codec, bodies))[2:])
+
+
+@given(BATCHES, st.data())
+def test_ends_that_lie_are_refused_or_harmless(batch: tuple[int, list[bytes]], data: st.DataObject) -> None:
+    """Ends that overlap, go back or lie outside of the list make no message of what is not there."""
+    codec, bodies = batch
+    body = body_of(framed(codec, bodies))
+    ends = data.draw(st.lists(st.integers(0, 0xFFFF), min_size=len(bodies), max_size=len(bodies)))
+    if data.draw(st.booleans()):  # the last one right, so that the others are looked at
+        ends[-1] = struct.unpack_from(">H", body, 2 * len(bodies))[0]
+    harmless(codec, body[:2] + struct.pack(f">{len(ends)}H", *ends) + body[2 + 2 * len(ends) :])
+
+
+def test_ends_that_go_back_and_forth_fill_no_memory() -> None:
+    """1,000 messages that all claim the whole frame are no larger than the frame."""
+    listing = b"x" * 0xFFFF
+    ends = [0xFFFF, 0] * 499 + [0xFFFF, 0xFFFF]
+    batch = parse_batch(RAW.number, struct.pack(f">{len(ends) + 1}H", len(ends), *ends) + listing)
+    assert sum(map(len, batch.bodies)) == len(listing)
+
+
+@pytest.mark.parametrize(
+    ("codec", "body", "reason"),
+    [
+        (2, "", "a batch that ends inside its number of messages"),
+        (2, "00", "a batch that ends inside its number of messages"),
+        (2, "0000", "a batch of 2 bytes that claims 0 messages"),
+        (2, "0000 5b5d", "a batch of 4 bytes that claims 0 messages"),
+        (2, "0002 0002", "a batch of 4 bytes that claims 2 messages"),
+        (2, "0001 0002 5b31", "a batch of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 5b315d5d", "a batch of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 7b317d", "a batch of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 5b3132", "a batch of 1 messages that does not end where the last of them does"),
+        (1, "0001 0004 dc000201", "a batch of 1 messages that does not end where the last of them does"),
+        (1, "0001 0002 9101", "a batch of 1 messages that does not end where the last of them does"),
+        (1, "0001 0000", "a batch of 1 messages that does not end where the last of them does"),
+        (3, "0001 0002 61", "a batch of 1 messages that does not end where the last of them does"),
+    ],
+)
+def test_what_a_broken_batch_is_refused_for(codec: int, body: str, reason: str) -> None:
+    """The log says what is wrong with a frame that another implementation made."""
+    with pytest.raises(EnvelopeError, match=reason):
+        parse_batch(codec, bytes.fromhex(body))
+
+
+def test_more_messages_than_travel_together_are_refused() -> None:
+    """No frame keeps the reactor busy for longer than 1,000 messages do."""
+    many: Callable[[int], bytes] = lambda number: struct.pack(f">{number + 1}H", number, *[0] * number)  # noqa: E731
+    assert parse_batch(RAW.number, many(1000)).many == 1000
+    with pytest.raises(EnvelopeError, match="claims 1001 messages"):
+        parse_batch(RAW.number, many(1001))
+
+
+def test_batches_that_were_damaged_at_random_harm_nobody() -> None:
+    """A hundred thousand good batches with a byte changed: refused, or slices that are just bodies."""
+    chance = random.Random(5)
+    good = [
+        (codec, body_of(framed(codec, [encode(n) for n in range(chance.randrange(1, 9))])))
+        for codec, encode in ((1, msgspec.msgpack.encode), (2, msgspec.json.encode), (4, bytes))
+    ]
+    kept = 0
+    for _ in range(100_000):
+        codec, body = chance.choice(good)
+        changed = bytearray(body)
+        changed[chance.randrange(len(body))] = chance.randrange(256)
+        kept += harmless(codec, bytes(changed))
+    assert 0 < kept < 100_000
+
+
+def test_a_frame_begins_as_all_frames_do() -> None:
+    """A plain reader of a tracked publisher sees the topic, a NUL, and the rest as the body."""
+    assert framed(2, [b"1"]).startswith(b"stocks.ACME" + NUL + b"\xc1ZR\1\4\2")
