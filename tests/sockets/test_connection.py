@@ -116,6 +116,28 @@ async def handled_between_turns(sockets: Sockets, many: int, work: Callable[[], 
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_is_left_of_a_message_needs_no_other_to_be_delivered(sockets: Sockets) -> None:
+    """One frame that brings more than a turn takes: the next turns go on with it, though nothing else arrives."""
+    box, publisher = Mailbox[int](), sockets.raw(zmq.XPUB)
+    reader = sockets.sub(Mailbox[bytes]())
+    rest: list[int] = []
+
+    def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        if not rest:
+            assert recv(1) == b"n"
+            rest.extend(range(3 * READ_BUDGET))
+        for _ in range(min(budget, len(rest))):
+            box.put(rest.pop(0))
+
+    reader.drain = drain
+    connected(reader, bound(publisher))
+    reader.subscribe(b"n")
+    await told(publisher, b"\1n")
+    publisher.send(b"n")
+    assert await box.until(3 * READ_BUDGET) == list(range(3 * READ_BUDGET))
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_flood_starves_no_timer(sockets: Sockets) -> None:
     """However much waits, what is read in one turn is bounded, and other calls get theirs in between."""
     between = await handled_between_turns(sockets, MANY, lambda: None)

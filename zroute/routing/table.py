@@ -234,9 +234,10 @@ class RouteTable:
         return table
 
     def reclassify(self) -> None:
-        """Make all closures anew: a route's flow has become active since."""
+        """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
         for cache in (self._entries, self._plain, self._tracked):
             cache.clear()
+        self._unpacked.hold()
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -537,7 +538,11 @@ class RouteTable:
         found = inspect(schema)
         if found.engine not in ("msgspec", "any") or found.raw_fallback:
             return None
-        decode = self._make_decoder(list[schema], route.route.codec, number, large)  # type: ignore[valid-type]
+        untyped = found.engine == "any"  # a list of such would be read by msgspec, which makes other objects
+        listed = list if untyped else list[schema]  # type: ignore[valid-type]
+        decode = self._make_decoder(listed, route.route.codec, number, large)
+        if untyped and found.type in (dict, list):
+            decode = _all_of(found.type, decode)
         return make_hand_out(steps, decode, self._unpacked, self._outcomes)
 
     def _check_size(self, body: bytes) -> None:
@@ -695,6 +700,18 @@ def _refuses_magic(step: Step) -> bool:
     except Exception:
         return True
     return False
+
+
+def _all_of(kind: type, decode: Decode) -> Decode:
+    """``decode``, for lists of nothing but ``kind``."""
+
+    def decode_all(body: bytes) -> Any:
+        messages = decode(body)
+        if any(type(message) is not kind for message in messages):
+            raise DecodeError(f"expected {kind.__name__}s only")
+        return messages
+
+    return decode_all
 
 
 def _key(schema: Any) -> object:

@@ -212,6 +212,8 @@ class Connection:
                     break
                 if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
                     size = READ_SLICE * 4
+            if not self.paused:
+                self.poke()  # perhaps the rest of a message that is read already, which no event tells of
         except zmq.Again:
             self.emptied = True
             if self._poke is None and not self._waiting:  # nothing has touched the socket since
