@@ -25,7 +25,8 @@ __all__ = ["Coalescer", "Held"]
 class Held:
     """What is held of one topic: ``bodies`` in one ``codec``, the first of them published ``at``.
 
-    ``sent`` is what `publish` returns for them: whoever sends them may keep something of its own there.
+    ``sent`` is what `publish` returns for them: whoever sends them may keep something of its own there. One of them
+    ``keeps``: the last is for those who join, too.
     """
 
     codec: int
@@ -33,6 +34,7 @@ class Held:
     bodies: list[bytes] = attrs.field(factory=list)
     size: int = 0
     sent: Any = None
+    keeps: bool = False
 
 
 class Coalescer:
@@ -65,24 +67,31 @@ class Coalescer:
         self._windows: dict[float, list[bytes]] = {}
         self._timers: dict[float, Any] = {}
         self._held = 0
+        self._ended = False
 
     def together(self, how: Coalesce, emit: Emit) -> Emit:
-        """``emit``, for messages that may travel with others."""
+        """``emit``, for messages that may travel with others.
+
+        Whoever awaits what is sent may publish again before `_send_now` returns: what is held is looked at anew then.
+        """
         topics, most, seconds, hold, clock_ns = self._topics, how.messages, how.seconds, self._hold, self._clock_ns
         stats, limit, thread = self._stats, self._limit, get_ident()
 
         def emit_together(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = topics.get(topic)
             if held is None:
+                sent = emit(topic, number, body, headers)  # first: it may refuse
                 self._open(topic, number, seconds)
-                return emit(topic, number, body, headers)
+                return sent
             size = held.size + len(body)
             if size > limit or headers or number != held.codec or get_ident() != thread:
                 self._check(topic, body)
                 self._send_now(topic, held)
-                held.codec, size = number, len(body)
-                if headers or size > limit:
+                if headers or len(body) > limit:
                     return emit(topic, number, body, headers)
+                if not held.bodies:
+                    held.codec = number
+                return emit_together(topic, number, body, headers)
             sent = hold(topic, held, self._held) if hold is not None else DONE
             bodies = held.bodies
             if not bodies:
@@ -97,25 +106,40 @@ class Coalescer:
 
         return emit_together
 
+    def kept(self, emit: Emit) -> Emit:
+        """``emit``, as `together` made it, for messages that are kept for those who join."""
+
+        def emit_kept(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            held = self._topics.get(topic)
+            if held is not None:
+                held.keeps = True  # now: it may be the one that makes them enough
+            return emit(topic, number, body, headers)
+
+        return emit_kept
+
     def alone(self, emit: Emit) -> Emit:
         """``emit``, for messages that travel alone, and never pass those of their topic that are held."""
 
         def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = self._topics.get(topic)
-            if held is not None:
+            if held is not None and held.bodies:
+                self._check(topic, body)
                 self._send_now(topic, held)
             return emit(topic, number, body, headers)
 
         return emit_alone
 
     def flush(self) -> None:
-        """Send all that is held."""
+        """Send all that is held, and hold nothing any more: the app stops, and no later turn sends it."""
+        self._ended = True
         for seconds in tuple(self._windows):
             self._timers.pop(seconds).cancel()
             self._close(seconds)
 
     def _open(self, topic: bytes, codec: int, seconds: float) -> None:
         """What follows on ``topic`` in the next ``seconds`` is held."""
+        if self._ended or topic in self._topics:
+            return
         self._topics[topic] = Held(codec)
         window = self._windows.get(seconds)
         if window is None:
@@ -134,6 +158,7 @@ class Coalescer:
 
     def _send_now(self, topic: bytes, held: Held) -> None:
         if held.bodies:
-            self._held -= len(held.bodies)
-            self._send(topic, held)
-            held.bodies, held.size, held.sent = [], 0, None
+            going = attrs.evolve(held)
+            held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
+            self._held -= len(going.bodies)
+            self._send(topic, going)

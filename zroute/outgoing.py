@@ -99,7 +99,10 @@ class Outgoing:
             if coalescer is None:
                 return chosen
             how = self._app.coalesces(publication)
-            return coalescer.together(how, chosen) if how is not None else coalescer.alone(chosen)
+            if how is None:
+                return coalescer.alone(chosen)
+            together = coalescer.together(how, chosen)
+            return coalescer.kept(together) if chosen is emit_kept and chosen is not emit else together
 
         for outlet in self._outlets:
             outlet.open(choose(outlet.publication), self._gathered)
@@ -274,9 +277,10 @@ class Outgoing:
         published_at = 0
         singles = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
 
-        def attempt(topic: bytes, codec: int, bodies: Sequence[bytes], at: int) -> bool:
+        def attempt(topic: bytes, held: Held) -> bool:
             nonlocal published_at
-            published_at, keeps = at, topic in kept
+            codec, bodies, at, keeps = held.codec, held.bodies, held.at, held.keeps or topic in kept
+            published_at = at
             if len(bodies) == 1:
                 frame = singles[keeps](topic, codec, bodies[0], None)
             else:
@@ -292,7 +296,7 @@ class Outgoing:
             return True
 
         def send_held(topic: bytes, held: Held) -> None:
-            trying = partial(attempt, topic, held.codec, held.bodies, held.at)
+            trying = partial(attempt, topic, held)
             if drops:
                 trying()
                 return

@@ -1,0 +1,461 @@
+"""Coalescing: what is published close together travels together, and nobody waits who comes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from threading import Thread, get_ident
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from zroute import App, Coalesce, EncodeError, SignatureError, WrongThreadError
+from zroute.coalescing import Coalescer, Held
+from zroute.delivery.stats import Stats
+from zroute.errors import HighWaterMarkError
+from zroute.options import COALESCED, COALESCED_BYTES
+from zroute.outbox import Sent
+from zroute.routing.publications import DONE, Emit
+
+A, B = b"a", b"b"
+
+
+class Publisher:
+    """A coalescer on a clock; `went` holds what was sent, each frame as (topic, codec, bodies)."""
+
+    def __init__(self, *, limit: int = 1 << 20, waits: bool = False) -> None:
+        self.clock, self.stats = Clock(), Stats()
+        self.went: list[tuple[bytes, int, list[bytes]]] = []
+        self.headers: list[Mapping[str, Any] | None] = []
+        self.batches: list[Held] = []
+        self.now_ns = 0
+        self.room = 10**9
+        self.limit = limit
+        self.thread = get_ident()
+        self.on_send: Callable[[], object] = lambda: None
+        self.coalescer = Coalescer(
+            self.clock,
+            lambda: self.now_ns,
+            self.stats,
+            limit=limit,
+            check=self.check,
+            hold=self.hold if waits else None,
+            send=self.send,
+        )
+
+    def check(self, topic: bytes, body: bytes) -> None:
+        if get_ident() != self.thread:
+            raise WrongThreadError("from another thread")
+        if len(body) > self.limit:
+            raise EncodeError("too large")
+
+    def emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+        self.check(topic, body)
+        self.went.append((topic, number, [body]))
+        self.headers.append(headers)
+        self.stats.published += 1
+        return DONE
+
+    def hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
+        if more >= self.room:
+            raise HighWaterMarkError("full")
+        if held.sent is None:
+            held.sent = Sent()
+        sent: Sent = held.sent
+        return sent
+
+    def send(self, topic: bytes, held: Held) -> None:
+        self.went.append((topic, held.codec, list(held.bodies)))
+        self.batches.append(held)
+        if held.sent is not None:
+            held.sent.end(None)
+        self.on_send()
+
+    def together(self, **how: Any) -> Emit:
+        return self.coalescer.together(Coalesce(**how), self.emit)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """All that went, in order."""
+        return [body for _, _, bodies in self.went for body in bodies]
+
+
+def publish(emit: Emit, *bodies: bytes, topic: bytes = A, codec: int = 2) -> list[Awaitable[None]]:
+    """All of them, one after the other."""
+    return [emit(topic, codec, body, None) for body in bodies]
+
+
+def test_the_first_goes_at_once_and_the_rest_at_the_end_of_the_turn() -> None:
+    """A message that comes alone is as early as ever; those that follow in the same turn are one frame."""
+    publisher = Publisher()
+    emit = publisher.together()
+    assert publish(emit, b"1") == [DONE]
+    assert publisher.went == [(A, 2, [b"1"])]
+    publisher.now_ns = 70
+    assert publish(emit, b"2", b"3") == [DONE, DONE]
+    assert len(publisher.went) == 1
+    publisher.clock.advance(0)
+    assert publisher.went[1:] == [(A, 2, [b"2", b"3"])]
+    assert publisher.batches[0].at == 70
+    publish(emit, b"4")
+    assert publisher.went[2:] == [(A, 2, [b"4"])]
+    assert publisher.stats.published == 4
+
+
+def test_topics_do_not_hold_each_other() -> None:
+    """Each topic has a first message of its own, and a frame of its own."""
+    publisher = Publisher()
+    emit = publisher.together()
+    publish(emit, b"1", b"2", b"3")
+    publish(emit, b"4", b"5", topic=B)
+    publisher.clock.advance(0)
+    assert publisher.went == [(A, 2, [b"1"]), (B, 2, [b"4"]), (A, 2, [b"2", b"3"]), (B, 2, [b"5"])]
+    assert not publisher.clock.getDelayedCalls()
+
+
+def test_with_seconds_they_are_held_for_so_long() -> None:
+    """I give up some latency: what comes within them, also in later turns, is one frame."""
+    publisher = Publisher()
+    emit = publisher.together(seconds=0.0625)
+    publish(emit, b"1", b"2")
+    publisher.clock.advance(0.03125)
+    publish(emit, b"3")
+    assert publisher.bodies == [b"1"]
+    publisher.clock.advance(0.03125)
+    assert publisher.went[1:] == [(A, 2, [b"2", b"3"])]
+    assert not publisher.clock.getDelayedCalls()
+
+
+def test_publications_with_windows_of_their_own() -> None:
+    """One holds for a turn and one for 10 ms; each topic goes at the end of its own."""
+    publisher = Publisher()
+    publish(publisher.together(seconds=0.01), b"1", b"2")
+    publish(publisher.together(), b"3", b"4", topic=B)
+    publisher.clock.advance(0)
+    assert publisher.bodies == [b"1", b"3", b"4"]
+    publisher.clock.advance(0.01)
+    assert publisher.bodies == [b"1", b"3", b"4", b"2"]
+
+
+def test_so_many_messages_are_a_frame_before_the_turn_ends() -> None:
+    """A burst goes out while it is published, 100 at a time by default, and memory stays small."""
+    publisher = Publisher()
+    publish(publisher.together(), *(b"%d" % number for number in range(2 * COALESCED + 11)))
+    assert [len(bodies) for _, _, bodies in publisher.went] == [1, COALESCED, COALESCED]
+    publisher.clock.advance(0)
+    assert [len(bodies) for _, _, bodies in publisher.went] == [1, COALESCED, COALESCED, 10]
+    assert publisher.bodies == [b"%d" % number for number in range(2 * COALESCED + 11)]
+
+
+def test_so_many_bytes_are_a_frame_too() -> None:
+    """64,000 bytes travel in one frame; the message that would be too much for it begins the next."""
+    publisher = Publisher()
+    half = b"x" * (COALESCED_BYTES // 2)
+    publish(publisher.together(), b"1", half, half, half, b"2")
+    publisher.clock.advance(0)
+    assert [bodies for _, _, bodies in publisher.went] == [[b"1"], [half, half], [half, b"2"]]
+
+
+def test_a_large_message_goes_alone_and_in_its_place() -> None:
+    """What is larger than a frame of many never waits, and does not pass what was published before it."""
+    publisher = Publisher()
+    large = b"x" * (COALESCED_BYTES + 1)
+    publish(publisher.together(), b"1", b"2", large, b"3", b"4")
+    publisher.clock.advance(0)
+    assert [bodies for _, _, bodies in publisher.went] == [[b"1"], [b"2"], [large], [b"3", b"4"]]
+
+
+def test_another_codec_begins_another_frame() -> None:
+    """All messages of a frame are in one codec."""
+    publisher = Publisher()
+    emit = publisher.together()
+    publish(emit, b"1", b"2", b"3")
+    publish(emit, b"4", b"5", codec=1)
+    publish(emit, b"6")
+    publisher.clock.advance(0)
+    assert publisher.went == [(A, 2, [b"1"]), (A, 2, [b"2", b"3"]), (A, 1, [b"4", b"5"]), (A, 2, [b"6"])]
+
+
+def test_a_message_with_headers_travels_alone_and_in_its_place() -> None:
+    """Headers belong to one message: it has a frame of its own, and what is held goes before it."""
+    publisher = Publisher()
+    emit = publisher.together()
+    publish(emit, b"1", b"2")
+    emit(A, 2, b"3", {"trace": 1})
+    publish(emit, b"4")
+    publisher.clock.advance(0)
+    assert [bodies for _, _, bodies in publisher.went] == [[b"1"], [b"2"], [b"3"], [b"4"]]
+    assert publisher.headers == [None, {"trace": 1}]
+
+
+def test_what_travels_alone_never_passes_what_is_held() -> None:
+    """A publication that does not coalesce, on the topic of one that does: the order is that of publishing."""
+    publisher = Publisher()
+    together, alone = publisher.together(), publisher.coalescer.alone(publisher.emit)
+    publish(alone, b"0")
+    publish(together, b"1", b"2", b"3")
+    publish(alone, b"4", b"5")
+    publish(alone, b"6", topic=B)
+    publish(together, b"7")
+    publisher.clock.advance(0)
+    assert publisher.bodies == [b"%d" % number for number in range(8)]
+
+
+def test_a_message_that_is_refused_leaves_what_is_held() -> None:
+    """An error is raised at the publish that made it; the others travel as if it had never been."""
+    publisher = Publisher(limit=10)
+    emit = publisher.together()
+    for bodies in ([b"x" * 11], [b"1", b"2", b"3"]):
+        for body in bodies:
+            if len(body) > 10:
+                with pytest.raises(EncodeError):
+                    publish(emit, body)
+            else:
+                publish(emit, body)
+    with pytest.raises(EncodeError):
+        publish(emit, b"x" * 11)
+    publish(emit, b"4")
+    publisher.clock.advance(0)
+    assert [bodies for _, _, bodies in publisher.went] == [[b"1"], [b"2", b"3", b"4"]]
+    assert publisher.stats.published == 4
+
+
+def test_a_message_that_is_refused_opens_no_window() -> None:
+    """The first message of a topic that is too large leaves no timer, and the next one goes at once."""
+    publisher = Publisher(limit=10)
+    emit = publisher.together()
+    with pytest.raises(EncodeError):
+        publish(emit, b"x" * 11)
+    assert not publisher.clock.getDelayedCalls()
+    publish(emit, b"1")
+    assert publisher.bodies == [b"1"]
+
+
+@pytest.mark.parametrize("form", ["first", "held", "alone"])
+def test_another_thread_is_refused_before_anything_is_touched(form: str) -> None:
+    """Publishing from a thread raises, and sends and schedules nothing there: the socket is the reactor's."""
+    publisher = Publisher()
+    emit, alone = publisher.together(), publisher.coalescer.alone(publisher.emit)
+    if form != "first":
+        publish(emit, b"1", b"2")
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            publish(alone if form == "alone" else emit, b"3")
+        except Exception as error:
+            errors.append(error)
+
+    went, timers = list(publisher.went), publisher.clock.getDelayedCalls()
+    (thread := Thread(target=work)).start()
+    thread.join()
+    assert [type(error) for error in errors] == [WrongThreadError]
+    assert (publisher.went, publisher.clock.getDelayedCalls()) == (went, timers)
+
+
+def test_who_awaits_is_told_when_the_frame_is_sent() -> None:
+    """With overflow="wait" all that travel together share one awaitable."""
+    publisher = Publisher(waits=True)
+    first, second, third = publish(publisher.together(), b"1", b"2", b"3")
+    assert first is DONE
+    assert second is third
+    done: list[None] = []
+    Deferred.fromCoroutine(_await(second)).addCallback(done.append)
+    assert not done
+    publisher.clock.advance(0)
+    assert done == [None]
+
+
+async def _await(sent: Awaitable[None]) -> None:
+    await sent
+
+
+def test_who_is_told_may_publish_again_at_once() -> None:
+    """My coroutine goes on inside of the sending, and what it publishes then is neither lost nor sent twice."""
+    publisher = Publisher(waits=True)
+    emit = publisher.together(messages=2)
+
+    async def work() -> None:
+        await emit(A, 2, b"2", None)
+        await emit(A, 2, b"4", None)
+        await emit(A, 1, b"5", None)
+
+    publish(emit, b"1")
+    Deferred.fromCoroutine(work())
+    publish(emit, b"3")
+    for _ in range(5):
+        publisher.clock.advance(0)
+    assert publisher.bodies == [b"1", b"2", b"3", b"4", b"5"]
+    assert publisher.stats.published == 5
+    assert not publisher.clock.getDelayedCalls()
+
+
+def test_who_publishes_another_codec_while_others_go_on_mixes_nothing() -> None:
+    """Two codecs on one topic, and coroutines that publish as soon as they are told: each frame has one codec."""
+    publisher = Publisher(waits=True)
+    emit = publisher.together()
+
+    async def work() -> None:
+        await emit(A, 2, b"2", None)
+        await emit(A, 2, b"4", None)
+
+    publish(emit, b"1")
+    Deferred.fromCoroutine(work())
+    publish(emit, b"\x03", codec=1)
+    publisher.clock.advance(0)
+    publisher.clock.advance(0)
+    assert sorted(publisher.bodies) == sorted([b"1", b"2", b"\x03", b"4"])
+    assert all((codec == 1) == (bodies == [b"\x03"]) for _, codec, bodies in publisher.went)
+
+
+def test_no_more_is_held_than_may_wait() -> None:
+    """While subscribers have no room, a publish that would be too much is refused, and what is held stays."""
+    publisher = Publisher(waits=True)
+    publisher.room = 2
+    emit = publisher.together()
+    publish(emit, b"1", b"2", b"3")
+    with pytest.raises(HighWaterMarkError):
+        publish(emit, b"4")
+    publisher.clock.advance(0)
+    publish(emit, b"5", b"6")
+    publisher.clock.advance(0)
+    assert publisher.bodies == [b"1", b"2", b"3", b"5", b"6"]
+
+
+def test_messages_that_are_kept_say_so_whoever_opened_the_frame() -> None:
+    """keep="last" holds for a message that travels behind those of another publication."""
+    publisher = Publisher()
+    emit = publisher.together()
+    kept = publisher.coalescer.kept(emit)
+    publish(emit, b"1", b"2")
+    publish(kept, b"3")
+    publisher.clock.advance(0)
+    publish(emit, b"4", b"5")
+    publisher.clock.advance(0)
+    assert [held.keeps for held in publisher.batches] == [True, False]
+    full = publisher.coalescer.kept(publisher.together(messages=2))
+    publish(full, b"6", b"7", b"8")
+    assert [held.keeps for held in publisher.batches] == [True, False, True]
+
+
+def test_at_the_end_all_that_is_held_is_sent_and_nothing_is_held_any_more() -> None:
+    """A stop sends what waits for its turn, leaves no timer, and what is published behind it goes at once."""
+    publisher = Publisher()
+    turn, window = publisher.together(), publisher.together(seconds=0.5)
+    publish(turn, b"1", b"2")
+    publish(window, b"3", b"4", topic=B)
+    publisher.coalescer.flush()
+    assert publisher.bodies == [b"1", b"3", b"2", b"4"]
+    assert not publisher.clock.getDelayedCalls()
+    publish(turn, b"5", b"6", b"7")
+    publish(window, b"8", topic=B)
+    assert publisher.bodies[4:] == [b"5", b"6", b"7", b"8"]
+    assert not publisher.clock.getDelayedCalls()
+    publisher.coalescer.flush()
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["together", "window", "alone", "kept", "headers", "turn", "time"]),
+        st.sampled_from([A, B]),
+        st.sampled_from([1, 2]),
+        st.sampled_from([3, 3, 3, 40_000, 70_000]),
+    ),
+    max_size=40,
+)
+
+
+@given(ACTIONS)
+def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tuple[str, bytes, int, int]]) -> None:
+    """However publications, codecs, sizes and pauses mix, each topic's messages are sent as they were published."""
+    publisher = Publisher()
+    together = publisher.together(messages=4)
+    emits = {
+        "together": together,
+        "window": publisher.together(seconds=0.01),
+        "alone": publisher.coalescer.alone(publisher.emit),
+        "kept": publisher.coalescer.kept(together),
+        "headers": lambda topic, codec, body, _: together(topic, codec, body, {"x": 1}),
+    }
+    expected: dict[bytes, list[tuple[int, bytes]]] = {A: [], B: []}
+    for number, (what, topic, codec, size) in enumerate(actions):
+        if what in emits:
+            body = (b"%d " % number).ljust(size, b"x")
+            expected[topic].append((codec, body))
+            emits[what](topic, codec, body, None)
+        else:
+            publisher.clock.advance(0.006 if what == "time" else 0)
+    publisher.coalescer.flush()
+    for topic in (A, B):
+        sent = [(codec, body) for each, codec, bodies in publisher.went if each == topic for body in bodies]
+        assert sent == expected[topic]
+    assert all(sum(map(len, bodies)) <= COALESCED_BYTES or len(bodies) == 1 for _, _, bodies in publisher.went)
+    assert publisher.stats.published == sum(map(len, expected.values()))
+    assert not publisher.clock.getDelayedCalls()
+
+
+# -- how it is asked for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", [{"seconds": -0.1}, {"seconds": 1.1}, {"messages": 1}, {"messages": 1001}, {"seconds": float("nan")}]
+)
+def test_numbers_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
+    """An hour of holding back, or frames of one message, are a mistake, and an error where I write it."""
+    with pytest.raises(ValueError, match=r"seconds|messages"):
+        Coalesce(**how)
+
+
+@pytest.mark.parametrize("coalesce", [1, 0.01, "yes"])
+def test_anything_but_true_false_and_coalesce_is_refused(coalesce: Any) -> None:
+    """The error says what may stand there, and which line it is about."""
+    with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce=.*Coalesce\(seconds=…, messages=…\)"):
+        App(coalesce=coalesce)
+    with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce="):
+        App().publisher("a", int, coalesce=coalesce)
+
+
+@pytest.mark.parametrize(
+    ("of_app", "own", "expected"),
+    [
+        (False, None, None),
+        (True, None, Coalesce()),
+        (True, False, None),
+        (False, True, Coalesce()),
+        (Coalesce(messages=7), None, Coalesce(messages=7)),
+        (Coalesce(messages=7), Coalesce(seconds=0.5), Coalesce(seconds=0.5)),
+    ],
+)
+def test_a_publication_says_it_for_itself(of_app: Any, own: Any, expected: Coalesce | None) -> None:
+    """App(coalesce=…) is for all publishers and for app.publish; one of them may say otherwise."""
+    app = App(coalesce=of_app)
+    publication = app.publisher("a", int, coalesce=own)
+    assert app.coalesces(publication) == expected
+    assert app.coalesces() == (Coalesce() if of_app is True else of_app or None)
+
+
+def test_with_overflow_raise_it_is_an_error_that_names_the_line() -> None:
+    """A publish that raises where a subscriber has no room can't be one that is sent later: said before any start."""
+    app = App(overflow="raise")
+    app.publisher("a", int)
+    app.publisher("b", int, coalesce=True)
+    with pytest.raises(SignatureError, match=r"test_coalescing\.py:\d+: coalesce with overflow=") as caught:
+        app.compile()
+    assert caught.value.parameter == "coalesce"
+    with pytest.raises(SignatureError, match=r"test_coalescing\.py:\d+: coalesce with overflow="):
+        App(overflow="raise", coalesce=True).compile()
+    fine = App(overflow="raise", coalesce=False)
+    fine.publisher("a", int, coalesce=False)
+    fine.compile()
+
+
+# -- in a running app ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Tick:
+    number: int
