@@ -1,6 +1,8 @@
-"""A publisher that writes down what it sends: ``python -m tests.chaos.publisher ENDPOINT RECORD SEED OVERFLOW``.
+"""A publisher that writes down what it sends: ``python -m tests.chaos.publisher ENDPOINT RECORD SEED OVERFLOW TRAVEL``.
 
-On standard input: ``burst N`` and ``stop``. A line of the record is ``topic number``, written before it is published.
+``TRAVEL`` is ``alone``, with headers of several sizes, or ``together``: coalesced, without headers, which would part
+them, and in one turn of one topic, so that they are sent in the order of the record. On standard input: ``burst N`` and
+``stop``. A line of the record is ``topic number``, written before it is published.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
 
 def main() -> None:
     """Publish as told, until told to stop."""
-    endpoint, record, seed, overflow = sys.argv[1:]
-    chance = random.Random(seed)
-    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow)  # type: ignore[arg-type]
+    endpoint, record, seed, overflow, travel = sys.argv[1:]
+    chance, together = random.Random(seed), travel == "together"
+    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow, coalesce=together)  # type: ignore[arg-type]
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
     orders: deque[int] = deque()
     number = [0]
@@ -41,12 +43,18 @@ def main() -> None:
     async def publish() -> None:
         if not orders:
             return
-        count = min(orders[0], 200)
+        count, sent = min(orders[0], chance.choice((1, 20, 200)) if together else 200), []
+        topic = chance.choice(TOPICS)
         for _ in range(count):
-            topic = chance.choice(TOPICS)
+            topic = topic if together else chance.choice(TOPICS)
             number[0] += 1
             written.write(f"{topic} {number[0]}\n")
-            await app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
+            if together:
+                sent.append(app.publish(topic, number[0]))
+            else:
+                await app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
+        for each in sent:
+            await each
         orders[0] -= count
         if not orders[0]:
             orders.popleft()

@@ -67,6 +67,7 @@ class Publisher:
         self.name = name
         self.port = free_port()
         self.overflow = scenario.chance.choice(("drop", "drop", "wait"))
+        self.travel = scenario.chance.choice(("alone", "together"))
         self.proxy = scenario.stack.enter_context(_closing(TroubleProxy(self.port)))
         self.runs: list[Run] = []
         self.start()
@@ -83,6 +84,7 @@ class Publisher:
             str(record),
             str(self.scenario.chance.random()),
             self.overflow,
+            self.travel,
         )
         run = Run(process, record)
         run.epoch = process.line_with("epoch").split()[1]
@@ -210,7 +212,7 @@ class Scenario:
 
     def _set_up(self) -> None:
         self.publishers += [Publisher(self, name) for name in range(self.chance.randint(1, 2))]
-        self.done += [f"publisher {each.name}: {each.overflow}" for each in self.publishers]
+        self.done += [f"publisher {each.name}: {each.overflow}, {each.travel}" for each in self.publishers]
         self.forwarded = self.chance.random() < 0.4
         endpoints = [publisher.proxy.endpoint for publisher in self.publishers]
         if self.forwarded:
