@@ -19,6 +19,7 @@ from tests.cli.feeding import feed, listening, ticker
 from tests.cli.test_run import zroute
 from tests.pure import plain, tracked
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
+from zroute.messages.batches import batch_framer
 from zroute.messages.wire import FIXED, NUL, Kind, pack_head
 
 
@@ -200,3 +201,14 @@ def test_a_second_signal_ends_it_when_nobody_takes_its_output() -> None:
 def _waiting(descriptor: int) -> int:
     """Bytes that wait to be read."""
     return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def test_messages_that_travel_together_are_shown_one_by_one() -> None:
+    """A publisher that coalesces looks like any other: each message has a line, and -n counts messages."""
+    together = batch_framer(epoch=7, count=lambda topic, many: ())(b"a.x", 2, [b"1", b"2", b"3"], 5)
+    with feed() as publisher, listening("tail", publisher, "-n", "4", "a.>") as child:
+        publisher.send(together[:-1], together, together)
+        assert child.end(None) == 0
+        assert [line.split()[1:3] for line in child.out] == [["a.x", number] for number in ("1", "2", "3", "1")]
+        assert "received 5, shown 4" in child.err[-1]
+        assert child.err[-1].endswith("malformed 1")

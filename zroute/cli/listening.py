@@ -24,8 +24,9 @@ from zroute.delivery.reports import Reports
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, EnvelopeError
 from zroute.logs import set_up_logging
+from zroute.messages.batches import parse_batch, singles
 from zroute.messages.topics import Pattern, matches
-from zroute.messages.wire import MAGIC, NUL, Envelope, Kind, parse, parse_header, split
+from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
 from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, TOPIC_CACHE, frame_limit
 from zroute.routing.trie import minimal_cover
 from zroute.runner import install_reactor
@@ -191,7 +192,11 @@ class Listening:
         self.received += 1
         try:
             topic, body = split(frames)
-            if body.startswith(MAGIC) and parse_header(body).kind != Kind.DATA:
+            header = parse_header(body) if body.startswith(MAGIC) else None
+            if header is not None and header.kind is Kind.BATCH:
+                self._receive_batch(topic, header, body)
+                return
+            if header is not None and header.kind is not Kind.DATA:
                 self.control += 1
                 return
             if not self._is_wanted(topic):
@@ -206,6 +211,15 @@ class Listening:
             return
         self.taken += 1
         self.guarded(self._take, envelope)
+
+    def _receive_batch(self, topic: bytes, header: Header, body: bytes) -> None:
+        """Each message of it, in the frame that it would have come in alone."""
+        bodies = parse_batch(header.codec, body[header.size :]).bodies
+        self.received -= 1
+        for frame in singles(topic, body[:HEADER_SIZE], bodies):
+            if self._stopped:
+                break
+            self._receive((frame,))
 
     def _refuse(self, error: EnvelopeError, frames: tuple[bytes, ...]) -> None:
         self.malformed += 1
