@@ -1,0 +1,282 @@
+"""Coalescing between processes: bursts, slow readers, stops, joins; what is counted and what is on the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.running import Mailbox, running
+from tests.support import PATIENCE, Child, free_endpoint
+from zroute import App, Coalesce, EncodeError
+from zroute.messages.batches import parse_batch
+from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
+
+MANY = 100_000
+
+READER = """
+import json, sys, time
+from zroute import App
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+seen, expected = [], []
+
+@app.subscribe("numbers.{x}")
+def number(number: int, x: str) -> None:
+    seen.append(number)
+    if len(seen) == 1000:
+        time.sleep(float(sys.argv[2]))
+
+@app.subscribe("end")
+def end(number: int) -> None:
+    expected.append(number)
+
+def tell():
+    stats = app.stats
+    counts = [stats.lost, stats.unknown_tail, stats.duplicate]
+    print(json.dumps([len(seen), seen == sorted(set(seen)), *counts]), flush=True)
+
+@app.every(0.05)
+def watch():
+    if expected and len(seen) + app.stats.lost >= expected[0]:
+        expected.clear()
+        tell()
+
+@app.on_shutdown
+def over():
+    tell()
+
+app.run()
+"""
+
+PUBLISHER = """
+import sys, threading
+from itertools import count, takewhile
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from zroute import App, Coalesce
+
+app = App(pub="bind:" + sys.argv[1], codec="json", name="feed", overflow=sys.argv[2], coalesce=True)
+numbers, end = app.publisher("numbers.{x}", int), app.publisher("end", int, coalesce=False)
+many, told, published = int(sys.argv[3]), [], 0
+
+def listen():
+    told.append(sys.stdin.readline())
+
+if sys.argv[4] == "until told":
+    threading.Thread(target=listen, daemon=True).start()
+else:
+    told.append("")
+
+async def publish():
+    global published
+    await numbers.wait_for_subscribers(1)
+    while len(app._run._outgoing.publishing.counters.markers) < 1:
+        await deferLater(reactor, 0.01)
+    print("begins", flush=True)
+    for number in takewhile(lambda number: number < many or not told, count()):
+        sent = numbers.publish(number, x="a")
+        published += 1
+        if number % 500 == 499:
+            await sent
+            await deferLater(reactor, 0)
+        if number == many // 2:
+            print("half", flush=True)
+            if sys.argv[4] == "stops":
+                print("sent", published, flush=True)
+                reactor.stop()
+                return
+    if app.overflow == "drop":
+        await deferLater(reactor, 4)  # or the last one would be dropped as well
+    await end.publish(published)
+    print("sent", published, flush=True)
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(publish())
+
+app.run()
+"""
+
+
+def run(overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
+    """How many were sent, and what the reader says: seen, in order, lost, unknown tails, duplicates."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", READER, endpoint, str(pause)) as reader,
+        Child("-c", PUBLISHER, endpoint, overflow, str(MANY), how) as publisher,
+    ):
+        sent = int(publisher.line_with("sent").split()[1])
+        if how == "stops":
+            assert publisher.end(None) == 0, publisher.err
+        else:
+            reader.line_with("[")
+            assert publisher.end() == 0, publisher.err
+        assert reader.end() == 0, reader.err
+    return sent, json.loads(reader.line_with("["))
+
+
+def test_a_slow_reader_loses_frames_and_counts_messages() -> None:
+    """100,000 in bursts past a reader that sleeps: what it sees and what it counts as lost is what was sent."""
+    sent, (seen, ordered, lost, tails, duplicates) = run("drop", 3)
+    assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
+    assert sent == MANY
+
+
+def test_one_that_waits_loses_nothing() -> None:
+    """With overflow="wait" all of them arrive at the same slow reader, in order."""
+    assert run("wait", 3) == (MANY, [MANY, True, 0, 0, 0])
+
+
+@pytest.mark.parametrize("overflow", ["drop", "wait"])
+def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(overflow: str) -> None:
+    """My publisher stops in a turn in which it has published: every message of it arrives, and no tail is unknown."""
+    sent, (seen, ordered, lost, tails, duplicates) = run(overflow, 0, "stops")
+    assert sent == MANY // 2 + 1
+    assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
+    assert overflow == "drop" or lost == 0
+
+
+def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on() -> None:
+    """A second reader joins while bursts go on: from the first that it sees, it sees or counts each."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", READER, endpoint, "0") as first,
+        Child("-c", PUBLISHER, endpoint, "wait", "10000", "until told") as publisher,
+    ):
+        publisher.line_with("begins")
+        with Child("-c", JOINER, endpoint) as late:
+            late.line_with("ready")
+            publisher.write("that is enough\n")
+            sent = int(publisher.line_with("sent").split()[1])
+            begins, at_ready, last, gapless, lost, duplicate = json.loads(late.line_with("["))
+            assert late.end() == 0
+        seen = json.loads(first.line_with("["))
+        assert publisher.end() == 0
+        assert first.end() == 0
+    assert seen == [sent, True, 0, 0, 0]
+    assert 0 < begins <= at_ready <= last == sent - 1
+    assert (gapless, lost, duplicate) == (True, 0, 0)
+
+
+JOINER = """
+import json, sys
+from twisted.internet.defer import Deferred
+from zroute import App
+
+app = App(sub=sys.argv[1], codec="json", name="late")
+seen = []
+
+@app.subscribe("numbers.{x}")
+def number(number: int) -> None:
+    seen.append(number)
+
+@app.subscribe("end")
+def end(number: int) -> None:
+    gapless = seen == list(range(seen[0], seen[0] + len(seen)))
+    print(json.dumps([seen[0], *at_ready, seen[-1], gapless, app.stats.lost, app.stats.duplicate]), flush=True)
+
+at_ready = []
+
+async def join():
+    await app.ready(publishers=1)
+    at_ready.append(seen[-1] if seen else 10**9)
+    print("ready", flush=True)
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(join())
+
+app.run()
+"""
+
+
+# -- in one process --------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_joins_late_gets_the_last_of_a_frame() -> None:
+    """keep="last" and coalesce: the newest message of the burst is what a late reader is given, once."""
+    endpoint = free_endpoint()
+    feed = App(pub=endpoint, codec="json", name="feed")
+    numbers = feed.publisher("numbers.{x}", int, keep="last", coalesce=True)
+    early, late = App(sub=endpoint, codec="json", name="early"), App(sub=endpoint, codec="json", name="late")
+    first, second = Mailbox[int](), Mailbox[int]()
+    early.subscribe("numbers.*")(_putting(first))
+    late.subscribe("numbers.*")(_putting(second))
+    async with running(feed), running(early):
+        await early.ready(publishers=1)
+        for number in range(250):
+            numbers.publish(number, x="a")
+        assert await first.until(250) == list(range(250))
+        async with running(late):
+            await late.ready(publishers=1)
+            assert await second.until(1) == [249]
+            for number in range(250, 400):
+                numbers.publish(number, x="a")
+            assert await second.until(151) == list(range(249, 400))
+        assert await first.until(400) == list(range(400))
+        assert early.stats.lost == late.stats.lost == 0
+
+
+def _putting(box: Mailbox[int]) -> Any:
+    def put(number: int) -> None:
+        box.put(number)
+
+    return put
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_can_not_be_encoded_is_an_error_where_it_is_published() -> None:
+    """A wrong message among those that are held raises at its publish, and the others arrive."""
+    endpoint = free_endpoint()
+    feed, reader = App(pub=endpoint, codec="json"), App(sub=endpoint, codec="json")
+    numbers = feed.publisher("numbers", int, coalesce=Coalesce(seconds=0.05))
+    box = Mailbox[int]()
+    reader.subscribe("numbers")(_putting(box))
+    async with running(feed), running(reader):
+        await reader.ready(publishers=1)
+        numbers.publish(1)
+        numbers.publish(2)
+        with pytest.raises(EncodeError):
+            numbers.publish("three")  # type: ignore[arg-type]
+        numbers.publish(4)
+        assert await box.until(3) == [1, 2, 4]
+        assert feed.stats.published == 3
+
+
+@pytest.mark.parametrize("wire", ["plain", "multipart", "tracked"])
+@pytest_twisted.ensureDeferred
+async def test_plain_wires_carry_single_messages(wire: Any) -> None:
+    """A reader that knows nothing of zroute gets one message a frame on the plain wires, whatever I ask for."""
+    endpoint = free_endpoint()
+    feed = App(pub=endpoint, codec="json", wire=wire, coalesce=True)
+    numbers = feed.publisher("numbers", int)
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    try:
+        async with running(feed):
+            socket.connect(endpoint)
+            socket.subscribe(b"numbers")
+            await numbers.wait_for_subscribers(1)
+            for number in range(5):
+                numbers.publish(number)
+        got = []
+        while len(got) < (2 if wire == "tracked" else 5) and socket.poll(PATIENCE * 1000):
+            got.append(socket.recv_multipart())
+    finally:
+        context.destroy(linger=0)
+    if wire != "tracked":
+        expected = [[b"numbers", b"%d" % number] for number in range(5)]
+        assert got == ([[NUL.join(parts)] for parts in expected] if wire == "plain" else expected)
+        return
+    (first,), (rest,) = got
+    body = rest.partition(NUL)[2]
+    header = parse_header(body)
+    assert body.startswith(MAGIC)
+    assert (parse_header(first.partition(NUL)[2]).kind, header.kind) == (Kind.DATA, Kind.BATCH)
+    assert parse_batch(header.codec, body[header.size :]).bodies == [b"1", b"2", b"3", b"4"]
