@@ -510,7 +510,8 @@ class Run:
             stats = self._stats
             before = stats.received - stats.control
             try:
-                self._table.drain(recv, more, min(budget, limit.left))
+                self._table.most = limit.left
+                self._table.drain(recv, more, 1)  # one frame at a time: it may bring many
             finally:
                 limit.take(stats.received - stats.control - before)
                 if not limit.left:
@@ -544,7 +545,8 @@ class Run:
             self.transport.read()
             await self._wait(0)
         self.transport.pause()
-        while self._table.unpacked:  # these are accounted for: somebody gets them, whatever the bounds say
+        # What is left of a frame is accounted for: it is handled, whatever the bounds say, unless reading was to end.
+        while self._table.unpacked and (limit is None or limit.left):
             self._table.work_off(self._table.unpacked)
         self._outcomes.release()
         return {"messages that were received and not read": number} if number else {}

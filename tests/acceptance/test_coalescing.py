@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytest_twisted
 import zmq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
-from tests.running import Mailbox, running
+from tests.running import Mailbox, reactor, running
 from tests.support import PATIENCE, Child, free_endpoint
-from zroute import App, Coalesce, EncodeError
+from zroute import App, Coalesce, EncodeError, NotRunningError, joins
 from zroute.messages.batches import parse_batch
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
+from zroute.run import Limit
+from zroute.service import AppService
+from zroute.testing import TestApp
 
 MANY = 100_000
 
@@ -280,3 +287,60 @@ async def test_plain_wires_carry_single_messages(wire: Any) -> None:
     assert body.startswith(MAGIC)
     assert (parse_header(first.partition(NUL)[2]).kind, header.kind) == (Kind.DATA, Kind.BATCH)
     assert parse_batch(header.codec, body[header.size :]).bodies == [b"1", b"2", b"3", b"4"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the frame is not in the socket, so no event tells of it: it is read all the same, and at once."""
+    monkeypatch.setattr(joins, "TICK", 3600.0)  # no beat that would wake the reader
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader, box = App(pub=endpoint, coalesce=True), App(sub=endpoint), Mailbox[int]()
+    numbers = publisher.publisher("n", int)
+
+    @reader.subscribe("n", max_in_flight=1, queue=4)
+    async def handle(number: int) -> None:
+        await deferLater(reactor, 0)
+        box.put(number)
+
+    async with running(publisher), running(reader):
+        await reader.ready(1, timeout=PATIENCE)
+        for number in range(90):
+            numbers.publish(number)
+        assert await box.until(90) == list(range(90))
+        assert (reader.stats.lost, reader.stats.duplicate) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_number_of_messages_is_kept_also_in_the_middle_of_a_frame(tmp_path: Path) -> None:
+    """zroute run --max-messages 10: ten are handled, though they came with fifty others."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher, reader, box = App(pub=endpoint, coalesce=True), App(sub=endpoint), Mailbox[int]()
+    numbers = publisher.publisher("n", int)
+    reader.add_route(box.put, "n")
+    reached: Deferred[None] = Deferred()
+    service = AppService(reader, reactor)
+    service.limit = Limit(10, lambda: reached.callback(None))
+    async with running(publisher):
+        service.startService()
+        await service.started
+        await numbers.wait_for_subscribers(1, timeout=PATIENCE)
+        for number in range(60):
+            numbers.publish(number)
+        await reached
+        await service.stopService()
+    assert box.items == list(range(10))
+
+
+def test_a_publication_can_be_patched_while_an_app_runs() -> None:
+    """publish stays the method that it is: a test may replace it, and whoever has kept it finds out about a stop."""
+    app = App(pub="tcp://127.0.0.1:1")
+    numbers = app.publisher("n", int)
+    with mock.patch.object(numbers, "publish") as patched, TestApp(app):
+        numbers.publish(1)
+    assert patched.call_count == 1
+    with TestApp(app):
+        kept = numbers.publish
+    with pytest.raises(NotRunningError):
+        kept(1)

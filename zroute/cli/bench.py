@@ -248,7 +248,8 @@ class _Bench:
         if code < 0:
             _say(f"the process of the {_NAMES[role]} was ended by {signal.Signals(-code).name}")
         self._code = self._code or (1 if code < 0 else code)
-        if code or role == "sub":
+        unsent = self._signalled_at is not None and self._result is None  # a subscriber would wait for the load
+        if code or role == "sub" or unsent:
             for other in self._children.values():
                 other.stop()
 

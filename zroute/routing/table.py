@@ -203,6 +203,8 @@ class RouteTable:
         self.routes = tuple(routes)
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self.most: int | None = None
+        """How many messages of one frame may be delivered in one drain, if that is bounded."""
         self._subscribed = frozenset(self.subscriptions)
         self._lengths = sorted({len(each) for each in self.subscriptions})
         self._rounds: list[int] = []
@@ -522,15 +524,16 @@ class RouteTable:
                 made.extend(singles(topic, fixed, batch.bodies))
             return made
 
-        small = len(batch.listing) <= self._max_message  # else each is looked at
-        hand_out = self._hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if small else None
+        most = many if self.most is None else min(many, self.most)
+        whole = most == many and len(batch.listing) <= self._max_message  # else each is looked at
+        hand_out = self._hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
         done = hand_out(batch, frames) if hand_out is not None else 0
         stats.received += done - 1
         if done < many:
             left = zip(batch.bodies[done:], frames()[done:], strict=True)
             self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
         if not done:
-            self.work_off(many)
+            self.work_off(most)
         self._rounds.clear()  # so many messages at a time: then the clock is looked at
 
     def _hand_out(self, entry: _Entry, number: int, *, large: bool) -> HandOut | None:

@@ -81,6 +81,7 @@ class Connection:
         self._reactor = reactor
         self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
         self._poke: Any = None
+        self._again = False
         self.paused = False
         self.emptied = False
         """Set whenever all there was has been read; whoever wants to know clears it."""
@@ -214,7 +215,7 @@ class Connection:
                 if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
                     size = READ_SLICE * 4
             if not self.paused:
-                self.poke()  # perhaps the rest of a message that is read already, which no event tells of
+                self._read_again()  # perhaps the rest of a frame that is read already, which no event tells of
         except zmq.Again:
             self.emptied = True
             if self._poke is None and not self._waiting:  # nothing has touched the socket since
@@ -332,10 +333,11 @@ class Connection:
         """Mostly nothing has arrived, as behind a send: to look costs a third of a recv that finds nothing."""
         self._poke = None
         events = self._events()
-        if events & _POLLIN and not self.paused:
+        if (events & _POLLIN or self._again) and not self.paused:
+            self._again = False
             self.doRead()
             return
-        if not events & _POLLIN:
+        if not (events & _POLLIN or self._again):
             self.emptied = True
         self._tell_writable(events)
 
@@ -346,6 +348,11 @@ class Connection:
     def resume(self) -> None:
         """Read again, from the next turn on."""
         self.paused = False
+        self._read_again()
+
+    def _read_again(self) -> None:
+        """In the next turn, whatever the socket says: what is left of a frame that was read is not in it."""
+        self._again = True
         self.poke()
 
     def close(self, linger: int = LINGER_DRAIN) -> None:
