@@ -169,7 +169,7 @@ def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
 
 def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
     """A subscriber that stands still while more comes than queues hold has lost some, exactly so many."""
-    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=1e6, size=1000, count=100_000) as publisher:
+    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=1e6, size=1000, count=400_000) as publisher:
         with end_of(role="sub", address=told(publisher, "open"), alone=True) as subscriber:
             wait_for_messages(subscriber, 1)
             subscriber.process.send_signal(signal.SIGSTOP)
@@ -177,7 +177,7 @@ def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
             subscriber.process.send_signal(signal.SIGCONT)
             assert [subscriber.end(None), publisher.end(None)] == [0, 0]
         result = told(subscriber, "result")
-    assert result["sent"] == 100_000 == result["received"] + result["lost"]
+    assert result["sent"] == 400_000 == result["received"] + result["lost"]
     assert result["lost"] > 0
     assert result["holds"]
 
