@@ -160,7 +160,7 @@ def test_nobody_came() -> None:
     endpoint = free_endpoint()
     with listener(endpoint, "other.") as child:
         child.line_with("ready")
-        done = zroute("pub", endpoint, "news", "1", "--wait", "700ms")
+        done = zroute("pub", endpoint, "news", "1", "--wait", "3s")
     assert done.returncode == 124
     assert "nothing was sent: expected a subscriber to 'news'; live subscriptions: 'other.'" in done.stderr
     assert "sent 1" not in done.stderr

@@ -244,13 +244,14 @@ class Outlet:
         send = straight(self._constant, number)
 
         def short(message: Any, captures: Mapping[str, object]) -> Awaitable[None]:
+            body: bytes | None
             if captures:
                 return general(message, None, captures)
             try:
                 body = write(message)
             except EncodeError:
-                return general(message)  # it says where
-            return send(body)
+                body = None
+            return send(body) if body is not None else general(message)  # which says where the error is
 
         return short
 
@@ -259,6 +260,7 @@ class Outlet:
         senders: dict[object, Callable[[bytes], Awaitable[None]]] = {}
 
         def short(message: Any, captures: Mapping[str, object]) -> Awaitable[None]:
+            body: bytes | None
             value = captures.get(name) if captures else getattr(message, name, None)
             send = senders.get(value) if type(value) is str and len(captures) < 2 else None
             if send is None:
@@ -272,8 +274,8 @@ class Outlet:
             try:
                 body = write(message)
             except EncodeError:
-                return general(message, None, captures)
-            return send(body)
+                body = None
+            return send(body) if body is not None else general(message, None, captures)
 
         return short
 
