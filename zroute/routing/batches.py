@@ -74,12 +74,8 @@ def make_hand_out(
     function, delivery, stats, settle = step.function, step.delivery, step.delivery.route.stats, step.settle
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
-        many = batch.many
-        try:
-            messages = decode(batch.listing)
-        except BaseException:  # whichever message it is, it will be met again alone
-            return 0
-        if len(messages) != many:
+        many, messages = batch.many, _decoded(batch, decode)
+        if messages is None:
             return 0
         loop = unpacked.begin(messages)
         unhandled = 0
@@ -100,16 +96,21 @@ def make_hand_out(
     return hand_out
 
 
+def _decoded(batch: Batch, decode: Callable[[bytes], Any]) -> list[Any] | None:
+    """The messages; None where they are not as many as they should be, or one of them can't be read."""
+    try:
+        messages: list[Any] = decode(batch.listing)
+    except BaseException:  # whichever message it is, it will be met again alone
+        return None
+    return messages if len(messages) == batch.many else None
+
+
 def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes) -> HandOut:
     calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
     def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
-        many = batch.many
-        try:
-            messages = decode(batch.listing)
-        except BaseException:
-            return 0
-        if len(messages) != many:
+        many, messages = batch.many, _decoded(batch, decode)
+        if messages is None:
             return 0
         for message in unpacked.begin(messages):
             for function, delivery, stats, settle in calls:
@@ -131,12 +132,8 @@ def _make_hand_over(gather: Gather, decode: Callable[[bytes], Any], unpacked: Un
     """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
 
     def hand_over(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
-        many = batch.many
-        try:
-            messages = decode(batch.listing)
-        except BaseException:
-            return 0
-        if len(messages) != many:
+        many, messages = batch.many, _decoded(batch, decode)
+        if messages is None:
             return 0
         loop = unpacked.begin(messages)
         while taken := list(islice(loop, gather.room())):
