@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 import attrs
 import msgspec
 
+from zroute.messages.checks import HIGHEST, LOWEST, SMALL
 from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, limits, resolved
 
 __all__ = ["conforms", "misfit"]
@@ -83,7 +84,7 @@ def _in_minutes(value: Any) -> bool:
 
 # {v} is the value, {n} a name to keep it under.
 _LEAF_TESTS: Mapping[Any, str] = {
-    int: "({n} := {v}).__class__ is int and -0x8000000000000000 <= {n} <= 0xFFFFFFFFFFFFFFFF",
+    int: f"({{n}} := {{v}}).__class__ is int and ({-SMALL} < {{n}} < {SMALL} or {LOWEST} <= {{n}} <= {HIGHEST})",
     float: "(({n} := {v}).__class__ is float and {n} - {n} == 0.0 or is_whole({n}))",
     decimal.Decimal: "({n} := {v}).__class__ is kind{n} and {n} == {n}",
     datetime.datetime: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
