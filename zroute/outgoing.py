@@ -33,7 +33,7 @@ from zroute.messages.topics import Pattern
 from zroute.messages.wire import NUL, Framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
 from zroute.outbox import Outbox, Sent
-from zroute.routing.publications import DONE, Emit, Outlet, Publication, Straight
+from zroute.routing.publications import DONE, Emit, Outlet, Publication, Short, Straight, Write
 
 __all__ = ["Outgoing", "Sending"]
 
@@ -212,42 +212,41 @@ class Outgoing:
         return emit_and_keep if self._keeps else emit
 
     def _straight(self) -> Straight | None:
-        """What sends bodies that are dropped where there is no room, and of which nothing is kept; else None."""
+        """What publishes messages that are dropped where there is no room, and of which nothing is kept; else None."""
         app, stats = self._app, self._stats
         send = self._transport.sender(multipart=False)
         if send is None or app.overflow != "drop" or app.wire == "multipart" or self._keeps:
             return None
-        limit, thread, publishing = app.max_message, get_ident(), self.publishing
+        limit, thread = app.max_message, get_ident()
 
-        def plain(topic: bytes, number: int) -> Callable[[bytes], Awaitable[None]]:
-            start, frame = topic + NUL, self._framer(self._clock_ns, keeps=False)
-            never_magic = number in _NEVER_MAGIC
+        def straight(topic: bytes, number: int, write: Write, general: Short) -> Short:
+            frame = self._topic_framer(topic, number)
 
-            def send_body(body: bytes) -> Awaitable[None]:
-                if len(body) > limit or get_ident() != thread:
-                    _check_message(topic, body, limit, thread)
-                send(start + body if never_magic else frame(topic, number, body, None))
-                stats.published += 1
-                return DONE
-
-            return send_body
-
-        def tracked(topic: bytes, number: int) -> Callable[[bytes], Awaitable[None]]:
-            assert publishing is not None
-            frame = publishing.topic_framer(topic, number)
-
-            def send_body(body: bytes) -> Awaitable[None]:
+            def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
+                if captures:
+                    return general(message, captures)
+                try:
+                    body = write(message)
+                except EncodeError:
+                    return general(message, None)  # which says where the error is
                 if len(body) > limit or get_ident() != thread:
                     _check_message(topic, body, limit, thread)
                 send(frame(body))
                 stats.published += 1
                 return DONE
 
-            return send_body
+            return publish
 
-        if publishing is not None:
-            return tracked
-        return plain if app.wire == "plain" else None
+        return straight
+
+    def _topic_framer(self, topic: bytes, number: int) -> Callable[[bytes], bytes]:
+        """What makes frames of bodies of one topic and codec, without headers."""
+        if self.publishing is not None:
+            return self.publishing.topic_framer(topic, number)
+        if self._app.wire == "plain" and number in _NEVER_MAGIC:
+            return (topic + NUL).__add__
+        frame: Callable[..., Any] = self._framer(self._clock_ns, keeps=False)
+        return lambda body: frame(topic, number, body, None)
 
     def _careful(self, try_send: Callable[[Any], bool], *, keeps: bool) -> Emit:
         """Where nothing is dropped: see `zroute.outbox`."""

@@ -279,14 +279,14 @@ def topic_framer(
     """As `counted_framer`, for bodies of one topic and codec without headers: what stays the same is made once."""
     heads, start = Heads(Kind.DATA, epoch), topic + NUL
     known: Sequence[Numbered] | None = None
-    make = _header_maker(heads, codec, ())
+    make = _header_maker(start, heads, codec, ())
 
     def frame(body: bytes) -> bytes:
         nonlocal known, make
         counters = count(topic)
         if counters is not known:  # only when subscriptions have come or gone
-            known, make = counters, _header_maker(heads, codec, counters)
-        return start + make(counters, clock_ns()) + body
+            known, make = counters, _header_maker(start, heads, codec, counters)
+        return make(counters, clock_ns()) + body
 
     return frame
 
@@ -294,24 +294,24 @@ def topic_framer(
 HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]
 
 
-def _header_maker(heads: Heads, codec: int, counters: Sequence[Numbered]) -> HeaderMaker:
-    """What makes the headers of messages that these cover, from where they stand and the time.
+def _header_maker(start: bytes, heads: Heads, codec: int, counters: Sequence[Numbered]) -> HeaderMaker:
+    """What makes ``start`` and the headers of messages that these cover, from where they stand and the time.
 
     Lengths are written into it: for four counters that is a third of what going through them takes.
     """
-    if not counters:
-        return lambda _counters, sent_at: FIXED.pack(heads[codec], 0, sent_at)
     lengths = tuple(counter.length for counter in counters)
-    head = heads[lengths[0] << 16 | len(lengths) - 1 << COUNTERS_SHIFT + 8 | codec]
-    pack = Struct(">16sQq" + "BQ" * (len(lengths) - 1)).pack
+    key = lengths[0] << 16 | len(lengths) - 1 << COUNTERS_SHIFT + 8 if lengths else 0
+    head = start + heads[key | codec]
+    pack = Struct(f">{len(head)}sQq" + "BQ" * (len(lengths) - 1)).pack
     return _header_source(lengths)(pack, head)
 
 
 @cache
 def _header_source(lengths: tuple[int, ...]) -> Callable[[Callable[..., bytes], bytes], HeaderMaker]:
-    further = "".join(f", {length}, c[{at}].number" for at, length in enumerate(lengths) if at)
+    numbers = [f"c[{at}].number" for at in range(len(lengths))]
+    further = "".join(f", {length}, {number}" for length, number in zip(lengths[1:], numbers[1:], strict=True))
     made: Callable[[Callable[..., bytes], bytes], HeaderMaker] = eval(
-        f"lambda pack, head: lambda c, sent_at: pack(head, c[0].number, sent_at{further})"
+        f"lambda pack, head: lambda c, sent_at: pack(head, {numbers[0] if numbers else 0}, sent_at{further})"
     )
     return made
 

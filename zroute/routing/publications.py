@@ -39,11 +39,14 @@ Write = Callable[[Any], bytes]
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
 """Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
 
-Straight = Callable[[bytes, int], Callable[[bytes], Awaitable[None]]]
-"""Makes what sends bodies of one ``(topic, codec number)``."""
-
-Short = Callable[[Any, Mapping[str, object]], Awaitable[None]]
+Short = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
 """Publishes ``(message, captures)``."""
+
+Straight = Callable[[bytes, int, Write, Short], Short]
+"""Makes what publishes messages to one topic, of ``(topic, codec number, write, general)``.
+
+``write`` makes the body; captures, and messages that it refuses, are left to ``general``.
+"""
 
 Gathered = Callable[[Pattern, int, float], Awaitable[None]]
 """Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
@@ -159,14 +162,20 @@ class Publication(Generic[T]):
         """
         if self._short is not None and not headers:
             return self._short(message, captures)
+        return self._publish(message, headers, captures)
+
+    def _publish(
+        self, message: T, headers: Mapping[str, Any] | None, captures: Mapping[str, object]
+    ) -> Awaitable[None]:
+        # Not in `publish`: what a comprehension uses stands in cells, whose making is a third of that call.
         outlets = self._outlets
-        if len(outlets) == 1:
-            return outlets[0].publish(message, headers, captures)
         if not outlets:
             raise NotRunningError(
                 f"{self} was published to while no app with it runs: publish from a handler, a timer, "
                 "or a function under @app.on_startup, and include its Routes in that app"
             )
+        if len(outlets) == 1:
+            return outlets[0].publish(message, headers, captures)
         sent = [outlet.publish(message, headers, captures) for outlet in outlets]
         waiting = tuple(each for each in sent if each is not DONE)
         return _All(waiting) if waiting else DONE
@@ -235,49 +244,34 @@ class Outlet:
         That are messages of one type, without headers, to a topic that is constant or has one capture, which is given
         or which the message names. All else, and each error, goes the general way, which takes half as long again.
         """
-        general, write, number, names = self.publish, self.write, self.codec, self.pattern.captures
-        if write is None or len(names) > 1:
+        if self.write is None or len(self.pattern.captures) > 1:
             return None
-        if names:
-            return self._make_short_named(straight, write, names[0])
+        if self.pattern.captures:
+            return self._make_short_named(straight, self.write, self.pattern.captures[0])
         assert self._constant is not None
-        send = straight(self._constant, number)
-
-        def short(message: Any, captures: Mapping[str, object]) -> Awaitable[None]:
-            body: bytes | None
-            if captures:
-                return general(message, None, captures)
-            try:
-                body = write(message)
-            except EncodeError:
-                body = None
-            return send(body) if body is not None else general(message)  # which says where the error is
-
-        return short
+        return straight(self._constant, self.codec, self.write, self._publish_general)
 
     def _make_short_named(self, straight: Straight, write: Write, name: str) -> Short:
-        general, number, topics = self.publish, self.codec, self._topics
-        senders: dict[object, Callable[[bytes], Awaitable[None]]] = {}
+        general, number, topics = self._publish_general, self.codec, self._topics
+        senders: dict[object, Short] = {}
 
-        def short(message: Any, captures: Mapping[str, object]) -> Awaitable[None]:
-            body: bytes | None
+        def short(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             value = captures.get(name) if captures else getattr(message, name, None)
-            send = senders.get(value) if type(value) is str and len(captures) < 2 else None
-            if send is None:
-                sent = general(message, None, captures)
-                topic = topics.get((value,)) if type(value) is str else None
-                if topic is not None and value not in senders:
-                    if len(senders) >= _TOPICS_KEPT:
-                        senders.clear()
-                    senders[value] = straight(topic, number)
-                return sent
-            try:
-                body = write(message)
-            except EncodeError:
-                body = None
-            return send(body) if body is not None else general(message, None, captures)
+            send = senders.get(value) if type(value) is str and (not captures or len(captures) < 2) else None
+            if send is not None:
+                return send(message, None)
+            sent = general(message, captures)
+            topic = topics.get((value,)) if type(value) is str else None
+            if topic is not None and value not in senders:
+                if len(senders) >= _TOPICS_KEPT:
+                    senders.clear()
+                senders[value] = straight(topic, number, write, general)
+            return sent
 
         return short
+
+    def _publish_general(self, message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
+        return self.publish(message, None, captures)
 
     def gathered(self, number: int, timeout: float) -> Awaitable[None]:
         """See `Publication.wait_for_subscribers`; the outlet is open."""
