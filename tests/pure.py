@@ -147,13 +147,13 @@ class Wired:
             parts = (message,) if isinstance(message, bytes) else message
             self._parts.extend((part, number < len(parts)) for number, part in enumerate(parts, 1))
 
-    def recv(self, flags: int) -> bytes:
+    def recv(self, flags: int, copy: bool = True) -> bytes | memoryview:
         """The next part."""
         assert flags == 1
         if not self._parts:
             raise NothingThereError
         part, self._more = self._parts.popleft()
-        return part
+        return part if copy else memoryview(part)
 
     def more(self) -> int:
         """Whether the part read last has another behind it."""

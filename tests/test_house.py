@@ -41,6 +41,7 @@ ORDER = [
     "delivery.reports",
     "delivery.tracking",
     "routing.trie",
+    "routing.raw",
     "routing.parameters",
     "routing.publications",
     "routing.routes",

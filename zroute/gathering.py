@@ -14,7 +14,8 @@ import attrs
 from zroute.delivery.flow import ListFlow
 from zroute.delivery.reports import Clock
 from zroute.options import BATCH_SECONDS
-from zroute.routing.deliver import CompiledRoute, Delivery, Gather, Raw
+from zroute.routing.deliver import CompiledRoute, Delivery, Gather
+from zroute.routing.raw import Raw
 
 __all__ = ["Gathering", "ListJob", "Stale"]
 

@@ -20,11 +20,12 @@ from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError, HighWaterMarkError, NotRunningError
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
-from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at
+from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
 from zroute.producers import CompiledProducer, Start
-from zroute.routing.deliver import UNDECODABLE, Delivery, Raw, frames_of
+from zroute.routing.deliver import UNDECODABLE, Delivery
 from zroute.routing.parameters import name_of
 from zroute.routing.publications import DONE, Outlet
+from zroute.routing.raw import Raw, frames_of
 from zroute.routing.routes import ErrorHook, Hook
 from zroute.unfinished import Reading, Unfinished, error_of
 
@@ -286,7 +287,7 @@ def _reason(error: BaseException) -> str:
 def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:
     """What to do when the body seems to be in another codec than the one the reader was told."""
     looks = detect(body)
-    whole = raw.partition(NUL)[2] if isinstance(raw, bytes) else raw[1]
+    _, whole = split(frames_of(raw))
     if looks is None or looks.name == codec.name or whole.startswith(MAGIC):
         return ""
     return f" (it starts like {looks.name}: if the publisher sends that, subscribe with codec={looks.name!r})"

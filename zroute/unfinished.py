@@ -19,8 +19,9 @@ from zroute.awaiting import is_awaitable
 from zroute.delivery.reports import Clock, Reports
 from zroute.gathering import Gathering, ListJob, Stale
 from zroute.producers import TURN_SECONDS, Start, drive
-from zroute.routing.deliver import CompiledRoute, Delivery, Raw
+from zroute.routing.deliver import CompiledRoute, Delivery
 from zroute.routing.publications import Outlet
+from zroute.routing.raw import Raw
 
 __all__ = ["Reading", "Unfinished", "error_of"]
 

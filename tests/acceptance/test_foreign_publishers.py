@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 from tests.acceptance.conversation import conversation
@@ -142,6 +143,32 @@ def test_three_and_seven_parts_are_read(tmp_path: Path) -> None:
         ["rawblock", "ab00cd", ["07000000"]],
         ["many", "31", ["32", "33", "", "00", "36"]],
         ["rawblock", "", ["08000000"]],
+    ]
+
+
+LARGE = """
+from hashlib import sha256
+
+app = App(sub="tcp://127.0.0.1:1")
+
+@app.subscribe("image.*")
+def image(body: bytes, envelope: Envelope):
+    (whole, *rest) = envelope.frames
+    say(envelope.topic, len(body), sha256(body).hexdigest(), sha256(whole).hexdigest(), len(rest))
+"""
+
+
+def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path) -> None:
+    """Images of 100 KB, one of them in two parts, and words between them: each arrives as it was sent, in order."""
+    bodies = [bytes([number]) * size for number, size in enumerate((100_000, 100_001, 5, 100_002, 100_003, 8_193))]
+    sent = [[b"image.%d\0" % number + body] for number, body in enumerate(bodies)]
+    sent[3] = [b"image.3", bodies[3]]
+    with conversation(tmp_path, LARGE) as talk:
+        talk.send(*sent)
+        heard = talk.heard()
+    assert heard == [
+        [f"image.{number}", len(body), sha256(body).hexdigest(), sha256(parts[0]).hexdigest(), len(parts) - 1]
+        for number, (body, parts) in enumerate(zip(bodies, sent, strict=True))
     ]
 
 

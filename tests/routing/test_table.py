@@ -11,7 +11,8 @@ import pytest
 
 from tests.pure import Wired, packed, plain, tracked
 from zroute import App, Envelope, Topic, startswith
-from zroute.messages.wire import Kind, pack_head
+from zroute.delivery.stats import Stats
+from zroute.messages.wire import Kind, pack_head, split
 from zroute.options import LARGE_FRAME, MAX_PARTS
 
 
@@ -397,6 +398,53 @@ def test_a_large_body_is_handled_up_to_the_limit(frame: Any) -> None:
     wired = Wired(app).feed(*[frame("a", body=bytes(n), **codec) for n in (size, size + 1, size, 3)])
     assert got == [size, size, 3]
     assert wired.stats.malformed == 1
+
+
+def large_ones() -> list[Any]:
+    """Large frames of all kinds, a small one among them, each with a body of its own."""
+    bodies = [bytes([number]) * (LARGE_FRAME + number) for number in range(8)]
+    return [
+        plain("a.plain", body=bodies[0]),
+        tracked("a.tracked", body=bodies[1], codec=4),
+        tracked("a.headers", body=bodies[2], codec=4, headers={"by": "me"}),
+        plain("a.small", body=b"small"),
+        plain("a.nul", body=b"\0" + bodies[3]),
+        (b"a.parts", bodies[4], b"third"),
+        (bodies[5], b"a topic that is too long"),
+        b"a" * (LARGE_FRAME + 1),
+        b"a" * 300 + b"\0" + bodies[6],
+        plain("unrouted", body=bodies[7]),
+        plain("a.broken", body=b"\xc1ZR\x09" + bodies[0]),
+        (plain("a.whole", body=bodies[1]), b"a part too many"),
+        plain("a.last", body=bodies[2]),
+    ]
+
+
+def received_of(messages: list[Any], budget: int) -> tuple[list[Any], list[Any], Stats]:
+    """What a handler got, what was said of the rest, and the counts; so many messages in one drain."""
+    app, got = App(), []
+
+    @app.subscribe(startswith("a"))
+    def handle(body: bytes, envelope: Envelope) -> None:
+        got.append((envelope.topic, body, envelope.frames, envelope.headers))
+
+    wired = Wired(app)
+    wired.queue(*messages)
+    while not wired.drain(budget):
+        pass
+    assert wired.balanced()
+    return got, [(str(error), hooked) for error, hooked in wired.errors], wired.stats
+
+
+def test_large_messages_in_a_row_are_received_as_each_alone() -> None:
+    """Bodies, topics, envelopes, errors and counts are the same, whether libzmq's frames are copied or not."""
+    got, said, stats = received_of(large_ones(), 16)
+    assert (got, said, stats) == received_of(large_ones(), 1)
+    assert [str(topic)[:9] for topic, *_ in got] == [
+        *("a.plain", "a.tracked", "a.headers", "a.small", "a.nul", "a.parts", "aaaaaaaaa", "a.last")
+    ]
+    assert all(split(frames)[1].endswith(body) for _, body, frames, _ in got)
+    assert (stats.received, stats.unrouted, stats.malformed, len(got)) == (13, 2, 3, 8)
 
 
 def test_the_header_names_the_codec() -> None:

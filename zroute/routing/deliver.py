@@ -24,6 +24,7 @@ from zroute.messages.wire import Envelope
 from zroute.routing.lists import Lists
 from zroute.routing.parameters import NO_BODY, Call
 from zroute.routing.publications import Outlet
+from zroute.routing.raw import Raw
 from zroute.routing.routes import ErrorHook, Route
 
 __all__ = [
@@ -35,15 +36,12 @@ __all__ = [
     "Delivery",
     "Gather",
     "Outcomes",
-    "Raw",
     "Step",
-    "frames_of",
     "gathering",
     "make_deliver",
     "share_one_type",
 ]
 
-Raw: TypeAlias = "bytes | tuple[bytes, ...]"
 Decode: TypeAlias = Callable[[bytes], Any]
 Deliver: TypeAlias = "Callable[[bytes, Raw], int | None]"
 Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, bytes, Raw], int]"
@@ -159,11 +157,6 @@ def share_one_type(steps: Sequence[Step]) -> bool:
 def _may_be_stale(step: Step) -> bool:
     """Whether its age is looked at here: where messages wait, it is when their turn has come."""
     return step.delivery.route.route.stale_after is not None and not step.delivery.route.flow.active
-
-
-def frames_of(raw: Raw) -> tuple[bytes, ...]:
-    """All parts of a message, as a tuple."""
-    return (raw,) if isinstance(raw, bytes) else raw
 
 
 _ONE = """

@@ -37,7 +37,7 @@ from zroute.messages.wire import (
     sent_at,
     split,
 )
-from zroute.options import LARGE_FRAME, MAX_PARTS, READ_BUDGET, TOPIC_CACHE
+from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, TOPIC_CACHE
 from zroute.routing.batches import HandOut, Unpacked, make_hand_out
 from zroute.routing.deliver import (
     TRACKED,
@@ -47,15 +47,14 @@ from zroute.routing.deliver import (
     Deliver,
     Delivery,
     Outcomes,
-    Raw,
     Step,
-    frames_of,
     gathering,
     make_deliver,
     share_one_type,
 )
 from zroute.routing.lists import releasing
 from zroute.routing.parameters import NO_BODY, identity
+from zroute.routing.raw import Raw, Uncopied, frames_of, uncopied
 from zroute.routing.trie import build, minimal_cover
 
 __all__ = ["Account", "Accounts", "Dispatch", "RouteTable", "TableOutcomes"]
@@ -254,12 +253,12 @@ class RouteTable:
 
     # -- the loop -------------------------------------------------------------------------------------
 
-    def drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+    def drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         """Read and deliver up to ``budget`` messages (256 at the most), fewer after a `hold`.
 
         ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
-        and goes to the caller: nothing else does. ``more()`` says whether the part read last has another
-        behind it; it is costly and asked only where the rule of parts needs it.
+        and goes to the caller: nothing else does; ``recv(1, False)`` need not copy it. ``more()`` says whether
+        the part read last has another behind it; it is costly and asked only where the rule of parts needs it.
         """
         plain, tracked = self._plain.get, self._tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
@@ -270,10 +269,12 @@ class RouteTable:
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
         rounds = self._rounds = _ROUNDS[:budget]  # a list, so that `hold` can end it at no cost
+        receive = recv
         try:
             for received in rounds:  # noqa: B007  # counted in the end
-                frame = recv(1)
+                frame = receive(1)
                 if len(frame) > LARGE_FRAME:
+                    receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
                     self._one_by_one(frame, recv, more)
                     continue
                 topic, _, body = frame.partition(NUL)
@@ -331,12 +332,12 @@ class RouteTable:
 
     # -- the rule of parts ------------------------------------------------------------------------------
 
-    def _one_by_one(self, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+    def _one_by_one(self, frame: bytes | Uncopied, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
         """A message that is new, large, of several parts or broken: RCVMORE is asked."""
         if not more():
             self._receive(frame)
             return
-        parts = [frame]
+        parts = [frame[:]]
         while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
             parts.append(recv(1))
         self._parts.skipping = bool(len(parts) == MAX_PARTS and more())
@@ -373,10 +374,9 @@ class RouteTable:
 
     def _receive(self, raw: Raw) -> None:
         try:
-            if isinstance(raw, bytes) and NUL in raw:
-                at = raw.index(NUL)  # a body may be large: it is copied once
-                topic, start = raw[:at], at + 1
-                if raw.startswith(MAGIC, start):
+            if not isinstance(raw, tuple) and (at := raw[: MAX_TOPIC + 1].find(NUL)) >= 0:
+                topic, start = raw[:at], at + 1  # a body may be large: it is copied once
+                if raw[start : start + len(MAGIC)] == MAGIC:
                     header = parse_header(raw[start : start + HEADER_MAX])
                     fixed, body = raw[start : start + HEADER_SIZE], raw[start + header.size :]
                     self._receive_tracked(topic, header, fixed, body, raw)

@@ -176,7 +176,7 @@ class MemoryTransport:
         if not self._paused:
             self.read()
 
-    def _recv(self, _flags: int) -> bytes:
+    def _recv(self, _flags: int, _copy: bool = True) -> bytes:
         if not self._parts:
             if not self._inbox:
                 raise _NothingLeftError
