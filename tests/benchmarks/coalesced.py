@@ -16,12 +16,13 @@ from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.service import AppService
 
-__all__ = ["COALESCED", "groups"]
+__all__ = ["COALESCED", "FLOOD", "groups"]
 
-COALESCED = "zroute, coalesced"
 ENDPOINT = "inproc://stream"
-BURST = 50
-"""Messages published in one turn of the reactor."""
+BURSTS = (50, 256)
+"""Messages published in one turn of the reactor: of a busy feed, and of one that can't be read one by one."""
+
+COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
 
 
 def absent() -> str | None:
@@ -29,8 +30,8 @@ def absent() -> str | None:
     return None if "coalesce" in inspect.signature(App).parameters else "this version does not coalesce"
 
 
-def coalesced(count: int) -> Figures:
-    """What the reading thread takes for each message."""
+def coalesced(count: int, burst: int) -> Figures:
+    """What the reading thread takes for each message, when ``burst`` are published in one turn."""
     context: zmq.Context[Any] = zmq.Context()
     options: dict[str, Any] = {"coalesce": True}
     app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
@@ -46,8 +47,8 @@ def coalesced(count: int) -> Figures:
         publishing.transport.pub.doRead()  # the publisher answers the marker
         sub.doRead()
         assert reader.stats.joins == 1
-        for done in range(0, count, BURST):
-            for _ in range(min(BURST, count - done)):
+        for done in range(0, count, burst):
+            for _ in range(min(burst, count - done)):
                 publication.publish(QUOTE)
             clock.advance(0)  # the turn ends, in which the burst is sent; the reader, too, has looked at its socket
         clock.advance(0.01)
@@ -65,6 +66,9 @@ def groups(scale: Scale) -> list[Group]:
     contestants = (
         Contestant(BY_HAND, partial(by_hand, quotes)),
         Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
-        Contestant(COALESCED, partial(coalesced, scale.count), absent=absent()),
+        *(
+            Contestant(name, partial(coalesced, scale.count, burst), absent=absent())
+            for name, burst in zip((COALESCED, FLOOD), BURSTS, strict=True)
+        ),
     )
-    return [Group("coalesced", f"receive, JSON quotes that were published {BURST} a turn", contestants, BY_HAND)]
+    return [Group("coalesced", "receive, JSON quotes that are published many a turn", contestants, BY_HAND)]

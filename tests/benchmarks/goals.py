@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from tests.benchmarks.coalesced import COALESCED
+from tests.benchmarks.coalesced import COALESCED, FLOOD
 from tests.benchmarks.latency import BARE
 from tests.benchmarks.peers_nats import FASTSTREAM
 from tests.benchmarks.publish import FOUR, ONE
@@ -44,7 +44,8 @@ GOALS = (
     Goal("1,000,000-byte bodies, plain wire / hand-written loop", "receive-1mb", PLAIN, BY_HAND, 0.9),
     Goal("one-way latency p50, 1,000/s, tracked / bare pyzmq in the reactor", "latency-1000", TRACKED, BARE, 1.15),
     Goal("one-way latency p50, 50,000/s, tracked / the same", "latency-50000", TRACKED, BARE, 1.15),
-    Goal("coalesced stream, receive / hand-written plain loop", "coalesced", COALESCED, BY_HAND, 0.4),
+    Goal("coalesced stream, 50 a turn, receive / hand-written plain loop", "coalesced", COALESCED, BY_HAND, 0.4),
+    Goal("coalesced stream, 256 a turn, the same", "coalesced", FLOOD, BY_HAND, 0.4),
 )
 
 
