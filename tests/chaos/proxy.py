@@ -96,7 +96,7 @@ class TroubleProxy:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # nobody listens there, or the proxy stops
             writer.close()
             return
         self._writers |= {writer, back}
