@@ -67,6 +67,7 @@ class Wired:
 
     def __init__(self, app: App, resources: Mapping[Any, Any] | None = None) -> None:
         compiled = app.compile()
+        self.codecs = compiled.codecs
         self.clock = Clock()
         self.stats = Stats()
         self.sent: list[tuple[str, int, bytes, Mapping[str, Any] | None]] = []

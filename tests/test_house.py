@@ -49,6 +49,7 @@ ORDER = [
     "routing.lists",
     "routing.deliver",
     "routing.batches",
+    "routing.entries",
     "routing.table",
     "routing.compiler",
     "awaiting",

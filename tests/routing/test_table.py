@@ -482,7 +482,7 @@ def test_many_publishers_of_one_topic_are_all_heard() -> None:
 
 def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache forgets the oldest topic and finds it again."""
-    monkeypatch.setattr("zroute.routing.table.TOPIC_CACHE", 4)
+    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", 4)
     app, got = App(), []
 
     @app.subscribe("n.{number}")

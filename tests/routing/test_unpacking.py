@@ -613,7 +613,7 @@ def test_a_route_that_is_attached_in_the_middle_gets_the_messages_behind(bad: li
     def handle(number: Any) -> None:
         old.append(number)
         if number == 2:
-            wired.table = wired.table.changed(changed.table.routes, wired.table._codecs)
+            wired.table = wired.table.changed(changed.table.routes, wired.codecs)
 
     app.add_route(handle, "a")
     wired = Wired(app)

@@ -7,20 +7,17 @@ Whatever is rare (a new topic, another codec, several parts, a large body, a fau
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from typing import Any, Literal, Protocol
 
 import attrs
 
 from zroute.delivery.stats import Stats
-from zroute.errors import DecodeError, EnvelopeError
+from zroute.errors import EnvelopeError
 from zroute.messages.batches import Batch, parse_batch, singles
-from zroute.messages.bodies import body_decoder, guarded
-from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec
-from zroute.messages.schema import inspect
-from zroute.messages.topics import Pattern, Topic
+from zroute.messages.codecs import Codec
+from zroute.messages.topics import Pattern
 from zroute.messages.wire import (
     COUNTER,
     HEAD_SIZE,
@@ -28,45 +25,34 @@ from zroute.messages.wire import (
     HEADER_SIZE,
     MAGIC,
     NUL,
-    Envelope,
     Header,
     Kind,
-    parse,
     parse_header,
     parse_kept,
     sent_at,
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, TOPIC_CACHE
-from zroute.routing.batches import HandOut, Unpacked, make_hand_out
+from zroute.routing.batches import Unpacked
 from zroute.routing.deliver import (
     TRACKED,
     UNDECODABLE,
     CompiledRoute,
-    Decode,
     Deliver,
-    Delivery,
     Outcomes,
-    Step,
-    gathering,
-    make_deliver,
-    share_one_type,
 )
+from zroute.routing.entries import Entries, Entry
 from zroute.routing.lists import releasing
-from zroute.routing.parameters import NO_BODY, identity
 from zroute.routing.raw import Raw, Uncopied, frames_of, uncopied
-from zroute.routing.trie import build, minimal_cover
+from zroute.routing.trie import minimal_cover
 
 __all__ = ["Account", "Accounts", "Dispatch", "RouteTable", "TableOutcomes"]
 
 Dispatch = Literal["all", "most_specific"]
 
-_HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
-_LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
 _ROUNDS = list(range(1, READ_BUDGET + 1))
-_PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
 class TableOutcomes(Outcomes, Protocol):
@@ -121,25 +107,6 @@ _UNJUDGED = _Unjudged()
 
 
 @attrs.define(eq=False)
-class _Entry:
-    """What is known about one topic.
-
-    ``subscription`` is the one of ours that it came by; ``plain`` delivers bodies without a tracked header,
-    ``nobody`` tells that no route takes the topic.
-    ``others`` keeps the closures made so far by (codec, whether for large bodies), ``hand_outs`` those for frames of
-    several messages.
-    """
-
-    topic: Topic
-    subscription: bytes
-    deliveries: tuple[Delivery, ...]
-    nobody: Deliver
-    plain: Deliver
-    others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
-    hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(factory=dict)
-
-
-@attrs.define(eq=False)
 class _Latest:
     """What came last of each publisher that keeps its messages for those who join; a changed table takes it over."""
 
@@ -183,7 +150,8 @@ class RouteTable:
     """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
 
     ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
-    nobody says it. ``max_message`` bounds a body in bytes. ``clock`` gives Unix seconds for envelopes.
+    nobody says it. ``max_message`` bounds a body in bytes. ``clock`` gives Unix seconds for envelopes. ``before`` is
+    the table whose place this one takes.
     """
 
     def __init__(
@@ -198,33 +166,37 @@ class RouteTable:
         outcomes: TableOutcomes,
         accounts: Accounts,
         clock: Callable[[], float],
+        before: RouteTable | None = None,
     ) -> None:
         self.routes = tuple(routes)
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
         self.most: int | None = None
         """How many messages of one frame may be delivered in one drain, if that is bounded."""
-        self._subscribed = frozenset(self.subscriptions)
-        self._lengths = sorted({len(each) for each in self.subscriptions})
         self._rounds: list[int] = []
-        self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._default = default
-        self._codecs = codecs
-        self._only_first = dispatch == "most_specific"
+        self._dispatch: Dispatch = dispatch
         self._max_message = max_message
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
         self._clock = clock
-        self._entries: dict[bytes, _Entry] = {}
-        # What the loop looks topics up in: one with plain bodies has its closure in the first, one with tracked
-        # bodies has closures by the constant parts of the headers, one a publisher, in the second.
-        self._plain: dict[bytes, Deliver] = {}
-        self._tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
-        self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
-        self._parts = _Parts()
-        self._unpacked = Unpacked()
-        self._latest = _Latest()
+        self._parts: _Parts = _Parts() if before is None else before._parts
+        self._unpacked: Unpacked = Unpacked() if before is None else before._unpacked
+        self._latest: _Latest = _Latest() if before is None else before._latest
+        self._entries = Entries(
+            self.routes,
+            self.subscriptions,
+            default=default,
+            codecs=codecs,
+            only_first=dispatch == "most_specific",
+            clock=clock,
+            outcomes=outcomes,
+            unpacked=self._unpacked,
+            multipart=self._parts.multipart,
+            unrouted=self._unrouted,
+            malformed=self._malformed,
+        )
         if any(route.lists for route in routes):  # nobody else pays for it
             self.drain = releasing(self.drain, outcomes.release, outcomes.release_soon)  # type: ignore[method-assign,assignment]
 
@@ -234,21 +206,20 @@ class RouteTable:
             routes,
             default=self._default,
             codecs=codecs,
-            dispatch="most_specific" if self._only_first else "all",
+            dispatch=self._dispatch,
             max_message=self._max_message,
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
             clock=self._clock,
+            before=self,
         )
-        table._parts, table._latest, table._unpacked = self._parts, self._latest, self._unpacked
         self.hold()
         return table
 
     def reclassify(self) -> None:
         """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
-        for cache in (self._entries, self._plain, self._tracked):
-            cache.clear()
+        self._entries.clear()
         self._unpacked.hold()
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -260,7 +231,7 @@ class RouteTable:
         and goes to the caller: nothing else does; ``recv(1, False)`` need not copy it. ``more()`` says whether
         the part read last has another behind it; it is costly and asked only where the rule of parts needs it.
         """
-        plain, tracked = self._plain.get, self._tracked.get
+        plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
         received = 0
         if self._unpacked.rest:
@@ -324,8 +295,8 @@ class RouteTable:
             self._stats.received += 1
             try:
                 self._check_size(body)
-                entry = self._entries.get(topic) or self._enter(topic)
-                self._deliver(entry, codec, body)(body, frame)
+                entry = self._entries.of(topic)
+                self._entries.deliver(entry, codec, body)(body, frame)
             except EnvelopeError as error:
                 self._malformed(error, frame)
         self._rounds = outer
@@ -363,7 +334,7 @@ class RouteTable:
         if fault is TRACKED:
             self._one_by_one(frame, recv, more)
         elif more():  # what is left of its message is no message
-            self._forget(topic)
+            self._entries.forget(topic)
             self._parts.multipart[topic] = None  # asked each time from now on
             if len(self._parts.multipart) > TOPIC_CACHE:
                 del self._parts.multipart[next(iter(self._parts.multipart))]
@@ -394,9 +365,9 @@ class RouteTable:
 
     def _receive_plain(self, topic: bytes, body: bytes, raw: Raw) -> None:
         self._accounts.untracked(topic)
-        entry = self._entries.get(topic) or self._enter(topic)
+        entry = self._entries.of(topic)
         self._check_size(body)
-        deliver = entry.plain if len(body) <= LARGE_FRAME else self._deliver(entry, 0, body)
+        deliver = entry.plain if len(body) <= LARGE_FRAME else self._entries.deliver(entry, 0, body)
         deliver(body, raw)
 
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
@@ -411,20 +382,20 @@ class RouteTable:
             self._accounts.control(header, topic, body)
             self._stats.control += 1
             return
-        entry = self._entries.get(topic) or self._enter(topic)
-        deliver = self._deliver(entry, header.codec, body)
+        entry = self._entries.of(topic)
+        deliver = self._entries.deliver(entry, header.codec, body)
         if header.keeps:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
         ours = header.span == len(entry.subscription)
         if header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
             short = self._past_counters(entry, header, account, deliver) if header.further else deliver
-            self._remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
         if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
             self._check_size(body)
             deliver(body, raw)
 
-    def _past_counters(self, entry: _Entry, header: Header, account: Any, deliver: Deliver) -> Deliver:
+    def _past_counters(self, entry: Entry, header: Header, account: Any, deliver: Deliver) -> Deliver:
         """``deliver``, for frames with further counters, where the number of our subscription may be one of them.
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
@@ -451,13 +422,13 @@ class RouteTable:
 
     def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
         topic, body = parse_kept(body)
-        ours = self._accounts.kept(header, marker, topic) and self._subscription(topic) is not None
+        ours = self._accounts.kept(header, marker, topic) and self._entries.subscription(topic) is not None
         if not ours or self._latest.has(header.epoch, topic, header.sent_at / 1e9):
             self._stats.control += 1
             return
         self._check_size(body)
-        entry = self._entries.get(topic) or self._enter(topic)
-        deliver = self._deliver(entry, header.codec, body)
+        entry = self._entries.of(topic)
+        deliver = self._entries.deliver(entry, header.codec, body)
         self._latest.noting(header.epoch, topic, deliver)(body, raw)
 
     def _judge(self, account: Any, number: int, many: int = 1) -> bool:
@@ -478,11 +449,11 @@ class RouteTable:
     # -- several messages in a frame ----------------------------------------------------------------------
 
     def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
-        entry = self._entries.get(topic) or self._enter(topic)
+        entry = self._entries.of(topic)
         account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
         if header.size == HEADER_SIZE and header.span == len(entry.subscription) and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
-            self._remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
         batch = parse_batch(header.codec, body)
         if header.sequence and not self._judge(account, header.number(len(entry.subscription)), batch.many):
             self._stats.received += batch.many - 1
@@ -491,7 +462,7 @@ class RouteTable:
             self._latest.note(header.epoch, topic, raw)
         self._unpack(entry, batch, fixed)
 
-    def _unpacking(self, entry: _Entry, header: Header, account: Any) -> Deliver:
+    def _unpacking(self, entry: Entry, header: Header, account: Any) -> Deliver:
         """What delivers the frames that begin like this one; it looks at their numbers itself."""
         codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
 
@@ -514,7 +485,7 @@ class RouteTable:
 
         return deliver
 
-    def _unpack(self, entry: _Entry, batch: Batch, fixed: bytes) -> None:
+    def _unpack(self, entry: Entry, batch: Batch, fixed: bytes) -> None:
         """Deliver the messages of a batch as if each had come alone. The frame itself is counted already."""
         many, topic, stats = batch.many, entry.topic.wire, self._stats
         made: list[bytes] = []
@@ -526,7 +497,7 @@ class RouteTable:
 
         most = many if self.most is None else min(many, self.most)
         whole = most == many and len(batch.listing) <= self._max_message  # else each is looked at
-        hand_out = self._hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
+        hand_out = self._entries.hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
         done = hand_out(batch, frames) if hand_out is not None else 0
         stats.received += done - 1
         if done < many:
@@ -536,215 +507,14 @@ class RouteTable:
             self.work_off(most)
         self._rounds.clear()  # so many messages at a time: then the clock is looked at
 
-    def _hand_out(self, entry: _Entry, number: int, *, large: bool) -> HandOut | None:
-        """What decodes a whole list and hands it out; None where each message goes its own way."""
-        key = (number, large)
-        if key not in entry.hand_outs:
-            entry.hand_outs[key] = self._make_hand_out(entry, number, large=large)
-        return entry.hand_outs[key]
-
-    def _make_hand_out(self, entry: _Entry, number: int, *, large: bool) -> HandOut | None:
-        steps = self._steps(entry, number, large=large)
-        if number not in _LISTED or not steps or not share_one_type(steps):
-            return None
-        route = steps[0].delivery.route
-        schema = route.call.schema
-        found = inspect(schema)
-        if found.engine not in ("msgspec", "any") or found.raw_fallback:
-            return None
-        untyped = found.engine == "any"  # a list of such would be read by msgspec, which makes other objects
-        listed = list if untyped else list[schema]  # type: ignore[valid-type]
-        decode = self._make_decoder(listed, route.route.codec, number, large)
-        if untyped and found.type in (dict, list):
-            decode = _all_of(found.type, decode)
-        return make_hand_out(steps, decode, self._unpacked, self._outcomes)
-
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:
             raise EnvelopeError(f"a body of {len(body)} bytes, over the limit of {self._max_message}")
 
+    def _unrouted(self, raw: Raw) -> None:
+        self._stats.unrouted += 1
+        self._outcomes.unrouted(raw)
+
     def _malformed(self, error: EnvelopeError, raw: Raw) -> None:
         self._stats.malformed += 1
         self._outcomes.malformed(error, raw)
-
-    # -- entries ----------------------------------------------------------------------------------------
-
-    def _enter(self, topic: bytes) -> _Entry:
-        name = Topic.from_wire(topic)
-        deliveries = tuple(self._deliveries(topic, name))
-        subscription = self._subscription(topic) or b""
-        entry = _Entry(name, subscription, deliveries, nobody := self._nobody(topic), nobody)
-        entry.plain = self._make_plain(entry) if deliveries else _told_apart(nobody)
-        if topic not in self._parts.multipart:
-            if len(self._entries) >= TOPIC_CACHE:
-                self._forget(next(iter(self._entries)))
-            self._entries[topic] = entry
-            self._plain[topic] = entry.plain
-        return entry
-
-    def _subscription(self, topic: bytes) -> bytes | None:
-        """The one of ours that the topic came by. There may be thousands, of few lengths."""
-        starts = (topic[:length] for length in self._lengths)
-        return next((each for each in starts if each in self._subscribed), None)
-
-    def _remember_head(self, entry: _Entry, head: bytes, account: Any, deliver: Deliver) -> None:
-        """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
-        topic = entry.topic.wire
-        if topic in self._entries:
-            self._plain.pop(topic, None)
-            heads = self._tracked.setdefault(topic, {})
-            if len(heads) >= _HEADS_KEPT:
-                heads.clear()
-            heads[head] = account, deliver
-
-    def _forget(self, topic: bytes) -> None:
-        for cache in (self._entries, self._plain, self._tracked):
-            cache.pop(topic, None)
-
-    def _nobody(self, topic: bytes) -> Deliver:
-        """For a topic that no route takes."""
-        try:
-            topic.decode()
-        except UnicodeDecodeError:
-            return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
-
-        def unrouted(_body: bytes, raw: Raw) -> None:
-            self._stats.unrouted += 1
-            self._outcomes.unrouted(raw)
-
-        return unrouted
-
-    def _deliveries(self, topic: bytes, name: Topic) -> Iterable[Delivery]:
-        """The routes of a topic, most specific first, each function once."""
-        seen: set[object] = set()
-        for match in self._trie.match(topic):
-            route = match.value
-            if identity(route.route.function) in seen:
-                continue
-            captured = match.captures
-            arguments = route.call.convert(captured)
-            if arguments is None:
-                continue
-            seen.add(identity(route.route.function))
-            captures = {key: value.decode() for key, value in captured.items()}
-            yield Delivery(route, name, captures, arguments)
-            if self._only_first:
-                return
-
-    # -- closures ---------------------------------------------------------------------------------------
-
-    def _deliver(self, entry: _Entry, number: int, body: bytes) -> Deliver:
-        """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
-        if not entry.deliveries:
-            return entry.nobody
-        kind = (number, len(body) > LARGE_FRAME)
-        deliver = entry.others.get(kind)
-        if deliver is None:
-            deliver = entry.others[kind] = self._bound(entry, number, large=kind[1])
-        return deliver
-
-    def _make_plain(self, entry: _Entry) -> Deliver:
-        """The closure for bodies without a header, which tells those that have one by returning `TRACKED`.
-
-        Where every decoder is known to refuse such a body, it is told apart only then, at no cost.
-        """
-        steps = self._steps(entry, 0, large=False)
-        if all(_refuses_magic(step) for step in steps):
-            return make_deliver(steps, self._envelope, self._outcomes, self._refuse_plain)
-        return _told_apart(make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable))
-
-    def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
-        if body[: len(MAGIC)] == MAGIC:
-            return TRACKED
-        return self._outcomes.undecodable(deliveries, error, body, raw)
-
-    def _bound(self, entry: _Entry, number: int, *, large: bool) -> Deliver:
-        steps = self._steps(entry, number, large=large)
-        return make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
-
-    def _steps(self, entry: _Entry, number: int, *, large: bool) -> list[Step]:
-        slots: dict[object, int] = {}
-        steps = []
-        for index, delivery in enumerate(entry.deliveries):
-            route = delivery.route
-            key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
-            function = route.call.bind(delivery.arguments, entry.topic)
-            decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
-            if route.lists is not None:
-                steps.append(gathering(delivery, self._outcomes.gather(delivery, function), decode, slot))
-                continue
-            if route.flow.active:
-                function = partial(partial, function)
-            steps.append(Step(delivery, function, decode, slot, self._outcomes.settle))
-        return steps
-
-    def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
-        schema, codec = route.call.schema, route.route.codec
-        if schema is NO_BODY:
-            return None
-        key = (_key(schema), codec, number, large)
-        decode = self._decoders.get(key)
-        if decode is None:
-            decode = self._decoders[key] = self._make_decoder(schema, codec, number, large)
-        return decode
-
-    def _make_decoder(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
-        stated = self._codecs.get(number)
-        if number and stated is None:
-            return _unknown(number)
-        decode = body_decoder(schema, stated=stated, route=codec, default=self._default)
-        return guarded(decode, stated or codec or self._default) if large else decode
-
-    def _envelope(self, raw: Raw) -> Envelope:
-        return parse(frames_of(raw), self._clock())
-
-
-def _told_apart(deliver: Deliver) -> Deliver:
-    """``deliver``, for bodies without a header; others are told by returning `TRACKED`."""
-    return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
-
-
-def _refuses_magic(step: Step) -> bool:
-    """Whether this decoder fails on every body that starts with `MAGIC`: those for JSON, msgpack and text do."""
-    route = step.delivery.route.route
-    if (
-        step.decode is None
-        or route.stale_after is not None
-        or (route.codec is not None and route.codec not in BUILTIN.values())
-    ):
-        return False
-    try:
-        step.decode(_PROBE)
-    except Exception:
-        return True
-    return False
-
-
-def _all_of(kind: type, decode: Decode) -> Decode:
-    """``decode``, for lists of nothing but ``kind``."""
-
-    def decode_all(body: bytes) -> Any:
-        messages = decode(body)
-        if any(type(message) is not kind for message in messages):
-            raise DecodeError(f"expected {kind.__name__}s only")
-        return messages
-
-    return decode_all
-
-
-def _key(schema: Any) -> object:
-    """Equal for equal types; unhashable ones are never shared."""
-    try:
-        hash(schema)
-    except TypeError:
-        return id(schema)
-    return schema
-
-
-def _unknown(number: int) -> Decode:
-    def refuse(_body: bytes) -> Any:
-        raise DecodeError(
-            f"codec {number} is not known here: name it once, as in App(codec=…) or subscribe(…, codec=…)"
-        )
-
-    return refuse
