@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -310,6 +312,32 @@ async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
             numbers.publish(number)
         assert await box.until(90) == list(range(90))
         assert (reader.stats.lost, reader.stats.duplicate) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_timers_run_in_the_middle_of_a_frame_of_slow_messages(tmp_path: Path) -> None:
+    """My function takes 2 ms, and a frame of a thousand messages does not stop my program for two seconds."""
+    endpoint = f"ipc://{tmp_path}/s"
+    publisher = App(pub=endpoint, coalesce=Coalesce(messages=1000))
+    reader, box, ticks = App(sub=endpoint), Mailbox[int](), []
+    numbers = publisher.publisher("n", int)
+
+    @reader.subscribe("n")
+    def handle(number: int) -> None:
+        time.sleep(0.002)
+        box.put(number)
+
+    @reader.every(0.001)
+    def tick() -> None:
+        ticks.append(len(box.items))
+
+    async with running(publisher), running(reader):
+        await reader.ready(1, timeout=PATIENCE)
+        for number in range(1001):
+            numbers.publish(number)
+        assert await box.until(1001) == list(range(1001))
+    steps = [after - before for before, after in pairwise(ticks)]
+    assert max(steps) <= 64, "no more than a slice between two looks at the clock, whatever came in one frame"
 
 
 @pytest_twisted.ensureDeferred

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from typing import Any
 
 import attrs
@@ -21,7 +22,7 @@ from zroute.joins import SubscribingEnd
 from zroute.messages.batches import batch_framer
 from zroute.messages.control import pack_statements
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, framer, pack_kept
-from zroute.options import COALESCED_BYTES, LARGE_FRAME
+from zroute.options import COALESCED_BYTES, LARGE_FRAME, READ_SLICE
 
 EPOCH = 7
 CODECS = {1: msgspec.msgpack.encode, 2: msgspec.json.encode}
@@ -640,6 +641,61 @@ def test_what_is_left_is_worked_off_within_the_budget() -> None:
     assert (seen, wired.table.unpacked) == (list(range(17)), 83)
     assert not wired.drain(100)
     assert (seen, wired.table.unpacked) == (list(range(100)), 0)
+
+
+def one(got: list[int], app: App) -> None:
+    """A plain function."""
+    app.add_route(lambda number: got.append(number), "a")
+
+
+def two(got: list[int], app: App) -> None:
+    """Two of one type."""
+    one(got, app)
+    app.add_route(lambda number: None, startswith("a"))
+
+
+def with_envelope(got: list[int], app: App) -> None:
+    """One that each message is made for."""
+
+    @app.subscribe("a")
+    def handle(number: int, envelope: Envelope) -> None:
+        got.append(number)
+
+
+def in_lists(got: list[int], app: App) -> None:
+    """One that is given lists."""
+
+    @app.subscribe("a", batch=8)
+    def handle(numbers: list[int]) -> None:
+        got.extend(numbers)
+
+
+def that_raises(got: list[int], app: App) -> None:
+    """One that fails each time."""
+
+    @app.subscribe("a")
+    def handle(number: int) -> None:
+        got.append(number)
+        raise ValueError
+
+
+@pytest.mark.parametrize("handlers", [one, two, with_envelope, in_lists, that_raises])
+def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
+    handlers: Callable[[list[int], App], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame of a thousand messages takes no longer than single ones: the rest waits for the next drain."""
+    monkeypatch.setattr("zroute.routing.batches.perf_counter", count().__next__)  # a second between two looks
+    app, got = App(), []
+    handlers(got, app)
+    wired = Wired(app)
+    wired.queue(batch("a", [b"%d" % number for number in range(1000)]), plain("a", body=b"1000"))
+    turns = 0
+    while not wired.drain(READ_SLICE):
+        turns += 1
+        assert len(got) <= turns * READ_SLICE
+    assert (got[:1000], got[1000:] or [1000]) == (list(range(1000)), [1000])
+    assert wired.stats.received == 1001
+    assert wired.balanced()
 
 
 # -- account ---------------------------------------------------------------------------------------------

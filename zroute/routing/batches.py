@@ -5,7 +5,8 @@ a loop of its own. Where that does not go through (other handlers, a message tha
 message takes the way of one that came alone, in a frame as it would have had. Either way it is counted, handled and
 reported like one.
 
-A drain may be held in the middle of a frame. What is left of it waits in `Unpacked`, and is first at the next drain.
+A frame takes no longer than a read may: every few messages the clock is looked at. What is left when time is over, or
+when the drain is held in the middle of a frame, waits in `Unpacked`, and is first at the next drain.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import length_hint
+from time import perf_counter
 from typing import Any
 
 import attrs
 
 from zroute.messages.batches import Batch
+from zroute.options import READ_SECONDS, READ_SLICE
 from zroute.routing.deliver import Gather, Outcomes, Step
 
 __all__ = ["HandOut", "Single", "Unpacked", "make_hand_out"]
@@ -29,7 +32,7 @@ Single = tuple[bytes, int, bytes, bytes]
 HandOut = Callable[[Batch, Callable[[], Sequence[bytes]]], int]
 """Calls the handlers with each message of ``(batch, its frames)``; how many messages that were.
 
-0: the list is not what it should be, and nobody was called. Fewer than all after `Unpacked.hold`.
+0: the list is not what it should be, and nobody was called. Fewer than all after `Unpacked.hold`, or when time is over.
 """
 
 
@@ -46,18 +49,25 @@ class Unpacked:
     _loop: Iterator[Any] = attrs.field(factory=lambda: iter(()))
     _left: int | None = None
 
-    def begin(self, messages: list[Any]) -> Iterator[Any]:
-        """What a loop over ``messages`` goes over."""
+    def slices(self, messages: list[Any]) -> Iterator[Iterator[Any]]:
+        """``messages``, a few at a time, for as long as a read may take (see `zroute.sockets.connection`)."""
         self._messages, self._loop, self._left = messages, iter(messages), None
-        return self._loop
+        began, size = perf_counter(), READ_SLICE
+        while length_hint(self._loop):
+            yield islice(self._loop, size)
+            spent = perf_counter() - began
+            if spent > READ_SECONDS:
+                break
+            if spent < READ_SECONDS / 32:
+                size = READ_SLICE * 4
 
     @property
     def left(self) -> int:
-        """How many messages the loop has not come to."""
+        """How many messages the loops have not come to."""
         return length_hint(self._loop) if self._left is None else self._left
 
     def hold(self) -> None:
-        """End the loop after the message at hand."""
+        """End the loops after the message at hand."""
         self._left = self.left
         self._messages.clear()
 
@@ -77,18 +87,18 @@ def make_hand_out(
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0
-        loop = unpacked.begin(messages)
         unhandled = 0
-        while True:
-            try:
-                for message in loop:
-                    if (result := function(message)) is not None:
-                        unhandled += 1
-                        settle(delivery, result, frames()[many - unpacked.left - 1])
-                break
-            except BaseException as error:
-                unhandled += 1
-                outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
+        for some in unpacked.slices(messages):
+            while True:
+                try:
+                    for message in some:
+                        if (result := function(message)) is not None:
+                            unhandled += 1
+                            settle(delivery, result, frames()[many - unpacked.left - 1])
+                    break
+                except BaseException as error:
+                    unhandled += 1
+                    outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
         done = many - unpacked.left
         stats.handled += done - unhandled
         return done
@@ -112,17 +122,18 @@ def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Un
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0
-        for message in unpacked.begin(messages):
-            for function, delivery, stats, settle in calls:
-                try:
-                    result = function(message)
-                except BaseException as error:
-                    outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
-                else:
-                    if result is None:
-                        stats.handled += 1
+        for some in unpacked.slices(messages):
+            for message in some:
+                for function, delivery, stats, settle in calls:
+                    try:
+                        result = function(message)
+                    except BaseException as error:
+                        outcomes.failed(delivery, error, frames()[many - unpacked.left - 1])
                     else:
-                        settle(delivery, result, frames()[many - unpacked.left - 1])
+                        if result is None:
+                            stats.handled += 1
+                        else:
+                            settle(delivery, result, frames()[many - unpacked.left - 1])
         return many - unpacked.left
 
     return hand_out
@@ -135,9 +146,9 @@ def _make_hand_over(gather: Gather, decode: Callable[[bytes], Any], unpacked: Un
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0
-        loop = unpacked.begin(messages)
-        while taken := list(islice(loop, gather.room())):
-            gather.several(taken, frames, many - unpacked.left - len(taken))
+        for some in unpacked.slices(messages):
+            while taken := list(islice(some, gather.room())):
+                gather.several(taken, frames, many - unpacked.left - len(taken))
         return many - unpacked.left
 
     return hand_over

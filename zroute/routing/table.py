@@ -32,7 +32,7 @@ from zroute.messages.wire import (
     sent_at,
     split,
 )
-from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, TOPIC_CACHE
+from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPIC_CACHE
 from zroute.routing.batches import Unpacked
 from zroute.routing.deliver import (
     TRACKED,
@@ -504,7 +504,7 @@ class RouteTable:
             left = zip(batch.bodies[done:], frames()[done:], strict=True)
             self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
         if not done:
-            self.work_off(most)
+            self.work_off(min(most, READ_SLICE))
         self._rounds.clear()  # so many messages at a time: then the clock is looked at
 
     def _check_size(self, body: bytes) -> None:
