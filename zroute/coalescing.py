@@ -1,8 +1,9 @@
 """Coalescing: messages of one topic that are published close together travel in one frame.
 
 The first of a topic goes at once, so that a message that comes alone is as fast as without. Those behind it are held
-until the turn of the reactor, or the time that was asked for, is over, or as many are there as one frame brings. They
-are encoded by then, so that errors stay at whoever publishes, and are numbered when they are sent.
+until the turn of the reactor, or the time that was asked for, is over, or as many are there as one frame brings, or
+somebody awaits one of them. They are encoded by then, so that errors stay at whoever publishes, and are numbered when
+they are sent.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Coalescer:
     def together(self, how: Coalesce, emit: Emit) -> Emit:
         """``emit``, for messages that may travel with others.
 
-        Whoever awaits what is sent may publish again before `_send_now` returns: what is held is looked at anew then.
+        Whoever awaits what is sent may publish again before `send_now` returns: what is held is looked at anew then.
         """
         topics, most, seconds, hold, clock_ns = self._topics, how.messages, how.seconds, self._hold, self._clock_ns
         stats, limit, thread = self._stats, self._limit, get_ident()
@@ -86,7 +87,7 @@ class Coalescer:
             size = held.size + len(body)
             if size > limit or headers or number != held.codec or get_ident() != thread:
                 self._check(topic, body)
-                self._send_now(topic, held)
+                self.send_now(topic, held)
                 if headers or len(body) > limit:
                     return emit(topic, number, body, headers)
                 if not held.bodies:
@@ -101,7 +102,7 @@ class Coalescer:
             self._held += 1
             stats.published += 1
             if len(bodies) >= most:
-                self._send_now(topic, held)
+                self.send_now(topic, held)
             return sent
 
         return emit_together
@@ -124,10 +125,18 @@ class Coalescer:
             held = self._topics.get(topic)
             if held is not None and held.bodies:
                 self._check(topic, body)
-                self._send_now(topic, held)
+                self.send_now(topic, held)
             return emit(topic, number, body, headers)
 
         return emit_alone
+
+    def send_now(self, topic: bytes, held: Held) -> None:
+        """Send what is held of a topic, as when somebody awaits it. The window stays open."""
+        if held.bodies:
+            going = attrs.evolve(held)
+            held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
+            self._held -= len(going.bodies)
+            self._send(topic, going)
 
     def flush(self) -> None:
         """Send all that is held, and hold nothing any more: the app stops, and no later turn sends it."""
@@ -154,11 +163,4 @@ class Coalescer:
 
     def _close(self, seconds: float) -> None:
         for topic in self._windows.pop(seconds):
-            self._send_now(topic, self._topics.pop(topic))
-
-    def _send_now(self, topic: bytes, held: Held) -> None:
-        if held.bodies:
-            going = attrs.evolve(held)
-            held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
-            self._held -= len(going.bodies)
-            self._send(topic, going)
+            self.send_now(topic, self._topics.pop(topic))

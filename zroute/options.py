@@ -182,7 +182,7 @@ def publisher_options() -> tuple[Option, ...]:
     """What a PUB or XPUB socket is given."""
     return (
         *_EVERY_SOCKET,
-        Option("SNDHWM", 10_000, "bounded memory per peer; what is dropped is seen by the sequence"),
+        Option("SNDHWM", 10_000, "bounded memory per peer, in frames; what is dropped is seen by the sequence"),
         Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need room"),
         Option("HEARTBEAT_IVL", 0, "a subscriber at its high-water mark answers no PING"),
     )

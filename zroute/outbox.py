@@ -27,14 +27,20 @@ _PERIOD = 0.01  # seconds between two attempts: the socket's descriptor wakes fo
 
 
 class Sent:
-    """An awaitable that is done when the message is sent, or fails; ignoring it is free."""
+    """An awaitable that is done when the message is sent, or fails; ignoring it is free.
 
-    def __init__(self) -> None:
+    ``hurry`` is called when somebody awaits a message that is not sent.
+    """
+
+    def __init__(self, hurry: Callable[[], None] | None = None) -> None:
+        self._hurry = hurry
         self._done = False
         self._error: Exception | None = None
         self._waiting: list[Deferred[None]] = []
 
     def __await__(self) -> Generator[Any, None, None]:
+        if self._hurry is not None and not self._done:
+            self._hurry()
         if self._error is not None:
             raise self._error
         if not self._done:

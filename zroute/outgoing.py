@@ -307,7 +307,8 @@ class Outgoing:
     def _hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
         self._outbox.check(topic, more)
         if held.sent is None:
-            held.sent = Sent()
+            assert self._coalescer is not None
+            held.sent = Sent(partial(self._coalescer.send_now, topic, held))
         sent: Sent = held.sent
         return sent
 

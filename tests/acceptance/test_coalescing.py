@@ -315,6 +315,28 @@ async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_derived_stream_that_waits_for_room_waits_for_no_window(tmp_path: Path) -> None:
+    """Each message of mine is awaited before the next one is made: a hundred windows of a second would take minutes."""
+    source, sink = f"ipc://{tmp_path}/a", f"ipc://{tmp_path}/b"
+    feed, reader, box = App(pub=source), App(sub=sink), Mailbox[int]()
+    app = App(sub=source, pub=sink, overflow="wait", coalesce=Coalesce(seconds=1.0))
+    numbers = feed.publisher("n", int)
+
+    @app.publisher("twice")
+    @app.subscribe("n")
+    def double(number: int) -> int:
+        return 2 * number
+
+    reader.add_route(box.put, "twice")
+    async with running(feed), running(app), running(reader):
+        await app.ready(1, timeout=PATIENCE)
+        await reader.ready(1, timeout=PATIENCE)
+        for number in range(100):
+            numbers.publish(number)
+        assert await box.until(100) == list(range(0, 200, 2))
+
+
+@pytest_twisted.ensureDeferred
 async def test_timers_run_in_the_middle_of_a_frame_of_slow_messages(tmp_path: Path) -> None:
     """My function takes 2 ms, and a frame of a thousand messages does not stop my program for two seconds."""
     endpoint = f"ipc://{tmp_path}/s"
