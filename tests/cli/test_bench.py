@@ -8,6 +8,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -63,6 +64,31 @@ def test_bench_alone_measures_this_machine() -> None:
     assert lines[-1].startswith("sent = received + lost: ")
     assert sent == received > 0
     assert lost == 0
+
+
+def test_a_rate_that_is_not_reached_is_told() -> None:
+    """A million a second is more than this machine carries, and I need not compare numbers to see it."""
+    done = zroute("bench", "--rate", "1000000000", "--for", "300ms")
+    assert done.returncode == 0, done.stderr
+    assert "The rate was not reached: " in done.stdout
+
+
+def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
+    """It stood still for a moment: its messages were late, which the latency does not show, and a line does."""
+    endpoint = f"ipc://{tmp_path}/b"
+    with (
+        end_of(role="sub", address=endpoint, alone=True) as subscriber,
+        end_of(role="pub", address=endpoint, rate=1000.0, size=128, count=3000) as publisher,
+    ):
+        wait_for_messages(publisher, 200)
+        publisher.process.send_signal(signal.SIGSTOP)
+        wait_for_messages(subscriber, 200)
+        Event().wait(0.3)  # it is late by at least so much
+        publisher.process.send_signal(signal.SIGCONT)
+        result = told(subscriber, "result")
+        assert publisher.end(None) == subscriber.end(None) == 0
+    assert result["publisher"]["behind"] > 0.3
+    assert "The publisher was up to " in _table(result | {"interrupted": False})
 
 
 def test_json_has_the_figures_that_were_asked_for() -> None:
@@ -266,7 +292,7 @@ def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.C
     end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # confirmed by nobody
     measuring = Deferred.fromCoroutine(end.measure())
     end._on_load(Load(_FIRST, 1, b""))
-    end._on_report(Report(1, 1.0, True, 0.0, 0.0, None, 64, "here"))
+    end._on_report(Report(1, 1.0, True, 0.0, 0.0, None, 64, "here", 0.0))
     assert measuring.called
     assert json.loads(capsys.readouterr().out)["result"]["holds"]
 
@@ -285,6 +311,8 @@ def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.C
         (("--rate", "0"), "--rate"),
         (("--size", "1000000"), "give a --rate"),
         (("--size", "10"), "--size"),
+        (("--rate", "inf"), "--rate"),
+        (("--rate", "nan"), "--rate"),
     ],
 )
 def test_what_can_not_be_measured_is_a_usage_error(arguments: tuple[str, ...], text: str) -> None:
@@ -295,7 +323,7 @@ def test_what_can_not_be_measured_is_a_usage_error(arguments: tuple[str, ...], t
 
 def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
     """A message that is neither received nor counted as lost would be zroute's fault, and must not pass."""
-    publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "rate": None, "size": 128, "host": "a"}
+    publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "rate": None, "size": 128, "host": "a", "behind": 0.0}
     result: dict[str, Any] = {
         "publisher": publisher,
         "sent": 9,

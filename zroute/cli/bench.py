@@ -7,6 +7,7 @@ bar and waits for signals then costs the measured ones nothing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -31,6 +32,7 @@ _SIZE = 128  # bytes: a small record
 _QUEUE_MAX = 1_000_000_000
 """Bytes that full queues may hold where nobody gives a rate: as fast as possible means that they do get full."""
 _QUEUED = 10_000  # messages: SNDHWM of `zroute.options.publisher_options`
+_BEHIND = 0.05  # seconds that a publisher may be behind its rate without a word
 _SMALLEST = 64  # bytes of a body: its number, its time and their names take most of that
 
 _ONE_SIGNAL = 0.2
@@ -67,7 +69,7 @@ def command(
 
     Both ends run here, over ENDPOINT, which is bound, or a free port of this machine. With --pub in one terminal and
     --sub in another, or on another machine, each is one end; with both here, they meet at what is between them, such
-    as a proxy.
+    as a proxy: --pub connect:tcp://… connects to it.
 
     Without --rate messages go as fast as the subscriber reads them, and its queue drops none. With it a full queue
     drops them, as with any zroute publisher, and what is lost is counted. Ctrl-C ends it early.
@@ -110,6 +112,8 @@ def _check_endpoints(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpo
 def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
     if seconds == 0:
         raise click.UsageError("--for 0 leaves no time to measure in")
+    if rate is not None and not math.isfinite(rate):
+        raise click.UsageError(f"--rate {rate}: give a number of messages a second, or leave it out for all it can")
     if rate is None and size * _QUEUED > _QUEUE_MAX:
         raise click.UsageError(
             f"--size {size} as fast as possible could fill a queue of {_QUEUED:,} messages, "
@@ -313,7 +317,8 @@ def _document(result: dict[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "rate": publisher and publisher["rate"],
         "size": publisher and publisher["size"],
-        "publisher": publisher and _quotients(publisher["sent"], publisher) | {"host": publisher["host"]},
+        "publisher": publisher
+        and _quotients(publisher["sent"], publisher) | {"host": publisher["host"], "behind": publisher["behind"]},
         "interrupted": result["interrupted"],
     }
     if here:
@@ -361,13 +366,18 @@ def _asked(document: dict[str, Any]) -> Iterator[str]:
     """What it was that was measured, as far as that is known here."""
     if document["publisher"]:
         rate = f"{document['rate']:,.12g} a second asked for" if document["rate"] else "as fast as possible"
-        end = document.get("subscriber") or document["publisher"]
-        yield f"{end['messages']:,} messages of {document['size']:,} bytes in {end['seconds']:.2f} s, {rate}\n"
+        sent, seconds = document["sent"], document["publisher"]["seconds"]
+        messages = f"{sent:,} message{'' if sent == 1 else 's'}"
+        yield f"{messages} of {document['size']:,} bytes, sent in {seconds:.2f} s, {rate}\n"
 
 
 def _remarks(document: dict[str, Any]) -> Iterator[str]:
     """What has to be known to read the figures."""
     publisher, subscriber = document["publisher"], document.get("subscriber")
+    if document["interrupted"]:
+        yield "Ended early, by a signal."
+    if publisher and document["rate"]:
+        yield from _behind(document["rate"], publisher)
     if publisher and subscriber and publisher["host"] != subscriber["host"]:
         yield f"The clocks of two hosts are compared in the latency: {publisher['host']} and {subscriber['host']}."
     if document.get("early"):
@@ -378,6 +388,15 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
         yield "Up to the last message that came: the publisher did not tell how many it sent."
     if document.get("before_join"):
         yield f"{document['before_join']:,} messages were sent before this subscriber had joined."
+
+
+def _behind(rate: float, publisher: dict[str, Any]) -> Iterator[str]:
+    """What the latencies don't show, since they begin when a message is published."""
+    reached, behind = publisher["messages_per_second"], publisher["behind"]
+    if reached is not None and reached < 0.95 * rate:
+        yield f"The rate was not reached: {reached:,.0f} of {rate:,.12g} messages a second."
+    elif behind > _BEHIND:
+        yield f"The publisher was up to {_duration(behind * 1e6)} late; the latency begins when it has published."
 
 
 def _sum(document: dict[str, Any]) -> str:

@@ -86,7 +86,8 @@ class Load:
 class Report:
     """What the publisher says of itself: ``part`` of the whole is done, and ``done`` says that this was all.
 
-    ``cpu`` and ``seconds`` are from the first message to the last; ``size`` is that of a body, in bytes.
+    ``cpu`` and ``seconds`` are from the first message to the last; ``size`` is that of a body, in bytes. ``behind`` is
+    how late a message was published at most, in seconds.
     """
 
     sent: int
@@ -97,6 +98,7 @@ class Report:
     rate: float | None
     size: int
     host: str
+    behind: float
 
 
 def padding(app: App, size: int) -> tuple[bytes, int]:
@@ -169,7 +171,7 @@ class _Publisher(_End):
         self._reports = self.app.publisher(_REPORTS, Report)
         self._fill, self._size = padding(self.app, order.size)
         self._sent = 0
-        self._began = self._began_cpu = self._seconds = self._cpu = 0.0
+        self._began = self._began_cpu = self._seconds = self._cpu = self._behind = 0.0
         self._waiting: Deferred[None] | None = None
 
     def stop(self) -> None:
@@ -225,7 +227,10 @@ class _Publisher(_End):
 
     async def _burst(self, number: int) -> None:
         """Send the messages that are due."""
-        publish, clock, fill, waits = self._load.publish, time.time_ns, self._fill, self.order.rate is None
+        publish, clock, fill, rate = self._load.publish, time.time_ns, self._fill, self.order.rate
+        waits = rate is None
+        if number and rate is not None:
+            self._behind = max(self._behind, self._seconds - self._sent / rate)
         for _ in range(number):
             sent = publish(Load(_FIRST + self._sent, clock(), fill))
             self._sent += 1
@@ -258,7 +263,17 @@ class _Publisher(_End):
 
     def _report(self, *, done: bool) -> Report:
         order = self.order
-        return Report(self._sent, self._part(), done, self._seconds, self._cpu, order.rate, self._size, platform.node())
+        return Report(
+            sent=self._sent,
+            part=self._part(),
+            done=done,
+            seconds=self._seconds,
+            cpu=self._cpu,
+            rate=order.rate,
+            size=self._size,
+            host=platform.node(),
+            behind=self._behind,
+        )
 
     async def _say_goodbye(self) -> None:
         """Until all subscribers have heard it, and have left."""
