@@ -389,8 +389,10 @@ def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tu
 )
 def test_numbers_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
     """An hour of holding back, or frames of one message, are a mistake, and an error where I write it."""
-    with pytest.raises(ValueError, match=r"seconds|messages"):
-        Coalesce(**how)
+    with pytest.raises(SignatureError, match=rf"test_coalescing.*coalesce=Coalesce\(.*\): .*{next(iter(how))}"):
+        App(coalesce=Coalesce(**how))
+    with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce="):
+        App().publisher("a", int, coalesce=Coalesce(**how))
 
 
 @pytest.mark.parametrize("coalesce", [1, 0.01, "yes"])

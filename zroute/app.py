@@ -340,8 +340,8 @@ class App(Routes):
             wanting.append(self.where)
         if wanting:
             raise SignatureError(
-                "coalesce with overflow='raise': a message that travels with others is sent when its publish raises no "
-                "more; leave one of the two out, or write overflow='wait'",
+                "coalesce with overflow='raise': a message that travels with others is sent later, when its publish "
+                "can raise no more; leave one of the two out, or write overflow='wait'",
                 parameter="coalesce",
                 where=wanting[0],
             )

@@ -77,16 +77,16 @@ class Outcomes:
 
     def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
         """A handler raised or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
-        route = delivery.route
+        route, topic = delivery.route, repr(str(delivery.topic))
         route.stats.handler_error += many
         self._reports(
             ("failed", route, type(error)),
             route.name,
             logging.ERROR,
-            "%s at %s failed on %r: %s: %s%s",
+            "%s at %s failed on %s: %s: %s%s",
             route.name,
             route.route.where,
-            str(delivery.topic),
+            topic if many == 1 else f"a list of {many} messages, the first of {topic}",
             type(error).__name__,
             error,
             loop_hint(error),

@@ -26,7 +26,7 @@ def groups(scale: Scale) -> list[Group]:
             names.get(name, name),
             partial(_measure, name, scale.requests),
             WHOLE,
-            None if "txZMQ" not in name or find_spec("txzmq") else "txZMQ is not installed",
+            None if "txZMQ" not in name or find_spec("txzmq") else "txZMQ is not installed (the extra `dev`)",
         )
         for name in bench_requests.REQUESTS
     )

@@ -190,7 +190,7 @@ def txzmq_receive(work: Workload, library: str = "txzmq", *, parse: Callable[[by
 
 
 def _txzmq(name: str, measure: Callable[[], Figures]) -> Contestant:
-    return Contestant(name, measure, absent=None if find_spec("txzmq") else "txZMQ is not installed")
+    return Contestant(name, measure, absent=None if find_spec("txzmq") else "txZMQ is not installed (the extra `dev`)")
 
 
 def _ours(work: Workload) -> tuple[Contestant, ...]:

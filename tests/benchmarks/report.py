@@ -108,7 +108,7 @@ def as_markdown(
     parts = [
         f"Measured with `{command}`: {settings}",
         ", ".join(f"{name} {value}" for name, value in described.items()) + ".",
-        _markdown(list(HEADINGS), [_goal_cells(one) for one in judged]),
+        *([_markdown(list(HEADINGS), [_goal_cells(one) for one in judged])] if judged else []),
         CLOCKS,
     ]
     for result in results:

@@ -68,7 +68,7 @@ def groups(scale: Scale) -> list[Group]:
             f"{TXZMQ}, publisher by hand",
             partial(_python, TXZMQ, BY_HAND, work.count),
             WHOLE,
-            None if find_spec("txzmq") else "txZMQ is not installed",
+            None if find_spec("txzmq") else "txZMQ is not installed (the extra `dev`)",
         ),
         *(
             Contestant(kind, partial(peers_nats.end_to_end, kind, fewer), WHOLE, peers_nats.absent(kind))

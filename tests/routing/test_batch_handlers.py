@@ -276,7 +276,9 @@ def test_a_frame_that_fills_a_queue_is_taken_in_the_end() -> None:
 
 
 @pytest.mark.parametrize("frame_of_many", [False, True])
-def test_an_error_counts_for_all_of_its_list_and_is_told_once(frame_of_many: bool) -> None:
+def test_an_error_counts_for_all_of_its_list_and_is_told_once(
+    frame_of_many: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """on_error is called once, with the envelope of the first message, and the error is none of zroute's own."""
     app, told = App(), []
 
@@ -295,6 +297,7 @@ def test_an_error_counts_for_all_of_its_list_and_is_told_once(frame_of_many: boo
     made.feed(*([together("a.x", [packed(number) for number in range(5)])] if frame_of_many else numbers(5)))
     (stats,) = made.stats.routes.values()
     assert told == [("no", "a.x", packed(0))]
+    assert "failed on a list of 3 messages, the first of 'a.x': ValueError: no" in caplog.text
     assert (stats.handler_error, stats.handled, given_out(stats)) == (3, 2, 5)
 
 
@@ -463,8 +466,14 @@ def test_batch_is_a_number_of_messages(batch: Any) -> None:
 def test_a_list_that_the_queue_would_never_let_grow_is_refused() -> None:
     """What waits in a list is queued, so queue is at least batch; the error says what to write."""
     with pytest.raises(SignatureError, match="give queue=2000 or more"):
-        App().add_route(print, "a", batch=2000)
+        App().add_route(print, "a", batch=2000, queue=1000)
     App().add_route(print, "a", batch=2000, queue=2000)
+
+
+@pytest.mark.parametrize(("batch", "queue"), [(None, 1000), (100, 1000), (2000, 8000)])
+def test_long_lists_have_room_to_wait_without_a_word_of_mine(batch: int | None, queue: int) -> None:
+    """Four lists may wait, or a thousand messages where that is more."""
+    assert App().add_route(print, "a", batch=batch).queue == queue
 
 
 def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:

@@ -72,6 +72,20 @@ def test_what_is_published_comes_back_as_the_same_objects(wire: Any, codec: Any)
         assert app.stats.handled == 1
 
 
+def test_messages_that_arrive_together_are_one_list() -> None:
+    """A handler with batch= can be tested: I publish several, and it is given them as a reader at work is."""
+    app = App(sub="tcp://127.0.0.1:1")
+
+    @app.subscribe("trades.*", batch=3)
+    def on_trades(trades: list[int]) -> list[int]:
+        return trades
+
+    with TestApp(app) as t:
+        t.publish("trades.a", 1, 2, 3, 4)
+        t.publish("trades.a", 5)
+        assert t.results(on_trades) == [[1, 2, 3], [4], [5]]
+
+
 def test_envelopes_show_topics_headers_and_times() -> None:
     """What travelled beside the body can be looked at, too; time is virtual and goes on from now."""
     with TestApp(alerting()) as t:

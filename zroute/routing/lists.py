@@ -58,7 +58,7 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[Outlet]) -> tuple[Cal
         raise SignatureError(f"{given}, and {name} has no parameter for them: add one", where=route.where)
     item = _item(call.schema)
     if item is None or item in (Envelope, Topic):
-        wanted = "Quote" if item else describe(call.schema)
+        wanted = describe(call.schema) if item is None and get_origin(call.schema) is None else "Quote"
         raise SignatureError(
             f"{given}, and parameter {call.body!r} of {name} is declared as {describe(call.schema)}: annotate it as a "
             f"list of the type of one message, such as list[{wanted}]",

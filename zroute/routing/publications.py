@@ -15,7 +15,7 @@ from zroute.errors import EncodeError, NotRunningError, TopicError
 from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
-from zroute.options import COALESCED, COALESCED_MAX
+from zroute.options import COALESCED
 
 __all__ = [
     "DONE",
@@ -64,13 +64,12 @@ class Coalesce:
 
     The first goes at once. Those that are published behind it within the same turn of the reactor, or within
     ``seconds`` (0 to 1; default 0: the turn), go together at its end, or sooner: when there are ``messages`` of them
-    (2 to 1,000; default 100) or 64,000 bytes. Raises ValueError for other numbers.
+    (2 to 1,000; default 100) or 64,000 bytes. With ``overflow="wait"`` they go when one of them is awaited, too. Other
+    numbers are refused by the app or the publisher that it is given to.
     """
 
-    seconds: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
-    messages: int = attrs.field(
-        default=COALESCED, validator=[attrs.validators.ge(2), attrs.validators.le(COALESCED_MAX)]
-    )
+    seconds: float = 0.0
+    messages: int = COALESCED
 
 
 _TOPICS_KEPT = 4096  # topics made from captures, per publication; the dict starts anew beyond that

@@ -20,7 +20,7 @@ import attrs
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
-from zroute.options import BATCH_MAX, MAX_IN_FLIGHT, ROUTE_QUEUE
+from zroute.options import BATCH_MAX, COALESCED_MAX, MAX_IN_FLIGHT, ROUTE_QUEUE
 from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
 from zroute.routing.publications import Coalesce, Keep, Publication, Schedule
 
@@ -126,7 +126,7 @@ class Routes:
         thread: bool = False,
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
-        queue: int = ROUTE_QUEUE,
+        queue: int | None = None,
         stale_after: float | None = None,
         batch: int | None = None,
     ) -> Callable[[F], F]:
@@ -168,7 +168,7 @@ class Routes:
         thread: bool = False,
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
-        queue: int = ROUTE_QUEUE,
+        queue: int | None = None,
         stale_after: float | None = None,
         batch: int | None = None,
     ) -> Route:
@@ -182,8 +182,8 @@ class Routes:
         The rest is for functions that are unfinished when they return: ``async`` ones, those that return a
         Deferred, and those in threads. Messages of one topic are handled one after the other, unless
         ``ordered=False``, those of different topics side by side, up to ``max_in_flight`` at a time
-        (default 100). ``queue`` messages may wait (default 1,000); then the app reads no more from its
-        sockets until half of them are handled, and says which route it waits for.
+        (default 100). ``queue`` messages may wait (default 1,000, or four lists of ``batch`` where that is more); then
+        the app reads no more from its sockets until half of them are handled, and says which route it waits for.
 
         A message that was sent more than ``stale_after`` seconds ago when its turn has come is not handled but
         counted as ``stale`` (default: none is). That compares the clocks of two hosts, which must agree better than
@@ -448,7 +448,7 @@ def make_route(
     thread: bool,
     max_in_flight: int,
     ordered: bool,
-    queue: int,
+    queue: int | None,
     stale_after: float | None,
     batch: int | None,
     where: str,
@@ -456,14 +456,16 @@ def make_route(
 ) -> Route:
     """The record of a handler; see `Routes.add_route` for the arguments and what is raised."""
     _check_callable(function, "subscribe", where)
+    if batch is not None:
+        _check_batch(batch, queue, where)
+    if queue is None:  # with room for two lists the one would always wait for half of the other
+        queue = max(ROUTE_QUEUE, 4 * (batch or 0))
     for name, bound in (("max_in_flight", max_in_flight), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
             raise SignatureError(f"{name}={bound!r}: a number of messages, 1 or more", parameter=name, where=where)
     if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
         text = f"stale_after={stale_after!r}: a number of seconds, more than 0"
         raise SignatureError(text, parameter="stale_after", where=where)
-    if batch is not None:
-        _check_batch(batch, queue, where)
     if thread and (is_coroutine_function(function) or is_generator_function(function)):
         raise SignatureError(
             f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; leave it out, "
@@ -546,11 +548,11 @@ def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pat
     return parsed
 
 
-def _check_batch(batch: Any, queue: int, where: str) -> None:
+def _check_batch(batch: Any, queue: Any, where: str) -> None:
     if not (isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= BATCH_MAX):
         fault = f"batch={batch!r}: a number of messages, from 1 to {BATCH_MAX:,}"
         raise SignatureError(fault, parameter="batch", where=where)
-    if batch > queue:
+    if isinstance(queue, int) and batch > queue:
         raise SignatureError(
             f"batch={batch} with queue={queue}: what is in a list waits, so none would be that long; give "
             f"queue={batch} or more",
@@ -572,12 +574,16 @@ def _check_callable(function: Any, decorator: str, where: str) -> None:
 
 def coalescing(coalesce: Any, where: str) -> Coalesce | Literal[False]:
     """What was given, checked: how messages travel together, or False."""
-    if isinstance(coalesce, Coalesce):
-        return coalesce
-    if not isinstance(coalesce, bool):
-        fault = f"coalesce={coalesce!r}: True, False or Coalesce(seconds=…, messages=…)"
-        raise SignatureError(fault, parameter="coalesce", where=where)
-    return Coalesce() if coalesce else False
+    fault = None
+    if not isinstance(coalesce, Coalesce | bool):
+        fault = "True, False or Coalesce(seconds=…, messages=…)"
+    elif isinstance(coalesce, Coalesce) and not 0 <= coalesce.seconds <= 1:
+        fault = "messages are held for 0 seconds, which is one turn of the reactor, to 1"
+    elif isinstance(coalesce, Coalesce) and coalesce.messages not in range(2, COALESCED_MAX + 1):
+        fault = f"2 to {COALESCED_MAX:,} messages travel together"
+    if fault is not None:
+        raise SignatureError(f"coalesce={coalesce!r}: {fault}", parameter="coalesce", where=where)
+    return Coalesce() if coalesce is True else coalesce
 
 
 def _schedule(every: float, jitter: float, initial_delay: float, where: str) -> Schedule:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -179,15 +180,23 @@ class TestApp:
         self,
         topic: str,
         message: object,
-        *,
+        *more: object,
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> None:
         """Publish from outside to the apps, encoded by the type of ``message``; to no one, if none subscribes.
 
+        With ``more`` all of them have arrived before a handler is called: one with ``batch`` is given one list.
         ``codec`` as for ``app.publisher`` (default: the first app's). Raises TopicError and EncodeError
         for what can't be published, and what the handlers raise. What nobody subscribes to is in `unheard`.
         """
+        sent = [self._framed(topic, each, codec, headers) for each in (message, *more)]
+        self._do(lambda: deque(map(self._bus.receive, sent), maxlen=0))
+        self._raise()
+
+    def _framed(
+        self, topic: str, message: object, codec: str | Codec | None, headers: Mapping[str, Any] | None
+    ) -> tuple[bytes, ...]:
         chosen = find_codec(codec) if codec is not None else None
         used, encode = runtime_encoder(message, codec=chosen, default=self.apps[0].codec)
         self._sequence += 1
@@ -195,7 +204,7 @@ class TestApp:
             "tracked", epoch=1, next_sequence=lambda: self._sequence, clock_ns=lambda: int(self._wall() * 1e9)
         )
         sent = frame(topic_bytes(topic), used.number, encode(message), headers)
-        self.receive(*((sent,) if isinstance(sent, bytes) else sent))
+        return (sent,) if isinstance(sent, bytes) else sent
 
     def receive(self, *frames: bytes) -> None:
         """Give the apps the frames of one message just as they would come from the network, sound or not."""
