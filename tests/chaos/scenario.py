@@ -25,8 +25,11 @@ from tests.support import Child, free_port
 from zroute.routing.trie import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
-PATIENCE = 60.0
-"""Seconds until something is said to hang."""
+PATIENCE = 120.0
+"""Seconds until something is said to hang: a flood that waits for handlers that hang takes most of a minute."""
+
+RECONNECTED = 1.0
+"""Seconds in which a connection that was cut is back: ten times the time after which it is tried."""
 
 _INDEX = (1 << 40) - 1  # the part of a number that counts: see docs/reference/wire.md
 
@@ -51,7 +54,7 @@ class Run:
     epoch: str = ""
     bursts: int = 0
     killed: bool = False
-    """Or stopped while a subscriber did not read: its tail is not known to all."""
+    """Or stopped while a subscriber did not read, or while a connection was cut: its tail is not known to all."""
 
     def sent(self, subscription: str) -> list[int]:
         """The numbers of what it sent that ``subscription`` matches, in order."""
@@ -96,14 +99,15 @@ class Publisher:
 
     def finish(self) -> None:
         """Wait until all that was asked for is sent."""
-        bursts = self.now.bursts
-        self.now.process.wait_for(lambda lines: lines.count("done") >= bursts)
+        run = self.now
+        self.scenario.wait(f"publisher {self.name} to send it all", lambda: run.process.out.count("done") >= run.bursts)
 
     def stop(self) -> None:
         self.now.process.write("stop\n")
         code = self.now.process.end(None, PATIENCE)
-        self.now.killed = any("have not read all" in line for line in self.now.process.err)
-        expected = 75 if self.now.killed and self.overflow == "wait" else 0
+        unread = any("have not read all" in line for line in self.now.process.err)
+        self.now.killed = unread or self.scenario.shaken
+        expected = 75 if unread and self.overflow == "wait" else 0
         self.scenario.expect(code == expected, f"publisher {self.name} ended with {code}: {self.now.process.err[-5:]}")
 
 
@@ -172,6 +176,8 @@ class Scenario:
     done: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     figures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    shaken: bool = False
+    """Whether a connection was cut that may not be back."""
 
     def play(self) -> dict[str, int]:
         """Do all of it, and compare. Raises AssertionError with everything that did not hold."""
@@ -222,7 +228,7 @@ class Scenario:
             endpoints = [self.outlet.endpoint]
         for name in range(self.chance.randint(1, 3)):
             self._subscribe(str(name), endpoints)
-        self._wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
+        self.wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
 
     def _forward(self) -> None:
         fronts = [publisher.proxy.endpoint for publisher in self.publishers]
@@ -277,6 +283,7 @@ class Scenario:
         for _ in range(self.chance.randint(1, 3)):
             time.sleep(self.chance.uniform(0, 0.2))  # trouble comes at any moment: this one is the seed's
             self.chance.choice(self.proxies()).cut()
+        self.shaken = True
         self._finish()
 
     def reset(self) -> None:
@@ -284,6 +291,7 @@ class Scenario:
         for _ in range(self.chance.randint(1, 3)):
             time.sleep(self.chance.uniform(0, 0.2))
             self.chance.choice(self.proxies()).reset()
+        self.shaken = True
         self._finish()
 
     def slow(self) -> None:
@@ -327,14 +335,14 @@ class Scenario:
         publisher.now.killed = True
         publisher.start()
         self._finish()
-        self._wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
 
     def restart_publisher(self) -> None:
         self._settle()
         publisher = self.chance.choice(self.publishers)
         publisher.stop()
         publisher.start()
-        self._wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
 
     def stop_publisher(self) -> None:
         """In the middle of a burst: what it has sent until then is seen or counted."""
@@ -344,7 +352,7 @@ class Scenario:
         publisher.stop()
         publisher.start()
         self._finish()
-        self._wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
 
     def restart_subscriber(self) -> None:
         self._settle()
@@ -352,14 +360,14 @@ class Scenario:
         old.stop(self.chance.choice((signal.SIGINT, signal.SIGTERM)))
         self.departed.append(old)
         self._subscribe(old.name + "'", old.endpoints)
-        self._wait("the joins of the new one", self.subscribers[-1].has_joined)
+        self.wait("the joins of the new one", self.subscribers[-1].has_joined)
 
     def come_and_go(self) -> None:
         """One whose handler closes its own app in the middle of a stream; the others must not notice."""
         self._settle()
         endpoints = self.subscribers[0].endpoints
         guest = Subscriber(self, f"guest-{len(self.departed)}", endpoints, ["a", "a.b."], "closes")
-        self._wait("the guest's joins", guest.has_joined)
+        self.wait("the guest's joins", guest.has_joined)
         self._burst(5_000, 20_000)
         code = guest.process.end(None, PATIENCE)
         self.expect(code == 0, f"the guest ended with {code}: {guest.process.err[-5:]}")
@@ -371,11 +379,12 @@ class Scenario:
         time.sleep(self.chance.uniform(0, 0.2))
         self.forwarder.end(signal.SIGKILL)
         self._forward()
+        self.shaken = True
         self._finish()
 
     # -- after
 
-    def _wait(self, what: str, found: Callable[[], bool]) -> None:
+    def wait(self, what: str, found: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not found():
             if time.monotonic() > deadline:
@@ -384,9 +393,12 @@ class Scenario:
             time.sleep(0.1)
 
     def _settle(self) -> None:
-        """Until everybody has accounted for everything."""
+        """Until everybody is connected and has accounted for everything."""
         self._finish()
-        self._wait("all that was sent", lambda: all(each.has_all() for each in self.subscribers))
+        if self.shaken:
+            time.sleep(RECONNECTED)  # whoever was sent nothing has accounted for all of it while it is away
+            self.shaken = False
+        self.wait("all that was sent", lambda: all(each.has_all() for each in self.subscribers))
 
     def _last_words(self) -> None:
         """When the trouble is over all is as it was: soon, everyone sees all of a burst."""
