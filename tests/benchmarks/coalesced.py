@@ -19,10 +19,10 @@ from zroute.service import AppService
 __all__ = ["COALESCED", "FLOOD", "groups"]
 
 ENDPOINT = "inproc://stream"
-BURSTS = (50, 256)
-"""Messages published in one turn of the reactor: of a busy feed, and of one that can't be read one by one."""
+BURSTS = (5, 50, 256)
+"""Messages published in one turn of the reactor: hardly worth it, a busy feed, one that can't be read one by one."""
 
-COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
+FEW, COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
 
 
 def absent() -> str | None:
@@ -68,7 +68,7 @@ def groups(scale: Scale) -> list[Group]:
         Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
         *(
             Contestant(name, partial(coalesced, scale.count, burst), absent=absent())
-            for name, burst in zip((COALESCED, FLOOD), BURSTS, strict=True)
+            for name, burst in zip((FEW, COALESCED, FLOOD), BURSTS, strict=True)
         ),
     )
     return [Group("coalesced", "receive, JSON quotes that are published many a turn", contestants, BY_HAND)]
