@@ -38,6 +38,7 @@ __all__ = [
     "ROUTE_QUEUE",
     "STATEMENT_MAX",
     "STREAM_QUEUE",
+    "SUBSCRIPTIONS_SEEN",
     "TOPIC_CACHE",
     "Option",
     "SocketOptions",
@@ -115,6 +116,9 @@ READ_SECONDS = 0.005
 
 READ_SLICE = 16
 """Messages between two looks at the clock, which costs about a tenth of a message."""
+
+SUBSCRIPTIONS_SEEN = 0.001
+"""Seconds until a publisher looks for subscriptions that it may have missed over a message that it sent."""
 
 DRAIN_TIMEOUT = 8.0
 """Seconds a stop waits for what was received: below the 10 s that container runtimes allow before SIGKILL."""

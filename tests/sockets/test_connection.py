@@ -158,8 +158,9 @@ async def test_slow_handlers_get_a_smaller_share(sockets: Sockets) -> None:
     assert max(between) <= 2 * READ_SLICE
 
 
+@pytest.mark.parametrize("how", ["send", "send_frame"])
 @pytest_twisted.ensureDeferred
-async def test_sending_does_not_lose_the_edge(sockets: Sockets) -> None:
+async def test_sending_does_not_lose_the_edge(sockets: Sockets, how: str) -> None:
     """A subscription that waits when I send is seen, each of 200 times, though sending uses its wake-up up."""
     changes = Mailbox[tuple[bytes, bool]]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
@@ -169,10 +170,28 @@ async def test_sending_does_not_lose_the_edge(sockets: Sockets) -> None:
         peer.subscribe(b"s%d" % number)
         assert select.select([publisher.fileno()], [], [], PATIENCE)[0]  # looks, and leaves the socket alone
         while select.select([publisher.fileno()], [], [], 0)[0]:
-            publisher.send(b"x")
+            getattr(publisher, how)(b"x")
         await changes.until(number + 1)
         await turn()  # out of the doRead that told it
     assert changes.items == [(b"s%d" % number, True) for number in range(200)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_look_that_has_time_is_brought_forward(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a publisher may have missed can wait, but not for those who need it now."""
+    monkeypatch.setattr("zroute.sockets.pubsub.SUBSCRIPTIONS_SEEN", 2 * PATIENCE)
+    changes = Mailbox[bytes]()
+    publisher = sockets.pub(lambda prefix, there: changes.put(prefix))
+    peer = sockets.raw(zmq.SUB)
+    peer.connect(bound(publisher))
+    await turn()
+    peer.subscribe(b"s")
+    assert select.select([publisher.fileno()], [], [], PATIENCE)[0]
+    while select.select([publisher.fileno()], [], [], 0)[0]:
+        publisher.send_frame(b"x")
+    publisher.poke()
+    publisher.send_frame(b"x")
+    assert await changes.until(1) == [b"s"]
 
 
 @pytest_twisted.ensureDeferred

@@ -81,6 +81,7 @@ class Connection:
         self._reactor = reactor
         self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
         self._poke: Any = None
+        self._poke_waits = False
         self._again = False
         self.paused = False
         self.emptied = False
@@ -324,10 +325,15 @@ class Connection:
 
     # -- state ----------------------------------------------------------------------------------------
 
-    def poke(self) -> None:
-        """Look at the socket in the reactor's next turn, because this turn touched it."""
-        if self._poke is None and not self.closed:
-            self._poke = self._reactor.callLater(0, self._poked)
+    def poke(self, within: float = 0.0) -> None:
+        """Look at the socket within so many seconds (default: in the reactor's next turn), because it was touched."""
+        if self.closed:
+            return
+        if self._poke is None:
+            self._poke, self._poke_waits = self._reactor.callLater(within, self._poked), within > 0
+        elif self._poke_waits and not within:
+            self._poke_waits = False
+            self._poke.reset(0)
 
     def _poked(self) -> None:
         """Mostly nothing has arrived, as behind a send: to look costs a third of a recv that finds nothing."""

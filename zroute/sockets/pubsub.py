@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack
 
 import zmq
 
-from zroute.options import MAX_SUBSCRIPTIONS, SocketOptions
+from zroute.options import MAX_SUBSCRIPTIONS, SUBSCRIPTIONS_SEEN, SocketOptions
 from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
@@ -105,10 +105,14 @@ class XPubConnection(SendingConnection):
         self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)
 
     def send_frame(self, frame: bytes) -> None:
-        """`send` for one part, without its checks: what an App publishes with."""
+        """`send` for one part, without its checks: what an App publishes with.
+
+        What such a socket may miss over it are subscriptions, which have time: a turn of the reactor right behind each
+        message would be in the way of whoever takes it on.
+        """
         self._send(frame, _AT_ONCE)
         if self._poke is None:
-            self.poke()
+            self.poke(SUBSCRIPTIONS_SEEN)
 
     def _received(self, parts: list[bytes]) -> object:
         """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
