@@ -228,12 +228,14 @@ class Outgoing:
                 try:
                     body = write(message)
                 except EncodeError:
-                    return general(message, None)  # which says where the error is
-                if len(body) > limit or get_ident() != thread:
-                    _check_message(topic, body, limit, thread)
-                send(frame(body))
-                stats.published += 1
-                return DONE
+                    pass
+                else:
+                    if len(body) > limit or get_ident() != thread:
+                        _check_message(topic, body, limit, thread)
+                    send(frame(body))
+                    stats.published += 1
+                    return DONE
+                return general(message, None)  # which says where the error is
 
             return publish
 
