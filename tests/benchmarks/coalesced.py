@@ -22,6 +22,9 @@ ENDPOINT = "inproc://stream"
 BURSTS = (5, 50, 256)
 """Messages published in one turn of the reactor: hardly worth it, a busy feed, one that can't be read one by one."""
 
+TURNS = 2_000
+"""So many at most: each sends two frames, and 11,000 may wait between publisher and reader."""
+
 FEW, COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
 
 
@@ -67,7 +70,7 @@ def groups(scale: Scale) -> list[Group]:
         Contestant(BY_HAND, partial(by_hand, quotes)),
         Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
         *(
-            Contestant(name, partial(coalesced, scale.count, burst), absent=absent())
+            Contestant(name, partial(coalesced, min(scale.count, TURNS * burst), burst), absent=absent())
             for name, burst in zip((FEW, COALESCED, FLOOD), BURSTS, strict=True)
         ),
     )
