@@ -180,6 +180,8 @@ class Subscriber:
         self.pipes: list[deque[Frame]] = []
         self.accounts: dict[tuple[int, bytes], Account] = {}
         self.tails: list[LostTail] = []
+        self.parts: dict[int, int] = {}
+        """Of an answer that came in part, by publisher: how many parts, in a row."""
 
     def own(self, topic: bytes) -> bytes | None:
         return next((prefix for prefix in self.wanted if topic.startswith(prefix)), None)
@@ -251,9 +253,10 @@ class Subscriber:
         if goodbye and not named_before and len(events) > 1 and isinstance(events[-2], LostTail):
             self.tails.append(events.pop(-2))  # it ended without ever having been joined: nobody knows
         named = {prefix for prefix, _ in stated.numbers} & self.wanted
-        if marker != self.marker:
-            assert events == []
+        if marker != self.marker or (stated.part and stated.part != self.parts.get(epoch, 0)):
+            assert events == []  # of another, or behind a part that was lost: it says nothing, and is asked for anew
             return
+        self.parts[epoch] = (stated.part + 1) % stated.parts
         if not any(isinstance(event, Joined | Ended) for event in events):
             assert not named or before or stated.part or stated.parts > 1
         of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
@@ -318,6 +321,7 @@ class Network(RuleBasedStateMachine):
     def join(self, who: int) -> None:
         subscriber = self.subscribers[who]
         before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.wanted)
+        subscriber.parts.clear()
         for slot, publisher in enumerate(self.publishers):
             publisher.subscribe(self.links[who][slot], subscriber.marker)
             if before:
