@@ -807,7 +807,7 @@ def test_an_attached_handler_of_lists_is_given_what_came_before_it_was_closed(ki
 
     @app.on_startup
     def attach() -> None:
-        attached = app.attach("numbers", on_numbers, batch=10)
+        attached = app.attach("numbers", on_numbers, batch=2000)  # more than the queue of single messages
         app.attach("end", lambda message: attached.close())
 
     with TestApp(app, reactor=kind) as t:

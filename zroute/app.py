@@ -20,7 +20,7 @@ from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureE
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
-from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, ROUTE_QUEUE, STREAM_QUEUE
+from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, STREAM_QUEUE
 from zroute.routing.compiler import Compiled, compile_routes
 from zroute.routing.parameters import name_of
 from zroute.routing.publications import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
@@ -197,7 +197,7 @@ class App(Routes):
         thread: bool = False,
         max_in_flight: int = MAX_IN_FLIGHT,
         ordered: bool = True,
-        queue: int = ROUTE_QUEUE,
+        queue: int | None = None,
         stale_after: float | None = None,
         batch: int | None = None,
     ) -> Attached:

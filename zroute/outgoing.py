@@ -226,16 +226,16 @@ class Outgoing:
                 if captures:
                     return general(message, captures)
                 try:
-                    body = write(message)
+                    body: bytes | None = write(message)
                 except EncodeError:
-                    pass
-                else:
-                    if len(body) > limit or get_ident() != thread:
-                        _check_message(topic, body, limit, thread)
-                    send(frame(body))
-                    stats.published += 1
-                    return DONE
-                return general(message, None)  # which says where the error is
+                    body = None
+                if body is None:
+                    return general(message, None)  # which says where the error is
+                if len(body) > limit or get_ident() != thread:
+                    _check_message(topic, body, limit, thread)
+                send(frame(body))
+                stats.published += 1
+                return DONE
 
             return publish
 

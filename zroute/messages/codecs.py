@@ -150,7 +150,7 @@ def _tested(found: Schema, write: Encode) -> Encode:
     """
     schema, fits = found.type, conforms(found.type)
     expression, names = getattr(fits, "expression", ("fits(m)", {"fits": fits}))
-    scope = {**names, "write": write, "unfit": lambda *about: _unfit(about[0], schema, *about[1:])}
+    scope = {**names, "write": write, "unfit": lambda message, error=None: _unfit(message, schema, error)}
     exec(_TESTED.format(expression=expression), scope)
     encode: Encode = scope["encode"]
     return encode

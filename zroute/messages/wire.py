@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from struct import Struct
 from typing import Any, Literal, Protocol, TypeAlias
@@ -306,7 +306,7 @@ def _header_maker(start: bytes, heads: Heads, codec: int, counters: Sequence[Num
     return _header_source(lengths)(pack, head)
 
 
-@cache
+@lru_cache(maxsize=256)  # which lengths there are, subscribers decide
 def _header_source(lengths: tuple[int, ...]) -> Callable[[Callable[..., bytes], bytes], HeaderMaker]:
     numbers = [f"c[{at}].number" for at in range(len(lengths))]
     further = "".join(f", {length}, {number}" for length, number in zip(lengths[1:], numbers[1:], strict=True))

@@ -233,14 +233,13 @@ class RouteTable:
         """
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
-        received = 0
+        received, receive = 0, recv
         if self._unpacked.rest:
             self.work_off(budget)
             return
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
         rounds = self._rounds = _ROUNDS[:budget]  # a list, so that `hold` can end it at no cost
-        receive = recv
         try:
             for received in rounds:  # noqa: B007  # counted in the end
                 frame = receive(1)

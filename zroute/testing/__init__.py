@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -191,7 +190,12 @@ class TestApp:
         for what can't be published, and what the handlers raise. What nobody subscribes to is in `unheard`.
         """
         sent = [self._framed(topic, each, codec, headers) for each in (message, *more)]
-        self._do(lambda: deque(map(self._bus.receive, sent), maxlen=0))
+
+        def arrive() -> None:
+            for frames in sent:
+                self._bus.receive(frames)
+
+        self._do(arrive)
         self._raise()
 
     def _framed(
