@@ -54,7 +54,8 @@ __all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
 
 
 _GOODBYE_PERIOD = 0.1
-"""Seconds between the first two goodbyes to one who does not answer; it doubles."""
+_GOODBYE_PERIOD_MAX = 0.4
+"""Seconds between goodbyes to one who does not answer: the time doubles, but who reads late is told before the end."""
 
 
 class _Ticking:
@@ -227,7 +228,7 @@ class PublishingEnd(_Ticking):
         for marker in self._told.values():
             self._state(Kind.GOODBYE, marker)
         if self._told:
-            self._timer = self._clock.callLater(period, self._say_goodbye, 2 * period)
+            self._timer = self._clock.callLater(period, self._say_goodbye, min(2 * period, _GOODBYE_PERIOD_MAX))
 
     def _heard(self, farewell: bytes) -> None:
         with suppress(EnvelopeError):  # a plain reader's subscription that looks like one

@@ -72,22 +72,35 @@ app.run()
 """
 
 
+BUSY = """
+from zroute.joins import SubscribingEnd
+
+def rejoin(self):
+    if self._marker and self._joining is None:
+        self._join_soon()
+        self._joining.reset(0.05)
+
+SubscribingEnd.rejoin = rejoin
+"""
+"""A reader that is late to ask anew behind its connection, as on a busy machine."""
+
+
 def told(lines: list[str]) -> list[Any]:
     """What the reader has said last."""
     return [json.loads(line) for line in lines if line.startswith("[")][-1:]
 
 
 def all_accounted(total: int) -> Any:
-    """Whether so many were seen or counted as lost, by a reader that has joined."""
-    return lambda lines: any(seen + lost == total and joins for seen, lost, _, joins, _ in told(lines))
+    """Whether so many were seen or counted as lost."""
+    return lambda lines: any(seen + lost == total for seen, lost, _, _, _ in told(lines))
 
 
-@pytest.mark.parametrize("overflow", ["drop", "wait"])
-def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(overflow: str) -> None:
+@pytest.mark.parametrize(("overflow", "before"), [("drop", ""), ("wait", ""), ("drop", BUSY)])
+def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(overflow: str, before: str) -> None:
     """The reader sleeps while the publisher ends behind a burst: the goodbye waits for it, and the sum is exact."""
     endpoint, total = free_endpoint(), 20_000
     with (
-        Child("-c", READER, endpoint, "1.5") as reader,
+        Child("-c", before + READER, endpoint, "0.5") as reader,
         Child("-c", BURST, endpoint, overflow, str(total), "stop") as publisher,
     ):
         publisher.line_with("sent")

@@ -18,6 +18,7 @@ from zroute.delivery.tracking import (
     ASKED_MAX,
     BEATS,
     DUPLICATE,
+    EARLIER_MAX,
     GRACE,
     PUBLISHERS_MAX,
     TICK,
@@ -179,9 +180,12 @@ class Subscriber:
         self.marker = b""
         self.pipes: list[deque[Frame]] = []
         self.accounts: dict[tuple[int, bytes], Account] = {}
+        self.known: set[int] = set()
         self.tails: list[LostTail] = []
-        self.parts: dict[int, int] = {}
-        """Of an answer that came in part, by publisher: how many parts, in a row."""
+        self.earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)
+        """The markers before, for the same subscriptions."""
+        self.parts: dict[int, tuple[bytes, int]] = {}
+        """Of an answer that came in part, by publisher: its marker, and how many parts, in a row."""
 
     def own(self, topic: bytes) -> bytes | None:
         return next((prefix for prefix in self.wanted if topic.startswith(prefix)), None)
@@ -248,23 +252,29 @@ class Subscriber:
             account.at += 1  # one was received, whichever: the next number tells
 
     def statement(self, marker: bytes, epoch: int, stated: Statement, arrived: Frame, goodbye: bool) -> None:
-        before, named_before = epoch in self.tracker.complete, self.tracker.name_of(epoch)
+        before, known = epoch in self.tracker.complete, epoch in self.known
         events = self.tracker.stated(epoch, marker, stated, goodbye=goodbye)
-        if goodbye and not named_before and len(events) > 1 and isinstance(events[-2], LostTail):
+        if goodbye and not known and len(events) > 1 and isinstance(events[-2], LostTail):
             self.tails.append(events.pop(-2))  # it ended without ever having been joined: nobody knows
         named = {prefix for prefix, _ in stated.numbers} & self.wanted
-        if marker != self.marker or (stated.part and stated.part != self.parts.get(epoch, 0)):
-            assert events == []  # of another, or behind a part that was lost: it says nothing, and is asked for anew
+        latest = marker == self.marker
+        if not latest and (marker not in self.earlier or known):
+            assert events == []  # to another, or to a marker before the last where the account has begun
             return
-        self.parts[epoch] = (stated.part + 1) % stated.parts
-        if not any(isinstance(event, Joined | Ended) for event in events):
-            assert not named or before or stated.part or stated.parts > 1
+        if stated.part and (marker, stated.part) != self.parts.get(epoch):
+            assert events == []  # behind a part that was lost: it says nothing, and is asked for anew
+            return
+        self.parts[epoch] = (marker, stated.part + 1)
+        complete = stated.part + 1 == stated.parts
+        if latest and not any(isinstance(event, Joined | Ended) for event in events):
+            assert not named or before or not complete
         of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
         for prefix in named:
             if (epoch, prefix) in self.accounts or self.joined(epoch, prefix):
                 mine = [each for each in of_counters if self.concerns(each, epoch, prefix)]
                 self.settle(epoch, prefix, arrived, mine, counts=0)
-        if any(isinstance(event, Joined | Ended) for event in events):
+        if complete:
+            self.known.add(epoch)
             for prefix in self.wanted:
                 self.accounts.setdefault(
                     (epoch, prefix), Account(arrived.sent.get(prefix, 0), arrived.lives.get(prefix, 0))
@@ -316,12 +326,15 @@ class Network(RuleBasedStateMachine):
         subscriber.wanted = set(wanted)
         subscriber.tracker.subscribe(wanted)
         self.join(who)
+        subscriber.earlier.clear()
 
     @rule(who=who)
     def join(self, who: int) -> None:
         subscriber = self.subscribers[who]
         before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.wanted)
         subscriber.parts.clear()
+        if before:
+            subscriber.earlier.append(before)
         for slot, publisher in enumerate(self.publishers):
             publisher.subscribe(self.links[who][slot], subscriber.marker)
             if before:
@@ -716,11 +729,56 @@ def test_publishers_without_a_name_are_no_restarts_of_each_other() -> None:
 def test_a_publisher_that_does_not_count_everything_is_not_trusted() -> None:
     """What a partial statement does not name stays unjudged, instead of being taken for zero."""
     tracker = joined(b"a")
-    tracker.join(b"N", 1)
     tracker.subscribe([b"a", b"b"])
+    tracker.join(b"N", 1)
     assert tracker.stated(7, b"N", stated(partial=True)) == [Joined(7, "", True)]
     assert received(tracker, 9, b"b") is None
     assert tracker.lost == 0
+
+
+def test_an_account_begins_with_the_first_answer_and_readiness_with_the_last() -> None:
+    """A connection came up and I asked anew: where only the first answer gets through, nothing behind it is unknown."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    tracker.join(b"N", 1)
+    assert tracker.stated(7, b"M", stated((b"a", 5))) == []
+    assert tracker.complete == {}
+    assert received(tracker, 8) == Gap(b"a", 7, 6, 7)
+    assert tracker.stated(7, b"M", stated((b"a", 9))) == []  # of before a reconnection, it could be
+    assert tracker.stated(7, b"N", stated((b"a", 9)), goodbye=True) == [Gap(b"a", 7, 9, 9), Ended(7, "")]
+
+
+def test_an_answer_about_other_subscriptions_begins_no_account() -> None:
+    """It does not know what I subscribe to now: what it doesn't name may be anywhere."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"N", 1)
+    assert tracker.stated(7, b"M", stated()) == []
+    assert received(tracker, 50, b"b") is None
+
+
+def test_a_last_answer_that_is_lost_behind_the_first_is_asked_for_again() -> None:
+    """The account goes on, but I am not ready: that publisher is asked as any other."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    tracker.join(b"N", 0)
+    tracker.stated(7, b"M", stated())
+    assert watched(tracker, 0, ANSWER_SECONDS + 3 * TICK) == [Overdue(7)]
+
+
+def test_parts_of_two_answers_make_no_join() -> None:
+    """What the second answer said in its lost part may have moved since the first."""
+    tracker = Tracker()
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"M", 0)
+    tracker.join(b"N", 1, again=True)
+    assert tracker.stated(7, b"M", Statement(0, 2, "", False, ((b"a", 5),))) == []
+    assert tracker.stated(7, b"N", Statement(1, 2, "", False, ((b"c", 5),))) == []
+    assert tracker.complete == {}
 
 
 def test_a_join_with_a_missing_part_is_not_complete() -> None:
@@ -733,7 +791,6 @@ def test_a_join_with_a_missing_part_is_not_complete() -> None:
     assert tracker.complete == {}
     assert received(tracker, 50, b"b") is None
     tracker.join(b"N", 1)
-    assert tracker.stated(7, b"M", stated()) == []
     assert tracker.stated(7, b"N", stated((b"a", 6), (b"b", 50))) == [Gap(b"a", 7, 6, 6), Joined(7, "", False)]
 
 

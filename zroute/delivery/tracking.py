@@ -48,6 +48,7 @@ __all__ = [
     "ASKED_MAX",
     "BEATS",
     "DUPLICATE",
+    "EARLIER_MAX",
     "GRACE",
     "PUBLISHERS_MAX",
     "TICK",
@@ -93,6 +94,9 @@ ANSWER_SECONDS = 2.0
 
 ASKED_MAX = 10
 """Markers in succession that one who never answers is asked with: whoever invents publishers makes no endless work."""
+
+EARLIER_MAX = 16
+"""Markers before the last: a subscriber sends one for each connection, and keeps those before for `GRACE` seconds."""
 
 _COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
 
@@ -401,6 +405,7 @@ class _Publisher:
     name: str | None = None
     covered: frozenset[bytes] = frozenset()
     streams: dict[bytes, Stream] = attrs.field(factory=dict)
+    answering: bytes = b""  # the marker that it answers, and how many parts of that there are
     parts: int = 0
     # When something must be heard: by a promised beat, and by an answer to the marker.
     due: float | None = None
@@ -433,6 +438,7 @@ class Tracker:
         self._subscriptions: frozenset[bytes] = frozenset()
         self._publishers: dict[int, _Publisher] = {}
         self._markers: set[bytes] = set()
+        self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # sent for the same subscriptions, over what is no more
         self._previous: float | None = None
         self._found: list[Event] = []
 
@@ -446,17 +452,20 @@ class Tracker:
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
         """The socket subscribes to these and no others; none is a prefix of another (`minimal_cover`)."""
         self._subscriptions = frozenset(subscriptions)
+        self._markers.clear()
+        self._earlier.clear()
         for publisher in self._publishers.values():
             publisher.covered &= self._subscriptions
             for prefix in publisher.streams.keys() - self._subscriptions:
                 publisher.streams.pop(prefix).expected = -1
 
     def join(self, marker: bytes, now: float, *, again: bool = False) -> None:
-        """``marker`` was sent behind the subscriptions; answers to those before no longer count.
+        """``marker`` was sent behind the subscriptions; with answers to those before nobody is complete any more.
 
         ``again``: nothing has changed since the one before, and answers to that are as good.
         """
         if not again:
+            self._earlier += self._markers
             self._markers.clear()
         self._markers.add(marker)
         for publisher in self._publishers.values():
@@ -534,15 +543,20 @@ class Tracker:
         return [found] if found is not None else []
 
     def stated(self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False) -> list[Event]:
-        """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here."""
-        if marker not in self._markers:
+        """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here.
+
+        With the first answer of a publisher its account begins, also where that is to a marker before the last.
+        """
+        publisher = self._publishers.get(epoch)
+        latest = marker in self._markers
+        if not latest and (marker not in self._earlier or (publisher is not None and publisher.joined_once)):
             return []
-        publisher = self._publishers.get(epoch) or self._meet(epoch)
+        publisher = publisher or self._meet(epoch)
         if publisher.state is _State.ENDED and goodbye:
             return []  # it says so until it is answered
         if statement.part == 0:
-            publisher.parts = 0
-        elif statement.part != publisher.parts:
+            publisher.answering, publisher.parts = marker, 0
+        elif (marker, statement.part) != (publisher.answering, publisher.parts):
             return []  # the part before it was lost: the join stays incomplete, and is asked for anew
         publisher.parts = statement.part + 1
         events: list[Event] = []
@@ -552,7 +566,7 @@ class Tracker:
             if found is not None:
                 events.append(found)
         if publisher.parts == statement.parts:
-            events += self._completed(publisher, statement, goodbye)
+            events += self._completed(publisher, statement, goodbye, latest)
         return events
 
     def kept(self, epoch: int, number: int) -> LostKept | None:
@@ -564,13 +578,13 @@ class Tracker:
         self.lost += number - expected
         return LostKept(epoch, number - expected)
 
-    def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool) -> Iterator[Event]:
+    def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool, latest: bool) -> Iterator[Event]:
         if not statement.partial:  # what was not named stands at 0
             publisher.covered = self._subscriptions
             for stream in publisher.streams.values():
                 stream.expected = stream.expected or 1
         publisher.parts = 0
-        publisher.pulse = publisher.promise = publisher.due = publisher.answer_due = None
+        publisher.pulse = publisher.promise = None
         publisher.silent, publisher.unanswered = False, 0
         first, publisher.name = not publisher.joined_once, statement.name
         if goodbye:
@@ -579,11 +593,13 @@ class Tracker:
                 yield self._lost_tail(publisher.epoch, tuple(publisher.streams))
             yield Ended(publisher.epoch, statement.name)
             return
-        publisher.state = _State.COMPLETE
-        self.joins += 1
         if first and statement.name:
             yield from self._restarted(publisher)
-        yield Joined(publisher.epoch, statement.name, statement.partial)
+        if latest:
+            publisher.state = _State.COMPLETE
+            publisher.due = publisher.answer_due = None
+            self.joins += 1
+            yield Joined(publisher.epoch, statement.name, statement.partial)
 
     def _restarted(self, publisher: _Publisher) -> Iterator[Event]:
         """Those of the same name were earlier runs, and have ended."""
@@ -622,7 +638,7 @@ class Tracker:
         if promise is not None:
             publisher.silent, publisher.unanswered = False, 0
             publisher.due = now + promise + GRACE if promise else None
-        if not (publisher.joined_once or publisher.unanswered or publisher.answer_due):  # met since the last call
+        if publisher.state is _State.JOINING and not (publisher.unanswered or publisher.answer_due):
             publisher.answer_due = now + ANSWER_SECONDS
 
     def _overdue(self, publisher: _Publisher, since: float) -> Iterator[Event]:
