@@ -385,7 +385,16 @@ def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tu
 
 
 @pytest.mark.parametrize(
-    "how", [{"seconds": -0.1}, {"seconds": 1.1}, {"messages": 1}, {"messages": 1001}, {"seconds": float("nan")}]
+    "how",
+    [
+        {"seconds": -0.1},
+        {"seconds": 1.1},
+        {"messages": 1},
+        {"messages": 1001},
+        {"seconds": float("nan")},
+        {"seconds": "1"},
+        {"seconds": True},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
     """An hour of holding back, or frames of one message, are a mistake, and an error where I write it."""

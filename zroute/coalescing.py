@@ -43,7 +43,8 @@ class Coalescer:
 
     ``check`` raises for a message that can't be sent: it is over ``limit`` bytes or of another thread. ``hold`` is
     called before one is held, with the topic, the `Held` and how many messages are held altogether; it may refuse by
-    raising, and returns what `publish` returns. None: nobody waits. ``send`` sends what is held of a topic.
+    raising, and returns what `publish` returns. None: nobody waits. ``send`` sends what is held of a topic; it
+    never raises, since it is not called by whoever published.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ COALESCED = 100
 """Messages that one frame brings by default: at 50 nearly all of the gain is there, and a turn stays short."""
 
 COALESCED_MAX = 1_000
-"""Messages that one frame brings at most: what is handled without a look at the clock, and lost with one frame."""
+"""Messages that one frame brings at most: what is decoded without a look at the clock, and lost with one frame."""
 
 COALESCED_BYTES = 64_000
 """Bytes of the messages in one frame: where each ends is written in two bytes, and separators count."""

@@ -342,14 +342,15 @@ class Outgoing:
 
         def send_held(topic: bytes, held: Held) -> None:
             trying = partial(attempt, topic, held)
-            if drops:
-                trying()
-                return
             try:
-                self._outbox.send(topic, trying, count=len(held.bodies), sent=held.sent)
-            except HighWaterMarkError as error:  # others have taken the room since
+                if drops:
+                    trying()
+                else:
+                    self._outbox.send(topic, trying, count=len(held.bodies), sent=held.sent)
+            except Exception as error:  # others have taken the room since, or the socket is gone
                 self._unsent(topic, len(held.bodies), error)
-                held.sent.end(error)
+                if held.sent is not None:
+                    held.sent.end(error)
 
         return send_held
 
@@ -374,8 +375,8 @@ class Outgoing:
 
     # -- what could not be sent ---------------------------------------------------------------------------
 
-    def _unsent(self, topic: bytes, count: int, error: HighWaterMarkError) -> None:
-        """Messages were given up in the outbox: counted and said, whether somebody awaits them or not."""
+    def _unsent(self, topic: bytes, count: int, error: Exception) -> None:
+        """Messages that `publish` took are given up: counted and said, whether somebody awaits them or not."""
         name = self._app.name
         if not count:  # whoever misses a control frame asks again
             text = "%s: a subscriber had no room for a control frame"
@@ -383,7 +384,9 @@ class Outgoing:
             return
         self._stats.published -= count
         self._stats.publish_errors += count
-        self._reports("unsent", f"{name}: unsent messages", logging.WARNING, "%s: %s", name, error)
+        why = error if isinstance(error, HighWaterMarkError) else f"{topic.decode()!r}: {error}"
+        text = "%s: not sent, messages: %d: %s"
+        self._reports("unsent", f"{name}: unsent messages", logging.WARNING, text, name, count, why)
 
     # -- subscribers --------------------------------------------------------------------------------------
 

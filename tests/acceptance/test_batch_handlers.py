@@ -15,25 +15,44 @@ TOTAL = 20_000
 
 SOURCE = f"""
 import os
+from twisted.internet.defer import Deferred
 from zroute import App
 
 app = App(pub=os.environ["ENDPOINT"], overflow="wait")
 numbers = app.publisher("numbers", int, coalesce=os.environ["COALESCE"] == "yes")
 
 
-@numbers
 async def send():
     await numbers.wait_for_subscribers(1)
     for number in range({TOTAL}):
-        yield number
+        sent = numbers.publish(number)
+        if number % 100 == 99:
+            await sent
+
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(send())
 """
 
 SINK = f"""
 import asyncio, json, os
 from zroute import App
+from zroute.routing import table
 
 app = App(sub=os.environ["ENDPOINT"])
 lists = []
+together, parse_batch = 0, table.parse_batch
+
+
+def counted(codec, body):
+    global together
+    batch = parse_batch(codec, body)
+    together += batch.many
+    return batch
+
+
+table.parse_batch = counted
 
 
 def take(numbers: list[int]) -> None:
@@ -46,7 +65,7 @@ def take(numbers: list[int]) -> None:
     (stats,) = app.stats.routes.values()
     lengths = sorted(map(len, lists))
     outcome = {{"same": joined == list(range({TOTAL})), "shortest": lengths[0], "longest": lengths[-1]}}
-    print(json.dumps(outcome | {{"lost": app.stats.lost}}), flush=True)
+    print(json.dumps(outcome | {{"lost": app.stats.lost, "together": together}}), flush=True)
     reactor.callLater(0, reactor.stop)
 
 
@@ -85,6 +104,7 @@ def test_20000_messages_in_lists_are_what_was_sent_in_order(tmp_path: Path, coal
     assert (outcome["same"], outcome["lost"]) == (True, 0)
     assert 1 <= outcome["shortest"] <= outcome["longest"] <= 100
     assert outcome["longest"] > 1
+    assert (outcome["together"] > TOTAL // 2) == (coalesce == "yes")
     assert f"handled {TOTAL}" in log[-1]
 
 
@@ -93,4 +113,5 @@ def test_a_slow_handler_of_lists_pauses_reading_and_loses_nothing(tmp_path: Path
     """What is sent faster than it is handled waits, here up to the queue and else outside; the log says for whom."""
     outcome, log = worked(tmp_path, coalesce=coalesce, slow="yes")
     assert (outcome["same"], outcome["longest"], outcome["lost"]) == (True, 100, 0)
+    assert (outcome["together"] > TOTAL // 2) == (coalesce == "yes")
     assert any("take_slowly() at sink.py" in line and "is full: 500 messages wait" in line for line in log)

@@ -258,6 +258,46 @@ async def test_what_can_not_be_encoded_is_an_error_where_it_is_published() -> No
         assert feed.stats.published == 3
 
 
+GONE = """
+import os, sys, zmq
+from twisted.internet import reactor
+from zroute import App, Coalesce
+
+context = zmq.Context()
+app = App(pub=sys.argv[1], context=context, coalesce=Coalesce(seconds=0.02))
+numbers = app.publisher("numbers.{x}", int)
+
+def tell():
+    refused = 0
+    for x in "abc":
+        try:
+            numbers.publish(1, x=x)
+        except Exception:
+            refused += 1
+    print("counted", app.stats.published, app.stats.publish_errors, refused, flush=True)
+    os._exit(0)
+
+@app.on_startup
+def begin():
+    for x in "abc":
+        for number in range(3):
+            numbers.publish(number, x=x)
+    print("taken", app.stats.published, flush=True)
+    context.destroy(linger=0)
+    reactor.callLater(0.1, tell)
+
+app.run()
+"""
+
+
+def test_what_is_held_when_the_socket_goes_is_counted_as_not_sent() -> None:
+    """Whoever destroys the context under an app is told of each topic, and who publishes later gets the error."""
+    with Child("-c", GONE, free_endpoint()) as program:
+        program.line_with("taken 9")
+        program.line_with("counted 3 6 3")
+        program.line_with("not sent, messages: 2: 'numbers.a': ", stream="err")
+
+
 @pytest.mark.parametrize("wire", ["plain", "multipart", "tracked"])
 @pytest_twisted.ensureDeferred
 async def test_plain_wires_carry_single_messages(wire: Any) -> None:

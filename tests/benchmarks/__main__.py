@@ -56,16 +56,30 @@ def scale_of(options: argparse.Namespace) -> Scale:
     )
 
 
+def _some(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 1 on is needed")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    """Told before the measurement, not behind it."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser("python -m tests.benchmarks", description="What zroute costs, beside others.")
-    made.add_argument("--rounds", type=int, default=5, help="rounds, in each of which all are measured (default 5)")
-    made.add_argument("--count", type=int, default=100_000, help="small messages in a measurement (default 100,000)")
+    made.add_argument("--rounds", type=_some, default=5, help="rounds, in each of which all are measured (default 5)")
+    made.add_argument("--count", type=_some, default=100_000, help="small messages in a measurement (default 100,000)")
     made.add_argument("--only", nargs="+", metavar="NAME", help="these groups, or those whose names begin so")
     made.add_argument("--quick", action="store_true", help="one round of very few: it judges no goal")
     made.add_argument("--instructions", action="store_true", help="count instructions too, with valgrind (minutes)")
     for name in ("json", "svg", "markdown"):
-        made.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the results as {name} too")
+        made.add_argument(f"--{name}", type=_file, metavar="FILE", help=f"write the results as {name} too")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import report
@@ -67,12 +69,25 @@ def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
     assert not found["goals"]
 
 
+@pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--count", "-1"), ("--json", "no/such/folder/x")])
+def test_what_can_not_work_is_refused_before_anything_is_measured(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """I learn of a wrong option now, not after half an hour."""
+    with pytest.raises(SystemExit) as refused:
+        command.parser().parse_args(wrong)
+    assert refused.value.code == 2
+    assert f"argument {wrong[0]}: " in capsys.readouterr().err
+
+
 def figures(*values: float) -> Any:
-    """A contestant's measurements, one a round."""
-    waiting = iter(values)
+    """A contestant's measurements, one a round; it fails when there are no more."""
+    waiting = list(values)
 
     def measure() -> Figures:
-        return {CPU: next(waiting)}
+        if not waiting:
+            raise RuntimeError("broken [/x]")
+        return {CPU: waiting.pop(0)}
 
     return measure
 
@@ -99,7 +114,10 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     group = Group("g", "", (Contestant("broken", figures()), Contestant("base", figures(1, 2))), "base")
     (result,) = run([group], 2, lambda _: None)
     assert result.row("broken").failed
-    assert result.row("broken").skipped == "failed: StopIteration: "
+    assert result.row("broken").skipped == "failed: RuntimeError: broken [/x]"
+    shown = Console(record=True, width=120, file=io.StringIO())
+    report.show(shown, result)
+    assert "broken [/x]" in shown.export_text()
     assert len(result.row("base").samples) == 2
     assert draw([result])
 

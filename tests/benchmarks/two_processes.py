@@ -30,6 +30,8 @@ PUBLISHER_CPU = "publisher CPU ns"
 BURST = 256
 """Messages that zroute publishes in one turn."""
 
+COALESCED = f"{TRACKED}, coalesced"
+
 
 # -- in the benchmark ---------------------------------------------------------------------------------------
 
@@ -64,6 +66,7 @@ def groups(scale: Scale) -> list[Group]:
         Contestant(BY_HAND, partial(_python, BY_HAND, BY_HAND, work.count), WHOLE),
         Contestant(PLAIN, partial(_python, PLAIN, PLAIN, work.count), WHOLE),
         Contestant(TRACKED, partial(_python, TRACKED, TRACKED, work.count), WHOLE),
+        Contestant(COALESCED, partial(_python, TRACKED, COALESCED, work.count), WHOLE),
         Contestant(
             f"{TXZMQ}, publisher by hand",
             partial(_python, TXZMQ, BY_HAND, work.count),
@@ -139,15 +142,15 @@ def subscribe_zroute(endpoint: str, count: int) -> None:
     reactor.run()
 
 
-def publish_zroute(wire: Any, endpoint: str, count: int) -> None:
-    """An app that waits for a subscriber, and where one has no room."""
+def publish_zroute(wire: Any, endpoint: str, count: int, *, coalesce: bool = False) -> None:
+    """An app that waits for a subscriber, and where one has no room: for each message, or for each burst."""
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
 
     from zroute import App
 
-    app = App(pub=endpoint, codec="json", wire=wire, overflow="wait")
+    app = App(pub=endpoint, codec="json", wire=wire, overflow="wait", coalesce=coalesce)
     quotes = app.publisher(TOPIC.decode(), Quote)
     service = app.service(reactor)
     began = 0.0
@@ -157,8 +160,11 @@ def publish_zroute(wire: Any, endpoint: str, count: int) -> None:
         await quotes.wait_for_subscribers(1)
         began = time.process_time()
         for number in range(count):
-            await quotes.publish(QUOTE)
+            sent = quotes.publish(QUOTE)
+            if not coalesce:
+                await sent
             if number % BURST == BURST - 1:
+                await sent
                 await deferLater(reactor, 0)
         await service.stopService()  # all has left
         say({CPU: (time.process_time() - began) / count * 1e9})
@@ -200,6 +206,7 @@ ROLES: dict[tuple[str, str], Callable[[str, int], None]] = {
     ("publish", PLAIN): partial(publish_zroute, "plain"),
     ("subscribe", TRACKED): subscribe_zroute,
     ("publish", TRACKED): partial(publish_zroute, "tracked"),
+    ("publish", COALESCED): partial(publish_zroute, "tracked", coalesce=True),
     ("subscribe", TXZMQ): subscribe_txzmq,
 }
 

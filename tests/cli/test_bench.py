@@ -73,6 +73,21 @@ def test_a_rate_that_is_not_reached_is_told() -> None:
     assert "The rate was not reached: " in done.stdout
 
 
+@pytest.mark.parametrize("how", [("--count", "10", "--rate", "50"), ("--for", "1s", "--rate", "4")])
+def test_a_rate_that_is_reached_is_not_complained_of(how: tuple[str, ...]) -> None:
+    """The time of a few messages is from the first to the last, without the pause behind that."""
+    done = zroute("bench", *how)
+    assert done.returncode == 0, done.stderr
+    assert "not reached" not in done.stdout
+
+
+def test_a_rate_beyond_all_numbers_is_one_that_is_not_reached() -> None:
+    """No traceback, whatever I ask for."""
+    done = zroute("bench", "--rate", "1e308", "--for", "300ms")
+    assert done.returncode == 0, done.stderr
+    assert "The rate was not reached: " in done.stdout
+
+
 def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
     """It stood still for a moment: its messages were late, which the latency does not show, and a line does."""
     endpoint = f"ipc://{tmp_path}/b"

@@ -698,6 +698,26 @@ def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
     assert wired.balanced()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: bool) -> None:
+    """Frames of four are no reason to read twenty messages a turn where it could be a few hundred."""
+    app, got = App(), []
+
+    def handle(number: int) -> None:
+        got.append(number)
+
+    app.add_route(handle, "a")
+    if not at_once:
+        app.add_route(lambda: None, "a")  # it is given no body, so each message goes its own way
+    wired = Wired(app)
+    wired.queue(*(batch("a", [b"1"] * 4, first=1 + 4 * number, span=1) for number in range(100)))
+    wired.drain(64)
+    assert len(got) == 64
+    wired.feed()
+    assert len(got) == 400
+    assert wired.balanced()
+
+
 # -- account ---------------------------------------------------------------------------------------------
 
 

@@ -171,7 +171,7 @@ class _Publisher(_End):
         self._reports = self.app.publisher(_REPORTS, Report)
         self._fill, self._size = padding(self.app, order.size)
         self._sent = 0
-        self._began = self._began_cpu = self._seconds = self._cpu = self._behind = 0.0
+        self._began = self._began_cpu = self._seconds = self._took = self._cpu = self._behind = 0.0
         self._waiting: Deferred[None] | None = None
 
     def stop(self) -> None:
@@ -215,6 +215,8 @@ class _Publisher(_End):
         looked = 0.0
         while not self.stopped and self._part() < 1:
             await self._burst(self._due())
+            if self._part() >= 1:
+                return
             if self._seconds - looked >= _PERIOD:
                 looked = self._seconds
                 self._reports.publish(self._report(done=False))
@@ -238,7 +240,7 @@ class _Publisher(_End):
                 await sent
         self._look_at_clock()
         if number:
-            self._cpu = time.process_time() - self._began_cpu
+            self._took, self._cpu = self._seconds, time.process_time() - self._began_cpu
 
     def _look_at_clock(self) -> None:
         self._seconds = self.reactor.seconds() - self._began
@@ -246,7 +248,7 @@ class _Publisher(_End):
     def _due(self) -> int:
         """How many to send in this turn of the reactor, so that timers and subscriptions have theirs."""
         rate, count = self.order.rate, self.order.count
-        due = READ_BUDGET if rate is None else min(int(self._seconds * rate) + 1 - self._sent, READ_BUDGET)
+        due = READ_BUDGET if rate is None else int(min(self._seconds * rate + 1 - self._sent, READ_BUDGET))
         return due if count is None else min(due, count - self._sent)
 
     def _pause(self) -> float:
@@ -267,7 +269,7 @@ class _Publisher(_End):
             sent=self._sent,
             part=self._part(),
             done=done,
-            seconds=self._seconds,
+            seconds=self._took,
             cpu=self._cpu,
             rate=order.rate,
             size=self._size,

@@ -190,7 +190,7 @@ def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
     """One handler, given the body: by far the most frequent case.
 
     The reader's own lines stand in the closure. Calling it instead costs 40 of 720 ns a message (typed
-    JSON, plain wire), which is the last that is wanting to 1.4 times a hand-written loop.
+    JSON, plain wire): 0.04 of a hand-written loop.
     """
     delivery, inline = step.delivery, getattr(step.decode, "inline", _CALL)
     scope = {

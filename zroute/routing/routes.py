@@ -577,7 +577,7 @@ def coalescing(coalesce: Any, where: str) -> Coalesce | Literal[False]:
     fault = None
     if not isinstance(coalesce, Coalesce | bool):
         fault = "True, False or Coalesce(seconds=…, messages=…)"
-    elif isinstance(coalesce, Coalesce) and not 0 <= coalesce.seconds <= 1:
+    elif isinstance(coalesce, Coalesce) and not (type(coalesce.seconds) in (int, float) and 0 <= coalesce.seconds <= 1):
         fault = "messages are held for 0 seconds, which is one turn of the reactor, to 1"
     elif isinstance(coalesce, Coalesce) and coalesce.messages not in range(2, COALESCED_MAX + 1):
         fault = f"2 to {COALESCED_MAX:,} messages travel together"

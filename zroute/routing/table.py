@@ -298,6 +298,8 @@ class RouteTable:
                 self._entries.deliver(entry, codec, body)(body, frame)
             except EnvelopeError as error:
                 self._malformed(error, frame)
+        if not rounds:  # held
+            outer.clear()
         self._rounds = outer
 
     # -- the rule of parts ------------------------------------------------------------------------------
@@ -504,7 +506,9 @@ class RouteTable:
             self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
         if not done:
             self.work_off(min(most, READ_SLICE))
-        self._rounds.clear()  # so many messages at a time: then the clock is looked at
+        rounds = self._rounds
+        left_of_drain = 0 if self._unpacked.rest else max(len(rounds) - many + 1, 0)
+        del rounds[left_of_drain:]  # they were as much work as that, and what is left of them is first at the next
 
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:
