@@ -51,7 +51,7 @@ class Sending(Protocol):
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """What sends a frame, or the parts of a message; None where there is nowhere to publish at."""
 
-    def try_sender(self) -> Callable[[Any], bool] | None:
+    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """What sends, or returns False while a subscriber has no room."""
 
     @property
@@ -152,7 +152,8 @@ class Outgoing:
     def _emitter(self) -> Callable[..., Emit]:
         """What makes an `Emit`: of one whose messages are kept (``keeps``), or of another."""
         app, transport = self._app, self._transport
-        send, try_send = transport.sender(multipart=app.wire == "multipart"), transport.try_sender()
+        multipart = app.wire == "multipart"
+        send, try_send = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
         if send is None or try_send is None:
             return lambda *, keeps: _nowhere(app)
         if app.wire == "tracked" and transport.counts:
@@ -212,11 +213,13 @@ class Outgoing:
         return emit_and_keep if self._keeps else emit
 
     def _straight(self) -> Straight | None:
-        """What publishes messages that are dropped where there is no room, and of which nothing is kept; else None."""
+        """What publishes messages of one topic, of which nothing is kept, each a frame of its own; else None."""
         app, stats = self._app, self._stats
-        send = self._transport.sender(multipart=False)
-        if send is None or app.overflow != "drop" or app.wire == "multipart" or self._keeps:
+        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
+        if send is None or try_send is None or app.wire == "multipart" or self._keeps:
             return None
+        if app.overflow != "drop":
+            return partial(self._straight_carefully, try_send)
         limit, thread = app.max_message, get_ident()
 
         def straight(topic: bytes, number: int, write: Write, general: Short) -> Short:
@@ -240,6 +243,37 @@ class Outgoing:
             return publish
 
         return straight
+
+    def _straight_carefully(
+        self, try_send: Callable[[bytes], bool], topic: bytes, number: int, write: Write, general: Short
+    ) -> Short:
+        """The same where nothing is dropped: what can't be sent at once, or waits for others, goes the general way.
+
+        All went it before, at twice the cost: what waits is written down before it is known whether it has to.
+        """
+        stats, limit, thread, passes = self._stats, self._app.max_message, get_ident(), self._outbox.passes
+        frame = self._topic_framer(topic, number)
+        counters = self.publishing.counters if self.publishing is not None else None
+
+        def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
+            if captures or not passes(topic):
+                return general(message, captures)
+            try:
+                body: bytes | None = write(message)
+            except EncodeError:
+                body = None
+            if body is None:
+                return general(message, None)  # which says where the error is
+            if len(body) > limit or get_ident() != thread:
+                _check_message(topic, body, limit, thread)
+            if not try_send(frame(body)):
+                if counters is not None:
+                    counters.take_back(topic)
+                return general(message, None)
+            stats.published += 1
+            return DONE
+
+        return publish
 
     def _topic_framer(self, topic: bytes, number: int) -> Callable[[bytes], bytes]:
         """What makes frames of bodies of one topic and codec, without headers."""
@@ -292,7 +326,7 @@ class Outgoing:
         """None where nothing is to travel together, or where the wire can't carry it."""
         app = self._app
         wanted = any(app.coalesces(outlet.publication) for outlet in self._outlets) or app.coalesces()
-        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender()
+        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
         if not wanted or self.publishing is None or send is None or try_send is None:
             return None
         limit, thread, waits = app.max_message, get_ident(), app.overflow == "wait"

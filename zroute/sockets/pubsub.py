@@ -114,6 +114,17 @@ class XPubConnection(SendingConnection):
         if self._poke is None:
             self.poke(SUBSCRIPTIONS_SEEN)
 
+    def try_frame(self, frame: bytes) -> bool:
+        """As `send_frame`; False while a peer has no room, behind `refuse_when_full`: then it is sent to nobody."""
+        try:
+            self._send(frame, _AT_ONCE)
+        except zmq.Again:
+            self.poke()
+            return False
+        if self._poke is None:
+            self.poke(SUBSCRIPTIONS_SEEN)
+        return True
+
     def _received(self, parts: list[bytes]) -> object:
         """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
         (message, *rest) = parts

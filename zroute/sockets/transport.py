@@ -261,12 +261,11 @@ class SocketTransport:
         elif event.name == "disconnected" and now:
             self._connected[event.address] = now - 1
 
-    def try_sender(self) -> Callable[[Any], bool] | None:
+    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """As `sender`, but what it returns gives False while a subscriber has no room, and then sends to nobody."""
         if self.pub is None:
             return None
-        try_send = self.pub.try_send
-        return lambda sent: try_send(sent if isinstance(sent, tuple) else (sent,))
+        return self.pub.try_send if multipart else self.pub.try_frame
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Tell of each subscription that comes or goes at the publishing socket; False where nobody can."""

@@ -94,14 +94,14 @@ class MemoryTransport:
         """Prefixes, as ZeroMQ has them."""
         self._subscriptions = tuple(subscriptions)
 
-    def try_sender(self) -> Callable[[Any], bool] | None:
+    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """There is always room."""
-        send = self.sender(multipart=False)
+        send = self.sender(multipart=multipart)
         if send is None:
             return None
 
         def try_send(sent: Any) -> bool:
-            self._bus.publish(self, sent if isinstance(sent, tuple) else (sent,))
+            send(sent)
             return True
 
         return try_send
