@@ -67,6 +67,7 @@ class Audience:
         """Nobody comes any more."""
         if self._looking is not None:
             self._looking.cancel()
+            self._looking = None
         left, self._waiting = self._waiting, []
         for _, _, waiting in left:
             waiting.cancel()

@@ -29,6 +29,7 @@ from zroute.delivery.stats import Stats
 from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
 from zroute.joins import PublishingEnd
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
+from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import NUL, Framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
@@ -113,23 +114,26 @@ class Outgoing:
             outlet.open(choose(outlet.publication), self._gathered, straight)
         return choose(None)
 
-    async def end(self, timeout: float) -> dict[str, int]:
-        """Send what waits and say goodbye, within ``timeout`` seconds; what could not be, and how many of it.
-
-        Messages are waited for as long as that, subscribers that do not read no longer than the sockets would be.
-        """
-        deadline = self._clock.seconds() + timeout
+    async def send_rest(self, timeout: float) -> dict[str, int]:
+        """Send what waits, within ``timeout`` seconds; what could not be, and how many of it. `close` comes next."""
         if self._coalescer is not None:
             self._coalescer.flush()
         with suppress(TimeoutError):
             await within(timeout, self._outbox.idle(), self._clock)
         given_up = self._outbox.close()
-        left = {"messages for subscribers that have no room": given_up} if given_up else {}
+        return {"messages for subscribers that have no room": given_up} if given_up else {}
+
+    async def goodbye(self, timeout: float) -> dict[str, int]:
+        """Say goodbye to all, and wait until they have read it; how many have not, if that is a failure.
+
+        For ``timeout`` seconds, and no longer than the sockets would be waited for. Nothing may be published behind
+        it: it could be lost, and nobody would count it.
+        """
+        left: dict[str, int] = {}
         if self.publishing is None:
             return left
-        patience = min(deadline - self._clock.seconds(), LINGER_DRAIN / 1000)
         with suppress(TimeoutError):
-            await within(max(patience, 0.0), self.publishing.goodbye(), self._clock)
+            await within(min(timeout, LINGER_DRAIN / 1000), self.publishing.goodbye(), self._clock)
         if unread := self.publishing.unread:
             _log.warning(
                 "%s: %d subscribers have not read all that was sent to them: what is queued for them may be lost",
@@ -426,7 +430,8 @@ class Outgoing:
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """A subscription has come or gone."""
-        self._audience.subscription(prefix, there)
+        if not prefix.startswith(FAREWELL):
+            self._audience.subscription(prefix, there)
         if self.publishing is not None:
             self.publishing.subscription(prefix, there)
 

@@ -64,6 +64,10 @@ _CATCH_UP = 1.0
 """Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more."""
 
 
+_GOODBYE = 1.0
+"""Seconds of the drain timeout, up to half of it, that one who has no room for messages leaves to goodbyes."""
+
+
 _HOOK = 1.0
 """Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
 
@@ -255,7 +259,9 @@ class Run:
         self._accounts.close()
         self.transport.listen(())
         if self._outgoing is not None:
-            unfinished |= await self._outgoing.end(left())
+            unfinished |= await self._outgoing.send_rest(max(left() - _GOODBYE, left() / 2))
+            self._publish_no_more()
+            unfinished |= await self._outgoing.goodbye(left())
         self._withdraw()
         unfinished |= await self._resources.close(max(left(), _HOOK), self._failed_to_close)
         await self.transport.close()
@@ -269,8 +275,12 @@ class Run:
         for call in tuple(self._calls):
             if not call.done():
                 call.set_exception(_stopped(self.app))
+        self._publish_no_more()
         if self.app._run is self:
             self.app._run = None
+
+    def _publish_no_more(self) -> None:
+        if self.app._run is self:
             self.app._emit = None
         if self._outgoing is not None:
             self._outgoing.close()

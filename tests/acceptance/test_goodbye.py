@@ -18,7 +18,8 @@ from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, running
 from tests.support import PATIENCE, Child, free_endpoint
-from zroute import App, Gap, NotRunningError, Routes
+from zroute import App, Gap, NotReadyError, NotRunningError, Routes
+from zroute.messages.control import FAREWELL
 from zroute.service import AppService
 
 reactor: Any = _reactor
@@ -141,6 +142,90 @@ def test_a_first_answer_that_a_full_queue_drops_is_asked_for_again() -> None:
         assert publisher.end() == 0
         reader.line_with("was received or counted", stream="err")
         assert reader.end() == 0
+
+
+TWO_TOPICS = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zroute import App, HighWaterMarkError, NotRunningError
+
+app = App(pub=sys.argv[1], codec="json", name="pub", overflow=sys.argv[2])
+news, rest = app.publisher("news.{x}", int), app.publisher("rest", int)
+
+async def publish():
+    await news.wait_for_subscribers(1, timeout=60)
+    await rest.wait_for_subscribers(1, timeout=60)
+    print("joined", flush=True)
+    sys.stdin.readline()
+    try:
+        for number in range(100_000 if app.overflow == "wait" else 100):
+            news.publish(number, x="a", headers={"pad": "x" * 1000})
+    except HighWaterMarkError:
+        pass
+    rest.publish(1)
+    print("filled", flush=True)
+
+def late():
+    for what in (lambda: rest.publish(2), lambda: app.publish("rest", 2)):
+        try:
+            what()
+        except NotRunningError:
+            print("refused", flush=True)
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(publish())
+
+@app.on_shutdown
+def end():
+    reactor.callLater(0.5, late)
+
+app.run(drain_timeout=2)
+"""
+
+REST = READER.replace("news.{kind}", "rest").replace(", kind: str", "")
+
+
+@pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
+def test_one_that_stands_still_does_not_keep_the_goodbye_from_the_others(overflow: str) -> None:
+    """They hear it, nothing that nobody would count is published behind it, and the log tells of who did not read it."""
+    endpoint = free_endpoint()
+    with (
+        Child("-c", READER, endpoint, "0") as frozen,
+        Child("-c", REST, endpoint, "0") as reader,
+        Child("-c", TWO_TOPICS, endpoint, overflow) as publisher,
+    ):
+        publisher.line_with("joined")
+        frozen.process.send_signal(signal.SIGSTOP)
+        publisher.write("\n")
+        publisher.line_with("filled")
+        assert publisher.end() == (0 if overflow == "drop" else 75)
+        before_it = 2 if overflow == "wait" else 0  # while it waits for room there is no goodbye yet
+        assert publisher.out.count("refused") == 2 - before_it
+        assert any("1 subscribers have not read all that was sent" in line for line in publisher.err)
+        reader.line_with("was received or counted", stream="err")
+        assert reader.end() == 0
+        assert told(reader.out)[0][:3] == [1 + before_it, 0, 0]
+        frozen.process.send_signal(signal.SIGCONT)
+        assert frozen.end() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_bids_one_publisher_farewell_is_no_subscriber_of_another() -> None:
+    """wait_for_subscribers() of one publisher does not count what a reader says to one that has stopped."""
+    endpoints = [free_endpoint(), free_endpoint()]
+    (first, second), reader = (App(pub=endpoint) for endpoint in endpoints), App(sub=endpoints)
+    everything = second.publisher("{kind}.{x}", int)
+    reader.add_route(lambda number: None, "a.{x}")
+    async with running(second) as service, running(reader):
+        async with running(first):
+            await reader.ready(2, timeout=PATIENCE)
+        pub = service.transport.pub  # type: ignore[union-attr]
+        while not any(prefix.startswith(FAREWELL) for prefix in pub.subscriptions):
+            await deferLater(reactor, 0.001)
+        with pytest.raises(NotReadyError, match="1 of 2 subscribers"):
+            await everything.wait_for_subscribers(2, timeout=0.5)
 
 
 @pytest_twisted.ensureDeferred

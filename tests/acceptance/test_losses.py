@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import Any
 
 import pytest
+import zmq
 
 from tests.support import Child, free_endpoint
+from zroute.options import CARRIED
 
 PUBLISHER = """
 import json, sys
@@ -103,6 +106,64 @@ def test_what_a_slow_reader_loses_is_counted_exactly(pause: float, every: int) -
     assert sum(last - first + 1 for first, last in stats["missing"]) == stats["lost"]
     assert stats["unknown_tail"] == stats["duplicate"] == stats["malformed"] == 0
     assert stats["lost"] > 0 or not pause
+
+
+LONG = "a.b.c.d.e.f.g.h.i.j"
+
+MANY_COVER = f"""
+import sys
+from twisted.internet.defer import Deferred
+from zroute import App
+
+app = App(pub=sys.argv[1], codec="json")
+numbers = app.publisher("{LONG}", int)
+
+async def publish():
+    await numbers.wait_for_subscribers(2, timeout=60)
+    for number in range(1000):
+        numbers.publish(number)
+    print("sent", flush=True)
+
+@app.on_startup
+def begin():
+    Deferred.fromCoroutine(publish())
+
+app.run()
+"""
+
+NARROW = f"""
+import sys
+from zroute import App
+
+app, seen = App(sub=sys.argv[1], codec="json"), []
+
+@app.subscribe("{LONG}")
+def handle(number: int) -> None:
+    seen.append(number)
+
+@app.on_shutdown
+def tell():
+    print("seen", len(seen), "lost", app.stats.lost, app.stats.unknown_tail, flush=True)
+
+app.run()
+"""
+
+
+def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap() -> None:
+    """Seventeen others cover the topic, and sixteen numbers are in a message: what I received is not lost."""
+    endpoint = free_endpoint()
+    context: zmq.Context[Any] = zmq.Context()
+    others = context.socket(zmq.SUB)
+    for length in range(CARRIED + 1):
+        others.subscribe(LONG[:length].encode())
+    others.connect(endpoint)
+    with Child("-c", NARROW, endpoint) as reader, Child("-c", MANY_COVER, endpoint) as publisher:
+        publisher.line_with("sent")
+        assert publisher.end() == 0
+        reader.line_with("was received or counted", stream="err")
+        assert reader.end() == 0
+        assert reader.line_with("seen") == "seen 1000 lost 0 0"
+    context.destroy(linger=0)
 
 
 def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of() -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "HEAD_SIZE",
     "MAGIC",
     "NUL",
+    "SENT_AT",
     "WIRES",
     "Envelope",
     "Flags",
@@ -80,6 +81,7 @@ _LENGTH = Struct(">I")
 COUNTER = Struct(">BQ")  # length of the prefix, number
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
+SENT_AT = HEADER_SIZE - 8  # where the time stands in it
 HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
 

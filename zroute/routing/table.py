@@ -25,11 +25,11 @@ from zroute.messages.wire import (
     HEADER_SIZE,
     MAGIC,
     NUL,
+    SENT_AT,
     Header,
     Kind,
     parse_header,
     parse_kept,
-    sent_at,
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPIC_CACHE
@@ -110,25 +110,27 @@ _UNJUDGED = _Unjudged()
 class _Latest:
     """What came last of each publisher that keeps its messages for those who join; a changed table takes it over."""
 
-    raws: dict[tuple[int, bytes], Raw] = attrs.field(factory=dict)
+    times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
+    """When it was sent, as in its header: such bytes compare as the numbers do."""
 
-    def has(self, epoch: int, topic: bytes, at: float) -> bool:
-        """Whether a message came that is not older than one sent ``at``, in Unix seconds."""
-        raw = self.raws.get((epoch, topic))
-        known = None if raw is None else sent_at(frames_of(raw))
-        return known is not None and known >= at
+    def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
+        """Whether a message came that is not older than one whose header begins with ``fixed``."""
+        known = self.times.get((epoch, topic))
+        return known is not None and known >= fixed[SENT_AT:]
 
-    def note(self, epoch: int, topic: bytes, raw: Raw) -> None:
-        """This came last."""
-        if len(self.raws) >= TOPIC_CACHE:
-            self.raws.clear()
-        self.raws[epoch, topic] = raw
+    def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
+        """The one whose header begins so came last."""
+        if len(self.times) >= TOPIC_CACHE:
+            self.times.clear()
+        self.times[epoch, topic] = fixed[SENT_AT:]
 
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
         """``deliver``, for messages that are noted as the latest."""
+        start = len(topic) + 1
 
         def deliver_noted(body: bytes, raw: Raw) -> int | None:
-            self.note(epoch, topic, raw)
+            fixed = raw[1][:HEADER_SIZE] if isinstance(raw, tuple) else raw[start : start + HEADER_SIZE]
+            self.note(epoch, topic, fixed)
             return deliver(body, raw)
 
         return deliver_noted
@@ -374,7 +376,7 @@ class RouteTable:
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
         """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
         if header.kind is Kind.KEPT:
-            self._receive_kept(header, topic, body, raw)
+            self._receive_kept(header, fixed, topic, body, raw)
             return
         if header.kind is Kind.BATCH:
             self._receive_batch(header, fixed, topic, body, raw)
@@ -389,7 +391,8 @@ class RouteTable:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
         ours = header.span == len(entry.subscription)
-        if header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
+        named = ours or not header.further or any(span == len(entry.subscription) for span, _ in header.further)
+        if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
             short = self._past_counters(entry, header, account, deliver) if header.further else deliver
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
         if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
@@ -401,7 +404,7 @@ class RouteTable:
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
         """
-        further, ours = COUNTER.size * len(header.further), len(entry.subscription)
+        further, ours = COUNTER.size * len(header.further), len(entry.subscription)  # which is among them, or the first
         at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
 
         def deliver_behind(body: bytes, raw: Raw) -> int | None:
@@ -421,16 +424,16 @@ class RouteTable:
 
         return deliver_behind
 
-    def _receive_kept(self, header: Header, marker: bytes, body: bytes, raw: Raw) -> None:
+    def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: Raw) -> None:
         topic, body = parse_kept(body)
         ours = self._accounts.kept(header, marker, topic) and self._entries.subscription(topic) is not None
-        if not ours or self._latest.has(header.epoch, topic, header.sent_at / 1e9):
+        if not ours or self._latest.has(header.epoch, topic, fixed):
             self._stats.control += 1
             return
         self._check_size(body)
         entry = self._entries.of(topic)
-        deliver = self._entries.deliver(entry, header.codec, body)
-        self._latest.noting(header.epoch, topic, deliver)(body, raw)
+        self._latest.note(header.epoch, topic, fixed)
+        self._entries.deliver(entry, header.codec, body)(body, raw)
 
     def _judge(self, account: Any, number: int, many: int = 1) -> bool:
         """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
@@ -460,7 +463,7 @@ class RouteTable:
             self._stats.received += batch.many - 1
             return
         if header.keeps:
-            self._latest.note(header.epoch, topic, raw)
+            self._latest.note(header.epoch, topic, fixed)
         self._unpack(entry, batch, fixed)
 
     def _unpacking(self, entry: Entry, header: Header, account: Any) -> Deliver:
@@ -480,7 +483,7 @@ class RouteTable:
                 self._stats.received += many - 1
                 return None
             if keeps:
-                self._latest.note(header.epoch, entry.topic.wire, raw)
+                self._latest.note(header.epoch, entry.topic.wire, fixed)
             self._unpack(entry, batch, fixed)
             return None
 
