@@ -49,6 +49,7 @@ from zroute.messages.control import (
 )
 from zroute.messages.wire import Framer, Header, Kind, counted_framer, pack_kept, topic_framer
 from zroute.outbox import Outbox
+from zroute.routing.trie import minimal_cover
 
 __all__ = ["PublishingEnd", "SubscribingEnd", "Subscriptions"]
 
@@ -279,6 +280,9 @@ class SubscribingEnd(_Ticking):
         self._reports = Reports(log, clock)
         self._transport: Subscriptions | None = None
         self._subscriptions: tuple[bytes, ...] = ()
+        self._leaving: frozenset[bytes] = frozenset()
+        self.moved: Callable[[], None] = lambda: None
+        """Called when accounts that were asked for may be those of subscriptions before: ask again."""
         self._waiting: list[tuple[int | None, Deferred[None]]] = []
         self._marker: tuple[bytes, ...] = ()
         self._sent: tuple[bytes, ...] = ()
@@ -306,7 +310,8 @@ class SubscribingEnd(_Ticking):
             return
         self._transport = transport
         self._tracker.subscribe(self._subscriptions)
-        transport.listen((*self._subscriptions, *self._markers()))
+        self._leaving = self._tracker.leaving
+        self._subscribe()
         self._join_soon()
         self.start()
 
@@ -329,31 +334,40 @@ class SubscribingEnd(_Ticking):
 
     def _make_marker(self) -> bytes:
         self._asked += 1
-        return pack_marker(self._id << 16 | self._asked & 0xFFFF, self._subscriptions)
+        wanted = minimal_cover((*self._subscriptions, *self._leaving)) if self._leaving else self._subscriptions
+        return pack_marker(self._id << 16 | self._asked & 0xFFFF, wanted)
 
     def _join(self) -> None:
         self._joining = None
-        assert self._transport is not None
         # What was sent to the marker before is under way still, and ZeroMQ would drop it here.
         self._past += [(self._clock.seconds() + GRACE, marker) for marker in self._sent]
         self._sent = self._marker
-        self._transport.listen((*self._subscriptions, *self._markers()))
+        self._subscribe()
         self._serve()
 
-    def _markers(self) -> list[bytes]:
-        return [*(marker for _, marker in self._past), *self._sent]
+    def _subscribe(self) -> None:
+        """Tell the socket: what is wanted, what is still accounted for by others, and markers last."""
+        assert self._transport is not None
+        past = [marker for _, marker in self._past]
+        self._transport.listen((*self._subscriptions, *sorted(self._leaving), *past, *self._sent))
+
+    def _leave(self) -> None:
+        """A publisher has answered, or is given up: it needs the subscriptions before no more."""
+        if self._leaving:
+            self._leaving = self._tracker.leaving
+            self._subscribe()
+            self.moved()
 
     def _drop_past(self, now: float) -> None:
         if self._past and self._past[0][0] <= now and self._joining is None:
             self._past = [(until, marker) for until, marker in self._past if until > now]
-            assert self._transport is not None
-            self._transport.listen((*self._subscriptions, *self._markers()))
+            self._subscribe()
 
     # -- what the table asks ------------------------------------------------------------------------------
 
-    def account(self, epoch: int, subscription: bytes) -> Any:
+    def account(self, epoch: int, topic: bytes, subscription: bytes) -> Any:
         """See `zroute.routing.table.Accounts`, also for the next two."""
-        account = self._tracker.stream(epoch, subscription)
+        account = self._tracker.account(epoch, topic, subscription)
         self._stats.epochs = self._tracker.epochs
         return account
 
@@ -423,6 +437,7 @@ class SubscribingEnd(_Ticking):
                 stats.joins += 1
                 stats.epochs = self._tracker.epochs
                 self._log.debug("%s: %s has joined", self._name, _named(event.publisher, event.name))
+                self._leave()
                 self._serve()
             elif isinstance(event, Restarted):
                 self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
@@ -441,9 +456,9 @@ class SubscribingEnd(_Ticking):
 
     def _bid_farewell(self, epoch: int) -> None:
         """Tell a publisher that has ended that all it sent was read: it waits for that."""
-        assert self._transport is not None
         self._past.append((self._clock.seconds() + GRACE, pack_farewell(self._id, epoch)))
-        self._transport.listen((*self._subscriptions, *self._markers()))
+        self._leave()
+        self._subscribe()
 
     def named(self, epoch: int) -> str:
         """How log lines call a publisher."""
@@ -451,6 +466,7 @@ class SubscribingEnd(_Ticking):
 
     def _reconnect(self, silent: Silent) -> None:
         assert self._transport is not None
+        self._leave()
         address = self._transport.reconnect(silent.name)
         remedy = f"connecting anew to {address}" if address else "it is waited for"
         text = "%s: %s is silent: frozen, dead, or behind a connection that is; %s"

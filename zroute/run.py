@@ -191,6 +191,7 @@ class Run:
             observe=ground.observe,
         )
         self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
+        self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = Reports(_log, self.reactor)
         self._codecs = self._compiled.codecs
         self._table = self._make_table(())

@@ -189,7 +189,7 @@ REST = READER.replace("news.{kind}", "rest").replace(", kind: str", "")
 
 @pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
 def test_one_that_stands_still_does_not_keep_the_goodbye_from_the_others(overflow: str) -> None:
-    """They hear it, nothing that nobody would count is published behind it, and the log tells of who did not read it."""
+    """They hear it, nothing that nobody would count is published behind it, and the log tells who did not read it."""
     endpoint = free_endpoint()
     with (
         Child("-c", READER, endpoint, "0") as frozen,

@@ -108,6 +108,36 @@ def test_what_a_slow_reader_loses_is_counted_exactly(pause: float, every: int) -
     assert stats["lost"] > 0 or not pause
 
 
+ATTACHING = SUBSCRIBER.replace(
+    """    if len(seen) % EVERY == 0:
+""",
+    """    if len(seen) == 3_000:
+        app.wider = app.attach(startswith("n"), lambda n: None)
+    if len(seen) == 15_000:
+        app.wider.close()
+    if len(seen) % EVERY == 0:
+""",
+).replace("import App", "import App, startswith")
+
+
+def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count() -> None:
+    """I attach one while messages are lost, and take it away again: all are handled or counted, as without it."""
+    endpoint, total = free_endpoint(), 100_000
+    with (
+        Child("-c", ATTACHING, endpoint, "0.6", "3000") as reader,
+        Child("-c", PUBLISHER, endpoint, str(total), "600") as publisher,
+    ):
+        publisher.line_with(f"sent {total}")
+        told(reader, total)
+        assert publisher.end() == 0
+        assert reader.end() == 0
+    stats = json.loads(reader.out[-1])
+    assert (stats["seen"] + stats["lost"], stats["distinct"]) == (total, stats["seen"])
+    assert (stats["unknown_tail"], stats["duplicate"]) == (0, 0)
+    assert stats["joins"] >= 2
+    assert stats["lost"] > 0
+
+
 LONG = "a.b.c.d.e.f.g.h.i.j"
 
 MANY_COVER = f"""

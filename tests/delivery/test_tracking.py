@@ -187,8 +187,20 @@ class Subscriber:
         self.parts: dict[int, tuple[bytes, int]] = {}
         """Of an answer that came in part, by publisher: its marker, and how many parts, in a row."""
 
-    def own(self, topic: bytes) -> bytes | None:
-        return next((prefix for prefix in self.wanted if topic.startswith(prefix)), None)
+    @property
+    def subscribed(self) -> frozenset[bytes]:
+        """What the socket subscribes to: what is wanted, and what is accounted for by earlier subscriptions still."""
+        return self.tracker.leaving | self.wanted
+
+    def leaving(self, epoch: int) -> set[bytes]:
+        """Earlier subscriptions by which this publisher's messages are accounted for."""
+        publisher = self.tracker._publishers.get(epoch)
+        return set(publisher.leaving) if publisher else set()
+
+    def own(self, epoch: int, topic: bytes) -> bytes | None:
+        """The subscription that a message is accounted for by."""
+        candidates = [*self.leaving(epoch), *self.wanted]
+        return next((prefix for prefix in candidates if topic.startswith(prefix)), None)
 
     def take(self, event: object, *, tails: bool) -> None:
         """Account for what the tracker found: a tail only where the model knows that it can't be counted."""
@@ -231,11 +243,13 @@ class Subscriber:
             self.statement(topic, header.epoch, parse_statement(rest), arrived, header.kind is Kind.GOODBYE)
 
     def data(self, topic: bytes, header: Header, arrived: Frame) -> None:
-        prefix = self.own(topic)
+        prefix = self.own(header.epoch, topic)
         if prefix is None:
             return  # of a subscription that was withdrawn meanwhile
-        stream = self.tracker.stream(header.epoch, prefix)
+        wanted = next((prefix for prefix in self.wanted if topic.startswith(prefix)), b"")
+        stream = self.tracker.account(header.epoch, topic, wanted)
         assert stream is not None
+        assert stream.prefix == prefix
         number = header.number(len(prefix))
         if number and number == stream.expected:
             stream.expected = number + 1
@@ -252,11 +266,13 @@ class Subscriber:
             account.at += 1  # one was received, whichever: the next number tells
 
     def statement(self, marker: bytes, epoch: int, stated: Statement, arrived: Frame, goodbye: bool) -> None:
+        leaving_before = self.leaving(epoch)
         before, known = epoch in self.tracker.complete, epoch in self.known
         events = self.tracker.stated(epoch, marker, stated, goodbye=goodbye)
         if goodbye and not known and len(events) > 1 and isinstance(events[-2], LostTail):
             self.tails.append(events.pop(-2))  # it ended without ever having been joined: nobody knows
-        named = {prefix for prefix, _ in stated.numbers} & self.wanted
+        leaving = leaving_before if marker == self.marker else set()
+        named = {prefix for prefix, _ in stated.numbers} & (self.wanted | leaving)
         latest = marker == self.marker
         if not latest and (marker not in self.earlier or known):
             assert events == []  # to another, or to a marker before the last where the account has begun
@@ -269,12 +285,17 @@ class Subscriber:
         if latest and not any(isinstance(event, Joined | Ended) for event in events):
             assert not named or before or not complete
         of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
-        for prefix in named:
+        for prefix in named if complete or not leaving else named & leaving:
             if (epoch, prefix) in self.accounts or self.joined(epoch, prefix):
                 mine = [each for each in of_counters if self.concerns(each, epoch, prefix)]
                 self.settle(epoch, prefix, arrived, mine, counts=0)
         if complete:
             self.known.add(epoch)
+            for prefix in leaving:  # to the last message before the answer, and what follows is others'
+                account = self.accounts.pop((epoch, prefix))
+                assert account.at == arrived.sent.get(prefix, 0)
+                assert account.counted == account.lost
+            assert not self.leaving(epoch)
             for prefix in self.wanted:
                 self.accounts.setdefault(
                     (epoch, prefix), Account(arrived.sent.get(prefix, 0), arrived.lives.get(prefix, 0))
@@ -316,22 +337,28 @@ class Network(RuleBasedStateMachine):
     @rule(who=who, wanted=st.sampled_from(COVERS))
     def subscribe(self, who: int, wanted: set[bytes]) -> None:
         subscriber = self.subscribers[who]
-        for slot, publisher in enumerate(self.publishers):
-            for prefix in sorted(wanted - subscriber.wanted):
-                publisher.subscribe(self.links[who][slot], prefix)
-            for prefix in sorted(subscriber.wanted - wanted):
-                publisher.withdraw(self.links[who][slot], prefix)
-        for key in [key for key in subscriber.accounts if key[1] not in wanted]:
-            del subscriber.accounts[key]
-        subscriber.wanted = set(wanted)
+        before, subscriber.wanted = subscriber.subscribed, set(wanted)
         subscriber.tracker.subscribe(wanted)
+        for epoch, prefix in list(subscriber.accounts):
+            if prefix not in wanted and prefix not in subscriber.leaving(epoch):
+                del subscriber.accounts[epoch, prefix]
+        for slot, publisher in enumerate(self.publishers):
+            for prefix in sorted(subscriber.subscribed - before):
+                publisher.subscribe(self.links[who][slot], prefix)
+        self.leave(who, before)
         self.join(who)
         subscriber.earlier.clear()
+
+    def leave(self, who: int, before: frozenset[bytes]) -> None:
+        """The socket withdraws what is needed no more."""
+        for slot, publisher in enumerate(self.publishers):
+            for prefix in sorted(before - self.subscribers[who].subscribed):
+                publisher.withdraw(self.links[who][slot], prefix)
 
     @rule(who=who)
     def join(self, who: int) -> None:
         subscriber = self.subscribers[who]
-        before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.wanted)
+        before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.subscribed)
         subscriber.parts.clear()
         if before:
             subscriber.earlier.append(before)
@@ -354,9 +381,11 @@ class Network(RuleBasedStateMachine):
 
     @rule(who=who, slot=who, frames=st.integers(1, 12))
     def subscriber_reads(self, who: int, slot: int, frames: int) -> None:
-        pipe = self.subscribers[who].pipes[slot]
+        subscriber = self.subscribers[who]
+        pipe, before = subscriber.pipes[slot], subscriber.subscribed
         for _ in range(min(frames, len(pipe))):
-            self.subscribers[who].read(pipe)
+            subscriber.read(pipe)
+        self.leave(who, before)
 
     @rule(who=who, slot=who, dropping=st.booleans())
     def fill(self, who: int, slot: int, dropping: bool) -> None:
@@ -387,7 +416,7 @@ class Network(RuleBasedStateMachine):
             self.pass_time(data.draw(st.sampled_from([TICK, WITHDRAWN_SECONDS - 1, WITHDRAWN_SECONDS])))
         fresh = self.links[who][slot] = Link(subscriber.pipes[slot])
         publisher.links.append(fresh)
-        for prefix in sorted({*subscriber.wanted, subscriber.marker}):
+        for prefix in sorted({*subscriber.subscribed, subscriber.marker}):
             publisher.subscribe(fresh, prefix)
         if not noticed:
             self.end(publisher, link)
@@ -407,7 +436,7 @@ class Network(RuleBasedStateMachine):
         self.publish(slot, topics)
         fresh = self.links[who][slot] = Link(self.subscribers[who].pipes[slot])
         publisher.links.append(fresh)
-        for prefix in sorted({*self.subscribers[who].wanted, self.subscribers[who].marker}):
+        for prefix in sorted({*self.subscribers[who].subscribed, self.subscribers[who].marker}):
             publisher.subscribe(fresh, prefix)
         self.publish(slot, topics)
         self.calm(who, slot)
@@ -459,7 +488,7 @@ class Network(RuleBasedStateMachine):
                 self.cut(self.links[who][slot], data.draw(st.integers(0, len(pipe))))
             self.links[who][slot] = Link(pipe)
             new.links.append(self.links[who][slot])
-            for prefix in sorted({*subscriber.wanted, subscriber.marker}):
+            for prefix in sorted({*subscriber.subscribed, subscriber.marker}):
                 new.subscribe(self.links[who][slot], prefix)
 
     @rule(seconds=st.sampled_from([TICK, BEATS[0], BEATS[1], BEATS[2], WITHDRAWN_SECONDS / 2]))
@@ -468,8 +497,15 @@ class Network(RuleBasedStateMachine):
         for publisher in self.publishers:
             publisher.tick(self.now)
         for subscriber in self.subscribers:
+            before = subscriber.subscribed
             for event in subscriber.tracker.check(self.now, drained=not any(subscriber.pipes)):
-                assert isinstance(event, Silent | Overdue), event
+                if isinstance(event, LostTail):  # of one that is silent: others do not wait for it
+                    subscriber.tails.append(event)
+                    for prefix in event.subscriptions:
+                        del subscriber.accounts[event.epoch, prefix]
+                else:
+                    assert isinstance(event, Silent | Overdue), event
+            self.leave(self.subscribers.index(subscriber), before)
 
     @invariant()
     def nothing_is_a_duplicate(self) -> None:
@@ -747,6 +783,68 @@ def test_an_account_begins_with_the_first_answer_and_readiness_with_the_last() -
     assert received(tracker, 8) == Gap(b"a", 7, 6, 7)
     assert tracker.stated(7, b"M", stated((b"a", 9))) == []  # of before a reconnection, it could be
     assert tracker.stated(7, b"N", stated((b"a", 9)), goodbye=True) == [Gap(b"a", 7, 9, 9), Ended(7, "")]
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"a.b", b"a."), (b"a.", b"a.b")])
+def test_a_subscription_that_gives_way_is_accounted_for_until_the_other_is_joined(before: bytes, after: bytes) -> None:
+    """I attach a wider pattern, or take one away, under load: what I had joined is counted to the last message."""
+    tracker = joined(before)
+    assert received(tracker, 1, before) is None
+    tracker.subscribe([after])
+    assert tracker.leaving == {before}
+    tracker.join(b"N", 1)
+    account = tracker.account(7, b"a.b.c", after)
+    assert account is not None
+    assert account.prefix == before
+    assert tracker.judge(account, 4) == Gap(before, 7, 2, 3)
+    answer = [(before, 6), (after, 60)]
+    assert tracker.stated(7, b"N", Statement(0, 2, "", False, (answer[1],))) == []
+    assert tracker.account(7, b"a.b.c", after) is account  # as long as a part may be lost
+    assert tracker.stated(7, b"N", Statement(0, 2, "", False, (answer[1],))) == []
+    found = tracker.stated(7, b"N", Statement(1, 2, "", False, (answer[0],)))
+    assert found == [Gap(before, 7, 5, 6), Joined(7, "", False)]
+    assert not tracker.leaving
+    account = tracker.account(7, b"a.b.c", after)
+    assert account is not None
+    assert (account.prefix, tracker.judge(account, 63)) == (after, Gap(after, 7, 61, 62))
+
+
+def test_a_subscription_of_which_nothing_came_yet_is_accounted_for_likewise() -> None:
+    """It stood at zero when it was joined, so the first message may be missing."""
+    tracker = joined(b"a.b")
+    tracker.subscribe([b"a"])
+    tracker.join(b"N", 1)
+    assert tracker.stated(7, b"N", stated((b"a", 9), (b"a.b", 2))) == [Gap(b"a.b", 7, 1, 2), Joined(7, "", False)]
+
+
+def test_a_change_that_is_taken_back_has_changed_nothing() -> None:
+    """The account of the first subscription goes on as if nothing had been."""
+    tracker = joined(b"a.b")
+    received(tracker, 1, b"a.b")
+    tracker.subscribe([b"a"])
+    tracker.subscribe([b"a.b"])
+    assert not tracker.leaving
+    assert received(tracker, 3, b"a.b") == Gap(b"a.b", 7, 2, 2)
+
+
+def test_subscriptions_of_other_topics_are_given_up_at_once() -> None:
+    """What I no longer subscribe to is not waited for."""
+    tracker = joined(b"a", b"b")
+    tracker.subscribe([b"b", b"c"])
+    assert not tracker.leaving
+
+
+def test_who_is_silent_does_not_keep_subscriptions_alive() -> None:
+    """A dead publisher never answers: what is lost of it is unknown, and the others are not held up."""
+    tracker = joined(b"a.b")
+    watched(tracker, 0, 1)
+    received(tracker, 1, b"a.b")
+    tracker.subscribe([b"a"])
+    tracker.join(b"N", 1)
+    assert Overdue(7) in watched(tracker, 1, 20)
+    tracker.join(b"O", 21, again=True)
+    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",)), Silent(7, "")]
+    assert not tracker.leaving
 
 
 def test_an_answer_about_other_subscriptions_begins_no_account() -> None:

@@ -30,6 +30,7 @@ subscription of its own that something was received or stated of.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -398,13 +399,20 @@ class _State(Enum):
 
 @attrs.define(eq=False)
 class _Publisher:
-    """What is known of one epoch. ``covered``: the subscriptions that its last complete answer was about."""
+    """What is known of one epoch.
+
+    ``covered``: the subscriptions that its last complete answer was about. ``leaving``: the accounts of such as have
+    given way to others of the same topics. They go on until an answer says where the others stand (``standing``, while
+    it comes in parts), so that a change loses nothing without a word.
+    """
 
     epoch: int
     state: _State = _State.JOINING
     name: str | None = None
     covered: frozenset[bytes] = frozenset()
     streams: dict[bytes, Stream] = attrs.field(factory=dict)
+    leaving: dict[bytes, Stream] = attrs.field(factory=dict)
+    standing: dict[bytes, int] = attrs.field(factory=dict)
     answering: bytes = b""  # the marker that it answers, and how many parts of that there are
     parts: int = 0
     # When something must be heard: by a promised beat, and by an answer to the marker.
@@ -419,6 +427,28 @@ class _Publisher:
     @property
     def joined_once(self) -> bool:
         return self.name is not None
+
+    def change(self, subscriptions: frozenset[bytes]) -> None:
+        """These are subscribed to from now on."""
+        known = {**dict.fromkeys(self.covered), **self.streams}
+        shared = _sharing(known.keys() - subscriptions, subscriptions) if self.state is not _State.ENDED else set()
+        for prefix in known.keys() - subscriptions:
+            stream = self.streams.pop(prefix, None) or Stream(self.epoch, prefix, 1)
+            if prefix in shared and stream.expected > 0:
+                self.leaving[prefix] = stream
+            else:
+                stream.expected = -1
+        for prefix in self.leaving.keys() & subscriptions:
+            self.streams[prefix] = self.leaving.pop(prefix)
+        for prefix in self.leaving.keys() - _sharing(self.leaving, subscriptions):
+            self.leaving.pop(prefix).expected = -1
+        self.covered &= subscriptions
+
+    def leave(self) -> None:
+        """The account of the others has begun, or ends with this run."""
+        for stream in self.leaving.values():
+            stream.expected = -1
+        self.leaving.clear()
 
 
 class Tracker:
@@ -455,9 +485,12 @@ class Tracker:
         self._markers.clear()
         self._earlier.clear()
         for publisher in self._publishers.values():
-            publisher.covered &= self._subscriptions
-            for prefix in publisher.streams.keys() - self._subscriptions:
-                publisher.streams.pop(prefix).expected = -1
+            publisher.change(self._subscriptions)
+
+    @property
+    def leaving(self) -> frozenset[bytes]:
+        """Subscriptions before, which the socket is to keep: not all publishers have answered about the new ones."""
+        return frozenset().union(*(publisher.leaving for publisher in self._publishers.values()))
 
     def join(self, marker: bytes, now: float, *, again: bool = False) -> None:
         """``marker`` was sent behind the subscriptions; with answers to those before nobody is complete any more.
@@ -480,10 +513,22 @@ class Tracker:
     def stream(self, epoch: int, prefix: bytes) -> Stream | None:
         """The account of subscription ``prefix`` at the publisher ``epoch``; None if the socket does not have it."""
         publisher = self._publishers.get(epoch) or self._meet(epoch)
-        stream = publisher.streams.get(prefix)
+        stream = publisher.streams.get(prefix) or publisher.leaving.get(prefix)
         if stream is None and prefix in self._subscriptions:
             stream = publisher.streams[prefix] = Stream(epoch, prefix, int(prefix in publisher.covered))
         return stream
+
+    def account(self, epoch: int, topic: bytes, prefix: bytes) -> Stream | None:
+        """That of a message: of subscription ``prefix``, or of the one before, as long as that is not complete.
+
+        To be asked anew behind each `Joined` and `Ended` while there is something in `leaving`.
+        """
+        publisher = self._publishers.get(epoch)
+        if publisher is not None and publisher.leaving:
+            for length in {len(before) for before in publisher.leaving}:
+                if (stream := publisher.leaving.get(topic[:length])) is not None:
+                    return stream
+        return self.stream(epoch, prefix)
 
     def judge(self, stream: Stream, number: int, many: int = 1) -> Gap | LostTail | Duplicate | None:
         """Account for a message with ``number``, 0 if it carries none for this subscription.
@@ -556,12 +601,16 @@ class Tracker:
             return []  # it says so until it is answered
         if statement.part == 0:
             publisher.answering, publisher.parts = marker, 0
+            publisher.standing.clear()
         elif (marker, statement.part) != (publisher.answering, publisher.parts):
             return []  # the part before it was lost: the join stays incomplete, and is asked for anew
         publisher.parts = statement.part + 1
         events: list[Event] = []
         for prefix, number in statement.numbers:
             stream = self.stream(epoch, prefix)
+            if stream is not None and publisher.leaving and not stream.expected:
+                publisher.standing[prefix] = number  # until it is complete, its topics are others'
+                continue
             found = self._stands(stream, number) if stream is not None else None
             if found is not None:
                 events.append(found)
@@ -579,6 +628,11 @@ class Tracker:
         return LostKept(epoch, number - expected)
 
     def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool, latest: bool) -> Iterator[Event]:
+        for prefix, number in publisher.standing.items():
+            if (stream := publisher.streams.get(prefix)) is not None:
+                stream.expected = number + 1
+        publisher.standing.clear()
+        publisher.leave()
         if not statement.partial:  # what was not named stands at 0
             publisher.covered = self._subscriptions
             for stream in publisher.streams.values():
@@ -608,6 +662,7 @@ class Tracker:
                 continue
             if other.state is not _State.ENDED:
                 other.state = _State.ENDED
+                other.leave()
                 yield self._lost_tail(other.epoch, tuple(other.streams))
                 yield Restarted(publisher.epoch, publisher.name or "", other.epoch)
 
@@ -631,6 +686,8 @@ class Tracker:
     def _hear(self, publisher: _Publisher, now: float) -> None:
         """Note when the next sign of life is due, if there was one since the last call."""
         pulse = sum([stream.expected for stream in publisher.streams.values()])
+        if publisher.leaving:
+            pulse += sum([stream.expected for stream in publisher.leaving.values()])
         known, publisher.pulse = publisher.pulse, pulse
         promise, publisher.promise = publisher.promise, None
         if known is not None and pulse != known:
@@ -650,6 +707,9 @@ class Tracker:
                 yield Overdue(publisher.epoch)  # perhaps the answer was lost
             elif publisher.joined_once:
                 publisher.silent = True
+                if publisher.leaving:  # others do not wait for it
+                    yield self._lost_tail(publisher.epoch, tuple(publisher.leaving))
+                    publisher.leave()
                 yield Silent(publisher.epoch, publisher.name or "")
         if publisher.due is not None and publisher.due <= since and publisher.joined_once:
             publisher.due = None
@@ -690,8 +750,20 @@ class Tracker:
         del self._publishers[publisher.epoch]
         for stream in publisher.streams.values():
             stream.expected = -1
+        publisher.leave()
         if publisher.joined_once and publisher.state is not _State.ENDED:
             self._found.append(self._lost_tail(publisher.epoch, tuple(publisher.streams)))
+
+
+def _sharing(prefixes: Iterable[bytes], subscriptions: Iterable[bytes]) -> set[bytes]:
+    """Those that share topics with one of ``subscriptions``, of which none is a prefix of another."""
+    ordered, found = sorted(subscriptions), set()
+    for prefix in prefixes:
+        at = bisect_left(ordered, prefix)
+        below = at < len(ordered) and ordered[at].startswith(prefix)
+        if below or (at and prefix.startswith(ordered[at - 1])):
+            found.add(prefix)
+    return found
 
 
 def _worth(publisher: _Publisher) -> int:

@@ -76,12 +76,16 @@ class Account(Protocol):
 
     expected: int
 
+    @property
+    def prefix(self) -> bytes:
+        """The subscription."""
+
 
 class Accounts(Protocol):
     """Who keeps account of what tracked publishers sent, see `zroute.joins`."""
 
-    def account(self, epoch: int, subscription: bytes) -> Account | None:
-        """That of a subscription of ours at one publisher."""
+    def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
+        """That of a message of ``topic``, which came by a subscription of ours, at one publisher."""
 
     def judge(self, account: Any, number: int, many: int = 1) -> bool:
         """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
@@ -101,6 +105,7 @@ class _Unjudged:
     """The account of messages whose numbers say nothing about the subscription they came by."""
 
     expected: int = 0
+    prefix: bytes = b""
 
 
 _UNJUDGED = _Unjudged()
@@ -218,6 +223,10 @@ class RouteTable:
         )
         self.hold()
         return table
+
+    def forget_accounts(self) -> None:
+        """Ask for all of them anew."""
+        self._entries.tracked.clear()
 
     def reclassify(self) -> None:
         """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
@@ -389,22 +398,23 @@ class RouteTable:
         deliver = self._entries.deliver(entry, header.codec, body)
         if header.keeps:
             deliver = self._latest.noting(header.epoch, topic, deliver)
-        account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
-        ours = header.span == len(entry.subscription)
-        named = ours or not header.further or any(span == len(entry.subscription) for span, _ in header.further)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
+        length = len(account.prefix)
+        ours = header.span == length
+        named = ours or not header.further or any(span == length for span, _ in header.further)
         if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
-            short = self._past_counters(entry, header, account, deliver) if header.further else deliver
+            short = self._past_counters(header, account, deliver) if header.further else deliver
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
-        if not header.sequence or self._judge(account, header.number(len(entry.subscription))):
+        if not header.sequence or self._judge(account, header.number(length)):
             self._check_size(body)
             deliver(body, raw)
 
-    def _past_counters(self, entry: Entry, header: Header, account: Any, deliver: Deliver) -> Deliver:
+    def _past_counters(self, header: Header, account: Any, deliver: Deliver) -> Deliver:
         """``deliver``, for frames with further counters, where the number of our subscription may be one of them.
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
         """
-        further, ours = COUNTER.size * len(header.further), len(entry.subscription)  # which is among them, or the first
+        further, ours = COUNTER.size * len(header.further), len(account.prefix)  # which is among them, or the first
         at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
 
         def deliver_behind(body: bytes, raw: Raw) -> int | None:
@@ -454,12 +464,13 @@ class RouteTable:
 
     def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
         entry = self._entries.of(topic)
-        account: Any = self._accounts.account(header.epoch, entry.subscription) or _UNJUDGED
-        if header.size == HEADER_SIZE and header.span == len(entry.subscription) and len(body) <= LARGE_FRAME:
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
+        length = len(account.prefix)
+        if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
         batch = parse_batch(header.codec, body)
-        if header.sequence and not self._judge(account, header.number(len(entry.subscription)), batch.many):
+        if header.sequence and not self._judge(account, header.number(length), batch.many):
             self._stats.received += batch.many - 1
             return
         if header.keeps:
