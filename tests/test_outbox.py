@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from zroute import HighWaterMarkError
-from zroute.outbox import Outbox
+from zroute.outbox import Outbox, Sent
 from zroute.routing.publications import DONE
 
 
@@ -107,3 +107,19 @@ def test_at_the_end_the_number_of_those_left_is_told() -> None:
     assert all("the app has stopped" in str(ended[0].value) for ended in waiting)  # type: ignore[attr-defined]
     assert (idle, peer.lost) == ([None], [b"a", b"b"])
     assert not peer.clock.getDelayedCalls()
+
+
+def test_who_awaits_what_is_held_hurries_it_and_nothing_behind_it() -> None:
+    """To await a message sends what is held with it; once that is under way, later ones have their own time."""
+    hurried: list[int] = []
+    held, gone = (Sent(lambda number=number: hurried.append(number)) for number in (1, 2))  # type: ignore[misc]
+    gone.goes()
+    ended = [Deferred.fromCoroutine(_await(sent)) for sent in (held, gone)]
+    assert hurried == [1]
+    for sent in (held, gone):
+        sent.end(None)
+    assert all(each.called for each in ended)
+
+
+async def _await(sent: Sent) -> None:
+    await sent

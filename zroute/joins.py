@@ -503,8 +503,9 @@ class SubscribingEnd(_Ticking):
         self._waiting = [each for each in self._waiting if each[1] is not waiting]
 
     def close(self) -> None:
-        """The last findings."""
+        """The last findings. Nobody is asked any more, whoever connects."""
         self.stop()
+        self._marker = ()
         if self._joining is not None:
             self._joining.cancel()
             self._joining = None

@@ -48,6 +48,10 @@ class Sent:
             self._waiting.append(waiting)
             yield from as_awaitable(waiting).__await__()
 
+    def goes(self) -> None:
+        """It is not held any more: nobody need hurry."""
+        self._hurry = None
+
     def end(self, error: Exception | None) -> None:
         """Tell whoever waits."""
         self._done, self._error = True, error

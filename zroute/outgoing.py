@@ -380,6 +380,8 @@ class Outgoing:
 
         def send_held(topic: bytes, held: Held) -> None:
             trying = partial(attempt, topic, held)
+            if held.sent is not None:
+                held.sent.goes()
             try:
                 if drops:
                     trying()

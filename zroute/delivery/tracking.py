@@ -430,17 +430,17 @@ class _Publisher:
 
     def change(self, subscriptions: frozenset[bytes]) -> None:
         """These are subscribed to from now on."""
-        known = {**dict.fromkeys(self.covered), **self.streams}
-        shared = _sharing(known.keys() - subscriptions, subscriptions) if self.state is not _State.ENDED else set()
-        for prefix in known.keys() - subscriptions:
+        gone = self.covered.union(self.streams) - subscriptions
+        shared = _sharing(gone.union(self.leaving), subscriptions)
+        for prefix in gone:
             stream = self.streams.pop(prefix, None) or Stream(self.epoch, prefix, 1)
-            if prefix in shared and stream.expected > 0:
+            if prefix in shared and stream.expected > 0 and self.state is not _State.ENDED:
                 self.leaving[prefix] = stream
             else:
                 stream.expected = -1
         for prefix in self.leaving.keys() & subscriptions:
             self.streams[prefix] = self.leaving.pop(prefix)
-        for prefix in self.leaving.keys() - _sharing(self.leaving, subscriptions):
+        for prefix in self.leaving.keys() - shared:
             self.leaving.pop(prefix).expected = -1
         self.covered &= subscriptions
 
