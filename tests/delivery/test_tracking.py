@@ -285,7 +285,7 @@ class Subscriber:
         if latest and not any(isinstance(event, Joined | Ended) for event in events):
             assert not named or before or not complete
         of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
-        for prefix in named if complete or not leaving else named & leaving:
+        for prefix in named:
             if (epoch, prefix) in self.accounts or self.joined(epoch, prefix):
                 mine = [each for each in of_counters if self.concerns(each, epoch, prefix)]
                 self.settle(epoch, prefix, arrived, mine, counts=0)
