@@ -105,7 +105,6 @@ class _Unjudged:
     """The account of messages whose numbers say nothing about the subscription they came by."""
 
     expected: int = 0
-    prefix: bytes = b""
 
 
 _UNJUDGED = _Unjudged()
@@ -399,22 +398,22 @@ class RouteTable:
         if header.keeps:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
-        length = len(account.prefix)
+        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
         ours = header.span == length
         named = ours or not header.further or any(span == length for span, _ in header.further)
         if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
-            short = self._past_counters(header, account, deliver) if header.further else deliver
+            short = self._past_counters(header, length, account, deliver) if header.further else deliver
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
         if not header.sequence or self._judge(account, header.number(length)):
             self._check_size(body)
             deliver(body, raw)
 
-    def _past_counters(self, header: Header, account: Any, deliver: Deliver) -> Deliver:
-        """``deliver``, for frames with further counters, where the number of our subscription may be one of them.
+    def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
+        """``deliver``, for frames with further counters: that of ``ours``, known by its length, is the first or one of them.
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
         """
-        further, ours = COUNTER.size * len(header.further), len(account.prefix)  # which is among them, or the first
+        further = COUNTER.size * len(header.further)
         at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
 
         def deliver_behind(body: bytes, raw: Raw) -> int | None:
@@ -465,7 +464,7 @@ class RouteTable:
     def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
         entry = self._entries.of(topic)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
-        length = len(account.prefix)
+        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
         if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
