@@ -409,7 +409,7 @@ class RouteTable:
             deliver(body, raw)
 
     def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
-        """``deliver``, for frames with further counters: that of ``ours``, known by its length, is the first or one of them.
+        """``deliver``, for frames with further counters: that of length ``ours`` is the first, or one of them.
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
         """
