@@ -39,6 +39,8 @@ ORDER = [
     "delivery.stats",
     "delivery.flow",
     "delivery.reports",
+    "delivery.counting",
+    "delivery.findings",
     "delivery.tracking",
     "routing.trie",
     "routing.raw",

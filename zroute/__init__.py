@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zroute.app import App
     from zroute.attached import Attached, Stream
     from zroute.awaiting import as_awaitable
-    from zroute.delivery.tracking import Gap
+    from zroute.delivery.findings import Gap
     from zroute.errors import (
         AppFrozenError,
         DecodeError,
@@ -57,7 +57,7 @@ _HOME = {
     "Envelope": "zroute.messages.wire",
     "EnvelopeError": "zroute.errors",
     "ForkedContextError": "zroute.errors",
-    "Gap": "zroute.delivery.tracking",
+    "Gap": "zroute.delivery.findings",
     "HighWaterMarkError": "zroute.errors",
     "NotReadyError": "zroute.errors",
     "NotRunningError": "zroute.errors",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args
 
 from zroute.attached import Attached, Host, Stream
 from zroute.awaiting import as_awaitable
+from zroute.delivery.findings import Gap
 from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import Gap
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
 from zroute.messages.codecs import Codec, find_codec

@@ -14,13 +14,9 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from zroute.delivery.reports import Clock, Reports
-from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import (
+from zroute.delivery.counting import GRACE, TICK, Counters
+from zroute.delivery.findings import (
     DUPLICATE,
-    GRACE,
-    TICK,
-    Counters,
     Ended,
     Event,
     Gap,
@@ -30,8 +26,10 @@ from zroute.delivery.tracking import (
     Overdue,
     Restarted,
     Silent,
-    Tracker,
 )
+from zroute.delivery.reports import Clock, Reports
+from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import Tracker
 from zroute.errors import EnvelopeError, NotRunningError
 from zroute.kept import KEPT_MAX, Kept, Last
 from zroute.messages.batches import BatchFramer, batch_framer

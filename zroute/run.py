@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.attached import Stream
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.delivery.findings import Gap, LostKept, LostTail
 from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import Gap, LostKept, LostTail
 from zroute.endpoints import Endpoint
 from zroute.errors import (
     EndpointError,

@@ -13,7 +13,7 @@ from itertools import cycle, islice
 import zmq
 
 from tests.benchmarks.workloads import Workload
-from zroute.delivery.tracking import Counters
+from zroute.delivery.counting import Counters
 from zroute.messages.control import pack_statements
 from zroute.messages.wire import Kind, counted_framer
 

@@ -102,7 +102,7 @@ def topics_received(number: int) -> object:
 
 def topics_published(number: int) -> object:
     """The counters of a tracked publisher with one live subscription."""
-    from zroute.delivery.tracking import Counters
+    from zroute.delivery.counting import Counters
 
     counters = Counters()
     counters.subscribe(b"desk0.", 0.0)

@@ -12,29 +12,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zroute.delivery import tracking
-from zroute.delivery.tracking import (
-    ANSWER_SECONDS,
-    ASKED_MAX,
+from zroute.delivery import counting
+from zroute.delivery.counting import (
     BEATS,
-    DUPLICATE,
-    EARLIER_MAX,
     GRACE,
-    PUBLISHERS_MAX,
     TICK,
     WITHDRAWN_MAX,
     WITHDRAWN_SECONDS,
     Beat,
     Counters,
-    Ended,
-    Gap,
-    Joined,
-    LostTail,
-    Overdue,
-    Restarted,
-    Silent,
-    Tracker,
 )
+from zroute.delivery.findings import DUPLICATE, Ended, Gap, Joined, LostTail, Overdue, Restarted, Silent
+from zroute.delivery.tracking import ANSWER_SECONDS, ASKED_MAX, EARLIER_MAX, PUBLISHERS_MAX, Tracker
 from zroute.messages import control
 from zroute.messages.control import (
     Marker,
@@ -537,7 +526,7 @@ class Network(RuleBasedStateMachine):
 def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the network one counter fills a message and one or two entries a statement, so that the bounds matter."""
     if "Network" in request.node.nodeid:
-        monkeypatch.setattr(tracking, "CARRIED", 1)
+        monkeypatch.setattr(counting, "CARRIED", 1)
         monkeypatch.setattr(control, "STATEMENT_MAX", 30)
 
 
@@ -659,7 +648,7 @@ def test_topics_fill_no_memory() -> None:
 
 def test_too_many_live_subscriptions_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit nothing is counted, and every answer says so instead of stating a zero."""
-    monkeypatch.setattr(tracking, "MAX_SUBSCRIPTIONS", 2)
+    monkeypatch.setattr(counting, "MAX_SUBSCRIPTIONS", 2)
     counters = Counters()
     for prefix in (b"a", b"b", b"c"):
         counters.subscribe(prefix, 0)

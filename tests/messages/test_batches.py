@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import ROOT
-from zroute.delivery.tracking import Counters
+from zroute.delivery.counting import Counters
 from zroute.errors import EnvelopeError
 from zroute.messages.batches import batch_framer, parse_batch, singles
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT

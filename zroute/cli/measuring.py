@@ -22,7 +22,7 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from zroute.app import App
 from zroute.cli.latencies import Latencies
-from zroute.delivery.tracking import Gap
+from zroute.delivery.findings import Gap
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging

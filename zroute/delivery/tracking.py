@@ -1,7 +1,7 @@
 """Tracking: what was lost on the tracked wire, to the message. Pure bookkeeping; the clock is an argument.
 
-The protocol stands in ``docs/reference/wire.md``. `Counters` is a publisher's side, `Tracker` a subscriber's; what
-they find is returned as data. All times are seconds of one monotonic clock.
+The protocol stands in ``docs/reference/wire.md``. `Tracker` is a subscriber's side, `Counters` a publisher's; what
+is found is returned as data, see `zroute.delivery.findings`. All times are seconds of one monotonic clock.
 
 **The way of a message** must stay short, so neither side looks at a clock or keeps a set for it. A publisher
 finds the counters of a topic with one look-up, adds 1 to each and writes them down; once per topic and `TICK` it
@@ -34,61 +34,29 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from itertools import takewhile
-from typing import Final, TypeAlias
 
 import attrs
 
-from zroute.errors import EnvelopeError
-from zroute.messages.control import MARKER, Marker, Statement, parse_marker
-from zroute.messages.wire import NUL
-from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
+from zroute.delivery.counting import BEATS, COUNT_BITS, GRACE
+from zroute.delivery.findings import (
+    DUPLICATE,
+    Duplicate,
+    Ended,
+    Event,
+    Gap,
+    Joined,
+    LostKept,
+    LostTail,
+    Overdue,
+    Restarted,
+    Silent,
+)
+from zroute.messages.control import Statement
 
-__all__ = [
-    "ANSWER_SECONDS",
-    "ASKED_MAX",
-    "BEATS",
-    "DUPLICATE",
-    "EARLIER_MAX",
-    "GRACE",
-    "PUBLISHERS_MAX",
-    "TICK",
-    "WITHDRAWN_MAX",
-    "WITHDRAWN_SECONDS",
-    "Beat",
-    "Counter",
-    "Counters",
-    "Duplicate",
-    "Ended",
-    "Event",
-    "Gap",
-    "Joined",
-    "LostKept",
-    "LostTail",
-    "Overdue",
-    "Restarted",
-    "Silent",
-    "Stream",
-    "Tracker",
-]
-
-BEATS = (0.5, 2.0, 10.0)
-"""Seconds after the last message of a subscription at which beats say its number: soon, and again in case of loss."""
-
-TICK = 0.25
-"""Seconds between two calls of `Counters.beats` and of `Tracker.check`: half of the shortest time that they measure."""
-
-WITHDRAWN_SECONDS = 120.0
-"""How long a withdrawn counter goes on: as long as TCP keep-alive takes to find out that a peer is gone."""
-
-WITHDRAWN_MAX = 10_000
-"""Withdrawn counters at a time: about 2 MB."""
+__all__ = ["ANSWER_SECONDS", "ASKED_MAX", "EARLIER_MAX", "PUBLISHERS_MAX", "Stream", "Tracker"]
 
 PUBLISHERS_MAX = 256
 """Publishers (epochs) that a subscriber keeps account of, so that invented ones fill no memory."""
-
-GRACE = 2.0
-"""Seconds that a beat may be late, and that a plain reader is waited for to send a marker."""
 
 ANSWER_SECONDS = 2.0
 """Seconds that a publisher has for an answer to a marker."""
@@ -98,288 +66,6 @@ ASKED_MAX = 10
 
 EARLIER_MAX = 16
 """Markers before the last: a subscriber sends one for each connection, and keeps those before for `GRACE` seconds."""
-
-_COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
-
-
-# -- what is found ----------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Gap:
-    """Messages ``first`` to ``last`` of ``subscription`` were sent by the publisher of ``epoch`` and not received.
-
-    ``publisher`` names it as an `Envelope` does: the epoch as 16 hexadecimal digits.
-    """
-
-    subscription: bytes
-    epoch: int
-    first: int
-    last: int
-
-    @property
-    def publisher(self) -> str:
-        """The publisher's run, as in `Envelope.publisher`."""
-        return f"{self.epoch:016x}"
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return self.last - self.first + 1
-
-
-@attrs.frozen
-class LostTail:
-    """Messages of the publisher of ``epoch`` may be lost, and nobody can say how many.
-
-    Those of ``subscriptions``; that is where its counters were forgotten, or where it died without a goodbye.
-    """
-
-    epoch: int
-    subscriptions: tuple[bytes, ...]
-
-
-@attrs.frozen
-class LostKept:
-    """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received."""
-
-    epoch: int
-    count: int
-
-
-@attrs.frozen
-class Joined:
-    """``publisher`` has answered: it knows all subscriptions, and counts them (not all, if ``partial``)."""
-
-    publisher: int
-    name: str
-    partial: bool
-
-
-@attrs.frozen
-class Restarted:
-    """``publisher`` is a new run of the one that was ``before``."""
-
-    publisher: int
-    name: str
-    before: int
-
-
-@attrs.frozen
-class Ended:
-    """``publisher`` said goodbye; all it sent is received or counted."""
-
-    publisher: int
-    name: str
-
-
-@attrs.frozen
-class Overdue:
-    """``publisher`` promised a beat, or owes an answer, that did not come: ask it with a new marker."""
-
-    publisher: int
-
-
-@attrs.frozen
-class Silent:
-    """``publisher`` did not answer two markers, though all that arrived was read, and sent nothing: it seems dead."""
-
-    publisher: int
-    name: str
-
-
-class Duplicate(Enum):
-    """The type of `DUPLICATE`."""
-
-    DUPLICATE = "duplicate"
-
-
-DUPLICATE: Final = Duplicate.DUPLICATE
-"""This message was delivered before, or counted as lost: it is not to be delivered."""
-
-Event: TypeAlias = "Gap | LostTail | LostKept | Joined | Restarted | Ended | Overdue | Silent"
-
-
-# -- a publisher's side -----------------------------------------------------------------------------------
-
-
-@attrs.define(eq=False, slots=True)
-class Counter:
-    """The messages of one live subscription; ``number`` is that of the last."""
-
-    prefix: bytes
-    length: int
-    number: int
-    noticed: int
-    withdrawn: bool = False
-
-
-@attrs.define(eq=False, slots=True)
-class _Cover:
-    """The counters of one topic, those of them that its messages carry, and whether `beats` has to look at them."""
-
-    counters: tuple[Counter, ...]
-    carried: tuple[Counter, ...]
-    moved: bool = False
-
-
-@attrs.frozen
-class Beat:
-    """A beat that is due: the last ``number`` of ``prefix``, and when the next follows (milliseconds; 0: none)."""
-
-    prefix: bytes
-    number: int
-    next_ms: int
-
-
-class Counters:
-    """The counters of one run of a publisher.
-
-    Give it what the XPUB socket tells (`subscribe`, `withdraw`), count each message right before it is sent,
-    and send what `beats` returns, each `TICK` while it is `active`.
-    """
-
-    def __init__(self) -> None:
-        self.markers: dict[bytes, Marker] = {}
-        self.partial = False
-        """Whether there ever were more live subscriptions than are counted."""
-        self._counters: dict[bytes, Counter] = {}
-        self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
-        self._covers: dict[bytes, _Cover] = {}
-        self._moved: list[_Cover] = []
-        self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
-        self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
-        self._generation = 0
-        self._unmarked: dict[bytes, float] = {}  # since when there is a subscription whose subscriber sent no marker
-
-    # -- subscriptions
-
-    def subscribe(self, prefix: bytes, now: float) -> Marker | None:
-        """``prefix`` is live from now on. A marker is returned, and is to be answered with `numbers`."""
-        if prefix.startswith(MARKER):
-            return self._marked(prefix)
-        if len(self._unmarked) < MAX_SUBSCRIPTIONS:
-            self._unmarked[prefix] = now
-        counter = self._counters.get(prefix)
-        if counter is not None:  # it never stopped counting
-            counter.withdrawn = False
-            self._withdrawn.pop(prefix, None)
-        elif NUL in prefix or len(prefix) > MAX_TOPIC:
-            pass  # of a plain reader: no tracked one sends it, and no number could name it
-        elif len(self._counters) - len(self._withdrawn) >= MAX_SUBSCRIPTIONS:
-            self.partial = True
-        else:
-            number = self._generation << _COUNT_BITS
-            self._counters[prefix] = Counter(prefix, len(prefix), number, number)
-            self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
-            self._covers.clear()
-        return None
-
-    def _marked(self, topic: bytes) -> Marker | None:
-        try:
-            marker = parse_marker(topic)
-        except EnvelopeError:
-            return None  # a plain reader's subscription that looks like one
-        self._unmarked = {prefix: since for prefix, since in self._unmarked.items() if not marker.wants(prefix)}
-        if len(self.markers) < MAX_SUBSCRIPTIONS:
-            self.markers[topic] = marker
-        return marker
-
-    def withdraw(self, prefix: bytes, now: float) -> None:
-        """Nobody subscribes to ``prefix`` any more. It goes on counting for `WITHDRAWN_SECONDS`."""
-        self.markers.pop(prefix, None)
-        self._unmarked.pop(prefix, None)
-        counter = self._counters.get(prefix)
-        if counter is None or counter.withdrawn:
-            return
-        counter.withdrawn = True
-        self._withdrawn[prefix] = now + WITHDRAWN_SECONDS
-        if len(self._withdrawn) > WITHDRAWN_MAX:
-            self._forget(list(self._withdrawn)[: WITHDRAWN_MAX // 10])
-
-    def _forget(self, prefixes: Iterable[bytes]) -> None:
-        for prefix in prefixes:
-            del self._withdrawn[prefix], self._counters[prefix]
-            self._lengths[len(prefix)] -= 1
-            if not self._lengths[len(prefix)]:
-                del self._lengths[len(prefix)]
-        self._covers.clear()
-        self._generation += 1
-
-    def plain_reader(self, now: float) -> bool:
-        """Whether a subscriber came `GRACE` seconds ago that has sent no marker: a plain reader. True once for each."""
-        plain = [prefix for prefix, since in self._unmarked.items() if since + GRACE <= now]
-        for prefix in plain:
-            del self._unmarked[prefix]
-        return bool(plain)
-
-    # -- messages
-
-    def count(self, topic: bytes, many: int = 1) -> tuple[Counter, ...]:
-        """Count ``many`` messages that are sent now; the counters they carry, the shorter subscription first."""
-        cover = self._covers.get(topic) or self._cover(topic)
-        for counter in cover.counters:
-            counter.number += many
-        if not cover.moved:
-            cover.moved = True
-            self._moved.append(cover)
-        return cover.carried
-
-    def take_back(self, topic: bytes, many: int = 1) -> None:
-        """The messages that were counted last, ``many`` of ``topic``, were not sent."""
-        for counter in self._covers[topic].counters:
-            counter.number -= many
-
-    def _cover(self, topic: bytes) -> _Cover:
-        found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
-        counters = tuple(counter for counter in found if counter is not None)
-        if len(self._covers) >= TOPIC_CACHE:
-            self._covers.clear()
-        cover = self._covers[topic] = _Cover(counters, counters[:CARRIED], moved=not counters)
-        return cover
-
-    def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
-        """What a statement to ``marker`` says: the live subscriptions that are not at 0, and their last numbers."""
-        for prefix, counter in self._counters.items():
-            if counter.number and not counter.withdrawn and marker.wants(prefix):
-                yield prefix, counter.number
-
-    # -- time
-
-    @property
-    def active(self) -> bool:
-        """Whether `beats` has something to do, now or later."""
-        return bool(self._moved or self._withdrawn or any(self._due))
-
-    def beats(self, now: float) -> list[Beat]:
-        """The beats that are due; forgets withdrawn counters whose time is over. To be called each `TICK`."""
-        if expired := list(takewhile(lambda prefix: self._withdrawn[prefix] <= now, self._withdrawn)):
-            self._forget(expired)
-        self._notice(now)
-        beats = []
-        for stage, waiting in enumerate(self._due):
-            pause = BEATS[stage + 1] - BEATS[stage] if stage + 1 < len(BEATS) else 0.0
-            while waiting and waiting[0][0] <= now:
-                _, counter, number = waiting.popleft()
-                if counter.number != number or counter.withdrawn:
-                    continue  # a later message has its own beats; nobody hears this one
-                if pause:
-                    self._due[stage + 1].append((now + pause, counter, number))
-                beats.append(Beat(counter.prefix, number, round(pause * 1000)))
-        return beats
-
-    def _notice(self, now: float) -> None:
-        """Let beats follow the messages since the last call."""
-        moved, self._moved = self._moved, []
-        for cover in moved:
-            cover.moved = False
-            for counter in cover.counters:
-                if counter.number != counter.noticed:
-                    counter.noticed = counter.number
-                    self._due[0].append((now + BEATS[0], counter, counter.number))
-
-
-# -- a subscriber's side ----------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False, slots=True)
@@ -561,7 +247,7 @@ class Tracker:
         stream.expected = last + 1
         if not expected:
             return None
-        if expected >> _COUNT_BITS != last >> _COUNT_BITS:
+        if expected >> COUNT_BITS != last >> COUNT_BITS:
             return self._lost_tail(stream.publisher, (stream.prefix,))
         gap = Gap(stream.prefix, stream.publisher, expected, last)
         self.gaps += 1
