@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from twisted.internet.task import Clock
 
 from tests.pure import LOG
+from zroute.delivery.counting import TICK
 from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import PUBLISHERS_MAX
 from zroute.joins import SubscribingEnd
+from zroute.messages.control import Statement
 
 
 class Socket:
@@ -27,6 +30,25 @@ class Socket:
 
     def reconnect(self, name: str) -> str | None:
         return None
+
+
+def test_a_subscription_that_gives_way_is_given_up_with_the_publisher_that_needed_it() -> None:
+    """A flood of publishers drives one out that has not answered about my new pattern: the old one is not kept."""
+    clock, socket = Clock(), Socket()
+    end = SubscribingEnd(clock, Stats(), LOG, "app", lambda found: None)
+    end.listen(socket, [b"a.b"])
+    clock.advance(0)
+    (marker,) = end._sent
+    end._tracker.stated(1, marker, Statement(0, 1, "p", False, ()))
+    end.listen(socket, [b"a"])
+    clock.advance(0)
+    assert socket.told[-1][:2] == (b"a", b"a.b")
+    for epoch in range(PUBLISHERS_MAX):
+        end._tracker.stated(10 + epoch, end._sent[0], Statement(0, 1, f"q{epoch}", False, ()))
+    clock.advance(TICK)
+    assert socket.told[-1][0] == b"a"
+    assert b"a.b" not in socket.told[-1]
+    end.close()
 
 
 def test_whoever_connects_during_a_stop_is_not_subscribed_to() -> None:

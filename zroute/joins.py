@@ -416,6 +416,8 @@ class SubscribingEnd(_Ticking):
         self._stats.peers = self._transport.peers
         self._drop_past(self._clock.seconds())
         self._tell(self._tracker.check(self._clock.seconds(), drained=self._transport.emptied()))
+        if self._leaving != self._tracker.leaving:  # a publisher was given up for others
+            self._leave()
         self._serve()
 
     def _tell(self, events: Iterable[Event]) -> None:
