@@ -91,7 +91,8 @@ class _Child:
 
 class _Supervisor:
     def __init__(self, arguments: Sequence[str], folders: tuple[Path, ...]) -> None:
-        self._command = [sys.executable, "-m", "zroute", "run", *arguments]
+        # Without -B a file saved twice in a second, with as many bytes, would run as it was compiled the first time.
+        self._command = [sys.executable, "-B", "-m", "zroute", "run", *arguments]
         self._folders = folders
         self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._child: _Child | None = None
