@@ -253,7 +253,8 @@ class Outgoing:
     ) -> Short:
         """The same where nothing is dropped: what can't be sent at once, or waits for others, goes the general way.
 
-        All went it before, at twice the cost: what waits is written down before it is known whether it has to.
+        All went it before, at twice the cost: what waits is written down before it is known whether it has to. The
+        first lines are those of `_straight`, since a function for both would be a call for each message.
         """
         stats, limit, thread, passes = self._stats, self._app.max_message, get_ident(), self._outbox.passes
         frame = self._topic_framer(topic, number)

@@ -718,6 +718,17 @@ def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: b
     assert wired.balanced()
 
 
+def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
+    """Large messages of many topics, each kept by its publisher, are not kept here a second time."""
+    app = App()
+    app.add_route(lambda text: None, startswith("a"))
+    wired = Wired(app)
+    bodies = written(2, "x" * LARGE_FRAME)
+    wired.feed(*(batch(f"a.{number}", bodies * many, keeps=True) for number in range(5) for many in (1, 2)))
+    assert len(wired.table._latest.times) == 5
+    assert {len(time) for time in wired.table._latest.times.values()} == {8}
+
+
 # -- account ---------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,7 @@ class _Publisher:
     covered: frozenset[bytes] = frozenset()
     streams: dict[bytes, Stream] = attrs.field(factory=dict)
     leaving: dict[bytes, Stream] = attrs.field(factory=dict)
+    lengths: frozenset[int] = frozenset()  # of those that are leaving, which may be thousands
     standing: dict[bytes, int] = attrs.field(factory=dict)
     answering: bytes = b""  # the marker that it answers, and how many parts of that there are
     parts: int = 0
@@ -128,6 +129,7 @@ class _Publisher:
             self.streams[prefix] = self.leaving.pop(prefix)
         for prefix in self.leaving.keys() - shared:
             self.leaving.pop(prefix).expected = -1
+        self.lengths = frozenset(map(len, self.leaving))
         self.covered &= subscriptions
 
     def leave(self) -> None:
@@ -211,7 +213,7 @@ class Tracker:
         """
         publisher = self._publishers.get(epoch)
         if publisher is not None and publisher.leaving:
-            for length in {len(before) for before in publisher.leaving}:
+            for length in publisher.lengths:
                 if (stream := publisher.leaving.get(topic[:length])) is not None:
                     return stream
         return self.stream(epoch, prefix)
