@@ -74,5 +74,6 @@ def bound(connection: Connection | Any, kind: str = "tcp://127.0.0.1:*") -> str:
     """Bind a connection or a socket to a port of the system's choice; the address."""
     if isinstance(connection, Connection):
         return connection.open(parse_endpoint(kind, bind=True))
+    connection.set(zmq.IPV6, "[" in kind)
     connection.bind(kind)
     return str(connection.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())

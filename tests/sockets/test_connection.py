@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import PATIENCE, free_endpoint
+from tests.support import PATIENCE, Way
 from zroute.endpoints import parse_endpoint
 from zroute.errors import EndpointError, NotRunningError
 from zroute.options import READ_BUDGET, READ_SLICE, publisher_options, subscriber_options
@@ -567,15 +567,15 @@ async def test_the_safe_options_are_set(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_that_starts_later_is_found(sockets: Sockets) -> None:
+async def test_a_publisher_that_starts_later_is_found(sockets: Sockets, way: Way) -> None:
     """Connecting before anybody has bound is fine: messages come when the publisher does."""
-    box, address = Mailbox[bytes](), free_endpoint()
+    box, meeting = Mailbox[bytes](), way.meeting()
     reader = sockets.sub(box)
-    connected(reader, address)
+    connected(reader, meeting.connect)
     reader.subscribe(b"a")
     joined: Deferred[None] = Deferred()
     publisher = sockets.pub(lambda *_: joined.callback(None))
-    publisher.open(parse_endpoint(address, bind=True))
+    publisher.open(parse_endpoint(meeting.bind, bind=True))
     await joined
     publisher.send(b"a1")
     assert await box.until(1) == [b"a1"]

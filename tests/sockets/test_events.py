@@ -9,28 +9,28 @@ from twisted.python.failure import Failure
 
 from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import free_endpoint
+from tests.support import Way, free_endpoint
 from zroute.errors import EndpointError
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.pipeline import PullConnection, PushConnection
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_life_of_a_connection_is_told_on_both_sides(sockets: Sockets) -> None:
+async def test_the_life_of_a_connection_is_told_on_both_sides(sockets: Sockets, way: Way) -> None:
     """Listening, accepted, connected, handshake, disconnected: with the address of the endpoint."""
     server, client = Mailbox[SocketEvent](), Mailbox[SocketEvent]()
     push, pull = sockets.make(PushConnection), sockets.make(PullConnection, list)
     push.watch(server.put)
     pull.watch(client.put)
-    address = push.open("tcp://127.0.0.1:*")
-    pull.open(address)
+    address = push.open(way.wildcard)
+    pull.open(way.to(address))
     await turns(lambda: any(event.name == "handshake_succeeded" for event in client.items))
     pull.close()
     await turns(lambda: any(event.name == "disconnected" for event in server.items))
     assert [event.name for event in server.items][:3] == ["listening", "accepted", "handshake_succeeded"]
     names = [event.name for event in client.items]
     assert names.index("connected") < names.index("handshake_succeeded")
-    assert {event.address for event in client.items} == {address}
+    assert {event.address for event in client.items} == {way.to(address)}
     assert str(server.items[0]) == f"{address}: listening"
 
 

@@ -7,17 +7,17 @@ import zmq
 
 from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import free_endpoint
+from tests.support import Way, free_endpoint
 from zroute.errors import HighWaterMarkError
 from zroute.sockets.pipeline import PullConnection, PushConnection
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_job_goes_to_one_worker(sockets: Sockets) -> None:
+async def test_every_job_goes_to_one_worker(sockets: Sockets, way: Way) -> None:
     """10,000 jobs for three workers, one of them plain pyzmq's: each is done once, and each has its share."""
     box = Mailbox[tuple[int, bytes]]()
     push = sockets.make(PushConnection)
-    address = push.open("tcp://127.0.0.1:*")
+    address = way.to(push.open(way.wildcard))
     for number in range(3):
         worker = sockets.make(PullConnection, lambda parts, number=number: box.put((number, parts[0])))
         worker.open(address)
@@ -39,13 +39,14 @@ async def test_every_job_goes_to_one_worker(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_both_sides_bind_and_connect_as_i_say(sockets: Sockets) -> None:
+async def test_both_sides_bind_and_connect_as_i_say(sockets: Sockets, way: Way) -> None:
     """A sink that binds collects from a PUSH of zroute and from one of pyzmq."""
     box = Mailbox[list[bytes]]()
     sink = sockets.make(PullConnection, box.put)
-    address = sink.open("bind:tcp://127.0.0.1:*")
+    address = way.to(sink.open(f"bind:{way.wildcard}"))
     push, raw = sockets.make(PushConnection), sockets.raw(zmq.PUSH)
     push.open(f"connect:{address}")
+    raw.set(zmq.IPV6, "[" in address)
     raw.connect(address)
     await push.when_writable()
     push.send(b"ours")

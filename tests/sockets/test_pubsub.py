@@ -8,15 +8,16 @@ from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
+from tests.support import Way
 from zroute.sockets.pubsub import PubConnection, SubConnection, XPubConnection, XSubConnection
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets) -> None:
+async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets, way: Way) -> None:
     """One part or several; what has another prefix does not arrive; subscriptions are counted."""
     box = Mailbox[list[bytes]]()
     pub, sub = sockets.make(PubConnection), sockets.make(SubConnection, box.put)
-    sub.open(pub.open("tcp://127.0.0.1:*"))
+    sub.open(way.to(pub.open(way.wildcard)))
     sub.subscribe(b"a")
     sub.subscribe(b"a")
     sub.unsubscribe(b"a")
@@ -31,12 +32,12 @@ async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Sockets) -> None:
+async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Sockets, way: Way) -> None:
     """An XPUB tells of both, and what is no subscription goes to its on_message."""
     changes, others, box = Mailbox[tuple[bytes, bool]](), Mailbox[list[bytes]](), Mailbox[list[bytes]]()
     xpub = sockets.make(XPubConnection, lambda prefix, there: changes.put((prefix, there)), others.put)
     xsub = sockets.make(XSubConnection, box.put)
-    xsub.open(xpub.open("tcp://127.0.0.1:*"))
+    xsub.open(way.to(xpub.open(way.wildcard)))
     xsub.subscribe(b"a")
     assert await changes.until(1) == [(b"a", True)]
     assert xpub.subscriptions == {b"a"}
@@ -50,14 +51,14 @@ async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Socke
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets) -> None:
+async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets, way: Way) -> None:
     """What subscribers ask for is passed up, what publishers send is passed down."""
     box, publisher = Mailbox[list[bytes]](), sockets.raw(zmq.XPUB)
     front = sockets.make(XSubConnection, lambda parts: back.send(*parts))
     back = sockets.make(XPubConnection, lambda prefix, there: (front.subscribe if there else front.unsubscribe)(prefix))
-    front.open(bound(publisher))
+    front.open(way.to(bound(publisher, way.wildcard)))
     sub = sockets.make(SubConnection, box.put)
-    sub.open(back.open("tcp://127.0.0.1:*"))
+    sub.open(way.to(back.open(way.wildcard)))
     sub.subscribe(b"x")
     await turns(lambda: publisher.poll(0))
     assert publisher.recv() == b"\1x"

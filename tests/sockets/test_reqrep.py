@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Any
 
@@ -14,7 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import PATIENCE, free_endpoint
+from tests.support import PATIENCE, Way, free_endpoint
 from zroute.errors import EndpointError, NotRunningError, RequestLostError, RequestTimeoutError, UsageError
 from zroute.options import MAX_PARTS, REQUEST_WINDOW
 from zroute.sockets.reqrep import RepConnection, ReqConnection, Request
@@ -26,7 +27,7 @@ def echo(request: Request) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_requests_are_under_way_and_each_gets_its_reply(sockets: Sockets) -> None:
+async def test_many_requests_are_under_way_and_each_gets_its_reply(sockets: Sockets, way: Way) -> None:
     """A thousand at once, answered in another order than they were asked."""
     held: list[Request] = []
 
@@ -38,7 +39,7 @@ async def test_many_requests_are_under_way_and_each_gets_its_reply(sockets: Sock
             held.clear()
 
     rep, req = sockets.make(RepConnection, later), sockets.make(ReqConnection)
-    req.open(rep.open("tcp://127.0.0.1:*"))
+    req.open(way.to(rep.open(way.wildcard)))
     replies = await gatherResults([req.request(b"%d" % number, b"x") for number in range(1000)])
     assert replies == [[b"%d" % number, b"x"] for number in range(1000)]
     assert (req.waiting, req.unanswered, req.late) == (0, 0, 0)
@@ -60,10 +61,10 @@ async def test_plain_sockets_may_be_on_the_other_side(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_requests_with_nobody_there_leave_nothing(sockets: Sockets) -> None:
+async def test_requests_with_nobody_there_leave_nothing(sockets: Sockets, way: Way) -> None:
     """10,000 time out or are cancelled; a server that starts then gets the one that is still wanted, and no other."""
-    endpoint, req, asked = free_endpoint(), sockets.make(ReqConnection), Mailbox[bytes]()
-    req.open(endpoint)
+    meeting, req, asked = way.meeting(), sockets.make(ReqConnection), Mailbox[bytes]()
+    req.open(meeting.connect)
     errors: list[str] = []
     for number in range(10_000):
         reply = req.request(b"%d" % number, timeout=0.05)
@@ -80,7 +81,7 @@ async def test_requests_with_nobody_there_leave_nothing(sockets: Sockets) -> Non
         echo(request)
 
     rep = sockets.make(RepConnection, answer)
-    rep.open("bind:" + endpoint)
+    rep.open("bind:" + meeting.bind)
     assert await wanted == [b"wanted"]
     assert asked.items == [b"wanted"]
 
@@ -116,22 +117,22 @@ async def test_one_silent_server_does_not_hold_up_the_other(sockets: Sockets) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_server_had_is_lost_with_it(sockets: Sockets) -> None:
+async def test_what_a_server_had_is_lost_with_it(sockets: Sockets, way: Way) -> None:
     """It closes: its requests fail at once and say where; a new server on the address is asked again."""
-    endpoint, req, held = free_endpoint(), sockets.make(ReqConnection), Mailbox[Request]()
+    meeting, req, held = way.meeting(), sockets.make(ReqConnection), Mailbox[Request]()
     first = sockets.make(RepConnection, held.put)
-    first.open("bind:" + endpoint)
-    req.open(endpoint)
+    first.open("bind:" + meeting.bind)
+    req.open(meeting.connect)
     lost = req.request(b"x", timeout=None)
     await held.until(1)
     first.close()
-    with pytest.raises(RequestLostError, match=rf"the server at {endpoint} has gone"):
+    with pytest.raises(RequestLostError, match=rf"the server at {re.escape(meeting.connect)} has gone"):
         await lost
     again = req.request(b"y")
     second = sockets.make(RepConnection, echo)
     for _ in range(500):
         try:
-            second.open("bind:" + endpoint)
+            second.open("bind:" + meeting.bind)
             break
         except EndpointError:  # libzmq's own thread has not closed the first yet
             await deferLater(reactor, 0.01)
@@ -159,13 +160,13 @@ def _answer_and_go(raw: Any, requests: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_address_of_a_server_can_be_taken_back(sockets: Sockets) -> None:
+async def test_the_address_of_a_server_can_be_taken_back(sockets: Sockets, way: Way) -> None:
     """What it was asked fails, the others go on, and an address that is not open says so."""
     raw, rep, req = sockets.raw(zmq.ROUTER), sockets.make(RepConnection, echo), sockets.make(ReqConnection)
     silent = req.open(bound(raw))
     lost = req.request(b"x", timeout=None)
     await turns(lambda: req.unanswered)
-    req.open(rep.open("tcp://127.0.0.1:*"))
+    req.open(way.to(rep.open(way.wildcard)))
     req.disconnect(silent)
     with pytest.raises(RequestLostError):
         await lost
@@ -229,7 +230,7 @@ async def test_no_reply_says_how_long_was_waited(sockets: Sockets) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_request_is_answered_once(sockets: Sockets) -> None:
+async def test_a_request_is_answered_once(sockets: Sockets, way: Way) -> None:
     """A second reply is an error of the server's own, logged and counted, and the client sees one."""
 
     def twice(request: Request) -> None:
@@ -238,7 +239,7 @@ async def test_a_request_is_answered_once(sockets: Sockets) -> None:
             echo(request)
 
     rep, req = sockets.make(RepConnection, twice), sockets.make(ReqConnection)
-    req.open(rep.open("tcp://127.0.0.1:*"))
+    req.open(way.to(rep.open(way.wildcard)))
     assert await req.request(b"x") == [b"x"]
     await turns(lambda: rep.received)
     assert (rep.failed, req.late) == (0, 0)

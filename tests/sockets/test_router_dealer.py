@@ -8,12 +8,13 @@ import zmq
 
 from tests.running import Mailbox
 from tests.sockets.opened import Sockets, bound
+from tests.support import Way
 from zroute.errors import HighWaterMarkError, UnknownPeerError
 from zroute.sockets.router_dealer import DealerConnection, PairConnection, RouterConnection
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_router_knows_its_peers_by_their_identity(sockets: Sockets) -> None:
+async def test_a_router_knows_its_peers_by_their_identity(sockets: Sockets, way: Way) -> None:
     """Each dealer says who it is, and gets the answers that are for it."""
     asked, answers = Mailbox[tuple[bytes, list[bytes]]](), Mailbox[tuple[bytes, list[bytes]]]()
 
@@ -22,7 +23,7 @@ async def test_a_router_knows_its_peers_by_their_identity(sockets: Sockets) -> N
         router.send(identity, b"for", identity, *parts)
 
     router = sockets.make(RouterConnection, ask)
-    address = router.open("tcp://127.0.0.1:*")
+    address = way.to(router.open(way.wildcard))
     for name in (b"ann", b"bob"):
         dealer = sockets.make(DealerConnection, lambda parts, name=name: answers.put((name, parts)), identity=name)
         dealer.open(address)

@@ -19,7 +19,8 @@ from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound, into
-from tests.support import PATIENCE, ROOT, free_endpoint
+from tests.sockets.test_connection import bindable, told
+from tests.support import PATIENCE, ROOT, Way, free_endpoint
 from zroute.endpoints import parse_endpoints
 from zroute.errors import EndpointError
 from zroute.sockets import transport as module
@@ -137,18 +138,19 @@ async def test_a_stop_does_not_wait_for_publishers_that_are_away(context: Shared
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
-    sockets: Sockets, context: SharedContext
+    sockets: Sockets, context: SharedContext, way: Way
 ) -> None:
     """A subscriber that reads nothing keeps a publisher for its linger and no longer; never for ever."""
     joined: Deferred[None] = Deferred()
-    writer = transport(context, pub="tcp://127.0.0.1:*")
+    writer = transport(context, pub=way.wildcard)
     writer.open(into(Mailbox[bytes]()))
     assert writer.pub is not None
     writer.pub._on_change = lambda *_: joined.callback(None)
     frozen = sockets.context.socket(zmq.SUB)
     frozen.set(zmq.RCVHWM, 1)
     frozen.subscribe(b"")
-    frozen.connect(writer.pub.endpoints[0])
+    frozen.set(zmq.IPV6, way.name == "ipv6")
+    frozen.connect(way.to(writer.pub.endpoints[0]))
     await joined
     for _ in range(200):
         writer.pub.send(bytes(200_000))
@@ -157,16 +159,17 @@ async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context: SharedContext) -> None:
+async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context: SharedContext, way: Way) -> None:
     """Closing flushes: 9,000 messages of 1 KiB, sent just before, are all received."""
     joined: Deferred[None] = Deferred()
-    writer = transport(context, pub="tcp://127.0.0.1:*")
+    writer = transport(context, pub=way.wildcard)
     writer.open(into(Mailbox[bytes]()))
     assert writer.pub is not None
     writer.pub._on_change = lambda *_: joined.callback(None)
     peer = sockets.raw(zmq.SUB)
     peer.subscribe(b"")
-    peer.connect(writer.pub.endpoints[0])
+    peer.set(zmq.IPV6, way.name == "ipv6")
+    peer.connect(way.to(writer.pub.endpoints[0]))
     await joined
     sent = [number.to_bytes(4, "big") * 256 for number in range(9000)]
     for message in sent:
@@ -222,3 +225,41 @@ def test_an_old_libzmq_is_refused_with_what_to_do() -> None:
     assert done.returncode == 1
     assert "ImportError: zroute needs libzmq 4.3.5 or newer" in done.stderr
     assert "install the pyzmq wheel" in done.stderr
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_silent_is_named_by_endpoint_also_where_it_is_a_host_name(
+    sockets: Sockets, context: SharedContext
+) -> None:
+    """A publisher that came back under its resolved address is connected at the name that I gave."""
+    address, absent = free_endpoint(), free_endpoint()
+    name = address.replace("127.0.0.1", "localhost")
+    reader, connected = transport(context, sub=[name, absent]), Mailbox[int]()
+    reader.on_connected = lambda: connected.put(reader.peers)
+    reader.open(into(Mailbox[bytes]()))
+    for number in range(1, 3):
+        raw = sockets.raw(zmq.XPUB)
+        await turns(lambda raw=raw: bindable(raw, address))
+        assert await connected.until(number) == [1] * number
+        assert reader.silent([f"feed@here {address}"]) == [f"connect:{absent} (nobody is connected)"]
+        assert reader.silent(["feed@here tcp://127.0.0.1:1"])[0] == f"connect:{absent} (nobody is connected)"
+        raw.close(0)
+        await turns(lambda: not reader.links)
+    assert len(reader.silent([])) == 2
+    await reader.close()
+    assert (reader.cut(1), reader.dialled(1), reader.came_by) == (None, None, None)
+    assert (reader.heard(), reader.links) == (set(), frozenset())
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscribing_again_is_told_to_publishers(sockets: Sockets, context: SharedContext) -> None:
+    """Each prefix that I subscribe to is withdrawn and subscribed in one go; others are left alone."""
+    raw = sockets.raw(zmq.XPUB)
+    reader = transport(context, sub=bound(raw))
+    reader.open(into(Mailbox[bytes]()))
+    reader.listen([b"a", b"b"])
+    await told(raw, b"\1a", b"\1b")
+    reader.resubscribe([b"b", b"never", b"a"])
+    await told(raw, b"\0b", b"\1b", b"\0a", b"\1a")
+    await reader.close()
+    reader.resubscribe([b"a"])

@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from threading import get_ident
 from time import perf_counter
@@ -112,8 +112,6 @@ class Connection:
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
         endpoint = self._parsed(endpoint)
-        if "[" in endpoint.address:
-            self._socket.set(zmq.SocketOption.IPV6, 1)
         self._endpoint(self._socket.bind if endpoint.bind else self._socket.connect, endpoint)
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
         resolved: str = last.rstrip(b"\0").decode()
@@ -131,7 +129,7 @@ class Connection:
         self._take_back(self._socket.disconnect, Endpoint(address, bind=False))
 
     def unbind(self, address: str) -> None:
-        """Listen no more at ``address``, as `open` returned it; who has connected there stays (zmq_unbind(3)).
+        """Listen no more at ``address``, as `open` returned it; libzmq cuts those who have connected there.
 
         Raises EndpointError for one that is not bound.
         """
@@ -140,19 +138,48 @@ class Connection:
     def _take_back(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
         if endpoint.address not in self.endpoints:  # libzmq takes localhost for what was opened as 127.0.0.1
             raise EndpointError(_explain(change.__name__, endpoint.address, errno.ENOENT), endpoint=str(endpoint))
+        self._drop_rest()
         self._endpoint(change, endpoint)
         self.endpoints.remove(endpoint.address)
+
+    def _drop_rest(self) -> None:
+        """Read the rest of a message of several parts whose first was read, and drop it.
+
+        libzmq ends the process if it loses the peer of such a message by a call of ours (an assertion in fq.cpp).
+        """
+        with suppress(zmq.ZMQError):
+            while self.more():
+                self._recv(_LAST)
 
     def _endpoint(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
         failed: str | None = None
         try:
-            change(endpoint.address)
+            with self._family(endpoint.address):
+                change(endpoint.address)
         except zmq.ZMQError as error:
             # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
             failed = _explain(change.__name__, endpoint.address, self._reason(error.errno or 0))
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
         self.poke()
+
+    @contextmanager
+    def _family(self, address: str) -> Iterator[None]:
+        """Have libzmq take IPv6 addresses while this one is bound or connected, if it needs them.
+
+        Not longer: with the option set, a host name of another endpoint would be resolved to its IPv6 address.
+        """
+        change = self._needs_ipv6(address) and not self._socket.get(zmq.SocketOption.IPV6)
+        if change:
+            self._socket.set(zmq.SocketOption.IPV6, 1)
+        try:
+            yield
+        finally:
+            if change:
+                self._socket.set(zmq.SocketOption.IPV6, 0)
+
+    def _needs_ipv6(self, address: str) -> bool:
+        return "[" in address
 
     def _reason(self, number: int) -> int:
         """libzmq's error number of a failed call, which its own event of the failure may have overwritten."""
@@ -176,6 +203,12 @@ class Connection:
         monitor.connect(address)
         self._monitor = _Monitor(self._reactor, monitor, self._tell)
         self._monitor.owner = self
+
+    def _read_events(self) -> None:
+        """Tell the watchers of all events that wait, now."""
+        monitor = self._monitor
+        while monitor is not None and not monitor.closed and monitor._events() & _POLLIN:
+            monitor.doRead()
 
     def _tell(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):

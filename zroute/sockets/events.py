@@ -9,6 +9,8 @@ from struct import Struct
 import attrs
 import zmq
 
+from zroute.escapes import printable
+
 __all__ = ["OnEvent", "SocketEvent", "parse_event"]
 
 _EVENT = Struct("=Hi")  # a monitor's first part: the event and its value; the second is the address
@@ -28,13 +30,14 @@ class SocketEvent:
     value: int
 
     def __str__(self) -> str:
+        address = printable(self.address)
         if self.name == "connect_retried":
-            return f"{self.address}: connect_retried, the next attempt is in {self.value} ms"
+            return f"{address}: connect_retried, the next attempt is in {self.value} ms"
         if self.name.endswith("_failed") or self.name == "handshake_failed_no_detail":
-            return f"{self.address}: {self.name} ({os.strerror(self.value)})"
+            return f"{address}: {self.name} ({os.strerror(self.value)})"
         if self.name.startswith("handshake_failed"):
-            return f"{self.address}: {self.name} ({_REASONS.get(self.value, self.value)})"
-        return f"{self.address}: {self.name}"
+            return f"{address}: {self.name} ({_REASONS.get(self.value, self.value)})"
+        return f"{address}: {self.name}"
 
 
 OnEvent = Callable[[SocketEvent], None]

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
 from zroute.delivery.reports import Reports
 from zroute.errors import EnvelopeError, HighWaterMarkError
+from zroute.escapes import printable
 from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.routing.parameters import name_of
 from zroute.sockets.connection import make_socket
@@ -78,7 +79,7 @@ class PartsConnection(PersistentConnection):
             except EnvelopeError as error:
                 self.malformed += 1
                 first = parts[0][:_FIRST_BYTES]
-                self._report("malformed", logging.WARNING, "a malformed message: %s (%r)", error, first)
+                self._report("malformed", logging.WARNING, "a malformed message: %s (%r)", printable(error), first)
             except Exception as error:
                 self._fail(error)
             else:

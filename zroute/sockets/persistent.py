@@ -1,8 +1,8 @@
-"""A connection that connects again also where libzmq gives up.
+"""A connection that knows its peers one by one, and connects again also where libzmq gives up.
 
 libzmq connects again after a lost connection, but not after a protocol error, to which it counts a part over
-MAXMSGSIZE: it ends the session and says nothing. So a disconnection that is followed by no attempt to
-connect is mended here, and said.
+MAXMSGSIZE: it ends the session without an event. So if no attempt to connect follows a disconnection, this module
+logs a warning and connects again. `Links` finds out which endpoint an attempt belongs to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import zmq
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_DRAIN
 from zroute.sockets.connection import Connection, Drain
-from zroute.sockets.events import SocketEvent
+from zroute.sockets.descriptors import Identity, identify, shut_down
+from zroute.sockets.events import OnEvent, SocketEvent
+from zroute.sockets.links import Link, Links
+from zroute.sockets.names import Lookups
 
 __all__ = ["PersistentConnection"]
 
@@ -26,79 +29,147 @@ _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of o
 
 
 class PersistentConnection(Connection):
-    """A `Connection` whose `open` endpoints stay connected until `disconnect` or `close`."""
+    """A `Connection` whose `open` endpoints stay connected until `disconnect` or `close`.
+
+    ``links`` holds its connections while it is watched, or connects to anything.
+    """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         super().__init__(reactor, socket, drain)
-        self._connected: dict[
-            int, str
-        ] = {}  # by the descriptors of connections made from here; accepted ones are the peer's
-        self._given_up: dict[str, Any] = {}
+        self.links = Links()
         self.dialled: list[str] = []
         """Those of ``endpoints`` that it connects to."""
-        self._persists = False
+        self._identities: dict[int, Identity] = {}
+        self._given_up: dict[str, Any] = {}
+        self._lookups = Lookups(reactor, self._connect_by_ipv6)
+        self._by_ipv6: set[str] = set()
+        self._follows = False
 
     def open(self, endpoint: Endpoint | str) -> str:
         """See `Connection.open`."""
         endpoint = self._parsed(endpoint)
-        if not (endpoint.bind or self._persists or self.closed):
-            self._persists = True
-            self.watch(self._seen)
+        if endpoint.bind or self.closed:
+            return super().open(endpoint)
+        self._follow()
         address = super().open(endpoint)
-        if not endpoint.bind:
-            self.dialled.append(address)
+        self.dialled.append(address)
+        self.links.dial(address)
+        self._lookups.begin(address)
         return address
+
+    def watch(self, on_event: OnEvent) -> None:
+        """See `Connection.watch`; ``links`` is up to date whenever ``on_event`` is called."""
+        self._follow()
+        super().watch(on_event)
+
+    def _follow(self) -> None:
+        if not self._follows:
+            super().watch(self._seen)
+            self._follows = True
 
     def close(self, linger: int = LINGER_DRAIN) -> None:
         """See `Connection.close`."""
-        for call in self._given_up.values():
-            call.cancel()
-        self._given_up.clear()
+        for endpoint in tuple(self._given_up):
+            self._cancel(endpoint)
         super().close(linger)
 
     def disconnect(self, address: str) -> None:
         """See `Connection.disconnect`."""
         super().disconnect(address)
+        self._read_events()  # a connection of which libzmq has told already is forgotten with the others
+        self.links.hang_up(address)
         self.dialled = [other for other in self.dialled if other != address]
-        self._forget(address)
-
-    def reconnect(self, address: str) -> None:
-        """Give up the connection to ``address``, as `open` returned it, for a new one: the peer is gone, or seems so.
-
-        What is queued from it and to it is lost. Raises EndpointError for one that is not connected.
-        """
-        self.disconnect(address)
-        self.open(Endpoint(address, bind=False))
-
-    def _forget(self, address: str) -> None:
-        """libzmq does not tell of the end of a connection that is taken back here."""
         self._cancel(address)
-        self._connected = {number: other for number, other in self._connected.items() if other != address}
+        self._lookups.forget(address)
+        self._by_ipv6.discard(address)
 
-    def _cancel(self, address: str) -> None:
-        call = self._given_up.pop(address, None)
-        if call is not None:
-            call.cancel()
+    def unbind(self, address: str) -> None:
+        """See `Connection.unbind`."""
+        super().unbind(address)
+        self._read_events()
+        self.links.unbind(address)
+
+    def cut(self, id: int) -> str | None:
+        """End the connection with this id in ``links``, so that libzmq connects again; return its endpoint.
+
+        What has arrived is still delivered, and libzmq sends all subscriptions again. None, and nothing is done, for
+        a connection that the peer has made, that is unknown, or that has ended.
+        """
+        self._read_events()
+        link, identity = self.links.get(id), self._identities.get(id)
+        if self.closed or link is None or identity is None or not shut_down(link.fd, identity):
+            return None
+        return link.endpoint
+
+    # -- what libzmq tells -----------------------------------------------------------------------------------
 
     def _seen(self, event: SocketEvent) -> None:
-        self._cancel(event.address)
-        if event.name == "connected":
-            self._connected[event.value] = event.address
-        elif event.name == "disconnected" and event.value in self._connected:
-            del self._connected[event.value]
-            if not self.closed:
-                again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, event.address)
-                self._given_up[event.address] = again
+        link = self.links.seen(event)
+        if event.name == "connect_retried":
+            self._attempted(self.links.attempted(event.address))
+        elif link is None:
+            return
+        elif event.name == "connected":
+            self._connected(link)
+        elif event.name == "disconnected":
+            self._disconnected(link)
 
-    def _connect_again(self, address: str) -> None:
-        del self._given_up[address]
+    def _attempted(self, endpoint: str | None) -> None:
+        if endpoint is not None:
+            self._cancel(endpoint)
+            self._lookups.again(endpoint)
+
+    def _connected(self, link: Link) -> None:
+        assert link.endpoint is not None
+        self._cancel(link.endpoint)
+        identity = identify(link.fd, link.address)
+        if identity is not None:
+            self._identities[link.id] = identity
+            self.links.learn(link, identity.text or link.address)
+
+    def _disconnected(self, link: Link) -> None:
+        self._identities.pop(link.id, None)
+        self._read_again()  # to the end, behind which no message is of this connection
+        if link.endpoint is not None and not self.closed:
+            self._cancel(link.endpoint)
+            again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, link.endpoint)
+            self._given_up[link.endpoint] = again
+
+    # -- connecting again ------------------------------------------------------------------------------------
+
+    def _cancel(self, endpoint: str) -> None:
+        call = self._given_up.pop(endpoint, None)
+        if call is not None and call.active():
+            call.cancel()
+
+    def _connect_again(self, endpoint: str) -> None:
+        judged = self._given_up[endpoint]
+        self._read_events()  # the reactor may have been held up for longer than the attempt took
+        if self.closed or self._given_up.get(endpoint) is not judged or self.links.is_dialled(endpoint):
+            return
+        del self._given_up[endpoint]
         _log.warning(
             "%s: the connection was ended by a protocol error, such as a part of more than %d bytes, or a socket of a "
             "kind that does not fit; what was under way is lost, connecting again",
-            address,
+            endpoint,
             self._socket.get(zmq.SocketOption.MAXMSGSIZE),
         )
+        self._redial(endpoint)
+
+    def _connect_by_ipv6(self, endpoint: str) -> None:
+        """The host of ``endpoint`` has IPv6 addresses only, which libzmq does not look for by itself."""
+        if self.closed or endpoint not in self.dialled or self.links.is_dialled(endpoint):
+            return
+        self._by_ipv6.add(endpoint)
+        self._redial(endpoint)
+
+    def _redial(self, endpoint: str) -> None:
+        self._drop_rest()
         with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
-            self._socket.disconnect(address)
-        self._socket.connect(address)
+            self._socket.disconnect(endpoint)
+        with self._family(endpoint):
+            self._socket.connect(endpoint)
         self.poke()
+
+    def _needs_ipv6(self, address: str) -> bool:
+        return address in self._by_ipv6 or super()._needs_ipv6(address)

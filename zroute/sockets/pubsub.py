@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Unpack
 
 import zmq
+import zmq.backend
 
 from zroute.options import MAX_SUBSCRIPTIONS, SUBSCRIPTIONS_SEEN, SocketOptions
+from zroute.sockets.origins import Origins
 from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
 _AT_ONCE = zmq.DONTWAIT.value  # an enum would be made a number each time
+
+_recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -25,6 +29,21 @@ class SubConnection(PartsConnection):
     """
 
     kind: ClassVar[int] = zmq.SUB
+    origins: Origins | None = None
+    """By which connection messages come, while `listen_closely`; None else."""
+
+    def listen_closely(self, closely: bool) -> None:
+        """Note by which connection each message comes, or stop noting it; see ``origins``.
+
+        It begins and ends with the next turn of reading, costs one or two microseconds a message, and nothing while
+        it is off.
+        """
+        if closely == (self.origins is not None) or self.closed:
+            return
+        self._follow()
+        plain = _recv.__get__(self._socket)
+        self.origins = Origins(plain, self.links, self._read_events) if closely else None
+        self._recv = plain if self.origins is None else self.origins.recv
 
     def subscribe(self, prefix: bytes) -> None:
         """Receive what starts with ``prefix``. Subscriptions are counted: each needs its `unsubscribe`."""

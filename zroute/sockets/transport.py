@@ -17,6 +17,7 @@ from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
 from zroute.sockets.connection import Connection, Drain
 from zroute.sockets.events import SocketEvent
+from zroute.sockets.links import Links
 from zroute.sockets.pubsub import SubConnection, XPubConnection
 
 __all__ = ["SharedContext", "SocketTransport"]
@@ -118,7 +119,8 @@ class SocketTransport:
         self._max_message = max_message
         self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
-        self._connected: dict[str, int] = {}
+        self._links = Links()
+        self._opened: dict[Endpoint, str] = {}
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
@@ -151,8 +153,9 @@ class SocketTransport:
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
                 self.sub.drain = drain
                 self.sub.watch(self._seen)
+                self._links = self.sub.links
                 for endpoint in self._subscribe_to:
-                    self.sub.open(endpoint)
+                    self._opened[endpoint] = self.sub.open(endpoint)
         except BaseException:
             self.close(LINGER_ABORT)
             raise
@@ -213,11 +216,28 @@ class SocketTransport:
                 self.sub.unsubscribe(prefix)
         self._subscriptions = tuple(wanted)
 
+    def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
+        """Withdraw each of these that is subscribed, and subscribe to it again at once."""
+        if self.sub is None:
+            return
+        known = set(self._subscriptions)
+        for prefix in subscriptions:
+            if prefix in known:
+                self.sub.unsubscribe(prefix)
+                self.sub.subscribe(prefix)
+
+    # -- connections ------------------------------------------------------------------------------------
+
     @property
     def peers(self) -> int:
         """Publishers that are connected; over ``inproc``, of which libzmq tells nothing, all endpoints."""
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in self._subscribe_to)
-        return inside + sum(self._connected.values())
+        return inside + len(self._links)
+
+    @property
+    def links(self) -> frozenset[int]:
+        """The ids of all connections; an id is never used again. None over ``inproc``."""
+        return self._links.alive
 
     def silent(self, answered: Iterable[str]) -> list[str]:
         """The endpoints without a connection, and those that none of these publishers binds, by their names.
@@ -230,36 +250,50 @@ class SocketTransport:
         heard: set[str] = set().union(*names)
         silent = []
         for endpoint in self._subscribe_to:
-            connected = self._connected.get(endpoint.address) or endpoint.address.startswith("inproc://")
-            if not connected:
+            if not self._is_connected(endpoint):
                 silent.append(f"{endpoint} (nobody is connected)")
             elif plain and _port(endpoint.address) not in heard:
                 silent.append(str(endpoint))
         return silent
 
-    def reconnect(self, name: str) -> str | None:
-        """Connect anew to the publisher of this name; the address, or None where it can't be told from others.
+    def _is_connected(self, endpoint: Endpoint) -> bool:
+        opened = self._opened.get(endpoint, endpoint.address)
+        return opened.startswith("inproc://") or self._links.connected(opened)
 
-        One SUB socket does not say which of its connections a message came by. A name ends with the addresses that
-        its publisher binds (`zroute.run`), so their ports tell, where one is not connected alone.
+    def dialled(self, link: int) -> str | None:
+        """Return the endpoint of the connection with this id; None if a publisher has made it, or it has ended."""
+        found = self._links.get(link)
+        return None if found is None else found.endpoint
+
+    def cut(self, link: int) -> str | None:
+        """End the connection with this id, and have libzmq connect again; see `PersistentConnection.cut`."""
+        return None if self.sub is None else self.sub.cut(link)
+
+    def listen_closely(self, closely: bool) -> None:
+        """Note by which connection each message comes, or no longer: see `came_by` and `heard`.
+
+        Where all endpoints are ``inproc`` there is nothing to note, and nothing to pay for.
         """
-        if self.sub is None:
-            return None
-        there = [address for address in self.sub.dialled if self._connected.get(address)]
-        found = there if len(there) == 1 else [each for each in there if _port(each) in _ports(name)]
-        if len(found) != 1:
-            return None
-        self._connected[found[0]] = 0  # libzmq tells of no end that it did not meet itself
-        self.sub.reconnect(found[0])
-        return found[0]
+        if self.sub is not None and not all(each.address.startswith("inproc://") for each in self._subscribe_to):
+            self.sub.listen_closely(closely)
+
+    @property
+    def came_by(self) -> int | None:
+        """The id of the connection by which the message that is being handled came.
+
+        None unless we listen closely, over ``inproc``, and for a connection that is not known, or has ended.
+        """
+        origins = None if self.sub is None else self.sub.origins
+        return None if origins is None else origins.came_by
+
+    def heard(self) -> set[int]:
+        """Return the ids of the connections by which anything came since the last call, while we listen closely."""
+        origins = None if self.sub is None else self.sub.origins
+        return set() if origins is None else origins.heard()
 
     def _seen(self, event: SocketEvent) -> None:
-        now = self._connected.get(event.address, 0)
         if event.name == "handshake_succeeded":
-            self._connected[event.address] = now + 1
             self.on_connected()
-        elif event.name == "disconnected" and now:
-            self._connected[event.address] = now - 1
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """As `sender`, but what it returns gives False while a subscriber has no room, and then sends to nobody."""

@@ -63,6 +63,8 @@ class MemoryTransport:
 
     counts = False
     peers = 0
+    links: frozenset[int] = frozenset()
+    came_by: int | None = None
     bound: tuple[str, ...] = ()
 
     def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
@@ -110,9 +112,23 @@ class MemoryTransport:
         """Nobody subscribes here."""
         return False
 
-    def reconnect(self, name: str) -> str | None:
-        """Nobody is silent here."""
+    def dialled(self, link: int) -> str | None:
+        """There are no connections here."""
         return None
+
+    def cut(self, link: int) -> str | None:
+        """There are no connections here."""
+        return None
+
+    def listen_closely(self, closely: bool) -> None:
+        """What comes, comes by the bus."""
+
+    def heard(self) -> set[int]:
+        """There are no connections here."""
+        return set()
+
+    def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
+        """No publisher is told of subscriptions."""
 
     def silent(self, answered: Iterable[str]) -> tuple[str, ...]:
         """Nobody."""

@@ -1,0 +1,201 @@
+"""Host names that have only IPv6 addresses are found, and all others are left as they are."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.running import reactor, turns
+from tests.sockets.opened import bound
+from tests.support import PATIENCE, Child
+from zroute.sockets import names as module
+from zroute.sockets.names import Lookups, host_name, only_ipv6
+
+FOUR, SIX = socket.AF_INET, socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("tcp://feed.test:5555", "feed.test"),
+        ("tcp://eth0;feed.test:5555", "feed.test"),
+        ("tcp://localhost:5555", "localhost"),
+        ("tcp://127.0.0.1:5555", None),
+        ("tcp://[::1]:5555", None),
+        ("tcp://[fe80::1%eth0]:5555", None),
+        ("ipc:///tmp/feed.test:1", None),
+        ("inproc://feed.test:1", None),
+    ],
+)
+def test_the_host_name_of_an_endpoint_is_found(address: str, host: str | None) -> None:
+    """Only tcp has one, and an address of either version is none."""
+    assert host_name(address) == host
+
+
+@pytest.mark.parametrize(
+    ("families", "only"), [([SIX], True), ([SIX, SIX], True), ([FOUR], False), ([SIX, FOUR], False), ([], False)]
+)
+def test_a_name_needs_ipv6_only_where_it_has_nothing_else(families: list[int], only: bool) -> None:
+    """For a name with both, libzmq would choose the IPv6 address, where the publisher may not listen."""
+    asked: list[Any] = []
+
+    def getaddrinfo(host: str, port: None, **options: Any) -> list[tuple[int, str]]:
+        asked.append(host)
+        return [(family, "the rest") for family in families]
+
+    assert only_ipv6("feed.test", getaddrinfo) is only
+    assert asked == ["feed.test"]
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "no such name"), UnicodeError("label too long")])
+def test_a_name_that_cannot_be_resolved_may_be_later(error: Exception) -> None:
+    """It is neither one nor the other yet."""
+
+    def getaddrinfo(host: str, port: None, **options: Any) -> Any:
+        raise error
+
+    assert only_ipv6("feed.test", getaddrinfo) is None
+
+
+class Later:
+    """A reactor's clock that the test sets, and its way out of threads."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.callFromThread = reactor.callFromThread
+
+    def seconds(self) -> float:
+        return self.now
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_is_looked_up_again_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not within five seconds, not while the last look goes on, not when it is known or taken back."""
+    answers: list[bool | None] = [None, True]
+    looks: list[str] = []
+    found: list[str] = []
+
+    def look(host: str) -> bool | None:
+        looks.append(host)
+        return answers.pop(0)
+
+    monkeypatch.setattr(module, "only_ipv6", look)
+    clock = Later()
+    lookups = Lookups(clock, found.append)
+    for address in ("tcp://feed.test:1", "tcp://127.0.0.1:1"):
+        lookups.begin(address)
+        lookups.begin(address)
+    await turns(lambda: not lookups._under_way)
+    clock.now = module.AGAIN / 2
+    lookups.again("tcp://feed.test:1")
+    assert looks == ["feed.test"]
+    clock.now = module.AGAIN
+    lookups.again("tcp://127.0.0.1:1")
+    lookups.again("tcp://feed.test:1")
+    await turns(lambda: found)
+    clock.now *= 3
+    lookups.again("tcp://feed.test:1")
+    assert (looks, found, lookups._under_way) == (["feed.test"] * 2, ["tcp://feed.test:1"], set())
+    answers.append(True)
+    lookups.begin("tcp://gone.test:1")
+    lookups.forget("tcp://gone.test:1")
+    await turns(lambda: not lookups._under_way)
+    assert found == ["tcp://feed.test:1"]
+
+
+# -- with a name of our own --------------------------------------------------------------------------------
+
+RESOLVER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int resolver(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+
+/* "feed.test" has the address that is in a file, if the file is there. */
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    resolver *real = (resolver *)dlsym(RTLD_NEXT, "getaddrinfo");
+    char address[64] = "";
+    if (node == NULL || strcmp(node, "feed.test") != 0)
+        return real(node, service, hints, found);
+    FILE *file = fopen(getenv("FEED_TEST"), "r");
+    if (file == NULL)
+        return EAI_NONAME;
+    int there = fgets(address, sizeof address, file) != NULL;
+    fclose(file);
+    return there ? real(address, service, hints, found) : EAI_NONAME;
+}
+"""
+
+READER = """
+import sys
+from twisted.internet import reactor
+from zroute.sockets import names
+from zroute.sockets.pubsub import SubConnection
+
+names.AGAIN = 0.1
+reader = SubConnection(reactor, lambda parts: print(*parts, flush=True))
+reader.subscribe(b"")
+reader.watch(lambda event: event.name == "connect_retried" and print("retried", flush=True))
+for endpoint in sys.argv[1:]:
+    reader.open(endpoint)
+reactor.run()
+"""
+
+
+@pytest.fixture
+def resolver(tmp_path: Path) -> Callable[[str | None], dict[str, str]]:
+    """Gives ``feed.test`` an address, or none, and returns the environment of a child that sees it."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no C compiler to build a resolver with, or not Linux")
+    source, library, address = tmp_path / "names.c", tmp_path / "names.so", tmp_path / "address"
+    source.write_text(RESOLVER)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, timeout=PATIENCE)
+
+    def give(text: str | None) -> dict[str, str]:
+        if text is not None:
+            address.write_text(text)
+        return {"LD_PRELOAD": str(library), "FEED_TEST": str(address)}
+
+    return give
+
+
+def six(sockets: Any) -> tuple[Any, str]:
+    """A publisher at [::1], and its port."""
+    raw = sockets.raw(zmq.XPUB)
+    raw.set(zmq.IPV6, 1)
+    try:
+        return raw, bound(raw, "tcp://[::1]:*").rpartition(":")[2]
+    except zmq.ZMQError:
+        pytest.skip("this machine has no IPv6")
+
+
+@pytest.mark.parametrize("known", ["at once", "later"])
+def test_a_host_with_an_ipv6_address_only_is_connected(sockets: Any, resolver: Any, known: str) -> None:
+    """I subscribe at its name, also before the name is known; a name with an IPv4 address beside it keeps that."""
+    (raw, port), other = six(sockets), sockets.raw(zmq.XPUB)
+    local = bound(other).replace("127.0.0.1", "localhost")
+    environment = resolver("::1" if known == "at once" else None)
+    with Child("-c", READER, f"tcp://feed.test:{port}", local, env=environment) as reader:
+        assert other.recv() == b"\1"
+        if known == "later":
+            reader.line_with("retried")
+            resolver("::1")
+        assert raw.recv() == b"\1"
+        raw.send(b"six")
+        reader.line_with("b'six'")
+        other.send(b"four")
+        reader.line_with("b'four'")
