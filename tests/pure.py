@@ -16,9 +16,9 @@ import msgspec
 from twisted.internet.task import Clock
 
 from zroute import App
+from zroute.asking import SubscribingEnd
 from zroute.awaiting import as_deferred
 from zroute.delivery.stats import Stats
-from zroute.joins import SubscribingEnd
 from zroute.messages.wire import framer
 from zroute.outcomes import Outcomes
 from zroute.routing.compiler import fresh
@@ -177,9 +177,9 @@ class Wired:
         return self
 
     def balanced(self) -> bool:
-        """The identity of the counters, and no count below zero."""
+        """Return True if each message received is in exactly one counter."""
         s = self.stats
-        return s.received == s.routed + s.unrouted + s.malformed + s.control and s.routed >= 0
+        return s.received == s.routed + s.unrouted + s.malformed + s.duplicate + s.control
 
     def close(self) -> None:
         """Stop as a service does: publishing is refused again, and what the log held back is said."""

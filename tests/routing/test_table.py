@@ -324,6 +324,21 @@ def test_tracked_bodies_that_break_inside_several_parts_are_skipped() -> None:
     assert wired.balanced()
 
 
+def test_a_refused_message_whose_rest_is_gone_takes_nothing_else_with_it() -> None:
+    """Its connection was taken back, and the rest of it dropped: the next message is handled, not skipped."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    wired = Wired(app)
+    wired.queue((b"a", *[b""] * 1000))
+    assert not wired.drain()
+    while wired.more():
+        wired.recv(1)
+    wired.feed(plain("a", 1))
+    assert got == [1]
+    assert wired.stats.malformed == 1
+    assert wired.balanced()
+
+
 @pytest.mark.parametrize("parts", [MAX_PARTS + 1, 1000])
 def test_too_many_parts_are_one_malformed_message(parts: int) -> None:
     """A peer that sends parts without end is refused, bounded in each turn, and the next message is handled."""

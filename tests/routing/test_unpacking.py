@@ -17,8 +17,8 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import LOG, Wired, plain, tracked
 from zroute import App, Envelope, Topic, startswith
+from zroute.asking import SubscribingEnd
 from zroute.errors import DecodeError, EnvelopeError, PeerError
-from zroute.joins import SubscribingEnd
 from zroute.messages.batches import batch_framer
 from zroute.messages.control import pack_statements
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, framer, pack_kept
@@ -729,6 +729,29 @@ def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
     assert {len(time) for time in wired.table._latest.times.values()} == {8}
 
 
+@pytest.mark.parametrize("many", [1, 2])
+def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more topics than are remembered, a joining reader gets none a second time whose message came recently."""
+    monkeypatch.setattr("zroute.routing.table.TOPIC_CACHE", 4)
+    app, seen = App(), []
+
+    @app.subscribe("a.{topic}")
+    def handle(number: int, topic: str) -> None:
+        seen.append(topic)
+
+    wired = Wired(app)
+    for topic in "012345670123045":
+        wired.feed(batch(f"a.{topic}", [b"1"] * many, keeps=True))
+    seen.clear()
+    marker = wired.table._accounts._make_marker()  # type: ignore[attr-defined]
+    for number, topic in enumerate("3045", 1):
+        wired.feed(pack_kept(marker, number, f"a.{topic}".encode(), 2, b"1", None, epoch=EPOCH, sent_at=5_000_000_000))
+    assert seen == []
+    assert len(wired.table._latest.times) + len(wired.table._latest.older) <= 8
+    wired.feed(pack_kept(marker, 5, b"a.7", 2, b"1", None, epoch=EPOCH, sent_at=5_000_000_000))
+    assert seen == ["7"]
+
+
 # -- account ---------------------------------------------------------------------------------------------
 
 
@@ -743,7 +766,8 @@ class Joined(Wired):
         end._tracker.subscribe(end._subscriptions)
         marker = end._make_marker()
         end._tracker.join(marker, 0.0)
-        self.feed(*pack_statements(Kind.JOIN, marker, [], epoch=EPOCH, name="p", partial=False, sent_at=5))
+        numbers = [(each, 0) for each in end._subscriptions]
+        self.feed(*pack_statements(Kind.JOIN, marker, numbers, epoch=EPOCH, name="p", partial=False, sent_at=5))
         assert (self.stats.joins, self.stats.control) == (1, 1)
         self.stats.received = self.stats.control = 0
 

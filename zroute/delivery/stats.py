@@ -1,7 +1,8 @@
 """Counters of one run of an app, and the identity that holds between them.
 
-Messages: ``received = routed + unrouted + malformed + duplicate + control``; `Stats.routed` is what is left, so the
-hot path counts a message once. Deliveries of each route stand in `RouteStats`.
+Messages: ``received = routed + unrouted + malformed + duplicate + control`` between any two reads. All six are counted
+independently, so a message that is counted twice or not at all breaks the sum. `RouteStats` has the deliveries of each
+route.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Stats:
     """Counters of one run; they start at zero with each start of the app.
 
     ``received`` whole messages read (brought up to date after each few, so a handler may see it a little
-    behind); ``unrouted`` matched no route; ``malformed`` were no message;
+    behind); ``routed`` were given to at least one route; ``unrouted`` matched no route; ``malformed`` were no message;
     ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
     ``lost`` messages were sent and not received, in ``gaps``; at each ``unknown_tail`` nobody can say how many were.
     ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
@@ -51,6 +52,7 @@ class Stats:
     """
 
     received: int = 0
+    routed: int = 0
     unrouted: int = 0
     malformed: int = 0
     duplicate: int = 0
@@ -71,11 +73,6 @@ class Stats:
     routes: dict[str, RouteStats] = attrs.field(factory=dict)
 
     @property
-    def routed(self) -> int:
-        """Messages that at least one route was given."""
-        return self.received - self.unrouted - self.malformed - self.duplicate - self.control
-
-    @property
     def handled(self) -> int:
         """Handler calls that ended without an error, over all routes."""
         return sum(route.handled for route in self.routes.values())
@@ -92,4 +89,4 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """All counters as plain numbers, for a log line or JSON."""
-        return {**attrs.asdict(self), "routed": self.routed}
+        return attrs.asdict(self)

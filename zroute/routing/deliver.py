@@ -1,9 +1,9 @@
 """The deliver closures: what is done for each message of one topic, once everything else is known.
 
 A closure takes ``(body, raw)``: the body, and the frames it came in (one bytes, or
-a tuple of several). It returns None, or `UNDECODABLE`, which makes the drain look for parts that belong to
-the body, or `TRACKED`. It raises nothing: what handlers raise and return beyond None goes to
-`Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a call per message.
+a tuple of several). It returns None, or one of the four codes below, and raises nothing: what handlers raise and
+return beyond None goes to `Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a
+call per message.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import attrs
 
 from zroute.delivery.flow import Flow
 from zroute.delivery.stats import RouteStats
+from zroute.errors import EnvelopeError
 from zroute.messages.checks import Inline
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
@@ -28,6 +29,8 @@ from zroute.routing.raw import Raw
 from zroute.routing.routes import ErrorHook, Route
 
 __all__ = [
+    "COUNTED",
+    "MALFORMED",
     "TRACKED",
     "UNDECODABLE",
     "CompiledRoute",
@@ -47,8 +50,13 @@ Deliver: TypeAlias = "Callable[[bytes, Raw], int | None]"
 Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, bytes, Raw], int]"
 
 UNDECODABLE = 1
+"""At least one route could not read the body: the message counts as routed; further parts may belong to it."""
 TRACKED = 2
-"""What a deliver closure returns that could not deliver: for its body, or since that has a tracked header."""
+"""The body has a tracked header that is still to be read: no route was given the message, and no counter has it."""
+MALFORMED = 3
+"""The closure counted the message as malformed; further parts may belong to it."""
+COUNTED = 4
+"""The closure counted its messages itself: as unrouted or duplicate, or each message of a batch on its own."""
 
 
 @attrs.frozen(eq=False)
@@ -254,7 +262,10 @@ def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
     def deliver(body: bytes, raw: Raw) -> int | None:
-        envelope = envelope_of(raw) if wants_envelope else None
+        try:
+            envelope = envelope_of(raw) if wants_envelope else None
+        except EnvelopeError:  # only in the loop, which has not looked at the header: the long way refuses it
+            return TRACKED
         decoded: dict[int, Any] = {}
         undecodable: set[int] = set()
         for step in steps:

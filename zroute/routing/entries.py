@@ -68,7 +68,8 @@ class Entries:
     ``plain`` and ``tracked`` are what the table's loop looks topics up in: one with plain bodies has its closure in the
     first, one with tracked bodies has closures by the constant parts of the headers, one a publisher, in the second.
     A topic among ``multipart`` is not kept, so that each of its messages goes the long way. ``unrouted`` and
-    ``malformed`` are told of messages that no route takes. For the others see `RouteTable`.
+    ``malformed`` count messages that no route takes, and return the code of their closure. For the others see
+    `RouteTable`.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Entries:
         outcomes: Outcomes,
         unpacked: Unpacked,
         multipart: Collection[bytes],
-        unrouted: Callable[[Raw], None],
-        malformed: Callable[[EnvelopeError, Raw], None],
+        unrouted: Callable[[Raw], int],
+        malformed: Callable[[EnvelopeError, Raw], int],
     ) -> None:
         self.plain: dict[bytes, Deliver] = {}
         self.tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}

@@ -3,6 +3,10 @@
 `RouteTable.drain` reads frames, splits the topic off and calls the topic's deliver closure. It knows the
 layout of `zroute.messages.wire`, and the cache finds routes and expected header together in one look-up.
 Whatever is rare (a new topic, another codec, several parts, a large body, a fault) leaves the loop.
+
+Each message is counted in one of `Stats.routed`, ``unrouted``, ``malformed``, ``duplicate`` and ``control``. The loop
+counts as routed all messages that did not leave it: the rare branches count the others in ``aside``, so that the common
+way pays nothing. The code that a message goes to then counts it; closures that did so return `COUNTED` or `MALFORMED`.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from zroute.messages.wire import (
 from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPIC_CACHE
 from zroute.routing.batches import Unpacked
 from zroute.routing.deliver import (
+    COUNTED,
+    MALFORMED,
     TRACKED,
     UNDECODABLE,
     CompiledRoute,
@@ -82,7 +88,7 @@ class Account(Protocol):
 
 
 class Accounts(Protocol):
-    """Who keeps account of what tracked publishers sent, see `zroute.joins`."""
+    """Who keeps account of what tracked publishers sent, see `zroute.asking`."""
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
         """That of a message of ``topic``, which came by a subscription of ours, at one publisher."""
@@ -112,20 +118,27 @@ _UNJUDGED = _Unjudged()
 
 @attrs.define(eq=False)
 class _Latest:
-    """What came last of each publisher that keeps its messages for those who join; a changed table takes it over."""
+    """When the latest message of each topic was sent by publishers that keep it; a changed table takes this over.
+
+    A note must not cost the loop more than a dict entry, so entries are not moved when they are noted again. Instead,
+    a full ``times`` becomes ``older``, whose former entries are dropped: they were noted before all that stay. So the
+    `TOPIC_CACHE` entries noted last are always known, and up to twice as many are held.
+    """
 
     times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
-    """When it was sent, as in its header: such bytes compare as the numbers do."""
+    """Send times by epoch and topic, as in the header: such bytes compare as the numbers do."""
+    older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
 
     def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
         """Whether a message came that is not older than one whose header begins with ``fixed``."""
-        known = self.times.get((epoch, topic))
+        key = epoch, topic
+        known = self.times.get(key) or self.older.get(key)
         return known is not None and known >= fixed[SENT_AT:]
 
     def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
         """The one whose header begins so came last."""
         if len(self.times) >= TOPIC_CACHE:
-            self.times.clear()
+            self.older, self.times = self.times, {}
         self.times[epoch, topic] = fixed[SENT_AT:]
 
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
@@ -243,7 +256,7 @@ class RouteTable:
         """
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
-        received, receive = 0, recv
+        received, aside, receive = 0, 0, recv
         if self._unpacked.rest:
             self.work_off(budget)
             return
@@ -256,12 +269,13 @@ class RouteTable:
                 if len(frame) > LARGE_FRAME:
                     receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
                     self._one_by_one(frame, recv, more)
+                    aside += 1
                     continue
                 topic, _, body = frame.partition(NUL)
                 deliver = plain(topic)
                 if deliver is not None and body:  # no body: perhaps there was no NUL
                     if fault := deliver(body, frame):
-                        self._after(fault, topic, frame, recv, more)
+                        aside += self._after(fault, topic, frame, recv, more)
                     continue
                 heads = tracked(topic)
                 if heads is not None and len(body) > HEADER_SIZE:
@@ -272,16 +286,19 @@ class RouteTable:
                         if number == account.expected > 0:
                             account.expected = number + 1
                         elif number and not judge(account, number):
+                            aside += 1
                             continue
                         if fault := deliver(body[HEADER_SIZE:], frame):
-                            self._after(fault, topic, frame, recv, more)
+                            aside += self._after(fault, topic, frame, recv, more)
                         continue
                 self._one_by_one(frame, recv, more)
+                aside += 1  # only now: a message that `recv` fails in the middle of is not counted at all
         except BaseException:
             received -= 1  # it was `recv` that raised: nothing else in the loop does
             raise
         finally:
             self._stats.received += received
+            self._stats.routed += received - aside
 
     def hold(self) -> None:
         """Make the drain that is under way end after this message; later ones are not affected."""
@@ -305,7 +322,7 @@ class RouteTable:
             try:
                 self._check_size(body)
                 entry = self._entries.of(topic)
-                self._entries.deliver(entry, codec, body)(body, frame)
+                self._deliver(self._entries.deliver(entry, codec, body), body, frame)
             except EnvelopeError as error:
                 self._malformed(error, frame)
         if not rounds:  # held
@@ -330,27 +347,39 @@ class RouteTable:
             self._receive(tuple(parts))
 
     def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> int:
-        """Read up to ``budget`` parts of a message that is refused already; how many it were."""
-        for parts in range(1, budget + 1):
-            recv(1)
+        """Read up to ``budget`` parts of a message that is refused already; how many it were.
+
+        A connection that was taken back meanwhile has taken the rest of its message with it: so ask first.
+        """
+        for parts in range(budget):
             if not more():
                 self._parts.skipping = False
                 return parts
+            recv(1)
         return budget
 
     def _after(
         self, fault: int, topic: bytes, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]
-    ) -> None:
-        """A part that was taken as whole has a header, or could not be decoded."""
-        if fault is TRACKED:
+    ) -> int:
+        """Follow up on what a closure returned; how many messages the loop must not count as routed: 0 or 1."""
+        if fault == TRACKED:
             self._one_by_one(frame, recv, more)
-        elif more():  # what is left of its message is no message
+        elif fault != COUNTED and self._has_rest(fault, more):  # what is left of its message is no message
             self._entries.forget(topic)
             self._parts.multipart[topic] = None  # asked each time from now on
             if len(self._parts.multipart) > TOPIC_CACHE:
                 del self._parts.multipart[next(iter(self._parts.multipart))]
             self._parts.skipping = True
             self.hold()
+        return int(fault != UNDECODABLE)
+
+    def _has_rest(self, fault: int, more: Callable[[], int]) -> bool:
+        try:
+            return bool(more())
+        except BaseException:  # the loop takes back the message at hand, but this one is delivered
+            self._stats.received += 1
+            self._stats.routed += fault == UNDECODABLE
+            raise
 
     # -- whole messages ---------------------------------------------------------------------------------
 
@@ -379,7 +408,7 @@ class RouteTable:
         entry = self._entries.of(topic)
         self._check_size(body)
         deliver = entry.plain if len(body) <= LARGE_FRAME else self._entries.deliver(entry, 0, body)
-        deliver(body, raw)
+        self._deliver(deliver, body, raw)
 
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
         """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
@@ -406,7 +435,7 @@ class RouteTable:
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
         if not header.sequence or self._judge(account, header.number(length)):
             self._check_size(body)
-            deliver(body, raw)
+            self._deliver(deliver, body, raw)
 
     def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
         """``deliver``, for frames with further counters: that of length ``ours`` is the first, or one of them.
@@ -418,17 +447,16 @@ class RouteTable:
 
         def deliver_behind(body: bytes, raw: Raw) -> int | None:
             if len(body) < further:
-                self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
-                return UNDECODABLE
+                return self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
             if at is not None:
                 span, number = _COUNTER(body, at)
                 if span != ours:
                     self._receive(raw)
-                    return None
+                    return COUNTED
                 if number == account.expected > 0:
                     account.expected = number + 1
                 elif not self._judge(account, number):
-                    return None
+                    return COUNTED
             return deliver(body[further:], raw)
 
         return deliver_behind
@@ -442,12 +470,17 @@ class RouteTable:
         self._check_size(body)
         entry = self._entries.of(topic)
         self._latest.note(header.epoch, topic, fixed)
-        self._entries.deliver(entry, header.codec, body)(body, raw)
+        self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
+
+    def _deliver(self, deliver: Deliver, body: bytes, raw: Raw) -> None:
+        """Deliver one message off the loop, and count it as routed unless the closure has counted it."""
+        if deliver(body, raw) in (None, UNDECODABLE):
+            self._stats.routed += 1
 
     def _judge(self, account: Any, number: int, many: int = 1) -> bool:
         """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
 
-        Of ``many`` messages it is that of the first.
+        Of ``many`` messages it is that of the first. Those that are not to be delivered are counted as duplicates.
         """
         if account is _UNJUDGED:
             return True
@@ -485,17 +518,16 @@ class RouteTable:
             try:
                 batch = parse_batch(codec, body)
             except EnvelopeError as error:
-                self._malformed(error, raw)
-                return UNDECODABLE
+                return self._malformed(error, raw)
             fixed = raw[at : at + HEADER_SIZE]
             number, many = _HEAD_AND_NUMBER(fixed)[1], batch.many
             if number and not self._judge(account, number, many):
                 self._stats.received += many - 1
-                return None
+                return COUNTED
             if keeps:
                 self._latest.note(header.epoch, entry.topic.wire, fixed)
             self._unpack(entry, batch, fixed)
-            return None
+            return COUNTED
 
         return deliver
 
@@ -514,6 +546,7 @@ class RouteTable:
         hand_out = self._entries.hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
         done = hand_out(batch, frames) if hand_out is not None else 0
         stats.received += done - 1
+        stats.routed += done
         if done < many:
             left = zip(batch.bodies[done:], frames()[done:], strict=True)
             self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
@@ -527,10 +560,12 @@ class RouteTable:
         if len(body) > self._max_message:
             raise EnvelopeError(f"a body of {len(body)} bytes, over the limit of {self._max_message}")
 
-    def _unrouted(self, raw: Raw) -> None:
+    def _unrouted(self, raw: Raw) -> int:
         self._stats.unrouted += 1
         self._outcomes.unrouted(raw)
+        return COUNTED
 
-    def _malformed(self, error: EnvelopeError, raw: Raw) -> None:
+    def _malformed(self, error: EnvelopeError, raw: Raw) -> int:
         self._stats.malformed += 1
         self._outcomes.malformed(error, raw)
+        return MALFORMED
