@@ -1,6 +1,7 @@
 """How log lines look: for people, for a terminal, for machines. Everything goes to standard error.
 
-zroute logs through `logging`, below "zroute"; Twisted's own log is led there too.
+zroute logs through `logging`, below "zroute"; Twisted's own log is led there too. No line holds a control
+character: the texts of exceptions, and of log calls of the program, quote messages of peers.
 """
 
 from __future__ import annotations
@@ -9,12 +10,33 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
+
+from zroute.errors import SetupError
+from zroute.escapes import printable
 
 __all__ = ["FORMATS", "LEVELS", "set_up_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
+
+
+class _Text(logging.Formatter):
+    """Lines for people. What is raised is quoted in one line, except the lists that a `SetupError` consists of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _clean(super().format(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        text = super().formatException(ei)
+        for error in _chain(ei[1]):
+            for before, said in _said(error):
+                if not said.isprintable():
+                    text = text.replace(before + said, before + printable(said))
+        return text
 
 
 class _Json(logging.Formatter):
@@ -29,7 +51,7 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return printable(json.dumps(line, ensure_ascii=False), None)
 
 
 def set_up_logging(level: str, form: str) -> None:
@@ -57,11 +79,38 @@ def _handler(form: str) -> logging.Handler:
         from rich.console import Console
         from rich.logging import RichHandler
 
-        return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        rich = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+        rich.setFormatter(_Text("%(message)s"))
+        return rich
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    text = _Text("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(_Json() if form == "json" else text)
     return handler
+
+
+def _clean(text: str) -> str:
+    """``text`` with its lines as they are, and no control character in them."""
+    return "\n".join(printable(line, None) for line in text.replace("\t", "    ").split("\n"))
+
+
+def _said(error: BaseException) -> Iterator[tuple[str, str]]:
+    """The texts of ``error`` that a traceback shows, each with what is before it there."""
+    if not isinstance(error, SetupError):
+        with suppress(Exception):  # its own __str__, of which a traceback says that it failed
+            yield ": ", str(error)
+    for note in getattr(error, "__notes__", ()):
+        yield "\n", str(note)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and all that its traceback shows besides: its causes, and the members of groups."""
+    waiting, seen = [error], set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
 
 
 _led = False

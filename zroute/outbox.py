@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.awaiting import as_awaitable
 from zroute.delivery.reports import Clock
 from zroute.errors import HighWaterMarkError, NotRunningError
+from zroute.messages.topics import Topic
 from zroute.routing.publications import DONE
 
 __all__ = ["Outbox", "Sent"]
@@ -98,7 +99,7 @@ class Outbox:
         is told of the end, where somebody has been given it before.
         """
         if self._closed:
-            raise NotRunningError(f"{topic.decode(errors='replace')!r}: the app has stopped")
+            raise NotRunningError(f"{str(Topic.from_wire(topic))!r}: the app has stopped")
         if topic not in self._topics and attempt():
             if sent is not None:
                 sent.end(None)
@@ -115,7 +116,7 @@ class Outbox:
         """Raise HighWaterMarkError when ``limit`` messages wait already, with ``more`` that wait elsewhere."""
         if self.waiting + more >= self._limit:
             raise HighWaterMarkError(
-                f"{topic.decode(errors='replace')!r}: {self.waiting + more} messages wait for subscribers that have "
+                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for subscribers that have "
                 "no room: await what publish returns, so that your program is no faster than they are"
             )
 
@@ -136,7 +137,7 @@ class Outbox:
                 if message.attempt():
                     error = None
                 elif message.until <= now:
-                    name = topic.decode(errors="replace")
+                    name = str(Topic.from_wire(topic))
                     error = HighWaterMarkError(f"{name!r}: given up; a subscriber had no room for {self._timeout:g} s")
                 else:
                     break
@@ -163,7 +164,7 @@ class Outbox:
         for topic, messages in left.items():
             for message in messages:
                 error = HighWaterMarkError(
-                    f"{topic.decode(errors='replace')!r}: the app has stopped before there was room for it"
+                    f"{str(Topic.from_wire(topic))!r}: the app has stopped before there was room for it"
                 )
                 self._end(topic, message, error)
         if self._timer is not None:

@@ -18,6 +18,7 @@ from zroute.awaiting import is_awaitable, loop_hint
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError, HighWaterMarkError, NotRunningError
+from zroute.escapes import printable
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
@@ -32,6 +33,7 @@ from zroute.unfinished import Reading, Unfinished, error_of
 __all__ = ["Outcomes"]
 
 _FIRST_BYTES = 48  # of a body or frame, in a log line
+_REASON = 300  # characters of what a decoder says, which may quote the body
 
 
 class Outcomes:
@@ -88,7 +90,7 @@ class Outcomes:
             route.route.where,
             topic if many == 1 else f"a list of {many} messages, the first of {topic}",
             type(error).__name__,
-            error,
+            printable(error),
             loop_hint(error),
             error=error,
         )
@@ -139,7 +141,7 @@ class Outcomes:
             logging.WARNING,
             "malformed message refused (topic %r, no route): %s; first bytes: %r",
             str(Topic.from_wire(first[:255].partition(NUL)[0])),
-            error.reason,
+            printable(error.reason),
             bytes(first[:_FIRST_BYTES]),
         )
         self._observe(error, self._hook((self._hooks,), error, raw))
@@ -174,7 +176,7 @@ class Outcomes:
                     name,
                     outlet.pattern.text,
                     type(error).__name__,
-                    error,
+                    printable(error),
                 )
                 self._observe(error, False)
         return self._start(_all_of(waiting)) if waiting else None
@@ -190,7 +192,7 @@ class Outcomes:
             producer.name,
             producer.where,
             type(error).__name__,
-            error,
+            printable(error),
             loop_hint(error),
             remedy,
             error=error,
@@ -240,7 +242,7 @@ class Outcomes:
         self._stats.hook_errors += 1
         name = name_of(hook.function)
         text = "%s at %s, an error or fallback hook, failed itself: %s: %s%s"
-        what = (type(error).__name__, error, loop_hint(error))
+        what = (type(error).__name__, printable(error), loop_hint(error))
         self._reports(("hook", hook), name, logging.ERROR, text, name, hook.where, *what, error=error)
         self._observe(error, False)
 
@@ -276,12 +278,12 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, DecodeError):
-        return error.reason
+        return printable(error.reason)
     if isinstance(error, RecursionError):
         return "it nests too deep"
     if isinstance(error, MemoryError):
         return "it claims more memory than there is"
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    return f"{type(error).__name__}: {printable(error, _REASON)}"
 
 
 def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:

@@ -17,9 +17,8 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.awaiting import loop_hint, was_cancelled
 from zroute.endpoints import Endpoint
-from zroute.errors import (
-    EndpointError,
-)
+from zroute.errors import EndpointError, SetupError
+from zroute.escapes import printable
 from zroute.options import DRAIN_TIMEOUT
 from zroute.routing.compiler import (
     Compiled,
@@ -84,6 +83,11 @@ class AppService(Service):
         """The open sockets; None while they are not."""
         transport = self._run.transport if self._run else None
         return transport if isinstance(transport, SocketTransport) and transport.is_open else None
+
+    @property
+    def identity(self) -> str:
+        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        return self._run.identity if self._run else ""
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
         """Open resources, then sockets, run ``on_startup``, subscribe, and start timers and generators.
@@ -154,7 +158,9 @@ class AppService(Service):
         else:
             text = "%s did not start: %s%s"
             from_user = _from_users_line(error)
-            _log.error(text, self.app.name, failure.getErrorMessage(), loop_hint(error), exc_info=from_user)
+            # A SetupError is about the program, and may be a list; others may quote what a peer has sent.
+            said = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
+            _log.error(text, self.app.name, said, loop_hint(error), exc_info=from_user)
         self._failure = failure
         self._began(None)
         self.stopService()

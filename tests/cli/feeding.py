@@ -42,7 +42,7 @@ class Feed:
 @contextmanager
 def feed() -> Iterator[Feed]:
     """A publisher that sends what it is told."""
-    with Child("-m", "tests.acceptance.peers", "watching_publisher") as child:
+    with Child("-m", "tests.acceptance.peers", "watching_publisher", "tcp://127.0.0.1:*") as child:
         yield Feed(child)
 
 

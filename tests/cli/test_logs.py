@@ -55,3 +55,44 @@ app.run(seconds=0.01)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     stopping = [line for line in done.stderr.splitlines() if "stopping" in line]
     assert stopping == ["MINE stopping: 0.01 s are over"]
+
+
+RAISING = """
+import logging
+from zroute import App, SchemaError
+app = App(name="quotes", pub="inproc://a")
+app.publisher("a", int)
+log = logging.getLogger("mine")
+
+@app.on_startup
+def begin():
+    log.info("text\\tof a peer: \\x1b[2J\\x9b")
+    for error in (ValueError("one\\nFORGED"), KeyError("\\n"), RuntimeError(""), ValueError("\\n"), Odd(), wrapped()):
+        try:
+            raise error
+        except Exception:
+            log.exception("raised")
+
+class Odd(Exception):
+    def __str__(self):
+        raise LookupError
+
+def wrapped():
+    error = TypeError("outer")
+    error.__cause__ = SchemaError("a list:\\n  - of\\n  - ours", schema=int)
+    error.add_note("noted\\nFORGED")
+    return error
+"""
+
+
+def test_what_is_raised_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
+    """Tracebacks keep their shape, and our own lists theirs; the text of an exception is one line in them."""
+    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, RAISING))
+    lines = done.stderr.splitlines()
+    assert "ValueError: one\\nFORGED" in lines
+    assert "noted\\nFORGED" in lines
+    assert "  - of" in lines
+    assert any(line.endswith("text    of a peer: \\u001b[2J\\u009b") for line in lines)
+    assert not any(line.startswith("FORGED") for line in lines)
+    assert lines.count("Traceback (most recent call last):") == 6
+    assert any("Odd: <exception str() failed>" in line for line in lines)

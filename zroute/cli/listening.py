@@ -23,11 +23,12 @@ from zroute.cli.loading import EXIT_ENDPOINT
 from zroute.delivery.reports import Reports
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, EnvelopeError
+from zroute.escapes import printable
 from zroute.logs import set_up_logging
 from zroute.messages.batches import parse_batch, singles
-from zroute.messages.topics import Pattern, matches
+from zroute.messages.topics import Pattern, Topic, matches
 from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
-from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, TOPIC_CACHE, frame_limit
+from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, TOPIC_CACHE, frame_limit
 from zroute.routing.trie import minimal_cover
 from zroute.runner import install_reactor
 from zroute.sockets.pubsub import SubConnection
@@ -225,9 +226,11 @@ class Listening:
         self.malformed += 1
         if self._reports is not None:
             text = "malformed message skipped (topic %r): %s; first bytes: %r"
-            topic = frames[0][:_FIRST_BYTES].partition(NUL)[0]
+            topic = str(Topic.from_wire(frames[0][:MAX_TOPIC].partition(NUL)[0]))
             start = frames[0][:_FIRST_BYTES]
-            self._reports("malformed", "malformed messages", logging.WARNING, text, topic, error.reason, start)
+            self._reports(
+                "malformed", "malformed messages", logging.WARNING, text, topic, printable(error.reason), start
+            )
 
 
 def _any_of(patterns: Sequence[Pattern]) -> Callable[[bytes], bool]:

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import click
 
+from zroute.escapes import printable
 from zroute.messages.codecs import BUILTIN, RAW, TEXT, Codec, detect
 from zroute.messages.wire import Envelope
 
@@ -20,11 +21,8 @@ __all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "decoded", "on
 _CODECS = {codec.number: codec for codec in BUILTIN.values()}
 _MAX_DEPTH = 100  # what is deeper nobody reads in one line, and Python's own stack ends at some depth
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What would break the line, command a terminal, turn the direction of text, or could not be written."""
 _BINARY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
 """What no text holds; colours, which begin with 1B, may be in the lines of a log."""
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _NOTHING = "-"
 
 
@@ -87,11 +85,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def one_line(text: str) -> str:
     """``text`` with everything escaped that is not fit for one line of a terminal; JSON stays the same JSON."""
-    return _UNSAFE.sub(_escaped, text)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return _SHORT.get(match[0]) or f"\\u{ord(match[0]):04x}"
+    return printable(text, None)
 
 
 def as_text(value: Any) -> str:

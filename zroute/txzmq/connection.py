@@ -16,6 +16,7 @@ from zope.interface import implementer
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
 from zroute.delivery.reports import Reports
 from zroute.errors import EnvelopeError, NotRunningError
+from zroute.escapes import printable
 from zroute.sockets.connection import Connection
 from zroute.txzmq.factory import ZmqFactory
 
@@ -207,8 +208,8 @@ class ZmqConnection:
 
     def _malformed(self, error: EnvelopeError, what: object) -> None:
         self.malformed += 1
-        shown = repr(what)[:_FIRST_BYTES]
-        self._reports("malformed", f"{self!r}: malformed", logging.WARNING, "%r: %s (%s…)", self, error, shown)
+        shown = printable(error), repr(what)[:_FIRST_BYTES]
+        self._reports("malformed", f"{self!r}: malformed", logging.WARNING, "%r: %s (%s…)", self, *shown)
 
     def _failed_now(self, failure: Failure | None = None) -> None:
         self.failed += 1

@@ -27,6 +27,7 @@ __all__ = [
 
 _REPLIES_KEPT = 10_000
 """Requests that wait for `ZmqREPConnection.reply`; the oldest is forgotten for one more."""
+_FIRST_BYTES = 48  # of a request's id, which its peer chooses, in a log line
 
 
 class ZmqRequestTimeoutError(Exception):
@@ -176,7 +177,7 @@ class ZmqREPConnection(ZmqConnection):
         del self._routingInfo[id]
         self.forgotten += 1
         text = "%r: request %r was never answered and is forgotten"
-        self._reports("forgotten", f"{self!r}: forgotten", logging.WARNING, text, self, id)
+        self._reports("forgotten", f"{self!r}: forgotten", logging.WARNING, text, self, id[:_FIRST_BYTES])
 
 
 class ZmqXREQConnection(ZmqREQConnection):
