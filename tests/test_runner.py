@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_run import LOOP, module, zroute
-from tests.support import PATIENCE, ROOT, Child
+from tests.support import PATIENCE, ROOT, Child, free_endpoint
+from zroute import App
+from zroute.endpoints import parse_endpoints
 from zroute.errors import UsageError
-from zroute.runner import REACTORS, install_reactor
+from zroute.runner import REACTORS, _counted, install_reactor
 
 HEAD = "from twisted.internet.defer import Deferred, fail\nfrom zroute import App\napp = App()\n"
 GO = "\n@app.publisher('go', every=0.02)\ndef publish() -> int: return 1\n"
@@ -289,3 +293,29 @@ def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> 
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
     assert done.returncode == 0
     assert "under on_shutdown failed; the stop goes on" in done.stderr
+
+
+@pytest.mark.parametrize(("wire", "lines"), [("tracked", 1), ("plain", 0), ("multipart", 0)])
+def test_a_tracked_publisher_says_what_others_call_it(tmp_path: Path, wire: str, lines: int) -> None:
+    """My log names this run of my app as the logs of its subscribers do, once; on the plain wires they can't."""
+    address = free_endpoint()
+    source = f"from zroute import App\napp = App(name='feed', wire={wire!r}, pub={address!r})\n" + GO
+    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    known = rf".* INFO    feed: publishes as feed@{re.escape(socket.gethostname())} {address} \([0-9a-f]{{16}}\)"
+    assert f"feed: publishes, bound to {address}" in done.stderr
+    assert done.stderr.count("publishes as") == lines
+    assert len([line for line in done.stderr.splitlines() if re.fullmatch(known, line)]) == lines
+
+
+@pytest.mark.parametrize(("duplicates", "named"), [(0, ""), (3, ", duplicates 3")])
+def test_the_last_line_names_duplicates_where_there_are_any(duplicates: int, named: str) -> None:
+    """What arrived twice and was handled once has its number beside the others; without any, it takes no room."""
+
+    class Stopped:
+        app = App(name="reader")
+        subscribe_to = parse_endpoints("tcp://127.0.0.1:5555", bind=False)
+        publish_to = ()
+
+    stats = Stopped.app.stats
+    stats.received, stats.joins, stats.duplicate = 10, 1, duplicates
+    assert _counted(Stopped) == f"received 10, handled 0, failed 0, unrouted 0, malformed 0, lost 0{named}"

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from socket import gethostname
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -26,7 +25,10 @@ from zroute.awaiting import as_awaitable, within
 from zroute.coalescing import Coalescer, Held
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
+from zroute.endpoints import Endpoint
 from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
+from zroute.escapes import printable
+from zroute.instances import Instance, publisher_name
 from zroute.joins import PublishingEnd
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.control import FAREWELL
@@ -64,13 +66,14 @@ class Sending(Protocol):
 
 
 class Outgoing:
-    """The publishing side of one run of ``app``; ``wall`` gives Unix seconds."""
+    """The publishing side of one run of ``app``, to ``endpoints``; ``wall`` gives Unix seconds."""
 
     def __init__(
         self,
         app: App,
         clock: Clock,
         transport: Sending,
+        endpoints: Sequence[Endpoint],
         stats: Stats,
         reports: Reports,
         wall: Callable[[], float],
@@ -78,6 +81,9 @@ class Outgoing:
         self._app = app
         self._clock = clock
         self._transport = transport
+        self._endpoints = endpoints
+        self._name = ""
+        self._instance: Instance | None = None
         self._stats = stats
         self._reports = reports
         self._clock_ns = time.time_ns if wall is time.time else lambda: int(wall() * 1e9)
@@ -151,6 +157,19 @@ class Outgoing:
             outlet.close()
         self._audience.close()
 
+    def release(self) -> None:
+        """Let another run of the app have the name of this one: everything has been said."""
+        if self._instance is not None:
+            self._instance.release()
+
+    @property
+    def identity(self) -> str:
+        """What subscribers' logs call this run; empty on a wire that does not say it."""
+        if self.publishing is None:
+            return ""
+        epoch = f"{self.publishing.epoch:016x}"
+        return f"{printable(self._name)} ({epoch})" if self._name else epoch
+
     # -- what publications send through -------------------------------------------------------------------
 
     def _emitter(self) -> Callable[..., Emit]:
@@ -172,14 +191,15 @@ class Outgoing:
             send(frame)
             return True
 
-        drops, bound = self._app.overflow == "drop", self._transport.bound
+        drops = self._app.overflow == "drop"
+        self._name, self._instance = publisher_name(self._app.name, self._endpoints, self._transport.bound)
         return PublishingEnd(
             self._clock,
             self._outbox,
             send_anyway if drops else try_send,  # on a socket that refuses, one that is dropped blinds it to that peer
             self._clock_ns,
             self._app.name,
-            f"{self._app.name}@{gethostname()} {', '.join(bound)}" if bound else "",
+            self._name,
             _log,
         )
 

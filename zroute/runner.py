@@ -22,6 +22,7 @@ from typing import Any, cast
 from zroute.app import App
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
+from zroute.escapes import printable
 from zroute.logs import set_up_logging
 from zroute.options import DRAIN_TIMEOUT
 from zroute.watchdog import Watchdog
@@ -272,7 +273,7 @@ class _Program:
     def _stopped(self, results: list[tuple[bool, Any]], began: float) -> None:
         for service, (well, drained) in zip(self._services, results, strict=True):
             if not well:
-                _log.error("%s did not stop well: %s", service.app.name, drained.getErrorMessage())
+                _log.error("%s did not stop well: %s", service.app.name, printable(drained.getErrorMessage()))
                 self._code = self._code or EXIT_FAILED
             elif not drained.complete:
                 names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
@@ -344,6 +345,8 @@ def _summary(service: Any) -> list[tuple[int, str]]:
             if endpoint.is_open:
                 text = f"{app.name}: {resolved} is open to the network, without authentication"
                 lines.append((logging.WARNING, text))
+    if service.identity:
+        lines.append((logging.INFO, f"{app.name}: publishes as {service.identity}"))
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
         if pattern.subscription == b"":
             text = f"{app.name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
@@ -363,6 +366,7 @@ def _counted(service: Any) -> str:
         routes = stats.routes.values()
         seldom = {
             "unknown losses": stats.unknown_tail,
+            "duplicates": stats.duplicate,
             "stale": sum(route.stale for route in routes),
             "dropped at the stop": sum(route.dropped_at_shutdown for route in routes),
         }
