@@ -15,8 +15,9 @@ from twisted.internet.task import Clock
 
 from tests.running import Mailbox, running
 from zroute import App, Envelope, SignatureError, Topic
-from zroute.kept import KEPT_MAX, Kept, Last
+from zroute.kept import Kept, Last
 from zroute.messages.control import Marker, pack_marker, parse_marker
+from zroute.options import KEPT_MAX
 
 
 def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
@@ -82,7 +83,7 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
         kept.keep(topic, last(number))
     kept.join(marker(7, 1, b"a."), 100)
     kept.join(marker(7, 2, b"a.", b"b."), 100)
-    kept.leave(marker(7, 1, b"a.").topic)
+    kept.leave(marker(7, 1, b"a."))
     sent.room = 10
     sent.clock.advance(1)
     kept.join(marker(7, 3, b"a.", b"b."), 100)
@@ -117,7 +118,7 @@ def test_who_has_gone_is_given_nothing() -> None:
     kept.keep(b"a", last(1))
     kept.join(marker(7, 1, b"a"), 100)
     kept.join(marker(8, 1, b"a"), 100)
-    kept.leave(marker(7, 1, b"a").topic)
+    kept.leave(marker(7, 1, b"a"))
     kept.close()
     sent.room = 10
     sent.clock.advance(1)

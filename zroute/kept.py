@@ -14,11 +14,9 @@ import attrs
 
 from zroute.delivery.reports import Clock
 from zroute.messages.control import Marker
+from zroute.options import KEPT_MAX
 
-__all__ = ["KEPT_MAX", "Kept", "Last"]
-
-KEPT_MAX = 100_000
-"""Topics whose latest message one app keeps; the one that came first is given up beyond that, and it is said."""
+__all__ = ["Kept", "Last"]
 
 _AT_A_TIME = 200
 _PERIOD = 0.01  # seconds: 20,000 messages a second, over all who join
@@ -93,11 +91,11 @@ class Kept:
             before.waiting.extend((topic, last) for topic, last in wanted if topic not in still)
         self._give()
 
-    def leave(self, marker: bytes) -> None:
-        """A marker was withdrawn; whoever has sent a newer one stays."""
-        for subscriber, joining in tuple(self._joining.items()):
-            if joining.marker.topic == marker:
-                del self._joining[subscriber]
+    def leave(self, marker: Marker) -> None:
+        """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays."""
+        joining = self._joining.get(marker.subscriber)
+        if joining is not None and joining.marker.topic == marker.topic:
+            del self._joining[marker.subscriber]
 
     def close(self) -> None:
         """Nobody is given anything any more."""

@@ -19,6 +19,7 @@ __all__ = [
     "COALESCED_MAX",
     "DRAIN_TIMEOUT",
     "HEADERS_MAX",
+    "KEPT_MAX",
     "LARGE_FRAME",
     "LINGER_ABORT",
     "LINGER_DRAIN",
@@ -39,6 +40,7 @@ __all__ = [
     "STATEMENT_MAX",
     "STREAM_QUEUE",
     "SUBSCRIPTIONS_SEEN",
+    "SUBSCRIPTIONS_SLICE",
     "TOPIC_CACHE",
     "Option",
     "SocketOptions",
@@ -86,6 +88,12 @@ TOPIC_CACHE = 16_384
 
 MAX_SUBSCRIPTIONS = 100_000
 """Live subscriptions at one publisher before it says that somebody floods it (about 1 KiB each in libzmq)."""
+
+KEPT_MAX = 100_000
+"""Topics whose latest message one app keeps; beyond that it gives up the one that came first, and logs it."""
+
+SUBSCRIPTIONS_SLICE = 400
+"""Subscriptions that are sent again at a time: a proxy drops them beyond 1,000 on their way (its XSUB's SNDHWM)."""
 
 MAX_IN_FLIGHT = 100
 """Unfinished calls of one handler at a time: as many as most connection pools and thread pools bear."""

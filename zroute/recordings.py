@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str]) -> Recording:
     version = header.get("version")
     if version != VERSION:
         remedy = f"this zroute reads version {VERSION}: update it"
-        raise RecordingError(f"is a recording of version {version!r}, and {remedy}", path=path)
+        raise RecordingError(f"is a recording of version {version!r:.48}, and {remedy}", path=path)
     try:
         return Recording(path, float(header["began_at"]), str(header["source"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -19,9 +19,11 @@ from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succee
 from twisted.python.failure import Failure
 
 from zroute.app import App
+from zroute.asking import SubscribingEnd, Subscriptions
 from zroute.attached import Stream
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
 from zroute.delivery.findings import Gap, LostKept, LostTail
+from zroute.delivery.hearing import ANSWER_SECONDS
 from zroute.delivery.reports import Reports
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint
@@ -33,7 +35,7 @@ from zroute.errors import (
     UsageError,
     WrongThreadError,
 )
-from zroute.joins import SubscribingEnd, Subscriptions
+from zroute.escapes import printable
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.options import LINGER_DRAIN, RECEIVED_MAX
@@ -61,11 +63,22 @@ __all__ = ["Drained", "Ground", "Limit", "Run", "Transport", "sockets"]
 _log = logging.getLogger("zroute")
 
 _CATCH_UP = 1.0
-"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more."""
+"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more.
+
+As long as any question has for the answers of publishers (`ANSWER_SECONDS`), and up to half of the drain timeout for
+what they sent before, which is read first."""
+
+
+_ANSWERS = 0.005
+"""Seconds between two looks for the last answers of publishers, while nothing else is there to read."""
 
 
 _GOODBYE = 1.0
 """Seconds of the drain timeout, up to half of it, that one who has no room for messages leaves to goodbyes."""
+
+
+_NAMED = 5
+"""Subscriptions that a log line names: an app may have thousands."""
 
 
 _HOOK = 1.0
@@ -222,8 +235,8 @@ class Run:
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
-        wall, reports = self._ground.wall, self._reports
-        self._outgoing = Outgoing(self.app, self.reactor, self.transport, self._stats, reports, wall)
+        given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
+        self._outgoing = Outgoing(self.app, self.reactor, *given)
         self.app._emit = self._outgoing.open(self._compiled.outlets)
         for hook in self.app._startup:
             await self._awaited(self._hook(hook.function)())
@@ -255,9 +268,9 @@ class Run:
         for stream in tuple(self._streams):
             stream.finish()
         unfinished |= await self._settle(left())
+        self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
         for hook in self.app._shutdown if self._outgoing is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
-        self._accounts.close()
         self.transport.listen(())
         if self._outgoing is not None:
             unfinished |= await self._outgoing.send_rest(max(left() - _GOODBYE, left() / 2))
@@ -277,6 +290,8 @@ class Run:
             if not call.done():
                 call.set_exception(_stopped(self.app))
         self._publish_no_more()
+        if self._outgoing is not None:
+            self._outgoing.release()
         if self.app._run is self:
             self.app._run = None
 
@@ -285,6 +300,11 @@ class Run:
             self.app._emit = None
         if self._outgoing is not None:
             self._outgoing.close()
+
+    @property
+    def identity(self) -> str:
+        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        return self._outgoing.identity if self._outgoing is not None else ""
 
     # -- while running ----------------------------------------------------------------------------------
 
@@ -371,7 +391,7 @@ class Run:
             )
         answered = self._accounts.complete
         silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
-        names = f" ({', '.join(answered)})" if answered else ""
+        names = f" ({', '.join(map(printable, answered))})" if answered else ""
         raise NotReadyError(
             f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
             f"answered{names}{silent}; do they run, and do they track?"
@@ -381,8 +401,10 @@ class Run:
         """A loss: to whoever wants to know, else to the log."""
         publisher = self._accounts.named(found.epoch)
         if isinstance(found, LostTail):
-            names = ", ".join(repr(each.decode(errors="replace")) for each in found.subscriptions) or "its topics"
-            text = "%s: %s has gone without a goodbye, or was away for long: nobody knows what was lost of %s"
+            names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
+            names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
+            text = "%s: %s has gone without a goodbye, was away for long, or did not answer at the stop: "
+            text += "what was lost of %s is not known"
             subject = f"{self.app.name}: unknown losses"
             self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, names)
             return
@@ -393,7 +415,7 @@ class Run:
             return
         if not self.app._gaps:
             text = "%s: lost %d messages of %r from %s (numbers %d to %d)"
-            name = found.subscription.decode(errors="replace")
+            name = str(Topic.from_wire(found.subscription))
             arguments = (self.app.name, found.count, name, publisher, found.first, found.last)
             self._reports("gap", f"{self.app.name}: lost messages", logging.WARNING, text, *arguments)
         for hook in self.app._gaps:
@@ -461,7 +483,7 @@ class Run:
 
     def resume(self) -> None:
         """Unless reading has ended for good."""
-        if not self._stopped and (self._limit is None or self._limit.left):
+        if not self._stopped and self._is_reading:
             self.transport.resume()
 
     def reclassify(self) -> None:
@@ -540,27 +562,50 @@ class Run:
         return {}
 
     async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
-        """Read what has arrived, also past the bounds: a SUB socket that unsubscribes first would drop it.
+        """Read what was sent before the stop, also past the bounds: a SUB socket that unsubscribes first would drop it.
 
-        That is at most what libzmq queues of each publisher; what is more came later. What it had no time for.
+        All publishers are asked once more, and their answers come behind what they sent before. So reading ends with
+        the last answer, or when the time is over; what is not answered then is an unknown loss. Of publishers that
+        never answer it is at most what libzmq queues of each; what is more came later. Return what is left unread.
         """
-        limit, clock, before = self._limit, self.reactor.seconds, self._stats.received
-        end, arrived, number = clock() + _CATCH_UP, RECEIVED_MAX * max(self.transport.peers, 1), 0
-        while (limit is None or limit.left) and (self._table.unpacked or self.transport.readable()):
+        clock, before, number = self.reactor.seconds, self._stats.received, 0
+        end, longest, arrived = clock() + _CATCH_UP, clock() + left() / 2, RECEIVED_MAX * max(self.transport.peers, 1)
+        answers = min(clock() + ANSWER_SECONDS, longest)
+        if self._is_reading:
+            self._accounts.ask_last()
+        while self._is_reading and not self._accounts.has_read_all and (self._is_readable or self._accounts.awaited):
             unread = arrived - (self._stats.received - before)
-            if clock() >= end and (unread <= 0 or not left()):
-                text = "%s: %s messages still waited %g s after the stop; they are left unread"
-                number = self.transport.discard(unread) if unread > 0 else 0
-                _log.warning(text, self.app.name, number or "newer", clock() - end + _CATCH_UP)
+            waits = clock() < (longest if self._is_readable else answers) and self._accounts.awaited
+            if clock() >= end and not waits and not (self._is_readable and unread > 0 and left()):
+                number = self._leave_unread(unread, clock() - end + _CATCH_UP)
                 break
             self.transport.read()
-            await self._wait(0)
+            await self._wait(0 if self._is_readable else _ANSWERS)
         self.transport.pause()
         # What is left of a frame is accounted for: it is handled, whatever the bounds say, unless reading was to end.
-        while self._table.unpacked and (limit is None or limit.left):
+        while self._table.unpacked and self._is_reading:
             self._table.work_off(self._table.unpacked)
         self._outcomes.release()
         return {"messages that were received and not read": number} if number else {}
+
+    @property
+    def _is_reading(self) -> bool:
+        """True unless as many messages as wanted were read."""
+        return self._limit is None or self._limit.left > 0
+
+    @property
+    def _is_readable(self) -> bool:
+        """True if a message waits, in the socket or in a frame that was read."""
+        return bool(self._table.unpacked or self.transport.readable())
+
+    def _leave_unread(self, most: int, seconds: float) -> int:
+        """Throw away up to ``most`` messages that a stop had no time for; return how many that were."""
+        if not self._is_readable:
+            return 0
+        number = self.transport.discard(most) if most > 0 else 0
+        text = "%s: %s messages still waited %g s after the stop; they are left unread"
+        _log.warning(text, self.app.name, number or "more", seconds)
+        return number
 
     async def _settle(self, timeout: float) -> dict[str, int]:
         """Wait for unfinished handlers; the names of those that took too long, with their number."""

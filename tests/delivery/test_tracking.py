@@ -22,8 +22,23 @@ from zroute.delivery.counting import (
     Beat,
     Counters,
 )
-from zroute.delivery.findings import DUPLICATE, Ended, Gap, Joined, LostTail, Overdue, Restarted, Silent
-from zroute.delivery.tracking import ANSWER_SECONDS, ASKED_MAX, EARLIER_MAX, PUBLISHERS_MAX, Tracker
+from zroute.delivery.findings import (
+    DUPLICATE,
+    Corrected,
+    Ended,
+    Gap,
+    Joined,
+    LostTail,
+    Missing,
+    Namesake,
+    Overdue,
+    Quiet,
+    Restarted,
+    Returned,
+    Silent,
+)
+from zroute.delivery.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QUIET_SECONDS
+from zroute.delivery.tracking import EARLIER_MAX, PUBLISHERS_MAX, Tracker
 from zroute.messages import control
 from zroute.messages.control import (
     Marker,
@@ -488,12 +503,12 @@ class Network(RuleBasedStateMachine):
         for subscriber in self.subscribers:
             before = subscriber.subscribed
             for event in subscriber.tracker.check(self.now, drained=not any(subscriber.pipes)):
-                if isinstance(event, LostTail):  # of one that is silent: others do not wait for it
+                if isinstance(event, LostTail):  # of one that is silent, or away: others do not wait for it
                     subscriber.tails.append(event)
                     for prefix in event.subscriptions:
-                        del subscriber.accounts[event.epoch, prefix]
+                        subscriber.accounts.pop((event.epoch, prefix), None)
                 else:
-                    assert isinstance(event, Silent | Overdue), event
+                    assert isinstance(event, Silent | Overdue | Quiet | Restarted), event
             self.leave(self.subscribers.index(subscriber), before)
 
     @invariant()
@@ -555,7 +570,9 @@ def test_each_live_subscription_counts_what_it_covers() -> None:
     assert numbers(counters, b"stocks.A") == [(0, 1), (7, 1), (8, 1)]
     assert numbers(counters, b"news.x") == [(0, 2), (5, 1)]
     assert numbers(counters, b"stocks.B") == [(0, 3), (7, 2)]
-    assert dict(counters.numbers(marker(b"stocks."))) == {b"stocks.": 2, b"stocks.A": 1}
+    assert dict(counters.numbers(marker(b"stocks.", b"x."))) == {b"stocks.": 2}
+    everything = parse_marker(pack_marker(1, [b"", b"a"]))
+    assert dict(counters.numbers(everything)) == {b"": 3, b"news.": 1, b"stocks.": 2, b"stocks.A": 1}
 
 
 def test_a_message_that_nobody_subscribes_to_has_no_number() -> None:
@@ -676,13 +693,13 @@ def stated(*entries: tuple[bytes, int], name: str = "", partial: bool = False) -
     return Statement(0, 1, name, partial, entries)
 
 
-def joined(*subscriptions: bytes, epochs: tuple[int, ...] = (7,), name: str = "") -> Tracker:
-    """A tracker whose publishers have answered its marker ``M`` when nothing was published yet."""
-    tracker = Tracker()
+def joined(*subscriptions: bytes, epochs: tuple[int, ...] = (7,), name: str = "", link: int | None = None) -> Tracker:
+    """A tracker whose publishers have answered its marker ``M``, by ``link``, when nothing was published yet."""
+    tracker = Tracker(chance=lambda: 0.0)
     tracker.subscribe(subscriptions)
     tracker.join(b"M", 0)
     for epoch in epochs:
-        tracker.stated(epoch, b"M", stated(name=name))
+        tracker.stated(epoch, b"M", stated(*((each, 0) for each in subscriptions), name=name), link=link)
     return tracker
 
 
@@ -731,17 +748,51 @@ def test_a_goodbye_counts_the_tail_and_ends_the_publisher() -> None:
     """The last messages before a clean stop are not lost without a word, and its restart is no loss."""
     tracker = joined(b"a", name="p")
     assert tracker.stated(7, b"M", stated((b"a", 2), name="p"), goodbye=True) == [Gap(b"a", 7, 1, 2), Ended(7, "p")]
-    assert tracker.stated(8, b"M", stated(name="p")) == [Joined(8, "p", False)]
+    assert tracker.stated(8, b"M", stated((b"a", 0), name="p")) == [Joined(8, "p", False)]
     assert tracker.complete.keys() == {8}
 
 
 def test_a_publisher_that_was_killed_leaves_an_unknown_tail() -> None:
     """The new run of a publisher says that the old one has ended, and that its end is not known."""
     tracker = joined(b"a", name="p")
+    watched(tracker, 0, TICK)
     received(tracker, 1)
-    found = tracker.stated(8, b"M", stated(name="p"))
-    assert found == [LostTail(7, (b"a",)), Restarted(8, "p", 7), Joined(8, "p", False)]
+    found = tracker.stated(8, b"M", stated((b"a", 0), name="p"))
+    assert found == [Overdue(7), Joined(8, "p", False)]  # unless the old one shows that it lives
+    tracker.join(b"N", TICK, again=True)
+    tracker.stated(8, b"N", stated((b"a", 0), name="p"))
+    assert watched(tracker, TICK, ANSWER_SECONDS + 2 * TICK) == [LostTail(7, (b"a",)), Restarted(8, "p", 7)]
     assert tracker.unknown_tails == 1
+
+
+def test_a_new_run_ends_the_old_one_at_once_where_its_connection_has_ended() -> None:
+    """The process was killed, and the system closed its connection: there is nothing to wait for."""
+    tracker = joined(b"a", name="p", link=5)
+    tracker.links.update(frozenset({6}), (), 1)
+    found = tracker.stated(8, b"M", stated((b"a", 0), name="p"), link=6)
+    assert found == [LostTail(7, (b"a",)), Restarted(8, "p", 7), Joined(8, "p", False)]
+
+
+def test_a_publisher_whose_last_answer_came_by_a_connection_that_is_not_known_is_waited_for() -> None:
+    """Its connection has ended, and by which one it answers now can't be told: it has not gone."""
+    tracker = joined(b"a", name="p", link=5)
+    tracker.links.update(frozenset({6}), (), 1)
+    tracker.join(b"N", 1)
+    tracker.stated(7, b"N", stated((b"a", 0), name="p"), link=None)
+    tracker.join(b"O", 2)
+    assert tracker.awaited
+    assert tracker.close() == []
+
+
+def test_a_forged_run_of_the_same_name_does_not_end_the_account_of_the_real_one() -> None:
+    """Two publishers call themselves the same, honestly or not: the account of each goes on, and I am told."""
+    tracker = joined(b"a", name="p")
+    watched(tracker, 0, TICK)
+    tracker.stated(8, b"M", stated((b"a", 0), name="p"))
+    received(tracker, 1)
+    assert watched(tracker, TICK, TICK) == [Namesake(7, "p", 8)]
+    assert received(tracker, 3) == Gap(b"a", 7, 2, 2)
+    assert tracker.unknown_tails == 0
 
 
 def test_publishers_without_a_name_are_no_restarts_of_each_other() -> None:
@@ -832,7 +883,7 @@ def test_who_is_silent_does_not_keep_subscriptions_alive() -> None:
     tracker.join(b"N", 1)
     assert Overdue(7) in watched(tracker, 1, 20)
     tracker.join(b"O", 21, again=True)
-    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",)), Silent(7, "")]
+    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",)), silent(7)]
     assert not tracker.leaving
 
 
@@ -853,7 +904,7 @@ def test_a_last_answer_that_is_lost_behind_the_first_is_asked_for_again() -> Non
     tracker.subscribe([b"a"])
     tracker.join(b"M", 0)
     tracker.join(b"N", 0)
-    tracker.stated(7, b"M", stated())
+    tracker.stated(7, b"M", stated((b"a", 0)))
     assert watched(tracker, 0, ANSWER_SECONDS + 3 * TICK) == [Overdue(7)]
 
 
@@ -893,17 +944,24 @@ def watched(tracker: Tracker, start: float, seconds: float, *, drained: bool = T
     ]
 
 
+def silent(epoch: int, *links: int) -> Silent:
+    """What says that a publisher without a name is silent, and which connections may be cut."""
+    return Silent(epoch, "", frozenset(links))
+
+
 def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
     """After a message no beat comes, and no answer to two markers: that connection is dead, and I am told once."""
     tracker = joined(b"a")
     watched(tracker, 0, 1)
     received(tracker, 1)
-    assert watched(tracker, 1, 20) == [Overdue(7)]
-    tracker.join(b"N", 21, again=True)
-    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Overdue(7)]
-    tracker.join(b"O", 24, again=True)
-    assert watched(tracker, 24, ANSWER_SECONDS + 2 * TICK) == [Silent(7, "")]
-    assert watched(tracker, 30, 60) == []
+    assert watched(tracker, 1, 5) == [Overdue(7)]
+    tracker.join(b"N", 6, again=True)
+    assert watched(tracker, 6, ANSWER_SECONDS + 2 * TICK) == [Overdue(7)]
+    tracker.join(b"O", 9, again=True)
+    assert watched(tracker, 9, ANSWER_SECONDS + 2 * TICK) == [silent(7)]
+    for number in range(10):  # one silence has one judgement, whoever else connects
+        tracker.join(b"%d" % number, 12 + number)
+        assert watched(tracker, 12 + number, 1) == []
     assert tracker.close() == [LostTail(7, (b"a",))]
 
 
@@ -941,7 +999,8 @@ def test_a_publisher_that_ends_without_having_answered_leaves_an_unknown_tail() 
     tracker.subscribe([b"a"])
     tracker.join(b"M", 0)
     received(tracker, 5)
-    assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == [LostTail(7, (b"a",)), Ended(7, "")]
+    found = tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True)
+    assert found == [LostTail(7, (b"a",)), Ended(7, "", False)]
     assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == []
 
 
@@ -953,8 +1012,8 @@ def test_who_is_alone_at_the_end_has_tails_that_nobody_knows() -> None:
     assert tracker.close(alone=True) == [LostTail(7, (b"a",))]
 
 
-def test_a_publisher_that_has_nothing_to_say_is_not_asked() -> None:
-    """After the last beat nothing is expected, for ever."""
+def test_a_publisher_that_has_nothing_to_say_is_asked_for_a_sign_of_life_now_and_then() -> None:
+    """After the last beat nothing is promised; a path that swallows everything must be noticed all the same."""
     tracker = joined(b"a")
     watched(tracker, 0, 1)
     received(tracker, 1)
@@ -962,7 +1021,68 @@ def test_a_publisher_that_has_nothing_to_say_is_not_asked() -> None:
     for at, (beat, following) in zip(BEATS, ((1, 1500), (1, 8000), (1, 0)), strict=True):
         tracker.beat(7, b"a", beat, following)
         assert watched(tracker, 1 + at, max(following / 1000, TICK)) == []
-    assert watched(tracker, 20, 1000) == []
+    heard = 1 + BEATS[-1] + TICK  # the tick that noted the last beat
+    assert watched(tracker, 20, heard + QUIET_SECONDS - 21) == []
+    assert watched(tracker, heard + QUIET_SECONDS - 1, 2) == [Quiet(7)]
+    for number in range(3):
+        tracker.ping(b"%d" % number, 100 * number + 100)
+        tracker.stated(7, b"%d" % number, stated())
+        assert watched(tracker, 100 * number + 100, QUIET_SECONDS) == []
+        assert watched(tracker, 100 * number + 100 + QUIET_SECONDS, 1) == [Quiet(7)]
+    assert tracker.complete.keys() == {7}
+
+
+def test_a_quiet_publisher_that_answers_no_ping_is_found_silent() -> None:
+    """Nothing was promised, and the path swallows everything: two pings without an answer tell."""
+    tracker = joined(b"a", link=3)
+    tracker.links.update(frozenset({3}), (), 0)
+    assert watched(tracker, 0, QUIET_SECONDS + 1) == [Quiet(7)]
+    tracker.ping(b"P", 21)
+    assert watched(tracker, 21, ANSWER_SECONDS + 2 * TICK) == [Quiet(7)]
+    tracker.ping(b"Q", 24)
+    assert watched(tracker, 24, ANSWER_SECONDS + 2 * TICK) == [silent(7, 3)]
+    assert watched(tracker, 27, 60) == []
+
+
+def test_a_publisher_that_freezes_right_after_its_join_is_asked() -> None:
+    """It sent messages behind the answer, in the same moment, and no beat: that was a promise."""
+    tracker = joined(b"a")
+    received(tracker, 1)
+    assert watched(tracker, 0, 4) == [Overdue(7)]
+
+
+def test_only_connections_by_which_nothing_is_heard_are_named() -> None:
+    """Another publisher is heard by the same connection: it works, and must not be cut."""
+    tracker = joined(b"a", epochs=(7, 8), link=3)
+    tracker.links.update(frozenset({3, 4}), (), 0)
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    assert watched(tracker, 1, 4) == [Overdue(7)]
+    tracker.join(b"N", 5, again=True)
+    tracker.stated(8, b"N", stated((b"a", 0)), link=3)
+    tracker.links.update(frozenset({3, 4}), {3}, 5.25)
+    assert watched(tracker, 5, 3) == [Overdue(7)]
+    tracker.join(b"O", 8, again=True)
+    tracker.stated(8, b"O", stated((b"a", 0)), link=3)
+    assert watched(tracker, 8, 3) == [silent(7)]
+
+
+def test_a_publisher_that_stays_away_is_closed_as_an_unknown_loss() -> None:
+    """As long as its counters live, it may come back and be counted on; then I am told, and it begins a new account."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    found = watched(tracker, 1, 5)
+    for number in range(2):
+        tracker.join(b"%d" % number, 6 + 3 * number, again=True)
+        found += watched(tracker, 6 + 3 * number, 3)
+    assert silent(7) in found
+    assert watched(tracker, 12, AWAY_SECONDS - 15) == []
+    assert watched(tracker, AWAY_SECONDS - 3, 10) == [LostTail(7, (b"a",))]
+    assert tracker.close() == []
+    tracker.join(b"O", 200)
+    assert tracker.stated(7, b"O", stated((b"a", 50))) == [Joined(7, "", False)]
+    assert received(tracker, 52) == Gap(b"a", 7, 51, 51)
 
 
 def test_a_reader_that_is_behind_judges_nobody() -> None:
@@ -973,7 +1093,7 @@ def test_a_reader_that_is_behind_judges_nobody() -> None:
     tracker.join(b"N", 1)
     assert watched(tracker, 1, 100, drained=False) == []
     tracker.stated(7, b"N", stated((b"a", 1)))  # it was waiting there
-    assert watched(tracker, 101, 100) == []
+    assert watched(tracker, 101, 10) == []
 
 
 def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
@@ -982,10 +1102,306 @@ def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
     tracker.join(b"N", 1)
     assert watched(tracker, 1, 5) == [Overdue(7)]
     tracker.join(b"O", 6, again=True)
-    assert watched(tracker, 6, 6) == [Silent(7, "")]
+    assert watched(tracker, 6, 6) == [silent(7)]
     tracker.join(b"O", 12)
     assert tracker.stated(7, b"O", stated((b"a", 4))) == [Gap(b"a", 7, 1, 4), Joined(7, "", False)]
     assert tracker.close() == []
+
+
+def test_a_silent_publisher_that_is_heard_again_is_told() -> None:
+    """Who was called to a frozen publisher learns that it is back, and for how long it was away."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    found = watched(tracker, 1, 21)
+    for number in range(2):
+        tracker.ping(b"%d" % number, 22 + 3 * number)
+        found += watched(tracker, 22 + 3 * number, 3)
+    assert silent(7) in found
+    received(tracker, 1)
+    assert Returned(7, "", 39.0) in watched(tracker, 39, 1)
+
+
+# -- lies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lie", "corrected"),
+    [(100, Corrected(7, b"a", 97, 0)), (2**40 - 1, Corrected(7, b"a", 2**40 - 4, 0))],
+)
+def test_a_forged_number_is_put_right_by_the_answer_to_the_newest_marker(lie: int, corrected: Corrected) -> None:
+    """One frame claims what was never sent: what followed was refused, and counts as lost; nothing else does."""
+    tracker = joined(b"a")
+    assert received(tracker, 1) is None
+    assert received(tracker, lie) == Gap(b"a", 7, 2, lie - 1)
+    assert received(tracker, 2) is DUPLICATE
+    assert tracker.check(1, drained=True) == [Overdue(7)]
+    tracker.join(b"N", 1, again=True)
+    assert tracker.stated(7, b"N", stated((b"a", 2))) == [corrected, Joined(7, "", False)]
+    assert received(tracker, 3) is None
+    assert (tracker.lost, tracker.unknown_tails) == (1, 0)
+
+
+def test_a_forged_generation_is_put_right_too() -> None:
+    """The lie was an unknown loss: what was refused meanwhile is counted, and nothing is unknown."""
+    tracker = joined(b"a")
+    assert received(tracker, 1) is None
+    assert received(tracker, 2**64 - 1) == LostTail(7, (b"a",))
+    assert [received(tracker, number) for number in (2, 3, 4)] == [DUPLICATE] * 3
+    assert tracker.check(1, drained=True) == [Overdue(7)]
+    tracker.join(b"N", 1, again=True)
+    found = tracker.stated(7, b"N", stated((b"a", 4)))
+    assert found == [Gap(b"a", 7, 2, 4), Corrected(7, b"a", 0, 1), Joined(7, "", False)]
+    assert received(tracker, 5) is None
+    assert (tracker.lost, tracker.unknown_tails) == (3, 0)
+
+
+def test_a_forged_beat_is_put_right_too() -> None:
+    """Whatever frame lies."""
+    tracker = joined(b"a")
+    assert tracker.beat(7, b"a", 2**63, 0) == [LostTail(7, (b"a",))]
+    assert received(tracker, 1) is DUPLICATE
+    tracker.join(b"N", 1, again=True)
+    assert tracker.stated(7, b"N", stated((b"a", 1)))[-1] == Joined(7, "", False)
+    assert received(tracker, 2) is None
+
+
+def test_several_lies_are_all_taken_back() -> None:
+    """A liar goes on: what was truly lost before stays counted, and what was refused meanwhile."""
+    tracker = joined(b"a")
+    assert received(tracker, 3) == Gap(b"a", 7, 1, 2)
+    for lie in (1000, 2**30, 2**63):
+        tracker.beat(7, b"a", lie, 0)
+        assert received(tracker, 4) is DUPLICATE
+    assert received(tracker, 5) is DUPLICATE
+    tracker.join(b"N", 1, again=True)
+    found = tracker.stated(7, b"N", stated((b"a", 5)))
+    assert found[-1] == Joined(7, "", False)
+    assert (tracker.lost, tracker.unknown_tails) == (2 + 2, 0)
+    assert received(tracker, 6) is None
+
+
+def test_a_lie_that_a_lie_confirms_is_taken_back_too() -> None:
+    """The liar answers my marker in the name of the publisher: its answer is believed until the real one comes."""
+    tracker = joined(b"a")
+    assert received(tracker, 1) is None
+    tracker.beat(7, b"a", 1000, 0)
+    tracker.beat(7, b"a", 2**63, 0)
+    assert received(tracker, 2) is DUPLICATE
+    tracker.join(b"N", 1, again=True)
+    tracker.stated(7, b"N", stated((b"a", 1000)))
+    assert received(tracker, 3) is DUPLICATE
+    tracker.join(b"O", 2, again=True)
+    tracker.stated(7, b"O", stated((b"a", 3)))
+    assert (tracker.lost, tracker.unknown_tails) == (2, 0)
+    assert received(tracker, 4) is None
+
+
+def test_a_lie_is_taken_back_by_the_next_answer_where_nothing_has_come_since() -> None:
+    """The last frame before my app stops was forged: the answer to the last question puts the count right."""
+    tracker = joined(b"a", link=1)
+    assert received(tracker, 1) is None
+    assert received(tracker, 1000) == Gap(b"a", 7, 2, 999)
+    tracker.join(b"N", 1)
+    assert tracker.stated(7, b"N", stated((b"a", 1)), link=1)[0] == Corrected(7, b"a", 998, 0)
+    assert tracker.lost == 0
+
+
+def test_the_second_copy_of_an_answer_sets_nothing_back() -> None:
+    """Two paths, and the slower one brings messages and the answer once more: nothing is delivered a second time."""
+    tracker = joined(b"a")
+    tracker.join(b"N", 1, again=True)
+    for number in range(1, 4):
+        received(tracker, number)
+    tracker.stated(7, b"N", stated((b"a", 3)))
+    for number in range(4, 9):
+        received(tracker, number)
+    assert received(tracker, 3) is DUPLICATE
+    tracker.stated(7, b"N", stated((b"a", 3)))
+    assert [received(tracker, number) for number in range(4, 9)] == [DUPLICATE] * 5
+
+
+def test_one_refused_message_is_one_question() -> None:
+    """A duplicate of an idle publisher: it is asked, the answer says that all is well, and it is not asked again."""
+    tracker = joined(b"a")
+    received(tracker, 1)
+    received(tracker, 1)
+    assert tracker.check(1, drained=True) == [Overdue(7)]
+    tracker.join(b"N", 1, again=True)
+    tracker.stated(7, b"N", stated((b"a", 1)))
+    assert watched(tracker, 1, 13) == []
+
+
+def test_a_forged_goodbye_of_a_quiet_publisher_heals_by_its_answer_to_a_ping() -> None:
+    """No message shows that it lives: the answer to the next ping does, and it is asked."""
+    tracker = joined(b"a")
+    watched(tracker, 0, TICK)
+    tracker.stated(7, b"M", stated((b"a", 0)), goodbye=True)
+    assert watched(tracker, 1, 10) == []
+    tracker.ping(b"P", 11)
+    tracker.stated(7, b"P", stated())
+    assert watched(tracker, 11, 4) == [Overdue(7)]
+    tracker.join(b"N", 15, again=True)
+    assert tracker.stated(7, b"N", stated((b"a", 2))) == [Gap(b"a", 7, 1, 2), Joined(7, "", False)]
+
+
+def test_a_goodbye_of_one_that_never_knew_all_subscriptions_is_an_unknown_loss() -> None:
+    """It ended before what was dropped on the way could be sent again: what it published there is not known."""
+    tracker = Tracker()
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"M", 0)
+    tracker.stated(7, b"M", stated((b"a", 5)))
+    found = tracker.stated(7, b"M", stated((b"a", 5)), goodbye=True)
+    assert found == [LostTail(7, (b"a", b"b")), Ended(7, "", False)]
+
+
+def test_a_publisher_that_streams_without_an_account_is_not_silent() -> None:
+    """Its answers are lost, its messages are not: it lives, and is asked on."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    tracker.subscribe([b"b"])
+    tracker.join(b"N", 1)
+    found = []
+    for tick in range(80):
+        received(tracker, tick + 5, b"b")
+        found += tracker.check(1 + tick * TICK, drained=True)
+    assert not [event for event in found if isinstance(event, Silent)]
+    assert found
+
+
+def test_a_publisher_that_returns_by_itself_after_it_was_given_up_is_asked() -> None:
+    """It was frozen for three minutes, and its connection lived: its messages come, so it is asked for its numbers."""
+    tracker = joined(b"a")
+    watched(tracker, 0, 1)
+    received(tracker, 1)
+    found = watched(tracker, 1, 5)
+    for number in range(2):
+        tracker.join(b"%d" % number, 6 + 3 * number, again=True)
+        found += watched(tracker, 6 + 3 * number, 3)
+    found += watched(tracker, 12, AWAY_SECONDS)
+    assert found.count(LostTail(7, (b"a",))) == 1
+    received(tracker, 50)
+    again = watched(tracker, 140, 5)
+    assert Overdue(7) in again
+    assert LostTail(7, (b"a",)) not in again
+
+
+def test_a_forged_answer_below_what_was_received_sets_nothing_back() -> None:
+    """An old number is refused, and a forged answer says zero: nothing is lost, and nothing is delivered twice."""
+    tracker = joined(b"a", link=1)
+    assert received(tracker, 3) == Gap(b"a", 7, 1, 2)
+    for number in range(4, 100):
+        received(tracker, number)
+    assert received(tracker, 5) is DUPLICATE
+    tracker.join(b"N", 1, again=True)
+    for lie in (0, 2, 50):
+        assert tracker.stated(7, b"N", stated((b"a", lie)), link=2) in ([Joined(7, "", False)], [])
+    assert received(tracker, 50) is DUPLICATE
+    assert received(tracker, 100) is None
+    assert tracker.lost == 2
+
+
+def test_an_answer_that_names_what_i_do_not_subscribe_to_is_not_kept() -> None:
+    """Invented prefixes without end fill no memory."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    for part in range(50):
+        invented = tuple((b"%d.%d" % (part, number), 1) for number in range(100))
+        tracker.stated(7, b"M", Statement(part, 65_535, "", False, invented))
+    assert not tracker._publishers[7].named
+
+
+def test_a_publisher_that_is_heard_after_its_connection_has_ended_has_not_gone() -> None:
+    """It has a second path, by which it has not answered yet: its last answer is waited for."""
+    tracker = joined(b"a", link=1)
+    watched(tracker, 0, TICK)
+    tracker.links.update(frozenset({2}), (), 1)
+    received(tracker, 1)
+    watched(tracker, 1, TICK)
+    tracker.join(b"N", 2)
+    assert tracker.awaited
+    assert tracker.close() == []
+
+
+def test_a_forged_goodbye_ends_nothing() -> None:
+    """Its messages go on, so it is asked again, and its account with them."""
+    tracker = joined(b"a")
+    watched(tracker, 0, TICK)
+    assert tracker.stated(7, b"M", stated((b"a", 0)), goodbye=True) == [Ended(7, "")]
+    watched(tracker, 1, TICK)
+    assert received(tracker, 1) is None
+    assert watched(tracker, 2, 4) == [Overdue(7)]
+    assert received(tracker, 3) == Gap(b"a", 7, 2, 2)
+
+
+def test_an_answer_that_says_less_sets_nothing_back_where_nothing_was_refused() -> None:
+    """By a slower path an old answer arrives: the account knows better, and no message is delivered twice."""
+    tracker = joined(b"a")
+    received(tracker, 1)
+    received(tracker, 2)
+    tracker.join(b"N", 1, again=True)
+    assert tracker.stated(7, b"N", stated((b"a", 1))) == [Joined(7, "", False)]
+    assert received(tracker, 2) is DUPLICATE
+
+
+def test_a_second_path_that_is_late_is_no_lie() -> None:
+    """All of the slower path is refused while the faster one goes on: no question, and nothing is set back."""
+    tracker = joined(b"a")
+    for number in range(1, 9):
+        assert received(tracker, number) is None
+        if number < 8:
+            assert received(tracker, max(number - 2, 1)) is DUPLICATE
+    assert tracker.check(1, drained=True) == []
+
+
+def test_a_forged_number_of_kept_messages_claims_no_loss() -> None:
+    """There are no more kept messages than a publisher keeps."""
+    tracker = joined(b"a")
+    assert tracker.kept(7, 2**63) is None
+    assert tracker.lost == 0
+
+
+# -- what a publisher does not know -----------------------------------------------------------------------
+
+
+def test_a_publisher_that_does_not_name_a_subscription_has_not_joined() -> None:
+    """A proxy dropped it on the way: it is missing, the others are counted, and the next answer completes the join."""
+    tracker = Tracker(chance=lambda: 0.0)
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"M", 0)
+    assert tracker.stated(7, b"M", stated((b"a", 5))) == [Missing(7, frozenset({b"b"}), 1)]
+    assert tracker.complete == {}
+    assert received(tracker, 7) == Gap(b"a", 7, 6, 6)
+    assert received(tracker, 9, b"b") is None
+    tracker.join(b"N", 1, again=True)
+    assert tracker.stated(7, b"N", stated((b"a", 7), (b"b", 9))) == [Joined(7, "", False)]
+    assert received(tracker, 11, b"b") == Gap(b"b", 7, 10, 10)
+
+
+def test_one_that_never_knows_a_subscription_is_asked_less_and_less_often() -> None:
+    """What can't be mended makes no endless work, and is never called joined."""
+    tracker = Tracker(chance=lambda: 0.0)
+    tracker.subscribe([b"a", b"b"])
+    tracker.join(b"M", 0)
+    asked, now = [], 0.0
+    while now < 120:
+        tracker.stated(7, b"M", stated((b"a", 0)))
+        now += TICK
+        if Overdue(7) in tracker.check(now, drained=True):
+            asked.append(now)
+            tracker.join(b"M", now, again=True)
+        if now > 20:
+            tracker.stated(7, b"M", stated((b"a", 0)))
+    assert len(asked) < 12
+    assert tracker.complete == {}
+
+
+def test_subscriptions_that_no_publisher_counts_are_not_missed() -> None:
+    """A topic with a NUL, or one that is too long, can't be named by a number."""
+    tracker = Tracker()
+    tracker.subscribe([b"a", b"b\0", b"c" * 256])
+    tracker.join(b"M", 0)
+    assert tracker.stated(7, b"M", stated((b"a", 5))) == [Joined(7, "", False)]
 
 
 # -- bounds -----------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ The other side is `zroute.delivery.tracking`, where the way of a message and the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import attrs
 
@@ -16,7 +17,18 @@ from zroute.messages.control import MARKER, Marker, parse_marker
 from zroute.messages.wire import NUL
 from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
 
-__all__ = ["BEATS", "COUNT_BITS", "GRACE", "TICK", "WITHDRAWN_MAX", "WITHDRAWN_SECONDS", "Beat", "Counter", "Counters"]
+__all__ = [
+    "BEATS",
+    "COUNT_BITS",
+    "GRACE",
+    "TICK",
+    "WITHDRAWN_MAX",
+    "WITHDRAWN_SECONDS",
+    "Beat",
+    "Counter",
+    "Counters",
+    "is_counted",
+]
 
 BEATS = (0.5, 2.0, 10.0)
 """Seconds after the last message of a subscription at which beats say its number: soon, and again in case of loss."""
@@ -34,6 +46,14 @@ GRACE = 2.0
 """Seconds that a beat may be late, and that a plain reader is waited for to send a marker."""
 
 COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
+
+
+def is_counted(prefix: bytes) -> bool:
+    """Return True if a publisher has a counter for the subscription ``prefix``: a number names it by its length.
+
+    Subscriptions with a NUL are those of plain readers, which match topic and NUL together.
+    """
+    return len(prefix) <= MAX_TOPIC and NUL not in prefix
 
 
 @attrs.define(eq=False, slots=True)
@@ -77,6 +97,7 @@ class Counters:
         self.partial = False
         """Whether there ever were more live subscriptions than are counted."""
         self._counters: dict[bytes, Counter] = {}
+        self._ordered: list[bytes] | None = None  # their prefixes in order; made when a summary asks for it
         self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
         self._covers: dict[bytes, _Cover] = {}
         self._moved: list[_Cover] = []
@@ -97,14 +118,15 @@ class Counters:
         if counter is not None:  # it never stopped counting
             counter.withdrawn = False
             self._withdrawn.pop(prefix, None)
-        elif NUL in prefix or len(prefix) > MAX_TOPIC:
-            pass  # of a plain reader: no tracked one sends it, and no number could name it
+        elif not is_counted(prefix):
+            pass  # no number could name it
         elif len(self._counters) - len(self._withdrawn) >= MAX_SUBSCRIPTIONS:
             self.partial = True
         else:
             number = self._generation << COUNT_BITS
             self._counters[prefix] = Counter(prefix, len(prefix), number, number)
             self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
+            self._ordered = None
             self._covers.clear()
         return None
 
@@ -113,6 +135,8 @@ class Counters:
             marker = parse_marker(topic)
         except EnvelopeError:
             return None  # a plain reader's subscription that looks like one
+        if marker.is_ping:  # it is answered at once, and comes behind a marker that stands for its subscriber
+            return marker
         self._unmarked = {prefix: since for prefix, since in self._unmarked.items() if not marker.wants(prefix)}
         if len(self.markers) < MAX_SUBSCRIPTIONS:
             self.markers[topic] = marker
@@ -136,6 +160,7 @@ class Counters:
             self._lengths[len(prefix)] -= 1
             if not self._lengths[len(prefix)]:
                 del self._lengths[len(prefix)]
+        self._ordered = None
         self._covers.clear()
         self._generation += 1
 
@@ -172,10 +197,21 @@ class Counters:
         return cover
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
-        """What a statement to ``marker`` says: the live subscriptions that are not at 0, and their last numbers."""
-        for prefix, counter in self._counters.items():
-            if counter.number and not counter.withdrawn and marker.wants(prefix):
+        """Yield what a statement to ``marker`` says: each wanted subscription that is live, and its last number."""
+        named = chain.from_iterable(map(self._below, marker.prefixes)) if marker.summary else marker.prefixes
+        for prefix in named:
+            counter = self._counters.get(prefix)
+            if counter is not None and not counter.withdrawn:
                 yield prefix, counter.number
+
+    def _below(self, common: bytes) -> Iterator[bytes]:
+        """Yield the counted subscriptions that begin with ``common``, in order."""
+        if self._ordered is None:
+            self._ordered = sorted(self._counters)
+        for at in range(bisect_left(self._ordered, common), len(self._ordered)):
+            if not self._ordered[at].startswith(common):
+                return
+            yield self._ordered[at]
 
     # -- time
 

@@ -1,4 +1,4 @@
-"""What tracking finds, as data: gaps, joins, ends, silence. `zroute.joins` says and counts it."""
+"""What tracking finds, as data: gaps, joins, ends, silence. `zroute.asking` logs and counts it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import attrs
 
 __all__ = [
     "DUPLICATE",
+    "Corrected",
     "Duplicate",
     "Ended",
     "Event",
@@ -16,8 +17,12 @@ __all__ = [
     "Joined",
     "LostKept",
     "LostTail",
+    "Missing",
+    "Namesake",
     "Overdue",
+    "Quiet",
     "Restarted",
+    "Returned",
     "Silent",
 ]
 
@@ -47,9 +52,9 @@ class Gap:
 
 @attrs.frozen
 class LostTail:
-    """Messages of the publisher of ``epoch`` may be lost, and nobody can say how many.
+    """Messages of the publisher of ``epoch`` may be lost, and their number can't be known.
 
-    Those of ``subscriptions``; that is where its counters were forgotten, or where it died without a goodbye.
+    Those of ``subscriptions``: the publisher's counters were forgotten, or it ended without a goodbye that was read.
     """
 
     epoch: int
@@ -65,12 +70,37 @@ class LostKept:
 
 
 @attrs.frozen
+class Corrected:
+    """The publisher of ``epoch`` has not sent as much of ``subscription`` as a forged frame claimed.
+
+    Of the losses that were counted for the claim, ``wrong`` messages and ``unknown`` unknown losses are taken back.
+    """
+
+    epoch: int
+    subscription: bytes
+    wrong: int
+    unknown: int
+
+
+@attrs.frozen
 class Joined:
     """``publisher`` has answered: it knows all subscriptions, and counts them (not all, if ``partial``)."""
 
     publisher: int
     name: str
     partial: bool
+
+
+@attrs.frozen
+class Missing:
+    """``publisher`` has answered, and does not know ``subscriptions``: they may have been lost on the way to it.
+
+    It is its answer number ``times`` in succession that names too little.
+    """
+
+    publisher: int
+    subscriptions: frozenset[bytes]
+    times: int
 
 
 @attrs.frozen
@@ -83,11 +113,21 @@ class Restarted:
 
 
 @attrs.frozen
-class Ended:
-    """``publisher`` said goodbye; all it sent is received or counted."""
+class Namesake:
+    """``publisher`` has the same name as ``other``, and both are alive."""
 
     publisher: int
     name: str
+    other: int
+
+
+@attrs.frozen
+class Ended:
+    """``publisher`` said goodbye; ``known`` is True if all it sent is received or counted."""
+
+    publisher: int
+    name: str
+    known: bool = True
 
 
 @attrs.frozen
@@ -98,11 +138,31 @@ class Overdue:
 
 
 @attrs.frozen
+class Quiet:
+    """``publisher`` has not been heard for long, and promised nothing: ask for a sign of life."""
+
+    publisher: int
+
+
+@attrs.frozen
 class Silent:
-    """``publisher`` did not answer two markers, though all that arrived was read, and sent nothing: it seems dead."""
+    """``publisher`` did not answer two questions, though all that arrived was read, and sent nothing: it seems dead.
+
+    By none of the connections ``links``, by which it was heard before, has anything come since the first question.
+    """
 
     publisher: int
     name: str
+    links: frozenset[int]
+
+
+@attrs.frozen
+class Returned:
+    """``publisher`` was silent, and is heard again after that many ``seconds`` without a sign of life."""
+
+    publisher: int
+    name: str
+    seconds: float
 
 
 class Duplicate(Enum):
@@ -114,4 +174,7 @@ class Duplicate(Enum):
 DUPLICATE: Final = Duplicate.DUPLICATE
 """This message was delivered before, or counted as lost: it is not to be delivered."""
 
-Event: TypeAlias = "Gap | LostTail | LostKept | Joined | Restarted | Ended | Overdue | Silent"
+Event: TypeAlias = (
+    "Gap | LostTail | LostKept | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue | Quiet | Silent"
+    " | Returned"
+)

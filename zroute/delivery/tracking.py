@@ -22,6 +22,10 @@ A head says which subscription the first number belongs to, so this holds where 
 reader's own subscription. In all other messages (several counters, headers) the slower way asks
 `Header.number` for it; 0, no number, is given to `Tracker.judge` as it is.
 
+**Lies.** A forged frame with an honest publisher's epoch may claim any number, and messages that follow then look like
+duplicates. Where such are refused and nothing moves the account, the publisher is asked; the answer to the newest
+marker sets the account back, and takes back what was counted for the claim (`Corrected`).
+
 **Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
 `WITHDRAWN_MAX` withdrawn ones; a cover for each of `TOPIC_CACHE` topics; about three notes of a beat for each counter.
 A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` (about 100 bytes) for each
@@ -30,16 +34,15 @@ subscription of its own that something was received or stated of.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import random
 from collections import deque
-from collections.abc import Iterable, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
 
-import attrs
-
-from zroute.delivery.counting import BEATS, COUNT_BITS, GRACE
+from zroute.delivery.accounts import Publisher, State, Stream
+from zroute.delivery.counting import BEATS, COUNT_BITS, is_counted
 from zroute.delivery.findings import (
     DUPLICATE,
+    Corrected,
     Duplicate,
     Ended,
     Event,
@@ -47,96 +50,34 @@ from zroute.delivery.findings import (
     Joined,
     LostKept,
     LostTail,
+    Missing,
+    Namesake,
     Overdue,
+    Quiet,
     Restarted,
+    Returned,
     Silent,
 )
+from zroute.delivery.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, LinkTimes
 from zroute.messages.control import Statement
+from zroute.options import KEPT_MAX
 
-__all__ = ["ANSWER_SECONDS", "ASKED_MAX", "EARLIER_MAX", "PUBLISHERS_MAX", "Stream", "Tracker"]
+__all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "Tracker"]
 
 PUBLISHERS_MAX = 256
 """Publishers (epochs) that a subscriber keeps account of, so that invented ones fill no memory."""
 
-ANSWER_SECONDS = 2.0
-"""Seconds that a publisher has for an answer to a marker."""
-
-ASKED_MAX = 10
-"""Markers in succession that one who never answers is asked with: whoever invents publishers makes no endless work."""
-
 EARLIER_MAX = 16
 """Markers before the last: a subscriber sends one for each connection, and keeps those before for `GRACE` seconds."""
 
+PINGS_MAX = 16
+"""Pings whose answers are known: more are never on their way."""
 
-@attrs.define(eq=False, slots=True)
-class Stream:
-    """One subscription at one publisher. ``expected`` is the next number; 0: not joined yet; -1: look it up anew."""
+_DOUBT_SECONDS = 5.0
+"""Seconds between two questions to one whose messages are refused: two paths bring each message twice for good."""
 
-    publisher: int
-    prefix: bytes
-    expected: int = 0
-
-
-class _State(Enum):
-    JOINING = "joining"
-    COMPLETE = "complete"
-    ENDED = "ended"
-
-
-@attrs.define(eq=False)
-class _Publisher:
-    """What is known of one epoch.
-
-    ``covered``: the subscriptions that its last complete answer was about. ``leaving``: the accounts of such as have
-    given way to others of the same topics. They go on until an answer says where the others stand (``standing``, while
-    it comes in parts), so that a change loses nothing without a word.
-    """
-
-    epoch: int
-    state: _State = _State.JOINING
-    name: str | None = None
-    covered: frozenset[bytes] = frozenset()
-    streams: dict[bytes, Stream] = attrs.field(factory=dict)
-    leaving: dict[bytes, Stream] = attrs.field(factory=dict)
-    lengths: frozenset[int] = frozenset()  # of those that are leaving, which may be thousands
-    standing: dict[bytes, int] = attrs.field(factory=dict)
-    answering: bytes = b""  # the marker that it answers, and how many parts of that there are
-    parts: int = 0
-    # When something must be heard: by a promised beat, and by an answer to the marker.
-    due: float | None = None
-    answer_due: float | None = None
-    promise: float | None = None
-    pulse: int | None = None
-    unanswered: int = 0  # markers, since it was heard last
-    silent: bool = False
-    kept: int = 1  # the number of the next kept message
-
-    @property
-    def joined_once(self) -> bool:
-        return self.name is not None
-
-    def change(self, subscriptions: frozenset[bytes]) -> None:
-        """These are subscribed to from now on."""
-        gone = self.covered.union(self.streams) - subscriptions
-        shared = _sharing(gone.union(self.leaving), subscriptions)
-        for prefix in gone:
-            stream = self.streams.pop(prefix, None) or Stream(self.epoch, prefix, 1)
-            if prefix in shared and stream.expected > 0 and self.state is not _State.ENDED:
-                self.leaving[prefix] = stream
-            else:
-                stream.expected = -1
-        for prefix in self.leaving.keys() & subscriptions:
-            self.streams[prefix] = self.leaving.pop(prefix)
-        for prefix in self.leaving.keys() - shared:
-            self.leaving.pop(prefix).expected = -1
-        self.lengths = frozenset(map(len, self.leaving))
-        self.covered &= subscriptions
-
-    def leave(self) -> None:
-        """The account of the others has begun, or ends with this run."""
-        for stream in self.leaving.values():
-            stream.expected = -1
-        self.leaving.clear()
+_MISSED_MAX = 4
+"""Doublings of the time until a publisher that does not know all subscriptions is asked again: 32 seconds."""
 
 
 class Tracker:
@@ -146,7 +87,8 @@ class Tracker:
     `judge`, unless their number is the expected one; control frames to `stated` and `beat`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self.links = LinkTimes()
         self.lost = 0
         self.gaps = 0
         self.duplicates = 0
@@ -154,22 +96,27 @@ class Tracker:
         self.joins = 0
         self.epochs = 0
         self._subscriptions: frozenset[bytes] = frozenset()
-        self._publishers: dict[int, _Publisher] = {}
+        self._counted: frozenset[bytes] = frozenset()  # those of them that a publisher counts
+        self._publishers: dict[int, Publisher] = {}
         self._markers: set[bytes] = set()
+        self._pings: deque[bytes] = deque(maxlen=PINGS_MAX)
         self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # sent for the same subscriptions, over what is no more
         self._previous: float | None = None
         self._found: list[Event] = []
+        self._refused: dict[Stream, int] = {}  # accounts whose messages were refused, and what they expected then
+        self._chance = chance
 
     @property
     def complete(self) -> dict[int, str]:
         """The publishers that have answered the last marker: epochs and names."""
-        return {each.epoch: each.name or "" for each in self._publishers.values() if each.state is _State.COMPLETE}
+        return {each.epoch: each.name or "" for each in self._publishers.values() if each.state is State.COMPLETE}
 
     # -- subscriptions
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
         """The socket subscribes to these and no others; none is a prefix of another (`minimal_cover`)."""
         self._subscriptions = frozenset(subscriptions)
+        self._counted = frozenset(filter(is_counted, self._subscriptions))
         self._markers.clear()
         self._earlier.clear()
         for publisher in self._publishers.values():
@@ -190,11 +137,18 @@ class Tracker:
             self._markers.clear()
         self._markers.add(marker)
         for publisher in self._publishers.values():
-            if publisher.state is not _State.ENDED:
-                publisher.state = _State.JOINING
+            if publisher.state is not State.ENDED:
+                publisher.state = State.JOINING
                 publisher.parts = 0
-                publisher.due = None
-                publisher.answer_due = now + ANSWER_SECONDS
+                publisher.signs.due = None
+                publisher.signs.ask(now)
+
+    def ping(self, marker: bytes, now: float) -> None:
+        """``marker`` was sent, and wants a sign of life from every publisher that has joined."""
+        self._pings.append(marker)
+        for publisher in self._publishers.values():
+            if publisher.state is not State.ENDED and publisher.joined_once:
+                publisher.signs.ask(now, ping=True)
 
     # -- messages
 
@@ -230,12 +184,15 @@ class Tracker:
                 return None
             stream = current
         if not stream.expected:  # perhaps of an earlier subscription to the same prefix: only a join can tell
+            if stream.publisher in self._publishers:
+                self._publishers[stream.publisher].signs.note(None, BEATS[0])
             return None
         if not number:
             stream.expected += many
             return None
         if number < stream.expected:
             self.duplicates += many
+            self._refused[stream] = stream.expected
             return DUPLICATE
         found = self._stands(stream, number - 1)
         stream.expected = number + many
@@ -249,12 +206,36 @@ class Tracker:
         stream.expected = last + 1
         if not expected:
             return None
-        if expected >> COUNT_BITS != last >> COUNT_BITS:
+        unknown = expected >> COUNT_BITS != last >> COUNT_BITS
+        stream.claim(expected, last, unknown)
+        if unknown:
             return self._lost_tail(stream.publisher, (stream.prefix,))
-        gap = Gap(stream.prefix, stream.publisher, expected, last)
+        return self._gap(stream, expected, last)
+
+    def _gap(self, stream: Stream, first: int, last: int) -> Gap:
+        gap = Gap(stream.prefix, stream.publisher, first, last)
         self.gaps += 1
         self.lost += gap.count
         return gap
+
+    def _set_back(self, stream: Stream, last: int) -> Iterator[Event]:
+        """Its publisher says that ``last`` was sent last, and it knows: what moved the account further was forged."""
+        claims, wrong, unknown = stream.claims or [], 0, 0
+        stream.expected, stream.claims = last + 1, None
+        for first, claimed, is_unknown in claims:
+            if claimed > last and is_unknown and first <= last and first >> COUNT_BITS == last >> COUNT_BITS:
+                yield self._gap(stream, first, last)  # they were refused as duplicates
+                unknown += 1
+                is_unknown = False
+            elif claimed > last and is_unknown:
+                unknown += first > last
+            elif claimed > last:
+                wrong += claimed - max(last, first - 1)
+            if first <= last:  # it may be a lie as well, which a later answer shows
+                stream.claim(first, min(claimed, last), is_unknown)
+        self.lost -= wrong
+        self.unknown_tails -= unknown
+        yield Corrected(stream.publisher, stream.prefix, wrong, unknown)
 
     def _lost_tail(self, epoch: int, subscriptions: tuple[bytes, ...]) -> LostTail:
         self.unknown_tails += 1
@@ -262,198 +243,317 @@ class Tracker:
 
     # -- control frames
 
-    def beat(self, epoch: int, prefix: bytes, number: int, next_ms: int) -> list[Event]:
-        """A beat of ``epoch`` said that ``number`` was the last of ``prefix``, and when the next follows."""
+    def beat(self, epoch: int, prefix: bytes, number: int, next_ms: int, link: int | None = None) -> list[Event]:
+        """A beat of ``epoch`` said that ``number`` was the last of ``prefix``, and when the next follows.
+
+        ``link`` is the connection that it came by, if that is known; also for `stated`.
+        """
         stream = self.stream(epoch, prefix)
         if stream is None or not stream.expected:
             return []
         before = stream.expected
         found = self._stands(stream, number)
         publisher = self._publishers[epoch]
-        publisher.promise = max(publisher.promise or 0.0, next_ms / 1000)
-        if publisher.pulse is not None:  # it was no message that moved it
-            publisher.pulse += stream.expected - before
+        publisher.signs.note(link, min(next_ms / 1000, BEATS[-1]))
+        publisher.shift(stream.expected - before)
         return [found] if found is not None else []
 
-    def stated(self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False) -> list[Event]:
+    def stated(
+        self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False, link: int | None = None
+    ) -> list[Event]:
         """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here.
 
         With the first answer of a publisher its account begins, also where that is to a marker before the last.
         """
         publisher = self._publishers.get(epoch)
+        if marker in self._pings:  # also of one that has never been heard: its marker was dropped on the way
+            (publisher or self._meet(epoch)).signs.note_answer(link)
+            return []
         latest = marker in self._markers
         if not latest and (marker not in self._earlier or (publisher is not None and publisher.joined_once)):
             return []
         publisher = publisher or self._meet(epoch)
-        if publisher.state is _State.ENDED and goodbye:
+        if publisher.state is State.ENDED and goodbye:
             return []  # it says so until it is answered
+        publisher.signs.note_answer(link)
         if statement.part == 0:
-            publisher.answering, publisher.parts = marker, 0
-            publisher.standing.clear()
+            publisher.begin_answer(marker)
         elif (marker, statement.part) != (publisher.answering, publisher.parts):
-            return []  # the part before it was lost: the join stays incomplete, and is asked for anew
+            return []  # the part before it was lost: the join stays incomplete, and is asked for again
         publisher.parts = statement.part + 1
         events: list[Event] = []
         for prefix, number in statement.numbers:
-            stream = self.stream(epoch, prefix)
-            if stream is not None and publisher.leaving and not stream.expected:
-                publisher.standing[prefix] = number  # until it is complete, its topics are others'
-                continue
-            found = self._stands(stream, number) if stream is not None else None
-            if found is not None:
-                events.append(found)
+            events += self._named(publisher, prefix, number, latest)
         if publisher.parts == statement.parts:
             events += self._completed(publisher, statement, goodbye, latest)
         return events
 
+    def _named(self, publisher: Publisher, prefix: bytes, number: int, latest: bool) -> Iterable[Event]:
+        """An answer says where one subscription stands."""
+        if prefix not in self._subscriptions and prefix not in publisher.leaving:
+            return ()  # that of another subscriber, in the answer to a summary
+        publisher.named.add(prefix)
+        if not (number or prefix in publisher.streams or prefix in publisher.leaving):
+            return ()  # nothing was counted yet: it is covered when the answer is complete
+        stream = self.stream(publisher.epoch, prefix)
+        if stream is None:
+            return ()
+        if publisher.leaving and not stream.expected:
+            publisher.standing[prefix] = number  # until it is complete, its topics are others'
+            return ()
+        if latest and number + 1 < stream.expected and self._is_forged(publisher, stream, number):
+            return self._set_back(stream, number)
+        if latest and number + 1 >= stream.expected:
+            self._refused.pop(stream, None)  # what was refused had come before
+        found = self._stands(stream, number)
+        return () if found is None else (found,)
+
+    def _is_forged(self, publisher: Publisher, stream: Stream, number: int) -> bool:
+        """Return True if an account that is ahead of what its publisher says was moved by a lie, not by a faster path.
+
+        It is the first answer to the newest marker (a slower path brings it once more). The account was moved by a
+        claim, next to nothing was taken since, and the answer is not below what had been received before. And either
+        messages are refused, or there is one path, which keeps order.
+        """
+        if publisher.state is not State.JOINING or not stream.is_claimed_beyond(number):
+            return False
+        return self._refused.pop(stream, None) == stream.expected or len(publisher.signs.links) == 1
+
     def kept(self, epoch: int, number: int) -> LostKept | None:
-        """A kept message for this subscriber, or their end, with its number: what was lost before it."""
+        """Return what was lost before the kept message with ``number`` for this subscriber, or before their end."""
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         expected, publisher.kept = publisher.kept, number + 1
-        if number <= expected:  # below it: the publisher knew us no more, and begins anew
+        if not expected < number <= expected + KEPT_MAX:  # the publisher knew us no more, and begins again; or a lie
             return None
         self.lost += number - expected
         return LostKept(epoch, number - expected)
 
-    def _completed(self, publisher: _Publisher, statement: Statement, goodbye: bool, latest: bool) -> Iterator[Event]:
-        for prefix, number in publisher.standing.items():
-            if (stream := publisher.streams.get(prefix)) is not None:
-                stream.expected = number + 1
-        publisher.standing.clear()
-        publisher.leave()
-        if not statement.partial:  # what was not named stands at 0
-            publisher.covered = self._subscriptions
-            for stream in publisher.streams.values():
-                stream.expected = stream.expected or 1
+    def _completed(self, publisher: Publisher, statement: Statement, goodbye: bool, latest: bool) -> Iterator[Event]:
         publisher.parts = 0
-        publisher.pulse = publisher.promise = None
-        publisher.silent, publisher.unanswered = False, 0
         first, publisher.name = not publisher.joined_once, statement.name
+        missing = frozenset() if goodbye or statement.partial else self._counted - publisher.named
+        if statement.partial or missing:
+            publisher.covered = self._subscriptions & publisher.named
+        else:
+            publisher.covered = self._subscriptions
+        if not missing:
+            self._begin(publisher, partial=statement.partial)
+        publisher.named.clear()
+        publisher.standing.clear()
+        publisher.moved()  # it was no message
+        if latest:
+            publisher.signs.answered()
         if goodbye:
-            publisher.state = _State.ENDED
-            if first:  # its answers were lost, and with them what there was to compare with
-                yield self._lost_tail(publisher.epoch, tuple(publisher.streams))
-            yield Ended(publisher.epoch, statement.name)
+            known = not (first or publisher.missed)
+            if not known:  # its answers were lost, or did not name all: there is nothing to compare with
+                yield self._lost_tail(publisher.epoch, publisher.subscriptions)
+            publisher.end()
+            yield Ended(publisher.epoch, statement.name, known)
             return
         if first and statement.name:
             yield from self._restarted(publisher)
-        if latest:
-            publisher.state = _State.COMPLETE
-            publisher.due = publisher.answer_due = None
+        if publisher.state is State.ENDED:
+            publisher.state = State.JOINING
+        if missing:
+            publisher.missed += 1
+            yield Missing(publisher.epoch, missing, publisher.missed)
+        elif latest:
+            publisher.missed = 0
+            publisher.state = State.COMPLETE
             self.joins += 1
             yield Joined(publisher.epoch, statement.name, statement.partial)
 
-    def _restarted(self, publisher: _Publisher) -> Iterator[Event]:
-        """Those of the same name were earlier runs, and have ended."""
+    def _begin(self, publisher: Publisher, *, partial: bool) -> None:
+        """All subscriptions have their place in the account now, and none that gave way is needed."""
+        for prefix, number in publisher.standing.items():
+            if (stream := publisher.streams.get(prefix)) is not None:
+                stream.expected = number + 1
+        publisher.leave()
+        if not partial:
+            for stream in publisher.streams.values():
+                stream.expected = stream.expected or 1
+
+    def _restarted(self, publisher: Publisher) -> Iterator[Event]:
+        """Close runs of the same name, unless they show that they are alive: names can be forged, or not unique."""
         for other in self._publishers.values():
-            if other is publisher or other.name != publisher.name:
+            if other is publisher or other.name != publisher.name or other.state is State.ENDED:
                 continue
-            if other.state is not _State.ENDED:
-                other.state = _State.ENDED
-                other.leave()
-                yield self._lost_tail(other.epoch, tuple(other.streams))
-                yield Restarted(publisher.epoch, publisher.name or "", other.epoch)
+            other.rival = publisher.epoch
+            other.signs.unnote()
+            other.moved()  # what came of it before this is no sign of life
+            if other.signs.silent or other.signs.has_gone(self.links):
+                yield from self._replaced(other)
+            else:
+                yield Overdue(other.epoch)
+
+    def _replaced(self, publisher: Publisher) -> Iterator[Event]:
+        successor, subscriptions = publisher.rival or 0, publisher.subscriptions
+        publisher.end()
+        yield self._lost_tail(publisher.epoch, subscriptions)
+        yield Restarted(successor, publisher.name or "", publisher.epoch)
 
     # -- time
 
     def check(self, now: float, *, drained: bool) -> list[Event]:
-        """Whom nothing was heard of, and what was found meanwhile. To be called each `TICK`.
+        """Whom nothing was heard of, and what was found meanwhile. To be called each `TICK`, behind `LinkTimes.update`.
 
-        ``drained``: since the last call the socket was read until it had nothing more. Whoever has not read
-        everything judges nobody, however late it is.
+        ``drained``: since the last call the socket was read until it had nothing more. A subscriber that has not read
+        everything judges no publisher, however late it is.
         """
         events, self._found = self._found, []
+        events += self._doubts(now)
         for publisher in self._publishers.values():
-            if publisher.state is not _State.ENDED:
-                self._hear(publisher, now)
-                if drained and self._previous is not None:
-                    events += self._overdue(publisher, self._previous)
+            events += self._hear(publisher, now)
+            if drained and self._previous is not None and publisher.state is not State.ENDED:
+                events += self._overdue(publisher, self._previous)
+                if publisher.signs.is_away(now):
+                    events.append(self._lost_tail(publisher.epoch, publisher.subscriptions))
+                    publisher.end()
+                    publisher.forget()
         self._previous = now
         return events
 
-    def _hear(self, publisher: _Publisher, now: float) -> None:
-        """Note when the next sign of life is due, if there was one since the last call."""
-        pulse = sum([stream.expected for stream in publisher.streams.values()])
-        if publisher.leaving:
-            pulse += sum([stream.expected for stream in publisher.leaving.values()])
-        known, publisher.pulse = publisher.pulse, pulse
-        promise, publisher.promise = publisher.promise, None
-        if known is not None and pulse != known:
-            promise = max(promise or 0.0, BEATS[0])
-        if promise is not None:
-            publisher.silent, publisher.unanswered = False, 0
-            publisher.due = now + promise + GRACE if promise else None
-        if publisher.state is _State.JOINING and not (publisher.unanswered or publisher.answer_due):
-            publisher.answer_due = now + ANSWER_SECONDS
+    def _doubts(self, now: float) -> Iterator[Event]:
+        """Messages were refused, and since then none was taken: perhaps the account is wrong, and the answer tells."""
+        for stream, expected in tuple(self._refused.items()):
+            publisher = self._publishers.get(stream.publisher)
+            if publisher is None or stream.expected != expected:
+                del self._refused[stream]
+            elif publisher.signs.doubted_at is None or now >= publisher.signs.doubted_at + _DOUBT_SECONDS:
+                publisher.signs.doubted_at = now
+                yield Overdue(publisher.epoch)
 
-    def _overdue(self, publisher: _Publisher, since: float) -> Iterator[Event]:
+    def _hear(self, publisher: Publisher, now: float) -> Iterator[Event]:
+        """Note the signs of life since the last call, and when the next is due."""
+        signs = publisher.signs
+        signs.links &= self.links.alive
+        moved = publisher.moved()
+        publisher.active |= moved
+        if publisher.state is State.ENDED:
+            if moved or signs.is_noted:  # its end was a lie, or it was away for long: ask
+                publisher.state = State.JOINING
+                signs.begin_again(now)
+            elif publisher.streams and (signs.heard_at is None or now - signs.heard_at >= AWAY_SECONDS):
+                publisher.forget()
+            return
+        silent, heard_at = signs.silent, signs.heard_at
+        alive = signs.heard(now, moved=moved, beat=BEATS[0], chance=self._chance)
+        if alive and silent:
+            yield Returned(publisher.epoch, publisher.name or "", now - (heard_at or now))
+        if alive and not signs.links:
+            signs.linked = False  # by a connection that brought no answer yet
+        if alive and publisher.rival is not None:
+            yield Namesake(publisher.epoch, publisher.name or "", publisher.rival)
+            publisher.rival = None
+        if publisher.state is State.JOINING and not (signs.unanswered or signs.answer_due or signs.silent):
+            signs.ask(now, seconds=ANSWER_SECONDS * 2 ** min(publisher.missed, _MISSED_MAX))
+
+    def _overdue(self, publisher: Publisher, since: float) -> Iterator[Event]:
         """What was due by ``since``: everything that had arrived then has been read."""
-        if publisher.answer_due is not None and publisher.answer_due <= since:
-            publisher.answer_due = None
-            publisher.unanswered += 1
-            if publisher.unanswered == 1 or (not publisher.joined_once and publisher.unanswered < ASKED_MAX):
-                yield Overdue(publisher.epoch)  # perhaps the answer was lost
+        signs = publisher.signs
+        if signs.answer_due is not None and signs.answer_due <= since:
+            signs.answer_due = None
+            signs.unanswered += 1
+            if publisher.rival is not None:
+                yield from self._replaced(publisher)
+                return
+            if signs.unanswered == 1 or (not publisher.joined_once and signs.unanswered < ASKED_MAX):
+                yield Quiet(publisher.epoch) if signs.pinged else Overdue(publisher.epoch)
             elif publisher.joined_once:
-                publisher.silent = True
-                if publisher.leaving:  # others do not wait for it
-                    yield self._lost_tail(publisher.epoch, tuple(publisher.leaving))
-                    publisher.leave()
-                yield Silent(publisher.epoch, publisher.name or "")
-        if publisher.due is not None and publisher.due <= since and publisher.joined_once:
-            publisher.due = None
+                yield from self._silent(publisher)
+        if not publisher.joined_once or signs.silent:
+            return
+        if signs.due is not None and signs.due <= since:
+            signs.due = None
             yield Overdue(publisher.epoch)
+        elif signs.due is None and signs.answer_due is None and signs.quiet_at is not None and signs.quiet_at <= since:
+            signs.quiet_at = None
+            yield Quiet(publisher.epoch)
 
-    def close(self, *, alone: bool = False) -> list[Event]:
-        """The end: those that fell silent and did not come back have a tail that nobody knows.
+    def _silent(self, publisher: Publisher) -> Iterator[Event]:
+        signs = publisher.signs
+        signs.silent, signs.pinged = True, False
+        if publisher.leaving:  # others do not wait for it
+            yield self._lost_tail(publisher.epoch, tuple(publisher.leaving))
+            publisher.leave()
+        since = signs.asked_at if signs.asked_at is not None else 0.0
+        yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
 
-        ``alone``: nobody is connected, so this holds for all that said no goodbye.
+    def close(self, *, asked: bool = False, alone: bool = False) -> list[Event]:
+        """Return the last findings: those that said no goodbye, and did not show that they live, have an unknown tail.
+
+        ``asked``: all publishers were asked right before, so each that has not answered is one. ``alone``: no
+        publisher is connected, so all are.
         """
-        living = [each for each in self._publishers.values() if each.state is not _State.ENDED]
-        gone = [each for each in living if each.silent or (alone and each.joined_once)]
-        return [*self._found, *(self._lost_tail(each.epoch, tuple(each.streams)) for each in gone)]
+        living = [each for each in self._publishers.values() if each.state is not State.ENDED and each.joined_once]
+        lost = [
+            each
+            for each in living
+            if alone or each.signs.silent or each.signs.has_gone(self.links) or (asked and each.state is State.JOINING)
+        ]
+        return [*self._found, *(self._lost_tail(each.epoch, each.subscriptions) for each in lost)]
 
     def name_of(self, epoch: int) -> str:
-        """What the publisher calls itself, if it is known and has said so."""
+        """Return what the publisher calls itself, or an empty text if it is not known."""
         publisher = self._publishers.get(epoch)
         return (publisher.name if publisher else "") or ""
 
     @property
     def incomplete(self) -> bool:
-        """Whether a publisher that tracks has not answered the last marker, and still may."""
+        """True if a publisher that tracks has not answered the last marker, and still may."""
         return any(
-            each.state is _State.JOINING and not each.silent and each.unanswered < ASKED_MAX
+            each.state is State.JOINING and not each.signs.silent and each.signs.unanswered < ASKED_MAX
             for each in self._publishers.values()
         )
 
+    @property
+    def awaited(self) -> bool:
+        """True while a publisher that has answered before, and is still connected, owes an answer."""
+        return any(
+            each.state is State.JOINING
+            and each.joined_once
+            and not (each.signs.silent or each.signs.has_gone(self.links))
+            for each in self._publishers.values()
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every publisher that has ever answered, and has not ended, has answered the last marker."""
+        return all(each.state is not State.JOINING for each in self._publishers.values() if each.joined_once)
+
+    @property
+    def answering_links(self) -> set[int]:
+        """The connections by which publishers have answered."""
+        return set[int]().union(*(each.signs.links for each in self._publishers.values()))
+
     # -- publishers
 
-    def _meet(self, epoch: int) -> _Publisher:
+    def _meet(self, epoch: int) -> Publisher:
         if len(self._publishers) >= PUBLISHERS_MAX:
             self._part(min(self._publishers.values(), key=_worth))
         self.epochs += 1
-        publisher = self._publishers[epoch] = _Publisher(epoch)
+        publisher = self._publishers[epoch] = Publisher(epoch)
         return publisher
 
-    def _part(self, publisher: _Publisher) -> None:
+    def _part(self, publisher: Publisher) -> None:
         del self._publishers[publisher.epoch]
-        for stream in publisher.streams.values():
-            stream.expected = -1
-        publisher.leave()
-        if publisher.joined_once and publisher.state is not _State.ENDED:
-            self._found.append(self._lost_tail(publisher.epoch, tuple(publisher.streams)))
+        if publisher.joined_once and publisher.state is not State.ENDED:
+            self._found.append(self._lost_tail(publisher.epoch, publisher.subscriptions))
+        publisher.end()
+        publisher.forget()
 
 
-def _sharing(prefixes: Iterable[bytes], subscriptions: Iterable[bytes]) -> set[bytes]:
-    """Those that share topics with one of ``subscriptions``, of which none is a prefix of another."""
-    ordered, found = sorted(subscriptions), set()
-    for prefix in prefixes:
-        at = bisect_left(ordered, prefix)
-        below = at < len(ordered) and ordered[at].startswith(prefix)
-        if below or (at and prefix.startswith(ordered[at - 1])):
-            found.add(prefix)
-    return found
+def _worth(publisher: Publisher) -> tuple[int, float]:
+    """Return what orders publishers by who is given up first.
 
-
-def _worth(publisher: _Publisher) -> int:
-    """Which publisher is given up first: one that has ended, one that never answered, the one known longest."""
-    return 0 if publisher.state is _State.ENDED else 1 + publisher.joined_once
+    Those that have ended, have never answered, or were never counted a message of, then the silent ones; of these, the
+    one that was heard longest ago. So answers that are invented drive out no publisher that is used.
+    """
+    signs = publisher.signs
+    if publisher.state is State.ENDED:
+        rank = 0
+    elif not publisher.joined_once:
+        rank = 1
+    else:
+        rank = 2 + 2 * publisher.active + (not signs.silent)
+    return rank, -1.0 if signs.heard_at is None else signs.heard_at

@@ -1,8 +1,8 @@
 """Control frames of the tracked wire, which carry the bookkeeping of loss (`zroute.delivery.tracking`).
 
-Markers, which ask; statements, which answer them at a join and at a goodbye; farewells, which answer that; beats.
-Sans-IO, as `zroute.messages.wire`;
-the layout is specified, with test vectors, in ``docs/reference/wire.md``.
+Markers ask; statements answer them at a join and at a goodbye; farewells answer a goodbye. A ping is a marker that
+wants nothing: its answer is a sign of life. Beats say where a quiet subscription stands.
+Sans-IO, as `zroute.messages.wire`; ``docs/reference/wire.md`` specifies the layout, with test vectors.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "pack_beat",
     "pack_farewell",
     "pack_marker",
+    "pack_ping",
     "pack_statements",
     "parse_beat",
     "parse_farewell",
@@ -43,14 +44,15 @@ _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits in hexadecimal, since a marker is a topic, and holds no NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
 _SUMMARY = b"\xff"
+_ALL = (b"",)
 
 
 @attrs.frozen(slots=True)
 class Marker:
     """What a subscriber sends behind its subscriptions, as a subscription itself, to be answered.
 
-    ``wanted`` are the prefixes that the answer is about: each subscription of it begins with one; none: all. They are
-    the subscriptions themselves, or, in a ``summary``, what all have in common.
+    ``wanted`` are the subscriptions that the answer is about, or, in a ``summary``, the one prefix that all of them
+    have in common. Without any it is the subscription to everything, or a summary of all.
     """
 
     topic: bytes
@@ -63,8 +65,18 @@ class Marker:
         """What the markers of one subscriber have in common: the upper 48 bits of their ids."""
         return self.id >> 16
 
+    @property
+    def is_ping(self) -> bool:
+        """True if it wants nothing but a sign of life: no subscription that is counted begins with `MARKER`."""
+        return self.wanted == (MARKER,)
+
+    @property
+    def prefixes(self) -> tuple[bytes, ...]:
+        """The wanted subscriptions, or the prefix of a summary."""
+        return self.wanted or _ALL
+
     def wants(self, prefix: bytes) -> bool:
-        """Whether the answer is to name the counter of ``prefix``."""
+        """Return True if ``prefix``, a topic or a subscription, begins with one that is wanted."""
         return not self.wanted or prefix.startswith(self.wanted)
 
 
@@ -73,8 +85,8 @@ class Statement:
     """One part of where a publisher's counters stand: the body of a JOIN and of a GOODBYE.
 
     ``part`` of ``parts``, from 0; ``name`` is the publisher's own, the same after a restart, or empty;
-    ``partial`` says that there are subscriptions that it does not count; ``numbers`` of the subscriptions of
-    this part. What no part names has the number 0.
+    ``partial`` says that there are subscriptions that it does not count; ``numbers`` are those of the subscriptions of
+    this part. All parts together name every wanted subscription that is live at the publisher, also those at 0.
     """
 
     part: int
@@ -90,15 +102,21 @@ class Statement:
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
     """The topic of a marker with this id (64 bits, never used before; see `Marker.subscriber`) for these subscriptions.
 
-    It names them where they fit, else what they have in common.
+    It names them where they fit, else what they have in common. A prefix of no bytes can't be named: alone it is a
+    marker that names none, with others a summary of all.
     """
     wanted, summary = sorted(subscriptions), b""
-    if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX:
+    if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX or (b"" in wanted and len(wanted) > 1):
         wanted, summary = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 2]], _SUMMARY
     if b"" in wanted:
         wanted = []
     listed = b"".join([bytes([len(prefix)]) + prefix for prefix in wanted])
     return MARKER + b"%016x" % number + listed + summary
+
+
+def pack_ping(number: int) -> bytes:
+    """Return the topic of a marker that wants nothing but a sign of life; ``number`` as in `pack_marker`."""
+    return pack_marker(number, (MARKER,))
 
 
 def _in_common(first: bytes, last: bytes) -> bytes:

@@ -1,0 +1,368 @@
+"""SubscribingEnd: what a subscriber tells its publishers, and when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+
+import pytest
+from twisted.internet.task import Clock
+
+from tests.pure import LOG
+from zroute.asking import SubscribingEnd
+from zroute.delivery.counting import GRACE, TICK
+from zroute.delivery.hearing import ANSWER_SECONDS, QUIET_SECONDS
+from zroute.delivery.stats import Stats
+from zroute.delivery.tracking import PUBLISHERS_MAX
+from zroute.messages.control import MARKER, Statement, pack_statements, parse_marker
+from zroute.messages.wire import NUL, Kind, parse_header
+from zroute.options import SUBSCRIPTIONS_SLICE
+
+EPOCH = 7
+
+
+class Network:
+    """A transport to publishers that the test plays: it notes what it is told, and hears what the test says."""
+
+    def __init__(self, *links: int) -> None:
+        self.links = frozenset(links)
+        self.told: list[tuple[bytes, ...]] = []
+        self.again: list[list[bytes]] = []
+        self.cuts: list[int] = []
+        self.closely = False
+        self.came_by: int | None = None
+        self._heard: set[int] = set()
+
+    @property
+    def peers(self) -> int:
+        return len(self.links)
+
+    def listen(self, subscriptions: Iterable[bytes]) -> None:
+        self.told.append(tuple(subscriptions))
+
+    def resubscribe(self, subscriptions: Collection[bytes]) -> None:
+        self.again.append(list(subscriptions))
+
+    def emptied(self) -> bool:
+        return True
+
+    def listen_closely(self, closely: bool) -> None:
+        self.closely = closely
+
+    def heard(self) -> set[int]:
+        heard, self._heard = self._heard, set()
+        return heard
+
+    def hear(self, link: int) -> None:
+        if self.closely:
+            self.came_by = link
+            self._heard.add(link)
+
+    def dialled(self, link: int) -> str | None:
+        return f"tcp://127.0.0.1:{5000 + link % 10}" if link in self.links else None
+
+    def cut(self, link: int) -> str | None:
+        """The new connection to the same endpoint has another number."""
+        self.cuts.append(link)
+        address = self.dialled(link)
+        self.links = self.links - {link} | {link + 10}
+        return address
+
+
+class Talk:
+    """A subscriber on a virtual clock, and what publishers say to it."""
+
+    def __init__(self, *subscriptions: bytes, links: tuple[int, ...] = (1,)) -> None:
+        self.clock, self.network, self.stats = Clock(), Network(*links), Stats()
+        self.found: list[object] = []
+        self.end = SubscribingEnd(self.clock, self.stats, LOG, "app", self.found.append)
+        self.end._tracker._chance = lambda: 0.0  # a quiet publisher is pinged after the full time
+        self.end.listen(self.network, subscriptions)
+        self.subscriptions = subscriptions
+        self.clock.advance(0)
+
+    @property
+    def marker(self) -> bytes:
+        return self.network.told[-1][-1]
+
+    def asked(self) -> list[bytes]:
+        """The markers and pings that stand now."""
+        return [each for each in self.network.told[-1] if each.startswith(MARKER)]
+
+    def pings(self) -> list[bytes]:
+        return [each for each in self.asked() if parse_marker(each).is_ping]
+
+    def answer(self, marker: bytes, known: Iterable[bytes], *, link: int = 1, epoch: int = EPOCH) -> None:
+        """A publisher answers a marker, or a ping, by a connection."""
+        self.network.hear(link)
+        numbers = [(each, 0) for each in known]
+        for frame in pack_statements(Kind.JOIN, marker, numbers, epoch=epoch, name="p", partial=False, sent_at=5):
+            topic, _, body = frame.partition(NUL)
+            header = parse_header(body)
+            self.end.control(header, topic, body[header.size :])
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(round(seconds / TICK)):
+            self.clock.advance(TICK)
+
+
+@pytest.fixture
+def talk() -> Talk:
+    """A subscriber of one prefix that one publisher has answered, by connection 1."""
+    talk = Talk(b"a")
+    talk.answer(talk.marker, [b"a"])
+    talk.wait(1)
+    assert talk.stats.joins == 1
+    return talk
+
+
+def test_a_subscription_that_gives_way_is_given_up_with_the_publisher_that_needed_it() -> None:
+    """A flood of publishers drives one out that has not answered about my new pattern: the old one is not kept."""
+    talk = Talk(b"a.b")
+    end, told = talk.end, talk.network.told
+    talk.answer(talk.marker, [b"a.b"], epoch=1)
+    end.listen(talk.network, [b"a"])
+    talk.clock.advance(0)
+    assert told[-1][:2] == (b"a", b"a.b")
+    for epoch in range(PUBLISHERS_MAX):
+        end._tracker.stated(10 + epoch, end._sent[0], Statement(0, 1, f"q{epoch}", False, ((b"a", 0),)))
+    talk.clock.advance(TICK)
+    assert told[-1][0] == b"a"
+    assert b"a.b" not in told[-1]
+    end.close()
+
+
+def test_whoever_connects_during_a_stop_is_not_subscribed_to() -> None:
+    """A publisher that comes while my app waits for its own goodbyes is asked nothing any more."""
+    talk = Talk(b"a")
+    talk.end.rejoin()
+    talk.clock.advance(0)
+    told = len(talk.network.told)
+    assert told == 3
+    talk.end.close()
+    talk.end.rejoin()
+    talk.clock.advance(10)
+    assert len(talk.network.told) == told
+    assert not talk.clock.getDelayedCalls()
+
+
+def test_a_quiet_publisher_is_pinged_now_and_then_and_read_closely_only_meanwhile(talk: Talk) -> None:
+    """Nothing is published: a ping each 20 seconds, more at first, withdrawn again, and read closely only meanwhile."""
+    pinged, answered = 0, set[bytes]()
+    for _ in range(round(95 / TICK)):
+        talk.clock.advance(TICK)
+        for ping in set(talk.pings()) - answered:
+            assert talk.network.closely
+            pinged += 1
+            answered.add(ping)
+            talk.answer(ping, [])
+    assert 5 <= pinged <= 9
+    talk.wait(2 * GRACE)
+    assert not talk.network.closely
+    assert (talk.stats.join_retries, talk.network.cuts) == (0, [])
+    assert len(talk.asked()) == 1
+    talk.end.close()
+
+
+def test_a_dead_connection_is_cut_once_and_the_new_one_is_left_alone(talk: Talk) -> None:
+    """No answer to two pings: the connection is cut. By the new one no publisher was heard yet: it is not judged."""
+    talk.wait(QUIET_SECONDS + 2 * ANSWER_SECONDS + 2)
+    assert talk.network.cuts == [1]
+    talk.end.rejoin()
+    talk.wait(60)
+    assert talk.network.cuts == [1]
+    talk.end.close()
+    assert talk.stats.unknown_tail == 1
+
+
+def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) -> None:
+    """Behind a proxy one of two publishers dies: the connection works, and is left alone for ever."""
+    talk.end.rejoin()
+    talk.clock.advance(0)
+    talk.answer(talk.marker, [b"a"], epoch=EPOCH)
+    talk.answer(talk.marker, [b"a"], epoch=8)
+    answered = set()
+    for _ in range(round(100 / TICK)):
+        talk.clock.advance(TICK)
+        for each in set(talk.asked()) - answered:
+            answered.add(each)
+            talk.answer(each, [] if parse_marker(each).is_ping else [b"a"], epoch=8)
+    assert talk.network.cuts == []
+    talk.end.close()
+    assert talk.stats.unknown_tail == 1
+
+
+def test_between_two_cuts_of_an_endpoint_the_pause_doubles() -> None:
+    """A connection comes and dies, again and again: 2, 4, 8 … 60 seconds are between the cuts."""
+    talk = Talk(b"a", links=(1,))
+    at: list[float] = []
+    link = 1
+    talk.answer(talk.marker, [b"a"])
+    for _ in range(round(900 / TICK)):
+        talk.clock.advance(TICK)
+        if len(talk.network.cuts) > len(at):
+            at.append(talk.clock.seconds())
+            (link,) = talk.network.links
+            talk.end.rejoin()
+            talk.clock.advance(0)
+            talk.answer(talk.marker, [b"a"], link=link)
+    pauses = [after - before for before, after in pairwise(at)]
+    assert len(pauses) > 10
+    assert min(pauses[5:]) >= 60
+    talk.end.close()
+
+
+def test_what_a_publisher_does_not_know_is_sent_again_in_slices() -> None:
+    """A proxy dropped 900 subscriptions: 400 at a time, each slice behind the answer to the one before, then a join."""
+    wanted = [b"t.%05d" % number for number in range(2_000)]
+    talk = Talk(*wanted)
+    talk.answer(talk.marker, wanted[:1_100])
+    assert talk.stats.joins == 0
+    marker = talk.marker
+    slices = []
+    for _ in range(5):
+        talk.clock.advance(0)
+        if len(talk.network.again) > len(slices):
+            slices.append(talk.network.again[-1])
+            talk.clock.advance(ANSWER_SECONDS / 2)
+            assert len(talk.network.again) == len(slices)  # not before it is answered
+            for ping in talk.pings():
+                talk.answer(ping, [])
+    assert [len(each) for each in slices] == [SUBSCRIPTIONS_SLICE, SUBSCRIPTIONS_SLICE, 100]
+    assert [each for some in slices for each in some] == wanted[1_100:]
+    talk.clock.advance(0)
+    assert talk.marker != marker
+    talk.answer(talk.marker, wanted)
+    assert talk.stats.joins == 1
+    talk.end.close()
+
+
+def test_peers_that_name_nothing_disturb_others_a_bounded_number_of_times() -> None:
+    """Each invented publisher knows nothing of what it was sent: that is sent again ten times in ten minutes."""
+    talk = Talk(b"a", b"b")
+    for epoch in range(100, 150):
+        talk.answer(talk.marker, [], epoch=epoch)
+        talk.wait(1)
+    assert len(talk.network.again) <= 10
+    talk.end.close()
+
+
+def test_a_publisher_that_never_names_what_it_was_sent_is_sent_it_three_times() -> None:
+    """What can't be mended disturbs others no more."""
+    wanted = [b"t.%05d" % number for number in range(1_000)]
+    talk = Talk(*wanted)
+    answered = set[bytes]()
+    for _ in range(round(200 / TICK)):
+        for each in set(talk.asked()) - answered:
+            answered.add(each)
+            talk.answer(each, [])
+        talk.clock.advance(TICK)
+    assert sum(map(len, talk.network.again)) == 3 * len(wanted)
+    talk.end.close()
+
+
+def test_a_ping_that_is_dropped_does_not_end_the_mending() -> None:
+    """The answer to a slice never comes: the next slice is sent after a while all the same."""
+    wanted = [b"t.%05d" % number for number in range(1_000)]
+    talk = Talk(*wanted)
+    talk.answer(talk.marker, wanted[:100])
+    talk.wait(4 * ANSWER_SECONDS)
+    assert sum(map(len, talk.network.again)) == 900
+    talk.end.close()
+
+
+def test_a_marker_that_a_proxy_may_have_dropped_is_sent_again() -> None:
+    """Thousands of subscriptions and no answer: I am not taken for ready after two seconds, and ask again."""
+    talk = Talk(*(b"t.%05d" % number for number in range(1_000)))
+    ready: list[object] = []
+    talk.end.ready(None).addCallback(ready.append)
+    talk.wait(GRACE + 1)
+    assert ready == []
+    assert talk.marker.startswith(MARKER)
+    talk.answer(talk.marker, talk.subscriptions)
+    assert ready == [None]
+    talk.end.close()
+
+
+def test_a_publisher_that_answers_nothing_is_taken_for_one_without_numbers() -> None:
+    """Few subscriptions, one connection, no answer: after two seconds I am as ready as I can be."""
+    talk = Talk(b"a")
+    ready: list[object] = []
+    talk.end.ready(None).addCallback(ready.append)
+    talk.wait(GRACE - TICK)
+    assert ready == []
+    talk.wait(2 * TICK)
+    assert ready == [None]
+    talk.end.close()
+
+
+def test_a_publisher_whose_marker_was_dropped_is_found_by_a_ping() -> None:
+    """It came late behind a proxy that passes another's answers: it answers a ping, is asked, and joins."""
+    talk = Talk(b"a")
+    talk.answer(talk.marker, [b"a"], epoch=8)
+    answered = set[bytes]()
+    for _ in range(round(90 / TICK)):
+        talk.clock.advance(TICK)
+        for each in set(talk.asked()) - answered:
+            answered.add(each)
+            is_ping = parse_marker(each).is_ping
+            talk.answer(each, [] if is_ping else [b"a"], epoch=8)
+            if talk.clock.seconds() > 20:  # the late one
+                talk.answer(each, [] if is_ping else [b"a"], epoch=9)
+    assert talk.end._tracker.complete.keys() == {8, 9}
+    talk.end.close()
+
+
+def test_an_answer_to_a_ping_that_comes_late_disturbs_nothing() -> None:
+    """The mending is over, or was given up for other subscriptions, when a slow publisher answers."""
+    wanted = [b"t.%05d" % number for number in range(500)]
+    talk = Talk(*wanted)
+    talk.answer(talk.marker, [])
+    talk.clock.advance(0)
+    pings = talk.pings()
+    talk.wait(3 * ANSWER_SECONDS)
+    for ping in pings:
+        talk.answer(ping, [])
+    talk.end.listen(talk.network, [b"x"])
+    talk.clock.advance(0)
+    for ping in pings:
+        talk.answer(ping, [])
+    talk.end.close()
+
+
+def test_at_the_end_everybody_is_asked_once_more(talk: Talk) -> None:
+    """My app stops: a publisher that answers has told everything, one that does not has an unknown tail."""
+    talk.end.ask_last()
+    assert talk.end.awaited
+    talk.clock.advance(0)
+    assert talk.end.awaited
+    assert not talk.end.has_read_all
+    talk.answer(talk.marker, [b"a"])
+    assert talk.end.has_read_all
+    talk.end.close()
+    assert talk.stats.unknown_tail == 0
+
+
+def test_a_publisher_that_does_not_answer_the_last_question_has_an_unknown_tail(talk: Talk) -> None:
+    """It died a moment ago, and nothing has told me: that is not zero."""
+    talk.end.ask_last()
+    talk.clock.advance(0)
+    talk.end.close()
+    assert talk.stats.unknown_tail == 1
+
+
+def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.LogCaptureFixture) -> None:
+    """The counters say what was lost, not what a stranger claimed."""
+    account = talk.end.account(EPOCH, b"ab", b"a")
+    assert talk.end.judge(account, 1000)
+    assert not talk.end.judge(account, 1)
+    assert talk.stats.lost == 999
+    talk.wait(TICK)
+    talk.clock.advance(0)
+    with caplog.at_level(logging.WARNING):
+        talk.network.hear(1)
+        talk.end._tell(talk.end._tracker.stated(EPOCH, talk.marker, Statement(0, 1, "p", False, ((b"a", 1),))))
+    assert "was forged, or wrong: the account of 'a' is put right" in caplog.text
+    assert (talk.stats.lost, talk.stats.unknown_tail) == (1, 0)
+    talk.end.close()
