@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import ROOT, free_port
+from tests.support import ROOT, Way, free_port
 
 hypothesis.settings.register_profile("times", deadline=None)  # machines are busy: no example fails for its time
 hypothesis.settings.load_profile("times")
@@ -32,6 +34,32 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     finally:
         if handle:
             handle.inner_test = inner
+
+
+def _has_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+WAYS = os.environ.get("WAYS", "address name ipv6").split()
+"""What is left out here is tested elsewhere: a run on another Python need not try each way to connect."""
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Run a test once for each way to connect: by address, by host name, by IPv6.
+
+    For tests whose result may depend on the connection: joins, losses, restarts, stops, foreign peers. Tests of what
+    a handler does with a message that has arrived (order, batches, failures, malformed messages), of timers, and of
+    apps in one process over inproc or ipc take `free_endpoint()` and run once.
+    """
+    if request.param == "ipv6" and not _has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback address")
+    return Way(request.param)
 
 
 @pytest.fixture

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 30.0
 """Seconds until a test that waits gives up: long, because machines are busy, and never reached when all is well."""
 
 
-def free_port() -> int:
-    """A TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of ``host`` that no program uses now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
@@ -31,10 +32,42 @@ def free_endpoint() -> str:
     return f"tcp://127.0.0.1:{free_port()}"
 
 
+class Meeting(NamedTuple):
+    """The two endpoints of one free port: one peer binds, the others connect."""
+
+    bind: str
+    connect: str
+
+
+class Way:
+    """How a peer names the one that it connects to: by "address", by host "name", or by "ipv6" address."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._host = "[::1]" if name == "ipv6" else "127.0.0.1"
+        self.wildcard = f"tcp://{self._host}:*"
+        """The endpoint to bind where the system chooses the port."""
+
+    def meeting(self) -> Meeting:
+        """Return the endpoints of a port that no program uses now."""
+        address = f"tcp://{self._host}:{free_port(self._host.strip('[]'))}"
+        return Meeting(address, self.to(address))
+
+    def to(self, address: str) -> str:
+        """Return the endpoint to connect to a peer that is bound to ``address``."""
+        return address.replace("127.0.0.1", "localhost") if self.name == "name" else address
+
+
 class Child:
     """A child process whose output lines can be awaited. Use it in a ``with`` statement: it never outlives it."""
 
-    def __init__(self, *arguments: str, cwd: Path | str = ROOT, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path | str = ROOT,
+        env: dict[str, str] | None = None,
+        start_new_session: bool = False,
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=cwd,
@@ -43,6 +76,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=start_new_session,
         )
         self.out: list[str] = []
         self.err: list[str] = []
@@ -60,10 +94,12 @@ class Child:
             self._news.put(None)
         self._news.put(None)
 
-    def wait_for(self, found: Callable[[list[str]], object], *, stream: str = "out") -> list[str]:
+    def wait_for(
+        self, found: Callable[[list[str]], object], *, stream: str = "out", patience: float = PATIENCE
+    ) -> list[str]:
         """Wait until ``found(lines so far)`` is true; the lines. Fails with all output when time is over."""
         lines: list[str] = getattr(self, stream)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not found(lines):
             if time.monotonic() > deadline or (self.process.poll() is not None and not self._alive()):
                 if found(lines):
@@ -75,9 +111,9 @@ class Child:
                 continue
         return lines
 
-    def line_with(self, text: str, *, stream: str = "out") -> str:
+    def line_with(self, text: str, *, stream: str = "out", patience: float = PATIENCE) -> str:
         """Wait for a line that contains ``text``."""
-        lines = self.wait_for(lambda seen: any(text in line for line in seen), stream=stream)
+        lines = self.wait_for(lambda seen: any(text in line for line in seen), stream=stream, patience=patience)
         return next(line for line in lines if text in line)
 
     def write(self, text: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 PRELUDE = """
 import json
@@ -43,6 +43,7 @@ def bye():
 """
 
 END = [b"end\0"]
+ADDRESS = Way("address")
 
 
 class Conversation:
@@ -79,14 +80,19 @@ class Conversation:
 
 @contextmanager
 def conversation(
-    folder: Path, source: str, *, peer: str = "pyzmq_publisher", options: Sequence[str] = ()
+    folder: Path,
+    source: str,
+    *,
+    peer: str = "pyzmq_publisher",
+    options: Sequence[str] = (),
+    way: Way = ADDRESS,
 ) -> Iterator[Conversation]:
-    """Start ``peer`` and an app of ``source``, and wait until the app receives."""
+    """Start ``peer`` and an app of ``source`` that connects to it by ``way``, and wait until the app receives."""
     (folder / "reader.py").write_text(PRELUDE + source + CODA)
-    address = [free_endpoint()] if peer.startswith("txzmq") else []
-    with Child("-m", "tests.acceptance.peers", peer, *address) as publisher:
+    address = way.meeting().bind if peer.startswith("txzmq") else way.wildcard
+    with Child("-m", "tests.acceptance.peers", peer, address) as publisher:
         publisher.wait_for(lambda lines: lines)
-        arguments = ["--app-dir", str(folder), "--sub", publisher.out[0], *options]
+        arguments = ["--app-dir", str(folder), "--sub", way.to(publisher.out[0]), *options]
         with Child("-m", "zroute", "run", "reader:app", *arguments) as app:
             app.line_with('["sync"]')
             yield Conversation(publisher, app)

@@ -1,7 +1,8 @@
 """Publishers and subscribers that know nothing of zroute, each run as a process of its own.
 
 A PUB socket can't see who subscribes, so a publisher repeats the topic "sync" until it is told on standard
-input, by a line with the messages to send, that the reader has received it.
+input, by a line with the messages to send, that the reader has received it. Each is run with its name and the
+endpoint, to which the publishers bind; a port ``*`` is one that the system chooses. A publisher prints its endpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from typing import Any
 import zmq
 
 Parts = list[bytes]
+
+
+def bound(kind: int) -> Any:
+    """Return a socket without a send limit that is bound to the endpoint of the command line; print where."""
+    context = zmq.Context()
+    context.set(zmq.IPV6, "[" in sys.argv[2])
+    socket = context.socket(kind)
+    socket.set(zmq.SNDHWM, 0)
+    socket.bind(sys.argv[2])
+    print(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode(), flush=True)
+    return socket
 
 
 def serve(send: Callable[[Parts], None], sync: Parts) -> None:
@@ -39,19 +51,13 @@ def serve(send: Callable[[Parts], None], sync: Parts) -> None:
 
 def pyzmq_publisher() -> None:
     """A PUB socket that sends whatever parts it is told."""
-    socket = zmq.Context().socket(zmq.PUB)
-    socket.set(zmq.SNDHWM, 0)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    print(f"tcp://127.0.0.1:{port}", flush=True)
+    socket = bound(zmq.PUB)
     serve(socket.send_multipart, [b"sync\0"])
 
 
 def watching_publisher() -> None:
     """An XPUB socket that says when somebody subscribes, and answers with "sync"; then as `pyzmq_publisher`."""
-    socket = zmq.Context().socket(zmq.XPUB)
-    socket.set(zmq.SNDHWM, 0)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    print(f"tcp://127.0.0.1:{port}", flush=True)
+    socket = bound(zmq.XPUB)
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(0, zmq.POLLIN)
@@ -73,10 +79,7 @@ def watching_publisher() -> None:
 
 def million_parts() -> None:
     """One message of 1,000,001 empty parts, and a good one behind it."""
-    socket = zmq.Context().socket(zmq.PUB)
-    socket.set(zmq.SNDHWM, 0)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    print(f"tcp://127.0.0.1:{port}", flush=True)
+    socket = bound(zmq.PUB)
 
     def send(parts: Parts) -> None:
         if parts == [b"million"]:
@@ -94,9 +97,7 @@ def logging_publisher() -> None:
     """pyzmq's own logging handler, which publishes records under their level."""
     from zmq.log.handlers import PUBHandler
 
-    socket = zmq.Context().socket(zmq.PUB)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    print(f"tcp://127.0.0.1:{port}", flush=True)
+    socket = bound(zmq.PUB)
     log = logging.getLogger("pump")
     log.setLevel(logging.DEBUG)
     log.addHandler(PUBHandler(socket, root_topic="pump"))
@@ -116,7 +117,9 @@ def txzmq_publisher() -> None:
     from txzmq import ZmqEndpoint, ZmqFactory, ZmqPubConnection
 
     endpoint = sys.argv[2]
-    connection = ZmqPubConnection(ZmqFactory(), ZmqEndpoint("bind", endpoint))
+    factory = ZmqFactory()
+    factory.context.set(zmq.IPV6, "[" in endpoint)
+    connection = ZmqPubConnection(factory, ZmqEndpoint("bind", endpoint))
     print(endpoint, flush=True)
     call: Any = reactor
 
@@ -139,7 +142,9 @@ def txzmq_subscriber() -> None:
         def gotMessage(self, message: bytes, tag: bytes) -> None:
             print(json.dumps([tag.decode(), message.decode()]), flush=True)
 
-    Subscriber(ZmqFactory(), ZmqEndpoint("connect", sys.argv[2])).subscribe(b"")
+    factory = ZmqFactory()
+    factory.context.set(zmq.IPV6, "[" in sys.argv[2])
+    Subscriber(factory, ZmqEndpoint("connect", sys.argv[2])).subscribe(b"")
     call: Any = reactor
     call.run()
 

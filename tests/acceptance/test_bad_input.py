@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from tests.acceptance.conversation import Conversation, conversation
+from tests.support import Way
 from zroute.messages.wire import FIXED, HEADER_SIZE, MAGIC, Kind, pack_head
 
 LIMIT = 300_000
@@ -306,9 +307,9 @@ def test_a_million_parts_are_one_refused_message(tmp_path: Path) -> None:
     assert changes == {"received": 1, "malformed": 1}
 
 
-def test_a_giant_frame_costs_its_publisher_the_connection_and_no_more(tmp_path: Path) -> None:
+def test_a_giant_frame_costs_its_publisher_the_connection_and_no_more(tmp_path: Path, way: Way) -> None:
     """A frame far over the limit is not read into memory: the app cuts it off, comes back, and goes on."""
-    with conversation(tmp_path, READER, peer="watching_publisher") as talk:
+    with conversation(tmp_path, READER, peer="watching_publisher", way=way) as talk:
         nonsense = Nonsense(talk)
         talk.send([b"json\0" + b" " * (4 * LIMIT)])
         talk.publisher.wait_for(lambda lines: lines.count("subscribed") == 2)

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, reactor, running
-from tests.support import PATIENCE, Child, free_endpoint
+from tests.support import PATIENCE, Child, Way, free_endpoint
 from zroute import App, Coalesce, EncodeError, NotRunningError, joins
 from zroute.messages.batches import parse_batch
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
@@ -113,12 +113,12 @@ app.run()
 """
 
 
-def run(overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
+def run(way: Way, overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
     """How many were sent, and what the reader says: seen, in order, lost, unknown tails, duplicates."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, str(pause)) as reader,
-        Child("-c", PUBLISHER, endpoint, overflow, str(MANY), how) as publisher,
+        Child("-c", READER, meeting.connect, str(pause)) as reader,
+        Child("-c", PUBLISHER, meeting.bind, overflow, str(MANY), how) as publisher,
     ):
         sent = int(publisher.line_with("sent").split()[1])
         if how == "stops":
@@ -130,36 +130,36 @@ def run(overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[An
     return sent, json.loads(reader.line_with("["))
 
 
-def test_a_slow_reader_loses_frames_and_counts_messages() -> None:
+def test_a_slow_reader_loses_frames_and_counts_messages(way: Way) -> None:
     """100,000 in bursts past a reader that sleeps: what it sees and what it counts as lost is what was sent."""
-    sent, (seen, ordered, lost, tails, duplicates) = run("drop", 3)
+    sent, (seen, ordered, lost, tails, duplicates) = run(way, "drop", 3)
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
     assert sent == MANY
 
 
-def test_one_that_waits_loses_nothing() -> None:
+def test_one_that_waits_loses_nothing(way: Way) -> None:
     """With overflow="wait" all of them arrive at the same slow reader, in order."""
-    assert run("wait", 3) == (MANY, [MANY, True, 0, 0, 0])
+    assert run(way, "wait", 3) == (MANY, [MANY, True, 0, 0, 0])
 
 
 @pytest.mark.parametrize("overflow", ["drop", "wait"])
-def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(overflow: str) -> None:
+def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(way: Way, overflow: str) -> None:
     """My publisher stops in a turn in which it has published: every message of it arrives, and no tail is unknown."""
-    sent, (seen, ordered, lost, tails, duplicates) = run(overflow, 0, "stops")
+    sent, (seen, ordered, lost, tails, duplicates) = run(way, overflow, 0, "stops")
     assert sent == MANY // 2 + 1
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
     assert overflow == "drop" or lost == 0
 
 
-def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on() -> None:
+def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on(way: Way) -> None:
     """A second reader joins while bursts go on: from the first that it sees, it sees or counts each."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "0") as first,
-        Child("-c", PUBLISHER, endpoint, "wait", "10000", "until told") as publisher,
+        Child("-c", READER, meeting.connect, "0") as first,
+        Child("-c", PUBLISHER, meeting.bind, "wait", "10000", "until told") as publisher,
     ):
         publisher.line_with("begins")
-        with Child("-c", JOINER, endpoint) as late:
+        with Child("-c", JOINER, meeting.connect) as late:
             late.line_with("ready")
             publisher.write("that is enough\n")
             sent = int(publisher.line_with("sent").split()[1])
@@ -210,12 +210,12 @@ app.run()
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_joins_late_gets_the_last_of_a_frame() -> None:
+async def test_who_joins_late_gets_the_last_of_a_frame(way: Way) -> None:
     """keep="last" and coalesce: the newest message of the burst is what a late reader is given, once."""
-    endpoint = free_endpoint()
-    feed = App(pub=endpoint, codec="json", name="feed")
+    meeting = way.meeting()
+    feed = App(pub=meeting.bind, codec="json", name="feed")
     numbers = feed.publisher("numbers.{x}", int, keep="last", coalesce=True)
-    early, late = App(sub=endpoint, codec="json", name="early"), App(sub=endpoint, codec="json", name="late")
+    early, late = (App(sub=meeting.connect, codec="json", name=name) for name in ("early", "late"))
     first, second = Mailbox[int](), Mailbox[int]()
     early.subscribe("numbers.*")(_putting(first))
     late.subscribe("numbers.*")(_putting(second))

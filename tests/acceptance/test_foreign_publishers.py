@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from tests.acceptance.conversation import conversation
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 QUOTE = b'{"symbol":"AAPL","price":187.23,"volume":1200}'
 
@@ -42,9 +42,9 @@ def everything(envelope: Envelope):
 """
 
 
-def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path) -> None:
+def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path, way: Way) -> None:
     """What txZMQ publishes reaches the handlers whose patterns match, typed, in order, and once each."""
-    with conversation(tmp_path, TYPED, peer="txzmq_publisher") as talk:
+    with conversation(tmp_path, TYPED, peer="txzmq_publisher", way=way) as talk:
         talk.send(
             [b"news.breaking", b"b"],
             [b"news.sports", b"s"],
@@ -81,14 +81,14 @@ def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path) -> None:
     assert stats["malformed"] == stats["unrouted"] == 0
 
 
-def test_a_txzmq_subscriber_reads_a_plain_app(tmp_path: Path) -> None:
+def test_a_txzmq_subscriber_reads_a_plain_app(tmp_path: Path, way: Way) -> None:
     """gotMessage gets tag and message as from txZMQ itself, the empty topic too: all, in order, none twice."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     (tmp_path / "sender.py").write_text(
         f"""
 from itertools import count
 from zroute import App
-app = App(pub={endpoint!r}, wire="plain", codec="json")
+app = App(pub={meeting.bind!r}, wire="plain", codec="json")
 numbers = count()
 
 @app.every(0.01)
@@ -99,7 +99,7 @@ def send():
     )
     with (
         Child("-m", "zroute", "run", "sender", "--app-dir", str(tmp_path)) as app,
-        Child("-m", "tests.acceptance.peers", "txzmq_subscriber", endpoint) as reader,
+        Child("-m", "tests.acceptance.peers", "txzmq_subscriber", meeting.connect) as reader,
     ):
         reader.wait_for(lambda lines: len(lines) >= 300)
         assert app.end(signal.SIGTERM) == 0
@@ -109,9 +109,9 @@ def send():
     assert lines == [[topics[n % 3], f'{{"n":{n}}}'] for n in range(first, first + len(lines))]
 
 
-def test_a_two_frame_publisher_is_read(tmp_path: Path) -> None:
+def test_a_two_frame_publisher_is_read(tmp_path: Path, way: Way) -> None:
     """[topic, body], as the guide's envelopes and most other languages send it."""
-    with conversation(tmp_path, TYPED) as talk:
+    with conversation(tmp_path, TYPED, way=way) as talk:
         talk.send([b"stocks.AAPL", QUOTE], [b"news", b"n"], [b"news.x", b"y"], [b"stocks.MSFT", QUOTE])
         heard = [words for words in talk.heard() if words[0] in ("stock", "news")]
     assert [words[:2] for words in heard] == [["stock", "AAPL"], ["news", "n"], ["stock", "MSFT"]]
@@ -130,9 +130,9 @@ def binary(body: bytes, envelope: Envelope):
 """
 
 
-def test_three_and_seven_parts_are_read(tmp_path: Path) -> None:
+def test_three_and_seven_parts_are_read(tmp_path: Path, way: Way) -> None:
     """[topic, body, 4-byte sequence] of a Bitcoin node, and seven parts: the rest is in the envelope."""
-    with conversation(tmp_path, PARTS) as talk:
+    with conversation(tmp_path, PARTS, way=way) as talk:
         talk.send(
             [b"rawblock", b"\xab\0\xcd", (7).to_bytes(4, "little")],
             [b"many", b"1", b"2", b"3", b"", b"\0", b"6"],
@@ -158,12 +158,12 @@ def image(body: bytes, envelope: Envelope):
 """
 
 
-def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path) -> None:
+def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path, way: Way) -> None:
     """Images of 100 KB, one of them in two parts, and words between them: each arrives as it was sent, in order."""
     bodies = [bytes([number]) * size for number, size in enumerate((100_000, 100_001, 5, 100_002, 100_003, 8_193))]
     sent = [[b"image.%d\0" % number + body] for number, body in enumerate(bodies)]
     sent[3] = [b"image.3", bodies[3]]
-    with conversation(tmp_path, LARGE) as talk:
+    with conversation(tmp_path, LARGE, way=way) as talk:
         talk.send(*sent)
         heard = talk.heard()
     assert heard == [
@@ -172,14 +172,14 @@ def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path) -> None:
     ]
 
 
-def test_topics_that_are_no_text_reach_their_prefix(tmp_path: Path) -> None:
+def test_topics_that_are_no_text_reach_their_prefix(tmp_path: Path, way: Way) -> None:
     """A startswith of bytes receives topics that are not UTF-8, and I get them back as they were."""
-    with conversation(tmp_path, PARTS) as talk:
+    with conversation(tmp_path, PARTS, way=way) as talk:
         talk.send([b"\xff\x01\xfe\0body"], [b"\xff\x01", b"two"], [b"\xff\x02\0no"])
         assert talk.heard() == [["binary", "ff01fe", b"body".hex()], ["binary", "ff01", b"two".hex()]]
 
 
-def test_pyzmq_logging_is_read(tmp_path: Path) -> None:
+def test_pyzmq_logging_is_read(tmp_path: Path, way: Way) -> None:
     """Records of pyzmq's PUBHandler arrive under their level, as text."""
     source = """
 app = App(sub="tcp://127.0.0.1:1")
@@ -188,6 +188,6 @@ app = App(sub="tcp://127.0.0.1:1")
 def record(text: str, level: str):
     say(level, text.strip().rpartition(" - ")[2])
 """
-    with conversation(tmp_path, source, peer="logging_publisher") as talk:
+    with conversation(tmp_path, source, peer="logging_publisher", way=way) as talk:
         talk.send([b"too hot"], [b"too cold"])
         assert talk.heard() == [["WARNING", "too hot"], ["WARNING", "too cold"]]

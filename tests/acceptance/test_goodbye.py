@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, running
-from tests.support import PATIENCE, Child, free_endpoint
+from tests.support import PATIENCE, Child, Way, free_endpoint
 from zroute import App, Gap, NotReadyError, NotRunningError, Routes
 from zroute.messages.control import FAREWELL
 from zroute.service import AppService
@@ -74,7 +74,7 @@ app.run()
 
 
 BUSY = """
-from zroute.joins import SubscribingEnd
+from zroute.asking import SubscribingEnd
 
 def rejoin(self):
     if self._marker and self._joining is None:
@@ -97,12 +97,12 @@ def all_accounted(total: int) -> Any:
 
 
 @pytest.mark.parametrize(("overflow", "before"), [("drop", ""), ("wait", ""), ("drop", BUSY)])
-def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(overflow: str, before: str) -> None:
+def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(way: Way, overflow: str, before: str) -> None:
     """The reader sleeps while the publisher ends behind a burst: the goodbye waits for it, and the sum is exact."""
-    endpoint, total = free_endpoint(), 20_000
+    meeting, total = way.meeting(), 20_000
     with (
-        Child("-c", before + READER, endpoint, "0.5") as reader,
-        Child("-c", BURST, endpoint, overflow, str(total), "stop") as publisher,
+        Child("-c", before + READER, meeting.connect, "0.5") as reader,
+        Child("-c", BURST, meeting.bind, overflow, str(total), "stop") as publisher,
     ):
         publisher.line_with("sent")
         assert publisher.process.wait(PATIENCE) == 0
@@ -114,12 +114,12 @@ def test_what_was_sent_right_before_a_clean_stop_is_seen_or_counted(overflow: st
 
 
 @pytest.mark.parametrize(("overflow", "code"), [("drop", 0), ("wait", 75)])
-def test_a_stop_that_a_subscriber_does_not_read_is_told(overflow: str, code: int) -> None:
+def test_a_stop_that_a_subscriber_does_not_read_is_told(way: Way, overflow: str, code: int) -> None:
     """It is frozen: what is queued for it may be lost, and who chose to lose nothing gets another exit code."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "0") as reader,
-        Child("-c", BURST, endpoint, overflow, "1000", "stay") as publisher,
+        Child("-c", READER, meeting.connect, "0") as reader,
+        Child("-c", BURST, meeting.bind, overflow, "1000", "stay") as publisher,
     ):
         publisher.line_with("sent")
         reader.wait_for(all_accounted(1000))
@@ -130,12 +130,12 @@ def test_a_stop_that_a_subscriber_does_not_read_is_told(overflow: str, code: int
         assert reader.end() == 0
 
 
-def test_a_first_answer_that_a_full_queue_drops_is_asked_for_again() -> None:
+def test_a_first_answer_that_a_full_queue_drops_is_asked_for_again(way: Way) -> None:
     """A burst right behind the subscription fills the queue: the reader joins all the same, and the end is told."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "0.5") as reader,
-        Child("-c", BURST, endpoint, "drop", "30000", "stay") as publisher,
+        Child("-c", READER, meeting.connect, "0.5") as reader,
+        Child("-c", BURST, meeting.bind, "drop", "30000", "stay") as publisher,
     ):
         publisher.line_with("sent")
         reader.wait_for(lambda lines: any(joins for _, _, _, joins, _ in told(lines)))
@@ -188,13 +188,13 @@ REST = READER.replace("news.{kind}", "rest").replace(", kind: str", "")
 
 
 @pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
-def test_one_that_stands_still_does_not_keep_the_goodbye_from_the_others(overflow: str) -> None:
+def test_one_that_stands_still_does_not_keep_the_goodbye_from_the_others(way: Way, overflow: str) -> None:
     """They hear it, nothing that nobody would count is published behind it, and the log tells who did not read it."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "0") as frozen,
-        Child("-c", REST, endpoint, "0") as reader,
-        Child("-c", TWO_TOPICS, endpoint, overflow) as publisher,
+        Child("-c", READER, meeting.connect, "0") as frozen,
+        Child("-c", REST, meeting.connect, "0") as reader,
+        Child("-c", TWO_TOPICS, meeting.bind, overflow) as publisher,
     ):
         publisher.line_with("joined")
         frozen.process.send_signal(signal.SIGSTOP)
@@ -212,10 +212,11 @@ def test_one_that_stands_still_does_not_keep_the_goodbye_from_the_others(overflo
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_bids_one_publisher_farewell_is_no_subscriber_of_another() -> None:
+async def test_who_bids_one_publisher_farewell_is_no_subscriber_of_another(way: Way) -> None:
     """wait_for_subscribers() of one publisher does not count what a reader says to one that has stopped."""
-    endpoints = [free_endpoint(), free_endpoint()]
-    (first, second), reader = (App(pub=endpoint) for endpoint in endpoints), App(sub=endpoints)
+    meetings = [way.meeting(), way.meeting()]
+    first, second = (App(pub=meeting.bind) for meeting in meetings)
+    reader = App(sub=[meeting.connect for meeting in meetings])
     everything = second.publisher("{kind}.{x}", int)
     reader.add_route(lambda number: None, "a.{x}")
     async with running(second) as service, running(reader):

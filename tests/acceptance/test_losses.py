@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 from zroute.options import CARRIED
 
 PUBLISHER = """
@@ -87,12 +87,12 @@ def told(child: Child, least: int) -> None:
 
 
 @pytest.mark.parametrize(("pause", "every"), [(0.0, 10**9), (0.6, 3_000), (2.0, 9_000)])
-def test_what_a_slow_reader_loses_is_counted_exactly(pause: float, every: int) -> None:
+def test_what_a_slow_reader_loses_is_counted_exactly(way: Way, pause: float, every: int) -> None:
     """100,000 messages of 600 bytes: handled and lost together are all of them, the last one too; none twice."""
-    endpoint, total = free_endpoint(), 100_000
+    meeting, total = way.meeting(), 100_000
     with (
-        Child("-c", SUBSCRIBER, endpoint, str(pause), str(every)) as reader,
-        Child("-c", PUBLISHER, endpoint, str(total), "600") as publisher,
+        Child("-c", SUBSCRIBER, meeting.connect, str(pause), str(every)) as reader,
+        Child("-c", PUBLISHER, meeting.bind, str(total), "600") as publisher,
     ):
         publisher.line_with(f"sent {total}")
         told(reader, total)
@@ -120,12 +120,12 @@ ATTACHING = SUBSCRIBER.replace(
 ).replace("import App", "import App, startswith")
 
 
-def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count() -> None:
+def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count(way: Way) -> None:
     """I attach one while messages are lost, and take it away again: all are handled or counted, as without it."""
-    endpoint, total = free_endpoint(), 100_000
+    meeting, total = way.meeting(), 100_000
     with (
-        Child("-c", ATTACHING, endpoint, "0.6", "3000") as reader,
-        Child("-c", PUBLISHER, endpoint, str(total), "600") as publisher,
+        Child("-c", ATTACHING, meeting.connect, "0.6", "3000") as reader,
+        Child("-c", PUBLISHER, meeting.bind, str(total), "600") as publisher,
     ):
         publisher.line_with(f"sent {total}")
         told(reader, total)
@@ -179,15 +179,16 @@ app.run()
 """
 
 
-def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap() -> None:
+def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap(way: Way) -> None:
     """Seventeen others cover the topic, and sixteen numbers are in a message: what I received is not lost."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     context: zmq.Context[Any] = zmq.Context()
     others = context.socket(zmq.SUB)
     for length in range(CARRIED + 1):
         others.subscribe(LONG[:length].encode())
-    others.connect(endpoint)
-    with Child("-c", NARROW, endpoint) as reader, Child("-c", MANY_COVER, endpoint) as publisher:
+    others.set(zmq.IPV6, "[" in meeting.connect)
+    others.connect(meeting.connect)
+    with Child("-c", NARROW, meeting.connect) as reader, Child("-c", MANY_COVER, meeting.bind) as publisher:
         publisher.line_with("sent")
         assert publisher.end() == 0
         reader.line_with("was received or counted", stream="err")
@@ -196,21 +197,21 @@ def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap
     context.destroy(linger=0)
 
 
-def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of() -> None:
+def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of(way: Way) -> None:
     """After a goodbye nothing is missing; after SIGKILL and a restart the tail of the first is unknown, not zero."""
-    endpoint = free_endpoint()
-    with Child("-c", SUBSCRIBER, endpoint, "0", "1000000") as reader:
-        with Child("-c", PUBLISHER, endpoint, "1000", "0") as first:
+    meeting = way.meeting()
+    with Child("-c", SUBSCRIBER, meeting.connect, "0", "1000000") as reader:
+        with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as first:
             first.line_with("sent")
             told(reader, 1000)
             assert first.end() == 0
         reader.line_with("was received or counted", stream="err")
-        with Child("-c", PUBLISHER, endpoint, "1000", "0") as second:
+        with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as second:
             second.line_with("sent")
             told(reader, 2000)
             second.process.send_signal(signal.SIGKILL)
             second.process.wait()
-        with Child("-c", PUBLISHER, endpoint, "1000", "0") as third:
+        with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as third:
             third.line_with("sent")
             told(reader, 3000)
             assert reader.end() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 READER = """
 import json, sys, time
@@ -77,10 +77,13 @@ app.run()
 """
 
 
-def run(overflow: str) -> tuple[list[int], list[str]]:
+def run(way: Way, overflow: str) -> tuple[list[int], list[str]]:
     """What the reader has seen at the end, and what the publisher says."""
-    endpoint = free_endpoint()
-    with Child("-c", READER, endpoint, "3") as reader, Child("-c", PUBLISHER, endpoint, overflow) as publisher:
+    meeting = way.meeting()
+    with (
+        Child("-c", READER, meeting.connect, "3") as reader,
+        Child("-c", PUBLISHER, meeting.bind, overflow) as publisher,
+    ):
         publisher.line_with("refused")
         assert publisher.end() == 0, publisher.err
         line = reader.line_with("[")  # at the latest behind the goodbye
@@ -88,23 +91,23 @@ def run(overflow: str) -> tuple[list[int], list[str]]:
     return json.loads(line), publisher.line_with("refused").split()
 
 
-def test_one_that_waits_loses_nothing() -> None:
+def test_one_that_waits_loses_nothing(way: Way) -> None:
     """100,000 messages past a reader that sleeps for 3 s: all arrive, in order, and another topic was never held up."""
-    (seen, ordered, lost, gaps), said = run("wait")
+    (seen, ordered, lost, gaps), said = run(way, "wait")
     assert (seen, ordered, lost, gaps) == (100_000, True, 0, 0)
     assert int(said[3]) > 0
 
 
-def test_one_that_raises_loses_nothing_that_was_not_refused() -> None:
+def test_one_that_raises_loses_nothing_that_was_not_refused(way: Way) -> None:
     """Each refusal is told at the caller, who publishes again; no number is used up for it."""
-    (seen, ordered, lost, gaps), said = run("raise")
+    (seen, ordered, lost, gaps), said = run(way, "raise")
     assert (seen, ordered, lost, gaps) == (100_000, True, 0, 0)
     assert int(said[1]) > 0
 
 
-def test_one_that_drops_is_not_held_up() -> None:
+def test_one_that_drops_is_not_held_up(way: Way) -> None:
     """What the reader had no room for is lost, and counted there."""
-    (seen, _, lost, gaps), said = run("drop")
+    (seen, _, lost, gaps), said = run(way, "drop")
     assert said == ["refused", "0", "waited", "0"]
     assert seen + lost == 100_000
     assert gaps > 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
-from tests.chaos.scenario import FORWARDER
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 MANY = 20_000
 
@@ -80,24 +79,24 @@ def exchanged(publisher: Child, reader: Child, total: int) -> None:
     assert json.loads(reader.out[-1]) == [total, 0, 0, True]
 
 
-def test_20_000_subscriptions_are_all_active_when_the_reader_is_ready() -> None:
+def test_20_000_subscriptions_are_all_active_when_the_reader_is_ready(way: Way) -> None:
     """ZeroMQ drops some of so many at once in silence; ready is told only when the publisher has them all."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", PUBLISHER, endpoint, str(MANY)) as publisher,
-        Child("-c", READER, endpoint, str(MANY)) as reader,
+        Child("-c", PUBLISHER, meeting.bind, str(MANY)) as publisher,
+        Child("-c", READER, meeting.connect, str(MANY)) as reader,
     ):
         publisher.line_with("bound")
         exchanged(publisher, reader, MANY)
 
 
-def test_ready_works_through_a_stock_proxy() -> None:
+def test_ready_works_through_a_stock_proxy(way: Way) -> None:
     """An XSUB/XPUB forwarder of plain pyzmq between us: the join goes through, and nothing after it is missing."""
-    front, back = free_endpoint(), free_endpoint()
+    front, back = way.meeting(), way.meeting()
     with (
-        Child("-c", PUBLISHER, front, "500") as publisher,
-        Child("-c", FORWARDER, back, front) as forwarder,
-        Child("-c", READER, back, "500") as reader,
+        Child("-c", PUBLISHER, front.bind, "500") as publisher,
+        Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder,
+        Child("-c", READER, back.connect, "500") as reader,
     ):
         publisher.line_with("bound")
         forwarder.line_with("forwarding")
@@ -126,7 +125,7 @@ app.run()
 
 def test_who_waits_in_on_startup_is_told_that_it_waits_for_itself() -> None:
     """Subscriptions are sent after on_startup; the error says so, not that no publisher runs."""
-    with Child("-c", WAITS_FOR_ITSELF, free_endpoint()) as reader:
+    with Child("-c", WAITS_FOR_ITSELF, "tcp://127.0.0.1:1") as reader:
         assert "do not await ready() there" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
         assert reader.end() == 0
 
@@ -155,21 +154,21 @@ app.run()
 """
 
 
-def test_who_is_not_ready_is_told_which_endpoints_are_silent() -> None:
+def test_who_is_not_ready_is_told_which_endpoints_are_silent(way: Way) -> None:
     """Of three endpoints one answers, at one a publisher is frozen, and at one nobody is: the last two are named."""
-    there, frozen, nobody = (free_endpoint() for _ in range(3))
+    there, frozen, nobody = (way.meeting() for _ in range(3))
     with (
-        Child("-c", PUBLISHER, there, "1") as publisher,
-        Child("-c", PUBLISHER, frozen, "1") as stopped,
+        Child("-c", PUBLISHER, there.bind, "1") as publisher,
+        Child("-c", PUBLISHER, frozen.bind, "1") as stopped,
     ):
         publisher.line_with("bound")
         stopped.line_with("bound")
         stopped.process.send_signal(signal.SIGSTOP)
-        with Child("-c", NAMES_WHO_IS_SILENT, there, frozen, nobody) as reader:
+        with Child("-c", NAMES_WHO_IS_SILENT, there.connect, frozen.connect, nobody.connect) as reader:
             line = reader.line_with("not ready within 3 s: 1 publishers have answered (feed@")
             stopped.process.send_signal(signal.SIGCONT)
-            assert f"; no answer from connect:{frozen}" in line or f"; no answer from {frozen}" in line
-            assert f"{nobody} (nobody is connected)" in line
+            assert f"; no answer from connect:{frozen.connect}" in line or f"; no answer from {frozen.connect}" in line
+            assert f"{nobody.connect} (nobody is connected)" in line
             assert reader.end() == 0
         assert publisher.end() == 0
         assert stopped.end() == 0

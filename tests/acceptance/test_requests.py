@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 reactors = pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 
@@ -94,10 +94,10 @@ def server(reactor: str, endpoint: str, name: str) -> Iterator[Child]:
 
 
 @reactors
-def test_a_thousand_at_once_end_exactly_once_each(reactor: str) -> None:
+def test_a_thousand_at_once_end_exactly_once_each(way: Way, reactor: str) -> None:
     """20,000 requests, 1,000 under way, 2.5 % that nobody answers and 2.5 % cancelled: each ends once."""
-    endpoint = free_endpoint()
-    with server(reactor, endpoint, "one"), Child("-c", CLIENT, reactor, "7", endpoint) as client:
+    bind, connect = way.meeting()
+    with server(reactor, bind, "one"), Child("-c", CLIENT, reactor, "7", connect) as client:
         counts = json.loads(client.line_with("{"))
         assert client.end(None) == 0, client.err
     assert set(counts) == {"one", "RequestTimeoutError", "CancelledError"}
@@ -107,13 +107,13 @@ def test_a_thousand_at_once_end_exactly_once_each(reactor: str) -> None:
 
 
 @reactors
-def test_a_server_that_is_killed_takes_only_its_own_with_it(reactor: str) -> None:
+def test_a_server_that_is_killed_takes_only_its_own_with_it(way: Way, reactor: str) -> None:
     """Two servers, one ended by SIGKILL in the middle: at most its window is lost, the other answers all the rest."""
-    first, second = free_endpoint(), free_endpoint()
+    first, second = way.meeting(), way.meeting()
     with (
-        server(reactor, first, "one") as one,
-        server(reactor, second, "two"),
-        Child("-c", CLIENT, reactor, "8", first, second) as client,
+        server(reactor, first.bind, "one") as one,
+        server(reactor, second.bind, "two"),
+        Child("-c", CLIENT, reactor, "8", first.connect, second.connect) as client,
     ):
         client.line_with("under way")
         one.process.send_signal(signal.SIGKILL)

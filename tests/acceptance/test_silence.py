@@ -6,7 +6,7 @@ import json
 import signal
 import time
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 
 PUBLISHER = """
 import sys
@@ -70,17 +70,18 @@ def accounted(lines: list[str]) -> int:
     return sum(told[-1][:2]) if told else 0
 
 
-def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted() -> None:
+def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(way: Way) -> None:
     """SIGSTOP in the middle of a stream, until the reader has connected anew; then SIGCONT: the sum is exact."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "1000000", "0") as reader,
-        Child("-c", PUBLISHER, endpoint, "20000", "0.02", "100") as publisher,
+        Child("-c", READER, meeting.connect, "1000000", "0") as reader,
+        Child("-c", PUBLISHER, meeting.bind, "20000", "0.02", "100") as publisher,
     ):
         publisher.line_with("at 5000")
         publisher.process.send_signal(signal.SIGSTOP)
         reader.line_with(
-            f"is silent: frozen, dead, or behind a connection that is; connecting anew to {endpoint}", stream="err"
+            f"is silent: frozen, dead, or behind a dead connection; connecting again to {meeting.connect}",
+            stream="err",
         )
         publisher.process.send_signal(signal.SIGCONT)
         publisher.line_with("sent 20000")
@@ -92,12 +93,12 @@ def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(
     assert (unknown, duplicate, ordered) == (0, 0, True)
 
 
-def test_no_slow_reader_is_ever_cut() -> None:
+def test_no_slow_reader_is_ever_cut(way: Way) -> None:
     """A reader that is slow, with a backlog over every bound, and stops for longer than any timeout: no disconnect."""
-    endpoint = free_endpoint()
+    meeting = way.meeting()
     with (
-        Child("-c", READER, endpoint, "3000", "2.5") as reader,
-        Child("-c", PUBLISHER, endpoint, "40000", "0.001", "500") as publisher,
+        Child("-c", READER, meeting.connect, "3000", "2.5") as reader,
+        Child("-c", PUBLISHER, meeting.bind, "40000", "0.001", "500") as publisher,
     ):
         publisher.line_with("sent 40000")
         reader.wait_for(lambda lines: accounted(lines) >= 3_000)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conversation import CODA, PRELUDE
-from tests.support import Child, free_endpoint
+from tests.support import Child, Meeting, Way
 
 SENDER = """
 app = App(pub="tcp://127.0.0.1:1", wire={wire!r}, codec={codec!r})
@@ -73,19 +73,19 @@ MANY = 3000
 
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_what_one_process_publishes_the_other_handles(transport: str, wire: str, codec: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["address", "name", "ipv6", "ipc"], indirect=True)
+def test_what_one_process_publishes_the_other_handles(way: Way, wire: str, codec: str, tmp_path: Path) -> None:
     """Typed messages, text, bytes and the empty topic arrive as they were sent: all, in order, none twice."""
     headers = {"trace": "t-1", "hops": 3} if wire == "tracked" else None
     (tmp_path / "sender.py").write_text(
         PRELUDE + SENDER.format(wire=wire, codec=codec, many=MANY, headers=headers) + CODA[CODA.index("@app.on_shut") :]
     )
     (tmp_path / "reader.py").write_text(PRELUDE + READER.format(codec=codec) + CODA)
-    address = free_endpoint() if transport == "tcp" else f"ipc://{tmp_path}/s"
+    meeting = Meeting(*[f"ipc://{tmp_path}/s"] * 2) if way.name == "ipc" else way.meeting()
     run = ("-m", "zroute", "run", "--app-dir", str(tmp_path))
     with (
-        Child(*run, "sender:app", "--pub", address) as sender,
-        Child(*run, "reader:app", "--sub", address) as reader,
+        Child(*run, "sender:app", "--pub", meeting.bind) as sender,
+        Child(*run, "reader:app", "--sub", meeting.connect) as reader,
     ):
         reader.line_with('["sync"]')
         sender.write("go\n")
@@ -139,9 +139,9 @@ def repeat():
 """
 
 
-def test_a_restarted_publisher_is_heard_again(tmp_path: Path) -> None:
+def test_a_restarted_publisher_is_heard_again(tmp_path: Path, way: Way) -> None:
     """The publisher may stop and start anew; the subscriber needs no restart."""
-    address = free_endpoint()
+    meeting = way.meeting()
     (tmp_path / "reader.py").write_text(
         PRELUDE
         + 'app = App(sub="tcp://127.0.0.1:1")\n@app.subscribe("tick.{name}")\ndef tick(name: str):\n    say(name)\n'
@@ -149,9 +149,9 @@ def test_a_restarted_publisher_is_heard_again(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / f"{name}.py").write_text(PRELUDE + RESTART.format(name=name))
     run = ("-m", "zroute", "run", "--app-dir", str(tmp_path))
-    with Child(*run, "reader:app", "--sub", address) as reader:
+    with Child(*run, "reader:app", "--sub", meeting.connect) as reader:
         for name in ("first", "second"):
-            with Child(*run, f"{name}:app", "--pub", address) as publisher:
+            with Child(*run, f"{name}:app", "--pub", meeting.bind) as publisher:
                 reader.line_with(f'["{name}"]')
                 assert publisher.end(signal.SIGTERM) == 0
         assert reader.end(signal.SIGTERM) == 0

@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 from zroute.testing import TestApp
 
 
@@ -136,15 +136,15 @@ def service() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
-def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: str) -> None:
+def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: str, way: Way) -> None:
     """Orders at the shell: one is enriched by its second call, and one ends as a dead letter."""
-    folder, orders, out = copied("enrich"), free_endpoint(), free_endpoint()
+    folder, orders, out = copied("enrich"), way.meeting(), way.meeting()
     command = ("-m", "zroute", "run", "--app-dir", str(folder), "enrich", "--reactor", kind)
     with (
-        Child(*command, "--sub", f"bind:{orders}", "--pub", out, env={"CUSTOMERS": service}) as child,
-        Child("-m", "zroute", "tail", out, "--json") as tail,
+        Child(*command, "--sub", f"bind:{orders.bind}", "--pub", out.bind, env={"CUSTOMERS": service}) as child,
+        Child("-m", "zroute", "tail", out.connect, "--json") as tail,
     ):
-        publishing = ("-m", "zroute", "pub", f"connect:{orders}")
+        publishing = ("-m", "zroute", "pub", f"connect:{orders.connect}")
         with Child(*publishing, "orders.ada", '{"id": 7}', "--every", "200ms") as repeating:
             tail.line_with("home of ada")  # the first may have come before tail was there
             repeating.end()

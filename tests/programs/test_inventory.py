@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_run import zroute
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 from zroute.testing import TestApp
 
 
@@ -50,22 +50,22 @@ def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "stock.json").read_text())["bolt"] == 94
 
 
-def test_it_runs_as_a_program(tmp_path: Path) -> None:
+def test_it_runs_as_a_program(tmp_path: Path, way: Way) -> None:
     """Orders from the shell, over real sockets; killed and started again it goes on."""
-    orders, stock = free_endpoint(), free_endpoint()
-    flags = ("--sub", f"bind:{orders}", "--pub", stock)
+    orders, stock = way.meeting(), way.meeting()
+    flags = ("--sub", f"bind:{orders.bind}", "--pub", stock.bind)
     for left in (95, 90):
         with (
             Child(
                 "-m", "zroute", "run", "examples/inventory.py", *flags, env={"INVENTORY": str(tmp_path / "s")}
             ) as shop,
-            Child("-m", "zroute", "tail", stock, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
+            Child("-m", "zroute", "tail", stock.connect, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
         ):
             shop.line_with("publishes, bound to", stream="err")
             while tail.process.poll() is None:  # until it has connected, what is published misses it
-                assert zroute("pub", f"connect:{orders}", "orders.bolt", "0").returncode == 0
+                assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "0").returncode == 0
             assert tail.out == ["100" if left == 95 else "95"]
-            assert zroute("pub", f"connect:{orders}", "orders.bolt", "5").returncode == 0
+            assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "5").returncode == 0
             while json.loads((tmp_path / "s").read_text())["bolt"] != left:
                 assert shop.process.poll() is None
             shop.end(9)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.programs.terminal import commands, ended
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 from zroute.testing import TestApp
 
 Example = Callable[[str], Any]
@@ -62,13 +62,13 @@ def test_a_story_that_is_none_is_an_error_where_no_raw_bytes_are_asked_for(
     assert capsys.readouterr().out == ""
 
 
-def test_a_real_txzmq_publisher(folder: Path) -> None:
+def test_a_real_txzmq_publisher(folder: Path, way: Way) -> None:
     """txZMQ sends, over a socket, and everything arrives as in the table, in order."""
-    endpoint = free_endpoint()
+    bind, connect = way.meeting()
     router = commands(folder, "most_specific.py")[0]
-    with Child("-m", "tests.acceptance.peers", "txzmq_publisher", endpoint) as publisher:
-        publisher.line_with(endpoint)
-        with router.start("--sub", endpoint) as child:
+    with Child("-m", "tests.acceptance.peers", "txzmq_publisher", bind) as publisher:
+        publisher.line_with(bind)
+        with router.start("--sub", connect) as child:
             child.line_with("somewhere else, sync: b''")
             publisher.write(json.dumps([[part.hex() for part in sent] for sent in MESSAGES]) + "\n")
             child.line_with("no tag")

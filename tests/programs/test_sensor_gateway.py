@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Child, free_endpoint
+from tests.support import Child, Way
 from zroute.testing import TestApp
 
 
@@ -41,12 +41,12 @@ def test_readings_are_calibrated_and_nonsense_is_counted(gateway: Any, test_app:
     assert t.published("summary")[1] == gateway.Summary(0, 0, None)
 
 
-def test_it_runs_as_a_program_and_can_be_watched() -> None:
+def test_it_runs_as_a_program_and_can_be_watched(way: Way) -> None:
     """`zroute run` and `zroute tail` beside it, over a real socket."""
-    endpoint = free_endpoint()
+    bind, connect = way.meeting()
     with (
-        Child("-m", "zroute", "run", "examples/sensor_gateway.py", "--pub", endpoint) as program,
-        Child("-m", "zroute", "tail", endpoint, "sensors.>", "-n", "2", "--format", "{topic} {body[sensor]}") as tail,
+        Child("-m", "zroute", "run", "examples/sensor_gateway.py", "--pub", bind) as program,
+        Child("-m", "zroute", "tail", connect, "sensors.>", "-n", "2", "--format", "{topic} {body[sensor]}") as tail,
     ):
         assert tail.end(None) == 0
         assert all(line in ("sensors.roof roof", "sensors.cellar cellar") for line in tail.out)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.programs.terminal import Command, commands, ended
-from tests.support import free_endpoint
+from tests.support import Way
 from zroute.testing import TestApp
 
 Example = Callable[[str], Any]
@@ -55,14 +55,14 @@ def test_as_its_docstring_says(folder: Path, first: str) -> None:
         ended(program)
 
 
-def test_in_two_processes(folder: Path) -> None:
+def test_in_two_processes(folder: Path, way: Way) -> None:
     """Each in its own, with another endpoint, and no other change."""
     run, visits = commands(folder, "two_apps.py")
-    endpoint = free_endpoint()
+    bind, connect = way.meeting()
     begin, collector, screen = run.line.rsplit(maxsplit=2)
     with (
-        Command(f"{begin} {collector} --pub {endpoint}", {}, folder.parent).start() as counts,
-        Command(f"{begin} {screen} --sub {endpoint}", {}, folder.parent).start() as shows,
+        Command(f"{begin} {collector} --pub {bind}", {}, folder.parent).start() as counts,
+        Command(f"{begin} {screen} --sub {connect}", {}, folder.parent).start() as shows,
     ):
         with visits.start("--count", "10000") as visiting:
             shows.wait_for(shown)

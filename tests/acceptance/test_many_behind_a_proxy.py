@@ -1,0 +1,123 @@
+"""Thousands of subscriptions reach a publisher through a stock proxy, also when the proxy was restarted."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from tests.support import Child, Way
+
+MANY = 5000
+
+PUBLISHER = """
+import sys, threading
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from zroute import App
+
+app = App(pub=sys.argv[1], codec="json", name="feed", overflow="wait")
+TOTAL = int(sys.argv[2])
+
+async def publish(word):
+    for number in range(TOTAL):
+        await app.publish(f"topic.{number:05}", number)
+        if number % 100 == 0:  # a proxy drops what is faster than it
+            await deferLater(reactor, 0.01)
+    print("published", word, flush=True)
+
+def listen():
+    for line in sys.stdin:
+        reactor.callFromThread(Deferred.fromCoroutine, publish(line.strip()))
+
+@app.on_startup
+def begin():
+    threading.Thread(target=listen, daemon=True).start()
+    print("up", flush=True)
+
+app.run()
+"""
+
+READER = """
+import json, sys, threading
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zroute import App, Topic
+
+app = App(sub=sys.argv[1], codec="json", name="reader")
+seen, topics, said = 0, set(), ""
+
+def handle(number: int, topic: Topic) -> None:
+    global seen
+    seen += 1
+    topics.add(str(topic))
+
+for number in range(int(sys.argv[2])):
+    app.subscribe(f"topic.{number:05}")(handle)
+
+@app.every(0.1)
+def tell() -> None:
+    global said
+    said, before = json.dumps([seen, len(topics), app.stats.lost]), said
+    if said != before:
+        print(said, flush=True)
+
+async def wait(word):
+    await app.ready(1, timeout=60)
+    print("ready", word, flush=True)
+
+def ask(word):
+    Deferred.fromCoroutine(wait(word)).addErrback(lambda failure: print(failure, flush=True))
+
+def listen():
+    for line in sys.stdin:
+        reactor.callFromThread(ask, line.strip())
+
+@app.on_startup
+def begin():
+    app._run.transport.sub.watch(lambda event: print("event", event.name, flush=True))
+    threading.Thread(target=listen, daemon=True).start()
+    ask("first")
+
+app.run()
+"""
+
+
+def told(lines: list[str]) -> list[int]:
+    """Return what the reader said last: messages, topics, lost."""
+    return next((json.loads(line) for line in reversed(lines) if line.startswith("[")), [0, 0, 0])
+
+
+def times(reader: Child, name: str) -> int:
+    """Return how often the reader has seen an event of its connections."""
+    return reader.out.count(f"event {name}")
+
+
+def test_5000_topics_are_subscribed_through_a_proxy_and_through_its_successor(way: Way) -> None:
+    """After ready() each topic arrives; the proxy is killed and returns, and after ready() none is unaccounted for."""
+    front, back = way.meeting(), way.meeting()
+    with (
+        Child("-c", PUBLISHER, front.bind, str(MANY)) as publisher,
+        Child("-c", READER, back.connect, str(MANY)) as app,
+    ):
+        publisher.line_with("up")
+        with Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
+            forwarder.line_with("forwarding")
+            app.line_with("ready first")
+            publisher.write("first\n")
+            publisher.line_with("published first")
+            app.wait_for(lambda lines: sum(told(lines)[::2]) >= MANY)
+            assert told(app.out) == [MANY, MANY, 0]
+            ended = times(app, "disconnected")
+            forwarder.end(signal.SIGKILL)
+        app.wait_for(lambda _: times(app, "disconnected") > ended)
+        begun = times(app, "handshake_succeeded")
+        with Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
+            forwarder.line_with("forwarding")
+            app.wait_for(lambda _: times(app, "handshake_succeeded") > begun)
+            app.write("second\n")
+            app.line_with("ready second", patience=70)
+            publisher.write("second\n")
+            publisher.line_with("published second")
+            app.wait_for(lambda lines: sum(told(lines)[::2]) >= 2 * MANY)
+            assert sum(told(app.out)[::2]) == 2 * MANY
