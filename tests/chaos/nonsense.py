@@ -1,350 +1,411 @@
-"""Frames that nobody should send, over a real socket: ``python -m tests.chaos.nonsense --frames 1000000``.
+"""Nonsense over real sockets: ``python -m tests.chaos.nonsense --frames 1000000 --seed 1 --minutes 10``.
 
-Each is generated, or a good frame of one of the wires with bits flipped, bytes cut out, put in or doubled, its end
-missing, or another frame's end. After each lot a good message must be handled, and each message stand in one counter:
-a frame that brings several is as many.
+Two lying publishers send broken and forged frames to the readers of a process of its own (`tests.chaos.victim`); other
+peers send broken subscriptions to its publisher. Some lots are cut in the middle: a sender's socket is closed and bound
+again, or a proxy cuts or resets the connection. Behind each lot a good message must be handled, the counters must hold,
+and the publisher must answer a new marker. Each lot is made from (seed, its number), so ``--lot N`` goes on at one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import random
+import secrets
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-import attrs
 import msgspec
 import zmq
-from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater, react
 
-from tests.support import PATIENCE
-from zroute import App, Envelope, startswith
-from zroute.errors import EnvelopeError, PeerError
-from zroute.messages.batches import batch_framer, parse_batch
-from zroute.messages.control import MARKER, pack_beat, pack_statements
-from zroute.messages.wire import MAGIC, NUL, Kind, framer, pack_head, pack_kept, parse_header, split
-from zroute.service import AppService
+from tests.chaos.frames import counted, frames_of_topic, lot_of_messages, lot_of_subscriptions
+from tests.chaos.proxy import TroubleProxy
+from tests.chaos.victim import PUBLISHED
+from tests.support import PATIENCE, Child, free_port
+from zroute.messages.control import MARKER, pack_marker, pack_statements, parse_marker, parse_statement
+from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
+from zroute.options import TOPIC_CACHE
 
 BATCH = 400
-"""Frames sent at once: less than the queue of a subscriber holds, so that none is lost."""
+"""Frames sent at once: fewer than the queue of a subscriber holds, so that none is lost."""
+
+READERS = 2
+CUT_EACH = 50
+"""In one of so many lots the connection is cut: to connect again takes as long as several lots."""
+
+UP_EACH = 5
+"""One of so many lots goes to the publisher."""
+
+FRESH_EACH = 20
+"""Lots to the publisher after which its peers are replaced, and with them their subscriptions go."""
+
+GROWTH = 20.0
+"""MB that the victim may grow from the first tenth to the end."""
+
+WARM = 100_000
+"""Frames from which on memory is judged: in a shorter run it is printed only."""
 
 
-@attrs.frozen
-class Order:
-    """What the handlers take."""
+class Liar:
+    """An XPUB socket that lies, beside an honest publisher of its own: it answers each marker with its own epoch."""
 
-    sku: str
-    count: int
-    price: float
-    tags: list[str]
-    notes: dict[str, int]
+    def __init__(self, context: zmq.Context[Any], name: str, *, proxied: bool) -> None:
+        self._context = context
+        self._name = name
+        self._epoch = secrets.randbits(63) + 8
+        self._port = free_port()
+        self.markers: dict[int, bytes] = {}
+        self._broken = False
+        self.proxy = TroubleProxy(self._port) if proxied else None
+        self.endpoint = self.proxy.endpoint if self.proxy else f"tcp://127.0.0.1:{self._port}"
+        self.bind()
 
+    def bind(self) -> None:
+        """Open a socket at the same port as before."""
+        self.socket = self._context.socket(zmq.XPUB)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.XPUB_VERBOSER, 1)  # says each subscription of each reader
+        self.socket.set(zmq.SNDHWM, 0)
+        self._monitor: Any = self.socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.socket.bind(f"tcp://127.0.0.1:{self._port}")
+                return
+            except zmq.ZMQError:  # libzmq's thread has not closed the old one yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
-ORDER = {"sku": "a", "count": 1, "price": 0.5, "tags": ["x", "y"], "notes": {"n": 1}}
+    def close(self) -> None:
+        """Close the socket, and lose what it has not sent."""
+        self.socket.disable_monitor()
+        self.socket.unbind(f"tcp://127.0.0.1:{self._port}")
+        self.socket.close(0)
 
-
-def is_valid(order: object) -> bool:
-    """Whether it is what its annotations say, all the way down."""
-    return (
-        isinstance(order, Order)
-        and isinstance(order.sku, str)
-        and type(order.count) is int
-        and type(order.price) is float
-        and all(isinstance(tag, str) for tag in order.tags)
-        and all(isinstance(name, str) and type(value) is int for name, value in order.notes.items())
-    )
-
-
-class Frames:
-    """Makes them, from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._chance = random.Random(seed)
-        self._markers: list[bytes] = []
-        self._good = _good_frames(b"")
-        self._changes: tuple[Callable[[bytes], bytes], ...] = (
-            self._flipped,
-            self._cut_off,
-            self._cut_out,
-            self._put_in,
-            self._doubled,
-            self._spliced,
-            self._number_changed,
-            self._generated,
-        )
-
-    def answer(self, marker: bytes) -> None:
-        """From now on forge answers to this marker, and to the one before: there are two readers."""
-        self._markers = [*self._markers, marker][-2:]
-        self._good = [frame for each in self._markers for frame in _good_frames(each)]
-
-    def batch(self) -> list[list[bytes]]:
-        """`BATCH` messages, of one part mostly."""
-        return [self._message() for _ in range(BATCH)]
-
-    def _message(self) -> list[bytes]:
-        frame = self._chance.choice(self._good)
-        for _ in range(self._chance.choice((0, 1, 1, 1, 1, 2, 5))):
-            frame = self._chance.choice(self._changes)(frame)
-        if self._chance.random() < 0.98:
-            return [frame]
-        at = sorted(self._chance.randrange(len(frame) + 1) for _ in range(self._chance.choice((1, 1, 2, 5))))
-        return [frame[start:end] for start, end in zip([0, *at], [*at, len(frame)], strict=True)]
-
-    def _at(self, frame: bytes) -> int:
-        return self._chance.randrange(len(frame) + 1)
-
-    def _flipped(self, frame: bytes) -> bytes:
-        if not frame:
-            return frame
-        changed = bytearray(frame)
-        for _ in range(self._chance.choice((1, 1, 2, 8))):
-            changed[self._chance.randrange(len(frame))] ^= 1 << self._chance.randrange(8)
-        return bytes(changed)
-
-    def _cut_off(self, frame: bytes) -> bytes:
-        return frame[: self._at(frame)]
-
-    def _cut_out(self, frame: bytes) -> bytes:
-        at = self._at(frame)
-        return frame[:at] + frame[at + self._chance.randrange(1, 20) :]
-
-    def _put_in(self, frame: bytes) -> bytes:
-        at = self._at(frame)
-        return frame[:at] + self._chance.randbytes(self._chance.randrange(1, 20)) + frame[at:]
-
-    def _doubled(self, frame: bytes) -> bytes:
-        start, end = sorted((self._at(frame), self._at(frame)))
-        return frame[:end] + frame[start:]
-
-    def _spliced(self, frame: bytes) -> bytes:
-        other = self._chance.choice(self._good)
-        return frame[: self._at(frame)] + other[self._at(other) :]
-
-    def _number_changed(self, frame: bytes) -> bytes:
-        size = self._chance.choice((1, 2, 4, 8))
-        at = self._at(frame)
-        number = self._chance.choice((0, 1, (1 << 8 * size) - 1, 1 << (8 * size - 1)))
-        return frame[:at] + number.to_bytes(size, "big") + frame[at + size :]
-
-    def _generated(self, frame: bytes) -> bytes:
-        start = self._chance.choice((b"", b"orders.a\0", b"orders.a\0\xc1ZR\1", frame[:30]))
-        return start + self._chance.randbytes(self._chance.choice((0, 1, 8, 40, 200)))
-
-
-def _good_frames(marker: bytes) -> list[bytes]:
-    bodies = {1: msgspec.msgpack.encode(ORDER), 2: msgspec.json.encode(ORDER), 3: b"text", 4: b"\0\1\2"}
-    frame = framer("tracked", epoch=7, next_sequence=lambda: 1, clock_ns=lambda: 1_700_000_000_000_000_000)
-    frames = [b"orders.a" + NUL + body for body in bodies.values()]
-    for codec, body in bodies.items():
-        for headers in (None, {"trace": "abc", "n": [1, {"x": 2.5}]}):
-            made = frame(b"orders.a", codec, body, headers)
-            assert isinstance(made, bytes)
-            frames.append(made)
-        frames.append(pack_kept(marker, 1, b"orders.a", codec, body, {"k": 1}, epoch=7, sent_at=5))
-    numbers = [(b"", 5)]
-    for kind in (Kind.JOIN, Kind.GOODBYE):
-        frames += pack_statements(kind, marker, numbers, epoch=7, name="far", partial=False, sent_at=5)  # type: ignore[arg-type]
-    frames.append(pack_beat(b"", 9, epoch=7, next_ms=500, sent_at=5))
-    frames.append(pack_kept(marker, 9, b"", 0, b"", None, epoch=7, sent_at=5))
-    frames.append(marker + NUL + pack_head(kind=Kind.BATCH, codec=1, epoch=7) + bytes(16))
-    for codec, body in bodies.items():
-        for counters in ((), (Numbered(0, 3),), (Numbered(0, 3), Numbered(8, 3))):
-            together = batch_framer(epoch=7, count=lambda topic, many, counters=counters: counters, keeps=codec == 1)
-            frames.append(together(b"orders.a", codec, [body] * 3, 1_700_000_000_000_000_000))
-    return frames
-
-
-@attrs.frozen
-class Numbered:
-    """A counter as a frame carries it."""
-
-    length: int
-    number: int
-
-
-def messages_in(parts: list[bytes]) -> int:
-    """How many messages a whole one is; one that is none counts as one."""
-    try:
-        _, body = split(tuple(parts))
-        header = parse_header(body) if body.startswith(MAGIC) else None
-        if header is not None and header.kind is Kind.BATCH:
-            return parse_batch(header.codec, body[header.size :]).many
-    except EnvelopeError:
-        pass
-    return 1
-
-
-class Reader:
-    """An app whose ``stats`` must count each message once: one that takes all, or the short way for ``orders.a``."""
-
-    def __init__(self, endpoints: list[str], *, short: bool) -> None:
-        self.app = app = App(sub=endpoints, name="short" if short else "reader")
-        self.invalid: list[str] = []
-        self.calls: Counter[str] = Counter()
-        self.good: Deferred[None] = Deferred()
-
-        @app.subscribe("good")
-        def good(number: int) -> None:
-            self.calls["good"] += 1
-            self.good.callback(None)
-
-        @app.on_error(PeerError)
-        def refused(error: PeerError, envelope: Envelope) -> None:
-            """Called for each."""
-
-        if short:
-            self._take_the_short_way(app)
+    def break_off(self, chance: random.Random) -> None:
+        """Cut the connections, in one of several ways."""
+        self._broken = True
+        if self.proxy is not None:
+            chance.choice((self.proxy.cut, self.proxy.reset))()
         else:
-            self._take_all(app)
+            self.close()
+            self.bind()
 
-    def _take_the_short_way(self, app: App) -> None:
-        """Where all handlers share one type, frames of several messages are decoded in one call."""
+    def is_cut(self) -> bool:
+        """Return True if a connection has ended since `was_cut` was asked last."""
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            self._broken = True
+        return self._broken
 
-        @app.subscribe("orders.a")
-        def first(order: Order) -> None:
-            self.calls["first"] += 1
-            if not is_valid(order):
-                self.invalid.append(repr(order))
+    def was_cut(self) -> bool:
+        """Return True if a connection has ended since this was asked last."""
+        cut, self._broken = self.is_cut(), False
+        return cut
 
-        @app.subscribe("orders.*")
-        def second(order: Order) -> None:
-            self.calls["second"] += 1
+    def listen(self) -> int:
+        """Read what the readers subscribe to, and answer honestly; return how many answers that were."""
+        answers = 0
+        while self.socket.poll(0):
+            told = self.socket.recv()
+            if told.startswith(b"\1" + MARKER):
+                marker = told[1:]
+                self.markers[int(marker[4:16], 16)] = marker  # the newest of each reader
+                arguments = {"epoch": self._epoch, "name": self._name, "partial": False, "sent_at": time.time_ns()}
+                asked = parse_marker(marker)
+                known = [] if asked.is_ping else [(prefix, 0) for prefix in asked.prefixes]
+                for frame in pack_statements(Kind.JOIN, marker, known, **arguments):  # type: ignore[arg-type]
+                    self.socket.send(frame)
+                    answers += 1
+        return answers
 
-    def _take_all(self, app: App) -> None:
-        @app.subscribe("orders.{name}")
-        def typed(order: Order, name: str) -> None:
-            self.calls["typed"] += 1
-            if not is_valid(order):
-                self.invalid.append(repr(order))
-
-        @app.subscribe("orders.{name}")
-        async def later(order: Order) -> None:
-            self.calls["later"] += 1
-            if not is_valid(order):
-                self.invalid.append(repr(order))
-
-        @app.subscribe(startswith(""))
-        def everything(body: bytes, envelope: Envelope) -> None:
-            self.calls["everything"] += 1
-            if not (isinstance(body, bytes) and envelope.body == body):
-                self.invalid.append(repr(envelope))
-
-
-async def play(reactor: Any, total: int, seed: int) -> dict[str, int]:
-    """Send so many; the counters in the end. Raises AssertionError where one of them is wrong."""
-    context: zmq.Context[Any] = zmq.Context()
-    sender = context.socket(zmq.XPUB)
-    sender.set(zmq.LINGER, 0)
-    sender.bind("tcp://127.0.0.1:0")
-    # One more that sends nothing: an invented publisher falls silent, and who knows only one connects to it anew,
-    # which loses what is under way.
-    idle = context.socket(zmq.XPUB)
-    idle.bind("tcp://127.0.0.1:0")
-    endpoints = [socket.get(zmq.LAST_ENDPOINT).decode() for socket in (sender, idle)]
-    readers = [Reader(endpoints, short=short) for short in (False, True)]
-    services = [AppService(reader.app, reactor) for reader in readers]
-    for service in services:
-        service.startService()
-    try:
-        for service in services:
-            await service.started
-        frames, expected, slack, lots = Frames(seed), 0, 0, 0
-        await _subscribed(reactor, sender, frames)
-        while lots * BATCH < total:
-            _listen(sender, frames)
-            for message in frames.batch():
-                sender.send_multipart(message)
-                if len(message) > 1 and NUL in message[0]:  # the rule of parts may take each as a message
-                    expected += 1
-                    slack += sum(messages_in([part]) for part in message) - 1
-                else:
-                    expected += messages_in(message)
-            for reader in readers:
-                reader.good = Deferred()
-                reader.good.addTimeout(PATIENCE, reactor)
-            sender.send(b"good" + NUL + msgspec.msgpack.encode(lots))
-            for reader in readers:
-                await reader.good
-            await deferLater(reactor, 0)
-            lots, expected = lots + 1, expected + 1
-            received = readers[0].app.stats.received
-            assert expected <= received <= expected + slack, f"sent {expected} (and {slack}), received {received}"
-            for reader in readers:
-                _check(reader)
-        stats = readers[0].app.stats
-        return {
-            **{name: value for name, value in stats.as_dict().items() if isinstance(value, int)},
-            "failed": stats.failed,
-            "the short way": readers[1].calls["first"],
-        }
-    finally:
-        for service in services:
-            await service.stopService()
-        context.destroy(linger=0)
+    def wait_for_readers(self) -> int:
+        """Wait until each reader has sent a marker over its new connection; return how many were answered."""
+        deadline, answers = time.monotonic() + PATIENCE, 0
+        self.markers.clear()
+        while len(self.markers) < READERS:
+            assert time.monotonic() < deadline, f"{self._name} waits in vain for the readers"
+            self.socket.poll(100)
+            answers += self.listen()
+        return answers
 
 
-async def _subscribed(reactor: Any, sender: Any, frames: Frames) -> None:
-    """Wait for the marker of each reader."""
-    found = 0
-    while found < 2:
-        found += _listen(sender, frames)
-        await deferLater(reactor, 0.01)
+def good(number: int) -> bytes:
+    """Return a message that each reader must handle."""
+    return b"good" + NUL + msgspec.msgpack.encode(number)
 
 
-def _listen(sender: Any, frames: Frames) -> int:
-    """Read what the readers subscribe to; how many markers are among it."""
-    found = 0
-    while sender.poll(0):
-        told = sender.recv()
-        if told.startswith(b"\1" + MARKER):
-            frames.answer(told[1:])
-            found += 1
-    return found
+class Listener:
+    """Subscribes to the victim's publisher, asks it with honest markers, and checks its numbers."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
+        self.socket = context.socket(zmq.SUB)
+        self.socket.set(zmq.RCVHWM, 0)
+        self.socket.connect(endpoint)
+        self.epoch = 0
+        self.last = 0
+        self._id = secrets.randbits(48)
+        self._asked = 0
+        self._marker = b""
+        self.socket.subscribe(b"p.")
+
+    def ask(self) -> None:
+        """Send a new marker, and wait for its answer: it must state the number of the last message."""
+        old, self._asked = self._marker, self._asked + 1
+        self._marker = pack_marker(self._id << 16 | self._asked & 0xFFFF, [b"p."])
+        self.socket.subscribe(self._marker)
+        if old:
+            self.socket.unsubscribe(old)
+        while not self._read():
+            pass
+
+    def read(self, many: int) -> None:
+        """Read that many messages, each with the next number."""
+        wanted = self.last + many
+        while self.last < wanted:
+            self._read()
+
+    def _read(self) -> bool:
+        """Read one frame; True if it was the answer to the last marker."""
+        assert self.socket.poll(PATIENCE * 1000), f"the publisher is silent, after number {self.last}"
+        frame = self.socket.recv()
+        topic, _, body = frame.partition(NUL)
+        if frame.startswith(MARKER):
+            at = frame.index(NUL + MAGIC)
+            topic, body = frame[:at], frame[at + 1 :]
+        header = parse_header(body)
+        if header.kind is Kind.DATA:
+            assert topic == b"p.x", f"{topic!r} was not subscribed to"
+            number = header.number(len(b"p."))  # others subscribe to more and to less of its topic
+            assert number == self.last + 1, f"number {number} after {self.last}"
+            self.last = number
+            return False
+        if header.kind is not Kind.JOIN or topic != self._marker:
+            return False
+        self.epoch = header.epoch
+        stated = dict(parse_statement(body[header.size :]).numbers).get(b"p.", 0)
+        assert stated == self.last, f"the publisher states {stated} of 'p.', and the last was {self.last}"
+        return True
 
 
-def _check(reader: Reader) -> None:
-    """Handlers got what they declare, and each message is in one counter."""
-    assert not reader.invalid, f"a handler was called with {reader.invalid[:3]}"
-    stats = reader.app.stats
-    refused = stats.unrouted + stats.malformed + stats.duplicate + stats.control
-    for_all = [route for name, route in stats.routes.items() if "everything" in name]
-    for_all = for_all or [route for name, route in stats.routes.items() if "second" in name or "good" in name]
-    given = sum(sum(attrs.astuple(route)) for route in for_all)
-    assert stats.received == refused + given, (
-        f"of {stats.received}, {refused} were refused and {given} given to the route for all"
-    )
-    for name, calls in reader.calls.items():
-        routes = [route for each, route in stats.routes.items() if f"{name}(" in each]
-        known = sum(route.handled + route.handler_error for route in routes)
-        assert known == calls, f"{name}: {calls} calls, and {known} in the counters"
+class Attack:
+    """The senders, the victim, and what it must have received."""
+
+    def __init__(self, stack: ExitStack, seed: int) -> None:
+        self._seed = seed
+        self._context: zmq.Context[Any] = zmq.Context()
+        stack.callback(self._context.destroy, 0)
+        self._reports = self._context.socket(zmq.PULL)
+        self._liars = [Liar(self._context, f"liar-{n}", proxied=bool(n)) for n in range(2)]
+        for liar in self._liars:
+            if liar.proxy:
+                stack.callback(liar.proxy.close)
+        self._publish = f"tcp://127.0.0.1:{free_port()}"
+        reports = f"tcp://127.0.0.1:{self._reports.bind_to_random_port('tcp://127.0.0.1')}"
+        endpoints = [liar.endpoint for liar in self._liars]
+        self.victim = stack.enter_context(
+            Child("-m", "tests.chaos.victim", reports, self._publish, *endpoints, start_new_session=True)
+        )
+        self._expected = 0
+        self._again = 0
+        self._slack = sum([liar.wait_for_readers() for liar in self._liars])
+        self._listener = Listener(self._context, self._publish)
+        self._listener.ask()
+        self._peers: list[Any] = []
+        self._uploads = 0
+        self._number = 0
+        self.rss = 0.0
+        self.figures: Counter[str] = Counter()
+        self.stats: dict[str, Any] = {}
+
+    def fill_caches(self) -> None:
+        """Send good messages of more topics than the readers keep, so that what grows from then on is a leak."""
+        for start in range(0, TOPIC_CACHE + BATCH, BATCH // 2):
+            self._listen(self._liars[:1])
+            for number in range(start, start + BATCH // 2):
+                for frame in frames_of_topic(b"orders.filling-%d" % number):
+                    self._liars[0].socket.send(frame)
+                    self._expected += 1
+            self._send_good(self._liars[:1])
+
+    def play(self, lot: int) -> None:
+        """Send one lot, and check what came of it."""
+        chance = random.Random(f"{self._seed} {lot} kind")
+        liars = self._liars if chance.random() < 0.2 else [chance.choice(self._liars)]
+        if chance.randrange(UP_EACH) == 0:
+            self._send_up(lot, liars)
+        else:
+            self._send_down(lot, chance, liars, cut=chance.randrange(CUT_EACH) == 0)
+        self.figures["lots"] += 1
+
+    # -- to the readers -----------------------------------------------------------------------------------
+
+    def _send_down(self, lot: int, chance: random.Random, liars: list[Liar], *, cut: bool) -> None:
+        self._listen(liars)
+        markers = [marker for liar in self._liars for marker in liar.markers.values()]
+        messages = lot_of_messages(self._seed, lot, BATCH, list(dict.fromkeys(markers)))
+        middle = chance.randrange(BATCH) if cut else -1
+        for number, message in enumerate(messages):
+            if number == middle:
+                liars[0].break_off(chance)
+            expected, slack = counted(message)
+            self._expected += expected
+            self._slack += slack
+            liars[number % len(liars)].socket.send_multipart(message)
+        self.figures["frames"] += len(messages)
+        if cut:
+            self.figures["cuts"] += 1
+            self._slack += liars[0].wait_for_readers()
+        self._send_good(liars)
+
+    def _listen(self, liars: list[Liar]) -> None:
+        """Let these answer the markers that came, before their good message; who takes all receives each answer."""
+        self._expected += sum([liar.listen() for liar in liars])
+
+    def _send_good(self, liars: list[Liar]) -> None:
+        """Each must be handled by each reader; then the counters are compared."""
+        waiting: dict[tuple[int, int], Liar] = {}
+        for liar in liars:
+            self._number += 1
+            liar.socket.send(good(self._number))
+            waiting |= {(reader, self._number): liar for reader in range(READERS)}
+            self._expected += 1
+        deadline = time.monotonic() + PATIENCE
+        while waiting:
+            if not self._reports.poll(2_000):
+                assert time.monotonic() < deadline, f"the good messages {sorted(waiting)} were not handled"
+                self._send_again(waiting)
+                continue
+            told = json.loads(self._reports.recv())
+            waiting.pop((told["reader"], told["good"]), None)
+            assert not told["faults"], told["faults"]
+            self.rss = told["rss"]
+            if not told["reader"]:
+                self.stats = told["stats"]
+        self._compare()
+        self._listener.read(PUBLISHED * len(liars))
+
+    def _send_again(self, waiting: dict[tuple[int, int], Liar]) -> None:
+        """A reader has cut a liar that was silent for long, and what was under way is lost: it sends once more."""
+        for number, liar in {(number, liar) for (_, number), liar in waiting.items() if liar.is_cut()}:
+            self._again += liar.listen() + 1  # they may arrive when this lot is counted already
+            liar.socket.send(good(number))
+
+    def _compare(self) -> None:
+        """Never more than was sent, and no less unless a connection was cut."""
+        received = self.stats["received"]
+        cut = sum([liar.was_cut() for liar in self._liars])
+        if cut:
+            self.figures["lots with a cut"] += 1
+        most = self._expected + self._slack + self._again
+        assert received <= most, f"sent {self._expected} (and {self._slack + self._again}), received {received}"
+        assert cut or received >= self._expected, f"sent {self._expected} (and {self._slack}), received {received}"
+        self.figures["lost in cuts"] += max(self._expected - received, 0)
+        self._expected, self._slack = received, 0
+
+    # -- to the publisher ---------------------------------------------------------------------------------
+
+    def _send_up(self, lot: int, liars: list[Liar]) -> None:
+        if self._uploads % FRESH_EACH == 0:
+            self._replace_peers()
+        self._uploads += 1
+        messages = lot_of_subscriptions(self._seed, lot, BATCH, self._listener.epoch)
+        for number, message in enumerate(messages):
+            self._peers[number % len(self._peers)].send_multipart(message)
+        self.figures["frames"] += len(messages)
+        self.figures["frames to the publisher"] += len(messages)
+        self._listener.ask()
+        self._listen(liars)
+        self._send_good(liars)
+
+    def _replace_peers(self) -> None:
+        for peer in self._peers:
+            peer.close(0)
+        self._peers = [self._context.socket(zmq.XSUB) for _ in range(2)]
+        for peer in self._peers:
+            peer.set(zmq.SNDHWM, 0)
+            peer.set(zmq.RCVHWM, 10)  # what it is sent is not read
+            peer.connect(self._publish)
+
+    def end(self) -> None:
+        """Stop the victim: it must end with 0, and nothing must be wrong with it at its end."""
+        code = self.victim.end(signal.SIGINT)
+        assert code == 0, f"the victim ended with {code}: {self.victim.err[-20:]}"
+        failures = [line for line in self.victim.err if "Traceback" in line or "Unhandled" in line]
+        assert not failures, f"{len(failures)} exceptions in the log: {self.victim.err[-40:]}"
+        last = json.loads(self.victim.out[-1])
+        assert not last["faults"], last["faults"]
+
+
+def play(
+    frames: int,
+    seed: int,
+    *,
+    lot: int = 0,
+    minutes: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Send that many frames, from this lot on, for that time at most, or until ``stopped()``; return the figures.
+
+    Raises AssertionError where something does not hold, with the lot to look at.
+    """
+    began, first, last = time.monotonic(), lot, lot + -(-frames // BATCH)
+    early = 0.0
+    with ExitStack() as stack:
+        attack = Attack(stack, seed)
+        if frames >= WARM:
+            attack.fill_caches()
+        try:
+            while lot < last and not stopped():
+                elapsed = time.monotonic() - began
+                if minutes and elapsed > 60 * minutes:
+                    break
+                attack.play(lot)
+                lot += 1
+                sent = (lot - first) * BATCH
+                if not early and (sent * 10 >= frames or (minutes and elapsed > 6 * minutes)) and sent >= WARM:
+                    early = attack.rss
+            attack.end()
+        except AssertionError as error:
+            died = attack.victim.process.poll()
+            raise AssertionError(f"seed {seed}, lot {lot}, victim's exit code {died}: {error}") from error
+    grown = attack.rss - early if early else 0.0
+    assert grown < GROWTH, f"memory grew from {early:.1f} to {attack.rss:.1f} MB"
+    took = time.monotonic() - began
+    counters = {name: value for name, value in attack.stats.items() if isinstance(value, int)}
+    return {
+        **counters,
+        **attack.figures,
+        "frames a second": round(attack.figures["frames"] / took),
+        "MB after a tenth": round(early, 1),
+        "MB at the end": round(attack.rss, 1),
+        "next lot": lot,
+    }
 
 
 def main() -> None:
-    """Until all are sent; prints the counters."""
+    """Until all are sent; prints the counters, and the lot to go on with."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.nonsense", description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lot", type=int, default=0, help=f"the first, of {BATCH} frames each (default 0)")
+    parser.add_argument("--minutes", type=float, help="stop after that time")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.CRITICAL)
-    found: dict[str, int] = {}
-
-    async def run(reactor: Any) -> None:
-        found.update(await play(reactor, options.frames, options.seed))
-
-    try:
-        react(run)
-    except SystemExit as end:
-        if end.code:
-            raise
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    found = play(options.frames, options.seed, lot=options.lot, minutes=options.minutes, stopped=interrupted.is_set)
     print(json.dumps(found))
-    sys.exit(0)
+    done = (found["next lot"] - options.lot) * BATCH
+    if done < options.frames:
+        print(f"{done} of {options.frames} frames: go on with --seed {options.seed} --lot {found['next lot']}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,10 +13,14 @@ _RST = struct.pack("ii", 1, 0)  # SO_LINGER with 0 seconds: close() sends RST
 
 
 class TroubleProxy:
-    """Listens on a port of its own, and forwards to ``port``; its troubles may be called from any thread."""
+    """Listens on a port of its own, and forwards to ``port`` of the same ``host``.
 
-    def __init__(self, port: int) -> None:
+    Its troubles may be called from any thread.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._target = port
+        self._host = host
         self._writers: set[asyncio.StreamWriter] = set()
         self._delay = 0.0
         self._piece = 1 << 16
@@ -31,7 +35,7 @@ class TroubleProxy:
     @property
     def endpoint(self) -> str:
         """Where to connect."""
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"tcp://[{self._host}]:{self.port}" if ":" in self._host else f"tcp://{self._host}:{self.port}"
 
     def cut(self) -> None:
         """Close all connections; new ones are taken."""
@@ -73,7 +77,7 @@ class TroubleProxy:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._flowing.set()
-        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
+        server = self._loop.run_until_complete(asyncio.start_server(self._connected, self._host, 0))
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         self._loop.run_forever()
@@ -95,7 +99,7 @@ class TroubleProxy:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            there, back = await asyncio.open_connection(self._host, self._target)
         except (OSError, asyncio.CancelledError):  # nobody listens there, or the proxy stops
             writer.close()
             return

@@ -36,8 +36,8 @@ def main() -> None:
             if what == "burst":
                 run.callFromThread(orders.append, int(rest[0]))
             else:
-                run.callFromThread(run.stop)
-                return
+                break
+        run.callFromThread(run.stop)
 
     @app.every(0.002)
     async def publish() -> None:

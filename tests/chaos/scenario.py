@@ -7,42 +7,24 @@ other. A scenario that fails says what was done, and keeps its files.
 from __future__ import annotations
 
 import json
-import random
-import shutil
 import signal
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.play import PATIENCE, Play, whole_lines
 from tests.chaos.proxy import TroubleProxy
 from tests.chaos.publisher import TOPICS
 from tests.support import Child, free_port
 from zroute.routing.trie import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
-PATIENCE = 120.0
-"""Seconds until something is said to hang: a flood that waits for handlers that hang takes most of a minute."""
-
 RECONNECTED = 1.0
 """Seconds in which a connection that was cut is back: ten times the time after which it is tried."""
 
 _INDEX = (1 << 40) - 1  # the part of a number that counts: see docs/reference/wire.md
-
-FORWARDER = """
-import sys, zmq
-context = zmq.Context()
-front, back = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
-for publisher in sys.argv[2:]:
-    front.connect(publisher)
-back.bind(sys.argv[1])
-print("forwarding", flush=True)
-zmq.proxy(front, back)
-"""
 
 
 @dataclass
@@ -58,7 +40,7 @@ class Run:
 
     def sent(self, subscription: str) -> list[int]:
         """The numbers of what it sent that ``subscription`` matches, in order."""
-        lines = (line.split() for line in _lines(self.record))
+        lines = (line.split() for line in whole_lines(self.record))
         return [int(number) for topic, number in lines if topic.startswith(subscription)]
 
 
@@ -71,7 +53,7 @@ class Publisher:
         self.port = free_port()
         self.overflow = scenario.chance.choice(("drop", "drop", "wait"))
         self.travel = scenario.chance.choice(("alone", "together"))
-        self.proxy = scenario.stack.enter_context(_closing(TroubleProxy(self.port)))
+        self.proxy = scenario.proxy(self.port)
         self.runs: list[Run] = []
         self.start()
 
@@ -82,6 +64,7 @@ class Publisher:
     def start(self) -> None:
         record = self.scenario.folder / f"sent-{self.name}-{len(self.runs)}"
         process = self.scenario.child(
+            "-m",
             "tests.chaos.publisher",
             f"tcp://127.0.0.1:{self.port}",
             str(record),
@@ -125,7 +108,7 @@ class Subscriber:
         """The same of when it was stopped."""
         self._before = [*scenario.departed, *scenario.subscribers]
         self.process = scenario.child(
-            "tests.chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
+            "-m", "tests.chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
         )
 
     def _sent_until_now(self) -> dict[str, dict[str, int]]:
@@ -163,49 +146,27 @@ class Subscriber:
 
 
 @dataclass
-class Scenario:
+class Scenario(Play):
     """See the module; `play` does it."""
 
-    seed: int
-    folder: Path = field(init=False)
-    chance: random.Random = field(init=False)
-    stack: ExitStack = field(init=False)
     publishers: list[Publisher] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     departed: list[Subscriber] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    figures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     shaken: bool = False
     """Whether a connection was cut that may not be back."""
 
-    def play(self) -> dict[str, int]:
-        """Do all of it, and compare. Raises AssertionError with everything that did not hold."""
-        self.chance = random.Random(self.seed)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"chaos-{self.seed}-"))
-        try:
-            with ExitStack() as self.stack:
-                self._set_up()
-                for _ in range(self.chance.randint(2, 4)):
-                    self._trouble()
-                self._settle()
-                self._last_words()
-                self._end()
-            compare(self)
-        except AssertionError as error:
-            self.wrong.append(str(error)[-4000:])
-        if self.wrong:
-            story = "\n".join((*self.done, *self.wrong))
-            raise AssertionError(f"seed {self.seed}, files in {self.folder}\n{story}")
-        shutil.rmtree(self.folder)
-        return dict(self.figures)
+    def perform(self) -> None:
+        """Two to four troubles, one after the other, and at the end all must be as it was."""
+        self._set_up()
+        for _ in range(self.chance.randint(2, 4)):
+            self._trouble()
+        self._settle()
+        self._last_words()
+        self._end()
 
-    def expect(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            self.wrong.append(otherwise)
-
-    def child(self, module: str, *arguments: str) -> Child:
-        return self.stack.enter_context(Child("-m", module, *arguments))
+    def judge(self) -> None:
+        """See `compare`."""
+        compare(self)
 
     def runs(self) -> Iterator[Run]:
         for publisher in self.publishers:
@@ -217,25 +178,40 @@ class Scenario:
     # -- before
 
     def _set_up(self) -> None:
-        self.publishers += [Publisher(self, name) for name in range(self.chance.randint(1, 2))]
+        self.publishers += [Publisher(self, name) for name in range(self.chance.choice((1, 2, 2, 3)))]
         self.done += [f"publisher {each.name}: {each.overflow}, {each.travel}" for each in self.publishers]
         self.forwarded = self.chance.random() < 0.4
         endpoints = [publisher.proxy.endpoint for publisher in self.publishers]
         if self.forwarded:
             self.forwarder_port = free_port()
             self._forward()
-            self.outlet = self.stack.enter_context(_closing(TroubleProxy(self.forwarder_port)))
+            self.outlet = self.proxy(self.forwarder_port)
             endpoints = [self.outlet.endpoint]
+            if self.chance.random() < 0.3:
+                endpoints = [self._second_forwarder(self.outlet.endpoint)]
+        if self.chance.random() < 0.5:  # by name, which is another text than the address that libzmq tells of
+            endpoints = [endpoint.replace("127.0.0.1", "localhost") for endpoint in endpoints]
+            self.done.append("by name")
         for name in range(self.chance.randint(1, 3)):
             self._subscribe(str(name), endpoints)
         self.wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
 
     def _forward(self) -> None:
         fronts = [publisher.proxy.endpoint for publisher in self.publishers]
-        self.forwarder = self.stack.enter_context(
-            Child("-c", FORWARDER, f"tcp://127.0.0.1:{self.forwarder_port}", *fronts)
-        )
-        self.forwarder.line_with("forwarding")
+        self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts)
+
+    def _second_forwarder(self, front: str) -> str:
+        """Start a proxy behind the proxy, and return where it publishes."""
+        back = f"tcp://127.0.0.1:{free_port()}"
+        self._forwarder(back, [front])
+        self.done.append("two proxies")
+        return back
+
+    def _forwarder(self, back: str, fronts: list[str]) -> Child:
+        dialled = [f"connect:{front}" for front in fronts]
+        forwarder = self.child("-m", "tests.chaos.forwarder", f"bind:{back}", *dialled)
+        forwarder.line_with("forwarding")
+        return forwarder
 
     def _subscribe(self, name: str, endpoints: list[str]) -> None:
         prefixes = self.chance.sample(PREFIXES, self.chance.randint(1, 4))
@@ -384,13 +360,9 @@ class Scenario:
 
     # -- after
 
-    def wait(self, what: str, found: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not found():
-            if time.monotonic() > deadline:
-                told = "\n".join(f"{each.name} {each.told()} {each.process.err[-5:]}" for each in self.subscribers)
-                raise AssertionError(f"waited in vain for {what}\n{told}")
-            time.sleep(0.1)
+    def situation(self) -> str:
+        """Describe what the subscribers say now."""
+        return "\n".join(f"{each.name} {each.told()} {each.process.err[-5:]}" for each in self.subscribers)
 
     def _settle(self) -> None:
         """Until everybody is connected and has accounted for everything."""
@@ -404,7 +376,7 @@ class Scenario:
         """When the trouble is over all is as it was: soon, everyone sees all of a burst."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            before = {run.epoch: len(_lines(run.record)) for run in self.runs()}
+            before = {run.epoch: len(whole_lines(run.record)) for run in self.runs()}
             self._burst(100, 300)
             self._settle()
             if all(self._saw_all_since(each, before) for each in self.subscribers):
@@ -416,7 +388,7 @@ class Scenario:
     def _saw_all_since(self, subscriber: Subscriber, before: dict[str, int]) -> bool:
         seen = {
             (words[1], words[2], int(words[4]))
-            for words in map(str.split, _lines(subscriber.record))
+            for words in map(str.split, whole_lines(subscriber.record))
             if words[0] == "m"
         }
         return all(
@@ -440,7 +412,7 @@ class Scenario:
 def compare(scenario: Scenario) -> None:
     """Hold what was seen against what was sent."""
     for subscriber in (*scenario.departed, *scenario.subscribers):
-        lines = [line.split() for line in _lines(subscriber.record)]
+        lines = [line.split() for line in whole_lines(subscriber.record)]
         unknown = 0
         for run in scenario.runs():
             for subscription in subscriber.cover:
@@ -526,16 +498,3 @@ def _compare_identities(
 def _few(numbers: set[int]) -> str:
     ordered = sorted(numbers)
     return f"{ordered[:5]}…{ordered[-3:]}" if len(ordered) > 8 else str(ordered)
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a record."""
-    return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-@contextmanager
-def _closing(proxy: TroubleProxy) -> Iterator[TroubleProxy]:
-    try:
-        yield proxy
-    finally:
-        proxy.close()

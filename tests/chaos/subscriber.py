@@ -14,12 +14,14 @@ import time
 from collections import Counter
 from typing import Any
 
+from tests.chaos.parent import end_with_parent
 from zroute import App, Envelope, Gap, startswith
 
 
 def main() -> None:
     """Handle and write down, until it is stopped."""
     record, endpoints, prefixes, trouble = sys.argv[1:]
+    end_with_parent()
     app = App(sub=endpoints.split(","), codec="json", name="reader")
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
     totals: Counter[str] = Counter()
