@@ -1,8 +1,9 @@
 """Instructions for 10,000 messages, counted by valgrind's callgrind: the figure that no other process disturbs.
 
-A run that reads is compared with one that is the same but reads nothing. It takes minutes, so it has to be asked for.
+A run that reads, or publishes, is compared with one that is the same but moves no message. It takes minutes, so it has
+to be asked for.
 
-``python -m tests.benchmarks.instructions KIND READ`` is what callgrind runs.
+``python -m tests.benchmarks.instructions KIND MESSAGES`` is what callgrind runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from tests.benchmarks import receive, workloads
+from tests.benchmarks import publish, receive, workloads
 from tests.benchmarks.children import python
 from tests.benchmarks.feeds import Feed, plain_subscriber
 from tests.benchmarks.running import THREAD, Contestant, Figures, Group
@@ -28,6 +29,9 @@ __all__ = ["INSTRUCTIONS", "groups"]
 
 INSTRUCTIONS = "instructions"
 MESSAGES = 10_000
+
+PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published tracked": TRACKED}
+"""The contestants that publish, and the wire of each."""
 
 
 def absent(scale: Scale) -> str | None:
@@ -50,20 +54,33 @@ def _counted(kind: str, read: int) -> int:
 
 
 def _measure(kind: str) -> Figures:
-    return {INSTRUCTIONS: (_counted(kind, MESSAGES) - _counted(kind, 0)) / MESSAGES}
+    least = int(kind in PUBLISHED)  # a rate of no messages is none
+    return {INSTRUCTIONS: (_counted(kind, MESSAGES) - _counted(kind, least)) / (MESSAGES - least)}
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One group."""
-    contestants = tuple(
-        Contestant(kind, partial(_measure, kind), THREAD, absent(scale)) for kind in (BY_HAND, PLAIN, TRACKED)
-    )
-    title = f"instructions for a message received, of {MESSAGES:,} JSON quotes"
-    return [Group(INSTRUCTIONS, title, contestants, BY_HAND, main=INSTRUCTIONS, rounds=1)]
+    """Those of a message received, and of one published."""
+    title = f"instructions for a message {{}}, of {MESSAGES:,} JSON quotes"
+    return [
+        _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
+        _group(f"{INSTRUCTIONS}-published", title.format("published"), tuple(PUBLISHED), scale),
+    ]
+
+
+def _group(name: str, title: str, kinds: tuple[str, ...], scale: Scale) -> Group:
+    made = tuple(Contestant(kind, partial(_measure, kind), THREAD, absent(scale)) for kind in kinds)
+    return Group(name, title, made, kinds[0], main=INSTRUCTIONS, rounds=1)
 
 
 def run(kind: str, read: int) -> None:
-    """Fill a queue with all messages, and read so many."""
+    """Publish this many messages, or fill a queue with all of them and read this many."""
+    if kind in PUBLISHED:
+        wire = PUBLISHED[kind]
+        if wire == BY_HAND:
+            publish.by_hand(read, "json")
+        else:
+            publish.zroute_publish(read, "json", "plain" if wire == PLAIN else "tracked")
+        return
     work = workloads.quotes(MESSAGES)
     feed = Feed(work)
     if kind == BY_HAND:
