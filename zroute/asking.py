@@ -332,6 +332,8 @@ class SubscribingEnd(Ticking):
         elif header.kind in (Kind.JOIN, Kind.GOODBYE):
             goodbye = header.kind is Kind.GOODBYE
             statement = parse_statement(body)
+            if self._transport is not None:  # perhaps the connection of an earlier run has ended in this moment
+                self._tracker.links.update(self._transport.links, (), self._clock.seconds())
             self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
             self._mender.answered(header.epoch, topic)
 

@@ -1314,11 +1314,15 @@ def test_an_answer_that_names_what_i_do_not_subscribe_to_is_not_kept() -> None:
 def test_a_publisher_that_is_heard_after_its_connection_has_ended_has_not_gone() -> None:
     """It has a second path, by which it has not answered yet: its last answer is waited for."""
     tracker = joined(b"a", link=1)
+    tracker.links.update(frozenset({1}), (), 0)
     watched(tracker, 0, TICK)
     tracker.links.update(frozenset({2}), (), 1)
-    received(tracker, 1)
+    received(tracker, 1)  # it was read late
     watched(tracker, 1, TICK)
     tracker.join(b"N", 2)
+    assert not tracker.awaited
+    received(tracker, 2)
+    watched(tracker, 2, TICK)
     assert tracker.awaited
     assert tracker.close() == []
 

@@ -136,8 +136,7 @@ class Signs:
 
     def has_gone(self, links: LinkTimes) -> bool:
         """Return True if every connection by which it was heard has ended."""
-        self.links &= links.alive
-        return self.linked and not self.links
+        return self.linked and not self.links & links.alive
 
     def is_away(self, now: float) -> bool:
         """Return True if it has been silent for too long to be waited for."""

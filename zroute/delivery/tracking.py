@@ -426,6 +426,7 @@ class Tracker:
     def _hear(self, publisher: Publisher, now: float) -> Iterator[Event]:
         """Note the signs of life since the last call, and when the next is due."""
         signs = publisher.signs
+        had_gone = signs.has_gone(self.links) and not signs.links
         signs.links &= self.links.alive
         moved = publisher.moved()
         publisher.active |= moved
@@ -440,8 +441,8 @@ class Tracker:
         alive = signs.heard(now, moved=moved, beat=BEATS[0], chance=self._chance)
         if alive and silent:
             yield Returned(publisher.epoch, publisher.name or "", now - (heard_at or now))
-        if alive and not signs.links:
-            signs.linked = False  # by a connection that brought no answer yet
+        if alive and had_gone:
+            signs.linked = False  # it has another connection, which brought no answer yet
         if alive and publisher.rival is not None:
             yield Namesake(publisher.epoch, publisher.name or "", publisher.rival)
             publisher.rival = None
