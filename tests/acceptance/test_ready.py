@@ -76,7 +76,8 @@ def exchanged(publisher: Child, reader: Child, total: int) -> None:
     reader.line_with("all")
     assert reader.end() == 0
     assert publisher.end() == 0
-    assert json.loads(reader.out[-1]) == [total, 0, 0, True]
+    seen, lost, _, joined = json.loads(reader.out[-1])  # a stop may have no time for 20,000 beats: that is told
+    assert (seen, lost, joined) == (total, 0, True)
 
 
 def test_20_000_subscriptions_are_all_active_when_the_reader_is_ready(way: Way) -> None:
