@@ -6,7 +6,6 @@ import importlib
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import ROOT, Way, free_port
+from tests.support import ROOT, Way, free_port, has_ipv6
 
 hypothesis.settings.register_profile("times", deadline=None)  # machines are busy: no example fails for its time
 hypothesis.settings.load_profile("times")
@@ -36,15 +35,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
             handle.inner_test = inner
 
 
-def _has_ipv6_loopback() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
 WAYS = os.environ.get("WAYS", "address name ipv6").split()
 """What is left out here is tested elsewhere: a run on another Python need not try each way to connect."""
 
@@ -57,7 +47,7 @@ def way(request: pytest.FixtureRequest) -> Way:
     a handler does with a message that has arrived (order, batches, failures, malformed messages), of timers, and of
     apps in one process over inproc or ipc take `free_endpoint()` and run once.
     """
-    if request.param == "ipv6" and not _has_ipv6_loopback():
+    if request.param == "ipv6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")
     return Way(request.param)
 

@@ -39,6 +39,16 @@ class Meeting(NamedTuple):
     connect: str
 
 
+def has_ipv6() -> bool:
+    """Return True if this machine has the address ::1."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 class Way:
     """How a peer names the one that it connects to: by "address", by host "name", or by "ipv6" address."""
 

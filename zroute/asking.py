@@ -60,7 +60,7 @@ _STANDING = 3 * ANSWER_SECONDS
 """Seconds for which markers and pings stand that were replaced: until all that they decide about is decided."""
 
 _PING_MAX = 60.0
-"""Seconds between two pings at most, whoever is heard: a proxy may have dropped the marker that a publisher needs."""
+"""Seconds between two pings at most, even if all are heard: a proxy may have dropped a marker."""
 
 _MENDS_MAX = 3
 """Times in succession that subscriptions are sent again to a publisher that does not know them."""

@@ -79,7 +79,7 @@ def _address(app: str, number: int) -> str:
 
 
 def _hold(address: str) -> socket.socket | None:
-    """A socket that has this name, and listens to nobody; None if another one has it."""
+    """A socket that has this name, and does not listen; None if another one has it."""
     try:
         held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError:  # no descriptor is left

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 from tests.chaos.liar import LIES
 from tests.chaos.play import PATIENCE, Play, whole_lines
 from tests.chaos.proxy import TroubleProxy
-from tests.support import Child, free_port
+from tests.support import Child, free_port, has_ipv6
 
 TOPOLOGIES = ("alone", "several", "several", "bound", "proxy", "proxies", "mixed")
 CONNECTION_TROUBLES = ("stall", "cut", "reset")
@@ -46,16 +45,6 @@ RECOVERED = 15.0
 
 CAUGHT_UP = 30.0
 """Seconds at the end for the last messages to be handled: a seed that fails waits for all of them."""
-
-
-def has_ipv6() -> bool:
-    """Return True if this machine has the address ::1."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 HOSTS = ("127.0.0.1", "localhost", *(["::1"] if has_ipv6() else []))
