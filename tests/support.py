@@ -77,6 +77,7 @@ class Child:
         cwd: Path | str = ROOT,
         env: dict[str, str] | None = None,
         start_new_session: bool = False,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -87,6 +88,7 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=start_new_session,
+            pass_fds=pass_fds,
         )
         self.out: list[str] = []
         self.err: list[str] = []

@@ -106,6 +106,7 @@ ORDER = [
     "pytest_plugin",
     "logs",
     "watchdog",
+    "signals",
     "runner",
     "cli",
     "__main__",

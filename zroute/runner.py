@@ -25,6 +25,7 @@ from zroute.errors import EndpointError, UsageError
 from zroute.escapes import printable
 from zroute.logs import set_up_logging
 from zroute.options import DRAIN_TIMEOUT
+from zroute.signals import run_reactor
 from zroute.watchdog import Watchdog
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
@@ -195,10 +196,9 @@ class _Program:
         global _program
         _program = self
         self._unhandled = _count_unhandled_failures()
-        self._reactor.callWhenRunning(self._start, seconds)
         self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
         try:
-            self._reactor.run()
+            run_reactor(self._reactor, self._signal, self._start, seconds)
         except ReactorNotRestartable as error:
             raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])") from error
         self._watchdog.stop()
@@ -207,8 +207,6 @@ class _Program:
         return self._code
 
     def _start(self, seconds: float | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the reactor has just set its own
-            signal.signal(number, self._signal)
         self._watchdog.start()
         try:
             for service in self._services:

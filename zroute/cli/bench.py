@@ -23,6 +23,7 @@ import click
 from zroute.cli.options import DURATION, EndpointType
 from zroute.endpoints import Endpoint
 from zroute.options import MAX_MESSAGE
+from zroute.signals import ENDING, waking_descriptor
 
 __all__ = ["command"]
 
@@ -186,13 +187,18 @@ class _Bench:
 
     def run(self) -> tuple[int, dict[str, Any] | None]:
         """The first exit code of an end that is not 0, and what was measured."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        woken = waking_descriptor()
+        self._selector.register(woken, selectors.EVENT_READ)
+        for number in ENDING:
             signal.signal(number, self._signal)
         try:
             self._start(next(iter(self._orders)))
             while self._children:
                 for key, _ in self._selector.select():
-                    self._read(key.data)
+                    if key.fd == woken:
+                        os.read(woken, 1)  # and the handler has its turn
+                    else:
+                        self._read(key.data)
         finally:
             for child in self._children.values():
                 child.end_now()

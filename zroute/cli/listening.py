@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind
 from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, TOPIC_CACHE, frame_limit
 from zroute.routing.trie import minimal_cover
 from zroute.runner import install_reactor
+from zroute.signals import run_reactor
 from zroute.sockets.pubsub import SubConnection
 
 __all__ = ["EXIT_NOTHING", "Listening", "say", "while_read"]
@@ -103,10 +103,7 @@ class Listening:
         once, with 128+n.
         """
         set_up_logging("warning", "auto")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._signal)
-        self.reactor.callWhenRunning(self.guarded, self._open, wait, seconds)
-        self.reactor.run(installSignalHandlers=False)  # its own would end with another exit code
+        run_reactor(self.reactor, self._signal, self.guarded, self._open, wait, seconds)
         if self._context is not None:
             self._context.term()
         if self._failure is not None:

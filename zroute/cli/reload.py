@@ -19,13 +19,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from zroute.signals import ENDING, waking_descriptor
+
 __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 
 _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two looks at all files, without watchfiles
 _GRACE = 5.0  # seconds beyond the drain timeout: to catch up, for sockets to be flushed, and one to spare
 _HURRY = 1.0  # seconds for a child to end at a second signal, which a terminal sends to it too
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
@@ -100,8 +101,10 @@ class _Supervisor:
         self._ending = threading.Event()
 
     def run(self) -> int:
-        for number in _SIGNALS:
+        woken = waking_descriptor()
+        for number in ENDING:
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
+        _start_thread(lambda: self._wake(woken))
         watching = _start_thread(lambda: _watch(self._folders, self._changed, self._ending))
         _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
         self._start()
@@ -134,6 +137,11 @@ class _Supervisor:
         if self._child is not None:
             self._child.stop()
 
+    def _wake(self, woken: int) -> None:
+        """Wake the main thread at each signal, so that it runs the handler."""
+        while os.read(woken, 1):
+            self._events.put(("woken", None))
+
     def _changed(self, path: Path) -> None:
         self._events.put(("changed", path))
 
@@ -161,7 +169,7 @@ def _start_thread(work: Callable[[], None]) -> threading.Thread:
     """A thread that takes no signals: the system gives it a second one that comes at once, and the main thread, whose
     work Python's handlers are, sleeps on."""
     thread = threading.Thread(target=work, daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         thread.start()
     finally:

@@ -24,6 +24,7 @@ from zroute.logs import set_up_logging
 from zroute.messages.topics import Topic
 from zroute.options import READ_BUDGET
 from zroute.runner import EXIT_DRAIN, install_reactor
+from zroute.signals import run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
 
 __all__ = ["EXIT_NOBODY", "Job", "Outlet", "covers", "send"]
@@ -111,8 +112,7 @@ def send(endpoint: Endpoint, job: Job, *, wait: float, wanted: Callable[[set[byt
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
     sending = _Sending(reactor, endpoint, job, wait, wanted, whom)
-    reactor.callWhenRunning(sending.start)
-    reactor.run(installSignalHandlers=False)  # its own would stop the reactor before the flush
+    run_reactor(reactor, sending.signalled, sending.start)
     if sending.failure is not None:
         sending.failure.raiseException()
     return sending.code
@@ -146,8 +146,6 @@ class _Sending:
 
     def start(self) -> None:
         """Begin; the reactor stops in the end."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._signal)
         self._work = Deferred.fromCoroutine(self._run())
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: Deferred.fromCoroutine(self._finish()))
@@ -217,7 +215,8 @@ class _Sending:
 
     # -- signals ----------------------------------------------------------------------------------------
 
-    def _signal(self, number: int, _frame: object) -> None:
+    def signalled(self, number: int, _frame: object) -> None:
+        """The first one stops the job, and the flush goes on; the second ends the process."""
         now = self._reactor.seconds()
         if self._signalled_at is None:
             self._signalled_at = now

@@ -1,0 +1,80 @@
+"""A signal ends every command that waits, also one that does not interrupt its main thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.feeding import feed
+from tests.support import PATIENCE, Child, free_endpoint
+
+# Python's handlers run in the main thread, which a signal that arrives in another one does not wake: the same as one
+# that arrives just before the main thread falls asleep, but each time. The command line comes behind it.
+ELSEWHERE = """
+import os, signal, sys, threading
+
+def send():
+    os.read(int(os.environ["GO"]), 1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=send, daemon=True).start()
+sys.argv[0] = "zroute"
+from zroute.__main__ import main
+main()
+"""
+
+APP = """
+from zroute import App
+app = App(pub="tcp://127.0.0.1:*")
+app.publisher("a", dict)
+
+@app.on_startup
+def begin():
+    print("started", flush=True)
+"""
+
+COMMANDS = {
+    "run": ("run", "quiet"),
+    "run --reload": ("run", "quiet", "--reload"),
+    "tail": ("tail", "{publisher}"),
+    "top": ("top", "{publisher}", "--json"),
+    "record": ("record", "{publisher}", "{folder}/recording"),
+    "pub": ("pub", "{free}", "a", "1", "--wait", "600"),
+    "bench": ("bench", "--pub", "{free}", "--wait", "600"),
+}
+
+
+def falls_asleep(process: int) -> None:
+    """Wait until the main thread sleeps and has used no CPU time for a while."""
+    deadline, before, same = time.monotonic() + PATIENCE, "", 0
+    while same < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        fields = Path(f"/proc/{process}/task/{process}/stat").read_text().rpartition(")")[2].split()
+        now = " ".join((fields[0], fields[11], fields[12]))
+        before, same = now, same + 1 if now == before and fields[0] == "S" else 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_wakes_a_main_thread_that_sleeps(command: str, tmp_path: Path) -> None:
+    """No command misses a Ctrl-C that comes in the moment before it has nothing to do."""
+    (tmp_path / "quiet.py").write_text(APP)
+    reading, writing = os.pipe()
+    with feed() as publisher:
+        words = {"publisher": publisher.endpoint, "folder": str(tmp_path), "free": free_endpoint()}
+        arguments = [argument.format(**words) for argument in COMMANDS[command]]
+        environment = {"GO": str(reading), "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+        with Child("-c", ELSEWHERE, *arguments, env=environment, pass_fds=(reading,)) as child:
+            if command.startswith("run"):
+                child.line_with("started")
+            else:
+                child.line_with("", stream="err")
+            falls_asleep(child.process.pid)
+            os.write(writing, b"!")
+            assert child.end(None) == 0, child.err
+    os.close(reading)
+    os.close(writing)

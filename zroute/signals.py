@@ -1,0 +1,48 @@
+"""Signals for a main thread that sleeps.
+
+Python runs the handler of a signal in the main thread, between two instructions. A signal wakes that thread neither if
+it arrives just before the thread falls asleep in a system call, nor if the system hands it to another thread; the
+handler then waits for something else to happen. So whatever sleeps here also waits for a descriptor, to which Python
+writes in the moment of the signal (`signal.set_wakeup_fd`). Twisted has such a descriptor, but only if it installs its
+own handlers; ours replace them as soon as the reactor runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["ENDING", "Handler", "run_reactor", "waking_descriptor"]
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask a program to end."""
+
+Handler = Callable[[int, Any], object]
+
+
+def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *arguments: Any) -> None:
+    """Run ``reactor`` until it is stopped: ``start(*arguments)`` first, and ``handler`` at each SIGINT and SIGTERM.
+
+    Raises what ``reactor.run()`` raises.
+    """
+    reactor.callWhenRunning(_handle, handler)
+    reactor.callWhenRunning(start, *arguments)
+    reactor.run()
+
+
+def _handle(handler: Handler) -> None:
+    for number in ENDING:
+        signal.signal(number, handler)
+
+
+def waking_descriptor() -> int:
+    """A descriptor for a main thread that runs no reactor: a byte with the signal's number can be read at each signal.
+
+    It lives as long as the process.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
