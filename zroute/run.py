@@ -403,10 +403,9 @@ class Run:
         if isinstance(found, LostTail):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
             names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
-            text = "%s: %s has gone without a goodbye, was away for long, or did not answer at the stop: "
-            text += "what was lost of %s is not known"
+            text = "%s: %s %s: what was lost of %s is not known"
             subject = f"{self.app.name}: unknown losses"
-            self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, names)
+            self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, found.why, names)
             return
         if isinstance(found, LostKept):
             text = "%s: lost %d of the messages that %s keeps for those who join"

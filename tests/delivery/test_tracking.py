@@ -53,6 +53,16 @@ from zroute.messages.control import (
 from zroute.messages.wire import NUL, Header, Kind, counted_framer, parse_header
 from zroute.options import CARRIED, TOPIC_CACHE
 
+# Why a loss is unknown, as the log says it.
+GONE = "has gone without a goodbye"
+SILENT = "is silent"
+AWAY = "was silent for 120 s, and is given up"
+REPLACED = "was replaced by a new run, without a goodbye"
+ENDED = "has ended; some of its answers were lost"
+UNANSWERED = "did not answer at the stop"
+FORGOTTEN = "has forgotten what it had sent here"
+GIVEN_UP = "was given up for others: no more than 256 publishers are followed"
+
 # -- a network in which everything is known ---------------------------------------------------------------
 
 PREFIXES = [b"", b"a", b"a.", b"a.b", b"a.b.c", b"b.", b"c"]
@@ -761,7 +771,7 @@ def test_a_publisher_that_was_killed_leaves_an_unknown_tail() -> None:
     assert found == [Overdue(7), Joined(8, "p", False)]  # unless the old one shows that it lives
     tracker.join(b"N", TICK, again=True)
     tracker.stated(8, b"N", stated((b"a", 0), name="p"))
-    assert watched(tracker, TICK, ANSWER_SECONDS + 2 * TICK) == [LostTail(7, (b"a",)), Restarted(8, "p", 7)]
+    assert watched(tracker, TICK, ANSWER_SECONDS + 2 * TICK) == [LostTail(7, (b"a",), REPLACED), Restarted(8, "p", 7)]
     assert tracker.unknown_tails == 1
 
 
@@ -770,7 +780,7 @@ def test_a_new_run_ends_the_old_one_at_once_where_its_connection_has_ended() -> 
     tracker = joined(b"a", name="p", link=5)
     tracker.links.update(frozenset({6}), (), 1)
     found = tracker.stated(8, b"M", stated((b"a", 0), name="p"), link=6)
-    assert found == [LostTail(7, (b"a",)), Restarted(8, "p", 7), Joined(8, "p", False)]
+    assert found == [LostTail(7, (b"a",), REPLACED), Restarted(8, "p", 7), Joined(8, "p", False)]
 
 
 def test_a_publisher_whose_last_answer_came_by_a_connection_that_is_not_known_is_waited_for() -> None:
@@ -883,7 +893,7 @@ def test_who_is_silent_does_not_keep_subscriptions_alive() -> None:
     tracker.join(b"N", 1)
     assert Overdue(7) in watched(tracker, 1, 20)
     tracker.join(b"O", 21, again=True)
-    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",)), silent(7)]
+    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",), SILENT), silent(7)]
     assert not tracker.leaving
 
 
@@ -962,7 +972,16 @@ def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
     for number in range(10):  # one silence has one judgement, whoever else connects
         tracker.join(b"%d" % number, 12 + number)
         assert watched(tracker, 12 + number, 1) == []
-    assert tracker.close() == [LostTail(7, (b"a",))]
+    assert tracker.close() == [LostTail(7, (b"a",), SILENT)]
+
+
+def test_a_publisher_that_does_not_answer_at_the_stop_leaves_an_unknown_loss() -> None:
+    """I asked once more before I stopped; of two publishers one answered, and the other may have sent more."""
+    tracker = joined(b"a", epochs=(7, 8))
+    watched(tracker, 0, 1)
+    tracker.join(b"N", 2, again=True)
+    tracker.stated(8, b"N", stated((b"a", 0)))
+    assert tracker.close(asked=True) == [LostTail(7, (b"a",), UNANSWERED)]
 
 
 def test_a_publisher_whose_answer_is_lost_is_asked_again_and_never_cut() -> None:
@@ -1000,7 +1019,7 @@ def test_a_publisher_that_ends_without_having_answered_leaves_an_unknown_tail() 
     tracker.join(b"M", 0)
     received(tracker, 5)
     found = tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True)
-    assert found == [LostTail(7, (b"a",)), Ended(7, "", False)]
+    assert found == [LostTail(7, (b"a",), ENDED), Ended(7, "", False)]
     assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == []
 
 
@@ -1009,7 +1028,7 @@ def test_who_is_alone_at_the_end_has_tails_that_nobody_knows() -> None:
     tracker = joined(b"a")
     received(tracker, 1)
     assert tracker.close() == []
-    assert tracker.close(alone=True) == [LostTail(7, (b"a",))]
+    assert tracker.close(alone=True) == [LostTail(7, (b"a",), GONE)]
 
 
 def test_a_publisher_that_has_nothing_to_say_is_asked_for_a_sign_of_life_now_and_then() -> None:
@@ -1078,7 +1097,7 @@ def test_a_publisher_that_stays_away_is_closed_as_an_unknown_loss() -> None:
         found += watched(tracker, 6 + 3 * number, 3)
     assert silent(7) in found
     assert watched(tracker, 12, AWAY_SECONDS - 15) == []
-    assert watched(tracker, AWAY_SECONDS - 3, 10) == [LostTail(7, (b"a",))]
+    assert watched(tracker, AWAY_SECONDS - 3, 10) == [LostTail(7, (b"a",), AWAY)]
     assert tracker.close() == []
     tracker.join(b"O", 200)
     assert tracker.stated(7, b"O", stated((b"a", 50))) == [Joined(7, "", False)]
@@ -1145,7 +1164,7 @@ def test_a_forged_generation_is_put_right_too() -> None:
     """The lie was an unknown loss: what was refused meanwhile is counted, and nothing is unknown."""
     tracker = joined(b"a")
     assert received(tracker, 1) is None
-    assert received(tracker, 2**64 - 1) == LostTail(7, (b"a",))
+    assert received(tracker, 2**64 - 1) == LostTail(7, (b"a",), FORGOTTEN)
     assert [received(tracker, number) for number in (2, 3, 4)] == [DUPLICATE] * 3
     assert tracker.check(1, drained=True) == [Overdue(7)]
     tracker.join(b"N", 1, again=True)
@@ -1158,7 +1177,7 @@ def test_a_forged_generation_is_put_right_too() -> None:
 def test_a_forged_beat_is_put_right_too() -> None:
     """Whatever frame lies."""
     tracker = joined(b"a")
-    assert tracker.beat(7, b"a", 2**63, 0) == [LostTail(7, (b"a",))]
+    assert tracker.beat(7, b"a", 2**63, 0) == [LostTail(7, (b"a",), FORGOTTEN)]
     assert received(tracker, 1) is DUPLICATE
     tracker.join(b"N", 1, again=True)
     assert tracker.stated(7, b"N", stated((b"a", 1)))[-1] == Joined(7, "", False)
@@ -1251,7 +1270,7 @@ def test_a_goodbye_of_one_that_never_knew_all_subscriptions_is_an_unknown_loss()
     tracker.join(b"M", 0)
     tracker.stated(7, b"M", stated((b"a", 5)))
     found = tracker.stated(7, b"M", stated((b"a", 5)), goodbye=True)
-    assert found == [LostTail(7, (b"a", b"b")), Ended(7, "", False)]
+    assert found == [LostTail(7, (b"a", b"b"), ENDED), Ended(7, "", False)]
 
 
 def test_a_publisher_that_streams_without_an_account_is_not_silent() -> None:
@@ -1278,11 +1297,11 @@ def test_a_publisher_that_returns_by_itself_after_it_was_given_up_is_asked() -> 
         tracker.join(b"%d" % number, 6 + 3 * number, again=True)
         found += watched(tracker, 6 + 3 * number, 3)
     found += watched(tracker, 12, AWAY_SECONDS)
-    assert found.count(LostTail(7, (b"a",))) == 1
+    assert found.count(LostTail(7, (b"a",), AWAY)) == 1
     received(tracker, 50)
     again = watched(tracker, 140, 5)
     assert Overdue(7) in again
-    assert LostTail(7, (b"a",)) not in again
+    assert LostTail(7, (b"a",), AWAY) not in again
 
 
 def test_a_forged_answer_below_what_was_received_sets_nothing_back() -> None:
@@ -1428,7 +1447,7 @@ def test_a_publisher_that_had_to_go_leaves_an_unknown_tail() -> None:
     assert old is not None
     for epoch in range(1000, 1000 + PUBLISHERS_MAX):
         tracker.stated(epoch, b"M", stated())
-    assert LostTail(7, (b"a",)) in tracker.check(1, drained=True)
+    assert LostTail(7, (b"a",), GIVEN_UP) in tracker.check(1, drained=True)
     assert tracker.judge(old, 9) is None
     assert tracker.judge(old, 3) is None
 

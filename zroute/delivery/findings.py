@@ -54,11 +54,12 @@ class Gap:
 class LostTail:
     """Messages of the publisher of ``epoch`` may be lost, and their number can't be known.
 
-    Those of ``subscriptions``: the publisher's counters were forgotten, or it ended without a goodbye that was read.
+    Those of ``subscriptions``. ``why`` says what the publisher did or did not do, as the rest of a sentence.
     """
 
     epoch: int
     subscriptions: tuple[bytes, ...]
+    why: str
 
 
 @attrs.frozen

@@ -209,7 +209,7 @@ class Tracker:
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown)
         if unknown:
-            return self._lost_tail(stream.publisher, (stream.prefix,))
+            return self._lost_tail(stream.publisher, (stream.prefix,), "has forgotten what it had sent here")
         return self._gap(stream, expected, last)
 
     def _gap(self, stream: Stream, first: int, last: int) -> Gap:
@@ -237,9 +237,9 @@ class Tracker:
         self.unknown_tails -= unknown
         yield Corrected(stream.publisher, stream.prefix, wrong, unknown)
 
-    def _lost_tail(self, epoch: int, subscriptions: tuple[bytes, ...]) -> LostTail:
+    def _lost_tail(self, epoch: int, subscriptions: tuple[bytes, ...], why: str) -> LostTail:
         self.unknown_tails += 1
-        return LostTail(epoch, subscriptions)
+        return LostTail(epoch, subscriptions, why)
 
     # -- control frames
 
@@ -346,7 +346,9 @@ class Tracker:
         if goodbye:
             known = not (first or publisher.missed)
             if not known:  # its answers were lost, or did not name all: there is nothing to compare with
-                yield self._lost_tail(publisher.epoch, publisher.subscriptions)
+                yield self._lost_tail(
+                    publisher.epoch, publisher.subscriptions, "has ended; some of its answers were lost"
+                )
             publisher.end()
             yield Ended(publisher.epoch, statement.name, known)
             return
@@ -389,7 +391,7 @@ class Tracker:
     def _replaced(self, publisher: Publisher) -> Iterator[Event]:
         successor, subscriptions = publisher.rival or 0, publisher.subscriptions
         publisher.end()
-        yield self._lost_tail(publisher.epoch, subscriptions)
+        yield self._lost_tail(publisher.epoch, subscriptions, "was replaced by a new run, without a goodbye")
         yield Restarted(successor, publisher.name or "", publisher.epoch)
 
     # -- time
@@ -407,7 +409,8 @@ class Tracker:
             if drained and self._previous is not None and publisher.state is not State.ENDED:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
-                    events.append(self._lost_tail(publisher.epoch, publisher.subscriptions))
+                    why = f"was silent for {AWAY_SECONDS:g} s, and is given up"
+                    events.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
                     publisher.end()
                     publisher.forget()
         self._previous = now
@@ -475,7 +478,7 @@ class Tracker:
         signs = publisher.signs
         signs.silent, signs.pinged = True, False
         if publisher.leaving:  # others do not wait for it
-            yield self._lost_tail(publisher.epoch, tuple(publisher.leaving))
+            yield self._lost_tail(publisher.epoch, tuple(publisher.leaving), "is silent")
             publisher.leave()
         since = signs.asked_at if signs.asked_at is not None else 0.0
         yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
@@ -486,13 +489,20 @@ class Tracker:
         ``asked``: all publishers were asked right before, so each that has not answered is one. ``alone``: no
         publisher is connected, so all are.
         """
-        living = [each for each in self._publishers.values() if each.state is not State.ENDED and each.joined_once]
-        lost = [
-            each
-            for each in living
-            if alone or each.signs.silent or each.signs.has_gone(self.links) or (asked and each.state is State.JOINING)
-        ]
-        return [*self._found, *(self._lost_tail(each.epoch, each.subscriptions) for each in lost)]
+        events, self._found = self._found, []
+        for publisher in self._publishers.values():
+            if publisher.state is State.ENDED or not publisher.joined_once:
+                continue
+            if alone or publisher.signs.has_gone(self.links):
+                why = "has gone without a goodbye"
+            elif publisher.signs.silent:
+                why = "is silent"
+            elif asked and publisher.state is State.JOINING:
+                why = "did not answer at the stop"
+            else:
+                continue
+            events.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
+        return events
 
     def name_of(self, epoch: int) -> str:
         """Return what the publisher calls itself, or an empty text if it is not known."""
@@ -539,7 +549,8 @@ class Tracker:
     def _part(self, publisher: Publisher) -> None:
         del self._publishers[publisher.epoch]
         if publisher.joined_once and publisher.state is not State.ENDED:
-            self._found.append(self._lost_tail(publisher.epoch, publisher.subscriptions))
+            why = f"was given up for others: no more than {PUBLISHERS_MAX} publishers are followed"
+            self._found.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
         publisher.end()
         publisher.forget()
 
