@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +88,7 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=start_new_session,
+            process_group=None if start_new_session else 0,  # its own group, which may outlive it
             pass_fds=pass_fds,
         )
         self.out: list[str] = []
@@ -150,8 +151,8 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # also processes that it started: they hold its output open
         self.process.wait()
         for reader in self._readers:
             reader.join(5)
