@@ -47,6 +47,7 @@ ORDER = [
     "delivery.tracking",
     "routing.trie",
     "routing.raw",
+    "routing.wrappers",
     "routing.parameters",
     "routing.publications",
     "routing.routes",

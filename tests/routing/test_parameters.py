@@ -36,9 +36,9 @@ class Desk:
         self.got.append(("called", message))
 
 
-def planned(function: Any, *captures: str, given: Any = None, namespace: Any = None) -> Any:
+def planned(function: Any, *captures: str, given: Any = None, namespace: Any = None, handler: bool = False) -> Any:
     """The plan of ``function`` at the line ``app.py:1``."""
-    return plan(function, captures=captures, given=given or {}, namespace=namespace, where="app.py:1")
+    return plan(function, captures=captures, given=given or {}, namespace=namespace, where="app.py:1", handler=handler)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,69 @@ def test_a_timer_of_nothing_but_args_is_called_without_any() -> None:
 
     with TestApp(app):
         assert got == [()]
+
+
+def test_the_only_parameter_left_is_the_body_also_with_a_default() -> None:
+    """A default does not keep the body from its parameter: a message is decoded, and garbage is refused."""
+    app, got = App(), []
+
+    @app.subscribe("a")
+    def leading(message: int | None = None) -> None:
+        got.append(("leading", message))
+
+    @app.subscribe("a")
+    def keyword(*, message: int = 7) -> None:
+        got.append(("keyword", message))
+
+    @app.subscribe("{x}")
+    def behind(x: str, message: int = 7) -> None:
+        got.append((x, message))
+
+    @app.subscribe("a")
+    def beside(envelope: Envelope, message: int = 7) -> None:
+        got.append((envelope.body, message))
+
+    wired = Wired(app)
+    wired.feed(plain("a", 5), plain("a", body=b"\xc1"))
+    assert set(got) == {("leading", 5), ("keyword", 5), ("a", 5), (b"\x05", 5)}
+    assert {(stats.handled, stats.decode_error) for stats in wired.stats.routes.values()} == {(1, 1)}
+
+
+def test_lists_may_have_a_default() -> None:
+    """The parameter of a handler with batch= may have a default, too."""
+    app, got = App(), []
+
+    @app.subscribe("a", batch=10)
+    def handle(numbers: list[int] = []) -> None:  # noqa: B006  # what people write
+        got.append(numbers)
+
+    with TestApp(app) as t:
+        t.publish("a", 1, 2)
+    assert got == [[1, 2]]
+
+
+def test_two_parameters_left_that_have_defaults_are_refused() -> None:
+    """Either could get the body: I am told, and how to say which."""
+
+    def handle(x: str, limit: int = 3, unit: str = "m") -> None: ...
+
+    with pytest.raises(SignatureError, match=r"'limit' and 'unit' of handle\(\) both have a default") as caught:
+        planned(handle, "x", handler=True)
+    assert (caught.value.parameter, caught.value.where) == ("unit", "app.py:1")
+    call = planned(partial(handle, unit="m"), "x", handler=True)
+    assert (call.body, call.schema) == ("limit", int)
+
+
+def test_what_is_called_without_a_message_keeps_its_defaults() -> None:
+    """A timer's parameter with a default is no body."""
+    app, got = App(), []
+
+    @app.every(1.0)
+    def tick(step: int = 5) -> None:
+        got.append(step)
+
+    with TestApp(app):
+        assert got == [5]
 
 
 def test_a_keyword_only_body_is_given_by_name() -> None:

@@ -159,7 +159,7 @@ def compile_route(
         given=given,
         namespace=route.namespace,
         where=route.where,
-        rest=True,
+        handler=True,
     )
     call, lists = plan_lists(call, route, outlets)
     if call.schema is not NO_BODY:

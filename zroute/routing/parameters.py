@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -19,8 +19,10 @@ from uuid import UUID
 import attrs
 
 from zroute.errors import SignatureError
+from zroute.messages.schema import MAPS, resolved
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
+from zroute.routing.wrappers import forwarded
 
 __all__ = [
     "NO_BODY",
@@ -42,6 +44,24 @@ NO_BODY: Any = inspect.Parameter.empty
 """The schema of a function that takes no body: it is not decoded."""
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_UNTYPED = (
+    Any,
+    object,
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    types.NoneType,
+    list,
+    dict,
+    Sequence,
+    MutableSequence,
+    *MAPS,
+    typing.Union,
+    types.UnionType,
+)
+"""What bodies are made of where no type is declared."""
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds none
 
@@ -116,12 +136,13 @@ def plan(
     given: Mapping[Any, Any],
     namespace: Mapping[str, Any] | None = None,
     where: str,
-    rest: bool = False,
+    handler: bool = False,
 ) -> Call:
     """Work out what each parameter of ``function`` is given.
 
     By name a capture; by annotation `Envelope`, `Topic` or a type in ``given``; the one that is left is the
-    body. With ``rest``, ``*args`` gets the body of a function that names nothing before it, as ``print`` does.
+    body. Of a ``handler``, which is called with messages, the body is also what ``*args`` gets where nothing is
+    named before it, as in ``print``, and else the one parameter left that has a default.
     ``namespace`` holds the local names at the place of registration, for annotations of functions that are
     defined inside others. Raises SignatureError, naming ``where`` and the parameter.
     """
@@ -133,6 +154,7 @@ def plan(
     constants: dict[str, Any] = {}
     envelopes: list[str] = []
     bodies: list[str] = []
+    optional: list[str] = []
     for name, parameter in parameters.items():
         hint = hints.get(name, Any)
         if name in captures:
@@ -143,17 +165,19 @@ def plan(
             envelopes.append(name)
         elif _hashable(hint) and hint in given:
             constants[name] = given[hint]
-        elif parameter.default is inspect.Parameter.empty:
-            bodies.append(name)
+        else:
+            (bodies if parameter.default is inspect.Parameter.empty else optional).append(name)
     _refuse_two(bodies, "body", captures, where)
     _refuse_two(envelopes, "envelope", captures, where)
     envelope = envelopes[0] if envelopes else None
-    body = bodies[0] if bodies else _rest_of(function) if rest and not envelope else None
+    body = bodies[0] if bodies else None
+    if handler and not body:
+        body = (None if envelope else _rest_of(function)) or _only(optional, function, where)
     by_name = envelope is not None or (body in parameters and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
     _refuse_positional_only(parameters, None if by_name else body, where)
-    return Call(
+    call = Call(
         function,
-        hints.get(body, Any) if body else NO_BODY,
+        _declared(hints.get(body, Any)) if body else NO_BODY,
         body,
         envelope,
         converters,
@@ -162,6 +186,9 @@ def plan(
         by_name,
         tuple(name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY),
     )
+    again = partial(plan, captures=captures, given=given, namespace=namespace, where=where, handler=handler)
+    _refuse_hidden(call, again, namespace, where)
+    return call
 
 
 def needs_of(
@@ -188,6 +215,9 @@ def needs_of(
             "resources, by their types",
             where=where,
         ) from error
+    for hidden in forwarded(function):
+        if needs_of(hidden, given, arguments, namespace=namespace, where=where):
+            raise _hides(function, hidden, where)
     return needs
 
 
@@ -262,6 +292,24 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.P
     }
 
 
+def _declared(hint: Any) -> Any:
+    """The type that an annotation declares; ``*args: P.args`` of a typed decorator says nothing."""
+    return Any if isinstance(hint, typing.ParamSpecArgs) else hint
+
+
+def _only(optional: list[str], function: Callable[..., Any], where: str) -> str | None:
+    """The one parameter left, which has a default."""
+    if len(optional) > 1:
+        raise SignatureError(
+            f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, and either "
+            "could get the body: leave out the default of the one that gets it, and bind those that are no part of "
+            "the message with functools.partial",
+            parameter=optional[1],
+            where=where,
+        )
+    return optional[0] if optional else None
+
+
 def _rest_of(function: Callable[..., Any]) -> str | None:
     """The name of ``*args`` in a function that names nothing before it."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
@@ -287,6 +335,53 @@ def _refuse_unbound_self(function: Any, parameters: Mapping[str, inspect.Paramet
             parameter=first.name,
             where=where,
         )
+
+
+def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str, Any] | None, where: str) -> None:
+    """Raise SignatureError if ``call`` reaches a function that is given something by name or type, and would not be."""
+    for hidden in forwarded(call.function):
+        try:
+            hints_of(hidden, namespace, where)
+            named = _parameters(hidden, where)
+        except SignatureError:  # nothing can be told of it
+            continue
+        try:
+            same = _same_call(plan(hidden), call)
+        except SignatureError:
+            if not named:  # a wrapper, too, and the error speaks of what that hides
+                raise
+            same = False
+        if not same:
+            raise _hides(call.function, hidden, where)
+
+
+def _same_call(inner: Call, outer: Call) -> bool:
+    """True if a function planned as ``inner`` is given the same when it is called as ``outer``."""
+    if inner.converters or inner.topic or inner.given or inner.by_name or (inner.body is None) != (outer.body is None):
+        return False
+    return inner.schema == outer.schema or _comes_as_it_is(inner.schema)
+
+
+def _comes_as_it_is(hint: Any) -> bool:
+    """False for a type that a body is made into only where the type is known, such as a class or a datetime."""
+    hint = resolved(hint)
+    kind = typing.get_origin(hint) or hint
+    if isinstance(kind, type) and not typing.is_typeddict(kind) and kind not in _UNTYPED:
+        return False
+    return all(map(_comes_as_it_is, typing.get_args(hint)))
+
+
+def _hides(function: Callable[..., Any], hidden: Callable[..., Any], where: str) -> SignatureError:
+    while isinstance(function, partial):
+        function = function.func
+    wrapper = getattr(function, "__qualname__", None) or type(function).__qualname__
+    names = ", ".join(inspect.signature(hidden).parameters)
+    return SignatureError(
+        f"{wrapper}() hides the parameters of {name_of(hidden)[:-1]}{names}) behind *args, so that they can't be "
+        "filled by their names and types: put @functools.wraps(function) above the wrapper (a class calls "
+        "functools.update_wrapper(self, function))",
+        where=where,
+    )
 
 
 def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: str) -> None:

@@ -1,0 +1,109 @@
+"""Wrappers that hide the parameters of what they call, as ``lambda *args: function(*args)`` does.
+
+With `functools.wraps` Python looks through such a wrapper. Without it only the wrapper's source tells which function
+it calls; where there is no source, nothing is known.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import CodeType, MemberDescriptorType, MethodType
+from typing import Any
+
+__all__ = ["forwarded"]
+
+
+def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The functions that ``function`` calls with exactly the arguments it is given, as far as its source tells.
+
+    Those are functions that a decorator keeps, in a closure or on ``self``, and that are called as
+    ``function(*args, **kwargs)`` or handed over as in ``maybeDeferred(function, *args, **kwargs)``. A wrapper that
+    has positional parameters of its own, or changes what it was given, has none.
+    """
+    function = inspect.unwrap(function)
+    if isinstance(function, partial):
+        return [partial(inner, *function.args, **function.keywords) for inner in forwarded(function.func)]
+    if not inspect.isroutine(function):  # an object with __call__
+        function = MethodType(type(function).__call__, function)
+    code, instance = getattr(function, "__code__", None), getattr(function, "__self__", None)
+    if not isinstance(code, CodeType) or not code.co_flags & inspect.CO_VARARGS:
+        return []
+    if code.co_argcount > (instance is not None):
+        return []
+    inner = [found for found in _called(function, code, instance) if callable(found) and not inspect.isclass(found)]
+    if instance is not None and not code.co_argcount:  # *args begins with the instance
+        return [MethodType(each, instance) for each in inner]
+    return inner
+
+
+def _called(function: Callable[..., Any], code: CodeType, instance: object) -> Iterator[Any]:
+    """What ``function`` calls with its ``*args`` and ``**kwargs``, and nothing else."""
+    tree = _tree(function)
+    first, args, kwargs = _names(code)
+    if tree is None or any(_changes(node, args, kwargs) for node in ast.walk(tree)):
+        return
+    held = _closure(function, code)
+    for node in ast.walk(tree):
+        target = _target(node, args, kwargs)
+        if isinstance(target, ast.Name):
+            yield held.get(target.id)
+        elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == first:
+            yield _attribute(instance, target.attr)
+
+
+def _names(code: CodeType) -> tuple[str | None, str, str | None]:
+    """The names of ``self``, ``*args`` and ``**kwargs``."""
+    names, index = code.co_varnames, code.co_argcount + code.co_kwonlyargcount
+    has_kwargs = code.co_flags & inspect.CO_VARKEYWORDS
+    return names[0] if code.co_argcount else None, names[index], names[index + 1] if has_kwargs else None
+
+
+def _tree(function: Callable[..., Any]) -> ast.Module | None:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source, or a lambda in the middle of an expression
+        return None
+
+
+def _changes(node: ast.AST, args: str, kwargs: str | None) -> bool:
+    """True if the arguments may be others from here on: ``args = …``, ``kwargs["x"] = …``, ``kwargs.pop("x")``."""
+    if isinstance(node, ast.Name):
+        return node.id in (args, kwargs) and not isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.Attribute | ast.Subscript) and _is_name(node.value, kwargs)
+
+
+def _target(node: ast.AST, args: str, kwargs: str | None) -> ast.AST | None:
+    """``f`` of ``f(*args, **kwargs)`` and of ``g(f, *args, **kwargs)``."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return None
+    *_, target, last = (node.func, *node.args)
+    whole = isinstance(last, ast.Starred) and _is_name(last.value, args)
+    named = all(keyword.arg is None and _is_name(keyword.value, kwargs) for keyword in node.keywords)
+    return target if whole and named else None
+
+
+def _is_name(node: ast.AST, name: str | None) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _closure(function: Callable[..., Any], code: CodeType) -> dict[str, Any]:
+    """The variables of enclosing functions that ``function`` uses."""
+    held = {}
+    for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=False):
+        try:
+            held[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    return held
+
+
+def _attribute(instance: object, name: str) -> Any:
+    """What ``instance`` itself holds under ``name``; code of the user's, such as a property, does not run."""
+    found = inspect.getattr_static(instance, name, None)
+    if isinstance(found, MemberDescriptorType):
+        return found.__get__(instance)
+    return found if name in getattr(instance, "__dict__", {}) else None
