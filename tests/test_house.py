@@ -49,6 +49,7 @@ ORDER = [
     "routing.raw",
     "routing.wrappers",
     "routing.parameters",
+    "routing.results",
     "routing.publications",
     "routing.routes",
     "routing.resources",

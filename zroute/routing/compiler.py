@@ -6,11 +6,9 @@ duplicates, publishers that nothing triggers.
 
 from __future__ import annotations
 
-import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import attrs
 
@@ -19,6 +17,8 @@ from zroute.delivery.stats import RouteStats
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec
+from zroute.messages.schema import describe
+from zroute.messages.topics import Pattern
 from zroute.routing.deliver import CompiledRoute
 from zroute.routing.lists import plan_lists
 from zroute.routing.parameters import (
@@ -35,6 +35,7 @@ from zroute.routing.parameters import (
 )
 from zroute.routing.publications import Outlet, Publication, Schedule, bind_encoder
 from zroute.routing.resources import CompiledResource, compile_resources
+from zroute.routing.results import lacks, message_type, misfit
 from zroute.routing.routes import Hook, Producer, Route, Routes, joined
 from zroute.routing.table import Dispatch
 
@@ -89,7 +90,7 @@ def compile_routes(
 
     ``given`` maps types to the object that a parameter of that type gets; ``hooks`` are the app's own, each
     with the names of the arguments that it is called with. Raises SignatureError,
-    SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long).
+    SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long, a capture that nothing fills).
     """
     groups = list(root._walk())
     recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
@@ -110,6 +111,7 @@ def compile_routes(
     refuse_duplicates(routes, dispatch)
     triggers = _triggers(producers, subscribed, outlets, given)
     _refuse_idle_publishers(groups, producers)
+    _refuse_what_cannot_be_published(producers, routes, triggers, default)
     errors = [(hook, ("error", "envelope")) for _, group, _ in _once(groups) for hook in group._errors]
     hooked = {
         identity(hook.function): needs_of(hook.function, given, arguments, namespace=hook.namespace, where=hook.where)
@@ -270,29 +272,12 @@ def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any
     functions = [producer for producer in producers if producer.publication is publication]
     if len(functions) != 1:
         return None
-    hints = hints_of(functions[0].function, functions[0].namespace, functions[0].where)
-    return _unwrapped(hints.get("return"))
+    return message_type(_returned(functions[0]))
 
 
-_WRAPPERS = (Iterator, Generator, AsyncIterator, AsyncGenerator, Awaitable)
-_WRAPPER_NAMES = {"Iterable", "AsyncIterable", "Coroutine", "Deferred", *(kind.__name__ for kind in _WRAPPERS)}
-
-
-def _unwrapped(hint: Any) -> Any:
-    """``Iterator[T]``, ``Deferred[T] | None`` and the like to T; None where nothing is declared."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        rest = tuple(argument for argument in arguments if argument is not NoneType)
-        return _unwrapped(rest[0]) if len(rest) == 1 else typing.Union[rest]  # noqa: UP007  # built at run time
-    if origin is not None and arguments and _wraps(origin):
-        return _unwrapped(arguments[0])
-    return None if hint in (None, NoneType, Any, object) or (hint in _WRAPPERS or _wraps(hint)) else hint
-
-
-def _wraps(origin: Any) -> bool:
-    if origin in _WRAPPERS:
-        return True
-    return getattr(origin, "__name__", None) in _WRAPPER_NAMES
+def _returned(producer: Producer) -> Any:
+    """The return annotation; None without one."""
+    return hints_of(producer.function, producer.namespace, producer.where).get("return")
 
 
 def _fed_by(
@@ -383,6 +368,62 @@ def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Produce
                     parameter="every",
                     where=publication.where,
                 )
+
+
+def _refuse_what_cannot_be_published(
+    producers: Sequence[Producer],
+    routes: Sequence[CompiledRoute],
+    triggers: Sequence[CompiledTrigger],
+    default: Codec,
+) -> None:
+    """Raise an error for a publisher above a function whose results it can't take.
+
+    A codec of the user's own may take what it likes: its publishers are left alone.
+    """
+    hints = {}
+    for producer in producers:
+        hints[identity(producer.function)] = hint = _returned(producer)
+        if producer.publication is not None and _is_strict(producer.publication, default):
+            _refuse_misfit(producer, producer.publication, hint)
+    for call, outlets, patterns in (
+        *((route.call, route.outlets, route.patterns) for route in routes),
+        *((trigger.call, trigger.outlets, ()) for trigger in triggers),
+    ):
+        for outlet in outlets:
+            if _is_strict(outlet.publication, default):
+                _refuse_unfilled(call.function, hints[identity(call.function)], outlet, patterns)
+
+
+def _is_strict(publication: Publication[Any], default: Codec) -> bool:
+    return (publication.codec or default) in BUILTIN.values()
+
+
+def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any) -> None:
+    found = misfit(hint, publication.schema) if publication.schema is not None else None
+    if found is not None:
+        schema, pattern = describe(publication.schema), publication.pattern.text
+        verb = "yields" if is_generator_function(producer.function) else "returns"
+        raise SignatureError(
+            f"{name_of(producer.function)} {verb} {describe(found)}, and publisher({pattern!r}, {schema}) publishes "
+            f"{schema}: change the annotation or the schema; what is not to be published is None",
+            where=publication.where,
+        )
+
+
+def _refuse_unfilled(function: Callable[..., Any], hint: Any, outlet: Outlet, patterns: Sequence[Pattern]) -> None:
+    """Raise PatternError for a capture that neither the message that came in nor the one that goes out has."""
+    kinds = [kind for kind in (message_type(hint), outlet.schema) if kind is not None]
+    captured = patterns[0].captures if patterns else ()
+    for name in outlet.pattern.captures:
+        if name not in captured and kinds and all(lacks(kind, name) for kind in kinds):
+            came = f"{patterns[0].text!r} does not capture it" if patterns else "no message calls it"
+            raise PatternError(
+                f"{name_of(function)} publishes to {outlet.pattern.text!r}, and nothing fills {{{name}}}: {came}, and "
+                f"{describe(kinds[0])} has no {name!r}; give the type such a field, capture {{{name}}} in a "
+                f"subscription, or call publish(…, {name}=…) in the function",
+                pattern=outlet.pattern.text,
+                where=outlet.publication.where,
+            )
 
 
 # -- codecs ----------------------------------------------------------------------------------------------

@@ -1,0 +1,378 @@
+"""What functions under publishers return: refused when the app is compiled if it can't be published, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import decimal
+import enum
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    NoReturn,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    runtime_checkable,
+)
+
+import attrs
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred, inlineCallbacks
+
+from zroute import App, PatternError, Routes, SignatureError, Stamped
+from zroute.messages.codecs import MSGPACK
+from zroute.routing.results import lacks, message_type, misfit
+
+T = TypeVar("T")
+Number = NewType("Number", int)
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+
+
+@attrs.frozen
+class Special(Quote):
+    note: str
+
+
+@dataclasses.dataclass
+class Alert:
+    text: str
+
+
+class Row(msgspec.Struct):
+    symbol: str
+    room: str = ""
+
+
+class Point(TypedDict):
+    x: int
+
+
+class Place(NamedTuple):
+    x: int
+
+
+class Level(enum.Enum):
+    HIGH = "high"
+
+
+@attrs.frozen
+class Box(Generic[T]):
+    inside: T
+
+
+class Sized(Protocol):
+    size: int
+
+
+@runtime_checkable
+class Named(Protocol):
+    def name(self) -> str: ...
+
+
+@attrs.define
+class Growing:
+    x: int
+
+    def __attrs_post_init__(self) -> None: ...
+
+
+@dataclasses.dataclass(init=False)
+class Handmade:
+    x: int
+
+    def __init__(self, x: int) -> None:
+        self.x, self.room = x, "north"
+
+
+@attrs.frozen
+class Computed:
+    x: int
+
+    @property
+    def room(self) -> str:
+        return "north"
+
+
+@pytest.mark.parametrize(
+    ("hint", "schema"),
+    [
+        (Quote, Quote),
+        (Quote | None, Quote),
+        (None, Quote),
+        (type(None), Quote),
+        (Any, Quote),
+        (object, Quote),
+        (Special, Quote),
+        (Quote, Special),
+        (T, Quote),
+        (NoReturn, Quote),
+        (Sized, Quote),
+        (Awaitable[Quote], Quote),
+        (Coroutine[Any, Any, Quote], Quote),
+        (Deferred[Quote], Quote),
+        (Deferred[Quote | None] | Quote | None, Quote),
+        (Deferred, Quote),
+        (asyncio.Future[Quote], Quote),
+        (Iterator[Quote | None], Quote),
+        (Generator[Quote, None, None], Quote),
+        (AsyncIterator[Quote], Quote),
+        (AsyncGenerator[Quote, None], Quote),
+        (Iterable[Quote], Quote),
+        (Iterator, Quote),
+        (Generator[Deferred[int], Any, Quote], Quote),
+        (Iterable[int], list[int]),
+        (Iterator[list[int]], list[int]),
+        (Sequence[int], list[int]),
+        (list[bool], list[int]),
+        (list[Any], list[Quote]),
+        (list, list[Quote]),
+        (list[int | None], list[int]),
+        (tuple[int, ...], tuple[int, int]),
+        (dict[str, int], Mapping[str, float]),
+        (dict[str, int], Point),
+        (Point, dict[str, int]),
+        (Place, tuple[int]),
+        (int, float),
+        (Number, int),
+        (int, Number),
+        (Annotated[int, "metres"], int),
+        (Literal["a", "b"], str),
+        (str, Literal["a", "b"]),
+        (Level, Level),
+        (Box[int], Box[float]),
+        (Box, Box[int]),
+        (Quote, Quote | Alert),
+        (Alert, Quote | bytes | Alert),
+        (Quote, Any),
+        (Quote, dict),
+        (datetime.datetime, datetime.date),
+    ],
+)
+def test_what_may_be_published_is_not_refused(hint: Any, schema: Any) -> None:
+    """No false alarm: subclasses, wrappers, None, what says nothing, and what may be right."""
+    assert misfit(hint, schema) is None
+
+
+@pytest.mark.parametrize(
+    ("hint", "schema", "found"),
+    [
+        (int, Quote, int),
+        (int, str, int),
+        (float, int, float),
+        (str, bytes, str),
+        (Alert, Quote, Alert),
+        (Row, Quote, Row),
+        (dict, Quote, dict),
+        (Quote, dict[str, int], Quote),
+        (int | None, Quote, int),
+        (Quote | int, Quote, int),
+        (Awaitable[int], Quote, int),
+        (Coroutine[Any, Any, int | None], Quote, int),
+        (Deferred[int], Quote, int),
+        (Quote | Deferred[int], Quote, int),
+        (asyncio.Future[int], Quote, int),
+        (Iterator[int], Quote, int),
+        (Generator[int, None, Quote], Quote, int),
+        (Generator[Deferred[Quote], Any, int], Quote, int),
+        (AsyncIterator[int], Quote, int),
+        (Iterable[int], Quote, int),
+        (list[Quote], Quote, list[Quote]),
+        (Quote, list[Quote], Quote),
+        (list[int], list[str], list[int]),
+        (list[Quote], Sequence[Alert], list[Quote]),
+        (dict[str, Quote], dict[str, int], dict[str, Quote]),
+        (Box[str], Box[int], Box[str]),
+        (Quote, Stamped[Quote], Quote),
+        (Literal[1], str, Literal[1]),
+        (str, Level, str),
+        (decimal.Decimal, float, decimal.Decimal),
+        (int, Quote | Alert, int),
+        (Named, Quote, Named),
+    ],
+)
+def test_what_can_not_be_published_is_found(hint: Any, schema: Any, found: Any) -> None:
+    """The part of the annotation that is wrong is named."""
+    assert misfit(hint, schema) == found
+
+
+def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
+    """The error names the function, both types, my line and the remedy; in timers, handlers and generators."""
+
+    def timer() -> int: ...
+    async def coroutine() -> int: ...
+    def generator() -> Iterator[int]:
+        yield 1
+
+    async def async_generator() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (timer, coroutine, generator, async_generator):
+        app = App()
+        app.publisher("out", Quote, every=1.0)(function)
+        with pytest.raises(SignatureError, match=rf"{function.__name__}\(\) (returns|yields) int, and pub") as caught:
+            app.compile()
+        assert "publisher('out', Quote) publishes Quote" in str(caught.value)
+        assert "tests/routing/test_results.py:" in str(caught.value)
+
+    routes, app = Routes(), App()
+
+    @routes.publisher("out", Quote)
+    @routes.subscribe("in")
+    def handler(number: int) -> str: ...
+
+    app.include(routes, prefix="desk")
+    with pytest.raises(SignatureError, match=r"handler\(\) returns str"):
+        app.compile()
+
+
+def test_what_declares_nothing_is_not_compared() -> None:
+    """Unannotated functions, None, Any, generators under inlineCallbacks: only their messages can tell."""
+
+    def nothing(): ...
+    def none() -> None: ...
+    def anything() -> Any: ...
+    @inlineCallbacks
+    def inline() -> Generator[Deferred[int], int, Quote]:
+        yield Deferred()
+        return Quote("")
+
+    for function in (nothing, none, anything, inline, lambda: 5):
+        app = App()
+        app.publisher("out", Quote, every=1.0)(function)
+        app.compile()
+    assert message_type(Generator[Deferred[int], int, Quote]) is Quote
+    assert message_type(Deferred[Quote] | Quote | None) is Quote
+    assert message_type(Deferred[Any] | Quote) is None
+
+
+class Liberal:
+    """A codec that writes what it is given, whatever was declared."""
+
+    name, number = "liberal", 200
+
+    def encoder(self, schema: Any) -> Callable[[Any], bytes]:
+        return MSGPACK.encoder(Any)
+
+    def decoder(self, schema: Any) -> Callable[[bytes], Any]:
+        return MSGPACK.decoder(Any)
+
+
+@pytest.mark.parametrize("of_app", [True, False])
+def test_a_codec_of_ones_own_may_take_anything(of_app: bool) -> None:
+    """What my codec makes of another type is its own matter."""
+    app = App(codec=Liberal()) if of_app else App()
+
+    @app.publisher("out.{room}", Quote, codec=None if of_app else Liberal(), every=1.0)
+    def timer() -> int: ...
+
+    app.compile()
+
+
+# -- captures --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schema", [Quote, Alert, Point, Place, Box[int], int, str, bytes, list[int], tuple[int, ...], Quote | int | None]
+)
+def test_a_type_without_a_field_of_that_name_lacks_it(schema: Any) -> None:
+    """A class, a map with declared keys and builtins have no other names than they have."""
+    assert lacks(schema, "room")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *(Row, Computed, Growing, Handmade, Level, Sized, Any, object, T, dict, dict[str, int], Mapping[str, int]),
+        *(Quote | Row, Quote | Any, Callable[[], int]),
+    ],
+)
+def test_a_type_that_has_or_may_have_it_does_not(schema: Any) -> None:
+    """Fields, properties, what code of mine adds, open maps, and what is not known."""
+    assert not lacks(schema, "room")
+
+
+def test_a_capture_that_nothing_fills_is_refused() -> None:
+    """Neither the message that comes in nor the one that goes out has it: the error names both, and my line."""
+    app = App()
+
+    @app.publisher("out.{desk}")
+    @app.subscribe("stocks.{symbol}")
+    def derive(number: int) -> Quote: ...
+
+    with pytest.raises(PatternError, match=r"derive\(\) publishes to 'out\.\{desk\}', and nothing fills") as caught:
+        app.compile()
+    assert "'stocks.{symbol}' does not capture it, and Quote has no 'desk'" in str(caught.value)
+    assert "tests/routing/test_results.py:" in str(caught.value)
+    assert caught.value.pattern == "out.{desk}"
+
+    app = App()
+
+    @app.publisher("out.{desk}", Quote, every=1.0)
+    def timer(): ...
+
+    with pytest.raises(PatternError, match=r"timer\(\) publishes to 'out\.\{desk\}'.*no message calls it, and Quote"):
+        app.compile()
+
+
+def test_a_capture_of_a_prefix_counts() -> None:
+    """The room of the group is in the topic that came in, but not for a timer of the group."""
+    routes, app = Routes(prefix="desk.{room}"), App()
+
+    @routes.publisher("answer", Quote)
+    @routes.subscribe("ask")
+    def answer(number: int) -> Quote: ...
+
+    app.include(routes)
+    app.compile()
+    routes, app = Routes(prefix="desk.{room}"), App()
+
+    @routes.publisher("beat", every=1.0)
+    def beat() -> int: ...
+
+    app.include(routes)
+    with pytest.raises(PatternError, match=r"nothing fills \{room\}"):
+        app.compile()
+
+
+def test_a_capture_that_may_be_filled_is_left_to_the_message() -> None:
+    """By the topic, by a field, at the call, or by what is not declared."""
+    app = App()
+    app.publisher("calls.{desk}", Quote)
+
+    @app.publisher("a.{symbol}.{x}")
+    @app.subscribe("in.{x}")
+    def derive(number: int) -> Quote: ...
+
+    @app.publisher("b.{room}", every=1.0)
+    def row() -> Row: ...
+
+    @app.publisher("c.{room}", every=1.0)
+    def unknown(): ...
+
+    @app.publisher("d.{room}", every=1.0)
+    def nothing() -> None: ...
+
+    app.compile()
