@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
 from zroute import App, Envelope, Publication, Routes, Topic, as_awaitable, startswith
 
@@ -20,6 +22,11 @@ class Quote:
 @attrs.frozen
 class Alert:
     text: str
+
+
+@attrs.frozen
+class Loud(Alert):
+    loudness: int = 11
 
 
 app = App(sub="tcp://127.0.0.1:5555", pub=["tcp://127.0.0.1:5556"], wire="plain", dispatch="most_specific")
@@ -83,6 +90,131 @@ def derive(quote: Quote, level: str) -> Alert | None:
 
 kept: Alert | None = derive(Quote("A", 1.0), "low")
 lost: Quote = derive(Quote("A", 1.0), "low")  # E
+
+
+@alerts
+@app.subscribe("in.{level}")
+async def later(quote: Quote, level: str) -> Alert | None:
+    return Alert(level)
+
+
+@alerts
+def deferred(quote: Quote) -> Deferred[Alert] | None:
+    return succeed(Alert(quote.symbol))
+
+
+@alerts
+@inlineCallbacks
+def inline(quote: Quote) -> Generator[Deferred[Any], Any, Alert]:
+    yield succeed(None)
+    return Alert(quote.symbol)
+
+
+@alerts
+def several(quote: Quote) -> Iterator[Alert | None]:
+    yield Alert(quote.symbol)
+
+
+@alerts
+async def several_later(quote: Quote) -> AsyncIterator[Alert]:
+    yield Alert(quote.symbol)
+
+
+@alerts
+def generated() -> Generator[Alert, None, None]:
+    yield Alert("a")
+
+
+@alerts
+def loud(quote: Quote) -> Loud:
+    return Loud(quote.symbol)
+
+
+@alerts
+def unsaid(quote: Quote) -> Any:
+    return quote
+
+
+@alerts
+def silent(quote: Quote, *, level: str = "low") -> None:
+    alerts.publish(Alert(quote.symbol), level=level)
+
+
+@anything
+@alerts
+def alert(quote: Quote) -> Alert:
+    return Alert(quote.symbol)
+
+
+class Desk:
+    @alerts
+    def on_quote(self, quote: Quote) -> Alert:
+        return Alert(quote.symbol)
+
+
+loudness: int = loud(Quote("A", 1.0)).loudness
+silent(Quote("A", 1.0), level="high")
+silent("A")  # E
+silent(Quote("A", 1.0), volume=1)  # E
+made: Alert = alert(Quote("A", 1.0))
+waiting: Deferred[Alert] | None = deferred(Quote("A", 1.0))
+inlined: Deferred[Alert] = inline(Quote("A", 1.0))
+of_desk: Alert = alerts(Desk().on_quote)(Quote("A", 1.0))
+alerts(partial(derive, level="low"))
+alerts(lambda: Alert("a"))
+
+
+def other(quote: Quote) -> Quote:
+    return quote
+
+
+def other_or_none(quote: Quote) -> Quote | None:
+    return quote
+
+
+async def other_later(quote: Quote) -> Quote:
+    return quote
+
+
+def others(quote: Quote) -> Iterator[Quote]:
+    yield quote
+
+
+async def others_later(quote: Quote) -> AsyncIterator[Quote]:
+    yield quote
+
+
+def other_deferred(quote: Quote) -> Deferred[Quote]:
+    return succeed(quote)
+
+
+def either(quote: Quote) -> Alert | Quote:
+    return quote
+
+
+def no_text() -> int:
+    return 1
+
+
+alerts(other)  # E
+alerts(other_or_none)  # E
+alerts(other_later)  # E
+alerts(others)  # E
+alerts(others_later)  # E
+alerts(other_deferred)  # E
+alerts(either)  # E
+alerts(no_text)  # E
+alerts(5)  # E
+anything(other)
+app.publisher("texts", str, every=1.0)(no_text)  # E
+app.publisher("numbers", float, every=1.0)(no_text)
+app.publisher("texts", str | int, every=1.0)(no_text)
+
+
+@app.publisher("quotes", Quote)  # E
+@app.subscribe("trades")
+def wrong_quote(quote: Quote) -> Alert:
+    return Alert(quote.symbol)
 
 
 @app.publisher("beat", every=1.0)

@@ -6,8 +6,8 @@ the message is worked out in `Outlet`; who moves the frames is an argument (`Emi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import attrs
 
@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+M_co = TypeVar("M_co", covariant=True)
 Encode = Callable[[Any], tuple[int, bytes]]
 Write = Callable[[Any], bytes]
 
@@ -111,6 +114,21 @@ class _All:
             yield from each.__await__()
 
 
+class _Gives(Protocol[P, R_co, M_co]):
+    """A function of parameters P that returns R, and with that messages of type M, for type checkers.
+
+    A function is of this type if it is of both overloads: the first tells its result, the second bounds it.
+    """
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @overload
+    def __call__(  # type: ignore[overload-cannot-match]  # it is never called by this one
+        self, *args: P.args, **kwargs: P.kwargs
+    ) -> M_co | Awaitable[M_co | None] | Iterable[M_co | None] | AsyncIterable[M_co | None] | None: ...
+
+
 class Publication(Generic[T]):
     """One kind of message that an app publishes, made by ``app.publisher(pattern, schema)``.
 
@@ -140,10 +158,13 @@ class Publication(Generic[T]):
         self._outlets: tuple[Outlet, ...] = ()
         self._short: Short | None = None
 
-    def __call__(self, function: F) -> F:
-        """Publish what ``function`` returns or yields; returns the function unchanged."""
+    def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]:
+        """Publish what ``function`` returns or yields; returns the function unchanged.
+
+        Type checkers compare its return type with the schema: T, None, or an awaitable or iterator of these.
+        """
         self._register(self, function)
-        return function
+        return cast("Callable[P, R]", function)
 
     def publish(
         self, message: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object
