@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,19 @@ def test_an_app_that_would_start_is_fine(tmp_path: Path) -> None:
             4,
             "App2",
         ),
+        (GOOD + "@app.publisher('c', bytes, every=1.0)\ndef two() -> int: ...\n", 4, "two() returns int"),
+        (GOOD + "@app.publisher('c.{d}', every=1.0)\ndef two() -> int: ...\n", 4, "nothing fills {d}"),
+        (
+            GOOD + "def timed(f): return lambda *a: f(*a)\n@app.subscribe('{x}')\n@timed\ndef two(x: int): ...\n",
+            4,
+            "hides the parameters of two(x)",
+        ),
+        ("from zroute import App\napp = App()\n", 4, "quotes.py:2: nothing is registered in quotes"),
+        (
+            GOOD + "from zroute import Routes\nlost = Routes()\n@lost.subscribe('a')\ndef two(): ...\n",
+            4,
+            "py:10: no app",
+        ),
         (
             "from zroute import App\napp = App(pub='tcp://127.0.0.1:2')\n@app.subscribe('a')\ndef a(): ...\n",
             5,
@@ -62,6 +76,95 @@ def test_a_fault_is_said_with_the_exit_code_of_its_kind(tmp_path: Path, source: 
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert done.stdout == ""
+
+
+GROUP = """
+from zroute import Routes
+routes = Routes()
+
+@routes.subscribe("a")
+def on_a(message: int) -> None: ...
+class Order: ...
+"""
+START = "from zroute import App, Routes\napp = App()\n@app.on_startup\ndef begin(): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from orders import routes\n", "routes"),
+        ("from orders import routes as orders\n", "orders"),
+        ("import orders\n", "orders.routes"),
+        ("import orders as o\n", "o.routes"),
+        (
+            "from orders import routes\nouter = Routes()\nouter.include(routes)\n@outer.every(1)\ndef t(): ...\n",
+            "outer",
+        ),
+        ("from orders import routes\n@routes.every(1)\ndef tick(): ...\nprint(routes.prefix)\n", "routes"),
+    ],
+)
+def test_routes_that_no_app_includes_are_told(tmp_path: Path, source: str, name: str) -> None:
+    """I imported a group and forgot to include it: its line, its name here, and what to write."""
+    module(tmp_path, GROUP, "orders")
+    done = zroute("check", "quotes", cwd=module(tmp_path, START + source))
+    assert done.returncode == 4, done.stdout
+    assert re.search(
+        rf"(orders|quotes)\.py:\d+: no app includes Routes '{name}': write app\.include\({name}\)", done.stderr
+    )
+    assert done.stderr.count("no app includes") == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from orders import routes\napp.include(routes)\n",
+        "import orders\nouter = Routes()\nouter.include(orders.routes)\napp.include(outer)\n",
+        "from orders import routes\nother = App()\nother.include(routes)\n",
+        "import orders, elsewhere\n",
+        "from orders import routes\nif not __debug__: app.include(routes)\n",
+        "from orders import routes\ndef create_other():\n    other = App()\n    other.include(routes)\n",
+        "from orders import routes\ngroups = [routes]\n",
+        "from orders import routes\n__all__ = ['app', 'routes']\n",
+        "import orders\ndef later(order: orders.Order): ...\n",
+        "from orders import Order\n",
+        "empty = Routes()\n",
+    ],
+)
+def test_routes_that_may_be_included_elsewhere_are_no_fault(tmp_path: Path, source: str) -> None:
+    """No false alarm: under a condition, by another app of any module, by whatever else is done with them."""
+    module(tmp_path, GROUP, "orders")
+    module(
+        tmp_path, "import orders\nfrom zroute import App\nother = App()\nother.include(orders.routes)\n", "elsewhere"
+    )
+    done = zroute("check", "quotes", cwd=module(tmp_path, START + source))
+    assert done.returncode == 0, done.stderr
+
+
+def test_apps_that_are_checked_together_share_their_routes(tmp_path: Path) -> None:
+    """What one factory leaves out another one includes: told alone, fine in one command."""
+    source = "from orders import routes\nfrom zroute import App\ndef create_app():\n    app = App()\n"
+    module(tmp_path, GROUP, "orders")
+    module(tmp_path, source + "    app.every(1)(print)\n    return app\n", "one")
+    module(tmp_path, source + "    app.include(routes)\n    return app\n", "two")
+    assert "no app includes Routes 'routes'" in zroute("check", "one", cwd=tmp_path).stderr
+    done = zroute("check", "one", "two", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        START,
+        "from zroute import App\napp = App()\nalerts = app.publisher('alerts', str)\n",
+        "from zroute import App\napp = App()\n@app.every(1)\ndef tick(): ...\n",
+        "from orders import routes\nfrom zroute import App\napp = App()\napp.include(routes)\n",
+    ],
+)
+def test_an_app_with_anything_registered_may_do_something(tmp_path: Path, source: str) -> None:
+    """A start that attaches handlers, a publisher for code elsewhere, a timer, a group."""
+    module(tmp_path, GROUP, "orders")
+    done = zroute("check", "quotes", cwd=module(tmp_path, source))
+    assert done.returncode == 0, done.stderr
 
 
 def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from zroute.errors import EndpointError, SetupError
 if TYPE_CHECKING:
     from zroute.app import App
 
-__all__ = ["EXIT_CANT_LOAD", "EXIT_ENDPOINT", "EXIT_INVALID", "fail", "fail_of_setup", "load"]
+__all__ = ["EXIT_CANT_LOAD", "EXIT_ENDPOINT", "EXIT_INVALID", "fail", "fail_of_setup", "find", "load"]
 
 EXIT_CANT_LOAD = 3
 EXIT_INVALID = 4
@@ -39,8 +39,14 @@ _NOT_THE_USERS = (
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
-    """The App that ``target`` names: ``module:name``, or ``module`` with an ``app`` or a ``create_app``.
+    """The App that ``target`` names: see `find`."""
+    return find(target, app_dir=app_dir, factory=factory)[0]
 
+
+def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
+    """The App that ``target`` names, and its module.
+
+    A target is ``module:name``, or a ``module`` with an ``app`` or a ``create_app``.
     ``app_dir`` is put first where modules are looked for. The path of a file may stand for its module, and
     is then relative to ``app_dir``. ``factory`` says that the name is a function that
     returns the App. Ends the program with exit code 3, 4 or 5 and a text when there is none.
@@ -56,7 +62,8 @@ def load(target: str, *, app_dir: str, factory: bool) -> App:
     if not all(name.split(".")):
         fail(EXIT_CANT_LOAD, f"{target!r} names no module: write MODULE:APP, such as 'quotes:app'")
     try:
-        return _found(_import(name, folder), attribute, factory)
+        module = _import(name, folder)
+        return _found(module, attribute, factory), module
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
 

@@ -106,8 +106,9 @@ class Routes:
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
+        self.where = caller()
         if prefix:
-            parse_patterns((prefix,), caller())
+            parse_patterns((prefix,), self.where)
         self._routes: list[Route] = []
         self._resources: list[Resource] = []
         self._publications: list[Publication[Any]] = []
@@ -310,7 +311,8 @@ class Routes:
         - without ``every``, what a generator yields, as fast as the app can take it;
         - without ``every`` and under ``subscribe`` too, what the handler returns or yields for each message.
 
-        None publishes nothing, and a list is one message. ``pattern`` has no ``*`` or ``>``; its captures
+        None publishes nothing, and a list is one message. A return annotation that can't be of ``schema`` is refused
+        when the app is compiled, and so is a capture that nothing fills. ``pattern`` has no ``*`` or ``>``; its captures
         are filled at each publish. ``schema`` is the type of the messages (default: what a decorated
         function's return annotation says, else each message's own type), ``codec`` how they are written
         (default: the app's). ``jitter`` spreads each period by up to that fraction of it (0 to 1), and
@@ -410,6 +412,11 @@ class Routes:
         if prefix:
             parse_patterns((prefix,), where)
         self._included.append((prefix, routes))
+
+    @property
+    def _holds_anything(self) -> bool:
+        """True if a handler, publisher, timer or resource is registered here."""
+        return bool(self._routes or self._publications or self._producers or self._resources)
 
     def _groups(self) -> Iterator[Routes]:
         yield self
