@@ -312,8 +312,8 @@ class Routes:
         - without ``every`` and under ``subscribe`` too, what the handler returns or yields for each message.
 
         None publishes nothing, and a list is one message. A return annotation that can't be of ``schema`` is refused
-        when the app is compiled, and so is a capture that nothing fills. ``pattern`` has no ``*`` or ``>``; its captures
-        are filled at each publish. ``schema`` is the type of the messages (default: what a decorated
+        when the app is compiled, and so is a capture that nothing fills. ``pattern`` has no ``*`` or ``>``; its
+        captures are filled at each publish. ``schema`` is the type of the messages (default: what a decorated
         function's return annotation says, else each message's own type), ``codec`` how they are written
         (default: the app's). ``jitter`` spreads each period by up to that fraction of it (0 to 1), and
         ``initial_delay`` seconds pass before the first. With ``keep="last"`` a subscriber that joins gets the latest
