@@ -22,9 +22,9 @@ from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, STREAM_QUEUE
 from zroute.routing.compiler import Compiled, compile_routes
-from zroute.routing.parameters import name_of
+from zroute.routing.parameters import local_names, name_of
 from zroute.routing.publications import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
-from zroute.routing.routes import Hook, Routes, caller, coalescing, local_names, make_route, parse_patterns
+from zroute.routing.routes import Hook, Routes, caller, coalescing, make_route, parse_patterns
 from zroute.routing.table import Dispatch
 from zroute.sockets.transport import SharedContext
 
@@ -164,7 +164,7 @@ class App(Routes):
         self._check_open(what, where)
         if not callable(function):
             raise SignatureError(f"{what} decorates a function, not {function!r}", where=where)
-        hooks.append(Hook(function, where, local_names(function, sys._getframe(2).f_locals)))
+        hooks.append(Hook(function, where, local_names(function, sys._getframe(2))))
         return function
 
     # -- publishing -----------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class App(Routes):
         what `subscribe` and `compile` raise.
         """
         run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
-        where, namespace = caller(), sys._getframe(1).f_locals
+        where = caller()
         route = make_route(
             function,
             parse_patterns((pattern,), where),
@@ -226,7 +226,7 @@ class App(Routes):
             stale_after=stale_after,
             batch=batch,
             where=where,
-            namespace=namespace,
+            frame=sys._getframe(1),
         )
         return Attached(run, run.attach(route))
 
@@ -258,7 +258,7 @@ class App(Routes):
 
         Raises NotRunningError, WrongThreadError and SchemaError when the block is entered.
         """
-        where, namespace = caller(), sys._getframe(1).f_locals
+        where = caller()
         return Stream(
             lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
             parse_patterns((pattern,), where),
@@ -266,7 +266,7 @@ class App(Routes):
             codec=codec,
             queue=queue,
             where=where,
-            namespace=namespace,
+            frame=sys._getframe(1),
         )
 
     @overload

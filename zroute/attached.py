@@ -5,8 +5,8 @@ Both are routes like any other, so their messages are decoded, bounded, counted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -84,7 +84,7 @@ class Stream(Generic[T]):
         codec: str | Codec | None,
         queue: int,
         where: str,
-        namespace: Mapping[str, Any],
+        frame: FrameType,
     ) -> None:
         self._running = running
         # One message at a time is in flight, the one that was offered or taken last; the rest waits in the flow.
@@ -100,7 +100,7 @@ class Stream(Generic[T]):
             stale_after=None,
             batch=None,
             where=where,
-            namespace=namespace,
+            frame=frame,
         )
         self._run: Host | None = None
         self._route: CompiledRoute | None = None

@@ -82,7 +82,7 @@ class Outcomes:
         route, topic = delivery.route, repr(str(delivery.topic))
         route.stats.handler_error += many
         self._reports(
-            ("failed", route, type(error)),
+            ("failed", route.name, route.route.where, type(error)),  # not the route, which may be detached meanwhile
             route.name,
             logging.ERROR,
             "%s at %s failed on %s: %s: %s%s",
@@ -115,7 +115,7 @@ class Outcomes:
         decode_error = DecodeError(reason, topic=str(topic), route=names)
         decode_error.__cause__ = error
         self._reports(
-            ("undecodable", deliveries[0].route),
+            ("undecodable", names, deliveries[0].route.route.where),
             names,
             logging.WARNING,
             "%s: body of %r refused: %s; first bytes: %r",

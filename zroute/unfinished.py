@@ -229,7 +229,8 @@ class Unfinished:
 
     def _say_flow(self, route: CompiledRoute, text: str) -> None:
         where, queued = route.route.where, route.flow.queued
-        self._reports(("flow", route), route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
+        key = ("flow", route.name, where)
+        self._reports(key, route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
 
     def _publish(self, delivery: Delivery, value: Any) -> Deferred[None] | None:
         if value is None or not delivery.route.outlets:

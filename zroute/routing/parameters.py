@@ -33,6 +33,7 @@ __all__ = [
     "identity",
     "is_coroutine_function",
     "is_generator_function",
+    "local_names",
     "name_of",
     "needs_of",
     "plan",
@@ -62,6 +63,7 @@ _UNTYPED = (
     types.UnionType,
 )
 """What bodies are made of where no type is declared."""
+_WORD = re.compile(r"[^\W\d]\w*")
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds none
 
@@ -223,11 +225,7 @@ def needs_of(
 
 def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     """The annotations of ``function`` as types, also postponed ones. Raises SignatureError."""
-    target = function
-    while isinstance(target, partial):
-        target = target.func
-    if not isinstance(target, types.FunctionType | types.MethodType | type) and not hasattr(target, "__wrapped__"):
-        target = type(target).__call__
+    target = _annotated(function)
     try:
         return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
     except NameError as error:
@@ -238,6 +236,43 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
         ) from error
     except Exception as error:  # an annotation is an expression of the user's, and may raise whatever those do
         raise SignatureError(f"{name_of(function)} has an annotation that is no type: {error}", where=where) from error
+
+
+def local_names(function: Callable[..., Any], frame: types.FrameType) -> Mapping[str, Any] | None:
+    """Return what the annotations of ``function`` may mean in ``frame``, where it is registered.
+
+    None for a function that is not defined inside another. What is registered lives as long as the app, so it must not
+    keep the other local variables alive, and the frame itself least of all: names are taken only if annotations mention
+    them as text (also all those of a module with ``from __future__ import annotations``).
+    """
+    target = _annotated(function)
+    if "<locals>" not in getattr(target, "__qualname__", ""):
+        return None
+    kinds = target.__mro__ if isinstance(target, type) else (target,)
+    hints = [hint for kind in kinds for hint in getattr(kind, "__annotations__", {}).values()]
+    words = set[str]().union(*map(_words, hints))
+    code = frame.f_code
+    if code.co_flags & inspect.CO_OPTIMIZED:  # reading f_locals makes a copy that lives as long as the frame
+        words &= {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    return {word: frame.f_locals[word] for word in words if word in frame.f_locals} if words else {}
+
+
+def _annotated(function: Callable[..., Any]) -> Any:
+    """What has the annotations of ``function``."""
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, types.FunctionType | types.MethodType | type) or hasattr(function, "__wrapped__"):
+        return function
+    return type(function).__call__
+
+
+def _words(annotation: Any) -> set[str]:
+    """Return the words of an annotation that is text, or has text in it."""
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        return set(_WORD.findall(annotation))
+    return set[str]().union(*map(_words, typing.get_args(annotation)))
 
 
 def name_of(function: Callable[..., Any]) -> str:

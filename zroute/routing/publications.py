@@ -294,13 +294,14 @@ class Outlet:
         return self.publish(message, None, captures)
 
     def gathered(self, number: int, timeout: float) -> Awaitable[None]:
-        """See `Publication.wait_for_subscribers`; the outlet is open."""
-        assert self._gathered is not None
+        """See `Publication.wait_for_subscribers`. Raises NotRunningError when the outlet is closed."""
+        if self._gathered is None:
+            raise NotRunningError(f"{self.publication}: its app has stopped, and nobody subscribes to it any more")
         return self._gathered(self.pattern, number, timeout)
 
     def close(self) -> None:
-        """Publishing raises NotRunningError again. Closing twice is nothing."""
-        self._emit = None
+        """Publishing raises NotRunningError again, and nothing of the run is kept. Closing twice is nothing."""
+        self._emit = self._gathered = self._shortcut = None
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
 
     def publish(

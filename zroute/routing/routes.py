@@ -11,8 +11,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, TypeVar, overload
 
 import attrs
@@ -21,7 +21,7 @@ from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
 from zroute.options import BATCH_MAX, COALESCED_MAX, MAX_IN_FLIGHT, ROUTE_QUEUE
-from zroute.routing.parameters import is_coroutine_function, is_generator_function, name_of
+from zroute.routing.parameters import is_coroutine_function, is_generator_function, local_names, name_of
 from zroute.routing.publications import Coalesce, Keep, Publication, Schedule
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "caller",
     "coalescing",
     "joined",
-    "local_names",
     "make_route",
     "parse_patterns",
 ]
@@ -136,7 +135,7 @@ class Routes:
         With ``batch=100`` it is given lists of up to 100 messages. Sugar over `add_route`, which says what the
         arguments mean.
         """
-        where, namespace = _user()
+        where = caller()
         parsed = parse_patterns(patterns, where)
 
         def register(function: F) -> F:
@@ -153,7 +152,7 @@ class Routes:
                     stale_after=stale_after,
                     batch=batch,
                     where=where,
-                    namespace=namespace,
+                    frame=sys._getframe(1),
                 )
             )
             return function
@@ -205,7 +204,7 @@ class Routes:
         bound below 1, and AppFrozenError after the app was compiled. What else may be wrong with the
         function shows when the app is compiled.
         """
-        where, namespace = _user()
+        where = caller()
         route = make_route(
             function,
             parse_patterns(patterns, where),
@@ -218,7 +217,7 @@ class Routes:
             stale_after=stale_after,
             batch=batch,
             where=where,
-            namespace=namespace,
+            frame=sys._getframe(1),
         )
         self._add_route(route)
         return route
@@ -249,7 +248,7 @@ class Routes:
         of its own, a type that another resource yields, or that resources need each other in a circle,
         shows when the app is compiled.
         """
-        where, namespace = _user()
+        where = caller()
         self._check_open("resource", where)
         _check_callable(function, "resource", where)
         if not is_generator_function(function):
@@ -258,7 +257,7 @@ class Routes:
                 "close",
                 where=where,
             )
-        self._resources.append(Resource(function, where, local_names(function, namespace)))
+        self._resources.append(Resource(function, where, local_names(function, sys._getframe(1))))
         return function
 
     # -- publishing -----------------------------------------------------------------------------------
@@ -327,7 +326,7 @@ class Routes:
         Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
         number or another ``coalesce``, and AppFrozenError.
         """
-        where, namespace = _user()
+        where = caller()
         self._check_open(f"publisher({pattern!r})", where)
         parsed = parse_patterns((pattern,), where)[0]
         if not parsed.is_template:
@@ -344,7 +343,7 @@ class Routes:
         def register(publication: Publication[Any], function: Callable[..., Any]) -> None:
             self._check_open(f"publisher({pattern!r})", where)
             _check_callable(function, "publisher", where)
-            names = local_names(function, namespace)
+            names = local_names(function, sys._getframe(2))  # below it is `Publication`, which was called
             self._producers.append(Producer(function, publication, schedule, where, names))
 
         found = find_codec(codec) if codec is not None else None
@@ -360,13 +359,14 @@ class Routes:
         ``initial_delay``. Periods never overlap: those missed are skipped and counted. An exception is
         logged and does not end the schedule.
         """
-        where, namespace = _user()
+        where = caller()
         schedule = _schedule(period, jitter, initial_delay, where)
 
         def register(function: F) -> F:
             self._check_open(f"every({period!r})", where)
             _check_callable(function, "every", where)
-            self._producers.append(Producer(function, None, schedule, where, local_names(function, namespace)))
+            names = local_names(function, sys._getframe(1))
+            self._producers.append(Producer(function, None, schedule, where, names))
             return function
 
         return register
@@ -380,7 +380,7 @@ class Routes:
         innermost group that has one. `DecodeError` and `EnvelopeError` reach it too (dead letters). The
         error has been counted and logged by then. The function may be ``async``.
         """
-        where, namespace = _user()
+        where = caller()
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise SignatureError(
@@ -392,7 +392,8 @@ class Routes:
         def register(function: F) -> F:
             self._check_open("on_error", where)
             _check_callable(function, "on_error", where)
-            self._errors.append(ErrorHook(function, where, local_names(function, namespace), kinds or (Exception,)))
+            names = local_names(function, sys._getframe(1))
+            self._errors.append(ErrorHook(function, where, names, kinds or (Exception,)))
             return function
 
         return register
@@ -459,9 +460,9 @@ def make_route(
     stale_after: float | None,
     batch: int | None,
     where: str,
-    namespace: Mapping[str, Any],
+    frame: FrameType,
 ) -> Route:
-    """The record of a handler; see `Routes.add_route` for the arguments and what is raised."""
+    """The record of a handler, registered in ``frame``; see `Routes.add_route` for the rest and what is raised."""
     _check_callable(function, "subscribe", where)
     if batch is not None:
         _check_batch(batch, queue, where)
@@ -481,7 +482,7 @@ def make_route(
             where=where,
         )
     found = find_codec(codec) if codec is not None else None
-    names = local_names(function, namespace)
+    names = local_names(function, frame)
     bounds = (max_in_flight, ordered, queue, stale_after, batch)
     return Route(function, patterns, found, copy, thread, *bounds, where, names)
 
@@ -504,11 +505,6 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
 # -- the user's line -------------------------------------------------------------------------------------
 
 
-def _user() -> tuple[str, Mapping[str, Any]]:
-    """``file:line`` and the local names of the caller of the method that calls this."""
-    return caller(2), sys._getframe(2).f_locals
-
-
 def caller(depth: int = 1) -> str:
     """``file:line`` of the code ``depth`` calls above the function that calls this."""
     frame = sys._getframe(depth + 1)
@@ -521,14 +517,6 @@ def _short(filename: str) -> str:
         return str(path.relative_to(os.getcwd()))
     except ValueError:
         return filename
-
-
-def local_names(function: Callable[..., Any], namespace: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """A copy of the local names for a function defined inside another: its annotations may mean them."""
-    inner = function.func if isinstance(function, partial) else function
-    if "<locals>" in getattr(inner, "__qualname__", "") or "<locals>" in type(inner).__qualname__:
-        return dict(namespace)
-    return None
 
 
 def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pattern, ...]:
