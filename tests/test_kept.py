@@ -76,7 +76,7 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
 
 
 def test_who_asks_again_is_given_nothing_twice() -> None:
-    """A new marker of the same subscriber goes on where the one before was, and adds what is new in it."""
+    """A new marker of the same subscriber goes on where the one before was, adds what is new in it, and has an end."""
     sent = Sent(room=1)
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
@@ -87,8 +87,8 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
     sent.room = 10
     sent.clock.advance(1)
     kept.join(marker(7, 3, b"a.", b"b."), 100)
-    assert [topic for _, _, topic, _ in sent.got] == [b"a.x", b"a.y", b"b.x", b""]
-    assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4]
+    assert [topic for _, _, topic, _ in sent.got] == [b"a.x", b"a.y", b"b.x", b"", b""]
+    assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4, 4]
 
 
 def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:

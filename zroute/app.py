@@ -147,17 +147,27 @@ class App(Routes):
         """
         return self._register(self._gaps, function, "on_gap")
 
-    async def ready(self, publishers: int | None = None, timeout: float = 10.0) -> None:
+    async def ready(self, publishers: int | None = None, timeout: float = 10.0, *, state: bool = False) -> None:
         """Wait until publishers have confirmed all subscriptions: what they publish from then on is handled or counted.
 
-        ``publishers`` is how many, by default all that are connected. One that does not track is not waited for
-        longer than 2 s. ``timeout`` is in seconds. Raises NotReadyError, and NotRunningError before the start.
+        With ``state=True`` wait also for the messages that they keep (``keep="last"``): all have been received, or
+        counted as lost. Plain functions have handled them; for others they are called, or wait in the route's queue.
+
+        Args:
+            publishers: How many to wait for; by default all that are connected. One that does not track is not waited
+                for longer than 2 s.
+            timeout: In seconds.
+            state: Wait for kept messages as well.
+
+        Raises:
+            NotReadyError: The time is over. It says which publishers have answered.
+            NotRunningError: The app does not run, or stops.
         """
         if self._run is None:
             raise NotRunningError(
                 f"ready() while {self.name!r} does not run: await it in on_startup's wake, or from a handler"
             )
-        await as_awaitable(self._run.ready(publishers, timeout))
+        await as_awaitable(self._run.ready(publishers, timeout, state=state))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
         where = caller(2)

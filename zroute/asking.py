@@ -56,6 +56,9 @@ from zroute.ticking import Ticking
 
 __all__ = ["SubscribingEnd", "Subscriptions"]
 
+_GIVING_MAX = 32.0
+"""Seconds between two questions to a publisher that stopped sending what it keeps: they double, up to this."""
+
 _STANDING = 3 * ANSWER_SECONDS
 """Seconds for which markers and pings stand that were replaced: until all that they decide about is decided."""
 
@@ -133,7 +136,9 @@ class SubscribingEnd(Ticking):
         self._leaving: frozenset[bytes] = frozenset()
         self.moved: Callable[[], None] = lambda: None
         """Called when accounts that were asked for may be those of subscriptions before: ask again."""
-        self._waiting: list[tuple[int | None, Deferred[None]]] = []
+        self._waiting: list[tuple[int | None, bool, Deferred[None]]] = []
+        self._giving: dict[int, int] = {}  # by whom kept messages were still awaited at the last tick, and which
+        self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
         self._marker: tuple[bytes, ...] = ()
         self._sent: tuple[bytes, ...] = ()
         self._joining: Any = None
@@ -307,9 +312,11 @@ class SubscribingEnd(Ticking):
         """Without a topic it is the end of what was kept."""
         if parse_marker(marker).subscriber != self._id:
             return False
-        lost = self._tracker.kept(header.epoch, header.sequence)
+        lost = self._tracker.kept(header.epoch, header.sequence, None if topic else marker)
         if lost is not None:
             self._tell([lost])
+        if not topic:
+            self._serve()
         return bool(topic)
 
     def untracked(self, topic: bytes) -> None:
@@ -346,7 +353,10 @@ class SubscribingEnd(Ticking):
         self._stats.peers = transport.peers
         self._drop_past(now)
         self._tracker.links.update(transport.links, transport.heard(), now)
-        self._tell(self._tracker.check(now, drained=transport.emptied()))
+        drained = transport.emptied()
+        self._tell(self._tracker.check(now, drained=drained))
+        if any(state for _, state, _ in self._waiting):
+            self._ask_for_kept(now, drained=drained)
         if self._leaving != self._tracker.leaving:  # a publisher was given up for others
             self._leave()
         self._cut_dead(now)
@@ -491,24 +501,35 @@ class SubscribingEnd(Ticking):
 
     # -- ready --------------------------------------------------------------------------------------------
 
-    def ready(self, publishers: int | None) -> Deferred[None]:
-        """Fires when this number of publishers has answered; by default all that are connected, but plain ones."""
+    def ready(self, publishers: int | None, *, state: bool = False) -> Deferred[None]:
+        """Fires when this number of publishers has answered; by default all that are connected, but plain ones.
+
+        With ``state`` each has also sent all that it keeps of the subscriptions.
+        """
         waiting: Deferred[None] = Deferred(self._forget)
-        self._waiting.append((publishers, waiting))
+        self._waiting.append((publishers, state, waiting))
         self._serve()
         return waiting
 
+    @property
+    def giving(self) -> int:
+        """How many of the `complete` publishers have not yet sent all that they keep."""
+        return len(self._tracker.giving)
+
     def _serve(self) -> None:
-        for number, waiting in tuple(self._waiting):
-            if self._is_ready(number):
-                self._waiting.remove((number, waiting))
+        for each in tuple(self._waiting):
+            number, state, waiting = each
+            if self._is_ready(number, state):
+                self._waiting.remove(each)
                 waiting.callback(None)
 
-    def _is_ready(self, number: int | None) -> bool:
+    def _is_ready(self, number: int | None, state: bool) -> bool:
         if self._transport is None or self._joining is not None:
             return False
         if number is not None:
-            return len(self.complete) >= number
+            return len(self.complete) - (self.giving if state else 0) >= number
+        if state and self.giving:
+            return False
         if not self._subscriptions:
             return True
         connected = self._transport.peers
@@ -517,8 +538,24 @@ class SubscribingEnd(Ticking):
         given_up = late and not self._tracker.incomplete
         return connected > 0 and (len(self.complete) >= connected or given_up)
 
+    def _ask_for_kept(self, now: float, *, drained: bool) -> None:
+        """Ask again if the end of what is kept does not come: it may have been dropped on the way.
+
+        A publisher that is still sending, and one whose messages wait here to be read, are left alone.
+        """
+        giving = self._tracker.giving
+        if any(self._giving.get(epoch) != number for epoch, number in giving.items()):
+            self._giving, self._giving_pause = giving, ANSWER_SECONDS
+        elif giving and drained and self._joining is None:
+            if now < self._given_at + self._giving_pause:
+                return
+            self._giving_pause = min(2 * self._giving_pause, _GIVING_MAX)
+            self._stats.join_retries += 1
+            self._join_soon(again=True)
+        self._given_at = now
+
     def _forget(self, waiting: Deferred[None]) -> None:
-        self._waiting = [each for each in self._waiting if each[1] is not waiting]
+        self._waiting = [each for each in self._waiting if each[2] is not waiting]
 
     def close(self) -> None:
         """Tell the last findings. Publishers that connect now are not asked any more."""
@@ -533,7 +570,7 @@ class SubscribingEnd(Ticking):
         alone = self._transport is not None and not self._transport.peers
         self._tell(self._tracker.close(asked=self._asked_last, alone=alone))
         waiting, self._waiting = self._waiting, []
-        for _, each in waiting:
+        for _, _, each in waiting:
             each.errback(NotRunningError(f"{self._name!r} has stopped, and waits for no publisher any more"))
         self._reports.close()
 

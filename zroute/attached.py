@@ -44,8 +44,8 @@ class Host(Protocol):
     def check_process(self, what: str) -> None:
         """Raise ForkedContextError in a forked child."""
 
-    def ready(self, publishers: int | None, timeout: float) -> Deferred[None]:
-        """Fires when publishers have confirmed the subscriptions."""
+    def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
+        """Fires when publishers have confirmed the subscriptions; with ``state`` also sent what they keep."""
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Call on the reactor's thread, wait for the result."""

@@ -73,6 +73,7 @@ class Kept:
     def join(self, marker: Marker, now: int) -> None:
         """Its sender was answered: give it what is kept; if it has asked before, what is new since or was not wanted.
 
+        Then tell it the end, also if that is told for the second time: the first end may have been lost.
         More than that where a marker is a summary, which does not say what was wanted. Readers know what they have.
         """
         before = self._joining.get(marker.subscriber)
@@ -86,7 +87,7 @@ class Kept:
         if before is None:
             self._joining[marker.subscriber] = _Joining(marker, now, deque(wanted))
         else:
-            before.marker, before.since, before.ended = marker, now, before.ended and not wanted
+            before.marker, before.since, before.ended = marker, now, False
             still = {topic for topic, _ in before.waiting}
             before.waiting.extend((topic, last) for topic, last in wanted if topic not in still)
         self._give()
@@ -129,9 +130,9 @@ class Kept:
         topic, message = joining.waiting[0] if joining.waiting else (b"", None)
         if not self._send(joining.marker, joining.next, topic, message):
             return False
-        joining.next += 1
         if message is None:
             joining.ended = True
         else:
+            joining.next += 1
             joining.waiting.popleft()
         return True

@@ -375,14 +375,19 @@ class Run:
         else:
             self.transport.listen(self._table.subscriptions)
 
-    def ready(self, publishers: int | None, timeout: float) -> Deferred[None]:
+    def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """See `App.ready`."""
-        if not self.transport.counts or not self.subscribe_to:
+        if not self.subscribe_to:
             return succeed(None)
-        waiting = within(timeout, self._accounts.ready(publishers), self.reactor)
-        return waiting.addErrback(self._not_ready, timeout)
+        ready = self._accounts.ready(publishers, state=state) if self.transport.counts else succeed(None)
+        waiting = within(timeout, ready, self.reactor).addErrback(self._not_ready, timeout, state)
+        return waiting.addCallback(self._hand_over) if state else waiting
 
-    def _not_ready(self, failure: Failure, timeout: float) -> None:
+    def _hand_over(self, _: None) -> None:
+        """Kept messages that wait in lists are given to their handlers, too."""
+        self._outcomes.release()
+
+    def _not_ready(self, failure: Failure, timeout: float, state: bool) -> None:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._accounts.listening:
             raise NotReadyError(
@@ -392,9 +397,12 @@ class Run:
         answered = self._accounts.complete
         silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
         names = f" ({', '.join(map(printable, answered))})" if answered else ""
+        kept = ""
+        if state and self._accounts.giving:
+            kept = f"; {self._accounts.giving} of them have not sent all that they keep, or it waits to be read"
         raise NotReadyError(
             f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
-            f"answered{names}{silent}; do they run, and do they track?"
+            f"answered{names}{kept}{silent}; do they run, and do they track?"
         )
 
     def _found(self, found: Gap | LostTail | LostKept) -> None:

@@ -111,6 +111,11 @@ class Tracker:
         """The publishers that have answered the last marker: epochs and names."""
         return {each.epoch: each.name or "" for each in self._publishers.values() if each.state is State.COMPLETE}
 
+    @property
+    def giving(self) -> dict[int, int]:
+        """Those of the `complete` ones that still send what they keep: epochs, and the number that comes next."""
+        return {epoch: each.kept for epoch in self.complete if not (each := self._publishers[epoch]).gave_all}
+
     # -- subscriptions
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
@@ -137,6 +142,7 @@ class Tracker:
             self._markers.clear()
         self._markers.add(marker)
         for publisher in self._publishers.values():
+            publisher.gave_all &= again
             if publisher.state is not State.ENDED:
                 publisher.state = State.JOINING
                 publisher.parts = 0
@@ -319,10 +325,14 @@ class Tracker:
             return False
         return self._refused.pop(stream, None) == stream.expected or len(publisher.signs.links) == 1
 
-    def kept(self, epoch: int, number: int) -> LostKept | None:
-        """Return what was lost before the kept message with ``number`` for this subscriber, or before their end."""
+    def kept(self, epoch: int, number: int, end_of: bytes | None = None) -> LostKept | None:
+        """Return what was lost before the kept message with ``number`` for this subscriber, or before their end.
+
+        ``end_of`` is the marker behind whose kept messages the end has come; None for a message.
+        """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
-        expected, publisher.kept = publisher.kept, number + 1
+        expected, publisher.kept = publisher.kept, number + (end_of is None)
+        publisher.gave_all |= end_of in self._markers
         if not expected < number <= expected + KEPT_MAX:  # the publisher knew us no more, and begins again; or a lie
             return None
         self.lost += number - expected

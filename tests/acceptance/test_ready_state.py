@@ -1,0 +1,240 @@
+"""`ready(state=True)`: all that publishers keep has been received, or counted as lost, when it returns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.running import Mailbox, running
+from zroute import App, Envelope, NotReadyError
+from zroute.messages.wire import NUL, Kind, parse_header, parse_kept
+
+PATIENCE = 60
+
+
+def feed(endpoint: str, name: str, number: int, **options: Any) -> App:
+    """An app that keeps a message of ``number`` topics from its start on."""
+    app = App(pub=endpoint, name=name, **options)
+    state = app.publisher(f"state.{name}.{{n}}", int, keep="last" if options.get("wire") != "plain" else None)
+
+    @app.on_startup
+    def publish() -> None:
+        for n in range(number):
+            state.publish(n, n=n)
+
+    return app
+
+
+def reader(*endpoints: str, **options: Any) -> tuple[App, list[tuple[str, int, bool]]]:
+    """An app, and what it was given."""
+    app, got = App(sub=endpoints), list[tuple[str, int, bool]]()
+
+    @app.subscribe("state.{name}.*", **options)
+    def handle(number: int, name: str, envelope: Envelope) -> None:
+        got.append((name, number, envelope.kept))
+
+    return app, got
+
+
+def kept(name: str, number: int) -> set[tuple[str, int, bool]]:
+    """What a `feed` keeps, as a `reader` is given it."""
+    return {(name, n, True) for n in range(number)}
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_that_is_kept_has_been_handled(tmp_path: Path) -> None:
+    """More than is sent in one turn; without state=True it is still to come."""
+    endpoint = f"ipc://{tmp_path}/s"
+    late, got = reader(endpoint)
+    async with running(feed(endpoint, "a", 700)), running(late):
+        await late.ready(timeout=PATIENCE)
+        assert len(got) < 700
+        await late.ready(timeout=PATIENCE, state=True)
+        assert set(got) == kept("a", 700)
+        assert len(got) == 700
+        await late.ready(timeout=PATIENCE, state=True)  # once more: at once
+        assert late.stats.lost == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_publishers_are_waited_for_also_those_that_keep_nothing(tmp_path: Path) -> None:
+    """Several endpoints, with more, less and nothing to give; by default all that are connected."""
+    endpoints = [f"ipc://{tmp_path}/{name}" for name in "abc"]
+    late, got = reader(*endpoints)
+    first, second, third = (feed(to, name, many) for to, name, many in zip(endpoints, "abc", (900, 3, 0), strict=True))
+    async with running(first), running(second), running(third), running(late):
+        await late.ready(3, timeout=PATIENCE, state=True)
+        assert set(got) == kept("a", 900) | kept("b", 3)
+        await late.ready(timeout=PATIENCE, state=True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_lists_have_been_handed_over(tmp_path: Path) -> None:
+    """A plain function with batch= has been called with all of it, too."""
+    endpoint = f"ipc://{tmp_path}/s"
+    late, got = App(sub=endpoint), list[int]()
+
+    @late.subscribe("state.>", batch=1000)
+    def handle(numbers: list[int]) -> None:
+        got.extend(numbers)
+
+    async with running(feed(endpoint, "a", 450)), running(late):
+        await late.ready(1, timeout=PATIENCE, state=True)
+        assert sorted(got) == list(range(450))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_attached_is_waited_for(tmp_path: Path) -> None:
+    """A later subscription has kept messages of its own, and one that nothing is kept of ends as well."""
+    endpoint = f"ipc://{tmp_path}/s"
+    late, got = App(sub=endpoint), list[int]()
+    async with running(feed(endpoint, "a", 300)), running(late):
+        for pattern, number in (("state.a.299", 1), ("state.none", 1), ("state.>", 300)):
+            late.attach(pattern, lambda message: got.append(message))
+            await late.ready(1, timeout=PATIENCE, state=True)
+            assert len(set(got)) == number
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_newer_message_takes_the_place_of_a_kept_one(tmp_path: Path) -> None:
+    """What is published while kept messages are given is there in their place when all have come."""
+    endpoint = f"ipc://{tmp_path}/s"
+    source = feed(endpoint, "a", 600)
+    late, got = reader(endpoint)
+    async with running(source), running(late):
+        await late.ready(1, timeout=PATIENCE)
+        for n in range(600):
+            source.publish(f"state.a.{n}", 1000 + n)
+        await late.ready(1, timeout=PATIENCE, state=True)
+        assert {number % 1000 for _, number, _ in got} == set(range(600))
+        assert late.stats.lost == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_plain_publisher_keeps_nothing(tmp_path: Path) -> None:
+    """It is not waited for, as without state=True; a tracked one beside it is."""
+    endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
+    late, got = reader(*endpoints)
+    async with running(feed(endpoints[0], "a", 5, wire="plain")), running(feed(endpoints[1], "b", 300)), running(late):
+        await late.ready(timeout=PATIENCE, state=True)
+        assert set(got) == kept("b", 300)
+
+
+# -- through a proxy, which may drop what it likes ------------------------------------------------------------
+
+
+@contextmanager
+def proxy(front: str, back: str, passes: Callable[[bytes], bool]) -> Iterator[None]:
+    """Forward between a publisher at ``front`` and subscribers to ``back`` the frames that ``passes`` takes."""
+    context: zmq.Context[Any] = zmq.Context()
+    xsub, xpub = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+    control, stop = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    control.bind("inproc://stop")
+    stop.connect("inproc://stop")
+    xpub.bind(back)
+    xsub.connect(front)
+
+    def forward() -> None:
+        poller = zmq.Poller()
+        for each in (xsub, xpub, control):
+            poller.register(each, zmq.POLLIN)
+        while control not in (ready := dict(poller.poll())):
+            if xpub in ready:
+                xsub.send(xpub.recv())
+            if xsub in ready and passes(frame := xsub.recv()):
+                xpub.send(frame)
+
+    thread = threading.Thread(target=forward)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.send(b"")
+        thread.join()
+        context.destroy(linger=0)
+
+
+def kept_number(frame: bytes) -> tuple[int, bool] | None:
+    """Return the number of a kept message and whether it is their end; None for another frame."""
+    rest = frame.partition(NUL)[2]
+    header = parse_header(rest)
+    return (header.sequence, parse_kept(rest[header.size :]) == (b"", b"")) if header.kind is Kind.KEPT else None
+
+
+@pytest_twisted.ensureDeferred
+async def test_through_a_proxy(tmp_path: Path) -> None:
+    """The proxy hides how many there are, so the number is given."""
+    front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
+    late, got = reader(back)
+    with proxy(front, back, lambda frame: True):
+        async with running(feed(front, "a", 600)), running(late):
+            await late.ready(1, timeout=PATIENCE, state=True)
+            assert set(got) == kept("a", 600)
+
+
+@pytest_twisted.ensureDeferred
+async def test_kept_messages_that_are_dropped_on_the_way_are_counted_and_not_waited_for(tmp_path: Path) -> None:
+    """Also if their end is dropped: the publisher is asked again, and tells it again."""
+    front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
+    ends, dropped = list[int](), list[int]()
+
+    def passes(frame: bytes) -> bool:
+        number = kept_number(frame)
+        if number is None:
+            return True
+        if number[1]:
+            ends.append(number[0])
+            return len(ends) > 1
+        if number[0] % 3 and number[0] <= 290:
+            return True
+        dropped.append(number[0])
+        return False
+
+    late, got = reader(back)
+    with proxy(front, back, passes):
+        async with running(feed(front, "a", 300)), running(late):
+            await late.ready(1, timeout=PATIENCE, state=True)
+            assert len(got) + len(dropped) == 300
+            assert late.stats.lost == len(dropped)
+            assert late.stats.join_retries >= 1
+    assert set(ends) == {301}
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_never_comes_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """A publisher of another make may never tell the end: ready does not wait for ever."""
+    front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
+    late, got = reader(back)
+    with proxy(front, back, lambda frame: not (kept_number(frame) or (0, False))[1]):
+        async with running(feed(front, "a", 3)), running(late):
+            with pytest.raises(
+                NotReadyError, match=r"have answered \(a@.*\); 1 of them have not sent all"
+            ):
+                await late.ready(1, timeout=1, state=True)
+            assert set(got) == kept("a", 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_messages_that_wait_for_a_slow_handler_are_there_but_not_handled(tmp_path: Path) -> None:
+    """An async function has been called, or its messages wait in the route's queue."""
+    endpoint = f"ipc://{tmp_path}/s"
+    late, box, never = App(sub=endpoint), Mailbox[int](), Mailbox[int]()
+
+    @late.subscribe("state.>", max_in_flight=1)
+    async def handle(number: int) -> None:
+        box.put(number)
+        await never.until(1)
+
+    async with running(feed(endpoint, "a", 20)), running(late):
+        await late.ready(1, timeout=PATIENCE, state=True)
+        (stats,) = late.stats.routes.values()
+        assert (stats.queued, stats.in_flight, len(box.items)) == (19, 1, 1)
+        never.put(0)
+        assert sorted(await box.until(20)) == list(range(20))
