@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -22,6 +22,7 @@ from zroute.delivery.stats import Stats
 from zroute.messages.wire import framer
 from zroute.outcomes import Outcomes
 from zroute.routing.compiler import fresh
+from zroute.routing.deliver import CompiledRoute
 from zroute.routing.publications import DONE
 from zroute.routing.table import RouteTable
 
@@ -109,7 +110,7 @@ class Wired:
         self._more = False
         self.asked_for_more = 0
 
-    def pause(self) -> None:
+    def pause(self, by: Iterable[CompiledRoute]) -> None:
         """A route is full."""
         self.paused = True
         self.table.hold()

@@ -269,6 +269,7 @@ class Run:
             stream.finish()
         unfinished |= await self._settle(left())
         self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
+        self._stats.paused_since, self._stats.paused_by = None, ()
         for hook in self.app._shutdown if self._outgoing is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
         self.transport.listen(())
@@ -483,13 +484,17 @@ class Run:
 
     # -- reading ----------------------------------------------------------------------------------------
 
-    def pause(self) -> None:
+    def pause(self, by: Iterable[CompiledRoute]) -> None:
         """See `zroute.unfinished.Reading`, also for the next two."""
         self._table.hold()
         self.transport.pause()
+        stats = self._stats
+        stats.paused_by = tuple(route.name for route in by)
+        stats.paused_since = self._ground.wall() if stats.paused_since is None else stats.paused_since
 
     def resume(self) -> None:
         """Unless reading has ended for good."""
+        self._stats.paused_since, self._stats.paused_by = None, ()
         if not self._stopped and self._is_reading:
             self.transport.resume()
 

@@ -32,8 +32,8 @@ Dropped = Callable[[], None]
 class Reading(Protocol):
     """Where messages come from, as far as outcomes have a say in it."""
 
-    def pause(self) -> None:
-        """Read no more until `resume`; nothing that has arrived is lost."""
+    def pause(self, by: Iterable[CompiledRoute]) -> None:
+        """Read no more until `resume`, since the routes ``by`` are full; nothing that has arrived is lost."""
 
     def resume(self) -> None:
         """Read again."""
@@ -91,7 +91,7 @@ class Unfinished:
         self._reading = reading
         self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
         self._queued: set[CompiledRoute] = set()
-        self._full: set[CompiledRoute] = set()
+        self._full: dict[CompiledRoute, None] = {}
         self._pumping: set[CompiledRoute] = set()
         self._idle: list[Deferred[None]] = []
         self._gathering = Gathering(clock, self._queued.add, self._go_on)
@@ -137,8 +137,8 @@ class Unfinished:
             self._pause(route)
 
     def _pause(self, route: CompiledRoute) -> None:
-        self._full.add(route)
-        self._reading.pause()
+        self._full[route] = None
+        self._reading.pause(self._full)
         self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
         self._gathering.release_soon(0)
 
@@ -222,9 +222,11 @@ class Unfinished:
         running.addBoth(tell)
 
     def _flows_again(self, route: CompiledRoute) -> None:
-        self._full.discard(route)
+        del self._full[route]
         self._say_flow(route, "flows again: %d messages wait")
-        if not self._full:
+        if self._full:
+            self._reading.pause(self._full)
+        else:
             self._reading.resume()
 
     def _say_flow(self, route: CompiledRoute, text: str) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
 
 from tests.cli.test_run import module
-from tests.support import Child, free_endpoint
+from tests.running import Mailbox, running, turns
+from tests.support import PATIENCE, Child, free_endpoint
+from zroute import App
 
 reactors = pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 
@@ -173,3 +176,33 @@ def test_a_paused_app_rests_and_keeps_its_subscriptions(tmp_path: Path, reactor:
             child.line_with("after")
             child.line_with("flows again", stream="err")
             assert child.end() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_slow_handler_pauses_all_routes_and_the_counters_say_so(tmp_path: Path) -> None:
+    """An ordered handler is stuck: another route gets nothing any more, and stats name the one that is to blame."""
+    endpoint = f"ipc://{tmp_path}/s"
+    feed, app = App(pub=endpoint), App(sub=endpoint)
+    stuck, others, go_on = Mailbox[int](), Mailbox[int](), Mailbox[int]()
+
+    @app.subscribe("slow", queue=2)
+    async def slow(number: int) -> None:
+        stuck.put(number)
+        await go_on.until(1)
+
+    app.add_route(others.put, "quick")
+    async with running(feed), running(app):
+        await app.ready(1, timeout=PATIENCE)
+        assert app.stats.paused_since is None
+        before = time.time()
+        for number in range(5):
+            feed.publish("slow", number)
+        feed.publish("quick", 0)
+        await turns(lambda: app.stats.paused_since)
+        assert before <= (app.stats.paused_since or 0) <= time.time()
+        assert app.stats.paused_by == ("slow()",)
+        assert (stuck.items, others.items) == ([0], [])
+        go_on.put(0)
+        assert await others.until(1) == [0]
+        assert (app.stats.paused_since, app.stats.paused_by) == (None, ())
+        assert await stuck.until(5) == list(range(5))

@@ -99,6 +99,29 @@ async def test_a_watcher_that_fails_spoils_nothing(sockets: Sockets, caplog: pyt
     assert "a function that watches the connections of" in caplog.text
 
 
+@pytest_twisted.ensureDeferred
+async def test_unbind_cuts_those_who_have_connected_there_and_tells_no_end(sockets: Sockets, way: Way) -> None:
+    """What libzmq does: my peers' connections end at once, none of them is told of here, and other addresses stay."""
+    server, here, there = Mailbox[SocketEvent](), Mailbox[SocketEvent](), Mailbox[SocketEvent]()
+    read, other = Mailbox[bytes](), Mailbox[bytes]()
+    pub = sockets.pub()
+    pub.watch(server.put)
+    first, second = pub.open(way.wildcard), pub.open(way.wildcard)
+    for address, seen, box in ((first, here, read), (second, there, other)):
+        sub = sockets.sub(box)
+        sub.watch(seen.put)
+        sub.subscribe(b"")
+        sub.open(way.to(address))
+    await turns(lambda: pub.send_frame(b"before") or (read.items and other.items))
+    pub.unbind(first)
+    await turns(lambda: any(event.name == "disconnected" for event in here.items))
+    pub.send_frame(b"after")
+    await turns(lambda: b"after" in other.items)
+    assert b"after" not in read.items
+    assert "disconnected" not in {event.name for event in [*server.items, *there.items]}
+    assert pub.endpoints == [second]
+
+
 @pytest.mark.parametrize("method", ["disconnect", "unbind"])
 @pytest_twisted.ensureDeferred
 async def test_what_is_not_open_cannot_be_taken_back(sockets: Sockets, method: str) -> None:

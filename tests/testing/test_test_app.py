@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
@@ -435,6 +436,41 @@ def test_a_full_route_pauses_and_nothing_is_lost() -> None:
         assert app.stats.received == 3
         t.advance(10)
     assert seen == list(range(10))
+
+
+def test_the_counters_say_since_when_reading_is_paused_and_by_which_routes() -> None:
+    """Two routes are full, then one, then none; what I poll shows it, as plain values."""
+    app = App()
+
+    @app.subscribe("a", queue=1)
+    async def slow(message: int) -> None:
+        await asyncio.sleep(30)
+
+    @app.subscribe("a", queue=1)
+    async def slower(message: int) -> None:
+        await asyncio.sleep(60)
+
+    with TestApp(app, reactor="asyncio") as t:
+        t.publish("a", 0)
+        assert (app.stats.paused_since, app.stats.paused_by) == (None, ())
+        began = time.time()
+        t.advance(10)
+        t.publish("a", 1)
+        since = app.stats.paused_since
+        assert since is not None
+        assert 9 < since - began < 60
+        assert app.stats.paused_by == ("slow()", "slower()")
+        t.publish("a", 2)
+        t.advance(25)
+        assert (app.stats.paused_since, app.stats.paused_by) == (since, ("slower()",))
+        assert app.stats.as_dict()["paused_by"] == ("slower()",)
+        t.advance(240)
+        assert app.stats.handled == 6
+        assert (app.stats.paused_since, app.stats.paused_by) == (None, ())
+        t.publish("a", 3, 4, 5)
+        assert app.stats.paused_by
+        t.advance(300)
+    assert (app.stats.paused_since, app.stats.paused_by) == (None, ())
 
 
 # -- resources, threads, streams -------------------------------------------------------------------------

@@ -42,6 +42,8 @@ class Stats:
     behind); ``routed`` were given to at least one route; ``unrouted`` matched no route; ``malformed`` were no message;
     ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
     ``lost`` messages were sent and not received, in ``gaps``; at each ``unknown_tail`` nobody can say how many were.
+    ``paused_since`` is when reading was paused (in seconds since the Unix epoch), because the routes ``paused_by`` are
+    full: no message of any route is read until half of theirs are handled. None, and no names, while the app reads.
     ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
     asked anew, ``peers`` the publishers that are connected now. Where messages may be ``stale``, ``negative_ages`` came
     from a publisher whose clock is ahead. ``published`` messages were given to ZeroMQ;
@@ -70,6 +72,8 @@ class Stats:
     publish_errors: int = 0
     skipped_periods: int = 0
     hook_errors: int = 0
+    paused_since: float | None = None
+    paused_by: tuple[str, ...] = ()
     routes: dict[str, RouteStats] = attrs.field(factory=dict)
 
     @property
@@ -88,5 +92,5 @@ class Stats:
         return sum(route.handler_error + route.decode_error for route in self.routes.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """All counters as plain numbers, for a log line or JSON."""
+        """All counters as plain values, for a log line or JSON."""
         return attrs.asdict(self)
