@@ -215,7 +215,7 @@ class SubscribingEnd(Ticking):
         """
         self._listen_closely()
         self._asked_at = self._clock.seconds()
-        self._marker = (self._make_marker(),) if self._subscriptions else ()
+        self._marker = (self.make_marker(),) if self._subscriptions else ()
         for marker in self._marker:
             self._tracker.join(marker, self._asked_at, again=again)
         if self._joining is None:
@@ -233,7 +233,8 @@ class SubscribingEnd(Ticking):
         self._asked += 1
         return self._id << 16 | self._asked & 0xFFFF
 
-    def _make_marker(self) -> bytes:
+    def make_marker(self) -> bytes:
+        """Return a marker with an id that was not used before."""
         return pack_marker(self._next_id(), {*self._subscriptions, *self._leaving})
 
     def _join(self) -> None:

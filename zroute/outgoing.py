@@ -23,6 +23,7 @@ from zroute.app import App
 from zroute.audience import Audience
 from zroute.awaiting import as_awaitable, within
 from zroute.coalescing import Coalescer, Held
+from zroute.delivery.counting import Counter
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint
@@ -33,7 +34,7 @@ from zroute.joins import PublishingEnd
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import NUL, Framer, framer, pack_headers
+from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
 from zroute.outbox import Outbox, Sent
 from zroute.routing.publications import DONE, Emit, Outlet, Publication, Short, Straight, Write
@@ -45,11 +46,21 @@ _log = logging.getLogger("zroute")
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
 
+class Topics(Protocol):
+    """A set of topics."""
+
+    def __contains__(self, topic: bytes, /) -> bool: ...
+
+
 class Sending(Protocol):
     """What is needed here of whatever moves frames."""
 
     counts: bool
     """Whether subscriptions are told of, so that messages can be numbered and their loss counted."""
+
+    @property
+    def kept(self) -> Topics | None:
+        """Topics of which a message is kept, if the transport plays joins by itself; else None."""
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """What sends a frame, or the parts of a message; None where there is nowhere to publish at."""
@@ -86,7 +97,7 @@ class Outgoing:
         self._instance: Instance | None = None
         self._stats = stats
         self._reports = reports
-        self._clock_ns = time.time_ns if wall is time.time else lambda: int(wall() * 1e9)
+        self._clock_ns = time.time_ns if wall is time.time else _ascending(wall)
         self._audience = Audience(clock, tracked=app.wire == "tracked")
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._epoch, self._numbers = secrets.randbits(64), count(1)
@@ -205,14 +216,23 @@ class Outgoing:
 
     def _framer(self, clock_ns: Callable[[], int], keeps: bool) -> Framer:
         """Where anything is kept, a message that is says so: a reader that has it needs it no more when it joins."""
-        if self.publishing is not None and self._keeps:
-            plain, kept = (self.publishing.framer(clock_ns, keeps=each) for each in (False, True))
-            latest = self.publishing.kept
+        latest = self._latest
+        if latest is not None and self._keeps:
+            make = self.publishing.framer if self.publishing is not None else self._framer_of_one_number
+            plain, kept = (make(clock_ns, keeps=each) for each in (False, True))
             return kept if keeps else lambda topic, *rest: (kept if topic in latest else plain)(topic, *rest)
         if self.publishing is not None:
             return self.publishing.framer(clock_ns, keeps=False)
         next_sequence = self._numbers.__next__
         return framer(self._app.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
+
+    def _framer_of_one_number(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
+        """What numbers all messages in one row, on the tracked wire where subscriptions are not told of."""
+
+        def number(topic: bytes) -> tuple[Counter]:
+            return (Counter(b"", 0, next(self._numbers), 0),)
+
+        return counted_framer(epoch=self._epoch, count=number, clock_ns=clock_ns, keeps=keeps)
 
     def _dropping(self, send: Callable[[Any], None], *, keeps: bool) -> Emit:
         """Where a subscriber without room misses the message, and counts it."""
@@ -420,7 +440,14 @@ class Outgoing:
     @property
     def _keeps(self) -> bool:
         """Whether any message is kept for those who join."""
-        return self.publishing is not None and any(outlet.publication.keep for outlet in self._outlets)
+        return self._latest is not None and any(outlet.publication.keep for outlet in self._outlets)
+
+    @property
+    def _latest(self) -> Topics | None:
+        """The topics of which a message is kept."""
+        if self.publishing is not None:
+            return self.publishing.kept
+        return self._transport.kept
 
     def _keeper(self, keeps: bool) -> Callable[[bytes, int, bytes, Mapping[str, Any] | None, int], None]:
         """What is told of each message that was sent: it is the latest of its topic, whoever has published it."""
@@ -473,6 +500,18 @@ class Outgoing:
             f"{pattern.text!r}: {self._audience.number(pattern)} of {number} subscribers came within {timeout:g} s: do "
             "they run, and connect to where this app publishes?"
         )
+
+
+def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
+    """What gives nanoseconds of a clock that may stand still, as in tests: a later message has a later time."""
+    before = 0
+
+    def clock_ns() -> int:
+        nonlocal before
+        before = max(int(wall() * 1e9), before + 1)
+        return before
+
+    return clock_ns
 
 
 def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:

@@ -274,7 +274,7 @@ def test_one_drain_for_all_counts_as_one_for_each(way: Way) -> None:
 def test_a_kept_message_moves_one_counter(topic: bytes, body: bytes, expected: str) -> None:
     """Kept messages are routed or not as others; those I don't subscribe to, and the end of all, are control frames."""
     wired = joined()
-    marker = wired.table._accounts._make_marker()  # type: ignore[attr-defined]
+    marker = wired.table._accounts.make_marker()  # type: ignore[attr-defined]
     frame = pack_kept(marker, 1, topic, 2, body, None, epoch=EPOCH, sent_at=5)
     assert moved(wired, frame) == {"received": 1, expected: 1}
 
@@ -282,9 +282,9 @@ def test_a_kept_message_moves_one_counter(topic: bytes, body: bytes, expected: s
 def test_a_kept_message_that_is_not_the_latest_is_a_control_frame() -> None:
     """It came live before, or it is for another subscriber."""
     wired = joined()
-    marker = wired.table._accounts._make_marker()  # type: ignore[attr-defined]
+    marker = wired.table._accounts.make_marker()  # type: ignore[attr-defined]
     frame = pack_kept(marker, 1, b"a", 2, GOOD, None, epoch=EPOCH, sent_at=5)
-    others = joined().table._accounts._make_marker()  # type: ignore[attr-defined]
+    others = joined().table._accounts.make_marker()  # type: ignore[attr-defined]
     other = pack_kept(others, 1, b"a", 2, GOOD, None, epoch=EPOCH, sent_at=9)
     assert moved(wired, frame, frame) == {"received": 2, "routed": 1, "control": 1}
     assert moved(wired, other) == {"received": 1, "control": 1}

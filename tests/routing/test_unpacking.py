@@ -743,7 +743,7 @@ def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monke
     for topic in "012345670123045":
         wired.feed(batch(f"a.{topic}", [b"1"] * many, keeps=True))
     seen.clear()
-    marker = wired.table._accounts._make_marker()  # type: ignore[attr-defined]
+    marker = wired.table._accounts.make_marker()  # type: ignore[attr-defined]
     for number, topic in enumerate("3045", 1):
         wired.feed(pack_kept(marker, number, f"a.{topic}".encode(), 2, b"1", None, epoch=EPOCH, sent_at=5_000_000_000))
     assert seen == []
@@ -764,7 +764,7 @@ class Joined(Wired):
         self.table._accounts = end = SubscribingEnd(self.clock, self.stats, LOG, "test", self.gaps.append)
         end._subscriptions = self.table.subscriptions
         end._tracker.subscribe(end._subscriptions)
-        marker = end._make_marker()
+        marker = end.make_marker()
         end._tracker.join(marker, 0.0)
         numbers = [(each, 0) for each in end._subscriptions]
         self.feed(*pack_statements(Kind.JOIN, marker, numbers, epoch=EPOCH, name="p", partial=False, sent_at=5))
@@ -859,7 +859,7 @@ def test_what_is_kept_does_not_come_again() -> None:
     end = reader.app
     wired = Wired(end)
     ours = wired.table._accounts
-    marker = ours._make_marker()  # type: ignore[attr-defined]
+    marker = ours.make_marker()  # type: ignore[attr-defined]
     wired.feed(batch("a", [b"1", b"2"], keeps=True), batch("a", [b"3", b"4"], keeps=True))
     wired.feed(pack_kept(marker, 1, b"a", 2, b"4", None, epoch=EPOCH, sent_at=5_000_000_000))
     assert reader.seen == [1, 2, 3, 4]

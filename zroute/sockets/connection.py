@@ -131,7 +131,7 @@ class Connection:
     def unbind(self, address: str) -> None:
         """Listen no more at ``address``, as `open` returned it, and lose those who have connected there.
 
-        libzmq (4.3.5) ends their connections at once, and what is queued for them is dropped. `watch` tells nothing of
+        libzmq (4.3.5) ends their connections at once, and what is queued for them may be lost. `watch` tells nothing of
         it on this side; the peers see ``disconnected``, and dial in vain from then on. Nothing can keep them: to move
         to another address, open that first, and unbind when the peers have connected there. Peers at other addresses
         are not affected. Raises EndpointError for an address that is not bound.

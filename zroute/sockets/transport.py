@@ -100,6 +100,7 @@ class SocketTransport:
     """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened."""
 
     counts = True
+    kept = None
 
     def __init__(
         self,

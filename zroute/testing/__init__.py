@@ -58,7 +58,8 @@ class TestApp:
     UnfinishedError if a handler had not ended within the drain timeout of virtual time.
 
     An app receives what the others publish, and what itself publishes only if it has no endpoints, or
-    subscribes to an address that it publishes at. With ``loop=False`` and no endpoints, which it is given
+    subscribes to an address that it publishes at. When it subscribes it is given what these keep (``keep="last"``).
+    With ``loop=False`` and no endpoints, which it is given
     when it is run, it does not receive its own.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
 from zroute.options import LINGER_DRAIN, READ_BUDGET
 from zroute.run import Run
 from zroute.sockets.connection import Drain
@@ -26,7 +27,8 @@ class Bus:
     """Takes what the apps publish to those that subscribe to it, in order.
 
     An app receives what others publish, and its own only where it would over its endpoints: in a loop
-    inside the process, or where it subscribes to an address that it publishes at. `sent` holds everything
+    inside the process, or where it subscribes to an address that it publishes at. It is given what these keep when it
+    subscribes (``keep="last"``). `sent` holds everything
     that was published, `unheard` what an outsider sent and nobody subscribes to.
     """
 
@@ -47,9 +49,17 @@ class Bus:
     def publish(self, sender: MemoryTransport, frames: Frames) -> None:
         """An app has published."""
         self.sent.append((sender.run, frames))
+        sender.keep(frames)
         for member in self._members:
-            if member is not sender or sender.hears_itself:
+            if member.hears(sender):
                 member.arrive(frames)
+
+    def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
+        """Give ``member`` what is kept of its subscriptions, but not of those ``before``: it has that."""
+        for sender in self._members:
+            for topic, frame in sender.kept.items() if member.hears(sender) else ():
+                if not topic.startswith(before):
+                    member.give(topic, frame)
 
     def receive(self, frames: Frames) -> None:
         """Somebody outside has published."""
@@ -79,6 +89,7 @@ class MemoryTransport:
         self._parts: deque[bytes] = deque()
         self._paused = False
         self._woken = False
+        self.kept: dict[bytes, bytes] = {}
         self.on_connected: Callable[[], None] = lambda: None
 
     def open(self, drain: Drain) -> None:
@@ -94,7 +105,28 @@ class MemoryTransport:
 
     def listen(self, subscriptions: Iterable[bytes]) -> None:
         """Prefixes, as ZeroMQ has them."""
-        self._subscriptions = tuple(subscriptions)
+        before, self._subscriptions = self._subscriptions, tuple(subscriptions)
+        self._bus.joined(self, before)
+
+    def hears(self, sender: MemoryTransport) -> bool:
+        """Whether it would be connected to ``sender``."""
+        return self is not sender or self.hears_itself
+
+    def keep(self, frames: Frames) -> None:
+        """Keep a message that says so in its header, as the latest of its topic."""
+        topic, _, rest = frames[0].partition(NUL)
+        if rest.startswith(MAGIC) and parse_header(rest).keeps:
+            self.kept[topic] = rest
+
+    def give(self, topic: bytes, rest: bytes) -> None:
+        """A message of another that was kept, header and body, as its publisher would send it now."""
+        if not topic.startswith(self._subscriptions):
+            return
+        header = parse_header(rest)
+        body, headers, epoch = rest[header.size :], header.headers, header.epoch
+        frame = pack_kept(self.run.marker, 1, topic, header.codec, body, headers, epoch=epoch, sent_at=header.sent_at)
+        self._inbox.append((frame,))
+        self._wake()
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """There is always room."""
