@@ -12,11 +12,12 @@ from twisted.internet.task import Clock
 from tests.pure import LOG
 from zroute.asking import SubscribingEnd
 from zroute.delivery.counting import GRACE, TICK
+from zroute.delivery.findings import LostKept
 from zroute.delivery.hearing import ANSWER_SECONDS, QUIET_SECONDS
 from zroute.delivery.stats import Stats
 from zroute.delivery.tracking import PUBLISHERS_MAX
 from zroute.messages.control import MARKER, Statement, pack_statements, parse_marker
-from zroute.messages.wire import NUL, Kind, parse_header
+from zroute.messages.wire import NUL, Kind, pack_kept, parse_header
 from zroute.options import SUBSCRIPTIONS_SLICE
 
 EPOCH = 7
@@ -93,14 +94,21 @@ class Talk:
     def pings(self) -> list[bytes]:
         return [each for each in self.asked() if parse_marker(each).is_ping]
 
-    def answer(self, marker: bytes, known: Iterable[bytes], *, link: int = 1, epoch: int = EPOCH) -> None:
+    def answer(
+        self, marker: bytes, known: Iterable[bytes], *, link: int = 1, epoch: int = EPOCH, name: str = "p"
+    ) -> None:
         """A publisher answers a marker, or a ping, by a connection."""
         self.network.hear(link)
         numbers = [(each, 0) for each in known]
-        for frame in pack_statements(Kind.JOIN, marker, numbers, epoch=epoch, name="p", partial=False, sent_at=5):
+        for frame in pack_statements(Kind.JOIN, marker, numbers, epoch=epoch, name=name, partial=False, sent_at=5):
             topic, _, body = frame.partition(NUL)
             header = parse_header(body)
             self.end.control(header, topic, body[header.size :])
+
+    def keep(self, marker: bytes, number: int, topic: bytes = b"", *, epoch: int = EPOCH) -> None:
+        """A publisher gives a kept message, or tells their end."""
+        frame = pack_kept(marker, number, topic, 0, b"", None, epoch=epoch, sent_at=5)
+        self.end.kept(parse_header(frame.partition(NUL)[2]), marker, topic)
 
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / TICK)):
@@ -365,4 +373,109 @@ def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.Log
         talk.end._tell(talk.end._tracker.stated(EPOCH, talk.marker, Statement(0, 1, "p", False, ((b"a", 1),))))
     assert "was forged, or wrong: the account of 'a' is put right" in caplog.text
     assert (talk.stats.lost, talk.stats.unknown_tail) == (1, 0)
+    talk.end.close()
+
+
+# -- kept messages --------------------------------------------------------------------------------------------
+
+
+def waiting_for_state(talk: Talk, publishers: int | None = None) -> list[object]:
+    """Fills when ready(state=True) is over."""
+    ready: list[object] = []
+    talk.end.ready(publishers, state=True).addCallback(ready.append)
+    return ready
+
+
+def test_the_state_is_there_with_the_end_for_the_last_marker() -> None:
+    """Not with the answer, not with messages, and not with the end for other subscriptions."""
+    talk = Talk(b"a")
+    before = talk.marker
+    talk.end.listen(talk.network, (b"a", b"b"))
+    talk.clock.advance(0)
+    ready = waiting_for_state(talk)
+    talk.answer(talk.marker, (b"a", b"b"))
+    talk.keep(before, 1, b"a")
+    talk.keep(before, 2)
+    talk.keep(talk.marker, 2, b"b")
+    assert ready == []
+    talk.keep(talk.marker, 3)
+    assert ready == [None]
+    assert waiting_for_state(talk) == [None]
+    assert talk.stats.lost == 0
+    talk.end.close()
+
+
+def test_all_that_are_connected_have_to_give_all() -> None:
+    """By default each publisher, else as many as wanted; one that has given all waits for no other."""
+    talk = Talk(b"a", links=(1, 2))
+    ready, one = waiting_for_state(talk), waiting_for_state(talk, 1)
+    for epoch in (1, 2):
+        talk.answer(talk.marker, (b"a",), link=epoch, epoch=epoch, name=f"p{epoch}")
+    talk.keep(talk.marker, 1, epoch=2)
+    assert (ready, one, talk.end.giving) == ([], [None], 1)
+    talk.keep(talk.marker, 1, epoch=1)
+    assert (ready, talk.end.giving) == ([None], 0)
+    talk.end.close()
+
+
+def test_an_end_that_was_dropped_is_asked_for_less_and_less_often() -> None:
+    """Only while I wait, only when nothing comes, and a lost end is no lost message."""
+    talk = Talk(b"a")
+    first = talk.marker
+    talk.answer(first, (b"a",))
+    talk.wait(2 * ANSWER_SECONDS)
+    assert talk.marker == first
+    ready, asked = waiting_for_state(talk), [0.0]
+    began = talk.clock.seconds()
+    for step in range(400):
+        before = talk.marker
+        if step < 20:
+            talk.keep(before, step + 1, b"a.%d" % step)  # it is still giving
+        talk.wait(TICK)
+        if talk.marker != before and not parse_marker(talk.marker).is_ping:
+            talk.answer(talk.marker, (b"a",))
+            asked.append(talk.clock.seconds() - began)
+        elif (pings := talk.pings()) and talk.marker in pings:
+            talk.answer(talk.marker, ())
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert pauses[0] >= 20 * TICK + ANSWER_SECONDS
+    assert pauses[1:5] == sorted(pauses[1:5])
+    assert 3 <= len(pauses) <= 6
+    markers = [each for each in talk.asked() if not parse_marker(each).is_ping]
+    talk.keep(markers[-1], 21)
+    assert ready == [None]
+    assert talk.stats.lost == 0
+    talk.end.close()
+
+
+def test_what_was_lost_of_kept_messages_is_counted_at_their_end() -> None:
+    """It does not come again, so it is not waited for."""
+    talk = Talk(b"a")
+    ready = waiting_for_state(talk)
+    talk.answer(talk.marker, (b"a",))
+    talk.keep(talk.marker, 1, b"a.1")
+    talk.keep(talk.marker, 5)
+    assert ready == [None]
+    assert (talk.stats.lost, talk.found) == (3, [LostKept(EPOCH, 3)])
+    talk.keep(talk.marker, 5)  # told again
+    talk.keep(talk.marker, 5, b"a.2")  # and what is kept later goes on with its number
+    assert talk.stats.lost == 3
+    talk.end.close()
+
+
+def test_a_publisher_that_has_ended_is_not_waited_for() -> None:
+    """It said goodbye before its end of kept messages came: the others have given all."""
+    talk = Talk(b"a", links=(1, 2))
+    ready = waiting_for_state(talk)
+    for epoch in (1, 2):
+        talk.answer(talk.marker, (b"a",), link=epoch, epoch=epoch, name=f"p{epoch}")
+    talk.keep(talk.marker, 1, epoch=2)
+    frames = pack_statements(Kind.GOODBYE, talk.marker, [], epoch=1, name="p1", partial=False, sent_at=5)
+    talk.network.links = frozenset({2})
+    for frame in frames:
+        body = frame.partition(NUL)[2]
+        header = parse_header(body)
+        talk.end.control(header, talk.marker, body[header.size :])
+    talk.wait(TICK)
+    assert ready == [None]
     talk.end.close()

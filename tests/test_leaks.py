@@ -262,9 +262,9 @@ async def handlers_that_fail(app: App, weights: Weights) -> None:
             box.put(message)
             raise ValueError(weight)
 
-        attached = app.attach(f"fail.{number}", fail)
+        attached = app.attach("fail", fail)
         await app.ready(1, timeout=20)
-        app.publish(f"fail.{number}", number)
+        app.publish("fail", number)
         await box.until(1)
         attached.close()
 
