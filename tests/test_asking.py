@@ -412,9 +412,9 @@ def test_all_that_are_connected_have_to_give_all() -> None:
     for epoch in (1, 2):
         talk.answer(talk.marker, (b"a",), link=epoch, epoch=epoch, name=f"p{epoch}")
     talk.keep(talk.marker, 1, epoch=2)
-    assert (ready, one, talk.end.giving) == ([], [None], 1)
+    assert (ready, one, talk.end.given) == ([], [None], 1)
     talk.keep(talk.marker, 1, epoch=1)
-    assert (ready, talk.end.giving) == ([None], 0)
+    assert (ready, talk.end.given) == ([None], 2)
     talk.end.close()
 
 
@@ -435,8 +435,8 @@ def test_an_end_that_was_dropped_is_asked_for_less_and_less_often() -> None:
         if talk.marker != before and not parse_marker(talk.marker).is_ping:
             talk.answer(talk.marker, (b"a",))
             asked.append(talk.clock.seconds() - began)
-        elif (pings := talk.pings()) and talk.marker in pings:
-            talk.answer(talk.marker, ())
+        for ping in talk.pings():
+            talk.answer(ping, ())
     pauses = [later - earlier for earlier, later in pairwise(asked)]
     assert pauses[0] >= 20 * TICK + ANSWER_SECONDS
     assert pauses[1:5] == sorted(pauses[1:5])

@@ -513,9 +513,9 @@ class SubscribingEnd(Ticking):
         return waiting
 
     @property
-    def giving(self) -> int:
-        """How many of the `complete` publishers have not yet sent all that they keep."""
-        return len(self._tracker.giving)
+    def given(self) -> int:
+        """How many of the `complete` publishers have sent all that they keep."""
+        return self._tracker.given
 
     def _serve(self) -> None:
         for each in tuple(self._waiting):
@@ -528,8 +528,8 @@ class SubscribingEnd(Ticking):
         if self._transport is None or self._joining is not None:
             return False
         if number is not None:
-            return len(self.complete) - (self.giving if state else 0) >= number
-        if state and self.giving:
+            return (self.given if state else len(self.complete)) >= number
+        if state and self._tracker.giving:
             return False
         if not self._subscriptions:
             return True

@@ -413,8 +413,9 @@ class Run:
         silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
         names = f" ({', '.join(map(printable, answered))})" if answered else ""
         kept = ""
-        if state and self._accounts.giving:
-            kept = f"; {self._accounts.giving} of them have not sent all that they keep, or it waits to be read"
+        if state and self._accounts.given < len(answered):
+            not_given = len(answered) - self._accounts.given
+            kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
         raise NotReadyError(
             f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
             f"answered{names}{kept}{silent}; do they run, and do they track?"

@@ -12,11 +12,10 @@ import pytest
 import pytest_twisted
 import zmq
 
-from tests.running import Mailbox, running
+from tests.running import Mailbox, running, turns
+from tests.support import PATIENCE, Child
 from zroute import App, Envelope, NotReadyError
 from zroute.messages.wire import NUL, Kind, parse_header, parse_kept
-
-PATIENCE = 60
 
 
 def feed(endpoint: str, name: str, number: int, **options: Any) -> App:
@@ -48,12 +47,13 @@ def kept(name: str, number: int) -> set[tuple[str, int, bool]]:
     return {(name, n, True) for n in range(number)}
 
 
+@pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
 @pytest_twisted.ensureDeferred
-async def test_all_that_is_kept_has_been_handled(tmp_path: Path) -> None:
+async def test_all_that_is_kept_has_been_handled(tmp_path: Path, overflow: str) -> None:
     """More than is sent in one turn; without state=True it is still to come."""
     endpoint = f"ipc://{tmp_path}/s"
     late, got = reader(endpoint)
-    async with running(feed(endpoint, "a", 700)), running(late):
+    async with running(feed(endpoint, "a", 700, overflow=overflow)), running(late):
         await late.ready(timeout=PATIENCE)
         assert len(got) < 700
         await late.ready(timeout=PATIENCE, state=True)
@@ -217,6 +217,37 @@ async def test_an_end_that_never_comes_is_an_error_that_says_so(tmp_path: Path) 
             with pytest.raises(NotReadyError, match=r"have answered \(a@.*\); 1 of them have not sent all"):
                 await late.ready(1, timeout=1, state=True)
             assert set(got) == kept("a", 3)
+
+
+FEED = """
+import sys
+from zroute import App
+
+app = App(pub=sys.argv[1], name="feed")
+state = app.publisher("state.feed.{n}", int, keep="last")
+
+@app.on_startup
+def begin() -> None:
+    for n in range(30_000):
+        state.publish(n, n=n)
+
+app.run()
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_that_dies_while_it_gives_is_not_waited_for(tmp_path: Path) -> None:
+    """The one that lives has given all. What the dead one had not sent is not counted: nobody knows what that was."""
+    endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
+    late, got = reader(*endpoints)
+    with Child("-c", FEED, endpoints[0]) as dying:
+        dying.line_with("publishes as", stream="err")
+        async with running(feed(endpoints[1], "b", 300)), running(late):
+            await turns(lambda: sum(name == "feed" for name, _, _ in got) > 100)
+            dying.process.kill()
+            await late.ready(timeout=PATIENCE, state=True)
+            assert len(got) < 30_000
+            assert {each for each in got if each[0] == "b"} == kept("b", 300)
 
 
 @pytest_twisted.ensureDeferred

@@ -114,7 +114,13 @@ class Tracker:
     @property
     def giving(self) -> dict[int, int]:
         """Those of the `complete` ones that still send what they keep: epochs, and the number that comes next."""
-        return {epoch: each.kept for epoch in self.complete if not (each := self._publishers[epoch]).gave_all}
+        complete = [each for each in self._publishers.values() if each.state is State.COMPLETE and not each.gave_all]
+        return {each.epoch: each.kept for each in complete if not each.signs.has_gone(self.links)}
+
+    @property
+    def given(self) -> int:
+        """How many of the `complete` ones have sent all that they keep."""
+        return sum(each.gave_all for each in self._publishers.values() if each.state is State.COMPLETE)
 
     # -- subscriptions
 
