@@ -271,14 +271,14 @@ async def handlers_that_fail(app: App, weights: Weights) -> None:
 
 async def waits_that_time_out(app: App, weights: Weights) -> None:
     """For more publishers and subscribers than there are."""
-    nobody = app.compile().outlets[0].publication
+    unheard = app.compile().outlets[0].publication
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
         with pytest.raises(NotReadyError):
             await app.ready(9, timeout=0.001)
         with pytest.raises(NotReadyError):
-            await nobody.wait_for_subscribers(9, timeout=0.001)
+            await unheard.wait_for_subscribers(9, timeout=0.001)
 
 
 async def messages_that_are_refused(app: App, weights: Weights) -> None:

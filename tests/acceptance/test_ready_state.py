@@ -237,7 +237,7 @@ app.run()
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_that_dies_while_it_gives_is_not_waited_for(tmp_path: Path) -> None:
-    """The one that lives has given all. What the dead one had not sent is not counted: nobody knows what that was."""
+    """The one that lives has given all. What the dead one had not sent is not counted, since it is not known."""
     endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
     late, got = reader(*endpoints)
     with Child("-c", FEED, endpoints[0]) as dying:

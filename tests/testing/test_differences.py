@@ -25,7 +25,7 @@ def test_nothing_is_asked_answered_or_lost() -> None:
 
 
 def test_waits_for_peers_are_over_at_once() -> None:
-    """ready() and wait_for_subscribers() need nobody."""
+    """ready() and wait_for_subscribers() need no peer."""
     app, over = App(pub="tcp://127.0.0.1:5556", sub="tcp://127.0.0.1:5555"), list[str]()
     numbers = app.publisher("numbers", int)
 

@@ -123,7 +123,7 @@ async def test_the_same_story_over_sockets(tmp_path: Path) -> None:
     assert got == TOLD
 
 
-def test_whoever_starts_first_is_given_the_stream() -> None:
+def test_an_app_that_starts_first_is_given_the_stream() -> None:
     """A reader that is there before the publisher gets no kept messages; and a publisher that stopped gives nothing."""
     feed, late, got = apps("tcp://127.0.0.1:5555")
     with TestApp(late, feed):

@@ -296,7 +296,7 @@ class Outlet:
     def gathered(self, number: int, timeout: float) -> Awaitable[None]:
         """See `Publication.wait_for_subscribers`. Raises NotRunningError when the outlet is closed."""
         if self._gathered is None:
-            raise NotRunningError(f"{self.publication}: its app has stopped, and nobody subscribes to it any more")
+            raise NotRunningError(f"{self.publication} has no subscribers any more: its app has stopped")
         return self._gathered(self.pattern, number, timeout)
 
     def close(self) -> None:
