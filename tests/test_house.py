@@ -64,6 +64,7 @@ ORDER = [
     "kept",
     "coalescing",
     "ticking",
+    "clock",
     "joins",
     "mending",
     "asking",

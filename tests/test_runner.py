@@ -260,6 +260,165 @@ reactor.run()
         assert "app.service(reactor)" in child.out[-1]
 
 
+# What a run changes in its process, and the message of a refused one.
+STATE = """
+import asyncio, logging, signal, sys
+import zroute.runner
+
+def state():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    reactor = sys.modules.get("twisted.internet.reactor")
+    watched = reactor and (reactor.seconds, [*reactor._eventTriggers["startup"].after], reactor.getDelayedCalls())
+    app_is = app._compiled, app._run, app._emit
+    return handlers, reactor, watched, list(logging.root.handlers), zroute.runner._program, app_is
+
+def refused(call):
+    before = state()
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, error, "| unchanged:", state() == before, flush=True)
+
+app.subscribe("a")(print)
+"""
+
+REFUSALS = {
+    "an option": ("refused(lambda: app.run(seconds='2s'))", "seconds is '2s'"),
+    "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', and run takes one of debug,"),
+    "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', and run takes one of auto,"),
+    "twice": ("refused(lambda: zroute.runner.run([app, app]))", "name each once"),
+    "no such reactor": ("refused(lambda: app.run(reactor='trio'))", "there is no reactor 'trio'"),
+    "uvloop": ("refused(lambda: app.run(reactor='select', uvloop=True))", "uvloop is a loop of asyncio"),
+    "another reactor": (
+        "from twisted.internet import selectreactor; selectreactor.install()\n"
+        "refused(lambda: app.run(reactor='asyncio'))",
+        "SelectReactor is installed already",
+    ),
+    "a loop": (
+        "async def main(): refused(lambda: app.run(reactor='asyncio'))\nasyncio.run(main())",
+        "a loop of asyncio runs already",
+    ),
+    "an invalid app": ("app.subscribe('b')(lambda x, y: 0)\nrefused(app.run)", "SignatureError"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refused_run_changes_nothing(refusal: str) -> None:
+    """Whatever run() refuses, it has installed, bound and frozen nothing, so that the right way works afterwards."""
+    program, says = REFUSALS[refusal]
+    after = "\napp.run(seconds=0.01, log_level='error')\nprint('ran')\n"
+    after = after if refusal != "an invalid app" else ""
+    with Child("-c", HEAD + STATE + program + after) as child:
+        assert child.end(None) == 0, child.err
+        assert says in child.out[0]
+        assert child.out[0].endswith("unchanged: True")
+        assert child.out[1:] == (["ran"] if after else [])
+
+
+INSIDE_A_REACTOR = """
+from twisted.internet import reactor
+
+def late():
+    refused(lambda: app.run(seconds=0.01))
+    service = app.service(reactor)
+    service.startService()
+    refused(lambda: app.run(seconds=0.01))
+    service.stopService().addCallback(lambda drained: (print("ran"), reactor.stop()))
+
+reactor.callWhenRunning(late)
+reactor.run()
+refused(lambda: app.run(seconds=0.01))
+"""
+
+
+def test_a_run_that_a_running_reactor_refuses_changes_nothing() -> None:
+    """Inside, beside and after a reactor of the program's own, run() is refused, and app.service(reactor) works."""
+    with Child("-c", HEAD + STATE + INSIDE_A_REACTOR) as child:
+        assert child.end(None) == 0, child.err
+        assert [line.partition(":")[0] for line in child.out] == [
+            *["UsageError the reactor runs already"] * 2,
+            "ran",
+            "UsageError the reactor ran before, and can't again",
+        ]
+        assert all(line.endswith("unchanged: True") for line in child.out if line != "ran")
+
+
+AFTER_A_REFUSAL_IN_A_NOTEBOOK = """
+async def cells():
+    refused(lambda: app.run(seconds=1))
+    from twisted.internet import asyncioreactor
+    asyncioreactor.install(asyncio.get_running_loop())
+    from twisted.internet import reactor
+    reactor.startRunning(installSignalHandlers=False)
+    service = app.service(reactor)
+    service.startService()
+    await service.started.asFuture(asyncio.get_running_loop())
+    await service.stopService().asFuture(asyncio.get_running_loop())
+    print("ran")
+
+asyncio.run(cells())
+"""
+
+
+def test_a_notebook_goes_on_after_a_run_that_was_refused() -> None:
+    """The next cell installs asyncio's reactor on the running loop; the refused run() had installed another one."""
+    with Child("-c", HEAD + STATE + AFTER_A_REFUSAL_IN_A_NOTEBOOK) as child:
+        assert child.end(None) == 0, child.err
+        assert child.out[-1] == "ran"
+
+
+IN_A_THREAD = """
+import signal, sys, threading
+from zroute import App
+app = App()
+got = threading.Event()
+published = app.publisher("a", int)
+app.subscribe("a")(lambda n: got.set())
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+started = threading.Event()
+app.on_startup(started.set)
+app.on_shutdown(lambda: print("closed", flush=True))
+uvloop = sys.argv[1] == "uvloop"
+options = {"reactor": None if uvloop else sys.argv[1], "uvloop": uvloop}
+running = threading.Thread(target=app.run, kwargs=options)
+running.start()
+started.wait()
+while not got.wait(0.01):
+    app.from_thread(published.publish, 1)
+print("unchanged", before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), flush=True)
+"""
+
+STOPPED_BY_HAND = """
+from twisted.internet import reactor
+reactor.callFromThread(reactor.stop)
+running.join()
+print("joined", flush=True)
+"""
+
+
+@pytest.mark.parametrize("reactor", [*REACTORS, "uvloop"])
+def test_an_app_runs_in_a_thread_of_another_program(reactor: str) -> None:
+    """Beside the main loop of a GUI: messages come, from_thread works, signals stay the program's, a stop drains."""
+    if reactor == "uvloop":
+        pytest.importorskip("uvloop")
+    with Child("-c", IN_A_THREAD + STOPPED_BY_HAND, reactor) as child:
+        assert child.end(None) == 0, child.err
+    assert child.out == ["unchanged True", "closed", "joined"]
+    assert "stopping: the reactor was stopped" in "\n".join(child.err)
+    assert not [line for line in child.err if "Traceback" in line or "CRITICAL" in line]
+
+
+@pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "signal.pause()"])
+def test_an_app_in_a_thread_ends_with_the_main_thread(last: str) -> None:
+    """My program ends, fails or is interrupted, and its app drains; nothing is left that hangs for good."""
+    with Child("-c", IN_A_THREAD + last, "epoll") as child:
+        child.line_with("unchanged True")
+        code = child.end(signal.SIGINT if "pause" in last else None)
+    assert code == {"": 0, "raise SystemExit(3)": 3, "signal.pause()": -signal.SIGINT}[last], child.err
+    assert child.out[1:] == ["closed"]
+    assert "stopping: the main thread has ended" in "\n".join(child.err)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

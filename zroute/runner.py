@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -23,9 +23,9 @@ from zroute.app import App
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
 from zroute.escapes import printable
-from zroute.logs import set_up_logging
+from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
-from zroute.signals import run_reactor
+from zroute.signals import in_main_thread, run_reactor
 from zroute.watchdog import Watchdog
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
@@ -57,43 +57,64 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
     that name, when uvloop is not installed or another reactor than asyncio's is asked for with it, or when the
     program has installed another one already, by importing ``twisted.internet.reactor`` before.
     """
-    if uvloop:
-        if name not in (None, "asyncio"):
-            raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
-        name = "asyncio"
-    if name is not None:
-        if name not in REACTORS:
-            raise UsageError(f"there is no reactor {name!r}: one of {', '.join(REACTORS)}")
-        module = REACTORS[name]
-        installed = sys.modules.get("twisted.internet.reactor")
-        if installed is None:
-            _install(name, module, uvloop)
-        elif type(installed).__module__ != module:
-            raise UsageError(
-                f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
-                "imported twisted.internet.reactor at its top; import it inside a function"
-            )
-        elif uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
-            raise UsageError("asyncio's reactor is installed already, on a loop that is not uvloop's: install it once")
+    install = _chosen_reactor(name, uvloop)
+    if install is not None:
+        install()
     from twisted.internet import reactor
 
     return reactor
 
 
-def _install(name: str, module: str, uvloop: bool) -> None:
+def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None:
+    """Return what installs the reactor; None if it is installed, or is Twisted's choice. Raises as `install_reactor`.
+
+    Nothing is installed before the call of what is returned.
+    """
+    if uvloop:
+        if name not in (None, "asyncio"):
+            raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
+        name = "asyncio"
+    if name is None:
+        return None
+    if name not in REACTORS:
+        raise UsageError(f"there is no reactor {name!r}: one of {', '.join(REACTORS)}")
+    module = REACTORS[name]
+    installed = _installed_reactor()
+    if installed is None:
+        return _installer(name, module, uvloop)
+    if type(installed).__module__ != module:
+        raise UsageError(
+            f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
+            "imported twisted.internet.reactor at its top; import it inside a function"
+        )
+    if uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
+        raise UsageError("asyncio's reactor is installed already, on a loop that is not uvloop's: install it once")
+    return None
+
+
+def _installed_reactor() -> Any:
+    """The global reactor; None while there is none, which an import would install."""
+    return sys.modules.get("twisted.internet.reactor")
+
+
+def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
     try:
         chosen = importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"this platform has no {name!r} reactor: {error}") from error
-    if uvloop:
-        try:
-            loop = importlib.import_module("uvloop").new_event_loop()
-        except ImportError as error:
-            raise UsageError("uvloop is not installed: pip install 'zroute[uvloop]'") from error
+    if not uvloop:
+        return cast("Callable[[], None]", chosen.install)
+    try:
+        loops = importlib.import_module("uvloop")
+    except ImportError as error:
+        raise UsageError("uvloop is not installed: pip install 'zroute[uvloop]'") from error
+
+    def install() -> None:
+        loop = loops.new_event_loop()
         asyncio.set_event_loop(loop)  # which Twisted does for a loop of its own only
         chosen.install(loop)
-    else:
-        chosen.install()
+
+    return install
 
 
 def run(
@@ -117,9 +138,36 @@ def run(
 
     ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
     ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
-    Raises what ``app.compile()`` raises, and UsageError for an option that can't be meant, an app given twice, a
-    reactor that ran before, or a loop of asyncio that runs already.
+    In another thread than the main thread signals are left to the program, which may also end by `stop`, or with its
+    main thread.
+
+    Raises what ``app.compile()`` raises, and UsageError for an option that can't be meant, an app that is given twice
+    or runs already, a reactor that runs or ran before, or a loop of asyncio that runs already. Nothing has been changed
+    then: no reactor is installed, nor handlers of signals or of the log.
     """
+    _refuse_options(sub, pub, seconds, max_messages, drain_timeout, log_level, log_format)
+    if len({id(app) for app in apps}) < len(apps):
+        raise UsageError("an app runs once in a process: name each once")
+    _refuse_surroundings(apps)
+    _chosen_reactor(reactor, uvloop)
+    wrong: EndpointError | None = None
+    try:
+        for app in apps:
+            app.endpoints(sub=sub, pub=pub)
+    except EndpointError as error:
+        wrong = error
+    set_up_logging(log_level, log_format)
+    if wrong is not None:
+        _log.error("%s", wrong)
+        return EXIT_ENDPOINT
+    installed = install_reactor(reactor, uvloop=uvloop)
+    return _Program(installed, apps, sub, pub, drain_timeout, max_messages).run(seconds)
+
+
+def _refuse_options(
+    sub: object, pub: object, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
+) -> None:
+    """Raise UsageError for a value that can't be meant."""
     for name, value in (("seconds", seconds), ("max_messages", max_messages), ("drain_timeout", drain_timeout)):
         if value is not None and not (isinstance(value, int | float) and value >= 0):
             raise UsageError(f"{name} is {value!r}, and run takes a number that is not negative, as in {name}=10")
@@ -128,23 +176,25 @@ def run(
             raise UsageError(
                 f"{name} is {endpoints!r}, and run takes a tuple of Endpoints: give addresses to App({name}=…)"
             )
-    if len({id(app) for app in apps}) < len(apps):
-        raise UsageError("an app runs once in a process: name each once")
-    set_up_logging(log_level, log_format)
-    installed = install_reactor(reactor, uvloop=uvloop)
-    if installed.running:
+    for name, given, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
+        if given not in known:
+            raise UsageError(f"{name} is {given!r}, and run takes one of {', '.join(known)}")
+
+
+def _refuse_surroundings(apps: Sequence[App]) -> None:
+    """Raise UsageError if this process has no room for a run, or one of the apps runs."""
+    installed = _installed_reactor()
+    if installed is not None and installed.running:
         raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
+    if installed is not None and getattr(installed, "_startedBefore", False):
+        raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])")
     if asyncio._get_running_loop() is not None:
         raise UsageError(
             "a loop of asyncio runs already, and run() would hold it up: call it outside of asyncio.run(), with "
             "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
         )
-    try:
-        program = _Program(installed, apps, sub, pub, drain_timeout, max_messages)
-    except EndpointError as error:
-        _log.error("%s", error)
-        return EXIT_ENDPOINT
-    return program.run(seconds)
+    for app in apps:
+        app._claim()
 
 
 _program: _Program | None = None
@@ -191,16 +241,13 @@ class _Program:
         self._watchdog = Watchdog(reactor)
 
     def run(self, seconds: float | None) -> int:
-        from twisted.internet.error import ReactorNotRestartable
-
         global _program
         _program = self
         self._unhandled = _count_unhandled_failures()
         self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
-        try:
-            run_reactor(self._reactor, self._signal, self._start, seconds)
-        except ReactorNotRestartable as error:
-            raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])") from error
+        if not in_main_thread():
+            threading.Thread(target=_stop_with_main_thread, name="zroute-main", daemon=True).start()
+        run_reactor(self._reactor, self._signal, self._start, seconds)
         self._watchdog.stop()
         if self._watch is not None:
             self._watch.cancel()
@@ -279,6 +326,8 @@ class _Program:
                 self._code = self._code or EXIT_DRAIN
         if self._code != EXIT_ENDPOINT:
             self._sum_up()
+        if not in_main_thread():  # the process is not ours to end
+            return
         left = self._drain_timeout - (self._reactor.seconds() - began)
         self._watch = threading.Timer(max(left, _THREADS), self._abandon)
         self._watch.daemon = True
@@ -295,6 +344,12 @@ class _Program:
     def _abandon(self) -> None:
         """Runs in a thread of its own, while the reactor waits for the threads of its pool."""
         end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
+
+
+def _stop_with_main_thread() -> None:
+    """Runs in a thread of its own: Python waits for the thread of the reactor before it ends the process."""
+    threading.main_thread().join()
+    stop("the main thread has ended")
 
 
 def _flush_output() -> None:

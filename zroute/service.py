@@ -12,10 +12,12 @@ import twisted
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from zroute.app import App
 from zroute.awaiting import loop_hint, was_cancelled
+from zroute.clock import LOOK, steady_clock
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, SetupError
 from zroute.escapes import printable
@@ -63,6 +65,7 @@ class AppService(Service):
         self._in_start = False
         self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
         self._failure: Failure | None = None
+        self._looking: LoopingCall | None = None
 
     @property
     def started(self) -> Deferred[None]:
@@ -94,8 +97,11 @@ class AppService(Service):
 
         Where resources and hooks are async, that ends later: `started` tells. Raises EndpointError for an
         endpoint that fails at once, and UsageError while the app runs already.
+
+        From now on the reactor's clock does not jump when that of the machine is set: see `zroute.clock`.
         """
         self.app._claim()
+        self._look_at_clock()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
         self._failure = None
@@ -124,6 +130,9 @@ class AppService(Service):
         if self._stopping is None:
             self._stopping = Deferred()
             Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
+            if self._looking is not None:
+                self._looking.stop()
+                self._looking = None
             run, self._run = self._run, None
             if run is None:
                 self._stopping.callback(Drained({}))
@@ -137,6 +146,13 @@ class AppService(Service):
 
         self._stopping.addBoth(tell)
         return waiting
+
+    def _look_at_clock(self) -> None:
+        clock = steady_clock(self.reactor)
+        if clock is not None:
+            self._looking = LoopingCall(clock.look)
+            self._looking.clock = self.reactor
+            self._looking.start(LOOK, now=False)
 
     def _began(self, _: None) -> None:
         if not self._started.called:

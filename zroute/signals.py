@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ENDING", "Handler", "run_reactor", "waking_descriptor"]
+from zroute.clock import steady_clock
+
+__all__ = ["ENDING", "Handler", "in_main_thread", "run_reactor", "waking_descriptor"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that ask a program to end."""
@@ -25,11 +28,20 @@ Handler = Callable[[int, Any], object]
 def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *arguments: Any) -> None:
     """Run ``reactor`` until it is stopped: ``start(*arguments)`` first, and ``handler`` at each SIGINT and SIGTERM.
 
-    Raises what ``reactor.run()`` raises.
+    Outside the main thread no signal is handled, since Python does that there alone. ``handler`` may be called before
+    ``start``. The reactor's clock does not jump: see `zroute.clock`. Raises what ``reactor.run()`` raises.
     """
-    reactor.callWhenRunning(_handle, handler)
+    steady_clock(reactor)
+    if in_main_thread():
+        _handle(handler)
+        reactor.callWhenRunning(_handle, handler)  # again: Twisted has set its own by then
     reactor.callWhenRunning(start, *arguments)
-    reactor.run()
+    reactor.run(installSignalHandlers=in_main_thread())
+
+
+def in_main_thread() -> bool:
+    """Return True in the thread in which Python runs handlers of signals."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _handle(handler: Handler) -> None:

@@ -68,6 +68,17 @@ def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
         raise SystemExit(EXIT_INTERRUPTED) from None
 
 
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Return True if Ctrl-C has led to ``error``, which the user's code may have made of it."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _look_in(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -98,8 +109,6 @@ def _import(name: str, folder: Path) -> ModuleType:
         _show_user_frames(error, name)
     except SetupError as error:
         fail_of_setup(error)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
         _show_user_frames(error, name)
 
@@ -160,7 +169,9 @@ def fail_of_setup(error: SetupError) -> NoReturn:
 
 
 def _show_user_frames(error: BaseException, name: str) -> NoReturn:
-    """The traceback without the frames of zroute and of Python's import machinery."""
+    """The traceback without the frames of zroute and of Python's import machinery; none after Ctrl-C."""
+    if _was_interrupted(error):
+        raise SystemExit(EXIT_INTERRUPTED)
     report = traceback.TracebackException.from_exception(error)
     _hide_other_frames(report)
     click.echo("".join(report.format()).rstrip(), err=True)

@@ -295,7 +295,7 @@ class _Subscriber(_End):
         self._first: Load | None = None
         self._last: Load | None = None
         self._report: Report | None = None
-        self._first_at = self._last_at = 0
+        self._first_at = self._last_at = 0.0
         self._lost = self._before = 0
         self._tail = 0
         self._tail_behind: Load | None = None
@@ -341,11 +341,11 @@ class _Subscriber(_End):
     def _on_load(self, load: Load) -> None:
         now = time.time_ns()
         if self._first is None:
-            self._first, self._first_at, self._began_cpu = load, now, time.process_time()
+            self._first, self._first_at, self._began_cpu = load, time.monotonic(), time.process_time()
             if not self.order.alone:  # else all that is missing before it was lost on us
                 self._before = max(load.number - _FIRST - self._lost, 0)
         self._latencies.add(now - load.sent_ns)
-        self._last, self._last_at = load, now
+        self._last, self._last_at = load, time.monotonic()
 
     def _on_gap(self, gap: Gap) -> None:
         if gap.subscription != _TOPIC.encode():
@@ -365,7 +365,7 @@ class _Subscriber(_End):
         """Now and then: tell of the progress, and see whether there is still somebody."""
         now = self.reactor.seconds()
         if self._last is not None:
-            self._heard = max(self._heard, now - (time.time_ns() - self._last_at) / 1e9)
+            self._heard = max(self._heard, now - (time.monotonic() - self._last_at))
         self.progress(self._report.part if self._report else 0.0, len(self._latencies), self._lost)
         if self._done_at is not None:
             self._look_whether_all()
@@ -406,7 +406,7 @@ class _Subscriber(_End):
             "before_join": self._before,
             "holds": sent == received + lost,
             "complete": report is not None and report.done,
-            "seconds": (self._last_at - self._first_at) / 1e9,
+            "seconds": self._last_at - self._first_at,
             "cpu": time.process_time() - self._began_cpu if received else 0.0,
             "latency_us": self._latencies.told() if received else None,
             "early": self._latencies.early,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zroute.cli.loading import EXIT_INTERRUPTED
 from zroute.cli.options import DURATION, EndpointType
 from zroute.endpoints import Endpoint
 from zroute.errors import EncodeError, TopicError
@@ -184,8 +183,6 @@ def _given(body: str | None) -> bytes:
             click.echo("zroute: reading the body from the terminal, until Ctrl-D", err=True)
         with open(_STDIN, "rb", closefd=False) as stream:
             given = stream.read(_INPUT_MAX + 1)
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
     except OSError as error:
         raise click.UsageError(f"standard input can't be read: {error.strerror}") from error
     if len(given) > _INPUT_MAX:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from zroute.cli.loading import EXIT_INTERRUPTED, fail
+from zroute.cli.loading import fail
 from zroute.cli.options import DURATION, PATTERN, EndpointType
 from zroute.endpoints import Endpoint
 from zroute.messages.topics import Pattern, matches
@@ -59,8 +59,6 @@ def command(
         found = _look_through(recording, chosen)
     except (RecordingError, OSError) as error:
         fail(_EXIT_FAILED, str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
     click.echo(f"zroute: {found.told(recording)}", err=True)
     if not found.chosen:
         fail(_EXIT_FAILED, "so there is nothing to replay")
