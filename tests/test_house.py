@@ -79,6 +79,7 @@ ORDER = [
     "sockets.descriptors",
     "sockets.names",
     "sockets.origins",
+    "sockets.ipc",
     "sockets.connection",
     "sockets.persistent",
     "sockets.parts",

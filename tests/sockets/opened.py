@@ -25,7 +25,7 @@ class Sockets:
         self.context.set(zmq.ContextOption.MAX_SOCKETS, 10_000)
         self._open: list[Any] = []
 
-    def make(self, kind: type[C], *arguments: Any, **options: Any) -> C:
+    def make(self, kind: Callable[..., C], *arguments: Any, **options: Any) -> C:
         """One of zroute's connections."""
         connection = kind(reactor, *arguments, context=self.context, **options)
         self._open.append(connection)

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from threading import get_ident
 from time import perf_counter
@@ -31,6 +32,7 @@ from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, ForkedContextError, NotRunningError, WrongThreadError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 from zroute.sockets.events import OnEvent, parse_event
+from zroute.sockets.ipc import bind
 
 __all__ = ["Connection", "Drain", "make_socket"]
 
@@ -107,12 +109,16 @@ class Connection:
         """Bind or connect; returns the address as libzmq resolved it (a bound ``*`` becomes a port).
 
         One connection may have several, bound and connected. Raises EndpointError: the address is in use, not
-        of this machine, or not understood.
+        of this machine, or not understood. An ipc path is in use if a program serves it, or if a file is there that is
+        no socket; a socket that nobody serves is replaced.
         """
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
         endpoint = self._parsed(endpoint)
-        self._endpoint(self._socket.bind if endpoint.bind else self._socket.connect, endpoint)
+        if endpoint.bind:
+            self._endpoint("bind", partial(bind, self._socket), endpoint)
+        else:
+            self._endpoint("connect", self._socket.connect, endpoint)
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
         resolved: str = last.rstrip(b"\0").decode()
         self.endpoints.append(resolved)
@@ -126,7 +132,7 @@ class Connection:
 
         Raises EndpointError for one that is not connected.
         """
-        self._take_back(self._socket.disconnect, Endpoint(address, bind=False))
+        self._take_back("disconnect", self._socket.disconnect, Endpoint(address, bind=False))
 
     def unbind(self, address: str) -> None:
         """Listen no more at ``address``, as `open` returned it, and lose those who have connected there.
@@ -136,13 +142,13 @@ class Connection:
         to another address, open that first, and unbind when the peers have connected there. Peers at other addresses
         are not affected. Raises EndpointError for an address that is not bound.
         """
-        self._take_back(self._socket.unbind, Endpoint(address, bind=True))
+        self._take_back("unbind", self._socket.unbind, Endpoint(address, bind=True))
 
-    def _take_back(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
+    def _take_back(self, verb: str, change: Callable[[str], object], endpoint: Endpoint) -> None:
         if endpoint.address not in self.endpoints:  # libzmq takes localhost for what was opened as 127.0.0.1
-            raise EndpointError(_explain(change.__name__, endpoint.address, errno.ENOENT), endpoint=str(endpoint))
+            raise EndpointError(_explain(verb, endpoint.address, errno.ENOENT), endpoint=str(endpoint))
         self._drop_rest()
-        self._endpoint(change, endpoint)
+        self._endpoint(verb, change, endpoint)
         self.endpoints.remove(endpoint.address)
 
     def _drop_rest(self) -> None:
@@ -154,14 +160,14 @@ class Connection:
             while self.more():
                 self._recv(_LAST)
 
-    def _endpoint(self, change: Callable[[str], object], endpoint: Endpoint) -> None:
+    def _endpoint(self, verb: str, change: Callable[[str], object], endpoint: Endpoint) -> None:
         failed: str | None = None
         try:
             with self._family(endpoint.address):
                 change(endpoint.address)
         except zmq.ZMQError as error:
             # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
-            failed = _explain(change.__name__, endpoint.address, self._reason(error.errno or 0))
+            failed = _explain(verb, endpoint.address, self._reason(error.errno or 0))
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
         self.poke()
@@ -469,6 +475,7 @@ os.register_at_fork(after_in_child=_poison)  # checking the process at each send
 def _explain(verb: str, address: str, number: int) -> str:
     reasons = {
         errno.EADDRINUSE: "another program uses it: stop that, or choose another address",
+        errno.EEXIST: "a file is there that is no socket: move it away, or choose another path",
         errno.EADDRNOTAVAIL: "this machine has no such address: bind to one it has, or to 127.0.0.1",
         errno.ENODEV: "this machine has no such address or interface: bind to one it has, or to 127.0.0.1",
         errno.EACCES: "not allowed: choose a port above 1023, or a path that you may write",

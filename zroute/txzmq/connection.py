@@ -18,6 +18,7 @@ from zroute.delivery.reports import Reports
 from zroute.errors import EnvelopeError, NotRunningError
 from zroute.escapes import printable
 from zroute.sockets.connection import Connection
+from zroute.sockets.ipc import bind
 from zroute.txzmq.factory import ZmqFactory
 
 __all__ = ["ZmqConnection", "ZmqEndpoint", "ZmqEndpointType"]
@@ -136,14 +137,19 @@ class ZmqConnection:
         return f"{type(self).__name__}({self.factory!r}, {self.endpoints!r})"
 
     def addEndpoints(self, endpoints: Iterable[ZmqEndpoint]) -> None:
-        """Bind or connect to more; raises zmq.ZMQError for one that can't be."""
+        """Bind or connect to more; raises zmq.ZMQError for one that can't be.
+
+        That is EADDRINUSE for an ipc path that another socket serves, and EEXIST if a file is there that is no socket.
+        """
         for endpoint in endpoints:
             if endpoint.type not in ("bind", "connect"):
                 raise ValueError(f"an endpoint's type is 'bind' or 'connect', not {endpoint.type!r}")
             self._connection.check()
             assert self.socket is not None
-            change = self.socket.bind if endpoint.type == ZmqEndpointType.bind else self.socket.connect
-            change(endpoint.address)
+            if endpoint.type == ZmqEndpointType.bind:
+                bind(self.socket, endpoint.address)
+            else:
+                self.socket.connect(endpoint.address)
             self.endpoints.append(endpoint)
         self._connection.poke()
 
