@@ -15,22 +15,40 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from zroute.clock import steady_clock
-
-__all__ = ["ENDING", "Handler", "in_main_thread", "run_reactor", "waking_descriptor"]
+__all__ = ["ENDING", "Handler", "end_quietly", "in_main_thread", "run_reactor", "waking_descriptor"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that ask a program to end."""
 
 Handler = Callable[[int, Any], object]
 
+_interrupted = False
+"""SIGINT has come, but the process has not ended."""
+
+
+def end_quietly() -> None:
+    """Have SIGINT end the process without a traceback, with 130, until a command sets a handler of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored behind nohup
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    global _interrupted
+    _interrupted = True
+    raise SystemExit(128 + number)
+
 
 def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *arguments: Any) -> None:
     """Run ``reactor`` until it is stopped: ``start(*arguments)`` first, and ``handler`` at each SIGINT and SIGTERM.
 
     Outside the main thread no signal is handled, since Python does that there alone. ``handler`` may be called before
-    ``start``. The reactor's clock does not jump: see `zroute.clock`. Raises what ``reactor.run()`` raises.
+    ``start``. The reactor's clock does not jump: see `zroute.clock`. Raises what ``reactor.run()`` raises, and
+    SystemExit if SIGINT came before.
     """
+    from zroute.clock import steady_clock  # with Twisted, which a command that is only to be looked up does without
+
+    if _interrupted:  # what `_end` raised was lost, as in a callback of the garbage collector
+        raise SystemExit(128 + signal.SIGINT)
     steady_clock(reactor)
     if in_main_thread():
         _handle(handler)

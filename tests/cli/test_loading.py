@@ -81,6 +81,35 @@ def test_ctrl_c_during_a_slow_import_ends_quietly(tmp_path: Path) -> None:
         assert child.err == []
 
 
+LOSES_THE_INTERRUPTION = """
+import os, signal, sys
+
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100): pass
+
+sys.unraisablehook = lambda _: print("lost", flush=True)
+Lost()
+"""
+
+
+def test_ctrl_c_that_python_loses_is_remembered(tmp_path: Path) -> None:
+    """Python drops what is raised in a destructor: the app does not run on as if I had not asked for its end."""
+    done = zroute("run", "quotes", cwd=module(tmp_path, LOSES_THE_INTERRUPTION + EMPTY))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "lost\n", "")
+
+
+@pytest.mark.parametrize(
+    "source", ["try:\n    {}\nexcept BaseException as e:\n    raise ImportError('x') from e\n", "{}"]
+)
+def test_an_error_that_ctrl_c_has_led_to_is_quiet_too(tmp_path: Path, source: str) -> None:
+    """A package that makes an ImportError of whatever happens while it loads its parts shows no traceback."""
+    folder = module(tmp_path, source.format("import os, signal, time; os.kill(os.getpid(), 2); time.sleep(60)"))
+    done = zroute("run", "quotes", cwd=folder)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("side", ["--sub", "--pub"])
 def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: str) -> None:
     """Two connections to one publisher would deliver every message twice."""

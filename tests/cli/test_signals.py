@@ -78,3 +78,45 @@ def test_a_signal_wakes_a_main_thread_that_sleeps(command: str, tmp_path: Path) 
             assert child.end(None) == 0, child.err
     os.close(reading)
     os.close(writing)
+
+
+# Ctrl-C in the middle of an import, at a known place; the first of the modules is mine, the others are zroute's own.
+AT_AN_IMPORT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[0] = "zroute"
+from zroute.__main__ import main
+main()
+"""
+
+IMPORTED = {
+    ("run", "quiet"): ("zroute.cli", "click", "zroute.cli.run", "zroute.runner", "quiet", "twisted.internet.reactor"),
+    ("run", "quiet", "--reload"): ("zroute.cli.reload",),
+    ("check", "quiet"): ("zroute.cli.check", "quiet", "zmq"),
+    ("routes", "quiet"): ("quiet",),
+    ("info",): ("zroute.cli.info",),
+    ("pub", "tcp://127.0.0.1:9", "a", "1"): ("zroute.cli.pub", "zroute.cli.sending", "twisted.internet.reactor"),
+    ("tail", "tcp://127.0.0.1:9"): ("zroute.cli.tail", "zmq", "twisted.internet.reactor"),
+    ("top", "tcp://127.0.0.1:9"): ("zroute.cli.top",),
+    ("record", "tcp://127.0.0.1:9", "recording"): ("zroute.cli.record",),
+    ("bench",): ("zroute.cli.bench",),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "at"), [(command, at) for command, names in IMPORTED.items() for at in names], ids=str
+)
+def test_ctrl_c_while_a_module_is_imported_ends_quietly(command: tuple[str, ...], at: str, tmp_path: Path) -> None:
+    """Each command ends with 130 and without a traceback, from its first import on."""
+    (tmp_path / "quiet.py").write_text(APP)
+    environment = {"AT": at, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    with Child("-c", AT_AN_IMPORT, *command, cwd=tmp_path, env=environment) as child:
+        assert child.end(None) == 130, (child.out, child.err)
+        assert len(child.err) <= 1
+        assert "Traceback" not in "".join(child.err)
