@@ -39,6 +39,7 @@ ORDER = [
     "recordings",
     "delivery.stats",
     "delivery.flow",
+    "delivery.budget",
     "delivery.reports",
     "delivery.counting",
     "delivery.findings",

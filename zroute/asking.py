@@ -51,7 +51,7 @@ from zroute.messages.control import (
 )
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind
-from zroute.options import SUBSCRIPTIONS_SLICE
+from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
 from zroute.ticking import Ticking
 
 __all__ = ["SubscribingEnd", "Subscriptions"]
@@ -328,7 +328,7 @@ class SubscribingEnd(Ticking):
                 "%s: a publisher does not track, so that what is lost of its messages is not counted; the first of "
                 "them has the topic %r",
                 self._name,
-                str(Topic.from_wire(topic)),
+                str(Topic.from_wire(topic[:MAX_TOPIC])),
             )
 
     def control(self, header: Header, topic: bytes, body: bytes) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_TOPIC",
     "OUTBOX",
     "OUTBOX_SECONDS",
+    "PUBLISHERS_KEPT",
     "READ_BUDGET",
     "READ_SECONDS",
     "READ_SLICE",
@@ -41,6 +42,7 @@ __all__ = [
     "STREAM_QUEUE",
     "SUBSCRIPTIONS_SEEN",
     "SUBSCRIPTIONS_SLICE",
+    "TOPICS_NOTED",
     "TOPIC_CACHE",
     "Option",
     "SocketOptions",
@@ -83,8 +85,16 @@ LARGE_FRAME = 8192
 
 No 8 KiB can nest deep enough to exhaust the C stack (measured: between 16,000 and 30,000 levels on 8 MiB)."""
 
-TOPIC_CACHE = 16_384
-"""Topics whose compiled deliveries are kept; the oldest is dropped first and found again through the trie."""
+TOPIC_CACHE = 128 * 1024 * 1024
+"""Bytes of what an app knows about the topics it receives, and as many about those it publishes: some 50,000 topics.
+
+Beyond that a part is dropped, and made again with the next message. Topics over `MAX_TOPIC` bytes are not kept."""
+
+PUBLISHERS_KEPT = 1_024
+"""Publishers of one topic whose headers a reader knows: as many as it keeps accounts of."""
+
+TOPICS_NOTED = 16_384
+"""Topics of which one fact is noted, such as when their latest message was sent: up to 500 bytes each."""
 
 MAX_SUBSCRIPTIONS = 100_000
 """Live subscriptions at one publisher before it says that somebody floods it (about 1 KiB each in libzmq)."""

@@ -22,6 +22,7 @@ from zroute.escapes import printable
 from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
+from zroute.options import MAX_TOPIC, TOPIC_CACHE
 from zroute.producers import CompiledProducer, Start
 from zroute.routing.deliver import UNDECODABLE, Delivery
 from zroute.routing.parameters import name_of
@@ -70,6 +71,8 @@ class Outcomes:
         self._unrouted = tuple(unrouted)
         self._ready = hook
         self._observe = observe
+        self._log = log
+        self._said: set[str] = set()
         self._reports = Reports(log, clock)
         self.unfinished = Unfinished(self, self._reports, clock, start, in_thread, reading)
         self.settle, self.gather = self.unfinished.settle, self.unfinished.gather
@@ -79,7 +82,7 @@ class Outcomes:
 
     def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
         """A handler raised or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
-        route, topic = delivery.route, repr(str(delivery.topic))
+        route, topic = delivery.route, _shown(delivery.topic)
         route.stats.handler_error += many
         self._reports(
             ("failed", route.name, route.route.where, type(error)),  # not the route, which may be detached meanwhile
@@ -118,9 +121,9 @@ class Outcomes:
             ("undecodable", names, deliveries[0].route.route.where),
             names,
             logging.WARNING,
-            "%s: body of %r refused: %s; first bytes: %r",
+            "%s: body of %s refused: %s; first bytes: %r",
             names,
-            str(topic),
+            _shown(topic),
             reason,
             body[:_FIRST_BYTES],
         )
@@ -150,6 +153,43 @@ class Outcomes:
         """No route takes this topic; the table has counted it."""
         for hook in self._unrouted:
             self._call_hook(hook, (self._envelope(raw),))
+
+    # -- what is more than can be known -------------------------------------------------------------------
+
+    def many_topics(self, known: int) -> None:
+        """See `zroute.routing.entries.EntryOutcomes`, also for the next two; each is said once in a run."""
+        self._once(
+            "more than %d topics are received, which fill the %d MiB for what is known about topics: a message of "
+            "another topic takes about ten times as long, and is counted in stats.cache_misses; subscribe to fewer, "
+            "share them among several processes, or move ids from topics into bodies",
+            known,
+            TOPIC_CACHE >> 20,
+        )
+
+    def many_publishers(self, topic: Topic, known: int) -> None:
+        """A topic has more publishers than are known at a time."""
+        self._once(
+            "more than %d publishers send to %r: a message of another one takes about ten times as long, and is "
+            "counted in stats.cache_misses; give publishers topics of their own, such as 'sensors.{name}'",
+            known,
+            str(topic),
+        )
+
+    def long_topic(self, topic: Topic) -> None:
+        """A topic is too long to be known."""
+        self._once(
+            "a topic of %d bytes was received, and nothing is kept for topics over %d: their messages take about ten "
+            "times as long, and are counted in stats.cache_misses; the topic is what stands before the first NUL, or "
+            "the first part: shorten it, or send headers and data behind it. It begins %r",
+            len(topic.wire),
+            MAX_TOPIC,
+            str(topic[:_FIRST_BYTES]),
+        )
+
+    def _once(self, text: str, *facts: object) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._log.warning(text, *facts)
 
     # -- from producers ---------------------------------------------------------------------------------
 
@@ -274,6 +314,13 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
         if near:
             return min(near, key=lambda found: found[:2])[2]
     return None
+
+
+def _shown(topic: Topic) -> str:
+    """The topic as Python writes text; of one that is too long the beginning, and its length."""
+    if len(topic) <= MAX_TOPIC:
+        return repr(str(topic))
+    return f"{str(topic[:MAX_TOPIC])!r}… ({len(topic)} characters)"
 
 
 def _reason(error: BaseException) -> str:

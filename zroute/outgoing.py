@@ -23,6 +23,7 @@ from zroute.app import App
 from zroute.audience import Audience
 from zroute.awaiting import as_awaitable, within
 from zroute.coalescing import Coalescer, Held
+from zroute.delivery.budget import Budget
 from zroute.delivery.counting import Counter
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
@@ -35,7 +36,7 @@ from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers
-from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS
+from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS, TOPIC_CACHE
 from zroute.outbox import Outbox, Sent
 from zroute.routing.publications import DONE, Emit, Outlet, Publication, Short, Straight, Write
 
@@ -104,6 +105,7 @@ class Outgoing:
         self._outlets: tuple[Outlet, ...] = ()
         self._coalescer: Coalescer | None = None
         self._closed = False
+        self._said_many = False
         self.publishing: PublishingEnd | None = None
         """What numbers messages, on the tracked wire."""
 
@@ -116,6 +118,7 @@ class Outgoing:
         coalescer = self._coalescer = self._make_coalescer()
 
         straight = self._straight() if coalescer is None else None
+        budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
 
         def choose(publication: Publication[Any] | None) -> Emit:
             chosen = emit_kept if publication is not None and publication.keep else emit
@@ -128,7 +131,7 @@ class Outgoing:
             return coalescer.kept(together) if chosen is emit_kept and chosen is not emit else together
 
         for outlet in self._outlets:
-            outlet.open(choose(outlet.publication), self._gathered, straight)
+            outlet.open(choose(outlet.publication), self._gathered, straight, budget)
         return choose(None)
 
     async def send_rest(self, timeout: float) -> dict[str, int]:
@@ -460,6 +463,21 @@ class Outgoing:
                 keep(topic, number, body, headers, at)
 
         return sent
+
+    # -- what is more than can be known -------------------------------------------------------------------
+
+    def _many_topics(self) -> None:
+        """More topics are published than are kept; said once in a run."""
+        if self._said_many:
+            return
+        self._said_many = True
+        _log.warning(
+            "%s: more topics are published than fit into the %d MiB for what is known about them: a message of "
+            "another topic takes about ten times as long, and is counted in stats.cache_misses; publish fewer, share "
+            "them among several processes, or move ids from topics into messages",
+            self._app.name,
+            TOPIC_CACHE >> 20,
+        )
 
     # -- what could not be sent ---------------------------------------------------------------------------
 

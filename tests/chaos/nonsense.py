@@ -30,7 +30,6 @@ from tests.chaos.victim import PUBLISHED
 from tests.support import PATIENCE, Child, free_port
 from zroute.messages.control import MARKER, pack_marker, pack_statements, parse_marker, parse_statement
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
-from zroute.options import TOPIC_CACHE
 
 BATCH = 400
 """Frames sent at once: fewer than the queue of a subscriber holds, so that none is lost."""

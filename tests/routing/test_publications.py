@@ -194,7 +194,7 @@ def test_a_pattern_behind_wildcards_cannot_be_published_to() -> None:
 
 def test_more_topics_than_are_remembered_are_published(monkeypatch: pytest.MonkeyPatch) -> None:
     """Topics made from captures are cached within bounds."""
-    monkeypatch.setattr(publications, "_TOPICS_KEPT", 3)
+    monkeypatch.setattr(publications, "TOPIC_CACHE", 1_000)
     app = App()
     made = app.publisher("a.{x}")
     wired = Wired(app)

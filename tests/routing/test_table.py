@@ -497,7 +497,7 @@ def test_many_publishers_of_one_topic_are_all_heard() -> None:
 
 def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache forgets the oldest topic and finds it again."""
-    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", 4)
+    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", 4 * 3_000)
     app, got = App(), []
 
     @app.subscribe("n.{number}")
@@ -507,12 +507,12 @@ def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.
     wired = Wired(app)
     wired.feed(*[plain(f"n.{number}", 0) for number in [*range(10), *range(10)]])
     assert got == [*range(10), *range(10)]
-    assert len(wired.table._entries) == 4
+    assert 1 < len(wired.table._entries) < 8
 
 
 def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer can't fill memory with topics that were seen in several parts."""
-    monkeypatch.setattr("zroute.routing.table.TOPIC_CACHE", 2)
+    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", 2)
     app = App()
 
     @app.subscribe("n.>")

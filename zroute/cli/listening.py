@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import zmq
@@ -25,9 +24,9 @@ from zroute.errors import EndpointError, EnvelopeError
 from zroute.escapes import printable
 from zroute.logs import set_up_logging
 from zroute.messages.batches import parse_batch, singles
-from zroute.messages.topics import Pattern, Topic, matches
+from zroute.messages.topics import Pattern, Topic, any_of
 from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
-from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, TOPIC_CACHE, frame_limit
+from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, frame_limit
 from zroute.routing.trie import minimal_cover
 from zroute.runner import install_reactor
 from zroute.signals import run_reactor
@@ -78,8 +77,8 @@ class Listening:
         self._endpoints = endpoints
         self._take = take
         self._prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
-        self._is_ignored = _any_of(ignore)
-        self._is_wanted = _any_of(patterns) if patterns else lambda _topic: True
+        self._is_ignored = any_of(ignore)
+        self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
         self._parts: list[bytes] = []
         self._timers: list[tuple[float, Callable[[], object]]] = []
         self._context: zmq.Context[Any] | None = None
@@ -228,16 +227,6 @@ class Listening:
             self._reports(
                 "malformed", "malformed messages", logging.WARNING, text, topic, printable(error.reason), start
             )
-
-
-def _any_of(patterns: Sequence[Pattern]) -> Callable[[bytes], bool]:
-    """Whether one of the ``patterns`` matches a topic; it is asked once for each of the latest topics."""
-
-    @lru_cache(TOPIC_CACHE)
-    def matches_any(topic: bytes) -> bool:
-        return any(matches(pattern, topic) is not None for pattern in patterns)
-
-    return matches_any
 
 
 def _reachable(endpoint: Endpoint) -> Endpoint:

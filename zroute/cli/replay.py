@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ import click
 from zroute.cli.loading import fail
 from zroute.cli.options import DURATION, PATTERN, EndpointType
 from zroute.endpoints import Endpoint
-from zroute.messages.topics import Pattern, matches
+from zroute.messages.topics import Pattern, any_of
+from zroute.options import MAX_TOPIC
 from zroute.recordings import Recording, RecordingError, read
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ def command(
 
 @attrs.define
 class _Found:
-    """What a recording holds: ``first`` and ``last`` are the times of the chosen messages, in seconds."""
+    """What a recording holds: ``first`` and ``last`` are the times of the chosen messages, in seconds.
+
+    ``topics`` are those of the chosen ones, up to the length that a subscription can have.
+    """
 
     messages: int = 0
     chosen: int = 0
@@ -112,19 +115,14 @@ def _look_through(recording: Recording, chosen: Callable[[bytes], bool]) -> _Fou
                 found.first = recorded.at
             found.last = recorded.at
             found.chosen += 1
-            found.topics.add(recorded.topic)
+            found.topics.add(recorded.topic[:MAX_TOPIC])
     return found
 
 
 def _chooser(only: tuple[Pattern, ...], ignore: tuple[Pattern, ...]) -> Callable[[bytes], bool]:
-    """Whether a topic is to be sent; each is judged once."""
-
-    @cache
-    def chosen(topic: bytes) -> bool:
-        wanted = not only or any(matches(pattern, topic) is not None for pattern in only)
-        return wanted and not any(matches(pattern, topic) is not None for pattern in ignore)
-
-    return chosen
+    """Whether a topic is to be sent."""
+    wanted, unwanted = any_of(only), any_of(ignore)
+    return lambda topic: (not only or wanted(topic)) and not unwanted(topic)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from zroute.cli.options import DURATION, PATTERN, EndpointType
 from zroute.cli.showing import clock_time, one_line
 from zroute.endpoints import Endpoint
 from zroute.messages.topics import Pattern
+from zroute.options import MAX_TOPIC
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,7 +117,7 @@ class Traffic:
     """Messages and bytes by topic, for a bounded number of topics; ``clock`` gives seconds.
 
     Within an interval twice as many topics are counted as are kept, so that the fastest can be found among
-    new ones too.
+    new ones too. Topics of over `MAX_TOPIC` characters are among the others.
     """
 
     def __init__(self, kept: int = _KEPT, clock: Callable[[], float] = time.monotonic) -> None:
@@ -131,7 +132,7 @@ class Traffic:
         count = self._topics.get(envelope.topic)
         if count is None:
             count = self._others
-            if len(self._topics) < 2 * self._kept:
+            if len(self._topics) < 2 * self._kept and len(envelope.topic) <= MAX_TOPIC:
                 count = self._topics[envelope.topic] = _Count()
         count.add(1, sum(map(len, envelope.frames)), envelope.received_at)
 

@@ -12,14 +12,16 @@ from itertools import chain, takewhile
 
 import attrs
 
+from zroute.delivery.budget import Budget, part
 from zroute.errors import EnvelopeError
 from zroute.messages.control import MARKER, Marker, parse_marker
 from zroute.messages.wire import NUL
-from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC, TOPIC_CACHE
+from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC
 
 __all__ = [
     "BEATS",
     "COUNT_BITS",
+    "COVERS",
     "GRACE",
     "TICK",
     "WITHDRAWN_MAX",
@@ -44,6 +46,9 @@ WITHDRAWN_MAX = 10_000
 
 GRACE = 2.0
 """Seconds that a beat may be late, and that a plain reader is waited for to send a marker."""
+
+COVERS = 32 * 1024 * 1024
+"""Bytes of what is known about which counters a topic moves: some 70,000 topics."""
 
 COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
 
@@ -76,6 +81,11 @@ class _Cover:
     moved: bool = False
 
 
+def _size(topic: bytes, cover: _Cover) -> int:
+    """The bytes of a cover, from above: the subscribers decide how many counters it has."""
+    return 400 + len(topic) + 16 * len(cover.counters)
+
+
 @attrs.frozen
 class Beat:
     """A beat that is due: the last ``number`` of ``prefix``, and when the next follows (milliseconds; 0: none)."""
@@ -100,6 +110,8 @@ class Counters:
         self._ordered: list[bytes] | None = None  # their prefixes in order; made when a summary asks for it
         self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
         self._covers: dict[bytes, _Cover] = {}
+        self._budget = Budget(COVERS)
+        self._budget.share(self._drop_covers)
         self._moved: list[_Cover] = []
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
@@ -127,7 +139,7 @@ class Counters:
             self._counters[prefix] = Counter(prefix, len(prefix), number, number)
             self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
             self._ordered = None
-            self._covers.clear()
+            self._forget_covers()
         return None
 
     def _marked(self, topic: bytes) -> Marker | None:
@@ -161,7 +173,7 @@ class Counters:
             if not self._lengths[len(prefix)]:
                 del self._lengths[len(prefix)]
         self._ordered = None
-        self._covers.clear()
+        self._forget_covers()
         self._generation += 1
 
     def plain_reader(self, now: float) -> bool:
@@ -191,10 +203,18 @@ class Counters:
     def _cover(self, topic: bytes) -> _Cover:
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
         counters = tuple(counter for counter in found if counter is not None)
-        if len(self._covers) >= TOPIC_CACHE:
-            self._covers.clear()
-        cover = self._covers[topic] = _Cover(counters, counters[:CARRIED], moved=not counters)
+        cover = _Cover(counters, counters[:CARRIED], moved=not counters)
+        self._budget.take(_size(topic, cover))  # first: it drops none that is to be taken back
+        self._covers[topic] = cover
         return cover
+
+    def _drop_covers(self) -> None:
+        for topic in part(self._covers):
+            self._budget.give_back(_size(topic, self._covers.pop(topic)))
+
+    def _forget_covers(self) -> None:
+        self._covers.clear()
+        self._budget.give_back(self._budget.used)
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
         """Yield what a statement to ``marker`` says: each wanted subscription that is live, and its last number."""

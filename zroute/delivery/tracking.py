@@ -27,7 +27,7 @@ duplicates. Where such are refused and nothing moves the account, the publisher 
 marker sets the account back, and takes back what was counted for the claim (`Corrected`).
 
 **Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
-`WITHDRAWN_MAX` withdrawn ones; a cover for each of `TOPIC_CACHE` topics; about three notes of a beat for each counter.
+`WITHDRAWN_MAX` withdrawn ones; covers of topics, of up to `COVERS` bytes; about three notes of a beat for each counter.
 A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` (about 100 bytes) for each
 subscription of its own that something was received or stated of.
 """

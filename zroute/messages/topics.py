@@ -22,8 +22,9 @@ A topic that is empty, has an empty segment or is not UTF-8 is matched by `start
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from keyword import iskeyword
 from math import isfinite
 from typing import Final, Literal, TypeAlias
@@ -32,6 +33,7 @@ from uuid import UUID
 import attrs
 
 from zroute.errors import PatternError, TopicError
+from zroute.options import TOPICS_NOTED
 
 __all__ = [
     "ANY",
@@ -40,6 +42,7 @@ __all__ = [
     "Segment",
     "Topic",
     "Wildcard",
+    "any_of",
     "is_text",
     "matches",
     "parse",
@@ -264,6 +267,19 @@ def matches(pattern: str | Pattern, topic: bytes) -> dict[str, bytes] | None:
         elif expected.name is not None:
             captures[expected.name] = segment
     return captures
+
+
+def any_of(patterns: Sequence[str | Pattern]) -> Callable[[bytes], bool]:
+    """What tells whether a topic matches one of ``patterns``: slow for a new topic, a look-up for the latest ones.
+
+    Topics over `MAX_TOPIC` bytes are never remembered.
+    """
+
+    def matches_any(topic: bytes) -> bool:
+        return any(matches(pattern, topic) is not None for pattern in patterns)
+
+    known = lru_cache(TOPICS_NOTED)(matches_any)
+    return lambda topic: known(topic) if len(topic) <= MAX_TOPIC else matches_any(topic)
 
 
 def _segment(pattern: str, number: int, part: str) -> Segment:

@@ -279,7 +279,7 @@ def topic_framer(
     clock_ns: Callable[[], int],
 ) -> Callable[[bytes], bytes]:
     """As `counted_framer`, for bodies of one topic and codec without headers: what stays the same is made once."""
-    heads, start = Heads(Kind.DATA, epoch), topic + NUL
+    heads, start = _heads_of_data(epoch), topic + NUL
     known: Sequence[Numbered] | None = None
     make = _header_maker(start, heads, codec, ())
 
@@ -329,6 +329,11 @@ class Heads(dict[int, bytes]):
         span, flags, codec = key.to_bytes(3)
         head = self[key] = pack_head(kind=self._kind, codec=codec, flags=flags, span=span, epoch=self._epoch)
         return head
+
+
+@lru_cache(maxsize=16)  # runs of publishers in this process: topics share them
+def _heads_of_data(epoch: int) -> Heads:
+    return Heads(Kind.DATA, epoch)
 
 
 def pack_kept(

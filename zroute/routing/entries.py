@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
+from zroute.delivery.budget import Budget, part
+from zroute.delivery.stats import Stats
 from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.bodies import body_decoder, guarded
 from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec
 from zroute.messages.schema import inspect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_SIZE, MAGIC, Envelope, parse
-from zroute.options import LARGE_FRAME, TOPIC_CACHE
+from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
 from zroute.routing.batches import HandOut, Unpacked, make_hand_out
 from zroute.routing.deliver import (
     TRACKED,
@@ -36,9 +38,15 @@ from zroute.routing.parameters import NO_BODY, identity
 from zroute.routing.raw import Raw, frames_of
 from zroute.routing.trie import build
 
-__all__ = ["Entries", "Entry"]
+__all__ = ["Entries", "Entry", "EntryOutcomes"]
 
-_HEADS_KEPT = 64  # publishers of one topic whose headers are known; beyond that they are learnt anew
+_ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 380, 350, 170
+"""Bytes of an entry, of each of its routes, and of each capture of these; of a closure, and of each of its steps; of a
+dict of heads, and of each head. These are upper limits, which a test compares with what is really taken."""
+
+_COPIES = (3, 2)
+"""How often a topic is held: as key and text, and in the captures of each route."""
+
 _LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
@@ -47,29 +55,44 @@ _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 class Entry:
     """What is known about one topic.
 
-    ``subscription`` is the one of ours that it came by; ``plain`` delivers bodies without a tracked header,
-    ``nobody`` tells that no route takes the topic.
+    ``subscription`` is the one of ours that it came by. ``nobody`` tells that no route takes the topic; None where one
+    does. ``plain`` delivers bodies without a tracked header, once there was one.
     ``others`` keeps the closures made so far by (codec, whether for large bodies), ``hand_outs`` those for frames of
-    several messages.
+    several messages. ``size`` is what it was counted as in bytes, and ``heads`` what its publishers are known by.
     """
 
     topic: Topic
     subscription: bytes
     deliveries: tuple[Delivery, ...]
-    nobody: Deliver
-    plain: Deliver
+    nobody: Deliver | None
+    plain: Deliver | None = None
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
     hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(factory=dict)
+    size: int = 0
+    heads: int = 0
+
+
+class EntryOutcomes(Outcomes, Protocol):
+    """`Outcomes`, and who is told that more comes than can be known."""
+
+    def many_topics(self, known: int) -> None:
+        """More topics are received than are kept, which are so many."""
+
+    def many_publishers(self, topic: Topic, known: int) -> None:
+        """A topic has more publishers than are kept, which are so many."""
+
+    def long_topic(self, topic: Topic) -> None:
+        """A topic is too long to be kept."""
 
 
 class Entries:
-    """The entries of a table with ``routes``, whose socket has ``subscriptions``; up to `TOPIC_CACHE` are kept.
+    """The entries of a table with ``routes``, whose socket has ``subscriptions``; up to `TOPIC_CACHE` bytes are kept.
 
     ``plain`` and ``tracked`` are what the table's loop looks topics up in: one with plain bodies has its closure in the
     first, one with tracked bodies has closures by the constant parts of the headers, one a publisher, in the second.
-    A topic among ``multipart`` is not kept, so that each of its messages goes the long way. ``unrouted`` and
-    ``malformed`` count messages that no route takes, and return the code of their closure. For the others see
-    `RouteTable`.
+    A topic among ``multipart``, or over `MAX_TOPIC` bytes, is not kept: each of its messages goes the long way.
+    ``unrouted`` and ``malformed`` count messages that no route takes, and return the code of their closure. For the
+    others see `RouteTable`.
     """
 
     def __init__(
@@ -81,7 +104,8 @@ class Entries:
         codecs: Mapping[int, Codec],
         only_first: bool,
         clock: Callable[[], float],
-        outcomes: Outcomes,
+        outcomes: EntryOutcomes,
+        stats: Stats,
         unpacked: Unpacked,
         multipart: Collection[bytes],
         unrouted: Callable[[Raw], int],
@@ -90,6 +114,8 @@ class Entries:
         self.plain: dict[bytes, Deliver] = {}
         self.tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._entries: dict[bytes, Entry] = {}
+        self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
+        self._budget.share(self._drop)
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._subscribed = frozenset(subscriptions)
@@ -116,29 +142,79 @@ class Entries:
         starts = (topic[:length] for length in self._lengths)
         return next((each for each in starts if each in self._subscribed), None)
 
+    def plain_of(self, entry: Entry) -> Deliver:
+        """The closure for bodies without a header, which the loop finds from now on unless it knows publishers."""
+        topic, deliver = entry.topic.wire, entry.plain
+        if deliver is None:
+            made = self._make_plain(entry) if entry.nobody is None else _told_apart(entry.nobody)
+            deliver = entry.plain = made
+            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
+        if topic in self._entries and topic not in self.tracked:
+            self.plain[topic] = deliver
+        return deliver
+
     def remember_head(self, entry: Entry, head: bytes, account: Any, deliver: Deliver) -> None:
         """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
         topic = entry.topic.wire
-        if topic in self._entries:
-            self.plain.pop(topic, None)
-            heads = self.tracked.setdefault(topic, {})
-            if len(heads) >= _HEADS_KEPT:
-                heads.clear()
-            heads[head] = account, deliver
+        if self._entries.get(topic) is not entry:
+            return
+        self.plain.pop(topic, None)
+        heads = self.tracked.setdefault(topic, {})
+        if heads and head not in heads:
+            self._budget.miss()
+        if len(heads) >= PUBLISHERS_KEPT:
+            self._drop_heads(entry, heads)
+        size = _HEADS * (not heads)
+        if head not in heads:
+            size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
+        heads[head] = account, deliver
+        entry.heads += size
+        self._budget.take(size)  # last, since it may forget the topic
+
+    def _drop_heads(self, entry: Entry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
+        self._outcomes.many_publishers(entry.topic, len(heads))
+        dropped = part(heads)
+        freed = entry.heads * len(dropped) // len(heads)
+        for head in dropped:
+            del heads[head]
+        entry.heads -= freed
+        self._budget.give_back(freed)
 
     def forget(self, topic: bytes) -> None:
         """The next message of this topic goes the long way."""
-        for cache in (self._entries, self.plain, self.tracked):
-            cache.pop(topic, None)
+        entry = self._entries.pop(topic, None)
+        if entry is not None:
+            self._budget.give_back(entry.size + entry.heads)
+        self.plain.pop(topic, None)
+        self.tracked.pop(topic, None)
+
+    def forget_heads(self) -> None:
+        """Forget all publishers: the next message of each goes the long way."""
+        for topic in self.tracked:
+            entry = self._entries[topic]
+            self._budget.give_back(entry.heads)
+            entry.heads = 0
+        self.tracked.clear()
 
     def clear(self) -> None:
         """Forget all topics, so that their closures are made anew."""
         for cache in (self._entries, self.plain, self.tracked):
             cache.clear()
+        self._budget.give_back(self._budget.used)
+
+    def _drop(self) -> None:
+        for topic in part(self._entries):
+            self.forget(topic)
+
+    def _grow(self, entry: Entry, size: int) -> None:
+        """Count what was made for an entry, if that is one that is kept."""
+        if self._entries.get(entry.topic.wire) is entry:
+            entry.size += size
+            self._budget.take(size)
 
     def deliver(self, entry: Entry, number: int, body: bytes) -> Deliver:
         """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
-        if not entry.deliveries:
+        if entry.nobody is not None:
             return entry.nobody
         kind = (number, len(body) > LARGE_FRAME)
         deliver = entry.others.get(kind)
@@ -146,6 +222,7 @@ class Entries:
             steps = self._steps(entry, number, large=kind[1])
             deliver = make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
             entry.others[kind] = deliver
+            self._grow(entry, _CLOSURE + _STEP * len(steps))
         return deliver
 
     def hand_out(self, entry: Entry, number: int, *, large: bool) -> HandOut | None:
@@ -153,6 +230,7 @@ class Entries:
         key = (number, large)
         if key not in entry.hand_outs:
             entry.hand_outs[key] = self._make_hand_out(entry, number, large=large)
+            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         return entry.hand_outs[key]
 
     # -- which routes -----------------------------------------------------------------------------------
@@ -160,13 +238,13 @@ class Entries:
     def _enter(self, topic: bytes) -> Entry:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._deliveries(topic, name))
-        entry = Entry(name, self.subscription(topic) or b"", deliveries, nobody := self._nobody(topic), nobody)
-        entry.plain = self._make_plain(entry) if deliveries else _told_apart(nobody)
-        if topic not in self._multipart:
-            if len(self._entries) >= TOPIC_CACHE:
-                self.forget(next(iter(self._entries)))
+        entry = Entry(name, self.subscription(topic) or b"", deliveries, None if deliveries else self._nobody(topic))
+        self._budget.miss()
+        if len(topic) > MAX_TOPIC:
+            self._outcomes.long_topic(name)
+        elif topic not in self._multipart:
             self._entries[topic] = entry
-            self.plain[topic] = entry.plain
+            self._grow(entry, _size(topic, deliveries))
         return entry
 
     def _nobody(self, topic: bytes) -> Deliver:
@@ -262,6 +340,13 @@ class Entries:
 
     def _envelope(self, raw: Raw) -> Envelope:
         return parse(frames_of(raw), self._clock())
+
+
+def _size(topic: bytes, deliveries: Sequence[Delivery]) -> int:
+    """The bytes of an entry without closures."""
+    routes, captures = len(deliveries), sum(len(each.captures) for each in deliveries)
+    once, for_each = _COPIES
+    return _ENTRY + _ROUTE * routes + _CAPTURE * captures + (once + for_each * routes) * len(topic)
 
 
 def _told_apart(deliver: Deliver) -> Deliver:

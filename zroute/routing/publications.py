@@ -11,11 +11,12 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, ov
 
 import attrs
 
+from zroute.delivery.budget import Budget, part
 from zroute.errors import EncodeError, NotRunningError, TopicError
 from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, segment_bytes
-from zroute.options import COALESCED
+from zroute.options import COALESCED, TOPIC_CACHE
 
 __all__ = [
     "DONE",
@@ -75,7 +76,9 @@ class Coalesce:
     messages: int = COALESCED
 
 
-_TOPICS_KEPT = 4096  # topics made from captures, per publication; the dict starts anew beyond that
+_TOPIC, _SENDER, _COPIES = 300, 2_200, 3
+"""Bytes of a topic made from captures, and of what publishes to it the short way; and how often the topic is held.
+These are upper limits, which a test compares with what is really taken."""
 
 
 @attrs.frozen
@@ -238,16 +241,23 @@ class Outlet:
     _gathered: Gathered | None = None
     _shortcut: Short | None = None
     _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
+    _senders: dict[object, Short] = attrs.field(factory=dict)
+    _budget: Budget = attrs.field(factory=lambda: Budget(TOPIC_CACHE))
     _constant: bytes | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._constant = None if self.pattern.captures else self.pattern.subscription
 
-    def open(self, emit: Emit, gathered: Gathered, straight: Straight | None = None) -> None:
+    def open(
+        self, emit: Emit, gathered: Gathered, straight: Straight | None = None, budget: Budget | None = None
+    ) -> None:
         """From now on messages go to ``emit``, also those given to the publication itself.
 
         ``straight`` makes what does the same for one topic and codec, if that is all that is to be done with them.
+        ``budget`` bounds what all outlets of a run keep of topics; by default this one has its own.
         """
+        self._budget = budget or Budget(TOPIC_CACHE)
+        self._budget.share(self._drop)
         self._emit = emit
         self._gathered = gathered
         self._shortcut = self._make_short(straight) if straight is not None else None
@@ -273,7 +283,7 @@ class Outlet:
 
     def _make_short_named(self, straight: Straight, write: Write, name: str) -> Short:
         general, number, topics = self._publish_general, self.codec, self._topics
-        senders: dict[object, Short] = {}
+        senders = self._senders
 
         def short(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             value = captures.get(name) if captures else getattr(message, name, None)
@@ -283,8 +293,6 @@ class Outlet:
             sent = general(message, captures)
             topic = topics.get((value,)) if type(value) is str else None
             if topic is not None and value not in senders:
-                if len(senders) >= _TOPICS_KEPT:
-                    senders.clear()
                 senders[value] = straight(topic, number, write, general)
             return sent
 
@@ -302,6 +310,8 @@ class Outlet:
     def close(self) -> None:
         """Publishing raises NotRunningError again, and nothing of the run is kept. Closing twice is nothing."""
         self._emit = self._gathered = self._shortcut = None
+        self._topics.clear()
+        self._senders.clear()
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
 
     def publish(
@@ -337,11 +347,19 @@ class Outlet:
             return self._joined(values)
         topic = self._topics.get(values)
         if topic is None:
-            topic = self._joined(values)
-            if len(self._topics) >= _TOPICS_KEPT:
-                self._topics.clear()
-            self._topics[values] = topic
+            topic = self._topics[values] = self._joined(values)
+            self._budget.miss()
+            self._budget.take(self._size(topic))
         return topic
+
+    def _size(self, topic: bytes) -> int:
+        """The bytes of what is kept of a topic, now or once something is published to it the short way."""
+        return _TOPIC + _SENDER * (self._shortcut is not None) + _COPIES * len(topic)
+
+    def _drop(self) -> None:
+        for values in part(self._topics):
+            self._budget.give_back(self._size(self._topics.pop(values)))
+            self._senders.pop(values[0], None)
 
     def _joined(self, values: tuple[object, ...]) -> bytes:
         names = self.pattern.captures

@@ -36,7 +36,7 @@ from zroute.messages.wire import (
     parse_kept,
     split,
 )
-from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPIC_CACHE
+from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
 from zroute.routing.batches import Unpacked
 from zroute.routing.deliver import (
     COUNTED,
@@ -45,9 +45,8 @@ from zroute.routing.deliver import (
     UNDECODABLE,
     CompiledRoute,
     Deliver,
-    Outcomes,
 )
-from zroute.routing.entries import Entries, Entry
+from zroute.routing.entries import Entries, Entry, EntryOutcomes
 from zroute.routing.lists import releasing
 from zroute.routing.raw import Raw, Uncopied, frames_of, uncopied
 from zroute.routing.trie import minimal_cover
@@ -61,8 +60,8 @@ _COUNTER = COUNTER.unpack_from
 _ROUNDS = list(range(1, READ_BUDGET + 1))
 
 
-class TableOutcomes(Outcomes, Protocol):
-    """`Outcomes`, and what becomes of messages that reached no route."""
+class TableOutcomes(EntryOutcomes, Protocol):
+    """`EntryOutcomes`, and what becomes of messages that reached no route."""
 
     def unrouted(self, raw: Raw) -> None:
         """No route takes this topic."""
@@ -122,7 +121,7 @@ class _Latest:
 
     A note must not cost the loop more than a dict entry, so entries are not moved when they are noted again. Instead,
     a full ``times`` becomes ``older``, whose former entries are dropped: they were noted before all that stay. So the
-    `TOPIC_CACHE` entries noted last are always known, and up to twice as many are held.
+    `TOPICS_NOTED` entries noted last are always known, and up to twice as many are held.
     """
 
     times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
@@ -137,7 +136,9 @@ class _Latest:
 
     def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
         """The one whose header begins so came last."""
-        if len(self.times) >= TOPIC_CACHE:
+        if len(topic) > MAX_TOPIC:  # no publisher keeps it
+            return
+        if len(self.times) >= TOPICS_NOTED:
             self.older, self.times = self.times, {}
         self.times[epoch, topic] = fixed[SENT_AT:]
 
@@ -211,6 +212,7 @@ class RouteTable:
             only_first=dispatch == "most_specific",
             clock=clock,
             outcomes=outcomes,
+            stats=stats,
             unpacked=self._unpacked,
             multipart=self._parts.multipart,
             unrouted=self._unrouted,
@@ -238,7 +240,7 @@ class RouteTable:
 
     def forget_accounts(self) -> None:
         """Ask for all of them anew."""
-        self._entries.tracked.clear()
+        self._entries.forget_heads()
 
     def reclassify(self) -> None:
         """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
@@ -367,7 +369,7 @@ class RouteTable:
         elif fault != COUNTED and self._has_rest(fault, more):  # what is left of its message is no message
             self._entries.forget(topic)
             self._parts.multipart[topic] = None  # asked each time from now on
-            if len(self._parts.multipart) > TOPIC_CACHE:
+            if len(self._parts.multipart) > TOPICS_NOTED:
                 del self._parts.multipart[next(iter(self._parts.multipart))]
             self._parts.skipping = True
             self.hold()
@@ -407,7 +409,8 @@ class RouteTable:
         self._accounts.untracked(topic)
         entry = self._entries.of(topic)
         self._check_size(body)
-        deliver = entry.plain if len(body) <= LARGE_FRAME else self._entries.deliver(entry, 0, body)
+        small = len(body) <= LARGE_FRAME
+        deliver = self._entries.plain_of(entry) if small else self._entries.deliver(entry, 0, body)
         self._deliver(deliver, body, raw)
 
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:

@@ -1,0 +1,467 @@
+"""Memory: what peers can make an app keep is bounded in bytes, and the bounds are those of the documentation."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import attrs
+import pytest
+import zmq
+
+from tests.benchmarks.receive import StillReactor
+from tests.pure import Wired, plain, tracked
+from zroute import App, Topic, startswith
+from zroute.cli.top import Traffic
+from zroute.delivery import counting
+from zroute.delivery.counting import COVERS, Counters
+from zroute.endpoints import Endpoint
+from zroute.messages.topics import any_of
+from zroute.messages.wire import FIXED, Envelope, Flags, Kind, pack_head
+from zroute.options import MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE, TOPICS_NOTED
+from zroute.routing.publications import Outlet
+from zroute.routing.table import _Latest
+from zroute.service import AppService
+
+MIB = 2**20
+SMALL = MIB
+"""A budget in place of `TOPIC_CACHE`, which is full after some hundred topics."""
+
+BODY = b'{"symbol":"A","price":1.5}'
+
+
+@attrs.frozen
+class Quote:
+    symbol: str
+    price: float
+
+
+class Grown:
+    """Bytes that are held behind a block more than before it."""
+
+    bytes = 0
+
+
+@contextmanager
+def grown() -> Iterator[Grown]:
+    """Measure what a block leaves."""
+    found = Grown()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield found
+        gc.collect()
+        found.bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def handler(kind: Any) -> Callable[[Any], None]:
+    """A function of its own."""
+
+    def handle(body: Any) -> None: ...
+
+    handle.__annotations__["body"] = kind
+    return handle
+
+
+def reader(handlers: int = 1, pattern: Any = "desk.{symbol}") -> Wired:
+    """An app of some handlers, each of a function of its own."""
+    app = App(codec="json")
+    for _ in range(handlers):
+        app.add_route(handler(Quote), pattern)
+    wired = Wired(app)
+    wired.feed(plain("desk.first", body=BODY), tracked("desk.first", body=BODY, codec=2))
+    return wired
+
+
+# -- topics that are received -------------------------------------------------------------------------------
+
+
+def frames_of(form: str, topic: str) -> Any:
+    """One message of ``topic``."""
+    if form == "plain":
+        return plain(topic, body=BODY)
+    if form == "multipart":
+        return topic.encode(), BODY
+    if form == "tracked":
+        return tracked(topic, body=BODY, codec=2)
+    head = pack_head(kind=Kind.DATA, codec=2, flags=int(Flags.KEEPS), epoch=7)
+    return topic.encode() + b"\0" + FIXED.pack(head, 0, 1) + BODY
+
+
+@pytest.mark.parametrize("form", ["plain", "multipart", "tracked", "kept"])
+@pytest.mark.parametrize("routed", [True, False])
+def test_long_topics_leave_nothing(form: str, routed: bool) -> None:
+    """JSON headers or pickles as first parts, 400 of 200 kB each: 80 MB arrive, and less than 0.1 MiB stay."""
+    wired = reader(pattern=startswith("desk") if routed else "other")
+    with grown() as found:
+        for number in range(400):
+            wired.feed(frames_of(form, f"desk{number}." + "x" * 200_000))
+    assert found.bytes < 0.1 * MIB
+    assert wired.stats.handled == 400 * routed + 2 * routed
+    assert wired.stats.cache_misses == 401
+    assert wired.balanced()
+
+
+def test_long_topics_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """I learn why a stream with headers in its first part is slow, and the log does not repeat its topics."""
+    wired = reader(pattern=startswith("desk"))
+    for number in range(5):
+        wired.feed(plain(f"desk{number}." + "x" * 200_000, body=BODY))
+    (said,) = [record for record in caplog.records if "cache_misses" in record.message]
+    assert said.levelno == logging.WARNING
+    assert "a topic of 200006 bytes was received, and nothing is kept for topics over 255" in said.message
+    assert all(len(record.getMessage()) < 1_000 for record in caplog.records)
+
+
+def test_a_refused_body_of_a_long_topic_makes_no_long_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Log lines name a topic of any length by its beginning."""
+    reader(pattern=startswith("desk")).feed(plain("desk." + "x" * 200_000, body=b"?"))
+    assert "(200005 characters)" in caplog.text
+    assert all(len(record.getMessage()) < 2_000 for record in caplog.records)
+
+
+def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]], str]]:
+    """Kinds of entries: their app, the frames by which one is made, and what their topics begin with."""
+
+    def captures() -> Wired:
+        app = App(codec="json")
+
+        @app.subscribe("desk.{a}.{b}.{c}.{d}")
+        def handle(quote: Quote, a: str, b: str, c: str, d: str) -> None: ...
+
+        return Wired(app)
+
+    def several_types() -> Wired:
+        app = App(codec="json")
+        for kind in (Quote, dict, bytes, str):
+            app.add_route(handler(kind), "desk.{x}")
+        return Wired(app)
+
+    def one(form: str) -> Callable[[str], list[Any]]:
+        return lambda topic: [frames_of(form, topic)]
+
+    def codecs(topic: str) -> list[Any]:
+        return [tracked(topic, body=BODY, codec=codec) for codec in range(256)]
+
+    def publishers(topic: str) -> list[Any]:
+        return [tracked(topic, body=BODY, codec=2, epoch=epoch) for epoch in range(100)]
+
+    return {
+        "plain": (reader, one("plain"), "desk."),
+        "tracked": (reader, one("tracked"), "desk."),
+        "kept": (reader, one("kept"), "desk."),
+        "both": (reader, lambda topic: [*one("plain")(topic), *one("tracked")(topic)], "desk."),
+        "unrouted": (reader, one("tracked"), "other."),
+        "ten handlers": (lambda: reader(10), one("tracked"), "desk."),
+        "captures": (captures, one("tracked"), "desk.a.b.c."),
+        "several types": (several_types, one("plain"), "desk."),
+        "codecs": (reader, codecs, "desk."),
+        "publishers": (reader, publishers, "desk."),
+    }
+
+
+@pytest.mark.parametrize("shape", shapes())
+@pytest.mark.parametrize("length", [0, 200])
+def test_entries_take_no_more_than_is_counted(shape: str, length: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The bytes that the cache counts are an upper limit of what Python takes, and no wild one."""
+    caplog.set_level(logging.CRITICAL)
+    make, frames, start = shapes()[shape]
+    wired, number = make(), {"codecs": 4, "publishers": 20}.get(shape, 500)
+    wired.feed(*frames(f"{start}warm"))
+    messages = [frames(f"{start}{each:05}" + "x" * length) for each in range(number)]
+    before = wired.table._entries._budget.used
+    with grown() as found:
+        for each in messages:
+            wired.feed(*each)
+        wired.errors.clear()
+    latest = sum(sum(map(len, (topic, at))) + 400 for (_, topic), at in wired.table._latest.times.items())
+    counted = wired.table._entries._budget.used - before
+    assert found.bytes - latest <= counted <= 3 * found.bytes, (found.bytes / number, counted / number)
+
+
+@pytest.mark.parametrize("shape", shapes())
+def test_topics_fill_no_more_than_the_budget(
+    shape: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a peer varies, topics, codecs or epochs: what is known about topics stays within its bytes."""
+    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", 100)
+    caplog.set_level(logging.CRITICAL)
+    make, frames, start = shapes()[shape]
+    wired, topics = make(), {"codecs": 8, "publishers": 80, "ten handlers": 200}.get(shape, 800)
+    wired.feed(*frames(f"{start}warm"))
+    with grown() as found:
+        for each in range(topics):
+            wired.feed(*frames(f"{start}{each:05}" + "x" * 100))
+            wired.errors.clear()
+    entries = wired.table._entries
+    assert found.bytes < SMALL + 0.3 * MIB
+    assert 0 < entries._budget.used <= SMALL
+    assert sum(entry.size + entry.heads for entry in entries._entries.values()) == entries._budget.used
+    assert entries.tracked.keys() | entries.plain.keys() <= entries._entries.keys()
+    assert wired.balanced()
+
+
+def test_nothing_is_counted_of_what_was_forgotten() -> None:
+    """Accounts that move, routes that become active and topics in parts leave no bytes in the budget."""
+    wired = reader()
+    wired.feed(*[tracked(f"desk.{each}", body=BODY, codec=2, epoch=each % 3) for each in range(100)])
+    entries = wired.table._entries
+    wired.table.forget_accounts()
+    assert sum(entry.size for entry in entries._entries.values()) == entries._budget.used > 0
+    for topic in list(entries._entries):
+        entries.forget(topic)
+    assert entries._budget.used == 0
+    wired.feed(plain("desk.a", body=BODY))
+    wired.table.reclassify()
+    assert entries._budget.used == len(entries) == 0
+
+
+def test_a_cache_a_little_too_small_misses_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Topics that come in turn, 5 % more than there is room for: most of the messages find theirs."""
+    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
+    wired, numbers = reader(), count()
+    while wired.table._entries._budget.used < SMALL - 3_000:
+        wired.feed(plain(f"desk.{next(numbers):06}", body=BODY))
+    topics = next(numbers) * 105 // 100
+    for _ in range(4):
+        before = wired.stats.cache_misses
+        wired.feed(*[plain(f"desk.{number:06}", body=BODY) for number in range(topics)])
+    assert wired.stats.cache_misses - before < topics / 4
+
+
+def test_misses_are_counted_and_too_many_topics_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """app.stats tells how many messages took the long way, and the log once why."""
+    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
+    wired = reader()
+    before = wired.stats.cache_misses
+    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(100)] * 2)
+    assert wired.stats.cache_misses - before == 100
+    assert not caplog.records
+    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(600)])
+    (said,) = caplog.records
+    assert "topics are received, which fill the" in said.message
+    assert "stats.cache_misses" in said.message
+
+
+def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Hundreds of sensors on one topic cost what one costs; of more than are kept, a part is forgotten."""
+    wired = reader()
+    sensors = [tracked("desk.a", body=BODY, codec=2, epoch=epoch, sequence=0) for epoch in range(PUBLISHERS_KEPT)]
+    wired.feed(*sensors)
+    before = wired.stats.cache_misses
+    wired.feed(*sensors)
+    assert wired.stats.cache_misses == before
+    assert not [record for record in caplog.records if "publishers send" in record.message]
+    wired.feed(*[tracked("desk.a", body=BODY, codec=2, epoch=epoch, sequence=0) for epoch in range(10**6, 10**6 + 100)])
+    assert len(wired.table._entries.tracked[b"desk.a"]) <= PUBLISHERS_KEPT
+    (said,) = [record for record in caplog.records if "publishers send" in record.message]
+    assert f"more than {PUBLISHERS_KEPT} publishers send to 'desk.a'" in said.message
+
+
+def test_times_of_kept_messages_take_20_mib() -> None:
+    """As documented: however many topics and publishers a peer makes up, and however long they are."""
+    latest = _Latest()
+    fixed = bytes(32)
+    with grown() as found:
+        for number in range(3 * TOPICS_NOTED):
+            latest.note(2**60 + number, b"%0255d" % number, bytes([*fixed]))
+            latest.note(2**60 + number, b"%0256d" % number, bytes([*fixed]))
+    assert found.bytes < 20 * MIB
+
+
+# -- topics that are published ------------------------------------------------------------------------------
+
+
+class Publisher:
+    """An app that publishes to a real socket, in a reactor that stands still."""
+
+    def __init__(self, wire: Any = "tracked", overflow: Any = "drop", subscriptions: tuple[bytes, ...] = (b"",)) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.clock = StillReactor()
+        self.app = App(pub="inproc://o", codec="json", wire=wire, overflow=overflow, context=self.context)
+        self.quotes = self.app.publisher("stocks.{symbol}", Quote)
+        self.service = AppService(self.app, self.clock, pub=(Endpoint("inproc://o", bind=True),))
+        self.service.startService()
+        self.sub = self.context.socket(zmq.SUB)
+        for prefix in subscriptions:
+            self.sub.subscribe(prefix)
+        self.sub.connect("inproc://o")
+        self.turn()
+
+    @property
+    def outlet(self) -> Outlet:
+        """The only one."""
+        return self.quotes._outlets[0]
+
+    def publish(self, first: int, last: int, length: int = 0) -> None:
+        """One quote of each symbol with these numbers."""
+        for number in range(first, last):
+            self.quotes.publish(Quote(f"s{number:05}{'x' * length}", 1.5))
+            if number % 100 == 0:
+                self.turn()
+        self.turn()
+
+    def turn(self) -> None:
+        """Let the app look at its socket, and read what it has sent."""
+        self.clock.advance(0.5)
+        while self.sub.poll(0):
+            self.sub.recv()
+
+    def close(self) -> None:
+        """End without goodbye."""
+        assert self.service.transport is not None
+        assert self.service.transport.pub is not None
+        self.service.transport.pub.close(0)
+        self.context.destroy(linger=0)
+
+
+WIRES = [("plain", "drop"), ("tracked", "drop"), ("tracked", "wait"), ("multipart", "drop")]
+
+
+@pytest.mark.parametrize(("wire", "overflow"), WIRES)
+@pytest.mark.parametrize("length", [0, 200])
+def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int) -> None:
+    """The bytes that a publication counts for its topics are an upper limit of what Python takes."""
+    publisher = Publisher(wire, overflow)
+    try:
+        publisher.publish(0, 10, length)
+        covers = publisher.service._run._outgoing.publishing.counters._budget if wire == "tracked" else None  # type: ignore[union-attr]
+        before = publisher.outlet._budget.used + (covers.used if covers is not None else 0)
+        with grown() as found:
+            publisher.publish(10, 1_010, length)
+        counted = publisher.outlet._budget.used + (covers.used if covers is not None else 0) - before
+        assert found.bytes <= counted, (found.bytes / 1_000, counted / 1_000)
+        assert publisher.app.stats.cache_misses == 1_010
+    finally:
+        publisher.close()
+
+
+@pytest.mark.parametrize(("wire", "overflow"), WIRES)
+def test_published_topics_fill_no_more_than_the_budget(
+    wire: str, overflow: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Captures that peers choose fill no memory: all publications of an app share one budget, and the log says so."""
+    monkeypatch.setattr("zroute.outgoing.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr(counting, "COVERS", SMALL // 4)
+    publisher = Publisher(wire, overflow)
+    try:
+        number = 4_000 if wire == "multipart" else 1_200
+        with grown() as found:
+            publisher.publish(0, number)
+        assert found.bytes < SMALL + SMALL // 4 + 0.3 * MIB
+        outlet = publisher.outlet
+        assert 0 < outlet._budget.used <= SMALL
+        assert sum(map(outlet._size, outlet._topics.values())) == outlet._budget.used
+        assert {(value,) for value in outlet._senders} <= outlet._topics.keys()
+        assert publisher.app.stats.published == number
+        (said,) = [record for record in caplog.records if "cache_misses" in record.message]
+        assert "more topics are published than fit into the 1 MiB" in said.message
+    finally:
+        publisher.close()
+
+
+def test_publications_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app with many publications has one bound, and each of them gives way."""
+    monkeypatch.setattr("zroute.outgoing.TOPIC_CACHE", SMALL)
+    publisher = Publisher()
+    try:
+        other = publisher.outlet
+        publisher.publish(0, 600)
+        assert len(other._topics) < 600
+        budget = other._budget
+        budget.share(lambda: None)
+        budget.take(SMALL // 2)
+        assert budget.used <= SMALL
+        assert len(other._topics) < 250
+    finally:
+        publisher.close()
+
+
+def test_topics_of_a_run_end_with_it() -> None:
+    """An app that has stopped keeps no topics."""
+    app = App()
+    made = app.publisher("a.{x}", int)
+    Wired(app)
+    made.publish(1, x="b")
+    (outlet,) = app.compile().outlets
+    assert outlet._topics
+    outlet.close()
+    assert not outlet._topics
+
+
+@pytest.mark.parametrize("subscriptions", [1, 16, 200])
+def test_counters_of_topics_take_no_more_than_is_counted(subscriptions: int) -> None:
+    """A subscriber with hundreds of prefixes of one topic makes each topic larger, and that is counted."""
+    counters, prefix = Counters(), b"p" * 200
+    for length in range(subscriptions):
+        counters.subscribe(prefix[:length], 0.0)
+    with grown() as found:
+        for number in range(2_000):
+            counters.count(b"%s.%05d" % (prefix, number))
+        counters.beats(0.0)
+    assert found.bytes <= counters._budget.used + 0.1 * MIB
+
+
+def test_counters_of_topics_fill_no_more_than_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many topics I publish to however many subscriptions, what is known about them stays within its bytes."""
+    monkeypatch.setattr(counting, "COVERS", MIB)
+    counters, prefix = Counters(), b"p" * 200
+    for length in range(200):
+        counters.subscribe(prefix[:length], 0.0)
+    with grown() as found:
+        for number in range(1_000):
+            counters.count(b"%s.%05d" % (prefix, number))
+            counters.beats(number / 4)
+    assert 0.9 * MIB < counters._budget.used <= MIB
+    assert found.bytes < 1.1 * MIB
+    (last,) = counters.count(b"p")[-1:]
+    assert last.number == 1_000 + 1
+
+
+# -- command line -------------------------------------------------------------------------------------------
+
+
+def test_patterns_of_the_command_line_remember_no_long_topics() -> None:
+    """zroute tail, record and replay with patterns beside a peer whose topics are long, or many."""
+    wanted = any_of(["news.*"])
+    with grown() as found:
+        for number in range(200):
+            assert not wanted(b"%d." % number + b"x" * 200_000)
+    assert found.bytes < 0.1 * MIB
+    with grown() as found:
+        for number in range(TOPICS_NOTED + 5_000):
+            assert not wanted(b"%0255d" % number)
+    assert found.bytes < 10 * MIB
+
+
+def test_top_remembers_no_long_topics() -> None:
+    """zroute top counts topics over 255 characters among the others."""
+    traffic = Traffic(kept=10)
+
+    def take(number: int) -> None:
+        topic = Topic(f"{number}." + "x" * 200_000)
+        traffic.take(Envelope(topic, b"", (topic.wire,), 1.0))
+
+    with grown() as found:
+        for number in range(50):
+            take(number)
+    assert found.bytes < 0.1 * MIB
+    measured = traffic.measure()
+    assert not measured.topics
+    assert measured.others is not None
+    assert measured.others.messages == 50
+
+
+def test_the_documented_limits() -> None:
+    """The figures that the documentation names."""
+    assert (TOPIC_CACHE, COVERS, TOPICS_NOTED, MAX_TOPIC) == (128 * MIB, 32 * MIB, 16_384, 255)
