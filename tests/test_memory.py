@@ -285,7 +285,9 @@ def test_times_of_kept_messages_take_20_mib() -> None:
 class Publisher:
     """An app that publishes to a real socket, in a reactor that stands still."""
 
-    def __init__(self, wire: Any = "tracked", overflow: Any = "drop", subscriptions: tuple[bytes, ...] = (b"",)) -> None:
+    def __init__(
+        self, wire: Any = "tracked", overflow: Any = "drop", subscriptions: tuple[bytes, ...] = (b"",)
+    ) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.clock = StillReactor()
         self.app = App(pub="inproc://o", codec="json", wire=wire, overflow=overflow, context=self.context)

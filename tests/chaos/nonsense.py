@@ -34,6 +34,9 @@ from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 BATCH = 400
 """Frames sent at once: fewer than the queue of a subscriber holds, so that none is lost."""
 
+FILLING = 70_000
+"""Topics: more than readers keep."""
+
 READERS = 2
 CUT_EACH = 50
 """In one of so many lots the connection is cut: to connect again takes as long as several lots."""
@@ -226,7 +229,7 @@ class Attack:
 
     def fill_caches(self) -> None:
         """Send good messages of more topics than the readers keep, so that what grows from then on is a leak."""
-        for start in range(0, TOPIC_CACHE + BATCH, BATCH // 2):
+        for start in range(0, FILLING, BATCH // 2):
             self._listen(self._liars[:1])
             for number in range(start, start + BATCH // 2):
                 for frame in frames_of_topic(b"orders.filling-%d" % number):

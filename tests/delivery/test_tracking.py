@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zroute.delivery import counting
+from zroute.delivery import counting, tracking
 from zroute.delivery.counting import (
     BEATS,
     GRACE,
@@ -1439,6 +1439,50 @@ def test_invented_publishers_fill_no_memory_and_drive_out_no_real_one() -> None:
     assert len(tracker._publishers) == PUBLISHERS_MAX
     assert tracker.complete.keys() == {7}
     assert received(tracker, 2) == Gap(b"a", 7, 1, 1)
+
+
+def test_invented_publishers_are_found_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frame of a flood may name another publisher: whom to give up is not looked for among all each time."""
+    looks: list[Publisher] = []
+    worth = tracking._worth
+
+    def looking(publisher: Publisher) -> tuple[int, float]:
+        looks.append(publisher)
+        return worth(publisher)
+
+    monkeypatch.setattr(tracking, "_worth", looking)
+    tracker = joined(b"a")
+    for epoch in range(1000, 1000 + 2 * PUBLISHERS_MAX):
+        received(tracker, 5, epoch=epoch)
+    assert len(looks) < 20 * PUBLISHERS_MAX
+    assert tracker.complete.keys() == {7}
+
+
+def test_one_that_was_to_be_given_up_and_is_heard_stays() -> None:
+    """Whom to give up next is noted, and holds only for those of whom nothing was heard since."""
+    tracker = Tracker()
+    tracker.subscribe([b"a"])
+    tracker.join(b"M", 0)
+    for epoch in range(PUBLISHERS_MAX + 1):  # the first of them has to go, and the next are noted
+        received(tracker, 5, epoch=epoch)
+    tracker.stated(1, b"M", stated((b"a", 5)))
+    received(tracker, 5, epoch=PUBLISHERS_MAX + 1)
+    assert tracker.complete.keys() == {1}
+
+
+def test_accounts_of_many_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishers that are invented and name all of my subscriptions fill no memory; the one that is used stays."""
+    monkeypatch.setattr(tracking, "STREAMS_MAX", 200)
+    names = [b"%02d" % number for number in range(50)]
+    tracker = joined(*names)
+    for name in names:
+        received(tracker, 1, prefix=name)
+    tracker.check(1, drained=True)
+    for epoch in range(1000, 1010):
+        tracker.stated(epoch, b"M", stated(*((name, 1) for name in names)))
+    tracker.check(2, drained=True)
+    assert sum(len(each.streams) for each in tracker._publishers.values()) <= 200
+    assert 7 in tracker._publishers
 
 
 def test_a_publisher_that_had_to_go_leaves_an_unknown_tail() -> None:

@@ -94,6 +94,11 @@ class Publisher:
         """Those that it has an account of."""
         return tuple(sorted(self.covered.union(self.streams)))
 
+    @property
+    def size(self) -> int:
+        """How many accounts it has."""
+        return len(self.streams) + len(self.leaving)
+
     def change(self, subscriptions: frozenset[bytes]) -> None:
         """Subscribe to these from now on."""
         gone = self.covered.union(self.streams) - subscriptions

@@ -28,8 +28,8 @@ marker sets the account back, and takes back what was counted for the claim (`Co
 
 **Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
 `WITHDRAWN_MAX` withdrawn ones; covers of topics, of up to `COVERS` bytes; about three notes of a beat for each counter.
-A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` (about 100 bytes) for each
-subscription of its own that something was received or stated of.
+A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` for each
+subscription of its own that something was received or stated of, `STREAMS_MAX` altogether.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from heapq import nsmallest
+from operator import itemgetter
 
 from zroute.delivery.accounts import Publisher, State, Stream
 from zroute.delivery.counting import BEATS, COUNT_BITS, is_counted
@@ -62,10 +64,16 @@ from zroute.delivery.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, Lin
 from zroute.messages.control import Statement
 from zroute.options import KEPT_MAX
 
-__all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "Tracker"]
+__all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker"]
 
-PUBLISHERS_MAX = 256
+PUBLISHERS_MAX = 1_024
 """Publishers (epochs) that a subscriber keeps account of, so that invented ones fill no memory."""
+
+STREAMS_MAX = 1_000_000
+"""Accounts of subscriptions at publishers, over which publishers are given up at the next `Tracker.check`: 250 MB."""
+
+_LEAST = 64
+"""Publishers that are found with one look at all, to be given up one by one: peers may invent one with each frame."""
 
 EARLIER_MAX = 16
 """Markers before the last: a subscriber sends one for each connection, and keeps those before for `GRACE` seconds."""
@@ -104,6 +112,7 @@ class Tracker:
         self._previous: float | None = None
         self._found: list[Event] = []
         self._refused: dict[Stream, int] = {}  # accounts whose messages were refused, and what they expected then
+        self._leasts: list[tuple[Publisher, tuple[int, float]]] = []  # to be given up, the first at the end
         self._chance = chance
 
     @property
@@ -418,6 +427,7 @@ class Tracker:
         ``drained``: since the last call the socket was read until it had nothing more. A subscriber that has not read
         everything judges no publisher, however late it is.
         """
+        self._part_some()
         events, self._found = self._found, []
         events += self._doubts(now)
         for publisher in self._publishers.values():
@@ -557,10 +567,29 @@ class Tracker:
 
     def _meet(self, epoch: int) -> Publisher:
         if len(self._publishers) >= PUBLISHERS_MAX:
-            self._part(min(self._publishers.values(), key=_worth))
+            self._part(self._least())
         self.epochs += 1
         publisher = self._publishers[epoch] = Publisher(epoch)
         return publisher
+
+    def _least(self) -> Publisher:
+        """Return the one to be given up first; of those of its rank, some more are noted for the next times."""
+        while self._leasts:
+            publisher, worth = self._leasts.pop()
+            if self._publishers.get(publisher.epoch) is publisher and _worth(publisher) == worth:
+                return publisher
+        found = nsmallest(_LEAST, ((each, _worth(each)) for each in self._publishers.values()), key=itemgetter(1))
+        self._leasts = [each for each in found if each[1][0] == found[0][1][0]][::-1]
+        return self._leasts.pop()[0]
+
+    def _part_some(self) -> None:
+        """Give up publishers while there are too many accounts, in the order in which they are given up for others."""
+        excess = sum([each.size for each in self._publishers.values()]) - STREAMS_MAX
+        if excess > 0:
+            for each in sorted(self._publishers.values(), key=_worth)[:-1]:
+                if excess > 0 and each.size:
+                    excess -= each.size
+                    self._part(each)
 
     def _part(self, publisher: Publisher) -> None:
         del self._publishers[publisher.epoch]
