@@ -91,6 +91,7 @@ class Wired:
         supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
         routes = [fresh(route) for route in supplied]
         self.stats.routes.update((route.name, route.stats) for route in routes)
+        self.accounts = SubscribingEnd(self.clock, self.stats, LOG, "test", lambda found: None)
         self.table = RouteTable(
             routes,
             default=app.codec,
@@ -99,7 +100,7 @@ class Wired:
             max_message=app.max_message,
             stats=self.stats,
             outcomes=self.outcomes,
-            accounts=SubscribingEnd(self.clock, self.stats, LOG, "test", lambda found: None),
+            accounts=self.accounts,
             clock=lambda: 100.0,
         )
         for outlet in compiled.outlets:

@@ -29,12 +29,13 @@ from tests.benchmarks import (
     publish,
     receive,
     report,
+    scale,
     two_processes,
 )
 from tests.benchmarks.running import Group, Result, run
 from tests.benchmarks.workloads import Scale
 
-PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, memory, instructions)
+PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, scale, memory, instructions)
 QUICK = Scale(
     count=300, seconds=0.1, patterns=100, topics=100, requests=20, routes=100, topics_seen=1_000, instructions=False
 )
@@ -97,10 +98,10 @@ def main(arguments: list[str]) -> int:
     """Measure, print, write; 1 when somebody failed."""
     options = parser().parse_args(arguments)
     logging.disable(logging.WARNING)  # a flood of log lines is not what is measured
-    scale, rounds = scale_of(options), 1 if options.quick else options.rounds
-    groups = chosen((group for part in PARTS for group in part.groups(scale)), options.only)
+    sizes, rounds = scale_of(options), 1 if options.quick else options.rounds
+    groups = chosen((group for part in PARTS for group in part.groups(sizes)), options.only)
     console, described = Console(width=None if sys.stdout.isatty() else 180), machine.described()
-    settings = f"medians of {rounds} rounds, {scale.count:,} small messages each, all contestants of a group in turn."
+    settings = f"medians of {rounds} rounds, {sizes.count:,} small messages each, all contestants of a group in turn."
     report.show_machine(console, described, settings)
     results: list[Result] = []
     with Console(stderr=True).status("") as status:

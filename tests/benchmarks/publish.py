@@ -22,7 +22,7 @@ from zroute.endpoints import Endpoint
 from zroute.messages.wire import parse_header
 from zroute.service import AppService
 
-__all__ = ["FOUR", "ONE", "groups"]
+__all__ = ["ALONE", "BURST", "ENDPOINT", "FOUR", "ONE", "arrived", "groups", "subscriber"]
 
 ENDPOINT = "inproc://published"
 BURST = 256
@@ -33,7 +33,8 @@ OVERLAPPING = (b"s", b"stocks", b"stocks.", TOPIC)
 ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping ones"
 
 
-def _subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
+def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
+    """A SUB socket that has room for everything, to be connected."""
     sub: zmq.Socket[bytes] = context.socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)  # of two inproc ends, one without a mark is enough
     for prefix in subscriptions:
@@ -41,7 +42,7 @@ def _subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zm
     return sub
 
 
-def _arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
+def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
     """All that arrived, without the topic."""
     found = []
     while sub.poll(0):
@@ -54,7 +55,7 @@ def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
     context: zmq.Context[Any] = zmq.Context()
     pub = context.socket(zmq.PUB)
     pub.bind(ENDPOINT)
-    sub = _subscriber(context, ALONE)
+    sub = subscriber(context, ALONE)
     sub.connect(ENDPOINT)
     encode, send = encoder(codec), pub.send
 
@@ -68,7 +69,7 @@ def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
             send(b"stocks." + QUOTE.symbol.encode() + NUL + encode(QUOTE))
 
     figures = measured(named if of_message else constant, count)
-    assert len(_arrived(sub)) == count
+    assert len(arrived(sub)) == count
     context.destroy(linger=0)
     return figures
 
@@ -88,7 +89,7 @@ def zroute_publish(
     publication = app.publisher(pattern, Quote)
     service = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
     service.startService()
-    sub = _subscriber(context, subscriptions)
+    sub = subscriber(context, subscriptions)
     sub.connect(ENDPOINT)
     clock.advance(0)  # the app learns of the subscriptions
 
@@ -102,7 +103,7 @@ def zroute_publish(
             clock.advance(0)  # the turn ends
 
     figures = measured(publish, count)
-    _check(_arrived(sub), count, len(subscriptions) if wire == "tracked" else 0)
+    _check(arrived(sub), count, len(subscriptions) if wire == "tracked" else 0)
     assert service.transport is not None
     assert service.transport.pub is not None
     service.transport.pub.close(0)
