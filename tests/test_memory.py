@@ -20,7 +20,9 @@ from zroute import App, Topic, startswith
 from zroute.cli.top import Traffic
 from zroute.delivery import counting
 from zroute.delivery.counting import COVERS, Counters
+from zroute.delivery.tracking import STREAMS_MAX, Tracker
 from zroute.endpoints import Endpoint
+from zroute.messages.control import Statement
 from zroute.messages.topics import any_of
 from zroute.messages.wire import FIXED, Envelope, Flags, Kind, pack_head
 from zroute.options import MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE, TOPICS_NOTED
@@ -277,6 +279,33 @@ def test_times_of_kept_messages_take_20_mib() -> None:
             latest.note(2**60 + number, b"%0255d" % number, bytes([*fixed]))
             latest.note(2**60 + number, b"%0256d" % number, bytes([*fixed]))
     assert found.bytes < 20 * MIB
+
+
+def test_topics_in_parts_take_8_mib() -> None:
+    """As documented: topics whose messages come in parts behind a NUL, of any number."""
+    wired = reader(pattern=startswith("d"))
+    known = wired.table._parts.multipart
+    with grown() as found:
+        for number in range(TOPICS_NOTED):
+            known[b"%0255d" % number] = None
+    assert found.bytes < 8 * MIB
+    frame = plain("d" * 255, body=b"?")
+    wired.feed(frame, (frame, b"rest"))
+    assert len(known) == TOPICS_NOTED
+
+
+def test_accounts_take_250_mb() -> None:
+    """As documented: 1,000,000 accounts of subscriptions of 20 bytes, each of which a statement has named."""
+    names = [b"%020d" % number for number in range(10_000)]
+    tracker = Tracker()
+    tracker.subscribe(names)
+    tracker.join(b"M", 0.0)
+    tracker.stated(1, b"M", Statement(0, 1, "", False, tuple((name, 2**40 + 5) for name in names)))
+    with grown() as found:
+        numbers = tuple((b"%020d" % number, 2**40 + number) for number in range(10_000))
+        tracker.stated(2, b"M", Statement(0, 1, "", False, numbers))
+        del numbers
+    assert found.bytes / 10_000 < 250e6 / STREAMS_MAX
 
 
 # -- topics that are published ------------------------------------------------------------------------------
