@@ -312,6 +312,7 @@ class Outlet:
         self._emit = self._gathered = self._shortcut = None
         self._topics.clear()
         self._senders.clear()
+        self._budget = Budget(TOPIC_CACHE)
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
 
     def publish(
