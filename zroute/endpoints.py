@@ -16,7 +16,7 @@ __all__ = ["Endpoint", "parse_endpoint", "parse_endpoints"]
 
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
-_LOOPBACK = ("127.", "localhost", "[::1]")
+_LOOPBACK = re.compile(r"127(\.\d+){1,3}|localhost|lo0?|\[::1\]")  # lo and lo0 are the interface's names
 _IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
 
 
@@ -34,7 +34,7 @@ class Endpoint:
     def is_open(self) -> bool:
         """Whether other hosts can reach it: bound over tcp to more than the loopback interface."""
         transport, _, rest = self.address.partition("://")
-        return self.bind and transport == "tcp" and not rest.startswith(_LOOPBACK)
+        return self.bind and transport == "tcp" and not _LOOPBACK.fullmatch(rest.rpartition(":")[0])
 
 
 def parse_endpoint(text: str, *, bind: bool) -> Endpoint:

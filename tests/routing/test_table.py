@@ -415,6 +415,28 @@ def test_a_large_body_is_handled_up_to_the_limit(frame: Any) -> None:
     assert wired.stats.malformed == 1
 
 
+def _parts(topic: str, *, body: bytes, **_: Any) -> tuple[bytes, bytes]:
+    return topic.encode(), body
+
+
+@pytest.mark.parametrize("limit", [10, 500, LARGE_FRAME - 1, LARGE_FRAME + 1])
+@pytest.mark.parametrize("frame", [plain, tracked, _parts])
+def test_the_limit_holds_for_every_message_of_a_topic(frame: Any, limit: int) -> None:
+    """Also the second message of a topic, which takes the short way, is refused when it is too large."""
+    app, got = App(max_message=limit), []
+
+    @app.subscribe("a")
+    def handle(body: bytes) -> None:
+        got.append(len(body))
+
+    codec = {"codec": 4} if frame is tracked else {}
+    sizes = (1, limit, limit + 1, 2, limit, limit + 1, limit + 300, 3 * LARGE_FRAME, 3, limit)
+    wired = Wired(app).feed(*[frame("a", body=bytes(n), **codec) for n in sizes])
+    assert got == [size for size in sizes if size <= limit]
+    assert wired.stats.malformed == len(sizes) - len(got)
+    assert wired.balanced()
+
+
 def large_ones() -> list[Any]:
     """Large frames of all kinds, a small one among them, each with a body of its own."""
     bodies = [bytes([number]) * (LARGE_FRAME + number) for number in range(8)]

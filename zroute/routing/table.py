@@ -170,7 +170,7 @@ class RouteTable:
     """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
 
     ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
-    nobody says it. ``max_message`` bounds a body in bytes. ``clock`` gives Unix seconds for envelopes. ``before`` is
+    nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for envelopes. ``before`` is
     the table whose place this one takes.
     """
 
@@ -197,6 +197,7 @@ class RouteTable:
         self._default = default
         self._dispatch: Dispatch = dispatch
         self._max_message = max_message
+        self._short = min(LARGE_FRAME, max_message)  # bytes of a frame up to which its body needs no check of its size
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
@@ -258,7 +259,7 @@ class RouteTable:
         """
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, judge = _HEAD_AND_NUMBER, self._judge
-        received, aside, receive = 0, 0, recv
+        received, aside, receive, short = 0, 0, recv, self._short
         if self._unpacked.rest:
             self.work_off(budget)
             return
@@ -268,8 +269,9 @@ class RouteTable:
         try:
             for received in rounds:  # noqa: B007  # counted in the end
                 frame = receive(1)
-                if len(frame) > LARGE_FRAME:
-                    receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
+                if len(frame) > short:
+                    if len(frame) > LARGE_FRAME:
+                        receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
                     self._one_by_one(frame, recv, more)
                     aside += 1
                     continue
@@ -561,7 +563,7 @@ class RouteTable:
 
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_message:
-            raise EnvelopeError(f"a body of {len(body)} bytes, over the limit of {self._max_message}")
+            raise EnvelopeError(f"a body of {len(body)} bytes, over max_message={self._max_message}")
 
     def _unrouted(self, raw: Raw) -> int:
         self._stats.unrouted += 1
