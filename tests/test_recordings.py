@@ -52,7 +52,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
             Recorded,
             st.floats(allow_nan=False, allow_infinity=False),
             st.lists(st.binary(max_size=300), min_size=1, max_size=4).map(tuple),
-        )
+        ),
+        min_size=1,
     )
 )
 def test_any_frames_survive(tmp_path: Path, messages: list[Recorded]) -> None:
@@ -65,7 +66,12 @@ def test_any_frames_survive(tmp_path: Path, messages: list[Recorded]) -> None:
 def test_a_torn_end_is_noticed_wherever_it_is(tmp_path: Path) -> None:
     """Whenever the writer is killed: what was written whole is read, and the rest is skipped and counted."""
     full = written(tmp_path / "full").read_bytes()
-    ends = [len(written(tmp_path / str(count), MESSAGES[:count]).read_bytes()) for count in range(4)]
+    header = len(
+        packed(
+            tmp_path / "0", {**HEADER, "began_at": 1_700_000_000.5, "source": "connect:tcp://127.0.0.1:5555"}
+        ).read_bytes()
+    )
+    ends = [header, *(len(written(tmp_path / str(count), MESSAGES[:count]).read_bytes()) for count in range(1, 4))]
     torn = tmp_path / "torn"
     for size in range(len(full) + 1):
         torn.write_bytes(full[:size])
@@ -102,8 +108,25 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         Writer(path, began_at=0, source="")
     assert list(read(path)) == MESSAGES
+    with Writer(path, began_at=0, source="", overwrite=True) as writer:
+        assert list(read(path)) == MESSAGES, "until there is something to replace it"
+        writer.write(0.5, [b"a\0b"])
+    assert list(read(path)) == [Recorded(0.5, (b"a\0b",))]
+
+
+def test_without_a_message_nothing_is_left_and_nothing_is_replaced(tmp_path: Path) -> None:
+    """A recorder that heard nothing removes its new file, and no other that has its name by now."""
+    path = tmp_path / "a"
+    written(path, [])
+    assert not path.exists()
+    before = written(path).read_bytes()
     Writer(path, began_at=0, source="", overwrite=True).close()
-    assert list(read(path)) == []
+    assert path.read_bytes() == before
+    moved = Writer(tmp_path / "b", began_at=0, source="")
+    (tmp_path / "b").rename(tmp_path / "c")
+    path.rename(tmp_path / "b")
+    moved.close()
+    assert (tmp_path / "b").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -178,4 +201,9 @@ def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_the_callers_to_handle() -> None:
     """The error of the file is raised, and nothing is left open."""
     with pytest.raises(OSError, match="No space left"):
-        Writer("/dev/full", began_at=0, source="", overwrite=True)
+        writer = Writer("/dev/full", began_at=0, source="", overwrite=True)
+        writer.write(0.0, [b"a\0"])
+        writer.flush()
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    writer.close()

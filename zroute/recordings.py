@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
+from stat import S_ISREG
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -132,30 +133,38 @@ class Writer:
     """Writes a new recording to ``path``. Use it in a ``with`` statement, which closes it.
 
     ``began_at`` is in seconds since the Unix epoch; ``source`` says where the messages come from. A file that
-    is there already is a FileExistsError, unless ``overwrite`` is true. The header is in the file at once, the
-    messages at the latest when `flush` is called. ``messages`` and ``bytes`` count what was written.
+    is there already is a FileExistsError, unless ``overwrite`` is true. The header is written with the first message,
+    and all messages are in the file at the latest when `flush` is called. Without a message there is no recording:
+    `close` removes the new file, and leaves one that was to be overwritten as it was. ``messages`` and ``bytes`` count
+    what was written.
 
     All methods raise the OSError of the file, such as for a full disk; `close` then has closed it all the same.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, began_at: float, source: str, overwrite: bool = False) -> None:
-        self._file = Path(path).open("wb" if overwrite else "xb")  # noqa: SIM115  # closed by close()
+        self._path = Path(path)
+        try:
+            self._file = self._path.open("xb")
+            self._made = True
+        except FileExistsError:
+            if not overwrite:
+                raise
+            self._file = self._path.open("ab")  # as it was until the first message
+            self._made = False
+        self._header = {"format": FORMAT, "version": VERSION, "began_at": began_at, "source": source}
         self._pack = msgpack.Packer().pack
         self.messages = 0
         self.bytes = 0
-        try:
-            self._append({"format": FORMAT, "version": VERSION, "began_at": began_at, "source": source})
-            self.flush()
-        except BaseException:
-            self.close()
-            raise
 
     def write(self, at: float, frames: Sequence[bytes]) -> None:
         """Append one message that came ``at`` seconds after the beginning.
 
         Raises ValueError, and writes nothing, for one of more than 64 MiB, which no reader takes.
         """
-        self._append([float(at), list(frames)])
+        record = self._packed([float(at), list(frames)])
+        if not self.messages:
+            self._begin()
+        self._append(record)
         self.messages += 1
 
     def flush(self) -> None:
@@ -164,14 +173,32 @@ class Writer:
 
     def close(self) -> None:
         """Flush and close; closing twice is nothing."""
+        unused = self._made and not self.messages and not self._file.closed and self._is_in_place()
         self._file.close()
+        if unused:
+            self._path.unlink()
 
-    def _append(self, record: object) -> None:
-        packed = self._pack(record)
+    def _is_in_place(self) -> bool:
+        """Return True if the path still names the file that was opened."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _begin(self) -> None:
+        if S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a device can't be cut
+            self._file.truncate(0)
+        self._append(self._packed(self._header))
+
+    def _packed(self, record: object) -> bytes:
+        packed: bytes = self._pack(record)
         if len(packed) > _RECORD_MAX:
             raise ValueError(
                 f"a message of {len(packed)} bytes, and a recording holds messages of {_RECORD_MAX} at most"
             )
+        return packed
+
+    def _append(self, packed: bytes) -> None:
         self._file.write(packed)
         self.bytes += len(packed)
 

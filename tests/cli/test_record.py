@@ -108,15 +108,20 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     assert "is there already: choose another name, or replace it with --force" in done.stderr
     assert file.read_text() == "mine"
     assert zroute("record", endpoint, str(file), "--force", "--for", "10ms").returncode == 0
-    assert list(read(file)) == []
+    assert file.read_text() == "mine", "until a message comes"
+    with recording(endpoint, file, "--force", "-n", "1") as child:
+        publish(endpoint, "news.a")
+        assert child.end(None) == 0
+    assert len(list(read(file))) == 1
 
 
 def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
-    """A script can tell that nobody published; the recording is there, and empty."""
+    """A script can tell that nothing was published, and no empty recording is left behind."""
     done = zroute("record", free_endpoint(), str(tmp_path / "r"), "--wait", "50ms")
     assert done.returncode == 124
     assert "nothing came within 0.05 s" in done.stderr
-    assert list(read(tmp_path / "r")) == []
+    assert f"no message came, so {tmp_path / 'r'} was not written" in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
@@ -124,9 +129,11 @@ def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
     done = zroute("record", free_endpoint(), str(tmp_path / "no" / "r"))
     assert done.returncode == 1
     assert "can't be written: No such file or directory" in done.stderr
-    full = zroute("record", free_endpoint(), "/dev/full", "--force")
-    assert full.returncode == 1
-    assert "No space left on device" in full.stderr
+    endpoint = free_endpoint()
+    with recording(endpoint, Path("/dev/full"), "--force") as full:
+        publish(endpoint, "news.a")
+        assert full.end(None) == 1
+    assert "No space left on device" in full.err[-1]
 
 
 def test_a_terminal_sees_the_count_grow(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def command(
     """Write the messages of a publisher to FILE, with the times at which they came, until a signal.
 
     Connects to ENDPOINT, or binds it if it begins with bind:. The frames are kept as they arrive, in any wire
-    form; zroute replay publishes them again. Patterns are quoted, because shells expand them:
+    form; zroute replay publishes them again. Without a message no file is left. Patterns are quoted, because shells expand them:
     zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
     from zroute.cli.listening import Listening, say
@@ -81,6 +81,8 @@ def command(
             code = listening.run(wait=wait, seconds=seconds)
     except OSError as error:  # a full disk, say; what was flushed stays a recording
         fail(_EXIT_FAILED, f"{file}: {error.strerror or error}, after {writer.messages} messages")
+    if not writer.messages:
+        say(f"no message came, so {file} was not written")
     told = {"recorded": writer.messages, "bytes": writer.bytes} | listening.told()
     say(", ".join(f"{name} {number}" for name, number in told.items()))
     raise SystemExit(code)
