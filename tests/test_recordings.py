@@ -200,9 +200,9 @@ def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_the_callers_to_handle() -> None:
     """The error of the file is raised, and nothing is left open."""
+    writer = Writer("/dev/full", began_at=0, source="", overwrite=True)
+    writer.write(0.0, [b"a\0"])
     with pytest.raises(OSError, match="No space left"):
-        writer = Writer("/dev/full", began_at=0, source="", overwrite=True)
-        writer.write(0.0, [b"a\0"])
         writer.flush()
     with pytest.raises(OSError, match="No space left"):
         writer.close()

@@ -48,8 +48,8 @@ def command(
     """Write the messages of a publisher to FILE, with the times at which they came, until a signal.
 
     Connects to ENDPOINT, or binds it if it begins with bind:. The frames are kept as they arrive, in any wire
-    form; zroute replay publishes them again. Without a message no file is left. Patterns are quoted, because shells expand them:
-    zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
+    form; zroute replay publishes them again. Without a message no file is left. Patterns are quoted, because
+    shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
     from zroute.cli.listening import Listening, say
 

@@ -170,8 +170,8 @@ class RouteTable:
     """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
 
     ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
-    nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for envelopes. ``before`` is
-    the table whose place this one takes.
+    nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for
+    envelopes. ``before`` is the table whose place this one takes.
     """
 
     def __init__(
