@@ -78,6 +78,36 @@ def test_frames_without_data_are_not_shown_as_messages() -> None:
         assert child.err[-1] == "zroute: received 2, shown 1, control 1, malformed 0"
 
 
+COUNTING = """
+from zroute import App
+app = App(pub={endpoint!r}, codec="json", name="counting")
+
+@app.every(0.02)
+def tick():
+    app.publish("a.b", 1)
+"""
+
+
+@pytest.mark.parametrize("patterns", [(), ("a.>",), ("a.>", "b")])
+@pytest.mark.parametrize("command", ["tail", "top", "record"])
+def test_a_publisher_knows_its_listeners_and_ends_with_them(
+    tmp_path: Path, command: str, patterns: tuple[str, ...]
+) -> None:
+    """My own tools are no plain readers: an app does not warn of them, and its stop does not wait for them in vain."""
+    endpoint = free_endpoint()
+    (tmp_path / "counting.py").write_text(COUNTING.format(endpoint=endpoint))
+    file = (str(tmp_path / "r"),) if command == "record" else ()
+    run = "-m", "zroute", "run", "counting", "--app-dir", str(tmp_path)
+    with Child(*run) as publisher, Child("-m", "zroute", command, endpoint, *file, *patterns) as tool:
+        with Child("-m", "zroute", "tail", endpoint, "-n", "130") as other:  # longer than a plain reader is waited for
+            assert other.end(None) == 0
+        assert publisher.end() == 0
+        assert "does not track" not in "".join(publisher.err)
+        assert "have not read" not in "".join(publisher.err)
+        assert tool.end() == 0
+        assert "control" in tool.err[-1]
+
+
 def test_topics_that_are_no_text_are_shown_when_i_ask_for_everything() -> None:
     """Without a pattern all is shown, whatever its topic is."""
     with feed() as publisher, listening("tail", publisher, "-n", "3", "--topics-only") as child:

@@ -56,6 +56,39 @@ def test_a_json_message_arrives_with_its_headers() -> None:
     assert abs((got.sent_at or 0) - time.time()) < 60
 
 
+READER = """
+import sys
+from zroute import App
+
+app = App(sub=sys.argv[1], name=sys.argv[2])
+
+@app.subscribe(sys.argv[2] + ".>")
+def handle(body):
+    print(body, flush=True)
+
+app.run()
+"""
+
+
+def test_the_summary_of_a_reader_counts_exactly() -> None:
+    """An app joins `zroute pub` as any publisher: what it did not get is 0, known, and the end is a goodbye."""
+    endpoint = free_endpoint()
+    with Child("-c", READER, endpoint, "news") as reader, Child("-c", READER, endpoint, "other") as other:
+        for child in (reader, other):
+            child.line_with("connects to", stream="err")
+        assert zroute("pub", endpoint, "news.a", "1", "--count", "300").returncode == 0
+        assert zroute("pub", endpoint, "news.b", "2", "--every", "1ms", "--count", "20").returncode == 0
+        reader.wait_for(lambda lines: len(lines) == 320)
+        nobody = zroute("pub", endpoint, "nobody.a", "1", "--wait", "3s")
+        assert nobody.returncode == 124
+        assert "live subscriptions: 'news.', 'other.'\n" in nobody.stderr
+        assert (reader.end(), other.end()) == (0, 0)
+    assert reader.err[-1].endswith("received 320, handled 320, failed 0, unrouted 0, malformed 0, lost 0")
+    assert other.err[-1].endswith("received 0, handled 0, failed 0, unrouted 0, malformed 0, lost 0")
+    ended = [line for line in reader.err if "has ended, and all it sent since the join was received or counted" in line]
+    assert len(ended) == 3
+
+
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 @pytest.mark.parametrize(
     ("codec", "given", "body"),

@@ -1,5 +1,7 @@
 """What ``zroute tail``, ``top`` and ``record`` share: a subscriber's socket for the time of one command.
 
+It joins as an app's does, by a marker behind its subscriptions, and answers goodbyes. So a publisher knows it for a
+subscriber that reads the tracked wire, and does not warn of a plain reader.
 Every message becomes an `Envelope` for the command's function; what does not reach it is counted and said.
 Unlike an app's table, which is built for speed, this one asks after every part whether another follows.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,7 @@ from zroute.errors import EndpointError, EnvelopeError
 from zroute.escapes import printable
 from zroute.logs import set_up_logging
 from zroute.messages.batches import parse_batch, singles
+from zroute.messages.control import pack_farewell, pack_marker, parse_marker
 from zroute.messages.topics import Pattern, Topic, any_of
 from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
 from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, frame_limit
@@ -43,6 +47,9 @@ _ONE_SIGNAL = 0.2
 """Seconds in which signals are one: timeout(1) sends its to the process, and at once again to its group."""
 
 _FIRST_BYTES = 32
+
+_STANDING = 6.0
+"""Seconds until a farewell is withdrawn: the publisher has read it by then, or has gone."""
 
 _log = logging.getLogger("zroute")
 
@@ -79,6 +86,8 @@ class Listening:
         self._prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
+        self._marker = pack_marker(secrets.randbits(64), self._prefixes)
+        self._left: set[int] = set()  # epochs of publishers whose goodbye was answered
         self._parts: list[bytes] = []
         self._timers: list[tuple[float, Callable[[], object]]] = []
         self._context: zmq.Context[Any] | None = None
@@ -139,7 +148,7 @@ class Listening:
             say(str(error))
             self.stop(EXIT_ENDPOINT)
             return
-        for prefix in self._prefixes:
+        for prefix in (*self._prefixes, self._marker):
             self._connection.subscribe(prefix)
         if wait is not None:
             self.reactor.callLater(wait, self._give_up, wait)
@@ -195,6 +204,8 @@ class Listening:
                 return
             if header is not None and header.kind is not Kind.DATA:
                 self.control += 1
+                if header.kind is Kind.GOODBYE and topic == self._marker:
+                    self._answer(header.epoch)
                 return
             if not self._is_wanted(topic):
                 self.unmatched += 1
@@ -208,6 +219,20 @@ class Listening:
             return
         self.taken += 1
         self.guarded(self._take, envelope)
+
+    def _answer(self, epoch: int) -> None:
+        """Tell a publisher that has ended that all it sent was read: it waits for that."""
+        if self._connection is None or epoch in self._left:
+            return
+        farewell = pack_farewell(parse_marker(self._marker).subscriber, epoch)
+        self._left.add(epoch)
+        self._connection.subscribe(farewell)
+        self.reactor.callLater(_STANDING, self._withdraw, epoch, farewell)
+
+    def _withdraw(self, epoch: int, farewell: bytes) -> None:
+        self._left.discard(epoch)
+        if self._connection is not None and not self._stopped:
+            self._connection.unsubscribe(farewell)
 
     def _receive_batch(self, topic: bytes, header: Header, body: bytes) -> None:
         """Each message of it, in the frame that it would have come in alone."""

@@ -73,23 +73,31 @@ def command(
         times = 1
     try:
         name = topic_bytes(topic)
-        compose = _composer(name, codec, wire, _headers(headers, wire))
+        fields = _headers(headers, wire)
+        number, compose = _composer(name, codec, wire, fields)
         encode = _encoder(codec)
         given = None if lines else encode(_given(body), where)
         compose(given or b"")  # what can't be sent is told before anybody is waited for
 
         from zroute.cli.sending import covers, send
 
+        tracked = wire == "tracked"
+
         async def publish(outlet: Outlet) -> None:
             due = 0.0
             async for message in _lines(outlet.reactor, encode) if given is None else _repeated(given, times):
                 await outlet.until(due)
-                await outlet.send(compose(message))
+                if tracked:
+                    await outlet.publish(name, number, message, fields)
+                else:
+                    await outlet.send(compose(message))
                 late = outlet.elapsed >= due + period  # a missed period is skipped, not caught up with
                 due = (outlet.elapsed if late else due) + period
 
         whom = f"a subscriber to {topic!r}"
-        raise SystemExit(send(endpoint, publish, wait=wait, wanted=lambda live: covers(live, name), whom=whom))
+        raise SystemExit(
+            send(endpoint, publish, wait=wait, wanted=lambda live: covers(live, name), whom=whom, tracked=tracked)
+        )
     except (TopicError, EncodeError) as error:
         raise click.UsageError(str(error)) from error
 
@@ -97,8 +105,10 @@ def command(
 # -- what is sent -------------------------------------------------------------------------------------------
 
 
-def _composer(topic: bytes, codec: str, wire: Wire, headers: dict[str, str]) -> Callable[[bytes], tuple[bytes, ...]]:
-    """From a body to the frames of a message. It raises EncodeError; its first call is a trial, number 0."""
+def _composer(
+    topic: bytes, codec: str, wire: Wire, headers: dict[str, str]
+) -> tuple[int, Callable[[bytes], tuple[bytes, ...]]]:
+    """Return the codec's number, and what makes the frames of a message from its body; that raises EncodeError."""
     from zroute.messages.codecs import BUILTIN
     from zroute.messages.wire import framer
 
@@ -109,7 +119,7 @@ def _composer(topic: bytes, codec: str, wire: Wire, headers: dict[str, str]) -> 
         frames = frame(topic, number, body, headers)
         return frames if isinstance(frames, tuple) else (frames,)
 
-    return compose
+    return number, compose
 
 
 def _headers(given: tuple[str, ...], wire: Wire) -> dict[str, str]:

@@ -1,14 +1,17 @@
 """What ``zroute pub`` and ``zroute replay`` share: a publisher's socket for the time of one job.
 
 It waits for a subscriber, lets the job send through an `Outlet`, which waits where a queue is full, and ends
-when the subscribers have read everything. Nothing is dropped; what nobody subscribed to is counted.
+when the subscribers have read everything. Nothing is dropped; what nobody subscribed to is counted. What is published
+on the tracked wire is numbered as an app's messages are, and ends with a goodbye, so that readers count exactly.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable, Container, Coroutine
+import time
+from collections.abc import Callable, Container, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,12 +20,16 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from zroute.awaiting import within
 from zroute.cli.loading import EXIT_ENDPOINT
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
+from zroute.joins import PublishingEnd
 from zroute.logs import set_up_logging
+from zroute.messages.control import FAREWELL, MARKER
 from zroute.messages.topics import Topic
-from zroute.options import READ_BUDGET
+from zroute.options import OUTBOX, READ_BUDGET
+from zroute.outbox import Outbox
 from zroute.runner import EXIT_DRAIN, install_reactor
 from zroute.signals import run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
@@ -47,6 +54,9 @@ _PATIENCE = 1.0
 """Seconds of a full queue until that is said."""
 
 
+_log = logging.getLogger("zroute")
+
+
 class Outlet:
     """Where a job sends. ``sent`` counts the messages, ``unheard`` those whose topic nobody subscribed to then."""
 
@@ -55,9 +65,18 @@ class Outlet:
         self.sent = 0
         self.unheard = 0
         self._connection = connection
-        self._began: float = reactor.seconds()
+        self._outbox = Outbox(reactor, limit=OUTBOX, timeout=_FLUSH, lost=lambda topic, count, error: None)
+        self._publishing = PublishingEnd(
+            reactor, self._outbox, connection.try_frame, time.time_ns, "zroute pub", "", _log
+        )
+        self._frame: Callable[..., Any] = self._publishing.framer(time.time_ns, keeps=False)
+        self._began = 0.0
         self._slow_since: float | None = None
         self._said = False
+
+    def begin(self) -> None:
+        """The job begins now."""
+        self._began = self.reactor.seconds()
 
     @property
     def elapsed(self) -> float:
@@ -70,12 +89,40 @@ class Outlet:
         if left > 0:
             await deferLater(self.reactor, left)
 
+    def track(self) -> None:
+        """Answer markers, and beat: before the socket is opened, if anything is going to be published."""
+        self._connection.on_subscription = self._publishing.subscription
+
+    async def goodbye(self, seconds: float) -> bool:
+        """Tell all who have joined that this was all; return True if they have read it within ``seconds``."""
+        with suppress(TimeoutError):
+            await within(seconds, self._publishing.goodbye(), self.reactor)
+        self._outbox.close()
+        return not self._publishing.unread
+
+    async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Send one message on the tracked wire to all who subscribe to it, once each of them has room for it."""
+        counters = self._publishing.counters
+
+        def attempt() -> bool:
+            if not self._outbox.passes(topic):
+                return False
+            sent = self._connection.try_frame(self._frame(topic, codec, body, headers))
+            if not sent:
+                counters.take_back(topic)  # a number that no subscriber was sent would be a loss to all
+            return sent
+
+        await self._when_there_is_room(topic, attempt)
+
     async def send(self, frames: tuple[bytes, ...]) -> None:
-        """Send one message to all who subscribe to it, once each of them has room for it."""
+        """Send these frames to all who subscribe to them, once each of them has room for them."""
         topic = frames[0].partition(b"\0")[0]
+        await self._when_there_is_room(topic, lambda: self._connection.try_send(frames))
+
+    async def _when_there_is_room(self, topic: bytes, attempt: Callable[[], bool]) -> None:
         if not covers(self._connection.subscriptions, topic):
             self.unheard += 1
-        while not self._connection.try_send(frames):
+        while not attempt():
             self._say_when_slow()
             await deferLater(self.reactor, _RETRY)
         self._slow_since = None
@@ -99,11 +146,20 @@ def covers(subscriptions: Container[bytes], topic: bytes) -> bool:
     return any(topic[:size] in subscriptions for size in range(len(topic) + 1))
 
 
-def send(endpoint: Endpoint, job: Job, *, wait: float, wanted: Callable[[set[bytes]], bool], whom: str) -> int:
+def send(
+    endpoint: Endpoint,
+    job: Job,
+    *,
+    wait: float,
+    wanted: Callable[[set[bytes]], bool],
+    whom: str,
+    tracked: bool = False,
+) -> int:
     """Open ``endpoint``, run ``job`` once a subscriber is there, flush; returns the exit code.
 
     ``wanted`` says of the live subscriptions whether it is worth beginning for them; ``whom`` describes who
-    would have such a one. That is waited for at most ``wait`` seconds; 0 begins at once.
+    would have such a one. That is waited for at most ``wait`` seconds; 0 begins at once. ``tracked`` says that the
+    job uses `Outlet.publish`, so that subscribers can join.
 
     0: all was sent and read, or a signal came, and what was sent until then was read. 5: the endpoint can't be
     opened. 75: subscribers had not read all after 30 s. 124: nobody came, and nothing was sent. A second
@@ -111,7 +167,7 @@ def send(endpoint: Endpoint, job: Job, *, wait: float, wanted: Callable[[set[byt
     """
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
-    sending = _Sending(reactor, endpoint, job, wait, wanted, whom)
+    sending = _Sending(reactor, endpoint, job, wait, wanted, whom, tracked)
     run_reactor(reactor, sending.signalled, sending.start)
     if sending.failure is not None:
         sending.failure.raiseException()
@@ -129,6 +185,7 @@ class _Sending:
         wait: float,
         wanted: Callable[[set[bytes]], bool],
         whom: str,
+        tracked: bool,
     ) -> None:
         self.code = 0
         self.failure: Failure | None = None
@@ -141,7 +198,10 @@ class _Sending:
         self._signalled_at: float | None = None
         self._changed: Deferred[None] = Deferred()
         self._connection = LosslessPubConnection(reactor, self._on_change)
-        self._outlet: Outlet | None = None
+        self._outlet = Outlet(reactor, self._connection)
+        if tracked:
+            self._outlet.track()
+        self._began = False
         self._work: Deferred[None] = Deferred()
 
     def start(self) -> None:
@@ -164,7 +224,8 @@ class _Sending:
         if self._wait and not await self._subscriber(resolved):
             self.code = EXIT_NOBODY
             return
-        self._outlet = Outlet(self._reactor, self._connection)
+        self._began = True
+        self._outlet.begin()
         await self._job(self._outlet)
 
     def _failed(self, failure: Failure) -> None:
@@ -173,12 +234,14 @@ class _Sending:
 
     async def _finish(self) -> None:
         """Flush, if there is anything to flush, and say what was sent."""
-        outlet = self._outlet
-        if outlet is None:
+        outlet, until = self._outlet, self._reactor.seconds() + _FLUSH
+        if not self._began:
+            await outlet.goodbye(_PATIENCE)  # to subscribers to other topics
             await self._connection.finish(0)
             return
         said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read what was sent")
-        complete = await self._connection.finish(_FLUSH)
+        complete = await outlet.goodbye(_FLUSH)
+        complete = await self._connection.finish(max(until - self._reactor.seconds(), 0)) and complete
         if said.active():
             said.cancel()
         unheard = f", {outlet.unheard} of them to a topic that nobody subscribed to" if outlet.unheard else ""
@@ -204,7 +267,8 @@ class _Sending:
             try:
                 await self._changed.addTimeout(max(deadline - self._reactor.seconds(), 0), self._reactor)
             except TimeoutError:
-                others = ", ".join(sorted(repr(Topic.from_wire(prefix)) for prefix in live)[:8])
+                plain = (prefix for prefix in live if not prefix.startswith((MARKER, FAREWELL)))
+                others = ", ".join(sorted(repr(Topic.from_wire(prefix)) for prefix in plain)[:8])
                 _say(
                     f"within {self._wait:g} s there was nobody to send to, so nothing was sent: expected {self._whom}; "
                     f"live subscriptions: {others or 'none'}"
