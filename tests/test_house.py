@@ -82,6 +82,7 @@ ORDER = [
     "sockets.origins",
     "sockets.ipc",
     "sockets.connection",
+    "sockets.connection_log",
     "sockets.persistent",
     "sockets.parts",
     "sockets.pipeline",

@@ -97,6 +97,9 @@ class Transport(Sending, Subscriptions, Protocol):
     def silent(self, answered: Iterable[str]) -> Sequence[str]:
         """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
 
+    def expect_end(self, name: str) -> None:
+        """A publisher of this name has said goodbye, and its connection is going to end."""
+
     def use(self, drain: Drain) -> None:
         """Give what is received from now on to another drain."""
 
@@ -372,6 +375,7 @@ class Run:
     def _listen(self) -> None:
         if self.transport.counts and self.subscribe_to:
             self.transport.on_connected = self._accounts.rejoin
+            self._accounts.ended = self.transport.expect_end
             self._accounts.listen(self.transport, self._table.subscriptions)
         else:
             self.transport.listen(self._table.subscriptions)
@@ -741,4 +745,5 @@ def sockets(run: Run) -> Transport:
         publish_to=run.publish_to,
         max_message=run.app.max_message,
         drops=run.app.overflow == "drop",
+        name=run.app.name,
     )

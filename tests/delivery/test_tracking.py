@@ -1125,6 +1125,8 @@ def test_a_frozen_publisher_that_comes_back_is_counted_on() -> None:
     assert watched(tracker, 6, 6) == [silent(7)]
     tracker.join(b"O", 12)
     assert tracker.stated(7, b"O", stated((b"a", 4))) == [Gap(b"a", 7, 1, 4), Joined(7, "", False)]
+    assert [type(event) for event in watched(tracker, 12, 1)] == [Returned]
+    assert watched(tracker, 13, 1) == []
     assert tracker.close() == []
 
 

@@ -77,6 +77,7 @@ class Signs:
     pinged: bool = False  # the question is a ping, which any sign of life answers
     unanswered: int = 0
     silent: bool = False
+    was_silent: bool = False  # until an answer that came since the last check
     doubted_at: float | None = None  # when it was asked because its numbers seemed wrong
     links: set[int] = attrs.field(factory=set)
     linked: bool = False  # the last answer came by a connection that is known
@@ -122,7 +123,7 @@ class Signs:
     def begin_again(self, now: float) -> None:
         """It was taken for ended, and is heard."""
         self.answered()
-        self.heard_at, self._promise = now, None
+        self.heard_at, self._promise, self.was_silent = now, None, False
 
     @property
     def is_noted(self) -> bool:
@@ -131,6 +132,7 @@ class Signs:
 
     def answered(self) -> None:
         """The question has its answer."""
+        self.was_silent |= self.silent
         self.due = self.answer_due = self.asked_at = None
         self.pinged, self.silent, self.unanswered = False, False, 0
 

@@ -41,11 +41,18 @@ class _Window:
 
 
 class Reports:
-    """A logger that says the same kind of thing `BURST` times in `WINDOW` seconds, and then how often."""
+    """A logger that says the same kind of thing ``burst`` times in ``window`` seconds, and then how often.
 
-    def __init__(self, log: logging.Logger, clock: Clock) -> None:
+    By default that is `BURST` times in `WINDOW` seconds.
+    """
+
+    def __init__(
+        self, log: logging.Logger, clock: Clock, *, burst: int | None = None, window: float | None = None
+    ) -> None:
         self._log = log
         self._clock = clock
+        self._burst = BURST if burst is None else burst
+        self._seconds = WINDOW if window is None else window
         self._windows: dict[Hashable, _Window] = {}
 
     def __call__(
@@ -57,9 +64,9 @@ class Reports:
         """
         window = self._windows.get(key)
         if window is None:
-            timer = self._clock.callLater(WINDOW, self._close, key)
+            timer = self._clock.callLater(self._seconds, self._close, key)
             window = self._windows[key] = _Window(subject, level, timer)
-        if window.lines < BURST:
+        if window.lines < self._burst:
             window.lines += 1
             self._log.log(level, text, *args, exc_info=error)
         else:

@@ -466,9 +466,10 @@ class Tracker:
             elif publisher.streams and (signs.heard_at is None or now - signs.heard_at >= AWAY_SECONDS):
                 publisher.forget()
             return
-        silent, heard_at = signs.silent, signs.heard_at
+        silent, heard_at = signs.silent or signs.was_silent, signs.heard_at
         alive = signs.heard(now, moved=moved, beat=BEATS[0], chance=self._chance)
         if alive and silent:
+            signs.was_silent = False
             yield Returned(publisher.epoch, publisher.name or "", now - (heard_at or now))
         if alive and had_gone:
             signs.linked = False  # it has another connection, which brought no answer yet

@@ -33,11 +33,16 @@ class SocketEvent:
         address = printable(self.address)
         if self.name == "connect_retried":
             return f"{address}: connect_retried, the next attempt is in {self.value} ms"
+        return f"{address}: {self.name}" + (f" ({self.reason})" if self.reason else "")
+
+    @property
+    def reason(self) -> str:
+        """What ``value`` says, where it is the reason of a failure; else empty."""
         if self.name.endswith("_failed") or self.name == "handshake_failed_no_detail":
-            return f"{address}: {self.name} ({os.strerror(self.value)})"
+            return os.strerror(self.value)
         if self.name.startswith("handshake_failed"):
-            return f"{address}: {self.name} ({_REASONS.get(self.value, self.value)})"
-        return f"{address}: {self.name}"
+            return str(_REASONS.get(self.value, self.value))
+        return ""
 
 
 OnEvent = Callable[[SocketEvent], None]

@@ -26,8 +26,8 @@ class Link:
 
     ``id`` is never used twice, unlike the descriptor ``fd``. ``address`` is the text of the first event.
     ``endpoint`` is the dialled endpoint as it was opened, or None if the peer has connected to us. ``ready`` is
-    True once the handshake is done. ``doubtful`` is True while messages of an earlier connection with the same
-    descriptor may still be unread.
+    True once the handshake is done, and ``fault`` is the event if it has failed. ``doubtful`` is True while
+    messages of an earlier connection with the same descriptor may still be unread.
     """
 
     id: int
@@ -35,6 +35,7 @@ class Link:
     address: str
     endpoint: str | None
     ready: bool = False
+    fault: SocketEvent | None = None
     doubtful: bool = False
 
 
@@ -99,16 +100,23 @@ class Links:
     # -- what libzmq tells -----------------------------------------------------------------------------------
 
     def seen(self, event: SocketEvent) -> Link | None:
-        """Take an event; return the connection that has begun, finished its handshake or ended with it."""
+        """Take an event; return the connection that has begun, or whose handshake or life has ended, with it."""
         if event.name == "connected":
             return self._connected(event)
         if event.name == "accepted":
             return self._begin(event, None)
         if event.name == "handshake_succeeded":
             return self._greeted(event.address)
+        if event.name.startswith("handshake_failed"):
+            return self._failed(event)
         if event.name == "disconnected":
             return self._disconnected(event)
         return None
+
+    def trying(self, text: str) -> str | None:
+        """Return the dialled endpoint without a connection that this text fits best; None if it fits none."""
+        found = _best((each for each in self._dialled if each.link is None), text)
+        return None if found is None else found.address
 
     def attempted(self, text: str) -> str | None:
         """Return the dialled endpoint that libzmq has just planned to connect to again under this text.
@@ -142,12 +150,21 @@ class Links:
         return link
 
     def _greeted(self, text: str) -> Link | None:
-        """The event has no descriptor: of those whose handshake is under way, take the oldest that fits best."""
-        pending = [link for link in self._links.values() if not link.ready]
-        link = next((link for link in pending if link.address == text), pending[0] if pending else None)
+        link = self._greeting(text)
         if link is not None:
             link.ready = True
         return link
+
+    def _failed(self, event: SocketEvent) -> Link | None:
+        link = self._greeting(event.address)
+        if link is not None:
+            link.fault = event
+        return link
+
+    def _greeting(self, text: str) -> Link | None:
+        """The event has no descriptor: of those whose handshake is under way, take the oldest that fits best."""
+        pending = [link for link in self._links.values() if not link.ready and link.fault is None]
+        return next((link for link in pending if link.address == text), pending[0] if pending else None)
 
     def _disconnected(self, event: SocketEvent) -> Link | None:
         link = self._by_fd.get(event.value)

@@ -2,7 +2,9 @@
 
 libzmq connects again after a lost connection, but not after a protocol error, to which it counts a part over
 MAXMSGSIZE: it ends the session without an event. So if no attempt to connect follows a disconnection, this module
-logs a warning and connects again. `Links` finds out which endpoint an attempt belongs to.
+logs a warning and connects again. What the peer and this socket do not agree about is told by when it ends: over a
+key with ``handshake_failed_protocol``, over the kinds of the sockets in the handshake and without that, over a frame
+behind it. `Links` finds out which endpoint an attempt belongs to, and `ConnectionLog` logs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import zmq
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_DRAIN
 from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.connection_log import ConnectionLog
 from zroute.sockets.descriptors import Identity, identify, shut_down
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.links import Link, Links
@@ -25,22 +28,43 @@ __all__ = ["PersistentConnection"]
 
 _log = logging.getLogger("zroute.sockets")
 
+_NEEDS_KEY = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_FITTING = {
+    zmq.SUB: "PUB or XPUB",
+    zmq.XSUB: "PUB or XPUB",
+    zmq.PUB: "SUB or XSUB",
+    zmq.XPUB: "SUB or XSUB",
+    zmq.PULL: "PUSH",
+    zmq.PUSH: "PULL",
+    zmq.PAIR: "PAIR",
+    zmq.REQ: "REP or ROUTER",
+    zmq.REP: "REQ or DEALER",
+    zmq.DEALER: "ROUTER, REP or DEALER",
+    zmq.ROUTER: "DEALER, REQ or ROUTER",
+}
+
 _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
 
 
 class PersistentConnection(Connection):
     """A `Connection` whose `open` endpoints stay connected until `disconnect` or `close`.
 
-    ``links`` holds its connections while it is watched, or connects to anything.
+    ``links`` holds its connections while it is watched, or connects to anything, and ``log`` logs those that it makes.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
         super().__init__(reactor, socket, drain)
         self.links = Links()
+        self.log = ConnectionLog(reactor, _log, type(self).__name__)
+        self.size_option: str | None = "maxmsgsize"
+        """What a log line advises to raise for larger frames; None where there is no option."""
+        self.endpoint_option = "the endpoint"
+        """What a log line advises to check where another kind of socket answers."""
         self.dialled: list[str] = []
         """Those of ``endpoints`` that it connects to."""
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
+        self._ends: dict[str, Link] = {}  # of an endpoint: the connection that has ended last
         self._lookups = Lookups(reactor, self._connect_by_ipv6)
         self._by_ipv6: set[str] = set()
         self._follows = False
@@ -54,6 +78,7 @@ class PersistentConnection(Connection):
         address = super().open(endpoint)
         self.dialled.append(address)
         self.links.dial(address)
+        self.log.dial(address)
         self._lookups.begin(address)
         return address
 
@@ -71,6 +96,7 @@ class PersistentConnection(Connection):
         """See `Connection.close`."""
         for endpoint in tuple(self._given_up):
             self._cancel(endpoint)
+        self.log.close()
         super().close(linger)
 
     def disconnect(self, address: str) -> None:
@@ -78,8 +104,10 @@ class PersistentConnection(Connection):
         super().disconnect(address)
         self._read_events()  # a connection of which libzmq has told already is forgotten with the others
         self.links.hang_up(address)
+        self.log.forget(address)
         self.dialled = [other for other in self.dialled if other != address]
         self._cancel(address)
+        self._ends.pop(address, None)
         self._lookups.forget(address)
         self._by_ipv6.discard(address)
 
@@ -99,6 +127,8 @@ class PersistentConnection(Connection):
         link, identity = self.links.get(id), self._identities.get(id)
         if self.closed or link is None or identity is None or not shut_down(link.fd, identity):
             return None
+        if link.endpoint is not None:
+            self.log.told(link.endpoint)  # by who wants it cut
         return link.endpoint
 
     # -- what libzmq tells -----------------------------------------------------------------------------------
@@ -107,12 +137,26 @@ class PersistentConnection(Connection):
         link = self.links.seen(event)
         if event.name == "connect_retried":
             self._attempted(self.links.attempted(event.address))
-        elif link is None:
-            return
-        elif event.name == "connected":
+        elif event.name == "connected" and link is not None:
             self._connected(link)
-        elif event.name == "disconnected":
+        elif event.name == "disconnected" and link is not None:
             self._disconnected(link)
+        self._note(event, link)
+
+    def _note(self, event: SocketEvent, link: Link | None) -> None:
+        """Have what an event says of a dialled endpoint logged."""
+        if event.name in ("connect_delayed", "closed"):
+            endpoint = self.links.trying(event.address)
+        else:
+            endpoint = None if link is None else link.endpoint
+        if endpoint is None or self.closed:
+            return
+        if event.name == "handshake_succeeded":
+            self.log.connected(endpoint)
+        elif event.name != "disconnected":
+            self.log.attempted(endpoint, event)
+        elif link is not None and link.ready:
+            self.log.lost(endpoint)
 
     def _attempted(self, endpoint: str | None) -> None:
         if endpoint is not None:
@@ -132,6 +176,7 @@ class PersistentConnection(Connection):
         self._read_again()  # to the end, behind which no message is of this connection
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)
+            self._ends[link.endpoint] = link
             again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, link.endpoint)
             self._given_up[link.endpoint] = again
 
@@ -148,13 +193,28 @@ class PersistentConnection(Connection):
         if self.closed or self._given_up.get(endpoint) is not judged or self.links.is_dialled(endpoint):
             return
         del self._given_up[endpoint]
-        _log.warning(
-            "%s: the connection was ended by a protocol error, such as a part of more than %d bytes, or a socket of a "
-            "kind that does not fit; what was under way is lost, connecting again",
-            endpoint,
-            self._socket.get(zmq.SocketOption.MAXMSGSIZE),
-        )
+        link = self._ends.pop(endpoint)
+        self.log.refused(endpoint, self._disagreement(link), handshake=not link.ready)
         self._redial(endpoint)
+
+    def _disagreement(self, link: Link) -> str:
+        """Return why libzmq has given a connection up, and what to do about it."""
+        if link.ready:
+            limit = int(self._socket.get(zmq.SocketOption.MAXMSGSIZE))
+            remedy = f": raise {self.size_option} here, or send less" if self.size_option else ""
+            return f"cut off, since the peer sent a frame of more than {limit} bytes, or one that is no ZMTP{remedy}"
+        if link.fault is not None and link.fault.value == _NEEDS_KEY:
+            return (
+                "the peer asks for a key (CURVE, PLAIN or GSSAPI), and this version of zroute has no encryption: let "
+                "the peer do without (curve_server, plain_server), or put a program that has the key between"
+            )
+        if link.fault is not None:
+            return f"the handshake failed ({link.fault.reason})"
+        kind = zmq.SocketType(int(self._socket.type))
+        return (
+            f"another kind of socket is there, and {kind.name} needs {_FITTING.get(kind, 'one that fits')}: check "
+            f"{self.endpoint_option}"
+        )
 
     def _connect_by_ipv6(self, endpoint: str) -> None:
         """The host of ``endpoint`` has IPv6 addresses only, which libzmq does not look for by itself."""

@@ -89,7 +89,7 @@ def _port(address: str) -> str:
 
 def _ports(name: str) -> set[str]:
     """Those of the addresses that a publisher's name ends with."""
-    return {_port(word) for word in name.split()}
+    return {_port(word.rstrip(",")) for word in name.split()}
 
 
 def _warn_of_hang() -> None:
@@ -97,7 +97,10 @@ def _warn_of_hang() -> None:
 
 
 class SocketTransport:
-    """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened."""
+    """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened.
+
+    ``name`` begins the log lines about their connections.
+    """
 
     counts = True
     kept = None
@@ -111,8 +114,10 @@ class SocketTransport:
         publish_to: Iterable[Endpoint],
         max_message: int,
         drops: bool = True,
+        name: str = "zroute",
     ) -> None:
         self._drops = drops
+        self._name = name
         self._reactor = reactor
         self._context = context
         self._subscribe_to = tuple(subscribe_to)
@@ -145,6 +150,7 @@ class SocketTransport:
             # Publishers first: over inproc a connect would else wait for a bind.
             if self._publish_to:
                 self.pub = self._watched(XPubConnection(self._reactor, context=context))
+                self.pub.log.name, self.pub.endpoint_option, self.pub.size_option = self._name, "pub=", None
                 if not self._drops:
                     self.pub.refuse_when_full()
                 opened = [(endpoint.bind, self.pub.open(endpoint)) for endpoint in self._publish_to]
@@ -152,6 +158,8 @@ class SocketTransport:
             if self._subscribe_to:
                 limit = frame_limit(self._max_message)
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
+                self.sub.log.name, self.sub.endpoint_option = self._name, "sub="
+                self.sub.size_option = f"max_message={self._max_message}"
                 self.sub.drain = drain
                 self.sub.watch(self._seen)
                 self._links = self.sub.links
@@ -260,6 +268,13 @@ class SocketTransport:
     def _is_connected(self, endpoint: Endpoint) -> bool:
         opened = self._opened.get(endpoint, endpoint.address)
         return opened.startswith("inproc://") or self._links.connected(opened)
+
+    def expect_end(self, name: str) -> None:
+        """A publisher of this name has said goodbye: that a connection to what it binds ends is no news."""
+        ports = _ports(name)
+        for endpoint, address in self._opened.items():
+            if self.sub is not None and not endpoint.bind and _port(address) in ports:
+                self.sub.log.ended(address)
 
     def dialled(self, link: int) -> str | None:
         """Return the endpoint of the connection with this id; None if a publisher has made it, or it has ended."""

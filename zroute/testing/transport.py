@@ -166,6 +166,9 @@ class MemoryTransport:
         """Nobody."""
         return ()
 
+    def expect_end(self, name: str) -> None:
+        """There are no connections here."""
+
     def discard(self, most: int) -> int:
         """Nothing waits for so long."""
         return 0

@@ -1,0 +1,174 @@
+"""The log says to whom an app is connected, who does not answer and why, and who is back: one line each."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.acceptance.streams import Reader, reader, stream
+from tests.running import running, turns
+from tests.support import Way, free_endpoint
+from zroute import App
+
+
+def connections(heard: Reader, address: str) -> list[str]:
+    """What the reader's log says of the connection to this address, without the time and the level."""
+    port = f":{address.rpartition(':')[2]}"
+    words = "reader: connected to ", "reader: no answer from "
+    texts = [line[line.index("reader: ") :] for line in heard.child.err if any(word in line for word in words)]
+    return [text for text in texts if port in text]
+
+
+def test_an_end_an_absence_and_a_return_are_one_line_each(way: Way) -> None:
+    """A clean end is no absence, since the goodbye is logged; of a publisher that was killed one line says it."""
+    clean, killed = way.meeting(), way.meeting()
+    with (
+        stream(clean.bind, "clean") as first,
+        stream(killed.bind, "killed") as second,
+        reader(clean.connect, killed.connect, ready=2) as heard,
+    ):
+        assert first.child.end(signal.SIGTERM) == 0
+        ended = heard.child.line_with("publisher clean@", stream="err")
+        assert "has ended, and all it sent since the join was received or counted" in ended
+        heard.child.wait_for(lambda lines: "event disconnected" in " ".join(lines))
+        second.kill()
+        heard.child.line_with("no answer from ", stream="err")  # that of the first would have come before
+        with stream(clean.bind, "clean"), stream(killed.bind, "killed"):
+            for meeting in (clean, killed):
+                heard.child.line_with(f"connected to {meeting.connect} again", stream="err")
+        connected = [f"reader: connected to {meeting.connect}" for meeting in (clean, killed)]
+        assert connections(heard, clean.connect) == [connected[0], f"{connected[0]} again"]
+        first_line, absent, last_line = connections(heard, killed.connect)
+        assert (first_line, last_line) == (connected[1], f"{connected[1]} again")
+        assert absent == (
+            f"reader: no answer from {killed.connect} for 3 s: refused, nothing listens there (libzmq: closed); "
+            "trying again"
+        )
+
+
+def test_a_silent_publisher_that_is_cut_has_no_second_line() -> None:
+    """That it is silent and that it is heard again are logged: its connections are not logged besides."""
+    endpoint = free_endpoint()
+    with stream(endpoint, "a") as publisher, reader(endpoint, ready=1) as heard:
+        publisher.command("go")
+        heard.wait_for("a", 50)
+        publisher.child.process.send_signal(signal.SIGSTOP)
+        heard.child.line_with("is silent", stream="err", patience=40)
+        heard.child.wait_for(lambda lines: any("disconnected" in line for line in lines))
+        publisher.child.process.send_signal(signal.SIGCONT)
+        heard.child.line_with("is heard again", stream="err")
+        assert connections(heard, endpoint) == [f"reader: connected to {endpoint}"]
+
+
+def _wants_a_key(socket: Any) -> None:
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    socket.curve_server = 1
+
+
+def _wants_a_password(socket: Any) -> None:
+    socket.plain_server = 1
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[..., tuple[Any, str]]]:
+    """Makes a ZeroMQ socket of a kind and with options, bound; the socket and its address."""
+    with zmq.Context() as context:
+        sockets = []
+
+        def make(kind: int, options: Callable[[Any], None] = lambda socket: None) -> tuple[Any, str]:
+            socket = context.socket(kind)
+            sockets.append(socket)
+            options(socket)
+            socket.bind("tcp://127.0.0.1:*")
+            return socket, socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+
+        yield make
+        for socket in sockets:
+            socket.close(0)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    ("kind", "options", "facts"),
+    [
+        (zmq.XPUB, _wants_a_key, ("asks for a key (CURVE, PLAIN or GSSAPI)", "no encryption", "curve_server")),
+        (zmq.XPUB, _wants_a_password, ("asks for a key (CURVE, PLAIN or GSSAPI)", "no encryption", "plain_server")),
+        (zmq.PUSH, lambda socket: None, ("another kind of socket", "SUB needs PUB or XPUB", "check sub=")),
+        (zmq.SUB, lambda socket: None, ("another kind of socket", "SUB needs PUB or XPUB", "check sub=")),
+    ],
+)
+async def test_a_peer_that_does_not_fit_is_named_with_the_option_to_change(
+    peer: Any, kind: int, options: Any, facts: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key, and a wrong kind of socket: each has a line of its own, once, and the right publisher is connected to."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    socket, address = peer(kind, options)
+    app = App(sub=address, name="reader")
+    app.add_route(lambda body: None, "a")
+    async with running(app) as service:
+        assert service.transport is not None
+        assert service.transport.sub is not None
+        redialled = []
+        service.transport.sub.watch(lambda event: redialled.append(event.name))
+        await turns(lambda: redialled.count("disconnected") >= 3)
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert [all(fact in line for fact in facts) for line in warnings] == [True]
+        assert warnings[0].startswith(f"reader: {address}: ")
+        socket.close(0)
+        right, _ = peer(zmq.XPUB)
+        await turns(lambda: _rebound(right, address))
+        await turns(lambda: f"reader: connected to {address}" in caplog.text)
+
+
+def _rebound(socket: Any, address: str) -> bool:
+    try:
+        socket.bind(address)
+    except zmq.ZMQError:  # the port is not free yet
+        return False
+    return True
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_frame_over_the_limit_names_max_message(peer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The publisher comes back each second to send another one: one line, with the option to raise."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    socket, address = peer(zmq.XPUB)
+    app = App(sub=address, name="reader", max_message=100_000)
+    app.add_route(lambda body: None, "a")
+
+    def feed() -> int:
+        """Send one giant for each subscription that has come; how many that were."""
+        nonlocal fed
+        while socket.poll(0):
+            if socket.recv()[:2] == b"\1a":
+                fed += 1
+                socket.send(b"a\0" + bytes(200_000))
+        return fed
+
+    fed = 0
+    async with running(app):
+        await turns(lambda: feed() >= 3)
+        lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"reader: connected to {address}",
+        f"reader: {address}: cut off, since the peer sent a frame of more than 104779 bytes, or one that is no ZMTP: "
+        "raise max_message=100000 here, or send less",
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_that_connects_logs_its_subscriber_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Both directions of dialling are logged; who has connected to a bound endpoint is for --log-level debug."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    endpoint = free_endpoint()
+    sink, sensor = App(sub=f"bind:{endpoint}", name="sink"), App(pub=f"connect:{endpoint}", name="sensor")
+    sink.add_route(lambda body: None, "a")
+    async with running(sensor), running(sink):
+        await turns(lambda: "connected to" in caplog.text)
+    assert [record.getMessage() for record in caplog.records] == [f"sensor: connected to {endpoint}"]

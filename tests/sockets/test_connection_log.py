@@ -1,0 +1,185 @@
+"""What is logged of the endpoints that a socket connects to: events as libzmq tells them, and a clock of the test's."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pytest
+from twisted.internet.task import Clock
+
+from zroute.sockets.connection_log import NO_ANSWER, ConnectionLog
+from zroute.sockets.events import SocketEvent
+
+HERE, NAMED, PATH = "tcp://127.0.0.1:5555", "tcp://feed.test:5555", "ipc:///run/feed"
+
+
+class Dialled:
+    """A log of one endpoint."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, endpoint: str = HERE) -> None:
+        caplog.set_level(logging.INFO, "zroute.sockets")
+        self._caplog = caplog
+        self.endpoint = endpoint
+        self.clock = Clock()
+        self.log = ConnectionLog(self.clock, logging.getLogger("zroute.sockets"), "app")
+        self.log.dial(endpoint)
+
+    def lines(self) -> list[str]:
+        """What was logged since the last call."""
+        lines = [record.getMessage() for record in self._caplog.records]
+        self._caplog.clear()
+        return lines
+
+    def attempts(self, *names: str, value: int = 0) -> None:
+        """Tell of these events."""
+        for name in names:
+            self.log.attempted(self.endpoint, SocketEvent(name, self.endpoint, value))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "events", "value", "reason"),
+    [
+        (
+            HERE,
+            ("connect_delayed", "closed", "connect_retried"),
+            0,
+            "refused, nothing listens there (libzmq: closed)",
+        ),
+        (PATH, ("closed", "connect_retried"), 0, "nothing listens at this path (libzmq: closed)"),
+        (HERE, ("connect_delayed",), 0, "the host does not reply: it is down, or a firewall is between"),
+        (NAMED, ("connect_retried", "connect_retried"), 0, "its name can't be resolved (libzmq: connect_retried)"),
+        (HERE, ("connect_retried",), 0, "there is no way to it (libzmq: connect_retried)"),
+        (HERE, ("connect_delayed", "connected"), 0, "takes the connection, and sends no greeting of ZMTP 3"),
+        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EAGAIN, "sends no greeting"),
+        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it before"),
+        (HERE, (), 0, "no attempt yet"),
+    ],
+)
+def test_an_absence_is_one_line_with_its_reason(
+    caplog: pytest.LogCaptureFixture, endpoint: str, events: tuple[str, ...], value: int, reason: str
+) -> None:
+    """After three seconds, once, however often libzmq tries; then the connection is a line."""
+    dialled = Dialled(caplog, endpoint)
+    dialled.attempts(*events * 3, value=value)
+    dialled.clock.advance(NO_ANSWER - 0.1)
+    assert dialled.lines() == []
+    dialled.clock.advance(0.2)
+    (line,) = dialled.lines()
+    assert line.startswith(f"app: no answer from {endpoint} for 3 s: ")
+    assert reason in line
+    dialled.attempts(*events, value=value)
+    dialled.clock.advance(3600)
+    dialled.log.connected(endpoint)
+    assert dialled.lines() == [f"app: connected to {endpoint}"]
+
+
+def test_a_short_absence_is_one_line_and_a_long_one_two(caplog: pytest.LogCaptureFixture) -> None:
+    """A quick restart says that it is connected again; more is said only of one that stays away."""
+    dialled = Dialled(caplog)
+    dialled.log.connected(HERE)
+    dialled.log.lost(HERE)
+    dialled.clock.advance(1)
+    dialled.log.connected(HERE)
+    assert dialled.lines() == [f"app: connected to {HERE}", f"app: connected to {HERE} again"]
+    dialled.log.lost(HERE)
+    dialled.clock.advance(5)
+    dialled.log.connected(HERE)
+    gone, back = dialled.lines()
+    assert "no answer" in gone
+    assert back == f"app: connected to {HERE} again"
+
+
+@pytest.mark.parametrize("order", ["goodbye first", "end first"])
+def test_a_goodbye_is_no_absence_and_its_return_is_a_line(caplog: pytest.LogCaptureFixture, order: str) -> None:
+    """What has ended is logged elsewhere; the next absence is one again."""
+    dialled = Dialled(caplog)
+    dialled.log.connected(HERE)
+    steps = [dialled.log.ended, dialled.log.lost]
+    for step in steps if order == "goodbye first" else reversed(steps):
+        step(HERE)
+    dialled.clock.advance(60)
+    dialled.log.connected(HERE)
+    assert dialled.lines() == [f"app: connected to {HERE}", f"app: connected to {HERE} again"]
+    dialled.log.lost(HERE)
+    dialled.clock.advance(5)
+    assert "no answer" in dialled.lines()[0]
+
+
+def test_a_goodbye_long_ago_hides_no_later_absence(caplog: pytest.LogCaptureFixture) -> None:
+    """It was that of a publisher behind a proxy, whose connection stays."""
+    dialled = Dialled(caplog)
+    dialled.log.connected(HERE)
+    dialled.log.ended(HERE)
+    dialled.clock.advance(60)
+    dialled.log.lost(HERE)
+    dialled.clock.advance(5)
+    assert "no answer" in dialled.lines()[-1]
+
+
+def test_an_end_that_is_told_elsewhere_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A silent publisher is cut, which has a line, and so has its return."""
+    dialled = Dialled(caplog)
+    dialled.log.connected(HERE)
+    dialled.log.told(HERE)
+    dialled.log.lost(HERE)
+    dialled.clock.advance(60)
+    dialled.log.connected(HERE)
+    assert dialled.lines() == [f"app: connected to {HERE}"]
+
+
+def test_refusals_are_said_once_a_minute_and_their_end_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Each second a peer refuses: one line, how many more a minute later, and the connection when there is one."""
+    dialled = Dialled(caplog)
+    for _ in range(59):
+        dialled.log.refused(HERE, "no", handshake=True)
+        dialled.clock.advance(1)
+    dialled.clock.advance(1)
+    assert dialled.lines() == [f"app: {HERE}: no", f"app: {HERE}: 58 more like these, not shown"]
+    dialled.log.connected(HERE)
+    assert dialled.lines() == [f"app: connected to {HERE}"]
+
+
+def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Its handshake succeeds each time: that is no news, until a connection ends otherwise."""
+    dialled = Dialled(caplog)
+    for _ in range(59):
+        dialled.log.connected(HERE)
+        dialled.log.lost(HERE)
+        dialled.clock.advance(1)
+        dialled.log.refused(HERE, "a frame", handshake=False)
+    dialled.log.connected(HERE)
+    dialled.log.lost(HERE)
+    dialled.log.connected(HERE)
+    dialled.log.close()
+    assert dialled.lines() == [
+        f"app: connected to {HERE}",
+        f"app: {HERE}: a frame",
+        f"app: connected to {HERE} again",
+        f"app: {HERE}: 58 more like these, not shown",
+    ]
+
+
+def test_connections_that_come_and_go_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Five lines a minute, and how many more."""
+    dialled = Dialled(caplog)
+    for _ in range(100):
+        dialled.log.connected(HERE)
+        dialled.log.lost(HERE)
+    dialled.log.close()
+    lines = dialled.lines()
+    assert len(lines) == 6
+    assert lines[-1] == f"app: {HERE}: connected: 95 more like these, not shown"
+    assert dialled.clock.getDelayedCalls() == []
+
+
+def test_what_is_taken_back_is_not_missed(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is inproc, of which libzmq tells nothing, nor an endpoint that was never dialled."""
+    dialled = Dialled(caplog)
+    dialled.log.forget(HERE)
+    dialled.log.dial("inproc://here")
+    for call in (dialled.log.connected, dialled.log.lost, dialled.log.ended, dialled.log.told):
+        call(HERE)
+    dialled.attempts("closed")
+    assert dialled.clock.getDelayedCalls() == []
+    assert dialled.lines() == []
