@@ -52,7 +52,7 @@ class Dialled:
         (HERE, ("connect_retried",), 0, "there is no way to it (libzmq: connect_retried)"),
         (HERE, ("connect_delayed", "connected"), 0, "takes the connection, and sends no greeting of ZMTP 3"),
         (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EAGAIN, "sends no greeting"),
-        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it before"),
+        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it in the handshake"),
         (HERE, (), 0, "no attempt yet"),
     ],
 )

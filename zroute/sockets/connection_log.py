@@ -170,7 +170,8 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
         said = silent
     elif event.name.startswith("handshake_failed"):
         late = event.name.endswith("no_detail") and event.value == errno.EAGAIN
-        said = silent if late else f"takes the connection, and ends it before the handshake is done: {event.reason}"
+        ends = f"takes the connection, and ends it in the handshake, as one does that wants a key: {event.reason}"
+        said = silent if late else ends
     else:
         said = "the host does not reply: it is down, or a firewall is between"
     return f"{said} (libzmq: {event.name})"
