@@ -467,7 +467,7 @@ class SubscribingEnd(Ticking):
         self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
 
     def _returned(self, event: Returned) -> None:
-        text = "%s: %s is heard again, after %.0f s; what was lost meanwhile is counted"
+        text = "%s: %s is heard again, after %.0f s"
         self._log.info(text, self._name, _named(event.publisher, event.name), event.seconds)
 
     def _cut_dead(self, now: float) -> None:

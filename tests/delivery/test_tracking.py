@@ -518,7 +518,7 @@ class Network(RuleBasedStateMachine):
                     for prefix in event.subscriptions:
                         subscriber.accounts.pop((event.epoch, prefix), None)
                 else:
-                    assert isinstance(event, Silent | Overdue | Quiet | Restarted), event
+                    assert isinstance(event, Silent | Overdue | Quiet | Restarted | Returned), event
             self.leave(self.subscribers.index(subscriber), before)
 
     @invariant()
