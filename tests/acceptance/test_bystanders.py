@@ -150,7 +150,7 @@ def test_a_clean_stop_is_no_protocol_error(way: Way) -> None:
             assert publisher.child.end(signal.SIGTERM) == 0
         heard.child.line_with("event disconnected")
         time.sleep(3)  # three times what the reader waits
-        assert not [line for line in heard.child.err if "WARNING" in line]
+        assert not [line for line in heard.child.err if "cut off" in line or "another kind" in line]
 
 
 def test_a_quick_restart_keeps_its_new_connection(way: Way) -> None:
@@ -174,4 +174,4 @@ def test_a_quick_restart_keeps_its_new_connection(way: Way) -> None:
         begun, count, last, gapless = heard.state()["seen"]["new"]
         assert (count, gapless) == (last - begun + 1, True)
         assert new.cuts() == []
-        assert not [line for line in heard.child.err if "WARNING" in line]
+        assert not [line for line in heard.child.err if "cut off" in line or "another kind" in line]
