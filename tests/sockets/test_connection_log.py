@@ -49,7 +49,7 @@ class Dialled:
         (PATH, ("closed", "connect_retried"), 0, "nothing listens at this path (libzmq: closed)"),
         (HERE, ("connect_delayed",), 0, "the host does not reply: it is down, or a firewall is between"),
         (NAMED, ("connect_retried", "connect_retried"), 0, "its name can't be resolved (libzmq: connect_retried)"),
-        (HERE, ("connect_retried",), 0, "there is no way to it (libzmq: connect_retried)"),
+        (HERE, ("connect_retried",), 0, "there is no route to it (libzmq: connect_retried)"),
         (HERE, ("connect_delayed", "connected"), 0, "takes the connection, and sends no greeting of ZMTP 3"),
         (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EAGAIN, "sends no greeting"),
         (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it in the handshake"),

@@ -190,7 +190,7 @@ async def test_a_protocol_error_at_a_name_is_mended_once(sockets: Sockets, caplo
     reader = sockets.make(SubConnection, box.put, maxmsgsize=1000)
     endpoint = reader.open(by_name(address))
     reader.subscribe(b"")
-    for number in range(1, 3):  # the second time after a connection whose text is the resolved one
+    for _ in range(2):  # the second time after a connection whose text is the resolved one
         await told(raw, b"\1")
         (id,) = await linked(reader)
         assert reader.cut(id) == endpoint

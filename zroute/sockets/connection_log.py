@@ -163,7 +163,7 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
     tcp = endpoint.startswith("tcp://")
     silent = "takes the connection, and sends no greeting of ZMTP 3"
     if event.name == "connect_retried":
-        said = "its name can't be resolved" if host_name(endpoint) else "there is no way to it"
+        said = "its name can't be resolved" if host_name(endpoint) else "there is no route to it"
     elif event.name == "closed":
         said = "refused, nothing listens there" if tcp else "nothing listens at this path"
     elif event.name == "connected":
