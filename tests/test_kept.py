@@ -57,8 +57,9 @@ def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> No
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
         kept.keep(topic, last(number))
-    kept.join(marker(7, 1, b"a."), 100)
+    kept.join(marker(7, 1, b"a."))
     assert sent.got == [(7, 1, b"a.x", 3), (7, 2, b"a.y", 1), (7, 3, b"", None)]
+    sent.clock.advance(0.01)
     assert not sent.clock.getDelayedCalls()
 
 
@@ -68,7 +69,7 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
     kept = Kept(sent.clock, sent.send, sent.say)
     kept.keep(b"a", last(1))
     kept.keep(b"b", last(2))
-    kept.join(marker(7, 1, b""), 100)
+    kept.join(marker(7, 1, b""))
     kept.keep(b"b", last(3))
     sent.room = 10
     sent.clock.advance(1)
@@ -76,17 +77,17 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
 
 
 def test_who_asks_again_is_given_nothing_twice() -> None:
-    """A new marker of the same subscriber goes on where the one before was, adds what is new in it, and has an end."""
+    """A new marker of the same subscriber goes on where the one before was, and adds what is new in it."""
     sent = Sent(room=1)
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
         kept.keep(topic, last(number))
-    kept.join(marker(7, 1, b"a."), 100)
-    kept.join(marker(7, 2, b"a.", b"b."), 100)
+    kept.join(marker(7, 1, b"a."))
+    kept.join(marker(7, 2, b"a.", b"b."))
     kept.leave(marker(7, 1, b"a."))
     sent.room = 10
     sent.clock.advance(1)
-    kept.join(marker(7, 3, b"a.", b"b."), 100)
+    kept.join(marker(7, 3, b"a.", b"b."))
     assert [topic for _, _, topic, _ in sent.got] == [b"a.x", b"a.y", b"b.x", b"", b""]
     assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4, 4]
 
@@ -97,8 +98,8 @@ def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
     kept = Kept(sent.clock, sent.send, sent.say)
     for number in range(1000):
         kept.keep(b"t%d" % number, last(number))
-    kept.join(marker(1, 1, b"t"), 100)
-    kept.join(marker(2, 1, b"t"), 100)
+    kept.join(marker(1, 1, b"t"))
+    kept.join(marker(2, 1, b"t"))
     most = 0
     while sent.clock.getDelayedCalls():
         before = len(sent.got)
@@ -116,8 +117,8 @@ def test_who_has_gone_is_given_nothing() -> None:
     sent = Sent(room=0)
     kept = Kept(sent.clock, sent.send, sent.say)
     kept.keep(b"a", last(1))
-    kept.join(marker(7, 1, b"a"), 100)
-    kept.join(marker(8, 1, b"a"), 100)
+    kept.join(marker(7, 1, b"a"))
+    kept.join(marker(8, 1, b"a"))
     kept.leave(marker(7, 1, b"a"))
     kept.close()
     sent.room = 10
@@ -132,7 +133,7 @@ def test_what_is_kept_is_bounded_and_it_is_said() -> None:
     for number in range(KEPT_MAX + 5):
         kept.keep(b"t%d" % number, last(number))
     assert sent.said == 1
-    kept.join(marker(7, 1, b"t4"), 100)
+    kept.join(marker(7, 1, b"t4"))
     sent.clock.pump([0.01] * 100)
     assert sent.got[0] == (7, 1, b"t40", 40)
 
@@ -152,7 +153,7 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
             published[wanted[number]] = now
             stream.append((len(sent.got), wanted[number], now))
         elif what == "join":
-            kept.join(marker(number, now, *wanted), now)
+            kept.join(marker(number, now, *wanted))
             joined[number] = now
         elif what in ("room", "full"):
             sent.room = 10**9 if what == "room" else len(sent.got)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         WrongThreadError,
         ZrouteError,
     )
+    from zroute.limits import Limits
     from zroute.messages.codecs import Codec
     from zroute.messages.schema import Stamped
     from zroute.messages.topics import Topic, startswith
@@ -59,6 +60,7 @@ _HOME = {
     "ForkedContextError": "zroute.errors",
     "Gap": "zroute.delivery.findings",
     "HighWaterMarkError": "zroute.errors",
+    "Limits": "zroute.limits",
     "NotReadyError": "zroute.errors",
     "NotRunningError": "zroute.errors",
     "PatternError": "zroute.errors",
@@ -96,6 +98,7 @@ __all__ = [
     "ForkedContextError",
     "Gap",
     "HighWaterMarkError",
+    "Limits",
     "NotReadyError",
     "NotRunningError",
     "PatternError",

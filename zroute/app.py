@@ -17,6 +17,7 @@ from zroute.delivery.findings import Gap
 from zroute.delivery.stats import Stats
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
+from zroute.limits import DEFAULT_LIMITS, Limits, check_limits
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
@@ -62,6 +63,7 @@ class App(Routes):
     message is sent or refused at its own line.
     ``max_message``: bytes of a body, both ways; larger ones are refused at the caller and from peers
     (default 1 MiB).
+    ``limits``: how much peers may ask of this app, as `Limits`.
     ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
     ``name``: for logs and summaries.
 
@@ -79,6 +81,7 @@ class App(Routes):
         overflow: Overflow = "drop",
         coalesce: bool | Coalesce = False,
         max_message: int = MAX_MESSAGE,
+        limits: Limits = DEFAULT_LIMITS,
         loop: bool = True,
         context: Any = None,
         name: str | None = None,
@@ -95,6 +98,7 @@ class App(Routes):
         if not (isinstance(max_message, int) and max_message > 0):
             raise SignatureError(f"max_message={max_message!r}: a number of bytes, 1 or more", where=self.where)
         self.max_message = max_message
+        self.limits = check_limits(limits, self.where)
         self.loop = loop
         self.name = name or "app"
         self.context = context.share() if isinstance(context, SharedContext) else SharedContext(context)

@@ -29,6 +29,7 @@ from zroute.messages.control import (
 from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept, topic_framer
 from zroute.options import KEPT_MAX
 from zroute.outbox import Outbox
+from zroute.pacing import Allowance
 from zroute.ticking import Ticking
 
 __all__ = ["PublishingEnd"]
@@ -37,6 +38,12 @@ __all__ = ["PublishingEnd"]
 _GOODBYE_PERIOD = 0.1
 _GOODBYE_PERIOD_MAX = 0.4
 """Seconds between goodbyes to one who does not answer: the time doubles, but who reads late is told before the end."""
+
+_PERIOD = 0.01
+_ENTRIES = 5_000
+"""Entries of statements in each period: a peer may ask for all there are as often as it likes. They take about 3 ms."""
+_STATEMENT = 50
+"""What a statement costs beside its entries, measured by the cost of one."""
 
 
 class PublishingEnd(Ticking):
@@ -66,7 +73,11 @@ class PublishingEnd(Ticking):
         self._name = name
         self._log = log
         self._said_plain = False
+        self._allowance = Allowance(clock, _ENTRIES, _PERIOD, self._renewed)
+        self._asking: dict[tuple[int, bool], Marker] = {}  # by subscriber: the newest, and the newest ping
         self._told: dict[int, Marker] = {}  # who was told goodbye and has not answered, by subscriber
+        self._untold: dict[int, None] = {}  # who is still to be told in this round
+        self._pause = _GOODBYE_PERIOD
         self._all_told: Deferred[None] | None = None
         self.epoch = secrets.randbits(64)
         self.counters = Counters()
@@ -100,18 +111,39 @@ class PublishingEnd(Ticking):
             if marker is not None and marker.subscriber in self._told and not marker.is_ping:
                 self._told[marker.subscriber] = marker
             return
-        if marker is not None and marker.is_ping:
-            self._outbox.try_now(marker.topic, lambda: self._state(Kind.JOIN, marker))
-            return
-        self.start()
+        if marker is None or not marker.is_ping:
+            self.start()
         if marker is not None:
-            self._outbox.send(marker.topic, lambda: self._state(Kind.JOIN, marker), count=0)
-            self.kept.join(marker, self._clock_ns())
+            self._asking[marker.subscriber, marker.is_ping] = marker
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        """Answer those who ask, as long as the allowance of this period lasts, and go on in the next one."""
+        while self._asking and self._allowance.left > 0:
+            marker = self._asking.pop(next(iter(self._asking)))
+            if marker.is_ping:
+                self._outbox.try_now(marker.topic, partial(self._state, Kind.JOIN, marker))
+            else:
+                self._outbox.send(marker.topic, partial(self._state, Kind.JOIN, marker), count=0)
+                self.kept.join(marker)
+
+    def _renewed(self) -> None:
+        if self._all_told is None:
+            self._answer_some()
+        elif self._untold:
+            self._tell_some()
+
+    def stop(self) -> None:
+        """See `Ticking.stop`."""
+        super().stop()
+        self._allowance.close()
 
     def _withdrawn(self, prefix: bytes) -> None:
         marker = self.counters.markers.get(prefix)
         self.counters.withdraw(prefix, self._clock.seconds())
         if marker is not None:
+            if self._asking.get((marker.subscriber, False)) == marker:
+                del self._asking[marker.subscriber, False]
             self.kept.leave(marker)
             if self._told.get(marker.subscriber) == marker:
                 self._answered(marker.subscriber)
@@ -139,10 +171,12 @@ class PublishingEnd(Ticking):
 
     def _state(self, kind: Any, marker: Marker) -> bool:
         """Send where the counters stand now. False without room for all of it: then anew, with new numbers."""
+        numbers = tuple(self.counters.numbers(marker))
+        self._allowance.spend(_STATEMENT + len(numbers))
         frames = pack_statements(
             kind,
             marker.topic,
-            self.counters.numbers(marker),
+            numbers,
             epoch=self.epoch,
             name=self._name,
             partial=self.counters.partial,
@@ -173,6 +207,7 @@ class PublishingEnd(Ticking):
         """
         self.stop()
         self.kept.close()
+        self._asking.clear()
         self._all_told = Deferred(lambda _: self.stop())
         for marker in self.counters.markers.values():  # the last of each subscriber
             self._told[marker.subscriber] = marker
@@ -187,10 +222,19 @@ class PublishingEnd(Ticking):
 
     def _say_goodbye(self, period: float) -> None:
         """Where there is no room for it, or it is dropped, the next one may get through."""
-        for marker in self._told.values():
-            self._state(Kind.GOODBYE, marker)
-        if self._told:
-            self._timer = self._clock.callLater(period, self._say_goodbye, min(2 * period, _GOODBYE_PERIOD_MAX))
+        self._timer, self._pause = None, period
+        self._untold = dict.fromkeys(self._told)
+        self._tell_some()
+
+    def _tell_some(self) -> None:
+        """Go on with this round, as long as the allowance of this period lasts."""
+        while self._untold and self._allowance.left > 0:
+            subscriber, _ = self._untold.popitem()
+            if subscriber in self._told:
+                self._state(Kind.GOODBYE, self._told[subscriber])
+        if self._told and not self._untold:
+            longer = min(2 * self._pause, _GOODBYE_PERIOD_MAX)
+            self._timer = self._clock.callLater(self._pause, self._say_goodbye, longer)
 
     def _heard(self, farewell: bytes) -> None:
         with suppress(EnvelopeError):  # a plain reader's subscription that looks like one

@@ -1,25 +1,32 @@
 """Kept: the latest message of each topic, for those who join late.
 
-A join is answered with what is kept of its topics, a little at a time, so that it neither fills the queue of the one
-who asked nor holds up the others. The protocol stands in ``docs/reference/wire.md``.
+A join is answered with what is kept of its topics, a little at a time: it neither fills the queue of the subscriber
+that asked nor holds up the others. All walk through the same topics in order, and each only notes where it is, so that
+a subscriber costs the same whether ten topics are kept or 100,000. The protocol is in ``docs/reference/wire.md``.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import attrs
 
+from zroute.delivery.ordered import Ordered, apart
 from zroute.delivery.reports import Clock
 from zroute.messages.control import Marker
 from zroute.options import KEPT_MAX
+from zroute.pacing import Allowance
 
 __all__ = ["Kept", "Last"]
 
 _AT_A_TIME = 200
 _PERIOD = 0.01  # seconds: 20,000 messages a second, over all who join
+_SENT = 20
+"""What a message costs, measured by the cost of a look at a topic whose message is not sent."""
+_WALKS_MAX = 4
+"""Unfinished walks of one subscriber that are remembered: beyond that it is sent some messages twice."""
 
 Send = Callable[[Marker, int, bytes, "Last | None"], bool]
 """Sends ``(to whom, number, topic, message)``, at the end an empty topic and None; False while there is no room."""
@@ -37,59 +44,80 @@ class Last:
 
 @attrs.define(eq=False)
 class _Joining:
-    """A subscriber that is given what is kept: ``waiting`` are topics and their messages when it asked at ``since``."""
+    """A subscriber that is given what is kept: the topics in order, behind ``after``, as they stood when it asked.
+
+    ``since`` is the number of messages that had been kept then. A walk that begins in the middle, at ``start``, goes
+    on at the first topic when it has come to the last. ``before`` is what the subscriber had asked for before.
+    """
 
     marker: Marker
     since: int
-    waiting: deque[tuple[bytes, Last]]
+    prefixes: tuple[bytes, ...]
+    before: _Joining | None = None
+    start: bytes | None = None
+    after: bytes | None = None
+    wrapped: bool = False
     next: int = 1
-    ended: bool = False
+    walks: int = 1
+
+    def was_given(self, topic: bytes, at: int) -> bool:
+        """Return True if the message of ``topic`` that was kept as number ``at`` was sent already, as far as is known.
+
+        It is not where a marker is a summary, which does not say what was wanted. Readers know what they have.
+        """
+        if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
+            return True
+        return self.before is not None and self.before.was_given(topic, at)
+
+    def _has_passed(self, topic: bytes) -> bool:
+        begun = self.start is None or topic > self.start
+        passed = self.after is not None and topic <= self.after
+        return (begun or passed) if self.wrapped else (begun and passed)
 
 
 class Kept:
     """What one run of a publisher keeps. ``said`` is called once, when it keeps too much."""
 
     def __init__(self, clock: Clock, send: Send, said: Callable[[], None]) -> None:
-        self._clock = clock
         self._send = send
         self._said = said
         self._full = False
-        self._last: dict[bytes, Last] = {}
+        self._number = 0
+        self._last: dict[bytes, tuple[int, Last]] = {}
+        self._topics = Ordered()
         self._joining: dict[int, _Joining] = {}
-        self._timer: Any = None
+        self._busy: dict[int, None] = {}  # subscribers that are still to be given something, the next one first
+        self._allowance = Allowance(clock, _AT_A_TIME * _SENT, _PERIOD, self._give)
 
     def __contains__(self, topic: bytes) -> bool:
         return topic in self._last
 
     def keep(self, topic: bytes, last: Last) -> None:
         """``last`` was sent now."""
-        self._last[topic] = last
+        self._number += 1
+        if topic not in self._last:
+            self._topics.add(topic)
+        self._last[topic] = self._number, last
         if len(self._last) > KEPT_MAX:
-            del self._last[next(iter(self._last))]
+            oldest = next(iter(self._last))
+            del self._last[oldest]
+            self._topics.discard(oldest)
             if not self._full:
                 self._full = True
                 self._said()
 
-    def join(self, marker: Marker, now: int) -> None:
-        """Its sender was answered: give it what is kept; if it has asked before, what is new since or was not wanted.
-
-        Then tell it the end, also if that is told for the second time: the first end may have been lost.
-        More than that where a marker is a summary, which does not say what was wanted. Readers know what they have.
-        """
+    def join(self, marker: Marker) -> None:
+        """Give the sender of ``marker`` what is kept; if it has asked before, what is new since or was not wanted."""
         before = self._joining.get(marker.subscriber)
-
-        def was_given(topic: bytes, last: Last) -> bool:
-            if before is None or before.marker.summary:
-                return False
-            return last.sent_at < before.since and before.marker.wants(topic)
-
-        wanted = [each for each in self._last.items() if marker.wants(each[0]) and not was_given(*each)]
-        if before is None:
-            self._joining[marker.subscriber] = _Joining(marker, now, deque(wanted))
-        else:
-            before.marker, before.since, before.ended = marker, now, False
-            still = {topic for topic, _ in before.waiting}
-            before.waiting.extend((topic, last) for topic, last in wanted if topic not in still)
+        joining = _Joining(marker, self._number, apart(marker.prefixes))
+        if before is not None:
+            if before.walks == _WALKS_MAX:
+                before.before, before.walks = None, 1
+            joining.walks = before.walks + 1
+            joining.before, joining.next = before, before.next
+            joining.start = joining.after = before.after
+        self._joining[marker.subscriber] = joining
+        self._busy[marker.subscriber] = None
         self._give()
 
     def leave(self, marker: Marker) -> None:
@@ -97,42 +125,57 @@ class Kept:
         joining = self._joining.get(marker.subscriber)
         if joining is not None and joining.marker.topic == marker.topic:
             del self._joining[marker.subscriber]
+            self._busy.pop(marker.subscriber, None)
 
     def close(self) -> None:
         """Nobody is given anything any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._allowance.close()
         self._joining.clear()
+        self._busy.clear()
 
     def _give(self) -> None:
-        """Some to each, in turn."""
-        left = _AT_A_TIME
-        busy = [joining for joining in self._joining.values() if not joining.ended]
-        for joining in busy:
-            share = max(1, left // len(busy))
-            while share and not joining.ended and self._give_one(joining):
-                share -= 1
-        if self._timer is None and any(not joining.ended for joining in busy):
-            self._timer = self._clock.callLater(_PERIOD, self._given)
-
-    def _given(self) -> None:
-        self._timer = None
-        self._give()
-
-    def _give_one(self, joining: _Joining) -> bool:
-        """The next message that is still the latest, else the end; False while there is no room."""
-        while joining.waiting:
-            topic, last = joining.waiting[0]
-            if self._last.get(topic) is last:  # a newer one has reached the subscriber itself
+        """Some to each, in turn, as long as the allowance of this period lasts."""
+        turn = tuple(islice(self._busy, _AT_A_TIME))
+        for others, subscriber in zip(range(len(turn), 0, -1), turn, strict=True):
+            left = self._allowance.left
+            if left <= 0:
                 break
-            joining.waiting.popleft()
-        topic, message = joining.waiting[0] if joining.waiting else (b"", None)
-        if not self._send(joining.marker, joining.next, topic, message):
+            del self._busy[subscriber]
+            if not self._give_some(self._joining[subscriber], left // others):
+                self._busy[subscriber] = None
+
+    def _give_some(self, joining: _Joining, share: int) -> bool:
+        """Go on with a walk until ``share`` is spent, or there is no room; True at its end."""
+        least = self._allowance.left - max(share, _SENT)
+        while True:
+            for topic in self._topics.below(joining.prefixes, joining.after):
+                if joining.wrapped and joining.start is not None and topic > joining.start:
+                    break
+                if self._allowance.left <= least or not self._give_one(joining, topic):
+                    return False
+                joining.after = topic
+            if joining.wrapped or joining.start is None:
+                return self._end(joining)
+            joining.wrapped, joining.after = True, None
+
+    def _give_one(self, joining: _Joining, topic: bytes) -> bool:
+        """Send what is kept of ``topic``, if it is wanted; False while there is no room."""
+        at, last = self._last[topic]
+        newer = at > joining.since  # and has reached the subscriber itself
+        if newer or (joining.before is not None and joining.before.was_given(topic, at)):
+            self._allowance.spend(1)
+            return True
+        self._allowance.spend(_SENT)
+        if not self._send(joining.marker, joining.next, topic, last):
             return False
-        if message is None:
-            joining.ended = True
-        else:
-            joining.next += 1
-            joining.waiting.popleft()
+        joining.next += 1
+        return True
+
+    def _end(self, joining: _Joining) -> bool:
+        """Tell the end behind each join: the one before may have been lost. It uses up no number."""
+        self._allowance.spend(_SENT)
+        if not self._send(joining.marker, joining.next, b"", None):
+            return False
+        joining.wrapped, joining.before, joining.walks = True, None, 1
+        joining.start = joining.after = None
         return True

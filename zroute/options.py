@@ -27,6 +27,8 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_PARTS",
     "MAX_SUBSCRIPTIONS",
+    "MAX_SUBSCRIPTION_BYTES",
+    "MAX_SUBSCRIPTION_BYTES_LEAST",
     "MAX_TOPIC",
     "OUTBOX",
     "OUTBOX_SECONDS",
@@ -42,6 +44,7 @@ __all__ = [
     "STREAM_QUEUE",
     "SUBSCRIPTIONS_SEEN",
     "SUBSCRIPTIONS_SLICE",
+    "SUBSCRIPTION_COST",
     "TOPICS_NOTED",
     "TOPIC_CACHE",
     "Option",
@@ -98,6 +101,15 @@ TOPICS_NOTED = 16_384
 
 MAX_SUBSCRIPTIONS = 100_000
 """Live subscriptions at one publisher before it says that somebody floods it (about 1 KiB each in libzmq)."""
+
+MAX_SUBSCRIPTION_BYTES = 1024 * 1024
+"""Bytes of live subscriptions by one connection, by default: libzmq needs about 50 times as much memory for them."""
+
+MAX_SUBSCRIPTION_BYTES_LEAST = 4096
+"""The smallest value that may be given: the markers of one subscriber have room, a few times over."""
+
+SUBSCRIPTION_COST = 20
+"""Bytes that a subscription counts at least: a shorter one costs no less memory here."""
 
 KEPT_MAX = 100_000
 """Topics whose latest message one app keeps; beyond that it gives up the one that came first, and logs it."""
@@ -205,6 +217,7 @@ def publisher_options() -> tuple[Option, ...]:
     return (
         *_EVERY_SOCKET,
         Option("SNDHWM", 10_000, "bounded memory per peer, in frames; what is dropped is seen by the sequence"),
+        Option("RCVHWM", 1, "libzmq reads subscriptions in one call as long as more come: 1,000 are seconds of a turn"),
         Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need room"),
         Option("HEARTBEAT_IVL", 0, "a subscriber at its high-water mark answers no PING"),
     )

@@ -744,6 +744,7 @@ def sockets(run: Run) -> Transport:
         subscribe_to=run.subscribe_to,
         publish_to=run.publish_to,
         max_message=run.app.max_message,
+        max_subscription_bytes=run.app.limits.max_subscription_bytes,
         drops=run.app.overflow == "drop",
         name=run.app.name,
     )

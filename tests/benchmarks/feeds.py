@@ -14,7 +14,7 @@ import zmq
 
 from tests.benchmarks.workloads import Workload
 from zroute.delivery.counting import Counters
-from zroute.messages.control import pack_statements
+from zroute.messages.control import pack_marker, pack_statements, parse_marker
 from zroute.messages.wire import Kind, counted_framer
 
 __all__ = ["CODECS", "Feed", "plain_subscriber"]
@@ -46,10 +46,11 @@ class Feed:
 
         ``others`` are prefixes that somebody else subscribes to: it counts these, too.
         """
-        counters = Counters()
+        counters, others = Counters(), tuple(others)
         for prefix in others:
             counters.subscribe(prefix, 0.0)
         markers = [found for message in self._learn() if (found := counters.subscribe(message[1:], 0.0))]
+        dict(counters.numbers(parse_marker(pack_marker(1, others))))
         (marker,) = markers
         numbers = list(counters.numbers(marker))
         for answer in pack_statements(

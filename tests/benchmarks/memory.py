@@ -103,9 +103,11 @@ def topics_received(number: int) -> object:
 def topics_published(number: int) -> object:
     """The counters of a tracked publisher with one live subscription."""
     from zroute.delivery.counting import Counters
+    from zroute.messages.control import pack_marker, parse_marker
 
     counters = Counters()
     counters.subscribe(b"desk0.", 0.0)
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"desk0."]))))
     for each in range(number):
         counters.count(b"desk0.quotes.s%d" % each)
         if each % 10_000 == 0:

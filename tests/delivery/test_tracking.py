@@ -572,11 +572,17 @@ def marker(*subscriptions: bytes, number: int = 1) -> Marker:
     return parse_marker(pack_marker(number, subscriptions))
 
 
+def answer_all(counters: Counters) -> None:
+    """Answer a marker that wants every subscription: from then on they count."""
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"a"]))))
+
+
 def test_each_live_subscription_counts_what_it_covers() -> None:
     """Overlapping subscribers find the number of their own in a message, and no other message takes one away."""
     counters = Counters()
     for prefix in (b"stocks.", b"", b"stocks.A", b"news."):
         assert counters.subscribe(prefix, 0) is None
+    answer_all(counters)
     assert numbers(counters, b"stocks.A") == [(0, 1), (7, 1), (8, 1)]
     assert numbers(counters, b"news.x") == [(0, 2), (5, 1)]
     assert numbers(counters, b"stocks.B") == [(0, 3), (7, 2)]
@@ -597,6 +603,7 @@ def test_a_message_that_was_not_sent_gives_its_number_back() -> None:
     """publish raised at the high-water mark: the message is the caller's again, and no reader misses it."""
     counters = Counters()
     counters.subscribe(b"a", 0)
+    answer_all(counters)
     numbers(counters, b"ab")
     counters.count(b"ab")
     counters.take_back(b"ab")
@@ -609,6 +616,7 @@ def test_more_counters_than_a_message_carries_still_count() -> None:
     topic = b"x" * (CARRIED + 5)
     for length in range(len(topic) + 1):
         counters.subscribe(topic[:length], 0)
+    answer_all(counters)
     assert numbers(counters, topic) == [(length, 1) for length in range(CARRIED)]
     assert dict(counters.numbers(marker(topic))) == {topic: 1}
 
@@ -623,10 +631,24 @@ def test_subscriptions_of_plain_readers_that_no_number_can_name_are_not_counted(
     assert not counters.active
 
 
+def test_prefixes_of_plain_readers_are_not_carried() -> None:
+    """A reader with 120 prefixes of one topic changes no header of mine: only what a marker wants is counted."""
+    counters = Counters()
+    topic = b"x" * 120
+    for length in range(len(topic)):
+        counters.subscribe(topic[:length], 0)
+    counters.subscribe(topic, 0)
+    assert numbers(counters, topic) == []
+    assert dict(counters.numbers(marker(topic))) == {topic: 0}
+    assert numbers(counters, topic) == [(120, 1)]
+    assert [beat.prefix for beat in (*counters.beats(0), *counters.beats(1))] == [topic]
+
+
 def test_beats_follow_the_last_message_three_times() -> None:
     """0.5, 2 and 10 seconds after the last message its number is said again, and then the publisher is quiet."""
     counters, beats = Counters(), []
     counters.subscribe(b"a", 0)
+    answer_all(counters)
     counters.count(b"a")
     for tick in range(60):
         beats += [(tick * TICK, beat) for beat in counters.beats(tick * TICK)]
@@ -638,6 +660,7 @@ def test_a_busy_subscription_sends_no_beats() -> None:
     """While messages come the next one says what a beat would."""
     counters = Counters()
     counters.subscribe(b"a", 0)
+    answer_all(counters)
     for tick in range(40):
         counters.count(b"a")
         assert counters.beats(tick * TICK) == []
@@ -650,10 +673,12 @@ def test_withdrawn_counters_are_bounded_in_time_and_number() -> None:
     counters = Counters()
     for number in range(WITHDRAWN_MAX + 1):
         counters.subscribe(b"%d" % number, 0)
+        dict(counters.numbers(marker(b"%d" % number)))
         counters.count(b"%d" % number)
         counters.withdraw(b"%d" % number, 0)
     assert len(counters._counters) == len(counters._withdrawn) <= WITHDRAWN_MAX
     counters.subscribe(b"0", 1)  # was forgotten, and comes back in another generation
+    answer_all(counters)
     (counter,) = counters.count(b"0")
     assert counter.number >> 40 == 1
     counters.withdraw(b"0", 1)
@@ -668,6 +693,7 @@ def test_topics_that_are_forgotten_are_counted_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(counting, "COVERS", 10_000)
     counters = Counters()
     counters.subscribe(b"", 0)
+    answer_all(counters)
     for number in range(100):
         counters.count(b"%d" % number)
     assert 10 < len(counters._covers) < 30

@@ -19,6 +19,7 @@ from zroute.delivery.counting import Counters
 from zroute.errors import EnvelopeError
 from zroute.messages.batches import batch_framer, parse_batch, singles
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
+from zroute.messages.control import pack_marker, parse_marker
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, parse, parse_header, split
 from zroute.options import COALESCED_BYTES, COALESCED_MAX
 
@@ -128,6 +129,7 @@ def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
     counters = Counters()
     for prefix in (b"", b"a", b"a.b", b"x"):
         counters.subscribe(prefix, 0.0)
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"a"]))))
     counters.count(b"a.b")
     frame = batch_framer(epoch=EPOCH, count=counters.count)(b"a.b", 2, [b"1", b"2", b"3"], AT)
     header = parse_header(split((frame,))[1])
@@ -140,6 +142,7 @@ def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
     """While a subscriber has no room, what is tried again has the numbers of the first attempt."""
     counters = Counters()
     counters.subscribe(b"a", 0.0)
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"a"]))))
     frame = batch_framer(epoch=EPOCH, count=counters.count)
     first = frame(b"a", 2, [b"1", b"2", b"3"], AT)
     counters.take_back(b"a", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import pytest_twisted
 import zmq
 from twisted.internet.task import deferLater
@@ -64,3 +65,58 @@ async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets, way: Way) -> N
     assert publisher.recv() == b"\1x"
     publisher.send_multipart([b"x1", b"body"])
     assert await box.until(1) == [[b"x1", b"body"]]
+
+
+def cuts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines that say that a connection is cut."""
+    return [record.getMessage() for record in caplog.records if "is cut" in record.getMessage()]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
+    sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The peer subscribes to too much by a connection of mine: I make the next one after a second, and cut it again."""
+    told = list[tuple[bytes, bool]]()
+    pub, peer = sockets.pub(lambda prefix, there: told.append((prefix, there))), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    address = bound(peer)
+    pub.open(f"connect:{address}")
+    for number in range(300):
+        peer.send(b"\1topic.number.%06d" % number)
+    await turns(lambda: peer.poll(0) or pub._resting)  # libzmq sends what is asked for in a call of the peer's
+    assert len(cuts(caplog)) == 1
+    assert f"the connection of {address} is cut" in cuts(caplog)[0]
+    assert "max_subscription_bytes=4096" in cuts(caplog)[0]
+    await turns(lambda: peer.poll(0) or len(cuts(caplog)) == 2)
+    peer.unbind(address)
+    await turns(lambda: not pub.subscriptions)
+    assert {prefix for prefix, there in told if there} == {prefix for prefix, there in told if not there}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_being_left_alone_can_be_taken_back(sockets: Sockets) -> None:
+    """While a publisher waits to connect again, `disconnect` ends that, and so does `close`."""
+    pub, peer = sockets.pub(), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    address = bound(peer)
+    pub.open(f"connect:{address}")
+    for number in range(300):
+        peer.send(b"\1topic.number.%06d" % number)
+    await turns(lambda: peer.poll(0) or (pub._resting and not pub.links))
+    pub.disconnect(address)
+    assert not pub._resting
+    assert not pub.endpoints
+
+
+@pytest_twisted.ensureDeferred
+async def test_peers_of_this_process_have_no_limit(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
+    """Over inproc there is no descriptor to tell connections apart, and no stranger."""
+    pub, peer = sockets.pub(), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    pub.open("inproc://limits")
+    peer.connect("inproc://limits")
+    for number in range(300):
+        peer.send(b"\1topic.number.%06d" % number)
+    await turns(lambda: len(pub.subscriptions) == 300)
+    assert not cuts(caplog)

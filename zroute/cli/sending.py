@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Container, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping, Set
 from contextlib import suppress
 from typing import Any
 
@@ -151,7 +151,7 @@ def send(
     job: Job,
     *,
     wait: float,
-    wanted: Callable[[set[bytes]], bool],
+    wanted: Callable[[Set[bytes]], bool],
     whom: str,
     tracked: bool = False,
 ) -> int:
@@ -183,7 +183,7 @@ class _Sending:
         endpoint: Endpoint,
         job: Job,
         wait: float,
-        wanted: Callable[[set[bytes]], bool],
+        wanted: Callable[[Set[bytes]], bool],
         whom: str,
         tracked: bool,
     ) -> None:

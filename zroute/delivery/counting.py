@@ -5,7 +5,7 @@ The other side is `zroute.delivery.tracking`, where the way of a message and the
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
@@ -13,6 +13,7 @@ from itertools import chain, takewhile
 import attrs
 
 from zroute.delivery.budget import Budget, part
+from zroute.delivery.ordered import Ordered, apart
 from zroute.errors import EnvelopeError
 from zroute.messages.control import MARKER, Marker, parse_marker
 from zroute.messages.wire import NUL
@@ -63,13 +64,17 @@ def is_counted(prefix: bytes) -> bool:
 
 @attrs.define(eq=False, slots=True)
 class Counter:
-    """The messages of one live subscription; ``number`` is that of the last."""
+    """The messages of one live subscription; ``number`` is that of the last.
+
+    It counts from the first marker on that has ``wanted`` it: nobody else knows its number.
+    """
 
     prefix: bytes
     length: int
     number: int
     noticed: int
     withdrawn: bool = False
+    wanted: bool = False
 
 
 @attrs.define(eq=False, slots=True)
@@ -107,7 +112,7 @@ class Counters:
         self.partial = False
         """Whether there ever were more live subscriptions than are counted."""
         self._counters: dict[bytes, Counter] = {}
-        self._ordered: list[bytes] | None = None  # their prefixes in order; made when a summary asks for it
+        self._ordered = Ordered()  # their prefixes
         self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
         self._covers: dict[bytes, _Cover] = {}
         self._budget = Budget(COVERS)
@@ -116,7 +121,7 @@ class Counters:
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
         self._generation = 0
-        self._unmarked: dict[bytes, float] = {}  # since when there is a subscription whose subscriber sent no marker
+        self._unmarked: dict[bytes, float] | None = {}  # since when there are those that are still to be judged
 
     # -- subscriptions
 
@@ -124,7 +129,7 @@ class Counters:
         """``prefix`` is live from now on. A marker is returned, and is to be answered with `numbers`."""
         if prefix.startswith(MARKER):
             return self._marked(prefix)
-        if len(self._unmarked) < MAX_SUBSCRIPTIONS:
+        if self._unmarked is not None and len(self._unmarked) < MAX_SUBSCRIPTIONS:
             self._unmarked[prefix] = now
         counter = self._counters.get(prefix)
         if counter is not None:  # it never stopped counting
@@ -138,7 +143,7 @@ class Counters:
             number = self._generation << COUNT_BITS
             self._counters[prefix] = Counter(prefix, len(prefix), number, number)
             self._lengths[len(prefix)] = self._lengths.get(len(prefix), 0) + 1
-            self._ordered = None
+            self._ordered.add(prefix)
             self._forget_covers()
         return None
 
@@ -149,7 +154,6 @@ class Counters:
             return None  # a plain reader's subscription that looks like one
         if marker.is_ping:  # it is answered at once, and comes behind a marker that stands for its subscriber
             return marker
-        self._unmarked = {prefix: since for prefix, since in self._unmarked.items() if not marker.wants(prefix)}
         if len(self.markers) < MAX_SUBSCRIPTIONS:
             self.markers[topic] = marker
         return marker
@@ -157,7 +161,8 @@ class Counters:
     def withdraw(self, prefix: bytes, now: float) -> None:
         """Nobody subscribes to ``prefix`` any more. It goes on counting for `WITHDRAWN_SECONDS`."""
         self.markers.pop(prefix, None)
-        self._unmarked.pop(prefix, None)
+        if self._unmarked is not None:
+            self._unmarked.pop(prefix, None)
         counter = self._counters.get(prefix)
         if counter is None or counter.withdrawn:
             return
@@ -172,16 +177,27 @@ class Counters:
             self._lengths[len(prefix)] -= 1
             if not self._lengths[len(prefix)]:
                 del self._lengths[len(prefix)]
-        self._ordered = None
+            self._ordered.discard(prefix)
         self._forget_covers()
         self._generation += 1
 
     def plain_reader(self, now: float) -> bool:
-        """Whether a subscriber came `GRACE` seconds ago that has sent no marker: a plain reader. True once for each."""
-        plain = [prefix for prefix, since in self._unmarked.items() if since + GRACE <= now]
-        for prefix in plain:
+        """Return True, once, if a subscription is `GRACE` seconds old that no marker wants: that of a plain reader."""
+        old = [] if self._unmarked is None else list(self._older(self._unmarked, now - GRACE))
+        if self._unmarked is None or not old:
+            return False
+        wanted = apart(chain.from_iterable(marker.prefixes for marker in self.markers.values()))
+        for prefix in old:
             del self._unmarked[prefix]
-        return bool(plain)
+            at = bisect_right(wanted, prefix)
+            if not at or not prefix.startswith(wanted[at - 1]):
+                self._unmarked = None  # no more are looked for
+                return True
+        return False
+
+    @staticmethod
+    def _older(since: dict[bytes, float], limit: float) -> Iterator[bytes]:
+        return takewhile(lambda prefix: since[prefix] <= limit, since)
 
     # -- messages
 
@@ -202,7 +218,7 @@ class Counters:
 
     def _cover(self, topic: bytes) -> _Cover:
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
-        counters = tuple(counter for counter in found if counter is not None)
+        counters = tuple(counter for counter in found if counter is not None and counter.wanted)
         cover = _Cover(counters, counters[:CARRIED], moved=not counters)
         self._budget.take(_size(topic, cover))  # first: it drops none that is to be taken back
         self._covers[topic] = cover
@@ -218,20 +234,14 @@ class Counters:
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
         """Yield what a statement to ``marker`` says: each wanted subscription that is live, and its last number."""
-        named = chain.from_iterable(map(self._below, marker.prefixes)) if marker.summary else marker.prefixes
+        named = self._ordered.below(apart(marker.prefixes)) if marker.summary else marker.prefixes
         for prefix in named:
             counter = self._counters.get(prefix)
             if counter is not None and not counter.withdrawn:
+                if not counter.wanted:
+                    counter.wanted = True
+                    self._forget_covers()
                 yield prefix, counter.number
-
-    def _below(self, common: bytes) -> Iterator[bytes]:
-        """Yield the counted subscriptions that begin with ``common``, in order."""
-        if self._ordered is None:
-            self._ordered = sorted(self._counters)
-        for at in range(bisect_left(self._ordered, common), len(self._ordered)):
-            if not self._ordered[at].startswith(common):
-                return
-            yield self._ordered[at]
 
     # -- time
 

@@ -18,6 +18,9 @@ import attrs
 __all__ = ["Identity", "identify", "shut_down"]
 
 
+_CHUNK = 1 << 16
+
+
 @attrs.frozen
 class Identity:
     """What tells one open socket from any other: its inode, and both its addresses."""
@@ -36,8 +39,8 @@ class Identity:
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def identify(fd: int, address: str) -> Identity | None:
-    """Return the identity of the connection to ``address`` that has this descriptor.
+def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | None:
+    """Return the identity of the connection to ``address`` that has this descriptor, or of one ``accepted`` there.
 
     None if the descriptor is closed or is no such connection: it has ended meanwhile.
     """
@@ -46,22 +49,32 @@ def identify(fd: int, address: str) -> Identity | None:
             found = _identity(copy)
     except OSError:
         return None
-    tcp = isinstance(found.there, tuple)
-    if tcp != address.startswith("tcp://") or (tcp and str(found.there[1]) != address.rpartition(":")[2]):
+    end = found.here if accepted else found.there
+    tcp = isinstance(end, tuple)
+    if tcp != address.startswith("tcp://") or (tcp and str(end[1]) != address.rpartition(":")[2]):
         return None
     return found
 
 
-def shut_down(fd: int, identity: Identity) -> bool:
+def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
     """Shut the connection down if the descriptor is still that of ``identity``; return True if it was.
 
-    Both happen on a duplicate, which stays the same connection whatever libzmq does meanwhile.
+    Both happen on a duplicate, which stays the same connection whatever libzmq does meanwhile. ``discard`` throws away
+    what the system has received and libzmq has not read, which may be some MiB: libzmq would read it to the end.
     """
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
         if _identity(copy) == identity:
             copy.shutdown(socket.SHUT_RDWR)
+            if discard:
+                _discard(copy)
             return True
     return False
+
+
+def _discard(copy: socket.socket) -> None:
+    with suppress(OSError):  # BlockingIOError at the end of what there is
+        while copy.recv(_CHUNK, socket.MSG_DONTWAIT):
+            pass
 
 
 def _identity(copy: socket.socket) -> Identity:

@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from zroute.sockets.links import Links
+from zroute.sockets.links import Link, Links
 
 __all__ = ["Origins"]
 
@@ -28,8 +28,15 @@ class Origins:
         self._look = look
         self._emptied = True
         self._heard: set[int] = set()
-        self.came_by: int | None = None
+        self.link: Link | None = None
+        """The connection that has the descriptor by which the part that was read last came: perhaps a later one."""
+        self.fd: int | None = None
+        """That descriptor; None over ``inproc``."""
+
+    @property
+    def came_by(self) -> int | None:
         """The id of the connection by which the part that was read last came; None if that can't be told."""
+        return None if self.link is None or self.link.doubtful else self.link.id
 
     def recv(self, flags: int, copy: bool = True) -> Any:
         """Read a part, as the socket's own method does: bytes, or with ``copy`` False a Frame."""
@@ -39,7 +46,7 @@ class Origins:
         try:
             frame = self._recv(flags, False)
         except zmq.Again:
-            self._emptied, self.came_by = True, None
+            self._emptied, self.link = True, None
             self._links.read_all()
             raise
         self._note(frame)
@@ -51,9 +58,9 @@ class Origins:
         return heard
 
     def _note(self, frame: zmq.Frame) -> None:
-        self.came_by = None
+        self.link = self.fd = None
         try:
-            fd = frame.get(_SRCFD)
+            self.fd = fd = frame.get(_SRCFD)
         except zmq.ZMQError:  # it came over inproc
             return
         link = self._links.at(fd)
@@ -63,4 +70,4 @@ class Origins:
         if link is not None:
             link.ready = True  # whatever the events said: a message comes behind the handshake
             self._heard.add(link.id)
-            self.came_by = None if link.doubtful else link.id
+            self.link = link

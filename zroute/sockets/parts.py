@@ -19,7 +19,7 @@ from zroute.routing.parameters import name_of
 from zroute.sockets.connection import make_socket
 from zroute.sockets.persistent import PersistentConnection
 
-__all__ = ["OnMessage", "PartsConnection", "SendingConnection"]
+__all__ = ["OnMessage", "PartsConnection", "SendingConnection", "all_parts"]
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -70,7 +70,7 @@ class PartsConnection(PersistentConnection):
         on_message, dontwait = self._on_message, zmq.DONTWAIT.value
         for _ in range(budget):
             frame = recv(dontwait, False)  # a frame knows whether there is more, for a third less than the socket
-            parts = _all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
+            parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1
             try:
                 if len(parts) > MAX_PARTS:
@@ -125,7 +125,7 @@ class SendingConnection(PartsConnection):
             )
 
 
-def _all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
+def all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
     """The parts of one message; those beyond the bound are read, and not kept, and it is an EnvelopeError later."""
     parts = [frame.bytes]
     while frame.more:

@@ -43,6 +43,7 @@ _FITTING = {
     zmq.ROUTER: "DEALER, REQ or ROUTER",
 }
 
+_REST_AFTER = 0.03  # seconds; libzmq waits for 0.1 s (RECONNECT_IVL)
 _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
 
 
@@ -65,6 +66,7 @@ class PersistentConnection(Connection):
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
         self._ends: dict[str, Link] = {}  # of an endpoint: the connection that has ended last
+        self._resting: dict[str, Any] = {}
         self._lookups = Lookups(reactor, self._connect_by_ipv6)
         self._by_ipv6: set[str] = set()
         self._follows = False
@@ -94,16 +96,20 @@ class PersistentConnection(Connection):
 
     def close(self, linger: int = LINGER_DRAIN) -> None:
         """See `Connection.close`."""
-        for endpoint in tuple(self._given_up):
-            self._cancel(endpoint)
+        for calls in (self._given_up, self._resting):
+            for endpoint in tuple(calls):
+                _cancel(calls, endpoint)
         self.log.close()
         super().close(linger)
 
     def disconnect(self, address: str) -> None:
         """See `Connection.disconnect`."""
+        if address in self._resting:
+            _cancel(self._resting, address)
+            self._redial(address)
         super().disconnect(address)
         self._read_events()  # a connection of which libzmq has told already is forgotten with the others
-        self.links.hang_up(address)
+        self._hang_up(address)
         self.log.forget(address)
         self.dialled = [other for other in self.dialled if other != address]
         self._cancel(address)
@@ -116,6 +122,7 @@ class PersistentConnection(Connection):
         super().unbind(address)
         self._read_events()
         self.links.unbind(address)
+        self._forget_ended()
 
     def cut(self, id: int) -> str | None:
         """End the connection with this id in ``links``, so that libzmq connects again; return its endpoint.
@@ -124,12 +131,63 @@ class PersistentConnection(Connection):
         a connection that the peer has made, that is unknown, or that has ended.
         """
         self._read_events()
+        link = self.links.get(id)
+        return link.endpoint if link is not None and link.endpoint is not None and self.end(id) else None
+
+    def end(self, id: int, *, discard: bool = False) -> bool:
+        """End the connection with this id in ``links``, whichever side has made it; return True if it was there.
+
+        With ``discard`` what libzmq has not read of it is thrown away. libzmq connects again if this side has made it,
+        and so does the peer if it has.
+        """
+        self._read_events()
         link, identity = self.links.get(id), self._identities.get(id)
-        if self.closed or link is None or identity is None or not shut_down(link.fd, identity):
-            return None
+        if self.closed or link is None or identity is None or not shut_down(link.fd, identity, discard=discard):
+            return False
         if link.endpoint is not None:
             self.log.told(link.endpoint)  # by who wants it cut
-        return link.endpoint
+        return True
+
+    def peer(self, id: int) -> str:
+        """Return the address of the peer of the connection with this id, as far as it is known: for log lines."""
+        link, identity = self.links.get(id), self._identities.get(id)
+        known = None if identity is None else identity.text
+        return known or (link.address if link is not None else "a connection that has ended")
+
+    def _rest_soon(self, endpoint: str, seconds: float) -> None:
+        """Leave ``endpoint``, whose connection has ended, without one for ``seconds``, and then connect again.
+
+        Before libzmq does so by itself, but not at once: what has arrived is read first.
+        """
+        self.log.told(endpoint)  # by who wants it to rest
+        self._cancel(endpoint)
+        _cancel(self._resting, endpoint)
+        self._resting[endpoint] = self._reactor.callLater(_REST_AFTER, self._rest, endpoint, seconds)
+
+    def _rest(self, endpoint: str, seconds: float) -> None:
+        del self._resting[endpoint]
+        self._drop_rest()
+        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
+            self._socket.disconnect(endpoint)
+        self._read_events()
+        self._hang_up(endpoint)
+        self._cancel(endpoint)
+        self.links.dial(endpoint)
+        self._resting[endpoint] = self._reactor.callLater(seconds, self._rested, endpoint)
+        self.poke()
+
+    def _rested(self, endpoint: str) -> None:
+        del self._resting[endpoint]
+        self._redial(endpoint)
+
+    def _hang_up(self, endpoint: str) -> None:
+        self.links.hang_up(endpoint)
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Forget connections of whose end libzmq does not tell."""
+        alive = self.links.alive
+        self._identities = {id: identity for id, identity in self._identities.items() if id in alive}
 
     # -- what libzmq tells -----------------------------------------------------------------------------------
 
@@ -141,7 +199,14 @@ class PersistentConnection(Connection):
             self._connected(link)
         elif event.name == "disconnected" and link is not None:
             self._disconnected(link)
+        elif event.name == "accepted" and link is not None:
+            self._accepted(link)
         self._note(event, link)
+
+    def _accepted(self, link: Link) -> None:
+        identity = identify(link.fd, link.address, accepted=True)
+        if identity is not None:
+            self._identities[link.id] = identity
 
     def _note(self, event: SocketEvent, link: Link | None) -> None:
         """Have what an event says of a dialled endpoint logged."""
@@ -183,9 +248,7 @@ class PersistentConnection(Connection):
     # -- connecting again ------------------------------------------------------------------------------------
 
     def _cancel(self, endpoint: str) -> None:
-        call = self._given_up.pop(endpoint, None)
-        if call is not None and call.active():
-            call.cancel()
+        _cancel(self._given_up, endpoint)
 
     def _connect_again(self, endpoint: str) -> None:
         judged = self._given_up[endpoint]
@@ -233,3 +296,9 @@ class PersistentConnection(Connection):
 
     def _needs_ipv6(self, address: str) -> bool:
         return address in self._by_ipv6 or super()._needs_ipv6(address)
+
+
+def _cancel(calls: dict[str, Any], endpoint: str) -> None:
+    call = calls.pop(endpoint, None)
+    if call is not None and call.active():
+        call.cancel()

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, ClassVar, Unpack
+from collections import deque
+from collections.abc import Callable, Set
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import zmq
 import zmq.backend
 
-from zroute.options import MAX_SUBSCRIPTIONS, SUBSCRIPTIONS_SEEN, SocketOptions
+from zroute.options import MAX_SUBSCRIPTIONS, READ_BUDGET, SUBSCRIPTIONS_SEEN, SocketOptions
+from zroute.sockets.budgets import Budgets
+from zroute.sockets.links import Link
 from zroute.sockets.origins import Origins
-from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection
+from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection, all_parts
+from zroute.sockets.refusals import Refusals
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
 _AT_ONCE = zmq.DONTWAIT.value  # an enum would be made a number each time
 
+_AHEAD = 4096
+"""Subscriptions that are read and accounted for at a time, before the first of them are told: about 20 ms."""
+
 _recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
 
 _log = logging.getLogger("zroute.sockets")
+
+
+class _Change(NamedTuple):
+    prefix: bytes
+    there: bool
+
+
+def _change(parts: list[bytes]) -> _Change | None:
+    """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
+    message = parts[0]
+    if len(parts) > 1 or message[:1] not in (b"\0", b"\1"):
+        return None
+    return _Change(message[1:], message[:1] == b"\1")
 
 
 class SubConnection(PartsConnection):
@@ -31,6 +51,20 @@ class SubConnection(PartsConnection):
     kind: ClassVar[int] = zmq.SUB
     origins: Origins | None = None
     """By which connection messages come, while `listen_closely`; None else."""
+    on_refused: Callable[[str, float], None] | None = None
+    """If set, endpoints that end our connections again and again are left alone for a while, and this is called then,
+    with the endpoint and the number of seconds."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        on_message: OnMessage,
+        *,
+        context: zmq.Context[Any] | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> None:
+        super().__init__(reactor, on_message, context=context, **options)
+        self._refusals = Refusals()
 
     def listen_closely(self, closely: bool) -> None:
         """Note by which connection each message comes, or stop noting it; see ``origins``.
@@ -44,6 +78,25 @@ class SubConnection(PartsConnection):
         plain = _recv.__get__(self._socket)
         self.origins = Origins(plain, self.links, self._read_events) if closely else None
         self._recv = plain if self.origins is None else self.origins.recv
+
+    def _connected(self, link: Link) -> None:
+        super()._connected(link)
+        if self.on_refused is not None and link.endpoint is not None:
+            self._refusals.began(link.endpoint, self._reactor.seconds())
+
+    def _attempted(self, endpoint: str | None) -> None:
+        super()._attempted(endpoint)
+        if self.on_refused is not None and endpoint is not None:
+            self._refusals.attempted(endpoint)
+
+    def _disconnected(self, link: Link) -> None:
+        super()._disconnected(link)
+        if self.on_refused is None or link.endpoint is None or not link.ready:
+            return
+        pause = self._refusals.ended(link.endpoint, self._reactor.seconds())
+        if pause:
+            self.on_refused(link.endpoint, pause)
+            self._rest_soon(link.endpoint, pause)
 
     def subscribe(self, prefix: bytes) -> None:
         """Receive what starts with ``prefix``. Subscriptions are counted: each needs its `unsubscribe`."""
@@ -110,11 +163,33 @@ class XPubConnection(SendingConnection):
         **options: Unpack[SocketOptions],
     ) -> None:
         super().__init__(reactor, self._received, context=context, **options)
-        self.subscriptions: set[bytes] = set()
+        self._budgets = Budgets()
+        self._most: int | None = None
+        self._origins: Origins | None = None
+        self._taken: deque[tuple[list[bytes], int | None]] = deque()  # what is read and accounted for, but not told
+        self._cut: set[int] = set()
+        self._cut_fds: set[int] = set()  # of ended ones, while something of them may be unread
+        self._refusals = Refusals()
         self._on_change = on_change
         self.on_subscription: Callable[[bytes, bool], None] | None = None
         self._on_other = on_message
         self._warned = False
+
+    @property
+    def subscriptions(self) -> Set[bytes]:
+        """The prefixes that at least one peer subscribes to now."""
+        return self._budgets.prefixes
+
+    def limit_subscriptions(self, most: int) -> None:
+        """Cut each connection by which more than ``most`` bytes of live subscriptions come; once, before `open`.
+
+        What it subscribes to beyond that is told to nobody. libzmq tells of a prefix that several peers have once, so
+        that it counts for the first of them. Peers over ``inproc`` have no limit: they are of this process.
+        """
+        self._most = most
+        self._follow()
+        self._origins = Origins(self._recv, self.links, self._read_events)
+        self._recv = self._origins.recv
 
     def refuse_when_full(self) -> None:
         """From now on `send` raises HighWaterMarkError, and sends to nobody, while the queue of a peer is full.
@@ -146,14 +221,17 @@ class XPubConnection(SendingConnection):
 
     def _received(self, parts: list[bytes]) -> object:
         """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
-        (message, *rest) = parts
-        prefix, there = message[1:], message[:1] == b"\1"
-        if rest or message[:1] not in (b"\0", b"\1"):
+        change = _change(parts)
+        if change is None:
             return self._on_other(parts) if self._on_other else None
-        if there:
-            self.subscriptions.add(prefix)
-        else:
-            self.subscriptions.discard(prefix)
+        if self._most is None and change.there:
+            self._budgets.add(change.prefix, None)
+        elif self._most is None:
+            self._budgets.remove(change.prefix)
+        self._tell_of(change.prefix, change.there)
+        return None
+
+    def _tell_of(self, prefix: bytes, there: bool) -> None:
         if len(self.subscriptions) > MAX_SUBSCRIPTIONS and not self._warned:
             self._warned = True
             _log.warning(
@@ -167,4 +245,93 @@ class XPubConnection(SendingConnection):
             self.on_subscription(prefix, there)
         if self._on_change is not None:
             self._on_change(prefix, there)
-        return None
+
+    # -- with a limit ------------------------------------------------------------------------------------------
+
+    def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """Read ahead of what is told: libzmq goes on adding subscriptions while the first of them are handled."""
+        if self._most is None:
+            super()._drain(recv, more, budget)
+            return
+        self._read_events()  # a descriptor may be another connection's by now
+        try:
+            for _ in range(_AHEAD):
+                self._take(recv)
+        except zmq.Again:
+            self._cut_fds.clear()
+            self._tell_some(READ_BUDGET)
+            if self._taken:
+                self._read_again()
+            raise
+        self._tell_some(budget)
+
+    def _take(self, recv: Callable[..., Any]) -> None:
+        frame = recv(_AT_ONCE, False)
+        parts = all_parts(frame, recv, _AT_ONCE) if frame.more else [frame.bytes]
+        change, link = _change(parts), self._account()
+        if change is None:
+            self._taken.append((parts, None))
+        elif not change.there:
+            if self._budgets.remove(change.prefix):
+                self._taken.append((parts, None))
+        elif link is None or link.id not in self._cut:
+            self._add(change.prefix, parts, link)
+
+    def _account(self) -> Link | None:
+        """Return the connection of what was read last, a cut one too; None where there is none to charge."""
+        assert self._origins is not None
+        link = self._origins.link
+        if link is not None and link.id in self._cut:
+            self._read_events()
+            link = self.links.at(link.fd)  # a new one may have the descriptor of the one that was cut
+        return link
+
+    def _add(self, prefix: bytes, parts: list[bytes], link: Link | None) -> None:
+        assert self._origins is not None
+        assert self._most is not None
+        if link is None:
+            if self._origins.fd not in self._cut_fds:
+                self._budgets.add(prefix, None)
+                self._taken.append((parts, None))
+            return
+        spent = self._budgets.add(prefix, link.id)
+        self._taken.append((parts, link.id))
+        if spent > self._most:
+            self._cut_for(link, spent)
+
+    def _tell_some(self, most: int) -> None:
+        while most > 0 and self._taken and not self.closed:
+            most -= 1
+            self.received += 1
+            parts, _ = self._taken.popleft()
+            try:
+                self._received(parts)
+            except Exception as error:
+                self._fail(error)
+
+    def _cut_for(self, link: Link, spent: int) -> None:
+        self._cut.add(link.id)
+        text = (
+            "the connection of %s is cut: it subscribes to %d bytes of topics, over max_subscription_bytes=%d: raise "
+            "that with App(limits=Limits(max_subscription_bytes=…)) if its subscribers need so many; all those behind "
+            "one proxy count together"
+        )
+        self._report("cut", logging.WARNING, text, self.peer(link.id), spent, self._most)
+        self.end(link.id, discard=True)
+        taken, self._taken = self._taken, deque()
+        for parts, of in taken:
+            if of == link.id:
+                self._budgets.remove(parts[0][1:])
+            else:
+                self._taken.append((parts, of))
+
+    def _disconnected(self, link: Link) -> None:
+        super()._disconnected(link)
+        self._budgets.close(link.id)
+        if self._origins is not None:
+            self._origins.heard()
+        if link.id in self._cut:
+            self._cut.discard(link.id)
+            self._cut_fds.add(link.fd)
+            if link.endpoint is not None:  # it is ours to connect again
+                self._rest_soon(link.endpoint, self._refusals.refuse(link.endpoint))

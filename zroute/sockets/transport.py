@@ -14,7 +14,7 @@ import zmq
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
-from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, MAX_SUBSCRIPTION_BYTES, SUBSCRIPTION_COST, frame_limit
 from zroute.sockets.connection import Connection, Drain
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.links import Links
@@ -113,6 +113,7 @@ class SocketTransport:
         subscribe_to: Iterable[Endpoint],
         publish_to: Iterable[Endpoint],
         max_message: int,
+        max_subscription_bytes: int = MAX_SUBSCRIPTION_BYTES,
         drops: bool = True,
         name: str = "zroute",
     ) -> None:
@@ -123,6 +124,7 @@ class SocketTransport:
         self._subscribe_to = tuple(subscribe_to)
         self._publish_to = tuple(publish_to)
         self._max_message = max_message
+        self._max_subscription_bytes = max_subscription_bytes
         self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
         self._links = Links()
@@ -151,6 +153,7 @@ class SocketTransport:
             if self._publish_to:
                 self.pub = self._watched(XPubConnection(self._reactor, context=context))
                 self.pub.log.name, self.pub.endpoint_option, self.pub.size_option = self._name, "pub=", None
+                self.pub.limit_subscriptions(self._max_subscription_bytes)
                 if not self._drops:
                     self.pub.refuse_when_full()
                 opened = [(endpoint.bind, self.pub.open(endpoint)) for endpoint in self._publish_to]
@@ -162,6 +165,7 @@ class SocketTransport:
                 self.sub.size_option = f"max_message={self._max_message}"
                 self.sub.drain = drain
                 self.sub.watch(self._seen)
+                self.sub.on_refused = self._refused
                 self._links = self.sub.links
                 for endpoint in self._subscribe_to:
                     self._opened[endpoint] = self.sub.open(endpoint)
@@ -306,6 +310,19 @@ class SocketTransport:
         """Return the ids of the connections by which anything came since the last call, while we listen closely."""
         origins = None if self.sub is None else self.sub.origins
         return set() if origins is None else origins.heard()
+
+    def _refused(self, endpoint: str, seconds: float) -> None:
+        size = sum(max(len(prefix), SUBSCRIPTION_COST) for prefix in self._subscriptions)
+        _log.warning(
+            "%s: the connection has ended again, soon after we subscribed by it: connecting again in %g s. Perhaps the "
+            "publisher cuts it for too many subscriptions, and its log says so: its max_subscription_bytes "
+            "(App(limits=Limits(max_subscription_bytes=…))) bounds those of one connection, behind a proxy those of "
+            "all subscribers together; ours are %d, of %d bytes",
+            endpoint,
+            seconds,
+            len(self._subscriptions),
+            size,
+        )
 
     def _seen(self, event: SocketEvent) -> None:
         if event.name == "handshake_succeeded":

@@ -1,0 +1,180 @@
+"""Limits and what holds them, without sockets: budgets, refusals, allowances, and names in order."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from zroute import App, Limits, SignatureError
+from zroute.delivery.ordered import Ordered, apart
+from zroute.joins import PublishingEnd
+from zroute.messages.control import pack_marker
+from zroute.outbox import Outbox
+from zroute.pacing import Allowance
+from zroute.sockets.budgets import Budgets
+from zroute.sockets.refusals import Refusals
+from zroute.testing import TestApp
+
+ALL = [b"", b"x"]  # a summary of all subscriptions
+
+
+@pytest.mark.parametrize("most", [0, 4095, -1, 4096.0, "1 MiB", None, True])
+def test_a_limit_that_is_none_is_refused_at_my_line(most: Any) -> None:
+    """The error names the parameter, what it may be, and where I have written it."""
+    with pytest.raises(SignatureError, match=r"test_limits\.py:\d+: max_subscription_bytes=.*4,096 or more") as caught:
+        App(limits=Limits(max_subscription_bytes=most))
+    assert caught.value.parameter == "max_subscription_bytes"
+    with pytest.raises(SignatureError, match=r"limits=\{\}: Limits") as caught:
+        App(limits={})  # type: ignore[arg-type]
+    assert caught.value.parameter == "limits"
+
+
+def test_limits_are_given_by_name_and_do_not_change() -> None:
+    """The default is 1 MiB; an app in a test takes them, too."""
+    assert App().limits == Limits() == Limits(max_subscription_bytes=1 << 20)
+    with pytest.raises(TypeError):
+        Limits(4096)  # type: ignore[misc]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Limits().max_subscription_bytes = 1  # type: ignore[misc]
+    app = App(pub="tcp://127.0.0.1:5555", limits=Limits(max_subscription_bytes=4096))
+    with TestApp(app):
+        app.publish("a", 1)
+
+
+def test_a_prefix_is_on_the_account_of_the_connection_that_asked_first() -> None:
+    """Until it is not live any more; a short one costs 20 bytes, and one over inproc is on no account."""
+    budgets = Budgets()
+    assert budgets.add(b"a" * 30, 1) == 30
+    assert budgets.add(b"b", 1) == 50
+    assert budgets.add(b"c", 2) == 20
+    assert budgets.add(b"d", None) == 0
+    assert budgets.prefixes == {b"a" * 30, b"b", b"c", b"d"}
+    assert (budgets.remove(b"a" * 30), budgets.remove(b"a" * 30)) == (True, False)
+    assert budgets.add(b"e", 1) == 40
+    assert budgets.add(b"e", 1) == 40
+    budgets.close(1)
+    assert budgets.remove(b"b")
+    assert budgets.add(b"f", 1) == 20
+
+
+def test_an_endpoint_is_left_alone_when_it_ends_connections_soon_and_again() -> None:
+    """After the second within 10 seconds; then for longer each time, up to 30 seconds."""
+    refusals = Refusals()
+    pauses = []
+    now = 0.0
+    for _ in range(8):
+        refusals.began("a", now)
+        pauses.append(refusals.ended("a", now + 0.5))
+        refusals.attempted("a")
+        now += 1 + pauses[-1]
+    assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
+    refusals.began("a", now)
+    assert refusals.ended("a", now + 60) == 0  # it has lived: all is well again
+    refusals.attempted("a")
+    refusals.began("a", now + 61)
+    assert refusals.ended("a", now + 62) == 0
+
+
+@pytest.mark.parametrize(("attempts", "between"), [(2, 0.3), (5, 3.0), (1, 12.0), (0, 1.0)])
+def test_a_publisher_that_is_started_again_is_connected_to_at_once(attempts: int, between: float) -> None:
+    """It can't be connected to for a while, or it has been long ago, or libzmq has ended the connection itself."""
+    refusals = Refusals()
+    refusals.began("a", 0.0)
+    assert refusals.ended("a", 1.0) == 0
+    for _ in range(attempts):
+        refusals.attempted("a")
+    refusals.began("a", 1.0 + between)
+    assert refusals.ended("a", 1.5 + between) == 0
+
+
+def test_an_allowance_is_there_again_after_its_period() -> None:
+    """By a timer, so that a slow turn does not get more; what was not spent is not added."""
+    clock, renewed = Clock(), list[int]()
+    allowance = Allowance(clock, 10, 0.5, lambda: renewed.append(allowance.left))
+    assert not clock.getDelayedCalls()
+    allowance.spend(4)
+    allowance.spend(9)
+    assert allowance.left == -3
+    clock.advance(0.5)
+    assert (allowance.left, renewed) == (10, [10])
+    allowance.spend(1)
+    allowance.close()
+    assert not clock.getDelayedCalls()
+
+
+NAMES = st.binary(max_size=3)
+
+
+@given(st.lists(st.tuples(st.booleans(), NAMES), max_size=200), st.lists(NAMES, max_size=4), st.none() | NAMES)
+def test_names_are_found_by_their_prefixes_in_order(
+    steps: list[tuple[bool, bytes]], prefixes: list[bytes], after: bytes | None
+) -> None:
+    """As a search through a set finds them, whatever was added and removed before."""
+    ordered, known = Ordered(), set[bytes]()
+    for adds, name in steps:
+        if not adds:
+            ordered.discard(name)
+            known.discard(name)
+        elif name not in known:
+            ordered.add(name)
+            known.add(name)
+    found = [name for name in known if name.startswith(tuple(prefixes)) and (after is None or name > after)]
+    assert list(ordered.below(apart(prefixes), after)) == sorted(found)
+
+
+def ending(clock: Clock, sent: list[bytes]) -> PublishingEnd:
+    """The publishing end of an app with 2,000 subscriptions; what it sends goes to ``sent``."""
+
+    def send(frame: bytes) -> bool:
+        sent.append(frame)
+        return True
+
+    outbox = Outbox(clock, limit=1000, timeout=30, lost=lambda *_: None)
+    end = PublishingEnd(clock, outbox, send, lambda: 5, "app", "name", logging.getLogger("test"))
+    for number in range(2000):
+        end.subscription(b"topic%06d" % number, True)
+    return end
+
+
+def test_many_markers_are_answered_a_little_at_a_time() -> None:
+    """100 subscribers that want all of 2,000 numbers: no turn answers more than three, and each is answered once."""
+    clock, sent = Clock(), list[bytes]()
+    end = ending(clock, sent)
+    for number in range(1, 101):
+        end.subscription(pack_marker(number << 16, ALL), True)
+        end.subscription(pack_marker(number << 16 | 1, ALL), True)  # only the newest of each waits
+    per_turn = [len({frame.partition(b"\0")[0] for frame in sent})]
+    while len({frame.partition(b"\0")[0] for frame in sent}) < 101:
+        before = len(sent)
+        clock.advance(0.01)
+        per_turn.append(len({frame.partition(b"\0")[0] for frame in sent[before:]}))
+    assert max(per_turn) <= 3
+    end.goodbye().addErrback(lambda _: None)
+    end.stop()
+
+
+def test_many_subscribers_are_told_goodbye_a_little_at_a_time() -> None:
+    """Each is told in each round, and no turn tells more than three."""
+    clock, sent = Clock(), list[bytes]()
+    end = ending(clock, sent)
+    for number in range(1, 51):
+        end.subscription(pack_marker(number << 16, ALL), True)
+    clock.pump([0.01] * 100)
+    sent.clear()
+    told = end.goodbye()
+    most, seen = 0, set[bytes]()
+    while len(seen) < 50:
+        turn = {frame.partition(b"\0")[0] for frame in sent}
+        most, seen = max(most, len(turn)), seen | turn
+        sent.clear()
+        clock.advance(0.01)
+    assert most <= 3
+    assert end.unread == 50
+    told.addErrback(lambda _: None)
+    told.cancel()
