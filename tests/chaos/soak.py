@@ -30,8 +30,10 @@ from twisted.internet.task import deferLater
 
 from tests.chaos.parent import end_with_parent
 from tests.support import Child, free_endpoint
-from zroute import App, Envelope, Gap, startswith
+from zroute import App, Envelope, Gap, Limits, outgoing, startswith
+from zroute.delivery import counting
 from zroute.messages.control import MARKER, pack_marker, pack_ping
+from zroute.routing import entries
 from zroute.runner import EXIT_DRAIN
 
 GROWTH = 0.03
@@ -39,6 +41,9 @@ GROWTH = 0.03
 
 COMING = 2
 """Descriptors and threads more than before that are no growth: a peer is just coming, or a thread just working."""
+
+CACHE = 2 * 1024 * 1024
+"""Bytes of what is known about topics, instead of `TOPIC_CACHE`, so that ever new topics fill them soon."""
 
 PERIOD = 10.0
 """Seconds between two looks."""
@@ -80,7 +85,8 @@ def tell(app: App, **more: Any) -> None:
 def publish(endpoint: str) -> None:
     """Messages that are kept, that travel together, with headers, on long topics and on ever new ones."""
     chance = random.Random(1)
-    app = App(pub=endpoint, codec="json", name="feed", overflow="wait", coalesce=True)
+    limits = Limits(max_subscription_bytes=20_000)
+    app = App(pub=endpoint, codec="json", name="feed", overflow="wait", coalesce=True, limits=limits)
     kept = app.publisher("kept.{n}", Tick, keep="last", coalesce=False)
     numbers = app.publisher("numbers.{n}", Tick)
     ever_new = app.publisher("new.{n}", Tick, coalesce=False)
@@ -188,7 +194,7 @@ def read(feed: str, foreign: str, own: str) -> None:
 
     @app.every(1.0)
     async def ready() -> None:
-        await app.ready(2, timeout=60)
+        await app.ready(2, timeout=60, state=True)
 
     tell(app)
     app.run()
@@ -205,7 +211,8 @@ def disturb(endpoint: str, foreign: zmq.Socket[bytes], until: float) -> int:
             socket.linger = 0
             socket.connect(endpoint)
             identity = chance.getrandbits(48) << 16
-            for prefix in chance.choice(([b""], [b"kept."], [b"numbers.1", b"alone."], [os.urandom(2_000)])):
+            too_many = [os.urandom(200) for _ in range(200)]
+            for prefix in chance.choice(([b""], [b"kept."], [b"numbers.1", b"alone."], too_many)):
                 socket.subscribe(prefix)
             asks = (pack_marker(identity | 1, [b"kept."]), pack_ping(identity | 2), MARKER + os.urandom(20), b"plain")
             socket.subscribe(chance.choice(asks))
@@ -258,6 +265,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.publish or options.read:
         end_with_parent()
+        entries.TOPIC_CACHE = outgoing.TOPIC_CACHE = counting.COVERS = CACHE
         publish(options.publish) if options.publish else read(*options.read)
         return
     try:
