@@ -265,7 +265,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.publish or options.read:
         end_with_parent()
-        entries.TOPIC_CACHE = outgoing.TOPIC_CACHE = counting.COVERS = CACHE
+        vars(entries)["TOPIC_CACHE"] = vars(outgoing)["TOPIC_CACHE"] = counting.COVERS = CACHE
         publish(options.publish) if options.publish else read(*options.read)
         return
     try:
