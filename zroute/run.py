@@ -422,7 +422,7 @@ class Run:
             kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
         raise NotReadyError(
             f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
-            f"answered{names}{kept}{silent}; do they run, and do they track?"
+            f"answered{names}{kept}{silent}; check that the publishers run and use wire='tracked'"
         )
 
     def _found(self, found: Gap | LostTail | LostKept) -> None:

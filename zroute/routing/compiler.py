@@ -405,7 +405,7 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         verb = "yields" if is_generator_function(producer.function) else "returns"
         raise SignatureError(
             f"{name_of(producer.function)} {verb} {describe(found)}, and publisher({pattern!r}, {schema}) publishes "
-            f"{schema}: change the annotation or the schema; what is not to be published is None",
+            f"{schema}: change the annotation or the schema; return None to publish nothing",
             where=publication.where,
         )
 
