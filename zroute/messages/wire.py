@@ -154,8 +154,8 @@ class Envelope:
     ``received_at`` and ``sent_at`` in seconds since the Unix epoch, each by its own host's clock;
     ``sent_at``, ``sequence`` and ``publisher`` (the epoch of its run, as 16 hex digits) are None, and
     ``headers`` empty, unless the message is ``tracked``. ``kept`` is true of one that was sent before this app
-    joined, and that its publisher keeps for those who join. ``sequence`` is 0 for these, and for messages that were sent
-    before the publisher knew of the subscription.
+    joined, and that its publisher keeps for those who join. ``sequence`` is 0 for these, and for messages that were
+    sent before the publisher knew of the subscription.
     """
 
     topic: Topic
