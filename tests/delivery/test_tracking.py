@@ -61,7 +61,7 @@ REPLACED = "was replaced by a new run, without a goodbye"
 ENDED = "has ended; some of its answers were lost"
 UNANSWERED = "did not answer at the stop"
 FORGOTTEN = "has forgotten what it had sent here"
-GIVEN_UP = "was given up for others: no more than 256 publishers are followed"
+GIVEN_UP = f"was given up for others: no more than {PUBLISHERS_MAX} publishers are followed"
 
 # -- a network in which everything is known ---------------------------------------------------------------
 
@@ -1457,6 +1457,16 @@ def test_subscriptions_that_no_publisher_counts_are_not_missed() -> None:
 
 
 # -- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_a_publisher_whose_connection_has_ended_is_not_taken_for_ready() -> None:
+    """ready() may be called right after it died, and another one starts in its place."""
+    tracker = joined(b"a", link=3)
+    tracker.links.update(frozenset({3}), (), 0)
+    tracker.kept(7, 1, end_of=b"M")
+    assert (tracker.complete.keys(), tracker.given) == ({7}, 1)
+    tracker.links.update(frozenset(), (), 1)
+    assert (tracker.complete, tracker.given, tracker.giving) == ({}, 0, {})
 
 
 def test_invented_publishers_fill_no_memory_and_drive_out_no_real_one() -> None:

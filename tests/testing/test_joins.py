@@ -74,8 +74,6 @@ async def story(feed: App, late: App, got: Got, heard: Wait, unsubscribed: Wait)
     await ready()
     attached.close()
     await unsubscribed()
-    late.attach("prices.B", more)  # its latest has been here
-    await ready()
     late.attach("others.*", more)
     await ready()
 
@@ -147,6 +145,26 @@ def test_more_than_a_turn_of_kept_messages_is_there_at_once() -> None:
 
     with TestApp(feed, late):
         assert got == [1000]
+
+
+def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
+    """A room that somebody enters, leaves and enters again; and one that stays beside it is given nothing twice."""
+    feed, late = App(), App()
+    rooms = feed.publisher("rooms.{n}", int, keep="last")
+    with TestApp(feed, late) as t:
+        for number in range(3):
+            rooms.publish(number, n=number)
+        got, beside = list[int](), list[int]()
+        late.attach("rooms.1", beside.append)
+        t.advance(1)
+        for _ in range(2):
+            attached = late.attach("rooms.*", got.append)
+            t.advance(1)
+            assert sorted(got) == [0, 2]  # and 1 came to the other
+            attached.close()
+            t.advance(1)
+            got.clear()
+        assert beside == [1]
 
 
 def test_an_app_that_hears_itself_is_given_what_it_keeps() -> None:

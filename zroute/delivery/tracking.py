@@ -117,19 +117,23 @@ class Tracker:
 
     @property
     def complete(self) -> dict[int, str]:
-        """The publishers that have answered the last marker: epochs and names."""
-        return {each.epoch: each.name or "" for each in self._publishers.values() if each.state is State.COMPLETE}
+        """The publishers that have answered the last marker, and have not gone since: epochs and names."""
+        return {each.epoch: each.name or "" for each in self._answered()}
 
     @property
     def giving(self) -> dict[int, int]:
         """Those of the `complete` ones that still send what they keep: epochs, and the number that comes next."""
-        complete = [each for each in self._publishers.values() if each.state is State.COMPLETE and not each.gave_all]
-        return {each.epoch: each.kept for each in complete if not each.signs.has_gone(self.links)}
+        return {each.epoch: each.kept for each in self._answered() if not each.gave_all}
 
     @property
     def given(self) -> int:
         """How many of the `complete` ones have sent all that they keep."""
-        return sum(each.gave_all for each in self._publishers.values() if each.state is State.COMPLETE)
+        return sum(each.gave_all for each in self._answered())
+
+    def _answered(self) -> Iterator[Publisher]:
+        for publisher in self._publishers.values():
+            if publisher.state is State.COMPLETE and not publisher.signs.has_gone(self.links):
+                yield publisher
 
     # -- subscriptions
 

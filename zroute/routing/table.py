@@ -11,7 +11,7 @@ way pays nothing. The code that a message goes to then counts it; closures that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from struct import Struct
 from typing import Any, Literal, Protocol
 
@@ -142,6 +142,13 @@ class _Latest:
             self.older, self.times = self.times, {}
         self.times[epoch, topic] = fixed[SENT_AT:]
 
+    def keep_only(self, subscriptions: Iterable[bytes]) -> None:
+        """Forget topics that begin with none of these: who subscribes to them again is sent their messages again."""
+        prefixes = tuple(subscriptions)
+        for notes in (self.times, self.older):
+            for key in [key for key in notes if not key[1].startswith(prefixes)]:
+                del notes[key]
+
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
         """``deliver``, for messages that are noted as the latest."""
         start = len(topic) + 1
@@ -205,6 +212,8 @@ class RouteTable:
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Unpacked = Unpacked() if before is None else before._unpacked
         self._latest: _Latest = _Latest() if before is None else before._latest
+        if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
+            self._latest.keep_only(self.subscriptions)
         self._entries = Entries(
             self.routes,
             self.subscriptions,
