@@ -164,6 +164,43 @@ async def test_a_frame_over_the_limit_names_max_message(peer: Any, caplog: pytes
     ]
 
 
+def _send_giant(socket: Any) -> None:
+    while socket.poll(0):
+        if socket.recv()[:2] == b"\1a":
+            socket.send(b"a\0" + bytes(200_000))
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    ("kind", "options", "fact"),
+    [
+        (zmq.XPUB, lambda socket: None, "cut off, since the peer sent a frame of more than"),
+        (zmq.XPUB, _wants_a_key, "asks for a key"),
+        (zmq.PUSH, lambda socket: None, "another kind of socket"),
+    ],
+)
+async def test_a_peer_that_was_refused_and_goes_is_missed(
+    peer: Any, kind: int, options: Any, fact: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a frame over the limit, a key, or a wrong kind of socket, too, there is a line if nobody answers."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    socket, address = peer(kind, options)
+    app = App(sub=address, name="reader", max_message=100_000)
+    app.add_route(lambda body: None, "a")
+
+    def refused() -> bool:
+        if kind == zmq.XPUB:
+            _send_giant(socket)
+        return fact in caplog.text
+
+    async with running(app):
+        await turns(refused)
+        socket.close(0)
+        await turns(lambda: "no answer" in caplog.text)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [f"no answer from {address} for 3 s: " in line for line in lines].count(True) == 1
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_that_connects_logs_its_subscriber_too(caplog: pytest.LogCaptureFixture) -> None:
     """Both directions of dialling are logged; who has connected to a bound endpoint is for --log-level debug."""

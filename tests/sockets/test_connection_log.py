@@ -160,6 +160,21 @@ def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.Lo
     ]
 
 
+@pytest.mark.parametrize("handshake", [True, False])
+def test_an_absence_behind_a_refusal_is_one_line_and_the_return_is_another(
+    caplog: pytest.LogCaptureFixture, handshake: bool
+) -> None:
+    """The peer that refused, or was refused, has gone: that is as much news as of any other."""
+    dialled = Dialled(caplog)
+    dialled.log.refused(HERE, "no", handshake=handshake)
+    dialled.log.redialled(HERE)
+    dialled.clock.advance(60)
+    dialled.log.connected(HERE)
+    refused, absent, back = dialled.lines()
+    assert (refused, back) == (f"app: {HERE}: no", f"app: connected to {HERE}")
+    assert "no answer" in absent
+
+
 def test_connections_that_come_and_go_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
     """Five lines a minute, and how many more."""
     dialled = Dialled(caplog)

@@ -80,6 +80,12 @@ class ConnectionLog:
             dial.known = True
             _stop(dial)
 
+    def redialled(self, endpoint: str) -> None:
+        """The socket has begun to connect to ``endpoint`` again: its absence is logged if that takes too long."""
+        dial = self._dials.get(endpoint)
+        if dial is not None and dial.timer is None:
+            self._miss(endpoint, dial)
+
     def ended(self, endpoint: str) -> None:
         """A publisher there has said goodbye, which is logged: that its connection ends is no news, its return is."""
         dial = self._dials.get(endpoint)
@@ -143,7 +149,7 @@ class ConnectionLog:
         dial.timer = self._clock.callLater(NO_ANSWER, self._missed, endpoint, dial)
 
     def _missed(self, endpoint: str, dial: _Dial) -> None:
-        dial.timer = None
+        dial.timer, dial.known = None, False  # the return is logged, too
         text = "%s: no answer from %s for %g s: %s; trying again"
         self._say(endpoint, "no answer", text, endpoint, NO_ANSWER, dial.reason)
 

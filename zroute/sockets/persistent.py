@@ -292,6 +292,7 @@ class PersistentConnection(Connection):
             self._socket.disconnect(endpoint)
         with self._family(endpoint):
             self._socket.connect(endpoint)
+        self.log.redialled(endpoint)
         self.poke()
 
     def _needs_ipv6(self, address: str) -> bool:
