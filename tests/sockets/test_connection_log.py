@@ -128,6 +128,25 @@ def test_an_end_that_is_told_elsewhere_is_not_told_again(caplog: pytest.LogCaptu
     assert dialled.lines() == [f"app: connected to {HERE}"]
 
 
+def test_a_return_from_a_rest_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """An endpoint that is left alone, also one that was cut before, is not missed meanwhile, and is when that ends."""
+    dialled = Dialled(caplog)
+    dialled.log.connected(HERE)
+    dialled.log.told(HERE)
+    dialled.log.lost(HERE)
+    dialled.log.rests(HERE)
+    dialled.clock.advance(30)
+    dialled.log.redialled(HERE)
+    dialled.log.connected(HERE)
+    assert dialled.lines() == [f"app: connected to {HERE}", f"app: connected to {HERE} again"]
+    dialled.log.lost(HERE)
+    dialled.log.rests(HERE)
+    dialled.clock.advance(30)
+    dialled.log.redialled(HERE)
+    dialled.clock.advance(5)
+    assert "no answer" in dialled.lines()[0]
+
+
 def test_refusals_are_said_once_a_minute_and_their_end_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
     """Each second a peer refuses: one line, how many more a minute later, and the connection when there is one."""
     dialled = Dialled(caplog)

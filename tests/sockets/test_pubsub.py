@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import pytest_twisted
 import zmq
@@ -76,7 +78,11 @@ def cuts(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The peer subscribes to too much by a connection of mine: I make the next one after a second, and cut it again."""
+    """The peer subscribes to too much by a connection of mine: I make the next one after a second, and cut it again.
+
+    Each return is logged, and so is that nobody answers after the last cut.
+    """
+    caplog.set_level(logging.INFO, "zroute.sockets")
     told = list[tuple[bytes, bool]]()
     pub, peer = sockets.pub(lambda prefix, there: told.append((prefix, there))), sockets.raw(zmq.XSUB)
     pub.limit_subscriptions(4096)
@@ -92,6 +98,13 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     peer.unbind(address)
     await turns(lambda: not pub.subscriptions)
     assert {prefix for prefix, there in told if there} == {prefix for prefix, there in told if not there}
+    await turns(lambda: "no answer" in caplog.text)
+    connections = [record.getMessage() for record in caplog.records if "is cut" not in record.getMessage()]
+    assert [line.partition(": ")[2] for line in connections[:-1]] == [
+        f"connected to {address}",
+        f"connected to {address} again",
+    ]
+    assert f"no answer from {address} for 3 s" in connections[-1]
 
 
 @pytest_twisted.ensureDeferred

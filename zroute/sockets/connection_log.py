@@ -80,6 +80,13 @@ class ConnectionLog:
             dial.known = True
             _stop(dial)
 
+    def rests(self, endpoint: str) -> None:
+        """The socket leaves ``endpoint`` alone for a while, which is logged: its absence is no news, its return is."""
+        dial = self._dials.get(endpoint)
+        if dial is not None:
+            dial.known = False
+            _stop(dial)
+
     def redialled(self, endpoint: str) -> None:
         """The socket has begun to connect to ``endpoint`` again: its absence is logged if that takes too long."""
         dial = self._dials.get(endpoint)

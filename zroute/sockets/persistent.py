@@ -159,7 +159,6 @@ class PersistentConnection(Connection):
 
         Before libzmq does so by itself, but not at once: what has arrived is read first.
         """
-        self.log.told(endpoint)  # by who wants it to rest
         self._cancel(endpoint)
         _cancel(self._resting, endpoint)
         self._resting[endpoint] = self._reactor.callLater(_REST_AFTER, self._rest, endpoint, seconds)
@@ -173,6 +172,7 @@ class PersistentConnection(Connection):
         self._hang_up(endpoint)
         self._cancel(endpoint)
         self.links.dial(endpoint)
+        self.log.rests(endpoint)  # the reason is logged by the caller of `_rest_soon`
         self._resting[endpoint] = self._reactor.callLater(seconds, self._rested, endpoint)
         self.poke()
 
