@@ -20,6 +20,7 @@ from tests.cli.test_run import zroute
 from tests.pure import plain, tracked
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from zroute.messages.batches import batch_framer
+from zroute.messages.control import FAREWELL, MARKER, pack_statements
 from zroute.messages.wire import FIXED, NUL, Kind, pack_head
 
 
@@ -86,6 +87,34 @@ app = App(pub={endpoint!r}, codec="json", name="counting")
 def tick():
     app.publish("a.b", 1)
 """
+
+
+def _goodbye(marker: bytes, epoch: int) -> bytes:
+    return pack_statements(Kind.GOODBYE, marker, [], epoch=epoch, name="p", partial=False, sent_at=5)[0]
+
+
+def test_invented_goodbyes_fill_no_memory() -> None:
+    """Of 1,000 publishers that end at once, 64 are answered at a time; when these answers are withdrawn, others are."""
+    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
+        publisher.set(zmq.LINGER, 0)
+        publisher.set(zmq.RCVTIMEO, int(PATIENCE * 1000))
+        publisher.set(zmq.SNDHWM, 0)
+        publisher.bind("tcp://127.0.0.1:*")
+        with Child("-m", "zroute", "tail", publisher.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()) as child:
+            while not (heard := publisher.recv()).startswith(b"\1" + MARKER):
+                continue
+            for epoch in range(1000):
+                publisher.send(_goodbye(heard[1:], epoch))
+            standing, most = set[bytes](), 0
+            while standing or not most:
+                change = publisher.recv()
+                assert change[1:].startswith(FAREWELL)
+                standing ^= {change[1:]}
+                most = max(most, len(standing))
+            assert most == 64
+            publisher.send(_goodbye(heard[1:], 1000))
+            assert publisher.recv().startswith(b"\1" + FAREWELL)
+            assert child.end() == 0
 
 
 @pytest.mark.parametrize("patterns", [(), ("a.>",), ("a.>", "b")])

@@ -51,6 +51,9 @@ _FIRST_BYTES = 32
 _STANDING = 6.0
 """Seconds until a farewell is withdrawn: the publisher has read it by then, or has gone."""
 
+_FAREWELLS = 64
+"""Farewells that stand at a time: peers can invent goodbyes. A real publisher repeats its own until it is answered."""
+
 _log = logging.getLogger("zroute")
 
 
@@ -222,7 +225,7 @@ class Listening:
 
     def _answer(self, epoch: int) -> None:
         """Tell a publisher that has ended that all it sent was read: it waits for that."""
-        if self._connection is None or epoch in self._left:
+        if self._connection is None or epoch in self._left or len(self._left) >= _FAREWELLS:
             return
         farewell = pack_farewell(parse_marker(self._marker).subscriber, epoch)
         self._left.add(epoch)
