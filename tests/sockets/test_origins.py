@@ -120,7 +120,7 @@ async def test_a_publisher_that_came_back_is_known_from_its_first_message(socket
     transport = opened(noting(box), address)
     transport.listen_closely(True)
     assert transport.sub is not None
-    transport.sub.on_refused = None  # a publisher that comes back so quickly would be left alone for a second
+    transport.sub.subscribed = None  # a publisher that comes back so quickly would be left alone for a second
     known: list[int] = []
     for number in range(1, 4):
         raw = sockets.raw(zmq.XPUB)

@@ -93,7 +93,7 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     await turns(lambda: peer.poll(0) or pub._resting)  # libzmq sends what is asked for in a call of the peer's
     assert len(cuts(caplog)) == 1
     assert f"the connection of {address} is cut" in cuts(caplog)[0]
-    assert "max_subscription_bytes=4096" in cuts(caplog)[0]
+    assert "max_subscription_bytes=4,096" in cuts(caplog)[0]
     await turns(lambda: peer.poll(0) or len(cuts(caplog)) == 2)
     peer.unbind(address)
     await turns(lambda: not pub.subscriptions)

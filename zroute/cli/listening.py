@@ -144,6 +144,7 @@ class Listening:
         self._context = zmq.Context()
         self._connection = SubConnection(self.reactor, list, context=self._context, maxmsgsize=frame_limit(_MAX_BODY))
         self._connection.drain = self._drain
+        self._connection.subscribed = lambda: (*self._prefixes, self._marker)
         try:
             for endpoint in self._endpoints:
                 _say_opened(endpoint, self._connection.open(_reachable(endpoint)))

@@ -143,13 +143,16 @@ class ConnectionLog:
 
         Unless the ``handshake`` itself failed, the next one will succeed as the last one did, and is not logged.
         """
-        self._refusals(
-            (endpoint, why), f"{self.name}: {endpoint}", logging.WARNING, "%s: %s: %s", self.name, endpoint, why
-        )
+        self.warn(endpoint, why, why)
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.known = not handshake
             _stop(dial)
+
+    def warn(self, endpoint: str, kind: str, text: str) -> None:
+        """Log a warning about ``endpoint``; of each ``kind`` there is one a minute, and then how many more."""
+        subject = f"{self.name}: {endpoint}"
+        self._refusals((endpoint, kind), subject, logging.WARNING, "%s: %s", subject, text)
 
     def _miss(self, endpoint: str, dial: _Dial) -> None:
         _stop(dial)

@@ -96,8 +96,16 @@ class PartsConnection(PersistentConnection):
         self.failed += 1
         self._report("failed", logging.ERROR, "%s failed", name_of(self._on_message), error=error)
 
-    def _report(self, kind: str, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
-        subject = f"{type(self).__name__} {', '.join(self.endpoints)}"
+    def _report(
+        self,
+        kind: str,
+        level: int,
+        text: str,
+        *args: object,
+        error: BaseException | None = None,
+        subject: str | None = None,
+    ) -> None:
+        subject = subject or f"{type(self).__name__} {', '.join(self.endpoints)}"
         if self.closed:  # the timer of a summary would outlive the connection
             _log.log(level, f"%s: {text}", subject, *args, exc_info=error)
             return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from typing import Any, ClassVar, NamedTuple, Unpack
 
 import zmq
 import zmq.backend
 
-from zroute.options import MAX_SUBSCRIPTIONS, READ_BUDGET, SUBSCRIPTIONS_SEEN, SocketOptions
+from zroute.options import MAX_SUBSCRIPTIONS, READ_BUDGET, SUBSCRIPTION_COST, SUBSCRIPTIONS_SEEN, SocketOptions
 from zroute.sockets.budgets import Budgets
 from zroute.sockets.links import Link
 from zroute.sockets.origins import Origins
@@ -42,6 +42,15 @@ def _change(parts: list[bytes]) -> _Change | None:
     return _Change(message[1:], message[:1] == b"\1")
 
 
+def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
+    size = sum(max(len(prefix), SUBSCRIPTION_COST) for prefix in subscriptions)
+    return (
+        f"the connection has ended again, right after subscribing ({len(subscriptions):,} subscriptions, {size:,} "
+        f"bytes); connecting again in {pause:g} s. If the publisher's log names max_subscription_bytes, raise it "
+        "there: App(limits=Limits(max_subscription_bytes=…))"
+    )
+
+
 class SubConnection(PartsConnection):
     """A SUB socket: ``on_message`` gets what begins with a subscribed prefix.
 
@@ -51,9 +60,9 @@ class SubConnection(PartsConnection):
     kind: ClassVar[int] = zmq.SUB
     origins: Origins | None = None
     """By which connection messages come, while `listen_closely`; None else."""
-    on_refused: Callable[[str, float], None] | None = None
-    """If set, endpoints that end our connections again and again are left alone for a while, and this is called then,
-    with the endpoint and the number of seconds."""
+    subscribed: Callable[[], Collection[bytes]] | None = None
+    """Returns the live subscriptions. If set, an endpoint that ends the connection again and again, as soon as it has
+    been sent them, is left alone for a while, and a warning tells how many they are."""
 
     def __init__(
         self,
@@ -81,21 +90,21 @@ class SubConnection(PartsConnection):
 
     def _connected(self, link: Link) -> None:
         super()._connected(link)
-        if self.on_refused is not None and link.endpoint is not None:
+        if self.subscribed is not None and link.endpoint is not None:
             self._refusals.began(link.endpoint, self._reactor.seconds())
 
     def _attempted(self, endpoint: str | None) -> None:
         super()._attempted(endpoint)
-        if self.on_refused is not None and endpoint is not None:
+        if self.subscribed is not None and endpoint is not None:
             self._refusals.attempted(endpoint)
 
     def _disconnected(self, link: Link) -> None:
         super()._disconnected(link)
-        if self.on_refused is None or link.endpoint is None or not link.ready:
+        if self.subscribed is None or link.endpoint is None or not link.ready:
             return
         pause = self._refusals.ended(link.endpoint, self._reactor.seconds())
         if pause:
-            self.on_refused(link.endpoint, pause)
+            self.log.warn(link.endpoint, "ended again", _ended_again(self.subscribed(), pause))
             self._rest_soon(link.endpoint, pause)
 
     def subscribe(self, prefix: bytes) -> None:
@@ -235,8 +244,9 @@ class XPubConnection(SendingConnection):
         if len(self.subscriptions) > MAX_SUBSCRIPTIONS and not self._warned:
             self._warned = True
             _log.warning(
-                "%d live subscriptions at %s, more than %d: a subscriber floods this publisher, or patterns are "
+                "%s: %d live subscriptions at %s, more than %d: a subscriber floods this publisher, or patterns are "
                 "too fine",
+                self.log.name,
                 len(self.subscriptions),
                 self.endpoints,
                 MAX_SUBSCRIPTIONS,
@@ -312,11 +322,12 @@ class XPubConnection(SendingConnection):
     def _cut_for(self, link: Link, spent: int) -> None:
         self._cut.add(link.id)
         text = (
-            "the connection of %s is cut: it subscribes to %d bytes of topics, over max_subscription_bytes=%d: raise "
-            "that with App(limits=Limits(max_subscription_bytes=…)) if its subscribers need so many; all those behind "
-            "one proxy count together"
+            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s. Raise "
+            "App(limits=Limits(max_subscription_bytes=…)) if the peer needs them; all subscribers behind a proxy share "
+            "one connection"
         )
-        self._report("cut", logging.WARNING, text, self.peer(link.id), spent, self._most)
+        facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}"
+        self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)
         self.end(link.id, discard=True)
         taken, self._taken = self._taken, deque()
         for parts, of in taken:

@@ -14,7 +14,7 @@ import zmq
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
-from zroute.options import LINGER_ABORT, LINGER_DRAIN, MAX_SUBSCRIPTION_BYTES, SUBSCRIPTION_COST, frame_limit
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, MAX_SUBSCRIPTION_BYTES, frame_limit
 from zroute.sockets.connection import Connection, Drain
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.links import Links
@@ -165,7 +165,7 @@ class SocketTransport:
                 self.sub.size_option = f"max_message={self._max_message}"
                 self.sub.drain = drain
                 self.sub.watch(self._seen)
-                self.sub.on_refused = self._refused
+                self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
                 for endpoint in self._subscribe_to:
                     self._opened[endpoint] = self.sub.open(endpoint)
@@ -310,19 +310,6 @@ class SocketTransport:
         """Return the ids of the connections by which anything came since the last call, while we listen closely."""
         origins = None if self.sub is None else self.sub.origins
         return set() if origins is None else origins.heard()
-
-    def _refused(self, endpoint: str, seconds: float) -> None:
-        size = sum(max(len(prefix), SUBSCRIPTION_COST) for prefix in self._subscriptions)
-        _log.warning(
-            "%s: the connection has ended again, soon after we subscribed by it: connecting again in %g s. Perhaps the "
-            "publisher cuts it for too many subscriptions, and its log says so: its max_subscription_bytes "
-            "(App(limits=Limits(max_subscription_bytes=…))) bounds those of one connection, behind a proxy those of "
-            "all subscribers together; ours are %d, of %d bytes",
-            endpoint,
-            seconds,
-            len(self._subscriptions),
-            size,
-        )
 
     def _seen(self, event: SocketEvent) -> None:
         if event.name == "handshake_succeeded":
