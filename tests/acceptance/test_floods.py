@@ -173,6 +173,15 @@ def test_a_reader_that_asks_for_too_much_is_told_and_joins_less_and_less_often()
         assert said(desk.out) == {"lost": 0, "unknown": 0, "joins": 0}
 
 
+def test_a_command_that_asks_for_too_much_is_told_too() -> None:
+    """Its name begins the line, and it joins less and less often, as an app does."""
+    endpoint, patterns = free_endpoint(), [f"topics.of.some.length.{number:03}" for number in range(300)]
+    with publisher(endpoint, most=4096) as feed, Child("-m", "zroute", "tail", endpoint, *patterns) as tail:
+        line = tail.line_with("connecting again in 1 s", stream="err")
+        assert f"zroute tail: {endpoint}: the connection has ended again, right after subscribing (301 subscr" in line
+        feed.wait_for(lambda lines: sum("is cut" in line for line in lines) >= 3, stream="err")
+
+
 def test_a_reader_that_had_joined_counts_no_loss_that_is_none() -> None:
     """It attaches too much while it runs, and is cut: its account goes on when it has joined again, exactly."""
     endpoint = free_endpoint()

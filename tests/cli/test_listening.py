@@ -89,6 +89,30 @@ def tick():
 """
 
 
+@pytest.mark.parametrize("command", ["tail", "top", "record"])
+def test_connections_are_logged_in_the_words_of_the_command(tmp_path: Path, command: str) -> None:
+    """Lines about another kind of socket, and about a frame over the limit, name the command and what it was given."""
+    file = (str(tmp_path / "r"),) if command == "record" else ()
+    with zmq.Context() as context, context.socket(zmq.PUSH) as wrong, context.socket(zmq.XPUB) as giant:
+        endpoints = []
+        for socket in (wrong, giant):
+            socket.set(zmq.LINGER, 0)
+            socket.bind("tcp://127.0.0.1:*")
+            endpoints.append(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+        with Child("-m", "zroute", command, endpoints[0], *file) as child:
+            line = child.line_with("another kind of socket", stream="err")
+            assert f"zroute {command}: {endpoints[0]}: " in line
+            assert line.endswith("check ENDPOINT")
+            assert child.end() == 0
+        with Child("-m", "zroute", command, endpoints[1], *file) as child:
+            assert giant.poll(PATIENCE * 1000)
+            giant.send(b"a\0" + bytes(20 << 20))
+            line = child.line_with("cut off", stream="err")
+            assert f"zroute {command}: {endpoints[1]}: " in line
+            assert line.endswith("or one that is no ZMTP")
+            assert child.end() == 0
+
+
 def _goodbye(marker: bytes, epoch: int) -> bytes:
     return pack_statements(Kind.GOODBYE, marker, [], epoch=epoch, name="p", partial=False, sent_at=5)[0]
 

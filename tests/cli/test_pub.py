@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+import zmq
 
 from tests.cli.test_run import zroute
 from tests.support import ROOT, Child, free_endpoint
@@ -214,6 +215,17 @@ def test_it_connects_to_a_subscriber_that_binds() -> None:
         done = zroute("pub", f"connect:{endpoint}", "a", "1")
         assert envelope(received(child, 1)[0]).body == b"1"
     assert done.returncode == 0
+
+
+def test_another_kind_of_socket_is_named_in_the_words_of_the_command() -> None:
+    """The line begins with the command's name, and says which argument to check."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as wrong:
+        wrong.bind("tcp://127.0.0.1:*")
+        endpoint = wrong.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        with Child("-m", "zroute", "pub", f"connect:{endpoint}", "a", "1", "--wait", "60s") as child:
+            line = child.line_with("another kind of socket", stream="err")
+            assert f"zroute pub: {endpoint}: " in line
+            assert line.endswith("XPUB needs SUB or XSUB: check ENDPOINT")
 
 
 def test_a_slow_subscriber_reads_all_before_the_end() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import click
 import zmq
 from twisted.internet.task import LoopingCall
 
@@ -143,6 +144,8 @@ class Listening:
         self._reports = Reports(_log, self.reactor)
         self._context = zmq.Context()
         self._connection = SubConnection(self.reactor, list, context=self._context, maxmsgsize=frame_limit(_MAX_BODY))
+        self._connection.log.name = click.get_current_context().command_path
+        self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
         self._connection.drain = self._drain
         self._connection.subscribed = lambda: (*self._prefixes, self._marker)
         try:

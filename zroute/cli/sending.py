@@ -198,6 +198,8 @@ class _Sending:
         self._signalled_at: float | None = None
         self._changed: Deferred[None] = Deferred()
         self._connection = LosslessPubConnection(reactor, self._on_change)
+        self._connection.log.name = click.get_current_context().command_path
+        self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
         self._outlet = Outlet(reactor, self._connection)
         if tracked:
             self._outlet.track()
