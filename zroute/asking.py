@@ -136,8 +136,8 @@ class SubscribingEnd(Ticking):
         self._leaving: frozenset[bytes] = frozenset()
         self.moved: Callable[[], None] = lambda: None
         """Called when accounts that were asked for may be those of subscriptions before: ask again."""
-        self.ended: Callable[[str], None] = lambda name: None
-        """Called with the name of each publisher that has said goodbye."""
+        self.ended: Callable[[str, Collection[int]], None] = lambda name, links: None
+        """Called with the name of each publisher that has said goodbye, and the connections by which it was heard."""
         self._waiting: list[tuple[int | None, bool, Deferred[None]]] = []
         self._giving: dict[int, int] = {}  # by whom kept messages were still awaited at the last tick, and which
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
@@ -448,7 +448,7 @@ class SubscribingEnd(Ticking):
         """Tell a publisher that has ended that all it sent was read: it waits for that."""
         what = "and all it sent since the join was received or counted" if event.known else "and had not joined"
         self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
-        self.ended(event.name)
+        self.ended(event.name, self._tracker.links_of(event.publisher))
         self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
         self._leave()
         self._subscribe()

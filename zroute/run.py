@@ -97,8 +97,8 @@ class Transport(Sending, Subscriptions, Protocol):
     def silent(self, answered: Iterable[str]) -> Sequence[str]:
         """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
 
-    def expect_end(self, name: str) -> None:
-        """A publisher of this name has said goodbye, and its connection is going to end."""
+    def expect_end(self, name: str, links: Iterable[int]) -> None:
+        """A publisher of this name, heard by these connections, has said goodbye, and its own is going to end."""
 
     def use(self, drain: Drain) -> None:
         """Give what is received from now on to another drain."""

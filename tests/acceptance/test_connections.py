@@ -13,7 +13,7 @@ import zmq
 
 from tests.acceptance.streams import Reader, reader, stream
 from tests.running import running, turns
-from tests.support import Way, free_endpoint
+from tests.support import Way, free_endpoint, free_port
 from zroute import App
 
 
@@ -50,6 +50,23 @@ def test_an_end_an_absence_and_a_return_are_one_line_each(way: Way) -> None:
             f"reader: no answer from {killed.connect} for 3 s: refused, nothing listens there (libzmq: closed); "
             "trying again"
         )
+
+
+def test_a_goodbye_hides_no_loss_of_a_publisher_with_the_same_port() -> None:
+    """Each host has its publisher at one port: one of them says goodbye, another one is killed, and has a line."""
+    port = free_port()
+    first, second = (f"tcp://127.0.0.{host}:{port}" for host in (1, 2))
+    with (
+        stream(first, "clean") as clean,
+        stream(second, "killed") as killed,
+        reader(first, second, ready=2) as heard,
+    ):
+        assert clean.child.end(signal.SIGTERM) == 0
+        heard.child.line_with("publisher clean@", stream="err")
+        heard.child.wait_for(lambda lines: "event disconnected" in " ".join(lines))
+        killed.kill()
+        heard.child.line_with(f"no answer from {second} for 3 s", stream="err")
+        assert not any(f"no answer from {first}" in line for line in heard.child.err)
 
 
 def test_a_silent_publisher_that_is_cut_has_no_second_line() -> None:

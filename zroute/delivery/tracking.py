@@ -535,6 +535,11 @@ class Tracker:
             events.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
         return events
 
+    def links_of(self, epoch: int) -> frozenset[int]:
+        """Return the connections by which a publisher has answered, as far as they are known."""
+        publisher = self._publishers.get(epoch)
+        return frozenset() if publisher is None else frozenset(publisher.signs.links)
+
     def name_of(self, epoch: int) -> str:
         """Return what the publisher calls itself, or an empty text if it is not known."""
         publisher = self._publishers.get(epoch)

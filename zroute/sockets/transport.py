@@ -273,12 +273,21 @@ class SocketTransport:
         opened = self._opened.get(endpoint, endpoint.address)
         return opened.startswith("inproc://") or self._links.connected(opened)
 
-    def expect_end(self, name: str) -> None:
-        """A publisher of this name has said goodbye: that a connection to what it binds ends is no news."""
+    def expect_end(self, name: str, links: Iterable[int]) -> None:
+        """A publisher of this name has said goodbye: that a connection to what it binds ends is no news.
+
+        Other hosts may have the same ports, and it may be behind a proxy: ``links``, by which it was heard, decide. If
+        they are not known, its port does, unless several endpoints have that.
+        """
+        if self.sub is None:
+            return
         ports = _ports(name)
-        for endpoint, address in self._opened.items():
-            if self.sub is not None and not endpoint.bind and _port(address) in ports:
-                self.sub.log.ended(address)
+        dialled = [address for each, address in self._opened.items() if not each.bind and _port(address) in ports]
+        heard = {self.dialled(link) for link in links} - {None}
+        if heard or len(dialled) > 1:
+            dialled = [address for address in dialled if address in heard]
+        for address in dialled:
+            self.sub.log.ended(address)
 
     def dialled(self, link: int) -> str | None:
         """Return the endpoint of the connection with this id; None if a publisher has made it, or it has ended."""

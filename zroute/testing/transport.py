@@ -166,7 +166,7 @@ class MemoryTransport:
         """Nobody."""
         return ()
 
-    def expect_end(self, name: str) -> None:
+    def expect_end(self, name: str, links: Iterable[int]) -> None:
         """There are no connections here."""
 
     def discard(self, most: int) -> int:
