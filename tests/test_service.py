@@ -16,7 +16,7 @@ from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
 from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
 from zroute.errors import UsageError
-from zroute.run import Drained, Limit
+from zroute.run import Drained, Ground, Limit, Run, Transport
 from zroute.service import AppService
 
 
@@ -238,6 +238,18 @@ async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_ope
     second.startService()
     await second.started
     await second.stopService()
+
+
+def test_a_start_that_raises_leaves_no_timer() -> None:
+    """Neither the reactor nor anything that waits in it holds an app that never ran."""
+
+    def broken(run: Run) -> Transport:
+        raise RuntimeError("no transport")
+
+    service, before = AppService(App(), reactor, ground=Ground(broken, asyncio=False)), reactor.getDelayedCalls()
+    with pytest.raises(RuntimeError, match="no transport"):
+        service.startService()
+    assert reactor.getDelayedCalls() == before
 
 
 @pytest_twisted.ensureDeferred

@@ -101,7 +101,6 @@ class AppService(Service):
         From now on the reactor's clock does not jump when that of the machine is set: see `zroute.clock`.
         """
         self.app._claim()
-        self._look_at_clock()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
         self._failure = None
@@ -116,6 +115,7 @@ class AppService(Service):
             limit=self.limit,
         )
         self.app._run = run
+        self._look_at_clock()
         self._in_start = True
         run.begin().addCallbacks(self._began, self._start_failed)
         self._in_start = False
