@@ -397,9 +397,8 @@ class Run:
         while self._is_readable:
             await self._wait(_ANSWERS)
 
-    @property
-    def marker(self) -> bytes:
-        """A marker of this run, for a transport that plays joins by itself."""
+    def make_marker(self) -> bytes:
+        """Return a new marker of this run, for a join that a transport plays by itself."""
         return self._accounts.make_marker()
 
     def _hand_over(self, _: None) -> None:

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from tests.running import running, turns
 from tests.support import PATIENCE
 from zroute import App, Envelope
+from zroute.run import Run
 from zroute.testing import TestApp
 
 Reactor = Literal["twisted", "asyncio"]
@@ -165,6 +166,28 @@ def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
             t.advance(1)
             got.clear()
         assert beside == [1]
+
+
+def test_all_kept_messages_of_a_join_answer_one_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over sockets: one is made for each join, however many messages are given."""
+    feed, late, made = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555"), list[bytes]()
+    state, make_marker = feed.publisher("state.{n}", int, keep="last"), Run.make_marker
+
+    def noted(run: Run) -> bytes:
+        made.append(make_marker(run))
+        return made[-1]
+
+    monkeypatch.setattr(Run, "make_marker", noted)
+
+    @feed.on_startup
+    def publish() -> None:
+        for number in range(10):
+            state.publish(number, n=number)
+
+    late.add_route(lambda body: None, "state.*")
+    with TestApp(feed, late):
+        assert late.stats.received == 10
+        assert len(made) == 1
 
 
 def test_an_app_that_hears_itself_is_given_what_it_keeps() -> None:

@@ -56,10 +56,10 @@ class Bus:
 
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
         """Give ``member`` what is kept of its subscriptions, but not of those ``before``: it has that."""
-        for sender in self._members:
-            for topic, frame in sender.kept.items() if member.hears(sender) else ():
-                if not topic.startswith(before):
-                    member.give(topic, frame)
+        kept = [each for sender in self._members if member.hears(sender) for each in sender.kept.items()]
+        new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
+        if new:
+            member.give(new)
 
     def receive(self, frames: Frames) -> None:
         """Somebody outside has published."""
@@ -118,14 +118,15 @@ class MemoryTransport:
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
             self.kept[topic] = rest
 
-    def give(self, topic: bytes, rest: bytes) -> None:
-        """A message of another that was kept, header and body, as its publisher would send it now."""
-        if not topic.startswith(self._subscriptions):
-            return
-        header = parse_header(rest)
-        body, headers, epoch = rest[header.size :], header.headers, header.epoch
-        frame = pack_kept(self.run.marker, 1, topic, header.codec, body, headers, epoch=epoch, sent_at=header.sent_at)
-        self._inbox.append((frame,))
+    def give(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
+        """Messages that others keep, topic, and header with body, as their publishers would send them to one join."""
+        marker = self.run.make_marker()
+        for topic, rest in kept:
+            if topic.startswith(self._subscriptions):
+                header = parse_header(rest)
+                body, headers, at = rest[header.size :], header.headers, header.sent_at
+                frame = pack_kept(marker, 1, topic, header.codec, body, headers, epoch=header.epoch, sent_at=at)
+                self._inbox.append((frame,))
         self._wake()
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
