@@ -16,7 +16,7 @@ from zroute.delivery.findings import LostKept
 from zroute.delivery.hearing import ANSWER_SECONDS, QUIET_SECONDS
 from zroute.delivery.stats import Stats
 from zroute.delivery.tracking import PUBLISHERS_MAX
-from zroute.messages.control import MARKER, Statement, pack_statements, parse_marker
+from zroute.messages.control import FAREWELL, MARKER, Statement, pack_statements, parse_marker
 from zroute.messages.wire import NUL, Kind, pack_kept, parse_header
 from zroute.options import SUBSCRIPTIONS_SLICE
 
@@ -460,6 +460,21 @@ def test_what_was_lost_of_kept_messages_is_counted_at_their_end() -> None:
     talk.keep(talk.marker, 5)  # told again
     talk.keep(talk.marker, 5, b"a.2")  # and what is kept later goes on with its number
     assert talk.stats.lost == 3
+    talk.end.close()
+
+
+def test_invented_goodbyes_are_answered_up_to_a_bound() -> None:
+    """Twice as many publishers say goodbye as are followed: no more farewells stand than that, and none remains."""
+    talk = Talk(b"a")
+    marker = talk.marker
+    for epoch in range(2 * PUBLISHERS_MAX):
+        frame = pack_statements(Kind.GOODBYE, marker, [], epoch=epoch, name="p", partial=False, sent_at=5)[0]
+        body = frame.partition(NUL)[2]
+        header = parse_header(body)
+        talk.end.control(header, marker, body[header.size :])
+    assert PUBLISHERS_MAX // 2 < len(talk.network.told[-1]) <= PUBLISHERS_MAX + 2
+    talk.wait(20)
+    assert not any(each.startswith(FAREWELL) for each in talk.network.told[-1])
     talk.end.close()
 
 

@@ -37,7 +37,7 @@ from zroute.delivery.findings import (
 from zroute.delivery.hearing import ANSWER_SECONDS
 from zroute.delivery.reports import Clock, Reports
 from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import Tracker
+from zroute.delivery.tracking import PUBLISHERS_MAX, Tracker
 from zroute.errors import NotRunningError
 from zroute.escapes import printable
 from zroute.mending import Mender
@@ -449,9 +449,10 @@ class SubscribingEnd(Ticking):
         what = "and all it sent since the join was received or counted" if event.known else "and had not joined"
         self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
         self.ended(event.name, self._tracker.links_of(event.publisher))
-        self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
         self._leave()
-        self._subscribe()
+        if len(self._past) < PUBLISHERS_MAX:  # peers can invent goodbyes, and an answer costs as much as many stand
+            self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
+            self._subscribe()
 
     def _silenced(self, event: Silent) -> None:
         """A publisher is silent: cut the connections by which nothing is heard, as soon as that may be."""
