@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -19,6 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import (
     Annotated,
     Any,
@@ -41,6 +43,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from zroute import App, PatternError, Routes, SignatureError, Stamped
 from zroute.messages.codecs import MSGPACK
 from zroute.routing.results import lacks, message_type, misfit
+from zroute.testing import TestApp
 
 T = TypeVar("T")
 Number = NewType("Number", int)
@@ -245,6 +248,74 @@ def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
 
     app.include(routes, prefix="desk")
     with pytest.raises(SignatureError, match=r"handler\(\) returns str"):
+        app.compile()
+
+
+def quoted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that makes another type of what a function returns."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Quote:
+        return Quote(str(function(*args, **kwargs)))
+
+    return wrapper
+
+
+class Quoted:
+    """The same as a class."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any) -> Quote:
+        return Quote(str(self.function(*args)))
+
+
+def numbered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One that keeps its own annotation beside the copied ones."""
+
+    @functools.wraps(function, assigned=("__name__", "__qualname__"))
+    def wrapper() -> int:
+        return 1
+
+    return wrapper
+
+
+@pytest.mark.parametrize("decorate", [quoted, Quoted, lambda f: quoted(quoted(f)), lambda f: partial(quoted(f))])
+def test_an_annotation_that_wraps_has_copied_is_not_compared(decorate: Callable[..., Any]) -> None:
+    """It speaks of the function inside: timers, handlers and methods publish what the wrapper returns."""
+
+    class Desk:
+        @quoted
+        def tick(self) -> int:
+            return 1
+
+    def timer() -> int:
+        return 1
+
+    def handler(number: int) -> int:
+        return number
+
+    app = App()
+    app.publisher("timers", Quote, every=1.0)(decorate(timer))
+    app.publisher("methods.{symbol}", Quote, every=1.0)(Desk().tick)
+    wrapped = decorate(handler)
+    app.publisher("handlers.{symbol}", Quote)(app.subscribe("in")(wrapped))
+    with TestApp(app) as t:
+        t.publish("in", 5)
+        for pattern in ("timers", "methods.*", "handlers.*"):
+            assert {type(message) for message in t.published(pattern)} == {Quote}
+
+
+def test_an_annotation_of_the_wrapper_itself_is_compared() -> None:
+    """It differs from that of the function inside, and so it is no copy."""
+
+    def timer() -> Quote: ...
+
+    app = App()
+    app.publisher("out", Quote, every=1.0)(numbered(timer))
+    with pytest.raises(SignatureError, match=r"timer\(\) returns int"):
         app.compile()
 
 

@@ -25,6 +25,7 @@ from zroute.routing.parameters import (
     NO_BODY,
     Call,
     Needed,
+    has_copied_return,
     hints_of,
     identity,
     is_coroutine_function,
@@ -382,7 +383,8 @@ def _refuse_what_cannot_be_published(
     """
     hints = {}
     for producer in producers:
-        hints[identity(producer.function)] = hint = _returned(producer)
+        hint = None if has_copied_return(producer.function) else _returned(producer)
+        hints[identity(producer.function)] = hint
         if producer.publication is not None and _is_strict(producer.publication, default):
             _refuse_misfit(producer, producer.publication, hint)
     for call, outlets, patterns in (

@@ -29,6 +29,7 @@ __all__ = [
     "Call",
     "Converter",
     "Needed",
+    "has_copied_return",
     "hints_of",
     "identity",
     "is_coroutine_function",
@@ -236,6 +237,20 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
         ) from error
     except Exception as error:  # an annotation is an expression of the user's, and may raise whatever those do
         raise SignatureError(f"{name_of(function)} has an annotation that is no type: {error}", where=where) from error
+
+
+def has_copied_return(function: Callable[..., Any]) -> bool:
+    """Return True if the return annotation is that of the function that ``function`` wraps.
+
+    `functools.wraps` copies it, and the wrapper may return what it likes. An annotation of the wrapper's own differs.
+    """
+    target = _annotated(function)
+    inner = getattr(target, "__wrapped__", None)
+    return inner is not None and _return_of(target) == _return_of(inner)
+
+
+def _return_of(function: Any) -> Any:
+    return (getattr(function, "__annotations__", None) or {}).get("return")
 
 
 def local_names(function: Callable[..., Any], frame: types.FrameType) -> Mapping[str, Any] | None:
