@@ -42,9 +42,16 @@ def _is_later(kind: Any) -> bool:
 
 
 def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
-    """What comes of an awaitable or out of an iterator. A generator of Deferreds, for inlineCallbacks, is awaited."""
-    waits = kind is Generator and _is_later(get_origin(arguments[0]) or arguments[0])
-    return arguments[-1] if waits or _is_later(kind) else arguments[0]
+    """What comes of an awaitable or out of an iterator.
+
+    One whose elements are awaited, if only some of them, is written for inlineCallbacks: what that makes of it is what
+    the function returns. Only the annotation of a generator tells.
+    """
+    if _is_later(kind):
+        return arguments[-1]
+    if not any(_is_later(get_origin(part) or part) for part in _alternatives(resolved(arguments[0]))):
+        return arguments[0]
+    return arguments[2] if kind is Generator and len(arguments) > 2 else Any
 
 
 def misfit(hint: Any, schema: Any) -> Any:
