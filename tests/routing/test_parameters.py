@@ -234,14 +234,30 @@ def test_the_only_parameter_left_is_the_body_also_with_a_default() -> None:
     def behind(x: str, message: int = 7) -> None:
         got.append((x, message))
 
-    @app.subscribe("a")
-    def beside(envelope: Envelope, message: int = 7) -> None:
-        got.append((envelope.body, message))
-
     wired = Wired(app)
     wired.feed(plain("a", 5), plain("a", body=b"\xc1"))
-    assert set(got) == {("leading", 5), ("keyword", 5), ("a", 5), (b"\x05", 5)}
+    assert set(got) == {("leading", 5), ("keyword", 5), ("a", 5)}
     assert {(stats.handled, stats.decode_error) for stats in wired.stats.routes.values()} == {(1, 1)}
+
+
+def test_a_default_beside_an_envelope_stays() -> None:
+    """The body is in the envelope: names bound in a loop, settings and flags keep their values, whatever comes."""
+    app, got = App(), []
+
+    for name in ("rooms", "desks"):
+
+        @app.subscribe(name)
+        def hit(envelope: Envelope, name: str = name, *, limit: int = 3) -> None:
+            got.append((name, limit, envelope.body))
+
+    @app.subscribe("both")
+    def both(envelope: Envelope, message: int, limit: int = 3) -> None:
+        got.append((message, limit, envelope.body))
+
+    wired = Wired(app)
+    wired.feed(plain("rooms", body=b"\xc1"), plain("desks", 5), plain("both", 5))
+    assert got == [("rooms", 3, b"\xc1"), ("desks", 3, b"\x05"), (5, 3, b"\x05")]
+    assert {(stats.handled, stats.decode_error) for stats in wired.stats.routes.values()} == {(1, 0)}
 
 
 def test_lists_may_have_a_default() -> None:

@@ -144,8 +144,8 @@ def plan(
     """Work out what each parameter of ``function`` is given.
 
     By name a capture; by annotation `Envelope`, `Topic` or a type in ``given``; the one that is left is the
-    body. Of a ``handler``, which is called with messages, the body is also what ``*args`` gets where nothing is
-    named before it, as in ``print``, and else the one parameter left that has a default.
+    body. Of a ``handler``, which is called with messages, and takes no `Envelope`, the body is also what ``*args`` gets
+    where nothing is named before it, as in ``print``, and else the one parameter left that has a default.
     ``namespace`` holds the local names at the place of registration, for annotations of functions that are
     defined inside others. Raises SignatureError, naming ``where`` and the parameter.
     """
@@ -174,8 +174,8 @@ def plan(
     _refuse_two(envelopes, "envelope", captures, where)
     envelope = envelopes[0] if envelopes else None
     body = bodies[0] if bodies else None
-    if handler and not body:
-        body = (None if envelope else _rest_of(function)) or _only(optional, function, where)
+    if handler and not body and not envelope:  # an Envelope has the body in it
+        body = _rest_of(function) or _only(optional, function, where)
     by_name = envelope is not None or (body in parameters and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
     _refuse_positional_only(parameters, None if by_name else body, where)
     call = Call(
