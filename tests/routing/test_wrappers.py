@@ -84,6 +84,17 @@ def optional(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def reading(function: Callable[..., Any]) -> Callable[..., Any]:
+    """That looks at what it is given."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        symbol = kwargs["symbol"] if "symbol" in kwargs else kwargs.get("symbol")
+        print(args[:1], symbol, len(kwargs), list(kwargs), *kwargs.keys(), *kwargs.values(), *kwargs.items())
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
 class Counting:
     """A decorator that is a class."""
 
@@ -104,7 +115,7 @@ class Slotted:
         return self.function(*args, **kwargs)
 
 
-DECORATORS = [bare, typed, asynchronous, positional, handing_over, optional, Counting, Slotted]
+DECORATORS = [bare, typed, asynchronous, positional, handing_over, optional, reading, Counting, Slotted]
 
 
 def with_capture(quote: Any, symbol: str) -> None: ...
@@ -252,11 +263,43 @@ def test_a_wrapper_that_changes_the_arguments_is_left_alone() -> None:
 
         return wrapper
 
+    def removing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            del kwargs["symbol"]
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    def updating(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            kwargs |= {"symbol": kwargs.get("symbol")}
+            return function(*args, **kwargs)
+
+        return wrapper
+
     def first_only(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: function(args[0], "A")
 
-    for decorate in (adding, naming, converting, injecting, defaulting, first_only):
+    for decorate in (adding, naming, converting, injecting, defaulting, removing, updating, first_only):
         app_with(decorate(with_capture)).compile()
+
+
+def test_a_wrapper_with_parameters_of_its_own_is_taken_as_it_is() -> None:
+    """Its own annotations count: what it calls is not looked at, and gets what it passes on."""
+
+    def named(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(message: Any) -> Any:
+            return function(message)
+
+        return wrapper
+
+    got: list[Any] = []
+
+    def on_quote(quote: Quote) -> None:
+        got.append(quote)
+
+    Wired(app_with(named(on_quote)), {Database: None}).feed(plain("quotes.a", {"symbol": "A"}))
+    assert got == [{"symbol": "A"}]
 
 
 def test_a_helper_that_is_given_the_body_is_no_handler() -> None:

@@ -16,6 +16,9 @@ from typing import Any
 
 __all__ = ["forwarded"]
 
+_READS = ("copy", "get", "items", "keys", "values")
+"""Methods of a dict that leave it as it is."""
+
 
 def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     """The functions that ``function`` calls with exactly the arguments it is given, as far as its source tells.
@@ -73,7 +76,9 @@ def _changes(node: ast.AST, args: str, kwargs: str | None) -> bool:
     """True if the arguments may be others from here on: ``args = …``, ``kwargs["x"] = …``, ``kwargs.pop("x")``."""
     if isinstance(node, ast.Name):
         return node.id in (args, kwargs) and not isinstance(node.ctx, ast.Load)
-    return isinstance(node, ast.Attribute | ast.Subscript) and _is_name(node.value, kwargs)
+    if isinstance(node, ast.Subscript):
+        return _is_name(node.value, kwargs) and not isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.Attribute) and _is_name(node.value, kwargs) and node.attr not in _READS
 
 
 def _target(node: ast.AST, args: str, kwargs: str | None) -> ast.AST | None:
