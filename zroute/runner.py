@@ -168,17 +168,28 @@ def _refuse_options(
     sub: object, pub: object, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
 ) -> None:
     """Raise UsageError for a value that can't be meant."""
-    for name, value in (("seconds", seconds), ("max_messages", max_messages), ("drain_timeout", drain_timeout)):
-        if value is not None and not (isinstance(value, int | float) and value >= 0):
-            raise UsageError(f"{name} is {value!r}, and run takes a number that is not negative, as in {name}=10")
+    for name, value, optional in (
+        ("seconds", seconds, True),
+        ("max_messages", max_messages, True),
+        ("drain_timeout", drain_timeout, False),
+    ):
+        if not (optional if value is None else isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
+            what = "a number" if name == "max_messages" else "a number of seconds"
+            raise UsageError(
+                f"{name} is {value!r}, and run takes {what} that is finite and not negative, as in {name}=10"
+            )
     for name, endpoints in (("sub", sub), ("pub", pub)):
-        if isinstance(endpoints, str):
+        if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
                 f"{name} is {endpoints!r}, and run takes a tuple of Endpoints: give addresses to App({name}=…)"
             )
     for name, given, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
         if given not in known:
             raise UsageError(f"{name} is {given!r}, and run takes one of {', '.join(known)}")
+
+
+def _are_endpoints(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(endpoint, Endpoint) for endpoint in value)
 
 
 def _refuse_surroundings(apps: Sequence[App]) -> None:
