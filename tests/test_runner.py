@@ -419,6 +419,44 @@ def test_an_app_in_a_thread_ends_with_the_main_thread(last: str) -> None:
     assert "stopping: the main thread has ended" in "\n".join(child.err)
 
 
+AFTER_THE_RUN = """
+import os, signal, sys
+from zroute import App
+app = App()
+app.publisher("a", int)
+app.on_startup(lambda: os.kill(os.getpid(), signal.SIGINT))  # ends the run
+if sys.argv[2] == "mine":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: print("mine", number, flush=True))
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+app.run(reactor=sys.argv[1])
+print("back", before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), flush=True)
+for number in (signal.SIGINT, signal.SIGTERM):
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+@pytest.mark.parametrize(
+    ("handlers", "code", "said"),
+    [
+        ("python's", -signal.SIGTERM, ["interrupted"]),
+        ("mine", 0, [f"mine {signal.SIGINT:d}", f"mine {signal.SIGTERM:d}"]),
+    ],
+)
+def test_signals_are_the_programs_own_again_after_a_run(
+    reactor: str, handlers: str, code: int, said: list[str]
+) -> None:
+    """Ctrl-C ends what my script does next, or calls my handler; it was swallowed, and the second one ended all."""
+    with Child("-c", AFTER_THE_RUN, reactor, handlers) as child:
+        assert child.end(None) == code, child.err
+    assert child.out == ["back True", *said]
+    assert "stopping: SIGINT" in "\n".join(child.err)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

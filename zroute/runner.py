@@ -25,7 +25,7 @@ from zroute.errors import EndpointError, UsageError
 from zroute.escapes import printable
 from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
-from zroute.signals import in_main_thread, run_reactor
+from zroute.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.watchdog import Watchdog
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
@@ -138,6 +138,7 @@ def run(
 
     ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
     ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
+    Afterwards the handlers of signals are those that were set before.
     In another thread than the main thread signals are left to the program, which may also end by `stop`, or with its
     main thread.
 
@@ -258,7 +259,8 @@ class _Program:
         self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
         if not in_main_thread():
             threading.Thread(target=_stop_with_main_thread, name="zroute-main", daemon=True).start()
-        run_reactor(self._reactor, self._signal, self._start, seconds)
+        with restored_handlers():
+            run_reactor(self._reactor, self._signal, self._start, seconds)
         self._watchdog.stop()
         if self._watch is not None:
             self._watch.cancel()

@@ -12,10 +12,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ENDING", "Handler", "end_quietly", "in_main_thread", "run_reactor", "waking_descriptor"]
+__all__ = [
+    "ENDING",
+    "Handler",
+    "end_quietly",
+    "in_main_thread",
+    "restored_handlers",
+    "run_reactor",
+    "waking_descriptor",
+]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that ask a program to end."""
@@ -42,8 +51,8 @@ def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *a
     """Run ``reactor`` until it is stopped: ``start(*arguments)`` first, and ``handler`` at each SIGINT and SIGTERM.
 
     Outside the main thread no signal is handled, since Python does that there alone. ``handler`` may be called before
-    ``start``. The reactor's clock does not jump: see `zroute.clock`. Raises what ``reactor.run()`` raises, and
-    SystemExit if SIGINT came before.
+    ``start``, and stays set: see `restored_handlers`. The reactor's clock does not jump: see `zroute.clock`. Raises
+    what ``reactor.run()`` raises, and SystemExit if SIGINT came before.
     """
     from zroute.clock import steady_clock  # with Twisted, which a command that is only to be looked up does without
 
@@ -55,6 +64,25 @@ def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *a
         reactor.callWhenRunning(_handle, handler)  # again: Twisted has set its own by then
     reactor.callWhenRunning(start, *arguments)
     reactor.run(installSignalHandlers=in_main_thread())
+
+
+@contextmanager
+def restored_handlers() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back at the end: a program that goes on has its own again.
+
+    The commands do without: a second signal, which may come late, is theirs to the end of the process. Outside the main
+    thread no handler is set, and nothing happens.
+    """
+    if not in_main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in ENDING]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            if handler is not None:  # None was not set by Python, which can't put it back
+                signal.signal(number, handler)
 
 
 def in_main_thread() -> bool:
