@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,20 @@ def test_what_the_page_of_async_handlers_says_of_them() -> None:
         assert t.published("resized.7") == [b"ac"]
         t.publish("blobs.7", b"abcd")
         assert t.published("hashes.7") == [hash(b"abcd")]
+
+
+@pytest.mark.parametrize("is_taken", [False, True], ids=["free", "taken"])
+def test_the_program_beside_another_main_loop_notices_how_the_start_went(tmp_path: Path, is_taken: bool) -> None:
+    """It publishes when the app has started, and ends if the app can't start, as on an address that is taken."""
+    source = write_files(HOW_TO / "async-and-threads.md", tmp_path)["windows.py"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if is_taken:
+            source = source.replace("App()", f"App(pub='tcp://127.0.0.1:{taken.getsockname()[1]}')")
+        with Child("-c", source) as child:
+            assert child.end(None) == (1 if is_taken else 0), child.err
+    said = "\n".join(child.err)
+    assert ("the app did not start" if is_taken else "published 1") in said
+    assert "NotRunningError" not in said
 
 
 @pytest_twisted.ensureDeferred
