@@ -133,3 +133,47 @@ async def test_peers_of_this_process_have_no_limit(sockets: Sockets, caplog: pyt
         peer.send(b"\1topic.number.%06d" % number)
     await turns(lambda: len(pub.subscriptions) == 300)
     assert not cuts(caplog)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_changes_its_mind_all_the_time_holds_up_no_other(sockets: Sockets) -> None:
+    """It subscribes to one prefix, withdraws it, and sends messages of its own: nothing of that piles up here."""
+    told, waiting = set[tuple[bytes, bool]](), list[int]()
+    pub, peer, honest = sockets.pub(lambda prefix, there: told.add((prefix, there))), *map(sockets.raw, [zmq.XSUB] * 2)
+    pub.limit_subscriptions(4096)
+    address = pub.open("tcp://127.0.0.1:*")
+    peer.connect(address)
+    honest.connect(address)
+
+    def joined() -> bool:
+        for _ in range(1000):
+            for message in (b"\1topic", b"\0topic", b"\2hello"):
+                peer.send(message)
+        waiting.append(len(pub._untold))
+        return (b"honest", True) in told
+
+    await turns(lambda: joined() or len(waiting) > 20)
+    honest.send(b"\1honest")
+    await turns(joined)
+    assert pub.received > 10_000
+    assert max(waiting) <= 3
+    assert not pub.failed
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_comes_and_goes_is_told_as_it_is_in_the_end(sockets: Sockets) -> None:
+    """Both of a prefix that comes and goes may be left out; one that comes again is told of: it may be a marker."""
+    told = list[tuple[bytes, bool]]()
+    pub, peer = sockets.pub(lambda prefix, there: told.append((prefix, there))), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    peer.connect(pub.open("tcp://127.0.0.1:*"))
+    peer.send(b"\1a")
+    await turns(lambda: told)
+    for message in (b"\0a", b"\1a", b"\0a", b"\1a", b"\1b"):
+        peer.send(message)
+    await turns(lambda: (b"b", True) in told)
+    changes = [there for prefix, there in told if prefix == b"a"]
+    assert changes == [bool((number + 1) % 2) for number in range(len(changes))]
+    assert changes[:2] == [True, False]
+    assert changes[-1]
+    assert pub.subscriptions == {b"a", b"b"}

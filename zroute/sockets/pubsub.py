@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Set
 from typing import Any, ClassVar, NamedTuple, Unpack
 
@@ -23,6 +23,9 @@ _AT_ONCE = zmq.DONTWAIT.value  # an enum would be made a number each time
 
 _AHEAD = 4096
 """Subscriptions that are read and accounted for at a time, before the first of them are told: about 20 ms."""
+
+_UNTOLD_MAX = 100_000
+"""Changes that are read and not told: beyond that none is read until some are told."""
 
 _recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
 
@@ -175,8 +178,8 @@ class XPubConnection(SendingConnection):
         self._budgets = Budgets()
         self._most: int | None = None
         self._origins: Origins | None = None
-        self._taken: deque[tuple[list[bytes], int | None]] = deque()  # what is read and accounted for, but not told
-        self._cut: set[int] = set()
+        self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # read and accounted for, with the connection
+        self._cut: dict[int, int] = {}  # descriptors, by the id of the connection
         self._cut_fds: set[int] = set()  # of ended ones, while something of them may be unread
         self._refusals = Refusals()
         self._on_change = on_change
@@ -265,27 +268,27 @@ class XPubConnection(SendingConnection):
             return
         self._read_events()  # a descriptor may be another connection's by now
         try:
-            for _ in range(_AHEAD):
+            for _ in range(min(_AHEAD, _UNTOLD_MAX - len(self._untold))):
                 self._take(recv)
         except zmq.Again:
             self._cut_fds.clear()
-            self._tell_some(READ_BUDGET)
-            if self._taken:
+            self._tell_some()
+            if self._untold:
                 self._read_again()
             raise
-        self._tell_some(budget)
+        self._tell_some()
 
     def _take(self, recv: Callable[..., Any]) -> None:
         frame = recv(_AT_ONCE, False)
         parts = all_parts(frame, recv, _AT_ONCE) if frame.more else [frame.bytes]
+        self.received += 1
         change, link = _change(parts), self._account()
         if change is None:
-            self._taken.append((parts, None))
+            self._hand_over(self._received, parts)
         elif not change.there:
-            if self._budgets.remove(change.prefix):
-                self._taken.append((parts, None))
+            self._remove(change)
         elif link is None or link.id not in self._cut:
-            self._add(change.prefix, parts, link)
+            self._add(change, link)
 
     def _account(self) -> Link | None:
         """Return the connection of what was read last, a cut one too; None where there is none to charge."""
@@ -296,31 +299,48 @@ class XPubConnection(SendingConnection):
             link = self.links.at(link.fd)  # a new one may have the descriptor of the one that was cut
         return link
 
-    def _add(self, prefix: bytes, parts: list[bytes], link: Link | None) -> None:
+    def _add(self, change: _Change, link: Link | None) -> None:
         assert self._origins is not None
         assert self._most is not None
         if link is None:
             if self._origins.fd not in self._cut_fds:
-                self._budgets.add(prefix, None)
-                self._taken.append((parts, None))
+                self._budgets.add(change.prefix, None)
+                self._untold[change] = None
             return
-        spent = self._budgets.add(prefix, link.id)
-        self._taken.append((parts, link.id))
+        spent = self._budgets.add(change.prefix, link.id)
+        self._untold[change] = link.id
         if spent > self._most:
             self._cut_for(link, spent)
 
-    def _tell_some(self, most: int) -> None:
-        while most > 0 and self._taken and not self.closed:
-            most -= 1
-            self.received += 1
-            parts, _ = self._taken.popleft()
-            try:
-                self._received(parts)
-            except Exception as error:
-                self._fail(error)
+    def _remove(self, change: _Change) -> None:
+        """Withdraw a prefix. If it was not told that it had come, neither is told.
+
+        So a peer that subscribes and withdraws again and again queues no more than its budget. The other way round
+        both are told: a marker that comes again is to be answered again.
+        """
+        if not self._budgets.remove(change.prefix):
+            return
+        came = _Change(change.prefix, True)
+        if came in self._untold:
+            del self._untold[came]
+        else:
+            self._untold[change] = None
+
+    def _tell_some(self) -> None:
+        for _ in range(READ_BUDGET):
+            if not self._untold or self.closed:
+                break
+            change, _link = self._untold.popitem(last=False)
+            self._hand_over(self._tell_of, *change)
+
+    def _hand_over(self, to: Callable[..., object], *args: object) -> None:
+        try:
+            to(*args)
+        except Exception as error:
+            self._fail(error)
 
     def _cut_for(self, link: Link, spent: int) -> None:
-        self._cut.add(link.id)
+        self._cut[link.id] = link.fd
         text = (
             "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s. Raise "
             "App(limits=Limits(max_subscription_bytes=…)) if the peer needs them; all subscribers behind a proxy share "
@@ -329,12 +349,9 @@ class XPubConnection(SendingConnection):
         facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}"
         self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)
         self.end(link.id, discard=True)
-        taken, self._taken = self._taken, deque()
-        for parts, of in taken:
-            if of == link.id:
-                self._budgets.remove(parts[0][1:])
-            else:
-                self._taken.append((parts, of))
+        for change in [change for change, of in self._untold.items() if of == link.id]:
+            self._budgets.remove(change.prefix)
+            del self._untold[change]
 
     def _disconnected(self, link: Link) -> None:
         super()._disconnected(link)
@@ -342,7 +359,6 @@ class XPubConnection(SendingConnection):
         if self._origins is not None:
             self._origins.heard()
         if link.id in self._cut:
-            self._cut.discard(link.id)
-            self._cut_fds.add(link.fd)
+            self._cut_fds.add(self._cut.pop(link.id))
             if link.endpoint is not None:  # it is ours to connect again
                 self._rest_soon(link.endpoint, self._refusals.refuse(link.endpoint))
