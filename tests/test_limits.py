@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from zroute import App, Limits, SignatureError
 from zroute.delivery.ordered import Ordered, apart
 from zroute.joins import PublishingEnd
-from zroute.messages.control import pack_marker
+from zroute.messages.control import pack_marker, pack_ping
 from zroute.outbox import Outbox
 from zroute.pacing import Allowance
 from zroute.sockets.budgets import Budgets
@@ -156,6 +156,45 @@ def test_many_markers_are_answered_a_little_at_a_time() -> None:
         per_turn.append(len({frame.partition(b"\0")[0] for frame in sent[before:]}))
     assert max(per_turn) <= 3
     end.goodbye().addErrback(lambda _: None)
+    end.stop()
+
+
+def topics(sent: list[bytes]) -> list[bytes]:
+    """Who was answered, in order."""
+    return list(dict.fromkeys(frame.partition(b"\0")[0] for frame in sent))
+
+
+def test_a_ping_overtakes_200_joins() -> None:
+    """It is answered within two periods: its sender waits for 2 s only, and joins may take longer."""
+    clock, sent = Clock(), list[bytes]()
+    end = ending(clock, sent)
+    for number in range(1, 201):
+        end.subscription(pack_marker(number << 16, ALL), True)
+    end.subscription(pack_ping(999 << 16), True)
+    clock.pump([0.01] * 2)
+    assert topics(sent).index(pack_ping(999 << 16)) < 8
+    clock.pump([0.01] * 200)
+    assert len(topics(sent)) == 201
+    end.stop()
+
+
+def test_pings_hold_up_no_join_and_are_not_answered_once_they_are_withdrawn() -> None:
+    """Of 10,000 pings 5,000 are withdrawn; a join behind them is answered when 150 pings are."""
+    clock, sent = Clock(), list[bytes]()
+    end = ending(clock, sent)
+    pings = [pack_ping(number << 16) for number in range(1, 10_001)]
+    for ping in pings:
+        end.subscription(ping, True)
+    answered = set(sent)
+    assert len(answered) == 100
+    join = pack_marker(99_999 << 16, [b"topic"])
+    end.subscription(join, True)
+    for ping in pings[5000:]:
+        end.subscription(ping, False)
+    clock.pump([0.01] * 4)
+    assert topics(sent)[150] == join
+    clock.pump([0.01] * 200)
+    assert set(topics(sent)) == {join, *pings[:5000]}
     end.stop()
 
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -27,7 +28,7 @@ from zroute.messages.control import (
     parse_farewell,
 )
 from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept, topic_framer
-from zroute.options import KEPT_MAX
+from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.outbox import Outbox
 from zroute.pacing import Allowance
 from zroute.ticking import Ticking
@@ -44,6 +45,8 @@ _ENTRIES = 5_000
 """Entries of statements in each period: a peer may ask for all there are as often as it likes. They take about 3 ms."""
 _STATEMENT = 50
 """What a statement costs beside its entries, measured by the cost of one."""
+_PINGS = 50
+"""Pings that are answered between two joins: half of a period, so that a flood of them holds up no join for long."""
 
 
 class PublishingEnd(Ticking):
@@ -74,7 +77,8 @@ class PublishingEnd(Ticking):
         self._log = log
         self._said_plain = False
         self._allowance = Allowance(clock, _ENTRIES, _PERIOD, self._renewed)
-        self._asking: dict[tuple[int, bool], Marker] = {}  # by subscriber: the newest, and the newest ping
+        self._asking: dict[int, Marker] = {}  # the newest marker of each subscriber
+        self._pings: dict[bytes, Marker] = {}  # by their topics
         self._told: dict[int, Marker] = {}  # who was told goodbye and has not answered, by subscriber
         self._untold: dict[int, None] = {}  # who is still to be told in this round
         self._pause = _GOODBYE_PERIOD
@@ -113,17 +117,26 @@ class PublishingEnd(Ticking):
             return
         if marker is None or not marker.is_ping:
             self.start()
-        if marker is not None:
-            self._asking[marker.subscriber, marker.is_ping] = marker
-            self._answer_some()
+        if marker is None:
+            return
+        if not marker.is_ping:
+            self._asking[marker.subscriber] = marker
+        elif len(self._pings) < MAX_SUBSCRIPTIONS:
+            self._pings[marker.topic] = marker
+        self._answer_some()
 
     def _answer_some(self) -> None:
-        """Answer those who ask, as long as the allowance of this period lasts, and go on in the next one."""
-        while self._asking and self._allowance.left > 0:
-            marker = self._asking.pop(next(iter(self._asking)))
-            if marker.is_ping:
-                self._outbox.try_now(marker.topic, partial(self._state, Kind.JOIN, marker))
-            else:
+        """Answer those who ask, as long as the allowance of this period lasts, and go on in the next one.
+
+        Pings first: they are answered at little cost, and a subscriber waits for 2 s only before it takes a publisher
+        for silent, while the joins of many others may take longer than that.
+        """
+        while (self._pings or self._asking) and self._allowance.left > 0:
+            for topic in tuple(islice(self._pings, _PINGS)):
+                if self._allowance.left > 0:
+                    self._outbox.try_now(topic, partial(self._state, Kind.JOIN, self._pings.pop(topic)))
+            if self._asking and self._allowance.left > 0:
+                marker = self._asking.pop(next(iter(self._asking)))
                 self._outbox.send(marker.topic, partial(self._state, Kind.JOIN, marker), count=0)
                 self.kept.join(marker)
 
@@ -141,9 +154,10 @@ class PublishingEnd(Ticking):
     def _withdrawn(self, prefix: bytes) -> None:
         marker = self.counters.markers.get(prefix)
         self.counters.withdraw(prefix, self._clock.seconds())
+        self._pings.pop(prefix, None)
         if marker is not None:
-            if self._asking.get((marker.subscriber, False)) == marker:
-                del self._asking[marker.subscriber, False]
+            if self._asking.get(marker.subscriber) == marker:
+                del self._asking[marker.subscriber]
             self.kept.leave(marker)
             if self._told.get(marker.subscriber) == marker:
                 self._answered(marker.subscriber)
@@ -208,6 +222,7 @@ class PublishingEnd(Ticking):
         self.stop()
         self.kept.close()
         self._asking.clear()
+        self._pings.clear()
         self._all_told = Deferred(lambda _: self.stop())
         for marker in self.counters.markers.values():  # the last of each subscriber
             self._told[marker.subscriber] = marker

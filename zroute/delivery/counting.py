@@ -152,7 +152,7 @@ class Counters:
             marker = parse_marker(topic)
         except EnvelopeError:
             return None  # a plain reader's subscription that looks like one
-        if marker.is_ping:  # it is answered at once, and comes behind a marker that stands for its subscriber
+        if marker.is_ping:  # it is answered before joins, and comes behind a marker that stands for its subscriber
             return marker
         if len(self.markers) < MAX_SUBSCRIPTIONS:
             self.markers[topic] = marker
