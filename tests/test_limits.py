@@ -102,9 +102,21 @@ def test_an_allowance_is_there_again_after_its_period() -> None:
     allowance.spend(9)
     assert allowance.left == -3
     clock.advance(0.5)
-    assert (allowance.left, renewed) == (10, [10])
+    assert (allowance.left, renewed) == (7, [7])
     allowance.spend(1)
     allowance.close()
+    assert not clock.getDelayedCalls()
+
+
+def test_a_piece_of_work_that_is_larger_than_an_allowance_is_paid_for_later() -> None:
+    """20 times the amount: nothing more is done for 20 periods, however often it is asked for."""
+    clock, renewed = Clock(), list[int]()
+    allowance = Allowance(clock, 10, 0.5, lambda: renewed.append(allowance.left))
+    allowance.spend(205)
+    clock.pump([0.5] * 19)
+    assert (allowance.left, renewed) == (-5, [])
+    clock.pump([0.5] * 2)
+    assert (allowance.left, renewed) == (5, [5])
     assert not clock.getDelayedCalls()
 
 

@@ -11,10 +11,11 @@ __all__ = ["Allowance"]
 
 
 class Allowance:
-    """``amount`` units of work, which are there again ``period`` seconds after the first was spent.
+    """``amount`` units of work in each ``period`` seconds.
 
-    Then ``renewed`` is called, to go on. Since that is a timer of the reactor, the work of one turn is bounded, however
-    slow the machine is. What is not spent is not added.
+    A piece of work that is larger is paid for by the periods behind it. ``renewed`` is called when there is something
+    to spend again. Since that is a timer of the reactor, the work of one turn is bounded, however slow the machine is.
+    What is not spent is not added.
     """
 
     def __init__(self, clock: Clock, amount: int, period: float, renewed: Callable[[], None]) -> None:
@@ -30,7 +31,7 @@ class Allowance:
         """Note that work was done."""
         self.left -= units
         if self._timer is None:
-            self._timer = self._clock.callLater(self._period, self._renew)
+            self._renew_later()
 
     def close(self) -> None:
         """Call nothing any more, until something is spent again."""
@@ -39,7 +40,13 @@ class Allowance:
             self._timer.cancel()
             self._timer = None
 
+    def _renew_later(self) -> None:
+        self._timer = self._clock.callLater(self._period, self._renew)
+
     def _renew(self) -> None:
         self._timer = None
-        self.left = self._amount
-        self._renewed()
+        self.left = min(self._amount, self.left + self._amount)
+        if self.left > 0:
+            self._renewed()
+        else:
+            self._renew_later()
