@@ -58,7 +58,9 @@ def test_a_prefix_is_on_the_account_of_the_connection_that_asked_first() -> None
     assert (budgets.remove(b"a" * 30), budgets.remove(b"a" * 30)) == (True, False)
     assert budgets.add(b"e", 1) == 40
     assert budgets.add(b"e", 1) == 40
-    budgets.close(1)
+    assert budgets.links == {1, 2}
+    budgets.close({1})
+    assert budgets.links == {2}
     assert budgets.remove(b"b")
     assert budgets.add(b"f", 1) == 20
 

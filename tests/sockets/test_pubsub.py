@@ -177,3 +177,28 @@ async def test_what_comes_and_goes_is_told_as_it_is_in_the_end(sockets: Sockets)
     assert changes[:2] == [True, False]
     assert changes[-1]
     assert pub.subscriptions == {b"a", b"b"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_that_i_end_by_an_endpoint_leave_no_account_behind(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `unbind` and by `disconnect`, of whose connections libzmq tells no end; one of them is being cut."""
+    pub, *peers = sockets.pub(), *map(sockets.raw, [zmq.XSUB] * 3)
+    pub.limit_subscriptions(4096)
+    bind, connect = pub.open("tcp://127.0.0.1:*"), bound(peers[1])
+    pub.open(f"connect:{connect}")
+    peers[0].connect(bind)
+    for number, peer in enumerate(peers[:2]):
+        peer.send(b"\1topic%d" % number)
+    await turns(lambda: peers[1].poll(0) or len(pub.subscriptions) == 2)
+    monkeypatch.setattr(pub, "end", lambda id, discard: True)
+    peers[2].connect(bind)
+    for number in range(300):
+        peers[2].send(b"\1topic.number.%06d" % number)
+    await turns(lambda: pub._cut)
+    pub.unbind(bind)
+    pub.disconnect(connect)
+    assert not pub.links
+    assert not pub._budgets.links
+    assert not pub._cut

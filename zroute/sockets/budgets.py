@@ -6,7 +6,7 @@ on the account of the connection that asked for it first until no peer has it: i
 
 from __future__ import annotations
 
-from collections.abc import KeysView
+from collections.abc import KeysView, Set
 
 from zroute.options import SUBSCRIPTION_COST
 
@@ -44,9 +44,15 @@ class Budgets:
             self._spent[link] -= _cost(prefix)
         return True
 
-    def close(self, link: int) -> None:
-        """Forget the account of a connection that has ended: its prefixes are withdrawn, or are those of others too."""
-        self._spent.pop(link, None)
+    @property
+    def links(self) -> KeysView[int]:
+        """The connections that have an account."""
+        return self._spent.keys()
+
+    def close(self, links: Set[int]) -> None:
+        """Forget the accounts of connections that have ended: their prefixes are withdrawn, or are others' too."""
+        for link in links:
+            self._spent.pop(link, None)
 
 
 def _cost(prefix: bytes) -> int:

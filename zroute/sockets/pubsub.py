@@ -355,10 +355,17 @@ class XPubConnection(SendingConnection):
 
     def _disconnected(self, link: Link) -> None:
         super()._disconnected(link)
-        self._budgets.close(link.id)
+        self._budgets.close({link.id})
         if self._origins is not None:
             self._origins.heard()
         if link.id in self._cut:
             self._cut_fds.add(self._cut.pop(link.id))
             if link.endpoint is not None:  # it is ours to connect again
                 self._rest_soon(link.endpoint, self._refusals.refuse(link.endpoint))
+
+    def _forget_ended(self) -> None:
+        super()._forget_ended()
+        alive = self.links.alive
+        self._budgets.close(self._budgets.links - alive)
+        for id in self._cut.keys() - alive:
+            self._cut_fds.add(self._cut.pop(id))
