@@ -125,21 +125,56 @@ def test_a_piece_of_work_that_is_larger_than_an_allowance_is_paid_for_later() ->
 NAMES = st.binary(max_size=3)
 
 
-@given(st.lists(st.tuples(st.booleans(), NAMES), max_size=200), st.lists(NAMES, max_size=4), st.none() | NAMES)
+@given(
+    st.lists(st.tuples(st.booleans(), NAMES), max_size=200),
+    st.sets(NAMES),
+    st.lists(NAMES, max_size=4),
+    st.none() | NAMES,
+)
 def test_names_are_found_by_their_prefixes_in_order(
-    steps: list[tuple[bool, bytes]], prefixes: list[bytes], after: bytes | None
+    steps: list[tuple[bool, bytes]], asked: set[bytes], prefixes: list[bytes], after: bytes | None
 ) -> None:
     """As a search through a set finds them, whatever was added and removed before."""
     ordered, known = Ordered(), set[bytes]()
     for adds, name in steps:
-        if not adds:
+        if name in known and not adds:
             ordered.discard(name)
-            known.discard(name)
-        elif name not in known:
+            known.remove(name)
+        elif adds and name not in known:
             ordered.add(name)
             known.add(name)
+        if name in asked:
+            assert set(ordered.below([b""])) == known
     found = [name for name in known if name.startswith(tuple(prefixes)) and (after is None or name > after)]
     assert list(ordered.below(apart(prefixes), after)) == sorted(found)
+
+
+class Compared(bytes):
+    """A name that counts how often names were compared."""
+
+    times = 0
+
+    def __lt__(self, other: bytes) -> bool:
+        Compared.times += 1
+        return super().__lt__(other)
+
+    __hash__ = bytes.__hash__
+
+
+def test_names_that_come_and_go_cost_nothing_until_they_are_asked_for() -> None:
+    """One comes and one goes, 10,000 times: nothing is searched or moved, and nothing piles up."""
+    ordered = Ordered()
+    names = [Compared(b"%06d" % number) for number in range(11_000)]
+    for name in names[:1000]:
+        ordered.add(name)
+    assert len(list(ordered.below([b""]))) == 1000
+    Compared.times = 0
+    for oldest, newest in zip(names, names[1000:], strict=False):
+        ordered.add(newest)
+        ordered.discard(oldest)
+        assert len(ordered._new) + len(ordered._gone) <= 2001
+    assert Compared.times == 0
+    assert list(ordered.below([b""])) == names[10_000:]
 
 
 def ending(clock: Clock, sent: list[bytes]) -> PublishingEnd:

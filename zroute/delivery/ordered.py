@@ -8,26 +8,30 @@ from collections.abc import Iterable, Iterator
 __all__ = ["Ordered", "apart"]
 
 _FEW = 64
-"""New names that are put in one by one: sorting 100,000 names again costs as much as 100 of these."""
+"""Changes that are made one by one: sorting 100,000 names again costs as much as 100 of these."""
 
 
 class Ordered:
-    """A set of names that is put in order when it is asked, and not at each `add`."""
+    """A set of names that is put in order when it is asked, and not at each `add` and `discard`."""
 
     def __init__(self) -> None:
         self._names: list[bytes] = []
-        self._new: list[bytes] = []
+        self._new: set[bytes] = set()  # none of _names
+        self._gone: set[bytes] = set()  # some of _names
 
     def add(self, name: bytes) -> None:
         """Add a name that is not in it."""
-        self._new.append(name)
+        if name in self._gone:
+            self._gone.remove(name)
+        else:
+            self._new.add(name)
 
     def discard(self, name: bytes) -> None:
-        """Remove a name, if it is in it."""
-        names = self._sorted()
-        at = bisect_left(names, name)
-        if at < len(names) and names[at] == name:
-            del names[at]
+        """Remove a name that is in it."""
+        if name in self._new:
+            self._new.remove(name)
+        else:
+            self._gone.add(name)
 
     def below(self, prefixes: Iterable[bytes], after: bytes | None = None) -> Iterator[bytes]:
         """Yield the names that begin with one of ``prefixes``, in order; only those behind ``after``, if that is given.
@@ -43,11 +47,15 @@ class Ordered:
                 yield names[at]
 
     def _sorted(self) -> list[bytes]:
-        new, self._new = self._new, []
-        if len(new) > _FEW:
-            self._names += new
-            self._names.sort()
+        new, self._new = self._new, set()
+        gone, self._gone = self._gone, set()
+        if len(new) + len(gone) > _FEW:
+            self._names = [name for name in self._names if name not in gone]
+            self._names += sorted(new)
+            self._names.sort()  # two parts in order: that is one merge
         else:
+            for name in gone:
+                del self._names[bisect_left(self._names, name)]
             for name in new:
                 insort(self._names, name)
         return self._names
