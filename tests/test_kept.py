@@ -92,6 +92,38 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
     assert [number for _, number, _, _ in sent.got] == [1, 2, 3, 4, 4]
 
 
+def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
+    """All of 20,000 topics was given before; a walk past them takes five turns, and it asks again in each third."""
+    sent = Sent()
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number in range(20_000):
+        kept.keep(b"t%05d" % number, last(number))
+    kept.join(marker(7, 1, b"t"))
+    sent.clock.pump([0.01] * 110)
+    assert len(sent.got) == 20_001
+    for attempt in range(2, 5):
+        kept.join(marker(7, attempt, b"t"))
+        kept.leave(marker(7, attempt - 1, b"t"))
+        sent.clock.pump([0.01] * 3)
+    assert sent.got[20_001:] == [(7, 20_001, b"", None)]
+
+
+def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
+    """Behind the end of the walk that was under way: a proxy may have dropped its subscription until then."""
+    sent = Sent(room=1)
+    kept = Kept(sent.clock, sent.send, sent.say)
+    for number, topic in enumerate([b"a.x", b"a.y"]):
+        kept.keep(topic, last(number))
+    kept.join(marker(7, 1, b"a."))
+    kept.keep(b"a.x", last(8))
+    kept.join(marker(7, 2, b"a."))
+    kept.keep(b"a.y", last(9))
+    sent.room = 10
+    sent.clock.advance(1)
+    sent.clock.advance(1)
+    assert sent.got == [(7, 1, b"a.x", 0), (7, 2, b"", None), (7, 2, b"a.x", 8), (7, 3, b"", None)]
+
+
 def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
     """Two subscribers and 1,000 topics: neither waits for the other, and each turn is short."""
     sent = Sent()

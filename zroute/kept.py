@@ -46,13 +46,15 @@ class Last:
 class _Joining:
     """A subscriber that is given what is kept: the topics in order, behind ``after``, as they stood when it asked.
 
-    ``since`` is the number of messages that had been kept then. A walk that begins in the middle, at ``start``, goes
-    on at the first topic when it has come to the last. ``before`` is what the subscriber had asked for before.
+    ``since`` is the number of messages that had been kept then, and ``asked`` when it asked for the same once more. A
+    walk that begins in the middle, at ``start``, goes on at the first topic when it has come to the last. ``before`` is
+    what the subscriber had asked for before.
     """
 
     marker: Marker
     since: int
     prefixes: tuple[bytes, ...]
+    asked: int
     before: _Joining | None = None
     start: bytes | None = None
     after: bytes | None = None
@@ -68,6 +70,14 @@ class _Joining:
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
         return self.before is not None and self.before.was_given(topic, at)
+
+    def is_asked_again(self, marker: Marker) -> bool:
+        """Return True if ``marker`` wants the same, as far as is known: this walk is what it asks for, then.
+
+        A walk may take longer than its subscriber waits until it asks again: walks that began again each time would
+        never end.
+        """
+        return marker.wanted == self.marker.wanted and not (marker.summary or self.marker.summary)
 
     def _has_passed(self, topic: bytes) -> bool:
         begun = self.start is None or topic > self.start
@@ -109,7 +119,14 @@ class Kept:
     def join(self, marker: Marker) -> None:
         """Give the sender of ``marker`` what is kept; if it has asked before, what is new since or was not wanted."""
         before = self._joining.get(marker.subscriber)
-        joining = _Joining(marker, self._number, apart(marker.prefixes))
+        if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
+            before.marker, before.asked = marker, self._number
+            return
+        self._begin(marker, self._number, before)
+        self._give()
+
+    def _begin(self, marker: Marker, since: int, before: _Joining | None) -> None:
+        joining = _Joining(marker, since, apart(marker.prefixes), since)
         if before is not None:
             if before.walks == _WALKS_MAX:
                 before.before, before.walks = None, 1
@@ -118,7 +135,6 @@ class Kept:
             joining.start = joining.after = before.after
         self._joining[marker.subscriber] = joining
         self._busy[marker.subscriber] = None
-        self._give()
 
     def leave(self, marker: Marker) -> None:
         """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays."""
@@ -178,4 +194,6 @@ class Kept:
             return False
         joining.wrapped, joining.before, joining.walks = True, None, 1
         joining.start = joining.after = None
+        if joining.asked > joining.since:  # a proxy may have dropped its subscription until it asked again
+            self._begin(joining.marker, joining.asked, joining)
         return True
