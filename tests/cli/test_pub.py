@@ -178,6 +178,27 @@ def test_every_without_count_goes_on_until_a_signal(number: signal.Signals) -> N
         assert len(received(child, count)) == count, "what was sent has arrived"
 
 
+def test_a_subscriber_that_subscribes_to_too_much_is_cut_and_the_others_are_sent_everything() -> None:
+    """Over 1 MiB of prefixes: the publisher says so, goes on, and ends as ever."""
+    endpoint = free_endpoint()
+    pub = Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms")
+    with zmq.Context() as context, context.socket(zmq.XSUB) as flood, listener(endpoint) as child, pub:
+        received(child, 1)
+        flood.set(zmq.SNDHWM, 0)
+        flood.set(zmq.LINGER, 0)
+        flood.connect(endpoint)
+        for number in range(2_500):
+            flood.send(b"\1" + b"%06d" % number * 80)
+        line = pub.line_with("is cut", stream="err")
+        assert "max_subscription_bytes=1048576" in line
+        assert "Limits" not in line
+        flood.disconnect(endpoint)
+        received(child, len(child.out) + 10)
+        assert pub.end(signal.SIGTERM) == 0
+        count = int(pub.err[-1].split()[2])
+        assert len(received(child, count)) == count
+
+
 def test_timeout_ends_it_as_one_signal_does() -> None:
     """timeout(1) sends its signal twice at once: what was sent is read all the same."""
     endpoint = free_endpoint()

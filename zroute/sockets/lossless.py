@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 from twisted.internet.defer import Deferred
 
+from zroute.options import MAX_SUBSCRIPTION_BYTES
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.pubsub import XPubConnection
 
@@ -31,13 +32,15 @@ _WATCHED = {"accepted", "connected", "disconnected"}  # their value is the conne
 class LosslessPubConnection(XPubConnection):
     """A publisher that drops nothing, in a ZeroMQ context of its own. End it with `finish`.
 
-    `try_send` sends to nobody, and is False, while one subscriber's queue is full.
+    `try_send` sends to nobody, and is False, while one subscriber's queue is full. A subscriber that subscribes to more
+    than `MAX_SUBSCRIPTION_BYTES` is cut.
     """
 
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)
         self.refuse_when_full()
+        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "subscribe to fewer prefixes, or shorter ones")
         self._peers: dict[int, socket.socket] = {}
         self.watch(self._duplicate)
 

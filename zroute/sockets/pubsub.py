@@ -27,6 +27,8 @@ _AHEAD = 4096
 _UNTOLD_MAX = 100_000
 """Changes that are read and not told: beyond that none is read until some are told."""
 
+_RAISE = "raise that with App(limits=Limits(max_subscription_bytes=…)) if its subscribers need so many"
+
 _recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
 
 _log = logging.getLogger("zroute.sockets")
@@ -177,6 +179,7 @@ class XPubConnection(SendingConnection):
         super().__init__(reactor, self._received, context=context, **options)
         self._budgets = Budgets()
         self._most: int | None = None
+        self._remedy = _RAISE
         self._origins: Origins | None = None
         self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # read and accounted for, with the connection
         self._cut: dict[int, int] = {}  # descriptors, by the id of the connection
@@ -192,13 +195,15 @@ class XPubConnection(SendingConnection):
         """The prefixes that at least one peer subscribes to now."""
         return self._budgets.prefixes
 
-    def limit_subscriptions(self, most: int) -> None:
+    def limit_subscriptions(self, most: int, remedy: str = _RAISE) -> None:
         """Cut each connection by which more than ``most`` bytes of live subscriptions come; once, before `open`.
+
+        The log line about that advises ``remedy``.
 
         What it subscribes to beyond that is told to nobody. libzmq tells of a prefix that several peers have once, so
         that it counts for the first of them. Peers over ``inproc`` have no limit: they are of this process.
         """
-        self._most = most
+        self._most, self._remedy = most, remedy
         self._follow()
         self._origins = Origins(self._recv, self.links, self._read_events)
         self._recv = self._origins.recv
@@ -342,11 +347,10 @@ class XPubConnection(SendingConnection):
     def _cut_for(self, link: Link, spent: int) -> None:
         self._cut[link.id] = link.fd
         text = (
-            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s. Raise "
-            "App(limits=Limits(max_subscription_bytes=…)) if the peer needs them; all subscribers behind a proxy share "
-            "one connection"
+            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s: %s; all "
+            "subscribers behind a proxy share one connection"
         )
-        facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}"
+        facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}", self._remedy
         self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)
         self.end(link.id, discard=True)
         for change in [change for change, of in self._untold.items() if of == link.id]:
