@@ -177,8 +177,8 @@ def test_names_that_come_and_go_cost_nothing_until_they_are_asked_for() -> None:
     assert list(ordered.below([b""])) == names[10_000:]
 
 
-def ending(clock: Clock, sent: list[bytes]) -> PublishingEnd:
-    """The publishing end of an app with 2,000 subscriptions; what it sends goes to ``sent``."""
+def ending(clock: Clock, sent: list[bytes], many: int = 2000) -> PublishingEnd:
+    """The publishing end of an app with ``many`` subscriptions; what it sends goes to ``sent``."""
 
     def send(frame: bytes) -> bool:
         sent.append(frame)
@@ -186,7 +186,7 @@ def ending(clock: Clock, sent: list[bytes]) -> PublishingEnd:
 
     outbox = Outbox(clock, limit=1000, timeout=30, lost=lambda *_: None)
     end = PublishingEnd(clock, outbox, send, lambda: 5, "app", "name", logging.getLogger("test"))
-    for number in range(2000):
+    for number in range(many):
         end.subscription(b"topic%06d" % number, True)
     return end
 
@@ -264,5 +264,21 @@ def test_many_subscribers_are_told_goodbye_a_little_at_a_time() -> None:
         clock.advance(0.01)
     assert most <= 3
     assert end.unread == 50
+    told.addErrback(lambda _: None)
+    told.cancel()
+
+
+def test_large_goodbyes_are_told_one_in_each_period() -> None:
+    """A join of that size would be paid for by three periods; but a stop has no time, and nothing else is done."""
+    clock, sent = Clock(), list[bytes]()
+    end = ending(clock, sent, 12_000)
+    for number in range(1, 21):
+        end.subscription(pack_marker(number << 16, ALL), True)
+    clock.pump([0.01] * 80)
+    assert len(topics(sent)) == 20
+    sent.clear()
+    told = end.goodbye()
+    clock.pump([0.01] * 20)
+    assert len(topics(sent)) == 20
     told.addErrback(lambda _: None)
     told.cancel()

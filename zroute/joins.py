@@ -186,7 +186,8 @@ class PublishingEnd(Ticking):
     def _state(self, kind: Any, marker: Marker) -> bool:
         """Send where the counters stand now. False without room for all of it: then anew, with new numbers."""
         numbers = tuple(self.counters.numbers(marker))
-        self._allowance.spend(_STATEMENT + len(numbers))
+        units = _STATEMENT + len(numbers)  # goodbyes leave no debt: they have little time, and nothing else goes on
+        self._allowance.spend(units if self._all_told is None else min(units, _ENTRIES))
         frames = pack_statements(
             kind,
             marker.topic,
