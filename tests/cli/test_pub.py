@@ -190,7 +190,7 @@ def test_a_subscriber_that_subscribes_to_too_much_is_cut_and_the_others_are_sent
         for number in range(2_500):
             flood.send(b"\1" + b"%06d" % number * 80)
         line = pub.line_with("is cut", stream="err")
-        assert "max_subscription_bytes=1048576" in line
+        assert "max_subscription_bytes=1,048,576" in line
         assert "Limits" not in line
         flood.disconnect(endpoint)
         received(child, len(child.out) + 10)

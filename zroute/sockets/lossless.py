@@ -40,7 +40,7 @@ class LosslessPubConnection(XPubConnection):
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)
         self.refuse_when_full()
-        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "subscribe to fewer prefixes, or shorter ones")
+        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer prefixes, or shorter ones")
         self._peers: dict[int, socket.socket] = {}
         self.watch(self._duplicate)
 

@@ -27,7 +27,7 @@ _AHEAD = 4096
 _UNTOLD_MAX = 100_000
 """Changes that are read and not told: beyond that none is read until some are told."""
 
-_RAISE = "raise that with App(limits=Limits(max_subscription_bytes=…)) if its subscribers need so many"
+_RAISE = "Raise App(limits=Limits(max_subscription_bytes=…)) if the peer needs them"
 
 _recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
 
@@ -347,8 +347,8 @@ class XPubConnection(SendingConnection):
     def _cut_for(self, link: Link, spent: int) -> None:
         self._cut[link.id] = link.fd
         text = (
-            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s: %s; all "
-            "subscribers behind a proxy share one connection"
+            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s. %s; "
+            "all subscribers behind a proxy share one connection"
         )
         facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}", self._remedy
         self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)
