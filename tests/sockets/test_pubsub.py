@@ -152,10 +152,9 @@ async def test_a_peer_that_changes_its_mind_all_the_time_holds_up_no_other(socke
         waiting.append(len(pub._untold))
         return (b"honest", True) in told
 
-    await turns(lambda: joined() or len(waiting) > 20)
+    await turns(lambda: joined() or pub.received > 2000)
     honest.send(b"\1honest")
     await turns(joined)
-    assert pub.received > 10_000
     assert max(waiting) <= 3
     assert not pub.failed
 
