@@ -391,7 +391,11 @@ class SubscribingEnd(Ticking):
 
     def _lost_kept(self, lost: LostKept) -> None:
         self._stats.lost += lost.count
-        self._found(lost)
+        if lost.count > 0:
+            self._found(lost)
+            return
+        text = "%s: %s sends again what it keeps: the %d messages of it that were lost are counted as lost no more"
+        self._log.info(text, self._name, self.named(lost.epoch), -lost.count)
 
     def _lost_tail(self, tail: LostTail) -> None:
         self._stats.unknown_tail += 1

@@ -27,6 +27,8 @@ _SENT = 20
 """What a message costs, measured by the cost of a look at a topic whose message is not sent."""
 _WALKS_MAX = 4
 """Unfinished walks of one subscriber that are remembered: beyond that it is sent some messages twice."""
+_SOON = 3.0
+"""Seconds: readers let a marker stand for 6 after they have replaced it."""
 
 Send = Callable[[Marker, int, bytes, "Last | None"], bool]
 """Sends ``(to whom, number, topic, message)``, at the end an empty topic and None; False while there is no room."""
@@ -61,6 +63,8 @@ class _Joining:
     wrapped: bool = False
     next: int = 1
     walks: int = 1
+    answered: dict[bytes, float] = attrs.field(factory=dict)
+    """When it asked: by the markers of the last `_SOON` seconds."""
 
     def was_given(self, topic: bytes, at: int) -> bool:
         """Return True if the message of ``topic`` that was kept as number ``at`` was sent already, as far as is known.
@@ -89,6 +93,7 @@ class Kept:
     """What one run of a publisher keeps. ``said`` is called once, when it keeps too much."""
 
     def __init__(self, clock: Clock, send: Send, said: Callable[[], None]) -> None:
+        self._clock = clock
         self._send = send
         self._said = said
         self._full = False
@@ -121,6 +126,7 @@ class Kept:
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
             before.marker, before.asked = marker, self._number
+            self._note(before)
             return
         self._begin(marker, self._number, before)
         self._give()
@@ -133,15 +139,31 @@ class Kept:
             joining.walks = before.walks + 1
             joining.before, joining.next = before, before.next
             joining.start = joining.after = before.after
+            joining.answered = before.answered
+        self._note(joining)
         self._joining[marker.subscriber] = joining
         self._busy[marker.subscriber] = None
 
+    def _note(self, joining: _Joining) -> None:
+        now = self._clock.seconds()
+        recent = {topic: at for topic, at in joining.answered.items() if now - at < _SOON}
+        joining.answered = {**recent, joining.marker.topic: now}
+
     def leave(self, marker: Marker) -> None:
-        """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays."""
+        """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays.
+
+        If it does so soon, ``marker`` was an old one, which libzmq sends again with a new connection before the
+        subscriber says what it wants now. What was sent to it was dropped there: all is given anew.
+        """
         joining = self._joining.get(marker.subscriber)
-        if joining is not None and joining.marker.topic == marker.topic:
+        if joining is None:
+            return
+        if joining.marker.topic == marker.topic:
             del self._joining[marker.subscriber]
             self._busy.pop(marker.subscriber, None)
+        elif self._clock.seconds() - joining.answered.pop(marker.topic, -_SOON) < _SOON:
+            self._begin(joining.marker, self._number, None)
+            self._give()
 
     def close(self) -> None:
         """Nobody is given anything any more."""

@@ -28,6 +28,7 @@ from zroute.delivery.findings import (
     Ended,
     Gap,
     Joined,
+    LostKept,
     LostTail,
     Missing,
     Namesake,
@@ -1457,6 +1458,18 @@ def test_subscriptions_that_no_publisher_counts_are_not_missed() -> None:
 
 
 # -- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_kept_messages_that_are_given_anew_were_not_lost() -> None:
+    """What a publisher sent to an old marker was dropped, and only the end came; then it gives all anew."""
+    tracker = joined(b"a")
+    assert tracker.kept(7, 151, end_of=b"M") == LostKept(7, 150)
+    assert tracker.lost == 150
+    assert tracker.kept(7, 1) == LostKept(7, -150)
+    for number in range(2, 151):
+        assert tracker.kept(7, number) is None
+    assert tracker.kept(7, 151, end_of=b"M") is None
+    assert tracker.lost == 0
 
 
 def test_a_publisher_whose_connection_has_ended_is_not_taken_for_ready() -> None:

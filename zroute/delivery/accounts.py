@@ -82,6 +82,7 @@ class Publisher:
     active: bool = False  # a message of it was counted
     missed: int = 0  # answers in succession that did not name all subscriptions
     kept: int = 1  # the number of the next kept message
+    kept_lost: int = 0  # how many before it are counted as lost
     gave_all: bool = False  # the end of its kept messages has come, for the last marker
 
     @property

@@ -64,7 +64,10 @@ class LostTail:
 
 @attrs.frozen
 class LostKept:
-    """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received."""
+    """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received.
+
+    Below 0: so many that were counted as lost are sent again.
+    """
 
     epoch: int
     count: int
