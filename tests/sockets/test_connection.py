@@ -324,7 +324,9 @@ async def test_a_flood_of_subscriptions_is_said_once(
     for prefix in numbered(20):
         peer.subscribe(prefix)
     await changes.until(20)
-    assert [record.message.partition(" at ")[0] for record in caplog.records] == ["11 live subscriptions"]
+    assert [record.message.partition(" at ")[0] for record in caplog.records] == [
+        "XPubConnection: 11 live subscriptions"
+    ]
 
 
 @pytest_twisted.ensureDeferred
