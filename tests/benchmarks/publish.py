@@ -19,6 +19,7 @@ from tests.benchmarks.running import Contestant, Figures, Group, measured
 from tests.benchmarks.workloads import BY_HAND, NUL, PLAIN, QUOTE, TOPIC, TRACKED, Quote, Scale, encoder
 from zroute import App
 from zroute.endpoints import Endpoint
+from zroute.messages.control import pack_marker
 from zroute.messages.wire import parse_header
 from zroute.service import AppService
 
@@ -48,6 +49,19 @@ def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
     while sub.poll(0):
         found.append(sub.recv().partition(NUL)[2])
     return found
+
+
+def join(sub: zmq.Socket[bytes], clock: StillReactor, service: AppService, subscriptions: Sequence[bytes]) -> None:
+    """Send a marker and read its answer: from then on the subscriptions are counted."""
+    sub.subscribe(pack_marker(1 << 16, subscriptions))
+    assert service.transport is not None
+    assert service.transport.pub is not None
+    for _ in range(100):
+        service.transport.pub.poke()  # this reactor watches no sockets
+        clock.advance(0)
+        if arrived(sub):
+            return
+    raise AssertionError("the marker was not answered")
 
 
 def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
@@ -92,6 +106,8 @@ def zroute_publish(
     sub = subscriber(context, subscriptions)
     sub.connect(ENDPOINT)
     clock.advance(0)  # the app learns of the subscriptions
+    if wire == "tracked":
+        join(sub, clock, service, subscriptions)
 
     def publish() -> None:
         left = count

@@ -15,7 +15,7 @@ import zmq
 
 from tests.benchmarks import workloads
 from tests.benchmarks.feeds import Feed
-from tests.benchmarks.publish import ALONE, BURST, ENDPOINT, arrived, subscriber
+from tests.benchmarks.publish import ALONE, BURST, ENDPOINT, arrived, join, subscriber
 from tests.benchmarks.receive import Counter, StillReactor, read_all, reading
 from tests.benchmarks.running import Contestant, Figures, Group, measured
 from tests.benchmarks.workloads import NUL, TOPIC, Quote, Scale
@@ -63,6 +63,8 @@ def published(topics: int, count: int, wire: Any) -> Figures:
     sub = subscriber(context, ALONE)
     sub.connect(ENDPOINT)
     clock.advance(0)  # the app learns of the subscription
+    if wire == "tracked":
+        join(sub, clock, service, ALONE)
     count = max(count, topics)
     quotes = cycle([Quote(f"s{number}", 187.23, 1200) for number in range(topics)])
 
