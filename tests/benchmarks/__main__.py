@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     if judged:
         report.show_goals(console, judged)
     if options.json:
-        found = report.as_json(results, judged, described, {"rounds": rounds, "count": scale.count})
+        found = report.as_json(results, judged, described, {"rounds": rounds, "count": sizes.count})
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.markdown:
         command = " ".join(["python -m tests.benchmarks", *_without_files(arguments)])
