@@ -153,7 +153,7 @@ class Kept:
         """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays.
 
         If it does so soon, ``marker`` was an old one, which libzmq sends again with a new connection before the
-        subscriber says what it wants now. What was sent to it was dropped there: all is given anew.
+        subscriber says what it wants now. What was sent to it was dropped there, so all is sent again.
         """
         joining = self._joining.get(marker.subscriber)
         if joining is None:

@@ -66,7 +66,7 @@ class LostTail:
 class LostKept:
     """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received.
 
-    Below 0: so many that were counted as lost are sent again.
+    A negative ``count``: that many of those counted as lost are sent again.
     """
 
     epoch: int

@@ -347,13 +347,13 @@ class Tracker:
     def kept(self, epoch: int, number: int, end_of: bytes | None = None) -> LostKept | None:
         """Return what was lost before the kept message with ``number`` for this subscriber, or before their end.
 
-        What was lost before is taken back if the publisher gives all anew. ``end_of`` is the marker behind whose kept
-        messages the end has come; None for a message.
+        What was lost before is taken back if the publisher sends all again. ``end_of`` is the marker whose kept messages
+        have ended; None for a message.
         """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         expected, publisher.kept = publisher.kept, number + (end_of is None)
         publisher.gave_all |= end_of in self._markers
-        if not expected < number <= expected + KEPT_MAX:  # it is the next, or the publisher gives all anew; or a lie
+        if not expected < number <= expected + KEPT_MAX:  # it is the next, or the publisher sends all again; or a lie
             if number >= expected or not publisher.kept_lost:
                 return None
             wrong, publisher.kept_lost = publisher.kept_lost, 0

@@ -73,13 +73,13 @@ class Entry:
 
 
 class EntryOutcomes(Outcomes, Protocol):
-    """`Outcomes`, and who is told that more comes than can be known."""
+    """`Outcomes`, and what is called when the cache is full."""
 
     def many_topics(self, known: int) -> None:
-        """More topics are received than are kept, which are so many."""
+        """Log, once, that the cache is full; ``known`` is the number of topics in it."""
 
     def many_publishers(self, topic: Topic, known: int) -> None:
-        """A topic has more publishers than are kept, which are so many."""
+        """Log, once, that a topic has more publishers than the cache holds; ``known`` is their number in it."""
 
     def long_topic(self, topic: Topic) -> None:
         """A topic is too long to be kept."""
