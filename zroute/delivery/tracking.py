@@ -347,8 +347,8 @@ class Tracker:
     def kept(self, epoch: int, number: int, end_of: bytes | None = None) -> LostKept | None:
         """Return what was lost before the kept message with ``number`` for this subscriber, or before their end.
 
-        What was lost before is taken back if the publisher sends all again. ``end_of`` is the marker whose kept messages
-        have ended; None for a message.
+        What was lost before is taken back if the publisher sends all again. ``end_of`` is the marker whose kept
+        messages have ended; None for a message.
         """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         expected, publisher.kept = publisher.kept, number + (end_of is None)
