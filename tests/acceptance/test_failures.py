@@ -15,6 +15,7 @@ from tests.acceptance.conversation import conversation
 from tests.running import running, subscribed
 from tests.support import PATIENCE
 from zroute import App, EncodeError, NotRunningError, TopicError
+from zroute.messages.control import MARKER, pack_marker
 
 READER = """
 app = App(sub="tcp://127.0.0.1:1", codec="json")
@@ -235,6 +236,11 @@ async def test_what_cannot_be_sent_raises_at_the_caller(wire: Any) -> None:
             peer.subscribe(b"")
             peer.connect(service.transport.pub.endpoints[0])
             await subscribed(service, b"")
+            if wire == "tracked":
+                peer.subscribe(pack_marker(1 << 16, [b""]))
+                for _ in ("the answer", "the end of what is kept"):  # from here on messages are numbered
+                    assert await deferToThread(peer.poll, PATIENCE * 1000)
+                    assert peer.recv(zmq.NOBLOCK).startswith(MARKER)
             for name, (kind, call) in cases.items():
                 with pytest.raises(kind) as caught:
                     call()
@@ -244,6 +250,8 @@ async def test_what_cannot_be_sent_raises_at_the_caller(wire: Any) -> None:
             frames = peer.recv_multipart(zmq.NOBLOCK)
             assert frames[0].startswith(b"good")
             assert frames[-1].endswith(b"fine")
+            if wire == "tracked":  # not even a number was used up
+                assert frames[0][5 + 16 : 5 + 24] == (1).to_bytes(8, "big")
         finally:
             peer.close(0)
             context.term()
