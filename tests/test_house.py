@@ -22,6 +22,7 @@ from zroute import App, Topic
 from zroute.sockets.pubsub import SubConnection
 
 ORDER = [
+    "codegen",
     "escapes",
     "errors",
     "options",

@@ -22,6 +22,7 @@ import attrs
 import msgpack
 import msgspec
 
+from zroute.codegen import define
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.checks import compile_reader, is_bounded
 from zroute.messages.conformance import conforms, misfit
@@ -151,8 +152,7 @@ def _tested(found: Schema, write: Encode) -> Encode:
     schema, fits = found.type, conforms(found.type)
     expression, names = getattr(fits, "expression", ("fits(m)", {"fits": fits}))
     scope = {**names, "write": write, "unfit": lambda message, error=None: _unfit(message, schema, error)}
-    exec(_TESTED.format(expression=expression), scope)
-    encode: Encode = scope["encode"]
+    encode: Encode = define(_TESTED.format(expression=expression), "encode", scope)
     return encode
 
 

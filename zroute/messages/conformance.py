@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 import attrs
 import msgspec
 
+from zroute.codegen import make_lambda
 from zroute.messages.checks import HIGHEST, LOWEST, SMALL
 from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, limits, resolved
 
@@ -159,7 +160,7 @@ class _Tests:
     @staticmethod
     def _compiled(terms: list[str], names: dict[str, Any]) -> Test:
         expression = " and ".join(terms)
-        test: Any = eval(f"lambda m: {expression}", names)
+        test: Any = make_lambda(expression, names)
         test.expression = (expression, names)  # for whoever writes a function around it, and saves the call
         return cast("Test", test)
 

@@ -8,14 +8,13 @@ call per message.
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from types import CodeType
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from zroute.codegen import define
 from zroute.delivery.flow import Flow
 from zroute.delivery.stats import RouteStats
 from zroute.errors import EnvelopeError
@@ -213,20 +212,12 @@ def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
         "settle": step.settle,
         "gather": step.gather and step.gather.one,
     }
-    exec(_compiled(_ONE_OF_A_LIST if step.gather else _ONE, "\n        ".join(inline.lines)), scope)
-    deliver: Deliver = scope["deliver"]
+    form = _ONE_OF_A_LIST if step.gather else _ONE
+    deliver: Deliver = define(form.format(read="\n        ".join(inline.lines)), "deliver", scope)
     return deliver
 
 
 _CALL = Inline(("m = decode(body)",), {})
-
-
-@cache
-def _compiled(form: str, read: str) -> CodeType:
-    source = form.format(read=read)
-    name = f"<zroute deliver closure {len(linecache.cache)}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
-    return compile(source, name, "exec")
 
 
 def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refuse) -> Deliver:
