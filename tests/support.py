@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds until a test that waits gives up: long, because machines are busy, and never reached when all is well."""
 
 
