@@ -16,15 +16,15 @@ import msgspec
 from twisted.internet.task import Clock
 
 from zroute import App
-from zroute.asking import SubscribingEnd
 from zroute.awaiting import as_deferred
-from zroute.delivery.stats import Stats
+from zroute.compiler import fresh
 from zroute.messages.wire import framer
-from zroute.outcomes import Outcomes
-from zroute.routing.compiler import fresh
-from zroute.routing.deliver import CompiledRoute
-from zroute.routing.publications import DONE
-from zroute.routing.table import RouteTable
+from zroute.publishing.publication import DONE
+from zroute.receiving.dispatch import CompiledRoute
+from zroute.receiving.results import Outcomes
+from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.table import RouteTable
+from zroute.stats import Stats
 
 Parts = bytes | tuple[bytes, ...]
 

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 
 from tests.support import PATIENCE
 from zroute import App
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 T = TypeVar("T")
 

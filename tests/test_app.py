@@ -131,10 +131,10 @@ def test_an_app_may_include_another_groups_handlers_and_shows_itself() -> None:
 @pytest.mark.parametrize("code", [0, 3])
 def test_run_is_zroute_run_for_scripts(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """app.run() runs this app with its options, and ends the script with the exit code if that is not 0."""
-    import zroute.runner
+    import zroute.runtime.runner
 
     calls: list[Any] = []
-    monkeypatch.setattr(zroute.runner, "run", lambda apps, **options: calls.append((apps, options)) or code)
+    monkeypatch.setattr(zroute.runtime.runner, "run", lambda apps, **options: calls.append((apps, options)) or code)
     app = App()
     if code:
         with pytest.raises(SystemExit) as caught:

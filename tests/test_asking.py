@@ -10,15 +10,16 @@ import pytest
 from twisted.internet.task import Clock
 
 from tests.pure import LOG
-from zroute.asking import SubscribingEnd
-from zroute.delivery.counting import GRACE, TICK
-from zroute.delivery.findings import LostKept
-from zroute.delivery.hearing import ANSWER_SECONDS, QUIET_SECONDS
-from zroute.delivery.stats import Stats
-from zroute.delivery.tracking import PUBLISHERS_MAX
+from zroute.clock import TICK
 from zroute.messages.control import FAREWELL, MARKER, Statement, pack_statements, parse_marker
 from zroute.messages.wire import NUL, Kind, pack_kept, parse_header
 from zroute.options import SUBSCRIPTIONS_SLICE
+from zroute.publishing.counters import GRACE
+from zroute.receiving.events import LostKept
+from zroute.receiving.hearing import ANSWER_SECONDS, QUIET_SECONDS
+from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.tracker import PUBLISHERS_MAX
+from zroute.stats import Stats
 
 EPOCH = 7
 

@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 
 from tests.running import Mailbox, running
 from zroute import App, NotReadyError, NotRunningError, as_awaitable
-from zroute.audience import Audience
 from zroute.messages.control import pack_marker
 from zroute.messages.topics import parse
+from zroute.publishing.subscriber_count import Audience
 from zroute.testing import TestApp
 
 NEWS = parse("news.{kind}")

@@ -470,7 +470,7 @@ def test_started_can_be_awaited_in_both(kind: str) -> None:
     program = textwrap.dedent(
         f"""
         import asyncio
-        from zroute.runner import install_reactor
+        from zroute.runtime.runner import install_reactor
         reactor = install_reactor({kind!r})
         from twisted.internet.defer import Deferred
         from zroute import App, as_awaitable

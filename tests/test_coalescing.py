@@ -15,12 +15,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from zroute import App, Coalesce, EncodeError, SignatureError, WrongThreadError
-from zroute.coalescing import Coalescer, Held
-from zroute.delivery.stats import Stats
 from zroute.errors import HighWaterMarkError
 from zroute.options import COALESCED, COALESCED_BYTES
-from zroute.outbox import Sent
-from zroute.routing.publications import DONE, Emit
+from zroute.publishing.coalescer import Coalescer, Held
+from zroute.publishing.publication import DONE, Emit
+from zroute.publishing.send_queue import Sent
+from zroute.stats import Stats
 
 A, B = b"a", b"b"
 

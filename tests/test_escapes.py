@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from zroute.escapes import printable
+from zroute.logs import printable
 
 DANGEROUS = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp")]
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

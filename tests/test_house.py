@@ -6,7 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,109 +22,27 @@ from tests.support import ROOT
 from zroute import App, Topic
 from zroute.sockets.pubsub import SubConnection
 
-ORDER = [
-    "codegen",
-    "escapes",
-    "errors",
-    "options",
-    "limits",
-    "endpoints",
-    "messages.topics",
-    "messages.schema",
-    "messages.checks",
-    "messages.conformance",
-    "messages.structuring",
-    "messages.codecs",
-    "messages.bodies",
-    "messages.wire",
-    "messages.control",
-    "messages.batches",
-    "recordings",
-    "delivery.stats",
-    "delivery.flow",
-    "delivery.budget",
-    "delivery.reports",
-    "delivery.ordered",
-    "delivery.counting",
-    "delivery.findings",
-    "delivery.hearing",
-    "delivery.accounts",
-    "delivery.tracking",
-    "routing.trie",
-    "routing.raw",
-    "routing.wrappers",
-    "routing.parameters",
-    "routing.results",
-    "routing.publications",
-    "routing.routes",
-    "routing.resources",
-    "routing.lists",
-    "routing.deliver",
-    "routing.batches",
-    "routing.entries",
-    "routing.table",
-    "routing.compiler",
-    "awaiting",
-    "outbox",
-    "pacing",
-    "kept",
-    "coalescing",
-    "ticking",
-    "clock",
-    "joins",
-    "mending",
-    "asking",
-    "audience",
-    "instances",
-    "producers",
-    "gathering",
-    "unfinished",
-    "outcomes",
-    "sockets.events",
-    "sockets.links",
-    "sockets.descriptors",
-    "sockets.names",
-    "sockets.budgets",
-    "sockets.refusals",
-    "sockets.origins",
-    "sockets.ipc",
-    "sockets.connection",
-    "sockets.connection_log",
-    "sockets.persistent",
-    "sockets.parts",
-    "sockets.pipeline",
-    "sockets.router_dealer",
-    "sockets.reqrep",
-    "sockets.pubsub",
-    "sockets.service",
-    "sockets.lossless",
-    "sockets.transport",
-    "txzmq.compat",
-    "txzmq.factory",
-    "txzmq.connection",
-    "txzmq.pubsub",
-    "txzmq.pushpull",
-    "txzmq.req_rep",
-    "txzmq.router_dealer",
-    "txzmq",
-    "resources",
-    "attached",
-    "app",
-    "outgoing",
-    "run",
-    "service",
-    "testing.reactor",
-    "testing.transport",
-    "testing",
-    "pytest_plugin",
-    "logs",
-    "watchdog",
-    "signals",
-    "runner",
-    "cli",
-    "__main__",
-]
-"""The modules from the top down: each imports only what stands above it."""
+LAW = {
+    "ground": "",
+    "messages": "ground",
+    "publishing": "ground messages",
+    "declarations": "ground messages publishing",
+    "receiving": "ground messages publishing declarations",
+    "compiler": "ground messages publishing declarations receiving",
+    "sockets": "ground",
+    "txzmq": "ground sockets",
+    "runtime": "ground messages publishing declarations receiving compiler sockets",
+    "app": "ground messages publishing declarations receiving compiler sockets runtime",
+    "testing": "ground messages publishing declarations receiving compiler runtime app",
+    "pytest_plugin": "testing",
+    "cli": "ground messages publishing declarations receiving compiler sockets runtime app testing",
+    "__main__": "ground runtime cli",
+}
+"""What the modules of a room may import from other rooms, at any time. A room is a folder, or a module that stands
+alone; the ground is all other modules that stand alone: they are about no room's matter."""
+
+LOOSE = 16
+"""Modules that stand alone, at most: the ground, and the few that join the rooms."""
 
 FUNCTIONS, FILES, FRAMES = 5, 4, 3
 """What one message may cost: zroute functions called, files they are in, zroute frames above a plain handler.
@@ -138,96 +57,95 @@ class Quote:
     price: float
 
 
-def place(module: str) -> int:
-    """Where a module stands in the order (a package's parts stand where it does); at the end if nowhere."""
-    for number, name in enumerate(ORDER):
-        if module == name or module.startswith(f"{name}."):
-            return number
-    return len(ORDER)
-
-
 def modules() -> dict[str, Path]:
-    """All modules of zroute by dotted name, without those that are only a package's docstring."""
+    """All modules of zroute by dotted name, without the package itself, whose names are loaded when they are used."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if name not in ("__init__", "messages", "delivery", "routing", "sockets"):
+        if name != "__init__":
             found[name] = path
     return found
 
 
-def is_for_types_only(node: ast.AST) -> bool:
-    """``if TYPE_CHECKING:``."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def room(module: str) -> str:
+    """The room that a module stands in."""
+    first = module.split(".")[0]
+    return first if first in LAW else "ground"
 
 
-def imports(tree: ast.AST, *, nested: bool) -> set[str]:
-    """Dotted names that are imported at run time; ``nested`` counts those inside functions too."""
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names that are imported: at once, inside functions, and for types only."""
     found: set[str] = set()
-    for node in ast.iter_child_nodes(tree):
-        if is_for_types_only(node):
-            continue
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "zroute imports by full names"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-        elif nested or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found |= imports(node, nested=nested)
     return found
 
 
-def own(names: set[str]) -> set[str]:
-    """Those of ``names`` that are modules of zroute, without the package's name."""
-    known = {*modules(), "messages", "delivery", "routing", "sockets"}
-    return {name.removeprefix("zroute.") for name in names} & known - {"messages", "delivery", "routing", "sockets"}
+def own(name: str) -> set[str]:
+    """The modules of zroute that a module imports, itself and folders left out."""
+    known = {each for each, path in modules().items() if path.name != "__init__.py" or len(parsed(each).body) > 1}
+    return {each.removeprefix("zroute.") for each in imports(parsed(name))} & known - {name}
 
 
+@cache
 def parsed(name: str) -> ast.Module:
     """The syntax tree of a module."""
     return ast.parse(modules()[name].read_text())
 
 
-@pytest.mark.parametrize("name", modules())
-def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
-    """I can read the house from the top down; nothing points back up, so nothing goes in circles."""
-    imported = own(imports(parsed(name), nested=False)) - {name}
-    below = {other for other in imported if place(other) > place(name)}
-    beside = {other for other in imported if place(other) == place(name)} if not name.startswith("cli") else set()
-    assert not below | beside
+TO_BE_CUT = {"publishing.publisher", "runtime.run", "runtime.runner", "runtime.service", "testing.transport"}
+"""They know the App, which is to stand above them."""
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name not in TO_BE_CUT])
+def test_a_module_imports_only_from_the_rooms_below(name: str) -> None:
+    """I can read the house room by room: what stands above a room is of no matter to it."""
+    allowed = {room(name), *LAW[room(name)].split()}
+    assert not {other for other in own(name) if room(other) not in allowed}
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Each module can be understood after those that it imports, whatever they are imported for."""
+    assert list(TopologicalSorter({name: own(name) for name in modules() if name not in TO_BE_CUT}).static_order())
+
+
+def test_few_modules_stand_alone() -> None:
+    """What is about one of the rooms stands in it."""
+    alone = [name for name, path in modules().items() if path.parent == PACKAGE]
+    assert len(alone) <= LOOSE, alone
 
 
 def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
     """A wing's __init__ is its docstring."""
-    for wing in ("messages", "delivery", "routing", "sockets"):
-        assert len(ast.parse((PACKAGE / wing / "__init__.py").read_text()).body) == 1
+    for wing in ("messages", "publishing", "declarations", "receiving", "runtime", "sockets"):
+        assert len(parsed(wing).body) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if place(name) < place("sockets.events")])
-def test_nothing_above_the_sockets_knows_zeromq(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in modules() if room(name) not in ("sockets", "txzmq", "runtime", "cli")]
+)
+def test_only_the_sockets_know_zeromq(name: str) -> None:
     """The core can be used and tested without a socket."""
-    assert not {module for module in imports(parsed(name), nested=True) if module.split(".")[0] == "zmq"}
+    assert not {module for module in imports(parsed(name)) if module.split(".")[0] == "zmq"}
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name != "runner"])
+@pytest.mark.parametrize("name", [name for name in modules() if name != "runtime.runner"])
 def test_only_the_runner_touches_the_global_reactor(name: str) -> None:
     """Everything else takes the reactor as an argument, so that any Twisted program can embed it.
 
     The default of a ZmqFactory is the global one, as it is txZMQ's, and is looked up when it is asked for.
     """
-    assert "twisted.internet.reactor" not in imports(parsed(name), nested=True)
+    assert "twisted.internet.reactor" not in imports(parsed(name))
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if place(name) < place("awaiting")])
-def test_the_pure_wings_know_no_twisted(name: str) -> None:
-    """What travels, who gets it and what is counted are plain Python."""
-    assert not {module for module in imports(parsed(name), nested=True) if module.split(".")[0] == "twisted"}
-
-
-def test_every_module_has_its_place() -> None:
-    """The order above is that of the house as it stands: whoever adds a module says where it belongs."""
-    assert not {name for name in modules() if place(name) == len(ORDER)}
-    assert not {name for name in ORDER if not any(m == name or m.startswith(f"{name}.") for m in modules())}
+@pytest.mark.parametrize("name", [name for name in modules() if room(name) in ("messages", "declarations", "compiler")])
+def test_what_is_planned_before_a_run_knows_no_twisted(name: str) -> None:
+    """What travels and what is declared are plain Python."""
+    assert not {module for module in imports(parsed(name)) if module.split(".")[0] == "twisted"}
 
 
 # -- what loads when -------------------------------------------------------------------------------------

@@ -14,15 +14,15 @@ import pytest
 
 from tests.support import Child
 from zroute.endpoints import Endpoint, parse_endpoints
-from zroute.instances import Instance, _address, publisher_name
 from zroute.options import MAX_TOPIC
+from zroute.publishing.instances import Instance, _address, publisher_name
 
 HOST = socket.gethostname()
 linux = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
 HOLDER = """
 import os, sys
-from zroute.instances import Instance
+from zroute.publishing.instances import Instance
 instance = Instance(sys.argv[1])
 print(instance, flush=True)
 sys.stdin.readline()

@@ -15,9 +15,9 @@ from twisted.internet.task import Clock
 
 from tests.running import Mailbox, running
 from zroute import App, Envelope, SignatureError, Topic
-from zroute.kept import Kept, Last
 from zroute.messages.control import Marker, pack_marker, parse_marker
 from zroute.options import KEPT_MAX
+from zroute.publishing.retained import Kept, Last
 
 
 def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
@@ -40,7 +40,7 @@ class Sent:
     said: int = 0
 
     def send(self, to: Marker, number: int, topic: bytes, message: Last | None) -> bool:
-        """See `zroute.kept.Send`."""
+        """See `zroute.publishing.retained.Send`."""
         if len(self.got) < self.room:
             self.got.append((to.subscriber, number, topic, message and message.sent_at))
             return True

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from zroute import App, Limits, SignatureError
-from zroute.delivery.ordered import Ordered, apart
-from zroute.joins import PublishingEnd
 from zroute.messages.control import pack_marker, pack_ping
-from zroute.outbox import Outbox
-from zroute.pacing import Allowance
+from zroute.publishing.ordered import Ordered, apart
+from zroute.publishing.pacing import Allowance
+from zroute.publishing.send_queue import Outbox
+from zroute.publishing.session import PublishingEnd
 from zroute.sockets.budgets import Budgets
 from zroute.sockets.refusals import Refusals
 from zroute.testing import TestApp

@@ -18,17 +18,17 @@ from tests.benchmarks.receive import StillReactor
 from tests.pure import Wired, plain, tracked
 from zroute import App, Topic, startswith
 from zroute.cli.top import Traffic
-from zroute.delivery import counting
-from zroute.delivery.counting import COVERS, Counters
-from zroute.delivery.tracking import STREAMS_MAX, Tracker
 from zroute.endpoints import Endpoint
 from zroute.messages.control import Statement, pack_marker, parse_marker
 from zroute.messages.topics import any_of
 from zroute.messages.wire import FIXED, Envelope, Flags, Kind, pack_head
 from zroute.options import MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE, TOPICS_NOTED
-from zroute.routing.publications import Outlet
-from zroute.routing.table import _Latest
-from zroute.service import AppService
+from zroute.publishing import counters as counting
+from zroute.publishing.counters import COVERS, Counters
+from zroute.publishing.publication import Outlet
+from zroute.receiving.table import _Latest
+from zroute.receiving.tracker import STREAMS_MAX, Tracker
+from zroute.runtime.service import AppService
 
 MIB = 2**20
 SMALL = MIB // 2
@@ -193,8 +193,8 @@ def test_topics_fill_no_more_than_the_budget(
     shape: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever a peer varies, topics, codecs or epochs: what is known about topics stays within its bytes."""
-    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
-    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", 100)
+    monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 100)
     caplog.set_level(logging.CRITICAL)
     make, frames, start = shapes()[shape]
     wired, topics = make(), {"codecs": 4, "publishers": 40, "ten handlers": 100}.get(shape, 400)
@@ -228,7 +228,7 @@ def test_nothing_is_counted_of_what_was_forgotten() -> None:
 
 def test_a_cache_a_little_too_small_misses_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Topics that come in turn, 5 % more than there is room for: most of the messages find theirs."""
-    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
     wired, numbers = reader(), count()
     while wired.table._entries._budget.used < SMALL - 3_000:
         wired.feed(plain(f"desk.{next(numbers):06}", body=BODY))
@@ -243,7 +243,7 @@ def test_misses_are_counted_and_too_many_topics_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """app.stats tells how many messages took the long way, and the log once why."""
-    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
     wired = reader()
     before = wired.stats.cache_misses
     wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(100)] * 2)
@@ -272,7 +272,7 @@ def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pyt
 
 def test_times_of_kept_messages_take_20_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     """As documented: however many topics and publishers a peer makes up, and however long they are."""
-    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", TOPICS_NOTED // 8)
+    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", TOPICS_NOTED // 8)
     latest = _Latest()
     fixed = bytes(32)
     with grown() as found:
@@ -383,7 +383,7 @@ def test_published_topics_fill_no_more_than_the_budget(
     wire: str, overflow: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Captures that peers choose fill no memory: all publications of an app share one budget, and the log says so."""
-    monkeypatch.setattr("zroute.outgoing.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.publishing.publisher.TOPIC_CACHE", SMALL)
     monkeypatch.setattr(counting, "COVERS", SMALL // 4)
     publisher = Publisher(wire, overflow)
     try:
@@ -404,7 +404,7 @@ def test_published_topics_fill_no_more_than_the_budget(
 
 def test_publications_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """An app with many publications has one bound, and each of them gives way."""
-    monkeypatch.setattr("zroute.outgoing.TOPIC_CACHE", SMALL)
+    monkeypatch.setattr("zroute.publishing.publisher.TOPIC_CACHE", SMALL)
     publisher = Publisher()
     try:
         other = publisher.outlet

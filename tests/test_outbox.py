@@ -7,8 +7,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from zroute import HighWaterMarkError
-from zroute.outbox import Outbox, Sent
-from zroute.routing.publications import DONE
+from zroute.publishing.publication import DONE
+from zroute.publishing.send_queue import Outbox, Sent
 
 
 class Peer:

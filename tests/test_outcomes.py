@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import Wired, plain, tracked
 from zroute import App, DecodeError, EnvelopeError, Routes
-from zroute.delivery.reports import WINDOW
-from zroute.producers import CompiledProducer
+from zroute.publishing.producers import CompiledProducer
+from zroute.throttle import WINDOW
 
 
 @attrs.frozen

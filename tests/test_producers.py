@@ -14,10 +14,10 @@ from twisted.internet.task import Clock
 
 from zroute import App, SignatureError
 from zroute.awaiting import as_awaitable, as_deferred
-from zroute.delivery.stats import Stats
-from zroute.producers import BACK_OFF_MAX, TURN_SECONDS, TURN_VALUES, CompiledProducer, Producers
-from zroute.routing.parameters import is_generator_function
-from zroute.routing.publications import Schedule
+from zroute.functions import is_generator_function
+from zroute.publishing.producers import BACK_OFF_MAX, TURN_SECONDS, TURN_VALUES, CompiledProducer, Producers
+from zroute.publishing.publication import Schedule
+from zroute.stats import Stats
 from zroute.testing import TestApp
 
 

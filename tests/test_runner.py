@@ -1,4 +1,4 @@
-"""What `zroute.runner` promises: whatever happens, it drains, it says how it went, and it ends."""
+"""What `zroute.runtime.runner` promises: whatever happens, it drains, it says how it went, and it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from zroute import App
 from zroute.endpoints import parse_endpoints
 from zroute.errors import UsageError
-from zroute.runner import REACTORS, _counted, install_reactor
+from zroute.runtime.runner import REACTORS, _counted, install_reactor
 
 HEAD = "from twisted.internet.defer import Deferred, fail\nfrom zroute import App\napp = App()\n"
 GO = "\n@app.publisher('go', every=0.02)\ndef publish() -> int: return 1\n"
@@ -263,14 +263,14 @@ reactor.run()
 # What a run changes in its process, and the message of a refused one.
 STATE = """
 import asyncio, logging, signal, sys
-import zroute.runner
+import zroute.runtime.runner
 
 def state():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     reactor = sys.modules.get("twisted.internet.reactor")
     watched = reactor and (reactor.seconds, [*reactor._eventTriggers["startup"].after], reactor.getDelayedCalls())
     app_is = app._compiled, app._run, app._emit
-    return handlers, reactor, watched, list(logging.root.handlers), zroute.runner._program, app_is
+    return handlers, reactor, watched, list(logging.root.handlers), zroute.runtime.runner._program, app_is
 
 def refused(call):
     before = state()
@@ -286,7 +286,7 @@ REFUSALS = {
     "an option": ("refused(lambda: app.run(seconds='2s'))", "seconds is '2s'"),
     "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', and run takes one of debug,"),
     "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', and run takes one of auto,"),
-    "twice": ("refused(lambda: zroute.runner.run([app, app]))", "name each once"),
+    "twice": ("refused(lambda: zroute.runtime.runner.run([app, app]))", "name each once"),
     "no such reactor": ("refused(lambda: app.run(reactor='trio'))", "there is no reactor 'trio'"),
     "uvloop": ("refused(lambda: app.run(reactor='select', uvloop=True))", "uvloop is a loop of asyncio"),
     "another reactor": (

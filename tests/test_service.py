@@ -16,8 +16,8 @@ from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
 from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
 from zroute.errors import UsageError
-from zroute.run import Drained, Ground, Limit, Run, Transport
-from zroute.service import AppService
+from zroute.runtime.run import Drained, Ground, Limit, Run, Transport
+from zroute.runtime.service import AppService
 
 
 @attrs.frozen

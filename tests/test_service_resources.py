@@ -15,7 +15,7 @@ from tests.running import Mailbox, reactor, running, subscribed
 from tests.test_resources import CLOSED, OPENED, Cache, Database, Settings, with_three
 from zroute import App, as_awaitable
 from zroute.errors import NotRunningError
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 
 @pytest_twisted.ensureDeferred

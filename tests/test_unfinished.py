@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.pure import Wired, plain
 from zroute import App, Envelope, Topic
-from zroute.delivery.stats import RouteStats
+from zroute.stats import RouteStats
 from zroute.testing import TestApp, UnfinishedError
 
 

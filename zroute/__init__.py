@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zroute.app import App
-    from zroute.attached import Attached, Stream
     from zroute.awaiting import as_awaitable
-    from zroute.delivery.findings import Gap
+    from zroute.declarations.limits import Limits
+    from zroute.declarations.routes import Routes
     from zroute.errors import (
         AppFrozenError,
         DecodeError,
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
         WrongThreadError,
         ZrouteError,
     )
-    from zroute.limits import Limits
     from zroute.messages.codecs import Codec
     from zroute.messages.schema import Stamped
     from zroute.messages.topics import Topic, startswith
     from zroute.messages.wire import Envelope
-    from zroute.routing.publications import Coalesce, Publication
-    from zroute.routing.routes import Routes
+    from zroute.publishing.publication import Coalesce, Publication
+    from zroute.receiving.events import Gap
+    from zroute.runtime.streams import Attached, Stream
 
 _HOME = {
     "App": "zroute.app",
     "AppFrozenError": "zroute.errors",
-    "Attached": "zroute.attached",
-    "Coalesce": "zroute.routing.publications",
+    "Attached": "zroute.runtime.streams",
+    "Coalesce": "zroute.publishing.publication",
     "Codec": "zroute.messages.codecs",
     "DecodeError": "zroute.errors",
     "DuplicateRouteError": "zroute.errors",
@@ -58,21 +58,21 @@ _HOME = {
     "Envelope": "zroute.messages.wire",
     "EnvelopeError": "zroute.errors",
     "ForkedContextError": "zroute.errors",
-    "Gap": "zroute.delivery.findings",
+    "Gap": "zroute.receiving.events",
     "HighWaterMarkError": "zroute.errors",
-    "Limits": "zroute.limits",
+    "Limits": "zroute.declarations.limits",
     "NotReadyError": "zroute.errors",
     "NotRunningError": "zroute.errors",
     "PatternError": "zroute.errors",
     "PeerError": "zroute.errors",
-    "Publication": "zroute.routing.publications",
+    "Publication": "zroute.publishing.publication",
     "RequestLostError": "zroute.errors",
     "RequestTimeoutError": "zroute.errors",
-    "Routes": "zroute.routing.routes",
+    "Routes": "zroute.declarations.routes",
     "SchemaError": "zroute.errors",
     "SignatureError": "zroute.errors",
     "Stamped": "zroute.messages.schema",
-    "Stream": "zroute.attached",
+    "Stream": "zroute.runtime.streams",
     "Topic": "zroute.messages.topics",
     "TopicError": "zroute.errors",
     "UnknownPeerError": "zroute.errors",

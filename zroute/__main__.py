@@ -1,6 +1,6 @@
 """``python -m zroute``: the same as the ``zroute`` command."""
 
-from zroute.signals import end_quietly
+from zroute.runtime.signals import end_quietly
 
 __all__ = ["main"]
 

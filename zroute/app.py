@@ -6,31 +6,30 @@ nothing by itself: `App.service` makes what does.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args, overload
 
-from zroute.attached import Attached, Host, Stream
 from zroute.awaiting import as_awaitable
-from zroute.delivery.findings import Gap
-from zroute.delivery.stats import Stats
+from zroute.compiler import Compiled, compile_routes
+from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits
+from zroute.declarations.routes import Hook, Routes, coalescing, make_route, parse_patterns
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
-from zroute.limits import DEFAULT_LIMITS, Limits, check_limits
+from zroute.functions import local_names, name_of, users_line
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, STREAM_QUEUE
-from zroute.routing.compiler import Compiled, compile_routes
-from zroute.routing.parameters import local_names, name_of
-from zroute.routing.publications import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
-from zroute.routing.routes import Hook, Routes, caller, coalescing, make_route, parse_patterns
-from zroute.routing.table import Dispatch
+from zroute.publishing.publication import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
+from zroute.receiving.events import Gap
+from zroute.receiving.table import Dispatch
+from zroute.runtime.streams import Attached, Host, Stream
 from zroute.sockets.transport import SharedContext
+from zroute.stats import Stats
 
 if TYPE_CHECKING:
-    from zroute.service import AppService
+    from zroute.runtime.service import AppService
 
 __all__ = ["App"]
 
@@ -61,7 +60,7 @@ class App(Routes):
     ``coalesce``: True, or a `Coalesce`: messages of one topic that are published together travel together, unless a
     publisher says otherwise (tracked wire; default False). It can't be combined with ``overflow="raise"``, where each
     message is sent or refused at its own line.
-    ``max_message``: bytes of a body, both ways; larger ones are refused at the caller and from peers
+    ``max_message``: bytes of a body, both ways; larger ones are refused at the users_line and from peers
     (default 1 MiB).
     ``limits``: how much peers may ask of this app, as `Limits`.
     ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
@@ -87,7 +86,7 @@ class App(Routes):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.where = caller()
+        self.where = users_line()
         self.sub = self._set_up(lambda: parse_endpoints(sub, bind=False))
         self.pub = self._set_up(lambda: parse_endpoints(pub, bind=True))
         self.codec = self._set_up(lambda: find_codec(codec))
@@ -174,11 +173,11 @@ class App(Routes):
         await as_awaitable(self._run.ready(publishers, timeout, state=state))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
-        where = caller(2)
+        where = users_line(function)
         self._check_open(what, where)
         if not callable(function):
             raise SignatureError(f"{what} decorates a function, not {function!r}", where=where)
-        hooks.append(Hook(function, where, local_names(function, sys._getframe(2))))
+        hooks.append(Hook(function, where, local_names(function)))
         return function
 
     # -- publishing -----------------------------------------------------------------------------------
@@ -227,7 +226,7 @@ class App(Routes):
         what `subscribe` and `compile` raise.
         """
         run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
-        where = caller()
+        where = users_line()
         route = make_route(
             function,
             parse_patterns((pattern,), where),
@@ -240,7 +239,6 @@ class App(Routes):
             stale_after=stale_after,
             batch=batch,
             where=where,
-            frame=sys._getframe(1),
         )
         return Attached(run, run.attach(route))
 
@@ -272,7 +270,7 @@ class App(Routes):
 
         Raises NotRunningError, WrongThreadError and SchemaError when the block is entered.
         """
-        where = caller()
+        where = users_line()
         return Stream(
             lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
             parse_patterns((pattern,), where),
@@ -280,7 +278,6 @@ class App(Routes):
             codec=codec,
             queue=queue,
             where=where,
-            frame=sys._getframe(1),
         )
 
     @overload
@@ -421,16 +418,16 @@ class App(Routes):
 
             service.started.addErrback(lambda _: reactor.callWhenRunning(reactor.stop))
         """
-        from zroute.service import AppService
+        from zroute.runtime.service import AppService
 
         return AppService(self, reactor)
 
     def run(self, **options: Any) -> None:
         """Run until SIGINT or SIGTERM, in a script of its own: what ``zroute run`` does, without its flags.
 
-        ``options`` are those of `zroute.runner.run`. Exits with its code unless that is 0.
+        ``options`` are those of `zroute.runtime.runner.run`. Exits with its code unless that is 0.
         """
-        from zroute.runner import run
+        from zroute.runtime.runner import run
 
         code = run([self], **options)
         if code:

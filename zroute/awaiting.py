@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
-from zroute.delivery.reports import Clock
+from zroute.clock import Clock
 
 __all__ = ["as_awaitable", "as_deferred", "is_awaitable", "loop_hint", "was_cancelled", "within"]
 

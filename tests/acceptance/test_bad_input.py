@@ -64,7 +64,7 @@ def refused(error, envelope):
 """
 
 EVERY_LINE = """
-from zroute.delivery import reports
+from zroute import throttle as reports
 reports.BURST = 1_000_000  # so that the line of each case is there to be looked at
 """
 

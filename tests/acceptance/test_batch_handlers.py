@@ -38,7 +38,7 @@ def begin():
 SINK = f"""
 import asyncio, json, os
 from zroute import App
-from zroute.routing import table
+from zroute.receiving import table
 
 app = App(sub=os.environ["ENDPOINT"])
 lists = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import Child, free_endpoint
-from zroute.runner import REACTORS
+from zroute.runtime.runner import REACTORS
 
 STEPS = pytest.mark.parametrize("step", [-100_000, 100_000])
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -62,7 +62,7 @@ app.run(reactor=None if uvloop else sys.argv[1], uvloop=uvloop, drain_timeout=0.
 EMBEDDED = """
 import logging, signal
 logging.basicConfig(format="%(message)s")
-from zroute.runner import install_reactor
+from zroute.runtime.runner import install_reactor
 uvloop = sys.argv[1] == "uvloop"
 reactor = install_reactor(None if uvloop else sys.argv[1], uvloop=uvloop)
 own = reactor.callLater(100, print, "100 s are over", flush=True)

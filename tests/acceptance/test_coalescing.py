@@ -18,10 +18,10 @@ from twisted.internet.task import deferLater
 from tests.running import Mailbox, reactor, running
 from tests.support import PATIENCE, Child, Way, free_endpoint
 from zroute import App, Coalesce, EncodeError, NotRunningError, ticking
-from zroute.messages.batches import parse_batch
+from zroute.messages.coalesced import parse_batch
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
-from zroute.run import Limit
-from zroute.service import AppService
+from zroute.runtime.run import Limit
+from zroute.runtime.service import AppService
 from zroute.testing import TestApp
 
 MANY = 100_000

@@ -20,7 +20,7 @@ from tests.running import Mailbox, running
 from tests.support import PATIENCE, Child, Way, free_endpoint
 from zroute import App, Gap, NotReadyError, NotRunningError, Routes
 from zroute.messages.control import FAREWELL
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 reactor: Any = _reactor
 
@@ -74,7 +74,7 @@ app.run()
 
 
 BUSY = """
-from zroute.asking import SubscribingEnd
+from zroute.receiving.session import SubscribingEnd
 
 def rejoin(self):
     if self._marker and self._joining is None:

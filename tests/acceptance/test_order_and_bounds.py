@@ -23,7 +23,7 @@ reactors = pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 
 EMBEDDED = """
 import sys
-from zroute.runner import install_reactor
+from zroute.runtime.runner import install_reactor
 reactor = install_reactor(sys.argv[1])
 from tests.acceptance.turns import sink
 service = sink.service(reactor)

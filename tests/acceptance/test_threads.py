@@ -299,7 +299,7 @@ service = None
 
 ON_A_REACTOR = """
 def on_a_reactor(name):
-    from zroute.runner import install_reactor
+    from zroute.runtime.runner import install_reactor
     from twisted.application.service import MultiService
     global service
     reactor = install_reactor(name)

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import zmq
 
 from tests.support import Child, free_endpoint
-from zroute.delivery.counting import GRACE
-from zroute.delivery.hearing import QUIET_SECONDS
 from zroute.messages.control import MARKER, pack_marker, pack_ping
+from zroute.publishing.counters import GRACE
+from zroute.receiving.hearing import QUIET_SECONDS
 
 PUBLISHER = """
 import sys

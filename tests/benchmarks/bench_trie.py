@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zroute.messages.topics import Pattern, parse, startswith
-from zroute.routing.trie import Trie, build
+from zroute.receiving.trie import Trie, build
 
 SIZES = (10, 1_000, 100_000)
 TOPICS = 20_000

@@ -14,7 +14,7 @@ from tests.benchmarks.running import Contestant, Figures, Group, measured
 from tests.benchmarks.workloads import BY_HAND, QUOTE, TOPIC, TRACKED, Quote, Scale
 from zroute import App
 from zroute.endpoints import Endpoint
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 __all__ = ["COALESCED", "FLOOD", "groups"]
 

@@ -13,9 +13,9 @@ from itertools import cycle, islice
 import zmq
 
 from tests.benchmarks.workloads import Workload
-from zroute.delivery.counting import Counters
 from zroute.messages.control import pack_marker, pack_statements, parse_marker
 from zroute.messages.wire import Kind, counted_framer
+from zroute.publishing.counters import Counters
 
 __all__ = ["CODECS", "Feed", "plain_subscriber"]
 

@@ -8,7 +8,7 @@ from functools import cache, partial
 from tests.benchmarks import bench_trie
 from tests.benchmarks.running import CPU, Contestant, Figures, Group
 from tests.benchmarks.workloads import Scale
-from zroute.routing.trie import Trie, build
+from zroute.receiving.trie import Trie, build
 
 __all__ = ["groups"]
 

@@ -102,8 +102,8 @@ def topics_received(number: int) -> object:
 
 def topics_published(number: int) -> object:
     """The counters of a tracked publisher with one live subscription."""
-    from zroute.delivery.counting import Counters
     from zroute.messages.control import pack_marker, parse_marker
+    from zroute.publishing.counters import Counters
 
     counters = Counters()
     counters.subscribe(b"desk0.", 0.0)

@@ -21,7 +21,7 @@ from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.messages.control import pack_marker
 from zroute.messages.wire import parse_header
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 __all__ = ["ALONE", "BURST", "ENDPOINT", "FOUR", "ONE", "arrived", "groups", "subscriber"]
 

@@ -24,7 +24,7 @@ from tests.benchmarks.running import THREAD, Contestant, Figures, Group, measure
 from tests.benchmarks.workloads import BY_HAND, NUL, PLAIN, TRACKED, TXZMQ, Scale, Workload, decoder
 from zroute import App
 from zroute.endpoints import Endpoint
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 __all__ = ["Counter", "StillReactor", "by_hand", "groups", "loop", "read", "read_all", "reading", "zroute_receive"]
 

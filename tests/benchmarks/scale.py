@@ -25,7 +25,7 @@ from zroute.endpoints import Endpoint
 from zroute.messages.codecs import JSON
 from zroute.messages.control import Statement
 from zroute.messages.wire import FIXED, Kind, pack_head
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 __all__ = ["MISSES", "groups"]
 

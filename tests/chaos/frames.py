@@ -13,7 +13,7 @@ import attrs
 import msgspec
 
 from zroute.errors import EnvelopeError
-from zroute.messages.batches import batch_framer, parse_batch
+from zroute.messages.coalesced import batch_framer, parse_batch
 from zroute.messages.control import FAREWELL, MARKER, pack_beat, pack_farewell, pack_marker, pack_statements
 from zroute.messages.wire import FIXED, HEAD_SIZE, MAGIC, NUL, Kind, framer, pack_head, pack_kept, parse_header, split
 

@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater, react
 
 from tests.support import PATIENCE, Child, free_endpoint
 from zroute import App
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 TOPICS = 20
 ROUNDS = 3

@@ -14,7 +14,7 @@ from tests.running import Mailbox
 from tests.sockets.life import Held, held, settled
 from tests.support import free_endpoint
 from zroute import App
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 
 async def live(reactor: Any, endpoint: str) -> None:

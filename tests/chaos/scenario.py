@@ -18,7 +18,7 @@ from tests.chaos.play import PATIENCE, Play, whole_lines
 from tests.chaos.proxy import TroubleProxy
 from tests.chaos.publisher import TOPICS
 from tests.support import Child, free_port
-from zroute.routing.trie import minimal_cover
+from zroute.receiving.trie import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
 RECONNECTED = 1.0

@@ -31,10 +31,10 @@ from twisted.internet.task import deferLater
 from tests.chaos.parent import end_with_parent
 from tests.support import Child, free_endpoint
 from zroute import App, Envelope, Gap, Limits, outgoing, startswith
-from zroute.delivery import counting
 from zroute.messages.control import MARKER, pack_marker, pack_ping
-from zroute.routing import entries
-from zroute.runner import EXIT_DRAIN
+from zroute.publishing import counters as counting
+from zroute.receiving import topic_cache as entries
+from zroute.runtime.runner import EXIT_DRAIN
 
 GROWTH = 0.03
 """Share by which the median of the last third may exceed that of the second."""

@@ -20,7 +20,7 @@ import zmq
 
 from tests.chaos.parent import end_with_parent
 from zroute import App, Envelope, PeerError, startswith
-from zroute.runner import run
+from zroute.runtime.runner import run
 
 PUBLISHED = 3
 PARTS = ("routed", "unrouted", "malformed", "duplicate", "control")

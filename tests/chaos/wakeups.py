@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater, react
 
 from tests.support import ROOT, free_endpoint
-from zroute.runner import install_reactor
+from zroute.runtime.runner import install_reactor
 from zroute.sockets.pipeline import PullConnection, PushConnection
 from zroute.sockets.pubsub import SubConnection, XPubConnection
 from zroute.sockets.router_dealer import DealerConnection, PairConnection

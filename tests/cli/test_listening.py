@@ -19,7 +19,7 @@ from tests.cli.feeding import feed, listening, ticker
 from tests.cli.test_run import zroute
 from tests.pure import plain, tracked
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
-from zroute.messages.batches import batch_framer
+from zroute.messages.coalesced import batch_framer
 from zroute.messages.control import FAREWELL, MARKER, pack_statements
 from zroute.messages.wire import FIXED, NUL, Kind, pack_head
 

@@ -96,7 +96,14 @@ main()
 """
 
 IMPORTED = {
-    ("run", "quiet"): ("zroute.cli", "click", "zroute.cli.run", "zroute.runner", "quiet", "twisted.internet.reactor"),
+    ("run", "quiet"): (
+        "zroute.cli",
+        "click",
+        "zroute.cli.run",
+        "zroute.runtime.runner",
+        "quiet",
+        "twisted.internet.reactor",
+    ),
     ("run", "quiet", "--reload"): ("zroute.cli.reload",),
     ("check", "quiet"): ("zroute.cli.check", "quiet", "zmq"),
     ("routes", "quiet"): ("quiet",),

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zroute.delivery.flow import Flow
+from zroute.receiving.flow import Flow
 
 
 def taken(flow: Flow[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import logging
 import pytest
 from twisted.internet.task import Clock
 
-from zroute.delivery.reports import BURST, WINDOW, Reports
+from zroute.throttle import BURST, WINDOW, Reports
 
 LOG = logging.getLogger("zroute.tests.reports")
 

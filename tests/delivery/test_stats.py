@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zroute.delivery.stats import RouteStats, Stats
+from zroute.stats import RouteStats, Stats
 
 
 def test_no_message_counter_follows_from_the_others() -> None:

@@ -12,17 +12,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zroute.delivery import counting, tracking
-from zroute.delivery.counting import (
-    BEATS,
-    GRACE,
-    TICK,
-    WITHDRAWN_MAX,
-    WITHDRAWN_SECONDS,
-    Beat,
-    Counters,
+from zroute.clock import TICK
+from zroute.messages import control
+from zroute.messages.control import (
+    Marker,
+    Statement,
+    pack_beat,
+    pack_marker,
+    pack_statements,
+    parse_beat,
+    parse_marker,
+    parse_statement,
 )
-from zroute.delivery.findings import (
+from zroute.messages.wire import NUL, Header, Kind, counted_framer, parse_header
+from zroute.options import CARRIED
+from zroute.publishing import counters as counting
+from zroute.publishing.counters import BEATS, GRACE, WITHDRAWN_MAX, WITHDRAWN_SECONDS, Beat, Counters
+from zroute.receiving import tracker as tracking
+from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
     Ended,
@@ -38,21 +45,8 @@ from zroute.delivery.findings import (
     Returned,
     Silent,
 )
-from zroute.delivery.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QUIET_SECONDS
-from zroute.delivery.tracking import EARLIER_MAX, PUBLISHERS_MAX, Tracker
-from zroute.messages import control
-from zroute.messages.control import (
-    Marker,
-    Statement,
-    pack_beat,
-    pack_marker,
-    pack_statements,
-    parse_beat,
-    parse_marker,
-    parse_statement,
-)
-from zroute.messages.wire import NUL, Header, Kind, counted_framer, parse_header
-from zroute.options import CARRIED
+from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QUIET_SECONDS
+from zroute.receiving.tracker import EARLIER_MAX, PUBLISHERS_MAX, Tracker
 
 # Why a loss is unknown, as the log says it.
 GONE = "has gone without a goodbye"

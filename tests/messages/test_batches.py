@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import ROOT
-from zroute.delivery.counting import Counters
 from zroute.errors import EnvelopeError
-from zroute.messages.batches import batch_framer, parse_batch, singles
+from zroute.messages.coalesced import batch_framer, parse_batch, singles
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
 from zroute.messages.control import pack_marker, parse_marker
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, parse, parse_header, split
 from zroute.options import COALESCED_BYTES, COALESCED_MAX
+from zroute.publishing.counters import Counters
 
 VECTORS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())["batches"]
 EPOCH = 0x1122334455667788

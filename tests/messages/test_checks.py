@@ -10,7 +10,7 @@ import pytest
 
 from tests.messages.kinds import Box, Circle, Nested, Plain, Point, Private, Struct, Tree, Typed
 from zroute.errors import DecodeError
-from zroute.messages.checks import HIGHEST, LOWEST, compile_check, compile_reader, is_bounded
+from zroute.messages.decode_checks import HIGHEST, LOWEST, compile_check, compile_reader, is_bounded
 
 
 @pytest.mark.parametrize(

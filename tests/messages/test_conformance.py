@@ -31,7 +31,7 @@ from tests.messages.kinds import (
 )
 from zroute.errors import EncodeError
 from zroute.messages.codecs import JSON, MSGPACK
-from zroute.messages.conformance import conforms, misfit
+from zroute.messages.encode_checks import conforms, misfit
 
 if TYPE_CHECKING:
     from decimal import Context as OnlyForTheTypeChecker

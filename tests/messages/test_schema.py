@@ -42,7 +42,7 @@ from tests.messages.kinds import (
 )
 from zroute.errors import SchemaError
 from zroute.messages.codecs import JSON, MSGPACK
-from zroute.messages.conformance import conforms
+from zroute.messages.encode_checks import conforms
 from zroute.messages.schema import Stamped, describe, inspect
 
 if TYPE_CHECKING:

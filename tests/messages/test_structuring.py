@@ -9,7 +9,7 @@ import pytest
 
 from tests.messages.kinds import Aliased, Circle, Converted, Drawing, Mixed, Outer, Private, Square
 from zroute.errors import SchemaError
-from zroute.messages.structuring import structurer, unstructure
+from zroute.messages.cattrs_engine import structurer, unstructure
 
 
 def test_an_object_becomes_data_by_field_names_and_back() -> None:

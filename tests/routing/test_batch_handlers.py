@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import Wired, packed, plain, tracked
 from zroute import App, Envelope, Topic
-from zroute.delivery.stats import RouteStats
 from zroute.errors import DecodeError, SchemaError, SignatureError
-from zroute.messages.batches import batch_framer
+from zroute.messages.coalesced import batch_framer
 from zroute.options import BATCH_MAX, BATCH_SECONDS
+from zroute.stats import RouteStats
 
 
 @attrs.frozen

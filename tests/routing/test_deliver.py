@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import Wired, plain, tracked
 from zroute import App, Envelope, startswith
-from zroute.routing.raw import frames_of
+from zroute.receiving.frames import frames_of
 
 
 @attrs.frozen

@@ -13,7 +13,8 @@ import pytest
 
 from tests.pure import Wired, plain
 from zroute import App, Envelope, SignatureError, Topic
-from zroute.routing.parameters import NO_BODY, identity, is_generator_function, name_of, plan
+from zroute.declarations.signatures import NO_BODY, plan
+from zroute.functions import identity, is_generator_function, name_of
 from zroute.testing import TestApp
 
 if TYPE_CHECKING:

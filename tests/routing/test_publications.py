@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import Wired, plain
 from zroute import App, EncodeError, NotRunningError, PatternError, Routes, TopicError
-from zroute.routing import publications
-from zroute.routing.publications import DONE
+from zroute.publishing import publication as publications
+from zroute.publishing.publication import DONE
 
 
 @attrs.frozen

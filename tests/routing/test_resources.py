@@ -10,8 +10,8 @@ import pytest
 
 from zroute import App, Envelope, Routes, SignatureError, Topic
 from zroute.errors import AppFrozenError
+from zroute.functions import name_of
 from zroute.messages.schema import describe
-from zroute.routing.parameters import name_of
 
 
 class Settings:

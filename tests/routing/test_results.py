@@ -41,8 +41,8 @@ import pytest
 from twisted.internet.defer import Deferred, inlineCallbacks
 
 from zroute import App, PatternError, Routes, SignatureError, Stamped
+from zroute.declarations.results import lacks, message_type, misfit
 from zroute.messages.codecs import MSGPACK
-from zroute.routing.results import lacks, message_type, misfit
 from zroute.testing import TestApp
 
 T = TypeVar("T")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from zroute import App, PatternError, Routes, SchemaError, SignatureError, startswith
+from zroute.declarations.routes import joined
+from zroute.functions import users_line
 from zroute.messages.topics import parse
-from zroute.routing.routes import caller, joined
 
 HERE = "test_routes.py:"
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def test_a_decorator_returns_the_function_unchanged() -> None:
@@ -64,9 +68,55 @@ def test_a_file_from_elsewhere_is_named_in_full(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
 
     def who() -> str:
-        return caller()
+        return users_line()
 
     assert who().startswith(str(Path(__file__)))
+
+
+def on(routes: Routes, pattern: str) -> Callable[[F], F]:
+    """A helper that makes the decorator."""
+    return routes.subscribe(pattern)
+
+
+def on_quotes(routes: Routes) -> Callable[[F], F]:
+    """A helper that is the decorator."""
+
+    def register(function: F) -> F:
+        return routes.subscribe("quotes")(routes.publisher("copies")(function))
+
+    return register
+
+
+def test_a_helper_around_the_decorators_reports_the_users_line() -> None:
+    """Errors and `zroute routes` name where I use my helper on a function, not a line inside it."""
+    routes, here = Routes(), sys._getframe
+
+    line = here().f_lineno + 2
+
+    @on(routes, "news")
+    @on_quotes(routes)
+    def handle(message: int) -> None: ...
+
+    quotes, news = routes._routes
+    (producer,) = routes._producers
+    assert (news.where, quotes.where, producer.where) == tuple(
+        f"{os.path.relpath(__file__)}:{line + number}" for number in (0, 1, 1)
+    )
+
+
+def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> None:
+    """The line of add_route is named, though the function is defined above, in a frame that has come further."""
+
+    def handle(message: int) -> None: ...
+
+    def create() -> Routes:
+        routes = Routes()
+        routes.add_route(handle, "a")
+        return routes
+
+    (route,) = create()._routes
+    line = create.__code__.co_firstlineno + 2
+    assert route.where == f"{os.path.relpath(__file__)}:{line}"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from tests.pure import Wired, packed, plain, tracked
 from zroute import App, Envelope, Topic, startswith
-from zroute.delivery.stats import Stats
 from zroute.messages.wire import Kind, pack_head, split
 from zroute.options import LARGE_FRAME, MAX_PARTS
+from zroute.stats import Stats
 
 
 @attrs.frozen
@@ -519,7 +519,7 @@ def test_many_publishers_of_one_topic_are_all_heard() -> None:
 
 def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache forgets the oldest topic and finds it again."""
-    monkeypatch.setattr("zroute.routing.entries.TOPIC_CACHE", 4 * 3_000)
+    monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", 4 * 3_000)
     app, got = App(), []
 
     @app.subscribe("n.{number}")
@@ -534,7 +534,7 @@ def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.
 
 def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer can't fill memory with topics that were seen in several parts."""
-    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", 2)
+    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 2)
     app = App()
 
     @app.subscribe("n.>")

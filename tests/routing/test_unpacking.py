@@ -17,12 +17,12 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import LOG, Wired, plain, tracked
 from zroute import App, Envelope, Topic, startswith
-from zroute.asking import SubscribingEnd
 from zroute.errors import DecodeError, EnvelopeError, PeerError
-from zroute.messages.batches import batch_framer
+from zroute.messages.coalesced import batch_framer
 from zroute.messages.control import pack_statements
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, framer, pack_kept
 from zroute.options import COALESCED_BYTES, LARGE_FRAME, READ_SLICE
+from zroute.receiving.session import SubscribingEnd
 
 EPOCH = 7
 CODECS = {1: msgspec.msgpack.encode, 2: msgspec.json.encode}
@@ -684,7 +684,7 @@ def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
     handlers: Callable[[list[int], App], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frame of a thousand messages takes no longer than single ones: the rest waits for the next drain."""
-    monkeypatch.setattr("zroute.routing.batches.perf_counter", count().__next__)  # a second between two looks
+    monkeypatch.setattr("zroute.receiving.coalesced.perf_counter", count().__next__)  # a second between two looks
     app, got = App(), []
     handlers(got, app)
     wired = Wired(app)
@@ -732,7 +732,7 @@ def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
 @pytest.mark.parametrize("many", [1, 2])
 def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more topics than are remembered, a joining reader gets none a second time whose message came recently."""
-    monkeypatch.setattr("zroute.routing.table.TOPICS_NOTED", 4)
+    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 4)
     app, seen = App(), []
 
     @app.subscribe("a.{topic}")

@@ -15,7 +15,7 @@ from twisted.internet.defer import maybeDeferred
 
 from tests.pure import Wired, plain
 from zroute import App, Envelope, Gap, SignatureError, Topic
-from zroute.routing.wrappers import forwarded
+from zroute.declarations.wrappers import forwarded
 
 P = ParamSpec("P")
 R = TypeVar("R")

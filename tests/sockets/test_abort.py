@@ -235,7 +235,7 @@ def test_a_program_of_txzmq_may_disconnect_in_its_method() -> None:
 
 APP = """
 from zroute import App
-from zroute.service import AppService
+from zroute.runtime.service import AppService
 
 pub = XPubConnection(reactor, lambda prefix, there: there and prefix == b"a.b" and begin())
 app = App(sub=pub.open("tcp://127.0.0.1:*"))

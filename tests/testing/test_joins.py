@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from tests.running import running, turns
 from tests.support import PATIENCE
 from zroute import App, Envelope
-from zroute.run import Run
+from zroute.runtime.run import Run
 from zroute.testing import TestApp
 
 Reactor = Literal["twisted", "asyncio"]

@@ -23,7 +23,7 @@ import click
 from zroute.cli.options import DURATION, EndpointType
 from zroute.endpoints import Endpoint
 from zroute.options import MAX_MESSAGE
-from zroute.signals import ENDING, waking_descriptor
+from zroute.runtime.signals import ENDING, waking_descriptor
 
 __all__ = ["command"]
 

@@ -35,7 +35,7 @@ def _rows() -> dict[str, Any]:
     import zmq
     from twisted.internet import default
 
-    from zroute.runner import REACTORS
+    from zroute.runtime.runner import REACTORS
 
     rows: dict[str, Any] = {
         "zroute": version("zroute"),

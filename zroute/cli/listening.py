@@ -22,20 +22,19 @@ import zmq
 from twisted.internet.task import LoopingCall
 
 from zroute.cli.loading import EXIT_ENDPOINT
-from zroute.delivery.reports import Reports
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, EnvelopeError
-from zroute.escapes import printable
-from zroute.logs import set_up_logging
-from zroute.messages.batches import parse_batch, singles
+from zroute.logs import printable, set_up_logging
+from zroute.messages.coalesced import parse_batch, singles
 from zroute.messages.control import pack_farewell, pack_marker, parse_marker
 from zroute.messages.topics import Pattern, Topic, any_of
 from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
 from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, frame_limit
-from zroute.routing.trie import minimal_cover
-from zroute.runner import install_reactor
-from zroute.signals import run_reactor
+from zroute.receiving.trie import minimal_cover
+from zroute.runtime.runner import install_reactor
+from zroute.runtime.signals import run_reactor
 from zroute.sockets.pubsub import SubConnection
+from zroute.throttle import Reports
 
 __all__ = ["EXIT_NOTHING", "Listening", "say", "while_read"]
 

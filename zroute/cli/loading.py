@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from zroute.errors import EndpointError, SetupError
+from zroute.functions import PACKAGE
 
 if TYPE_CHECKING:
     from zroute.app import App
@@ -33,7 +34,7 @@ _DEFAULT_NAMES = ("app", "create_app")
 _NOT_THE_USERS = (
     "<frozen importlib",
     str(Path(importlib.__file__).parent) + os.sep,
-    str(Path(__file__).parents[1]) + os.sep,
+    PACKAGE,
 )
 """How the file names of frames begin that the user has nothing to do with."""
 

@@ -22,14 +22,14 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from zroute.app import App
 from zroute.cli.latencies import Latencies
-from zroute.delivery.findings import Gap
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging
 from zroute.messages.bodies import body_encoder
 from zroute.options import READ_BUDGET
-from zroute.runner import EXIT_ENDPOINT, EXIT_FAILED, install_reactor
-from zroute.service import AppService
+from zroute.receiving.events import Gap
+from zroute.runtime.runner import EXIT_ENDPOINT, EXIT_FAILED, install_reactor
+from zroute.runtime.service import AppService
 
 __all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "main", "padding"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from zroute.signals import ENDING, waking_descriptor
+from zroute.runtime.signals import ENDING, waking_descriptor
 
 __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 
@@ -54,7 +54,7 @@ def end_with_parent(drain_timeout: float) -> None:
 
 
 def _end(descriptor: int, patience: float) -> None:
-    from zroute.runner import EXIT_DRAIN, end_now, stop
+    from zroute.runtime.runner import EXIT_DRAIN, end_now, stop
 
     os.read(descriptor, 1)  # nobody writes: it returns when the other end is closed
     if not stop("--reload"):

@@ -11,11 +11,11 @@ import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import app_options, complete_target
+from zroute.compiler import Compiled, CompiledTrigger
+from zroute.declarations.signatures import NO_BODY
 from zroute.errors import SetupError
 from zroute.messages.schema import describe, inspect
-from zroute.routing.compiler import Compiled, CompiledTrigger
-from zroute.routing.parameters import NO_BODY
-from zroute.routing.trie import minimal_cover
+from zroute.receiving.trie import minimal_cover
 
 __all__ = ["command"]
 

@@ -66,7 +66,7 @@ def command(
         set_up_logging(log_level, log_format)
         raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir)))
     from zroute.cli.reload import end_with_parent
-    from zroute.runner import install_reactor, run
+    from zroute.runtime.runner import install_reactor, run
 
     end_with_parent(drain_timeout)
     try:

@@ -24,14 +24,14 @@ from zroute.awaiting import within
 from zroute.cli.loading import EXIT_ENDPOINT
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
-from zroute.joins import PublishingEnd
 from zroute.logs import set_up_logging
 from zroute.messages.control import FAREWELL, MARKER
 from zroute.messages.topics import Topic
 from zroute.options import OUTBOX, READ_BUDGET
-from zroute.outbox import Outbox
-from zroute.runner import EXIT_DRAIN, install_reactor
-from zroute.signals import run_reactor
+from zroute.publishing.send_queue import Outbox
+from zroute.publishing.session import PublishingEnd
+from zroute.runtime.runner import EXIT_DRAIN, install_reactor
+from zroute.runtime.signals import run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
 
 __all__ = ["EXIT_NOBODY", "Job", "Outlet", "covers", "send"]

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import click
 
-from zroute.escapes import printable
+from zroute.logs import printable
 from zroute.messages.codecs import BUILTIN, RAW, TEXT, Codec, detect
 from zroute.messages.wire import Envelope
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 from zroute.app import App
-from zroute.routing.routes import Routes
+from zroute.declarations.routes import Routes
 
 __all__ = ["never_included"]
 

@@ -24,10 +24,10 @@ import msgspec
 
 from zroute.codegen import define
 from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.checks import compile_reader, is_bounded
-from zroute.messages.conformance import conforms, misfit
+from zroute.messages.cattrs_engine import structurer, unstructure
+from zroute.messages.decode_checks import compile_reader, is_bounded
+from zroute.messages.encode_checks import conforms, misfit
 from zroute.messages.schema import Schema, describe, inspect, is_class
-from zroute.messages.structuring import structurer, unstructure
 
 __all__ = [
     "BUILTIN",

@@ -1,4 +1,4 @@
-"""Control frames of the tracked wire, which carry the bookkeeping of loss (`zroute.delivery.tracking`).
+"""Control frames of the tracked wire, which carry the bookkeeping of loss (`zroute.receiving.tracker`).
 
 Markers ask; statements answer them at a join and at a goodbye; farewells answer a goodbye. A ping is a marker that
 wants nothing: its answer is a sign of life. Beats say where a quiet subscription stands.

@@ -3,7 +3,7 @@
 Pure text and bytes. A topic is concrete and travels; a pattern never does: of it only the subscription,
 a byte prefix, reaches a socket. The grammar is that of NATS (docs.nats.io, "Subject-Based Messaging"),
 with captures for ``*`` and with `startswith` for what ZeroMQ itself can filter by (zmq_setsockopt(3),
-ZMQ_SUBSCRIBE). `zroute.routing.trie` does at speed what `matches` says; tests hold them together.
+ZMQ_SUBSCRIBE). `zroute.receiving.trie` does at speed what `matches` says; tests hold them together.
 
 =================== ================================= ==============
 pattern             matches                           subscription

@@ -14,9 +14,10 @@ from typing import Any
 
 import attrs
 
-from zroute.delivery.reports import Clock, Reports
+from zroute.clock import Clock
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.names import host_name
+from zroute.throttle import Reports
 
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 

@@ -9,7 +9,7 @@ from struct import Struct
 import attrs
 import zmq
 
-from zroute.escapes import printable
+from zroute.logs import printable
 
 __all__ = ["OnEvent", "SocketEvent", "parse_event"]
 

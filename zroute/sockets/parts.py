@@ -11,13 +11,13 @@ from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
-from zroute.delivery.reports import Reports
 from zroute.errors import EnvelopeError, HighWaterMarkError
-from zroute.escapes import printable
+from zroute.functions import name_of
+from zroute.logs import printable
 from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
-from zroute.routing.parameters import name_of
 from zroute.sockets.connection import make_socket
 from zroute.sockets.persistent import PersistentConnection
+from zroute.throttle import Reports
 
 __all__ = ["OnMessage", "PartsConnection", "SendingConnection", "all_parts"]
 

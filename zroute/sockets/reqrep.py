@@ -20,7 +20,7 @@ import attrs
 import zmq
 from twisted.internet.defer import Deferred, fail
 
-from zroute.delivery.reports import Clock
+from zroute.clock import Clock
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import (
     EndpointError,

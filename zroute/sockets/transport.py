@@ -1,6 +1,6 @@
 """The ZeroMQ transport of one app: one SUB and one XPUB socket in a context.
 
-This is the seam that `zroute.service` knows: open, listen, send, finish reading, close.
+This is the seam that `zroute.runtime.service` knows: open, listen, send, finish reading, close.
 """
 
 from __future__ import annotations

@@ -18,15 +18,15 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.endpoints import Endpoint
 from zroute.errors import SignatureError, UsageError
+from zroute.functions import identity
 from zroute.messages.bodies import body_decoder, runtime_encoder
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, matches, startswith, topic_bytes
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
-from zroute.routing.parameters import identity
-from zroute.run import Drained, Ground
-from zroute.service import AppService
+from zroute.runtime.run import Drained, Ground
+from zroute.runtime.service import AppService
 from zroute.testing.reactor import RestlessError, VirtualReactor
 from zroute.testing.transport import Bus, MemoryTransport
 

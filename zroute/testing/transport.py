@@ -1,4 +1,4 @@
-"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.run` knows."""
+"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.runtime.run` knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
 from zroute.options import LINGER_DRAIN, READ_BUDGET
-from zroute.run import Run
+from zroute.runtime.run import Run
 from zroute.sockets.connection import Drain
 from zroute.testing.reactor import VirtualReactor
 
@@ -93,7 +93,7 @@ class MemoryTransport:
         self.on_connected: Callable[[], None] = lambda: None
 
     def open(self, drain: Drain) -> None:
-        """See `zroute.run.Transport`, also for the rest."""
+        """See `zroute.runtime.run.Transport`, also for the rest."""
         self._drain = drain
         self._bus.join(self)
 

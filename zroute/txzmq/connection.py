@@ -14,11 +14,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
-from zroute.delivery.reports import Reports
 from zroute.errors import EnvelopeError, NotRunningError
-from zroute.escapes import printable
+from zroute.logs import printable
 from zroute.sockets.connection import Connection
 from zroute.sockets.ipc import bind
+from zroute.throttle import Reports
 from zroute.txzmq.factory import ZmqFactory
 
 __all__ = ["ZmqConnection", "ZmqEndpoint", "ZmqEndpointType"]

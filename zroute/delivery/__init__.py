@@ -1,1 +1,0 @@
-"""How much, in what order, what was lost: bookkeeping. Pure: no socket, no reactor."""

@@ -1,0 +1,193 @@
+"""Whether a message is what its type says: asked at the publisher, before anything is sent.
+
+The engines trust a program's annotations; this module does not, so that a message that readers would
+refuse, or get changed, is an error where it is published.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+import attrs
+import msgspec
+
+from zroute.codegen import make_lambda
+from zroute.messages.decode_checks import HIGHEST, LOWEST, SMALL
+from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, limits, resolved
+
+__all__ = ["conforms", "misfit"]
+
+Test = Callable[[Any], bool]
+
+_READ_AS: Mapping[Any, type] = {
+    Sequence: list,
+    MutableSequence: list,
+    Set: set,
+    Mapping: dict,
+    MutableMapping: dict,
+}
+"""What a reader gets for an abstract type."""
+
+
+def conforms(hint: Any) -> Test:
+    """A function that says whether a value is what a reader of ``hint`` gets back: of the same types, in bounds.
+
+    For a value that does not, it may as well raise. An int where ``hint`` says float passes if it arrives
+    as an equal float (PEP 484 lets it stand there). Values of undeclared type all pass.
+    """
+    return _Tests().of(hint)
+
+
+def misfit(hint: Any, value: Any, path: str = "") -> tuple[str, Any, Any]:
+    """Where in ``value`` something does not conform: the path, what is expected there and what is there."""
+    bare = resolved(hint)
+    for step, child, item in _parts(bare, value):
+        if not _holds(conforms(child), item):
+            return misfit(child, item, path + step)
+    return path, hint, value
+
+
+def _parts(bare: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The parts of a class, list or map with their types; none where ``value`` is no such thing."""
+    origin, kinds = get_origin(bare) or bare, list(children(bare))
+    if is_class(origin) and type(value) is origin:
+        yield from ((step, child, getattr(value, step[1:], attrs.NOTHING)) for step, child in kinds)
+    elif is_class(origin) and typing.is_typeddict(origin) and type(value) is dict:
+        yield from ((step, child, value[step[1:]]) for step, child in kinds if step[1:] in value)
+    elif origin in MAPS and type(value) is dict:
+        yield from ((f"[{key!r:.40}]", kinds[1][1], item) for key, item in value.items())
+    elif origin in ARRAYS and len(kinds) == 1 and type(value) in (list, tuple):
+        yield from ((f"[{number}]", kinds[0][1], item) for number, item in enumerate(value))
+
+
+def _holds(test: Test, value: Any) -> bool:
+    try:
+        return test(value)
+    except Exception:
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    return value.__class__ is int and float(value) == value
+
+
+def _in_minutes(value: Any) -> bool:
+    """Zones travel as hours and minutes (RFC 3339); the seconds of an old local time would be cut off."""
+    offset = value.utcoffset()
+    return not offset or not offset % datetime.timedelta(minutes=1)
+
+
+# {v} is the value, {n} a name to keep it under.
+_LEAF_TESTS: Mapping[Any, str] = {
+    int: f"({{n}} := {{v}}).__class__ is int and ({-SMALL} < {{n}} < {SMALL} or {LOWEST} <= {{n}} <= {HIGHEST})",
+    float: "(({n} := {v}).__class__ is float and {n} - {n} == 0.0 or is_whole({n}))",
+    decimal.Decimal: "({n} := {v}).__class__ is kind{n} and {n} == {n}",
+    datetime.datetime: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
+    datetime.time: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
+}
+
+
+class _Tests:
+    """One test a type. A class is one expression: half the time of a loop, and it stands before each message."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Test] = {}
+
+    def of(self, hint: Any) -> Test:
+        bare, metas = resolved(hint), limits(hint)
+        test = self._bare(bare)
+        if not metas:
+            return test
+        origin = get_origin(bare)
+        limited: Any = Annotated[(origin if origin in ARRAYS + MAPS else bare, *metas)]
+
+        def test_limited(value: Any) -> bool:
+            msgspec.convert(value, limited)  # raises where it is out of bounds
+            return test(value)
+
+        return test_limited
+
+    def _bare(self, hint: Any) -> Test:
+        if hint in self._made:
+            return self._made[hint]
+        self._made[hint] = lambda value: self._made[hint](value)  # for a type that contains itself
+        self._made[hint] = test = self._make(hint, get_origin(hint) or hint, get_args(hint))
+        return test
+
+    def _make(self, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> Test:
+        if hint in LEAVES:
+            return self._compiled([self._term(hint, "m", "v", names := self._names())], names)
+        if origin is Literal:
+            known = {(type(value), value) for value in arguments}
+            return lambda value: (type(value), value) in known
+        if origin in (Union, types.UnionType):
+            tests = [self.of(argument) for argument in arguments]
+            return lambda value: any(_holds(test, value) for test in tests)
+        if isinstance(origin, type) and issubclass(origin, Enum):
+            return lambda value: isinstance(value, origin)
+        if is_class(origin):
+            return self._typed_dict(hint, origin) if typing.is_typeddict(origin) else self._class(hint, origin)
+        if origin in ARRAYS + MAPS and hint is not origin:
+            return self._container(_READ_AS.get(origin, origin), arguments)
+        return lambda value: True
+
+    def _class(self, hint: Any, origin: Any) -> Test:
+        names = self._names(kind=origin)
+        terms = ["m.__class__ is kind"]
+        terms += [
+            self._term(child, f"m{step}", f"v{number}", names) for number, (step, child) in enumerate(children(hint))
+        ]
+        return self._compiled(terms, names)
+
+    def _term(self, hint: Any, value: str, name: str, names: dict[str, Any]) -> str:
+        bare = resolved(hint)
+        if bare in LEAVES and not limits(hint):
+            names[f"kind{name}"] = bare
+            return _LEAF_TESTS.get(bare, "{v}.__class__ is kind{n}").format(v=value, n=name)
+        names[f"test{name}"] = self.of(hint)
+        return f"test{name}({value})"
+
+    @staticmethod
+    def _names(**more: Any) -> dict[str, Any]:
+        return {"is_whole": _is_whole, "in_minutes": _in_minutes, **more}
+
+    @staticmethod
+    def _compiled(terms: list[str], names: dict[str, Any]) -> Test:
+        expression = " and ".join(terms)
+        test: Any = make_lambda(expression, names)
+        test.expression = (expression, names)  # for whoever writes a function around it, and saves the call
+        return cast("Test", test)
+
+    def _typed_dict(self, hint: Any, origin: Any) -> Test:
+        hints = {step[1:]: child for step, child in children(hint)}
+        tests = {name: self.of(child) for name, child in hints.items()}
+        # Not __required_keys__ alone: it does not see NotRequired in annotations that are strings.
+        required = {name for name in hints if name in origin.__required_keys__}
+        required -= {name for name, child in hints.items() if get_origin(child) is typing.NotRequired}
+        required |= {name for name, child in hints.items() if get_origin(child) is typing.Required}
+        return lambda value: (
+            type(value) is dict
+            and required <= value.keys() <= tests.keys()
+            and all(tests[name](item) for name, item in value.items())
+        )
+
+    def _container(self, kind: Any, arguments: tuple[Any, ...]) -> Test:
+        tests = [self.of(argument) for argument in arguments if argument is not ...]
+        if kind is tuple and ... not in arguments:
+            return lambda value: (
+                type(value) is tuple
+                and len(value) == len(tests)
+                and all(test(item) for test, item in zip(tests, value, strict=True))
+            )
+        of_items, of_values = tests[0], tests[-1]
+        if kind is dict:
+            return lambda value: (
+                type(value) is dict and all(map(of_items, value)) and all(map(of_values, value.values()))
+            )
+        return lambda value: type(value) is kind and all(map(of_items, value))

@@ -1,0 +1,310 @@
+"""Handlers that are unfinished when they return: their order, their bounds, and their end.
+
+What a route's `Flow` decides happens here: calls are made when their turn has come, what they return is
+waited for, and reading pauses while one route is full. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from zroute.awaiting import is_awaitable
+from zroute.clock import Clock
+from zroute.publishing.producers import TURN_SECONDS, Start, drive
+from zroute.publishing.publication import Outlet
+from zroute.receiving.batching import Gathering, ListJob, Stale
+from zroute.receiving.dispatch import CompiledRoute, Delivery
+from zroute.receiving.frames import Raw
+from zroute.throttle import Reports
+
+__all__ = ["Reading", "Unfinished", "error_of"]
+
+InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
+Dropped = Callable[[], None]
+
+
+class Reading(Protocol):
+    """Where messages come from, as far as outcomes have a say in it."""
+
+    def pause(self, by: Iterable[CompiledRoute]) -> None:
+        """Read no more until `resume`, since the routes ``by`` are full; nothing that has arrived is lost."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def reclassify(self) -> None:
+        """A route's flow has become active: the closures that call its function themselves are to be made anew."""
+
+
+class CallOutcomes(Protocol):
+    """What becomes of a call that has ended."""
+
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+        """It raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
+
+    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+        """Whether the message is too old for the route by now, which is counted."""
+
+    def publish(
+        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+    ) -> Deferred[None] | None:
+        """It returned ``value``; None, or what fires when that need not wait any more."""
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    """A call that waits for its turn, or runs."""
+
+    delivery: Delivery
+    call: Callable[[], Any]
+    raw: Raw
+    many: ClassVar[int] = 1
+
+    def is_stale(self, stale: Stale) -> bool:
+        """Whether the message is too old by now."""
+        return stale(self.delivery, self.raw)
+
+
+class Unfinished:
+    """What has begun in one run of an app and not ended, and what waits for its turn."""
+
+    def __init__(
+        self,
+        outcomes: CallOutcomes,
+        reports: Reports,
+        clock: Clock,
+        start: Start,
+        in_thread: InThread,
+        reading: Reading,
+    ) -> None:
+        self._outcomes = outcomes
+        self._reports = reports
+        self._clock = clock
+        self._start = start
+        self._in_thread = in_thread
+        self._reading = reading
+        self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
+        self._queued: set[CompiledRoute] = set()
+        self._full: dict[CompiledRoute, None] = {}
+        self._pumping: set[CompiledRoute] = set()
+        self._idle: list[Deferred[None]] = []
+        self._gathering = Gathering(clock, self._queued.add, self._go_on)
+        self.gather = self._gathering.gather
+        self.release, self.release_soon = self._gathering.release, self._gathering.release_soon
+
+    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
+        """A handler returned something, or is to be called when its turn has come."""
+        route = delivery.route
+        if route.flow.active:
+            self._enqueue(delivery, result, raw)
+            return
+        running = self._begun(delivery, result)
+        if running is None:
+            route.stats.handled += 1
+        else:  # the first Deferred of a plain function: from now on its messages take turns
+            route.flow.active = True
+            self._reading.reclassify()
+            route.flow.start(delivery.topic)
+            self._await(_Job(delivery, _begun_already, raw), delivery.topic, running)
+
+    def _begun(self, delivery: Delivery, result: Any) -> Deferred[Any] | None:
+        """What to wait for, if ``result`` is not there yet or can't be published at once."""
+        if is_awaitable(result):
+            return self._start(result).addCallback(lambda value: self._publish(delivery, value))
+        if delivery.route.outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
+            return drive(result, lambda value: self._publish(delivery, value), self._clock, self._start)
+        return self._publish(delivery, result)
+
+    def _enqueue(self, delivery: Delivery, call: Callable[[], Any], raw: Raw) -> None:
+        route = delivery.route
+        route.flow.put(delivery.topic, _Job(delivery, call, raw))
+        route.stats.queued += 1  # which another route of the same name may share
+        self._queued.add(route)
+        self._pump(route)
+        if route.flow.full and route not in self._full:
+            self._pause(route)
+
+    def _go_on(self, route: CompiledRoute) -> None:
+        """Lists of this route wait for their turn, or have grown."""
+        self._pump(route)
+        if route.flow.full and route not in self._full:
+            self._pause(route)
+
+    def _pause(self, route: CompiledRoute) -> None:
+        self._full[route] = None
+        self._reading.pause(self._full)
+        self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
+        self._gathering.release_soon(0)
+
+    def _pump(self, route: CompiledRoute) -> None:
+        """Begin what may run, unless that is under way: in `_begin_some` below it, or in the reactor's next turn."""
+        if route not in self._pumping:
+            self._pumping.add(route)
+            self._begin_some(route)
+
+    def _begin_some(self, route: CompiledRoute) -> None:
+        """Begin what may run, for a bounded time, and the rest in the next turn."""
+        flow = route.flow
+        deadline = self._clock.seconds() + TURN_SECONDS
+        while (taken := flow.take()) is not None:
+            key, job = taken
+            route.stats.queued -= job.many
+            self._run(key, job)
+            if flow.queued and self._clock.seconds() >= deadline:
+                self._clock.callLater(0, self._begin_some, route)
+                break
+        else:
+            self._pumping.discard(route)
+        if not flow.queued:
+            self._queued.discard(route)
+        if route in self._full and flow.eased:
+            self._flows_again(route)
+        self._tell_if_idle()
+
+    def _run(self, key: Hashable, job: _Job | ListJob) -> None:
+        delivery = job.delivery
+        if delivery.route.route.stale_after is not None and job.is_stale(self._outcomes.stale):
+            delivery.route.flow.done(key)
+            return
+        try:
+            call = job.call
+            result = self._in_thread(call) if delivery.route.route.thread else call()
+            running = self._begun(delivery, result)
+        except BaseException as error:  # also SystemExit, as for plain functions
+            delivery.route.flow.done(key)
+            self._outcomes.failed(delivery, error, job.raw, job.many)
+            return
+        if running is None:
+            delivery.route.flow.done(key)
+            delivery.route.stats.handled += job.many
+        else:
+            self._await(job, key, running)
+
+    def _await(self, job: _Job | ListJob, key: Hashable, running: Deferred[Any]) -> None:
+        route, many = job.delivery.route, job.many
+        stats = route.stats
+        stats.in_flight += many
+
+        def ended(result: Any) -> None:
+            stats.in_flight -= many
+            route.flow.done(key)
+            if isinstance(result, Failure):
+                self._outcomes.failed(job.delivery, error_of(result), job.raw, many)
+            else:
+                stats.handled += many
+            self._pump(route)
+
+        def dropped() -> None:
+            stats.in_flight -= many
+            stats.dropped_at_shutdown += many
+
+        self.watch(running, route.name, ended, dropped, many)
+
+    def watch(
+        self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped, many: int = 1
+    ) -> None:
+        """Call ``ended`` with how ``running``, a call with ``many`` messages, ended, unless it is given up before."""
+        if running in self._unfinished:
+            running = _also(running)
+        self._unfinished[running] = (name, dropped, many)
+
+        def tell(result: Any) -> None:
+            if self._unfinished.pop(running, None) is not None:
+                ended(result)
+                self._tell_if_idle()
+
+        running.addBoth(tell)
+
+    def _flows_again(self, route: CompiledRoute) -> None:
+        del self._full[route]
+        self._say_flow(route, "flows again: %d messages wait")
+        if self._full:
+            self._reading.pause(self._full)
+        else:
+            self._reading.resume()
+
+    def _say_flow(self, route: CompiledRoute, text: str) -> None:
+        where, queued = route.route.where, route.flow.queued
+        key = ("flow", route.name, where)
+        self._reports(key, route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
+
+    def _publish(self, delivery: Delivery, value: Any) -> Deferred[None] | None:
+        if value is None or not delivery.route.outlets:
+            return None
+        return self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
+
+    def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
+        """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""
+        dropped: int = sum([job.many for job in route.flow.clear()])
+        route.stats.queued -= dropped
+        route.stats.dropped_at_shutdown += dropped
+        if unfinished is not None and unfinished in self._unfinished:
+            _, drop, many = self._unfinished.pop(unfinished)
+            drop()
+            dropped += many
+        self._queued.discard(route)
+        self._gathering.forget(route)
+        if route in self._full:
+            self._flows_again(route)
+        self._tell_if_idle()
+        return dropped
+
+    def idle(self) -> Deferred[None]:
+        """Fires when no handler is unfinished and none waits for its turn."""
+        waiting: Deferred[None] = Deferred()
+        self._idle.append(waiting)
+        self._tell_if_idle()
+        return waiting
+
+    def names(self) -> dict[str, int]:
+        """The handlers that are unfinished or wait for their turn, and how many messages of each."""
+        names: Counter[str] = Counter()
+        for name, _, many in self._unfinished.values():
+            names[name] += many
+        for route in self._queued:
+            names[route.name] += route.flow.queued
+        return names
+
+    def give_up(self) -> dict[str, int]:
+        """Drop what waits and cancel what is unfinished, counted: the names of the handlers, and how many of each."""
+        names: Counter[str] = Counter()
+        self._full.clear()  # nothing flows again
+        for route in tuple(self._queued):
+            names[route.name] += self.discard(route)
+        unfinished, self._unfinished = self._unfinished, {}
+        for running, (name, dropped, many) in unfinished.items():
+            names[name] += many
+            dropped()
+            running.addErrback(lambda _: None)
+            running.cancel()
+        self._tell_if_idle()
+        return names
+
+    def _tell_if_idle(self) -> None:
+        if not self._unfinished and not self._queued:
+            waiting, self._idle = self._idle, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+
+def _begun_already() -> None:
+    """The call of a job that is begun."""
+
+
+def _also(running: Deferred[Any]) -> Deferred[None]:
+    """Ends after ``running`` has: a function may return one Deferred for several messages; the first has the result."""
+    waiting: Deferred[None] = Deferred()
+    running.addCallback(lambda _: waiting.callback(None))
+    return waiting
+
+
+def error_of(failure: Failure) -> BaseException:
+    """What ``failure`` holds."""
+    return failure.value or RuntimeError("a failure without an error")

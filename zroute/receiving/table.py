@@ -1,0 +1,585 @@
+"""RouteTable: the compiled form of all routes, and the loop that every message goes through.
+
+`RouteTable.drain` reads frames, splits the topic off and calls the topic's deliver closure. It knows the
+layout of `zroute.messages.wire`, and the cache finds routes and expected header together in one look-up.
+Whatever is rare (a new topic, another codec, several parts, a large body, a fault) leaves the loop.
+
+Each message is counted in one of `Stats.routed`, ``unrouted``, ``malformed``, ``duplicate`` and ``control``. The loop
+counts as routed all messages that did not leave it: the rare branches count the others in ``aside``, so that the common
+way pays nothing. The code that a message goes to then counts it; closures that did so return `COUNTED` or `MALFORMED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from struct import Struct
+from typing import Any, Literal, Protocol
+
+import attrs
+
+from zroute.declarations.batching import releasing
+from zroute.errors import EnvelopeError
+from zroute.messages.coalesced import Batch, parse_batch, singles
+from zroute.messages.codecs import Codec
+from zroute.messages.topics import Pattern
+from zroute.messages.wire import (
+    COUNTER,
+    HEAD_SIZE,
+    HEADER_MAX,
+    HEADER_SIZE,
+    MAGIC,
+    NUL,
+    SENT_AT,
+    Header,
+    Kind,
+    parse_header,
+    parse_kept,
+    split,
+)
+from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
+from zroute.receiving.coalesced import Unpacked
+from zroute.receiving.dispatch import (
+    COUNTED,
+    MALFORMED,
+    TRACKED,
+    UNDECODABLE,
+    CompiledRoute,
+    Deliver,
+)
+from zroute.receiving.frames import Raw, Uncopied, frames_of, uncopied
+from zroute.receiving.topic_cache import Entries, Entry, EntryOutcomes
+from zroute.receiving.trie import minimal_cover
+from zroute.stats import Stats
+
+__all__ = ["Account", "Accounts", "Dispatch", "RouteTable", "TableOutcomes"]
+
+Dispatch = Literal["all", "most_specific"]
+
+_HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
+_COUNTER = COUNTER.unpack_from
+_ROUNDS = list(range(1, READ_BUDGET + 1))
+
+
+class TableOutcomes(EntryOutcomes, Protocol):
+    """`EntryOutcomes`, and what becomes of messages that reached no route."""
+
+    def unrouted(self, raw: Raw) -> None:
+        """No route takes this topic."""
+
+    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
+        """These frames are no message."""
+
+    def release(self) -> None:
+        """Nothing more waits to be read: hand over all lists."""
+
+    def release_soon(self) -> None:
+        """Hand them over before long, if they are not before."""
+
+
+class Account(Protocol):
+    """What a subscription received of one publisher: ``expected`` is the number that comes next."""
+
+    expected: int
+
+    @property
+    def prefix(self) -> bytes:
+        """The subscription."""
+
+
+class Accounts(Protocol):
+    """Who keeps account of what tracked publishers sent, see `zroute.receiving.session`."""
+
+    def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
+        """That of a message of ``topic``, which came by a subscription of ours, at one publisher."""
+
+    def judge(self, account: Any, number: int, many: int = 1) -> bool:
+        """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
+
+    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+        """Whether a message that a publisher kept for somebody who joined is to be delivered here."""
+
+    def untracked(self, topic: bytes) -> None:
+        """A message that no numbers came with."""
+
+    def control(self, header: Header, topic: bytes, body: bytes) -> None:
+        """A frame that carries no message. Raises EnvelopeError."""
+
+
+@attrs.define(eq=False)
+class _Unjudged:
+    """The account of messages whose numbers say nothing about the subscription they came by."""
+
+    expected: int = 0
+
+
+_UNJUDGED = _Unjudged()
+
+
+@attrs.define(eq=False)
+class _Latest:
+    """When the latest message of each topic was sent by publishers that keep it; a changed table takes this over.
+
+    A note must not cost the loop more than a dict entry, so entries are not moved when they are noted again. Instead,
+    a full ``times`` becomes ``older``, whose former entries are dropped: they were noted before all that stay. So the
+    `TOPICS_NOTED` entries noted last are always known, and up to twice as many are held.
+    """
+
+    times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
+    """Send times by epoch and topic, as in the header: such bytes compare as the numbers do."""
+    older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
+
+    def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
+        """Whether a message came that is not older than one whose header begins with ``fixed``."""
+        key = epoch, topic
+        known = self.times.get(key) or self.older.get(key)
+        return known is not None and known >= fixed[SENT_AT:]
+
+    def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
+        """The one whose header begins so came last."""
+        if len(topic) > MAX_TOPIC:  # no publisher keeps it
+            return
+        if len(self.times) >= TOPICS_NOTED:
+            self.older, self.times = self.times, {}
+        self.times[epoch, topic] = fixed[SENT_AT:]
+
+    def keep_only(self, subscriptions: Iterable[bytes]) -> None:
+        """Forget topics that begin with none of these: who subscribes to them again is sent their messages again."""
+        prefixes = tuple(subscriptions)
+        for notes in (self.times, self.older):
+            for key in [key for key in notes if not key[1].startswith(prefixes)]:
+                del notes[key]
+
+    def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
+        """``deliver``, for messages that are noted as the latest."""
+        start = len(topic) + 1
+
+        def deliver_noted(body: bytes, raw: Raw) -> int | None:
+            fixed = raw[1][:HEADER_SIZE] if isinstance(raw, tuple) else raw[start : start + HEADER_SIZE]
+            self.note(epoch, topic, fixed)
+            return deliver(body, raw)
+
+        return deliver_noted
+
+
+@attrs.define(eq=False)
+class _Parts:
+    """What is known about the parts of messages; a changed table takes it over in the middle of one.
+
+    ``skipping`` says that the rest of a refused message is to be read; ``multipart`` holds the topics for
+    which RCVMORE is asked each time.
+    """
+
+    skipping: bool = False
+    multipart: dict[bytes, None] = attrs.field(factory=dict)
+
+
+class RouteTable:
+    """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
+
+    ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
+    nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for
+    envelopes. ``before`` is the table whose place this one takes.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[CompiledRoute],
+        *,
+        default: Codec,
+        codecs: Mapping[int, Codec],
+        dispatch: Dispatch,
+        max_message: int,
+        stats: Stats,
+        outcomes: TableOutcomes,
+        accounts: Accounts,
+        clock: Callable[[], float],
+        before: RouteTable | None = None,
+    ) -> None:
+        self.routes = tuple(routes)
+        self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
+        self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self.most: int | None = None
+        """How many messages of one frame may be delivered in one drain, if that is bounded."""
+        self._rounds: list[int] = []
+        self._default = default
+        self._dispatch: Dispatch = dispatch
+        self._max_message = max_message
+        self._short = min(LARGE_FRAME, max_message)  # bytes of a frame up to which its body needs no check of its size
+        self._stats = stats
+        self._outcomes = outcomes
+        self._accounts = accounts
+        self._clock = clock
+        self._parts: _Parts = _Parts() if before is None else before._parts
+        self._unpacked: Unpacked = Unpacked() if before is None else before._unpacked
+        self._latest: _Latest = _Latest() if before is None else before._latest
+        if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
+            self._latest.keep_only(self.subscriptions)
+        self._entries = Entries(
+            self.routes,
+            self.subscriptions,
+            default=default,
+            codecs=codecs,
+            only_first=dispatch == "most_specific",
+            clock=clock,
+            outcomes=outcomes,
+            stats=stats,
+            unpacked=self._unpacked,
+            multipart=self._parts.multipart,
+            unrouted=self._unrouted,
+            malformed=self._malformed,
+        )
+        if any(route.lists for route in routes):  # nobody else pays for it
+            self.drain = releasing(self.drain, outcomes.release, outcomes.release_soon)  # type: ignore[method-assign,assignment]
+
+    def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
+        """A table with other routes in place of this one, whose drain ends after the message at hand."""
+        table = RouteTable(
+            routes,
+            default=self._default,
+            codecs=codecs,
+            dispatch=self._dispatch,
+            max_message=self._max_message,
+            stats=self._stats,
+            outcomes=self._outcomes,
+            accounts=self._accounts,
+            clock=self._clock,
+            before=self,
+        )
+        self.hold()
+        return table
+
+    def forget_accounts(self) -> None:
+        """Ask for all of them anew."""
+        self._entries.forget_heads()
+
+    def reclassify(self) -> None:
+        """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
+        self._entries.clear()
+        self._unpacked.hold()
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """Read and deliver up to ``budget`` messages (256 at the most), fewer after a `hold`.
+
+        ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
+        and goes to the caller: nothing else does; ``recv(1, False)`` need not copy it. ``more()`` says whether
+        the part read last has another behind it; it is costly and asked only where the rule of parts needs it.
+        """
+        plain, tracked = self._entries.plain.get, self._entries.tracked.get
+        unpack, judge = _HEAD_AND_NUMBER, self._judge
+        received, aside, receive, short = 0, 0, recv, self._short
+        if self._unpacked.rest:
+            self.work_off(budget)
+            return
+        if self._parts.skipping:
+            budget -= self._skip(recv, more, budget)
+        rounds = self._rounds = _ROUNDS[:budget]  # a list, so that `hold` can end it at no cost
+        try:
+            for received in rounds:  # noqa: B007  # counted in the end
+                frame = receive(1)
+                if len(frame) > short:
+                    if len(frame) > LARGE_FRAME:
+                        receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
+                    self._one_by_one(frame, recv, more)
+                    aside += 1
+                    continue
+                topic, _, body = frame.partition(NUL)
+                deliver = plain(topic)
+                if deliver is not None and body:  # no body: perhaps there was no NUL
+                    if fault := deliver(body, frame):
+                        aside += self._after(fault, topic, frame, recv, more)
+                    continue
+                heads = tracked(topic)
+                if heads is not None and len(body) > HEADER_SIZE:
+                    head, number = unpack(body)
+                    known = heads.get(head)
+                    if known is not None:
+                        account, deliver = known
+                        if number == account.expected > 0:
+                            account.expected = number + 1
+                        elif number and not judge(account, number):
+                            aside += 1
+                            continue
+                        if fault := deliver(body[HEADER_SIZE:], frame):
+                            aside += self._after(fault, topic, frame, recv, more)
+                        continue
+                self._one_by_one(frame, recv, more)
+                aside += 1  # only now: a message that `recv` fails in the middle of is not counted at all
+        except BaseException:
+            received -= 1  # it was `recv` that raised: nothing else in the loop does
+            raise
+        finally:
+            self._stats.received += received
+            self._stats.routed += received - aside
+
+    def hold(self) -> None:
+        """Make the drain that is under way end after this message; later ones are not affected."""
+        self._rounds.clear()
+        self._unpacked.hold()
+
+    @property
+    def unpacked(self) -> int:
+        """How many messages are left of frames of several: the next drain begins with them."""
+        return len(self._unpacked.rest)
+
+    def work_off(self, budget: int) -> None:
+        """Deliver up to so many of those, fewer after a `hold`."""
+        rest, outer = self._unpacked.rest, self._rounds
+        self._rounds = rounds = list(range(budget))
+        for _ in rounds:
+            if not rest:
+                break
+            topic, codec, body, frame = rest.popleft()
+            self._stats.received += 1
+            try:
+                self._check_size(body)
+                entry = self._entries.of(topic)
+                self._deliver(self._entries.deliver(entry, codec, body), body, frame)
+            except EnvelopeError as error:
+                self._malformed(error, frame)
+        if not rounds:  # held
+            outer.clear()
+        self._rounds = outer
+
+    # -- the rule of parts ------------------------------------------------------------------------------
+
+    def _one_by_one(self, frame: bytes | Uncopied, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+        """A message that is new, large, of several parts or broken: RCVMORE is asked."""
+        if not more():
+            self._receive(frame)
+            return
+        parts = [frame[:]]
+        while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
+            parts.append(recv(1))
+        self._parts.skipping = bool(len(parts) == MAX_PARTS and more())
+        if self._parts.skipping:
+            self.hold()
+            self._malformed(EnvelopeError(f"more than {MAX_PARTS} parts", frames=tuple(parts)), tuple(parts))
+        else:
+            self._receive(tuple(parts))
+
+    def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> int:
+        """Read up to ``budget`` parts of a message that is refused already; how many it were.
+
+        A connection that was taken back meanwhile has taken the rest of its message with it: so ask first.
+        """
+        for parts in range(budget):
+            if not more():
+                self._parts.skipping = False
+                return parts
+            recv(1)
+        return budget
+
+    def _after(
+        self, fault: int, topic: bytes, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]
+    ) -> int:
+        """Follow up on what a closure returned; how many messages the loop must not count as routed: 0 or 1."""
+        if fault == TRACKED:
+            self._one_by_one(frame, recv, more)
+        elif fault != COUNTED and self._has_rest(fault, more):  # what is left of its message is no message
+            self._entries.forget(topic)
+            self._parts.multipart[topic] = None  # asked each time from now on
+            if len(self._parts.multipart) > TOPICS_NOTED:
+                del self._parts.multipart[next(iter(self._parts.multipart))]
+            self._parts.skipping = True
+            self.hold()
+        return int(fault != UNDECODABLE)
+
+    def _has_rest(self, fault: int, more: Callable[[], int]) -> bool:
+        try:
+            return bool(more())
+        except BaseException:  # the loop takes back the message at hand, but this one is delivered
+            self._stats.received += 1
+            self._stats.routed += fault == UNDECODABLE
+            raise
+
+    # -- whole messages ---------------------------------------------------------------------------------
+
+    def _receive(self, raw: Raw) -> None:
+        try:
+            if not isinstance(raw, tuple) and (at := raw[: MAX_TOPIC + 1].find(NUL)) >= 0:
+                topic, start = raw[:at], at + 1  # a body may be large: it is copied once
+                if raw[start : start + len(MAGIC)] == MAGIC:
+                    header = parse_header(raw[start : start + HEADER_MAX])
+                    fixed, body = raw[start : start + HEADER_SIZE], raw[start + header.size :]
+                    self._receive_tracked(topic, header, fixed, body, raw)
+                else:
+                    self._receive_plain(topic, raw[start:], raw)
+                return
+            topic, body = split(frames_of(raw))
+            if body.startswith(MAGIC):
+                header = parse_header(body)
+                self._receive_tracked(topic, header, body[:HEADER_SIZE], body[header.size :], raw)
+            else:
+                self._receive_plain(topic, body, raw)
+        except EnvelopeError as error:
+            self._malformed(error, raw)
+
+    def _receive_plain(self, topic: bytes, body: bytes, raw: Raw) -> None:
+        self._accounts.untracked(topic)
+        entry = self._entries.of(topic)
+        self._check_size(body)
+        small = len(body) <= LARGE_FRAME
+        deliver = self._entries.plain_of(entry) if small else self._entries.deliver(entry, 0, body)
+        self._deliver(deliver, body, raw)
+
+    def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
+        """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
+        if header.kind is Kind.KEPT:
+            self._receive_kept(header, fixed, topic, body, raw)
+            return
+        if header.kind is Kind.BATCH:
+            self._receive_batch(header, fixed, topic, body, raw)
+            return
+        if header.kind != Kind.DATA:
+            self._accounts.control(header, topic, body)
+            self._stats.control += 1
+            return
+        entry = self._entries.of(topic)
+        deliver = self._entries.deliver(entry, header.codec, body)
+        if header.keeps:
+            deliver = self._latest.noting(header.epoch, topic, deliver)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
+        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
+        ours = header.span == length
+        named = ours or not header.further or any(span == length for span, _ in header.further)
+        if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
+            short = self._past_counters(header, length, account, deliver) if header.further else deliver
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
+        if not header.sequence or self._judge(account, header.number(length)):
+            self._check_size(body)
+            self._deliver(deliver, body, raw)
+
+    def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
+        """``deliver``, for frames with further counters: that of length ``ours`` is the first, or one of them.
+
+        A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
+        """
+        further = COUNTER.size * len(header.further)
+        at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
+
+        def deliver_behind(body: bytes, raw: Raw) -> int | None:
+            if len(body) < further:
+                return self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
+            if at is not None:
+                span, number = _COUNTER(body, at)
+                if span != ours:
+                    self._receive(raw)
+                    return COUNTED
+                if number == account.expected > 0:
+                    account.expected = number + 1
+                elif not self._judge(account, number):
+                    return COUNTED
+            return deliver(body[further:], raw)
+
+        return deliver_behind
+
+    def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: Raw) -> None:
+        topic, body = parse_kept(body)
+        ours = self._accounts.kept(header, marker, topic) and self._entries.subscription(topic) is not None
+        if not ours or self._latest.has(header.epoch, topic, fixed):
+            self._stats.control += 1
+            return
+        self._check_size(body)
+        entry = self._entries.of(topic)
+        self._latest.note(header.epoch, topic, fixed)
+        self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
+
+    def _deliver(self, deliver: Deliver, body: bytes, raw: Raw) -> None:
+        """Deliver one message off the loop, and count it as routed unless the closure has counted it."""
+        if deliver(body, raw) in (None, UNDECODABLE):
+            self._stats.routed += 1
+
+    def _judge(self, account: Any, number: int, many: int = 1) -> bool:
+        """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
+
+        Of ``many`` messages it is that of the first. Those that are not to be delivered are counted as duplicates.
+        """
+        if account is _UNJUDGED:
+            return True
+        if number == account.expected > 0:
+            account.expected = number + many
+            return True
+        if self._accounts.judge(account, number, many):
+            return True
+        self._stats.duplicate += many
+        return False
+
+    # -- several messages in a frame ----------------------------------------------------------------------
+
+    def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
+        entry = self._entries.of(topic)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
+        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
+        if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
+            unpacking = self._unpacking(entry, header, account)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
+        batch = parse_batch(header.codec, body)
+        if header.sequence and not self._judge(account, header.number(length), batch.many):
+            self._stats.received += batch.many - 1
+            return
+        if header.keeps:
+            self._latest.note(header.epoch, topic, fixed)
+        self._unpack(entry, batch, fixed)
+
+    def _unpacking(self, entry: Entry, header: Header, account: Any) -> Deliver:
+        """What delivers the frames that begin like this one; it looks at their numbers itself."""
+        codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
+
+        def deliver(body: bytes, raw: Raw) -> int | None:
+            assert isinstance(raw, bytes)  # the loop gives frames
+            try:
+                batch = parse_batch(codec, body)
+            except EnvelopeError as error:
+                return self._malformed(error, raw)
+            fixed = raw[at : at + HEADER_SIZE]
+            number, many = _HEAD_AND_NUMBER(fixed)[1], batch.many
+            if number and not self._judge(account, number, many):
+                self._stats.received += many - 1
+                return COUNTED
+            if keeps:
+                self._latest.note(header.epoch, entry.topic.wire, fixed)
+            self._unpack(entry, batch, fixed)
+            return COUNTED
+
+        return deliver
+
+    def _unpack(self, entry: Entry, batch: Batch, fixed: bytes) -> None:
+        """Deliver the messages of a batch as if each had come alone. The frame itself is counted already."""
+        many, topic, stats = batch.many, entry.topic.wire, self._stats
+        made: list[bytes] = []
+
+        def frames() -> list[bytes]:
+            if not made:
+                made.extend(singles(topic, fixed, batch.bodies))
+            return made
+
+        most = many if self.most is None else min(many, self.most)
+        whole = most == many and len(batch.listing) <= self._max_message  # else each is looked at
+        hand_out = self._entries.hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
+        done = hand_out(batch, frames) if hand_out is not None else 0
+        stats.received += done - 1
+        stats.routed += done
+        if done < many:
+            left = zip(batch.bodies[done:], frames()[done:], strict=True)
+            self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
+        if not done:
+            self.work_off(min(most, READ_SLICE))
+        rounds = self._rounds
+        left_of_drain = 0 if self._unpacked.rest else max(len(rounds) - many + 1, 0)
+        del rounds[left_of_drain:]  # they were as much work as that, and what is left of them is first at the next
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._max_message:
+            raise EnvelopeError(f"a body of {len(body)} bytes, over max_message={self._max_message}")
+
+    def _unrouted(self, raw: Raw) -> int:
+        self._stats.unrouted += 1
+        self._outcomes.unrouted(raw)
+        return COUNTED
+
+    def _malformed(self, error: EnvelopeError, raw: Raw) -> int:
+        self._stats.malformed += 1
+        self._outcomes.malformed(error, raw)
+        return MALFORMED

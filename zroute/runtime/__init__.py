@@ -1,0 +1,1 @@
+"""One run of an app: what opens, delivers, drains and closes, as a Twisted service and as a process."""

@@ -1,0 +1,750 @@
+"""Run: what one run of an app does from its start to its stop. It opens, delivers, drains and closes.
+
+The transport is known by a small protocol, so that another one can take its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial, wraps
+from threading import get_ident
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
+from twisted.python.failure import Failure
+
+from zroute.app import App
+from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.compiler import (
+    CompiledTrigger,
+    compile_route,
+    fresh,
+    known_codecs,
+    refuse_duplicates,
+)
+from zroute.declarations.routes import Hook, Route
+from zroute.declarations.signatures import Call, Needed
+from zroute.endpoints import Endpoint
+from zroute.errors import (
+    EndpointError,
+    ForkedContextError,
+    NotReadyError,
+    NotRunningError,
+    UsageError,
+    WrongThreadError,
+)
+from zroute.functions import identity, is_generator_function, name_of
+from zroute.logs import printable
+from zroute.messages.schema import describe
+from zroute.messages.topics import Topic
+from zroute.options import LINGER_DRAIN, RECEIVED_MAX
+from zroute.publishing.producers import CompiledProducer, Producers
+from zroute.publishing.publisher import Outgoing, Sending
+from zroute.receiving.dispatch import CompiledRoute
+from zroute.receiving.events import Gap, LostKept, LostTail
+from zroute.receiving.hearing import ANSWER_SECONDS
+from zroute.receiving.in_flight import error_of
+from zroute.receiving.results import Outcomes
+from zroute.receiving.session import SubscribingEnd, Subscriptions
+from zroute.receiving.table import RouteTable
+from zroute.runtime.resources import Resources
+from zroute.runtime.streams import Stream
+from zroute.sockets.connection import Drain
+from zroute.sockets.transport import SocketTransport
+from zroute.stats import Stats
+from zroute.throttle import Reports
+
+__all__ = ["Drained", "Ground", "Limit", "Run", "Transport", "sockets"]
+
+_log = logging.getLogger("zroute")
+
+_CATCH_UP = 1.0
+"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more.
+
+As long as any question has for the answers of publishers (`ANSWER_SECONDS`), and up to half of the drain timeout for
+what they sent before, which is read first."""
+
+
+_ANSWERS = 0.005
+"""Seconds between two looks for the last answers of publishers, while nothing else is there to read."""
+
+
+_GOODBYE = 1.0
+"""Seconds of the drain timeout, up to half of it, that one who has no room for messages leaves to goodbyes."""
+
+
+_NAMED = 5
+"""Subscriptions that a log line names: an app may have thousands."""
+
+
+_HOOK = 1.0
+"""Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
+
+
+class Transport(Sending, Subscriptions, Protocol):
+    """What a run needs of whatever moves its frames."""
+
+    def open(self, drain: Drain) -> None:
+        """Bind and connect; what is received will go to ``drain``. Raises EndpointError."""
+
+    on_connected: Callable[[], None]
+    """Called when a publisher has connected, for the first time or again."""
+
+    def silent(self, answered: Iterable[str]) -> Sequence[str]:
+        """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
+
+    def expect_end(self, name: str, links: Iterable[int]) -> None:
+        """A publisher of this name, heard by these connections, has said goodbye, and its own is going to end."""
+
+    def use(self, drain: Drain) -> None:
+        """Give what is received from now on to another drain."""
+
+    def pause(self) -> None:
+        """Read no more until `resume`, and lose nothing."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def readable(self) -> bool:
+        """Whether a message waits to be read, also while paused."""
+
+    def read(self) -> None:
+        """Read some of what waits, now."""
+
+    def discard(self, most: int) -> int:
+        """Throw away up to so many of the messages that wait; how many that were."""
+
+    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
+        """Close; fires when all has been sent or given up."""
+
+
+@attrs.frozen
+class Ground:
+    """What a run stands on; tests give it another one.
+
+    ``transport`` makes what moves the frames, ``wall`` gives Unix seconds, ``asyncio`` says whether an asyncio
+    loop drives the reactor. ``replaced`` are objects in place of resources, by type. ``observe`` is told of each
+    error and whether a hook took it, ``results`` of each function of the app and what it returned.
+    """
+
+    transport: Callable[[Run], Transport]
+    asyncio: bool
+    wall: Callable[[], float] = time.time
+    replaced: Mapping[Any, Any] = attrs.field(factory=dict)
+    observe: Callable[[BaseException, bool], None] = lambda error, hooked: None
+    results: Callable[[Callable[..., Any], Any], None] | None = None
+
+
+@attrs.frozen
+class Drained:
+    """How a stop went: ``unfinished`` handlers by name, with their number, when the time was over."""
+
+    unfinished: Mapping[str, int]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every handler had ended."""
+        return not self.unfinished
+
+
+class Limit:
+    """How many messages several services may read altogether; ``reached`` is called once, at the last."""
+
+    def __init__(self, messages: int, reached: Callable[[], None]) -> None:
+        self.left = messages
+        self._reached = reached
+
+    def take(self, messages: int) -> None:
+        """So many have been read."""
+        if messages and self.left:
+            self.left = max(self.left - messages, 0)
+            if not self.left:
+                self._reached()
+
+
+class Run:
+    """Everything that lives from one start of ``app`` to its stop.
+
+    ``subscribe_to`` and ``publish_to`` are its endpoints, ``limit`` ends reading after a number of messages.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        reactor: Any,
+        ground: Ground,
+        *,
+        subscribe_to: tuple[Endpoint, ...],
+        publish_to: tuple[Endpoint, ...],
+        limit: Limit | None,
+    ) -> None:
+        self.app = app
+        self.reactor = reactor
+        self.subscribe_to = subscribe_to
+        self.publish_to = publish_to
+        self._limit = limit
+        self._ground = ground
+        self._compiled = app.compile()
+        self._stats = app.stats = Stats()
+        self._thread, self._process = get_ident(), os.getpid()
+        self._resources = Resources(self._compiled.resources, ground.replaced, self._start, self.reactor)
+        self._outcomes = Outcomes(
+            stats=self._stats,
+            log=_log,
+            clock=self.reactor,
+            wall=ground.wall,
+            start=self._start,
+            in_thread=self._in_thread,
+            default=app.codec,
+            hooks=app._errors,
+            unrouted=app._fallbacks,
+            hook=self._hook,
+            reading=self,
+            observe=ground.observe,
+        )
+        self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
+        self._accounts.moved = lambda: self._table.forget_accounts()
+        self._reports = Reports(_log, self.reactor)
+        self._codecs = self._compiled.codecs
+        self._table = self._make_table(())
+        self._beginning: Deferred[None] = succeed(None)
+        self._producers: Producers | None = None
+        self._outgoing: Outgoing | None = None
+        self._streams: dict[Stream[Any], None] = {}
+        self._calls: set[Future[Any]] = set()
+        self._listening = False
+        self._stopped = False
+        self._ended = False
+        self.transport = ground.transport(self)
+
+    # -- from start to stop -----------------------------------------------------------------------------
+
+    def begin(self) -> Deferred[None]:
+        """Open resources and sockets, run ``on_startup``, subscribe, start producers; fails with what fails."""
+        self._beginning = Deferred.fromCoroutine(self._begin())
+        return self._beginning
+
+    async def _begin(self) -> None:
+        await self._resources.open()
+        if not self._stopped:
+            await self._open()
+
+    async def _open(self) -> None:
+        routes = [self._supplied(fresh(route)) for route in self._compiled.routes]
+        self._stats.routes.update((route.name, route.stats) for route in routes)
+        self._table = self._make_table(routes)
+        self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
+        given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
+        self._outgoing = Outgoing(self.app, self.reactor, *given)
+        self.app._emit = self._outgoing.open(self._compiled.outlets)
+        for hook in self.app._startup:
+            await self._awaited(self._hook(hook.function)())
+            if self._stopped:  # it may have asked for that
+                return
+        self._listening = True
+        self._listen()
+        producers = tuple(self._producer(trigger) for trigger in self._compiled.triggers)
+        self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
+        self._producers.start()
+
+    async def end(self, timeout: float) -> Drained:
+        """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done.
+
+        All together within ``timeout`` seconds; functions that close something have one second at least.
+        """
+        self._stopped = True
+        deadline = self.reactor.seconds() + timeout
+
+        def left() -> float:
+            return float(max(deadline - self.reactor.seconds(), 0.0))
+
+        if self._producers is not None:
+            for name, ending in self._producers.stop():
+                self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
+        await self._wait(0)  # a handler that asked for the stop returns first, and is waited for
+        unfinished = await self._end_start(left())
+        unfinished |= await self._catch_up(left)
+        for stream in tuple(self._streams):
+            stream.finish()
+        unfinished |= await self._settle(left())
+        self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
+        self._stats.paused_since, self._stats.paused_by = None, ()
+        for hook in self.app._shutdown if self._outgoing is not None else ():
+            unfinished |= await self._shut_down(hook, max(left(), _HOOK))
+        self.transport.listen(())
+        if self._outgoing is not None:
+            unfinished |= await self._outgoing.send_rest(max(left() - _GOODBYE, left() / 2))
+            self._publish_no_more()
+            unfinished |= await self._outgoing.goodbye(left())
+        self._withdraw()
+        unfinished |= await self._resources.close(max(left(), _HOOK), self._failed_to_close)
+        await self.transport.close()
+        self._outcomes.close()
+        self._reports.close()
+        return Drained(unfinished)
+
+    def _withdraw(self) -> None:
+        """From now on the app does not run, and another run of it may begin."""
+        self._ended = True
+        for call in tuple(self._calls):
+            if not call.done():
+                call.set_exception(_stopped(self.app))
+        self._publish_no_more()
+        if self._outgoing is not None:
+            self._outgoing.release()
+        if self.app._run is self:
+            self.app._run = None
+
+    def _publish_no_more(self) -> None:
+        if self.app._run is self:
+            self.app._emit = None
+        if self._outgoing is not None:
+            self._outgoing.close()
+
+    @property
+    def identity(self) -> str:
+        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        return self._outgoing.identity if self._outgoing is not None else ""
+
+    # -- while running ----------------------------------------------------------------------------------
+
+    def attach(self, route: Route) -> CompiledRoute:
+        """See `zroute.runtime.streams.Host`, also for the rest."""
+        what = f"attach({route.patterns[0].text!r})"
+        self._check_thread(what)
+        app, compiled = self.app, self._compiled
+        if self._outgoing is None:
+            raise NotRunningError(f"{what} before {app.name!r} has opened its sockets: attach from on_startup on")
+        if not self.subscribe_to:
+            raise EndpointError(
+                f"{what} has no endpoint to subscribe to: add App(sub='tcp://127.0.0.1:5555'), the address that the "
+                "publisher binds",
+                where=route.where,
+            )
+        made = compile_route(route, "", (app,), (), compiled.given, app.codec)
+        closed = [kind for kind in made.call.needs if kind not in self._resources.objects]
+        if closed:
+            name = describe(closed[0])
+            raise UsageError(
+                f"{what}: {made.name} needs {name}, which was not opened, because only what is replaced needed it: "
+                f"replace it too, as in TestApp(app, {{{name}: fake}})"
+            )
+        made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
+        refuse_duplicates((*self._table.routes, made), app.dispatch)
+        self._swap((*self._table.routes, made))
+        return made
+
+    def detach(self, route: CompiledRoute) -> None:
+        """What the route has received is still handled."""
+        if not self._ended:
+            self._check_thread("close() of what was attached")
+            self._outcomes.release()
+            self._swap(tuple(other for other in self._table.routes if other is not route))
+
+    def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
+        """Drop what waits for a route, and say so."""
+        dropped = self._outcomes.unfinished.discard(route, unfinished)
+        if dropped:
+            _log.info(
+                "%s at %s was left while %d messages waited; they are dropped", route.name, route.route.where, dropped
+            )
+
+    def open_stream(self, stream: Stream[Any]) -> None:
+        """Finish it at the stop."""
+        self._streams[stream] = None
+        if self._stopped:
+            stream.finish()
+
+    def close_stream(self, stream: Stream[Any]) -> None:
+        """It has been left."""
+        self._streams.pop(stream, None)
+
+    def _swap(self, routes: Sequence[CompiledRoute]) -> None:
+        named = [(one.route.codec, one.route.where) for one in routes if one.route.codec]
+        self._codecs = known_codecs(self._compiled.codecs, named)
+        self._table = self._table.changed(routes, self._codecs)
+        if self._limit is None:
+            self.transport.use(self._table.drain)
+        if self._listening and not self._stopped:
+            self._listen()
+
+    def _listen(self) -> None:
+        if self.transport.counts and self.subscribe_to:
+            self.transport.on_connected = self._accounts.rejoin
+            self._accounts.ended = self.transport.expect_end
+            self._accounts.listen(self.transport, self._table.subscriptions)
+        else:
+            self.transport.listen(self._table.subscriptions)
+
+    def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
+        """See `App.ready`."""
+        if not self.subscribe_to:
+            return succeed(None)
+        if self.transport.counts:
+            ready = self._accounts.ready(publishers, state=state)
+        else:
+            ready = Deferred.fromCoroutine(self._all_read()) if state else succeed(None)
+        waiting = within(timeout, ready, self.reactor).addErrback(self._not_ready, timeout, state)
+        return waiting.addCallback(self._hand_over) if state else waiting
+
+    async def _all_read(self) -> None:
+        """A transport that plays joins by itself has given what is kept when it was told of the subscriptions."""
+        await self._wait(0)
+        while self._is_readable:
+            await self._wait(_ANSWERS)
+
+    def make_marker(self) -> bytes:
+        """Return a new marker of this run, for a join that a transport plays by itself."""
+        return self._accounts.make_marker()
+
+    def _hand_over(self, _: None) -> None:
+        """Kept messages that wait in lists are given to their handlers, too."""
+        self._outcomes.release()
+
+    def _not_ready(self, failure: Failure, timeout: float, state: bool) -> None:
+        failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
+        if not self._accounts.listening:
+            raise NotReadyError(
+                f"{self.app.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
+                "are sent after that; do not await ready() there, but in a coroutine that is started there"
+            )
+        answered = self._accounts.complete
+        silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
+        names = f" ({', '.join(map(printable, answered))})" if answered else ""
+        kept = ""
+        if state and self._accounts.given < len(answered):
+            not_given = len(answered) - self._accounts.given
+            kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
+        raise NotReadyError(
+            f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
+            f"answered{names}{kept}{silent}; check that the publishers run and use wire='tracked'"
+        )
+
+    def _found(self, found: Gap | LostTail | LostKept) -> None:
+        """A loss: to whoever wants to know, else to the log."""
+        publisher = self._accounts.named(found.epoch)
+        if isinstance(found, LostTail):
+            names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
+            names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
+            text = "%s: %s %s: what was lost of %s is not known"
+            subject = f"{self.app.name}: unknown losses"
+            self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, found.why, names)
+            return
+        if isinstance(found, LostKept):
+            text = "%s: lost %d of the messages that %s keeps for those who join"
+            subject = f"{self.app.name}: lost kept messages"
+            self._reports("kept", subject, logging.WARNING, text, self.app.name, found.count, publisher)
+            return
+        if not self.app._gaps:
+            text = "%s: lost %d messages of %r from %s (numbers %d to %d)"
+            name = str(Topic.from_wire(found.subscription))
+            arguments = (self.app.name, found.count, name, publisher, found.first, found.last)
+            self._reports("gap", f"{self.app.name}: lost messages", logging.WARNING, text, *arguments)
+        for hook in self.app._gaps:
+            try:
+                result = self._hook(hook.function)(found)
+                if is_awaitable(result):
+                    self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
+            except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+                self._failed_over_a_gap(error)
+
+    def _failed_over_a_gap(self, error: BaseException) -> None:
+        self._stats.hook_errors += 1
+        self._reports("on_gap", f"{self.app.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
+        self._ground.observe(error, False)
+
+    def from_thread(self, call: Callable[[], Any]) -> Any:
+        """Runs in another thread: the result of ``call`` on the reactor's."""
+        self.check_process("from_thread was called")
+        if get_ident() == self._thread:
+            raise WrongThreadError(
+                f"from_thread was called on the reactor's own thread, where it would wait for itself: call "
+                f"{name_of(call)} directly"
+            )
+        future: Future[Any] = Future()
+        self._calls.add(future)  # first, so that a stop in another thread at this moment finds it
+        try:
+            if self._ended:
+                raise _stopped(self.app)
+            self.reactor.callFromThread(self._call, future, call)
+            return future.result()
+        finally:
+            self._calls.discard(future)
+
+    def _call(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        """Runs on the reactor's thread, for a thread that waits for ``future``."""
+        if future.done():
+            return  # the app has stopped before, and told so
+
+        def end(result: Any) -> None:
+            if future.done():
+                return  # the app has stopped meanwhile, and told so
+            if isinstance(result, Failure):
+                future.set_exception(error_of(result))
+            else:
+                future.set_result(result)
+
+        maybeDeferred(lambda: self._begun(call())).addBoth(end)
+
+    def check_process(self, what: str) -> None:
+        """Raise ForkedContextError in a child of the process that runs the app."""
+        if os.getpid() != self._process:
+            raise ForkedContextError(_FORKED.format(what))
+
+    def _check_thread(self, what: str) -> None:
+        self.check_process(what)
+        if get_ident() != self._thread:
+            raise WrongThreadError(f"{what} was called from another thread than the reactor's: use app.from_thread")
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def pause(self, by: Iterable[CompiledRoute]) -> None:
+        """See `zroute.receiving.in_flight.Reading`, also for the next two."""
+        self._table.hold()
+        self.transport.pause()
+        stats = self._stats
+        stats.paused_by = tuple(route.name for route in by)
+        stats.paused_since = self._ground.wall() if stats.paused_since is None else stats.paused_since
+
+    def resume(self) -> None:
+        """Unless reading has ended for good."""
+        self._stats.paused_since, self._stats.paused_by = None, ()
+        if not self._stopped and self._is_reading:
+            self.transport.resume()
+
+    def reclassify(self) -> None:
+        """Nothing is lost: the closures are made anew for the next message."""
+        self._table.reclassify()
+
+    # -- parts of a start and a stop --------------------------------------------------------------------
+
+    def _make_table(self, routes: Sequence[CompiledRoute]) -> RouteTable:
+        app = self.app
+        return RouteTable(
+            routes,
+            default=app.codec,
+            codecs=self._codecs,
+            dispatch=app.dispatch,
+            max_message=app.max_message,
+            stats=self._stats,
+            outcomes=self._outcomes,
+            accounts=self._accounts,
+            clock=self._ground.wall,
+        )
+
+    def _supplied(self, route: CompiledRoute) -> CompiledRoute:
+        return attrs.evolve(route, call=self._told(route.call.supply(self._resources.objects)))
+
+    def _told(self, call: Call) -> Call:
+        """``call``, with its results told to whoever wants to know."""
+        results = self._ground.results
+        if results is None or is_generator_function(call.function):
+            return call
+        return attrs.evolve(call, function=_telling(call.function, results))
+
+    def _hook(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` with the resources that it takes."""
+        given = self._compiled.hooked[identity(function)]
+        objects = self._resources.objects
+        return partial(
+            function,
+            **{name: objects[value.kind] if isinstance(value, Needed) else value for name, value in given.items()},
+        )
+
+    def _producer(self, trigger: CompiledTrigger) -> CompiledProducer:
+        publish = self._outcomes.publish
+        return CompiledProducer(
+            trigger.name,
+            trigger.where,
+            self._told(trigger.call.supply(self._resources.objects)).bind({}, Topic()),
+            lambda value: publish(trigger.outlets, value, {}, trigger.name),
+            trigger.schedule,
+            is_generator_function(trigger.call.function),
+        )
+
+    def _limited(self, limit: Limit) -> Drain:
+        """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
+
+        def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+            stats = self._stats
+            before = stats.received - stats.control
+            try:
+                self._table.most = limit.left
+                self._table.drain(recv, more, 1)  # one frame at a time: it may bring many
+            finally:
+                limit.take(stats.received - stats.control - before)
+                if not limit.left:
+                    self.transport.pause()
+
+        return drain
+
+    async def _end_start(self, timeout: float) -> dict[str, int]:
+        """Cancel a start that is still at work, so that what it has begun to open is closed in its turn."""
+        self._beginning.cancel()
+        try:
+            await within(timeout, self._beginning, self.reactor)
+        except TimeoutError:
+            return {"the start": 1}
+        return {}
+
+    async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
+        """Read what was sent before the stop, also past the bounds: a SUB socket that unsubscribes first would drop it.
+
+        All publishers are asked once more, and their answers come behind what they sent before. So reading ends with
+        the last answer, or when the time is over; what is not answered then is an unknown loss. Of publishers that
+        never answer it is at most what libzmq queues of each; what is more came later. Return what is left unread.
+        """
+        clock, before, number = self.reactor.seconds, self._stats.received, 0
+        end, longest, arrived = clock() + _CATCH_UP, clock() + left() / 2, RECEIVED_MAX * max(self.transport.peers, 1)
+        answers = min(clock() + ANSWER_SECONDS, longest)
+        if self._is_reading:
+            self._accounts.ask_last()
+        while self._is_reading and not self._accounts.has_read_all and (self._is_readable or self._accounts.awaited):
+            unread = arrived - (self._stats.received - before)
+            waits = clock() < (longest if self._is_readable else answers) and self._accounts.awaited
+            if clock() >= end and not waits and not (self._is_readable and unread > 0 and left()):
+                number = self._leave_unread(unread, clock() - end + _CATCH_UP)
+                break
+            self.transport.read()
+            await self._wait(0 if self._is_readable else _ANSWERS)
+        self.transport.pause()
+        # What is left of a frame is accounted for: it is handled, whatever the bounds say, unless reading was to end.
+        while self._table.unpacked and self._is_reading:
+            self._table.work_off(self._table.unpacked)
+        self._outcomes.release()
+        return {"messages that were received and not read": number} if number else {}
+
+    @property
+    def _is_reading(self) -> bool:
+        """True unless as many messages as wanted were read."""
+        return self._limit is None or self._limit.left > 0
+
+    @property
+    def _is_readable(self) -> bool:
+        """True if a message waits, in the socket or in a frame that was read."""
+        return bool(self._table.unpacked or self.transport.readable())
+
+    def _leave_unread(self, most: int, seconds: float) -> int:
+        """Throw away up to ``most`` messages that a stop had no time for; return how many that were."""
+        if not self._is_readable:
+            return 0
+        number = self.transport.discard(most) if most > 0 else 0
+        text = "%s: %s messages still waited %g s after the stop; they are left unread"
+        _log.warning(text, self.app.name, number or "more", seconds)
+        return number
+
+    async def _settle(self, timeout: float) -> dict[str, int]:
+        """Wait for unfinished handlers; the names of those that took too long, with their number."""
+        unfinished = self._outcomes.unfinished
+        if names := unfinished.names():
+            waited = ", ".join(f"{name}: {count}" for name, count in names.items())
+            _log.info("%s: unfinished, and waited for up to %.1f s: %s", self.app.name, timeout, waited)
+        try:
+            await within(timeout, unfinished.idle(), self.reactor)
+        except TimeoutError:
+            return unfinished.give_up()
+        return {}
+
+    async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
+        """Run one on_shutdown function; its name, if it took too long."""
+        name = name_of(hook.function)
+        try:
+            result = self._hook(hook.function)()
+            if is_awaitable(result):
+                await within(timeout, self._start(result), self.reactor)
+        except TimeoutError:
+            return {name: 1}
+        except (Exception, SystemExit) as error:
+            _log.exception("%s at %s under on_shutdown failed%s; the stop goes on", name, hook.where, loop_hint(error))
+            self._failed_to_close(error)
+        return {}
+
+    def _failed_to_close(self, error: BaseException) -> None:
+        self._stats.hook_errors += 1
+        self._ground.observe(error, False)
+
+    async def _awaited(self, result: Any) -> None:
+        if is_awaitable(result):
+            await self._start(result)
+
+    def _begun(self, result: Any) -> Any:
+        return self._start(result) if is_awaitable(result) else result
+
+    def _wait(self, seconds: float) -> Deferred[None]:
+        turn: Deferred[None] = Deferred()
+        self.reactor.callLater(seconds, turn.callback, None)
+        return turn
+
+    def _start(self, awaitable: Awaitable[Any]) -> Deferred[Any]:
+        return as_deferred(awaitable, asyncio_loop=self._ground.asyncio)
+
+    def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
+        """What ``call`` returns in a thread of the pool; it is not made if it is given up before a thread is free."""
+        reactor, waiting = self.reactor, Deferred[Any]()
+
+        def work() -> Any:
+            return None if waiting.called else _finished(call())
+
+        def told(well: bool, result: Any) -> None:
+            reactor.callFromThread(waiting.callback if well else waiting.errback, result)
+
+        reactor.getThreadPool().callInThreadWithCallback(told, work)
+        return waiting
+
+
+def _telling(function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]) -> Callable[..., Any]:
+    """``function``, whose results are told when they are there."""
+
+    @wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if isinstance(result, Deferred):
+            return result.addCallback(tell)
+        return awaited(result) if is_awaitable(result) else tell(result)
+
+    async def awaited(result: Awaitable[Any]) -> Any:
+        return tell(await result)
+
+    def tell(result: Any) -> Any:
+        results(function, result)
+        return result
+
+    return told
+
+
+def _finished(result: Any) -> Any:
+    if is_awaitable(result):
+        raise UsageError(
+            f"returned a {type(result).__name__} in a thread, where nothing can await it: get its result with "
+            "app.from_thread(function, …), which awaits on the reactor's thread"
+        )
+    return result
+
+
+_FORKED = (
+    "{} in a process that was forked from the one that runs the app, and ZeroMQ's sockets don't survive that: start "
+    "processes before the app, or with multiprocessing's 'spawn', and give each an app of its own"
+)
+
+
+def _stopped(app: App) -> NotRunningError:
+    return NotRunningError(f"{app.name!r} has stopped, so nothing can be called on its reactor any more")
+
+
+def sockets(run: Run) -> Transport:
+    """ZeroMQ's."""
+    return SocketTransport(
+        run.reactor,
+        run.app.context,
+        subscribe_to=run.subscribe_to,
+        publish_to=run.publish_to,
+        max_message=run.app.max_message,
+        max_subscription_bytes=run.app.limits.max_subscription_bytes,
+        drops=run.app.overflow == "drop",
+        name=run.app.name,
+    )

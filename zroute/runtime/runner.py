@@ -1,0 +1,455 @@
+"""Running apps as a program of their own: the one module that touches the global reactor.
+
+It installs the reactor that was asked for, starts a service per app, and stops them all at a signal, after
+a time, after a number of messages, when one fails, or when somebody else stops the reactor. Nothing it
+starts is left open, and no stop waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+from zroute.app import App
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError, UsageError
+from zroute.logs import FORMATS, LEVELS, printable, set_up_logging
+from zroute.options import DRAIN_TIMEOUT
+from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
+from zroute.runtime.watchdog import Watchdog
+
+__all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
+
+REACTORS = {
+    "epoll": "twisted.internet.epollreactor",
+    "poll": "twisted.internet.pollreactor",
+    "select": "twisted.internet.selectreactor",
+    "asyncio": "twisted.internet.asyncioreactor",
+}
+
+EXIT_FAILED = 1
+EXIT_ENDPOINT = 5
+EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): something was left undone
+
+_THREADS = 1.0
+"""Seconds that threads are given at least to end, when all else has: they can't be cancelled."""
+
+_FLUSH = 0.5
+"""Seconds a hurried end waits for output to be taken: its reader may be stopped."""
+
+_log = logging.getLogger("zroute")
+
+
+def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
+    """Install the reactor ``name`` (one of `REACTORS`; None: Twisted's choice for the platform); returns it.
+
+    ``uvloop`` puts the asyncio reactor on a loop of uvloop. Raises UsageError when the platform has none of
+    that name, when uvloop is not installed or another reactor than asyncio's is asked for with it, or when the
+    program has installed another one already, by importing ``twisted.internet.reactor`` before.
+    """
+    install = _chosen_reactor(name, uvloop)
+    if install is not None:
+        install()
+    from twisted.internet import reactor
+
+    return reactor
+
+
+def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None:
+    """Return what installs the reactor; None if it is installed, or is Twisted's choice. Raises as `install_reactor`.
+
+    Nothing is installed before the call of what is returned.
+    """
+    if uvloop:
+        if name not in (None, "asyncio"):
+            raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
+        name = "asyncio"
+    if name is None:
+        return None
+    if name not in REACTORS:
+        raise UsageError(f"there is no reactor {name!r}: one of {', '.join(REACTORS)}")
+    module = REACTORS[name]
+    installed = _installed_reactor()
+    if installed is None:
+        return _installer(name, module, uvloop)
+    if type(installed).__module__ != module:
+        raise UsageError(
+            f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
+            "imported twisted.internet.reactor at its top; import it inside a function"
+        )
+    if uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
+        raise UsageError("asyncio's reactor is installed already, on a loop that is not uvloop's: install it once")
+    return None
+
+
+def _installed_reactor() -> Any:
+    """The global reactor; None while there is none, which an import would install."""
+    return sys.modules.get("twisted.internet.reactor")
+
+
+def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
+    try:
+        chosen = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"this platform has no {name!r} reactor: {error}") from error
+    if not uvloop:
+        return cast("Callable[[], None]", chosen.install)
+    try:
+        loops = importlib.import_module("uvloop")
+    except ImportError as error:
+        raise UsageError("uvloop is not installed: pip install 'zroute[uvloop]'") from error
+
+    def install() -> None:
+        loop = loops.new_event_loop()
+        asyncio.set_event_loop(loop)  # which Twisted does for a loop of its own only
+        chosen.install(loop)
+
+    return install
+
+
+def run(
+    apps: Sequence[App],
+    *,
+    sub: tuple[Endpoint, ...] | None = None,
+    pub: tuple[Endpoint, ...] | None = None,
+    reactor: str | None = None,
+    uvloop: bool = False,
+    seconds: float | None = None,
+    max_messages: int | None = None,
+    drain_timeout: float = DRAIN_TIMEOUT,
+    log_level: str = "info",
+    log_format: str = "auto",
+) -> int:
+    """Run ``apps`` until a signal, for ``seconds``, or for ``max_messages`` altogether; returns the exit code.
+
+    0: stopped and drained. 1: an app did not start. 5: an endpoint can't be bound or connected, or is
+    missing. 75: handlers, resources, or threads they use, were unfinished after ``drain_timeout`` seconds. A second
+    signal n ends the process at once, with 128+n.
+
+    ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
+    ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
+    Afterwards the handlers of signals are those that were set before.
+    In another thread than the main thread signals are left to the program, which may also end by `stop`, or with its
+    main thread.
+
+    Raises what ``app.compile()`` raises, and UsageError for an option that can't be meant, an app that is given twice
+    or runs already, a reactor that runs or ran before, or a loop of asyncio that runs already. Nothing has been changed
+    then: no reactor is installed, nor handlers of signals or of the log.
+    """
+    _refuse_options(sub, pub, seconds, max_messages, drain_timeout, log_level, log_format)
+    if len({id(app) for app in apps}) < len(apps):
+        raise UsageError("an app runs once in a process: name each once")
+    _refuse_surroundings(apps)
+    _chosen_reactor(reactor, uvloop)
+    wrong: EndpointError | None = None
+    try:
+        for app in apps:
+            app.endpoints(sub=sub, pub=pub)
+    except EndpointError as error:
+        wrong = error
+    set_up_logging(log_level, log_format)
+    if wrong is not None:
+        _log.error("%s", wrong)
+        return EXIT_ENDPOINT
+    installed = install_reactor(reactor, uvloop=uvloop)
+    return _Program(installed, apps, sub, pub, drain_timeout, max_messages).run(seconds)
+
+
+def _refuse_options(
+    sub: object, pub: object, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
+) -> None:
+    """Raise UsageError for a value that can't be meant."""
+    for name, value, optional in (
+        ("seconds", seconds, True),
+        ("max_messages", max_messages, True),
+        ("drain_timeout", drain_timeout, False),
+    ):
+        if not (optional if value is None else isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
+            what = "a number" if name == "max_messages" else "a number of seconds"
+            raise UsageError(
+                f"{name} is {value!r}, and run takes {what} that is finite and not negative, as in {name}=10"
+            )
+    for name, endpoints in (("sub", sub), ("pub", pub)):
+        if endpoints is not None and not _are_endpoints(endpoints):
+            raise UsageError(
+                f"{name} is {endpoints!r}, and run takes a tuple of Endpoints: give addresses to App({name}=…)"
+            )
+    for name, given, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
+        if given not in known:
+            raise UsageError(f"{name} is {given!r}, and run takes one of {', '.join(known)}")
+
+
+def _are_endpoints(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(endpoint, Endpoint) for endpoint in value)
+
+
+def _refuse_surroundings(apps: Sequence[App]) -> None:
+    """Raise UsageError if this process has no room for a run, or one of the apps runs."""
+    installed = _installed_reactor()
+    if installed is not None and installed.running:
+        raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
+    if installed is not None and getattr(installed, "_startedBefore", False):
+        raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])")
+    if asyncio._get_running_loop() is not None:
+        raise UsageError(
+            "a loop of asyncio runs already, and run() would hold it up: call it outside of asyncio.run(), with "
+            "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
+        )
+    for app in apps:
+        app._claim()
+
+
+_program: _Program | None = None
+"""The run of this process: there is one reactor, which runs once."""
+
+
+def stop(why: str) -> bool:
+    """Stop the run of this process from any thread, as a first signal does; False when it has not come to that.
+
+    Nothing happens when it stops already.
+    """
+    if _program is None:
+        return False
+    _program._reactor.callFromThread(_program._stop, why)
+    return True
+
+
+class _Program:
+    """The services of one run, and why and how they stop."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        apps: Sequence[App],
+        sub: tuple[Endpoint, ...] | None,
+        pub: tuple[Endpoint, ...] | None,
+        drain_timeout: float,
+        max_messages: int | None,
+    ) -> None:
+        from zroute.runtime.run import Limit
+        from zroute.runtime.service import AppService
+
+        self._reactor = reactor
+        self._limit = Limit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
+        self._services = [
+            AppService(app, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit) for app in apps
+        ]
+        self._drain_timeout = drain_timeout
+        self._code = 0
+        self._signals = 0
+        self._why: str | None = None
+        self._unhandled: list[object] = []
+        self._watch: threading.Timer | None = None
+        self._watchdog = Watchdog(reactor)
+
+    def run(self, seconds: float | None) -> int:
+        global _program
+        _program = self
+        self._unhandled = _count_unhandled_failures()
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._drain)  # Twisted waits for its Deferred
+        if not in_main_thread():
+            threading.Thread(target=_stop_with_main_thread, name="zroute-main", daemon=True).start()
+        with restored_handlers():
+            run_reactor(self._reactor, self._signal, self._start, seconds)
+        self._watchdog.stop()
+        if self._watch is not None:
+            self._watch.cancel()
+        return self._code
+
+    def _start(self, seconds: float | None) -> None:
+        self._watchdog.start()
+        try:
+            for service in self._services:
+                service.startService()
+                service.started.addCallbacks(lambda _, service=service: self._say(service), self._not_started)
+        except EndpointError as error:
+            _log.error("%s", error)
+            self._stop("an endpoint failed", EXIT_ENDPOINT)
+            return
+        except Exception:
+            _log.exception("an app did not start")
+            self._stop("an app did not start", EXIT_FAILED)
+            return
+        if seconds is not None:
+            self._reactor.callLater(seconds, self._stop, f"{seconds:g} s are over")
+
+    def _say(self, service: Any) -> None:
+        if service.transport is not None:  # else it was stopped at once, by its on_startup
+            for line in _summary(service):
+                _log.log(*line)
+
+    def _not_started(self, failure: Any) -> None:
+        """The service has said why."""
+        if failure.check(EndpointError):
+            self._stop("an endpoint failed", EXIT_ENDPOINT)
+        else:
+            self._stop("an app did not start", EXIT_FAILED)
+
+    # -- stopping -------------------------------------------------------------------------------------
+
+    def _signal(self, number: int, _frame: object) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+            return
+        routes = [route for service in self._services for route in service.app.stats.routes.values()]
+        unfinished = sum(route.queued + route.in_flight for route in routes)
+        left = f"; {unfinished} messages are unfinished" if unfinished else ""
+        end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
+
+    def _stop(self, why: str, code: int = 0) -> None:
+        """Stop the reactor, which drains first; the first reason is the one that counts."""
+        if self._why is not None:
+            return
+        from twisted.internet.error import ReactorNotRunning
+
+        self._why, self._code = why, code
+        with suppress(ReactorNotRunning):  # somebody else has stopped it just now
+            self._reactor.stop()
+
+    def _drain(self) -> Any:
+        """Stop the services, whoever stops the reactor; fires when they have stopped."""
+        from twisted.internet.defer import DeferredList
+
+        if self._code != EXIT_ENDPOINT:  # which has been said in one line
+            _log.info("stopping: %s", self._why or "the reactor was stopped")
+        self._why = self._why or "stopped"
+        began = self._reactor.seconds()
+        stopped = DeferredList([service.stopService() for service in self._services], consumeErrors=True)
+        return stopped.addCallback(self._stopped, began)
+
+    def _stopped(self, results: list[tuple[bool, Any]], began: float) -> None:
+        for service, (well, drained) in zip(self._services, results, strict=True):
+            if not well:
+                _log.error("%s did not stop well: %s", service.app.name, printable(drained.getErrorMessage()))
+                self._code = self._code or EXIT_FAILED
+            elif not drained.complete:
+                names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
+                _log.error("%s: unfinished after the drain timeout, and given up: %s", service.app.name, names)
+                self._code = self._code or EXIT_DRAIN
+        if self._code != EXIT_ENDPOINT:
+            self._sum_up()
+        if not in_main_thread():  # the process is not ours to end
+            return
+        left = self._drain_timeout - (self._reactor.seconds() - began)
+        self._watch = threading.Timer(max(left, _THREADS), self._abandon)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def _sum_up(self) -> None:
+        _flush_output()  # what handlers printed comes before the summary, also in a file
+        for service in self._services:
+            _log.info("%s: %s", service.app.name, _counted(service))
+        gc.collect()  # a failure in a cycle of references is told only when that is found
+        if self._unhandled:
+            _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(self._unhandled))
+
+    def _abandon(self) -> None:
+        """Runs in a thread of its own, while the reactor waits for the threads of its pool."""
+        end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
+
+
+def _stop_with_main_thread() -> None:
+    """Runs in a thread of its own: Python waits for the thread of the reactor before it ends the process."""
+    threading.main_thread().join()
+    stop("the main thread has ended")
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `zroute run … | head`; Python would fail again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def end_now(code: int, why: str) -> None:
+    """End the process, whatever it waits for: sockets, threads, or a terminal that takes no output."""
+    last = threading.Timer(_FLUSH, os._exit, (code,))
+    last.daemon = True
+    last.start()
+    try:
+        _log.warning("%s", why)
+        logging.shutdown()
+        sys.stdout.flush()
+    finally:
+        os._exit(code)  # also where a signal has come in the middle of a print, so that flushing raises
+
+
+def _summary(service: Any) -> list[tuple[int, str]]:
+    """What an app does, in a few lines, right after its start."""
+    app, compiled = service.app, service.app.compile()
+    transport = service.transport
+    lines = [
+        (
+            logging.INFO,
+            f"{app.name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
+            f"timers and generators {len(compiled.triggers)}",
+        )
+    ]
+    if not (compiled.routes or compiled.outlets or compiled.triggers):
+        lines.append((logging.WARNING, f"{app.name}: nothing is registered; is an app.include(routes) missing?"))
+    if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
+        lines.append((logging.INFO, f"{app.name}: no endpoints, so its publishers feed its own subscribers in here"))
+        return lines
+    for what, endpoints, connection in (
+        ("subscribes", service.subscribe_to, transport.sub),
+        ("publishes", service.publish_to, transport.pub),
+    ):
+        for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
+            how = "bound to" if endpoint.bind else "connects to"
+            lines.append((logging.INFO, f"{app.name}: {what}, {how} {resolved}"))
+            if endpoint.is_open:
+                text = f"{app.name}: {resolved} is open to the network, without authentication"
+                lines.append((logging.WARNING, text))
+    if service.identity:
+        lines.append((logging.INFO, f"{app.name}: publishes as {service.identity}"))
+    for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
+        if pattern.subscription == b"":
+            text = f"{app.name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
+            lines.append((logging.WARNING, text))
+    return lines
+
+
+def _counted(service: Any) -> str:
+    """The counters of one run, of the sides that it has."""
+    stats = service.app.stats
+    counts: dict[str, object] = {}
+    if service.subscribe_to:
+        counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
+        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
+        untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
+        counts.update(lost="not counted" if untracked else stats.lost)
+        routes = stats.routes.values()
+        seldom = {
+            "unknown losses": stats.unknown_tail,
+            "duplicates": stats.duplicate,
+            "stale": sum(route.stale for route in routes),
+            "dropped at the stop": sum(route.dropped_at_shutdown for route in routes),
+        }
+        counts.update((name, count) for name, count in seldom.items() if count)
+    if service.publish_to:
+        counts.update(published=stats.published, unpublished=stats.publish_errors)
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _count_unhandled_failures() -> list[object]:
+    """Failures of Deferreds that were garbage-collected unhandled; Twisted says so in its log only."""
+    from twisted.logger import ILogObserver, globalLogPublisher
+
+    seen: list[object] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event.get("log_failure") is not None and event.get("log_namespace") == "twisted.internet.defer":
+            seen.append(event["log_failure"].type)
+
+    globalLogPublisher.addObserver(cast(ILogObserver, observe))
+    return seen

@@ -1,0 +1,195 @@
+"""AppService: an app as a Twisted service, which starts and stops runs of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import twisted
+from twisted.application.service import Service
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from zroute.app import App
+from zroute.awaiting import loop_hint, was_cancelled
+from zroute.compiler import (
+    Compiled,
+)
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError, SetupError
+from zroute.functions import PACKAGE
+from zroute.logs import printable
+from zroute.options import DRAIN_TIMEOUT
+from zroute.receiving.in_flight import error_of
+from zroute.runtime.run import Drained, Ground, Limit, Run, sockets
+from zroute.runtime.steady_clock import LOOK, steady_clock
+from zroute.sockets.transport import SocketTransport
+
+__all__ = ["AppService"]
+
+_log = logging.getLogger("zroute")
+
+
+class AppService(Service):
+    """Runs ``app`` on ``reactor``; made by ``app.service(reactor)``.
+
+    ``sub`` and ``pub`` replace the app's endpoints; ``drain_timeout`` is how many seconds a stop waits for
+    unfinished handlers; ``limit`` ends reading after a number of messages.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        reactor: Any,
+        *,
+        sub: tuple[Endpoint, ...] | None = None,
+        pub: tuple[Endpoint, ...] | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        limit: Limit | None = None,
+        ground: Ground | None = None,
+    ) -> None:
+        self.app = app
+        self.name = None
+        self.reactor = reactor
+        self.compiled: Compiled = app.compile()
+        self.subscribe_to, self.publish_to = app.endpoints(sub=sub, pub=pub)
+        self.drain_timeout = drain_timeout
+        self.limit = limit
+        self.ground = ground or Ground(sockets, isinstance(reactor, AsyncioSelectorReactor))
+        self._run: Run | None = None
+        self._stopping: Deferred[Drained] | None = None
+        self._in_start = False
+        self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
+        self._failure: Failure | None = None
+        self._looking: LoopingCall | None = None
+
+    @property
+    def started(self) -> Deferred[None]:
+        """Fires when the app is subscribed, and fails with what ended its start; for each who asks, at any time."""
+        waiting: Deferred[None] = Deferred()
+
+        def tell(_: None) -> None:
+            if self._failure is None:
+                waiting.callback(None)
+            else:
+                waiting.errback(self._failure)
+
+        self._started.addCallback(tell)
+        return waiting
+
+    @property
+    def transport(self) -> SocketTransport | None:
+        """The open sockets; None while they are not."""
+        transport = self._run.transport if self._run else None
+        return transport if isinstance(transport, SocketTransport) and transport.is_open else None
+
+    @property
+    def identity(self) -> str:
+        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        return self._run.identity if self._run else ""
+
+    def startService(self) -> None:  # noqa: N802  # Twisted's name
+        """Open resources, then sockets, run ``on_startup``, subscribe, and start timers and generators.
+
+        Where resources and hooks are async, that ends later: `started` tells. Raises EndpointError for an
+        endpoint that fails at once, and UsageError while the app runs already.
+
+        From now on the reactor's clock does not jump when that of the machine is set: see
+        `zroute.runtime.steady_clock`.
+        """
+        self.app._claim()
+        Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
+        self._stopping = None
+        self._failure = None
+        if self._started.called:
+            self._started = Deferred()
+        self._run = run = Run(
+            self.app,
+            self.reactor,
+            self.ground,
+            subscribe_to=self.subscribe_to,
+            publish_to=self.publish_to,
+            limit=self.limit,
+        )
+        self.app._run = run
+        self._look_at_clock()
+        self._in_start = True
+        run.begin().addCallbacks(self._began, self._start_failed)
+        self._in_start = False
+        self._raise_endpoint_error()
+
+    def stopService(self) -> Deferred[Drained]:  # noqa: N802  # Twisted's name
+        """Stop what publishes, handle what was received, run ``on_shutdown``, flush and close.
+
+        Fires with how it went, within about ``drain_timeout`` and 3 s for the sockets. A second call waits
+        for the same stop.
+        """
+        if self._stopping is None:
+            self._stopping = Deferred()
+            Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
+            if self._looking is not None:
+                self._looking.stop()
+                self._looking = None
+            run, self._run = self._run, None
+            if run is None:
+                self._stopping.callback(Drained({}))
+            else:
+                Deferred.fromCoroutine(run.end(self.drain_timeout)).chainDeferred(self._stopping)
+        waiting: Deferred[Drained] = Deferred()
+
+        def tell(result: Any) -> Any:
+            waiting.callback(result)
+            return result
+
+        self._stopping.addBoth(tell)
+        return waiting
+
+    def _look_at_clock(self) -> None:
+        clock = steady_clock(self.reactor)
+        if clock is not None:
+            self._looking = LoopingCall(clock.look)
+            self._looking.clock = self.reactor
+            self._looking.start(LOOK, now=False)
+
+    def _began(self, _: None) -> None:
+        if not self._started.called:
+            self._started.callback(None)
+
+    def _raise_endpoint_error(self) -> None:
+        if self._failure is not None and isinstance(self._failure.value, EndpointError):
+            raise self._failure.value.with_traceback(None)
+
+    def _start_failed(self, failure: Failure) -> None:
+        error = error_of(failure)
+        if self._stopping is not None and was_cancelled(error):
+            _log.warning("%s was stopped before it had started: what it was opening was cancelled", self.app.name)
+        elif isinstance(error, EndpointError):  # says it all in a line; `startService` raises it where it still can
+            if not self._in_start:
+                _log.error("%s", error)
+        elif isinstance(error, SystemExit):  # the program's own last word, as at the end of a script
+            _log.error("%s did not start: %s", self.app.name, error)
+        else:
+            text = "%s did not start: %s%s"
+            from_user = _from_users_line(error)
+            # A SetupError is about the program, and may be a list; others may quote what a peer has sent.
+            said = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
+            _log.error(text, self.app.name, said, loop_hint(error), exc_info=from_user)
+        self._failure = failure
+        self._began(None)
+        self.stopService()
+
+
+_NOT_THE_USERS = (PACKAGE, *(f"{Path(str(each.__file__)).parent}{os.sep}" for each in (twisted, asyncio)))
+
+
+def _from_users_line(error: BaseException) -> BaseException:
+    """``error`` without the frames above the user's: how a start comes to a resource or a hook tells him nothing."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame = frame.tb_next
+    return error.with_traceback(frame or error.__traceback__)

@@ -1,0 +1,177 @@
+"""What comes and goes while an app runs: attached handlers and streams.
+
+Both are routes like any other, so their messages are decoded, bounded, counted and drained in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from zroute.awaiting import as_awaitable
+from zroute.declarations.routes import Route, make_route
+from zroute.errors import UsageError
+from zroute.messages.codecs import Codec
+from zroute.messages.topics import Pattern
+from zroute.receiving.dispatch import CompiledRoute
+
+__all__ = ["Attached", "Host", "Stream"]
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """One run of an app, as far as it is needed here."""
+
+    def attach(self, route: Route) -> CompiledRoute:
+        """Compile ``route`` and swap in a table that has it."""
+
+    def detach(self, route: CompiledRoute) -> None:
+        """Swap in a table without ``route``; what it has received is still handled."""
+
+    def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
+        """Drop what waits for ``route``, and a call that is given up; counted and said."""
+
+    def open_stream(self, stream: Stream[Any]) -> None:
+        """Call ``stream.finish()`` when nothing more will come."""
+
+    def close_stream(self, stream: Stream[Any]) -> None:
+        """``stream`` has been left."""
+
+    def check_process(self, what: str) -> None:
+        """Raise ForkedContextError in a forked child."""
+
+    def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
+        """Fires when publishers have confirmed the subscriptions; with ``state`` also sent what they keep."""
+
+    def from_thread(self, call: Callable[[], Any]) -> Any:
+        """Call on the reactor's thread, wait for the result."""
+
+
+class Attached:
+    """A handler that was attached to a running app; `close` takes it away again."""
+
+    def __init__(self, run: Host, route: CompiledRoute) -> None:
+        self._run = run
+        self._route: CompiledRoute | None = route
+
+    def close(self) -> None:
+        """Call the handler with no further message; what has arrived for it is still handled.
+
+        The app unsubscribes from what nobody else needs. Closing twice, or after the app has stopped, is
+        nothing. Raises WrongThreadError outside the reactor's thread.
+        """
+        if self._route is not None:
+            self._run.detach(self._route)
+            self._route = None
+
+    def __repr__(self) -> str:
+        return f"<Attached {self._route.name if self._route else 'closed'}>"
+
+
+class Stream(Generic[T]):
+    """Messages one after the other, made by ``app.stream(pattern, T)``; an async context manager and iterator."""
+
+    def __init__(
+        self,
+        running: Callable[[], Host],
+        patterns: tuple[Pattern, ...],
+        schema: Any,
+        *,
+        codec: str | Codec | None,
+        queue: int,
+        where: str,
+    ) -> None:
+        self._running = running
+        # One message at a time is in flight, the one that was offered or taken last; the rest waits in the flow.
+        self._record = make_route(
+            _feeding(self._offer, schema),
+            patterns,
+            codec=codec,
+            copy=False,
+            thread=False,
+            max_in_flight=1,
+            ordered=False,
+            queue=queue,
+            stale_after=None,
+            batch=None,
+            where=where,
+        )
+        self._run: Host | None = None
+        self._route: CompiledRoute | None = None
+        self._offered: list[T] = []
+        self._unfinished: Deferred[None] | None = None
+        self._waiting: Deferred[None] | None = None
+        self._finished = False
+
+    async def __aenter__(self) -> Stream[T]:
+        if self._run is not None:
+            raise UsageError("this stream was entered before: call app.stream(…) for each block")
+        self._run = self._running()
+        self._route = self._run.attach(self._record)
+        self._route.flow.active = True
+        self._run.open_stream(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._run is not None and self._route is not None:
+            self._run.close_stream(self)
+            self._run.detach(self._route)
+            self._run.discard(self._route, self._unfinished if self._offered else None)
+            self._offered.clear()
+        self._settle()
+        self.finish()
+
+    def __aiter__(self) -> Stream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._run is None:
+            raise UsageError("a stream is entered first: async with app.stream(…) as messages")
+        if self._waiting is not None:
+            raise UsageError("one loop at a time takes from a stream: open one for each")
+        self._settle()
+        if not self._offered and not self._finished:
+            self._waiting = Deferred()
+            try:
+                await as_awaitable(self._waiting)
+            finally:
+                self._waiting = None
+        if not self._offered:
+            raise StopAsyncIteration
+        return self._offered.pop()
+
+    def finish(self) -> None:
+        """End the loop as soon as everything is taken."""
+        self._finished = True
+        self._wake()
+
+    def _offer(self, message: T) -> Deferred[None]:
+        self._offered.append(message)
+        unfinished: Deferred[None] = Deferred()
+        self._unfinished = unfinished
+        self._wake()
+        return unfinished
+
+    def _settle(self) -> None:
+        """The message taken last is handled."""
+        if self._unfinished is not None and not self._offered:
+            unfinished, self._unfinished = self._unfinished, None
+            unfinished.callback(None)
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.called:
+            self._waiting.callback(None)
+
+
+def _feeding(offer: Callable[[Any], Deferred[None]], schema: Any) -> Callable[[Any], Deferred[None]]:
+    def stream(message: Any) -> Deferred[None]:
+        return offer(message)
+
+    stream.__annotations__ = {"message": schema}
+    return stream
