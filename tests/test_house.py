@@ -110,7 +110,7 @@ def test_a_module_imports_only_from_the_rooms_below(name: str) -> None:
 
 def test_no_import_goes_in_a_circle() -> None:
     """Each module can be understood after those that it imports, whatever they are imported for."""
-    assert list(TopologicalSorter({name: own(name) for name in modules() if name not in TO_BE_CUT}).static_order())
+    assert list(TopologicalSorter({name: own(name) - TO_BE_CUT for name in modules()}).static_order())
 
 
 def test_few_modules_stand_alone() -> None:
