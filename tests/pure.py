@@ -17,8 +17,8 @@ from twisted.internet.task import Clock
 
 from zroute import App
 from zroute.awaiting import as_deferred
-from zroute.compiler import fresh
 from zroute.messages.wire import framer
+from zroute.planning.compiler import fresh
 from zroute.publishing.publication import DONE
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.results import Outcomes
@@ -67,7 +67,7 @@ class Wired:
     """``app``, compiled and wired to lists; `sent` holds ``(topic, codec number, body, headers)``."""
 
     def __init__(self, app: App, resources: Mapping[Any, Any] | None = None) -> None:
-        compiled = app.compile()
+        compiled = app.compile().parts
         self.codecs = compiled.codecs
         self.clock = Clock()
         self.stats = Stats()
@@ -80,8 +80,8 @@ class Wired:
             start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
             in_thread=self._refuse_threads,
             default=app.codec,
-            hooks=app._errors,
-            unrouted=app._fallbacks,
+            hooks=tuple(app._errors),
+            unrouted=tuple(app._fallbacks),
             hook=lambda function: function,
             reading=self,
             observe=lambda error, hooked: self.errors.append((error, hooked)),
@@ -105,7 +105,7 @@ class Wired:
         )
         for outlet in compiled.outlets:
             outlet.open(self._emit, lambda pattern, number, timeout: DONE)
-        app._emit = self._emit
+        app._live.emit = self._emit
         self._app, self._outlets = app, compiled.outlets
         self._parts: deque[tuple[bytes, bool]] = deque()
         self._more = False
@@ -185,7 +185,7 @@ class Wired:
 
     def close(self) -> None:
         """Stop as a service does: publishing is refused again, and what the log held back is said."""
-        self._app._emit = None
+        self._app._live.emit = None
         for outlet in self._outlets:
             outlet.close()
         self.outcomes.close()

@@ -70,7 +70,7 @@ async def turns(done: Callable[[], object]) -> None:
 @asynccontextmanager
 async def running(app: App, **options: Any) -> AsyncIterator[AppService]:
     """``app`` started, with its own subscriptions arrived where it publishes itself; stopped in the end."""
-    service = AppService(app, reactor, **options)
+    service = AppService(app.compile(), reactor, **options)
     service.startService()
     try:
         await service.started

@@ -157,6 +157,6 @@ def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
     def tick(desk: Desk, app: App) -> None:
         got.append((desk, app))
 
-    (trigger,) = app.compile().triggers
+    (trigger,) = app.compile().parts.triggers
     trigger.call.bind({}, None)()  # type: ignore[arg-type]
     assert got == [(app, app)]

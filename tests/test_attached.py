@@ -47,7 +47,7 @@ def endpoint(tmp_path: Path) -> str:
 
 def table(app: App) -> Any:
     """The table of the running app."""
-    return app._run._table  # type: ignore[union-attr]
+    return app._live.run._table  # type: ignore[union-attr]
 
 
 # -- attach and close --------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_a_full_stream_pauses_reading_until_half_are_taken(kind: Any, caplog: py
 
     with TestApp(app, reactor=kind) as t:
         consume(t, kind, read())
-        transport = app._run.transport  # type: ignore[union-attr]
+        transport = app._live.run.transport  # type: ignore[union-attr]
         for number in range(12):
             t.publish("a", number)
         (stats,) = app.stats.routes.values()
@@ -745,12 +745,12 @@ def test_ten_thousand_attached_and_closed_leave_nothing_behind() -> None:
         objects, size = growth(cycle)
         assert objects < 100
         assert size < 20_000
-        run: Any = app._run
+        run: Any = app._live.run
         assert run._table.subscriptions == (b"static",)
         assert run.transport._subscriptions == (b"static",)
         assert len(run._table.routes) == 1
         assert len(app.stats.routes) == 2
-        assert set(run._codecs) == set(app.compile().codecs)
+        assert set(run._codecs) == set(app.compile().parts.codecs)
         t.publish("static", 1)
 
 
@@ -777,7 +777,7 @@ def test_ten_thousand_streams_leave_nothing_behind(kind: Any) -> None:
         objects, size = growth(cycle)
         assert objects < 100
         assert size < 20_000
-        run: Any = app._run
+        run: Any = app._live.run
         assert run._table.subscriptions == (b"static",)
         assert len(run._table.routes) == 1
         assert len(app.stats.routes) == 2

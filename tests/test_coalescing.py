@@ -428,8 +428,8 @@ def test_a_publication_says_it_for_itself(of_app: Any, own: Any, expected: Coale
     """App(coalesce=…) is for all publishers and for app.publish; one of them may say otherwise."""
     app = App(coalesce=of_app)
     publication = app.publisher("a", int, coalesce=own)
-    assert app.coalesces(publication) == expected
-    assert app.coalesces() == (Coalesce() if of_app is True else of_app or None)
+    assert app.compile().choices.coalesces(publication) == expected
+    assert app.compile().choices.coalesces() == (Coalesce() if of_app is True else of_app or None)
 
 
 def test_with_overflow_raise_it_is_an_error_that_names_the_line() -> None:

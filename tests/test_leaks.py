@@ -179,7 +179,7 @@ def test_a_stopped_app_keeps_nothing_of_its_run() -> None:
     app.publisher("b", int)
     with TestApp(app) as t:
         t.publish("a", 1)
-        run = ref(app._run)  # type: ignore[arg-type]
+        run = ref(app._live.run)  # type: ignore[arg-type]
     del t
     gc.collect()
     assert run() is None
@@ -271,7 +271,7 @@ async def handlers_that_fail(app: App, weights: Weights) -> None:
 
 async def waits_that_time_out(app: App, weights: Weights) -> None:
     """For more publishers and subscribers than there are."""
-    unheard = app.compile().outlets[0].publication
+    unheard = app.compile().parts.outlets[0].publication
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))

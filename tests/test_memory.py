@@ -322,7 +322,7 @@ class Publisher:
         self.clock = StillReactor()
         self.app = App(pub="inproc://o", codec="json", wire=wire, overflow=overflow, context=self.context)
         self.quotes = self.app.publisher("stocks.{symbol}", Quote)
-        self.service = AppService(self.app, self.clock, pub=(Endpoint("inproc://o", bind=True),))
+        self.service = AppService(self.app.compile(), self.clock, pub=(Endpoint("inproc://o", bind=True),))
         self.service.startService()
         self.sub = self.context.socket(zmq.SUB)
         for prefix in subscriptions:
@@ -425,7 +425,7 @@ def test_topics_of_a_run_end_with_it() -> None:
     made = app.publisher("a.{x}", int)
     Wired(app)
     made.publish(1, x="b")
-    (outlet,) = app.compile().outlets
+    (outlet,) = app.compile().parts.outlets
     assert outlet._topics
     outlet.close()
     assert not outlet._topics

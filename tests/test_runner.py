@@ -269,7 +269,7 @@ def state():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     reactor = sys.modules.get("twisted.internet.reactor")
     watched = reactor and (reactor.seconds, [*reactor._eventTriggers["startup"].after], reactor.getDelayedCalls())
-    app_is = app._compiled, app._run, app._emit
+    app_is = app._plan, app._live.run, app._live.emit
     return handlers, reactor, watched, list(logging.root.handlers), zroute.runtime.runner._program, app_is
 
 def refused(call):
@@ -516,10 +516,10 @@ def test_the_last_line_names_duplicates_where_there_are_any(duplicates: int, nam
     """What arrived twice and was handled once has its number beside the others; without any, it takes no room."""
 
     class Stopped:
-        app = App(name="reader")
+        plan = App(name="reader").compile()
         subscribe_to = parse_endpoints("tcp://127.0.0.1:5555", bind=False)
         publish_to = ()
 
-    stats = Stopped.app.stats
+    stats = Stopped.plan.live.stats
     stats.received, stats.joins, stats.duplicate = 10, 1, duplicates
     assert _counted(Stopped) == f"received 10, handled 0, failed 0, unrouted 0, malformed 0, lost 0{named}"

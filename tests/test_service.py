@@ -193,7 +193,7 @@ async def test_start_up_functions_run_in_order_and_before_the_first_message() ->
         app.publish("a", 1)
         order.append("second")
 
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     started = service.started
     assert not started.called
@@ -216,7 +216,7 @@ async def test_a_start_up_that_fails_ends_the_start_and_closes_everything(is_asy
         broken()
 
     app.on_startup(async_broken if is_async else broken)
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     with pytest.raises(RuntimeError, match="no database"):
         await service.started
@@ -230,7 +230,7 @@ async def test_a_start_up_that_fails_ends_the_start_and_closes_everything(is_asy
 async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_open(endpoint: str) -> None:
     """The second publisher at one tcp address is told; it can start when the first is gone."""
     endpoint = free_endpoint()
-    first, second = App(pub=endpoint), AppService(App(pub=endpoint), reactor)
+    first, second = App(pub=endpoint), AppService(App(pub=endpoint).compile(), reactor)
     async with running(first):
         with pytest.raises(EndpointError, match="another program uses it"):
             second.startService()
@@ -246,7 +246,7 @@ def test_a_start_that_raises_leaves_no_timer() -> None:
     def broken(run: Run) -> Transport:
         raise RuntimeError("no transport")
 
-    service, before = AppService(App(), reactor, ground=Ground(broken, asyncio=False)), reactor.getDelayedCalls()
+    service, before = AppService(App().compile(), reactor, ground=Ground(broken, asyncio=False)), reactor.getDelayedCalls()
     with pytest.raises(RuntimeError, match="no transport"):
         service.startService()
     assert reactor.getDelayedCalls() == before
@@ -257,7 +257,7 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
     """One app runs once at a time; after a stop it may start again, with counters from zero."""
     app, box = App(), Mailbox[int]()
     app.add_route(box.put, "a")
-    service, other = AppService(app, reactor), AppService(app, reactor)
+    service, other = AppService(app.compile(), reactor), AppService(app.compile(), reactor)
     service.startService()
     await service.started
     with pytest.raises(UsageError, match="runs already"):
@@ -281,7 +281,7 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
 def test_a_stop_of_what_never_ran_is_complete() -> None:
     """Stopping a service that was not started is nothing."""
     results: list[Drained] = []
-    AppService(App(), reactor).stopService().addCallback(results.append)
+    AppService(App().compile(), reactor).stopService().addCallback(results.append)
     assert results == [Drained({})]
     assert results[0].complete
 
@@ -395,7 +395,7 @@ async def test_a_stop_waits_for_unfinished_handlers() -> None:
         app.publish("bye", 1)
         order.append("shut down")
 
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     await service.started
     await subscribed(service, b"a")
@@ -417,7 +417,7 @@ async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
         box.put(message)
         await as_awaitable(Deferred())
 
-    service = AppService(app, reactor, drain_timeout=0.05)
+    service = AppService(app.compile(), reactor, drain_timeout=0.05)
     service.startService()
     await service.started
     await subscribed(service, b"a")
@@ -476,7 +476,7 @@ async def test_a_handler_may_stop_its_own_app_and_is_waited_for() -> None:
         app.publish("bye", 1)
 
     app.on_shutdown(lambda: order.append("shut down"))
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     await service.started
     await subscribed(service, b"stop")
@@ -496,7 +496,7 @@ async def test_whoever_asks_late_whether_it_started_is_told_too() -> None:
         raise RuntimeError("no")
 
     for app in (fine, broken):
-        service = AppService(app, reactor)
+        service = AppService(app.compile(), reactor)
         service.startService()
         for _ in range(2):
             if app is broken:
@@ -517,7 +517,7 @@ async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
         await as_awaitable(gate)
 
     app.add_route(lambda message: None, "a")
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     await service.stopService()
     gate.callback(None)
@@ -531,7 +531,7 @@ async def test_a_stop_during_a_slow_start_up_cancels_it() -> None:
     never: Deferred[None] = Deferred()
     app.on_startup(lambda: never)
     app.subscribe("a")(lambda body: None)
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     started = service.started
     assert (await service.stopService()).complete

@@ -34,7 +34,7 @@ async def test_the_sockets_open_after_the_resources_and_are_still_open_when_the_
             app.publish("a", 1)
 
     app.on_shutdown(lambda: app.publish("a", 1))
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     await service.started
     assert transports == [None]
@@ -54,7 +54,7 @@ async def test_a_restarted_service_opens_anew() -> None:
     def handle(message: int, cache: Cache) -> None:
         box.put(cache)
 
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     for number in (1, 2):
         service.startService()
         await service.started
@@ -76,7 +76,7 @@ async def test_what_is_still_closing_after_the_drain_timeout_is_told_by_the_stop
         yield Database()
         await as_awaitable(Deferred())
 
-    service = AppService(app, reactor, drain_timeout=0.01)
+    service = AppService(app.compile(), reactor, drain_timeout=0.01)
     service.startService()
     await service.started
     assert (await service.stopService()).unfinished == {"slow()": 1}
@@ -110,7 +110,7 @@ async def test_a_start_that_is_stopped_while_a_resource_opens(swallows: bool) ->
 
     opening = Deferred[None]()
     app.on_startup(lambda: events.append("start up"))
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     outcome: list[Any] = []
     service.started.addBoth(outcome.append)

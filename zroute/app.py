@@ -6,30 +6,31 @@ nothing by itself: `App.service` makes what does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, overload
 
 from zroute.awaiting import as_awaitable
-from zroute.compiler import Compiled, compile_routes
 from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits
 from zroute.declarations.routes import Hook, Routes, coalescing, make_route, parse_patterns
 from zroute.endpoints import Endpoint, parse_endpoints
-from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, UsageError
+from zroute.errors import NotRunningError, SetupError, SignatureError
 from zroute.functions import local_names, name_of, users_line
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, STREAM_QUEUE
-from zroute.publishing.publication import Coalesce, Emit, Encode, Overflow, Publication, encoder_by_type
+from zroute.planning.compiler import compile_routes
+from zroute.planning.plan import Addresses, Hooks, Host, Live, Plan
+from zroute.publishing.choices import Choices
+from zroute.publishing.publication import Coalesce, Encode, Outlet, Overflow, encoder_by_type
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
-from zroute.runtime.streams import Attached, Host, Stream
+from zroute.runtime import runner
+from zroute.runtime.service import AppService
+from zroute.runtime.streams import Attached, Stream
 from zroute.sockets.transport import SharedContext
 from zroute.stats import Stats
-
-if TYPE_CHECKING:
-    from zroute.runtime.service import AppService
 
 __all__ = ["App"]
 
@@ -101,14 +102,12 @@ class App(Routes):
         self.loop = loop
         self.name = name or "app"
         self.context = context.share() if isinstance(context, SharedContext) else SharedContext(context)
-        self.stats = Stats()
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
         self._fallbacks: list[Hook] = []
         self._gaps: list[Hook] = []
-        self._compiled: Compiled | None = None
-        self._run: Host | None = None
-        self._emit: Emit | None = None
+        self._plan: Plan | None = None
+        self._live = Live()
         self._encode: Encode = encoder_by_type(None, self.codec)
 
     def _set_up(self, make: Callable[[], T]) -> T:
@@ -166,11 +165,11 @@ class App(Routes):
             NotReadyError: The time is over. It says which publishers have answered.
             NotRunningError: The app does not run, or stops.
         """
-        if self._run is None:
+        if self._live.run is None:
             raise NotRunningError(
                 f"ready() while {self.name!r} does not run: await it in on_startup's wake, or from a handler"
             )
-        await as_awaitable(self._run.ready(publishers, timeout, state=state))
+        await as_awaitable(self._live.run.ready(publishers, timeout, state=state))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
         where = users_line(function)
@@ -189,7 +188,7 @@ class App(Routes):
         an awaitable that may be ignored. Raises TopicError, EncodeError, and NotRunningError, before
         anything is sent. The empty topic may be published; only ``startswith("")`` receives it.
         """
-        emit = self._emit
+        emit = self._live.emit
         if emit is None:
             raise self._not_running(
                 f"publish({topic!r})", "publish from a handler, a timer, or a function under @app.on_startup"
@@ -298,64 +297,41 @@ class App(Routes):
         run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
         return run.from_thread(partial(function, *args, **kwargs))
 
-    def _claim(self) -> None:
-        """Raises UsageError while the app runs."""
-        if self._run is not None:
-            self._run.check_process(f"{self!r} was started")
-            raise UsageError(f"{self!r} runs already: stop its other service first")
-
     def _running(self, what: str, remedy: str) -> Host:
-        if self._run is None:
+        if self._live.run is None:
             raise self._not_running(what, remedy)
-        return self._run
+        return self._live.run
 
     def _not_running(self, what: str, remedy: str) -> NotRunningError:
         return NotRunningError(f"{what} while {self.name!r} does not run: {remedy}")
 
     # -- running --------------------------------------------------------------------------------------
 
-    def compile(self) -> Compiled:
+    def compile(self) -> Plan:
         """Check and freeze everything; a later registration raises AppFrozenError. Opens nothing.
 
         Raises SignatureError, SchemaError, DuplicateRouteError, PatternError, with the user's line.
         """
-        if self._compiled is None:
-            given = {App: self, type(self): self}
-            hooks: list[tuple[Hook, tuple[str, ...]]] = [(hook, ()) for hook in (*self._startup, *self._shutdown)]
-            hooks += [(hook, ("envelope",)) for hook in self._fallbacks]
-            hooks += [(hook, ("gap",)) for hook in self._gaps]
-            compiled = compile_routes(self, given=given, default=self.codec, dispatch=self.dispatch, hooks=hooks)
-            for outlet in compiled.outlets:
-                if outlet.publication.keep and self.wire != "tracked":
-                    raise SignatureError(
-                        f"keep={outlet.publication.keep!r} needs wire='tracked', and this app's is {self.wire!r}: "
-                        "other wires don't tell of those who join",
-                        parameter="keep",
-                        where=outlet.publication.where,
-                    )
-            self._check_coalescing(compiled)
-            self._compiled = compiled
-            self._freeze(f"App {self.name!r}")
-        return self._compiled
-
-    def coalesces(self, publication: Publication[Any] | None = None) -> Coalesce | None:
-        """How messages of ``publication``, or those of `publish`, travel together; None where each travels alone."""
-        own = publication.coalesce if publication is not None else None
-        return (self.coalesce if own is None else own) or None
-
-    def _check_coalescing(self, compiled: Compiled) -> None:
-        if self.overflow != "raise":
-            return
-        wanting = [outlet.publication.where for outlet in compiled.outlets if self.coalesces(outlet.publication)]
-        if self.coalesce:
-            wanting.append(self.where)
-        if wanting:
-            raise SignatureError(
-                "coalesce with overflow='raise': a message that travels with others is sent later, when its publish "
-                "can raise no more; leave one of the two out, or write overflow='wait'",
-                parameter="coalesce",
-                where=wanting[0],
+        if self._plan is None:
+            startup, shutdown, unrouted, gaps = map(
+                tuple[Hook, ...], (self._startup, self._shutdown, self._fallbacks, self._gaps)
             )
+            hooks = Hooks(startup, shutdown, unrouted, gaps, tuple(self._errors))
+            parts = compile_routes(
+                self, given={App: self, type(self): self}, default=self.codec, dispatch=self.dispatch, hooks=hooks
+            )
+            choices = Choices(self.name, self.codec, self.wire, self.overflow, self.coalesce, self.max_message)
+            _check_kept(parts.outlets, self.wire)
+            _check_coalescing(parts.outlets, choices, self.where)
+            addresses = Addresses(self.sub, self.pub, self.loop, self.context)
+            self._plan = Plan(self.where, choices, self.dispatch, self.limits, addresses, hooks, parts, self._live)
+            self._freeze(f"App {self.name!r}")
+        return self._plan
+
+    @property
+    def stats(self) -> Stats:
+        """The counters of this run, or of the last one."""
+        return self._live.stats
 
     def endpoints(
         self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
@@ -365,47 +341,7 @@ class App(Routes):
         Without any it is a loop inside the process. Raises EndpointError when one side has routes and no
         endpoint, and for ``inproc://`` to an app that shares no context with this one.
         """
-        compiled = self.compile()
-        sub = self.sub if sub is None else sub
-        pub = self.pub if pub is None else pub
-        if not sub and not pub:
-            if not self.loop:
-                raise EndpointError(
-                    "no endpoints, and loop=False: give App(sub=…) or App(pub=…); `zroute run` also takes --sub and "
-                    "--pub (in the environment ZROUTE_SUB and ZROUTE_PUB)",
-                    where=self.where,
-                )
-            inside = f"inproc://zroute-{id(self):x}"
-            return (Endpoint(inside, bind=False),), (Endpoint(inside, bind=True),)
-        if compiled.routes and not sub:
-            route = compiled.routes[0]
-            raise EndpointError(
-                f"{route.name} at {route.route.where} subscribes, and the app has no endpoint to subscribe to: "
-                "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds",
-                where=self.where,
-            )
-        if compiled.outlets and not pub:
-            publication = compiled.outlets[0].publication
-            raise EndpointError(
-                f"publisher({publication.pattern.text!r}) at {publication.where} has no endpoint to publish at: "
-                "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
-                where=self.where,
-            )
-        self._check_inproc(sub, pub)
-        return sub, pub
-
-    def _check_inproc(self, sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
-        """libzmq connects ``inproc://`` to what nobody in its context will ever bind, and never says so."""
-        bound = {endpoint.address for endpoint in (*sub, *pub) if endpoint.bind}
-        for endpoint in (*sub, *pub):
-            inside = endpoint.address.startswith("inproc://")
-            if inside and endpoint.address not in bound and self.context.is_private:
-                raise EndpointError(
-                    f"connects to {endpoint.address}, where nobody can be: inproc:// joins apps that share a context, "
-                    "and no app shares this one's; write App(context=other.context), other being the app that binds it",
-                    endpoint=str(endpoint),
-                    where=self.where,
-                )
+        return self.compile().endpoints(sub=sub, pub=pub)
 
     def service(self, reactor: Any) -> AppService:
         """A Twisted ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.
@@ -418,18 +354,14 @@ class App(Routes):
 
             service.started.addErrback(lambda _: reactor.callWhenRunning(reactor.stop))
         """
-        from zroute.runtime.service import AppService
-
-        return AppService(self, reactor)
+        return AppService(self.compile(), reactor)
 
     def run(self, **options: Any) -> None:
         """Run until SIGINT or SIGTERM, in a script of its own: what ``zroute run`` does, without its flags.
 
         ``options`` are those of `zroute.runtime.runner.run`. Exits with its code unless that is 0.
         """
-        from zroute.runtime.runner import run
-
-        code = run([self], **options)
+        code = runner.run([self], **options)
         if code:
             raise SystemExit(code)
 
@@ -441,3 +373,29 @@ def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
     if value not in known:
         raise SignatureError(f"{name}={value!r}: one of {', '.join(map(repr, known))}", parameter=name, where=where)
     return value
+
+
+def _check_kept(outlets: Sequence[Outlet], wire: Wire) -> None:
+    for publication in (outlet.publication for outlet in outlets):
+        if publication.keep and wire != "tracked":
+            raise SignatureError(
+                f"keep={publication.keep!r} needs wire='tracked', and this app's is {wire!r}: other wires don't tell "
+                "of those who join",
+                parameter="keep",
+                where=publication.where,
+            )
+
+
+def _check_coalescing(outlets: Sequence[Outlet], choices: Choices, where: str) -> None:
+    if choices.overflow != "raise":
+        return
+    wanting = [outlet.publication.where for outlet in outlets if choices.coalesces(outlet.publication)]
+    if choices.coalesce:
+        wanting.append(where)
+    if wanting:
+        raise SignatureError(
+            "coalesce with overflow='raise': a message that travels with others is sent later, when its publish "
+            "can raise no more; leave one of the two out, or write overflow='wait'",
+            parameter="coalesce",
+            where=wanting[0],
+        )

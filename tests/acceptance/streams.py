@@ -52,7 +52,7 @@ def listen():
 
 @app.on_startup
 def begin():
-    app._run.transport.pub.watch(lambda event: print("event", event.name, flush=True))
+    app._live.run.transport.pub.watch(lambda event: print("event", event.name, flush=True))
     threading.Thread(target=listen, daemon=True).start()
     print("up", flush=True)
 
@@ -107,7 +107,7 @@ async def wait():
 
 @app.on_startup
 def begin():
-    app._run.transport.sub.watch(lambda event: print("event", event.name, event.address, flush=True))
+    app._live.run.transport.sub.watch(lambda event: print("event", event.name, event.address, flush=True))
     if options.get("wire") != "plain":
         Deferred.fromCoroutine(wait()).addErrback(lambda failure: print(failure, flush=True))
 

@@ -73,7 +73,7 @@ def end(number: int) -> None:
 @app.on_shutdown
 def bye() -> None:
     say(state["cycles"], plain == slow == list(range(plain[0], plain[-1] + 1)), plain[-1], len(attached))
-    say(app.stats.as_dict(), sorted(prefix.decode() for prefix in app._run._table.subscriptions))
+    say(app.stats.as_dict(), sorted(prefix.decode() for prefix in app._live.run._table.subscriptions))
 """
 
 

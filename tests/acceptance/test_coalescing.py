@@ -84,7 +84,7 @@ else:
 async def publish():
     global published
     await numbers.wait_for_subscribers(1)
-    while len(app._run._outgoing.publishing.counters.markers) < 1:
+    while len(app._live.run._outgoing.publishing.counters.markers) < 1:
         await deferLater(reactor, 0.01)
     print("begins", flush=True)
     for number in takewhile(lambda number: number < many or not told, count()):
@@ -412,7 +412,7 @@ async def test_a_number_of_messages_is_kept_also_in_the_middle_of_a_frame(tmp_pa
     numbers = publisher.publisher("n", int)
     reader.add_route(box.put, "n")
     reached: Deferred[None] = Deferred()
-    service = AppService(reader, reactor)
+    service = AppService(reader.compile(), reactor)
     service.limit = Limit(10, lambda: reached.callback(None))
     async with running(publisher):
         service.startService()

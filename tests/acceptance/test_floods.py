@@ -42,13 +42,13 @@ def go():
 
 @app.every(0.1)
 def say():
-    out = app._run._outgoing
+    out = app._live.run._outgoing
     end = out.publishing
     print(json.dumps({
         "rss": rss(),
         "live": len(out._audience._live),
         "joining": len(end.kept._joining),
-        "subscriptions": len(app._run.transport.pub.subscriptions),
+        "subscriptions": len(app._live.run.transport.pub.subscriptions),
     }), flush=True)
 
 app.run()

@@ -236,7 +236,7 @@ async def test_who_waits_for_publishers_is_told_of_the_stop() -> None:
     """ready() does not outlive the app."""
     app = App(sub=free_endpoint())
     app.add_route(lambda number: None, "a")
-    service = AppService(app, reactor)
+    service = AppService(app.compile(), reactor)
     service.startService()
     await service.started
     waiting = Deferred.fromCoroutine(app.ready(1, timeout=PATIENCE))

@@ -75,7 +75,7 @@ def listen():
 
 @app.on_startup
 def begin():
-    app._run.transport.sub.watch(lambda event: print("event", event.name, flush=True))
+    app._live.run.transport.sub.watch(lambda event: print("event", event.name, flush=True))
     threading.Thread(target=listen, daemon=True).start()
     ask("first")
 

@@ -39,7 +39,7 @@ def coalesced(count: int, burst: int) -> Figures:
     options: dict[str, Any] = {"coalesce": True}
     app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
     publication = app.publisher(TOPIC.decode(), Quote)
-    publishing = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    publishing = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
     publishing.startService()
     reader = App(sub=ENDPOINT, codec="json", context=context)
     counter = Counter()

@@ -101,7 +101,7 @@ def zroute_publish(
     context: zmq.Context[Any] = zmq.Context()
     app, clock = App(pub=ENDPOINT, codec=codec, wire=wire, context=context), StillReactor()
     publication = app.publisher(pattern, Quote)
-    service = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
     service.startService()
     sub = subscriber(context, subscriptions)
     sub.connect(ENDPOINT)

@@ -111,7 +111,7 @@ class StillReactor(Clock):
 @contextmanager
 def reading(app: App, clock: StillReactor, endpoint: str) -> Iterator[Any]:
     """``app`` as it runs, subscribed and its marker sent; gives its connection."""
-    service = AppService(app, clock, sub=(Endpoint(endpoint, bind=False),))
+    service = AppService(app.compile(), clock, sub=(Endpoint(endpoint, bind=False),))
     service.startService()
     assert service.transport is not None
     clock.advance(0)

@@ -58,7 +58,7 @@ def published(topics: int, count: int, wire: Any) -> Figures:
     context: zmq.Context[Any] = zmq.Context()
     app, clock = App(pub=ENDPOINT, codec="json", wire=wire, context=context), StillReactor()
     publication = app.publisher("stocks.{symbol}", Quote)
-    service = AppService(app, clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
     service.startService()
     sub = subscriber(context, ALONE)
     sub.connect(ENDPOINT)

@@ -70,7 +70,7 @@ class Reader:
 async def join(reactor: Any, endpoint: str) -> tuple[float, bool]:
     """One reader comes and goes: the seconds until it was ready, and whether it saw everything since."""
     reader = Reader(endpoint)
-    service = AppService(reader.app, reactor)
+    service = AppService(reader.app.compile(), reactor)
     began = reactor.seconds()
     service.startService()
     try:

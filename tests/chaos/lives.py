@@ -24,7 +24,7 @@ async def live(reactor: Any, endpoint: str) -> None:
     numbers = feed.publisher("numbers.{x}", int, keep="last")
     reader.subscribe("numbers.{x}")(box.put)
     feed.every(60.0)(lambda: None)
-    services = [AppService(app, reactor) for app in (feed, reader)]
+    services = [AppService(app.compile(), reactor) for app in (feed, reader)]
     for service in services:
         service.startService()
     try:

@@ -62,7 +62,7 @@ def main() -> None:
 
     @app.on_startup
     def begin() -> None:
-        run: Any = app._run
+        run: Any = app._live.run
         print("epoch", f"{run._outgoing.publishing.epoch:016x}", flush=True)
         threading.Thread(target=listen, daemon=True).start()
 

@@ -46,7 +46,7 @@ def main() -> None:
 
     @app.on_startup
     def begin() -> None:
-        run: Any = app._run
+        run: Any = app._live.run
         run.transport.pub.watch(lambda event: print("event", event.name, event.address, flush=True))
         publishing = run._outgoing.publishing
         print("name", getattr(publishing, "_name", ""), flush=True)

@@ -67,7 +67,7 @@ def main() -> None:
         totals[f"{subscription} {publisher}"] += gap.count
 
     def tell() -> None:
-        run: Any = app._run
+        run: Any = app._live.run
         tracker = run._accounts._tracker if run else None
         joined = [f"{epoch:016x}" for epoch in tracker.complete] if tracker else []
         print(json.dumps({"totals": totals, "joined": joined, "stats": app.stats.as_dict()}), flush=True)

@@ -49,7 +49,7 @@ def here(error: BaseException) -> bool:
 
 def schema_of(app: App) -> Any:
     """The schema of the app's only publication."""
-    return app.compile().outlets[0].schema
+    return app.compile().parts.outlets[0].schema
 
 
 # -- duplicates ------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_the_timers_of_a_group_included_twice_run_once() -> None:
 
     app.include(group, prefix="a")
     app.include(group, prefix="b")
-    (trigger,) = app.compile().triggers
+    (trigger,) = app.compile().parts.triggers
     assert [outlet.pattern.text for outlet in trigger.outlets] == ["a.beat", "b.beat"]
 
 
@@ -283,7 +283,7 @@ def test_several_publishers_at_one_period_share_a_call() -> None:
     def made() -> int:
         raise AssertionError
 
-    (trigger,) = app.compile().triggers
+    (trigger,) = app.compile().parts.triggers
     assert [outlet.pattern.text for outlet in trigger.outlets] == ["a", "b"]
     assert trigger.schedule is not None
     assert trigger.schedule.every == 2.0
@@ -312,7 +312,7 @@ def test_a_timer_may_be_given_the_app() -> None:
     def tick(app: App) -> None:
         got.append(app)
 
-    (trigger,) = app.compile().triggers
+    (trigger,) = app.compile().parts.triggers
     trigger.call.bind({}, Topic())()
     assert got == [app]
 
@@ -434,7 +434,7 @@ def test_codecs_of_ones_own_are_known_by_their_numbers() -> None:
     app, one, two = App(), Numbered("one", 130), Numbered("two", 131)
     app.add_route(lambda message: None, "a", codec=one)
     app.publisher("b", codec=two)
-    codecs = app.compile().codecs
+    codecs = app.compile().parts.codecs
     assert codecs[130] is one
     assert codecs[131] is two
 

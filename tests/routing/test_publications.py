@@ -162,7 +162,7 @@ def test_before_the_start_and_after_the_stop_publishing_is_refused() -> None:
     with pytest.raises(NotRunningError, match="no app with it runs"):
         made.publish(1)
     wired = Wired(app)
-    outlet = app.compile().outlets[0]
+    outlet = app.compile().parts.outlets[0]
     made.publish(1)
     wired.close()
     with pytest.raises(NotRunningError):
@@ -201,7 +201,7 @@ def test_more_topics_than_are_remembered_are_published(monkeypatch: pytest.Monke
     for number in range(10):
         made.publish(1, x=f"n{number}")
     assert [topic for topic, *_ in wired.sent] == [f"a.n{number}" for number in range(10)]
-    assert len(app.compile().outlets[0]._topics) <= 3
+    assert len(app.compile().parts.outlets[0]._topics) <= 3
 
 
 def test_what_publish_returns_can_be_awaited_anywhere() -> None:

@@ -32,7 +32,7 @@ Writer = NewType("Writer", Database)
 
 def order(app: App) -> list[str]:
     """The types of the resources in the order in which they open."""
-    return [describe(one.kind) for one in app.compile().resources]
+    return [describe(one.kind) for one in app.compile().parts.resources]
 
 
 def settings() -> Iterator[Settings]:
@@ -100,7 +100,7 @@ def test_each_annotation_of_a_generator_is_read(hint: Any, is_async: bool) -> No
     def handle(message: int, database: Database) -> None: ...
 
     assert order(app) == ["Database"]
-    assert app.compile().routes[0].call.needs == (Database,)
+    assert app.compile().parts.routes[0].call.needs == (Database,)
 
 
 def test_methods_and_partials_are_resources_too() -> None:
@@ -135,7 +135,7 @@ def test_a_type_of_its_own_tells_two_apart() -> None:
     def handle(message: int, to: Writer, source: Reader) -> None: ...
 
     assert order(app) == ["Reader", "Writer"]
-    assert app.compile().routes[0].call.needs == (Writer, Reader)
+    assert app.compile().parts.routes[0].call.needs == (Writer, Reader)
 
 
 # -- groups ----------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_group_brings_its_resources_and_shares_those_of_the_app() -> None:
 
     app.include(desk)
     assert order(app) == ["Settings", "Database"]
-    assert {route.name: route.call.needs for route in app.compile().routes} == {
+    assert {route.name: route.call.needs for route in app.compile().parts.routes} == {
         "outer()": (Database,),
         "inner()": (Settings,),
     }
@@ -188,7 +188,7 @@ def test_hooks_take_resources_beside_their_arguments() -> None:
     @app.on_unrouted
     def lost(envelope: Envelope, *, settings: Settings) -> None: ...
 
-    compiled = app.compile()
+    compiled = app.compile().parts
     assert {name_of(function): set(compiled.hooked[id(function)]) for function in (life, failed, lost)} == {
         "life()": {"settings", "app"},
         "failed()": {"settings"},
@@ -221,7 +221,7 @@ def test_timers_take_resources_and_say_what_is_missing() -> None:
     def beat(settings: Settings) -> int:
         return 1
 
-    assert [trigger.call.needs for trigger in app.compile().triggers] == [(Settings,), (Settings,)]
+    assert [trigger.call.needs for trigger in app.compile().parts.triggers] == [(Settings,), (Settings,)]
     other = App()
 
     @other.every(1.0)

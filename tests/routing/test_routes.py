@@ -187,7 +187,7 @@ def test_an_include_keeps_a_reference() -> None:
     app, group = App(), Routes("g")
     app.include(group)
     group.add_route(lambda message: None, "late")
-    (route,) = app.compile().routes
+    (route,) = app.compile().parts.routes
     assert [pattern.text for pattern in route.patterns] == ["g.late"]
 
 

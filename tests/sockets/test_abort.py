@@ -261,7 +261,7 @@ def handle(text: str):
         service.stopService().addBoth(lambda _: end())
 
 seen = []
-service = AppService(app, reactor)
+service = AppService(app.compile(), reactor)
 service.startService()
 """
 

@@ -67,7 +67,7 @@ def _check(
     """Print how it is; the exit code of this app."""
     try:
         with redirect_stdout(sys.stderr):
-            compiled = app.compile()
+            compiled = app.compile().parts
             app.endpoints(sub=sub, pub=pub)
     except SetupError as error:
         return _code_of(error)

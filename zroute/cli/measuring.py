@@ -127,7 +127,7 @@ class _End:
 
     async def run(self) -> None:
         """From the start of the app to its end."""
-        self.service = AppService(self.app, self.reactor)
+        self.service = AppService(self.app.compile(), self.reactor)
         try:
             self.service.startService()
             await self.service.started

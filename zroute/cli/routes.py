@@ -11,10 +11,10 @@ import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import app_options, complete_target
-from zroute.compiler import Compiled, CompiledTrigger
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import SetupError
 from zroute.messages.schema import describe, inspect
+from zroute.planning.plan import CompiledTrigger, Parts
 from zroute.receiving.trie import minimal_cover
 
 __all__ = ["command"]
@@ -32,7 +32,7 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
     try:
         with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
             loaded = load(app, app_dir=app_dir, factory=factory)
-            compiled = loaded.compile()
+            compiled = loaded.compile().parts
     except SetupError as error:
         fail_of_setup(error)
     rows = _routes(compiled, loaded.codec.name) + _publications(compiled, loaded.codec.name)
@@ -49,7 +49,7 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
                 click.echo(f"{row['handler']}: {reason}")
 
 
-def _routes(compiled: Compiled, default: str) -> list[dict[str, Any]]:
+def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
     rows = []
     for route in compiled.routes:
         codec, batch = route.route.codec.name if route.route.codec else default, route.route.batch
@@ -61,7 +61,7 @@ def _routes(compiled: Compiled, default: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _publications(compiled: Compiled, default: str) -> list[dict[str, Any]]:
+def _publications(compiled: Parts, default: str) -> list[dict[str, Any]]:
     rows = []
     for outlet in compiled.outlets:
         names = [trigger.name for trigger in compiled.triggers if outlet in trigger.outlets]

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
-from zroute.app import App
 from zroute.awaiting import as_awaitable, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
@@ -31,6 +30,7 @@ from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS, TOPIC_CACHE
+from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.counters import Counter
 from zroute.publishing.instances import Instance, publisher_name
@@ -79,11 +79,11 @@ class Sending(Protocol):
 
 
 class Outgoing:
-    """The publishing side of one run of ``app``, to ``endpoints``; ``wall`` gives Unix seconds."""
+    """The publishing side of one run of an app that made ``choices``, to ``endpoints``; ``wall`` gives Unix seconds."""
 
     def __init__(
         self,
-        app: App,
+        choices: Choices,
         clock: Clock,
         transport: Sending,
         endpoints: Sequence[Endpoint],
@@ -91,7 +91,7 @@ class Outgoing:
         reports: Reports,
         wall: Callable[[], float],
     ) -> None:
-        self._app = app
+        self._choices = choices
         self._clock = clock
         self._transport = transport
         self._endpoints = endpoints
@@ -100,7 +100,7 @@ class Outgoing:
         self._stats = stats
         self._reports = reports
         self._clock_ns = time.time_ns if wall is time.time else _ascending(wall)
-        self._audience = Audience(clock, tracked=app.wire == "tracked")
+        self._audience = Audience(clock, tracked=choices.wire == "tracked")
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._epoch, self._numbers = secrets.randbits(64), count(1)
         self._outlets: tuple[Outlet, ...] = ()
@@ -125,7 +125,7 @@ class Outgoing:
             chosen = emit_kept if publication is not None and publication.keep else emit
             if coalescer is None:
                 return chosen
-            how = self._app.coalesces(publication)
+            how = self._choices.coalesces(publication)
             if how is None:
                 return coalescer.alone(chosen)
             together = coalescer.together(how, chosen)
@@ -158,10 +158,10 @@ class Outgoing:
         if unread := self.publishing.unread:
             _log.warning(
                 "%s: %d subscribers have not read all that was sent to them: what is queued for them may be lost",
-                self._app.name,
+                self._choices.name,
                 unread,
             )
-            if self._app.overflow != "drop":
+            if self._choices.overflow != "drop":
                 left["subscribers that have not read all"] = unread
         return left
 
@@ -189,15 +189,15 @@ class Outgoing:
 
     def _emitter(self) -> Callable[..., Emit]:
         """What makes an `Emit`: of one whose messages are kept (``keeps``), or of another."""
-        app, transport = self._app, self._transport
-        multipart = app.wire == "multipart"
+        choices, transport = self._choices, self._transport
+        multipart = choices.wire == "multipart"
         send, try_send = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
         if send is None or try_send is None:
-            return lambda *, keeps: _nowhere(app)
-        if app.wire == "tracked" and transport.counts:
+            return lambda *, keeps: _nowhere(choices.name)
+        if choices.wire == "tracked" and transport.counts:
             self.publishing = self._publishing_end(send, try_send)
         transport.announce(self._subscription)
-        if app.overflow == "drop":
+        if choices.overflow == "drop":
             return partial(self._dropping, send)
         return partial(self._careful, try_send)
 
@@ -206,14 +206,14 @@ class Outgoing:
             send(frame)
             return True
 
-        drops = self._app.overflow == "drop"
-        self._name, self._instance = publisher_name(self._app.name, self._endpoints, self._transport.bound)
+        drops = self._choices.overflow == "drop"
+        self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
         return PublishingEnd(
             self._clock,
             self._outbox,
             send_anyway if drops else try_send,  # on a socket that refuses, one that is dropped blinds it to that peer
             self._clock_ns,
-            self._app.name,
+            self._choices.name,
             self._name,
             _log,
         )
@@ -228,7 +228,7 @@ class Outgoing:
         if self.publishing is not None:
             return self.publishing.framer(clock_ns, keeps=False)
         next_sequence = self._numbers.__next__
-        return framer(self._app.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
+        return framer(self._choices.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
 
     def _framer_of_one_number(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """What numbers all messages in one row, on the tracked wire where subscriptions are not told of."""
@@ -240,7 +240,7 @@ class Outgoing:
 
     def _dropping(self, send: Callable[[Any], None], *, keeps: bool) -> Emit:
         """Where a subscriber without room misses the message, and counts it."""
-        stats, limit, thread, clock_ns = self._stats, self._app.max_message, get_ident(), self._clock_ns
+        stats, limit, thread, clock_ns = self._stats, self._choices.max_message, get_ident(), self._clock_ns
         published_at = 0
         frame, sent = self._framer((lambda: published_at) if self._keeps else clock_ns, keeps), self._keeper(keeps)
 
@@ -262,13 +262,13 @@ class Outgoing:
 
     def _straight(self) -> Straight | None:
         """What publishes messages of one topic, of which nothing is kept, each a frame of its own; else None."""
-        app, stats = self._app, self._stats
+        choices, stats = self._choices, self._stats
         send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
-        if send is None or try_send is None or app.wire == "multipart" or self._keeps:
+        if send is None or try_send is None or choices.wire == "multipart" or self._keeps:
             return None
-        if app.overflow != "drop":
+        if choices.overflow != "drop":
             return partial(self._straight_carefully, try_send)
-        limit, thread = app.max_message, get_ident()
+        limit, thread = choices.max_message, get_ident()
 
         def straight(topic: bytes, number: int, write: Write, general: Short) -> Short:
             frame = self._topic_framer(topic, number)
@@ -300,7 +300,7 @@ class Outgoing:
         All went it before, at twice the cost: what waits is written down before it is known whether it has to. The
         first lines are those of `_straight`, since a function for both would be a call for each message.
         """
-        stats, limit, thread, passes = self._stats, self._app.max_message, get_ident(), self._outbox.passes
+        stats, limit, thread, passes = self._stats, self._choices.max_message, get_ident(), self._outbox.passes
         frame = self._topic_framer(topic, number)
         counters = self.publishing.counters if self.publishing is not None else None
 
@@ -328,16 +328,16 @@ class Outgoing:
         """What makes frames of bodies of one topic and codec, without headers."""
         if self.publishing is not None:
             return self.publishing.topic_framer(topic, number)
-        if self._app.wire == "plain" and number in _NEVER_MAGIC:
+        if self._choices.wire == "plain" and number in _NEVER_MAGIC:
             return (topic + NUL).__add__
         frame: Callable[..., Any] = self._framer(self._clock_ns, keeps=False)
         return lambda body: frame(topic, number, body, None)
 
     def _careful(self, try_send: Callable[[Any], bool], *, keeps: bool) -> Emit:
         """Where nothing is dropped: see `zroute.publishing.send_queue`."""
-        app, stats, outbox = self._app, self._stats, self._outbox
+        choices, stats, outbox = self._choices, self._stats, self._outbox
         counters = self.publishing.counters if self.publishing is not None else None
-        waits, limit, thread, clock_ns = app.overflow == "wait", app.max_message, get_ident(), self._clock_ns
+        waits, limit, thread, clock_ns = choices.overflow == "wait", choices.max_message, get_ident(), self._clock_ns
         published_at = 0
         frame, sent = self._framer(lambda: published_at, keeps), self._keeper(keeps)
 
@@ -373,12 +373,12 @@ class Outgoing:
 
     def _make_coalescer(self) -> Coalescer | None:
         """None where nothing is to travel together, or where the wire can't carry it."""
-        app = self._app
-        wanted = any(app.coalesces(outlet.publication) for outlet in self._outlets) or app.coalesces()
+        choices = self._choices
+        wanted = any(choices.coalesces(outlet.publication) for outlet in self._outlets) or choices.coalesces()
         send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
         if not wanted or self.publishing is None or send is None or try_send is None:
             return None
-        limit, thread, waits = app.max_message, get_ident(), app.overflow == "wait"
+        limit, thread, waits = choices.max_message, get_ident(), choices.overflow == "wait"
         return Coalescer(
             self._clock,
             self._clock_ns,
@@ -400,7 +400,7 @@ class Outgoing:
     def _sending_held(
         self, publishing: PublishingEnd, send: Callable[[Any], None], try_send: Callable[[Any], bool]
     ) -> Callable[[bytes, Held], None]:
-        counters, kept, drops = publishing.counters, publishing.kept, self._app.overflow == "drop"
+        counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
         batches = [publishing.batch_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
         singles = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
@@ -476,7 +476,7 @@ class Outgoing:
             "%s: more topics are published than fit into the %d MiB for what is known about them: a message of "
             "another topic takes about ten times as long, and is counted in stats.cache_misses; publish fewer, share "
             "them among several processes, or move ids from topics into messages",
-            self._app.name,
+            self._choices.name,
             TOPIC_CACHE >> 20,
         )
 
@@ -484,7 +484,7 @@ class Outgoing:
 
     def _unsent(self, topic: bytes, count: int, error: Exception) -> None:
         """Messages that `publish` took are given up: counted and said, whether somebody awaits them or not."""
-        name = self._app.name
+        name = self._choices.name
         if not count:  # whoever misses a control frame asks again
             text = "%s: a subscriber had no room for a control frame"
             self._reports("control", f"{name}: unsent control frames", logging.WARNING, text, name)
@@ -513,7 +513,7 @@ class Outgoing:
 
     def _not_gathered(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
         if self._closed:
-            raise NotRunningError(f"{self._app.name!r} has stopped, and nobody subscribes to it any more")
+            raise NotRunningError(f"{self._choices.name!r} has stopped, and nobody subscribes to it any more")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
             f"{pattern.text!r}: {self._audience.number(pattern)} of {number} subscribers came within {timeout:g} s: do "
@@ -546,8 +546,10 @@ def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
         )
 
 
-def _nowhere(app: App) -> Emit:
+def _nowhere(name: str) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-        raise UsageError(f"{topic.decode()!r} was published, and {app!r} has no endpoint to publish at: add App(pub=…)")
+        raise UsageError(
+            f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)"
+        )
 
     return emit

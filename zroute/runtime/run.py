@@ -18,15 +18,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
-from zroute.app import App
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
-from zroute.compiler import (
-    CompiledTrigger,
-    compile_route,
-    fresh,
-    known_codecs,
-    refuse_duplicates,
-)
 from zroute.declarations.routes import Hook, Route
 from zroute.declarations.signatures import Call, Needed
 from zroute.endpoints import Endpoint
@@ -43,6 +35,8 @@ from zroute.logs import printable
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.options import LINGER_DRAIN, RECEIVED_MAX
+from zroute.planning.compiler import compile_route, fresh, known_codecs, refuse_duplicates
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publisher import Outgoing, Sending
 from zroute.receiving.dispatch import CompiledRoute
@@ -53,7 +47,6 @@ from zroute.receiving.results import Outcomes
 from zroute.receiving.session import SubscribingEnd, Subscriptions
 from zroute.receiving.table import RouteTable
 from zroute.runtime.resources import Resources
-from zroute.runtime.streams import Stream
 from zroute.sockets.connection import Drain
 from zroute.sockets.transport import SocketTransport
 from zroute.stats import Stats
@@ -168,14 +161,14 @@ class Limit:
 
 
 class Run:
-    """Everything that lives from one start of ``app`` to its stop.
+    """Everything that lives from one start of the app of ``plan`` to its stop.
 
     ``subscribe_to`` and ``publish_to`` are its endpoints, ``limit`` ends reading after a number of messages.
     """
 
     def __init__(
         self,
-        app: App,
+        plan: Plan,
         reactor: Any,
         ground: Ground,
         *,
@@ -183,16 +176,16 @@ class Run:
         publish_to: tuple[Endpoint, ...],
         limit: Limit | None,
     ) -> None:
-        self.app = app
+        self.plan = plan
+        self.name = plan.name
         self.reactor = reactor
         self.subscribe_to = subscribe_to
         self.publish_to = publish_to
         self._limit = limit
         self._ground = ground
-        self._compiled = app.compile()
-        self._stats = app.stats = Stats()
+        self._stats = plan.live.stats = Stats()
         self._thread, self._process = get_ident(), os.getpid()
-        self._resources = Resources(self._compiled.resources, ground.replaced, self._start, self.reactor)
+        self._resources = Resources(self.plan.parts.resources, ground.replaced, self._start, self.reactor)
         self._outcomes = Outcomes(
             stats=self._stats,
             log=_log,
@@ -200,22 +193,22 @@ class Run:
             wall=ground.wall,
             start=self._start,
             in_thread=self._in_thread,
-            default=app.codec,
-            hooks=app._errors,
-            unrouted=app._fallbacks,
+            default=plan.choices.codec,
+            hooks=plan.hooks.errors,
+            unrouted=plan.hooks.unrouted,
             hook=self._hook,
             reading=self,
             observe=ground.observe,
         )
-        self._accounts = SubscribingEnd(self.reactor, self._stats, _log, app.name, self._found)
+        self._accounts = SubscribingEnd(self.reactor, self._stats, _log, plan.name, self._found)
         self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = Reports(_log, self.reactor)
-        self._codecs = self._compiled.codecs
+        self._codecs = self.plan.parts.codecs
         self._table = self._make_table(())
         self._beginning: Deferred[None] = succeed(None)
         self._producers: Producers | None = None
         self._outgoing: Outgoing | None = None
-        self._streams: dict[Stream[Any], None] = {}
+        self._streams: dict[Finishing, None] = {}
         self._calls: set[Future[Any]] = set()
         self._listening = False
         self._stopped = False
@@ -235,20 +228,20 @@ class Run:
             await self._open()
 
     async def _open(self) -> None:
-        routes = [self._supplied(fresh(route)) for route in self._compiled.routes]
+        routes = [self._supplied(fresh(route)) for route in self.plan.parts.routes]
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
         given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
-        self._outgoing = Outgoing(self.app, self.reactor, *given)
-        self.app._emit = self._outgoing.open(self._compiled.outlets)
-        for hook in self.app._startup:
+        self._outgoing = Outgoing(self.plan.choices, self.reactor, *given)
+        self.plan.live.emit = self._outgoing.open(self.plan.parts.outlets)
+        for hook in self.plan.hooks.startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # it may have asked for that
                 return
         self._listening = True
         self._listen()
-        producers = tuple(self._producer(trigger) for trigger in self._compiled.triggers)
+        producers = tuple(self._producer(trigger) for trigger in self.plan.parts.triggers)
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()
 
@@ -274,7 +267,7 @@ class Run:
         unfinished |= await self._settle(left())
         self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
         self._stats.paused_since, self._stats.paused_by = None, ()
-        for hook in self.app._shutdown if self._outgoing is not None else ():
+        for hook in self.plan.hooks.shutdown if self._outgoing is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
         self.transport.listen(())
         if self._outgoing is not None:
@@ -293,16 +286,16 @@ class Run:
         self._ended = True
         for call in tuple(self._calls):
             if not call.done():
-                call.set_exception(_stopped(self.app))
+                call.set_exception(_stopped(self.name))
         self._publish_no_more()
         if self._outgoing is not None:
             self._outgoing.release()
-        if self.app._run is self:
-            self.app._run = None
+        if self.plan.live.run is self:
+            self.plan.live.run = None
 
     def _publish_no_more(self) -> None:
-        if self.app._run is self:
-            self.app._emit = None
+        if self.plan.live.run is self:
+            self.plan.live.emit = None
         if self._outgoing is not None:
             self._outgoing.close()
 
@@ -317,25 +310,25 @@ class Run:
         """See `zroute.runtime.streams.Host`, also for the rest."""
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
-        app, compiled = self.app, self._compiled
+        name, parts = self.name, self.plan.parts
         if self._outgoing is None:
-            raise NotRunningError(f"{what} before {app.name!r} has opened its sockets: attach from on_startup on")
+            raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach from on_startup on")
         if not self.subscribe_to:
             raise EndpointError(
                 f"{what} has no endpoint to subscribe to: add App(sub='tcp://127.0.0.1:5555'), the address that the "
                 "publisher binds",
                 where=route.where,
             )
-        made = compile_route(route, "", (app,), (), compiled.given, app.codec)
+        made = compile_route(route, "", (self.plan.hooks.errors,), (), parts.given, self.plan.choices.codec)
         closed = [kind for kind in made.call.needs if kind not in self._resources.objects]
         if closed:
-            name = describe(closed[0])
+            missing = describe(closed[0])
             raise UsageError(
-                f"{what}: {made.name} needs {name}, which was not opened, because only what is replaced needed it: "
-                f"replace it too, as in TestApp(app, {{{name}: fake}})"
+                f"{what}: {made.name} needs {missing}, which was not opened, because only what is replaced needed it: "
+                f"replace it too, as in TestApp(app, {{{missing}: fake}})"
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
-        refuse_duplicates((*self._table.routes, made), app.dispatch)
+        refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
         self._swap((*self._table.routes, made))
         return made
 
@@ -354,19 +347,19 @@ class Run:
                 "%s at %s was left while %d messages waited; they are dropped", route.name, route.route.where, dropped
             )
 
-    def open_stream(self, stream: Stream[Any]) -> None:
+    def open_stream(self, stream: Finishing) -> None:
         """Finish it at the stop."""
         self._streams[stream] = None
         if self._stopped:
             stream.finish()
 
-    def close_stream(self, stream: Stream[Any]) -> None:
+    def close_stream(self, stream: Finishing) -> None:
         """It has been left."""
         self._streams.pop(stream, None)
 
     def _swap(self, routes: Sequence[CompiledRoute]) -> None:
         named = [(one.route.codec, one.route.where) for one in routes if one.route.codec]
-        self._codecs = known_codecs(self._compiled.codecs, named)
+        self._codecs = known_codecs(self.plan.parts.codecs, named)
         self._table = self._table.changed(routes, self._codecs)
         if self._limit is None:
             self.transport.use(self._table.drain)
@@ -410,7 +403,7 @@ class Run:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._accounts.listening:
             raise NotReadyError(
-                f"{self.app.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
+                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
                 "are sent after that; do not await ready() there, but in a coroutine that is started there"
             )
         answered = self._accounts.complete
@@ -421,7 +414,7 @@ class Run:
             not_given = len(answered) - self._accounts.given
             kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
         raise NotReadyError(
-            f"{self.app.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
+            f"{self.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
             f"answered{names}{kept}{silent}; check that the publishers run and use wire='tracked'"
         )
 
@@ -432,20 +425,20 @@ class Run:
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
             names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
             text = "%s: %s %s: what was lost of %s is not known"
-            subject = f"{self.app.name}: unknown losses"
-            self._reports("tail", subject, logging.WARNING, text, self.app.name, publisher, found.why, names)
+            subject = f"{self.name}: unknown losses"
+            self._reports("tail", subject, logging.WARNING, text, self.name, publisher, found.why, names)
             return
         if isinstance(found, LostKept):
             text = "%s: lost %d of the messages that %s keeps for those who join"
-            subject = f"{self.app.name}: lost kept messages"
-            self._reports("kept", subject, logging.WARNING, text, self.app.name, found.count, publisher)
+            subject = f"{self.name}: lost kept messages"
+            self._reports("kept", subject, logging.WARNING, text, self.name, found.count, publisher)
             return
-        if not self.app._gaps:
+        if not self.plan.hooks.gaps:
             text = "%s: lost %d messages of %r from %s (numbers %d to %d)"
             name = str(Topic.from_wire(found.subscription))
-            arguments = (self.app.name, found.count, name, publisher, found.first, found.last)
-            self._reports("gap", f"{self.app.name}: lost messages", logging.WARNING, text, *arguments)
-        for hook in self.app._gaps:
+            arguments = (self.name, found.count, name, publisher, found.first, found.last)
+            self._reports("gap", f"{self.name}: lost messages", logging.WARNING, text, *arguments)
+        for hook in self.plan.hooks.gaps:
             try:
                 result = self._hook(hook.function)(found)
                 if is_awaitable(result):
@@ -455,7 +448,7 @@ class Run:
 
     def _failed_over_a_gap(self, error: BaseException) -> None:
         self._stats.hook_errors += 1
-        self._reports("on_gap", f"{self.app.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
+        self._reports("on_gap", f"{self.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
         self._ground.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
@@ -470,7 +463,7 @@ class Run:
         self._calls.add(future)  # first, so that a stop in another thread at this moment finds it
         try:
             if self._ended:
-                raise _stopped(self.app)
+                raise _stopped(self.name)
             self.reactor.callFromThread(self._call, future, call)
             return future.result()
         finally:
@@ -524,13 +517,13 @@ class Run:
     # -- parts of a start and a stop --------------------------------------------------------------------
 
     def _make_table(self, routes: Sequence[CompiledRoute]) -> RouteTable:
-        app = self.app
+        plan = self.plan
         return RouteTable(
             routes,
-            default=app.codec,
+            default=plan.choices.codec,
             codecs=self._codecs,
-            dispatch=app.dispatch,
-            max_message=app.max_message,
+            dispatch=plan.dispatch,
+            max_message=plan.choices.max_message,
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
@@ -549,7 +542,7 @@ class Run:
 
     def _hook(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` with the resources that it takes."""
-        given = self._compiled.hooked[identity(function)]
+        given = self.plan.parts.hooked[identity(function)]
         objects = self._resources.objects
         return partial(
             function,
@@ -635,7 +628,7 @@ class Run:
             return 0
         number = self.transport.discard(most) if most > 0 else 0
         text = "%s: %s messages still waited %g s after the stop; they are left unread"
-        _log.warning(text, self.app.name, number or "more", seconds)
+        _log.warning(text, self.name, number or "more", seconds)
         return number
 
     async def _settle(self, timeout: float) -> dict[str, int]:
@@ -643,7 +636,7 @@ class Run:
         unfinished = self._outcomes.unfinished
         if names := unfinished.names():
             waited = ", ".join(f"{name}: {count}" for name, count in names.items())
-            _log.info("%s: unfinished, and waited for up to %.1f s: %s", self.app.name, timeout, waited)
+            _log.info("%s: unfinished, and waited for up to %.1f s: %s", self.name, timeout, waited)
         try:
             await within(timeout, unfinished.idle(), self.reactor)
         except TimeoutError:
@@ -732,19 +725,19 @@ _FORKED = (
 )
 
 
-def _stopped(app: App) -> NotRunningError:
-    return NotRunningError(f"{app.name!r} has stopped, so nothing can be called on its reactor any more")
+def _stopped(name: str) -> NotRunningError:
+    return NotRunningError(f"{name!r} has stopped, so nothing can be called on its reactor any more")
 
 
 def sockets(run: Run) -> Transport:
     """ZeroMQ's."""
     return SocketTransport(
         run.reactor,
-        run.app.context,
+        run.plan.addresses.context,
         subscribe_to=run.subscribe_to,
         publish_to=run.publish_to,
-        max_message=run.app.max_message,
-        max_subscription_bytes=run.app.limits.max_subscription_bytes,
-        drops=run.app.overflow == "drop",
-        name=run.app.name,
+        max_message=run.plan.choices.max_message,
+        max_subscription_bytes=run.plan.limits.max_subscription_bytes,
+        drops=run.plan.choices.overflow == "drop",
+        name=run.name,
     )

@@ -17,13 +17,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from zroute.app import App
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
 from zroute.logs import FORMATS, LEVELS, printable, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
+from zroute.planning.plan import Plan
+from zroute.runtime.run import Limit
+from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
 
@@ -47,6 +49,13 @@ _FLUSH = 0.5
 """Seconds a hurried end waits for output to be taken: its reader may be stopped."""
 
 _log = logging.getLogger("zroute")
+
+
+class Runnable(Protocol):
+    """An app."""
+
+    def compile(self) -> Plan:
+        """Check and freeze everything. Raises SetupError."""
 
 
 def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
@@ -117,7 +126,7 @@ def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
 
 
 def run(
-    apps: Sequence[App],
+    apps: Sequence[Runnable],
     *,
     sub: tuple[Endpoint, ...] | None = None,
     pub: tuple[Endpoint, ...] | None = None,
@@ -148,12 +157,15 @@ def run(
     _refuse_options(sub, pub, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
         raise UsageError("an app runs once in a process: name each once")
-    _refuse_surroundings(apps)
+    _refuse_surroundings()
     _chosen_reactor(reactor, uvloop)
+    plans = [app.compile() for app in apps]
+    for plan in plans:
+        plan.claim()
     wrong: EndpointError | None = None
     try:
-        for app in apps:
-            app.endpoints(sub=sub, pub=pub)
+        for plan in plans:
+            plan.endpoints(sub=sub, pub=pub)
     except EndpointError as error:
         wrong = error
     set_up_logging(log_level, log_format)
@@ -161,7 +173,7 @@ def run(
         _log.error("%s", wrong)
         return EXIT_ENDPOINT
     installed = install_reactor(reactor, uvloop=uvloop)
-    return _Program(installed, apps, sub, pub, drain_timeout, max_messages).run(seconds)
+    return _Program(installed, plans, sub, pub, drain_timeout, max_messages).run(seconds)
 
 
 def _refuse_options(
@@ -192,8 +204,8 @@ def _are_endpoints(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(endpoint, Endpoint) for endpoint in value)
 
 
-def _refuse_surroundings(apps: Sequence[App]) -> None:
-    """Raise UsageError if this process has no room for a run, or one of the apps runs."""
+def _refuse_surroundings() -> None:
+    """Raise UsageError if this process has no room for a run."""
     installed = _installed_reactor()
     if installed is not None and installed.running:
         raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
@@ -204,8 +216,6 @@ def _refuse_surroundings(apps: Sequence[App]) -> None:
             "a loop of asyncio runs already, and run() would hold it up: call it outside of asyncio.run(), with "
             "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
         )
-    for app in apps:
-        app._claim()
 
 
 _program: _Program | None = None
@@ -229,19 +239,17 @@ class _Program:
     def __init__(
         self,
         reactor: Any,
-        apps: Sequence[App],
+        plans: Sequence[Plan],
         sub: tuple[Endpoint, ...] | None,
         pub: tuple[Endpoint, ...] | None,
         drain_timeout: float,
         max_messages: int | None,
     ) -> None:
-        from zroute.runtime.run import Limit
-        from zroute.runtime.service import AppService
-
         self._reactor = reactor
         self._limit = Limit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
         self._services = [
-            AppService(app, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit) for app in apps
+            AppService(plan, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit)
+            for plan in plans
         ]
         self._drain_timeout = drain_timeout
         self._code = 0
@@ -301,7 +309,7 @@ class _Program:
         if self._signals == 1:
             self._reactor.callFromThread(self._stop, signal.Signals(number).name)
             return
-        routes = [route for service in self._services for route in service.app.stats.routes.values()]
+        routes = [route for service in self._services for route in service.plan.live.stats.routes.values()]
         unfinished = sum(route.queued + route.in_flight for route in routes)
         left = f"; {unfinished} messages are unfinished" if unfinished else ""
         end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
@@ -330,11 +338,11 @@ class _Program:
     def _stopped(self, results: list[tuple[bool, Any]], began: float) -> None:
         for service, (well, drained) in zip(self._services, results, strict=True):
             if not well:
-                _log.error("%s did not stop well: %s", service.app.name, printable(drained.getErrorMessage()))
+                _log.error("%s did not stop well: %s", service.plan.name, printable(drained.getErrorMessage()))
                 self._code = self._code or EXIT_FAILED
             elif not drained.complete:
                 names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
-                _log.error("%s: unfinished after the drain timeout, and given up: %s", service.app.name, names)
+                _log.error("%s: unfinished after the drain timeout, and given up: %s", service.plan.name, names)
                 self._code = self._code or EXIT_DRAIN
         if self._code != EXIT_ENDPOINT:
             self._sum_up()
@@ -348,7 +356,7 @@ class _Program:
     def _sum_up(self) -> None:
         _flush_output()  # what handlers printed comes before the summary, also in a file
         for service in self._services:
-            _log.info("%s: %s", service.app.name, _counted(service))
+            _log.info("%s: %s", service.plan.name, _counted(service))
         gc.collect()  # a failure in a cycle of references is told only when that is found
         if self._unhandled:
             _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(self._unhandled))
@@ -386,19 +394,19 @@ def end_now(code: int, why: str) -> None:
 
 def _summary(service: Any) -> list[tuple[int, str]]:
     """What an app does, in a few lines, right after its start."""
-    app, compiled = service.app, service.app.compile()
+    name, compiled = service.plan.name, service.plan.parts
     transport = service.transport
     lines = [
         (
             logging.INFO,
-            f"{app.name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
+            f"{name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
             f"timers and generators {len(compiled.triggers)}",
         )
     ]
     if not (compiled.routes or compiled.outlets or compiled.triggers):
-        lines.append((logging.WARNING, f"{app.name}: nothing is registered; is an app.include(routes) missing?"))
+        lines.append((logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"))
     if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
-        lines.append((logging.INFO, f"{app.name}: no endpoints, so its publishers feed its own subscribers in here"))
+        lines.append((logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers in here"))
         return lines
     for what, endpoints, connection in (
         ("subscribes", service.subscribe_to, transport.sub),
@@ -406,22 +414,22 @@ def _summary(service: Any) -> list[tuple[int, str]]:
     ):
         for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
             how = "bound to" if endpoint.bind else "connects to"
-            lines.append((logging.INFO, f"{app.name}: {what}, {how} {resolved}"))
+            lines.append((logging.INFO, f"{name}: {what}, {how} {resolved}"))
             if endpoint.is_open:
-                text = f"{app.name}: {resolved} is open to the network, without authentication"
+                text = f"{name}: {resolved} is open to the network, without authentication"
                 lines.append((logging.WARNING, text))
     if service.identity:
-        lines.append((logging.INFO, f"{app.name}: publishes as {service.identity}"))
+        lines.append((logging.INFO, f"{name}: publishes as {service.identity}"))
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
         if pattern.subscription == b"":
-            text = f"{app.name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
+            text = f"{name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
             lines.append((logging.WARNING, text))
     return lines
 
 
 def _counted(service: Any) -> str:
     """The counters of one run, of the sides that it has."""
-    stats = service.app.stats
+    stats = service.plan.live.stats
     counts: dict[str, object] = {}
     if service.subscribe_to:
         counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)

@@ -15,16 +15,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from zroute.app import App
 from zroute.awaiting import loop_hint, was_cancelled
-from zroute.compiler import (
-    Compiled,
-)
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, SetupError
 from zroute.functions import PACKAGE
 from zroute.logs import printable
 from zroute.options import DRAIN_TIMEOUT
+from zroute.planning.plan import Plan
 from zroute.receiving.in_flight import error_of
 from zroute.runtime.run import Drained, Ground, Limit, Run, sockets
 from zroute.runtime.steady_clock import LOOK, steady_clock
@@ -36,7 +33,7 @@ _log = logging.getLogger("zroute")
 
 
 class AppService(Service):
-    """Runs ``app`` on ``reactor``; made by ``app.service(reactor)``.
+    """Runs the app of ``plan`` on ``reactor``; made by ``app.service(reactor)``.
 
     ``sub`` and ``pub`` replace the app's endpoints; ``drain_timeout`` is how many seconds a stop waits for
     unfinished handlers; ``limit`` ends reading after a number of messages.
@@ -44,7 +41,7 @@ class AppService(Service):
 
     def __init__(
         self,
-        app: App,
+        plan: Plan,
         reactor: Any,
         *,
         sub: tuple[Endpoint, ...] | None = None,
@@ -53,11 +50,10 @@ class AppService(Service):
         limit: Limit | None = None,
         ground: Ground | None = None,
     ) -> None:
-        self.app = app
+        self.plan = plan
         self.name = None
         self.reactor = reactor
-        self.compiled: Compiled = app.compile()
-        self.subscribe_to, self.publish_to = app.endpoints(sub=sub, pub=pub)
+        self.subscribe_to, self.publish_to = plan.endpoints(sub=sub, pub=pub)
         self.drain_timeout = drain_timeout
         self.limit = limit
         self.ground = ground or Ground(sockets, isinstance(reactor, AsyncioSelectorReactor))
@@ -102,21 +98,21 @@ class AppService(Service):
         From now on the reactor's clock does not jump when that of the machine is set: see
         `zroute.runtime.steady_clock`.
         """
-        self.app._claim()
+        self.plan.claim()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
         self._failure = None
         if self._started.called:
             self._started = Deferred()
         self._run = run = Run(
-            self.app,
+            self.plan,
             self.reactor,
             self.ground,
             subscribe_to=self.subscribe_to,
             publish_to=self.publish_to,
             limit=self.limit,
         )
-        self.app._run = run
+        self.plan.live.run = run
         self._look_at_clock()
         self._in_start = True
         run.begin().addCallbacks(self._began, self._start_failed)
@@ -167,18 +163,18 @@ class AppService(Service):
     def _start_failed(self, failure: Failure) -> None:
         error = error_of(failure)
         if self._stopping is not None and was_cancelled(error):
-            _log.warning("%s was stopped before it had started: what it was opening was cancelled", self.app.name)
+            _log.warning("%s was stopped before it had started: what it was opening was cancelled", self.plan.name)
         elif isinstance(error, EndpointError):  # says it all in a line; `startService` raises it where it still can
             if not self._in_start:
                 _log.error("%s", error)
         elif isinstance(error, SystemExit):  # the program's own last word, as at the end of a script
-            _log.error("%s did not start: %s", self.app.name, error)
+            _log.error("%s did not start: %s", self.plan.name, error)
         else:
             text = "%s did not start: %s%s"
             from_user = _from_users_line(error)
             # A SetupError is about the program, and may be a list; others may quote what a peer has sent.
             said = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
-            _log.error(text, self.app.name, said, loop_hint(error), exc_info=from_user)
+            _log.error(text, self.plan.name, said, loop_hint(error), exc_info=from_user)
         self._failure = failure
         self._began(None)
         self.stopService()

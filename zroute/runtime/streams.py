@@ -7,48 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 
 from zroute.awaiting import as_awaitable
-from zroute.declarations.routes import Route, make_route
+from zroute.declarations.routes import make_route
 from zroute.errors import UsageError
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern
+from zroute.planning.plan import Host
 from zroute.receiving.dispatch import CompiledRoute
 
-__all__ = ["Attached", "Host", "Stream"]
+__all__ = ["Attached", "Stream"]
 
 T = TypeVar("T")
-
-
-class Host(Protocol):
-    """One run of an app, as far as it is needed here."""
-
-    def attach(self, route: Route) -> CompiledRoute:
-        """Compile ``route`` and swap in a table that has it."""
-
-    def detach(self, route: CompiledRoute) -> None:
-        """Swap in a table without ``route``; what it has received is still handled."""
-
-    def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
-        """Drop what waits for ``route``, and a call that is given up; counted and said."""
-
-    def open_stream(self, stream: Stream[Any]) -> None:
-        """Call ``stream.finish()`` when nothing more will come."""
-
-    def close_stream(self, stream: Stream[Any]) -> None:
-        """``stream`` has been left."""
-
-    def check_process(self, what: str) -> None:
-        """Raise ForkedContextError in a forked child."""
-
-    def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
-        """Fires when publishers have confirmed the subscriptions; with ``state`` also sent what they keep."""
-
-    def from_thread(self, call: Callable[[], Any]) -> Any:
-        """Call on the reactor's thread, wait for the result."""
 
 
 class Attached:

@@ -25,6 +25,7 @@ from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, matches, startswith, topic_bytes
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
+from zroute.planning.plan import Plan
 from zroute.runtime.run import Drained, Ground
 from zroute.runtime.service import AppService
 from zroute.testing.reactor import RestlessError, VirtualReactor
@@ -90,7 +91,7 @@ class TestApp:
             raise SignatureError(
                 "TestApp takes apps, and one mapping of resources to replace: TestApp(app, {Database: fake})"
             )
-        known = [resource.kind for app in self.apps for resource in app.compile().resources]
+        known = [resource.kind for app in self.apps for resource in app.compile().parts.resources]
         for kind in self._replaced:
             if kind not in known:
                 have = ", ".join(map(describe, known)) or "none"
@@ -109,7 +110,7 @@ class TestApp:
         self._reactor = reactor = VirtualReactor(on_asyncio=self._on_asyncio)
         self._services = [
             AppService(
-                app,
+                app.compile(),
                 reactor,
                 sub=_given_later(app, bind=False),
                 pub=_given_later(app, bind=True),
@@ -152,7 +153,7 @@ class TestApp:
         service.started.addBoth(outcome.append)
         if not outcome:
             raise UnfinishedError(
-                f"{service.app.name} has not started: a resource or an on_startup function waits for something "
+                f"{service.plan.name} has not started: a resource or an on_startup function waits for something "
                 "outside; replace the resource, as in TestApp(app, {Database: fake})"
             )
         if isinstance(outcome[0], Failure):
@@ -244,8 +245,8 @@ class TestApp:
         `clear` is forgotten.
         """
         return [
-            self._decoded(app, envelope, schema)
-            for app, envelope in self._sent()
+            self._decoded(plan, envelope, schema)
+            for plan, envelope in self._sent()
             if _matches(pattern, envelope.topic.wire)
         ]
 
@@ -269,17 +270,17 @@ class TestApp:
         self._results.clear()
         self.failures.clear()
 
-    def _sent(self) -> list[tuple[App, Envelope]]:
-        return [(run.app, parse_frames(frames, self._wall())) for run, frames in self._bus.sent]
+    def _sent(self) -> list[tuple[Plan, Envelope]]:
+        return [(run.plan, parse_frames(frames, self._wall())) for run, frames in self._bus.sent]
 
-    def _decoded(self, app: App, envelope: Envelope, schema: Any) -> Any:
-        compiled = app.compile()
+    def _decoded(self, plan: Plan, envelope: Envelope, schema: Any) -> Any:
+        compiled = plan.parts
         outlet = next((one for one in compiled.outlets if _matches(one.pattern, envelope.topic.wire)), None)
         if schema is None:
             schema = outlet.schema if outlet is not None and outlet.schema is not None else Any
         codec = outlet.publication.codec if outlet is not None else None
         stated = compiled.codecs.get(envelope.codec) if envelope.codec else None
-        return body_decoder(schema, stated=stated, route=codec, default=app.codec)(envelope.body)
+        return body_decoder(schema, stated=stated, route=codec, default=plan.choices.codec)(envelope.body)
 
     # -- inside -----------------------------------------------------------------------------------------
 

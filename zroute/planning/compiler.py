@@ -6,16 +6,16 @@ duplicates, publishers that nothing triggers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 
 from zroute.declarations.batching import plan_lists
-from zroute.declarations.resources import CompiledResource, compile_resources
+from zroute.declarations.resources import compile_resources
 from zroute.declarations.results import lacks, message_type, misfit
-from zroute.declarations.routes import Hook, Producer, Route, Routes, joined
+from zroute.declarations.routes import ErrorHook, Hook, Producer, Route, Routes, joined
 from zroute.declarations.signatures import NO_BODY, Call, Needed, has_copied_return, hints_of, needs_of, plan
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.functions import identity, is_coroutine_function, is_generator_function, name_of
@@ -23,6 +23,7 @@ from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern
+from zroute.planning.plan import CompiledTrigger, Hooks, Parts
 from zroute.publishing.publication import Outlet, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.flow import Flow, ListFlow
@@ -30,8 +31,6 @@ from zroute.receiving.table import Dispatch
 from zroute.stats import RouteStats
 
 __all__ = [
-    "Compiled",
-    "CompiledTrigger",
     "compile_route",
     "compile_routes",
     "fresh",
@@ -40,47 +39,19 @@ __all__ = [
 ]
 
 
-@attrs.frozen(eq=False)
-class CompiledTrigger:
-    """A function that a timer calls or that yields by itself, and the outlets its values go to."""
-
-    name: str
-    where: str
-    call: Call
-    outlets: tuple[Outlet, ...]
-    schedule: Schedule | None
-
-
-@attrs.frozen(eq=False)
-class Compiled:
-    """An app, frozen: its routes, outlets and triggers, and the codecs that may be named on the wire.
-
-    ``resources`` stand in the order in which they open. ``given`` maps types to what a parameter of that
-    type gets, and ``hooked`` the hook functions, by `identity`, to what they are given by name.
-    """
-
-    routes: tuple[CompiledRoute, ...]
-    outlets: tuple[Outlet, ...]
-    triggers: tuple[CompiledTrigger, ...]
-    resources: tuple[CompiledResource, ...]
-    hooked: Mapping[object, Mapping[str, Any]]
-    given: Mapping[Any, Any]
-    codecs: Mapping[int, Codec]
-
-
 def compile_routes(
     root: Routes,
     *,
     given: Mapping[Any, Any],
     default: Codec,
     dispatch: Dispatch,
-    hooks: Sequence[tuple[Hook, tuple[str, ...]]],
-) -> Compiled:
+    hooks: Hooks,
+) -> Parts:
     """Resolve, check and bind everything in ``root`` and the groups it includes.
 
-    ``given`` maps types to the object that a parameter of that type gets; ``hooks`` are the app's own, each
-    with the names of the arguments that it is called with. Raises SignatureError,
-    SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long, a capture that nothing fills).
+    ``given`` maps types to the object that a parameter of that type gets; ``hooks`` are the app's own. Raises
+    SignatureError, SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long, a capture
+    that nothing fills).
     """
     groups = list(root._walk())
     recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
@@ -94,7 +65,14 @@ def compile_routes(
     ]
     outlets = [outlet for _, outlet in placed]
     routes = [
-        compile_route(route, prefix, chain, _fed_by(route, prefix, group, producers, placed), given, default)
+        compile_route(
+            route,
+            prefix,
+            tuple(tuple(each._errors) for each in chain),
+            _fed_by(route, prefix, group, producers, placed),
+            given,
+            default,
+        )
         for prefix, group, chain in groups
         for route in group._routes
     ]
@@ -105,12 +83,12 @@ def compile_routes(
     errors = [(hook, ("error", "envelope")) for _, group, _ in _once(groups) for hook in group._errors]
     hooked = {
         identity(hook.function): needs_of(hook.function, given, arguments, namespace=hook.namespace, where=hook.where)
-        for hook, arguments in (*errors, *hooks)
+        for hook, arguments in (*errors, *_called_with(hooks))
     }
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.given for call in calls), *hooked.values()]
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
-    return Compiled(
+    return Parts(
         routes=tuple(_named(routes)),
         outlets=tuple(outlets),
         triggers=tuple(triggers),
@@ -119,6 +97,16 @@ def compile_routes(
         given=given,
         codecs=_codecs(root, default),
     )
+
+
+def _called_with(hooks: Hooks) -> Iterator[tuple[Hook, tuple[str, ...]]]:
+    """The app's own hooks, each with the names of the arguments that it is called with."""
+    for hook in (*hooks.startup, *hooks.shutdown):
+        yield hook, ()
+    for hook in hooks.unrouted:
+        yield hook, ("envelope",)
+    for hook in hooks.gaps:
+        yield hook, ("gap",)
 
 
 Group = tuple[str, Routes, tuple[Routes, ...]]
@@ -138,12 +126,12 @@ def _once(groups: Sequence[Group]) -> list[Group]:
 def compile_route(
     route: Route,
     prefix: str,
-    chain: tuple[Routes, ...],
+    errors: tuple[tuple[ErrorHook, ...], ...],
     outlets: tuple[Outlet, ...],
     given: Mapping[Any, Any],
     default: Codec,
 ) -> CompiledRoute:
-    """One route behind ``prefix``, in the groups of ``chain`` (the innermost first)."""
+    """One route behind ``prefix``, with the ``errors`` hooks of its groups (the innermost first)."""
     patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
     call = plan(
         route.function,
@@ -162,7 +150,7 @@ def compile_route(
             "or leave the yield out",
             where=route.where,
         )
-    hooks = tuple(tuple(group._errors) for group in chain if group._errors)
+    hooks = tuple(filter(None, errors))
     name = name_of(route.function)
     return fresh(CompiledRoute(name, route, patterns, call, lists, outlets, hooks, RouteStats(), Flow(1)))
 

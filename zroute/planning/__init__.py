@@ -1,0 +1,1 @@
+"""From what decorators recorded to a frozen plan, which knows both wings. Opens nothing."""
