@@ -14,7 +14,7 @@ import attrs
 import pytest
 import zmq
 
-from tests.benchmarks.receive import StillReactor
+from benchmarks.receive import StillReactor
 from tests.pure import Wired, plain, tracked
 from zroute import App, Topic, startswith
 from zroute.cli.top import Traffic

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.proxy import TroubleProxy
+from chaos.proxy import TroubleProxy
 from tests.support import Child, Way
 
 PUBLISHER = """
@@ -90,7 +90,7 @@ def test_a_lie_heals_and_the_count_is_right_at_the_end(lie: str) -> None:
     honest, lying = Way("address").meeting(), Way("address").meeting()
     with (
         Child("-c", PUBLISHER, honest.bind, "600") as publisher,
-        Child("-m", "tests.chaos.liar", f"bind:{lying.bind}") as liar,
+        Child("-m", "chaos.liar", f"bind:{lying.bind}") as liar,
     ):
         epoch = publisher.line_with("epoch").split()[1]
         liar.line_with("epoch")

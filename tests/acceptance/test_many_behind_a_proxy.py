@@ -101,7 +101,7 @@ def test_5000_topics_are_subscribed_through_a_proxy_and_through_its_successor(wa
         Child("-c", READER, back.connect, str(MANY)) as app,
     ):
         publisher.line_with("up")
-        with Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
+        with Child("-m", "chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
             forwarder.line_with("forwarding")
             app.line_with("ready first")
             publisher.write("first\n")
@@ -112,7 +112,7 @@ def test_5000_topics_are_subscribed_through_a_proxy_and_through_its_successor(wa
             forwarder.end(signal.SIGKILL)
         app.wait_for(lambda _: times(app, "disconnected") > ended)
         begun = times(app, "handshake_succeeded")
-        with Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
+        with Child("-m", "chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder:
             forwarder.line_with("forwarding")
             app.wait_for(lambda _: times(app, "handshake_succeeded") > begun)
             app.write("second\n")

@@ -96,7 +96,7 @@ def test_ready_works_through_a_stock_proxy(way: Way) -> None:
     front, back = way.meeting(), way.meeting()
     with (
         Child("-c", PUBLISHER, front.bind, "500") as publisher,
-        Child("-m", "tests.chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder,
+        Child("-m", "chaos.forwarder", f"bind:{back.bind}", f"connect:{front.connect}") as forwarder,
         Child("-c", READER, back.connect, "500") as reader,
     ):
         publisher.line_with("bound")

@@ -1,0 +1,1 @@
+"""One command that settles what zroute costs: ``python -m benchmarks``."""

@@ -1,0 +1,132 @@
+"""The command line: ``python -m benchmarks [--only NAME …] [--rounds N] [--quick] [--json FILE] …``.
+
+Everything that the documentation says about speed comes from one run of it. Peers that are not installed are skipped,
+and the tables say so. ``pip install -e '.[dev,bench]'`` brings the Python ones; the others are Debian's
+``nats-server``, ``libzmq3-dev`` with a C compiler, and ``valgrind``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import (
+    asking,
+    chart,
+    coalesced,
+    goals,
+    instructions,
+    latency,
+    machine,
+    matching,
+    memory,
+    publish,
+    receive,
+    report,
+    scale,
+    two_processes,
+)
+from benchmarks.running import Group, Result, run
+from benchmarks.workloads import Scale
+
+PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, scale, memory, instructions)
+QUICK = Scale(
+    count=300, seconds=0.1, patterns=100, topics=100, requests=20, routes=100, topics_seen=1_000, instructions=False
+)
+
+
+def scale_of(options: argparse.Namespace) -> Scale:
+    """How much is measured."""
+    if options.quick:
+        return QUICK
+    return Scale(
+        count=options.count,
+        seconds=5.0,
+        patterns=100_000,
+        topics=10_000,
+        requests=max(options.count // 10, 20),
+        routes=10_000,
+        topics_seen=1_000_000,
+        instructions=options.instructions,
+    )
+
+
+def _some(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 1 on is needed")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    """Told before the measurement, not behind it."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser("python -m benchmarks", description="What zroute costs, beside others.")
+    made.add_argument("--rounds", type=_some, default=5, help="rounds, in each of which all are measured (default 5)")
+    made.add_argument("--count", type=_some, default=100_000, help="small messages in a measurement (default 100,000)")
+    made.add_argument("--only", nargs="+", metavar="NAME", help="these groups, or those whose names begin so")
+    made.add_argument("--quick", action="store_true", help="one round of very few: it judges no goal")
+    made.add_argument("--instructions", action="store_true", help="count instructions too, with valgrind (minutes)")
+    for name in ("json", "svg", "markdown"):
+        made.add_argument(f"--{name}", type=_file, metavar="FILE", help=f"write the results as {name} too")
+    return made
+
+
+def chosen(groups: Iterable[Group], only: list[str] | None) -> list[Group]:
+    """The groups to run; a name that begins none is a SystemExit with all names."""
+    groups = list(groups)
+    names = [group.name for group in groups]
+    for wanted in only or ():
+        if not any(name.startswith(wanted) for name in names):
+            raise SystemExit(f"--only {wanted}: there are {', '.join(names)}")
+    return [group for group in groups if only is None or group.name.startswith(tuple(only))]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print, write; 1 when somebody failed."""
+    options = parser().parse_args(arguments)
+    logging.disable(logging.WARNING)  # a flood of log lines is not what is measured
+    sizes, rounds = scale_of(options), 1 if options.quick else options.rounds
+    groups = chosen((group for part in PARTS for group in part.groups(sizes)), options.only)
+    console, described = Console(width=None if sys.stdout.isatty() else 180), machine.described()
+    settings = f"medians of {rounds} rounds, {sizes.count:,} small messages each, all contestants of a group in turn."
+    report.show_machine(console, described, settings)
+    results: list[Result] = []
+    with Console(stderr=True).status("") as status:
+        for result in run(groups, rounds, status.update):
+            results.append(result)
+            report.show(console, result)
+    judged = [] if options.quick else goals.judge({result.group.name: result for result in results})
+    if judged:
+        report.show_goals(console, judged)
+    if options.json:
+        found = report.as_json(results, judged, described, {"rounds": rounds, "count": sizes.count})
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.markdown:
+        command = " ".join(["python -m benchmarks", *_without_files(arguments)])
+        options.markdown.write_text(report.as_markdown(results, judged, described, settings, command))
+    if options.svg:
+        options.svg.write_text(chart.draw(results))
+    return int(any(row.failed for result in results for row in result.rows))
+
+
+def _without_files(arguments: list[str]) -> list[str]:
+    files = ("--json", "--svg", "--markdown")
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [each for before, each in pairs if not each.startswith(files) and before not in files]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

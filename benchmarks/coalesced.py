@@ -1,0 +1,77 @@
+"""A coalesced stream: a real publishing app whose bursts travel in frames of many messages, read by a real app."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import zmq
+
+from benchmarks import workloads
+from benchmarks.receive import Counter, StillReactor, by_hand, read_all, reading, zroute_receive
+from benchmarks.running import Contestant, Figures, Group, measured
+from benchmarks.workloads import BY_HAND, QUOTE, TOPIC, TRACKED, Quote, Scale
+from zroute import App
+from zroute.endpoints import Endpoint
+from zroute.runtime.service import AppService
+
+__all__ = ["COALESCED", "FLOOD", "groups"]
+
+ENDPOINT = "inproc://stream"
+BURSTS = (5, 50, 256)
+"""Messages published in one turn of the reactor: hardly worth it, a busy feed, one that can't be read one by one."""
+
+TURNS = 2_000
+"""So many at most: each sends two frames, and 11,000 may wait between publisher and reader."""
+
+FEW, COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
+
+
+def absent() -> str | None:
+    """Why there is no such row."""
+    return None if "coalesce" in inspect.signature(App).parameters else "this version does not coalesce"
+
+
+def coalesced(count: int, burst: int) -> Figures:
+    """What the reading thread takes for each message, when ``burst`` are published in one turn."""
+    context: zmq.Context[Any] = zmq.Context()
+    options: dict[str, Any] = {"coalesce": True}
+    app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
+    publication = app.publisher(TOPIC.decode(), Quote)
+    publishing = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    publishing.startService()
+    reader = App(sub=ENDPOINT, codec="json", context=context)
+    counter = Counter()
+    reader.subscribe("stocks.*")(counter.handler(Quote))
+    with reading(reader, clock, ENDPOINT) as sub:
+        assert publishing.transport is not None
+        assert publishing.transport.pub is not None
+        publishing.transport.pub.doRead()  # the publisher answers the marker
+        sub.doRead()
+        assert reader.stats.joins == 1
+        for done in range(0, count, burst):
+            for _ in range(min(burst, count - done)):
+                publication.publish(QUOTE)
+            clock.advance(0)  # the turn ends, in which the burst is sent; the reader, too, has looked at its socket
+        clock.advance(0.01)
+        assert counter.seen < count, "the reader read while the publisher published: nothing is left to measure"
+        figures = measured(partial(read_all, sub, lambda: counter.seen, count), count - counter.seen)
+        assert (counter.seen, reader.stats.lost) == (count, 0)
+    publishing.transport.pub.close(0)
+    context.destroy(linger=0)
+    return figures
+
+
+def groups(scale: Scale) -> list[Group]:
+    """One group."""
+    quotes = workloads.quotes(scale.count)
+    contestants = (
+        Contestant(BY_HAND, partial(by_hand, quotes)),
+        Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
+        *(
+            Contestant(name, partial(coalesced, min(scale.count, TURNS * burst), burst), absent=absent())
+            for name, burst in zip((FEW, COALESCED, FLOOD), BURSTS, strict=True)
+        ),
+    )
+    return [Group("coalesced", "receive, JSON quotes that are published many a turn", contestants, BY_HAND)]

@@ -1,0 +1,113 @@
+"""Instructions for 10,000 messages, counted by valgrind's callgrind: the figure that no other process disturbs.
+
+A run that reads, or publishes, is compared with one that is the same but moves no message. It takes minutes, so it has
+to be asked for.
+
+``python -m benchmarks.instructions KIND MESSAGES`` is what callgrind runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from typing import Any
+
+from benchmarks import publish, receive, workloads
+from benchmarks.children import python
+from benchmarks.feeds import Feed, plain_subscriber
+from benchmarks.running import THREAD, Contestant, Figures, Group
+from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, Scale
+from tests.support import ROOT
+from zroute import App
+
+__all__ = ["INSTRUCTIONS", "groups"]
+
+INSTRUCTIONS = "instructions"
+MESSAGES = 10_000
+
+PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published tracked": TRACKED}
+"""The contestants that publish, and the wire of each."""
+
+
+def absent(scale: Scale) -> str | None:
+    """Why they are not counted."""
+    if not scale.instructions:
+        return "only with --instructions: it takes minutes"
+    return None if shutil.which("valgrind") else "valgrind is not installed"
+
+
+def _counted(kind: str, read: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"--callgrind-out-file={folder}/out"
+        command = ["valgrind", "--tool=callgrind", out, *python("instructions", kind, read)]
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"Collected : (\d+)", ran.stderr)
+    if ran.returncode or not found:
+        raise RuntimeError(f"valgrind failed: {ran.stderr[-300:]}")
+    return int(found[1])
+
+
+def _measure(kind: str) -> Figures:
+    least = int(kind in PUBLISHED)  # a rate of no messages is none
+    return {INSTRUCTIONS: (_counted(kind, MESSAGES) - _counted(kind, least)) / (MESSAGES - least)}
+
+
+def groups(scale: Scale) -> list[Group]:
+    """Those of a message received, and of one published."""
+    title = f"instructions for a message {{}}, of {MESSAGES:,} JSON quotes"
+    return [
+        _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
+        _group(f"{INSTRUCTIONS}-published", title.format("published"), tuple(PUBLISHED), scale),
+    ]
+
+
+def _group(name: str, title: str, kinds: tuple[str, ...], scale: Scale) -> Group:
+    made = tuple(Contestant(kind, partial(_measure, kind), THREAD, absent(scale)) for kind in kinds)
+    return Group(name, title, made, kinds[0], main=INSTRUCTIONS, rounds=1)
+
+
+def run(kind: str, read: int) -> None:
+    """Publish this many messages, or fill a queue with all of them and read this many."""
+    if kind in PUBLISHED:
+        wire = PUBLISHED[kind]
+        if wire == BY_HAND:
+            publish.by_hand(read, "json")
+        else:
+            publish.zroute_publish(read, "json", "plain" if wire == PLAIN else "tracked")
+        return
+    work = workloads.quotes(MESSAGES)
+    feed = Feed(work)
+    if kind == BY_HAND:
+        sub = plain_subscriber(feed)
+        feed.fill()
+        counter = receive.Counter()
+        receive.loop(sub, work, [counter.handler()], read)
+        assert counter.seen == read
+        return
+    app = App(sub=feed.endpoint, codec="json", context=feed.context)
+    seen = 0
+
+    @app.subscribe("stocks.*")
+    def handler(_quote: workloads.Quote) -> None:
+        nonlocal seen
+        seen += 1
+
+    with receive.reading(app, receive.StillReactor(), feed.endpoint) as sub_connection:
+        _read(sub_connection, feed, kind, read, lambda: seen)
+
+
+def _read(sub: Any, feed: Feed, kind: str, read: int, seen: Any) -> None:
+    feed.fill_counted() if kind == TRACKED else feed.fill()
+    receive.read_all(sub, seen, read)
+    assert seen() >= read
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], int(sys.argv[2]))
+    os._exit(0)  # how sockets close is not counted

@@ -1,0 +1,215 @@
+"""One-way latency between two processes over TCP, at a given rate, both under Twisted's default reactor.
+
+From the publisher's call to the handler, by the clock that all processes of a machine share. The publisher looks at the
+clock each millisecond, and sends what is due by then. By hand it is pyzmq with as little around ZeroMQ's descriptor
+as is correct.
+
+``python -m benchmarks.latency publish|subscribe KIND ENDPOINT RATE TOTAL``
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import zmq
+
+from benchmarks.children import leave, line, python, say, started
+from benchmarks.running import WHOLE, Contestant, Figures, Group
+from benchmarks.workloads import NUL, PLAIN, TOPIC, TRACKED, Scale, decoder, encoder
+from tests.support import free_endpoint
+
+__all__ = ["BARE", "groups"]
+
+BARE = "hand-written, pyzmq in the same reactor"
+TOGETHER = f"{TRACKED}, coalesced"
+RATES = (1_000, 50_000)
+PERIOD = 0.001
+WARM = 10
+"""One of so many messages, the first ones, is not counted."""
+
+
+@attrs.frozen
+class Tick:
+    """``sent`` in nanoseconds of the monotonic clock."""
+
+    symbol: str
+    price: float
+    sent: int
+
+
+# -- in the benchmark ---------------------------------------------------------------------------------------
+
+
+def _measure(kind: str, rate: int, seconds: float) -> Figures:
+    endpoint = free_endpoint()
+    rest = (kind, endpoint, rate, max(int(rate * seconds), 100))
+    with started(python("latency", "publish", *rest)), started(python("latency", "subscribe", *rest)) as receiving:
+        figures: Figures = line(receiving)
+        return figures
+
+
+def groups(scale: Scale) -> list[Group]:
+    """One for each rate."""
+    return [
+        Group(
+            f"latency-{rate}",
+            f"one-way latency over TCP, {rate:,} messages a second",
+            tuple(
+                Contestant(kind, partial(_measure, kind, rate, scale.seconds), WHOLE)
+                for kind in (BARE, PLAIN, TRACKED, TOGETHER)
+            ),
+            BARE,
+            main="p50 us",
+        )
+        for rate in RATES
+    ]
+
+
+# -- in their processes -------------------------------------------------------------------------------------
+
+
+class Latencies:
+    """What `total` messages took, and the CPU of the process meanwhile."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._skip = total, total // WARM
+        self._taken: list[int] = []
+        self._cpu = 0.0
+
+    def tick(self, tick: Tick) -> None:
+        """The handler; after the last message the process ends."""
+        taken = self._taken
+        taken.append(time.monotonic_ns() - tick.sent)
+        if len(taken) == 1:
+            self._cpu = time.process_time()
+        elif len(taken) == self._total:
+            self._end(time.process_time() - self._cpu)
+
+    def _end(self, cpu: float) -> None:
+        taken = sorted(self._taken[self._skip :])
+        percents = {"p50 us": 0.5, "p99 us": 0.99, "p99.9 us": 0.999}
+        figures = {name: taken[int(len(taken) * share)] / 1000 for name, share in percents.items()}
+        say({**figures, "CPU ns": cpu / (self._total - 1) * 1e9})
+        leave()
+
+
+def pace(reactor: Any, rate: int, total: int, send: Callable[[Tick], object]) -> None:
+    """Send what is due, each millisecond; the subscriber ends this process."""
+    began, sent = time.perf_counter(), 0
+
+    def due() -> None:
+        nonlocal sent
+        now = min(int((time.perf_counter() - began) * rate) + 1, total)
+        for _ in range(now - sent):
+            send(Tick("AAPL", 187.23, time.monotonic_ns()))
+        sent = now
+        if sent < total:
+            reactor.callLater(PERIOD, due)
+
+    due()
+
+
+class BareReader:
+    """A SUB socket in the reactor: read until EAGAIN or 256 messages, and look at EVENTS when that was not the end."""
+
+    def __init__(self, reactor: Any, endpoint: str, handler: Callable[[Tick], object]) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self.socket.connect(endpoint)
+        self.socket.subscribe(b"stocks.")
+        self.reactor, self.handlers = reactor, {TOPIC: handler}
+        self.decode = decoder(Tick, "json")
+        self.descriptor: Any = self.socket.FD
+        reactor.addReader(self)
+        reactor.callLater(0, self.doRead)
+
+    def fileno(self) -> Any:
+        """The descriptor, which never changes."""
+        return self.descriptor
+
+    def logPrefix(self) -> str:
+        """For Twisted's log."""
+        return "bare"
+
+    def connectionLost(self, reason: object) -> None:
+        """Never here."""
+
+    def doRead(self) -> None:
+        """What the reactor calls."""
+        recv, decode, handlers = self.socket.recv, self.decode, self.handlers
+        try:
+            for _ in range(256):
+                topic, _, body = recv(zmq.NOBLOCK).partition(NUL)
+                handlers[topic](decode(body))
+        except zmq.Again:
+            return
+        events: Any = self.socket.get(zmq.EVENTS)
+        if events & zmq.POLLIN:
+            self.reactor.callLater(0, self.doRead)
+
+
+def subscribe_bare(reactor: Any, endpoint: str, total: int) -> object:
+    """By hand."""
+    return BareReader(reactor, endpoint, Latencies(total).tick)
+
+
+def publish_bare(reactor: Any, endpoint: str, rate: int, total: int) -> None:
+    """By hand."""
+    pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
+    pub.set(zmq.SNDHWM, 10_000)
+    pub.bind(endpoint)
+    pub.recv()  # its subscription
+    encode, start = encoder("json"), TOPIC + NUL
+    reactor.callWhenRunning(pace, reactor, rate, total, lambda tick: pub.send(start + encode(tick), zmq.NOBLOCK))
+
+
+def subscribe_zroute(reactor: Any, endpoint: str, total: int) -> object:
+    """An app with a typed handler."""
+    from zroute import App
+
+    app, latencies = App(sub=endpoint, codec="json"), Latencies(total)
+
+    @app.subscribe("stocks.*")
+    def handler(tick: Tick) -> None:
+        latencies.tick(tick)
+
+    app.service(reactor).startService()
+    return app
+
+
+def publish_zroute(kind: str, reactor: Any, endpoint: str, rate: int, total: int) -> None:
+    """An app that begins when somebody has subscribed."""
+    from twisted.internet.defer import Deferred
+
+    from zroute import App
+
+    app = App(pub=endpoint, codec="json", wire="plain" if kind == PLAIN else "tracked", coalesce=kind == TOGETHER)
+    ticks = app.publisher(TOPIC.decode(), Tick)
+    app.service(reactor).startService()
+
+    async def begin() -> None:
+        await ticks.wait_for_subscribers(1)
+        pace(reactor, rate, total, ticks.publish)
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(begin()))
+
+
+def main(role: str, kind: str, endpoint: str, rate: str, total: str) -> None:
+    """What this process is when the benchmark starts it."""
+    from twisted.internet import reactor
+
+    if role == "subscribe":
+        _kept = (subscribe_bare if kind == BARE else subscribe_zroute)(reactor, endpoint, int(total))
+    elif kind == BARE:
+        publish_bare(reactor, endpoint, int(rate), int(total))
+    else:
+        publish_zroute(kind, reactor, endpoint, int(rate), int(total))
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,39 @@
+"""The route match of a topic that no cache answers: the tables and topics of ``bench_trie.py``."""
+
+from __future__ import annotations
+
+import random
+from functools import cache, partial
+
+from benchmarks import bench_trie
+from benchmarks.running import CPU, Contestant, Figures, Group
+from benchmarks.workloads import Scale
+from zroute.receiving.trie import Trie, build
+
+__all__ = ["groups"]
+
+
+@cache
+def _table(size: int) -> Trie[int]:
+    return build((pattern, number) for number, pattern in enumerate(bench_trie.patterns(size)))
+
+
+def _match(size: int, stream: str) -> Figures:
+    table = _table(size)
+    asked = bench_trie.topics(size, stream, random.Random(0))
+    return {CPU: bench_trie.measure(table, asked)}
+
+
+def groups(scale: Scale) -> list[Group]:
+    """One for topics of a few busy desks, one for topics of all desks alike."""
+    sizes = (10, max(scale.patterns // 100, 20), scale.patterns)
+    titles = {"busy": "topics of 100 busy desks", "scattered": "topics of all desks alike"}
+    return [
+        Group(
+            f"match-{stream}",
+            f"route match, topic not in the cache, {titles[stream]}",
+            tuple(Contestant(f"{size:,} patterns", partial(_match, size, stream)) for size in sizes),
+            "10 patterns",
+        )
+        for stream in bench_trie.STREAMS
+    ]

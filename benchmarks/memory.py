@@ -1,0 +1,127 @@
+"""Memory: what an app's routes take, and what topics leave behind that were seen. Each in a process of its own.
+
+Resident memory of the process, before and after, both behind a collection of garbage.
+
+``python -m benchmarks.memory routes|received|published COUNT``
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.children import line, python, say, started
+from benchmarks.running import WHOLE, Contestant, Figures, Group
+from benchmarks.workloads import NUL, Quote, Scale
+
+__all__ = ["MEMORY", "groups"]
+
+MEMORY = "memory MiB"
+
+
+def _measure(what: str, number: int) -> Figures:
+    with started(python("memory", what, number)) as process:
+        return {MEMORY: line(process)}
+
+
+def groups(scale: Scale) -> list[Group]:
+    """One group; memory does not drift, so one round will do."""
+    absent = None if os.path.exists("/proc/self/statm") else "this system has no /proc"
+    work = (
+        (f"{scale.routes:,} functions in a dict, by hand", "dict", scale.routes),
+        (f"{scale.routes:,} routes", "routes", scale.routes),
+        (f"{scale.topics_seen:,} topics received", "received", scale.topics_seen),
+        (f"{scale.topics_seen:,} topics published, tracked", "published", scale.topics_seen),
+    )
+    contestants = tuple(Contestant(name, partial(_measure, what, number), WHOLE, absent) for name, what, number in work)
+    return [Group("memory", "memory", contestants, None, main=MEMORY, rounds=1)]
+
+
+# -- in their processes -------------------------------------------------------------------------------------
+
+
+def resident() -> float:
+    """MiB of this process."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def grown(work: Callable[[], object]) -> float:
+    """MiB that ``work`` leaves while its result is alive."""
+    before = resident()
+    kept = work()
+    after = resident()
+    assert kept is not None
+    return after - before
+
+
+def function() -> Callable[[Quote], None]:
+    """A handler of its own."""
+
+    def handler(quote: Quote) -> None: ...
+
+    handler.__annotations__["quote"] = Quote
+    return handler
+
+
+def dictionary(number: int) -> object:
+    """What somebody keeps who writes it by hand."""
+    return {b"desk%d.quotes" % desk: function() for desk in range(number)}
+
+
+def service(routes: int) -> tuple[Any, Any]:
+    """An app with so many routes, as it runs, and its table."""
+    from tests.pure import Wired
+    from zroute import App
+
+    app = App(codec="json")
+    for desk in range(routes):
+        app.subscribe(f"desk{desk}.quotes.{{symbol}}")(function())
+    return app, Wired(app)
+
+
+def topics_received(number: int) -> object:
+    """One message of each topic, through a table with one route."""
+    app, wired = service(1)
+    body, numbers = workloads.quotes(1).body, count()
+
+    def recv(_flags: int) -> bytes:
+        return b"desk0.quotes.s%d" % next(numbers) + NUL + body
+
+    for _ in range(0, number, 256):
+        wired.table.drain(recv, lambda: 0, 256)
+    return app, wired
+
+
+def topics_published(number: int) -> object:
+    """The counters of a tracked publisher with one live subscription."""
+    from zroute.messages.control import pack_marker, parse_marker
+    from zroute.publishing.counters import Counters
+
+    counters = Counters()
+    counters.subscribe(b"desk0.", 0.0)
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"desk0."]))))
+    for each in range(number):
+        counters.count(b"desk0.quotes.s%d" % each)
+        if each % 10_000 == 0:
+            counters.beats(each / 100_000)  # as an app does each quarter of a second
+    return counters
+
+
+WORK: dict[str, Callable[[int], object]] = {
+    "dict": dictionary,
+    "routes": service,
+    "received": topics_received,
+    "published": topics_published,
+}
+
+if __name__ == "__main__":
+    WORK[sys.argv[1]](1)  # imports and caches that are there once
+    say(grown(partial(WORK[sys.argv[1]], int(sys.argv[2]))))

@@ -1,0 +1,222 @@
+"""NATS: nats-py and FastStream in processes of their own, on a nats-server of this machine.
+
+A process counts its whole CPU, reading the network included, since that can't be
+told apart there. So ratios to what is read from a full queue of ZeroMQ's say what a program pays, not what decoding
+does; `benchmarks.two_processes` has all of them over TCP, and by the same clock.
+
+``python -m benchmarks.peers_nats subscribe|publish KIND SERVER COUNT CODEC``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.children import Stretch, leave, line, python, say, started
+from benchmarks.running import CPU, WHOLE, Contestant, Figures
+from benchmarks.workloads import Workload, decoder
+from tests.support import free_port
+
+__all__ = ["FASTSTREAM", "NATS_PY", "absent", "end_to_end", "receivers", "version"]
+
+NATS_PY, FASTSTREAM = "nats-py on NATS", "FastStream on NATS"
+SUBJECT = "stocks.AAPL"
+SLOWER = 5
+"""So many times fewer messages than the others read: they take 20 to 50 times as long."""
+
+
+# -- in the benchmark ---------------------------------------------------------------------------------------
+
+
+def absent(name: str) -> str | None:
+    """Why it can't take part."""
+    if shutil.which("nats-server") is None:
+        return "nats-server is not installed (Debian: nats-server)"
+    missing = [each for each in ("nats", "faststream")[: 1 + (name == FASTSTREAM)] if find_spec(each) is None]
+    packages = {"nats": "nats-py", "faststream": "faststream[nats]"}
+    return f"{packages[missing[0]]} is not installed (the extra `bench`)" if missing else None
+
+
+def version() -> str | None:
+    """That of the server."""
+    if shutil.which("nats-server") is None:
+        return None
+    said = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=False).stdout
+    return said.split("v")[-1].strip()
+
+
+@cache
+def _server() -> str:
+    """The address of a server that lives as long as this process."""
+    port = free_port()
+    log = tempfile.TemporaryFile(mode="a+")  # noqa: SIM115  # it lives as long
+    process = subprocess.Popen(["nats-server", "-a", "127.0.0.1", "-p", str(port)], stderr=log, stdout=log)
+    atexit.register(process.wait)
+    atexit.register(process.kill)
+    deadline = time.monotonic() + 10
+    while "Server is ready" not in _all_of(log):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nats-server does not start: {_all_of(log)}")
+        time.sleep(0.02)
+    return f"nats://127.0.0.1:{port}"
+
+
+def _all_of(log: Any) -> str:
+    log.seek(0)
+    return str(log.read())
+
+
+def end_to_end(kind: str, work: Workload) -> Figures:
+    """From one process to another; the figures are the receiver's, and the CPU of the publisher."""
+    rest = (kind, _server(), work.count, work.codec if len(work.body) < 1_000_000 else "raw", len(work.body))
+    with started(python("peers_nats", "subscribe", *rest)) as receiver:
+        line(receiver)
+        with started(python("peers_nats", "publish", *rest)) as publisher:
+            figures = dict(line(receiver))
+            figures["publisher CPU ns"] = line(publisher)[CPU]
+    return figures
+
+
+def _receive(kind: str, work: Workload) -> Figures:
+    figures = dict(end_to_end(kind, work))
+    del figures["publisher CPU ns"]
+    return figures
+
+
+def receivers(work: Workload) -> list[Contestant]:
+    """Those of one group; FastStream takes only what it decodes from JSON."""
+    import attrs
+
+    fewer = attrs.evolve(work, count=max(work.count // (SLOWER if work.schema is not bytes else 1), 2))
+    kinds = [NATS_PY, FASTSTREAM] if work.codec == "json" else [NATS_PY]
+    return [Contestant(kind, partial(_receive, kind, fewer), WHOLE, absent(kind)) for kind in kinds]
+
+
+# -- in their processes -------------------------------------------------------------------------------------
+
+
+def _workload(codec: str, size: int, count: int) -> Workload:
+    if codec == "raw":
+        return Workload(count, bytes, "raw", b"x" * size)
+    return workloads.news(count) if size > 500 else workloads.quotes(count, codec)
+
+
+async def subscribe_nats(server: str, work: Workload) -> None:
+    """A callback that decodes by msgspec and calls a handler."""
+    import nats
+
+    done = asyncio.Event()
+    decode = decoder(work.schema, work.codec)
+
+    async def handler(_message: Any) -> None:
+        if stretch.message():
+            say(stretch.figures())
+            done.set()
+
+    async def callback(message: Any) -> None:
+        await handler(decode(message.data))
+
+    client = await nats.connect(server)
+    await client.subscribe("stocks.*", cb=callback)
+    await client.flush()  # the server knows the subscription now
+    stretch = Stretch(work.count)
+    say("ready")
+    await done.wait()
+    leave()
+
+
+async def subscribe_faststream(server: str, work: Workload) -> None:
+    """A typed handler on pydantic, as its documentation begins; but it does not log each message, as it would."""
+    from faststream.nats import NatsBroker
+    from pydantic import BaseModel
+
+    class Quote(BaseModel):
+        symbol: str
+        price: float
+        volume: int
+
+    class News(BaseModel):
+        symbol: str
+        text: str
+
+    done = asyncio.Event()
+    broker = NatsBroker(server, logger=None)
+
+    async def handler(message: Any) -> None:
+        if stretch.message():
+            say(stretch.figures())
+            done.set()
+
+    handler.__annotations__["message"] = Quote if work.schema is workloads.Quote else News
+    broker.subscriber("stocks.*")(handler)
+    await broker.start()
+    await broker.connection.flush()  # the server knows the subscription now
+    stretch = Stretch(work.count)
+    say("ready")
+    await done.wait()
+    leave()
+
+
+async def publish_nats(server: str, work: Workload) -> None:
+    """As fast as the client takes them."""
+    import nats
+
+    client = await nats.connect(server, pending_size=64 * 1024 * 1024)
+    message = workloads.NEWS if work.schema is workloads.News else workloads.QUOTE
+    encode = workloads.encoder(work.codec)
+    cpu = time.process_time()
+    for number in range(work.count):
+        await client.publish(SUBJECT, work.body if work.schema is bytes else encode(message))
+        if number % 256 == 255:
+            await asyncio.sleep(0)  # its own tasks send what is buffered
+    await client.drain()  # `flush` sends its PING ahead of what is buffered
+    say({CPU: (time.process_time() - cpu) / work.count * 1e9})
+    leave()
+
+
+async def publish_faststream(server: str, work: Workload) -> None:
+    """The broker's ``publish`` of a pydantic model."""
+    from faststream.nats import NatsBroker
+    from pydantic import BaseModel
+
+    class Quote(BaseModel):
+        symbol: str
+        price: float
+        volume: int
+
+    broker = NatsBroker(server, logger=None)
+    await broker.start()
+    quote = Quote(symbol="AAPL", price=187.23, volume=1200)
+    cpu = time.process_time()
+    for number in range(work.count):
+        await broker.publish(quote if work.schema is workloads.Quote else work.body, SUBJECT)
+        if number % 256 == 255:
+            await asyncio.sleep(0)
+    await broker.stop()  # drains
+    say({CPU: (time.process_time() - cpu) / work.count * 1e9})
+    leave()
+
+
+def main(role: str, kind: str, server: str, count: str, codec: str, size: str) -> None:
+    """What this process is when the benchmark starts it."""
+    work = _workload(codec, int(size), int(count))
+    roles = {
+        ("subscribe", NATS_PY): subscribe_nats,
+        ("subscribe", FASTSTREAM): subscribe_faststream,
+        ("publish", NATS_PY): publish_nats,
+        ("publish", FASTSTREAM): publish_faststream,
+    }
+    asyncio.run(roles[role, kind](server, work))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,160 @@
+"""Publishing: CPU per message of the thread that publishes, to a real subscriber that has room for everything.
+
+The subscriber is in the same context and reads nothing meanwhile; what arrived is counted and looked at afterwards. On
+the tracked wire its subscriptions are live, so that each message carries its numbers. zroute publishes in bursts, since
+an app looks at its socket once in each turn of the reactor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import zmq
+
+from benchmarks import peers_c, workloads
+from benchmarks.receive import StillReactor
+from benchmarks.running import Contestant, Figures, Group, measured
+from benchmarks.workloads import BY_HAND, NUL, PLAIN, QUOTE, TOPIC, TRACKED, Quote, Scale, encoder
+from zroute import App
+from zroute.endpoints import Endpoint
+from zroute.messages.control import pack_marker
+from zroute.messages.wire import parse_header
+from zroute.runtime.service import AppService
+
+__all__ = ["ALONE", "BURST", "ENDPOINT", "FOUR", "ONE", "arrived", "groups", "subscriber"]
+
+ENDPOINT = "inproc://published"
+BURST = 256
+"""Messages published in one turn."""
+
+ALONE = (b"stocks.",)
+OVERLAPPING = (b"s", b"stocks", b"stocks.", TOPIC)
+ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping ones"
+
+
+def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
+    """A SUB socket that has room for everything, to be connected."""
+    sub: zmq.Socket[bytes] = context.socket(zmq.SUB)
+    sub.set(zmq.RCVHWM, 0)  # of two inproc ends, one without a mark is enough
+    for prefix in subscriptions:
+        sub.subscribe(prefix)
+    return sub
+
+
+def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
+    """All that arrived, without the topic."""
+    found = []
+    while sub.poll(0):
+        found.append(sub.recv().partition(NUL)[2])
+    return found
+
+
+def join(sub: zmq.Socket[bytes], clock: StillReactor, service: AppService, subscriptions: Sequence[bytes]) -> None:
+    """Send a marker and read its answer: from then on the subscriptions are counted."""
+    sub.subscribe(pack_marker(1 << 16, subscriptions))
+    assert service.transport is not None
+    assert service.transport.pub is not None
+    for _ in range(100):
+        service.transport.pub.poke()  # this reactor watches no sockets
+        clock.advance(0)
+        if arrived(sub):
+            return
+    raise AssertionError("the marker was not answered")
+
+
+def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
+    """Encode and send; ``of_message``: to a topic that the message names."""
+    context: zmq.Context[Any] = zmq.Context()
+    pub = context.socket(zmq.PUB)
+    pub.bind(ENDPOINT)
+    sub = subscriber(context, ALONE)
+    sub.connect(ENDPOINT)
+    encode, send = encoder(codec), pub.send
+
+    def constant() -> None:
+        start = TOPIC + NUL
+        for _ in range(count):
+            send(start + encode(QUOTE))
+
+    def named() -> None:
+        for _ in range(count):
+            send(b"stocks." + QUOTE.symbol.encode() + NUL + encode(QUOTE))
+
+    figures = measured(named if of_message else constant, count)
+    assert len(arrived(sub)) == count
+    context.destroy(linger=0)
+    return figures
+
+
+def zroute_publish(
+    count: int,
+    codec: str,
+    wire: Any,
+    subscriptions: Sequence[bytes] = ALONE,
+    *,
+    pattern: str = TOPIC.decode(),
+    burst: int = BURST,
+) -> Figures:
+    """``publication.publish`` of a running app."""
+    context: zmq.Context[Any] = zmq.Context()
+    app, clock = App(pub=ENDPOINT, codec=codec, wire=wire, context=context), StillReactor()
+    publication = app.publisher(pattern, Quote)
+    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    service.startService()
+    sub = subscriber(context, subscriptions)
+    sub.connect(ENDPOINT)
+    clock.advance(0)  # the app learns of the subscriptions
+    if wire == "tracked":
+        join(sub, clock, service, subscriptions)
+
+    def publish() -> None:
+        left = count
+        while left:
+            now = min(left, burst)
+            for _ in range(now):
+                publication.publish(QUOTE)
+            left -= now
+            clock.advance(0)  # the turn ends
+
+    figures = measured(publish, count)
+    _check(arrived(sub), count, len(subscriptions) if wire == "tracked" else 0)
+    assert service.transport is not None
+    assert service.transport.pub is not None
+    service.transport.pub.close(0)
+    context.destroy(linger=0)
+    return figures
+
+
+def _check(arrived: list[bytes], count: int, counted: int) -> None:
+    """Everything is there, and the last one has the last number of each subscription that is counted."""
+    assert len(arrived) == count, (len(arrived), count)
+    if counted and count:
+        last = parse_header(arrived[-1])
+        numbers = [last.sequence, *(number for _, number in last.further)]
+        assert numbers == [count] * counted, numbers
+
+
+def _group(count: int, codec: str) -> Group:
+    ours: list[tuple[str, Callable[[], Figures]]] = [
+        (BY_HAND, partial(by_hand, count, codec)),
+        (PLAIN, partial(zroute_publish, count, codec, "plain")),
+        (ONE, partial(zroute_publish, count, codec, "tracked")),
+        (FOUR, partial(zroute_publish, count, codec, "tracked", OVERLAPPING)),
+        (f"{BY_HAND}, topic from the message", partial(by_hand, count, codec, of_message=True)),
+        (f"{PLAIN}, topic from the message", partial(zroute_publish, count, codec, "plain", pattern="stocks.{symbol}")),
+        (f"{TRACKED}, one message a turn", partial(zroute_publish, count // 2, codec, "tracked", burst=1)),
+    ]
+    size = workloads.quotes(1, codec).size
+    return Group(
+        f"publish-{codec}",
+        f"publish, 46-byte quotes as {'JSON' if codec == 'json' else codec}, {BURST} a turn",
+        (peers_c.contestant("publish", count, size), *(Contestant(name, measure) for name, measure in ours)),
+        BY_HAND,
+    )
+
+
+def groups(scale: Scale) -> list[Group]:
+    """All figures of publishing."""
+    return [_group(scale.count, codec) for codec in ("json", "msgpack")]

@@ -1,0 +1,315 @@
+"""Receiving: CPU per message of the thread that reads, when all messages wait in its socket's queue.
+
+Each contestant decodes the bodies and calls a handler that counts. The hand-written loop is the yardstick: it can do
+nothing else, and stops at the first thing it did not expect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import msgpack
+import zmq
+from twisted.internet.task import Clock
+
+from benchmarks import peers_c, peers_nats, workloads
+from benchmarks.feeds import Feed, plain_subscriber
+from benchmarks.running import THREAD, Contestant, Figures, Group, measured
+from benchmarks.workloads import BY_HAND, NUL, PLAIN, TRACKED, TXZMQ, Scale, Workload, decoder
+from zroute import App
+from zroute.endpoints import Endpoint
+from zroute.runtime.service import AppService
+
+__all__ = ["Counter", "StillReactor", "by_hand", "groups", "loop", "read", "read_all", "reading", "zroute_receive"]
+
+OVERLAPPING = (b"stocks", b"stocks.A", b"s")
+"""What others subscribe to: with the reader's own ``stocks.`` four live subscriptions cover the topic."""
+
+
+# -- the loop one would write by hand -----------------------------------------------------------------------
+
+
+class Counter:
+    """Handlers that count, and nothing else: the same for all contestants."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def handler(self, schema: Any = Any, *, is_async: bool = False) -> Callable[[Any], Any]:
+        """A plain function, or an async one: what users write."""
+
+        def handler(message: Any) -> None:
+            self.seen += 1
+
+        async def handler_async(message: Any) -> None:
+            self.seen += 1
+
+        chosen = handler_async if is_async else handler
+        chosen.__annotations__["message"] = schema
+        return chosen
+
+
+def by_hand(work: Workload) -> Figures:
+    """recv, partition, decode, call."""
+    feed = Feed(work)
+    sub = plain_subscriber(feed)
+    feed.fill()
+    counter = Counter()
+    run = loop if work.handlers == 1 else loop_for_many
+    handlers = [counter.handler() for _ in range(work.handlers)]
+    run(sub, work, handlers, work.first)
+    figures = measured(partial(run, sub, work, handlers, work.count), work.count)
+    assert counter.seen == work.total * work.handlers
+    feed.close()
+    return figures
+
+
+def loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+    """The yardstick itself."""
+    recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
+    called = dict.fromkeys(work.topics, handlers[0])
+    if work.schema is bytes:
+        for _ in range(count):
+            topic, _, body = recv(dontwait).partition(NUL)
+            called[topic](body)
+        return
+    for _ in range(count):
+        topic, _, body = recv(dontwait).partition(NUL)
+        called[topic](decode(body))
+
+
+def loop_for_many(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
+    """The same where several functions want each message."""
+    recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
+    called = dict.fromkeys(work.topics, tuple(handlers))
+    for _ in range(count):
+        topic, _, body = recv(dontwait).partition(NUL)
+        message = decode(body)
+        for handler in called[topic]:
+            handler(message)
+
+
+# -- zroute -------------------------------------------------------------------------------------------------
+
+
+class StillReactor(Clock):
+    """A reactor that never turns by itself: the benchmark calls `doRead`, as often as the real one would have to."""
+
+    def addReader(self, reader: object) -> None:
+        """Nobody looks at descriptors here."""
+
+    def removeReader(self, reader: object) -> None:
+        """See `addReader`."""
+
+
+@contextmanager
+def reading(app: App, clock: StillReactor, endpoint: str) -> Iterator[Any]:
+    """``app`` as it runs, subscribed and its marker sent; gives its connection."""
+    service = AppService(app.compile(), clock, sub=(Endpoint(endpoint, bind=False),))
+    service.startService()
+    assert service.transport is not None
+    clock.advance(0)
+    sub = service.transport.sub
+    assert sub is not None
+    yield sub
+    sub.close(0)
+
+
+def read(sub: Any, seen: Callable[[], int], work: Workload) -> Figures:
+    """Read everything; the figures are those behind the messages that come first, in whole turns."""
+    read_all(sub, seen, work.first)
+    return measured(partial(read_all, sub, seen, work.total), work.total - seen())
+
+
+def read_all(sub: Any, seen: Callable[[], int], total: int) -> None:
+    """Turn after turn, until ``total`` messages are handled. Raises LookupError when one is missing."""
+    while (before := seen()) < total:
+        sub.doRead()
+        if seen() == before:
+            raise LookupError(f"{before} of {total} messages came")
+
+
+def zroute_receive(
+    work: Workload, wire: str = "plain", *, others: Iterable[bytes] = (), is_async: bool = False
+) -> Figures:
+    """The connection, the table and the handlers, as in a running app."""
+    feed = Feed(work)
+    app = App(sub=feed.endpoint, codec=work.codec, context=feed.context)
+    counter = Counter()
+    for _ in range(work.handlers):
+        app.subscribe(*work.patterns)(counter.handler(work.schema, is_async=is_async))
+    with reading(app, StillReactor(), feed.endpoint) as sub:
+        feed.fill_counted(others) if wire == "tracked" else feed.fill()
+        figures = read(sub, lambda: counter.seen // work.handlers, work)
+        assert counter.seen == work.total * work.handlers
+        assert app.stats.joins == (wire == "tracked"), "a tracked figure is one of a subscriber that has joined"
+        assert app.stats.lost == 0
+    feed.close()
+    return figures
+
+
+# -- txZMQ --------------------------------------------------------------------------------------------------
+
+
+def txzmq_receive(work: Workload, library: str = "txzmq", *, parse: Callable[[bytes], Any] | None = None) -> Figures:
+    """A SUB connection with a dict of handlers, as its users write it; ``library``: txZMQ, or zroute's of its names."""
+    module: Any = import_module(library)
+    feed = Feed(work)
+    counter = Counter()
+    handlers = {topic: [counter.handler() for _ in range(work.handlers)] for topic in work.topics}
+    read_body = parse or {"json": json.loads, "msgpack": msgpack.unpackb, "raw": bytes}[work.codec]
+
+    class Subscriber(module.ZmqSubConnection):  # type: ignore[misc]
+        highWaterMark = 0  # noqa: N815
+
+        def gotMessage(self, message: bytes, tag: bytes) -> None:
+            parsed = read_body(message)
+            for handler in handlers[tag]:
+                handler(parsed)
+
+    factory = module.ZmqFactory()
+    own, factory.context = factory.context, feed.context
+    sub = Subscriber(factory, module.ZmqEndpoint("connect", feed.endpoint))
+    for prefix in {pattern.rstrip("*").encode() for pattern in work.patterns}:
+        sub.subscribe(prefix)
+    feed.fill()
+    figures = read(sub, lambda: counter.seen // work.handlers, work)
+    sub.shutdown()
+    feed.close()
+    own.term()
+    return figures
+
+
+# -- groups -------------------------------------------------------------------------------------------------
+
+
+def _txzmq(name: str, measure: Callable[[], Figures]) -> Contestant:
+    return Contestant(name, measure, absent=None if find_spec("txzmq") else "txZMQ is not installed (the extra `dev`)")
+
+
+def _ours(work: Workload) -> tuple[Contestant, ...]:
+    return (
+        Contestant(BY_HAND, partial(by_hand, work)),
+        Contestant(PLAIN, partial(zroute_receive, work)),
+        Contestant(TRACKED, partial(zroute_receive, work, "tracked")),
+    )
+
+
+def _typed(name: str, title: str, work: Workload) -> Group:
+    """zroute against everybody."""
+    txzmq = {"json": TXZMQ, "msgpack": "txZMQ with msgpack", "raw": "txZMQ"}[work.codec]
+    return Group(
+        name,
+        f"receive, {title}",
+        (
+            peers_c.contestant("receive", work.count, work.size),
+            *_ours(work),
+            _txzmq(txzmq, partial(txzmq_receive, work)),
+            *peers_nats.receivers(work),
+        ),
+        BY_HAND,
+    )
+
+
+def groups(scale: Scale) -> list[Group]:
+    """All figures of receiving."""
+    quotes = workloads.quotes(scale.count)
+    return [
+        _typed("receive-json", "46-byte quotes typed from JSON", quotes),
+        _typed("receive-msgpack", "the same quotes typed from msgpack", workloads.quotes(scale.count, "msgpack")),
+        _typed("receive-1kb", "1 KB typed from JSON", workloads.news(scale.count)),
+        _typed("receive-1mb", "1,000,000 bytes as they are", workloads.large(scale.count)),
+        _few("topics", f"{scale.topics:,} topics in turn", workloads.many_topics(scale.count, scale.topics)),
+        _few("new-topics", f"the first of each of {scale.topics:,} topics", workloads.new_topics(scale.topics)),
+        _few("patterns", f"{scale.patterns:,} patterns", workloads.many_patterns(scale.count, scale.patterns)),
+        _handlers(quotes),
+        _async(quotes),
+        _overlapping(quotes),
+        _names_of_txzmq(quotes),
+    ]
+
+
+def _few(name: str, title: str, work: Workload) -> Group:
+    return Group(name, f"receive, JSON quotes, {title}", _ours(work), BY_HAND)
+
+
+def _handlers(quotes: Workload) -> Group:
+    one, ten = quotes, Workload(quotes.count, quotes.schema, quotes.codec, quotes.body, handlers=10)
+    contestants = (
+        Contestant(f"{BY_HAND}, one handler", partial(by_hand, one)),
+        Contestant(BY_HAND, partial(by_hand, ten)),
+        Contestant(f"{PLAIN}, one handler", partial(zroute_receive, one)),
+        Contestant(PLAIN, partial(zroute_receive, ten)),
+        Contestant(TRACKED, partial(zroute_receive, ten, "tracked")),
+        _txzmq(TXZMQ, partial(txzmq_receive, ten)),
+    )
+    return Group("handlers", "receive, JSON quotes, ten handlers on each", contestants, BY_HAND)
+
+
+def _async(quotes: Workload) -> Group:
+    work = Workload(quotes.count // 2, quotes.schema, quotes.codec, quotes.body)
+    contestants = (
+        Contestant(BY_HAND, partial(by_hand, work)),
+        Contestant("hand-written loop, zmq.asyncio", partial(by_hand_asyncio, work)),
+        Contestant(PLAIN, partial(zroute_receive, work, is_async=True)),
+        Contestant(TRACKED, partial(zroute_receive, work, "tracked", is_async=True)),
+        *peers_nats.receivers(work),
+    )
+    return Group("async", "receive, JSON quotes, async def handlers, but in the first loop", contestants, BY_HAND)
+
+
+def by_hand_asyncio(work: Workload) -> Figures:
+    """The same loop with ``await`` before recv and before the handler."""
+    import asyncio
+
+    import zmq.asyncio
+
+    feed = Feed(work)
+    sub = zmq.asyncio.Socket(shadow=plain_subscriber(feed))
+    feed.fill()
+    decode = decoder(work.schema, work.codec)
+    seen = 0
+
+    async def handler(_message: Any) -> None:
+        nonlocal seen
+        seen += 1
+
+    async def loop_async() -> None:
+        handlers = dict.fromkeys(work.topics, handler)
+        for _ in range(work.count):
+            topic, _, body = (await sub.recv()).partition(NUL)
+            await handlers[topic](decode(body))
+
+    figures = measured(lambda: asyncio.run(loop_async()), work.count)
+    assert seen == work.count
+    sub.close(0)
+    feed.close()
+    return figures
+
+
+def _overlapping(quotes: Workload) -> Group:
+    contestants = (
+        Contestant(BY_HAND, partial(by_hand, quotes)),
+        Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
+        *(
+            Contestant(f"{TRACKED}, {word}", partial(zroute_receive, quotes, "tracked", others=OVERLAPPING[:others]))
+            for word, others in (("two", 1), ("four", 3))
+        ),
+    )
+    title = "receive, JSON quotes, two and four live subscriptions cover the topic"
+    return Group("overlapping", title, contestants, BY_HAND)
+
+
+def _names_of_txzmq(quotes: Workload) -> Group:
+    contestants = (
+        Contestant(BY_HAND, partial(by_hand, quotes)),
+        Contestant("zroute.txzmq, body unread", partial(txzmq_receive, quotes, "zroute.txzmq", parse=bytes), THREAD),
+        _txzmq("txZMQ, body unread", partial(txzmq_receive, quotes, parse=bytes)),
+    )
+    return Group("txzmq", "receive, JSON quotes, a program of txZMQ's", contestants, BY_HAND)

@@ -1,0 +1,110 @@
+"""Trouble by seed: ``python -m chaos --seeds 500``, and ``--kind bystanders`` for those who must not feel any.
+
+Prints each seed as it ends, and at the end the seed to go on with: ``--first N`` continues there. Ctrl-C starts no new
+seeds and waits for those that run; a second one ends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from chaos.bystanders import Bystanders
+from chaos.play import Play
+from chaos.scenario import Scenario
+
+KINDS: dict[str, type[Play]] = {"trouble": Scenario, "bystanders": Bystanders}
+
+
+class Campaign:
+    """Plays seeds on several threads until there are no more, the time is over, or it is interrupted."""
+
+    def __init__(self, kind: type[Play], seeds: list[int], jobs: int, minutes: float | None) -> None:
+        self._kind = kind
+        self._seeds = seeds
+        self._coming: Iterator[int] = iter(seeds)
+        self._deadline = time.monotonic() + 60 * minutes if minutes else None
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._running: dict[int, Play] = {}
+        self._ended: set[int] = set()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
+        self.failed: list[int] = []
+        self._figures: Counter[str] = Counter()
+
+    def play(self) -> None:
+        """Play them, and print what was found and how far it came."""
+        for thread in self._threads:
+            thread.start()
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(0.5)  # signals are handled between
+        self.summarize()
+
+    def summarize(self) -> None:
+        """Print what was found, and the seed to go on with, if there is one."""
+        print(f"{len(self._ended)} seeds, {len(self.failed)} failed {sorted(self.failed)}; {dict(self._figures)}")
+        left = [seed for seed in self._seeds if seed not in self._ended]
+        if left:
+            print(f"{len(left)} of {len(self._seeds)} seeds are left: go on with --first {left[0]}", flush=True)
+
+    def interrupt(self, number: int, _: object) -> None:
+        """Start no new seeds; the second time, or at SIGTERM, end those that run, and the process."""
+        if self._stopped or number == signal.SIGTERM:
+            self.summarize()
+            for play in tuple(self._running.values()):
+                play.abandon()
+            os._exit(1)
+        self._stopped = True
+        print("interrupted: waiting for the seeds that run; again ends them", flush=True)
+
+    def _next(self) -> Play | None:
+        with self._lock:
+            late = self._deadline is not None and time.monotonic() > self._deadline
+            seed = None if self._stopped or late else next(self._coming, None)
+            if seed is None:
+                return None
+            play = self._running[seed] = self._kind(seed)
+            return play
+
+    def _work(self) -> None:
+        while (play := self._next()) is not None:
+            found: dict[str, int] = {}
+            try:
+                found = play.play()
+            except Exception as error:  # a fault of the suite costs its seed only, and is one that failed
+                print(f"{error}" if isinstance(error, AssertionError) else repr(error), flush=True)
+                self.failed.append(play.seed)
+            with self._lock:
+                self._figures.update(found)
+                self._ended.add(play.seed)
+                self._running.pop(play.seed, None)  # a seed may be named twice
+                print(f"seed {play.seed}: {'; '.join(play.done)}; {found or 'FAILED'}", flush=True)
+
+
+def main() -> int:
+    """Return 1 if something did not hold."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument("--kind", choices=sorted(KINDS), default="trouble", help="of seeds (default trouble)")
+    parser.add_argument("--seeds", type=int, default=20, help="how many (default 20)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--only", type=int, nargs="+", help="these instead")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: as many as CPUs)")
+    parser.add_argument("--minutes", type=float, help="start no new seeds after that time")
+    options = parser.parse_args()
+    seeds = options.only or list(range(options.first, options.first + options.seeds))
+    campaign = Campaign(KINDS[options.kind], seeds, options.jobs, options.minutes)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, campaign.interrupt)
+    campaign.play()
+    return bool(campaign.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,539 @@
+"""Seeds in which one publisher, A, is in trouble, and the others, B and C, must not feel it.
+
+B and C stream steadily, far below what any queue holds. Whatever A does, each message that they published after the
+subscribers had joined must be handled once and in order, no gap and no unknown loss may name them, and their
+connections must not be cut. A liar beside A may disturb them for a moment, but not for good. `Bystanders.judge`
+compares the files that the processes write.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos.liar import LIES
+from chaos.play import PATIENCE, Play, whole_lines
+from chaos.proxy import TroubleProxy
+from tests.support import Child, free_port, has_ipv6
+
+TOPOLOGIES = ("alone", "several", "several", "bound", "proxy", "proxies", "mixed")
+CONNECTION_TROUBLES = ("stall", "cut", "reset")
+LIES_TOLD = ("lie_beside", "lie_in_place")
+TROUBLES = (
+    "kill_and_stay_away",
+    "kill_and_return",
+    "kill_and_replace",
+    "freeze",
+    "stop_and_return",
+    *CONNECTION_TROUBLES,
+    *LIES_TOLD,
+)
+
+JUDGED = 12.0
+"""Seconds in which a subscriber judges a publisher that streamed and has fallen silent, with room to spare."""
+
+JUDGED_IDLE = 42.0
+"""The same for a publisher that was idle before: its beats were over, so it takes longer."""
+
+RECOVERED = 15.0
+"""Seconds after the last forged frame in which a subscriber must have found its way back."""
+
+CAUGHT_UP = 30.0
+"""Seconds at the end for the last messages to be handled: a seed that fails waits for all of them."""
+
+
+HOSTS = ("127.0.0.1", "localhost", *(["::1"] if has_ipv6() else []))
+
+
+@dataclass
+class Run:
+    """One process of a publisher."""
+
+    process: Child
+    record: Path
+    epoch: str
+    name: str
+    ending: str = ""
+    """How it ended before the end of the seed: ``killed``, ``stopped``, or not at all."""
+
+    @property
+    def last(self) -> int:
+        """The number of its last message."""
+        numbers = self.sent()
+        return numbers[-1] if numbers else 0
+
+    def sent(self) -> list[int]:
+        """Return the numbers of all its messages, in order."""
+        return [int(line.split()[1]) for line in whole_lines(self.record)]
+
+    def cuts(self) -> list[str]:
+        """Return its connections' ends, as its socket told of them."""
+        return [line for line in self.process.out if line.startswith("event disconnected")]
+
+
+@dataclass
+class Publisher:
+    """A, B or C: where it publishes, and its runs."""
+
+    letter: str
+    wire: str
+    period: float
+    endpoints: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def now(self) -> Run:
+        return self.runs[-1]
+
+
+@dataclass
+class Subscriber:
+    """One subscriber, the letters of its publishers, and their numbers when it had joined."""
+
+    letters: str
+    endpoints: list[str]
+    record: Path
+    process: Child | None = None
+    base: dict[str, int] = field(default_factory=dict)
+    recovered: dict[str, int] = field(default_factory=dict)
+    """The publishers' numbers when it must have found its way back from lies."""
+
+    def told(self) -> dict[str, Any]:
+        """Return the last counters that it printed."""
+        assert self.process is not None
+        lines = [line for line in self.process.out if line.startswith("{")]
+        return dict(json.loads(lines[-1])) if lines else {"joined": [], "stats": {}}
+
+    def lines(self, kind: str) -> list[list[str]]:
+        """Return the words of its record's lines of this kind: ``m``, or ``g``."""
+        return [words for words in map(str.split, whole_lines(self.record)) if words[0] == kind]
+
+    def seen(self, letter: str, epoch: str | None = None) -> list[int]:
+        """Return the numbers that its handler got of a publisher, or of one run of it, without forged ones."""
+        lines = [words for words in self.lines("m") if words[-2] == f"s.{letter}" and int(words[-1]) > 0]
+        return [int(words[-1]) for words in lines if epoch is None or words[2] == epoch]
+
+    def lost(self, epoch: str) -> int:
+        """Return how many messages of a run it was told are lost."""
+        return sum(int(words[4]) - int(words[3]) + 1 for words in self.lines("g") if words[2] == epoch)
+
+
+@dataclass
+class Bystanders(Play):
+    """See the module. What is not given is drawn from the seed."""
+
+    topology: str = ""
+    trouble: str = ""
+    host: str = ""
+    watched: float = 0.0
+    """Seconds for which the bystanders are watched after each step."""
+    steady: bool = False
+    """Whether B and C are to have fast streams, so that little time is needed to see a loss."""
+    publishers: dict[str, Publisher] = field(default_factory=dict)
+    subscribers: list[Subscriber] = field(default_factory=list)
+    forwarders: list[Child] = field(default_factory=list)
+    proxies: list[TroubleProxy] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    """The ends of the bystanders' connections, up to the moment in which the seed ends them itself."""
+
+    def perform(self) -> None:
+        """Let all stream, make trouble for A, and watch; then stop the subscribers first."""
+        self._draw()
+        self._build()
+        self._start()
+        self._watch(self.chance.uniform(1, 2))
+        getattr(self, self.trouble)()
+        self._end()
+
+    def _draw(self) -> None:
+        self.topology = self.topology or self.chance.choice(TOPOLOGIES)
+        self.trouble = self.trouble or self.chance.choice(TROUBLES)
+        self.host = self.host or self.chance.choice(HOSTS)
+        # What A did before decides when it is judged: an idle publisher's beats are over.
+        self.idle = not self.watched and self.trouble not in LIES_TOLD and self.chance.random() < 0.3
+        self.watched = self.watched or (JUDGED_IDLE if self.idle else self.chance.choice((JUDGED, JUDGED, 20.0)))
+        letters = "ABC" if self.topology == "mixed" else self.chance.choice(("AB", "ABC"))
+        plain = not self.lying and self.chance.random() < 0.2
+        periods = {"A": (0.02, 0.1), "B": (0.02, 0.02, 0.05, 1.0, 4.0), "C": (0.05, 0.5, 7.0)}
+        for letter in letters:
+            wire = "plain" if plain and letter == "B" else "tracked"
+            period = 0.02 if self.steady else self.chance.choice(periods[letter])
+            self.publishers[letter] = Publisher(letter, wire, period)
+        told = ", ".join(f"{each.letter} {each.wire} {each.period}" for each in self.publishers.values())
+        self.done.append(
+            f"{self.trouble}, {self.topology} at {self.host}; {told}; watched {self.watched:g}; A idle: {self.idle}"
+        )
+
+    @property
+    def lying(self) -> bool:
+        """Whether forged frames are part of the trouble."""
+        return self.trouble in LIES_TOLD
+
+    # -- who is connected to whom -------------------------------------------------------------------------
+
+    def _bound(self, port: int) -> str:
+        host = "127.0.0.1" if self.host == "localhost" else self.host
+        return f"bind:tcp://[{host}]:{port}" if ":" in host else f"bind:tcp://{host}:{port}"
+
+    def _dialled(self, port: int) -> str:
+        return f"connect:tcp://[{self.host}]:{port}" if ":" in self.host else f"connect:tcp://{self.host}:{port}"
+
+    def _to(self, letter: str, port: int) -> str:
+        """Return how to dial ``port``, which A's connection does through a proxy if that is to be in trouble."""
+        if letter == "A" and self.trouble in CONNECTION_TROUBLES:
+            self.proxies.append(self.proxy(port, "::1" if ":" in self.host else "127.0.0.1"))
+            port = self.proxies[-1].port
+        return self._dialled(port)
+
+    def _build(self) -> None:
+        beside = "L" if self.trouble == "lie_beside" else ""
+        self.slots: dict[str, list[str]] = {letter: [] for letter in (*self.publishers, *beside)}
+        getattr(self, f"_build_{self.topology}")()
+
+    def _serving(self, letters: Iterable[str]) -> list[str]:
+        """These publishers bind; return what dials them."""
+        far = []
+        for letter in letters:
+            port = free_port()
+            self.slots[letter] = [self._bound(port)]
+            far.append(self._to(letter, port))
+        return far
+
+    def _subscriber(self, letters: Iterable[str], endpoints: list[str]) -> None:
+        record = self.folder / f"seen-{len(self.subscribers)}"
+        known = "".join(letter for letter in letters if letter in self.publishers)
+        self.subscribers.append(Subscriber(known, endpoints, record))
+
+    def _some_subscribers(self, letters: Iterable[str], endpoints: list[str]) -> None:
+        for _ in range(self.chance.choice((1, 1, 2))):
+            self._subscriber(letters, endpoints)
+
+    def _build_alone(self) -> None:
+        """Each publisher has a subscriber of its own."""
+        for letter in self.publishers:
+            letters = [letter, "L"] if letter == "A" and "L" in self.slots else [letter]
+            self._subscriber(letters, self._serving(letters))
+
+    def _build_several(self) -> None:
+        """Each subscriber connects to all publishers."""
+        self._some_subscribers(self.slots, self._serving(self.slots))
+
+    def _build_bound(self) -> None:
+        """Each publisher connects to all subscribers."""
+        for _ in range(self.chance.choice((1, 1, 2))):
+            port = free_port()
+            self._subscriber(self.slots, [self._bound(port)])
+            for letter in self.slots:
+                self.slots[letter].append(self._to(letter, port))
+
+    def _build_proxy(self) -> None:
+        """All publishers are behind one forwarder."""
+        self._some_subscribers(self.slots, [self._forwarded(self.slots)])
+
+    def _build_proxies(self) -> None:
+        """All publishers are behind two forwarders in a row."""
+        self._some_subscribers(self.slots, [self._forwarder([self._forwarded(self.slots)])])
+
+    def _build_mixed(self) -> None:
+        """C is connected directly, all others are behind a forwarder."""
+        behind = [letter for letter in self.slots if letter != "C"]
+        self._some_subscribers(self.slots, [self._forwarded(behind), *self._serving("C")])
+
+    def _forwarded(self, letters: Iterable[str]) -> str:
+        """Start a forwarder before these, to which they connect, or which connects to them; return what dials it."""
+        if self.chance.random() < 0.5:
+            return self._forwarder(self._serving(letters))
+        port = free_port()
+        for letter in letters:
+            self.slots[letter] = [self._to(letter, port)]
+        return self._forwarder([self._bound(port)])
+
+    def _forwarder(self, fronts: list[str]) -> str:
+        back = free_port()
+        forwarder = self.child("-m", "chaos.forwarder", self._bound(back), *fronts)
+        forwarder.line_with("forwarding")
+        self.forwarders.append(forwarder)
+        return self._dialled(back)
+
+    # -- the beginning and the end ------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        starts: list[Callable[[], None]] = [
+            *(lambda letter=letter: self._publish(letter, f"feed-{letter}") for letter in self.publishers),
+            *(lambda each=each: self._subscribe(each) for each in self.subscribers),
+        ]
+        self.chance.shuffle(starts)
+        for start in starts:
+            start()
+        self.wait("the joins", lambda: all(map(self._has_joined, self.subscribers)))
+        for each in self.subscribers:
+            each.base = {letter: self.publishers[letter].now.last for letter in each.letters}
+        if self.idle:
+            self._order("A", "pause")
+
+    def _publish(self, letter: str, name: str) -> None:
+        publisher = self.publishers[letter]
+        record = self.folder / f"sent-{letter}-{len(publisher.runs)}"
+        endpoints = ",".join(self.slots[letter])
+        process = self.child(
+            "-m",
+            "chaos.streamer",
+            endpoints,
+            str(record),
+            letter,
+            name,
+            publisher.wire,
+            str(publisher.period),
+        )
+        epoch = process.line_with("epoch").removeprefix("epoch").strip()
+        called = process.line_with("name").removeprefix("name").strip()
+        publisher.runs.append(Run(process, record, epoch, called))
+        process.write("go\n")
+
+    def _subscribe(self, each: Subscriber) -> None:
+        each.process = self.child("-m", "chaos.subscriber", str(each.record), ",".join(each.endpoints), "s.", "none")
+
+    def _has_joined(self, each: Subscriber) -> bool:
+        publishers = [self.publishers[letter] for letter in each.letters]
+        joined = set(each.told()["joined"])
+        tracked = {publisher.now.epoch for publisher in publishers if publisher.wire == "tracked"}
+        return joined >= tracked and all(each.seen(publisher.letter) for publisher in publishers)
+
+    def _order(self, letter: str, word: str) -> None:
+        run = self.publishers[letter].now
+        before = len([line for line in run.process.out if line.startswith("paused at")])
+        run.process.write(f"{word}\n")
+        if word == "pause":
+            self.wait(
+                f"{letter} to pause",
+                lambda: len([line for line in run.process.out if line.startswith("paused at")]) > before,
+            )
+
+    def _watch(self, seconds: float) -> None:
+        time.sleep(seconds)  # judgements fall, or must not fall, at any moment of it
+
+    def _end(self) -> None:
+        living = [each for each in self.publishers.values() if not each.now.ending]
+        for publisher in living:
+            self._order(publisher.letter, "pause")
+        deadline = time.monotonic() + CAUGHT_UP
+        while not all(map(self._has_all, self.subscribers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._note_cuts()
+        for number, each in enumerate(self.subscribers):
+            assert each.process is not None
+            code = each.process.end(signal.SIGINT, PATIENCE)
+            self.expect(code == 0, f"subscriber {number} ended with {code}: {each.process.err[-5:]}")
+        for publisher in living:
+            self._stop(publisher)
+
+    def _has_all(self, each: Subscriber) -> bool:
+        """Return True if the last messages of those that still run were handled."""
+        runs = [self.publishers[letter] for letter in each.letters if not self.publishers[letter].now.ending]
+        return all(run.now.last in each.seen(run.letter, _epoch(run)) for run in runs)
+
+    def _stop(self, publisher: Publisher) -> None:
+        publisher.now.process.write("stop\n")
+        code = publisher.now.process.end(None, PATIENCE)
+        self.expect(code == 0, f"{publisher.letter} ended with {code}: {publisher.now.process.err[-5:]}")
+
+    def _note_cuts(self) -> None:
+        for letter, publisher in self.publishers.items():
+            if letter != "A":
+                self.before += [f"{letter}: {cut}" for cut in publisher.now.cuts()]
+        for number, forwarder in enumerate(self.forwarders):
+            told = [line for line in forwarder.out if line.startswith("event back disconnected")]
+            self.before += [f"forwarder {number}: {line}" for line in told]
+
+    # -- what befalls A -----------------------------------------------------------------------------------
+
+    def _kill(self) -> None:
+        run = self.publishers["A"].now
+        run.ending = "killed"
+        run.process.end(signal.SIGKILL)
+
+    def _return(self, name: str = "feed-A") -> None:
+        self._publish("A", name)
+        run = self.publishers["A"].now
+        there = [each for each in self.subscribers if "A" in each.letters]
+        self.wait("A's new run to be handled", lambda: all(each.seen("A", run.epoch) for each in there))
+        self._watch(self.watched)
+
+    def _away(self) -> None:
+        """A stays away for a moment, for longer than a reconnect takes, or until it is judged."""
+        self._watch(self.chance.choice((0.3, 3.0, self.watched)))
+
+    def kill_and_stay_away(self) -> None:
+        self._kill()
+        self._watch(self.watched)
+
+    def kill_and_return(self) -> None:
+        self._kill()
+        self._away()
+        self._return()
+
+    def kill_and_replace(self) -> None:
+        """Another app takes its address."""
+        self._kill()
+        self._away()
+        self._return("another")
+
+    def stop_and_return(self) -> None:
+        publisher = self.publishers["A"]
+        self._stop(publisher)
+        publisher.now.ending = "stopped"
+        self._away()
+        self._return()
+
+    def freeze(self) -> None:
+        process = self.publishers["A"].now.process.process
+        process.send_signal(signal.SIGSTOP)
+        self._away()
+        process.send_signal(signal.SIGCONT)
+        self._watch(self.watched / 2)
+
+    def stall(self) -> None:
+        for proxy in self.proxies:
+            proxy.stall()
+        self._away()
+        for proxy in self.proxies:
+            proxy.flow()
+        self._watch(self.watched / 2)
+
+    def cut(self) -> None:
+        self._break(TroubleProxy.cut)
+
+    def reset(self) -> None:
+        self._break(TroubleProxy.reset)
+
+    def _break(self, break_one: Callable[[TroubleProxy], None]) -> None:
+        for _ in range(self.chance.randint(1, 5)):
+            break_one(self.chance.choice(self.proxies))
+            self._watch(self.chance.uniform(0.05, 1.5))
+        self._watch(self.watched / 2)
+
+    def lie_beside(self) -> None:
+        self._lie("L")
+
+    def lie_in_place(self) -> None:
+        self._kill()
+        self._lie("A")
+
+    def _lie(self, slot: str) -> None:
+        liar = self.child("-m", "chaos.liar", *self.slots[slot])
+        liar.line_with("epoch")
+        self._watch(1)
+        for _ in range(self.chance.randint(3, 8)):
+            self._forge(liar, self.chance.choice(sorted(LIES)))
+            self._watch(self.chance.uniform(0.2, 2))
+        if self.chance.random() < 0.5:
+            liar.end(signal.SIGKILL)
+        self._watch(RECOVERED)
+        for each in self.subscribers:
+            each.recovered = {letter: self.publishers[letter].now.last for letter in each.letters}
+        self._watch(self.watched / 2)
+
+    def _forge(self, liar: Child, kind: str) -> None:
+        run = self.publishers["B"].now
+        self.done.append(kind)
+        told = len([line for line in liar.out if line.startswith("lied")])
+        liar.write(f"lie {kind} {run.epoch} {run.last} {run.name or 'B@nowhere'}\n")
+        self.wait("a lie", lambda: len([line for line in liar.out if line.startswith("lied")]) > told)
+
+    # -- what must hold -----------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Compare what each subscriber handled and counted with what was sent."""
+        many = len(self.before)
+        self.expect(not many, f"the bystanders' connections ended {many} times: {'; '.join(self.before[:3])}")
+        self.figures["cuts"] += len(self.before)
+        for number, each in enumerate(self.subscribers):
+            for letter in each.letters:
+                if letter != "A":
+                    self._judge_bystander(f"subscriber {number}, {letter}", each, self.publishers[letter])
+            if "A" in each.letters:
+                self._judge_trouble(f"subscriber {number}, A", each)
+            self._judge_counters(f"subscriber {number}", each)
+
+    def _judge_bystander(self, who: str, each: Subscriber, publisher: Publisher) -> None:
+        run, letter = publisher.now, publisher.letter
+        seen = each.seen(letter, _epoch(publisher))
+        self.expect(seen == sorted(set(seen)), f"{who}: out of order, or twice")
+        disturbed = self.lying and letter == "B"  # forged frames are all in the name of B
+        base = each.recovered[letter] if disturbed else each.base[letter]
+        sent = [number for number in run.sent() if number > base]
+        missing = sorted(set(sent) - set(seen))
+        self.expect(not missing, f"{who}: {len(missing)} of {len(sent)} not handled: {missing[:5]} to {missing[-3:]}")
+        self.figures["seen"] += len(seen)
+        self.figures["missing"] += len(missing)
+        if disturbed or publisher.wire == "plain":
+            return
+        told = each.lost(run.epoch)
+        self.expect(told == 0, f"{who}: a gap of {told} names it")
+        if self.lying:  # invented publishers may have pushed it out of the account
+            return
+        assert each.process is not None
+        named = [line for line in each.process.err if run.epoch in line and ("WARNING" in line or "ERROR" in line)]
+        self.expect(not named, f"{who}: the log complains of it: {named}")
+
+    def _judge_trouble(self, who: str, each: Subscriber) -> None:
+        """What is missing of A is counted, or an unknown loss is told."""
+        runs = self.publishers["A"].runs
+        tails = each.told()["stats"]["unknown_tail"]
+        self.figures["unknown tails"] += tails
+        untold = 0
+        for run in runs:
+            untold += self._judge_run(f"{who} {run.epoch}", each, run)
+        killed = any(run.ending == "killed" for run in runs)
+        self.expect(tails >= 1 or not (killed or untold), f"{who}: {untold} lost at its end, and no unknown loss told")
+        if not self.lying:
+            bound = len(runs) if killed or self.trouble in ("freeze", "stall") else 0
+            self.expect(tails <= bound, f"{who}: {tails} unknown losses, of at most {bound}")
+
+    def _judge_run(self, who: str, each: Subscriber, run: Run) -> int:
+        """Compare one run of A; return how many at its end are neither handled nor counted."""
+        seen = each.seen("A", run.epoch)
+        self.expect(seen == sorted(set(seen)), f"{who}: out of order, or twice")
+        if not seen:
+            return 0
+        missing = [number for number in run.sent() if number > seen[0] and number not in set(seen)]
+        inside = [number for number in missing if number < seen[-1]]
+        lost = each.lost(run.epoch)
+        self.figures["lost of A"] += lost
+        self.expect(
+            len(inside) <= lost <= len(missing),
+            f"{who}: {lost} counted as lost; {len(inside)} are missing inside, {len(missing)} altogether",
+        )
+        return len(missing) - lost
+
+    def _judge_counters(self, who: str, each: Subscriber) -> None:
+        stats = each.told()["stats"]
+        parts = sum(stats[part] for part in ("routed", "unrouted", "malformed", "duplicate", "control"))
+        self.expect(stats["received"] == parts, f"{who}: received {stats['received']}, but its parts are {parts}")
+        self.expect(stats["malformed"] == 0, f"{who}: {stats['malformed']} malformed")
+        if self.lying:
+            self._judge_sum(who, each, stats["lost"])
+
+    def _judge_sum(self, who: str, each: Subscriber, lost: int) -> None:
+        """After lies the sum must be right again: seen and lost are what B and C sent."""
+        bystanders = [self.publishers[letter] for letter in each.letters if letter != "A"]
+        if not bystanders:  # what it was told of publishers that it is not connected to is the liar's alone
+            return
+        epochs = {publisher.now.epoch for publisher in bystanders}
+        others = sum(int(words[4]) - int(words[3]) + 1 for words in each.lines("g") if words[2] not in epochs)
+        missing = 0
+        for publisher in bystanders:
+            after = {number for number in publisher.now.sent() if number > each.base[publisher.letter]}
+            missing += len(after - set(each.seen(publisher.letter)))
+        told = lost - others
+        self.expect(told == missing, f"{who}: {missing} of the bystanders not handled, and {told} counted as lost")
+
+
+def _epoch(publisher: Publisher) -> str | None:
+    """Return by what a subscriber's record tells its runs apart; a plain one has one run, and no epoch."""
+    return publisher.now.epoch if publisher.wire == "tracked" else None

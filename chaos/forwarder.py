@@ -1,0 +1,50 @@
+"""A stock XSUB/XPUB proxy that prints its connections: ``python -m chaos.forwarder BACK FRONT ...``.
+
+Endpoints begin with ``bind:`` or ``connect:``. A line is ``event front|back name address``, with the names of libzmq's
+monitor.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from chaos.parent import end_with_parent
+
+
+def main() -> None:
+    """Forward until killed."""
+    back_endpoint, *front_endpoints = sys.argv[1:]
+    end_with_parent()
+    context: zmq.Context[Any] = zmq.Context()
+    front, back = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+    for name, socket in (("front", front), ("back", back)):
+        threading.Thread(target=tell, args=(name, socket.get_monitor_socket()), daemon=True).start()
+    for endpoint in front_endpoints:
+        attach(front, endpoint)
+    attach(back, back_endpoint)
+    print("forwarding", flush=True)
+    zmq.proxy(front, back)
+
+
+def attach(socket: zmq.Socket[Any], endpoint: str) -> None:
+    """Bind or connect ``socket``, as the endpoint says."""
+    verb, _, address = endpoint.partition(":")
+    if "[" in address:
+        socket.set(zmq.IPV6, 1)
+    socket.bind(address) if verb == "bind" else socket.connect(address)
+
+
+def tell(name: str, monitor: Any) -> None:
+    """Print the events of one socket."""
+    while True:
+        event = recv_monitor_message(monitor)
+        print("event", name, event["event"].name.lower(), event["endpoint"].decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

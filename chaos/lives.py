@@ -1,0 +1,74 @@
+"""Starts and stops of apps in one process: ``python -m chaos.lives --lives 1000``, and what they leave behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from typing import Any
+
+import attrs
+from twisted.internet.task import react
+
+from tests.running import Mailbox
+from tests.sockets.life import Held, held, settled
+from tests.support import free_endpoint
+from zroute import App
+from zroute.runtime.service import AppService
+
+
+async def live(reactor: Any, endpoint: str) -> None:
+    """A publisher and a reader start, join, exchange messages of several kinds, and stop."""
+    box: Mailbox[int] = Mailbox()
+    feed, reader = App(pub=endpoint, name="feed"), App(sub=endpoint, name="reader")
+    numbers = feed.publisher("numbers.{x}", int, keep="last")
+    reader.subscribe("numbers.{x}")(box.put)
+    feed.every(60.0)(lambda: None)
+    services = [AppService(app.compile(), reactor) for app in (feed, reader)]
+    for service in services:
+        service.startService()
+    try:
+        for service in services:
+            await service.started
+        await reader.ready(1, timeout=30)
+        await numbers.wait_for_subscribers(1, timeout=30)
+        numbers.publish(1, x="a")
+        numbers.publish(2, x="b")
+        assert await box.until(2) == [1, 2]
+    finally:
+        for service in services:
+            await service.stopService()
+    stats = reader.stats
+    assert (stats.lost, stats.unknown_tail, stats.malformed) == (0, 0, 0), stats
+    assert stats.joins >= 1, stats  # two, where the connection is told of behind the first answer
+
+
+async def lives(reactor: Any, number: int) -> tuple[Held, Held]:
+    """What is held before and after so many, the first ones not counted."""
+    warm = max(10, number // 10)
+    before = held(reactor)
+    for done in range(warm + number):
+        if done == warm:
+            await settled(reactor)
+            before = held(reactor)
+        await live(reactor, free_endpoint())
+    await settled(reactor)
+    return before, held(reactor)
+
+
+def main() -> None:
+    """Prints what was held before and after."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.lives", description=__doc__)
+    parser.add_argument("--lives", type=int, default=1_000)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+
+    async def run(reactor: Any) -> None:
+        before, after = await lives(reactor, options.lives)
+        print(json.dumps({"lives": options.lives, "before": attrs.asdict(before), "after": attrs.asdict(after)}))
+
+    react(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A publisher that writes down what it sends: ``python -m chaos.publisher ENDPOINT RECORD SEED OVERFLOW TRAVEL``.
+
+``TRAVEL`` is ``alone``, with headers of several sizes, or ``together``: coalesced, without headers, which would part
+them, and in one turn of one topic, so that they are sent in the order of the record. On standard input: ``burst N`` and
+``stop``. A line of the record is ``topic number``, written before it is published.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections import deque
+from typing import Any
+
+from zroute import App
+
+TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
+
+
+def main() -> None:
+    """Publish as told, until told to stop."""
+    endpoint, record, seed, overflow, travel = sys.argv[1:]
+    chance, together = random.Random(seed), travel == "together"
+    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow, coalesce=together)  # type: ignore[arg-type]
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    orders: deque[int] = deque()
+    number = [0]
+
+    def listen() -> None:
+        from twisted.internet import reactor
+
+        run: Any = reactor
+        for line in sys.stdin:
+            what, *rest = line.split()
+            if what == "burst":
+                run.callFromThread(orders.append, int(rest[0]))
+            else:
+                break
+        run.callFromThread(run.stop)
+
+    @app.every(0.002)
+    async def publish() -> None:
+        if not orders:
+            return
+        count, sent = min(orders[0], chance.choice((1, 20, 200)) if together else 200), []
+        topic = chance.choice(TOPICS)
+        for _ in range(count):
+            topic = topic if together else chance.choice(TOPICS)
+            number[0] += 1
+            written.write(f"{topic} {number[0]}\n")
+            if together:
+                sent.append(app.publish(topic, number[0]))
+            else:
+                await app.publish(topic, number[0], headers={"pad": "x" * chance.choice((0, 10, 1500, 4000))})
+        for each in sent:
+            await each
+        orders[0] -= count
+        if not orders[0]:
+            orders.popleft()
+            print("done", flush=True)
+
+    @app.on_startup
+    def begin() -> None:
+        run: Any = app._live.run
+        print("epoch", f"{run._outgoing.publishing.epoch:016x}", flush=True)
+        threading.Thread(target=listen, daemon=True).start()
+
+    app.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,500 @@
+"""One run of trouble, all of it drawn from a seed: who publishes, who listens, what breaks, and what must hold after.
+
+Publishers and subscribers are processes and write down what they sent and saw; `compare` holds the files against each
+other. A scenario that fails says what was done, and keeps its files.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos.play import PATIENCE, Play, whole_lines
+from chaos.proxy import TroubleProxy
+from chaos.publisher import TOPICS
+from tests.support import Child, free_port
+from zroute.receiving.trie import minimal_cover
+
+PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
+RECONNECTED = 1.0
+"""Seconds in which a connection that was cut is back: ten times the time after which it is tried."""
+
+_INDEX = (1 << 40) - 1  # the part of a number that counts: see docs/reference/wire.md
+
+
+@dataclass
+class Run:
+    """One process of a publisher: what it wrote down, and how it ended."""
+
+    process: Child
+    record: Path
+    epoch: str = ""
+    bursts: int = 0
+    killed: bool = False
+    """Or stopped while a subscriber did not read, or while a connection was cut: its tail is not known to all."""
+
+    def sent(self, subscription: str) -> list[int]:
+        """The numbers of what it sent that ``subscription`` matches, in order."""
+        lines = (line.split() for line in whole_lines(self.record))
+        return [int(number) for topic, number in lines if topic.startswith(subscription)]
+
+
+class Publisher:
+    """One publisher, and its runs."""
+
+    def __init__(self, scenario: Scenario, name: int) -> None:
+        self.scenario = scenario
+        self.name = name
+        self.port = free_port()
+        self.overflow = scenario.chance.choice(("drop", "drop", "wait"))
+        self.travel = scenario.chance.choice(("alone", "together"))
+        self.proxy = scenario.proxy(self.port)
+        self.runs: list[Run] = []
+        self.start()
+
+    @property
+    def now(self) -> Run:
+        return self.runs[-1]
+
+    def start(self) -> None:
+        record = self.scenario.folder / f"sent-{self.name}-{len(self.runs)}"
+        process = self.scenario.child(
+            "-m",
+            "chaos.publisher",
+            f"tcp://127.0.0.1:{self.port}",
+            str(record),
+            str(self.scenario.chance.random()),
+            self.overflow,
+            self.travel,
+        )
+        run = Run(process, record)
+        run.epoch = process.line_with("epoch").split()[1]
+        self.runs.append(run)
+
+    def burst(self, count: int) -> None:
+        self.now.bursts += 1
+        self.now.process.write(f"burst {count}\n")
+
+    def finish(self) -> None:
+        """Wait until all that was asked for is sent."""
+        run = self.now
+        self.scenario.wait(f"publisher {self.name} to send it all", lambda: run.process.out.count("done") >= run.bursts)
+
+    def stop(self) -> None:
+        self.now.process.write("stop\n")
+        code = self.now.process.end(None, PATIENCE)
+        unread = any("have not read all" in line for line in self.now.process.err)
+        self.now.killed = unread or self.scenario.shaken
+        expected = 75 if unread and self.overflow == "wait" else 0
+        self.scenario.expect(code == expected, f"publisher {self.name} ended with {code}: {self.now.process.err[-5:]}")
+
+
+class Subscriber:
+    """One subscriber, or rather one process of it."""
+
+    def __init__(self, scenario: Scenario, name: str, endpoints: list[str], prefixes: list[str], trouble: str) -> None:
+        self.scenario, self.name, self.prefixes, self.trouble = scenario, name, prefixes, trouble
+        self.endpoints = endpoints
+        self.record = scenario.folder / f"seen-{name}"
+        self.cover = [each.decode() for each in minimal_cover(prefix.encode() for prefix in prefixes)]
+        self.past = self._sent_until_now()
+        """How much had been sent before it was there, by epoch and subscription."""
+        self.left: dict[str, dict[str, int]] | None = None
+        """The same of when it was stopped."""
+        self._before = [*scenario.departed, *scenario.subscribers]
+        self.process = scenario.child(
+            "-m", "chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
+        )
+
+    def _sent_until_now(self) -> dict[str, dict[str, int]]:
+        return {run.epoch: {each: len(run.sent(each)) for each in self.cover} for run in self.scenario.runs()}
+
+    def told(self) -> dict[str, Any]:
+        """Its last words."""
+        lines = [line for line in self.process.out if line.startswith("{")]
+        return dict(json.loads(lines[-1])) if lines else {"totals": {}, "joined": [], "stats": {}}
+
+    def has_joined(self) -> bool:
+        return set(self.told()["joined"]) >= {publisher.now.epoch for publisher in self.scenario.publishers}
+
+    def has_all(self) -> bool:
+        """Whether all that the runs of now have sent is seen or counted as lost."""
+        totals = self.told()["totals"]
+        runs = [publisher.now for publisher in self.scenario.publishers]
+        return all(
+            totals.get(f"{each} {run.epoch}", 0) >= len(run.sent(each)) - self.past.get(run.epoch, {}).get(each, 0)
+            for run in runs
+            for each in self.cover
+        )
+
+    def base(self, epoch: str, subscription: str) -> int:
+        """After how many messages the publisher began to count: with the first who subscribed, and that may be it."""
+        for each in self._before:
+            if subscription in each.cover and (each.left is None or epoch in each.left):
+                return each.base(epoch, subscription)
+        return self.past.get(epoch, {}).get(subscription, 0)
+
+    def stop(self, number: signal.Signals) -> None:
+        self.left = self._sent_until_now()
+        code = self.process.end(number, PATIENCE)
+        self.scenario.expect(code == 0, f"subscriber {self.name} ended with {code}: {self.process.err[-5:]}")
+
+
+@dataclass
+class Scenario(Play):
+    """See the module; `play` does it."""
+
+    publishers: list[Publisher] = field(default_factory=list)
+    subscribers: list[Subscriber] = field(default_factory=list)
+    departed: list[Subscriber] = field(default_factory=list)
+    shaken: bool = False
+    """Whether a connection was cut that may not be back."""
+
+    def perform(self) -> None:
+        """Two to four troubles, one after the other, and at the end all must be as it was."""
+        self._set_up()
+        for _ in range(self.chance.randint(2, 4)):
+            self._trouble()
+        self._settle()
+        self._last_words()
+        self._end()
+
+    def judge(self) -> None:
+        """See `compare`."""
+        compare(self)
+
+    def runs(self) -> Iterator[Run]:
+        for publisher in self.publishers:
+            yield from publisher.runs
+
+    def proxies(self) -> list[TroubleProxy]:
+        return [publisher.proxy for publisher in self.publishers] + ([self.outlet] if self.forwarded else [])
+
+    # -- before
+
+    def _set_up(self) -> None:
+        self.publishers += [Publisher(self, name) for name in range(self.chance.choice((1, 2, 2, 3)))]
+        self.done += [f"publisher {each.name}: {each.overflow}, {each.travel}" for each in self.publishers]
+        self.forwarded = self.chance.random() < 0.4
+        endpoints = [publisher.proxy.endpoint for publisher in self.publishers]
+        if self.forwarded:
+            self.forwarder_port = free_port()
+            self._forward()
+            self.outlet = self.proxy(self.forwarder_port)
+            endpoints = [self.outlet.endpoint]
+            if self.chance.random() < 0.3:
+                endpoints = [self._second_forwarder(self.outlet.endpoint)]
+        if self.chance.random() < 0.5:  # by name, which is another text than the address that libzmq tells of
+            endpoints = [endpoint.replace("127.0.0.1", "localhost") for endpoint in endpoints]
+            self.done.append("by name")
+        for name in range(self.chance.randint(1, 3)):
+            self._subscribe(str(name), endpoints)
+        self.wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
+
+    def _forward(self) -> None:
+        fronts = [publisher.proxy.endpoint for publisher in self.publishers]
+        self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts)
+
+    def _second_forwarder(self, front: str) -> str:
+        """Start a proxy behind the proxy, and return where it publishes."""
+        back = f"tcp://127.0.0.1:{free_port()}"
+        self._forwarder(back, [front])
+        self.done.append("two proxies")
+        return back
+
+    def _forwarder(self, back: str, fronts: list[str]) -> Child:
+        dialled = [f"connect:{front}" for front in fronts]
+        forwarder = self.child("-m", "chaos.forwarder", f"bind:{back}", *dialled)
+        forwarder.line_with("forwarding")
+        return forwarder
+
+    def _subscribe(self, name: str, endpoints: list[str]) -> None:
+        prefixes = self.chance.sample(PREFIXES, self.chance.randint(1, 4))
+        trouble = self.chance.choice(("none", "none", "raises", "slow", "hangs"))
+        self.subscribers.append(Subscriber(self, name, endpoints, prefixes, trouble))
+        self.done.append(f"subscriber {name}: {' '.join(prefixes)}; its handlers: {trouble}; at {len(endpoints)}")
+
+    # -- trouble
+
+    def _trouble(self) -> None:
+        kinds: list[Callable[[], object]] = [
+            self.flood,
+            self.cut,
+            self.reset,
+            self.slow,
+            self.stall,
+            self.freeze_subscriber,
+            self.freeze_publisher,
+            self.kill_publisher,
+            self.restart_publisher,
+            self.stop_publisher,
+            self.restart_subscriber,
+            self.come_and_go,
+        ]
+        if self.forwarded:
+            kinds.append(self.kill_forwarder)
+        kind = self.chance.choice(kinds)
+        self.done.append(kind.__name__)
+        kind()
+
+    def _burst(self, smallest: int = 1_000, largest: int = 20_000) -> None:
+        for publisher in self.publishers:
+            publisher.burst(self.chance.randint(smallest, largest))
+
+    def _finish(self) -> None:
+        for publisher in self.publishers:
+            publisher.finish()
+
+    def flood(self) -> None:
+        self._burst(20_000, 60_000)
+        self._finish()
+
+    def cut(self) -> None:
+        self._burst()
+        for _ in range(self.chance.randint(1, 3)):
+            time.sleep(self.chance.uniform(0, 0.2))  # trouble comes at any moment: this one is the seed's
+            self.chance.choice(self.proxies()).cut()
+        self.shaken = True
+        self._finish()
+
+    def reset(self) -> None:
+        self._burst()
+        for _ in range(self.chance.randint(1, 3)):
+            time.sleep(self.chance.uniform(0, 0.2))
+            self.chance.choice(self.proxies()).reset()
+        self.shaken = True
+        self._finish()
+
+    def slow(self) -> None:
+        proxy = self.chance.choice(self.proxies())
+        proxy.slow(self.chance.uniform(0.001, 0.02), self.chance.choice((100, 1_000, 20_000)))
+        self._burst(500, 3_000)
+        time.sleep(1)
+        proxy.flow()
+        self._finish()
+
+    def stall(self) -> None:
+        proxy = self.chance.choice(self.proxies())
+        self._burst()
+        proxy.stall()
+        time.sleep(self.chance.choice((0.5, 1.5, 6)))  # the longest outlasts the answer to a marker
+        proxy.flow()
+        self._finish()
+
+    def freeze_subscriber(self) -> None:
+        frozen = self.chance.choice(self.subscribers).process.process
+        self._burst(5_000, 30_000)
+        frozen.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.choice((0.5, 2)))
+        frozen.send_signal(signal.SIGCONT)
+        self._finish()
+
+    def freeze_publisher(self) -> None:
+        frozen = self.chance.choice(self.publishers).now.process.process
+        self._burst()
+        time.sleep(self.chance.uniform(0, 0.2))
+        frozen.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.choice((0.5, 2, 7)))
+        frozen.send_signal(signal.SIGCONT)
+        self._finish()
+
+    def kill_publisher(self) -> None:
+        publisher = self.chance.choice(self.publishers)
+        self._burst()
+        time.sleep(self.chance.uniform(0, 0.3))
+        publisher.now.process.end(signal.SIGKILL)
+        publisher.now.killed = True
+        publisher.start()
+        self._finish()
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+
+    def restart_publisher(self) -> None:
+        self._settle()
+        publisher = self.chance.choice(self.publishers)
+        publisher.stop()
+        publisher.start()
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+
+    def stop_publisher(self) -> None:
+        """In the middle of a burst: what it has sent until then is seen or counted."""
+        publisher = self.chance.choice(self.publishers)
+        self._burst(5_000, 20_000)
+        time.sleep(self.chance.uniform(0, 0.3))
+        publisher.stop()
+        publisher.start()
+        self._finish()
+        self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
+
+    def restart_subscriber(self) -> None:
+        self._settle()
+        old = self.subscribers.pop(self.chance.randrange(len(self.subscribers)))
+        old.stop(self.chance.choice((signal.SIGINT, signal.SIGTERM)))
+        self.departed.append(old)
+        self._subscribe(old.name + "'", old.endpoints)
+        self.wait("the joins of the new one", self.subscribers[-1].has_joined)
+
+    def come_and_go(self) -> None:
+        """One whose handler closes its own app in the middle of a stream; the others must not notice."""
+        self._settle()
+        endpoints = self.subscribers[0].endpoints
+        guest = Subscriber(self, f"guest-{len(self.departed)}", endpoints, ["a", "a.b."], "closes")
+        self.wait("the guest's joins", guest.has_joined)
+        self._burst(5_000, 20_000)
+        code = guest.process.end(None, PATIENCE)
+        self.expect(code == 0, f"the guest ended with {code}: {guest.process.err[-5:]}")
+        self.departed.append(guest)
+        self._finish()
+
+    def kill_forwarder(self) -> None:
+        self._burst()
+        time.sleep(self.chance.uniform(0, 0.2))
+        self.forwarder.end(signal.SIGKILL)
+        self._forward()
+        self.shaken = True
+        self._finish()
+
+    # -- after
+
+    def situation(self) -> str:
+        """Describe what the subscribers say now."""
+        return "\n".join(f"{each.name} {each.told()} {each.process.err[-5:]}" for each in self.subscribers)
+
+    def _settle(self) -> None:
+        """Until everybody is connected and has accounted for everything."""
+        self._finish()
+        if self.shaken:
+            time.sleep(RECONNECTED)  # whoever was sent nothing has accounted for all of it while it is away
+            self.shaken = False
+        self.wait("all that was sent", lambda: all(each.has_all() for each in self.subscribers))
+
+    def _last_words(self) -> None:
+        """When the trouble is over all is as it was: soon, everyone sees all of a burst."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            before = {run.epoch: len(whole_lines(run.record)) for run in self.runs()}
+            self._burst(100, 300)
+            self._settle()
+            if all(self._saw_all_since(each, before) for each in self.subscribers):
+                return
+            self.figures["last words repeated"] += 1
+            assert time.monotonic() < deadline, "the trouble is over, and messages are still lost"
+            time.sleep(0.3)
+
+    def _saw_all_since(self, subscriber: Subscriber, before: dict[str, int]) -> bool:
+        seen = {
+            (words[1], words[2], int(words[4]))
+            for words in map(str.split, whole_lines(subscriber.record))
+            if words[0] == "m"
+        }
+        return all(
+            (prefix, run.epoch, number) in seen
+            for run in (publisher.now for publisher in self.publishers)
+            for prefix in subscriber.prefixes
+            for number in run.sent(prefix)
+            if number > before[run.epoch]
+        )
+
+    def _end(self) -> None:
+        for subscriber in self.subscribers:
+            subscriber.stop(self.chance.choice((signal.SIGINT, signal.SIGTERM)))
+        for publisher in self.publishers:
+            publisher.stop()
+
+
+# -- what must hold ---------------------------------------------------------------------------------------
+
+
+def compare(scenario: Scenario) -> None:
+    """Hold what was seen against what was sent."""
+    for subscriber in (*scenario.departed, *scenario.subscribers):
+        lines = [line.split() for line in whole_lines(subscriber.record)]
+        unknown = 0
+        for run in scenario.runs():
+            for subscription in subscriber.cover:
+                unknown += _compare_sums(scenario, subscriber, run, subscription, lines)
+            _compare_messages(scenario, subscriber, run, lines)
+        stats = subscriber.told()["stats"]
+        bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
+        tails = stats["unknown_tail"]
+        scenario.figures["unknown tails"] += tails
+        scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown tails, and nobody was killed")
+        scenario.expect(
+            tails > 0 or not unknown or subscriber.trouble == "closes", f"{subscriber.name}: {unknown} lost in silence"
+        )
+        _compare_identities(scenario, subscriber, stats, lines)
+
+
+def _compare_sums(
+    scenario: Scenario, subscriber: Subscriber, run: Run, subscription: str, lines: list[list[str]]
+) -> int:
+    """Each message of ``run`` was seen, or is in a gap. How many are not, behind the last: the tail."""
+    who = f"{subscriber.name}, {subscription!r} of {run.epoch}"
+    sent = run.sent(subscription)
+    past = subscriber.past.get(run.epoch, {}).get(subscription, 0)
+    if subscriber.left is not None:
+        del sent[subscriber.left.get(run.epoch, {}).get(subscription, 0) :]
+    seen = {int(words[4]) for words in lines if words[:3] == ["m", subscription, run.epoch]}
+    missing = {index for index, number in enumerate(sent, 1) if index > past and number not in seen}
+    base = subscriber.base(run.epoch, subscription)
+    told: set[int] = set()
+    for words in lines:
+        if words[:3] == ["g", subscription, run.epoch]:
+            told |= set(range(base + (int(words[3]) & _INDEX), base + (int(words[4]) & _INDEX) + 1))
+    scenario.figures["seen"] += len(seen)
+    scenario.figures["lost"] += len(told)
+    false = told - missing
+    scenario.expect(not false, f"{who}: {len(false)} counted as lost that were not: {_few(false)}")
+    tail = missing - told
+    if run.killed or subscriber.trouble == "closes":
+        last = max(told | {index for index, number in enumerate(sent, 1) if number in seen}, default=0)
+        tail = {index for index in tail if index <= last}
+    scenario.expect(not tail, f"{who}: {len(tail)} lost and not counted: {_few(tail)}; sent {len(sent)}, past {past}")
+    return len(missing - told) - len(tail)
+
+
+def _compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, lines: list[list[str]]) -> None:
+    """None twice, each topic in order, and handlers whose patterns overlap saw the same."""
+    by_prefix: dict[str, list[tuple[str, int]]] = {prefix: [] for prefix in subscriber.prefixes}
+    for words in lines:
+        if words[0] == "m" and words[2] == run.epoch:
+            by_prefix[words[1]].append((words[3], int(words[4])))
+    for prefix, seen in by_prefix.items():
+        who = f"{subscriber.name}, {prefix!r} of {run.epoch}"
+        numbers = [number for _, number in seen]
+        scenario.expect(len(set(numbers)) == len(numbers), f"{who}: some came twice")
+        for topic in TOPICS:
+            ordered = [number for each, number in seen if each == topic]
+            scenario.expect(ordered == sorted(ordered), f"{who}: {topic} out of order")
+        cover = next(each for each in subscriber.cover if prefix.startswith(each))
+        expected = [each for each in by_prefix[cover] if each[0].startswith(prefix)]
+        scenario.expect(sorted(seen) == sorted(expected), f"{who}: {len(seen)} seen, {len(expected)} by {cover!r}")
+
+
+def _compare_identities(
+    scenario: Scenario, subscriber: Subscriber, stats: dict[str, Any], lines: list[list[str]]
+) -> None:
+    who = subscriber.name
+    parts = ("routed", "unrouted", "malformed", "duplicate", "control")
+    total = sum(stats[part] for part in parts)
+    scenario.expect(stats["received"] == total, f"{who}: received {stats['received']}, but its parts are {total}")
+    scenario.expect(stats["malformed"] == 0, f"{who}: {stats['malformed']} malformed")
+    lost = sum((int(words[4]) - int(words[3]) + 1) for words in lines if words[0] == "g")
+    scenario.expect(stats["lost"] == lost, f"{who}: lost {stats['lost']}, told {lost}")
+    calls = sum(words[0] == "m" for words in lines)
+    routes = stats["routes"].values()
+    given = sum(sum(route.values()) for route in routes)
+    scenario.expect(calls == given, f"{who}: {calls} calls, and the routes were given {given}: {stats['routes']}")
+    covers = sum(words[0] == "m" and words[1] in subscriber.cover for words in lines)
+    scenario.expect(stats["routed"] == covers, f"{who}: routed {stats['routed']}, seen {covers}")
+    unfinished = sum(route["queued"] + route["in_flight"] for route in routes)
+    scenario.expect(unfinished == 0, f"{who}: {unfinished} unfinished at the end")
+
+
+def _few(numbers: set[int]) -> str:
+    ordered = sorted(numbers)
+    return f"{ordered[:5]}…{ordered[-3:]}" if len(ordered) > 8 else str(ordered)

@@ -1,0 +1,83 @@
+"""A subscriber that writes down what it sees: ``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE``.
+
+Endpoints and prefixes are separated by commas. ``TROUBLE`` is what the handlers do: ``none``, ``raises`` (one call of
+101), ``slow`` (0.3 s each 1,000), ``hangs`` (1 s without blocking, one call of 997) or ``closes`` (its own app, after
+500). A line of the record is ``m prefix publisher topic number`` for a message that a handler of this prefix got, or
+``g subscription publisher first last`` for a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from chaos.parent import end_with_parent
+from zroute import App, Envelope, Gap, startswith
+
+
+def main() -> None:
+    """Handle and write down, until it is stopped."""
+    record, endpoints, prefixes, trouble = sys.argv[1:]
+    end_with_parent()
+    app = App(sub=endpoints.split(","), codec="json", name="reader")
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    totals: Counter[str] = Counter()
+
+    def note(prefix: str, number: int, envelope: Envelope) -> None:
+        written.write(f"m {prefix} {envelope.publisher} {envelope.topic} {number}\n")
+        totals[f"{prefix} {envelope.publisher}"] += 1
+
+    def plain(prefix: str) -> Any:
+        def handle(number: int, envelope: Envelope) -> None:
+            note(prefix, number, envelope)
+            if trouble == "raises" and number % 101 == 0:
+                raise ValueError("one of 101")
+            if trouble == "slow" and number % 1000 == 0:
+                time.sleep(0.3)
+            if trouble == "closes" and totals.total() == 500:
+                from twisted.internet import reactor
+
+                reactor.stop()  # type: ignore[attr-defined]
+
+        return handle
+
+    def hanging(prefix: str) -> Any:
+        from twisted.internet import reactor
+        from twisted.internet.task import deferLater
+
+        async def handle(number: int, envelope: Envelope) -> None:
+            note(prefix, number, envelope)
+            if number % 997 == 0:
+                await deferLater(reactor, 1.0)  # type: ignore[arg-type]
+
+        return handle
+
+    for prefix in prefixes.split(","):
+        handler = hanging(prefix) if trouble == "hangs" else plain(prefix)
+        handler.__name__ = handler.__qualname__ = "on_" + prefix.replace(".", "_")
+        app.subscribe(startswith(prefix))(handler)
+
+    @app.on_gap
+    def gap(gap: Gap) -> None:
+        publisher, subscription = gap.publisher, gap.subscription.decode()
+        written.write(f"g {subscription} {publisher} {gap.first} {gap.last}\n")
+        totals[f"{subscription} {publisher}"] += gap.count
+
+    def tell() -> None:
+        run: Any = app._live.run
+        tracker = run._accounts._tracker if run else None
+        joined = [f"{epoch:016x}" for epoch in tracker.complete] if tracker else []
+        print(json.dumps({"totals": totals, "joined": joined, "stats": app.stats.as_dict()}), flush=True)
+
+    app.every(0.1)(tell)
+    try:
+        app.run()
+    finally:
+        tell()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""One command that settles what zroute costs: ``python -m tests.benchmarks``."""

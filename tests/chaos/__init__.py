@@ -1,1 +1,0 @@
-"""Trouble between real processes: cut, frozen and killed, by seeds. See `tests.chaos.scenario`."""

@@ -1,0 +1,163 @@
+"""The benchmark itself: that it runs everywhere, and that no row is left out. Nothing here depends on times."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as command
+from benchmarks import report
+from benchmarks.chart import draw
+from benchmarks.goals import GOALS, judge
+from benchmarks.running import CPU, Contestant, Figures, Group, Result, run
+from tests.support import ROOT
+
+PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of a quick run where no compiler, server or valgrind can be found."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    files = [f"--{name}={folder / name}" for name in ("json", "svg", "markdown")]
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", *files],
+        cwd=ROOT,
+        env={**unmeasured, "PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result: dict[str, Any] = json.loads((folder / "json").read_text())
+    result["files"] = {name: (folder / name).read_text() for name in ("svg", "markdown")}
+    return result
+
+
+def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
+    """A quick run has every group and every row; one without figures says why."""
+    groups = [group for part in command.PARTS for group in part.groups(command.QUICK)]
+    assert list(found["groups"]) == [group.name for group in groups]
+    for group in groups:
+        rows = found["groups"][group.name]["rows"]
+        assert list(rows) == [contestant.name for contestant in group.contestants]
+        for row in rows.values():
+            assert row.get("skipped") or row["median"][group.main] is not None
+            assert not row.get("failed")
+
+
+def test_who_is_not_installed_is_skipped_by_name(found: dict[str, Any]) -> None:
+    """Without a compiler and nats-server their rows say what to install."""
+    rows = found["groups"]["receive-json"]["rows"]
+    assert all("is installed" in rows[peer]["skipped"] or "not installed" in rows[peer]["skipped"] for peer in PEERS)
+
+
+def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
+    """The plot has a bar for zroute, and the Markdown a table for each group; so few messages judge no goal."""
+    texts = [element.text or "" for element in ElementTree.fromstring(found["files"]["svg"]).iter()]
+    assert "zroute, tracked wire" in texts
+    assert all(f"### `{name}`" in found["files"]["markdown"] for name in found["groups"])
+    assert not found["goals"]
+
+
+@pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--count", "-1"), ("--json", "no/such/folder/x")])
+def test_what_can_not_work_is_refused_before_anything_is_measured(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """I learn of a wrong option now, not after half an hour."""
+    with pytest.raises(SystemExit) as refused:
+        command.parser().parse_args(wrong)
+    assert refused.value.code == 2
+    assert f"argument {wrong[0]}: " in capsys.readouterr().err
+
+
+def figures(*values: float) -> Any:
+    """A contestant's measurements, one a round; it fails when there are no more."""
+    waiting = list(values)
+
+    def measure() -> Figures:
+        if not waiting:
+            raise RuntimeError("broken [/x]")
+        return {CPU: waiting.pop(0)}
+
+    return measure
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that becomes slower in the middle of a run changes no ratio."""
+    group = Group("g", "", (Contestant("base", figures(10, 100)), Contestant("ours", figures(20, 200))), "base")
+    (result,) = run([group], 2, lambda _: None)
+    assert result.to_base("ours") == [2.0, 2.0]
+    assert result.row("ours").median(CPU) == 110
+
+
+def test_each_round_begins_with_another_contestant() -> None:
+    """Nobody always runs after the same one."""
+    told: list[str] = []
+    names = "abc"
+    group = Group("g", "", tuple(Contestant(name, figures(1, 1, 1)) for name in names), None)
+    list(run([group], 3, lambda text: told.append(text[-1])))
+    assert "".join(told) == "abcbcacab"
+
+
+def test_one_that_fails_is_named_and_the_others_go_on() -> None:
+    """A contestant that raises has a row that says so, and its group the figures of the others."""
+    group = Group("g", "", (Contestant("broken", figures()), Contestant("base", figures(1, 2))), "base")
+    (result,) = run([group], 2, lambda _: None)
+    assert result.row("broken").failed
+    assert result.row("broken").skipped == "failed: RuntimeError: broken [/x]"
+    shown = Console(record=True, width=120, file=io.StringIO())
+    report.show(shown, result)
+    assert "broken [/x]" in shown.export_text()
+    assert len(result.row("base").samples) == 2
+    assert draw([result])
+
+
+def test_a_goal_says_whether_it_is_met() -> None:
+    """The verdict compares the median of the ratios with the goal, and says why where there is none."""
+    goal = GOALS[0]
+    group = Group(
+        goal.group,
+        "",
+        (Contestant(goal.above, figures(1.1, 9.0, 1.0)), Contestant(goal.below, figures(1.0, 1.0, 1.0))),
+        goal.below,
+    )
+    (result,) = run([group], 3, lambda _: None)
+    judged = judge({goal.group: result})
+    verdicts = [one.verdict for one in judged]
+    assert verdicts[0] == "met"
+    assert verdicts[4] == "not measured: publish-json was not run"
+    shown = report.as_markdown([result], judged, {}, "", "")
+    assert all(f"| {goal.what} | {goal.at_most:g} |" in shown for goal in GOALS)
+
+
+def test_names_of_groups_are_checked() -> None:
+    """A mistyped --only tells which names there are."""
+    with pytest.raises(SystemExit, match="receive-json"):
+        command.main(["--quick", "--only", "recieve"])
+
+
+def test_goals_are_about_rows_that_there_are() -> None:
+    """Each goal names a group and two rows of a full run."""
+    scale = command.scale_of(command.parser().parse_args([]))
+    groups = {group.name: group for part in command.PARTS for group in part.groups(scale)}
+    for goal in GOALS:
+        names = {contestant.name for contestant in groups[goal.group].contestants}
+        assert {goal.above, goal.below} <= names
+
+
+def test_a_skipped_row_is_in_the_result() -> None:
+    """Who is absent has a row with the reason and no samples."""
+    group = Group("g", "", (Contestant("away", figures(), absent="not installed"),), None)
+    (result,) = run([group], 1, lambda _: None)
+    assert isinstance(result, Result)
+    assert (result.row("away").skipped, result.row("away").samples) == ("not installed", [])
