@@ -11,9 +11,9 @@ from tests.support import PATIENCE, Child
 MODULES = [
     "tests/sockets/test_connection.py",
     "tests/sockets/test_transport.py",
-    "tests/test_service.py",
-    "tests/test_service_attached.py",
-    "tests/test_service_resources.py",
+    "tests/runtime/test_service.py",
+    "tests/runtime/test_service_attached.py",
+    "tests/runtime/test_service_resources.py",
 ]
 REACTORS = {
     "epoll": "EPollReactor",

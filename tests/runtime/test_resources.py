@@ -261,7 +261,7 @@ def test_one_that_fails_to_open_closes_those_before_it_and_ends_the_start(reacto
         raise AssertionError("it has not started")
     assert events == [*OPENED, *CLOSED]
     assert "while the resource " in caught.value.__notes__[0]
-    assert "last() at tests/test_resources.py:" in caught.value.__notes__[0]
+    assert "last() at tests/runtime/test_resources.py:" in caught.value.__notes__[0]
 
 
 @REACTORS
@@ -294,7 +294,7 @@ def test_one_that_fails_to_close_does_not_keep_the_others_from_closing(
     assert [type(error) for error in t.failures] == [SystemExit, OSError]
     assert app.stats.hook_errors == 2
     for name in ("other()", "last()"):
-        assert f"the resource {name} at tests/test_resources.py:" in caplog.text
+        assert f"the resource {name} at tests/runtime/test_resources.py:" in caplog.text
 
 
 @REACTORS

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.pure import NothingThereError, Parts, Wired, plain
-from tests.routing.test_unpacking import EPOCH, Joined, batch
+from tests.receiving.test_unpacking import EPOCH, Joined, batch
 from zroute import App, Envelope, startswith
 from zroute.messages.wire import COUNTER, HEADER_SIZE, NUL, Kind, pack_head, pack_kept
 from zroute.options import LARGE_FRAME, MAX_PARTS

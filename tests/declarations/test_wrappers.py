@@ -163,7 +163,7 @@ def test_a_wrapper_that_hides_a_capture_is_refused(decorate: Callable[..., Any])
         app_with(decorate(with_capture)).compile()
     assert decorate.__name__ in str(caught.value)
     assert "@functools.wraps" in str(caught.value)
-    assert "tests/routing/test_wrappers.py:" in str(caught.value)
+    assert "tests/declarations/test_wrappers.py:" in str(caught.value)
 
 
 @pytest.mark.parametrize("function", HIDDEN)

@@ -44,7 +44,7 @@ class Numbered:
 
 def here(error: BaseException) -> bool:
     """Whether the error names this file and a line in it."""
-    return "tests/routing/test_compiler.py:" in str(error)
+    return "tests/test_compiler.py:" in str(error)
 
 
 def schema_of(app: App) -> Any:

@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, reactor, running, subscribed
-from tests.test_resources import CLOSED, OPENED, Cache, Database, Settings, with_three
+from tests.runtime.test_resources import CLOSED, OPENED, Cache, Database, Settings, with_three
 from zroute import App, as_awaitable
 from zroute.errors import NotRunningError
 from zroute.runtime.service import AppService

@@ -244,7 +244,7 @@ def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
         with pytest.raises(SignatureError, match=rf"{function.__name__}\(\) (returns|yields) int, and pub") as caught:
             app.compile()
         assert "publisher('out', Quote) publishes Quote" in str(caught.value)
-        assert "tests/routing/test_results.py:" in str(caught.value)
+        assert "tests/declarations/test_results.py:" in str(caught.value)
 
     routes, app = Routes(), App()
 
@@ -402,7 +402,7 @@ def test_a_capture_that_nothing_fills_is_refused() -> None:
     with pytest.raises(PatternError, match=r"derive\(\) publishes to 'out\.\{desk\}', and nothing fills") as caught:
         app.compile()
     assert "'stocks.{symbol}' does not capture it, and Quote has no 'desk'" in str(caught.value)
-    assert "tests/routing/test_results.py:" in str(caught.value)
+    assert "tests/declarations/test_results.py:" in str(caught.value)
     assert caught.value.pattern == "out.{desk}"
 
     app = App()

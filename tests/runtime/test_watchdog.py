@@ -125,6 +125,6 @@ def test_uvloop_with_another_reactor_is_a_usage_error(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "uvloop is a loop of asyncio, and the reactor asked for is 'select'" in done.stderr
     (tmp_path / "uvloop.py").write_text("raise ImportError")
-    missing = zroute("run", "quotes", "--uvloop", cwd=folder, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}")
+    missing = zroute("run", "quotes", "--uvloop", cwd=folder, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
     assert missing.returncode == 2
     assert "pip install 'zroute[uvloop]'" in missing.stderr
