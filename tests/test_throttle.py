@@ -70,4 +70,4 @@ def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> 
         raise ValueError("no")
     except ValueError as error:
         Reports(LOG, Clock())("k", "k", logging.ERROR, "failed: %s", error, error=error)
-    assert "test_reports.py" in caplog.text
+    assert "test_throttle.py" in caplog.text

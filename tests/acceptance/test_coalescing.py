@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, reactor, running
 from tests.support import PATIENCE, Child, Way, free_endpoint
-from zroute import App, Coalesce, EncodeError, NotRunningError, ticking
+from zroute import App, Coalesce, EncodeError, NotRunningError, clock
 from zroute.messages.coalesced import parse_batch
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 from zroute.runtime.run import Limit
@@ -338,7 +338,7 @@ async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left of the frame is not in the socket, so no event tells of it: it is read all the same, and at once."""
-    monkeypatch.setattr(ticking, "TICK", 3600.0)  # no beat that would wake the reader
+    monkeypatch.setattr(clock, "TICK", 3600.0)  # no beat that would wake the reader
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader, box = App(pub=endpoint, coalesce=True), App(sub=endpoint), Mailbox[int]()
     numbers = publisher.publisher("n", int)
