@@ -1,0 +1,40 @@
+"""The pages about the code tell what the code is now: pictures, paths of files, names of modules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PAGES = [ROOT / "docs" / "explanation" / "architecture.md"]
+PICTURES = {"house.svg", "path-in.svg", "path-out.svg"}
+
+
+def test_the_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
+    """A picture of the architecture can be trusted; after a change, `python -m docs.pictures` draws it again."""
+    subprocess.run([sys.executable, "-m", "docs.pictures", tmp_path], cwd=ROOT, check=True, timeout=300)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(drawn) == PICTURES
+    for name, picture in drawn.items():
+        kept = (ROOT / "docs" / "explanation" / name).read_text()
+        assert kept == picture, f"{name} is out of date: run `python -m docs.pictures`"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    """I can open every file and folder of the repository that the page sends me to."""
+    named = re.findall(r"`((?:zroute|tests|docs|examples|benchmarks|chaos)/[\w./-]*)`", page.read_text())
+    assert named
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_the_links_of_a_page_lead_to_files(page: Path) -> None:
+    """A relative link leads to a file that is there."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
