@@ -157,6 +157,18 @@ def test_a_type_in_text_or_raw_is_refused() -> None:
     assert decode(Any, b"\xff", stated=RAW) == b"\xff"
 
 
+@pytest.mark.parametrize("schema", [dict, list], ids=repr)
+@pytest.mark.parametrize("codec", [TEXT, RAW], ids=repr)
+def test_a_bare_dict_or_list_is_never_text_or_bytes(schema: Any, codec: Codec) -> None:
+    """My handler of ``dict`` is called with a dict, whatever a publisher states or my codec says."""
+    for body in (b"abc", b"5", b"\xff"):
+        for how in ("stated", "route", "default"):
+            with pytest.raises(DecodeError, match="is expected"):
+                decode(schema, body, **{how: codec})
+    made = schema()
+    assert decode(schema, json.dumps(made).encode(), route=codec) == made
+
+
 def test_publishers_choose_by_type() -> None:
     """bytes go raw and text as text; everything else in the codec I named, or the app's."""
     assert body_encoder(bytes, codec=None, default=MSGPACK)[0] is RAW

@@ -41,7 +41,7 @@ def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, defa
     if found.engine == "any" and stated is None:
         return _detected(found.type, route or default)
     codec = stated or route or default
-    if codec in (TEXT, RAW) and found.engine != "any":
+    if codec in (TEXT, RAW) and found.type is not Any:  # dict and list are of the engine "any", too
         if stated is None:
             return codec.decoder(schema)  # raises SchemaError: the program's fault
         return _refuse(f"the publisher sends {codec.name}, and {describe(schema)} is expected")
@@ -61,6 +61,8 @@ def _or_raw(decode: Decode) -> Decode:
 def _detected(kind: Any, otherwise: Codec) -> Decode:
     decoders = {codec.name: codec.decoder(kind) for codec in (JSON, MSGPACK)}
     fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
+    if kind is not Any and otherwise in (TEXT, RAW):
+        fallback = _refuse(f"neither JSON nor msgpack, and {describe(kind)} is expected")
 
     def decode(body: bytes) -> Any:
         codec = detect(body)
