@@ -267,7 +267,7 @@ def test_the_reactor_is_the_factorys() -> None:
 def test_importing_the_module_installs_no_reactor() -> None:
     """I can still choose one afterwards; and each of txZMQ's modules can be imported."""
     program = (
-        "import sys, zroute.txzmq, zroute.txzmq.connection, zroute.txzmq.factory, zroute.txzmq.pubsub, "
+        "import sys, zroute.txzmq, zroute.txzmq.connection, zroute.txzmq.pubsub, "
         "zroute.txzmq.pushpull, zroute.txzmq.req_rep, zroute.txzmq.router_dealer, zroute.txzmq.compat\n"
         "factory = zroute.txzmq.ZmqFactory()\n"
         "assert 'twisted.internet.reactor' not in sys.modules\n"

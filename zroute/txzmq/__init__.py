@@ -6,8 +6,7 @@ under "Migrate from txZMQ".
 
 from __future__ import annotations
 
-from zroute.txzmq.connection import ZmqConnection, ZmqEndpoint, ZmqEndpointType
-from zroute.txzmq.factory import ZmqFactory
+from zroute.txzmq.connection import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 from zroute.txzmq.pubsub import ZmqPubConnection, ZmqSubConnection
 from zroute.txzmq.pushpull import ZmqPullConnection, ZmqPushConnection
 from zroute.txzmq.req_rep import ZmqREPConnection, ZmqREQConnection, ZmqRequestTimeoutError
