@@ -1,4 +1,4 @@
-"""Lists: what is handed to a handler with ``batch=``, worked out at compile time, and when reading has caught up.
+"""Lists: what is handed to a handler with ``batch=``, worked out at compile time.
 
 A list holds what has been received so far, up to so many messages. It is handed over when it is full, or when nothing
 more waits to be read: it never waits for a message that may not come.
@@ -6,8 +6,8 @@ more waits to be read: it never waits for a message that may not come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeAlias, get_args, get_origin
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, get_args, get_origin
 
 import attrs
 
@@ -20,9 +20,7 @@ from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
 from zroute.publishing.publication import Outlet
 
-__all__ = ["Lists", "plan_lists", "releasing"]
-
-Drain: TypeAlias = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
+__all__ = ["Lists", "plan_lists"]
 
 _LISTS = (list, Sequence, Collection, Iterable)
 
@@ -78,27 +76,3 @@ def _item(schema: Any) -> Any:
     if get_origin(schema) not in _LISTS:
         return None
     return (*get_args(schema), Any)[0]
-
-
-def releasing(drain: Drain, release: Callable[[], None], soon: Callable[[], None]) -> Drain:
-    """``drain``, and ``release`` when nothing more waits to be read, else ``soon``.
-
-    What ends a drain is raised behind it, and not in the middle: an error of a handler would else be told as one that
-    happened while that was handled.
-    """
-
-    def drain_and_release(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        try:
-            drain(recv, more, budget)
-        except BaseException as error:
-            ended = error
-        else:
-            soon()
-            return
-        try:
-            release()
-            raise ended
-        finally:
-            del ended  # it holds this frame
-
-    return drain_and_release

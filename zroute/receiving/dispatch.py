@@ -8,11 +8,12 @@ call per message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from zroute.codegen import define
 from zroute.declarations.batching import Lists
@@ -103,10 +104,13 @@ class Gather:
 
 
 class Outcomes(Protocol):
-    """What becomes of a message that was not just handled. No method raises."""
+    """What becomes of a message that was not just handled. No method raises.
 
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw) -> None:
-        """The function raised."""
+    Everything on the way in calls these; `zroute.receiving.results.Outcomes` implements them for a run.
+    """
+
+    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+        """The function raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
 
     def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
         """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
@@ -122,6 +126,32 @@ class Outcomes(Protocol):
 
     def gather(self, delivery: Delivery, function: Callable[..., Any]) -> Gather:
         """What takes the messages of a delivery whose route has lists; ``function`` will be given these."""
+
+    def release(self) -> None:
+        """Nothing more waits to be read: hand over all lists."""
+
+    def release_soon(self) -> None:
+        """Hand them over before long, if they are not before."""
+
+    def publish(
+        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+    ) -> Deferred[None] | None:
+        """The function ``name`` returned ``value``; None, or what fires when that need not wait any more."""
+
+    def unrouted(self, raw: Raw) -> None:
+        """No route takes this topic."""
+
+    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
+        """These frames are no message."""
+
+    def many_topics(self, known: int) -> None:
+        """Log, once, that the cache is full; ``known`` is the number of topics in it."""
+
+    def many_publishers(self, topic: Topic, known: int) -> None:
+        """Log, once, that a topic has more publishers than the cache holds; ``known`` is their number in it."""
+
+    def long_topic(self, topic: Topic) -> None:
+        """A topic is too long to be kept."""
 
 
 @attrs.frozen(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -18,9 +18,8 @@ from twisted.python.failure import Failure
 from zroute.awaiting import is_awaitable
 from zroute.clock import Clock
 from zroute.publishing.producers import TURN_SECONDS, Start, drive
-from zroute.publishing.publication import Outlet
 from zroute.receiving.batching import Gathering, ListJob, Stale
-from zroute.receiving.dispatch import CompiledRoute, Delivery
+from zroute.receiving.dispatch import CompiledRoute, Delivery, Outcomes
 from zroute.receiving.frames import Raw
 from zroute.throttle import Reports
 
@@ -43,21 +42,6 @@ class Reading(Protocol):
         """A route's flow has become active: the closures that call its function themselves are to be made anew."""
 
 
-class CallOutcomes(Protocol):
-    """What becomes of a call that has ended."""
-
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
-        """It raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
-
-    def stale(self, delivery: Delivery, raw: Raw) -> bool:
-        """Whether the message is too old for the route by now, which is counted."""
-
-    def publish(
-        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
-    ) -> Deferred[None] | None:
-        """It returned ``value``; None, or what fires when that need not wait any more."""
-
-
 @attrs.frozen(eq=False)
 class _Job:
     """A call that waits for its turn, or runs."""
@@ -77,7 +61,7 @@ class Unfinished:
 
     def __init__(
         self,
-        outcomes: CallOutcomes,
+        outcomes: Outcomes,
         reports: Reports,
         clock: Clock,
         start: Start,

@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 
 import attrs
 
-from zroute.declarations.batching import releasing
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import Batch, parse_batch, singles
 from zroute.messages.codecs import Codec
@@ -45,35 +44,20 @@ from zroute.receiving.dispatch import (
     UNDECODABLE,
     CompiledRoute,
     Deliver,
+    Outcomes,
 )
 from zroute.receiving.frames import Raw, Uncopied, frames_of, uncopied
-from zroute.receiving.topic_cache import Entries, Entry, EntryOutcomes
+from zroute.receiving.topic_cache import Entries, Entry
 from zroute.receiving.trie import minimal_cover
 from zroute.stats import Stats
 
-__all__ = ["Account", "Accounts", "Dispatch", "RouteTable", "TableOutcomes"]
+__all__ = ["Account", "Accounts", "Dispatch", "RouteTable"]
 
 Dispatch = Literal["all", "most_specific"]
 
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
 _ROUNDS = list(range(1, READ_BUDGET + 1))
-
-
-class TableOutcomes(EntryOutcomes, Protocol):
-    """`EntryOutcomes`, and what becomes of messages that reached no route."""
-
-    def unrouted(self, raw: Raw) -> None:
-        """No route takes this topic."""
-
-    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
-        """These frames are no message."""
-
-    def release(self) -> None:
-        """Nothing more waits to be read: hand over all lists."""
-
-    def release_soon(self) -> None:
-        """Hand them over before long, if they are not before."""
 
 
 class Account(Protocol):
@@ -190,7 +174,7 @@ class RouteTable:
         dispatch: Dispatch,
         max_message: int,
         stats: Stats,
-        outcomes: TableOutcomes,
+        outcomes: Outcomes,
         accounts: Accounts,
         clock: Callable[[], float],
         before: RouteTable | None = None,
@@ -229,7 +213,7 @@ class RouteTable:
             malformed=self._malformed,
         )
         if any(route.lists for route in routes):  # nobody else pays for it
-            self.drain = releasing(self.drain, outcomes.release, outcomes.release_soon)  # type: ignore[method-assign,assignment]
+            self.drain = self._drain_and_release  # type: ignore[method-assign]
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
         """A table with other routes in place of this one, whose drain ends after the message at hand."""
@@ -312,6 +296,25 @@ class RouteTable:
         finally:
             self._stats.received += received
             self._stats.routed += received - aside
+
+    def _drain_and_release(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """`drain` for routes with lists: they are handed over when nothing more waits to be read, else before long.
+
+        What ends a drain is raised behind that, and not in the middle: an error of a handler would else be told as one
+        that happened while that was handled.
+        """
+        try:
+            RouteTable.drain(self, recv, more, budget)
+        except BaseException as error:
+            ended = error
+        else:
+            self._outcomes.release_soon()
+            return
+        try:
+            self._outcomes.release()
+            raise ended
+        finally:
+            del ended  # it holds this frame
 
     def hold(self) -> None:
         """Make the drain that is under way end after this message; later ones are not affected."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
@@ -39,7 +39,7 @@ from zroute.receiving.frames import Raw, frames_of
 from zroute.receiving.trie import build
 from zroute.stats import Stats
 
-__all__ = ["Entries", "Entry", "EntryOutcomes"]
+__all__ = ["Entries", "Entry"]
 
 _ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 380, 350, 170
 """Bytes of an entry, of each of its routes, and of each capture of these; of a closure, and of each of its steps; of a
@@ -73,19 +73,6 @@ class Entry:
     heads: int = 0
 
 
-class EntryOutcomes(Outcomes, Protocol):
-    """`Outcomes`, and what is called when the cache is full."""
-
-    def many_topics(self, known: int) -> None:
-        """Log, once, that the cache is full; ``known`` is the number of topics in it."""
-
-    def many_publishers(self, topic: Topic, known: int) -> None:
-        """Log, once, that a topic has more publishers than the cache holds; ``known`` is their number in it."""
-
-    def long_topic(self, topic: Topic) -> None:
-        """A topic is too long to be kept."""
-
-
 class Entries:
     """The entries of a table with ``routes``, whose socket has ``subscriptions``; up to `TOPIC_CACHE` bytes are kept.
 
@@ -105,7 +92,7 @@ class Entries:
         codecs: Mapping[int, Codec],
         only_first: bool,
         clock: Callable[[], float],
-        outcomes: EntryOutcomes,
+        outcomes: Outcomes,
         stats: Stats,
         unpacked: Unpacked,
         multipart: Collection[bytes],
