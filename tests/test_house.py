@@ -172,13 +172,38 @@ def test_an_app_loads_what_it_needs_when_it_is_named() -> None:
     assert set(zroute.__all__) <= set(dir(zroute))
 
 
-def test_every_public_name_is_there_and_listed_once() -> None:
-    """All that __all__ promises can be imported, and each has one home."""
+def test_every_public_name_is_there_for_programs_and_for_type_checkers() -> None:
+    """All that __all__ promises can be imported from its home, and a checker reads the same names from there."""
     import zroute
 
-    assert sorted(zroute._HOME) == sorted(zroute.__all__)
     for name in zroute.__all__:
         assert getattr(zroute, name).__module__ == zroute._HOME[name]
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = [(node.module, alias) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert all(alias.asname == alias.name for _, alias in imported), "only `X as X` is a public name to a checker"
+    assert {alias.name: home for home, alias in imported} == zroute._HOME
+
+
+def test_what_others_import_of_a_module_is_in_its_all() -> None:
+    """I see at the head of a module which of its names others use."""
+    known = modules()
+    offered = {
+        home: {
+            element.value
+            for listed in parsed(home).body
+            if isinstance(listed, ast.Assign) and ast.unparse(listed.targets[0]) == "__all__"
+            for element in ast.walk(listed.value)
+            if isinstance(element, ast.Constant)
+        }
+        for home in known
+    }
+    for name in known:
+        for node in ast.walk(parsed(name)):
+            home = str(node.module).removeprefix("zroute.") if isinstance(node, ast.ImportFrom) else None
+            if home in known:
+                names = {alias.name for alias in node.names if f"{home}.{alias.name}" not in known}
+                assert names <= offered[home], f"{name} imports from {home} what that does not offer"
 
 
 # -- the way of a message --------------------------------------------------------------------------------

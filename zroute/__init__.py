@@ -1,7 +1,8 @@
 """zroute: decorated, typed handlers on brokerless publish/subscribe.
 
-The public names are looked up when they are first used (PEP 562), so that ``zroute --help`` and whoever
-needs only the errors load neither ZeroMQ nor Twisted.
+The public names are looked up when they are first used (PEP 562), so that ``zroute --help`` and programs that
+need only the errors load neither ZeroMQ nor Twisted. `_HOME` is the list of them; type checkers, which can't
+run it, read the imports above it, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -10,116 +11,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zroute.app import App
-    from zroute.awaiting import as_awaitable
-    from zroute.declarations.limits import Limits
-    from zroute.declarations.routes import Routes
-    from zroute.errors import (
-        AppFrozenError,
-        DecodeError,
-        DuplicateRouteError,
-        EncodeError,
-        EndpointError,
-        EnvelopeError,
-        ForkedContextError,
-        HighWaterMarkError,
-        NotReadyError,
-        NotRunningError,
-        PatternError,
-        PeerError,
-        RequestLostError,
-        RequestTimeoutError,
-        SchemaError,
-        SignatureError,
-        TopicError,
-        UnknownPeerError,
-        UsageError,
-        WrongThreadError,
-        ZrouteError,
-    )
-    from zroute.messages.codecs import Codec
-    from zroute.messages.schema import Stamped
-    from zroute.messages.topics import Topic, startswith
-    from zroute.messages.wire import Envelope
-    from zroute.publishing.publication import Coalesce, Publication
-    from zroute.receiving.events import Gap
-    from zroute.runtime.streams import Attached, Stream
+    from zroute.app import App as App
+    from zroute.awaiting import as_awaitable as as_awaitable
+    from zroute.declarations.limits import Limits as Limits
+    from zroute.declarations.routes import Routes as Routes
+    from zroute.errors import AppFrozenError as AppFrozenError
+    from zroute.errors import DecodeError as DecodeError
+    from zroute.errors import DuplicateRouteError as DuplicateRouteError
+    from zroute.errors import EncodeError as EncodeError
+    from zroute.errors import EndpointError as EndpointError
+    from zroute.errors import EnvelopeError as EnvelopeError
+    from zroute.errors import ForkedContextError as ForkedContextError
+    from zroute.errors import HighWaterMarkError as HighWaterMarkError
+    from zroute.errors import NotReadyError as NotReadyError
+    from zroute.errors import NotRunningError as NotRunningError
+    from zroute.errors import PatternError as PatternError
+    from zroute.errors import PeerError as PeerError
+    from zroute.errors import RequestLostError as RequestLostError
+    from zroute.errors import RequestTimeoutError as RequestTimeoutError
+    from zroute.errors import SchemaError as SchemaError
+    from zroute.errors import SignatureError as SignatureError
+    from zroute.errors import TopicError as TopicError
+    from zroute.errors import UnknownPeerError as UnknownPeerError
+    from zroute.errors import UsageError as UsageError
+    from zroute.errors import WrongThreadError as WrongThreadError
+    from zroute.errors import ZrouteError as ZrouteError
+    from zroute.messages.codecs import Codec as Codec
+    from zroute.messages.schema import Stamped as Stamped
+    from zroute.messages.topics import Topic as Topic
+    from zroute.messages.topics import startswith as startswith
+    from zroute.messages.wire import Envelope as Envelope
+    from zroute.publishing.publication import Coalesce as Coalesce
+    from zroute.publishing.publication import Publication as Publication
+    from zroute.receiving.events import Gap as Gap
+    from zroute.runtime.streams import Attached as Attached
+    from zroute.runtime.streams import Stream as Stream
 
 _HOME = {
-    "App": "zroute.app",
-    "AppFrozenError": "zroute.errors",
-    "Attached": "zroute.runtime.streams",
-    "Coalesce": "zroute.publishing.publication",
-    "Codec": "zroute.messages.codecs",
-    "DecodeError": "zroute.errors",
-    "DuplicateRouteError": "zroute.errors",
-    "EncodeError": "zroute.errors",
-    "EndpointError": "zroute.errors",
-    "Envelope": "zroute.messages.wire",
-    "EnvelopeError": "zroute.errors",
-    "ForkedContextError": "zroute.errors",
-    "Gap": "zroute.receiving.events",
-    "HighWaterMarkError": "zroute.errors",
-    "Limits": "zroute.declarations.limits",
-    "NotReadyError": "zroute.errors",
-    "NotRunningError": "zroute.errors",
-    "PatternError": "zroute.errors",
-    "PeerError": "zroute.errors",
-    "Publication": "zroute.publishing.publication",
-    "RequestLostError": "zroute.errors",
-    "RequestTimeoutError": "zroute.errors",
-    "Routes": "zroute.declarations.routes",
-    "SchemaError": "zroute.errors",
-    "SignatureError": "zroute.errors",
-    "Stamped": "zroute.messages.schema",
-    "Stream": "zroute.runtime.streams",
-    "Topic": "zroute.messages.topics",
-    "TopicError": "zroute.errors",
-    "UnknownPeerError": "zroute.errors",
-    "UsageError": "zroute.errors",
-    "WrongThreadError": "zroute.errors",
-    "ZrouteError": "zroute.errors",
-    "as_awaitable": "zroute.awaiting",
-    "startswith": "zroute.messages.topics",
+    name: f"zroute.{module}"
+    for module, names in {
+        "app": "App",
+        "awaiting": "as_awaitable",
+        "declarations.limits": "Limits",
+        "declarations.routes": "Routes",
+        "errors": """
+            AppFrozenError DecodeError DuplicateRouteError EncodeError EndpointError EnvelopeError
+            ForkedContextError HighWaterMarkError NotReadyError NotRunningError PatternError PeerError
+            RequestLostError RequestTimeoutError SchemaError SignatureError TopicError UnknownPeerError UsageError
+            WrongThreadError ZrouteError
+        """,
+        "messages.codecs": "Codec",
+        "messages.schema": "Stamped",
+        "messages.topics": "Topic startswith",
+        "messages.wire": "Envelope",
+        "publishing.publication": "Coalesce Publication",
+        "receiving.events": "Gap",
+        "runtime.streams": "Attached Stream",
+    }.items()
+    for name in names.split()
 }
+"""The module of each public name."""
 
-__all__ = [
-    "App",
-    "AppFrozenError",
-    "Attached",
-    "Coalesce",
-    "Codec",
-    "DecodeError",
-    "DuplicateRouteError",
-    "EncodeError",
-    "EndpointError",
-    "Envelope",
-    "EnvelopeError",
-    "ForkedContextError",
-    "Gap",
-    "HighWaterMarkError",
-    "Limits",
-    "NotReadyError",
-    "NotRunningError",
-    "PatternError",
-    "PeerError",
-    "Publication",
-    "RequestLostError",
-    "RequestTimeoutError",
-    "Routes",
-    "SchemaError",
-    "SignatureError",
-    "Stamped",
-    "Stream",
-    "Topic",
-    "TopicError",
-    "UnknownPeerError",
-    "UsageError",
-    "WrongThreadError",
-    "ZrouteError",
-    "as_awaitable",
-    "startswith",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

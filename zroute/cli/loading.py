@@ -22,7 +22,16 @@ from zroute.functions import PACKAGE
 if TYPE_CHECKING:
     from zroute.app import App
 
-__all__ = ["EXIT_CANT_LOAD", "EXIT_ENDPOINT", "EXIT_INVALID", "fail", "fail_of_setup", "find", "load"]
+__all__ = [
+    "EXIT_CANT_LOAD",
+    "EXIT_ENDPOINT",
+    "EXIT_INTERRUPTED",
+    "EXIT_INVALID",
+    "fail",
+    "fail_of_setup",
+    "find",
+    "load",
+]
 
 EXIT_CANT_LOAD = 3
 EXIT_INVALID = 4
