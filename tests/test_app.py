@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import zmq
 
 from tests.pure import Wired
 from zroute import App, EndpointError, NotRunningError, Routes, SchemaError, SignatureError, TopicError
+from zroute.declarations.options import PUBLISHER_DEFAULTS, ROUTE_DEFAULTS, PublisherOptions, RouteOptions
 from zroute.endpoints import parse_endpoint
 from zroute.messages.codecs import JSON
 
@@ -160,3 +163,45 @@ def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
     (trigger,) = app.compile().parts.triggers
     trigger.call.bind({}, None)()  # type: ignore[arg-type]
     assert got == [(app, app)]
+
+
+def call(name: str, **options: Any) -> Any:
+    """Call one of the functions that take options, with ``options``."""
+    app = App()
+    given = {"subscribe": ("a",), "add_route": (print, "a"), "attach": ("a", print), "publisher": ("a",)}
+    return getattr(app, name)(*given[name], **options)
+
+
+OPTIONS = {
+    "subscribe": (RouteOptions, ROUTE_DEFAULTS),
+    "add_route": (RouteOptions, ROUTE_DEFAULTS),
+    "attach": (RouteOptions, ROUTE_DEFAULTS),
+    "publisher": (PublisherOptions, PUBLISHER_DEFAULTS),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_keyword_that_is_no_option_is_a_type_error_that_lists_them(name: str) -> None:
+    """A slip of mine names the function that I called and what I may have meant."""
+    names = ", ".join(OPTIONS[name][0].__annotations__)
+    says = rf"^{name}\(\) got an unexpected keyword argument 'bach': its options are {names}$"
+    with pytest.raises(TypeError, match=says):
+        call(name, bach=1)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_shows_each_option_with_its_default(name: str) -> None:
+    """Python's help and my shell show what I may give, though the function takes it as a group."""
+    kind, defaults = OPTIONS[name]
+    assert list(kind.__annotations__) == list(defaults)
+    parameters = inspect.signature(getattr(App(), name)).parameters.values()
+    shown = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert shown == defaults
+    assert not [each for each in parameters if each.kind is each.VAR_KEYWORD]
+    source = inspect.getsource(kind)
+    for option, default in defaults.items():
+        text = source.partition(f"    {option}: ")[2].partition('"""')[2].partition('"""')[0]
+        said = re.search(r"Default: ([\w.]+)", text)
+        assert said, f"the documentation of {option} says no default"
+        if default is not None:
+            assert said[1].rstrip(".") == (f"{default:g}" if isinstance(default, float) else str(default))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, get_args, overload
 
 from zroute.awaiting import as_awaitable
 from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits
+from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, takes
 from zroute.declarations.routes import Hook, Routes, coalescing, make_route, parse_patterns
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import NotRunningError, SetupError, SignatureError
@@ -19,7 +20,7 @@ from zroute.functions import local_names, name_of, users_line
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
-from zroute.options import MAX_IN_FLIGHT, MAX_MESSAGE, STREAM_QUEUE
+from zroute.options import MAX_MESSAGE, STREAM_QUEUE
 from zroute.planning.compiler import compile_routes
 from zroute.planning.plan import Addresses, Hooks, Host, Live, Plan
 from zroute.publishing.choices import Choices
@@ -199,20 +200,8 @@ class App(Routes):
 
     # -- while running --------------------------------------------------------------------------------
 
-    def attach(
-        self,
-        pattern: str | Pattern,
-        function: Callable[..., Any],
-        *,
-        codec: str | Codec | None = None,
-        copy: bool = False,
-        thread: bool = False,
-        max_in_flight: int = MAX_IN_FLIGHT,
-        ordered: bool = True,
-        queue: int | None = None,
-        stale_after: float | None = None,
-        batch: int | None = None,
-    ) -> Attached:
+    @takes(RouteOptions, ROUTE_DEFAULTS)
+    def attach(self, pattern: str | Pattern, function: Callable[..., Any], **options: Unpack[RouteOptions]) -> Attached:
         """Call ``function`` from now on with each message whose topic matches ``pattern``, until it is closed.
 
         For what comes and goes while the app runs: a room that somebody enters, an instrument that is
@@ -224,21 +213,10 @@ class App(Routes):
         Raises NotRunningError while the app does not run, WrongThreadError outside the reactor's thread, and
         what `subscribe` and `compile` raise.
         """
+        chosen = complete("attach", options, ROUTE_DEFAULTS)
         run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
         where = users_line()
-        route = make_route(
-            function,
-            parse_patterns((pattern,), where),
-            codec=codec,
-            copy=copy,
-            thread=thread,
-            max_in_flight=max_in_flight,
-            ordered=ordered,
-            queue=queue,
-            stale_after=stale_after,
-            batch=batch,
-            where=where,
-        )
+        route = make_route(function, parse_patterns((pattern,), where), chosen, where)
         return Attached(run, run.attach(route))
 
     @overload

@@ -9,16 +9,24 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import attrs
 
+from zroute.declarations.options import (
+    PUBLISHER_DEFAULTS,
+    ROUTE_DEFAULTS,
+    PublisherOptions,
+    RouteOptions,
+    complete,
+    takes,
+)
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.functions import is_coroutine_function, is_generator_function, local_names, name_of, users_line
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import Pattern, parse, startswith
-from zroute.options import BATCH_MAX, COALESCED_MAX, MAX_IN_FLIGHT, ROUTE_QUEUE
-from zroute.publishing.publication import Coalesce, Keep, Publication, Schedule
+from zroute.options import BATCH_MAX, COALESCED_MAX, ROUTE_QUEUE
+from zroute.publishing.publication import Coalesce, Publication, Schedule
 
 __all__ = [
     "ErrorHook",
@@ -37,7 +45,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class Route:
     """A handler and the patterns it takes, as registered at ``where`` (``file:line``)."""
 
@@ -113,58 +121,25 @@ class Routes:
 
     # -- subscribing ----------------------------------------------------------------------------------
 
-    def subscribe(
-        self,
-        *patterns: str | Pattern,
-        codec: str | Codec | None = None,
-        copy: bool = False,
-        thread: bool = False,
-        max_in_flight: int = MAX_IN_FLIGHT,
-        ordered: bool = True,
-        queue: int | None = None,
-        stale_after: float | None = None,
-        batch: int | None = None,
-    ) -> Callable[[F], F]:
+    @takes(RouteOptions, ROUTE_DEFAULTS)
+    def subscribe(self, *patterns: str | Pattern, **options: Unpack[RouteOptions]) -> Callable[[F], F]:
         """Call the decorated function with each message whose topic matches one of ``patterns``.
 
         With ``batch=100`` it is given lists of up to 100 messages. Sugar over `add_route`, which says what the
         arguments mean.
         """
-        where = users_line()
-        parsed = parse_patterns(patterns, where)
+        chosen = complete("subscribe", options, ROUTE_DEFAULTS)
+        parsed = parse_patterns(patterns, users_line())
 
         def register(function: F) -> F:
-            self._add_route(
-                make_route(
-                    function,
-                    parsed,
-                    codec=codec,
-                    copy=copy,
-                    thread=thread,
-                    max_in_flight=max_in_flight,
-                    ordered=ordered,
-                    queue=queue,
-                    stale_after=stale_after,
-                    batch=batch,
-                    where=users_line(function),
-                )
-            )
+            self._add_route(make_route(function, parsed, chosen, users_line(function)))
             return function
 
         return register
 
+    @takes(RouteOptions, ROUTE_DEFAULTS)
     def add_route(
-        self,
-        function: Callable[..., Any],
-        *patterns: str | Pattern,
-        codec: str | Codec | None = None,
-        copy: bool = False,
-        thread: bool = False,
-        max_in_flight: int = MAX_IN_FLIGHT,
-        ordered: bool = True,
-        queue: int | None = None,
-        stale_after: float | None = None,
-        batch: int | None = None,
+        self, function: Callable[..., Any], *patterns: str | Pattern, **options: Unpack[RouteOptions]
     ) -> Route:
         """Register ``function`` for ``patterns``: what ``@subscribe`` does.
 
@@ -198,20 +173,9 @@ class Routes:
         bound below 1, and AppFrozenError after the app was compiled. What else may be wrong with the
         function shows when the app is compiled.
         """
+        chosen = complete("add_route", options, ROUTE_DEFAULTS)
         where = users_line(function)
-        route = make_route(
-            function,
-            parse_patterns(patterns, where),
-            codec=codec,
-            copy=copy,
-            thread=thread,
-            max_in_flight=max_in_flight,
-            ordered=ordered,
-            queue=queue,
-            stale_after=stale_after,
-            batch=batch,
-            where=where,
-        )
+        route = make_route(function, parse_patterns(patterns, where), chosen, where)
         self._add_route(route)
         return route
 
@@ -256,45 +220,13 @@ class Routes:
     # -- publishing -----------------------------------------------------------------------------------
 
     @overload
-    def publisher(
-        self,
-        pattern: str,
-        schema: type[T],
-        *,
-        every: float | None = None,
-        codec: str | Codec | None = None,
-        jitter: float = 0.0,
-        initial_delay: float = 0.0,
-        keep: Keep = None,
-        coalesce: bool | Coalesce | None = None,
-    ) -> Publication[T]: ...
+    def publisher(self, pattern: str, schema: type[T], **options: Unpack[PublisherOptions]) -> Publication[T]: ...
 
     @overload
-    def publisher(
-        self,
-        pattern: str,
-        schema: Any = None,
-        *,
-        every: float | None = None,
-        codec: str | Codec | None = None,
-        jitter: float = 0.0,
-        initial_delay: float = 0.0,
-        keep: Keep = None,
-        coalesce: bool | Coalesce | None = None,
-    ) -> Publication[Any]: ...
+    def publisher(self, pattern: str, schema: Any = None, **options: Unpack[PublisherOptions]) -> Publication[Any]: ...
 
-    def publisher(
-        self,
-        pattern: str,
-        schema: Any = None,
-        *,
-        every: float | None = None,
-        codec: str | Codec | None = None,
-        jitter: float = 0.0,
-        initial_delay: float = 0.0,
-        keep: Keep = None,
-        coalesce: bool | Coalesce | None = None,
-    ) -> Publication[Any]:
+    @takes(PublisherOptions, PUBLISHER_DEFAULTS)
+    def publisher(self, pattern: str, schema: Any = None, **options: Unpack[PublisherOptions]) -> Publication[Any]:
         """A publication to topics of ``pattern``: publish to it, or decorate a function with it.
 
         As a decorator it returns the function unchanged, and publishes:
@@ -319,6 +251,8 @@ class Routes:
         Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
         number or another ``coalesce``, and AppFrozenError.
         """
+        chosen = complete("publisher", options, PUBLISHER_DEFAULTS)
+        every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
         where = users_line()
         self._check_open(f"publisher({pattern!r})", where)
         parsed = parse_patterns((pattern,), where)[0]
@@ -331,7 +265,7 @@ class Routes:
             )
         if keep not in (None, "last"):
             raise SignatureError(f"keep={keep!r}: 'last' or None", parameter="keep", where=where)
-        schedule = _schedule(every, jitter, initial_delay, where) if every is not None else None
+        schedule = _schedule(every, chosen["jitter"], chosen["initial_delay"], where) if every is not None else None
 
         def register(publication: Publication[Any], function: Callable[..., Any]) -> None:
             where = users_line(function)
@@ -443,33 +377,21 @@ class Routes:
             )
 
 
-def make_route(
-    function: Callable[..., Any],
-    patterns: tuple[Pattern, ...],
-    *,
-    codec: str | Codec | None,
-    copy: bool,
-    thread: bool,
-    max_in_flight: int,
-    ordered: bool,
-    queue: int | None,
-    stale_after: float | None,
-    batch: int | None,
-    where: str,
-) -> Route:
-    """The record of a handler, while it is being registered; see `Routes.add_route` for the rest and what is raised."""
+def make_route(function: Callable[..., Any], patterns: tuple[Pattern, ...], options: RouteOptions, where: str) -> Route:
+    """The record of a handler, while it is being registered with all ``options``; raises as `Routes.add_route`."""
     _check_callable(function, "subscribe", where)
+    codec, queue, stale_after, batch = options["codec"], options["queue"], options["stale_after"], options["batch"]
     if batch is not None:
         _check_batch(batch, queue, where)
     if queue is None:  # with room for two lists the one would always wait for half of the other
         queue = max(ROUTE_QUEUE, 4 * (batch or 0))
-    for name, bound in (("max_in_flight", max_in_flight), ("queue", queue)):
+    for name, bound in (("max_in_flight", options["max_in_flight"]), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
             raise SignatureError(f"{name}={bound!r}: a number of messages, 1 or more", parameter=name, where=where)
     if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
         text = f"stale_after={stale_after!r}: a number of seconds, more than 0"
         raise SignatureError(text, parameter="stale_after", where=where)
-    if thread and (is_coroutine_function(function) or is_generator_function(function)):
+    if options["thread"] and (is_coroutine_function(function) or is_generator_function(function)):
         raise SignatureError(
             f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; leave it out, "
             "or the async and the yield",
@@ -478,8 +400,8 @@ def make_route(
         )
     found = find_codec(codec) if codec is not None else None
     names = local_names(function)
-    bounds = (max_in_flight, ordered, queue, stale_after, batch)
-    return Route(function, patterns, found, copy, thread, *bounds, where, names)
+    checked: dict[str, Any] = {**options, "codec": found, "queue": queue}
+    return Route(function=function, patterns=patterns, where=where, namespace=names, **checked)
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred
 
 from zroute.awaiting import as_awaitable
+from zroute.declarations.options import ROUTE_DEFAULTS
 from zroute.declarations.routes import make_route
 from zroute.errors import UsageError
 from zroute.messages.codecs import Codec
@@ -63,15 +64,8 @@ class Stream(Generic[T]):
         self._record = make_route(
             _feeding(self._offer, schema),
             patterns,
-            codec=codec,
-            copy=False,
-            thread=False,
-            max_in_flight=1,
-            ordered=False,
-            queue=queue,
-            stale_after=None,
-            batch=None,
-            where=where,
+            ROUTE_DEFAULTS | {"codec": codec, "max_in_flight": 1, "ordered": False, "queue": queue},
+            where,
         )
         self._run: Host | None = None
         self._route: CompiledRoute | None = None
