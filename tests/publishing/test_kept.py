@@ -25,9 +25,9 @@ def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
     return parse_marker(pack_marker(subscriber << 16 | attempt, wanted))
 
 
-def last(value: int) -> Last:
-    """A message."""
-    return Last(1, b"%d" % value, None, value)
+def last(value: int) -> tuple[int, bytes, None, int]:
+    """A message: codec, body, headers, and when it was sent."""
+    return 1, b"%d" % value, None, value
 
 
 @attrs.define
@@ -56,7 +56,7 @@ def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> No
     sent = Sent()
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
-        kept.keep(topic, last(number))
+        kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
     assert sent.got == [(7, 1, b"a.x", 3), (7, 2, b"a.y", 1), (7, 3, b"", None)]
     sent.clock.advance(0.01)
@@ -67,10 +67,10 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
     """The subscriber gets it in the stream; an older one must not come behind it."""
     sent = Sent(room=1)
     kept = Kept(sent.clock, sent.send, sent.say)
-    kept.keep(b"a", last(1))
-    kept.keep(b"b", last(2))
+    kept.keep(b"a", *last(1))
+    kept.keep(b"b", *last(2))
     kept.join(marker(7, 1, b""))
-    kept.keep(b"b", last(3))
+    kept.keep(b"b", *last(3))
     sent.room = 10
     sent.clock.advance(1)
     assert sent.got == [(7, 1, b"a", 1), (7, 2, b"", None)]
@@ -81,7 +81,7 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
     sent = Sent(room=1)
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
-        kept.keep(topic, last(number))
+        kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
     kept.join(marker(7, 2, b"a.", b"b."))
     sent.clock.advance(6)
@@ -98,7 +98,7 @@ def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
     sent = Sent()
     kept = Kept(sent.clock, sent.send, sent.say)
     for number in range(20_000):
-        kept.keep(b"t%05d" % number, last(number))
+        kept.keep(b"t%05d" % number, *last(number))
     kept.join(marker(7, 1, b"t"))
     sent.clock.pump([0.01] * 110)
     assert len(sent.got) == 20_001
@@ -113,11 +113,11 @@ def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
     sent = Sent(room=1)
     kept = Kept(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y"]):
-        kept.keep(topic, last(number))
+        kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
-    kept.keep(b"a.x", last(8))
+    kept.keep(b"a.x", *last(8))
     kept.join(marker(7, 2, b"a."))
-    kept.keep(b"a.y", last(9))
+    kept.keep(b"a.y", *last(9))
     sent.room = 10
     sent.clock.advance(1)
     sent.clock.advance(1)
@@ -129,7 +129,7 @@ def test_what_was_sent_to_a_marker_that_is_withdrawn_at_once_is_sent_again(secon
     """libzmq sends old markers again with a new connection. The subscriber has withdrawn them: it drops the answers."""
     sent = Sent()
     kept = Kept(sent.clock, sent.send, sent.say)
-    kept.keep(b"a", last(1))
+    kept.keep(b"a", *last(1))
     old, new = marker(7, 1, b""), marker(7, 2, b"")
     kept.join(old)
     kept.join(new)
@@ -145,7 +145,7 @@ def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
     sent = Sent()
     kept = Kept(sent.clock, sent.send, sent.say)
     for number in range(1000):
-        kept.keep(b"t%d" % number, last(number))
+        kept.keep(b"t%d" % number, *last(number))
     kept.join(marker(1, 1, b"t"))
     kept.join(marker(2, 1, b"t"))
     most = 0
@@ -164,7 +164,7 @@ def test_who_has_gone_is_given_nothing() -> None:
     """A withdrawn marker ends it, and at the end no timer is left."""
     sent = Sent(room=0)
     kept = Kept(sent.clock, sent.send, sent.say)
-    kept.keep(b"a", last(1))
+    kept.keep(b"a", *last(1))
     kept.join(marker(7, 1, b"a"))
     kept.join(marker(8, 1, b"a"))
     kept.leave(marker(7, 1, b"a"))
@@ -179,7 +179,7 @@ def test_what_is_kept_is_bounded_and_it_is_said() -> None:
     sent = Sent()
     kept = Kept(sent.clock, sent.send, sent.say)
     for number in range(KEPT_MAX + 5):
-        kept.keep(b"t%d" % number, last(number))
+        kept.keep(b"t%d" % number, *last(number))
     assert sent.said == 1
     kept.join(marker(7, 1, b"t4"))
     sent.clock.pump([0.01] * 100)
@@ -197,7 +197,7 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
     stream: list[tuple[int, bytes, int]] = []  # of live messages, as (how many frames were sent before, topic, time)
     for now, (what, number) in enumerate(steps):
         if what == "keep":
-            kept.keep(wanted[number], last(now))
+            kept.keep(wanted[number], *last(now))
             published[wanted[number]] = now
             stream.append((len(sent.got), wanted[number], now))
         elif what == "join":

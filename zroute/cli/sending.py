@@ -105,7 +105,7 @@ class Outlet:
         counters = self._publishing.counters
 
         def attempt() -> bool:
-            if not self._outbox.passes(topic):
+            if self._outbox.delays(topic):
                 return False
             sent = self._connection.try_frame(self._frame(topic, codec, body, headers))
             if not sent:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from keyword import iskeyword
 from math import isfinite
 from typing import Final, Literal, TypeAlias
@@ -159,7 +159,7 @@ class Pattern:
         """Whether `topic` can make a topic of it: every wildcard has a name."""
         return self._is_segments and ANY not in self.segments
 
-    @property
+    @cached_property
     def captures(self) -> tuple[str, ...]:
         """The names of the captures, in order."""
         return tuple(s.name for s in self.segments if isinstance(s, Wildcard) and s.name is not None)
@@ -206,6 +206,13 @@ class Pattern:
             if name not in values:
                 raise TopicError(f"topic {self.text!r} needs a value for {{{name}}}", topic=self.text)
         return _bounded(b".".join(s if isinstance(s, bytes) else values[s.name or ""] for s in self.segments))
+
+    def overlaps(self, other: Pattern) -> bool:
+        """Return True if one topic can be made of both patterns, which are templates."""
+        return len(self.segments) == len(other.segments) and all(
+            one == two or isinstance(one, Wildcard) or isinstance(two, Wildcard)
+            for one, two in zip(self.segments, other.segments, strict=True)
+        )
 
     @property
     def _is_segments(self) -> bool:

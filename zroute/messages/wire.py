@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from struct import Struct
 from typing import Any, Literal, Protocol, TypeAlias
@@ -60,8 +60,9 @@ __all__ = [
     "parse_header",
     "parse_kept",
     "sent_at",
+    "several_numbers",
     "split",
-    "topic_framer",
+    "topic_header",
 ]
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
@@ -271,50 +272,31 @@ def counted_framer(
     return frame
 
 
-def topic_framer(
-    topic: bytes,
-    codec: int,
-    *,
-    epoch: int,
-    count: Callable[[bytes], Sequence[Numbered]],
-    clock_ns: Callable[[], int],
-) -> Callable[[bytes], bytes]:
-    """As `counted_framer`, for bodies of one topic and codec without headers: what stays the same is made once."""
-    heads, start = _heads_of_data(epoch), topic + NUL
-    known: Sequence[Numbered] | None = None
-    make = _header_maker(start, heads, codec, ())
+def topic_header(
+    topic: bytes, codec: int, lengths: Sequence[int], *, epoch: int, keeps: bool = False
+) -> Callable[..., bytes]:
+    """What makes all that stands before a body of one topic and codec, without headers.
 
-    def frame(body: bytes) -> bytes:
-        nonlocal known, make
-        counters = count(topic)
-        if counters is not known:  # only when subscriptions have come or gone
-            known, make = counters, _header_maker(start, heads, codec, counters)
-        return make(counters, clock_ns()) + body
-
-    return frame
+    ``lengths`` are those of the counters that it carries. It takes the number of the first (0 if there is none), the
+    time, and the length and number of each further one.
+    """
+    flags = max(len(lengths) - 1, 0) << COUNTERS_SHIFT | (Flags.KEEPS if keeps else 0)
+    head = topic + NUL + _heads_of_data(epoch)[(lengths[0] << 16 if lengths else 0) | flags << 8 | codec]
+    return partial(Struct(f">{len(head)}sQq" + "BQ" * (len(lengths) - 1)).pack, head)
 
 
 HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]
 
 
-def _header_maker(start: bytes, heads: Heads, codec: int, counters: Sequence[Numbered]) -> HeaderMaker:
-    """What makes ``start`` and the headers of messages that these cover, from where they stand and the time.
+@lru_cache(maxsize=256)  # which lengths there are, subscribers decide
+def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], HeaderMaker]:
+    """What has a `topic_header` take counters of these ``lengths``, and the time.
 
     Lengths are written into it: for four counters that is a third of what going through them takes.
     """
-    lengths = tuple(counter.length for counter in counters)
-    key = lengths[0] << 16 | len(lengths) - 1 << COUNTERS_SHIFT + 8 if lengths else 0
-    head = start + heads[key | codec]
-    pack = Struct(f">{len(head)}sQq" + "BQ" * (len(lengths) - 1)).pack
-    return _header_source(lengths)(pack, head)
-
-
-@lru_cache(maxsize=256)  # which lengths there are, subscribers decide
-def _header_source(lengths: tuple[int, ...]) -> Callable[[Callable[..., bytes], bytes], HeaderMaker]:
-    numbers = [f"c[{at}].number" for at in range(len(lengths))]
-    further = "".join(f", {length}, {number}" for length, number in zip(lengths[1:], numbers[1:], strict=True))
-    made: Callable[[Callable[..., bytes], bytes], HeaderMaker] = eval(
-        f"lambda pack, head: lambda c, sent_at: pack(head, {numbers[0] if numbers else 0}, sent_at{further})"
+    further = "".join(f", {length}, c[{at}].number" for at, length in enumerate(lengths) if at)
+    made: Callable[[Callable[..., bytes]], HeaderMaker] = eval(
+        f"lambda header: lambda c, sent_at: header({'c[0].number' if lengths else 0}, sent_at{further})"
     )
     return made
 

@@ -65,7 +65,8 @@ class Coalescer:
         self._check = check
         self._hold = hold
         self._send = send
-        self._topics: dict[bytes, Held] = {}
+        self.windows: dict[bytes, Held] = {}
+        """What is held, by topic: of each to which a coalesced message was sent in this turn, or time."""
         self._windows: dict[float, list[bytes]] = {}
         self._timers: dict[float, Any] = {}
         self._held = 0
@@ -76,7 +77,7 @@ class Coalescer:
 
         Whoever awaits what is sent may publish again before `send_now` returns: what is held is looked at anew then.
         """
-        topics, most, seconds, hold, clock_ns = self._topics, how.messages, how.seconds, self._hold, self._clock_ns
+        topics, most, seconds, hold, clock_ns = self.windows, how.messages, how.seconds, self._hold, self._clock_ns
         stats, limit, thread = self._stats, self._limit, get_ident()
 
         def emit_together(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
@@ -112,7 +113,7 @@ class Coalescer:
         """``emit``, as `together` made it, for messages that are kept for those who join."""
 
         def emit_kept(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            held = self._topics.get(topic)
+            held = self.windows.get(topic)
             if held is not None:
                 held.keeps = True  # now: it may be the one that makes them enough
             return emit(topic, number, body, headers)
@@ -123,7 +124,7 @@ class Coalescer:
         """``emit``, for messages that travel alone, and never pass those of their topic that are held."""
 
         def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            held = self._topics.get(topic)
+            held = self.windows.get(topic)
             if held is not None and held.bodies:
                 self._check(topic, body)
                 self.send_now(topic, held)
@@ -148,9 +149,9 @@ class Coalescer:
 
     def _open(self, topic: bytes, codec: int, seconds: float) -> None:
         """What follows on ``topic`` in the next ``seconds`` is held."""
-        if self._ended or topic in self._topics:
+        if self._ended or topic in self.windows:
             return
-        self._topics[topic] = Held(codec)
+        self.windows[topic] = Held(codec)
         window = self._windows.get(seconds)
         if window is None:
             self._windows[seconds] = [topic]
@@ -164,4 +165,4 @@ class Coalescer:
 
     def _close(self, seconds: float) -> None:
         for topic in self._windows.pop(seconds):
-            self.send_now(topic, self._topics.pop(topic))
+            self.send_now(topic, self.windows.pop(topic))

@@ -29,6 +29,7 @@ __all__ = [
     "Beat",
     "Counter",
     "Counters",
+    "Cover",
     "is_counted",
 ]
 
@@ -74,7 +75,7 @@ class Counter:
 
 
 @attrs.define(eq=False, slots=True)
-class _Cover:
+class Cover:
     """The counters of one topic, those of them that its messages carry, and whether `beats` has to look at them."""
 
     counters: tuple[Counter, ...]
@@ -82,7 +83,7 @@ class _Cover:
     moved: bool = False
 
 
-def _size(topic: bytes, cover: _Cover) -> int:
+def _size(topic: bytes, cover: Cover) -> int:
     """The bytes of a cover, from above: the subscribers decide how many counters it has."""
     return 400 + len(topic) + 16 * len(cover.counters)
 
@@ -107,13 +108,15 @@ class Counters:
         self.markers: dict[bytes, Marker] = {}
         self.partial = False
         """Whether there ever were more live subscriptions than are counted."""
+        self.version = 0
+        """Changes when topics may have got other counters: until then a `Cover` is that of its topic."""
         self._counters: dict[bytes, Counter] = {}
         self._ordered = Ordered()  # their prefixes
         self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
-        self._covers: dict[bytes, _Cover] = {}
+        self._covers: dict[bytes, Cover] = {}
         self._budget = Budget(COVERS)
         self._budget.share(self._drop_covers)
-        self._moved: list[_Cover] = []
+        self._moved: list[Cover] = []
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
         self._generation = 0
@@ -203,19 +206,27 @@ class Counters:
         for counter in cover.counters:
             counter.number += many
         if not cover.moved:
-            cover.moved = True
-            self._moved.append(cover)
+            self.note(cover)
         return cover.carried
+
+    def cover(self, topic: bytes) -> Cover:
+        """Return the counters of ``topic``, for a caller that counts on its own what it sends, and calls `note`."""
+        return self._covers.get(topic) or self._cover(topic)
+
+    def note(self, cover: Cover) -> None:
+        """Have `beats` look at a cover that has not ``moved`` since it did so last, and moves now."""
+        cover.moved = True
+        self._moved.append(cover)
 
     def take_back(self, topic: bytes, many: int = 1) -> None:
         """The messages that were counted last, ``many`` of ``topic``, were not sent."""
-        for counter in self._covers[topic].counters:
+        for counter in self.cover(topic).counters:
             counter.number -= many
 
-    def _cover(self, topic: bytes) -> _Cover:
+    def _cover(self, topic: bytes) -> Cover:
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
         counters = tuple(counter for counter in found if counter is not None and counter.wanted)
-        cover = _Cover(counters, counters[:CARRIED], moved=not counters)
+        cover = Cover(counters, counters[:CARRIED], moved=not counters)
         self._budget.take(_size(topic, cover))  # first: it drops none that is to be taken back
         self._covers[topic] = cover
         return cover
@@ -225,6 +236,7 @@ class Counters:
             self._budget.give_back(_size(topic, self._covers.pop(topic)))
 
     def _forget_covers(self) -> None:
+        self.version += 1
         self._covers.clear()
         self._budget.give_back(self._budget.used)
 

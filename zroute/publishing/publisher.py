@@ -1,18 +1,16 @@
 """Outgoing: what one run of an app publishes, on its way from the encoder to the transport.
 
 Messages are framed and numbered, kept for those who join, and held back while a subscriber has no room, as the app
-says. What does not depend on a message is decided once, in `Outgoing.open`.
+says: see `zroute.publishing.paths`.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -22,19 +20,17 @@ from twisted.python.failure import Failure
 from zroute.awaiting import as_awaitable, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
-from zroute.errors import EncodeError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError, WrongThreadError
+from zroute.errors import HighWaterMarkError, NotReadyError, NotRunningError, UsageError
 from zroute.logs import printable
 from zroute.messages.budget import Budget
-from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers
 from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS, TOPIC_CACHE
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
-from zroute.publishing.counters import Counter
 from zroute.publishing.instances import Instance, publisher_name
-from zroute.publishing.publication import DONE, Emit, Outlet, Publication, Short, Straight, Write
+from zroute.publishing.paths import Paths, check_message
+from zroute.publishing.publication import DONE, Emit, Outlet
 from zroute.publishing.send_queue import Outbox, Sent
 from zroute.publishing.session import PublishingEnd
 from zroute.publishing.subscriber_count import Audience
@@ -45,13 +41,8 @@ __all__ = ["Outgoing", "Sending"]
 
 _log = logging.getLogger("zroute")
 
-_NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
-
-
-class Topics(Protocol):
-    """A set of topics."""
-
-    def __contains__(self, topic: bytes, /) -> bool: ...
+Send = Callable[[Any], "bool | None"]
+"""Sends a frame, or the parts of a message; False while there is no room."""
 
 
 class Sending(Protocol):
@@ -61,7 +52,7 @@ class Sending(Protocol):
     """Whether subscriptions are told of, so that messages can be numbered and their loss counted."""
 
     @property
-    def kept(self) -> Topics | None:
+    def kept(self) -> Container[bytes] | None:
         """Topics of which a message is kept, if the transport plays joins by itself; else None."""
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
@@ -102,7 +93,6 @@ class Outgoing:
         self._clock_ns = time.time_ns if wall is time.time else _ascending(wall)
         self._audience = Audience(clock, tracked=choices.wire == "tracked")
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
-        self._epoch, self._numbers = secrets.randbits(64), count(1)
         self._outlets: tuple[Outlet, ...] = ()
         self._coalescer: Coalescer | None = None
         self._closed = False
@@ -113,27 +103,22 @@ class Outgoing:
     def open(self, outlets: Iterable[Outlet]) -> Emit:
         """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned."""
         self._outlets = tuple(outlets)
-        make = self._emitter()
-        emit = make(keeps=False)
-        emit_kept = make(keeps=True) if self._keeps else emit
-        coalescer = self._coalescer = self._make_coalescer()
-
-        straight = self._straight() if coalescer is None else None
+        send = self._open_sender()
+        if send is None:
+            emit = _nowhere(self._choices.name)
+            for outlet in self._outlets:
+                outlet.open(emit, self._gathered)
+            return emit
+        session = self.publishing
+        kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
+        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._outbox, session, kept)
+        self._coalescer = self._make_coalescer(send)
+        paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
         budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
-
-        def choose(publication: Publication[Any] | None) -> Emit:
-            chosen = emit_kept if publication is not None and publication.keep else emit
-            if coalescer is None:
-                return chosen
-            how = self._choices.coalesces(publication)
-            if how is None:
-                return coalescer.alone(chosen)
-            together = coalescer.together(how, chosen)
-            return coalescer.kept(together) if chosen is emit_kept and chosen is not emit else together
-
         for outlet in self._outlets:
-            outlet.open(choose(outlet.publication), self._gathered, straight, budget)
-        return choose(None)
+            made_for = outlet.publication, outlet.pattern
+            outlet.open(paths.general(*made_for), self._gathered, paths.fast(*made_for), budget)
+        return paths.general()
 
     async def send_rest(self, timeout: float) -> dict[str, int]:
         """Send what waits, within ``timeout`` seconds; what could not be, and how many of it. `close` comes next."""
@@ -187,196 +172,39 @@ class Outgoing:
 
     # -- what publications send through -------------------------------------------------------------------
 
-    def _emitter(self) -> Callable[..., Emit]:
-        """What makes an `Emit`: of one whose messages are kept (``keeps``), or of another."""
+    def _open_sender(self) -> Send | None:
+        """What sends a frame, or is False while there is no room; None if there is nowhere to publish at."""
         choices, transport = self._choices, self._transport
         multipart = choices.wire == "multipart"
-        send, try_send = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
-        if send is None or try_send is None:
-            return lambda *, keeps: _nowhere(choices.name)
+        drop, attempt = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
+        if drop is None or attempt is None:
+            return None
+        send: Send = drop if choices.overflow == "drop" else attempt
         if choices.wire == "tracked" and transport.counts:
-            self.publishing = self._publishing_end(send, try_send)
+            self.publishing = self._make_session(send)
         transport.announce(self._subscription)
-        if choices.overflow == "drop":
-            return partial(self._dropping, send)
-        return partial(self._careful, try_send)
+        return send
 
-    def _publishing_end(self, send: Callable[[Any], None], try_send: Callable[[Any], bool]) -> PublishingEnd:
-        def send_anyway(frame: bytes) -> bool:
-            send(frame)
-            return True
-
-        drops = self._choices.overflow == "drop"
+    def _make_session(self, send: Send) -> PublishingEnd:
         self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
         return PublishingEnd(
             self._clock,
             self._outbox,
-            send_anyway if drops else try_send,  # on a socket that refuses, one that is dropped blinds it to that peer
+            # On a socket that refuses, one that is dropped blinds it to that peer.
+            lambda frame: send(frame) is not False,
             self._clock_ns,
             self._choices.name,
             self._name,
             _log,
         )
 
-    def _framer(self, clock_ns: Callable[[], int], keeps: bool) -> Framer:
-        """Where anything is kept, a message that is says so: a reader that has it needs it no more when it joins."""
-        latest = self._latest
-        if latest is not None and self._keeps:
-            make = self.publishing.framer if self.publishing is not None else self._framer_of_one_number
-            plain, kept = (make(clock_ns, keeps=each) for each in (False, True))
-            return kept if keeps else lambda topic, *rest: (kept if topic in latest else plain)(topic, *rest)
-        if self.publishing is not None:
-            return self.publishing.framer(clock_ns, keeps=False)
-        next_sequence = self._numbers.__next__
-        return framer(self._choices.wire, epoch=self._epoch, next_sequence=next_sequence, clock_ns=clock_ns)
-
-    def _framer_of_one_number(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
-        """What numbers all messages in one row, on the tracked wire where subscriptions are not told of."""
-
-        def number(topic: bytes) -> tuple[Counter]:
-            return (Counter(b"", 0, next(self._numbers), 0),)
-
-        return counted_framer(epoch=self._epoch, count=number, clock_ns=clock_ns, keeps=keeps)
-
-    def _dropping(self, send: Callable[[Any], None], *, keeps: bool) -> Emit:
-        """Where a subscriber without room misses the message, and counts it."""
-        stats, limit, thread, clock_ns = self._stats, self._choices.max_message, get_ident(), self._clock_ns
-        published_at = 0
-        frame, sent = self._framer((lambda: published_at) if self._keeps else clock_ns, keeps), self._keeper(keeps)
-
-        def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            if get_ident() != thread or len(body) > limit:
-                _check_message(topic, body, limit, thread)
-            send(frame(topic, number, body, headers))
-            stats.published += 1
-            return DONE
-
-        def emit_and_keep(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            nonlocal published_at
-            published_at = clock_ns()
-            emit(topic, number, body, headers)
-            sent(topic, number, body, headers, published_at)
-            return DONE
-
-        return emit_and_keep if self._keeps else emit
-
-    def _straight(self) -> Straight | None:
-        """What publishes messages of one topic, of which nothing is kept, each a frame of its own; else None."""
-        choices, stats = self._choices, self._stats
-        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
-        if send is None or try_send is None or choices.wire == "multipart" or self._keeps:
-            return None
-        if choices.overflow != "drop":
-            return partial(self._straight_carefully, try_send)
-        limit, thread = choices.max_message, get_ident()
-
-        def straight(topic: bytes, number: int, write: Write, general: Short) -> Short:
-            frame = self._topic_framer(topic, number)
-
-            def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-                if captures:
-                    return general(message, captures)
-                try:
-                    body: bytes | None = write(message)
-                except EncodeError:
-                    body = None
-                if body is None:
-                    return general(message, None)  # which says where the error is
-                if len(body) > limit or get_ident() != thread:
-                    _check_message(topic, body, limit, thread)
-                send(frame(body))
-                stats.published += 1
-                return DONE
-
-            return publish
-
-        return straight
-
-    def _straight_carefully(
-        self, try_send: Callable[[bytes], bool], topic: bytes, number: int, write: Write, general: Short
-    ) -> Short:
-        """The same where nothing is dropped: what can't be sent at once, or waits for others, goes the general way.
-
-        All went it before, at twice the cost: what waits is written down before it is known whether it has to. The
-        first lines are those of `_straight`, since a function for both would be a call for each message.
-        """
-        stats, limit, thread, passes = self._stats, self._choices.max_message, get_ident(), self._outbox.passes
-        frame = self._topic_framer(topic, number)
-        counters = self.publishing.counters if self.publishing is not None else None
-
-        def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-            if captures or not passes(topic):
-                return general(message, captures)
-            try:
-                body: bytes | None = write(message)
-            except EncodeError:
-                body = None
-            if body is None:
-                return general(message, None)  # which says where the error is
-            if len(body) > limit or get_ident() != thread:
-                _check_message(topic, body, limit, thread)
-            if not try_send(frame(body)):
-                if counters is not None:
-                    counters.take_back(topic)
-                return general(message, None)
-            stats.published += 1
-            return DONE
-
-        return publish
-
-    def _topic_framer(self, topic: bytes, number: int) -> Callable[[bytes], bytes]:
-        """What makes frames of bodies of one topic and codec, without headers."""
-        if self.publishing is not None:
-            return self.publishing.topic_framer(topic, number)
-        if self._choices.wire == "plain" and number in _NEVER_MAGIC:
-            return (topic + NUL).__add__
-        frame: Callable[..., Any] = self._framer(self._clock_ns, keeps=False)
-        return lambda body: frame(topic, number, body, None)
-
-    def _careful(self, try_send: Callable[[Any], bool], *, keeps: bool) -> Emit:
-        """Where nothing is dropped: see `zroute.publishing.send_queue`."""
-        choices, stats, outbox = self._choices, self._stats, self._outbox
-        counters = self.publishing.counters if self.publishing is not None else None
-        waits, limit, thread, clock_ns = choices.overflow == "wait", choices.max_message, get_ident(), self._clock_ns
-        published_at = 0
-        frame, sent = self._framer(lambda: published_at, keeps), self._keeper(keeps)
-
-        def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> bool:
-            nonlocal published_at
-            published_at = at  # how old it is when it arrives, is counted from when it was published
-            if try_send(frame(topic, number, body, headers)):
-                sent(topic, number, body, headers, at)
-                return True
-            stats.eagain += 1
-            if counters is not None:
-                counters.take_back(topic)  # a number that nobody was sent would be a loss to all
-            return False
-
-        def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-            _check_message(topic, body, limit, thread)
-            if headers:
-                pack_headers(headers)  # a bad one is an error here, not when its turn has come
-            done, at = DONE, clock_ns()
-            if waits:
-                done = outbox.send(topic, partial(attempt, topic, number, body, headers, at))
-            elif not attempt(topic, number, body, headers, at):
-                raise HighWaterMarkError(
-                    f"{topic.decode()!r}: the queue of a subscriber is full, and nobody was sent this: publish later, "
-                    "less often, or with App(overflow='wait')"
-                )
-            stats.published += 1
-            return done
-
-        return emit
-
     # -- messages that travel together --------------------------------------------------------------------
 
-    def _make_coalescer(self) -> Coalescer | None:
+    def _make_coalescer(self, send: Send) -> Coalescer | None:
         """None where nothing is to travel together, or where the wire can't carry it."""
         choices = self._choices
         wanted = any(choices.coalesces(outlet.publication) for outlet in self._outlets) or choices.coalesces()
-        send, try_send = self._transport.sender(multipart=False), self._transport.try_sender(multipart=False)
-        if not wanted or self.publishing is None or send is None or try_send is None:
+        if not wanted or self.publishing is None:
             return None
         limit, thread, waits = choices.max_message, get_ident(), choices.overflow == "wait"
         return Coalescer(
@@ -384,9 +212,9 @@ class Outgoing:
             self._clock_ns,
             self._stats,
             limit=limit,
-            check=lambda topic, body: _check_message(topic, body, limit, thread),
+            check=lambda topic, body: check_message(topic, body, limit, thread),
             hold=self._hold if waits else None,
-            send=self._sending_held(self.publishing, send, try_send),
+            send=self._sending_held(self.publishing, send),
         )
 
     def _hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
@@ -397,9 +225,7 @@ class Outgoing:
         sent: Sent = held.sent
         return sent
 
-    def _sending_held(
-        self, publishing: PublishingEnd, send: Callable[[Any], None], try_send: Callable[[Any], bool]
-    ) -> Callable[[bytes, Held], None]:
+    def _sending_held(self, publishing: PublishingEnd, send: Send) -> Callable[[bytes, Held], None]:
         counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
         batches = [publishing.batch_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
@@ -407,20 +233,18 @@ class Outgoing:
 
         def attempt(topic: bytes, held: Held) -> bool:
             nonlocal published_at
-            codec, bodies, at, keeps = held.codec, held.bodies, held.at, held.keeps or topic in kept
+            codec, bodies, at, keeps = held.codec, held.bodies, held.at, held.keeps or topic in kept.messages
             published_at = at
             if len(bodies) == 1:
                 frame = singles[keeps](topic, codec, bodies[0], None)
             else:
                 frame = batches[keeps](topic, codec, bodies, at)
-            if drops:
-                send(frame)
-            elif not try_send(frame):
+            if send(frame) is False:
                 self._stats.eagain += 1
                 counters.take_back(topic, len(bodies))
                 return False
             if keeps:
-                publishing.keep(topic, codec, bodies[-1], None, at)
+                kept.keep(topic, codec, bodies[-1], None, at)
             return True
 
         def send_held(topic: bytes, held: Held) -> None:
@@ -438,32 +262,6 @@ class Outgoing:
                     held.sent.end(error)
 
         return send_held
-
-    # -- messages that are kept ---------------------------------------------------------------------------
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether any message is kept for those who join."""
-        return self._latest is not None and any(outlet.publication.keep for outlet in self._outlets)
-
-    @property
-    def _latest(self) -> Topics | None:
-        """The topics of which a message is kept."""
-        if self.publishing is not None:
-            return self.publishing.kept
-        return self._transport.kept
-
-    def _keeper(self, keeps: bool) -> Callable[[bytes, int, bytes, Mapping[str, Any] | None, int], None]:
-        """What is told of each message that was sent: it is the latest of its topic, whoever has published it."""
-        if self.publishing is None or not self._keeps:
-            return lambda topic, number, body, headers, at: None
-        keep, kept = self.publishing.keep, self.publishing.kept
-
-        def sent(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> None:
-            if keeps or topic in kept:
-                keep(topic, number, body, headers, at)
-
-        return sent
 
     # -- what is more than can be known -------------------------------------------------------------------
 
@@ -533,23 +331,8 @@ def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
     return clock_ns
 
 
-def _check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
-    if get_ident() != thread:
-        raise WrongThreadError(
-            f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
-            "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
-        )
-    if len(body) > limit:
-        raise EncodeError(
-            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
-            "raise max_message here and at the readers"
-        )
-
-
 def _nowhere(name: str) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-        raise UsageError(
-            f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)"
-        )
+        raise UsageError(f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)")
 
     return emit

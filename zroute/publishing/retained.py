@@ -98,24 +98,22 @@ class Kept:
         self._said = said
         self._full = False
         self._number = 0
-        self._last: dict[bytes, tuple[int, Last]] = {}
+        self.messages: dict[bytes, tuple[int, int, bytes, Mapping[str, Any] | None, int]] = {}
+        """By topic, as `keep` was given it, behind its number. A tuple: it is made anew with each message."""
         self._topics = Ordered()
         self._joining: dict[int, _Joining] = {}
         self._busy: dict[int, None] = {}  # subscribers that are still to be given something, the next one first
         self._allowance = Allowance(clock, _AT_A_TIME * _SENT, _PERIOD, self._give)
 
-    def __contains__(self, topic: bytes) -> bool:
-        return topic in self._last
-
-    def keep(self, topic: bytes, last: Last) -> None:
-        """``last`` was sent now."""
+    def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None, sent_at: int) -> None:
+        """Keep this message, which was sent now, as the latest of ``topic``; ``sent_at`` as in its header."""
         self._number += 1
-        if topic not in self._last:
+        if topic not in self.messages:
             self._topics.add(topic)
-        self._last[topic] = self._number, last
-        if len(self._last) > KEPT_MAX:
-            oldest = next(iter(self._last))
-            del self._last[oldest]
+        self.messages[topic] = self._number, codec, body, headers, sent_at
+        if len(self.messages) > KEPT_MAX:
+            oldest = next(iter(self.messages))
+            del self.messages[oldest]
             self._topics.discard(oldest)
             if not self._full:
                 self._full = True
@@ -198,13 +196,13 @@ class Kept:
 
     def _give_one(self, joining: _Joining, topic: bytes) -> bool:
         """Send what is kept of ``topic``, if it is wanted; False while there is no room."""
-        at, last = self._last[topic]
+        at, codec, body, headers, sent_at = self.messages[topic]
         newer = at > joining.since  # and has reached the subscriber itself
         if newer or (joining.before is not None and joining.before.was_given(topic, at)):
             self._allowance.spend(1)
             return True
         self._allowance.spend(_SENT)
-        if not self._send(joining.marker, joining.next, topic, last):
+        if not self._send(joining.marker, joining.next, topic, Last(codec, body, headers, sent_at)):
             return False
         joining.next += 1
         return True

@@ -120,9 +120,9 @@ class Outbox:
                 "no room: await what publish returns, so that your program is no faster than they are"
             )
 
-    def passes(self, topic: bytes) -> bool:
-        """Whether a message of ``topic`` may be sent now, since no other of it waits, and the app has not stopped."""
-        return topic not in self._topics and not self._closed
+    def delays(self, topic: bytes) -> bool:
+        """Return True if no message of ``topic`` may be sent now: others of it wait, or the app has stopped."""
+        return topic in self._topics or self._closed
 
     def try_now(self, topic: bytes, attempt: Attempt) -> bool:
         """Send now, or not at all: False while there is no room, or others of ``topic`` wait."""

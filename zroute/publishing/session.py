@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from zroute.messages.control import (
     pack_statements,
     parse_farewell,
 )
-from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept, topic_framer
+from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept
 from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.publishing.counters import Counters
 from zroute.publishing.pacing import Allowance
@@ -88,11 +88,6 @@ class PublishingEnd(Ticking):
     def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
-
-    def topic_framer(self, topic: bytes, codec: int) -> Callable[[bytes], bytes]:
-        """What makes frames of bodies of one topic."""
-        count, clock_ns = self.counters.count, self._clock_ns
-        return topic_framer(topic, codec, epoch=self.epoch, count=count, clock_ns=clock_ns)
 
     def batch_framer(self, *, keeps: bool) -> BatchFramer:
         """What makes one frame of several messages, the last of which is kept or is not."""
@@ -160,10 +155,6 @@ class PublishingEnd(Ticking):
             self.kept.leave(marker)
             if self._told.get(marker.subscriber) == marker:
                 self._answered(marker.subscriber)
-
-    def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None, sent_at: int) -> None:
-        """This message was sent, and is for those who join later, too; ``sent_at`` as in its header."""
-        self.kept.keep(topic, Last(codec, body, headers, sent_at))
 
     def _send_kept(self, marker: Marker, number: int, topic: bytes, message: Last | None) -> bool:
         codec, body, headers, sent_at = (
