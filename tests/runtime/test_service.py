@@ -246,7 +246,10 @@ def test_a_start_that_raises_leaves_no_timer() -> None:
     def broken(run: Run) -> Transport:
         raise RuntimeError("no transport")
 
-    service, before = AppService(App().compile(), reactor, ground=Ground(broken, asyncio=False)), reactor.getDelayedCalls()
+    service, before = (
+        AppService(App().compile(), reactor, ground=Ground(broken, asyncio=False)),
+        reactor.getDelayedCalls(),
+    )
     with pytest.raises(RuntimeError, match="no transport"):
         service.startService()
     assert reactor.getDelayedCalls() == before

@@ -333,6 +333,8 @@ def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
 
 def _nowhere(name: str) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
-        raise UsageError(f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)")
+        raise UsageError(
+            f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)"
+        )
 
     return emit
