@@ -18,7 +18,7 @@ from chaos.play import PATIENCE, Play, whole_lines
 from chaos.proxy import TroubleProxy
 from chaos.publisher import TOPICS
 from tests.support import Child, free_port
-from zroute.receiving.trie import minimal_cover
+from zroute.messages.topics import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
 RECONNECTED = 1.0

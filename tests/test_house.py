@@ -25,15 +25,17 @@ from zroute.sockets.pubsub import SubConnection
 LAW = {
     "ground": "",
     "messages": "ground",
-    "publishing": "ground messages",
+    "publishing": "ground messages transport",
     "declarations": "ground messages publishing",
-    "receiving": "ground messages publishing declarations",
+    "receiving": "ground messages transport publishing declarations",
     "planning": "ground messages publishing declarations receiving",
-    "sockets": "ground",
+    "transport": "ground messages",
+    "sockets": "ground transport",
     "txzmq": "ground sockets",
-    "runtime": "ground messages publishing declarations receiving planning sockets",
+    "transports": "ground messages receiving planning sockets transport",
+    "runtime": "ground messages publishing declarations receiving planning transport transports",
     "app": "ground messages publishing declarations receiving planning sockets runtime",
-    "testing": "ground messages publishing declarations receiving planning runtime app",
+    "testing": "ground messages declarations publishing receiving planning transport runtime app",
     "pytest_plugin": "testing",
     "cli": "ground messages publishing declarations receiving planning sockets runtime app testing",
     "__main__": "ground runtime cli",
@@ -117,7 +119,7 @@ def test_few_modules_stand_alone() -> None:
 
 def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
     """A wing's __init__ is its docstring."""
-    for wing in ("messages", "publishing", "declarations", "receiving", "planning", "runtime", "sockets"):
+    for wing in ("messages", "publishing", "declarations", "receiving", "planning", "runtime", "sockets", "transports"):
         assert len(parsed(wing).body) == 1
 
 

@@ -30,7 +30,7 @@ from zroute.receiving.table import Dispatch
 from zroute.runtime import runner
 from zroute.runtime.service import AppService
 from zroute.runtime.streams import Attached, Stream
-from zroute.sockets.transport import SharedContext
+from zroute.sockets.pair import SharedContext
 from zroute.stats import Stats
 
 __all__ = ["App"]

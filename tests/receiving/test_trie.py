@@ -7,8 +7,8 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zroute.messages.topics import Pattern, matches, parse, startswith
-from zroute.receiving.trie import build, minimal_cover
+from zroute.messages.topics import Pattern, matches, minimal_cover, parse, startswith
+from zroute.receiving.trie import build
 
 PARTS = st.lists(st.sampled_from(["a", "b", "ab", "é", "*", "{}"]), max_size=4)
 PREFIXES = st.lists(st.sampled_from([b"a", b"b", b".", b"\xc3", b"\xff"]), max_size=6).map(b"".join)

@@ -11,8 +11,9 @@ import zmq
 from tests.running import Mailbox, reactor
 from tests.support import PATIENCE
 from zroute.endpoints import parse_endpoint
-from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.connection import Connection
 from zroute.sockets.pubsub import SubConnection, XPubConnection
+from zroute.transport import Receive
 
 C = TypeVar("C")
 
@@ -31,7 +32,7 @@ class Sockets:
         self._open.append(connection)
         return connection
 
-    def sub(self, drain: Drain | Mailbox[bytes]) -> SubConnection:
+    def sub(self, drain: Receive | Mailbox[bytes]) -> SubConnection:
         """A SubConnection whose messages go to a drain, or into a mailbox."""
         connection = self.make(SubConnection, list)
         connection.drain = into(drain) if isinstance(drain, Mailbox) else drain
@@ -60,7 +61,7 @@ class Sockets:
         assert not term.is_alive(), "the context does not terminate"
 
 
-def into(box: Mailbox[bytes]) -> Drain:
+def into(box: Mailbox[bytes]) -> Receive:
     """A drain that puts each part into ``box``."""
 
     def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:

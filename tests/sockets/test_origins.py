@@ -14,21 +14,21 @@ from tests.sockets.opened import Sockets, bound
 from tests.sockets.test_connection import bindable, told, turn
 from tests.support import free_endpoint
 from zroute.endpoints import parse_endpoints
-from zroute.sockets.connection import Drain
 from zroute.sockets.links import Links
 from zroute.sockets.origins import Origins
-from zroute.sockets.transport import SharedContext, SocketTransport
+from zroute.sockets.pair import SharedContext, SocketPair
+from zroute.transport import Receive
 
 Noted = tuple[bytes, int | None]
 
 
 @pytest.fixture
-def opened(sockets: Sockets) -> Iterator[Callable[..., SocketTransport]]:
+def opened(sockets: Sockets) -> Iterator[Callable[..., SocketPair]]:
     """Opens a transport that subscribes to all that these endpoints publish."""
-    made: list[SocketTransport] = []
+    made: list[SocketPair] = []
 
-    def make(drain: Callable[[SocketTransport], Drain], *endpoints: str) -> SocketTransport:
-        transport = SocketTransport(
+    def make(drain: Callable[[SocketPair], Receive], *endpoints: str) -> SocketPair:
+        transport = SocketPair(
             reactor,
             SharedContext(sockets.context),
             subscribe_to=parse_endpoints(endpoints, bind=False),
@@ -45,10 +45,10 @@ def opened(sockets: Sockets) -> Iterator[Callable[..., SocketTransport]]:
         transport.close(0)
 
 
-def noting(box: Mailbox[Noted], *, copy: bool = True) -> Callable[[SocketTransport], Drain]:
+def noting(box: Mailbox[Noted], *, copy: bool = True) -> Callable[[SocketPair], Receive]:
     """A drain that puts each message and the connection it came by into ``box``."""
 
-    def of(transport: SocketTransport) -> Drain:
+    def of(transport: SocketPair) -> Receive:
         def drain(recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
             for _ in range(budget):
                 part = recv(1) if copy else recv(1, False).bytes
@@ -59,7 +59,7 @@ def noting(box: Mailbox[Noted], *, copy: bool = True) -> Callable[[SocketTranspo
     return of
 
 
-def id_of(transport: SocketTransport, endpoint: str) -> int:
+def id_of(transport: SocketPair, endpoint: str) -> int:
     """The id of the connection to ``endpoint``."""
     (found,) = (id for id in transport.links if transport.dialled(id) == endpoint)
     return found

@@ -23,13 +23,13 @@ from tests.sockets.test_connection import bindable, told
 from tests.support import PATIENCE, ROOT, Way, free_endpoint
 from zroute.endpoints import parse_endpoints
 from zroute.errors import EndpointError
-from zroute.sockets import transport as module
-from zroute.sockets.transport import SharedContext, SocketTransport
+from zroute.sockets import pair as module
+from zroute.sockets.pair import SharedContext, SocketPair
 
 
-def transport(context: SharedContext, *, sub: Any = (), pub: Any = ()) -> SocketTransport:
+def transport(context: SharedContext, *, sub: Any = (), pub: Any = ()) -> SocketPair:
     """A transport that subscribes and publishes at these endpoints."""
-    return SocketTransport(
+    return SocketPair(
         reactor,
         context,
         subscribe_to=parse_endpoints(sub, bind=False),

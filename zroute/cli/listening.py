@@ -27,10 +27,9 @@ from zroute.errors import EndpointError, EnvelopeError
 from zroute.logs import printable, set_up_logging
 from zroute.messages.coalesced import parse_batch, singles
 from zroute.messages.control import pack_farewell, pack_marker, parse_marker
-from zroute.messages.topics import Pattern, Topic, any_of
+from zroute.messages.topics import Pattern, Topic, any_of, minimal_cover
 from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
 from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, frame_limit
-from zroute.receiving.trie import minimal_cover
 from zroute.runtime.runner import install_reactor
 from zroute.runtime.signals import run_reactor
 from zroute.sockets.pubsub import SubConnection

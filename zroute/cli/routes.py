@@ -14,8 +14,8 @@ from zroute.cli.options import app_options, complete_target
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import SetupError
 from zroute.messages.schema import describe, inspect
+from zroute.messages.topics import minimal_cover
 from zroute.planning.plan import CompiledTrigger, Parts
-from zroute.receiving.trie import minimal_cover
 
 __all__ = ["command"]
 

@@ -22,7 +22,7 @@ A topic that is empty, has an empty segment or is not UTF-8 is matched by `start
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cached_property, lru_cache
 from keyword import iskeyword
@@ -45,6 +45,7 @@ __all__ = [
     "any_of",
     "is_text",
     "matches",
+    "minimal_cover",
     "parse",
     "segment_bytes",
     "startswith",
@@ -437,3 +438,15 @@ def _named(mark: str) -> str:
     if mark == "\0":
         return "NUL"
     return f"white space ({mark!r})" if mark.isspace() else f"the wildcard '{mark}'"
+
+
+def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The fewest byte prefixes that cover all ``prefixes``, sorted; none is a prefix of another.
+
+    ``b""`` covers everything, so with it it is the only one. Of no prefixes the cover is empty.
+    """
+    cover: list[bytes] = []
+    for prefix in sorted(prefixes):  # a prefix sorts right before all that it covers
+        if not cover or not prefix.startswith(cover[-1]):
+            cover.append(prefix)
+    return tuple(cover)

@@ -25,7 +25,7 @@ from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
 from zroute.stats import Stats
 
-__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Host", "Live", "Parts", "Plan"]
+__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Host", "Live", "Parts", "Plan", "Request"]
 
 
 @attrs.frozen(eq=False)
@@ -203,3 +203,18 @@ class Plan:
 
     def __str__(self) -> str:
         return f"<App {self.name!r} at {self.where}>"
+
+
+@attrs.frozen(eq=False)
+class Request:
+    """What one run asks a transport for: to move the messages of ``plan`` from and to these endpoints.
+
+    ``stats`` are the run's. ``found`` is to be called with each `Gap`, `LostTail` and `LostKept`.
+    """
+
+    plan: Plan
+    reactor: Any
+    subscribe_to: tuple[Endpoint, ...]
+    publish_to: tuple[Endpoint, ...]
+    stats: Stats
+    found: Callable[[Any], None]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
@@ -36,37 +36,14 @@ from zroute.publishing.session import PublishingEnd
 from zroute.publishing.subscriber_count import Audience
 from zroute.stats import Stats
 from zroute.throttle import Reports
+from zroute.transport import Transport
 
-__all__ = ["Outgoing", "Sending"]
+__all__ = ["Outgoing"]
 
 _log = logging.getLogger("zroute")
 
 Send = Callable[[Any], "bool | None"]
 """Sends a frame, or the parts of a message; False while there is no room."""
-
-
-class Sending(Protocol):
-    """What is needed here of whatever moves frames."""
-
-    counts: bool
-    """Whether subscriptions are told of, so that messages can be numbered and their loss counted."""
-
-    @property
-    def kept(self) -> Container[bytes] | None:
-        """Topics of which a message is kept, if the transport plays joins by itself; else None."""
-
-    def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """What sends a frame, or the parts of a message; None where there is nowhere to publish at."""
-
-    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """What sends, or returns False while a subscriber has no room."""
-
-    @property
-    def bound(self) -> Sequence[str]:
-        """The addresses that are bound to publish at, as they were resolved."""
-
-    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Tell of each subscription at the publishing socket; False where there is none."""
 
 
 class Outgoing:
@@ -76,7 +53,7 @@ class Outgoing:
         self,
         choices: Choices,
         clock: Clock,
-        transport: Sending,
+        transport: Transport,
         endpoints: Sequence[Endpoint],
         stats: Stats,
         reports: Reports,
@@ -95,6 +72,7 @@ class Outgoing:
         self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
         self._outlets: tuple[Outlet, ...] = ()
         self._coalescer: Coalescer | None = None
+        self._told = False
         self._closed = False
         self._said_many = False
         self.publishing: PublishingEnd | None = None
@@ -180,9 +158,9 @@ class Outgoing:
         if drop is None or attempt is None:
             return None
         send: Send = drop if choices.overflow == "drop" else attempt
-        if choices.wire == "tracked" and transport.counts:
+        self._told = transport.announce(self._subscription)
+        if choices.wire == "tracked" and self._told:
             self.publishing = self._make_session(send)
-        transport.announce(self._subscription)
         return send
 
     def _make_session(self, send: Send) -> PublishingEnd:
@@ -304,7 +282,7 @@ class Outgoing:
 
     def _gathered(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
         """See `zroute.publishing.publication.Publication.wait_for_subscribers`."""
-        if not self._transport.counts:
+        if not self._told:
             return DONE
         waiting: Deferred[None] = within(timeout, self._audience.gathered(pattern, number), self._clock)
         return as_awaitable(waiting.addErrback(self._not_gathered, pattern, number, timeout))

@@ -80,7 +80,7 @@ _PAUSE_MAX = 60.0
 class Subscriptions(Protocol):
     """What the subscribing end needs of a transport."""
 
-    def listen(self, subscriptions: Iterable[bytes]) -> None:
+    def subscribe(self, subscriptions: Iterable[bytes]) -> None:
         """Subscribe to these in this order, and to nothing else."""
 
     def resubscribe(self, subscriptions: Collection[bytes]) -> None:
@@ -115,7 +115,7 @@ class Subscriptions(Protocol):
 
 
 class SubscribingEnd(Ticking):
-    """Keeps account of what an app was sent by tracked publishers: see `zroute.receiving.table.Accounts`.
+    """Keeps account of what an app was sent by tracked publishers: see `zroute.transport.Accounts`.
 
     ``found`` is called with each `Gap`, `LostTail` and `LostKept`.
     """
@@ -272,7 +272,7 @@ class SubscribingEnd(Ticking):
         """Tell the socket: what is wanted, what is still accounted for by others, and markers last."""
         assert self._transport is not None
         past = [marker for _, marker in self._past]
-        self._transport.listen((*self._subscriptions, *sorted(self._leaving), *past, *self._sent))
+        self._transport.subscribe((*self._subscriptions, *sorted(self._leaving), *past, *self._sent))
 
     def _resubscribe(self, prefixes: Collection[bytes]) -> None:
         assert self._transport is not None
@@ -297,7 +297,7 @@ class SubscribingEnd(Ticking):
     # -- what the table asks ------------------------------------------------------------------------------
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Any:
-        """See `zroute.receiving.table.Accounts`, also for the next two."""
+        """See `zroute.transport.Accounts`, also for the next two."""
         account = self._tracker.account(epoch, topic, subscription)
         self._stats.epochs = self._tracker.epochs
         return account

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from struct import Struct
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import attrs
 
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import Batch, parse_batch, singles
 from zroute.messages.codecs import Codec
-from zroute.messages.topics import Pattern
+from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import (
     COUNTER,
     HEAD_SIZE,
@@ -48,45 +48,16 @@ from zroute.receiving.dispatch import (
 )
 from zroute.receiving.frames import Raw, Uncopied, frames_of, uncopied
 from zroute.receiving.topic_cache import Entries, Entry
-from zroute.receiving.trie import minimal_cover
 from zroute.stats import Stats
+from zroute.transport import Accounts
 
-__all__ = ["Account", "Accounts", "Dispatch", "RouteTable"]
+__all__ = ["Dispatch", "RouteTable"]
 
 Dispatch = Literal["all", "most_specific"]
 
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
 _ROUNDS = list(range(1, READ_BUDGET + 1))
-
-
-class Account(Protocol):
-    """What a subscription received of one publisher: ``expected`` is the number that comes next."""
-
-    expected: int
-
-    @property
-    def prefix(self) -> bytes:
-        """The subscription."""
-
-
-class Accounts(Protocol):
-    """Who keeps account of what tracked publishers sent, see `zroute.receiving.session`."""
-
-    def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
-        """That of a message of ``topic``, which came by a subscription of ours, at one publisher."""
-
-    def judge(self, account: Any, number: int, many: int = 1) -> bool:
-        """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
-
-    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Whether a message that a publisher kept for somebody who joined is to be delivered here."""
-
-    def untracked(self, topic: bytes) -> None:
-        """A message that no numbers came with."""
-
-    def control(self, header: Header, topic: bytes, body: bytes) -> None:
-        """A frame that carries no message. Raises EnvelopeError."""
 
 
 @attrs.define(eq=False)

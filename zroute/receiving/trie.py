@@ -20,7 +20,7 @@ import attrs
 
 from zroute.messages.topics import Pattern, Wildcard, is_text
 
-__all__ = ["Match", "Trie", "build", "minimal_cover"]
+__all__ = ["Match", "Trie", "build"]
 
 V = TypeVar("V")
 
@@ -107,18 +107,6 @@ def build(pairs: Iterable[tuple[Pattern, V]]) -> Trie[V]:
         else:
             _descend(root, pattern).ends = matches
     return Trie(root, _ladder(sorted(prefixes), _linked(prefixes), first=True))
-
-
-def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The fewest byte prefixes that cover all ``prefixes``, sorted; none is a prefix of another.
-
-    ``b""`` covers everything, so with it it is the only one. Of no prefixes the cover is empty.
-    """
-    cover: list[bytes] = []
-    for prefix in sorted(prefixes):  # a prefix sorts right before all that it covers
-        if not cover or not prefix.startswith(cover[-1]):
-            cover.append(prefix)
-    return tuple(cover)
 
 
 _PLACE: Final = attrgetter("place")

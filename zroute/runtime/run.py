@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial, wraps
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
@@ -31,41 +31,25 @@ from zroute.errors import (
     WrongThreadError,
 )
 from zroute.functions import identity, is_generator_function, name_of
-from zroute.logs import printable
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.options import LINGER_DRAIN, RECEIVED_MAX
 from zroute.planning.compiler import compile_route, fresh, known_codecs, refuse_duplicates
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan, Request
 from zroute.publishing.producers import CompiledProducer, Producers
-from zroute.publishing.publisher import Outgoing, Sending
+from zroute.publishing.publisher import Outgoing
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, LostTail
-from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.in_flight import error_of
 from zroute.receiving.results import Outcomes
-from zroute.receiving.session import SubscribingEnd, Subscriptions
 from zroute.receiving.table import RouteTable
 from zroute.runtime.resources import Resources
-from zroute.sockets.connection import Drain
-from zroute.sockets.transport import SocketTransport
 from zroute.stats import Stats
 from zroute.throttle import Reports
+from zroute.transport import Receive, Transport
 
-__all__ = ["Drained", "Ground", "Limit", "Run", "Transport", "sockets"]
+__all__ = ["Drained", "Ground", "Limit", "Run"]
 
 _log = logging.getLogger("zroute")
-
-_CATCH_UP = 1.0
-"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more.
-
-As long as any question has for the answers of publishers (`ANSWER_SECONDS`), and up to half of the drain timeout for
-what they sent before, which is read first."""
-
-
-_ANSWERS = 0.005
-"""Seconds between two looks for the last answers of publishers, while nothing else is there to read."""
-
 
 _GOODBYE = 1.0
 """Seconds of the drain timeout, up to half of it, that one who has no room for messages leaves to goodbyes."""
@@ -79,43 +63,6 @@ _HOOK = 1.0
 """Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
 
 
-class Transport(Sending, Subscriptions, Protocol):
-    """What a run needs of whatever moves its frames."""
-
-    def open(self, drain: Drain) -> None:
-        """Bind and connect; what is received will go to ``drain``. Raises EndpointError."""
-
-    on_connected: Callable[[], None]
-    """Called when a publisher has connected, for the first time or again."""
-
-    def silent(self, answered: Iterable[str]) -> Sequence[str]:
-        """Endpoints that nobody is connected at, or none of the publishers that have ``answered``, by their names."""
-
-    def expect_end(self, name: str, links: Iterable[int]) -> None:
-        """A publisher of this name, heard by these connections, has said goodbye, and its own is going to end."""
-
-    def use(self, drain: Drain) -> None:
-        """Give what is received from now on to another drain."""
-
-    def pause(self) -> None:
-        """Read no more until `resume`, and lose nothing."""
-
-    def resume(self) -> None:
-        """Read again."""
-
-    def readable(self) -> bool:
-        """Whether a message waits to be read, also while paused."""
-
-    def read(self) -> None:
-        """Read some of what waits, now."""
-
-    def discard(self, most: int) -> int:
-        """Throw away up to so many of the messages that wait; how many that were."""
-
-    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
-        """Close; fires when all has been sent or given up."""
-
-
 @attrs.frozen
 class Ground:
     """What a run stands on; tests give it another one.
@@ -125,7 +72,7 @@ class Ground:
     error and whether a hook took it, ``results`` of each function of the app and what it returned.
     """
 
-    transport: Callable[[Run], Transport]
+    transport: Callable[[Request], Transport]
     asyncio: bool
     wall: Callable[[], float] = time.time
     replaced: Mapping[Any, Any] = attrs.field(factory=dict)
@@ -200,7 +147,8 @@ class Run:
             reading=self,
             observe=ground.observe,
         )
-        self._accounts = SubscribingEnd(self.reactor, self._stats, _log, plan.name, self._found)
+        self.transport = ground.transport(Request(plan, reactor, subscribe_to, publish_to, self._stats, self._found))
+        self._accounts = self.transport.accounts
         self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = Reports(_log, self.reactor)
         self._codecs = self.plan.parts.codecs
@@ -213,7 +161,6 @@ class Run:
         self._listening = False
         self._stopped = False
         self._ended = False
-        self.transport = ground.transport(self)
 
     # -- from start to stop -----------------------------------------------------------------------------
 
@@ -269,7 +216,7 @@ class Run:
         self._stats.paused_since, self._stats.paused_by = None, ()
         for hook in self.plan.hooks.shutdown if self._outgoing is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
-        self.transport.listen(())
+        self.transport.leave()
         if self._outgoing is not None:
             unfinished |= await self._outgoing.send_rest(max(left() - _GOODBYE, left() / 2))
             self._publish_no_more()
@@ -367,33 +314,15 @@ class Run:
             self._listen()
 
     def _listen(self) -> None:
-        if self.transport.counts and self.subscribe_to:
-            self.transport.on_connected = self._accounts.rejoin
-            self._accounts.ended = self.transport.expect_end
-            self._accounts.listen(self.transport, self._table.subscriptions)
-        else:
-            self.transport.listen(self._table.subscriptions)
+        self.transport.listen(self._table.patterns)
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """See `App.ready`."""
         if not self.subscribe_to:
             return succeed(None)
-        if self.transport.counts:
-            ready = self._accounts.ready(publishers, state=state)
-        else:
-            ready = Deferred.fromCoroutine(self._all_read()) if state else succeed(None)
+        ready = self.transport.ready(publishers, state=state)
         waiting = within(timeout, ready, self.reactor).addErrback(self._not_ready, timeout, state)
         return waiting.addCallback(self._hand_over) if state else waiting
-
-    async def _all_read(self) -> None:
-        """A transport that plays joins by itself has given what is kept when it was told of the subscriptions."""
-        await self._wait(0)
-        while self._is_readable:
-            await self._wait(_ANSWERS)
-
-    def make_marker(self) -> bytes:
-        """Return a new marker of this run, for a join that a transport plays by itself."""
-        return self._accounts.make_marker()
 
     def _hand_over(self, _: None) -> None:
         """Kept messages that wait in lists are given to their handlers, too."""
@@ -401,22 +330,12 @@ class Run:
 
     def _not_ready(self, failure: Failure, timeout: float, state: bool) -> None:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
-        if not self._accounts.listening:
+        if not self._listening:
             raise NotReadyError(
                 f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
                 "are sent after that; do not await ready() there, but in a coroutine that is started there"
             )
-        answered = self._accounts.complete
-        silent = "".join(f"; no answer from {each}" for each in self.transport.silent(answered))
-        names = f" ({', '.join(map(printable, answered))})" if answered else ""
-        kept = ""
-        if state and self._accounts.given < len(answered):
-            not_given = len(answered) - self._accounts.given
-            kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
-        raise NotReadyError(
-            f"{self.name!r} was not ready within {timeout:g} s: {len(answered)} publishers have "
-            f"answered{names}{kept}{silent}; check that the publishers run and use wire='tracked'"
-        )
+        raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
     def _found(self, found: Gap | LostTail | LostKept) -> None:
         """A loss: to whoever wants to know, else to the log."""
@@ -507,7 +426,7 @@ class Run:
     def resume(self) -> None:
         """Unless reading has ended for good."""
         self._stats.paused_since, self._stats.paused_by = None, ()
-        if not self._stopped and self._is_reading:
+        if not self._stopped and self.reads_on:
             self.transport.resume()
 
     def reclassify(self) -> None:
@@ -560,10 +479,10 @@ class Run:
             is_generator_function(trigger.call.function),
         )
 
-    def _limited(self, limit: Limit) -> Drain:
+    def _limited(self, limit: Limit) -> Receive:
         """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
 
-        def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        def receive(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
             stats = self._stats
             before = stats.received - stats.control
             try:
@@ -574,7 +493,7 @@ class Run:
                 if not limit.left:
                     self.transport.pause()
 
-        return drain
+        return receive
 
     async def _end_start(self, timeout: float) -> dict[str, int]:
         """Cancel a start that is still at work, so that what it has begun to open is closed in its turn."""
@@ -586,50 +505,23 @@ class Run:
         return {}
 
     async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
-        """Read what was sent before the stop, also past the bounds: a SUB socket that unsubscribes first would drop it.
-
-        All publishers are asked once more, and their answers come behind what they sent before. So reading ends with
-        the last answer, or when the time is over; what is not answered then is an unknown loss. Of publishers that
-        never answer it is at most what libzmq queues of each; what is more came later. Return what is left unread.
-        """
-        clock, before, number = self.reactor.seconds, self._stats.received, 0
-        end, longest, arrived = clock() + _CATCH_UP, clock() + left() / 2, RECEIVED_MAX * max(self.transport.peers, 1)
-        answers = min(clock() + ANSWER_SECONDS, longest)
-        if self._is_reading:
-            self._accounts.ask_last()
-        while self._is_reading and not self._accounts.has_read_all and (self._is_readable or self._accounts.awaited):
-            unread = arrived - (self._stats.received - before)
-            waits = clock() < (longest if self._is_readable else answers) and self._accounts.awaited
-            if clock() >= end and not waits and not (self._is_readable and unread > 0 and left()):
-                number = self._leave_unread(unread, clock() - end + _CATCH_UP)
-                break
-            self.transport.read()
-            await self._wait(0 if self._is_readable else _ANSWERS)
-        self.transport.pause()
+        """Read what was sent before the stop, also past the bounds; return what is left unread."""
+        number = await self.transport.finish(self, left)
         # What is left of a frame is accounted for: it is handled, whatever the bounds say, unless reading was to end.
-        while self._table.unpacked and self._is_reading:
-            self._table.work_off(self._table.unpacked)
+        while self.unpacked and self.reads_on:
+            self._table.work_off(self.unpacked)
         self._outcomes.release()
         return {"messages that were received and not read": number} if number else {}
 
     @property
-    def _is_reading(self) -> bool:
+    def reads_on(self) -> bool:
         """True unless as many messages as wanted were read."""
         return self._limit is None or self._limit.left > 0
 
     @property
-    def _is_readable(self) -> bool:
-        """True if a message waits, in the socket or in a frame that was read."""
-        return bool(self._table.unpacked or self.transport.readable())
-
-    def _leave_unread(self, most: int, seconds: float) -> int:
-        """Throw away up to ``most`` messages that a stop had no time for; return how many that were."""
-        if not self._is_readable:
-            return 0
-        number = self.transport.discard(most) if most > 0 else 0
-        text = "%s: %s messages still waited %g s after the stop; they are left unread"
-        _log.warning(text, self.name, number or "more", seconds)
-        return number
+    def unpacked(self) -> int:
+        """How many messages are left of a frame that was read."""
+        return self._table.unpacked
 
     async def _settle(self, timeout: float) -> dict[str, int]:
         """Wait for unfinished handlers; the names of those that took too long, with their number."""
@@ -727,17 +619,3 @@ _FORKED = (
 
 def _stopped(name: str) -> NotRunningError:
     return NotRunningError(f"{name!r} has stopped, so nothing can be called on its reactor any more")
-
-
-def sockets(run: Run) -> Transport:
-    """ZeroMQ's."""
-    return SocketTransport(
-        run.reactor,
-        run.plan.addresses.context,
-        subscribe_to=run.subscribe_to,
-        publish_to=run.publish_to,
-        max_message=run.plan.choices.max_message,
-        max_subscription_bytes=run.plan.limits.max_subscription_bytes,
-        drops=run.plan.choices.overflow == "drop",
-        name=run.name,
-    )

@@ -395,7 +395,6 @@ def end_now(code: int, why: str) -> None:
 def _summary(service: Any) -> list[tuple[int, str]]:
     """What an app does, in a few lines, right after its start."""
     name, compiled = service.plan.name, service.plan.parts
-    transport = service.transport
     lines = [
         (
             logging.INFO,
@@ -408,16 +407,7 @@ def _summary(service: Any) -> list[tuple[int, str]]:
     if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
         lines.append((logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers in here"))
         return lines
-    for what, endpoints, connection in (
-        ("subscribes", service.subscribe_to, transport.sub),
-        ("publishes", service.publish_to, transport.pub),
-    ):
-        for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
-            how = "bound to" if endpoint.bind else "connects to"
-            lines.append((logging.INFO, f"{name}: {what}, {how} {resolved}"))
-            if endpoint.is_open:
-                text = f"{name}: {resolved} is open to the network, without authentication"
-                lines.append((logging.WARNING, text))
+    lines.extend(service.transport.summary())
     if service.identity:
         lines.append((logging.INFO, f"{name}: publishes as {service.identity}"))
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):

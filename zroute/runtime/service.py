@@ -23,9 +23,10 @@ from zroute.logs import printable
 from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan
 from zroute.receiving.in_flight import error_of
-from zroute.runtime.run import Drained, Ground, Limit, Run, sockets
+from zroute.runtime.run import Drained, Ground, Limit, Run
 from zroute.runtime.steady_clock import LOOK, steady_clock
-from zroute.sockets.transport import SocketTransport
+from zroute.transport import Transport
+from zroute.transports.zeromq import ZmqTransport
 
 __all__ = ["AppService"]
 
@@ -56,7 +57,7 @@ class AppService(Service):
         self.subscribe_to, self.publish_to = plan.endpoints(sub=sub, pub=pub)
         self.drain_timeout = drain_timeout
         self.limit = limit
-        self.ground = ground or Ground(sockets, isinstance(reactor, AsyncioSelectorReactor))
+        self.ground = ground or Ground(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
         self._run: Run | None = None
         self._stopping: Deferred[Drained] | None = None
         self._in_start = False
@@ -79,10 +80,10 @@ class AppService(Service):
         return waiting
 
     @property
-    def transport(self) -> SocketTransport | None:
-        """The open sockets; None while they are not."""
+    def transport(self) -> Transport | None:
+        """What moves the messages; None while it is not open."""
         transport = self._run.transport if self._run else None
-        return transport if isinstance(transport, SocketTransport) and transport.is_open else None
+        return transport if transport is not None and transport.is_open else None
 
     @property
     def identity(self) -> str:

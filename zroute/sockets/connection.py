@@ -33,10 +33,10 @@ from zroute.errors import EndpointError, ForkedContextError, NotRunningError, Wr
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 from zroute.sockets.events import OnEvent, parse_event
 from zroute.sockets.ipc import bind
+from zroute.transport import Receive
 
-__all__ = ["Connection", "Drain", "make_socket"]
+__all__ = ["Connection", "make_socket"]
 
-Drain = Callable[[Callable[[int], bytes], Callable[[], int], int], None]
 """Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.drain`."""
 
 _log = logging.getLogger("zroute.sockets")
@@ -79,7 +79,7 @@ class Connection:
     binds: ClassVar[bool] = False
     """Whether an endpoint that does not say ``bind:`` or ``connect:`` is bound: who serves binds."""
 
-    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Receive) -> None:
         self._reactor = reactor
         self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
         self._poke: Any = None

@@ -17,12 +17,13 @@ import zmq
 
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_DRAIN
-from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.connection import Connection
 from zroute.sockets.connection_log import ConnectionLog
 from zroute.sockets.descriptors import Identity, identify, shut_down
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.links import Link, Links
 from zroute.sockets.names import Lookups
+from zroute.transport import Receive
 
 __all__ = ["PersistentConnection"]
 
@@ -53,7 +54,7 @@ class PersistentConnection(Connection):
     ``links`` holds its connections while it is watched, or connects to anything, and ``log`` logs those that it makes.
     """
 
-    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Drain) -> None:
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Receive) -> None:
         super().__init__(reactor, socket, drain)
         self.links = Links()
         self.log = ConnectionLog(reactor, _log, type(self).__name__)

@@ -115,7 +115,7 @@ class TestApp:
                 sub=_given_later(app, bind=False),
                 pub=_given_later(app, bind=True),
                 ground=Ground(
-                    lambda run: MemoryTransport(run, self._bus, reactor),
+                    lambda request: MemoryTransport(request, self._bus, reactor),
                     self._on_asyncio,
                     wall=lambda: self._began + reactor.seconds(),
                     replaced=self._replaced,
@@ -271,7 +271,7 @@ class TestApp:
         self.failures.clear()
 
     def _sent(self) -> list[tuple[Plan, Envelope]]:
-        return [(run.plan, parse_frames(frames, self._wall())) for run, frames in self._bus.sent]
+        return [(plan, parse_frames(frames, self._wall())) for plan, frames in self._bus.sent]
 
     def _decoded(self, plan: Plan, envelope: Envelope, schema: Any) -> Any:
         compiled = plan.parts

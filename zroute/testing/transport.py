@@ -1,22 +1,30 @@
-"""Frames between the apps of a test, in memory: the second user of the protocol that `zroute.runtime.run` knows."""
+"""Frames between the apps of a test, in memory: another `zroute.transport.Transport`."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from zroute.clock import Clock
+from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
-from zroute.options import LINGER_DRAIN, READ_BUDGET
-from zroute.runtime.run import Run
-from zroute.sockets.connection import Drain
-from zroute.testing.reactor import VirtualReactor
+from zroute.options import READ_BUDGET
+from zroute.planning.plan import Plan, Request
+from zroute.receiving.session import SubscribingEnd
+from zroute.transport import Reader, Receive
 
 __all__ = ["Bus", "MemoryTransport"]
 
 Frames = tuple[bytes, ...]
+
+_log = logging.getLogger("zroute")
+
+_PAUSED = 0.005
+"""Seconds between two looks whether what waits has been read."""
 
 
 class _NothingLeftError(Exception):
@@ -33,7 +41,7 @@ class Bus:
     """
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Run, Frames]] = []
+        self.sent: list[tuple[Plan, Frames]] = []
         self.unheard: list[Frames] = []
         self._members: list[MemoryTransport] = []
 
@@ -48,7 +56,7 @@ class Bus:
 
     def publish(self, sender: MemoryTransport, frames: Frames) -> None:
         """An app has published."""
-        self.sent.append((sender.run, frames))
+        self.sent.append((sender.plan, frames))
         sender.keep(frames)
         for member in self._members:
             if member.hears(sender):
@@ -71,42 +79,71 @@ class Bus:
 class MemoryTransport:
     """What one app is given in place of sockets."""
 
-    counts = False
-    peers = 0
-    links: frozenset[int] = frozenset()
-    came_by: int | None = None
     bound: tuple[str, ...] = ()
 
-    def __init__(self, run: Run, bus: Bus, reactor: VirtualReactor) -> None:
-        self.run = run
-        addresses = {endpoint.address for endpoint in run.publish_to}
-        self.hears_itself = any(endpoint.address in addresses for endpoint in run.subscribe_to)
+    def __init__(self, request: Request, bus: Bus, reactor: Clock) -> None:
+        self.plan = request.plan
+        self._request = request
+        addresses = {endpoint.address for endpoint in request.publish_to}
+        self.hears_itself = any(endpoint.address in addresses for endpoint in request.subscribe_to)
+        self.accounts = SubscribingEnd(request.reactor, request.stats, _log, self.plan.name, request.found)
         self._bus = bus
         self._reactor = reactor
-        self._drain: Drain | None = None
+        self._receive: Receive | None = None
         self._subscriptions: tuple[bytes, ...] = ()
         self._inbox: deque[Frames] = deque()
         self._parts: deque[bytes] = deque()
         self._paused = False
         self._woken = False
         self.kept: dict[bytes, bytes] = {}
-        self.on_connected: Callable[[], None] = lambda: None
 
-    def open(self, drain: Drain) -> None:
-        """See `zroute.runtime.run.Transport`, also for the rest."""
-        self._drain = drain
+    def open(self, receive: Receive) -> None:
+        """See `zroute.transport.Transport`, also for the rest."""
+        self._receive = receive
         self._bus.join(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Until it has left the bus."""
+        return self._receive is not None
+
+    def summary(self) -> tuple[()]:
+        """Nothing is connected."""
+        return ()
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Gives the frames to the bus."""
-        if not self.run.publish_to:
+        if not self._request.publish_to:
             return None
         return lambda sent: self._bus.publish(self, sent if multipart else (sent,))
 
-    def listen(self, subscriptions: Iterable[bytes]) -> None:
-        """Prefixes, as ZeroMQ has them."""
-        before, self._subscriptions = self._subscriptions, tuple(subscriptions)
+    def listen(self, patterns: Iterable[Pattern]) -> None:
+        """Take what begins as they do, and what others keep of that."""
+        before = self._subscriptions
+        self._subscriptions = minimal_cover(pattern.subscription for pattern in patterns)
         self._bus.joined(self, before)
+
+    def leave(self) -> None:
+        """Take nothing more."""
+        self._subscriptions = ()
+
+    def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
+        """At once; with ``state`` when what is kept has been read, which was given when it was subscribed to."""
+        return Deferred.fromCoroutine(self._all_read()) if state else succeed(None)
+
+    async def _all_read(self) -> None:
+        await self._turn()
+        while self._inbox:
+            await self._turn(_PAUSED)
+
+    def unready(self, *, state: bool) -> str:
+        """Only what is kept can wait."""
+        return "what is kept waits to be read"
+
+    def _turn(self, seconds: float = 0.0) -> Deferred[None]:
+        turn: Deferred[None] = Deferred()
+        self._reactor.callLater(seconds, turn.callback, None)
+        return turn
 
     def hears(self, sender: MemoryTransport) -> bool:
         """Whether it would be connected to ``sender``."""
@@ -120,7 +157,7 @@ class MemoryTransport:
 
     def give(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
         """Messages that others keep, topic, and header with body, as their publishers would send them to one join."""
-        marker = self.run.make_marker()
+        marker = self.accounts.make_marker()
         for topic, rest in kept:
             if topic.startswith(self._subscriptions):
                 header = parse_header(rest)
@@ -145,42 +182,9 @@ class MemoryTransport:
         """Nobody subscribes here."""
         return False
 
-    def dialled(self, link: int) -> str | None:
-        """There are no connections here."""
-        return None
-
-    def cut(self, link: int) -> str | None:
-        """There are no connections here."""
-        return None
-
-    def listen_closely(self, closely: bool) -> None:
-        """What comes, comes by the bus."""
-
-    def heard(self) -> set[int]:
-        """There are no connections here."""
-        return set()
-
-    def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """No publisher is told of subscriptions."""
-
-    def silent(self, answered: Iterable[str]) -> tuple[str, ...]:
-        """Nobody."""
-        return ()
-
-    def expect_end(self, name: str, links: Iterable[int]) -> None:
-        """There are no connections here."""
-
-    def discard(self, most: int) -> int:
-        """Nothing waits for so long."""
-        return 0
-
-    def emptied(self) -> bool:
-        """Always."""
-        return True
-
-    def use(self, drain: Drain) -> None:
+    def use(self, receive: Receive) -> None:
         """Another table has taken the place of the first."""
-        self._drain = drain
+        self._receive = receive
 
     def arrive(self, frames: Frames) -> bool:
         """Take ``frames`` if they are subscribed to; whether they are."""
@@ -199,23 +203,26 @@ class MemoryTransport:
         self._paused = False
         self._wake()
 
-    def readable(self) -> bool:
-        """Whether something waits."""
-        return bool(self._inbox)
+    def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
+        """Read all there is."""
+        while reader.reads_on and (self._inbox or reader.unpacked):
+            self._read()
+        self.pause()
+        return succeed(0)
 
-    def read(self) -> None:
+    def _read(self) -> None:
         """All that waits, unless a handler pauses it."""
         self._paused = False
         try:
-            while self._drain is not None and not self._paused:
-                self._drain(self._recv, self._more, READ_BUDGET)
+            while self._receive is not None and not self._paused:
+                self._receive(self._recv, self._more, READ_BUDGET)
         except _NothingLeftError:
             pass
 
-    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
+    def close(self) -> Deferred[None]:
         """At once."""
         self._bus.leave(self)
-        self._drain = None
+        self._receive = None
         return succeed(None)
 
     def _wake(self) -> None:
@@ -226,7 +233,7 @@ class MemoryTransport:
     def _woken_up(self) -> None:
         self._woken = False
         if not self._paused:
-            self.read()
+            self._read()
 
     def _recv(self, _flags: int, _copy: bool = True) -> bytes:
         if not self._parts:

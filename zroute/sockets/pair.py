@@ -1,6 +1,6 @@
-"""The ZeroMQ transport of one app: one SUB and one XPUB socket in a context.
+"""The ZeroMQ sockets of one app: a SUB and an XPUB socket in a context, with what connects at them.
 
-This is the seam that `zroute.runtime.service` knows: open, listen, send, finish reading, close.
+`zroute.transports.zeromq` makes a transport of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, MAX_SUBSCRIPTION_BYTES, frame_limit
-from zroute.sockets.connection import Connection, Drain
+from zroute.sockets.connection import Connection
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.links import Links
 from zroute.sockets.pubsub import SubConnection, XPubConnection
+from zroute.transport import Receive
 
-__all__ = ["SharedContext", "SocketTransport"]
+__all__ = ["SharedContext", "SocketPair"]
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -96,14 +97,11 @@ def _warn_of_hang() -> None:
     _log.warning("the ZeroMQ context does not terminate: a socket of it is open somewhere else")
 
 
-class SocketTransport:
+class SocketPair:
     """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened.
 
     ``name`` begins the log lines about their connections.
     """
-
-    counts = True
-    kept = None
 
     def __init__(
         self,
@@ -141,8 +139,8 @@ class SocketTransport:
         """Whether there is a socket."""
         return self.sub is not None or self.pub is not None
 
-    def open(self, drain: Drain) -> None:
-        """Bind and connect everything; messages will go to ``drain``, of which none comes before `listen`.
+    def open(self, receive: Receive) -> None:
+        """Bind and connect everything; messages will go to ``receive``, of which none comes before `subscribe`.
 
         Raises EndpointError; nothing is left open then.
         """
@@ -163,7 +161,7 @@ class SocketTransport:
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
                 self.sub.log.name, self.sub.endpoint_option = self._name, "sub="
                 self.sub.size_option = f"max_message={self._max_message}"
-                self.sub.drain = drain
+                self.sub.drain = receive
                 self.sub.watch(self._seen)
                 self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
@@ -187,10 +185,10 @@ class SocketTransport:
             connection.watch(lambda event: _log.debug("%s %s", type(connection).__name__, event))
         return connection
 
-    def use(self, drain: Drain) -> None:
-        """Give what is received from now on to ``drain``."""
+    def use(self, receive: Receive) -> None:
+        """Give what is received from now on to ``receive``."""
         if self.sub is not None:
-            self.sub.drain = drain
+            self.sub.drain = receive
 
     def pause(self) -> None:
         """Read no more until `resume`; subscriptions and connections live on."""
@@ -216,7 +214,7 @@ class SocketTransport:
         """Throw away up to so many of the messages that wait; how many that were."""
         return 0 if self.sub is None else self.sub.discard(most)
 
-    def listen(self, subscriptions: Iterable[bytes]) -> None:
+    def subscribe(self, subscriptions: Iterable[bytes]) -> None:
         """Subscribe to these prefixes in this order, and no longer to those before."""
         if self.sub is None:
             return

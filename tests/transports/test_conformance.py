@@ -1,0 +1,247 @@
+"""What every transport does alike: over ZeroMQ, in memory, and over a line protocol that this suite brings along."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, redirect_stdout
+from importlib import import_module
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+
+from tests.running import Mailbox, reactor, turns
+from tests.support import ROOT, free_endpoint
+from tests.transports.lines import LineTransport
+from zroute import App, Envelope, Topic, startswith
+from zroute.planning.plan import Request
+from zroute.runtime.run import Ground
+from zroute.runtime.service import AppService
+from zroute.testing.transport import Bus, MemoryTransport
+from zroute.transport import Transport
+from zroute.transports.zeromq import ZmqTransport
+
+Make = Callable[[Request], Transport]
+
+
+@pytest.fixture(params=["zeromq", "memory", "lines"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """What makes transports that meet."""
+    bus = Bus()
+    made: dict[str, Make] = {
+        "zeromq": ZmqTransport,
+        "memory": lambda asked: MemoryTransport(asked, bus, reactor),
+        "lines": LineTransport,
+    }
+    return made[request.param]
+
+
+@asynccontextmanager
+async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterator[list[AppService]]:
+    """The apps run, and those that subscribe are ready; they are stopped in reverse."""
+    services = [AppService(app.compile(), reactor, ground=Ground(make, asyncio=False)) for app in apps]
+    try:
+        for service in services:
+            service.startService()
+            await service.started
+        for app, service in zip(apps, services, strict=True):
+            if service.subscribe_to:
+                await app.ready(publishers)
+        yield services
+    finally:
+        for service in reversed(services):
+            await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_kind_of_pattern_takes_its_topics_and_no_others(make: Make) -> None:
+    """Whole topics, ``*``, ``>``, captures with converters, prefixes: what my handlers get is the same everywhere."""
+    endpoint = free_endpoint()
+    feed, reader = App(pub=endpoint), App(sub=endpoint)
+    got, all_of = Mailbox[tuple[Any, ...]](), Mailbox[str]()
+
+    @reader.subscribe("news.sport")
+    def exact(text: str) -> None:
+        got.put(("exact", text))
+
+    @reader.subscribe("news.*")
+    def segment(text: str, topic: Topic) -> None:
+        got.put(("segment", str(topic)))
+
+    @reader.subscribe("orders.{number}.{id}")
+    def captures(text: str, number: int, id: UUID) -> None:
+        got.put(("captures", number, id))
+
+    @reader.subscribe(startswith("log"))
+    def prefix(text: str, topic: Topic) -> None:
+        got.put(("prefix", str(topic)))
+
+    @reader.subscribe(">")
+    def everything(text: str, topic: Topic) -> None:
+        all_of.put(str(topic))
+
+    topics = [
+        "news.sport",
+        "news.local",
+        "news.local.late",
+        "logs",
+        "log.x",
+        "orders.7.not",
+        f"orders.7.{UUID(int=1)}",
+        "end",
+    ]
+    async with met(make, feed, reader):
+        for topic in topics:
+            feed.publish(topic, "text")
+        assert await all_of.until(len(topics)) == topics
+    assert got.items == [
+        ("exact", "text"),
+        ("segment", "news.sport"),
+        ("segment", "news.local"),
+        ("prefix", "logs"),
+        ("prefix", "log.x"),
+        ("captures", 7, UUID(int=1)),
+    ]
+    assert (reader.stats.lost, reader.stats.duplicate, reader.stats.malformed) == (0, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_overlapping_patterns_bring_a_message_once(make: Make) -> None:
+    """A handler with two patterns that match, beside others, is called once for each message."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
+    reader.add_route(got.put, "a.*", "a.b", "a.>")
+    reader.add_route(lambda message: None, "a.b")
+    async with met(make, feed, reader):
+        for number in range(100):
+            feed.publish("a.b", number)
+        assert await got.until(100) == list(range(100))
+    assert (reader.stats.received - reader.stats.control, got.items) == (100, list(range(100)))
+
+
+@pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
+@pytest_twisted.ensureDeferred
+async def test_each_wire_arrives_as_it_was_sent(make: Make, wire: Any) -> None:
+    """Topic, body and headers, in one frame or in two parts."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint, wire=wire, codec="json"), App(sub=endpoint, codec="json"), Mailbox[Envelope]()
+
+    @reader.subscribe("a.{x}")
+    def handle(envelope: Envelope) -> None:
+        got.put(envelope)
+
+    async with met(make, feed, reader, publishers=1 if wire == "tracked" else None):
+        headers = {"user": "ann"} if wire == "tracked" else None
+        while not got.items:  # who reads the other wires is not told by their publishers
+            feed.publish("a.b", [1, "ü"], headers=headers)
+            await deferLater(reactor, 0.01)
+        envelope = got.items[0]
+    assert (str(envelope.topic), envelope.body, dict(envelope.headers)) == ("a.b", '[1,"ü"]'.encode(), headers or {})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_route_loses_nothing_and_keeps_the_order(make: Make) -> None:
+    """While my handler is at work nothing is read, and all comes in the end."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
+
+    @reader.subscribe("a", max_in_flight=1, queue=2)
+    async def handle(number: int) -> None:
+        await deferLater(reactor, 0.0)
+        got.put(number)
+
+    async with met(make, feed, reader):
+        for number in range(500):
+            feed.publish("a", number)
+        assert await got.until(500) == list(range(500))
+    assert reader.stats.lost == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_attached_is_received_and_what_is_closed_is_not(make: Make) -> None:
+    """The patterns change while it runs; others are not disturbed."""
+    endpoint = free_endpoint()
+    feed, reader = App(pub=endpoint), App(sub=endpoint)
+    always, awhile = Mailbox[int](), Mailbox[int]()
+    reader.add_route(always.put, "a")
+    async with met(make, feed, reader):
+        attached = reader.attach("b", awhile.put)
+        await reader.ready(1)
+        feed.publish("b", 1)
+        feed.publish("a", 1)
+        await awhile.until(1)
+        attached.close()
+        await reader.ready(1)
+        feed.publish("b", 2)
+        feed.publish("a", 2)
+        assert await always.until(2) == [1, 2]
+    assert (awhile.items, reader.stats.lost, reader.stats.unrouted) == ([1], 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_reads_what_was_sent_before(make: Make) -> None:
+    """I publish and stop the reader at once: all is handled."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint), App(sub=endpoint), list[int]()
+    reader.add_route(got.append, "a")
+    async with met(make, feed, reader) as (_, reading):
+        for number in range(2_000):
+            feed.publish("a", number)
+        await reading.stopService()
+    assert got == list(range(2_000))
+    assert (reader.stats.lost, reader.stats.unknown_tail) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_reader_hears_several_publishers(make: Make) -> None:
+    """Each in its order, whatever the others send."""
+    first, second = free_endpoint(), free_endpoint()
+    feeds, got = [App(pub=first, name="one"), App(pub=second, name="two")], Mailbox[tuple[int, int]]()
+    reader = App(sub=[first, second])
+    reader.add_route(got.put, "a")
+    async with met(make, *feeds, reader, publishers=2):
+        for number in range(200):
+            for index, feed in enumerate(feeds):
+                feed.publish("a", [index, number])
+        await got.until(400)
+    for index in range(2):
+        assert [number for each, number in map(tuple, got.items) if each == index] == list(range(200))
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_can_run_again(make: Make) -> None:
+    """After a stop the same apps start anew, and meet."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
+    reader.add_route(got.put, "a")
+    for number in (1, 2):
+        async with met(make, feed, reader):
+            feed.publish("a", number)
+            await got.until(number)
+    assert got.items == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_example_runs_unchanged_over_the_line_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ticker's feed and screen know nothing of what carries their quotes."""
+    monkeypatch.syspath_prepend(os.fspath(ROOT / "examples"))
+    monkeypatch.delitem(sys.modules, "ticker", raising=False)
+    ticker = import_module("ticker")
+    address = free_endpoint()
+    for app in (ticker.feed, ticker.screen):
+        app.sub, app.pub = (tuple(_at(each, address) for each in given) for given in (app.sub, app.pub))
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        async with met(LineTransport, ticker.feed, ticker.screen):
+            ticker.tick()
+            await turns(lambda: "market open" in shown.getvalue())
+    assert [line.split()[0] for line in shown.getvalue().splitlines()][:4] == ["AAPL", "MSFT", "ACME", "market"]
+
+
+def _at(endpoint: Any, address: str) -> Any:
+    return type(endpoint)(address, bind=endpoint.bind)
