@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.test_house import modules
 
-PAGES = [ROOT / "docs" / "explanation" / "architecture.md"]
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docs" / "explanation" / "architecture.md"]
 PICTURES = {"house.svg", "path-in.svg", "path-out.svg"}
 
 
@@ -38,3 +39,21 @@ def test_the_links_of_a_page_lead_to_files(page: Path) -> None:
     """A relative link leads to a file that is there."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_sessions_that_are_named_exist() -> None:
+    """`nox -s` with a name that a page or `.ci/run` has runs something."""
+    defined = set(re.findall(r"^def ([a-z]\w*)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
+        named = re.findall(r"nox -s \"?([a-z]+)", page.read_text())
+        assert named
+        assert set(named) <= defined
+
+
+def test_every_module_of_the_table_of_old_names_is_where_it_says() -> None:
+    """An old name leads me to a module that exists, and no old one is left."""
+    rows = re.findall(r"^\| `zroute\.([\w.]+)` \| `zroute\.([\w.]+)` \|$", PAGES[0].read_text(), re.MULTILINE)
+    assert rows
+    known = modules()
+    assert not [old for old, new in rows if old in known and old not in {new for _, new in rows}]
+    assert not [new for _, new in rows if new not in known]
