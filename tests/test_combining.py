@@ -275,32 +275,40 @@ def interaction(first: str, second: str) -> Callable[[Check], Check]:
     return register
 
 
+class Reader:
+    """A subscriber of plain ZeroMQ, at the ``address`` that an app publishes at."""
+
+    def __init__(self, address: str, socket: zmq.Socket[bytes]) -> None:
+        self.address = address
+        self._socket = socket
+
+    async def read(self, number: int) -> list[bytes]:
+        """Wait for at least so many frames."""
+        frames: list[bytes] = []
+
+        def arrived() -> bool:
+            while self._socket.poll(0):
+                frames.append(self._socket.recv())
+            return len(frames) >= number
+
+        await turns(arrived)
+        return frames
+
+
 @asynccontextmanager
-async def read_by_a_socket(made: Made) -> AsyncIterator[Callable[[int], Awaitable[list[bytes]]]]:
-    """Run the app over TCP, with a subscriber of plain ZeroMQ; gives what waits for so many frames of "out"."""
-    made.app.pub = App(pub=free_endpoint()).pub
-    made.app.sub = App(sub=free_endpoint()).sub
+async def read_by_a_socket(made: Made) -> AsyncIterator[Reader]:
+    """Run the app over TCP, with a subscriber to "out" of plain ZeroMQ."""
+    assert made.publication is not None
+    endpoints = App(sub=free_endpoint(), pub=free_endpoint())
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     try:
-        async with running(made.app):
-            socket.connect(made.app.pub[0].address)
+        async with running(made.app, sub=endpoints.sub, pub=endpoints.pub):
+            address = endpoints.pub[0].address
+            socket.connect(address)
             socket.subscribe(b"out")
-            assert made.publication is not None
             await made.publication.wait_for_subscribers()
-
-            async def read(number: int) -> list[bytes]:
-                frames: list[bytes] = []
-
-                def come() -> bool:
-                    while socket.poll(0):
-                        frames.append(socket.recv())
-                    return len(frames) >= number
-
-                await turns(come)
-                return frames
-
-            yield read
+            yield Reader(address, socket)
     finally:
         socket.close(0)
         context.term()
@@ -309,12 +317,12 @@ async def read_by_a_socket(made: Made) -> AsyncIterator[Callable[[int], Awaitabl
 async def frames_of(pair: Pair, **options: Any) -> int:
     """How many frames five messages travel in that are published in one turn."""
     made = Made(pair)
-    async with read_by_a_socket(made) as read:
+    async with read_by_a_socket(made) as reader:
         assert made.publication is not None
         for number in range(5):
             made.publication.publish(number, **options)
         least = 5 if pair.outcome == "interacts" else 2
-        return len(await read(least))
+        return len(await reader.read(least))
 
 
 @interaction('`App(wire="plain")`', "`publisher(coalesce=True)`")
@@ -505,12 +513,12 @@ async def _own_object(pair: Pair) -> None:
 @interaction('`publisher(keep="last")`', "`ready(state=True)`")
 async def _joins(pair: Pair) -> None:
     made = Made(pair)
-    async with read_by_a_socket(made) as read:
+    async with read_by_a_socket(made) as reader:
         assert made.publication is not None
         for number in range(5):
             made.publication.publish(number, **pair.options("publish"))
-        await read(2 if "coalesce" in pair.options("publisher") else 5)
-        joining = App(sub=made.app.pub[0].address)
+        await reader.read(2 if "coalesce" in pair.options("publisher") else 5)
+        joining = App(sub=reader.address)
         box = Mailbox[Envelope]()
 
         @joining.subscribe("out")
