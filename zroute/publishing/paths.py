@@ -27,22 +27,23 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from functools import partial
 from itertools import count
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
 from zroute.errors import EncodeError, HighWaterMarkError, WrongThreadError
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.topics import Pattern, matches
-from zroute.messages.wire import NUL, Framer, Wire, counted_framer, framer, pack_headers, several_numbers, topic_header
+from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers, several_numbers, topic_header
+from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer
 from zroute.publishing.counters import Counter, Cover
-from zroute.publishing.publication import DONE, Coalesce, Emit, Overflow, Publication, Short, Straight, Write
+from zroute.publishing.publication import DONE, Emit, Publication, Short, Straight, Write
 from zroute.publishing.send_queue import Outbox
 from zroute.publishing.session import PublishingEnd
 from zroute.stats import Stats
 
-__all__ = ["Paths", "Plan", "check_message"]
+__all__ = ["Paths", "check_message"]
 
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
@@ -51,21 +52,6 @@ Guard = Callable[[bytes], bool]
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
 """Sends ``(topic, codec number, body, headers, time of publishing in ns)``; False while there is no room."""
-
-
-class Plan(Protocol):
-    """What an app says about all that it publishes."""
-
-    @property
-    def wire(self) -> Wire: ...  # noqa: D102
-
-    @property
-    def overflow(self) -> Overflow: ...  # noqa: D102
-
-    @property
-    def max_message(self) -> int: ...  # noqa: D102
-
-    def coalesces(self, publication: Publication[Any] | None = None) -> Coalesce | None: ...  # noqa: D102
 
 
 @attrs.define(eq=False)
@@ -77,7 +63,7 @@ class Paths:
     comes first.
     """
 
-    plan: Plan
+    choices: Choices
     stats: Stats
     clock_ns: Callable[[], int]
     send: Callable[[Any], bool | None]
@@ -97,7 +83,7 @@ class Paths:
         """Decide by all ``publications``, and their patterns with prefixes, which topics may be kept or held."""
         self._coalescer = coalescer
         self._keeping = [pattern for publication, pattern in publications if publication.keep]
-        self._holding = [pattern for publication, pattern in publications if self.plan.coalesces(publication)]
+        self._holding = [pattern for publication, pattern in publications if self.choices.coalesces(publication)]
 
     # -- general paths
 
@@ -107,7 +93,7 @@ class Paths:
         emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)))
         if self._coalescer is None:
             return emit
-        how = self.plan.coalesces(publication)
+        how = self.choices.coalesces(publication)
         if how is not None:
             together = self._coalescer.together(how, emit)
             return self._coalescer.kept(together) if keeps else together
@@ -118,13 +104,14 @@ class Paths:
         found = self._emits.get((keeps, may_be_kept))
         if found is None:
             kept = self.kept if may_be_kept and self.kept is not None else ()
-            make = self._publish_or_drop if self.plan.overflow == "drop" else self._publish_or_wait
+            make = self._publish_or_drop if self.choices.overflow == "drop" else self._publish_or_wait
             found = self._emits[keeps, may_be_kept] = make(keeps, kept)
         return found
 
     def _publish_or_drop(self, keeps: bool, kept: Container[bytes]) -> Emit:
         """A subscriber without room misses the message, and counts it."""
-        stats, limit, thread, clock_ns, send = self.stats, self.plan.max_message, self._thread, self.clock_ns, self.send
+        stats, limit, thread = self.stats, self.choices.max_message, self._thread
+        clock_ns, send = self.clock_ns, self.send
         frame, attempt = self._frames(keeps=False), self._attempt(keeps, kept)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
@@ -141,8 +128,8 @@ class Paths:
 
     def _publish_or_wait(self, keeps: bool, kept: Container[bytes]) -> Emit:
         """Nothing is dropped: see `zroute.publishing.send_queue`."""
-        stats, limit, thread, clock_ns = self.stats, self.plan.max_message, self._thread, self.clock_ns
-        queue, waits, attempt = self.queue, self.plan.overflow == "wait", self._attempt(keeps, kept)
+        stats, limit, thread, clock_ns = self.stats, self.choices.max_message, self._thread, self.clock_ns
+        queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             check_message(topic, body, limit, thread)
@@ -191,9 +178,9 @@ class Paths:
         """What makes frames of any message; with ``keeps`` they say that the message is kept for those who join."""
         if self.session is not None:
             return self.session.framer(clock_ns, keeps=keeps)
-        if keeps and self.plan.wire == "tracked":
+        if keeps and self.choices.wire == "tracked":
             return counted_framer(epoch=self._epoch, count=self._count, clock_ns=clock_ns, keeps=True)
-        return framer(self.plan.wire, epoch=self._epoch, next_sequence=self._number, clock_ns=clock_ns)
+        return framer(self.choices.wire, epoch=self._epoch, next_sequence=self._number, clock_ns=clock_ns)
 
     def _count(self, _topic: bytes) -> tuple[Counter]:
         """Number all messages in one row, on the tracked wire of a transport that does not tell of subscriptions."""
@@ -203,7 +190,7 @@ class Paths:
 
     def fast(self, publication: Publication[Any], pattern: Pattern) -> Straight | None:
         """What makes the fast paths of ``publication``; None if it has none."""
-        if self.plan.wire == "multipart" or (self._coalescer is not None and self.plan.coalesces(publication)):
+        if self.choices.wire == "multipart" or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
         keeping = () if keeps else self._meeting(pattern, self._keeping)
@@ -217,7 +204,7 @@ class Paths:
         self, topic: bytes, number: int, write: Write, general: Short, keeps: bool, guard: Guard | None
     ) -> Short:
         """Publish messages to ``topic``. All captures, and messages that are refused, are left to ``general``."""
-        stats, limit, thread, send = self.stats, self.plan.max_message, self._thread, self.send
+        stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
         frame, keep = self._topic_framer(topic, number, keeps)
         counters = self.session.counters if self.session is not None else None
 
@@ -246,7 +233,7 @@ class Paths:
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
         """What says that a message of ``topic`` must go the general way now; None if that can't be."""
         guards: list[Guard] = []
-        if self.plan.overflow != "drop":
+        if self.choices.overflow != "drop":
             guards.append(self.queue.delays)
         if self.kept is not None and any(matches(each, topic) is not None for each in keeping):
             guards.append(self.kept.__contains__)
@@ -262,7 +249,7 @@ class Paths:
         """What makes frames of bodies of one topic and codec, and what then keeps a body, if that is to be."""
         if self.session is not None:
             return _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
-        if self.plan.wire == "plain" and codec in _NEVER_MAGIC:
+        if self.choices.wire == "plain" and codec in _NEVER_MAGIC:
             return (topic + NUL).__add__, None
         frame: Callable[..., Any] = self._frames(keeps=keeps)
         return lambda body: frame(topic, codec, body, None), None
@@ -276,7 +263,7 @@ class Paths:
 
     def _may_be_held(self, which: Pattern | bytes | None) -> bool:
         """Return True if messages of a topic, or of some topic of a pattern, may be held."""
-        if which is None or self.plan.coalesces() is not None:
+        if which is None or self.choices.coalesces() is not None:
             return True
         if isinstance(which, bytes):
             return any(matches(each, which) is not None for each in self._holding)

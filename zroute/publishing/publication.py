@@ -7,6 +7,7 @@ the message is worked out in `Outlet`; who moves the frames is an argument (`Emi
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import attrs
@@ -296,13 +297,15 @@ class Outlet:
             sent = general(message, captures)
             topic = topics.get((value,)) if type(value) is str else None
             if topic is not None and value not in senders:
-                senders[value] = straight(topic, number, write, general)
+                senders[value] = straight(topic, number, write, partial(general, topic=topic))
             return sent
 
         return short
 
-    def _publish_general(self, message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-        return self.publish(message, None, captures)
+    def _publish_general(
+        self, message: Any, captures: Mapping[str, object] | None, topic: bytes | None = None
+    ) -> Awaitable[None]:
+        return self.publish(message, None, captures, None, topic)
 
     def gathered(self, number: int, timeout: float) -> Awaitable[None]:
         """See `Publication.wait_for_subscribers`. Raises NotRunningError when the outlet is closed."""
@@ -324,8 +327,12 @@ class Outlet:
         headers: Mapping[str, Any] | None = None,
         captures: Mapping[str, object] | None = None,
         inbound: Mapping[str, object] | None = None,
+        topic: bytes | None = None,
     ) -> Awaitable[None]:
-        """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one."""
+        """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one.
+
+        With ``topic``, which is what captures have made already, they are not looked at.
+        """
         if self._emit is None:
             raise NotRunningError(f"{self.publication} was published to after its app stopped")
         try:
@@ -333,9 +340,10 @@ class Outlet:
         except EncodeError as error:
             error.args = (f"{self.publication} was given what it can't publish: {error}",)
             raise
-        topic = self._constant
-        if topic is None or captures:
-            topic = self._topic(message, captures or {}, inbound or {})
+        if topic is None:
+            topic = self._constant
+            if topic is None or captures:
+                topic = self._topic(message, captures or {}, inbound or {})
         return self._emit(topic, number, body, headers)
 
     def _topic(self, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> bytes:
