@@ -10,7 +10,7 @@ import attrs
 from benchmarks.coalesced import COALESCED, FLOOD
 from benchmarks.latency import BARE
 from benchmarks.peers_nats import FASTSTREAM
-from benchmarks.publish import FOUR, ONE
+from benchmarks.publish import BESIDE_COALESCED, BESIDE_KEPT, FOUR, ONE
 from benchmarks.running import Result
 from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, TXZMQ
 
@@ -38,6 +38,8 @@ GOALS = (
     Goal("publish, plain wire / hand-written encode and send", "publish-json", PLAIN, BY_HAND, 1.15),
     Goal("publish, tracked, one live subscription / the same", "publish-json", ONE, BY_HAND, 1.6),
     Goal("publish, tracked, four overlapping ones / the same", "publish-json", FOUR, BY_HAND, 2.2),
+    Goal("publish, beside an unrelated keep='last' / alone", "publish-beside", BESIDE_KEPT, TRACKED, 1.1),
+    Goal("publish, beside an unrelated coalesce=True / alone", "publish-beside", BESIDE_COALESCED, TRACKED, 1.1),
     Goal("route match, not in the cache: 100,000 patterns / 10, busy desks", "match-busy", MOST, LEAST, 1.5),
     Goal("route match, the same, topics of all desks", "match-scattered", MOST, LEAST, 1.5),
     Goal("a message to ten handlers of one type / to one", "handlers", PLAIN, f"{PLAIN}, one handler", 2.0),

@@ -7,7 +7,7 @@ an app looks at its socket once in each turn of the reactor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,18 @@ from zroute.messages.control import pack_marker
 from zroute.messages.wire import parse_header
 from zroute.runtime.service import AppService
 
-__all__ = ["ALONE", "BURST", "ENDPOINT", "FOUR", "ONE", "arrived", "groups", "subscriber"]
+__all__ = [
+    "ALONE",
+    "BESIDE_COALESCED",
+    "BESIDE_KEPT",
+    "BURST",
+    "ENDPOINT",
+    "FOUR",
+    "ONE",
+    "arrived",
+    "groups",
+    "subscriber",
+]
 
 ENDPOINT = "inproc://published"
 BURST = 256
@@ -32,6 +43,7 @@ BURST = 256
 ALONE = (b"stocks.",)
 OVERLAPPING = (b"s", b"stocks", b"stocks.", TOPIC)
 ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping ones"
+BESIDE_KEPT, BESIDE_COALESCED = f"{TRACKED}, beside keep='last'", f"{TRACKED}, beside coalesce=True"
 
 
 def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
@@ -96,11 +108,13 @@ def zroute_publish(
     *,
     pattern: str = TOPIC.decode(),
     burst: int = BURST,
+    beside: Mapping[str, Any] | None = None,
 ) -> Figures:
-    """``publication.publish`` of a running app."""
+    """``publication.publish`` of a running app; ``beside`` are the options of another publisher of it."""
     context: zmq.Context[Any] = zmq.Context()
     app, clock = App(pub=ENDPOINT, codec=codec, wire=wire, context=context), StillReactor()
     publication = app.publisher(pattern, Quote)
+    other = app.publisher("orders.{symbol}", Quote, **beside) if beside is not None else None
     service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
     service.startService()
     sub = subscriber(context, subscriptions)
@@ -108,6 +122,8 @@ def zroute_publish(
     clock.advance(0)  # the app learns of the subscriptions
     if wire == "tracked":
         join(sub, clock, service, subscriptions)
+    if other is not None:
+        other.publish(QUOTE)
 
     def publish() -> None:
         left = count
@@ -155,6 +171,24 @@ def _group(count: int, codec: str) -> Group:
     )
 
 
+def _beside(count: int) -> Group:
+    """A publisher alone in its app, and beside others to unrelated topics whose messages take more steps."""
+    others: dict[str, Mapping[str, Any] | None] = {
+        TRACKED: None,
+        BESIDE_KEPT: {"keep": "last"},
+        BESIDE_COALESCED: {"coalesce": True},
+    }
+    return Group(
+        "publish-beside",
+        "publish, 46-byte quotes as JSON, to topics that another publisher of the app has nothing to do with",
+        tuple(
+            Contestant(name, partial(zroute_publish, count, "json", "tracked", beside=options))
+            for name, options in others.items()
+        ),
+        TRACKED,
+    )
+
+
 def groups(scale: Scale) -> list[Group]:
     """All figures of publishing."""
-    return [_group(scale.count, codec) for codec in ("json", "msgpack")]
+    return [*(_group(scale.count, codec) for codec in ("json", "msgpack")), _beside(scale.count)]
