@@ -63,7 +63,7 @@ def main() -> None:
     @app.on_startup
     def begin() -> None:
         run: Any = app._live.run
-        print("epoch", f"{run._outgoing.publishing.epoch:016x}", flush=True)
+        print("epoch", f"{run._publisher.session.epoch:016x}", flush=True)
         threading.Thread(target=listen, daemon=True).start()
 
     app.run()

@@ -48,7 +48,7 @@ def main() -> None:
     def begin() -> None:
         run: Any = app._live.run
         run.transport.pub.watch(lambda event: print("event", event.name, event.address, flush=True))
-        publishing = run._outgoing.publishing
+        publishing = run._publisher.session
         print("name", getattr(publishing, "_name", ""), flush=True)
         print("epoch", f"{publishing.epoch:016x}" if publishing else "none", flush=True)
         threading.Thread(target=listen, daemon=True).start()

@@ -24,7 +24,7 @@ from zroute.options import MAX_MESSAGE, STREAM_QUEUE
 from zroute.planning.compiler import compile_routes
 from zroute.planning.plan import Addresses, Hooks, Host, Live, Plan
 from zroute.publishing.choices import Choices
-from zroute.publishing.publication import Coalesce, Encode, Outlet, Overflow, encoder_by_type
+from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
 from zroute.runtime import runner
@@ -353,7 +353,7 @@ def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
     return value
 
 
-def _check_kept(outlets: Sequence[Outlet], wire: Wire) -> None:
+def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire) -> None:
     for publication in (outlet.publication for outlet in outlets):
         if publication.keep and wire != "tracked":
             raise SignatureError(
@@ -364,7 +364,7 @@ def _check_kept(outlets: Sequence[Outlet], wire: Wire) -> None:
             )
 
 
-def _check_coalescing(outlets: Sequence[Outlet], choices: Choices, where: str) -> None:
+def _check_coalescing(outlets: Sequence[CompiledPublication], choices: Choices, where: str) -> None:
     if choices.overflow != "raise":
         return
     wanting = [outlet.publication.where for outlet in outlets if choices.coalesces(outlet.publication)]

@@ -30,8 +30,6 @@ __all__ = [
     "MAX_SUBSCRIPTION_BYTES",
     "MAX_SUBSCRIPTION_BYTES_LEAST",
     "MAX_TOPIC",
-    "OUTBOX",
-    "OUTBOX_SECONDS",
     "PUBLISHERS_KEPT",
     "READ_BUDGET",
     "READ_SECONDS",
@@ -40,6 +38,8 @@ __all__ = [
     "REQUEST_FORGOTTEN",
     "REQUEST_WINDOW",
     "ROUTE_QUEUE",
+    "SEND_QUEUE",
+    "SEND_QUEUE_SECONDS",
     "STATEMENT_MAX",
     "STREAM_QUEUE",
     "SUBSCRIPTIONS_SEEN",
@@ -156,10 +156,10 @@ DRAIN_TIMEOUT = 8.0
 RECEIVED_MAX = 1_000
 """Messages of each publisher that wait in a subscriber's socket: bounded memory, and input restarts soon enough."""
 
-OUTBOX = 1_000
+SEND_QUEUE = 1_000
 """Messages that wait for subscribers with ``overflow="wait"``: as many as ZeroMQ itself queues for a reader."""
 
-OUTBOX_SECONDS = 30.0
+SEND_QUEUE_SECONDS = 30.0
 """Seconds that one of them waits: longer than any pause that is none."""
 
 LINGER_DRAIN = 3000

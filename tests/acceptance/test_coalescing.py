@@ -84,7 +84,7 @@ else:
 async def publish():
     global published
     await numbers.wait_for_subscribers(1)
-    while len(app._live.run._outgoing.publishing.counters.markers) < 1:
+    while len(app._live.run._publisher.session.counters.markers) < 1:
         await deferLater(reactor, 0.01)
     print("begins", flush=True)
     for number in takewhile(lambda number: number < many or not told, count()):

@@ -42,11 +42,11 @@ def go():
 
 @app.every(0.1)
 def say():
-    out = app._live.run._outgoing
-    end = out.publishing
+    out = app._live.run._publisher
+    end = out.session
     print(json.dumps({
         "rss": rss(),
-        "live": len(out._audience._live),
+        "live": len(out._subscribers._live),
         "joining": len(end.kept._joining),
         "subscriptions": len(app._live.run.transport.pub.subscriptions),
     }), flush=True)

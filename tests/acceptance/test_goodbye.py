@@ -261,7 +261,7 @@ async def test_a_gap_function_that_ends_the_program_does_not_deafen_it(tmp_path:
         await reader.ready(1, timeout=PATIENCE)
         numbers.publish(1)
         await box.until(1)
-        for counter in service._run._outgoing.publishing.counters._counters.values():  # type: ignore[union-attr]
+        for counter in service._run._publisher.session.counters._counters.values():  # type: ignore[union-attr]
             counter.number += 5  # as if five had been lost
         numbers.publish(2)
         numbers.publish(3)
@@ -331,7 +331,7 @@ async def test_a_publication_of_two_apps_is_sent_when_both_have_sent_it(tmp_path
         async with running(apps[0]), running(apps[1]):
             await lines.wait_for_subscribers(0)
             reading = Deferred.fromCoroutine(read(sub, total))
-            while not apps[0]._run._outgoing._audience._live:  # type: ignore[union-attr]
+            while not apps[0]._run._publisher._subscribers._live:  # type: ignore[union-attr]
                 await deferLater(reactor, 0.001)
             for _ in range(total):
                 await lines.publish(b"x" * 2000)

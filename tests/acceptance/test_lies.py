@@ -37,7 +37,7 @@ def listen():
 @app.on_startup
 def begin():
     threading.Thread(target=listen, daemon=True).start()
-    print("epoch", f"{app._live.run._outgoing.publishing.epoch:016x}", flush=True)
+    print("epoch", f"{app._live.run._publisher.session.epoch:016x}", flush=True)
 
 app.run()
 """

@@ -36,7 +36,7 @@ def begin():
     from twisted.internet.defer import Deferred
     app.ready_to_go = Deferred()
     def look():
-        if app._live.run._outgoing.publishing.counters.markers:
+        if app._live.run._publisher.session.counters.markers:
             app.ready_to_go.callback(None)
         else:
             reactor.callLater(0.01, look)

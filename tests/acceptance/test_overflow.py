@@ -46,7 +46,7 @@ refused = waited = 0
 
 async def publish():
     global refused, waited
-    while not app._live.run._outgoing.publishing.counters.markers:
+    while not app._live.run._publisher.session.counters.markers:
         await deferLater(reactor, 0.01)
     for number in range(100_000):
         while True:

@@ -21,7 +21,7 @@ TOTAL, PERIOD, BATCH = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 
 async def publish():
     await numbers.wait_for_subscribers(timeout=60)
-    while not app._live.run._outgoing.publishing.counters.markers:
+    while not app._live.run._publisher.session.counters.markers:
         await deferLater(reactor, 0.01)
     for number in range(TOTAL):
         numbers.publish(number, x="a", headers={"pad": "x" * 1000})

@@ -46,7 +46,7 @@ class Running:
     @property
     def kept(self) -> dict[str, Any]:
         """What is kept, by topic."""
-        messages = self.service._run._outgoing.publishing.kept.messages  # type: ignore[union-attr]
+        messages = self.service._run._publisher.session.kept.messages  # type: ignore[union-attr]
         return {topic.decode(): json.loads(body) for topic, (_, _, body, _, _) in messages.items()}
 
     def turn(self) -> None:

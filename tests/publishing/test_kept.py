@@ -17,7 +17,7 @@ from tests.running import Mailbox, running
 from zroute import App, Envelope, SignatureError, Topic
 from zroute.messages.control import Marker, pack_marker, parse_marker
 from zroute.options import KEPT_MAX
-from zroute.publishing.retained import Kept, Last
+from zroute.publishing.retained import LastValue, LastValueCache
 
 
 def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
@@ -39,7 +39,7 @@ class Sent:
     room: int = 10**9
     said: int = 0
 
-    def send(self, to: Marker, number: int, topic: bytes, message: Last | None) -> bool:
+    def send(self, to: Marker, number: int, topic: bytes, message: LastValue | None) -> bool:
         """See `zroute.publishing.retained.Send`."""
         if len(self.got) < self.room:
             self.got.append((to.subscriber, number, topic, message and message.sent_at))
@@ -54,7 +54,7 @@ class Sent:
 def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> None:
     """Numbered from 1, nothing of others' topics, and only the newest of each."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
         kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
@@ -66,7 +66,7 @@ def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> No
 def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -> None:
     """The subscriber gets it in the stream; an older one must not come behind it."""
     sent = Sent(room=1)
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
     kept.keep(b"b", *last(2))
     kept.join(marker(7, 1, b""))
@@ -79,7 +79,7 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
 def test_who_asks_again_is_given_nothing_twice() -> None:
     """A new marker of the same subscriber goes on where the one before was, and adds what is new in it."""
     sent = Sent(room=1)
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
         kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
@@ -96,7 +96,7 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
 def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
     """All of 20,000 topics was given before; a walk past them takes five turns, and it asks again in each third."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(20_000):
         kept.keep(b"t%05d" % number, *last(number))
     kept.join(marker(7, 1, b"t"))
@@ -111,7 +111,7 @@ def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
 def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
     """Behind the end of the walk that was under way: a proxy may have dropped its subscription until then."""
     sent = Sent(room=1)
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y"]):
         kept.keep(topic, *last(number))
     kept.join(marker(7, 1, b"a."))
@@ -128,7 +128,7 @@ def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
 def test_what_was_sent_to_a_marker_that_is_withdrawn_at_once_is_sent_again(seconds: float, times: int) -> None:
     """libzmq sends old markers again with a new connection. The subscriber has withdrawn them: it drops the answers."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
     old, new = marker(7, 1, b""), marker(7, 2, b"")
     kept.join(old)
@@ -143,7 +143,7 @@ def test_what_was_sent_to_a_marker_that_is_withdrawn_at_once_is_sent_again(secon
 def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
     """Two subscribers and 1,000 topics: neither waits for the other, and each turn is short."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(1000):
         kept.keep(b"t%d" % number, *last(number))
     kept.join(marker(1, 1, b"t"))
@@ -163,7 +163,7 @@ def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
 def test_who_has_gone_is_given_nothing() -> None:
     """A withdrawn marker ends it, and at the end no timer is left."""
     sent = Sent(room=0)
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
     kept.join(marker(7, 1, b"a"))
     kept.join(marker(8, 1, b"a"))
@@ -177,7 +177,7 @@ def test_who_has_gone_is_given_nothing() -> None:
 def test_what_is_kept_is_bounded_and_it_is_said() -> None:
     """Over the bound the oldest topic is given up."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(KEPT_MAX + 5):
         kept.keep(b"t%d" % number, *last(number))
     assert sent.said == 1
@@ -190,7 +190,7 @@ def test_what_is_kept_is_bounded_and_it_is_said() -> None:
 def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(steps: list[tuple[str, int]]) -> None:
     """Against a record of what was published and when each subscriber joined."""
     sent = Sent()
-    kept = Kept(sent.clock, sent.send, sent.say)
+    kept = LastValueCache(sent.clock, sent.send, sent.say)
     wanted = [b"a", b"b", b"c", b"d"]
     published: dict[bytes, int] = {}
     joined: dict[int, int] = {}

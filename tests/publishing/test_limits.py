@@ -15,8 +15,8 @@ from zroute import App, Limits, SignatureError
 from zroute.messages.control import pack_marker, pack_ping
 from zroute.publishing.ordered import Ordered, apart
 from zroute.publishing.pacing import Allowance
-from zroute.publishing.send_queue import Outbox
-from zroute.publishing.session import PublishingEnd
+from zroute.publishing.send_queue import SendQueue
+from zroute.publishing.session import PublisherSession
 from zroute.sockets.budgets import Budgets
 from zroute.sockets.refusals import Refusals
 from zroute.testing import TestApp
@@ -177,15 +177,15 @@ def test_names_that_come_and_go_cost_nothing_until_they_are_asked_for() -> None:
     assert list(ordered.below([b""])) == names[10_000:]
 
 
-def ending(clock: Clock, sent: list[bytes], many: int = 2000) -> PublishingEnd:
+def ending(clock: Clock, sent: list[bytes], many: int = 2000) -> PublisherSession:
     """The publishing end of an app with ``many`` subscriptions; what it sends goes to ``sent``."""
 
     def send(frame: bytes) -> bool:
         sent.append(frame)
         return True
 
-    outbox = Outbox(clock, limit=1000, timeout=30, lost=lambda *_: None)
-    end = PublishingEnd(clock, outbox, send, lambda: 5, "app", "name", logging.getLogger("test"))
+    send_queue = SendQueue(clock, limit=1000, timeout=30, lost=lambda *_: None)
+    end = PublisherSession(clock, send_queue, send, lambda: 5, "app", "name", logging.getLogger("test"))
     for number in range(many):
         end.subscription(b"topic%06d" % number, True)
     return end

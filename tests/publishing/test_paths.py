@@ -22,8 +22,8 @@ from zroute.messages.topics import parse
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.paths import Paths, _counting_framer
 from zroute.publishing.publication import DONE, Overflow, Publication
-from zroute.publishing.send_queue import Outbox
-from zroute.publishing.session import PublishingEnd
+from zroute.publishing.send_queue import SendQueue
+from zroute.publishing.session import PublisherSession
 from zroute.stats import Stats
 
 # -- topics that several publish to ---------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_message_without_room_is_refused_whatever_names_its_topic(
 @pytest.mark.parametrize("options", [{"keep": "last"}, {"coalesce": True}])
 def test_only_topics_that_another_publisher_may_use_are_looked_up(options: dict[str, Any]) -> None:
     """Patterns decide which paths have to look whether their topic is kept or held: others have nothing to ask."""
-    app, queue = App(), Outbox(clock := Clock(), limit=1000, timeout=30, lost=lambda *_: None)
+    app, queue = App(), SendQueue(clock := Clock(), limit=1000, timeout=30, lost=lambda *_: None)
     app.publisher("a.{x}", int, **options)
     plain = app.publisher("{y}.{x}", int)
     plan = app.compile()
@@ -244,11 +244,11 @@ CHANGES = st.lists(
 )
 
 
-def session(clock: Clock, times: Iterator[int]) -> PublishingEnd:
+def session(clock: Clock, times: Iterator[int]) -> PublisherSession:
     """The publishing side of the tracked wire, whose control frames nobody reads."""
-    outbox = Outbox(clock, limit=1000, timeout=30, lost=lambda *_: None)
+    send_queue = SendQueue(clock, limit=1000, timeout=30, lost=lambda *_: None)
     log = logging.getLogger("test")
-    return PublishingEnd(clock, outbox, lambda frame: True, times.__next__, "app", "name", log)
+    return PublisherSession(clock, send_queue, lambda frame: True, times.__next__, "app", "name", log)
 
 
 @given(CHANGES, st.booleans())
@@ -284,7 +284,7 @@ def test_a_fast_path_makes_the_frames_of_the_general_one(changes: list[tuple[str
 def test_a_fast_path_carries_as_many_counters_as_the_general_one(number: int) -> None:
     """None, one, several, and more than a frame carries."""
     topic, clock = b"a" * 30, Clock()
-    ends: Sequence[PublishingEnd] = [session(clock, count(1)) for _ in range(2)]
+    ends: Sequence[PublisherSession] = [session(clock, count(1)) for _ in range(2)]
     ends[1].epoch = ends[0].epoch
     prefixes = tuple(topic[: length + 1] for length in range(number))
     for end in ends:

@@ -25,7 +25,7 @@ from zroute.messages.wire import FIXED, Envelope, Flags, Kind, pack_head
 from zroute.options import MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE, TOPICS_NOTED
 from zroute.publishing import counters as counting
 from zroute.publishing.counters import COVERS, Counters
-from zroute.publishing.publication import Outlet
+from zroute.publishing.publication import CompiledPublication
 from zroute.receiving.table import _Latest
 from zroute.receiving.tracker import STREAMS_MAX, Tracker
 from zroute.runtime.service import AppService
@@ -331,7 +331,7 @@ class Publisher:
         self.turn()
 
     @property
-    def outlet(self) -> Outlet:
+    def outlet(self) -> CompiledPublication:
         """The only one."""
         return self.quotes._outlets[0]
 
@@ -367,7 +367,7 @@ def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str,
     publisher = Publisher(wire, overflow)
     try:
         publisher.publish(0, 10, length)
-        covers = publisher.service._run._outgoing.publishing.counters._budget if wire == "tracked" else None  # type: ignore[union-attr]
+        covers = publisher.service._run._publisher.session.counters._budget if wire == "tracked" else None  # type: ignore[union-attr]
         before = publisher.outlet._budget.used + (covers.used if covers is not None else 0)
         with grown() as found:
             publisher.publish(10, 1_010, length)

@@ -27,9 +27,9 @@ from zroute.errors import EndpointError
 from zroute.logs import set_up_logging
 from zroute.messages.control import FAREWELL, MARKER
 from zroute.messages.topics import Topic
-from zroute.options import OUTBOX, READ_BUDGET
-from zroute.publishing.send_queue import Outbox
-from zroute.publishing.session import PublishingEnd
+from zroute.options import READ_BUDGET, SEND_QUEUE
+from zroute.publishing.send_queue import SendQueue
+from zroute.publishing.session import PublisherSession
 from zroute.runtime.runner import EXIT_DRAIN, install_reactor
 from zroute.runtime.signals import run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
@@ -65,9 +65,9 @@ class Outlet:
         self.sent = 0
         self.unheard = 0
         self._connection = connection
-        self._outbox = Outbox(reactor, limit=OUTBOX, timeout=_FLUSH, lost=lambda topic, count, error: None)
-        self._publishing = PublishingEnd(
-            reactor, self._outbox, connection.try_frame, time.time_ns, "zroute pub", "", _log
+        self._send_queue = SendQueue(reactor, limit=SEND_QUEUE, timeout=_FLUSH, lost=lambda topic, count, error: None)
+        self._publishing = PublisherSession(
+            reactor, self._send_queue, connection.try_frame, time.time_ns, "zroute pub", "", _log
         )
         self._frame: Callable[..., Any] = self._publishing.framer(time.time_ns, keeps=False)
         self._began = 0.0
@@ -97,7 +97,7 @@ class Outlet:
         """Tell all who have joined that this was all; return True if they have read it within ``seconds``."""
         with suppress(TimeoutError):
             await within(seconds, self._publishing.goodbye(), self.reactor)
-        self._outbox.close()
+        self._send_queue.close()
         return not self._publishing.unread
 
     async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class Outlet:
         counters = self._publishing.counters
 
         def attempt() -> bool:
-            if self._outbox.delays(topic):
+            if self._send_queue.delays(topic):
                 return False
             sent = self._connection.try_frame(self._frame(topic, codec, body, headers))
             if not sent:

@@ -18,7 +18,7 @@ from zroute.functions import name_of
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
-from zroute.publishing.publication import Outlet
+from zroute.publishing.publication import CompiledPublication
 
 __all__ = ["Lists", "plan_lists"]
 
@@ -37,7 +37,7 @@ class Lists:
     keyword: str | None
 
 
-def plan_lists(call: Call, route: Route, outlets: Sequence[Outlet]) -> tuple[Call, Lists | None]:
+def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication]) -> tuple[Call, Lists | None]:
     """``call`` with the type of one message in place of that of the list, and how lists are made; None without.
 
     A list is of one topic where the function, or a publisher of what it returns, takes something of the topic.

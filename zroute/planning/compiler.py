@@ -24,7 +24,7 @@ from zroute.messages.codecs import BUILTIN, Codec
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern
 from zroute.planning.plan import CompiledTrigger, Hooks, Parts
-from zroute.publishing.publication import Outlet, Publication, Schedule, bind_encoder
+from zroute.publishing.publication import CompiledPublication, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.flow import Flow, ListFlow
 from zroute.receiving.table import Dispatch
@@ -127,7 +127,7 @@ def compile_route(
     route: Route,
     prefix: str,
     errors: tuple[tuple[ErrorHook, ...], ...],
-    outlets: tuple[Outlet, ...],
+    outlets: tuple[CompiledPublication, ...],
     given: Mapping[Any, Any],
     default: Codec,
 ) -> CompiledRoute:
@@ -225,7 +225,7 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
 # -- publications ----------------------------------------------------------------------------------------
 
 
-def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> Outlet:
+def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> CompiledPublication:
     pattern = _at(publication.where, partial(joined, prefix, publication.pattern))
     if not pattern.is_template:
         raise PatternError(
@@ -240,7 +240,7 @@ def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Co
         raise SchemaError(
             f"publisher {publication.pattern.text!r}: {error}", schema=schema, where=publication.where
         ) from error
-    return Outlet(publication, pattern, encode, write, number, schema)
+    return CompiledPublication(publication, pattern, encode, write, number, schema)
 
 
 def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any:
@@ -259,8 +259,12 @@ def _returned(producer: Producer) -> Any:
 
 
 def _fed_by(
-    route: Route, prefix: str, group: Routes, producers: Sequence[Producer], placed: Sequence[tuple[str, Outlet]]
-) -> tuple[Outlet, ...]:
+    route: Route,
+    prefix: str,
+    group: Routes,
+    producers: Sequence[Producer],
+    placed: Sequence[tuple[str, CompiledPublication]],
+) -> tuple[CompiledPublication, ...]:
     """The outlets that what this handler returns is published to.
 
     A group that is included under several prefixes answers under the prefix it was asked under.
@@ -281,7 +285,10 @@ def _fed_by(
 
 
 def _triggers(
-    producers: Sequence[Producer], subscribed: set[object], outlets: Sequence[Outlet], given: Mapping[Any, Any]
+    producers: Sequence[Producer],
+    subscribed: set[object],
+    outlets: Sequence[CompiledPublication],
+    given: Mapping[Any, Any],
 ) -> list[CompiledTrigger]:
     by_function: dict[object, list[Producer]] = {}
     for producer in producers:
@@ -313,7 +320,10 @@ def _schedule(group: Sequence[Producer]) -> Schedule | None:
 
 
 def _trigger(
-    group: Sequence[Producer], schedule: Schedule | None, outlets: Sequence[Outlet], given: Mapping[Any, Any]
+    group: Sequence[Producer],
+    schedule: Schedule | None,
+    outlets: Sequence[CompiledPublication],
+    given: Mapping[Any, Any],
 ) -> CompiledTrigger:
     first = group[0]
     name = name_of(first.function)
@@ -389,7 +399,9 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         )
 
 
-def _refuse_unfilled(function: Callable[..., Any], hint: Any, outlet: Outlet, patterns: Sequence[Pattern]) -> None:
+def _refuse_unfilled(
+    function: Callable[..., Any], hint: Any, outlet: CompiledPublication, patterns: Sequence[Pattern]
+) -> None:
     """Raise PatternError for a capture that neither the message that came in nor the one that goes out has."""
     kinds = [kind for kind in (message_type(hint), outlet.schema) if kind is not None]
     captured = patterns[0].captures if patterns else ()

@@ -20,7 +20,7 @@ from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
 from zroute.messages.codecs import Codec
 from zroute.publishing.choices import Choices
-from zroute.publishing.publication import Emit, Outlet, Schedule
+from zroute.publishing.publication import CompiledPublication, Emit, Schedule
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
 from zroute.stats import Stats
@@ -35,7 +35,7 @@ class CompiledTrigger:
     name: str
     where: str
     call: Call
-    outlets: tuple[Outlet, ...]
+    outlets: tuple[CompiledPublication, ...]
     schedule: Schedule | None
 
 
@@ -48,7 +48,7 @@ class Parts:
     """
 
     routes: tuple[CompiledRoute, ...]
-    outlets: tuple[Outlet, ...]
+    outlets: tuple[CompiledPublication, ...]
     triggers: tuple[CompiledTrigger, ...]
     resources: tuple[CompiledResource, ...]
     hooked: Mapping[object, Mapping[str, Any]]

@@ -38,9 +38,9 @@ from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_heade
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer
 from zroute.publishing.counters import Counter, Cover
-from zroute.publishing.publication import DONE, Emit, Publication, Short, Straight, Write
-from zroute.publishing.send_queue import Outbox
-from zroute.publishing.session import PublishingEnd
+from zroute.publishing.publication import DONE, Emit, FastPath, MakeFastPath, Publication, Write
+from zroute.publishing.send_queue import SendQueue
+from zroute.publishing.session import PublisherSession
 from zroute.stats import Stats
 
 __all__ = ["Paths", "check_message"]
@@ -67,8 +67,8 @@ class Paths:
     stats: Stats
     clock_ns: Callable[[], int]
     send: Callable[[Any], bool | None]
-    queue: Outbox
-    session: PublishingEnd | None
+    queue: SendQueue
+    session: PublisherSession | None
     kept: Container[bytes] | None
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)
     _keeping: Sequence[Pattern] = attrs.field(init=False, default=())
@@ -188,21 +188,21 @@ class Paths:
 
     # -- fast paths
 
-    def fast(self, publication: Publication[Any], pattern: Pattern) -> Straight | None:
+    def fast(self, publication: Publication[Any], pattern: Pattern) -> MakeFastPath | None:
         """What makes the fast paths of ``publication``; None if it has none."""
         if self.choices.wire == "multipart" or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
         keeping = () if keeps else self._meeting(pattern, self._keeping)
 
-        def make(topic: bytes, number: int, write: Write, general: Short) -> Short:
+        def make(topic: bytes, number: int, write: Write, general: FastPath) -> FastPath:
             return self._make_fast_path(topic, number, write, general, keeps, self._guard(topic, keeping))
 
         return make
 
     def _make_fast_path(
-        self, topic: bytes, number: int, write: Write, general: Short, keeps: bool, guard: Guard | None
-    ) -> Short:
+        self, topic: bytes, number: int, write: Write, general: FastPath, keeps: bool, guard: Guard | None
+    ) -> FastPath:
         """Publish messages to ``topic``. All captures, and messages that are refused, are left to ``general``."""
         stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
         frame, keep = self._topic_framer(topic, number, keeps)
@@ -271,7 +271,7 @@ class Paths:
 
 
 def _counting_framer(
-    session: PublishingEnd, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
+    session: PublisherSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
 ) -> tuple[Callable[[bytes], bytes], Callable[[bytes], None] | None]:
     """What makes numbered frames of one topic, and what keeps the body of the last one.
 

@@ -1,7 +1,7 @@
-"""Publications: what ``app.publisher`` returns, and its compiled form, the outlet.
+"""Publications: what ``app.publisher`` returns, and its compiled form.
 
 A message goes out as ``publish`` -> bound encoder -> framer -> the transport. All that does not depend on
-the message is worked out in `Outlet`; who moves the frames is an argument (`Emit`).
+the message is worked out in `CompiledPublication`; who moves the frames is an argument (`Emit`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from zroute.options import COALESCED, TOPIC_CACHE
 __all__ = [
     "DONE",
     "Coalesce",
+    "CompiledPublication",
     "Emit",
     "Encode",
+    "FastPath",
     "Keep",
-    "Outlet",
+    "MakeFastPath",
     "Overflow",
     "Publication",
     "Schedule",
-    "Short",
-    "Straight",
     "Write",
     "bind_encoder",
     "encoder_by_type",
@@ -47,16 +47,16 @@ Write = Callable[[Any], bytes]
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
 """Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
 
-Short = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
+FastPath = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
 """Publishes ``(message, captures)``."""
 
-Straight = Callable[[bytes, int, Write, Short], Short]
+MakeFastPath = Callable[[bytes, int, Write, FastPath], FastPath]
 """Makes what publishes messages to one topic, of ``(topic, codec number, write, general)``.
 
 ``write`` makes the body; captures, and messages that it refuses, are left to ``general``.
 """
 
-Gathered = Callable[[Pattern, int, float], Awaitable[None]]
+WaitForSubscribers = Callable[[Pattern, int, float], Awaitable[None]]
 """Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
 
 Keep = Literal["last"] | None
@@ -162,8 +162,8 @@ class Publication(Generic[T]):
         self.coalesce = coalesce
         self.where = where
         self._register = register
-        self._outlets: tuple[Outlet, ...] = ()
-        self._short: Short | None = None
+        self._outlets: tuple[CompiledPublication, ...] = ()
+        self._fast_path: FastPath | None = None
 
     def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]:
         """Publish what ``function`` returns or yields; returns the function unchanged.
@@ -187,8 +187,8 @@ class Publication(Generic[T]):
         is larger than the app's ``max_message``; HighWaterMarkError as the app's ``overflow`` says, which the awaitable
         also raises when the message was given up.
         """
-        if self._short is not None and not headers:
-            return self._short(message, captures)
+        if self._fast_path is not None and not headers:
+            return self._fast_path(message, captures)
         return self._publish(message, headers, captures)
 
     def _publish(
@@ -221,14 +221,14 @@ class Publication(Generic[T]):
                 f"wait_for_subscribers() of {self} while no app with it runs: call it from on_startup on"
             )
         for outlet in outlets:
-            await outlet.gathered(number, timeout)
+            await outlet.wait_for_subscribers(number, timeout)
 
     def __repr__(self) -> str:
         return f"<Publication {self.pattern.text!r} at {self.where}>"
 
 
 @attrs.define(eq=False)
-class Outlet:
+class CompiledPublication:
     """A publication of one app, compiled: prefix joined, encoder bound.
 
     Where all its messages are of one type, ``write`` makes their bodies in ``codec``. Closed until `open` is given
@@ -242,10 +242,10 @@ class Outlet:
     codec: int
     schema: Any
     _emit: Emit | None = None
-    _gathered: Gathered | None = None
-    _shortcut: Short | None = None
+    _wait: WaitForSubscribers | None = None
+    _fast_path: FastPath | None = None
     _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
-    _senders: dict[object, Short] = attrs.field(factory=dict)
+    _senders: dict[object, FastPath] = attrs.field(factory=dict)
     _budget: Budget = attrs.field(factory=lambda: Budget(TOPIC_CACHE))
     _constant: bytes | None = attrs.field(init=False)
 
@@ -253,26 +253,30 @@ class Outlet:
         self._constant = None if self.pattern.captures else self.pattern.subscription
 
     def open(
-        self, emit: Emit, gathered: Gathered, straight: Straight | None = None, budget: Budget | None = None
+        self,
+        emit: Emit,
+        wait_for_subscribers: WaitForSubscribers,
+        make_fast_path: MakeFastPath | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """From now on messages go to ``emit``, also those given to the publication itself.
 
-        ``straight`` makes what does the same for one topic and codec, if that is all that is to be done with them.
+        ``make_fast_path`` makes what does the same for one topic and codec, if nothing else is to be done with them.
         ``budget`` bounds what all outlets of a run keep of topics; by default this one has its own.
         """
         self._budget = budget or Budget(TOPIC_CACHE)
         self._budget.share(self._drop)
         self._emit = emit
-        self._gathered = gathered
-        self._shortcut = self._make_short(straight) if straight is not None else None
+        self._wait = wait_for_subscribers
+        self._fast_path = self._make_fast_path(make_fast_path) if make_fast_path is not None else None
         self._among((*self.publication._outlets, self))
 
-    def _among(self, outlets: tuple[Outlet, ...]) -> None:
+    def _among(self, outlets: tuple[CompiledPublication, ...]) -> None:
         """From now on these are what the publication publishes to; one that is alone may have a shorter way."""
         self.publication._outlets = outlets
-        self.publication._short = outlets[0]._shortcut if len(outlets) == 1 else None
+        self.publication._fast_path = outlets[0]._fast_path if len(outlets) == 1 else None
 
-    def _make_short(self, straight: Straight) -> Short | None:
+    def _make_fast_path(self, make_fast_path: MakeFastPath) -> FastPath | None:
         """`publish` for what is published most, with all that stays the same done before.
 
         That are messages of one type, without headers, to a topic that is constant or has one capture, which is given
@@ -281,15 +285,15 @@ class Outlet:
         if self.write is None or len(self.pattern.captures) > 1:
             return None
         if self.pattern.captures:
-            return self._make_short_named(straight, self.write, self.pattern.captures[0])
+            return self._make_fast_path_by_capture(make_fast_path, self.write, self.pattern.captures[0])
         assert self._constant is not None
-        return straight(self._constant, self.codec, self.write, self._publish_general)
+        return make_fast_path(self._constant, self.codec, self.write, self._publish_general)
 
-    def _make_short_named(self, straight: Straight, write: Write, name: str) -> Short:
+    def _make_fast_path_by_capture(self, make_fast_path: MakeFastPath, write: Write, name: str) -> FastPath:
         general, number, topics = self._publish_general, self.codec, self._topics
         senders = self._senders
 
-        def short(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
+        def fast_path(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             value = captures.get(name) if captures else getattr(message, name, None)
             send = senders.get(value) if type(value) is str and (not captures or len(captures) < 2) else None
             if send is not None:
@@ -297,25 +301,25 @@ class Outlet:
             sent = general(message, captures)
             topic = topics.get((value,)) if type(value) is str else None
             if topic is not None and value not in senders:
-                senders[value] = straight(topic, number, write, partial(general, topic=topic))
+                senders[value] = make_fast_path(topic, number, write, partial(general, topic=topic))
             return sent
 
-        return short
+        return fast_path
 
     def _publish_general(
         self, message: Any, captures: Mapping[str, object] | None, topic: bytes | None = None
     ) -> Awaitable[None]:
         return self.publish(message, None, captures, None, topic)
 
-    def gathered(self, number: int, timeout: float) -> Awaitable[None]:
+    def wait_for_subscribers(self, number: int, timeout: float) -> Awaitable[None]:
         """See `Publication.wait_for_subscribers`. Raises NotRunningError when the outlet is closed."""
-        if self._gathered is None:
+        if self._wait is None:
             raise NotRunningError(f"{self.publication} has no subscribers any more: its app has stopped")
-        return self._gathered(self.pattern, number, timeout)
+        return self._wait(self.pattern, number, timeout)
 
     def close(self) -> None:
         """Publishing raises NotRunningError again, and nothing of the run is kept. Closing twice is nothing."""
-        self._emit = self._gathered = self._shortcut = None
+        self._emit = self._wait = self._fast_path = None
         self._topics.clear()
         self._senders.clear()
         self._budget = Budget(TOPIC_CACHE)
@@ -366,7 +370,7 @@ class Outlet:
 
     def _size(self, topic: bytes) -> int:
         """The bytes of what is kept of a topic, now or once something is published to it the short way."""
-        return _TOPIC + _SENDER * (self._shortcut is not None) + _COPIES * len(topic)
+        return _TOPIC + _SENDER * (self._fast_path is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:
         for values in part(self._topics):

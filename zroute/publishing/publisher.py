@@ -1,4 +1,4 @@
-"""Outgoing: what one run of an app publishes, on its way from the encoder to the transport.
+"""Publisher: what one run of an app publishes, on its way from the encoder to the transport.
 
 Messages are framed and numbered, kept for those who join, and held back while a subscriber has no room, as the app
 says: see `zroute.publishing.paths`.
@@ -25,20 +25,20 @@ from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
 from zroute.messages.topics import Pattern
-from zroute.options import LINGER_DRAIN, OUTBOX, OUTBOX_SECONDS, TOPIC_CACHE
+from zroute.options import LINGER_DRAIN, SEND_QUEUE, SEND_QUEUE_SECONDS, TOPIC_CACHE
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.instances import Instance, publisher_name
 from zroute.publishing.paths import Paths, check_message
-from zroute.publishing.publication import DONE, Emit, Outlet
-from zroute.publishing.send_queue import Outbox, Sent
-from zroute.publishing.session import PublishingEnd
-from zroute.publishing.subscriber_count import Audience
+from zroute.publishing.publication import DONE, CompiledPublication, Emit
+from zroute.publishing.send_queue import SendQueue, Sent
+from zroute.publishing.session import PublisherSession
+from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.stats import Stats
 from zroute.throttle import Reports
 from zroute.transport import Transport
 
-__all__ = ["Outgoing"]
+__all__ = ["Publisher"]
 
 _log = logging.getLogger("zroute")
 
@@ -46,7 +46,7 @@ Send = Callable[[Any], "bool | None"]
 """Sends a frame, or the parts of a message; False while there is no room."""
 
 
-class Outgoing:
+class Publisher:
     """The publishing side of one run of an app that made ``choices``, to ``endpoints``; ``wall`` gives Unix seconds."""
 
     def __init__(
@@ -68,34 +68,34 @@ class Outgoing:
         self._stats = stats
         self._reports = reports
         self._clock_ns = time.time_ns if wall is time.time else _ascending(wall)
-        self._audience = Audience(clock, tracked=choices.wire == "tracked")
-        self._outbox = Outbox(clock, limit=OUTBOX, timeout=OUTBOX_SECONDS, lost=self._unsent)
-        self._outlets: tuple[Outlet, ...] = ()
+        self._subscribers = SubscriberCount(clock, tracked=choices.wire == "tracked")
+        self._send_queue = SendQueue(clock, limit=SEND_QUEUE, timeout=SEND_QUEUE_SECONDS, lost=self._unsent)
+        self._outlets: tuple[CompiledPublication, ...] = ()
         self._coalescer: Coalescer | None = None
         self._told = False
         self._closed = False
         self._said_many = False
-        self.publishing: PublishingEnd | None = None
+        self.session: PublisherSession | None = None
         """What numbers messages, on the tracked wire."""
 
-    def open(self, outlets: Iterable[Outlet]) -> Emit:
+    def open(self, outlets: Iterable[CompiledPublication]) -> Emit:
         """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned."""
         self._outlets = tuple(outlets)
         send = self._open_sender()
         if send is None:
             emit = _nowhere(self._choices.name)
             for outlet in self._outlets:
-                outlet.open(emit, self._gathered)
+                outlet.open(emit, self._wait_for_subscribers)
             return emit
-        session = self.publishing
+        session = self.session
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
-        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._outbox, session, kept)
+        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept)
         self._coalescer = self._make_coalescer(send)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
         budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
         for outlet in self._outlets:
             made_for = outlet.publication, outlet.pattern
-            outlet.open(paths.general(*made_for), self._gathered, paths.fast(*made_for), budget)
+            outlet.open(paths.general(*made_for), self._wait_for_subscribers, paths.fast(*made_for), budget)
         return paths.general()
 
     async def send_rest(self, timeout: float) -> dict[str, int]:
@@ -103,8 +103,8 @@ class Outgoing:
         if self._coalescer is not None:
             self._coalescer.flush()
         with suppress(TimeoutError):
-            await within(timeout, self._outbox.idle(), self._clock)
-        given_up = self._outbox.close()
+            await within(timeout, self._send_queue.idle(), self._clock)
+        given_up = self._send_queue.close()
         return {"messages for subscribers that have no room": given_up} if given_up else {}
 
     async def goodbye(self, timeout: float) -> dict[str, int]:
@@ -114,11 +114,11 @@ class Outgoing:
         it: it could be lost, and nobody would count it.
         """
         left: dict[str, int] = {}
-        if self.publishing is None:
+        if self.session is None:
             return left
         with suppress(TimeoutError):
-            await within(min(timeout, LINGER_DRAIN / 1000), self.publishing.goodbye(), self._clock)
-        if unread := self.publishing.unread:
+            await within(min(timeout, LINGER_DRAIN / 1000), self.session.goodbye(), self._clock)
+        if unread := self.session.unread:
             _log.warning(
                 "%s: %d subscribers have not read all that was sent to them: what is queued for them may be lost",
                 self._choices.name,
@@ -133,7 +133,7 @@ class Outgoing:
         self._closed = True
         for outlet in self._outlets:
             outlet.close()
-        self._audience.close()
+        self._subscribers.close()
 
     def release(self) -> None:
         """Let another run of the app have the name of this one: everything has been said."""
@@ -143,9 +143,9 @@ class Outgoing:
     @property
     def identity(self) -> str:
         """What subscribers' logs call this run; empty on a wire that does not say it."""
-        if self.publishing is None:
+        if self.session is None:
             return ""
-        epoch = f"{self.publishing.epoch:016x}"
+        epoch = f"{self.session.epoch:016x}"
         return f"{printable(self._name)} ({epoch})" if self._name else epoch
 
     # -- what publications send through -------------------------------------------------------------------
@@ -160,14 +160,14 @@ class Outgoing:
         send: Send = drop if choices.overflow == "drop" else attempt
         self._told = transport.announce(self._subscription)
         if choices.wire == "tracked" and self._told:
-            self.publishing = self._make_session(send)
+            self.session = self._make_session(send)
         return send
 
-    def _make_session(self, send: Send) -> PublishingEnd:
+    def _make_session(self, send: Send) -> PublisherSession:
         self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
-        return PublishingEnd(
+        return PublisherSession(
             self._clock,
-            self._outbox,
+            self._send_queue,
             # On a socket that refuses, one that is dropped blinds it to that peer.
             lambda frame: send(frame) is not False,
             self._clock_ns,
@@ -182,7 +182,7 @@ class Outgoing:
         """None where nothing is to travel together, or where the wire can't carry it."""
         choices = self._choices
         wanted = any(choices.coalesces(outlet.publication) for outlet in self._outlets) or choices.coalesces()
-        if not wanted or self.publishing is None:
+        if not wanted or self.session is None:
             return None
         limit, thread, waits = choices.max_message, get_ident(), choices.overflow == "wait"
         return Coalescer(
@@ -192,18 +192,18 @@ class Outgoing:
             limit=limit,
             check=lambda topic, body: check_message(topic, body, limit, thread),
             hold=self._hold if waits else None,
-            send=self._sending_held(self.publishing, send),
+            send=self._sending_held(self.session, send),
         )
 
     def _hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
-        self._outbox.check(topic, more)
+        self._send_queue.check(topic, more)
         if held.sent is None:
             assert self._coalescer is not None
             held.sent = Sent(partial(self._coalescer.send_now, topic, held))
         sent: Sent = held.sent
         return sent
 
-    def _sending_held(self, publishing: PublishingEnd, send: Send) -> Callable[[bytes, Held], None]:
+    def _sending_held(self, publishing: PublisherSession, send: Send) -> Callable[[bytes, Held], None]:
         counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
         batches = [publishing.batch_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
@@ -233,7 +233,7 @@ class Outgoing:
                 if drops:
                     trying()
                 else:
-                    self._outbox.send(topic, trying, count=len(held.bodies), sent=held.sent)
+                    self._send_queue.send(topic, trying, count=len(held.bodies), sent=held.sent)
             except Exception as error:  # others have taken the room since, or the socket is gone
                 self._unsent(topic, len(held.bodies), error)
                 if held.sent is not None:
@@ -276,24 +276,24 @@ class Outgoing:
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """A subscription has come or gone."""
         if not prefix.startswith(FAREWELL):
-            self._audience.subscription(prefix, there)
-        if self.publishing is not None:
-            self.publishing.subscription(prefix, there)
+            self._subscribers.subscription(prefix, there)
+        if self.session is not None:
+            self.session.subscription(prefix, there)
 
-    def _gathered(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
+    def _wait_for_subscribers(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
         """See `zroute.publishing.publication.Publication.wait_for_subscribers`."""
         if not self._told:
             return DONE
-        waiting: Deferred[None] = within(timeout, self._audience.gathered(pattern, number), self._clock)
-        return as_awaitable(waiting.addErrback(self._not_gathered, pattern, number, timeout))
+        waiting: Deferred[None] = within(timeout, self._subscribers.wait_for(pattern, number), self._clock)
+        return as_awaitable(waiting.addErrback(self._too_few_subscribers, pattern, number, timeout))
 
-    def _not_gathered(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
+    def _too_few_subscribers(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
         if self._closed:
             raise NotRunningError(f"{self._choices.name!r} has stopped, and nobody subscribes to it any more")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
-            f"{pattern.text!r}: {self._audience.number(pattern)} of {number} subscribers came within {timeout:g} s: do "
-            "they run, and connect to where this app publishes?"
+            f"{pattern.text!r}: {self._subscribers.number(pattern)} of {number} subscribers came within {timeout:g} s: "
+            "do they run, and connect to where this app publishes?"
         )
 
 

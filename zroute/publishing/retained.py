@@ -19,7 +19,7 @@ from zroute.options import KEPT_MAX
 from zroute.publishing.ordered import Ordered, apart
 from zroute.publishing.pacing import Allowance
 
-__all__ = ["Kept", "Last"]
+__all__ = ["LastValue", "LastValueCache"]
 
 _AT_A_TIME = 200
 _PERIOD = 0.01  # seconds: 20,000 messages a second, over all who join
@@ -30,12 +30,12 @@ _WALKS_MAX = 4
 _SOON = 3.0
 """Seconds: readers let a marker stand for 6 after they have replaced it."""
 
-Send = Callable[[Marker, int, bytes, "Last | None"], bool]
+Send = Callable[[Marker, int, bytes, "LastValue | None"], bool]
 """Sends ``(to whom, number, topic, message)``, at the end an empty topic and None; False while there is no room."""
 
 
 @attrs.frozen(slots=True, eq=False)
-class Last:
+class LastValue:
     """The latest message of a topic; ``sent_at`` in nanoseconds since the Unix epoch."""
 
     codec: int
@@ -89,7 +89,7 @@ class _Joining:
         return (begun or passed) if self.wrapped else (begun and passed)
 
 
-class Kept:
+class LastValueCache:
     """What one run of a publisher keeps. ``said`` is called once, when it keeps too much."""
 
     def __init__(self, clock: Clock, send: Send, said: Callable[[], None]) -> None:
@@ -202,7 +202,7 @@ class Kept:
             self._allowance.spend(1)
             return True
         self._allowance.spend(_SENT)
-        if not self._send(joining.marker, joining.next, topic, Last(codec, body, headers, sent_at)):
+        if not self._send(joining.marker, joining.next, topic, LastValue(codec, body, headers, sent_at)):
             return False
         joining.next += 1
         return True

@@ -1,4 +1,4 @@
-"""Outbox: what waits until every subscriber of its topic has room, in order, and not without bound.
+"""Send queue: what waits until every subscriber of its topic has room, in order, and not without bound.
 
 A publisher's socket takes a message for all who subscribe to it or for none (ZMQ_XPUB_NODROP), and does not say
 when it would: it is asked again when it wakes up, and every 10 ms.
@@ -19,7 +19,7 @@ from zroute.errors import HighWaterMarkError, NotRunningError
 from zroute.messages.topics import Topic
 from zroute.publishing.publication import DONE
 
-__all__ = ["Outbox", "Sent"]
+__all__ = ["SendQueue", "Sent"]
 
 Attempt = Callable[[], bool]
 """Sends a message, or returns False while somebody has no room for it."""
@@ -72,7 +72,7 @@ class _Message:
     count: int
 
 
-class Outbox:
+class SendQueue:
     """At most ``limit`` messages, each for at most ``timeout`` seconds.
 
     Those of one topic are sent in the order they were given; a topic that nobody holds up passes the others. ``lost``

@@ -29,10 +29,10 @@ from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept
 from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.publishing.counters import Counters
 from zroute.publishing.pacing import Allowance
-from zroute.publishing.retained import Kept, Last
-from zroute.publishing.send_queue import Outbox
+from zroute.publishing.retained import LastValue, LastValueCache
+from zroute.publishing.send_queue import SendQueue
 
-__all__ = ["PublishingEnd"]
+__all__ = ["PublisherSession"]
 
 
 _GOODBYE_PERIOD = 0.1
@@ -48,18 +48,18 @@ _PINGS = 50
 """Pings that are answered between two joins: half of a period, so that a flood of them holds up no join for long."""
 
 
-class PublishingEnd(Ticking):
+class PublisherSession(Ticking):
     """Numbers what an app publishes, answers the markers of those who join, and beats when nothing is published.
 
-    ``send`` takes a frame, or is False while there is no room for it; then it waits in ``outbox``. ``clock_ns`` gives
-    nanoseconds since the Unix epoch, ``app`` is the app's name, and ``name`` the publisher's own, the same in its next
-    run and no other's; empty, where there is none.
+    ``send`` takes a frame, or is False while there is no room for it; then it waits in ``send_queue``. ``clock_ns``
+    gives nanoseconds since the Unix epoch, ``app`` is the app's name, and ``name`` the publisher's own, the same in its
+    next run and no other's; empty, where there is none.
     """
 
     def __init__(
         self,
         clock: Clock,
-        outbox: Outbox,
+        send_queue: SendQueue,
         send: Callable[[bytes], bool],
         clock_ns: Callable[[], int],
         app: str,
@@ -67,9 +67,9 @@ class PublishingEnd(Ticking):
         log: logging.Logger,
     ) -> None:
         super().__init__(clock)
-        self._outbox = outbox
+        self._send_queue = send_queue
         self._send = send
-        self.kept = Kept(clock, self._send_kept, self._keeps_too_much)
+        self.kept = LastValueCache(clock, self._send_kept, self._keeps_too_much)
         self._clock_ns = clock_ns
         self._app = app
         self._name = name
@@ -128,10 +128,10 @@ class PublishingEnd(Ticking):
         while (self._pings or self._asking) and self._allowance.left > 0:
             for topic in tuple(islice(self._pings, _PINGS)):
                 if self._allowance.left > 0:
-                    self._outbox.try_now(topic, partial(self._state, Kind.JOIN, self._pings.pop(topic)))
+                    self._send_queue.try_now(topic, partial(self._state, Kind.JOIN, self._pings.pop(topic)))
             if self._asking and self._allowance.left > 0:
                 marker = self._asking.pop(next(iter(self._asking)))
-                self._outbox.send(marker.topic, partial(self._state, Kind.JOIN, marker), count=0)
+                self._send_queue.send(marker.topic, partial(self._state, Kind.JOIN, marker), count=0)
                 self.kept.join(marker)
 
     def _renewed(self) -> None:
@@ -156,14 +156,14 @@ class PublishingEnd(Ticking):
             if self._told.get(marker.subscriber) == marker:
                 self._answered(marker.subscriber)
 
-    def _send_kept(self, marker: Marker, number: int, topic: bytes, message: Last | None) -> bool:
+    def _send_kept(self, marker: Marker, number: int, topic: bytes, message: LastValue | None) -> bool:
         codec, body, headers, sent_at = (
             (message.codec, message.body, message.headers, message.sent_at)
             if message is not None
             else (0, b"", None, self._clock_ns())
         )
         frame = pack_kept(marker.topic, number, topic, codec, body, headers, epoch=self.epoch, sent_at=sent_at)
-        return self._outbox.try_now(marker.topic, lambda: self._send(frame))
+        return self._send_queue.try_now(marker.topic, lambda: self._send(frame))
 
     def _keeps_too_much(self) -> None:
         self._log.warning(
@@ -195,7 +195,7 @@ class PublishingEnd(Ticking):
             frame = pack_beat(
                 beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=self._clock_ns()
             )
-            self._outbox.send(beat.prefix, partial(self._send, frame), count=0)
+            self._send_queue.send(beat.prefix, partial(self._send, frame), count=0)
         if not self._said_plain and self.counters.plain_reader(self._clock.seconds()):
             self._said_plain = True
             self._log.warning(

@@ -1,4 +1,4 @@
-"""Audience: how many subscribers a publication has, and who waits for them.
+"""Subscriber count: how many subscribers a publication has, and who waits for them.
 
 Each subscriber that tracks sends a marker of its own, so these can be told apart, also behind a proxy. ZeroMQ tells of
 a plain subscription once, however many have it (zmq_setsockopt(3), ZMQ_XPUB_VERBOSE): plain readers count as one.
@@ -15,13 +15,13 @@ from zroute.errors import EnvelopeError
 from zroute.messages.control import MARKER, Marker, parse_marker
 from zroute.messages.topics import Pattern
 
-__all__ = ["Audience"]
+__all__ = ["SubscriberCount"]
 
 _PLAIN_AFTER = 0.25
 """Seconds after which a subscription whose subscriber sent no marker is taken for that of a plain reader."""
 
 
-class Audience:
+class SubscriberCount:
     """The subscribers of one publishing socket, as far as it knows them."""
 
     def __init__(self, clock: Clock, *, tracked: bool) -> None:
@@ -54,7 +54,7 @@ class Audience:
         plain = any(not any(marker.wants(each) for marker in tracking) for each in old)
         return len({marker.subscriber for marker in tracking}) + plain
 
-    def gathered(self, pattern: Pattern, number: int) -> Deferred[None]:
+    def wait_for(self, pattern: Pattern, number: int) -> Deferred[None]:
         """Fires when there are so many; may be cancelled."""
         waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append((pattern, number, waiting))

@@ -23,7 +23,7 @@ from zroute.errors import EnvelopeError
 from zroute.messages.decode_checks import Inline
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
-from zroute.publishing.publication import Outlet
+from zroute.publishing.publication import CompiledPublication
 from zroute.receiving.flow import Flow
 from zroute.receiving.frames import Raw
 from zroute.stats import RouteStats
@@ -74,7 +74,7 @@ class CompiledRoute:
     patterns: tuple[Pattern, ...]
     call: Call
     lists: Lists | None
-    outlets: tuple[Outlet, ...]
+    outlets: tuple[CompiledPublication, ...]
     hooks: tuple[tuple[ErrorHook, ...], ...]
     stats: RouteStats
     flow: Flow[Any]
@@ -134,7 +134,7 @@ class Outcomes(Protocol):
         """Hand them over before long, if they are not before."""
 
     def publish(
-        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+        self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
     ) -> Deferred[None] | None:
         """The function ``name`` returned ``value``; None, or what fires when that need not wait any more."""
 

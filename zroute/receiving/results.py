@@ -25,7 +25,7 @@ from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
 from zroute.options import MAX_TOPIC, TOPIC_CACHE
 from zroute.publishing.producers import CompiledProducer, Start
-from zroute.publishing.publication import DONE, Outlet
+from zroute.publishing.publication import DONE, CompiledPublication
 from zroute.receiving.dispatch import UNDECODABLE, Delivery
 from zroute.receiving.frames import Raw, frames_of
 from zroute.receiving.in_flight import Reading, Unfinished, error_of
@@ -195,7 +195,7 @@ class Outcomes:
     # -- from producers ---------------------------------------------------------------------------------
 
     def publish(
-        self, outlets: Iterable[Outlet], value: Any, inbound: Mapping[str, object], name: str
+        self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
     ) -> Deferred[None] | None:
         """Publish what a function returned to all its publishers; a refusal is counted and logged.
 

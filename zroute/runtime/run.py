@@ -36,7 +36,7 @@ from zroute.messages.topics import Topic
 from zroute.planning.compiler import compile_route, fresh, known_codecs, refuse_duplicates
 from zroute.planning.plan import CompiledTrigger, Finishing, Plan, Request
 from zroute.publishing.producers import CompiledProducer, Producers
-from zroute.publishing.publisher import Outgoing
+from zroute.publishing.publisher import Publisher
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, LostTail
 from zroute.receiving.in_flight import error_of
@@ -155,7 +155,7 @@ class Run:
         self._table = self._make_table(())
         self._beginning: Deferred[None] = succeed(None)
         self._producers: Producers | None = None
-        self._outgoing: Outgoing | None = None
+        self._publisher: Publisher | None = None
         self._streams: dict[Finishing, None] = {}
         self._calls: set[Future[Any]] = set()
         self._listening = False
@@ -180,8 +180,8 @@ class Run:
         self._table = self._make_table(routes)
         self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
         given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
-        self._outgoing = Outgoing(self.plan.choices, self.reactor, *given)
-        self.plan.live.emit = self._outgoing.open(self.plan.parts.outlets)
+        self._publisher = Publisher(self.plan.choices, self.reactor, *given)
+        self.plan.live.emit = self._publisher.open(self.plan.parts.outlets)
         for hook in self.plan.hooks.startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # it may have asked for that
@@ -214,13 +214,11 @@ class Run:
         unfinished |= await self._settle(left())
         self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
         self._stats.paused_since, self._stats.paused_by = None, ()
-        for hook in self.plan.hooks.shutdown if self._outgoing is not None else ():
+        for hook in self.plan.hooks.shutdown if self._publisher is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
-        self.transport.leave()
-        if self._outgoing is not None:
-            unfinished |= await self._outgoing.send_rest(max(left() - _GOODBYE, left() / 2))
+from zroute.publishing.publisher import Publisher
             self._publish_no_more()
-            unfinished |= await self._outgoing.goodbye(left())
+            unfinished |= await self._publisher.goodbye(left())
         self._withdraw()
         unfinished |= await self._resources.close(max(left(), _HOOK), self._failed_to_close)
         await self.transport.close()
@@ -235,21 +233,21 @@ class Run:
             if not call.done():
                 call.set_exception(_stopped(self.name))
         self._publish_no_more()
-        if self._outgoing is not None:
-            self._outgoing.release()
+        if self._publisher is not None:
+            self._publisher.release()
         if self.plan.live.run is self:
             self.plan.live.run = None
 
     def _publish_no_more(self) -> None:
         if self.plan.live.run is self:
             self.plan.live.emit = None
-        if self._outgoing is not None:
-            self._outgoing.close()
+        if self._publisher is not None:
+            self._publisher.close()
 
     @property
     def identity(self) -> str:
         """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
-        return self._outgoing.identity if self._outgoing is not None else ""
+        return self._publisher.identity if self._publisher is not None else ""
 
     # -- while running ----------------------------------------------------------------------------------
 
@@ -258,7 +256,7 @@ class Run:
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
         name, parts = self.name, self.plan.parts
-        if self._outgoing is None:
+        if self._publisher is None:
             raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach from on_startup on")
         if not self.subscribe_to:
             raise EndpointError(

@@ -1,4 +1,4 @@
-"""Audience: a publisher waits for those who are to hear it."""
+"""SubscriberCount: a publisher waits for those who are to hear it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.running import Mailbox, running
 from zroute import App, NotReadyError, NotRunningError, as_awaitable
 from zroute.messages.control import pack_marker
 from zroute.messages.topics import parse
-from zroute.publishing.subscriber_count import Audience
+from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.testing import TestApp
 
 NEWS = parse("news.{kind}")
 
 
-def seen(*prefixes: bytes) -> Audience:
-    """An audience that was told of these subscriptions a while ago."""
+def seen(*prefixes: bytes) -> SubscriberCount:
+    """An subscribers that was told of these subscriptions a while ago."""
     clock = Clock()
-    audience = Audience(clock, tracked=True)
+    subscribers = SubscriberCount(clock, tracked=True)
     for prefix in prefixes:
-        audience.subscription(prefix, there=True)
+        subscribers.subscription(prefix, there=True)
     clock.advance(1)
-    return audience
+    return subscribers
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_a_topic_without_captures_is_heard_by_those_who_subscribe_to_all_of_it()
 def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_more() -> None:
     """Two subscribers, one of whom leaves before the second comes: only the third makes two."""
     clock = Clock()
-    audience = Audience(clock, tracked=True)
+    subscribers = SubscriberCount(clock, tracked=True)
     told: list[None] = []
-    audience.gathered(NEWS, 2).addCallback(told.append)
-    audience.subscription(b"news.", there=True)
+    subscribers.wait_for(NEWS, 2).addCallback(told.append)
+    subscribers.subscription(b"news.", there=True)
     for number in (1, 2, 3):
         assert not told
-        audience.subscription(pack_marker(number << 16, [b"news."]), there=True)
+        subscribers.subscription(pack_marker(number << 16, [b"news."]), there=True)
         if number == 1:
-            audience.subscription(pack_marker(number << 16, [b"news."]), there=False)
+            subscribers.subscription(pack_marker(number << 16, [b"news."]), there=False)
         clock.advance(0)
     assert told == [None]
 
@@ -77,15 +77,15 @@ def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_mor
 def test_a_subscription_counts_when_its_marker_could_have_come() -> None:
     """What I publish is for a subscriber that has joined; a plain reader is waited for a quarter of a second."""
     clock = Clock()
-    audience = Audience(clock, tracked=True)
+    subscribers = SubscriberCount(clock, tracked=True)
     told: list[None] = []
-    audience.gathered(NEWS, 1).addCallback(told.append)
-    audience.subscription(b"news.", there=True)
+    subscribers.wait_for(NEWS, 1).addCallback(told.append)
+    subscribers.subscription(b"news.", there=True)
     clock.pump([0, 0.1, 0.1])
     assert not told
     clock.pump([0.1, 0.2])
     assert told == [None]
-    at_once = Audience(clock, tracked=False)  # on other wires nobody sends markers
+    at_once = SubscriberCount(clock, tracked=False)  # on other wires nobody sends markers
     at_once.subscription(b"news.", there=True)
     assert at_once.number(NEWS) == 1
 
@@ -93,12 +93,12 @@ def test_a_subscription_counts_when_its_marker_could_have_come() -> None:
 def test_at_the_end_nobody_waits_on() -> None:
     """A stop ends those who wait, and leaves no timer behind."""
     clock = Clock()
-    audience = Audience(clock, tracked=True)
-    waiting = audience.gathered(NEWS, 1)
+    subscribers = SubscriberCount(clock, tracked=True)
+    waiting = subscribers.wait_for(NEWS, 1)
     ended: list[object] = []
     waiting.addErrback(ended.append)
-    audience.subscription(b"a", there=True)
-    audience.close()
+    subscribers.subscription(b"a", there=True)
+    subscribers.close()
     assert ended
     assert not clock.getDelayedCalls()
 

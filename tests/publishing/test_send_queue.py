@@ -1,4 +1,4 @@
-"""Outbox: what waits for room is sent in order, or given up and told."""
+"""SendQueue: what waits for room is sent in order, or given up and told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 
 from zroute import HighWaterMarkError
 from zroute.publishing.publication import DONE
-from zroute.publishing.send_queue import Outbox, Sent
+from zroute.publishing.send_queue import SendQueue, Sent
 
 
 class Peer:
@@ -19,19 +19,19 @@ class Peer:
         self.full: set[bytes] = set()
         self.got: list[tuple[bytes, int]] = []
         self.lost: list[bytes] = []
-        self.outbox = Outbox(
+        self.send_queue = SendQueue(
             self.clock, limit=3, timeout=5.0, lost=lambda topic, _count, error: self.lost.append(topic)
         )
 
     def send(self, topic: bytes, number: int) -> object:
-        """Through the outbox."""
+        """Through the send_queue."""
 
         def attempt() -> bool:
             if topic not in self.full:
                 self.got.append((topic, number))
             return topic not in self.full
 
-        return self.outbox.send(topic, attempt)
+        return self.send_queue.send(topic, attempt)
 
 
 async def _awaited(sent: object) -> None:
@@ -101,9 +101,9 @@ def test_at_the_end_the_number_of_those_left_is_told() -> None:
     peer.full = {b"a", b"b"}
     waiting = [outcome(peer.send(topic, 1)) for topic in (b"a", b"b")]
     idle: list[None] = []
-    peer.outbox.idle().addCallback(idle.append)
+    peer.send_queue.idle().addCallback(idle.append)
     assert not idle
-    assert peer.outbox.close() == 2
+    assert peer.send_queue.close() == 2
     assert all("the app has stopped" in str(ended[0].value) for ended in waiting)  # type: ignore[attr-defined]
     assert (idle, peer.lost) == ([None], [b"a", b"b"])
     assert not peer.clock.getDelayedCalls()
