@@ -216,7 +216,9 @@ class Run:
         self._stats.paused_since, self._stats.paused_by = None, ()
         for hook in self.plan.hooks.shutdown if self._publisher is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
-from zroute.publishing.publisher import Publisher
+        self.transport.leave()
+        if self._publisher is not None:
+            unfinished |= await self._publisher.send_rest(max(left() - _GOODBYE, left() / 2))
             self._publish_no_more()
             unfinished |= await self._publisher.goodbye(left())
         self._withdraw()
