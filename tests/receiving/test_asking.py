@@ -40,7 +40,7 @@ class Network:
     def peers(self) -> int:
         return len(self.links)
 
-    def listen(self, subscriptions: Iterable[bytes]) -> None:
+    def subscribe(self, subscriptions: Iterable[bytes]) -> None:
         self.told.append(tuple(subscriptions))
 
     def resubscribe(self, subscriptions: Collection[bytes]) -> None:

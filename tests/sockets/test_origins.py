@@ -37,7 +37,7 @@ def opened(sockets: Sockets) -> Iterator[Callable[..., SocketPair]]:
         )
         made.append(transport)
         transport.open(drain(transport))
-        transport.listen([b""])
+        transport.subscribe([b""])
         return transport
 
     yield make

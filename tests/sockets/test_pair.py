@@ -59,9 +59,9 @@ async def test_what_i_listen_to_is_received_and_what_i_leave_is_not(context: Sha
     publisher, changes = both.pub, Mailbox[tuple[bytes, bool]]()
     assert publisher is not None
     publisher._on_change = lambda prefix, there: changes.put((prefix, there))
-    both.listen([b"a", b"b"])
+    both.subscribe([b"a", b"b"])
     await changes.until(2)
-    both.listen([b"b", b"c"])
+    both.subscribe([b"b", b"c"])
     await changes.until(4)
     assert sorted(changes.items[2:]) == [(b"a", False), (b"c", True)]
     for message in (b"a1", b"b1", b"c1"):
@@ -76,7 +76,7 @@ async def test_one_side_alone_opens_one_socket(context: SharedContext) -> None:
     writer, reader = transport(context, pub=free_endpoint()), transport(context, sub=free_endpoint())
     for one in (writer, reader):
         one.open(into(Mailbox[bytes]()))
-        one.listen([b"a"])
+        one.subscribe([b"a"])
     assert (writer.sub, reader.pub) == (None, None)
     await writer.close()
     await reader.close()
@@ -108,7 +108,7 @@ async def test_a_thousand_starts_leave_no_descriptor_behind(context: SharedConte
         address = f"inproc://{next(names)}"
         both = transport(context, sub=address, pub=address)
         both.open(into(Mailbox[bytes]()))
-        both.listen([b"a"])
+        both.subscribe([b"a"])
         await both.close(0)
 
     for _ in range(3):
@@ -130,7 +130,7 @@ async def test_a_stop_does_not_wait_for_publishers_that_are_away(context: Shared
     """With the publisher unreachable, and thousands of subscriptions unsent, closing ends at once."""
     reader = transport(context, sub=free_endpoint())
     reader.open(into(Mailbox[bytes]()))
-    reader.listen(b"%d" % number for number in range(5000))
+    reader.subscribe(b"%d" % number for number in range(5000))
     began = reactor.seconds()
     await reader.close().addTimeout(PATIENCE, reactor)
     assert reactor.seconds() - began < module.LINGER_DRAIN / 1000
@@ -257,7 +257,7 @@ async def test_subscribing_again_is_told_to_publishers(sockets: Sockets, context
     raw = sockets.raw(zmq.XPUB)
     reader = transport(context, sub=bound(raw))
     reader.open(into(Mailbox[bytes]()))
-    reader.listen([b"a", b"b"])
+    reader.subscribe([b"a", b"b"])
     await told(raw, b"\1a", b"\1b")
     reader.resubscribe([b"b", b"never", b"a"])
     await told(raw, b"\0b", b"\1b", b"\0a", b"\1a")
