@@ -10,7 +10,7 @@ from tests.support import PATIENCE, Child
 
 MODULES = [
     "tests/sockets/test_connection.py",
-    "tests/sockets/test_transport.py",
+    "tests/sockets/test_pair.py",
     "tests/runtime/test_service.py",
     "tests/runtime/test_service_attached.py",
     "tests/runtime/test_service_resources.py",
