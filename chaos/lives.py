@@ -12,7 +12,7 @@ from twisted.internet.task import react
 
 from tests.running import Mailbox
 from tests.sockets.life import Held, held, settled
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute import App
 from zroute.runtime.service import AppService
 
@@ -30,8 +30,8 @@ async def live(reactor: Any, endpoint: str) -> None:
     try:
         for service in services:
             await service.started
-        await reader.ready(1, timeout=30)
-        await numbers.wait_for_subscribers(1, timeout=30)
+        await reader.ready(1, timeout=PATIENCE)
+        await numbers.wait_for_subscribers(1, timeout=PATIENCE)
         numbers.publish(1, x="a")
         numbers.publish(2, x="b")
         assert await box.until(2) == [1, 2]

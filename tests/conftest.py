@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib
-import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,13 +15,38 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import ROOT, Way, free_port, has_ipv6
+from tests.marks import marks_of
+from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
-hypothesis.settings.register_profile("times", deadline=None)  # machines are busy: no example fails for its time
-hypothesis.settings.load_profile("times")
+# Machines are busy: no example fails for the time that it takes.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
+hypothesis.settings.load_profile("thorough" if THOROUGH else "quick")
 
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile once what many child processes import, also where they may write no bytecode."""
+    if not hasattr(config, "workerinput"):
+        for folder in ("zroute", "tests", "benchmarks", "chaos"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
+
+
+def pytest_sessionstart() -> None:
+    """End at once by SIGTERM, with the children: Twisted would stop the reactor, and the other tests would fail."""
+    from twisted.internet import reactor  # not above: pytest-twisted chooses it
+
+    reactor.callWhenRunning(signal.signal, signal.SIGTERM, end_at_once)  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what their code uses."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            for mark in marks_of(item):
+                item.add_marker(mark)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -35,13 +61,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
             handle.inner_test = inner
 
 
-WAYS = os.environ.get("WAYS", "address name ipv6").split()
-"""What is left out here is tested elsewhere: a run on another Python need not try each way to connect."""
+WAYS = ("address", "name", "ipv6") if THOROUGH else ("address",)
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
-    """Run a test once for each way to connect: by address, by host name, by IPv6.
+    """Run a test once for each way to connect: by address, by host name, by IPv6. The quick profile has the first.
 
     For tests whose result may depend on the connection: joins, losses, restarts, stops, foreign peers. Tests of what
     a handler does with a message that has arrived (order, batches, failures, malformed messages), of timers, and of

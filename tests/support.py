@@ -13,11 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0
 """Seconds until a test that waits gives up: long, because machines are busy, and never reached when all is well."""
+
+THOROUGH = os.environ.get("TESTS") == "thorough"
+"""Run with the sizes of CI: all examples, all ways to connect, floods of full length. The other profile is quick."""
+
+
+def sized(thorough: int, quick: int) -> int:
+    """Return how many messages, cycles or examples a test has in the profile of this run."""
+    return thorough if THOROUGH else quick
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -71,6 +79,9 @@ class Way:
 class Child:
     """A child process whose output lines can be awaited. Use it in a ``with`` statement: it never outlives it."""
 
+    alive: ClassVar[set[Child]] = set()
+    """The children of this process that have not been ended."""
+
     def __init__(
         self,
         *arguments: str,
@@ -91,6 +102,7 @@ class Child:
             process_group=None if start_new_session else 0,  # its own group, which may outlive it
             pass_fds=pass_fds,
         )
+        self.alive.add(self)
         self.out: list[str] = []
         self.err: list[str] = []
         self._news: queue.Queue[None] = queue.Queue()
@@ -150,15 +162,31 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        """Kill the child and the processes that it started: they hold its output open."""
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # also processes that it started: they hold its output open
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
         self.process.wait()
+        self.alive.discard(self)
         for reader in self._readers:
             reader.join(5)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
+
+
+_OWN = os.getpid()
+
+
+def end_at_once(number: int, _: object) -> None:
+    """Handle a signal: kill the children of this process and end by the signal itself."""
+    for child in Child.alive if os.getpid() == _OWN else ():  # a fork has none of its own
+        child.kill()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 @contextmanager

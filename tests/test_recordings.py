@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support import sized
 from zroute.errors import UsageError
 from zroute.recordings import Recorded, RecordingError, Writer, read
 
@@ -45,7 +46,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [recorded.topic for recorded in recording] == [b"news.a", b"news.b", b""]
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(50, 10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.builds(

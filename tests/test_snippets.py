@@ -28,7 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 import zroute.options
 from tests.pure import Wired, plain
-from tests.support import ROOT, Child, free_port
+from tests.support import PATIENCE, ROOT, Child, free_port
 from zroute import App, startswith
 from zroute.cli import main
 from zroute.messages.codecs import BUILTIN
@@ -276,7 +276,9 @@ def test_the_units_of_the_page_on_systemd_are_sound(tmp_path: Path) -> None:
     for block in texts:
         unit = tmp_path / Path(block.title).name
         unit.write_text(block.text.replace("/srv/quotes/.venv/bin/zroute", sys.executable))
-        done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE
+        )
         said = [line for line in done.stderr.splitlines() if "quotes" in line]
         assert (done.returncode, said) == (0, [])
 

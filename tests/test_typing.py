@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 API = ROOT / "tests" / "typing" / "api.py"
 
@@ -25,7 +25,9 @@ def marked() -> set[int]:
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """A checker's output, whatever its exit code."""
-    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE
+    )
 
 
 def test_mypy_finds_the_marked_errors_and_no_others(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def tell() -> None:
         print(line, flush=True)
 
 async def wait():
-    await app.ready(int(options.get("ready", 1)), timeout=60)
+    await app.ready(int(options.get("ready", 1)), timeout=120)
     print("ready", flush=True)
 
 @app.on_startup

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.cli.test_run import module
-from tests.support import Child, free_endpoint
+from tests.support import Child, free_endpoint, sized
 
-TOTAL = 20_000
+TOTAL = sized(20_000, 5_000)
 
 SOURCE = f"""
 import os

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from tests.running import Mailbox, reactor, running
-from tests.support import PATIENCE, Child, Way, free_endpoint
+from tests.support import PATIENCE, Child, Way, free_endpoint, sized
 from zroute import App, Coalesce, EncodeError, NotRunningError, clock
 from zroute.messages.coalesced import parse_batch
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
@@ -24,7 +24,7 @@ from zroute.runtime.run import Limit
 from zroute.runtime.service import AppService
 from zroute.testing import TestApp
 
-MANY = 100_000
+MANY = sized(100_000, 20_000)
 
 READER = """
 import json, sys, time

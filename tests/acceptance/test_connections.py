@@ -76,7 +76,7 @@ def test_a_silent_publisher_that_is_cut_has_no_second_line() -> None:
         publisher.command("go")
         heard.wait_for("a", 50)
         publisher.child.process.send_signal(signal.SIGSTOP)
-        heard.child.line_with("is silent", stream="err", patience=40)
+        heard.child.line_with("is silent", stream="err")
         heard.child.wait_for(lambda lines: any("disconnected" in line for line in lines))
         publisher.child.process.send_signal(signal.SIGCONT)
         heard.child.line_with("is heard again", stream="err")

@@ -35,7 +35,7 @@ news = app.publisher("news.{kind}", int)
 PAD = {"pad": "x" * 1000}
 
 async def burst():
-    await news.wait_for_subscribers(1, timeout=60)
+    await news.wait_for_subscribers(1, timeout=120)
     for number in range(int(sys.argv[3])):
         await news.publish(number, kind="a", headers=PAD)
     print("sent", flush=True)
@@ -154,8 +154,8 @@ app = App(pub=sys.argv[1], codec="json", name="pub", overflow=sys.argv[2])
 news, rest = app.publisher("news.{x}", int), app.publisher("rest", int)
 
 async def publish():
-    await news.wait_for_subscribers(1, timeout=60)
-    await rest.wait_for_subscribers(1, timeout=60)
+    await news.wait_for_subscribers(1, timeout=120)
+    await rest.wait_for_subscribers(1, timeout=120)
     print("joined", flush=True)
     sys.stdin.readline()
     try:

@@ -57,7 +57,7 @@ def collect():
     Deferred.fromCoroutine(say_ready())
 
 async def say_ready():
-    await app.ready(1, timeout=60)
+    await app.ready(1, timeout=120)
     print("ready", flush=True)
 
 @app.subscribe("bad.{x}")

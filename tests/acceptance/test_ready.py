@@ -54,7 +54,7 @@ for number in range(TOTAL):
     app.subscribe(f"topic{number:05}")(handle)
 
 async def wait():
-    await app.ready(1, timeout=60)
+    await app.ready(1, timeout=120)
     print("ready", flush=True)
 
 @app.on_startup

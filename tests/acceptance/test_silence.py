@@ -20,7 +20,7 @@ numbers = app.publisher("numbers.{x}", int)
 TOTAL, PERIOD, BATCH = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 
 async def publish():
-    await numbers.wait_for_subscribers(timeout=60)
+    await numbers.wait_for_subscribers(timeout=120)
     while not app._live.run._publisher.session.counters.markers:
         await deferLater(reactor, 0.01)
     for number in range(TOTAL):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 
 def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str) -> tuple[str, int]:
@@ -39,4 +39,4 @@ def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str
         pass
     finally:
         os.close(ours)
-    return shown.decode(), child.wait(60)
+    return shown.decode(), child.wait(PATIENCE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_run import module, zroute
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 GOOD = """
 from zroute import App
@@ -239,7 +239,7 @@ try zroute run --reactor a
 try zroute completion ""
 """
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines() == ["record replay", "--reactor --reload", "asyncio", "bash zsh fish"], done.stderr
 
 
@@ -251,5 +251,7 @@ def test_names_of_files_are_left_to_the_shell(typed: str, kind: str) -> None:
     program = "from zroute.cli import main; main(prog_name='zroute')"
     variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_ZROUTE_COMPLETE": "bash_complete"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.stdout.strip() == f"{kind},qu", done.stderr

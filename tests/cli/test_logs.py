@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.cli.terminal import on_terminal
 from tests.cli.test_run import EMPTY, LOOP, module, zroute
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 BASIC = "import logging\nlogging.getLogger('mine').warning('early')\nlogging.basicConfig()\n" + EMPTY
 
@@ -52,7 +52,7 @@ app = App(sub="tcp://127.0.0.1:1")
 app.subscribe("a")(print)
 app.run(seconds=0.01)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     stopping = [line for line in done.stderr.splitlines() if "stopping" in line]
     assert stopping == ["MINE stopping: 0.01 s are over"]
 

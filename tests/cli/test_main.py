@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.cli.test_run import zroute
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -24,7 +24,7 @@ except SystemExit:
 loaded = {{name.partition(".")[0] for name in sys.modules}}
 print("heavy:", sorted(loaded & {{"zmq", "twisted", "msgspec", "cattrs", "rich", "msgpack"}}))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 MISTAKES = ROOT / "tests" / "data" / "mistakes.txt"
 _MARK = re.compile(r"^=== (.*)\n", re.MULTILINE)
@@ -42,7 +42,7 @@ def shown(source: str, command: str) -> str:
             env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         text = (done.stdout + done.stderr).replace(str(folder), "FOLDER")
     text = re.sub(r"^\d\d:\d\d:\d\d (\w+) +", r"\1 ", text, flags=re.MULTILINE)

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from tests.cli.test_run import zroute
-from tests.support import ROOT, Child, free_endpoint
+from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from zroute.messages.wire import Envelope, parse
 
 
@@ -34,7 +34,7 @@ def piped(given: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end, with this on its standard input."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "zroute", *arguments]
-    return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=60)
+    return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=PATIENCE)
 
 
 def envelope(frames: tuple[bytes, ...]) -> Envelope:
@@ -348,5 +348,7 @@ def test_help_loads_neither_zeromq_nor_twisted(tmp_path: Path) -> None:
             f"try:\n    main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
             "print('heavy:', sorted({'zmq', 'twisted', 'rich'} & {name.partition('.')[0] for name in sys.modules}))"
         )
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr

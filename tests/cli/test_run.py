@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Child, free_endpoint, free_port
+from tests.support import PATIENCE, ROOT, Child, free_endpoint, free_port
 
 LOOP = """
 from zroute import App
@@ -49,7 +49,7 @@ def zroute(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Complete
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -310,7 +310,7 @@ sys.path.insert(0, {str(module(tmp_path, EMPTY))!r})
 from zroute.cli import main
 main(["run", "quotes", "--reactor", "poll"])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, "SelectReactor is installed already" in done.stderr) == (2, True)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.messages.bound import FORMATS, QUOTE, decode, encode
 from tests.messages.kinds import Plain, Private
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.bodies import body_decoder, body_encoder, guarded, runtime_encoder
 from zroute.messages.codecs import (
@@ -82,7 +82,7 @@ for codec in (JSON, MSGPACK):
             raise SystemExit(f"{codec.name} {schema} was accepted")
 print("alive")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "alive", done.stderr
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.messages.bound import FORMATS, QUOTE, decode, encode
 from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Point, Private, Square, Validated
+from tests.support import sized
 from zroute import Stamped
 from zroute.errors import EncodeError, SchemaError
 from zroute.messages.bodies import body_encoder
@@ -55,7 +56,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 @pytest.mark.parametrize("kind", DECLARED)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=sized(25, 5))
 def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.DataObject) -> None:
     """I handle the object that was published: equal, and of the same types."""
     schema, values = DECLARED[kind]

@@ -29,6 +29,7 @@ from tests.messages.kinds import (
     Tree,
     Typed,
 )
+from tests.support import sized
 from zroute.errors import EncodeError
 from zroute.messages.codecs import JSON, MSGPACK
 from zroute.messages.encode_checks import conforms, misfit
@@ -90,7 +91,7 @@ def fits(schema: Any, message: Any) -> bool:
 
 @pytest.mark.parametrize("kind", DECLARED)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=sized(15, 5))
 def test_every_good_message_conforms(kind: str, data: st.DataObject) -> None:
     """No message that is of its type is ever held back."""
     schema, values = DECLARED[kind]

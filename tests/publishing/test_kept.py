@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from tests.running import Mailbox, running
+from tests.support import PATIENCE
 from zroute import App, Envelope, SignatureError, Topic
 from zroute.messages.control import Marker, pack_marker, parse_marker
 from zroute.options import KEPT_MAX
@@ -238,7 +239,7 @@ async def test_who_joins_a_stream_gets_no_message_twice(tmp_path: Path) -> None:
             reader, box = App(sub=endpoint), Mailbox[int]()
             reader.add_route(box.put, "prices.*")
             async with running(reader):
-                await reader.ready(1, timeout=20)
+                await reader.ready(1, timeout=PATIENCE)
                 got = await box.until(10)
             assert got == sorted(set(got))
 
@@ -256,16 +257,16 @@ async def test_what_is_attached_later_is_given_what_is_kept_of_it(tmp_path: Path
         for number in range(10):
             prices.publish(number, symbol=f"{'x' * 40}{number}")
         prices.publish(1, symbol="late")
-        await reader.ready(1, timeout=20)
+        await reader.ready(1, timeout=PATIENCE)
         await others.until(10)
         attached = reader.attach("prices.late", box.put)
         assert await box.until(1) == [1]
         attached.close()
-        await reader.ready(1, timeout=20)
+        await reader.ready(1, timeout=PATIENCE)
         publisher.publish("prices.late", 2)  # by whomever: it is the latest of its topic
         reader.attach("prices.late", box.put)
         assert await box.until(2) == [1, 2]
-        await reader.ready(1, timeout=20)
+        await reader.ready(1, timeout=PATIENCE)
         assert sorted(await others.until(10)) == list(range(10))
 
 
@@ -290,8 +291,8 @@ async def test_a_late_reader_gets_the_latest_price_of_each_symbol_and_then_the_s
     reading(early, boxes[0])
     reading(late, boxes[1])
     async with running(publisher), running(early):
-        await prices.wait_for_subscribers(timeout=20)
-        await early.ready(1, timeout=20)
+        await prices.wait_for_subscribers(timeout=PATIENCE)
+        await early.ready(1, timeout=PATIENCE)
         for number in range(5):
             prices.publish(number, symbol="A", headers={"n": number})
             prices.publish(10 + number, symbol="B")

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.running import Mailbox, running
+from tests.support import PATIENCE
 from zroute import App, NotReadyError, NotRunningError, as_awaitable
 from zroute.messages.control import pack_marker
 from zroute.messages.topics import parse
@@ -112,7 +113,7 @@ async def test_nothing_is_published_before_somebody_listens(tmp_path: Path, wire
     news = publisher.publisher("news.{kind}", int)
     reader.add_route(got.put, "news.*")
     async with running(publisher):
-        waiting = Deferred.fromCoroutine(news.wait_for_subscribers(timeout=20))
+        waiting = Deferred.fromCoroutine(news.wait_for_subscribers(timeout=PATIENCE))
         assert not waiting.called
         async with running(reader):
             await waiting
@@ -131,7 +132,7 @@ async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError, match="while no app with it runs"):
         await as_awaitable(Deferred.fromCoroutine(news.wait_for_subscribers()))
     async with running(publisher), running(reader):
-        await news.wait_for_subscribers(timeout=20)
+        await news.wait_for_subscribers(timeout=PATIENCE)
         with pytest.raises(NotReadyError, match=r"'news\.\{kind\}': 1 of 2 subscribers came within 0\.1 s"):
             await news.wait_for_subscribers(2, timeout=0.1)
 

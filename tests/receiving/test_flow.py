@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.support import sized
 from zroute.receiving.flow import Flow
 
 
@@ -161,5 +162,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.flow.eased == (queued <= 2)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=sized(200, 20), stateful_step_count=60)
 TestAnyOrder = AnyOrder.TestCase

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.support import sized
 from zroute.clock import TICK
 from zroute.messages import control
 from zroute.messages.control import (
@@ -551,7 +552,7 @@ def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestNetwork.settings = settings(max_examples=sized(200, 20), stateful_step_count=60)
 
 
 # -- a publisher's counters -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from twisted.internet.defer import Deferred, succeed
 
 from tests.pure import Wired, plain
+from tests.support import sized
 from zroute import App, Envelope, Topic
 from zroute.stats import RouteStats
 from zroute.testing import TestApp, UnfinishedError
@@ -541,5 +542,5 @@ class AnyEvents(RuleBasedStateMachine):
         self.made.close()
 
 
-AnyEvents.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+AnyEvents.TestCase.settings = settings(max_examples=sized(150, 20), stateful_step_count=50)
 TestAnyEvents = AnyEvents.TestCase

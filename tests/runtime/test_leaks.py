@@ -20,6 +20,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThread
 
 from tests.running import Mailbox, reactor, running
+from tests.support import PATIENCE
 from zroute import App, EncodeError, Envelope, Gap, NotReadyError, as_awaitable
 from zroute.testing import TestApp
 
@@ -263,7 +264,7 @@ async def handlers_that_fail(app: App, weights: Weights) -> None:
             raise ValueError(weight)
 
         attached = app.attach("fail", fail)
-        await app.ready(1, timeout=20)
+        await app.ready(1, timeout=PATIENCE)
         app.publish("fail", number)
         await box.until(1)
         attached.close()
@@ -347,7 +348,7 @@ async def test_what_comes_and_goes_leaves_nothing_behind(
         return alive(weights), ours()
 
     async with running(app):
-        await app.ready(1, timeout=20)
+        await app.ready(1, timeout=PATIENCE)
         await looped()
         before = ours()
         stayed, after = await looped()

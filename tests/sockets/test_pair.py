@@ -221,7 +221,7 @@ async def test_a_context_that_does_not_terminate_is_said(
 def test_an_old_libzmq_is_refused_with_what_to_do() -> None:
     """Where the installed libzmq is too old, I am told so at the import, not by lost subscriptions."""
     program = "import zmq; zmq.zmq_version_info = lambda: (4, 3, 4); import zroute.sockets.connection"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "ImportError: zroute needs libzmq 4.3.5 or newer" in done.stderr
     assert "install the pyzmq wheel" in done.stderr

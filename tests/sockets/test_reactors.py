@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support import PATIENCE, Child
+from tests.support import PATIENCE, THOROUGH, Child
 
 MODULES = [
     "tests/sockets/test_connection.py",
@@ -23,7 +23,7 @@ REACTORS = {
 }
 
 
-@pytest.mark.parametrize("name", REACTORS)
+@pytest.mark.parametrize("name", list(REACTORS) if THOROUGH else ["asyncio"])
 def test_everything_works_on_this_reactor(name: str) -> None:
     """Whichever reactor my program runs, messages arrive, nothing stalls and nothing is left behind."""
     from twisted.internet import reactor

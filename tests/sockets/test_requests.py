@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from tests.support import sized
 from zroute.sockets.reqrep import Lane, Requests
 
 WINDOW, FORGOTTEN = 3, 60.0
@@ -347,4 +348,4 @@ TestConversation = Conversation.TestCase
 TestConversation.__doc__ = (
     "Whatever happens, every request ends exactly once, and no server is sent more than its window."
 )
-TestConversation.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestConversation.settings = settings(max_examples=sized(100, 15), stateful_step_count=40)

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import PATIENCE
+
 
 def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
     """What pytest says of ``source`` in an empty project."""
     (folder / "test_mine.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *flags]
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_fixtures_are_there_without_a_line_of_set_up(tmp_path: Path) -> None:

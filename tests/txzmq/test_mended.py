@@ -275,7 +275,7 @@ def test_importing_the_module_installs_no_reactor() -> None:
         "assert type(factory.reactor).__name__ == 'SelectReactor', factory.reactor\n"
         "assert zroute.txzmq.ZmqFactory.reactor is factory.reactor\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

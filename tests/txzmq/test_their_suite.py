@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
@@ -29,4 +29,4 @@ def test_all_of_txzmqs_own_tests_pass(tmp_path: Path, reactor: str) -> None:
 def trial(reactor: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run them all."""
     command = ("-m", "tests.txzmq.their_suite", f"--reactor={reactor}", f"--temp-directory={folder}")
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE)

@@ -1,0 +1,71 @@
+"""Marks that follow from a test's code: `processes` and `sockets`, by the names that it uses, however far away."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+PROCESSES = {"Child", "Command", "Popen", "check_output", "fork", "runpytest_subprocess", "subprocess"}
+"""Names that start a process."""
+
+SOCKETS = {"AppService", "Context", "Pub", "Push", "Sockets", "Sub", "ZmqFactory", "factory", "running", "sockets"}
+"""Names that open ZeroMQ sockets in the process of the tests."""
+
+OVER_SOCKETS = ("tests.acceptance.", "tests.programs.", "tests.cli.", "tests.sockets.", "tests.txzmq.")
+"""Where a test that starts processes does it for their sockets."""
+
+
+def marks_of(item: pytest.Function) -> Iterator[str]:
+    """The marks that a test gets for what its function, its fixtures and their helpers use."""
+    test = item.obj
+    if handle := getattr(test, "hypothesis", None):
+        test = handle.inner_test
+    used = set(names(inspect.unwrap(getattr(test, "__func__", test))))
+    for name, fixtures in item._fixtureinfo.name2fixturedefs.items():
+        used.add(name)
+        for fixture in fixtures:
+            used |= names(inspect.unwrap(fixture.func))
+    processes = bool(used & PROCESSES)
+    if processes:
+        yield "processes"
+    if used & SOCKETS or (processes and item.module.__name__.startswith(OVER_SOCKETS)):
+        yield "sockets"
+
+
+@cache
+def names(used: Any) -> frozenset[str]:
+    """All names in the code of a function or class of the tests, and in that of the helpers that they stand for."""
+    found: set[str] = set()
+    waiting, seen = [used], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or getattr(one, "__module__", "").split(".")[0] not in ("tests", "chaos", "benchmarks"):
+            continue
+        seen.add(id(one))
+        if isinstance(one, type):
+            waiting += [getattr(member, "__wrapped__", member) for member in vars(one).values()]
+            waiting += one.__bases__
+        elif isinstance(one, FunctionType):
+            own = set(codes_names(one.__code__))
+            found |= own
+            scope = vars(sys.modules[one.__module__])
+            for name in own & scope.keys():
+                if isinstance(scope[name], ModuleType):
+                    waiting += [member for member in map(vars(scope[name]).get, own) if callable(member)]
+                elif callable(scope[name]):
+                    waiting.append(inspect.unwrap(scope[name]))
+    return frozenset(found)
+
+
+def codes_names(code: CodeType) -> Iterator[str]:
+    """The names that code uses, those of the functions in it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_names(constant)

@@ -1,0 +1,53 @@
+"""How pytest itself ends when it is told to."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support import PATIENCE, ROOT, Child
+
+HANGING = """
+import os
+
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from tests.support import Child
+
+
+@pytest_twisted.ensureDeferred
+async def test_waits_on_the_reactor():
+    program = "import signal; print('up', flush=True); signal.pause()"
+    with Child("-c", program, pass_fds=(int(os.environ["HELD"]),)) as child:
+        child.line_with("up")
+        print("waiting", flush=True)
+        await Deferred()
+
+
+@pytest_twisted.ensureDeferred
+async def test_would_run_on_a_stopped_reactor():
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("reactor", ["default", "asyncio"])
+def test_sigterm_ends_pytest_at_once_and_its_children_with_it(tmp_path: Path, reactor: str) -> None:
+    """No test fails for a reactor that was stopped, none runs any more, and no process stays behind."""
+    module = tmp_path / "test_hanging.py"
+    module.write_text(HANGING)
+    ours, held = os.pipe()
+    flags = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--reactor", reactor, "-p", "tests.conftest"]
+    command = ["-m", "pytest", *flags, f"--rootdir={ROOT}", "-c", "pyproject.toml", str(module)]
+    with Child(*command, env={"PYTEST_ADDOPTS": "", "HELD": str(held)}, pass_fds=(held,)) as run:
+        os.close(held)
+        run.line_with("waiting")
+        assert run.end(signal.SIGTERM) == -signal.SIGTERM
+        assert not any("went on" in line or "failed" in line.lower() for line in run.out + run.err)
+    ended, _, _ = select.select([ours], [], [], PATIENCE)  # closed when all that held it have ended
+    os.close(ours)
+    assert ended
