@@ -18,6 +18,7 @@ import pytest
 from tests.marks import marks_of
 from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
+sys.dont_write_bytecode = False  # a session that compiles all modules of the tests takes 10 s more
 # Machines are busy: no example fails for the time that it takes.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)

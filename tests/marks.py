@@ -45,7 +45,7 @@ def names(used: Any) -> frozenset[str]:
     waiting, seen = [used], set[int]()
     while waiting:
         one = waiting.pop()
-        if id(one) in seen or getattr(one, "__module__", "").split(".")[0] not in ("tests", "chaos", "benchmarks"):
+        if id(one) in seen or str(getattr(one, "__module__", "")).split(".")[0] not in ("tests", "chaos", "benchmarks"):
             continue
         seen.add(id(one))
         if isinstance(one, type):
