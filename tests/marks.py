@@ -14,7 +14,19 @@ import pytest
 PROCESSES = {"Child", "Command", "Popen", "check_output", "fork", "runpytest_subprocess", "subprocess"}
 """Names that start a process."""
 
-SOCKETS = {"AppService", "Context", "Pub", "Push", "Sockets", "Sub", "ZmqFactory", "factory", "running", "sockets"}
+SOCKETS = {
+    "AppService",
+    "Context",
+    "Pub",
+    "Push",
+    "Sockets",
+    "Sub",
+    "SharedContext",
+    "ZmqFactory",
+    "factory",
+    "running",
+    "sockets",
+}
 """Names that open ZeroMQ sockets in the process of the tests."""
 
 OVER_SOCKETS = ("tests.acceptance.", "tests.programs.", "tests.cli.", "tests.sockets.", "tests.txzmq.")
@@ -34,7 +46,11 @@ def marks_of(item: pytest.Function) -> Iterator[str]:
     processes = bool(used & PROCESSES)
     if processes:
         yield "processes"
-    if used & SOCKETS or (processes and item.module.__name__.startswith(OVER_SOCKETS)):
+    if (
+        used & SOCKETS
+        or any(name.endswith("Connection") for name in used)
+        or (processes and item.module.__name__.startswith(OVER_SOCKETS))
+    ):
         yield "sockets"
 
 

@@ -146,6 +146,7 @@ def test_names_of_groups_are_checked() -> None:
         command.main(["--quick", "--only", "recieve"])
 
 
+@pytest.mark.processes
 def test_goals_are_about_rows_that_there_are() -> None:
     """Each goal names a group and two rows of a full run."""
     scale = command.scale_of(command.parser().parse_args([]))

@@ -730,6 +730,7 @@ def growth(cycle: Callable[[], None]) -> tuple[int, int]:
     return len(gc.get_objects()) - objects, after - before
 
 
+@pytest.mark.slow
 def test_thousands_attached_and_closed_leave_nothing_behind() -> None:
     """Objects, memory, subscriptions, counters, codecs: all as before."""
     app = App()
@@ -758,6 +759,7 @@ def test_thousands_attached_and_closed_leave_nothing_behind() -> None:
         t.publish("static", 1)
 
 
+@pytest.mark.slow
 @REACTORS
 def test_thousands_of_streams_leave_nothing_behind(kind: Any) -> None:
     """The same for streams, each of which has had a message."""

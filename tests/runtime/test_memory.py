@@ -30,6 +30,8 @@ from zroute.receiving.table import _Latest
 from zroute.receiving.tracker import STREAMS_MAX, Tracker
 from zroute.runtime.service import AppService
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 SMALL = MIB // 2
 """A budget in place of `TOPIC_CACHE`, which is full after some hundred topics."""

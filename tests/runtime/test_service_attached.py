@@ -54,6 +54,7 @@ async def test_the_publisher_sees_what_is_subscribed_and_no_longer(endpoint: str
         await sees(service, b"news.sports.")
 
 
+@pytest.mark.slow
 @pytest_twisted.ensureDeferred
 async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycles(endpoint: str) -> None:
     """While handlers come and go, of overlapping and of other patterns, the others get all, once and in order."""

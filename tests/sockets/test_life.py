@@ -17,6 +17,8 @@ from tests.support import PATIENCE, free_endpoint
 from zroute.errors import EndpointError
 from zroute.options import LINGER_DRAIN
 
+pytestmark = pytest.mark.slow
+
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
