@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import gc
 import importlib
 import re
 import shutil
@@ -18,7 +19,6 @@ import pytest
 from tests.marks import marks_of
 from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
-sys.dont_write_bytecode = False  # a session that compiles all modules of the tests takes 10 s more
 # Machines are busy: no example fails for the time that it takes.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function):
             for mark in marks_of(item):
                 item.add_marker(mark)
+
+
+def pytest_collection_finish() -> None:
+    """Take what was made by now out of the garbage collector's way: some tests collect hundreds of times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
