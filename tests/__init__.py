@@ -1,4 +1,4 @@
-"""The tests. Their modules and those of hypothesis are compiled once, whatever the environment says: that takes 10 s."""
+"""The tests. What they import is compiled once, whatever the environment says: it takes 10 s each time."""
 
 import sys
 

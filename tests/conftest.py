@@ -24,6 +24,8 @@ hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("thorough" if THOROUGH else "quick")
 
+ALL_WAYS = ("address", "name", "ipv6")
+WAYS = ALL_WAYS if THOROUGH else ALL_WAYS[:1]
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
@@ -42,12 +44,16 @@ def pytest_sessionstart() -> None:
     reactor.callWhenRunning(signal.signal, signal.SIGTERM, end_at_once)  # type: ignore[attr-defined]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what their code uses."""
-    for item in items:
-        if isinstance(item, pytest.Function):
-            for mark in marks_of(item):
-                item.add_marker(mark)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by what their code uses; the quick profile leaves out those that name another way to connect."""
+    other: list[pytest.Item] = []
+    for item in [item for item in items if isinstance(item, pytest.Function)]:
+        for mark in marks_of(item):
+            item.add_marker(mark)
+        if hasattr(item, "callspec") and item.callspec.params.get("way") in {*ALL_WAYS} - {*WAYS}:
+            other.append(item)
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in set(other)]
 
 
 def pytest_collection_finish() -> None:
@@ -66,9 +72,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     finally:
         if handle:
             handle.inner_test = inner
-
-
-WAYS = ("address", "name", "ipv6") if THOROUGH else ("address",)
 
 
 @pytest.fixture(params=WAYS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import signal
 
-from tests.support import Child, Way
+from tests.support import Child, Way, sized
 
-MANY = 20_000
+MANY = sized(20_000, 4_000)
 
 PUBLISHER = """
 import sys
@@ -80,7 +80,7 @@ def exchanged(publisher: Child, reader: Child, total: int) -> None:
     assert (seen, lost, joined) == (total, 0, True)
 
 
-def test_20_000_subscriptions_are_all_active_when_the_reader_is_ready(way: Way) -> None:
+def test_thousands_of_subscriptions_are_all_active_when_the_reader_is_ready(way: Way) -> None:
     """ZeroMQ drops some of so many at once in silence; ready is told only when the publisher has them all."""
     meeting = way.meeting()
     with (

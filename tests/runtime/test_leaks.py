@@ -24,8 +24,6 @@ from tests.support import PATIENCE
 from zroute import App, EncodeError, Envelope, Gap, NotReadyError, as_awaitable
 from zroute.testing import TestApp
 
-pytestmark = pytest.mark.slow
-
 ROUNDS = 30
 
 SNAPSHOTS = int(sys.version_info < (3, 13))
