@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("thorough" if THOROUGH else "quick")
 
 ALL_WAYS = ("address", "name", "ipv6")
 WAYS = ALL_WAYS if THOROUGH else ALL_WAYS[:1]
+OTHER_WAYS = ALL_WAYS[len(WAYS) :]
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in [item for item in items if isinstance(item, pytest.Function)]:
         for mark in marks_of(item):
             item.add_marker(mark)
-        if hasattr(item, "callspec") and item.callspec.params.get("way") in {*ALL_WAYS} - {*WAYS}:
+        if hasattr(item, "callspec") and item.callspec.params.get("way") in OTHER_WAYS:
             other.append(item)
     config.hook.pytest_deselected(items=other)
     items[:] = [item for item in items if item not in set(other)]
