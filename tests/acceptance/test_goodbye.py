@@ -331,7 +331,7 @@ async def test_a_publication_of_two_apps_is_sent_when_both_have_sent_it(tmp_path
         async with running(apps[0]), running(apps[1]):
             await lines.wait_for_subscribers(0)
             reading = Deferred.fromCoroutine(read(sub, total))
-            while not apps[0]._live.run._publisher._audience._live:  # type: ignore[union-attr]
+            while not apps[0]._live.run._publisher._subscribers._live:  # type: ignore[union-attr]
                 await deferLater(reactor, 0.001)
             for _ in range(total):
                 await lines.publish(b"x" * 2000)
