@@ -11,7 +11,10 @@ from typing import Any
 
 import attrs
 
-__all__ = ["RouteStats", "Stats"]
+__all__ = ["NOT_COUNTED", "RouteStats", "Stats", "losses"]
+
+NOT_COUNTED = "not counted"
+"""What is said of losses if no publisher has numbered its messages."""
 
 
 @attrs.define
@@ -97,3 +100,11 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """All counters as plain values, for a log line or JSON."""
         return attrs.asdict(self)
+
+
+def losses(stats: Stats) -> dict[str, object]:
+    """How the last lines of programs tell what was lost, by their words: ``lost`` always, the rest if there is any."""
+    untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
+    seldom = {"unknown losses": stats.unknown_tail, "duplicates": stats.duplicate}
+    told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
+    return told | {name: count for name, count in seldom.items() if count}

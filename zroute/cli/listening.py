@@ -1,41 +1,38 @@
-"""What ``zroute tail``, ``top`` and ``record`` share: a subscriber's socket for the time of one command.
+"""What ``zroute tail``, ``top`` and ``record`` share: an app that receives everything, for the time of one command.
 
-It joins as an app's does, by a marker behind its subscriptions, and answers goodbyes. So a publisher knows it for a
-subscriber that reads the tracked wire, and does not warn of a plain reader.
-Every message becomes an `Envelope` for the command's function; what does not reach it is counted and said.
-Unlike an app's table, which is built for speed, this one asks after every part whether another follows.
+It is an `App` as any other, whose one handler takes each message as it arrived: so it joins, and its losses are counted
+and logged, as those of ``zroute run`` are.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
+import attrs
 import click
-import zmq
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 
+from zroute.app import App
 from zroute.cli.loading import EXIT_ENDPOINT
 from zroute.endpoints import Endpoint
-from zroute.errors import EndpointError, EnvelopeError
-from zroute.logs import printable, set_up_logging
-from zroute.messages.coalesced import parse_batch, singles
-from zroute.messages.control import pack_farewell, pack_marker, parse_marker
-from zroute.messages.topics import Pattern, Topic, any_of, minimal_cover
-from zroute.messages.wire import HEADER_SIZE, MAGIC, NUL, Envelope, Header, Kind, parse, parse_header, split
-from zroute.options import LINGER_ABORT, MAX_MESSAGE, MAX_PARTS, MAX_TOPIC, frame_limit
+from zroute.errors import EndpointError
+from zroute.logs import set_up_logging
+from zroute.messages.topics import Pattern, any_of, minimal_cover, startswith
+from zroute.messages.wire import Envelope
+from zroute.options import MAX_MESSAGE
 from zroute.runtime.runner import install_reactor
+from zroute.runtime.service import AppService
 from zroute.runtime.signals import run_reactor
-from zroute.sockets.pubsub import SubConnection
-from zroute.throttle import Reports
+from zroute.sockets.pair import SocketPair
+from zroute.stats import NOT_COUNTED, Stats, losses
 
-__all__ = ["EXIT_NOTHING", "Listening", "say", "while_read"]
+__all__ = ["Listening", "say", "while_read"]
 
 EXIT_NOTHING = 124  # as timeout(1) has it
 
@@ -45,15 +42,8 @@ _MAX_BODY = 16 * MAX_MESSAGE
 _ONE_SIGNAL = 0.2
 """Seconds in which signals are one: timeout(1) sends its to the process, and at once again to its group."""
 
-_FIRST_BYTES = 32
-
-_STANDING = 6.0
-"""Seconds until a farewell is withdrawn: the publisher has read it by then, or has gone."""
-
-_FAREWELLS = 64
-"""Farewells that stand at a time: peers can invent goodbyes. A real publisher repeats its own until it is answered."""
-
-_log = logging.getLogger("zroute")
+_LAST = 2.0
+"""Seconds that a stop takes at most, to read what was sent before it and to learn what of that was lost."""
 
 
 class Listening:
@@ -63,9 +53,9 @@ class Listening:
     hold their raw parts in `Envelope.frames`. ``take`` may call `stop`; what it raises ends the listening
     and is raised by `run`.
 
-    ``received = taken + ignored + unmatched + control + malformed``: ``unmatched`` came because a socket
-    filters by prefixes, which let more through than patterns; ``control`` carried no data; ``malformed``
-    was no message.
+    ``received = taken + ignored + unmatched + control + malformed + duplicates``: ``unmatched`` came because a socket
+    filters by prefixes, which let more through than patterns; ``control`` carried no data, or what a publisher keeps;
+    ``malformed`` was no message. ``stats`` are the counters of the app, which no longer change after a stop.
     """
 
     def __init__(
@@ -76,25 +66,21 @@ class Listening:
         *,
         ignore: Sequence[Pattern] = (),
     ) -> None:
-        self.received = 0
         self.taken = 0
         self.ignored = 0
         self.unmatched = 0
-        self.control = 0
-        self.malformed = 0
         self.reactor = install_reactor(None)
-        self._endpoints = endpoints
+        self.stats = Stats()
+        self._kept = 0
+        self._endpoints = tuple(endpoints)
         self._take = take
-        self._prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
-        self._marker = pack_marker(secrets.randbits(64), self._prefixes)
-        self._left: set[int] = set()  # epochs of publishers whose goodbye was answered
-        self._parts: list[bytes] = []
+        prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
+        self._app = App(name=click.get_current_context().command_path, max_message=_MAX_BODY)
+        self._app.add_route(self._receive, *map(startswith, prefixes))
+        self._service: AppService | None = None
         self._timers: list[tuple[float, Callable[[], object]]] = []
-        self._context: zmq.Context[Any] | None = None
-        self._connection: SubConnection | None = None
-        self._reports: Reports | None = None
         self._signalled_at: float | None = None
         self._stopped = False
         self._code = 0
@@ -114,8 +100,6 @@ class Listening:
         """
         set_up_logging("warning", "auto")
         run_reactor(self.reactor, self._signal, self.guarded, self._open, wait, seconds)
-        if self._context is not None:
-            self._context.term()
         if self._failure is not None:
             raise self._failure
         return self._code
@@ -125,46 +109,67 @@ class Listening:
         if self._stopped:
             return
         self._stopped, self._code = True, code
-        if self._connection is not None:
-            self._connection.close(LINGER_ABORT)
-        if self._reports is not None:
-            self._reports.close()
-        self.reactor.stop()
+        self.stats = attrs.evolve(self.stats, received=self.received)  # the app's is behind while it delivers
+        transport = self._service.transport if self._service is not None else None
+        if transport is None:
+            self._end()
+        else:
+            transport.close().addCallback(self._end)
 
-    def told(self) -> dict[str, int]:
-        """The counters of what did not reach ``take``, as far as there is anything to tell; malformed always."""
-        counts = {"ignored": self.ignored, "unmatched": self.unmatched, "control": self.control}
-        return {name: count for name, count in counts.items() if count} | {"malformed": self.malformed}
+    def finish(self) -> None:
+        """Take what was sent before, but nothing newer, and stop: what was lost of it is known then, too."""
+        if self._service is not None and not self._stopped:
+            self._service.stopService().addBoth(lambda _: self.stop())
+
+    @property
+    def received(self) -> int:
+        """How many messages have come."""
+        counted = self.stats.malformed + self.stats.duplicate
+        return self.taken + self.ignored + self.unmatched + self._control + counted
+
+    @property
+    def _control(self) -> int:
+        return self.stats.control + self._kept
+
+    def told(self) -> dict[str, object]:
+        """The counters of what did not reach ``take``, if there is anything to tell; malformed and lost always."""
+        counts = {"ignored": self.ignored, "unmatched": self.unmatched, "control": self._control}
+        told: dict[str, object] = {name: count for name, count in counts.items() if count}
+        return told | {"malformed": self.stats.malformed} | losses(self.stats)
 
     # -- the run ----------------------------------------------------------------------------------------
 
     def _open(self, wait: float | None, seconds: float | None) -> None:
-        self._reports = Reports(_log, self.reactor)
-        self._context = zmq.Context()
-        self._connection = SubConnection(self.reactor, list, context=self._context, maxmsgsize=frame_limit(_MAX_BODY))
-        self._connection.log.name = click.get_current_context().command_path
-        self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
-        self._connection.drain = self._drain
-        self._connection.subscribed = lambda: (*self._prefixes, self._marker)
         try:
-            for endpoint in self._endpoints:
-                _say_opened(endpoint, self._connection.open(_reachable(endpoint)))
+            endpoints = tuple(map(_reachable, self._endpoints))
+            service = AppService(self._app.compile(), self.reactor, sub=endpoints, pub=(), drain_timeout=_LAST)
+            service.startService()
         except EndpointError as error:
             say(str(error))
             self.stop(EXIT_ENDPOINT)
             return
-        for prefix in (*self._prefixes, self._marker):
-            self._connection.subscribe(prefix)
+        self._service, self.stats = service, self._app.stats
+        connection = cast("SocketPair", service.transport).sub
+        assert connection is not None
+        connection.endpoint_option, connection.size_option = "ENDPOINT", None
+        for endpoint, resolved in zip(endpoints, connection.endpoints, strict=True):
+            _say_opened(endpoint, resolved)
+        for period, function in self._timers:
+            LoopingCall(self.guarded, function).start(period, now=False)
         if wait is not None:
             self.reactor.callLater(wait, self._give_up, wait)
         if seconds is not None:
-            self.reactor.callLater(seconds, self.stop)
-        for period, function in self._timers:
-            LoopingCall(self.guarded, function).start(period, now=False)
+            self.reactor.callLater(seconds, self.finish)
+
+    def _end(self, _: object = None) -> None:
+        with suppress(ReactorNotRunning):
+            self.reactor.stop()
 
     def _give_up(self, wait: float) -> None:
         if not self.taken and not self._stopped:
-            others = ", ".join(f"{name} {count}" for name, count in self.told().items() if count)
+            others = ", ".join(
+                f"{name} {count}" for name, count in self.told().items() if count and count != NOT_COUNTED
+            )
             say(f"nothing came within {wait:g} s" + (f", except {others}" if others else ""))
             self.stop(EXIT_NOTHING)
 
@@ -181,82 +186,24 @@ class Listening:
         now = time.monotonic()
         if self._signalled_at is None:
             self._signalled_at = now
-            self.reactor.callFromThread(self.stop)
+            self.reactor.callFromThread(self.finish)
         elif now - self._signalled_at > _ONE_SIGNAL:  # output is blocked, or else it would have ended
             os._exit(128 + number)
 
     # -- messages ---------------------------------------------------------------------------------------
 
-    def _drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """Read up to ``budget`` parts; a message that is not whole then goes on with the next call."""
-        for _ in range(budget):
-            if self._stopped:
-                return
-            part = recv(zmq.DONTWAIT)
-            if len(self._parts) <= MAX_PARTS:  # one more than a message may have, by which `split` knows
-                self._parts.append(part)
-            if not more():
-                frames, self._parts = tuple(self._parts), []
-                self._receive(frames)
-
-    def _receive(self, frames: tuple[bytes, ...]) -> None:
-        self.received += 1
-        try:
-            topic, body = split(frames)
-            header = parse_header(body) if body.startswith(MAGIC) else None
-            if header is not None and header.kind is Kind.BATCH:
-                self._receive_batch(topic, header, body)
-                return
-            if header is not None and header.kind is not Kind.DATA:
-                self.control += 1
-                if header.kind is Kind.GOODBYE and topic == self._marker:
-                    self._answer(header.epoch)
-                return
-            if not self._is_wanted(topic):
-                self.unmatched += 1
-                return
-            if self._is_ignored(topic):
-                self.ignored += 1
-                return
-            envelope = parse(frames, time.time())
-        except EnvelopeError as error:
-            self._refuse(error, frames)
+    def _receive(self, envelope: Envelope) -> None:
+        if self._stopped:
             return
-        self.taken += 1
-        self.guarded(self._take, envelope)
-
-    def _answer(self, epoch: int) -> None:
-        """Tell a publisher that has ended that all it sent was read: it waits for that."""
-        if self._connection is None or epoch in self._left or len(self._left) >= _FAREWELLS:
-            return
-        farewell = pack_farewell(parse_marker(self._marker).subscriber, epoch)
-        self._left.add(epoch)
-        self._connection.subscribe(farewell)
-        self.reactor.callLater(_STANDING, self._withdraw, epoch, farewell)
-
-    def _withdraw(self, epoch: int, farewell: bytes) -> None:
-        self._left.discard(epoch)
-        if self._connection is not None and not self._stopped:
-            self._connection.unsubscribe(farewell)
-
-    def _receive_batch(self, topic: bytes, header: Header, body: bytes) -> None:
-        """Each message of it, in the frame that it would have come in alone."""
-        bodies = parse_batch(header.codec, body[header.size :]).bodies
-        self.received -= 1
-        for frame in singles(topic, body[:HEADER_SIZE], bodies):
-            if self._stopped:
-                break
-            self._receive((frame,))
-
-    def _refuse(self, error: EnvelopeError, frames: tuple[bytes, ...]) -> None:
-        self.malformed += 1
-        if self._reports is not None:
-            text = "malformed message skipped (topic %r): %s; first bytes: %r"
-            topic = str(Topic.from_wire(frames[0][:MAX_TOPIC].partition(NUL)[0]))
-            start = frames[0][:_FIRST_BYTES]
-            self._reports(
-                "malformed", "malformed messages", logging.WARNING, text, topic, printable(error.reason), start
-            )
+        if envelope.kept:
+            self._kept += 1
+        elif not self._is_wanted(envelope.topic.wire):
+            self.unmatched += 1
+        elif self._is_ignored(envelope.topic.wire):
+            self.ignored += 1
+        else:
+            self.taken += 1
+            self.guarded(self._take, envelope)
 
 
 def _reachable(endpoint: Endpoint) -> Endpoint:

@@ -17,6 +17,7 @@ from zroute.cli.showing import clock_time, one_line
 from zroute.endpoints import Endpoint
 from zroute.messages.topics import Pattern
 from zroute.options import MAX_TOPIC
+from zroute.stats import losses
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,7 @@ _SHORTEST = 0.1
 """Seconds of an interval: rates of a shorter one would be noise."""
 
 _COLUMNS = ("topic", "messages/s", "bytes/s", "messages", "bytes", "last seen")
-_AROUND = 4  # lines of the screen that the table needs beside its topics: its head, others, the total, the cursor's
+_AROUND = 5  # lines of the screen that the table needs beside its topics: its head, others, total, lost, the cursor's
 
 
 @click.command("top")
@@ -54,12 +55,17 @@ def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, 
 
     listening = Listening((endpoint,), patterns, lambda envelope: traffic.take(envelope))
     traffic = Traffic()  # after the above, which takes time that is not to be measured
+
+    def measure() -> None:
+        lost = losses(listening.stats)["lost"]
+        show(attrs.evolve(traffic.measure(), lost=lost if isinstance(lost, int) else None))
+
     with while_read(), _output(as_json, live=not once) as show:
         if not once:
-            listening.every(interval, lambda: show(traffic.measure()))
+            listening.every(interval, measure)
         code = listening.run(seconds=interval if once else None)
         if once and not code:
-            show(traffic.measure())
+            measure()
     if not code:
         counts = {"received": listening.received} | listening.told()
         say(", ".join(f"{name} {number}" for name, number in counts.items()))
@@ -83,12 +89,16 @@ class Rate:
 
 @attrs.frozen
 class Measured:
-    """All topics in one interval, the fastest first; ``others`` are those that have no line of their own."""
+    """All topics in one interval, the fastest first; ``others`` are those that have no line of their own.
+
+    ``lost`` is how many messages were lost since the start; None if no publisher has numbered any.
+    """
 
     time: float
     interval: float
     topics: list[Rate]
     others: Rate | None
+    lost: int | None = None
 
 
 @attrs.define
@@ -198,7 +208,8 @@ def _lines(measured: Measured, height: int | None = None) -> list[tuple[str, ...
     shown, rest = measured.topics[:fitting], measured.topics[fitting:]
     others = _together("others", [*rest, *filter(None, [measured.others])])
     total = _together("total", [*shown, *filter(None, [others])])
-    return [_cells(rate) for rate in (*shown, others, total) if rate is not None]
+    lines = [_cells(rate) for rate in (*shown, others, total) if rate is not None]
+    return [*lines, ("lost", "", "", f"{measured.lost:,}", "", "")] if measured.lost else lines
 
 
 def _cells(rate: Rate) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from zroute.runtime.run import Limit
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
+from zroute.stats import losses
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
 
@@ -424,12 +425,9 @@ def _counted(service: Any) -> str:
     if service.subscribe_to:
         counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
         counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
-        untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
-        counts.update(lost="not counted" if untracked else stats.lost)
+        counts.update(losses(stats))
         routes = stats.routes.values()
         seldom = {
-            "unknown losses": stats.unknown_tail,
-            "duplicates": stats.duplicate,
             "stale": sum(route.stale for route in routes),
             "dropped at the stop": sum(route.dropped_at_shutdown for route in routes),
         }
