@@ -1,8 +1,9 @@
 """A subscriber in a process of its own, as fast or slow as the test wants it.
 
-``python -m tests.cli.listener ENDPOINT PREFIX PAUSE``: prints each message as the monotonic time it came at and
-the hex digits of its parts. PAUSE is the number of messages after which it rests for a millisecond, 0 for never.
-Its socket has the options of zroute's own subscribers. A topic that begins with "end" ends it.
+``python -m tests.cli.listener ENDPOINT PREFIX PAUSE [HEARTBEAT]``: prints each message as the monotonic time it came
+at and the hex digits of its parts. PAUSE is the number of messages after which it rests for a millisecond, 0 for never.
+Its socket has the options of zroute's own subscribers, and sends a PING each HEARTBEAT milliseconds, if that is given.
+A topic that begins with "end" ends it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from zroute.options import subscriber_options
 from zroute.sockets.connection import make_socket
 
 
-def main(endpoint: str, prefix: str, pause: int) -> None:
+def main(endpoint: str, prefix: str, pause: int, heartbeat: int = 0) -> None:
     """Print what comes."""
     socket = make_socket(zmq.Context.instance(), zmq.SUB, subscriber_options())
+    socket.set(zmq.HEARTBEAT_IVL, heartbeat)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 60_000)  # a PONG waits behind all that is still to be read
     verb, _, address = endpoint.partition(":")
     socket.bind(address) if verb == "bind" else socket.connect(endpoint)
     socket.subscribe(prefix.encode())
@@ -37,4 +40,4 @@ def main(endpoint: str, prefix: str, pause: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -19,9 +19,9 @@ from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from zroute.messages.wire import Envelope, parse
 
 
-def listener(endpoint: str, prefix: str = "", pause: int = 0) -> Child:
+def listener(endpoint: str, prefix: str = "", pause: int = 0, heartbeat: int = 0) -> Child:
     """A subscriber that prints what it receives."""
-    return Child("-m", "tests.cli.listener", endpoint, prefix, str(pause))
+    return Child("-m", "tests.cli.listener", endpoint, prefix, str(pause), str(heartbeat))
 
 
 def received(child: Child, number: int) -> list[tuple[bytes, ...]]:
@@ -250,9 +250,12 @@ def test_another_kind_of_socket_is_named_in_the_words_of_the_command() -> None:
 
 
 def test_a_slow_subscriber_reads_all_before_the_end() -> None:
-    """A subscriber slower than its PINGs are frequent gets the last message too: the end waits for it."""
+    """A subscriber slower than its PINGs are frequent gets the last message too: the end waits for it.
+
+    A PING to a connection that the publisher has closed would have the system reset it, with all that was under way.
+    """
     endpoint = free_endpoint()
-    with listener(endpoint, "", 4) as child:
+    with listener(endpoint, "", 4, heartbeat=100) as child:
         given = b"\n".join(b"%d" % number for number in range(20_000)) + b"\n"
         done = piped(given, "pub", endpoint, "a", "--lines", "--codec", "text")
         assert done.returncode == 0, done.stderr
