@@ -96,7 +96,7 @@ def topics_received(number: int) -> object:
         return b"desk0.quotes.s%d" % next(numbers) + NUL + body
 
     for _ in range(0, number, 256):
-        wired.table.drain(recv, lambda: 0, 256)
+        wired.table.receive(recv, lambda: 0, 256)
     return app, wired
 
 

@@ -109,7 +109,7 @@ def publishers(number: int, count: int) -> Figures:
 
     def drain(messages: int) -> None:
         for at in range(0, messages, 256):
-            wired.table.drain(lambda _flags: next(waiting), lambda: 0, min(256, messages - at))
+            wired.table.receive(lambda _flags: next(waiting), lambda: 0, min(256, messages - at))
 
     drain(number)
     misses = wired.stats.cache_misses

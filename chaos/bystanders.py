@@ -484,7 +484,7 @@ class Bystanders(Play):
     def _judge_trouble(self, who: str, each: Subscriber) -> None:
         """What is missing of A is counted, or an unknown loss is told."""
         runs = self.publishers["A"].runs
-        tails = each.told()["stats"]["unknown_tail"]
+        tails = each.told()["stats"]["unknown_losses"]
         self.figures["unknown tails"] += tails
         untold = 0
         for run in runs:

@@ -13,7 +13,7 @@ import attrs
 import msgspec
 
 from zroute.errors import EnvelopeError
-from zroute.messages.coalesced import batch_framer, parse_batch
+from zroute.messages.coalesced import coalesced_framer, parse_coalesced
 from zroute.messages.control import FAREWELL, MARKER, pack_beat, pack_farewell, pack_marker, pack_statements
 from zroute.messages.wire import FIXED, HEAD_SIZE, MAGIC, NUL, Kind, framer, pack_head, pack_kept, parse_header, split
 
@@ -196,7 +196,7 @@ def good_frames(markers: list[bytes]) -> list[bytes]:
     frames.append(pack_beat(b"orders.", 9, epoch=7, next_ms=0, sent_at=5))
     for codec, body in bodies.items():
         for counters in ((), (Numbered(0, 3),), (Numbered(0, 3), Numbered(8, 3))):
-            together = batch_framer(epoch=7, count=lambda topic, many, counters=counters: counters, keeps=codec == 1)
+            together = coalesced_framer(epoch=7, count=lambda topic, many, counters=counters: counters, keeps=codec == 1)
             frames.append(together(b"orders.a", codec, [body] * 3, 1_700_000_000_000_000_000))
     return frames
 
@@ -208,7 +208,7 @@ def _answers(marker: bytes) -> list[bytes]:
     for kind in (Kind.JOIN, Kind.GOODBYE):
         for numbers in ([(b"", 5)], [(b"orders.", EDGES[-1])], []):
             frames += pack_statements(kind, marker, numbers, epoch=7, name="far", partial=False, sent_at=5)  # type: ignore[arg-type]
-    frames.append(marker + NUL + pack_head(kind=Kind.BATCH, codec=1, epoch=7) + bytes(16))
+    frames.append(marker + NUL + pack_head(kind=Kind.COALESCED, codec=1, epoch=7) + bytes(16))
     return frames
 
 
@@ -217,8 +217,8 @@ def messages_in(parts: list[bytes]) -> int:
     try:
         _, body = split(tuple(parts))
         header = parse_header(body) if body.startswith(MAGIC) else None
-        if header is not None and header.kind is Kind.BATCH:
-            return parse_batch(header.codec, body[header.size :]).many
+        if header is not None and header.kind is Kind.COALESCED:
+            return parse_coalesced(header.codec, body[header.size :]).many
     except EnvelopeError:
         pass
     return 1

@@ -39,7 +39,7 @@ async def live(reactor: Any, endpoint: str) -> None:
         for service in services:
             await service.stopService()
     stats = reader.stats
-    assert (stats.lost, stats.unknown_tail, stats.malformed) == (0, 0, 0), stats
+    assert (stats.lost, stats.unknown_losses, stats.malformed) == (0, 0, 0), stats
     assert stats.joins >= 1, stats  # two, where the connection is told of behind the first answer
 
 

@@ -420,7 +420,7 @@ def compare(scenario: Scenario) -> None:
             _compare_messages(scenario, subscriber, run, lines)
         stats = subscriber.told()["stats"]
         bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
-        tails = stats["unknown_tail"]
+        tails = stats["unknown_losses"]
         scenario.figures["unknown tails"] += tails
         scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown tails, and nobody was killed")
         scenario.expect(

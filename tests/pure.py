@@ -21,8 +21,8 @@ from zroute.messages.wire import framer
 from zroute.planning.compiler import fresh
 from zroute.publishing.publication import DONE
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.results import Outcomes
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.results import Results
+from zroute.receiving.session import SubscriberSession
 from zroute.receiving.table import RouteTable
 from zroute.stats import Stats
 
@@ -72,7 +72,7 @@ class Wired:
         self.clock = Clock()
         self.stats = Stats()
         self.sent: list[tuple[str, int, bytes, Mapping[str, Any] | None]] = []
-        self.outcomes = Outcomes(
+        self.outcomes = Results(
             stats=self.stats,
             log=LOG,
             clock=self.clock,
@@ -91,7 +91,7 @@ class Wired:
         supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
         routes = [fresh(route) for route in supplied]
         self.stats.routes.update((route.name, route.stats) for route in routes)
-        self.accounts = SubscribingEnd(self.clock, self.stats, LOG, "test", lambda found: None)
+        self.accounts = SubscriberSession(self.clock, self.stats, LOG, "test", lambda found: None)
         self.table = RouteTable(
             routes,
             default=app.codec,
@@ -163,10 +163,10 @@ class Wired:
         self.asked_for_more += 1
         return int(self._more)
 
-    def drain(self, budget: int = 16) -> bool:
+    def receive(self, budget: int = 16) -> bool:
         """One drain; whether it ended because nothing was left."""
         try:
-            self.table.drain(self.recv, self.more, budget)
+            self.table.receive(self.recv, self.more, budget)
         except NothingThereError:
             return True
         return False
@@ -174,7 +174,7 @@ class Wired:
     def feed(self, *messages: Parts) -> Wired:
         """Receive ``messages`` and whatever was queued, to the end."""
         self.queue(*messages)
-        while not self.drain():
+        while not self.receive():
             pass
         return self
 

@@ -314,7 +314,7 @@ async def read_by_a_socket(made: Made) -> AsyncIterator[Reader]:
         context.term()
 
 
-async def frames_of(pair: Pair, **options: Any) -> int:
+async def raw_frames(pair: Pair, **options: Any) -> int:
     """How many frames five messages travel in that are published in one turn."""
     made = Made(pair)
     async with read_by_a_socket(made) as reader:
@@ -330,8 +330,8 @@ async def frames_of(pair: Pair, **options: Any) -> int:
 @interaction("`App(coalesce=True)`", '`publish(headers={"a": 1})`')
 async def _travel_alone(pair: Pair) -> None:
     together = Pair("`App(coalesce=True)`", "`publisher(coalesce=True)`", "works")
-    assert await frames_of(together) == 2  # the first goes at once
-    assert await frames_of(pair, **pair.options("publish")) == 5
+    assert await raw_frames(together) == 2  # the first goes at once
+    assert await raw_frames(pair, **pair.options("publish")) == 5
 
 
 @interaction('`App(codec="json")`', '`publisher(codec="msgpack")`')

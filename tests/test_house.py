@@ -262,7 +262,7 @@ def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: boo
     clock.addReader = clock.removeReader = lambda reader: None  # type: ignore[attr-defined]
     publisher = context.socket(zmq.XPUB)
     connection = SubConnection(clock, list, context=context)
-    connection.drain = wired.table.drain
+    connection.receive = wired.table.receive
     calls: list[tuple[str, str]] = []
 
     def receive() -> None:

@@ -7,12 +7,12 @@ import logging
 import pytest
 from twisted.internet.task import Clock
 
-from zroute.throttle import BURST, WINDOW, Reports
+from zroute.throttle import BURST, WINDOW, ThrottledLog
 
 LOG = logging.getLogger("zroute.tests.reports")
 
 
-def say(reports: Reports, times: int, key: str = "kind") -> None:
+def say(reports: ThrottledLog, times: int, key: str = "kind") -> None:
     """One fault, so many times."""
     for number in range(times):
         reports(key, key, logging.WARNING, "fault %d", number)
@@ -21,7 +21,7 @@ def say(reports: Reports, times: int, key: str = "kind") -> None:
 def test_the_first_few_are_said_in_full(caplog: pytest.LogCaptureFixture) -> None:
     """Up to the burst nothing is held back, and the end of the window says nothing."""
     clock = Clock()
-    say(Reports(LOG, clock), BURST)
+    say(ThrottledLog(LOG, clock), BURST)
     clock.advance(WINDOW)
     assert caplog.messages == [f"fault {number}" for number in range(BURST)]
 
@@ -29,7 +29,7 @@ def test_the_first_few_are_said_in_full(caplog: pytest.LogCaptureFixture) -> Non
 def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFixture) -> None:
     """The line at the end names the kind and the number."""
     clock = Clock()
-    say(Reports(LOG, clock), BURST + 7)
+    say(ThrottledLog(LOG, clock), BURST + 7)
     clock.advance(WINDOW)
     assert caplog.messages[BURST:] == ["kind: 7 more like these, not shown"]
 
@@ -37,7 +37,7 @@ def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFix
 def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
     """After a window the same fault is said in full once more."""
     clock = Clock()
-    reports = Reports(LOG, clock)
+    reports = ThrottledLog(LOG, clock)
     say(reports, 1)
     clock.advance(WINDOW)
     say(reports, 1)
@@ -46,7 +46,7 @@ def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_kinds_have_their_own_windows(caplog: pytest.LogCaptureFixture) -> None:
     """A flood of one fault hides no other."""
-    reports = Reports(LOG, Clock())
+    reports = ThrottledLog(LOG, Clock())
     say(reports, BURST * 2, "one")
     say(reports, 1, "two")
     assert len(caplog.messages) == BURST + 1
@@ -55,7 +55,7 @@ def test_kinds_have_their_own_windows(caplog: pytest.LogCaptureFixture) -> None:
 def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
     """At the end nothing is lost in silence, at the level of the fault."""
     clock = Clock()
-    reports = Reports(LOG, clock)
+    reports = ThrottledLog(LOG, clock)
     say(reports, BURST + 1, "one")
     say(reports, 1, "two")
     reports.close()
@@ -69,5 +69,5 @@ def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> 
     try:
         raise ValueError("no")
     except ValueError as error:
-        Reports(LOG, Clock())("k", "k", logging.ERROR, "failed: %s", error, error=error)
+        ThrottledLog(LOG, Clock())("k", "k", logging.ERROR, "failed: %s", error, error=error)
     assert "test_throttle.py" in caplog.text

@@ -22,7 +22,7 @@ from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_MESSAGE, STREAM_QUEUE
 from zroute.planning.compiler import compile_routes
-from zroute.planning.plan import Addresses, Hooks, Host, Live, Plan
+from zroute.planning.plan import Addresses, Hooks, Live, Plan, RunningApp
 from zroute.publishing.choices import Choices
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
 from zroute.receiving.events import Gap
@@ -275,7 +275,7 @@ class App(Routes):
         run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
         return run.from_thread(partial(function, *args, **kwargs))
 
-    def _running(self, what: str, remedy: str) -> Host:
+    def _running(self, what: str, remedy: str) -> RunningApp:
         if self._live.run is None:
             raise self._not_running(what, remedy)
         return self._live.run

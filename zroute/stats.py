@@ -44,13 +44,14 @@ class Stats:
     ``received`` whole messages read (brought up to date after each few, so a handler may see it a little
     behind); ``routed`` were given to at least one route; ``unrouted`` matched no route; ``malformed`` were no message;
     ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
-    ``lost`` messages were sent and not received, in ``gaps``; at each ``unknown_tail`` nobody can say how many were.
+    ``lost`` messages were sent and not received, in ``gaps``; how many were at each of
+    ``unknown_losses`` is not known.
     ``paused_since`` is when reading was paused (in seconds since the Unix epoch), because the routes ``paused_by`` are
     full: no message of any route is read until half of theirs are handled. None, and no names, while the app reads.
     ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
     asked anew, ``peers`` the publishers that are connected now. Where messages may be ``stale``, ``negative_ages`` came
     from a publisher whose clock is ahead. ``published`` messages were given to ZeroMQ;
-    ``eagain`` times it had no room for one (``overflow`` "raise" and "wait").
+    ``send_retries`` counts how often it had no room for one (``overflow`` "raise" and "wait").
     ``cache_misses`` messages, received or published, were of a topic or a publisher that was not known, or known no
     more: each of these takes about ten times as long as others.
     ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
@@ -66,14 +67,14 @@ class Stats:
     control: int = 0
     lost: int = 0
     gaps: int = 0
-    unknown_tail: int = 0
+    unknown_losses: int = 0
     epochs: int = 0
     joins: int = 0
     join_retries: int = 0
     peers: int = 0
     negative_ages: int = 0
     published: int = 0
-    eagain: int = 0
+    send_retries: int = 0
     cache_misses: int = 0
     publish_errors: int = 0
     skipped_periods: int = 0
@@ -81,6 +82,16 @@ class Stats:
     paused_since: float | None = None
     paused_by: tuple[str, ...] = ()
     routes: dict[str, RouteStats] = attrs.field(factory=dict)
+
+    @property
+    def unknown_tail(self) -> int:
+        """The name of ``unknown_losses`` up to this version; it goes with the next one."""
+        return self.unknown_losses
+
+    @property
+    def eagain(self) -> int:
+        """The name of ``send_retries`` up to this version; it goes with the next one."""
+        return self.send_retries
 
     @property
     def handled(self) -> int:
@@ -105,6 +116,6 @@ class Stats:
 def losses(stats: Stats) -> dict[str, object]:
     """How the last lines of programs tell what was lost, by their words: ``lost`` always, the rest if there is any."""
     untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
-    seldom = {"unknown losses": stats.unknown_tail, "duplicates": stats.duplicate}
+    seldom = {"unknown losses": stats.unknown_losses, "duplicates": stats.duplicate}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

@@ -1,7 +1,7 @@
 """Log lines about faults that can come by the thousand: the first few in full, the rest counted.
 
 Nothing is lost in silence here either: what a window held back is said when the window closes, and what
-is held back at the end is said by `Reports.close`. The clock is an argument.
+is held back at the end is said by `ThrottledLog.close`. The clock is an argument.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import attrs
 
 from zroute.clock import Clock
 
-__all__ = ["BURST", "WINDOW", "Reports"]
+__all__ = ["BURST", "WINDOW", "ThrottledLog"]
 
 BURST = 5
 """Lines in full for one kind of fault in one window: enough to see a pattern in them."""
@@ -32,7 +32,7 @@ class _Window:
     held_back: int = 0
 
 
-class Reports:
+class ThrottledLog:
     """A logger that says the same kind of thing ``burst`` times in ``window`` seconds, and then how often.
 
     By default that is `BURST` times in `WINDOW` seconds.

@@ -1,7 +1,7 @@
 """The seam between an app and what moves its messages: all that the author of another transport has to know.
 
-A run of an app makes its transport first (see `zroute.runtime.run.Ground`), from a `zroute.planning.plan.Request`, and
-then calls it from the reactor's thread in this order: `open`, `sender` and `announce` if it publishes, `listen` for
+A run of an app makes its transport first (see `zroute.runtime.run.Environment`), from a `zroute.planning.plan.Request`,
+and then calls it from the reactor's thread in this order: `open`, `sender` and `announce` if it publishes, `listen` for
 the first time and again with each change of its patterns, and at the stop `finish`, `leave` and `close`.
 
 **Receiving.** The transport calls what `open` (and later `use`) gave it, a `Receive`, whenever messages can be read:
@@ -55,7 +55,7 @@ class Accounts(Protocol):
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
         """That of a message of ``topic``, which came by a subscription of ours, at one publisher; None without one."""
 
-    def judge(self, account: Any, number: int, many: int = 1) -> bool:
+    def admit(self, account: Any, number: int, many: int = 1) -> bool:
         """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:

@@ -96,7 +96,7 @@ else:
 def tell() -> None:
     stats = app.stats
     dropped = sum(route.dropped_at_shutdown for route in stats.routes.values())
-    line = json.dumps({"seen": seen, "lost": stats.lost, "unknown": stats.unknown_tail, "dropped": dropped})
+    line = json.dumps({"seen": seen, "lost": stats.lost, "unknown": stats.unknown_losses, "dropped": dropped})
     if line not in told:
         told[:] = [line]
         print(line, flush=True)

@@ -42,17 +42,17 @@ from zroute.receiving import table
 
 app = App(sub=os.environ["ENDPOINT"])
 lists = []
-together, parse_batch = 0, table.parse_batch
+together, parse_coalesced = 0, table.parse_coalesced
 
 
 def counted(codec, body):
     global together
-    batch = parse_batch(codec, body)
+    batch = parse_coalesced(codec, body)
     together += batch.many
     return batch
 
 
-table.parse_batch = counted
+table.parse_coalesced = counted
 
 
 def take(numbers: list[int]) -> None:

@@ -18,9 +18,9 @@ from twisted.internet.task import deferLater
 from tests.running import Mailbox, reactor, running
 from tests.support import PATIENCE, Child, Way, free_endpoint, sized
 from zroute import App, Coalesce, EncodeError, NotRunningError, clock
-from zroute.messages.coalesced import parse_batch
+from zroute.messages.coalesced import parse_coalesced
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
-from zroute.runtime.run import Limit
+from zroute.runtime.run import MessageLimit
 from zroute.runtime.service import AppService
 from zroute.testing import TestApp
 
@@ -45,7 +45,7 @@ def end(number: int) -> None:
 
 def tell():
     stats = app.stats
-    counts = [stats.lost, stats.unknown_tail, stats.duplicate]
+    counts = [stats.lost, stats.unknown_losses, stats.duplicate]
     print(json.dumps([len(seen), seen == sorted(set(seen)), *counts]), flush=True)
 
 @app.every(0.05)
@@ -329,8 +329,8 @@ async def test_plain_wires_carry_single_messages(wire: Any) -> None:
     body = rest.partition(NUL)[2]
     header = parse_header(body)
     assert body.startswith(MAGIC)
-    assert (parse_header(first.partition(NUL)[2]).kind, header.kind) == (Kind.DATA, Kind.BATCH)
-    assert parse_batch(header.codec, body[header.size :]).bodies == [b"1", b"2", b"3", b"4"]
+    assert (parse_header(first.partition(NUL)[2]).kind, header.kind) == (Kind.DATA, Kind.COALESCED)
+    assert parse_coalesced(header.codec, body[header.size :]).bodies == [b"1", b"2", b"3", b"4"]
 
 
 @pytest_twisted.ensureDeferred
@@ -413,7 +413,7 @@ async def test_a_number_of_messages_is_kept_also_in_the_middle_of_a_frame(tmp_pa
     reader.add_route(box.put, "n")
     reached: Deferred[None] = Deferred()
     service = AppService(reader.compile(), reactor)
-    service.limit = Limit(10, lambda: reached.callback(None))
+    service.limit = MessageLimit(10, lambda: reached.callback(None))
     async with running(publisher):
         service.startService()
         await service.started

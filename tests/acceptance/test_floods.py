@@ -78,7 +78,7 @@ attached = []
 @app.every(0.1)
 def say():
     stats = app.stats
-    print(json.dumps({"lost": stats.lost, "unknown": stats.unknown_tail, "joins": stats.joins}), flush=True)
+    print(json.dumps({"lost": stats.lost, "unknown": stats.unknown_losses, "joins": stats.joins}), flush=True)
 
 app.run()
 """

@@ -66,7 +66,7 @@ def handle(number: int, kind: str) -> None:
 @app.every(0.1)
 def tell() -> None:
     stats = app.stats
-    line = [len(seen), stats.lost, stats.unknown_tail, stats.joins, seen == sorted(set(seen))]
+    line = [len(seen), stats.lost, stats.unknown_losses, stats.joins, seen == sorted(set(seen))]
     print(json.dumps(line), flush=True)
 
 app.run()
@@ -74,14 +74,14 @@ app.run()
 
 
 BUSY = """
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 
 def rejoin(self):
     if self._marker and self._joining is None:
         self._join_soon()
         self._joining.reset(0.05)
 
-SubscribingEnd.rejoin = rejoin
+SubscriberSession.rejoin = rejoin
 """
 """A reader that is late to ask anew behind its connection, as on a busy machine."""
 
@@ -310,7 +310,7 @@ async def test_generators_wait_for_subscribers_that_have_no_room(tmp_path: Path)
 
     with plain_reader(endpoint, b"lines") as sub:
         async with running(app):
-            while not app.stats.eagain:
+            while not app.stats.send_retries:
                 await deferLater(reactor, 0.001)
             assert app.stats.published < total
             await read(sub, total)

@@ -66,7 +66,7 @@ def begin():
 @app.every(0.1)
 def tell() -> None:
     stats = app.stats
-    print(json.dumps([len(seen), stats.lost, stats.unknown_tail, seen == sorted(set(seen)), stats.peers]), flush=True)
+    print(json.dumps([len(seen), stats.lost, stats.unknown_losses, seen == sorted(set(seen)), stats.peers]), flush=True)
 
 app.run()
 tell()

@@ -68,7 +68,8 @@ def gap(gap):
 @app.every(0.2)
 def tell():
     stats = app.stats
-    print(json.dumps([stats.joins, len(seen), stats.lost, stats.gaps, stats.unknown_tail, stats.duplicate]), flush=True)
+    counts = [stats.joins, len(seen), stats.lost, stats.gaps, stats.unknown_losses, stats.duplicate]
+    print(json.dumps(counts), flush=True)
 
 @app.on_shutdown
 def end():
@@ -104,7 +105,7 @@ def test_what_a_slow_reader_loses_is_counted_exactly(way: Way, pause: float, eve
     assert stats["ordered"]
     assert stats["balanced"]
     assert sum(last - first + 1 for first, last in stats["missing"]) == stats["lost"]
-    assert stats["unknown_tail"] == stats["duplicate"] == stats["malformed"] == 0
+    assert stats["unknown_losses"] == stats["duplicate"] == stats["malformed"] == 0
     assert stats["lost"] > 0 or not pause
 
 
@@ -155,7 +156,7 @@ def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count(way: Wa
         assert reader.end() == 0
     stats = json.loads(reader.out[-1])
     assert (stats["seen"] + stats["lost"], stats["distinct"]) == (total, stats["seen"])
-    assert (stats["unknown_tail"], stats["duplicate"]) == (0, 0)
+    assert (stats["unknown_losses"], stats["duplicate"]) == (0, 0)
     assert stats["joins"] >= 2
     assert stats["lost"] > 0
 
@@ -195,7 +196,7 @@ def handle(number: int) -> None:
 
 @app.on_shutdown
 def tell():
-    print("seen", len(seen), "lost", app.stats.lost, app.stats.unknown_tail, flush=True)
+    print("seen", len(seen), "lost", app.stats.lost, app.stats.unknown_losses, flush=True)
 
 app.run()
 """
@@ -239,5 +240,5 @@ def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of(w
             assert reader.end() == 0
             assert third.end() == 0
     stats = json.loads(reader.out[-1])
-    assert (stats["seen"], stats["lost"], stats["unknown_tail"], stats["epochs"]) == (3000, 0, 1, 3)
+    assert (stats["seen"], stats["lost"], stats["unknown_losses"], stats["epochs"]) == (3000, 0, 1, 3)
     assert any(": restarted: publisher " in line for line in reader.err)

@@ -63,7 +63,7 @@ def begin():
     Deferred.fromCoroutine(wait()).addErrback(lambda failure: print(failure, flush=True))
 
 app.run()
-print(json.dumps([len(set(seen)), app.stats.lost, app.stats.unknown_tail, app.stats.joins >= 1]))
+print(json.dumps([len(set(seen)), app.stats.lost, app.stats.unknown_losses, app.stats.joins >= 1]))
 """
 
 

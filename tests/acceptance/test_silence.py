@@ -57,7 +57,7 @@ def number(n: int, x: str) -> None:
 @app.every(0.2)
 def tell() -> None:
     stats = app.stats
-    line = [len(seen), stats.lost, stats.unknown_tail, stats.duplicate, seen == sorted(set(seen)), stats.peers]
+    line = [len(seen), stats.lost, stats.unknown_losses, stats.duplicate, seen == sorted(set(seen)), stats.peers]
     print(json.dumps(line), flush=True)
 
 app.run()

@@ -25,7 +25,7 @@ from tests.cli.feeding import feed, listening, ticker
 from tests.cli.test_run import zroute
 from tests.pure import plain, tracked
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
-from zroute.messages.coalesced import batch_framer
+from zroute.messages.coalesced import coalesced_framer
 from zroute.messages.control import FAREWELL, MARKER, pack_beat, pack_statements
 from zroute.messages.wire import Kind
 from zroute.receiving.tracker import PUBLISHERS_MAX
@@ -398,7 +398,7 @@ def _waiting(descriptor: int) -> int:
 
 def test_messages_that_travel_together_are_shown_one_by_one() -> None:
     """A publisher that coalesces looks like any other: each message has a line, and -n counts messages."""
-    together = batch_framer(epoch=7, count=lambda topic, many: ())(b"a.x", 2, [b"1", b"2", b"3"], 5)
+    together = coalesced_framer(epoch=7, count=lambda topic, many: ())(b"a.x", 2, [b"1", b"2", b"3"], 5)
     with feed() as publisher, listening("tail", publisher, "-n", "4", "a.>") as child:
         publisher.send(together[:-1], together, together)
         assert child.end(None) == 0

@@ -51,7 +51,7 @@ def named(vectors: list[dict[str, Any]]) -> list[Any]:
     return [pytest.param(vector, id=vector["name"]) for vector in vectors]
 
 
-def frames_of(vector: dict[str, Any]) -> tuple[bytes, ...]:
+def raw_frames(vector: dict[str, Any]) -> tuple[bytes, ...]:
     """The frames of a vector."""
     return tuple(bytes.fromhex(frame) for frame in vector["frames"])
 
@@ -80,7 +80,7 @@ class Counted:
 @pytest.mark.parametrize("vector", named([*VECTORS["messages"], *VECTORS["control"]]))
 def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
     """I write a peer in another language by the vectors, and zroute reads what it sends."""
-    frames = frames_of(vector)
+    frames = raw_frames(vector)
     envelope = parse(frames, NOW)
     assert envelope.topic.wire == bytes.fromhex(vector.get("message_topic", vector["topic"]))
     assert envelope.body == bytes.fromhex(vector.get("message_body", vector["body"]))
@@ -104,7 +104,7 @@ def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
 )
 def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, Any]) -> None:
     """Kind, codec, span, epoch, sequence and time of a header are those that the vector says."""
-    _topic, body = split(frames_of(vector))
+    _topic, body = split(raw_frames(vector))
     header = parse_header(body)
     assert header.kind is Kind[vector["kind"].upper()]
     assert (header.codec, header.span, header.epoch) == (vector["codec"], vector["span"], int(vector["epoch"], 16))
@@ -125,7 +125,7 @@ def sendable(vector: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if sendable(each)]))
 def test_each_vector_is_sent_as_it_says(vector: dict[str, Any]) -> None:
     """What zroute sends is, byte for byte, what the vectors say, so that a peer in another language reads it."""
-    topic, body, frames = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"]), frames_of(vector)
+    topic, body, frames = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"]), raw_frames(vector)
     if vector["tracked"]:
         epoch, sequence, sent_at = int(vector["epoch"], 16), vector["sequence"], vector["sent_at_ns"]
         frame = made("tracked", epoch=epoch, sequence=sequence, sent_at=sent_at)
@@ -139,7 +139,7 @@ def test_each_vector_is_sent_as_it_says(vector: dict[str, Any]) -> None:
 def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
     """A broken message is refused, and the reason names what is broken in it."""
     with pytest.raises(EnvelopeError) as caught:
-        parse(frames_of(vector), NOW)
+        parse(raw_frames(vector), NOW)
     assert caught.value.reason == vector["reason"]
 
 
@@ -152,7 +152,7 @@ def test_each_vector_with_counters_is_sent_as_it_says(vector: dict[str, Any]) ->
         epoch=int(vector["epoch"], 16), count=lambda _topic: counted, clock_ns=lambda: vector["sent_at_ns"]
     )
     topic, body = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"])
-    assert whole(frame(topic, vector["codec"], body, vector["headers"])) == frames_of(vector)
+    assert whole(frame(topic, vector["codec"], body, vector["headers"])) == raw_frames(vector)
 
 
 def control_frames(vector: dict[str, Any]) -> list[bytes]:
@@ -185,7 +185,7 @@ def numbers_of(vector: dict[str, Any]) -> tuple[tuple[bytes, int], ...]:
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["control"] if each.get("parts", 1) == 1]))
 def test_each_control_frame_is_sent_as_it_says(vector: dict[str, Any]) -> None:
     """Answers, beats, goodbyes and kept messages leave zroute byte for byte as the vectors say."""
-    assert tuple(control_frames(vector)) == frames_of(vector)
+    assert tuple(control_frames(vector)) == raw_frames(vector)
 
 
 @pytest.mark.parametrize("vector", named(VECTORS["control"]))
@@ -328,7 +328,7 @@ def test_a_control_frame_with_flipped_bits_does_no_more_than_raise_envelope_erro
     vector: dict[str, Any], data: st.DataObject
 ) -> None:
     """A control frame that was damaged on its way, or cut short, is read or refused."""
-    frame = bytearray(frames_of(vector)[0])
+    frame = bytearray(raw_frames(vector)[0])
     for _ in range(data.draw(st.integers(1, 3))):
         frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     body = bytes(frame[: data.draw(st.integers(0, len(frame)))]).partition(NUL)[2]
@@ -480,6 +480,6 @@ def test_the_sizes_of_the_specification() -> None:
         ("JOIN", 1),
         ("BEAT", 2),
         ("GOODBYE", 3),
-        ("BATCH", 4),
+        ("COALESCED", 4),
         ("KEPT", 5),
     ]

@@ -14,7 +14,7 @@ from benchmarks.publish import join, subscriber
 from benchmarks.receive import StillReactor
 from zroute import App
 from zroute.endpoints import Endpoint
-from zroute.messages.coalesced import parse_batch
+from zroute.messages.coalesced import parse_coalesced
 from zroute.messages.wire import NUL, Header, Kind, parse_header
 from zroute.runtime.service import AppService
 
@@ -60,8 +60,8 @@ class Running:
             topic, _, rest = self.sub.recv().partition(NUL)
             header = parse_header(rest)
             body = rest[header.size :]
-            if header.kind in (Kind.DATA, Kind.BATCH):
-                bodies = [body] if header.kind is Kind.DATA else parse_batch(header.codec, body).bodies
+            if header.kind in (Kind.DATA, Kind.COALESCED):
+                bodies = [body] if header.kind is Kind.DATA else parse_coalesced(header.codec, body).bodies
                 found.append(Frame(topic.decode(), header, [json.loads(each) for each in bodies]))
         return found
 

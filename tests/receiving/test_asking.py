@@ -1,4 +1,4 @@
-"""SubscribingEnd: what a subscriber tells its publishers, and when."""
+"""SubscriberSession: what a subscriber tells its publishers, and when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zroute.options import SUBSCRIPTIONS_SLICE
 from zroute.publishing.counters import GRACE
 from zroute.receiving.events import LostKept
 from zroute.receiving.hearing import ANSWER_SECONDS, QUIET_SECONDS
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 from zroute.receiving.tracker import PUBLISHERS_MAX
 from zroute.stats import Stats
 
@@ -78,7 +78,7 @@ class Talk:
     def __init__(self, *subscriptions: bytes, links: tuple[int, ...] = (1,)) -> None:
         self.clock, self.network, self.stats = Clock(), Network(*links), Stats()
         self.found: list[object] = []
-        self.end = SubscribingEnd(self.clock, self.stats, LOG, "app", self.found.append)
+        self.end = SubscriberSession(self.clock, self.stats, LOG, "app", self.found.append)
         self.end._tracker._chance = lambda: 0.0  # a quiet publisher is pinged after the full time
         self.end.listen(self.network, subscriptions)
         self.subscriptions = subscriptions
@@ -182,7 +182,7 @@ def test_a_dead_connection_is_cut_once_and_the_new_one_is_left_alone(talk: Talk)
     talk.wait(60)
     assert talk.network.cuts == [1]
     talk.end.close()
-    assert talk.stats.unknown_tail == 1
+    assert talk.stats.unknown_losses == 1
 
 
 def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) -> None:
@@ -199,7 +199,7 @@ def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) 
             talk.answer(each, [] if parse_marker(each).is_ping else [b"a"], epoch=8)
     assert talk.network.cuts == []
     talk.end.close()
-    assert talk.stats.unknown_tail == 1
+    assert talk.stats.unknown_losses == 1
 
 
 def test_between_two_cuts_of_an_endpoint_the_pause_doubles() -> None:
@@ -350,7 +350,7 @@ def test_at_the_end_everybody_is_asked_once_more(talk: Talk) -> None:
     talk.answer(talk.marker, [b"a"])
     assert talk.end.has_read_all
     talk.end.close()
-    assert talk.stats.unknown_tail == 0
+    assert talk.stats.unknown_losses == 0
 
 
 def test_a_publisher_that_does_not_answer_the_last_question_has_an_unknown_tail(talk: Talk) -> None:
@@ -358,14 +358,14 @@ def test_a_publisher_that_does_not_answer_the_last_question_has_an_unknown_tail(
     talk.end.ask_last()
     talk.clock.advance(0)
     talk.end.close()
-    assert talk.stats.unknown_tail == 1
+    assert talk.stats.unknown_losses == 1
 
 
 def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.LogCaptureFixture) -> None:
     """The counters say what was lost, not what a stranger claimed."""
     account = talk.end.account(EPOCH, b"ab", b"a")
-    assert talk.end.judge(account, 1000)
-    assert not talk.end.judge(account, 1)
+    assert talk.end.admit(account, 1000)
+    assert not talk.end.admit(account, 1)
     assert talk.stats.lost == 999
     talk.wait(TICK)
     talk.clock.advance(0)
@@ -373,7 +373,7 @@ def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.Log
         talk.network.hear(1)
         talk.end._tell(talk.end._tracker.stated(EPOCH, talk.marker, Statement(0, 1, "p", False, ((b"a", 1),))))
     assert "was forged, or wrong: the account of 'a' is put right" in caplog.text
-    assert (talk.stats.lost, talk.stats.unknown_tail) == (1, 0)
+    assert (talk.stats.lost, talk.stats.unknown_losses) == (1, 0)
     talk.end.close()
 
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from tests.pure import Wired, packed, plain, tracked
 from zroute import App, Envelope, Topic
 from zroute.errors import DecodeError, SchemaError, SignatureError
-from zroute.messages.coalesced import batch_framer
+from zroute.messages.coalesced import coalesced_framer
 from zroute.options import BATCH_MAX, BATCH_SECONDS
 from zroute.stats import RouteStats
 
@@ -33,7 +33,7 @@ def numbers(count: int, topic: str = "a.x", start: int = 0) -> list[bytes]:
 
 def together(topic: str, bodies: Sequence[bytes]) -> bytes:
     """One frame that brings all of these."""
-    return batch_framer(epoch=7, count=lambda *_: ())(topic.encode(), 1, bodies, 5_000_000_000)
+    return coalesced_framer(epoch=7, count=lambda *_: ())(topic.encode(), 1, bodies, 5_000_000_000)
 
 
 def wired(function: Callable[..., Any], *patterns: str, **options: Any) -> tuple[Wired, RouteStats]:
@@ -81,10 +81,10 @@ def test_what_waits_in_a_list_counts_as_queued() -> None:
     got: list[Any] = []
     made, stats = wired(lambda items: got.append(items), batch=100)
     made.queue(*numbers(30))
-    assert made.drain(20) is False
+    assert made.receive(20) is False
     assert (got, stats.queued, made.stats.routed, given_out(stats)) == ([], 20, 20, 20)
     assert made.outcomes.unfinished.names() == {next(iter(made.stats.routes)): 20}
-    made.drain(20)
+    made.receive(20)
     assert ([len(items) for items in got], stats.handled) == ([30], 30)
 
 
@@ -95,11 +95,11 @@ def test_a_flood_to_others_holds_up_no_list() -> None:
     app.add_route(lambda item: None, "flood")
     made = Wired(app)
     made.queue(plain("a", 1), *numbers(100, "flood"))
-    made.drain(50)
+    made.receive(50)
     assert got == []
     made.clock.advance(BATCH_SECONDS)
     assert got == [[1]]
-    made.drain(20)
+    made.receive(20)
     assert not made.clock.getDelayedCalls()
 
 
@@ -262,12 +262,12 @@ def test_a_frame_that_fills_a_queue_is_taken_in_the_end() -> None:
     made.queue(together("a.x", [packed(number) for number in range(20)]))
     while made.table.unpacked or made._parts or open_:
         if not made.paused:
-            made.drain()
+            made.receive()
         assert stats.queued <= 5
         assert given_out(stats) == made.stats.routed
         while open_ and made.paused:
             open_.pop().callback(None)
-        if made.drain() and open_:
+        if made.receive() and open_:
             open_.pop().callback(None)
     assert (got, stats.handled) == (list(range(20)), 20)
 
@@ -377,13 +377,13 @@ def test_a_full_queue_counts_messages_and_pauses_reading() -> None:
     slow = Slow()
     made, stats = wired(slow, batch=4, queue=6)
     made.queue(*numbers(20))
-    assert made.drain(20) is False
+    assert made.receive(20) is False
     assert (made.paused, stats.in_flight, stats.queued, made.stats.received) == (True, 4, 6, 10)
     slow.end()
     assert (made.paused, stats.in_flight, stats.queued) == (False, 4, 2)
     while made._parts or slow.open:
         if not made.paused:
-            made.drain(20)
+            made.receive(20)
         if slow.open:
             slow.end()
     assert [item for items in slow.lists for item in items] == list(range(20))
@@ -397,7 +397,7 @@ def test_when_reading_pauses_for_another_route_lists_are_handed_over() -> None:
     app.add_route(slow, "slow", queue=1)
     made = Wired(app)
     made.queue(plain("a", 1), plain("slow", [1]), plain("slow", [2]), plain("a", 2))
-    made.drain(10)
+    made.receive(10)
     assert (made.paused, got) == (True, [])
     made.clock.advance(0)
     assert got == [[1]]
@@ -424,7 +424,7 @@ def test_giving_up_counts_messages() -> None:
     slow = Slow()
     made, stats = wired(slow, batch=3)
     made.queue(*numbers(10))
-    made.drain(10)
+    made.receive(10)
     assert (stats.in_flight, stats.queued) == (3, 7)
     assert made.outcomes.unfinished.give_up() == {next(iter(made.stats.routes)): 10}
     assert (stats.dropped_at_shutdown, stats.queued, stats.in_flight, given_out(stats)) == (10, 0, 0, 10)
@@ -541,7 +541,7 @@ def test_the_lists_of_each_topic_are_what_arrived(
         bodies = [packed(item) for item in items]
         made.queue(together(f"a.{topic}", bodies) if many > 1 else plain(f"a.{topic}", items[0]))
     for budget in budgets:
-        made.drain(budget)
+        made.receive(budget)
         assert given_out(stats) == made.stats.routed
     made.feed()
     assert all(1 <= len(items) <= most for _, items in got)

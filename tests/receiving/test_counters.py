@@ -303,7 +303,7 @@ def test_a_frame_that_is_cut_counts_what_was_delivered(
     wired.queue(batch("a", bodies))
     before = wired.stats.received
     drains = 0
-    while not wired.drain(4):
+    while not wired.receive(4):
         drains += 1
         assert wired.balanced()
         assert wired.stats.received - before == given_to_routes(wired) - len(earlier) == 4 - wired.table.unpacked
@@ -333,7 +333,7 @@ def test_a_message_whose_rest_cannot_be_read_is_in_no_counter(first: bytes) -> N
     wired._parts.append((first, True))
     before = counts(wired)
     with pytest.raises(NothingThereError):
-        wired.table.drain(wired.recv, wired.more, 16)
+        wired.table.receive(wired.recv, wired.more, 16)
     assert counts(wired) == {**before, "received": 2, "routed": 2}
 
 
@@ -357,7 +357,7 @@ def test_a_message_that_was_dealt_with_is_counted_if_the_socket_fails_then(
     wired.queue(good, bad) if counter == "routed" else wired.queue(bad)
     before = counts(wired)
     with pytest.raises(ConnectionError):
-        wired.table.drain(wired.recv, fail, 16)
+        wired.table.receive(wired.recv, fail, 16)
     many = 1 + (counter == "routed")
     assert counts(wired) == {**before, "received": before["received"] + many, counter: before[counter] + many}
 
@@ -415,7 +415,7 @@ def test_after_every_drain_each_message_is_in_one_counter(
     wired.queue(*messages)
     for budget, most in drains:
         wired.table.most = most
-        wired.drain(budget)
+        wired.receive(budget)
         assert wired.balanced()
         assert given_to_routes(wired) == wired.stats.routed
     wired.feed()

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tests.pure import Wired, plain, tracked
 from zroute import App, Envelope, startswith
-from zroute.receiving.frames import frames_of
+from zroute.receiving.frames import raw_frames
 
 
 @attrs.frozen
@@ -171,5 +171,5 @@ def test_whatever_a_decoder_raises_is_a_decode_error(error: type) -> None:
 
 def test_frames_are_always_a_tuple() -> None:
     """One frame or several, hooks see a tuple."""
-    assert frames_of(b"a") == (b"a",)
-    assert frames_of((b"a", b"b")) == (b"a", b"b")
+    assert raw_frames(b"a") == (b"a",)
+    assert raw_frames((b"a", b"b")) == (b"a", b"b")

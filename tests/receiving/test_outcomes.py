@@ -1,4 +1,4 @@
-"""Outcomes: what is awaited, published, counted, logged, and given to hooks."""
+"""Results: what is awaited, published, counted, logged, and given to hooks."""
 
 from __future__ import annotations
 

@@ -330,7 +330,7 @@ def test_a_refused_message_whose_rest_is_gone_takes_nothing_else_with_it() -> No
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
     wired.queue((b"a", *[b""] * 1000))
-    assert not wired.drain()
+    assert not wired.receive()
     while wired.more():
         wired.recv(1)
     wired.feed(plain("a", 1))
@@ -346,7 +346,7 @@ def test_too_many_parts_are_one_malformed_message(parts: int) -> None:
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
     wired.queue((b"a", *[b""] * (parts - 1)), plain("a", 1))
-    assert not wired.drain()
+    assert not wired.receive()
     wired.feed()
     assert got == [1]
     assert (wired.stats.received, wired.stats.malformed) == (2, 1)
@@ -366,7 +366,7 @@ def test_the_largest_number_of_parts_is_a_message() -> None:
         b"",
         b"no nul",
         plain("a", body=b"\xc1ZR"),
-        plain("a", body=pack_head(kind=Kind.BATCH, codec=1, epoch=1) + bytes(16)),
+        plain("a", body=pack_head(kind=Kind.COALESCED, codec=1, epoch=1) + bytes(16)),
         plain("a", body=pack_head(codec=1, flags=0x80, epoch=1) + bytes(16)),
         plain("a", body=b"\xc1ZR\x09" + bytes(28)),
         tracked("a", 1)[:20],
@@ -467,7 +467,7 @@ def received_of(messages: list[Any], budget: int) -> tuple[list[Any], list[Any],
 
     wired = Wired(app)
     wired.queue(*messages)
-    while not wired.drain(budget):
+    while not wired.receive(budget):
         pass
     assert wired.balanced()
     return got, [(str(error), hooked) for error, hooked in wired.errors], wired.stats
@@ -555,7 +555,7 @@ def test_a_budget_bounds_a_drain() -> None:
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
     wired.queue(*[plain("a", number) for number in range(10)])
-    assert not wired.drain(3)
+    assert not wired.receive(3)
     assert got == [0, 1, 2]
 
 
@@ -571,9 +571,9 @@ def test_a_hold_ends_the_drain_under_way_and_no_later_one() -> None:
 
     wired = Wired(app)
     wired.queue(*[plain("a", number) for number in range(5)])
-    assert not wired.drain()
+    assert not wired.receive()
     assert got == [0, 1]
-    assert wired.drain()
+    assert wired.receive()
     assert got == [0, 1, 2, 3, 4]
     assert wired.stats.received == 5
 

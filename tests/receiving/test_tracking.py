@@ -37,7 +37,6 @@ from zroute.receiving.events import (
     Gap,
     Joined,
     LostKept,
-    LostTail,
     Missing,
     Namesake,
     Overdue,
@@ -45,6 +44,7 @@ from zroute.receiving.events import (
     Restarted,
     Returned,
     Silent,
+    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QUIET_SECONDS
 from zroute.receiving.tracker import EARLIER_MAX, PUBLISHERS_MAX, Tracker
@@ -191,7 +191,7 @@ class Subscriber:
         self.pipes: list[deque[Frame]] = []
         self.accounts: dict[tuple[int, bytes], Account] = {}
         self.known: set[int] = set()
-        self.tails: list[LostTail] = []
+        self.tails: list[UnknownLoss] = []
         self.earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)
         """The markers before, for the same subscriptions."""
         self.parts: dict[int, tuple[bytes, int]] = {}
@@ -216,7 +216,7 @@ class Subscriber:
         """Account for what the tracker found: a tail only where the model knows that it can't be counted."""
         if isinstance(event, Gap):
             self.accounts[event.epoch, event.subscription].counted += event.count
-        elif isinstance(event, LostTail):
+        elif isinstance(event, UnknownLoss):
             assert tails, f"a tail that is known was called unknown: {event}"
             self.tails.append(event)
 
@@ -228,7 +228,7 @@ class Subscriber:
         for event in events:
             self.take(event, tails=reborn)
         if reborn:
-            assert any(isinstance(event, LostTail) for event in events), "a counter was forgotten without a word"
+            assert any(isinstance(event, UnknownLoss) for event in events), "a counter was forgotten without a word"
             account.life = life
         else:
             account.lost += now.sent.get(prefix, 0) - account.at - counts
@@ -265,7 +265,7 @@ class Subscriber:
             stream.expected = number + 1
             found = None
         else:
-            found = self.tracker.judge(stream, number)
+            found = self.tracker.admit(stream, number)
         assert found is not DUPLICATE
         account = self.accounts.get((header.epoch, prefix))
         if account is None:
@@ -279,7 +279,7 @@ class Subscriber:
         leaving_before = self.leaving(epoch)
         before, known = epoch in self.tracker.complete, epoch in self.known
         events = self.tracker.stated(epoch, marker, stated, goodbye=goodbye)
-        if goodbye and not known and len(events) > 1 and isinstance(events[-2], LostTail):
+        if goodbye and not known and len(events) > 1 and isinstance(events[-2], UnknownLoss):
             self.tails.append(events.pop(-2))  # it ended without ever having been joined: nobody knows
         leaving = leaving_before if marker == self.marker else set()
         named = {prefix for prefix, _ in stated.numbers} & (self.wanted | leaving)
@@ -294,7 +294,7 @@ class Subscriber:
         complete = stated.part + 1 == stated.parts
         if latest and not any(isinstance(event, Joined | Ended) for event in events):
             assert not named or before or not complete
-        of_counters = [each for each in events if isinstance(each, Gap | LostTail)]
+        of_counters = [each for each in events if isinstance(each, Gap | UnknownLoss)]
         for prefix in named:
             if (epoch, prefix) in self.accounts or self.joined(epoch, prefix):
                 mine = [each for each in of_counters if self.concerns(each, epoch, prefix)]
@@ -311,7 +311,7 @@ class Subscriber:
                     (epoch, prefix), Account(arrived.sent.get(prefix, 0), arrived.lives.get(prefix, 0))
                 )
         for event in events:
-            if isinstance(event, LostTail) and event.epoch != epoch:
+            if isinstance(event, UnknownLoss) and event.epoch != epoch:
                 self.take(event, tails=True)
 
     def joined(self, epoch: int, prefix: bytes) -> bool:
@@ -319,7 +319,7 @@ class Subscriber:
         return stream is not None and stream.expected > 0
 
     @staticmethod
-    def concerns(event: Gap | LostTail, epoch: int, prefix: bytes) -> bool:
+    def concerns(event: Gap | UnknownLoss, epoch: int, prefix: bytes) -> bool:
         subscriptions = (event.subscription,) if isinstance(event, Gap) else event.subscriptions
         return event.epoch == epoch and prefix in subscriptions
 
@@ -509,7 +509,7 @@ class Network(RuleBasedStateMachine):
         for subscriber in self.subscribers:
             before = subscriber.subscribed
             for event in subscriber.tracker.check(self.now, drained=not any(subscriber.pipes)):
-                if isinstance(event, LostTail):  # of one that is silent, or away: others do not wait for it
+                if isinstance(event, UnknownLoss):  # of one that is silent, or away: others do not wait for it
                     subscriber.tails.append(event)
                     for prefix in event.subscriptions:
                         subscriber.accounts.pop((event.epoch, prefix), None)
@@ -523,7 +523,7 @@ class Network(RuleBasedStateMachine):
             assert subscriber.tracker.duplicates == 0
             counted = sum(account.counted for account in subscriber.accounts.values())
             assert subscriber.tracker.lost >= counted
-            assert subscriber.tracker.unknown_tails == len(subscriber.tails)
+            assert subscriber.tracker.unknown_losses == len(subscriber.tails)
 
     def teardown(self) -> None:
         """The trouble ends: all join, and what was lost is known to the message."""
@@ -740,7 +740,7 @@ def received(tracker: Tracker, number: int, prefix: bytes = b"a", epoch: int = 7
     """What a message with ``number`` of ``prefix`` tells."""
     stream = tracker.stream(epoch, prefix)
     assert stream is not None
-    return tracker.judge(stream, number)
+    return tracker.admit(stream, number)
 
 
 def test_a_gap_names_what_is_missing() -> None:
@@ -794,8 +794,11 @@ def test_a_publisher_that_was_killed_leaves_an_unknown_tail() -> None:
     assert found == [Overdue(7), Joined(8, "p", False)]  # unless the old one shows that it lives
     tracker.join(b"N", TICK, again=True)
     tracker.stated(8, b"N", stated((b"a", 0), name="p"))
-    assert watched(tracker, TICK, ANSWER_SECONDS + 2 * TICK) == [LostTail(7, (b"a",), REPLACED), Restarted(8, "p", 7)]
-    assert tracker.unknown_tails == 1
+    assert watched(tracker, TICK, ANSWER_SECONDS + 2 * TICK) == [
+        UnknownLoss(7, (b"a",), REPLACED),
+        Restarted(8, "p", 7),
+    ]
+    assert tracker.unknown_losses == 1
 
 
 def test_a_new_run_ends_the_old_one_at_once_where_its_connection_has_ended() -> None:
@@ -803,7 +806,7 @@ def test_a_new_run_ends_the_old_one_at_once_where_its_connection_has_ended() -> 
     tracker = joined(b"a", name="p", link=5)
     tracker.links.update(frozenset({6}), (), 1)
     found = tracker.stated(8, b"M", stated((b"a", 0), name="p"), link=6)
-    assert found == [LostTail(7, (b"a",), REPLACED), Restarted(8, "p", 7), Joined(8, "p", False)]
+    assert found == [UnknownLoss(7, (b"a",), REPLACED), Restarted(8, "p", 7), Joined(8, "p", False)]
 
 
 def test_a_publisher_whose_last_answer_came_by_a_connection_that_is_not_known_is_waited_for() -> None:
@@ -825,14 +828,14 @@ def test_a_forged_run_of_the_same_name_does_not_end_the_account_of_the_real_one(
     received(tracker, 1)
     assert watched(tracker, TICK, TICK) == [Namesake(7, "p", 8)]
     assert received(tracker, 3) == Gap(b"a", 7, 2, 2)
-    assert tracker.unknown_tails == 0
+    assert tracker.unknown_losses == 0
 
 
 def test_publishers_without_a_name_are_no_restarts_of_each_other() -> None:
     """Two publishers that have no name of their own are two publishers."""
     tracker = joined(b"a", epochs=(7, 8))
     assert tracker.complete.keys() == {7, 8}
-    assert tracker.unknown_tails == 0
+    assert tracker.unknown_losses == 0
 
 
 def test_a_publisher_that_does_not_count_everything_is_not_trusted() -> None:
@@ -869,7 +872,7 @@ def test_a_subscription_that_gives_way_is_accounted_for_until_the_other_is_joine
     account = tracker.account(7, b"a.b.c", after)
     assert account is not None
     assert account.prefix == before
-    assert tracker.judge(account, 4) == Gap(before, 7, 2, 3)
+    assert tracker.admit(account, 4) == Gap(before, 7, 2, 3)
     answer = [(before, 6), (after, 60)]
     assert tracker.stated(7, b"N", Statement(0, 2, "", False, (answer[1],))) == []
     assert tracker.account(7, b"a.b.c", after) is account  # as long as a part may be lost
@@ -879,7 +882,7 @@ def test_a_subscription_that_gives_way_is_accounted_for_until_the_other_is_joine
     assert not tracker.leaving
     account = tracker.account(7, b"a.b.c", after)
     assert account is not None
-    assert (account.prefix, tracker.judge(account, 63)) == (after, Gap(after, 7, 61, 62))
+    assert (account.prefix, tracker.admit(account, 63)) == (after, Gap(after, 7, 61, 62))
 
 
 def test_a_subscription_of_which_nothing_came_yet_is_accounted_for_likewise() -> None:
@@ -916,7 +919,7 @@ def test_who_is_silent_does_not_keep_subscriptions_alive() -> None:
     tracker.join(b"N", 1)
     assert Overdue(7) in watched(tracker, 1, 20)
     tracker.join(b"O", 21, again=True)
-    assert watched(tracker, 21, 5)[:2] == [LostTail(7, (b"a.b",), SILENT), silent(7)]
+    assert watched(tracker, 21, 5)[:2] == [UnknownLoss(7, (b"a.b",), SILENT), silent(7)]
     assert not tracker.leaving
 
 
@@ -995,7 +998,7 @@ def test_a_frozen_publisher_is_asked_and_then_found_silent() -> None:
     for number in range(10):  # one silence has one judgement, whoever else connects
         tracker.join(b"%d" % number, 12 + number)
         assert watched(tracker, 12 + number, 1) == []
-    assert tracker.close() == [LostTail(7, (b"a",), SILENT)]
+    assert tracker.close() == [UnknownLoss(7, (b"a",), SILENT)]
 
 
 def test_a_publisher_that_does_not_answer_at_the_stop_leaves_an_unknown_loss() -> None:
@@ -1004,7 +1007,7 @@ def test_a_publisher_that_does_not_answer_at_the_stop_leaves_an_unknown_loss() -
     watched(tracker, 0, 1)
     tracker.join(b"N", 2, again=True)
     tracker.stated(8, b"N", stated((b"a", 0)))
-    assert tracker.close(asked=True) == [LostTail(7, (b"a",), UNANSWERED)]
+    assert tracker.close(asked=True) == [UnknownLoss(7, (b"a",), UNANSWERED)]
 
 
 def test_a_publisher_whose_answer_is_lost_is_asked_again_and_never_cut() -> None:
@@ -1042,7 +1045,7 @@ def test_a_publisher_that_ends_without_having_answered_leaves_an_unknown_tail() 
     tracker.join(b"M", 0)
     received(tracker, 5)
     found = tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True)
-    assert found == [LostTail(7, (b"a",), ENDED), Ended(7, "", False)]
+    assert found == [UnknownLoss(7, (b"a",), ENDED), Ended(7, "", False)]
     assert tracker.stated(7, b"M", stated((b"a", 9)), goodbye=True) == []
 
 
@@ -1051,7 +1054,7 @@ def test_who_is_alone_at_the_end_has_tails_that_nobody_knows() -> None:
     tracker = joined(b"a")
     received(tracker, 1)
     assert tracker.close() == []
-    assert tracker.close(alone=True) == [LostTail(7, (b"a",), GONE)]
+    assert tracker.close(alone=True) == [UnknownLoss(7, (b"a",), GONE)]
 
 
 def test_a_publisher_that_has_nothing_to_say_is_asked_for_a_sign_of_life_now_and_then() -> None:
@@ -1120,7 +1123,7 @@ def test_a_publisher_that_stays_away_is_closed_as_an_unknown_loss() -> None:
         found += watched(tracker, 6 + 3 * number, 3)
     assert silent(7) in found
     assert watched(tracker, 12, AWAY_SECONDS - 15) == []
-    assert watched(tracker, AWAY_SECONDS - 3, 10) == [LostTail(7, (b"a",), AWAY)]
+    assert watched(tracker, AWAY_SECONDS - 3, 10) == [UnknownLoss(7, (b"a",), AWAY)]
     assert tracker.close() == []
     tracker.join(b"O", 200)
     assert tracker.stated(7, b"O", stated((b"a", 50))) == [Joined(7, "", False)]
@@ -1182,27 +1185,27 @@ def test_a_forged_number_is_put_right_by_the_answer_to_the_newest_marker(lie: in
     tracker.join(b"N", 1, again=True)
     assert tracker.stated(7, b"N", stated((b"a", 2))) == [corrected, Joined(7, "", False)]
     assert received(tracker, 3) is None
-    assert (tracker.lost, tracker.unknown_tails) == (1, 0)
+    assert (tracker.lost, tracker.unknown_losses) == (1, 0)
 
 
 def test_a_forged_generation_is_put_right_too() -> None:
     """The lie was an unknown loss: what was refused meanwhile is counted, and nothing is unknown."""
     tracker = joined(b"a")
     assert received(tracker, 1) is None
-    assert received(tracker, 2**64 - 1) == LostTail(7, (b"a",), FORGOTTEN)
+    assert received(tracker, 2**64 - 1) == UnknownLoss(7, (b"a",), FORGOTTEN)
     assert [received(tracker, number) for number in (2, 3, 4)] == [DUPLICATE] * 3
     assert tracker.check(1, drained=True) == [Overdue(7)]
     tracker.join(b"N", 1, again=True)
     found = tracker.stated(7, b"N", stated((b"a", 4)))
     assert found == [Gap(b"a", 7, 2, 4), Corrected(7, b"a", 0, 1), Joined(7, "", False)]
     assert received(tracker, 5) is None
-    assert (tracker.lost, tracker.unknown_tails) == (3, 0)
+    assert (tracker.lost, tracker.unknown_losses) == (3, 0)
 
 
 def test_a_forged_beat_is_put_right_too() -> None:
     """Whatever frame lies."""
     tracker = joined(b"a")
-    assert tracker.beat(7, b"a", 2**63, 0) == [LostTail(7, (b"a",), FORGOTTEN)]
+    assert tracker.beat(7, b"a", 2**63, 0) == [UnknownLoss(7, (b"a",), FORGOTTEN)]
     assert received(tracker, 1) is DUPLICATE
     tracker.join(b"N", 1, again=True)
     assert tracker.stated(7, b"N", stated((b"a", 1)))[-1] == Joined(7, "", False)
@@ -1220,7 +1223,7 @@ def test_several_lies_are_all_taken_back() -> None:
     tracker.join(b"N", 1, again=True)
     found = tracker.stated(7, b"N", stated((b"a", 5)))
     assert found[-1] == Joined(7, "", False)
-    assert (tracker.lost, tracker.unknown_tails) == (2 + 2, 0)
+    assert (tracker.lost, tracker.unknown_losses) == (2 + 2, 0)
     assert received(tracker, 6) is None
 
 
@@ -1236,7 +1239,7 @@ def test_a_lie_that_a_lie_confirms_is_taken_back_too() -> None:
     assert received(tracker, 3) is DUPLICATE
     tracker.join(b"O", 2, again=True)
     tracker.stated(7, b"O", stated((b"a", 3)))
-    assert (tracker.lost, tracker.unknown_tails) == (2, 0)
+    assert (tracker.lost, tracker.unknown_losses) == (2, 0)
     assert received(tracker, 4) is None
 
 
@@ -1295,7 +1298,7 @@ def test_a_goodbye_of_one_that_never_knew_all_subscriptions_is_an_unknown_loss()
     tracker.join(b"M", 0)
     tracker.stated(7, b"M", stated((b"a", 5)))
     found = tracker.stated(7, b"M", stated((b"a", 5)), goodbye=True)
-    assert found == [LostTail(7, (b"a", b"b"), ENDED), Ended(7, "", False)]
+    assert found == [UnknownLoss(7, (b"a", b"b"), ENDED), Ended(7, "", False)]
 
 
 def test_a_publisher_that_streams_without_an_account_is_not_silent() -> None:
@@ -1322,11 +1325,11 @@ def test_a_publisher_that_returns_by_itself_after_it_was_given_up_is_asked() -> 
         tracker.join(b"%d" % number, 6 + 3 * number, again=True)
         found += watched(tracker, 6 + 3 * number, 3)
     found += watched(tracker, 12, AWAY_SECONDS)
-    assert found.count(LostTail(7, (b"a",), AWAY)) == 1
+    assert found.count(UnknownLoss(7, (b"a",), AWAY)) == 1
     received(tracker, 50)
     again = watched(tracker, 140, 5)
     assert Overdue(7) in again
-    assert LostTail(7, (b"a",), AWAY) not in again
+    assert UnknownLoss(7, (b"a",), AWAY) not in again
 
 
 def test_a_forged_answer_below_what_was_received_sets_nothing_back() -> None:
@@ -1538,9 +1541,9 @@ def test_a_publisher_that_had_to_go_leaves_an_unknown_tail() -> None:
     assert old is not None
     for epoch in range(1000, 1000 + PUBLISHERS_MAX):
         tracker.stated(epoch, b"M", stated())
-    assert LostTail(7, (b"a",), GIVEN_UP) in tracker.check(1, drained=True)
-    assert tracker.judge(old, 9) is None
-    assert tracker.judge(old, 3) is None
+    assert UnknownLoss(7, (b"a",), GIVEN_UP) in tracker.check(1, drained=True)
+    assert tracker.admit(old, 9) is None
+    assert tracker.admit(old, 3) is None
 
 
 def test_a_subscription_that_is_withdrawn_is_forgotten() -> None:
@@ -1549,7 +1552,7 @@ def test_a_subscription_that_is_withdrawn_is_forgotten() -> None:
     old = tracker.stream(7, b"a")
     assert old is not None
     tracker.subscribe([b"b"])
-    assert tracker.judge(old, 9) is None
+    assert tracker.admit(old, 9) is None
     assert tracker.stream(7, b"a") is None
     tracker.subscribe([b"a"])
     assert received(tracker, 50) is None

@@ -188,7 +188,7 @@ def test_a_drain_ends_with_the_message_that_fills_a_route() -> None:
     handler = Handler()
     made, stats = wired(handler, queue=2)
     made.queue(*(plain("a.x", number) for number in range(10)))
-    assert made.drain(10) is False
+    assert made.receive(10) is False
     assert (stats.queued, made.stats.received, made.paused) == (2, 3, True)
 
 
@@ -491,7 +491,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(budget=st.integers(1, 8))
     def read(self, budget: int) -> None:
         if not self.made.paused:
-            self.made.drain(budget)
+            self.made.receive(budget)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), well=st.booleans())

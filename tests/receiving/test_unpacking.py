@@ -18,11 +18,11 @@ from twisted.internet.defer import Deferred
 from tests.pure import LOG, Wired, plain, tracked
 from zroute import App, Envelope, Topic, startswith
 from zroute.errors import DecodeError, EnvelopeError, PeerError
-from zroute.messages.coalesced import batch_framer
+from zroute.messages.coalesced import coalesced_framer
 from zroute.messages.control import pack_statements
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, framer, pack_kept
 from zroute.options import COALESCED_BYTES, LARGE_FRAME, READ_SLICE
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 
 EPOCH = 7
 CODECS = {1: msgspec.msgpack.encode, 2: msgspec.json.encode}
@@ -56,7 +56,7 @@ def batch(
     many = len(bodies)
     counters = [Counter(span, first + many - 1)] if first else []
     counters += [Counter(length, number + many - 1) for length, number in further]
-    return batch_framer(epoch=epoch, count=lambda name, count: counters, keeps=keeps)(
+    return coalesced_framer(epoch=epoch, count=lambda name, count: counters, keeps=keeps)(
         topic.encode(), codec, bodies, 5_000_000_000
     )
 
@@ -561,12 +561,12 @@ def test_a_full_route_ends_reading_in_the_middle_of_a_batch(bad: list[bytes]) ->
     wired = Wired(app)
     wired.queue(batch("a", [b"1", *bad, b"2", b"3", b"4", b"5", b"6"]), batch("a", [b"7", b"8"]))
     while not wired.paused:
-        wired.drain()
+        wired.receive()
     assert slow.begun == [1]
     assert wired.table.unpacked == 3
     while slow.waiting:
         slow.end()
-        while not wired.paused and not wired.drain():
+        while not wired.paused and not wired.receive():
             pass
     assert slow.begun == [1, 2, 3, 4, 5, 6, 7, 8]
     (route,) = wired.stats.routes.values()
@@ -593,7 +593,7 @@ def test_a_hold_in_the_middle_of_a_batch_ends_it_after_this_message(bad: list[by
     wired = Wired(app)
     wired.queue(batch("a", [b"1", *bad, b"2", b"3"]), batch("a", [b"4", b"5", *bad]))
     counts = []
-    while not wired.drain():
+    while not wired.receive():
         counts.append(len(seen))
         assert wired.balanced()
     assert seen == [1, 2, 3, 4, 5]
@@ -636,10 +636,10 @@ def test_what_is_left_is_worked_off_within_the_budget() -> None:
     app.add_route(handle, "a")
     wired = Wired(app)
     wired.queue(batch("a", [b"%d" % number for number in range(100)]))
-    assert not wired.drain()
-    assert not wired.drain(16)
+    assert not wired.receive()
+    assert not wired.receive(16)
     assert (seen, wired.table.unpacked) == (list(range(17)), 83)
-    assert not wired.drain(100)
+    assert not wired.receive(100)
     assert (seen, wired.table.unpacked) == (list(range(100)), 0)
 
 
@@ -690,7 +690,7 @@ def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
     wired = Wired(app)
     wired.queue(batch("a", [b"%d" % number for number in range(1000)]), plain("a", body=b"1000"))
     turns = 0
-    while not wired.drain(READ_SLICE):
+    while not wired.receive(READ_SLICE):
         turns += 1
         assert len(got) <= turns * READ_SLICE
     assert (got[:1000], got[1000:] or [1000]) == (list(range(1000)), [1000])
@@ -711,7 +711,7 @@ def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: b
         app.add_route(lambda: None, "a")  # it is given no body, so each message goes its own way
     wired = Wired(app)
     wired.queue(*(batch("a", [b"1"] * 4, first=1 + 4 * number, span=1) for number in range(100)))
-    wired.drain(64)
+    wired.receive(64)
     assert len(got) == 64
     wired.feed()
     assert len(got) == 400
@@ -761,7 +761,7 @@ class Joined(Wired):
     def __init__(self, app: App) -> None:
         super().__init__(app)
         self.gaps: list[Any] = []
-        self.table._accounts = end = SubscribingEnd(self.clock, self.stats, LOG, "test", self.gaps.append)
+        self.table._accounts = end = SubscriberSession(self.clock, self.stats, LOG, "test", self.gaps.append)
         end._subscriptions = self.table.subscriptions
         end._tracker.subscribe(end._subscriptions)
         marker = end.make_marker()

@@ -87,7 +87,7 @@ def reader(handlers: int = 1, pattern: Any = "desk.{symbol}") -> Wired:
 # -- topics that are received -------------------------------------------------------------------------------
 
 
-def frames_of(form: str, topic: str) -> Any:
+def raw_frames(form: str, topic: str) -> Any:
     """One message of ``topic``."""
     if form == "plain":
         return plain(topic, body=BODY)
@@ -106,7 +106,7 @@ def test_long_topics_leave_nothing(form: str, routed: bool) -> None:
     wired = reader(pattern=startswith("desk") if routed else "other")
     with grown() as found:
         for number in range(400):
-            wired.feed(frames_of(form, f"desk{number}." + "x" * 200_000))
+            wired.feed(raw_frames(form, f"desk{number}." + "x" * 200_000))
     assert found.bytes < 0.1 * MIB
     assert wired.stats.handled == 400 * routed + 2 * routed
     assert wired.stats.cache_misses == 401
@@ -149,7 +149,7 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         return Wired(app)
 
     def one(form: str) -> Callable[[str], list[Any]]:
-        return lambda topic: [frames_of(form, topic)]
+        return lambda topic: [raw_frames(form, topic)]
 
     def codecs(topic: str) -> list[Any]:
         return [tracked(topic, body=BODY, codec=codec) for codec in range(256)]

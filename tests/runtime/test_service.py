@@ -16,7 +16,7 @@ from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
 from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
 from zroute.errors import UsageError
-from zroute.runtime.run import Drained, Ground, Limit, Run, Transport
+from zroute.runtime.run import Environment, MessageLimit, Run, StopReport, Transport
 from zroute.runtime.service import AppService
 
 
@@ -247,7 +247,7 @@ def test_a_start_that_raises_leaves_no_timer() -> None:
         raise RuntimeError("no transport")
 
     service, before = (
-        AppService(App().compile(), reactor, ground=Ground(broken, asyncio=False)),
+        AppService(App().compile(), reactor, ground=Environment(broken, asyncio=False)),
         reactor.getDelayedCalls(),
     )
     with pytest.raises(RuntimeError, match="no transport"):
@@ -283,9 +283,9 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
 
 def test_a_stop_of_what_never_ran_is_complete() -> None:
     """Stopping a service that was not started is nothing."""
-    results: list[Drained] = []
+    results: list[StopReport] = []
     AppService(App().compile(), reactor).stopService().addCallback(results.append)
-    assert results == [Drained({})]
+    assert results == [StopReport({})]
     assert results[0].complete
 
 
@@ -337,7 +337,7 @@ async def test_after_the_limit_no_more_is_read() -> None:
     """--max-messages 3: three are handled, whoever waits is told once."""
     app, box, reached = App(), Mailbox[int](), []
     app.add_route(box.put, "a")
-    async with running(app, limit=Limit(3, lambda: reached.append(1))) as service:
+    async with running(app, limit=MessageLimit(3, lambda: reached.append(1))) as service:
         for number in range(10):
             app.publish("a", number)
         await box.until(3)
@@ -348,7 +348,7 @@ async def test_after_the_limit_no_more_is_read() -> None:
 def test_a_limit_is_shared_and_reached_once() -> None:
     """Several apps count against one --max-messages, and whoever waits is told a single time."""
     reached: list[int] = []
-    limit = Limit(3, lambda: reached.append(1))
+    limit = MessageLimit(3, lambda: reached.append(1))
     for messages in (0, 2, 0, 5, 1):
         limit.take(messages)
     assert (limit.left, reached) == (0, [1])
@@ -406,7 +406,7 @@ async def test_a_stop_waits_for_unfinished_handlers() -> None:
     await box.until(1)
     stopped, again = service.stopService(), service.stopService()
     reactor.callLater(0.05, gate.callback, None)
-    assert (await stopped, await again) == (Drained({}), Drained({}))
+    assert (await stopped, await again) == (StopReport({}), StopReport({}))
     assert order == ["handled", "shut down"]
 
 

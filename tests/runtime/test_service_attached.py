@@ -105,7 +105,7 @@ async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycle
     assert attached
     assert app.stats.malformed == app.stats.failed == 0
     assert app.stats.routed == last
-    assert (app.stats.lost, app.stats.gaps, app.stats.duplicate, app.stats.unknown_tail) == (0, 0, 0, 0)
+    assert (app.stats.lost, app.stats.gaps, app.stats.duplicate, app.stats.unknown_losses) == (0, 0, 0, 0)
 
 
 @pytest_twisted.ensureDeferred

@@ -68,7 +68,7 @@ async def test_a_restarted_service_opens_anew() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_still_closing_after_the_drain_timeout_is_told_by_the_stop() -> None:
-    """Drained names the resource as it names handlers."""
+    """StopReport names the resource as it names handlers."""
     app = App()
 
     @app.resource

@@ -35,7 +35,7 @@ class Sockets:
     def sub(self, drain: Receive | Mailbox[bytes]) -> SubConnection:
         """A SubConnection whose messages go to a drain, or into a mailbox."""
         connection = self.make(SubConnection, list)
-        connection.drain = into(drain) if isinstance(drain, Mailbox) else drain
+        connection.receive = into(drain) if isinstance(drain, Mailbox) else drain
         return connection
 
     def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> XPubConnection:

@@ -57,7 +57,7 @@ def drain(recv, more, budget):
 
 pub, sub = XPubConnection(reactor, joined), SubConnection(reactor, list, maxmsgsize=1000)
 opened += pub, sub
-sub.drain = drain
+sub.receive = drain
 sub.subscribe(b"")
 """
 

@@ -129,7 +129,7 @@ async def test_what_is_left_of_a_message_needs_no_other_to_be_delivered(sockets:
         for _ in range(min(budget, len(rest))):
             box.put(rest.pop(0))
 
-    reader.drain = drain
+    reader.receive = drain
     connected(reader, bound(publisher))
     reader.subscribe(b"n")
     await told(publisher, b"\1n")

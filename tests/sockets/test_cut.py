@@ -78,7 +78,7 @@ async def test_what_has_arrived_is_delivered_though_its_connection_is_cut(socket
         assert reader.cut(reader.links.ready[0]) == address
         reader.pause()
 
-    reader.drain = first
+    reader.receive = first
     reader.open(address)
     reader.subscribe(b"")
     await told(raw, b"\1")
@@ -86,7 +86,7 @@ async def test_what_has_arrived_is_delivered_though_its_connection_is_cut(socket
     raw.send_multipart(parts)
     await told(raw, b"\0", b"\1")
     raw.send(b"after")
-    reader.drain = into(box)
+    reader.receive = into(box)
     reader.resume()
     assert await box.until(501) == [*parts, b"after"]
 

@@ -21,7 +21,7 @@ def test_nothing_is_asked_answered_or_lost() -> None:
         stats = other.stats
         assert (stats.received, stats.handled) == (20_000, 20_000)
         assert (stats.joins, stats.join_retries, stats.peers, stats.control) == (0, 0, 0, 0)
-        assert (stats.lost, stats.gaps, stats.unknown_tail, stats.duplicate) == (0, 0, 0, 0)
+        assert (stats.lost, stats.gaps, stats.unknown_losses, stats.duplicate) == (0, 0, 0, 0)
 
 
 def test_waits_for_peers_are_over_at_once() -> None:
@@ -79,7 +79,7 @@ def test_there_is_room_for_each_message(overflow: str) -> None:
             numbers.publish(number)
         t.advance(60)
         assert one.stats.published == 20_000
-        assert one.stats.eagain == 0
+        assert one.stats.send_retries == 0
 
 
 def test_what_the_test_publishes_is_not_kept() -> None:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from tests.running import running, turns
 from tests.support import PATIENCE
 from zroute import App, Envelope
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 from zroute.testing import TestApp
 
 Reactor = Literal["twisted", "asyncio"]
@@ -171,13 +171,13 @@ def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
 def test_all_kept_messages_of_a_join_answer_one_marker(monkeypatch: pytest.MonkeyPatch) -> None:
     """As over sockets: one is made for each join, however many messages are given."""
     feed, late, made = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555"), list[bytes]()
-    state, make_marker = feed.publisher("state.{n}", int, keep="last"), SubscribingEnd.make_marker
+    state, make_marker = feed.publisher("state.{n}", int, keep="last"), SubscriberSession.make_marker
 
-    def noted(end: SubscribingEnd) -> bytes:
+    def noted(end: SubscriberSession) -> bytes:
         made.append(make_marker(end))
         return made[-1]
 
-    monkeypatch.setattr(SubscribingEnd, "make_marker", noted)
+    monkeypatch.setattr(SubscriberSession, "make_marker", noted)
 
     @feed.on_startup
     def publish() -> None:

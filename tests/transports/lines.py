@@ -33,7 +33,7 @@ class NoAccounts:
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> None:
         """None is kept."""
 
-    def judge(self, account: Any, number: int, many: int = 1) -> bool:
+    def admit(self, account: Any, number: int, many: int = 1) -> bool:
         """All is delivered."""
         return True
 

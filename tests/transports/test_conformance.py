@@ -20,7 +20,7 @@ from tests.support import ROOT, free_endpoint
 from tests.transports.lines import LineTransport
 from zroute import App, Envelope, Topic, startswith
 from zroute.planning.plan import Request
-from zroute.runtime.run import Ground
+from zroute.runtime.run import Environment
 from zroute.runtime.service import AppService
 from zroute.testing.transport import Bus, MemoryTransport
 from zroute.transport import Transport
@@ -44,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 @asynccontextmanager
 async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterator[list[AppService]]:
     """The apps run, and those that subscribe are ready; they are stopped in reverse."""
-    services = [AppService(app.compile(), reactor, ground=Ground(make, asyncio=False)) for app in apps]
+    services = [AppService(app.compile(), reactor, ground=Environment(make, asyncio=False)) for app in apps]
     try:
         for service in services:
             service.startService()
@@ -194,7 +194,7 @@ async def test_a_stop_reads_what_was_sent_before(make: Make) -> None:
             feed.publish("a", number)
         await reading.stopService()
     assert got == list(range(2_000))
-    assert (reader.stats.lost, reader.stats.unknown_tail) == (0, 0)
+    assert (reader.stats.lost, reader.stats.unknown_losses) == (0, 0)
 
 
 @pytest_twisted.ensureDeferred

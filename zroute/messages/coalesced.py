@@ -19,9 +19,9 @@ from zroute.messages.codecs import JSON, MSGPACK
 from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Flags, Heads, Kind, Numbered
 from zroute.options import COALESCED_MAX
 
-__all__ = ["Batch", "BatchFramer", "batch_framer", "parse_batch", "singles"]
+__all__ = ["Coalesced", "CoalescedFramer", "coalesced_framer", "parse_coalesced", "split_frame"]
 
-BatchFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
+CoalescedFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
 
 _COUNT = Struct(">H")
 _ARRAY = Struct(">BH")  # msgpack's array 16: one form for all lengths, so that the list begins at a known place
@@ -31,7 +31,7 @@ _KIND_AT = 4  # in a header; codec and flags follow
 
 
 @attrs.define(eq=False)  # frozen ones take three times as long to make
-class Batch:
+class Coalesced:
     """The body of a BATCH, behind the header: ``many`` messages, their ``ends``, and the ``listing`` they stand in."""
 
     codec: int
@@ -57,13 +57,15 @@ _LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
 """By codec: the bytes before the first message, and those behind each. Lists of other codecs are their messages."""
 
 
-def batch_framer(*, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]], keeps: bool = False) -> BatchFramer:
+def coalesced_framer(
+    *, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]], keeps: bool = False
+) -> CoalescedFramer:
     """What turns ``(topic, codec number, bodies, time of the first in ns)`` into one frame.
 
     ``count(topic, many)`` counts so many messages and returns the counters that the frame carries, as they
     stand behind the last of them. It is called last, when nothing can fail any more.
     """
-    heads = Heads(Kind.BATCH, epoch)
+    heads = Heads(Kind.COALESCED, epoch)
     always = (Flags.KEEPS << 8) if keeps else 0
 
     def frame(topic: bytes, codec: int, bodies: Sequence[bytes], sent_at: int) -> bytes:
@@ -94,19 +96,19 @@ def _msgpack_list(bodies: Sequence[bytes]) -> bytes:
 _LISTINGS: dict[int, Callable[[Sequence[bytes]], bytes]] = {JSON.number: _json_list, MSGPACK.number: _msgpack_list}
 
 
-def parse_batch(codec: int, body: bytes) -> Batch:
+def parse_coalesced(codec: int, body: bytes) -> Coalesced:
     """The body of a BATCH, behind the header, whose messages are in ``codec``. Raises EnvelopeError."""
     if len(body) < _COUNT.size:
-        raise EnvelopeError("a batch that ends inside its number of messages")
+        raise EnvelopeError("a coalesced frame that ends inside its number of messages")
     (many,) = _COUNT.unpack_from(body)
     start = _COUNT.size * (many + 1)
     if not 0 < many <= COALESCED_MAX or len(body) < start:
-        raise EnvelopeError(f"a batch of {len(body)} bytes that claims {many} messages")
+        raise EnvelopeError(f"a coalesced frame of {len(body)} bytes that claims {many} messages")
     (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
     listing = body[start:]
     if len(listing) != end + _LAYOUT.get(codec, (0, 0))[1] or not _is_list(codec, many, listing):
-        raise EnvelopeError(f"a batch of {many} messages that does not end where the last of them does")
-    return Batch(codec, many, body[_COUNT.size : start], listing)
+        raise EnvelopeError(f"a coalesced frame of {many} messages that does not end where the last of them does")
+    return Coalesced(codec, many, body[_COUNT.size : start], listing)
 
 
 def _is_list(codec: int, many: int, listing: bytes) -> bool:
@@ -116,8 +118,8 @@ def _is_list(codec: int, many: int, listing: bytes) -> bool:
     return codec != MSGPACK.number or listing[: _ARRAY.size] == _ARRAY.pack(_ARRAY_16, many)
 
 
-def singles(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
-    """Each of ``bodies`` in the frame that it would have come in alone; the batch begins with ``header``.
+def split_frame(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
+    """Each of ``bodies`` in the frame that it would have come in alone; the frame begins with ``header``.
 
     Numbers past 64 bits, which only an invented header leads to, begin anew.
     """

@@ -1,7 +1,7 @@
 """Bytes to Envelope and back: the three wire forms and the rules for malformed input.
 
 Sans-IO: frames come in as bytes and go out as bytes; whoever holds a socket moves them. The layout is
-specified, with test vectors, in ``docs/reference/wire.md``; `RouteTable.drain` knows it too, because one
+specified, with test vectors, in ``docs/reference/wire.md``; `RouteTable.receive` knows it too, because one
 function call per message would cost a tenth of the message.
 
 ======== ======================================= ==========================================
@@ -93,7 +93,7 @@ class Kind(IntEnum):
     JOIN = 1
     BEAT = 2
     GOODBYE = 3
-    BATCH = 4
+    COALESCED = 4
     KEPT = 5
 
 

@@ -26,7 +26,7 @@ from zroute.messages.topics import Pattern
 from zroute.planning.plan import CompiledTrigger, Hooks, Parts
 from zroute.publishing.publication import CompiledPublication, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.flow import Flow, ListFlow
+from zroute.receiving.flow import BatchFlow, Flow
 from zroute.receiving.table import Dispatch
 from zroute.stats import RouteStats
 
@@ -163,7 +163,7 @@ def fresh(route: CompiledRoute) -> CompiledRoute:
     flow: Flow[Any] = (
         Flow(recorded.max_in_flight, **bounds, active=slow)
         if route.lists is None
-        else ListFlow(recorded.max_in_flight, **bounds)
+        else BatchFlow(recorded.max_in_flight, **bounds)
     )
     return attrs.evolve(route, stats=RouteStats(), flow=flow)
 

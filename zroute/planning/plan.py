@@ -25,7 +25,7 @@ from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
 from zroute.stats import Stats
 
-__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Host", "Live", "Parts", "Plan", "Request"]
+__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Live", "Parts", "Plan", "Request", "RunningApp"]
 
 
 @attrs.frozen(eq=False)
@@ -74,7 +74,7 @@ class Finishing(Protocol):
         """Nothing more will come."""
 
 
-class Host(Protocol):
+class RunningApp(Protocol):
     """One run of an app, as far as the app and what is attached to it use it."""
 
     def attach(self, route: Route) -> CompiledRoute:
@@ -109,7 +109,7 @@ class Live:
     ``stats`` are those of the last run, or of this one.
     """
 
-    run: Host | None = None
+    run: RunningApp | None = None
     emit: Emit | None = None
     stats: Stats = attrs.field(factory=Stats)
 
@@ -209,7 +209,7 @@ class Plan:
 class Request:
     """What one run asks a transport for: to move the messages of ``plan`` from and to these endpoints.
 
-    ``stats`` are the run's. ``found`` is to be called with each `Gap`, `LostTail` and `LostKept`.
+    ``stats`` are the run's. ``found`` is to be called with each `Gap`, `UnknownLoss` and `LostKept`.
     """
 
     plan: Plan

@@ -158,7 +158,7 @@ class Paths:
             nonlocal published_at
             published_at, is_kept = at, keeps or topic in kept
             if send((flagged if is_kept else plain)(topic, number, body, headers)) is False:
-                stats.eagain += 1
+                stats.send_retries += 1
                 if session is not None:
                     session.counters.take_back(topic)  # a number that nobody was sent would be a loss to all
                 return False

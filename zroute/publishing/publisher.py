@@ -35,7 +35,7 @@ from zroute.publishing.send_queue import SendQueue, Sent
 from zroute.publishing.session import PublisherSession
 from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.stats import Stats
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 from zroute.transport import Transport
 
 __all__ = ["Publisher"]
@@ -56,7 +56,7 @@ class Publisher:
         transport: Transport,
         endpoints: Sequence[Endpoint],
         stats: Stats,
-        reports: Reports,
+        reports: ThrottledLog,
         wall: Callable[[], float],
     ) -> None:
         self._choices = choices
@@ -205,20 +205,20 @@ class Publisher:
 
     def _sending_held(self, publishing: PublisherSession, send: Send) -> Callable[[bytes, Held], None]:
         counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
-        batches = [publishing.batch_framer(keeps=keeps) for keeps in (False, True)]
+        batches = [publishing.coalesced_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
-        singles = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
+        split_frame = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
 
         def attempt(topic: bytes, held: Held) -> bool:
             nonlocal published_at
             codec, bodies, at, keeps = held.codec, held.bodies, held.at, held.keeps or topic in kept.messages
             published_at = at
             if len(bodies) == 1:
-                frame = singles[keeps](topic, codec, bodies[0], None)
+                frame = split_frame[keeps](topic, codec, bodies[0], None)
             else:
                 frame = batches[keeps](topic, codec, bodies, at)
             if send(frame) is False:
-                self._stats.eagain += 1
+                self._stats.send_retries += 1
                 counters.take_back(topic, len(bodies))
                 return False
             if keeps:

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from zroute.clock import Clock, Ticking
 from zroute.errors import EnvelopeError
-from zroute.messages.coalesced import BatchFramer, batch_framer
+from zroute.messages.coalesced import CoalescedFramer, coalesced_framer
 from zroute.messages.control import (
     FAREWELL,
     Marker,
@@ -89,9 +89,9 @@ class PublisherSession(Ticking):
         """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
 
-    def batch_framer(self, *, keeps: bool) -> BatchFramer:
+    def coalesced_framer(self, *, keeps: bool) -> CoalescedFramer:
         """What makes one frame of several messages, the last of which is kept or is not."""
-        return batch_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
+        return coalesced_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
 
     def subscription(self, prefix: bytes, there: bool) -> None:
         """One has come or gone."""

@@ -1,4 +1,4 @@
-"""Accounts: what a subscriber was sent by one publisher, one `Stream` for each subscription. Pure bookkeeping."""
+"""Accounts: what a subscriber was sent by one publisher, a `SubscriptionState` for each subscription. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 from zroute.receiving.hearing import Signs
 
-__all__ = ["Claim", "Publisher", "State", "Stream"]
+__all__ = ["Claim", "Publisher", "State", "SubscriptionState"]
 
 Claim = tuple[int, int, bool]
 """The first and the last number of a loss that was found, and whether it is an unknown one."""
@@ -23,7 +23,7 @@ _TAKEN_MAX = 16
 
 
 @attrs.define(eq=False, slots=True)
-class Stream:
+class SubscriptionState:
     """One subscription at one publisher.
 
     ``expected`` is the next number; 0: not joined yet; -1: look it up once more. ``claims`` are the losses found
@@ -69,8 +69,8 @@ class Publisher:
     state: State = State.JOINING
     name: str | None = None
     covered: frozenset[bytes] = frozenset()
-    streams: dict[bytes, Stream] = attrs.field(factory=dict)
-    leaving: dict[bytes, Stream] = attrs.field(factory=dict)
+    streams: dict[bytes, SubscriptionState] = attrs.field(factory=dict)
+    leaving: dict[bytes, SubscriptionState] = attrs.field(factory=dict)
     lengths: frozenset[int] = frozenset()  # of those that are leaving, which may be thousands
     standing: dict[bytes, int] = attrs.field(factory=dict)
     named: set[bytes] = attrs.field(factory=set)  # by the parts of an answer that have come
@@ -105,7 +105,7 @@ class Publisher:
         gone = self.covered.union(self.streams) - subscriptions
         shared = _sharing(gone.union(self.leaving), subscriptions)
         for prefix in gone:
-            stream = self.streams.pop(prefix, None) or Stream(self.epoch, prefix, 1)
+            stream = self.streams.pop(prefix, None) or SubscriptionState(self.epoch, prefix, 1)
             if prefix in shared and stream.expected > 0 and self.state is not State.ENDED:
                 self.leaving[prefix] = stream
             else:

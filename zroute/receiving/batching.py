@@ -1,6 +1,6 @@
 """The lists of handlers with ``batch=``: what takes their messages one by one, and when they are handed over.
 
-A list is a job of its route's `ListFlow`, so that order, bounds and stops are those of every call that is unfinished.
+A list is a job of its route's `BatchFlow`, so that order, bounds and stops are those of every call that is unfinished.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import attrs
 
 from zroute.clock import Clock
 from zroute.options import BATCH_SECONDS
-from zroute.receiving.dispatch import CompiledRoute, Delivery, Gather
-from zroute.receiving.flow import ListFlow
-from zroute.receiving.frames import Raw
+from zroute.receiving.dispatch import BatchCall, BoundRoute, CompiledRoute
+from zroute.receiving.flow import BatchFlow
+from zroute.receiving.frames import RawFrames
 
-__all__ = ["Gathering", "ListJob", "Stale"]
+__all__ = ["BatchJob", "Batcher", "Stale"]
 
-Stale = Callable[[Delivery, Raw], bool]
+Stale = Callable[[BoundRoute, RawFrames], bool]
 
 
 @attrs.define(eq=False)
-class ListJob:
+class BatchJob:
     """A call with a list of messages, which grows until its turn has come.
 
     ``delivery`` is that of the first, and ``first`` makes its frames; ``raws`` are those of all, where age matters.
     """
 
-    delivery: Delivery
+    delivery: BoundRoute
     key: Hashable
     function: Callable[[list[Any]], Any]
-    first: Callable[[], Raw]
+    first: Callable[[], RawFrames]
     messages: list[Any] = attrs.field(factory=list)
-    raws: list[Raw] = attrs.field(factory=list)
+    raws: list[RawFrames] = attrs.field(factory=list)
     many: int = 0
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class ListJob:
         return partial(self.function, self.messages)
 
     @property
-    def raw(self) -> Raw:
+    def raw(self) -> RawFrames:
         """The frames of the first message."""
         return self.raws[0] if self.raws else self.first()
 
@@ -59,7 +59,7 @@ class ListJob:
         return not fresh
 
 
-class Gathering:
+class Batcher:
     """The lists of one run that are held. ``waits`` is told of a route with a new one, ``go_on`` that some are due."""
 
     def __init__(
@@ -71,18 +71,18 @@ class Gathering:
         self._routes: dict[CompiledRoute, None] = {}
         self._timer: Any = None
 
-    def gather(self, delivery: Delivery, function: Callable[..., Any]) -> Gather:
+    def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
         """What takes the messages of one topic for the lists of its route; ``function`` is given these."""
         taking = _Taking(self, delivery, function)
-        return Gather(taking.make_one(), taking.several, taking.room)
+        return BatchCall(taking.make_one(), taking.several, taking.room)
 
-    def hold(self, route: CompiledRoute, flow: ListFlow[ListJob], job: ListJob) -> None:
+    def hold(self, route: CompiledRoute, flow: BatchFlow[BatchJob], job: BatchJob) -> None:
         """A new list, until `release`."""
         flow.begin(job)
         self._routes[route] = None
         self._waits(route)
 
-    def due(self, route: CompiledRoute, flow: ListFlow[ListJob], job: ListJob, *, complete: bool) -> None:
+    def due(self, route: CompiledRoute, flow: BatchFlow[BatchJob], job: BatchJob, *, complete: bool) -> None:
         """A list is as long as may be (``complete``), or as many messages wait as may."""
         if complete:
             flow.end(job)
@@ -121,7 +121,7 @@ class Gathering:
 class _Taking:
     """What takes the messages of one topic."""
 
-    def __init__(self, gathering: Gathering, delivery: Delivery, function: Callable[..., Any]) -> None:
+    def __init__(self, gathering: Batcher, delivery: BoundRoute, function: Callable[..., Any]) -> None:
         route = self._route = delivery.route
         assert route.lists is not None
         self._gathering = gathering
@@ -133,13 +133,13 @@ class _Taking:
         keyword = route.lists.keyword
         self._function = function if keyword is None else partial(_by_name, function, keyword)
 
-    def make_one(self) -> Callable[[Any, Raw], None]:
+    def make_one(self) -> Callable[[Any, RawFrames], None]:
         """What takes a message: a closure, since it is called for each that comes alone."""
         gathering, route, flow, begin = self._gathering, self._route, self._flow, self._begin
         stats, growing, key, ages = route.stats, flow.open, self._key, self._ages
         most, queue = self._most, route.route.queue
 
-        def one(message: Any, raw: Raw) -> None:
+        def one(message: Any, raw: RawFrames) -> None:
             job = growing.get(key)
             if job is None:
                 job = begin(lambda: raw)
@@ -175,14 +175,14 @@ class _Taking:
         left = self._most - (len(job.messages) if job is not None else 0)
         return max(min(left, self._route.route.queue - self._flow.queued), 1)
 
-    def _begin(self, first: Callable[[], Raw]) -> ListJob:
-        job = ListJob(self._delivery, self._key, self._function, first)
+    def _begin(self, first: Callable[[], RawFrames]) -> BatchJob:
+        job = BatchJob(self._delivery, self._key, self._function, first)
         self._gathering.hold(self._route, self._flow, job)
         return job
 
 
-def _flow_of(route: CompiledRoute) -> ListFlow[ListJob]:
-    assert isinstance(route.flow, ListFlow)
+def _flow_of(route: CompiledRoute) -> BatchFlow[BatchJob]:
+    assert isinstance(route.flow, BatchFlow)
     return route.flow
 
 

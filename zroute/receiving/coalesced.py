@@ -6,7 +6,7 @@ message takes the way of one that came alone, in a frame as it would have had. E
 reported like one.
 
 A frame takes no longer than a read may: every few messages the clock is looked at. What is left when time is over, or
-when the drain is held in the middle of a frame, waits in `Unpacked`, and is first at the next drain.
+when reading is held in the middle of a frame, waits in `Remainder`, and is first at the next call.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import Any
 
 import attrs
 
-from zroute.messages.coalesced import Batch
+from zroute.messages.coalesced import Coalesced
 from zroute.options import READ_SECONDS, READ_SLICE
-from zroute.receiving.dispatch import Gather, Outcomes, Step
+from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
 
-__all__ = ["HandOut", "Single", "Unpacked", "make_hand_out"]
+__all__ = ["HandOut", "Remainder", "Single", "make_hand_out"]
 
 Single = tuple[bytes, int, bytes, bytes]
 """A message that came with others: topic, codec number, body, and the frame it would have had alone."""
 
-HandOut = Callable[[Batch, Callable[[], Sequence[bytes]]], int]
+HandOut = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
 """Calls the handlers with each message of ``(batch, its frames)``; how many messages that were.
 
-0: the list is not what it should be, and nobody was called. Fewer than all after `Unpacked.hold`, or when time is over.
+0: the list is not what it should be, and no handler was called. Fewer than all after `Remainder.hold`, or when time is
+over.
 """
 
 
 @attrs.define(eq=False)
-class Unpacked:
+class Remainder:
     """What is left of frames of several messages.
 
     While messages are handed out, `hold` ends the loop at no cost for those before: it takes away what the
@@ -73,7 +74,7 @@ class Unpacked:
 
 
 def make_hand_out(
-    steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes
+    steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Remainder, outcomes: DispatchCallbacks
 ) -> HandOut:
     """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
     if len(steps) == 1 and steps[0].gather is not None:
@@ -83,7 +84,7 @@ def make_hand_out(
     (step,) = steps
     function, delivery, stats, settle = step.function, step.delivery, step.delivery.route.stats, step.settle
 
-    def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+    def dispatch_all(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0
@@ -103,10 +104,10 @@ def make_hand_out(
         stats.handled += done - unhandled
         return done
 
-    return hand_out
+    return dispatch_all
 
 
-def _decoded(batch: Batch, decode: Callable[[bytes], Any]) -> list[Any] | None:
+def _decoded(batch: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] | None:
     """The messages; None where they are not as many as they should be, or one of them can't be read."""
     try:
         messages: list[Any] = decode(batch.listing)
@@ -115,10 +116,12 @@ def _decoded(batch: Batch, decode: Callable[[bytes], Any]) -> list[Any] | None:
     return messages if len(messages) == batch.many else None
 
 
-def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Unpacked, outcomes: Outcomes) -> HandOut:
+def _several(
+    steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Remainder, outcomes: DispatchCallbacks
+) -> HandOut:
     calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
-    def hand_out(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+    def dispatch_all(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0
@@ -136,13 +139,13 @@ def _several(steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Un
                             settle(delivery, result, frames()[many - unpacked.left - 1])
         return many - unpacked.left
 
-    return hand_out
+    return dispatch_all
 
 
-def _make_hand_over(gather: Gather, decode: Callable[[bytes], Any], unpacked: Unpacked) -> HandOut:
+def _make_hand_over(gather: BatchCall, decode: Callable[[bytes], Any], unpacked: Remainder) -> HandOut:
     """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
 
-    def hand_over(batch: Batch, frames: Callable[[], Sequence[bytes]]) -> int:
+    def hand_over(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = batch.many, _decoded(batch, decode)
         if messages is None:
             return 0

@@ -2,8 +2,8 @@
 
 A closure takes ``(body, raw)``: the body, and the frames it came in (one bytes, or
 a tuple of several). It returns None, or one of the four codes below, and raises nothing: what handlers raise and
-return beyond None goes to `Outcomes`. The closures repeat the same few lines on purpose: a shared helper would be a
-call per message.
+return beyond None goes to `DispatchCallbacks`. The closures repeat the same few lines on purpose: a shared helper would
+be a call per message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
 from zroute.publishing.publication import CompiledPublication
 from zroute.receiving.flow import Flow
-from zroute.receiving.frames import Raw
+from zroute.receiving.frames import RawFrames
 from zroute.stats import RouteStats
 
 __all__ = [
@@ -33,21 +33,21 @@ __all__ = [
     "MALFORMED",
     "TRACKED",
     "UNDECODABLE",
+    "BatchCall",
+    "BoundRoute",
     "CompiledRoute",
     "Decode",
     "Deliver",
-    "Delivery",
-    "Gather",
-    "Outcomes",
+    "DispatchCallbacks",
     "Step",
-    "gathering",
+    "batching_step",
     "make_deliver",
     "share_one_type",
 ]
 
 Decode: TypeAlias = Callable[[bytes], Any]
-Deliver: TypeAlias = "Callable[[bytes, Raw], int | None]"
-Refuse: TypeAlias = "Callable[[Sequence[Delivery], BaseException, bytes, Raw], int]"
+Deliver: TypeAlias = "Callable[[bytes, RawFrames], int | None]"
+Refuse: TypeAlias = "Callable[[Sequence[BoundRoute], BaseException, bytes, RawFrames], int]"
 
 UNDECODABLE = 1
 """At least one route could not read the body: the message counts as routed; further parts may belong to it."""
@@ -65,8 +65,8 @@ class CompiledRoute:
 
     ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
     ``stats`` and ``flow`` are those of one run. Where the flow is active, the closures do not call the
-    function: they give `Outcomes.settle` the call, a `functools.partial`, to make it when its turn has come. With
-    ``lists`` they give each message to `Gather.one`.
+    function: they give `DispatchCallbacks.settle` the call, a `functools.partial`, to make it when its turn has come.
+    With ``lists`` they give each message to `BatchCall.one`.
     """
 
     name: str
@@ -81,7 +81,7 @@ class CompiledRoute:
 
 
 @attrs.frozen(eq=False)
-class Delivery:
+class BoundRoute:
     """One route for one topic: the segments its pattern captured, as text and converted."""
 
     route: CompiledRoute
@@ -91,40 +91,40 @@ class Delivery:
 
 
 @attrs.frozen(eq=False)
-class Gather:
+class BatchCall:
     """Where the messages of one topic go that are handed over in lists.
 
     ``one`` takes a message with its frames; ``several`` takes messages, what makes the frames of all that came with
     them, and where among these they begin. ``room`` says for how many there is room at once, 1 at least.
     """
 
-    one: Callable[[Any, Raw], None]
+    one: Callable[[Any, RawFrames], None]
     several: Callable[[list[Any], Callable[[], Sequence[bytes]], int], None]
     room: Callable[[], int]
 
 
-class Outcomes(Protocol):
+class DispatchCallbacks(Protocol):
     """What becomes of a message that was not just handled. No method raises.
 
-    Everything on the way in calls these; `zroute.receiving.results.Outcomes` implements them for a run.
+    Everything on the way in calls these; `zroute.receiving.results.DispatchCallbacks` implements them for a run.
     """
 
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+    def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:
         """The function raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
+    def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
 
-    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+    def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
         """Whether the message is too old for the route, which is counted."""
 
-    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
+    def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
         """The function returned something: an awaitable, a generator, or what is to be published.
 
         Where the route's flow is active, ``result`` is the call that is still to be made.
         """
 
-    def gather(self, delivery: Delivery, function: Callable[..., Any]) -> Gather:
+    def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
         """What takes the messages of a delivery whose route has lists; ``function`` will be given these."""
 
     def release(self) -> None:
@@ -138,10 +138,10 @@ class Outcomes(Protocol):
     ) -> Deferred[None] | None:
         """The function ``name`` returned ``value``; None, or what fires when that need not wait any more."""
 
-    def unrouted(self, raw: Raw) -> None:
+    def unrouted(self, raw: RawFrames) -> None:
         """No route takes this topic."""
 
-    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
+    def malformed(self, error: EnvelopeError, raw: RawFrames) -> None:
         """These frames are no message."""
 
     def many_topics(self, known: int) -> None:
@@ -161,21 +161,21 @@ class Step:
     ``settle`` is given what the function returns, unless that is None. With ``gather`` messages go into lists.
     """
 
-    delivery: Delivery
+    delivery: BoundRoute
     function: Callable[..., Any]
     decode: Decode | None
     slot: int
-    settle: Callable[[Delivery, Any, Raw], None]
-    gather: Gather | None = None
+    settle: Callable[[BoundRoute, Any, RawFrames], None]
+    gather: BatchCall | None = None
 
 
-def gathering(delivery: Delivery, gather: Gather, decode: Decode | None, slot: int) -> Step:
-    """The step of a route with lists. Among others it is like one of an active flow: `Gather.one` is its call."""
+def batching_step(delivery: BoundRoute, gather: BatchCall, decode: Decode | None, slot: int) -> Step:
+    """The step of a route with lists. Among others it is like one of an active flow: `BatchCall.one` is its call."""
     return Step(delivery, partial(partial, gather.one), decode, slot, lambda _, call, raw: call(raw), gather)
 
 
 def make_deliver(
-    steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse
+    steps: Sequence[Step], envelope_of: Callable[[RawFrames], Envelope], outcomes: DispatchCallbacks, refuse: Refuse
 ) -> Deliver:
     """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
     if share_one_type(steps):
@@ -223,7 +223,7 @@ def deliver(body, raw):
 """
 
 
-def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
+def _one(step: Step, outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     """One handler, given the body: by far the most frequent case.
 
     The reader's own lines stand in the closure. Calling it instead costs 40 of 720 ns a message (typed
@@ -250,13 +250,13 @@ def _one(step: Step, outcomes: Outcomes, refuse: Refuse) -> Deliver:
 _CALL = Inline(("m = decode(body)",), {})
 
 
-def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refuse) -> Deliver:
+def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     decode = steps[0].decode
     assert decode is not None
     deliveries = tuple(step.delivery for step in steps)
     calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
-    def deliver(body: bytes, raw: Raw) -> int | None:
+    def deliver(body: bytes, raw: RawFrames) -> int | None:
         try:
             message = decode(body)
         except BaseException as error:
@@ -276,13 +276,15 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: Outcomes, refuse: Refu
     return deliver
 
 
-def _any(steps: Sequence[Step], envelope_of: Callable[[Raw], Envelope], outcomes: Outcomes, refuse: Refuse) -> Deliver:
+def _any(
+    steps: Sequence[Step], envelope_of: Callable[[RawFrames], Envelope], outcomes: DispatchCallbacks, refuse: Refuse
+) -> Deliver:
     """The general form: several types, no body, envelopes, messages that may be too old."""
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     aging = frozenset(step for step in steps if _may_be_stale(step))
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
-    def deliver(body: bytes, raw: Raw) -> int | None:
+    def deliver(body: bytes, raw: RawFrames) -> int | None:
         try:
             envelope = envelope_of(raw) if wants_envelope else None
         except EnvelopeError:  # only in the loop, which has not looked at the header: the long way refuses it

@@ -16,7 +16,6 @@ __all__ = [
     "Gap",
     "Joined",
     "LostKept",
-    "LostTail",
     "Missing",
     "Namesake",
     "Overdue",
@@ -24,6 +23,7 @@ __all__ = [
     "Restarted",
     "Returned",
     "Silent",
+    "UnknownLoss",
 ]
 
 
@@ -51,7 +51,7 @@ class Gap:
 
 
 @attrs.frozen
-class LostTail:
+class UnknownLoss:
     """Messages of the publisher of ``epoch`` may be lost, and their number can't be known.
 
     Those of ``subscriptions``. ``why`` says what the publisher did or did not do, as the rest of a sentence.
@@ -179,6 +179,6 @@ DUPLICATE: Final = Duplicate.DUPLICATE
 """This message was delivered before, or counted as lost: it is not to be delivered."""
 
 Event: TypeAlias = (
-    "Gap | LostTail | LostKept | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue | Quiet | Silent"
-    " | Returned"
+    "Gap | UnknownLoss | LostKept | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue | Quiet"
+    " | Silent | Returned"
 )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Flow", "Growing", "ListFlow"]
+__all__ = ["BatchFlow", "Flow", "Growing"]
 
 Job = TypeVar("Job")
 
@@ -110,7 +110,7 @@ class Growing(Protocol):
 Listed = TypeVar("Listed", bound=Growing)
 
 
-class ListFlow(Flow[Listed]):
+class BatchFlow(Flow[Listed]):
     """A flow whose jobs are lists: what waits is counted in messages, what runs in calls.
 
     A list is held until `release`, while more messages may come for it at once; then it waits for its turn like any

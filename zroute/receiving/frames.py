@@ -10,11 +10,11 @@ import attrs
 
 from zroute.options import LARGE_FRAME
 
-__all__ = ["Raw", "Uncopied", "frames_of", "uncopied"]
+__all__ = ["RawFrames", "ZeroCopyFrame", "raw_frames", "uncopied"]
 
 
 @attrs.frozen(eq=False)
-class Uncopied:
+class ZeroCopyFrame:
     """A large frame where libzmq has put it: what is wanted of it is copied once, and mostly that is the body."""
 
     _held: memoryview
@@ -26,19 +26,19 @@ class Uncopied:
         return bytes(self._held[part])
 
 
-Raw: TypeAlias = "bytes | Uncopied | tuple[bytes, ...]"
+RawFrames: TypeAlias = "bytes | ZeroCopyFrame | tuple[bytes, ...]"
 
 
-def frames_of(raw: Raw) -> tuple[bytes, ...]:
+def raw_frames(raw: RawFrames) -> tuple[bytes, ...]:
     """All parts of a message, as a tuple."""
     return raw if isinstance(raw, tuple) else (raw[:],)
 
 
-def uncopied(recv: Callable[..., Any]) -> Callable[[int], bytes | Uncopied]:
+def uncopied(recv: Callable[..., Any]) -> Callable[[int], bytes | ZeroCopyFrame]:
     """``recv`` that leaves large frames where they are. It takes half a microsecond longer: for rows of large ones."""
     return partial(_receive, recv)
 
 
-def _receive(recv: Callable[..., Any], flags: int) -> bytes | Uncopied:
+def _receive(recv: Callable[..., Any], flags: int) -> bytes | ZeroCopyFrame:
     frame = memoryview(recv(flags, False))
-    return Uncopied(frame) if len(frame) > LARGE_FRAME else bytes(frame)
+    return ZeroCopyFrame(frame) if len(frame) > LARGE_FRAME else bytes(frame)

@@ -18,12 +18,12 @@ from twisted.python.failure import Failure
 from zroute.awaiting import is_awaitable
 from zroute.clock import Clock
 from zroute.publishing.producers import TURN_SECONDS, Start, drive
-from zroute.receiving.batching import Gathering, ListJob, Stale
-from zroute.receiving.dispatch import CompiledRoute, Delivery, Outcomes
-from zroute.receiving.frames import Raw
-from zroute.throttle import Reports
+from zroute.receiving.batching import Batcher, BatchJob, Stale
+from zroute.receiving.dispatch import BoundRoute, CompiledRoute, DispatchCallbacks
+from zroute.receiving.frames import RawFrames
+from zroute.throttle import ThrottledLog
 
-__all__ = ["Reading", "Unfinished", "error_of"]
+__all__ = ["InFlight", "Reading", "error_of"]
 
 InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
 Dropped = Callable[[], None]
@@ -46,9 +46,9 @@ class Reading(Protocol):
 class _Job:
     """A call that waits for its turn, or runs."""
 
-    delivery: Delivery
+    delivery: BoundRoute
     call: Callable[[], Any]
-    raw: Raw
+    raw: RawFrames
     many: ClassVar[int] = 1
 
     def is_stale(self, stale: Stale) -> bool:
@@ -56,13 +56,13 @@ class _Job:
         return stale(self.delivery, self.raw)
 
 
-class Unfinished:
+class InFlight:
     """What has begun in one run of an app and not ended, and what waits for its turn."""
 
     def __init__(
         self,
-        outcomes: Outcomes,
-        reports: Reports,
+        outcomes: DispatchCallbacks,
+        reports: ThrottledLog,
         clock: Clock,
         start: Start,
         in_thread: InThread,
@@ -79,11 +79,11 @@ class Unfinished:
         self._full: dict[CompiledRoute, None] = {}
         self._pumping: set[CompiledRoute] = set()
         self._idle: list[Deferred[None]] = []
-        self._gathering = Gathering(clock, self._queued.add, self._go_on)
+        self._gathering = Batcher(clock, self._queued.add, self._go_on)
         self.gather = self._gathering.gather
         self.release, self.release_soon = self._gathering.release, self._gathering.release_soon
 
-    def settle(self, delivery: Delivery, result: Any, raw: Raw) -> None:
+    def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
         """A handler returned something, or is to be called when its turn has come."""
         route = delivery.route
         if route.flow.active:
@@ -98,7 +98,7 @@ class Unfinished:
             route.flow.start(delivery.topic)
             self._await(_Job(delivery, _begun_already, raw), delivery.topic, running)
 
-    def _begun(self, delivery: Delivery, result: Any) -> Deferred[Any] | None:
+    def _begun(self, delivery: BoundRoute, result: Any) -> Deferred[Any] | None:
         """What to wait for, if ``result`` is not there yet or can't be published at once."""
         if is_awaitable(result):
             return self._start(result).addCallback(lambda value: self._publish(delivery, value))
@@ -106,7 +106,7 @@ class Unfinished:
             return drive(result, lambda value: self._publish(delivery, value), self._clock, self._start)
         return self._publish(delivery, result)
 
-    def _enqueue(self, delivery: Delivery, call: Callable[[], Any], raw: Raw) -> None:
+    def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
         route = delivery.route
         route.flow.put(delivery.topic, _Job(delivery, call, raw))
         route.stats.queued += 1  # which another route of the same name may share
@@ -152,7 +152,7 @@ class Unfinished:
             self._flows_again(route)
         self._tell_if_idle()
 
-    def _run(self, key: Hashable, job: _Job | ListJob) -> None:
+    def _run(self, key: Hashable, job: _Job | BatchJob) -> None:
         delivery = job.delivery
         if delivery.route.route.stale_after is not None and job.is_stale(self._outcomes.stale):
             delivery.route.flow.done(key)
@@ -171,7 +171,7 @@ class Unfinished:
         else:
             self._await(job, key, running)
 
-    def _await(self, job: _Job | ListJob, key: Hashable, running: Deferred[Any]) -> None:
+    def _await(self, job: _Job | BatchJob, key: Hashable, running: Deferred[Any]) -> None:
         route, many = job.delivery.route, job.many
         stats = route.stats
         stats.in_flight += many
@@ -219,7 +219,7 @@ class Unfinished:
         key = ("flow", route.name, where)
         self._reports(key, route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
 
-    def _publish(self, delivery: Delivery, value: Any) -> Deferred[None] | None:
+    def _publish(self, delivery: BoundRoute, value: Any) -> Deferred[None] | None:
         if value is None or not delivery.route.outlets:
             return None
         return self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)

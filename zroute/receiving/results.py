@@ -26,19 +26,19 @@ from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
 from zroute.options import MAX_TOPIC, TOPIC_CACHE
 from zroute.publishing.producers import CompiledProducer, Start
 from zroute.publishing.publication import DONE, CompiledPublication
-from zroute.receiving.dispatch import UNDECODABLE, Delivery
-from zroute.receiving.frames import Raw, frames_of
-from zroute.receiving.in_flight import Reading, Unfinished, error_of
+from zroute.receiving.dispatch import UNDECODABLE, BoundRoute
+from zroute.receiving.frames import RawFrames, raw_frames
+from zroute.receiving.in_flight import InFlight, Reading, error_of
 from zroute.stats import Stats
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 
-__all__ = ["Outcomes"]
+__all__ = ["Results"]
 
 _FIRST_BYTES = 48  # of a body or frame, in a log line
 _REASON = 300  # characters of what a decoder says, which may quote the body
 
 
-class Outcomes:
+class Results:
     """The outcomes of one run of an app. ``clock`` is the reactor, ``wall`` gives Unix seconds.
 
     ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a thread. ``default`` is
@@ -74,14 +74,14 @@ class Outcomes:
         self._observe = observe
         self._log = log
         self._said: set[str] = set()
-        self._reports = Reports(log, clock)
-        self.unfinished = Unfinished(self, self._reports, clock, start, in_thread, reading)
+        self._reports = ThrottledLog(log, clock)
+        self.unfinished = InFlight(self, self._reports, clock, start, in_thread, reading)
         self.settle, self.gather = self.unfinished.settle, self.unfinished.gather
         self.release, self.release_soon = self.unfinished.release, self.unfinished.release_soon
 
     # -- from the deliver closures ----------------------------------------------------------------------
 
-    def failed(self, delivery: Delivery, error: BaseException, raw: Raw, many: int = 1) -> None:
+    def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:
         """A handler raised or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
         route, topic = delivery.route, _shown(delivery.topic)
         route.stats.handler_error += many
@@ -100,10 +100,10 @@ class Outcomes:
         )
         self._observe(error, self._hook(route.hooks, error, raw))
 
-    def stale(self, delivery: Delivery, raw: Raw) -> bool:
+    def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
         """Whether the message is older than the route takes; counted then."""
         limit = delivery.route.route.stale_after
-        sent = None if limit is None else sent_at(frames_of(raw))
+        sent = None if limit is None else sent_at(raw_frames(raw))
         if limit is None or sent is None:
             return False
         age = self._wall() - sent
@@ -111,7 +111,7 @@ class Outcomes:
         delivery.route.stats.stale += age > limit
         return age > limit
 
-    def undecodable(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
+    def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """The body is not of the type these deliveries declare."""
         names = ", ".join(delivery.route.name for delivery in deliveries)
         topic = deliveries[0].topic
@@ -136,9 +136,9 @@ class Outcomes:
         self._observe(decode_error, hooked)
         return UNDECODABLE
 
-    def malformed(self, error: EnvelopeError, raw: Raw) -> None:
+    def malformed(self, error: EnvelopeError, raw: RawFrames) -> None:
         """These frames are no message; the table has counted them."""
-        first = frames_of(raw)[0]
+        first = raw_frames(raw)[0]
         self._reports(
             "malformed",
             "malformed messages",
@@ -150,7 +150,7 @@ class Outcomes:
         )
         self._observe(error, self._hook((self._hooks,), error, raw))
 
-    def unrouted(self, raw: Raw) -> None:
+    def unrouted(self, raw: RawFrames) -> None:
         """No route takes this topic; the table has counted it."""
         for hook in self._unrouted:
             self._call_hook(hook, (self._envelope(raw),))
@@ -158,7 +158,7 @@ class Outcomes:
     # -- what is more than can be known -------------------------------------------------------------------
 
     def many_topics(self, known: int) -> None:
-        """See `zroute.receiving.dispatch.Outcomes`, also for the next two; each is logged once in a run."""
+        """See `zroute.receiving.dispatch.Results`, also for the next two; each is logged once in a run."""
         self._once(
             "more than %d topics are received, which fill the %d MiB for what is known about topics: a message of "
             "another topic takes about ten times as long, and is counted in stats.cache_misses; subscribe to fewer, "
@@ -253,7 +253,7 @@ class Outcomes:
     # -- hooks ------------------------------------------------------------------------------------------
 
     def _hook(
-        self, chain: Sequence[Sequence[ErrorHook]], error: BaseException, raw: Raw, called: set[int] | None = None
+        self, chain: Sequence[Sequence[ErrorHook]], error: BaseException, raw: RawFrames, called: set[int] | None = None
     ) -> bool:
         """Call the nearest hook, once for all in ``called``; whether there is one."""
         hook = _nearest(chain, error)
@@ -287,8 +287,8 @@ class Outcomes:
         self._reports(("hook", hook), name, logging.ERROR, text, name, hook.where, *what, error=error)
         self._observe(error, False)
 
-    def _envelope(self, raw: Raw) -> Envelope:
-        frames = frames_of(raw)
+    def _envelope(self, raw: RawFrames) -> Envelope:
+        frames = raw_frames(raw)
         try:
             return parse(frames, self._wall())
         except EnvelopeError:
@@ -334,10 +334,10 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {printable(error, _REASON)}"
 
 
-def _codec_hint(body: bytes, codec: Codec, raw: Raw) -> str:
+def _codec_hint(body: bytes, codec: Codec, raw: RawFrames) -> str:
     """What to do when the body seems to be in another codec than the one the reader was told."""
     looks = detect(body)
-    _, whole = split(frames_of(raw))
+    _, whole = split(raw_frames(raw))
     if looks is None or looks.name == codec.name or whole.startswith(MAGIC):
         return ""
     return f" (it starts like {looks.name}: if the publisher sends that, subscribe with codec={looks.name!r})"

@@ -39,7 +39,6 @@ from zroute.receiving.events import (
     Gap,
     Joined,
     LostKept,
-    LostTail,
     Missing,
     Namesake,
     Overdue,
@@ -47,14 +46,15 @@ from zroute.receiving.events import (
     Restarted,
     Returned,
     Silent,
+    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 
-__all__ = ["SubscribingEnd", "Subscriptions"]
+__all__ = ["SubscriberSession", "Subscriptions"]
 
 _GIVING_MAX = 32.0
 """Seconds between two questions to a publisher that stopped sending what it keeps: they double, up to this."""
@@ -114,10 +114,10 @@ class Subscriptions(Protocol):
         """Publishers that are connected, as far as the sockets know."""
 
 
-class SubscribingEnd(Ticking):
+class SubscriberSession(Ticking):
     """Keeps account of what an app was sent by tracked publishers: see `zroute.transport.Accounts`.
 
-    ``found`` is called with each `Gap`, `LostTail` and `LostKept`.
+    ``found`` is called with each `Gap`, `UnknownLoss` and `LostKept`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class SubscribingEnd(Ticking):
         self._name = name
         self._found = found
         self._tracker = Tracker()
-        self._reports = Reports(log, clock)
+        self._reports = ThrottledLog(log, clock)
         self._mender = Mender(clock, self._resubscribe, self._ping, self._mended)
         self._transport: Subscriptions | None = None
         self._subscriptions: tuple[bytes, ...] = ()
@@ -302,9 +302,9 @@ class SubscribingEnd(Ticking):
         self._stats.epochs = self._tracker.epochs
         return account
 
-    def judge(self, account: Any, number: int, many: int = 1) -> bool:
+    def admit(self, account: Any, number: int, many: int = 1) -> bool:
         """Tell what is missing before this message."""
-        found = self._tracker.judge(account, number, many)
+        found = self._tracker.admit(account, number, many)
         if found is DUPLICATE:
             return False
         if found is not None:
@@ -397,13 +397,13 @@ class SubscribingEnd(Ticking):
         text = "%s: %s sends again what it keeps: the %d messages of it that were lost are counted as lost no more"
         self._log.info(text, self._name, self.named(lost.epoch), -lost.count)
 
-    def _lost_tail(self, tail: LostTail) -> None:
-        self._stats.unknown_tail += 1
+    def _unknown_loss(self, tail: UnknownLoss) -> None:
+        self._stats.unknown_losses += 1
         self._found(tail)
 
     def _corrected(self, event: Corrected) -> None:
         self._stats.lost -= event.wrong
-        self._stats.unknown_tail -= event.unknown
+        self._stats.unknown_losses -= event.unknown
         text = (
             "%s: a frame in the name of %s was forged, or wrong: the account of %r is put right, and the losses that "
             "the frame claimed are taken back (messages: %d, unknown losses: %d)"
@@ -493,7 +493,7 @@ class SubscribingEnd(Ticking):
     _do: ClassVar[dict[type, Callable[..., None]]] = {
         Gap: _gap,
         LostKept: _lost_kept,
-        LostTail: _lost_tail,
+        UnknownLoss: _unknown_loss,
         Corrected: _corrected,
         Joined: _joined,
         Missing: _missing,

@@ -1,6 +1,6 @@
 """RouteTable: the compiled form of all routes, and the loop that every message goes through.
 
-`RouteTable.drain` reads frames, splits the topic off and calls the topic's deliver closure. It knows the
+`RouteTable.receive` reads frames, splits the topic off and calls the topic's deliver closure. It knows the
 layout of `zroute.messages.wire`, and the cache finds routes and expected header together in one look-up.
 Whatever is rare (a new topic, another codec, several parts, a large body, a fault) leaves the loop.
 
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import attrs
 
 from zroute.errors import EnvelopeError
-from zroute.messages.coalesced import Batch, parse_batch, singles
+from zroute.messages.coalesced import Coalesced, parse_coalesced, split_frame
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import (
@@ -36,7 +36,7 @@ from zroute.messages.wire import (
     split,
 )
 from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
-from zroute.receiving.coalesced import Unpacked
+from zroute.receiving.coalesced import Remainder
 from zroute.receiving.dispatch import (
     COUNTED,
     MALFORMED,
@@ -44,10 +44,10 @@ from zroute.receiving.dispatch import (
     UNDECODABLE,
     CompiledRoute,
     Deliver,
-    Outcomes,
+    DispatchCallbacks,
 )
-from zroute.receiving.frames import Raw, Uncopied, frames_of, uncopied
-from zroute.receiving.topic_cache import Entries, Entry
+from zroute.receiving.frames import RawFrames, ZeroCopyFrame, raw_frames, uncopied
+from zroute.receiving.topic_cache import TopicCache, TopicEntry
 from zroute.stats import Stats
 from zroute.transport import Accounts
 
@@ -61,13 +61,13 @@ _ROUNDS = list(range(1, READ_BUDGET + 1))
 
 
 @attrs.define(eq=False)
-class _Unjudged:
+class _Unnumbered:
     """The account of messages whose numbers say nothing about the subscription they came by."""
 
     expected: int = 0
 
 
-_UNJUDGED = _Unjudged()
+_UNNUMBERED = _Unnumbered()
 
 
 @attrs.define(eq=False)
@@ -108,7 +108,7 @@ class _Latest:
         """``deliver``, for messages that are noted as the latest."""
         start = len(topic) + 1
 
-        def deliver_noted(body: bytes, raw: Raw) -> int | None:
+        def deliver_noted(body: bytes, raw: RawFrames) -> int | None:
             fixed = raw[1][:HEADER_SIZE] if isinstance(raw, tuple) else raw[start : start + HEADER_SIZE]
             self.note(epoch, topic, fixed)
             return deliver(body, raw)
@@ -129,7 +129,7 @@ class _Parts:
 
 
 class RouteTable:
-    """All routes of an app, frozen: subscriptions, and `drain`, which delivers what a socket receives.
+    """All routes of an app, frozen: subscriptions, and `receive`, which delivers what a socket receives.
 
     ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
     nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for
@@ -145,7 +145,7 @@ class RouteTable:
         dispatch: Dispatch,
         max_message: int,
         stats: Stats,
-        outcomes: Outcomes,
+        outcomes: DispatchCallbacks,
         accounts: Accounts,
         clock: Callable[[], float],
         before: RouteTable | None = None,
@@ -154,7 +154,7 @@ class RouteTable:
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
         self.most: int | None = None
-        """How many messages of one frame may be delivered in one drain, if that is bounded."""
+        """How many messages of one frame may be delivered in one call of `receive`, if that is bounded."""
         self._rounds: list[int] = []
         self._default = default
         self._dispatch: Dispatch = dispatch
@@ -165,11 +165,11 @@ class RouteTable:
         self._accounts = accounts
         self._clock = clock
         self._parts: _Parts = _Parts() if before is None else before._parts
-        self._unpacked: Unpacked = Unpacked() if before is None else before._unpacked
+        self._unpacked: Remainder = Remainder() if before is None else before._unpacked
         self._latest: _Latest = _Latest() if before is None else before._latest
         if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
             self._latest.keep_only(self.subscriptions)
-        self._entries = Entries(
+        self._entries = TopicCache(
             self.routes,
             self.subscriptions,
             default=default,
@@ -184,10 +184,10 @@ class RouteTable:
             malformed=self._malformed,
         )
         if any(route.lists for route in routes):  # nobody else pays for it
-            self.drain = self._drain_and_release  # type: ignore[method-assign]
+            self.receive = self._receive_and_release  # type: ignore[method-assign]
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
-        """A table with other routes in place of this one, whose drain ends after the message at hand."""
+        """A table with other routes in place of this one, which reads no further than the message at hand."""
         table = RouteTable(
             routes,
             default=self._default,
@@ -214,15 +214,15 @@ class RouteTable:
 
     # -- the loop -------------------------------------------------------------------------------------
 
-    def drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+    def receive(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         """Read and deliver up to ``budget`` messages (256 at the most), fewer after a `hold`.
 
-        ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the drain
+        ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the call
         and goes to the caller: nothing else does; ``recv(1, False)`` need not copy it. ``more()`` says whether
         the part read last has another behind it; it is costly and asked only where the rule of parts needs it.
         """
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
-        unpack, judge = _HEAD_AND_NUMBER, self._judge
+        unpack, admit = _HEAD_AND_NUMBER, self._admit
         received, aside, receive, short = 0, 0, recv, self._short
         if self._unpacked.rest:
             self.work_off(budget)
@@ -253,7 +253,7 @@ class RouteTable:
                         account, deliver = known
                         if number == account.expected > 0:
                             account.expected = number + 1
-                        elif number and not judge(account, number):
+                        elif number and not admit(account, number):
                             aside += 1
                             continue
                         if fault := deliver(body[HEADER_SIZE:], frame):
@@ -268,14 +268,14 @@ class RouteTable:
             self._stats.received += received
             self._stats.routed += received - aside
 
-    def _drain_and_release(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        """`drain` for routes with lists: they are handed over when nothing more waits to be read, else before long.
+    def _receive_and_release(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """`receive` for routes with lists: they are handed over when nothing more waits to be read, else before long.
 
-        What ends a drain is raised behind that, and not in the middle: an error of a handler would else be told as one
+        What ends the call is raised behind that, and not in the middle: an error of a handler would else be told as one
         that happened while that was handled.
         """
         try:
-            RouteTable.drain(self, recv, more, budget)
+            RouteTable.receive(self, recv, more, budget)
         except BaseException as error:
             ended = error
         else:
@@ -288,13 +288,13 @@ class RouteTable:
             del ended  # it holds this frame
 
     def hold(self) -> None:
-        """Make the drain that is under way end after this message; later ones are not affected."""
+        """Read no further than this message; later ones are not affected."""
         self._rounds.clear()
         self._unpacked.hold()
 
     @property
     def unpacked(self) -> int:
-        """How many messages are left of frames of several: the next drain begins with them."""
+        """How many messages are left of frames of several: the next call begins with them."""
         return len(self._unpacked.rest)
 
     def work_off(self, budget: int) -> None:
@@ -318,7 +318,7 @@ class RouteTable:
 
     # -- the rule of parts ------------------------------------------------------------------------------
 
-    def _one_by_one(self, frame: bytes | Uncopied, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
+    def _one_by_one(self, frame: bytes | ZeroCopyFrame, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
         """A message that is new, large, of several parts or broken: RCVMORE is asked."""
         if not more():
             self._receive(frame)
@@ -370,7 +370,7 @@ class RouteTable:
 
     # -- whole messages ---------------------------------------------------------------------------------
 
-    def _receive(self, raw: Raw) -> None:
+    def _receive(self, raw: RawFrames) -> None:
         try:
             if not isinstance(raw, tuple) and (at := raw[: MAX_TOPIC + 1].find(NUL)) >= 0:
                 topic, start = raw[:at], at + 1  # a body may be large: it is copied once
@@ -381,7 +381,7 @@ class RouteTable:
                 else:
                     self._receive_plain(topic, raw[start:], raw)
                 return
-            topic, body = split(frames_of(raw))
+            topic, body = split(raw_frames(raw))
             if body.startswith(MAGIC):
                 header = parse_header(body)
                 self._receive_tracked(topic, header, body[:HEADER_SIZE], body[header.size :], raw)
@@ -390,7 +390,7 @@ class RouteTable:
         except EnvelopeError as error:
             self._malformed(error, raw)
 
-    def _receive_plain(self, topic: bytes, body: bytes, raw: Raw) -> None:
+    def _receive_plain(self, topic: bytes, body: bytes, raw: RawFrames) -> None:
         self._accounts.untracked(topic)
         entry = self._entries.of(topic)
         self._check_size(body)
@@ -398,12 +398,12 @@ class RouteTable:
         deliver = self._entries.plain_of(entry) if small else self._entries.deliver(entry, 0, body)
         self._deliver(deliver, body, raw)
 
-    def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: Raw) -> None:
+    def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: RawFrames) -> None:
         """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
         if header.kind is Kind.KEPT:
             self._receive_kept(header, fixed, topic, body, raw)
             return
-        if header.kind is Kind.BATCH:
+        if header.kind is Kind.COALESCED:
             self._receive_batch(header, fixed, topic, body, raw)
             return
         if header.kind != Kind.DATA:
@@ -414,14 +414,14 @@ class RouteTable:
         deliver = self._entries.deliver(entry, header.codec, body)
         if header.keeps:
             deliver = self._latest.noting(header.epoch, topic, deliver)
-        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
-        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
+        length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         ours = header.span == length
         named = ours or not header.further or any(span == length for span, _ in header.further)
         if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
             short = self._past_counters(header, length, account, deliver) if header.further else deliver
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNJUDGED, short)
-        if not header.sequence or self._judge(account, header.number(length)):
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
+        if not header.sequence or self._admit(account, header.number(length)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
 
@@ -433,7 +433,7 @@ class RouteTable:
         further = COUNTER.size * len(header.further)
         at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
 
-        def deliver_behind(body: bytes, raw: Raw) -> int | None:
+        def deliver_behind(body: bytes, raw: RawFrames) -> int | None:
             if len(body) < further:
                 return self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
             if at is not None:
@@ -443,13 +443,13 @@ class RouteTable:
                     return COUNTED
                 if number == account.expected > 0:
                     account.expected = number + 1
-                elif not self._judge(account, number):
+                elif not self._admit(account, number):
                     return COUNTED
             return deliver(body[further:], raw)
 
         return deliver_behind
 
-    def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: Raw) -> None:
+    def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: RawFrames) -> None:
         topic, body = parse_kept(body)
         ours = self._accounts.kept(header, marker, topic) and self._entries.subscription(topic) is not None
         if not ours or self._latest.has(header.epoch, topic, fixed):
@@ -460,56 +460,56 @@ class RouteTable:
         self._latest.note(header.epoch, topic, fixed)
         self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
 
-    def _deliver(self, deliver: Deliver, body: bytes, raw: Raw) -> None:
+    def _deliver(self, deliver: Deliver, body: bytes, raw: RawFrames) -> None:
         """Deliver one message off the loop, and count it as routed unless the closure has counted it."""
         if deliver(body, raw) in (None, UNDECODABLE):
             self._stats.routed += 1
 
-    def _judge(self, account: Any, number: int, many: int = 1) -> bool:
+    def _admit(self, account: Any, number: int, many: int = 1) -> bool:
         """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
 
         Of ``many`` messages it is that of the first. Those that are not to be delivered are counted as duplicates.
         """
-        if account is _UNJUDGED:
+        if account is _UNNUMBERED:
             return True
         if number == account.expected > 0:
             account.expected = number + many
             return True
-        if self._accounts.judge(account, number, many):
+        if self._accounts.admit(account, number, many):
             return True
         self._stats.duplicate += many
         return False
 
     # -- several messages in a frame ----------------------------------------------------------------------
 
-    def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: Raw) -> None:
+    def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: RawFrames) -> None:
         entry = self._entries.of(topic)
-        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNJUDGED
-        length = len(entry.subscription if account is _UNJUDGED else account.prefix)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
+        length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNJUDGED, unpacking)
-        batch = parse_batch(header.codec, body)
-        if header.sequence and not self._judge(account, header.number(length), batch.many):
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
+        batch = parse_coalesced(header.codec, body)
+        if header.sequence and not self._admit(account, header.number(length), batch.many):
             self._stats.received += batch.many - 1
             return
         if header.keeps:
             self._latest.note(header.epoch, topic, fixed)
         self._unpack(entry, batch, fixed)
 
-    def _unpacking(self, entry: Entry, header: Header, account: Any) -> Deliver:
+    def _unpacking(self, entry: TopicEntry, header: Header, account: Any) -> Deliver:
         """What delivers the frames that begin like this one; it looks at their numbers itself."""
         codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
 
-        def deliver(body: bytes, raw: Raw) -> int | None:
+        def deliver(body: bytes, raw: RawFrames) -> int | None:
             assert isinstance(raw, bytes)  # the loop gives frames
             try:
-                batch = parse_batch(codec, body)
+                batch = parse_coalesced(codec, body)
             except EnvelopeError as error:
                 return self._malformed(error, raw)
             fixed = raw[at : at + HEADER_SIZE]
             number, many = _HEAD_AND_NUMBER(fixed)[1], batch.many
-            if number and not self._judge(account, number, many):
+            if number and not self._admit(account, number, many):
                 self._stats.received += many - 1
                 return COUNTED
             if keeps:
@@ -519,20 +519,22 @@ class RouteTable:
 
         return deliver
 
-    def _unpack(self, entry: Entry, batch: Batch, fixed: bytes) -> None:
+    def _unpack(self, entry: TopicEntry, batch: Coalesced, fixed: bytes) -> None:
         """Deliver the messages of a batch as if each had come alone. The frame itself is counted already."""
         many, topic, stats = batch.many, entry.topic.wire, self._stats
         made: list[bytes] = []
 
         def frames() -> list[bytes]:
             if not made:
-                made.extend(singles(topic, fixed, batch.bodies))
+                made.extend(split_frame(topic, fixed, batch.bodies))
             return made
 
         most = many if self.most is None else min(many, self.most)
         whole = most == many and len(batch.listing) <= self._max_message  # else each is looked at
-        hand_out = self._entries.hand_out(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
-        done = hand_out(batch, frames) if hand_out is not None else 0
+        dispatch_all = (
+            self._entries.dispatch_all(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
+        )
+        done = dispatch_all(batch, frames) if dispatch_all is not None else 0
         stats.received += done - 1
         stats.routed += done
         if done < many:
@@ -548,12 +550,12 @@ class RouteTable:
         if len(body) > self._max_message:
             raise EnvelopeError(f"a body of {len(body)} bytes, over max_message={self._max_message}")
 
-    def _unrouted(self, raw: Raw) -> int:
+    def _unrouted(self, raw: RawFrames) -> int:
         self._stats.unrouted += 1
         self._outcomes.unrouted(raw)
         return COUNTED
 
-    def _malformed(self, error: EnvelopeError, raw: Raw) -> int:
+    def _malformed(self, error: EnvelopeError, raw: RawFrames) -> int:
         self._stats.malformed += 1
         self._outcomes.malformed(error, raw)
         return MALFORMED

@@ -1,4 +1,4 @@
-"""Entries: what is known about each topic that came: its routes, and the closures that deliver its messages.
+"""TopicCache: what is known about each topic that came: its routes, and the closures that deliver its messages.
 
 All of it is made when the first message asks for it, from the compiled routes, and kept for the next ones, within
 bounds. `zroute.receiving.table` looks up here what it needs for a message; nothing here reads a frame.
@@ -22,24 +22,24 @@ from zroute.messages.schema import inspect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_SIZE, MAGIC, Envelope, parse
 from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
-from zroute.receiving.coalesced import HandOut, Unpacked, make_hand_out
+from zroute.receiving.coalesced import HandOut, Remainder, make_hand_out
 from zroute.receiving.dispatch import (
     TRACKED,
+    BoundRoute,
     CompiledRoute,
     Decode,
     Deliver,
-    Delivery,
-    Outcomes,
+    DispatchCallbacks,
     Step,
-    gathering,
+    batching_step,
     make_deliver,
     share_one_type,
 )
-from zroute.receiving.frames import Raw, frames_of
+from zroute.receiving.frames import RawFrames, raw_frames
 from zroute.receiving.trie import build
 from zroute.stats import Stats
 
-__all__ = ["Entries", "Entry"]
+__all__ = ["TopicCache", "TopicEntry"]
 
 _ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 380, 350, 170
 """Bytes of an entry, of each of its routes, and of each capture of these; of a closure, and of each of its steps; of a
@@ -53,7 +53,7 @@ _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
 @attrs.define(eq=False)
-class Entry:
+class TopicEntry:
     """What is known about one topic.
 
     ``subscription`` is the one of ours that it came by. ``nobody`` tells that no route takes the topic; None where one
@@ -64,7 +64,7 @@ class Entry:
 
     topic: Topic
     subscription: bytes
-    deliveries: tuple[Delivery, ...]
+    deliveries: tuple[BoundRoute, ...]
     nobody: Deliver | None
     plain: Deliver | None = None
     others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
@@ -73,7 +73,7 @@ class Entry:
     heads: int = 0
 
 
-class Entries:
+class TopicCache:
     """The entries of a table with ``routes``, whose socket has ``subscriptions``; up to `TOPIC_CACHE` bytes are kept.
 
     ``plain`` and ``tracked`` are what the table's loop looks topics up in: one with plain bodies has its closure in the
@@ -92,16 +92,16 @@ class Entries:
         codecs: Mapping[int, Codec],
         only_first: bool,
         clock: Callable[[], float],
-        outcomes: Outcomes,
+        outcomes: DispatchCallbacks,
         stats: Stats,
-        unpacked: Unpacked,
+        unpacked: Remainder,
         multipart: Collection[bytes],
-        unrouted: Callable[[Raw], int],
-        malformed: Callable[[EnvelopeError, Raw], int],
+        unrouted: Callable[[RawFrames], int],
+        malformed: Callable[[EnvelopeError, RawFrames], int],
     ) -> None:
         self.plain: dict[bytes, Deliver] = {}
         self.tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, TopicEntry] = {}
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
@@ -121,7 +121,7 @@ class Entries:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def of(self, topic: bytes) -> Entry:
+    def of(self, topic: bytes) -> TopicEntry:
         """What is known about a topic, made if it is new. Raises EnvelopeError for one that can't be."""
         return self._entries.get(topic) or self._enter(topic)
 
@@ -130,7 +130,7 @@ class Entries:
         starts = (topic[:length] for length in self._lengths)
         return next((each for each in starts if each in self._subscribed), None)
 
-    def plain_of(self, entry: Entry) -> Deliver:
+    def plain_of(self, entry: TopicEntry) -> Deliver:
         """The closure for bodies without a header, which the loop finds from now on unless it knows publishers."""
         topic, deliver = entry.topic.wire, entry.plain
         if deliver is None:
@@ -141,7 +141,7 @@ class Entries:
             self.plain[topic] = deliver
         return deliver
 
-    def remember_head(self, entry: Entry, head: bytes, account: Any, deliver: Deliver) -> None:
+    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
         """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
         topic = entry.topic.wire
         if self._entries.get(topic) is not entry:
@@ -159,7 +159,7 @@ class Entries:
         entry.heads += size
         self._budget.take(size)  # last, since it may forget the topic
 
-    def _drop_heads(self, entry: Entry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
+    def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         self._outcomes.many_publishers(entry.topic, len(heads))
         dropped = part(heads)
         freed = entry.heads * len(dropped) // len(heads)
@@ -194,13 +194,13 @@ class Entries:
         for topic in part(self._entries):
             self.forget(topic)
 
-    def _grow(self, entry: Entry, size: int) -> None:
+    def _grow(self, entry: TopicEntry, size: int) -> None:
         """Count what was made for an entry, if that is one that is kept."""
         if self._entries.get(entry.topic.wire) is entry:
             entry.size += size
             self._budget.take(size)
 
-    def deliver(self, entry: Entry, number: int, body: bytes) -> Deliver:
+    def deliver(self, entry: TopicEntry, number: int, body: bytes) -> Deliver:
         """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
         if entry.nobody is not None:
             return entry.nobody
@@ -213,7 +213,7 @@ class Entries:
             self._grow(entry, _CLOSURE + _STEP * len(steps))
         return deliver
 
-    def hand_out(self, entry: Entry, number: int, *, large: bool) -> HandOut | None:
+    def dispatch_all(self, entry: TopicEntry, number: int, *, large: bool) -> HandOut | None:
         """What decodes a whole list and hands it out; None where each message goes its own way."""
         key = (number, large)
         if key not in entry.hand_outs:
@@ -223,10 +223,12 @@ class Entries:
 
     # -- which routes -----------------------------------------------------------------------------------
 
-    def _enter(self, topic: bytes) -> Entry:
+    def _enter(self, topic: bytes) -> TopicEntry:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._deliveries(topic, name))
-        entry = Entry(name, self.subscription(topic) or b"", deliveries, None if deliveries else self._nobody(topic))
+        entry = TopicEntry(
+            name, self.subscription(topic) or b"", deliveries, None if deliveries else self._nobody(topic)
+        )
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
             self._outcomes.long_topic(name)
@@ -243,7 +245,7 @@ class Entries:
             return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
         return lambda _body, raw: self._unrouted(raw)
 
-    def _deliveries(self, topic: bytes, name: Topic) -> Iterable[Delivery]:
+    def _deliveries(self, topic: bytes, name: Topic) -> Iterable[BoundRoute]:
         """The routes of a topic, most specific first, each function once."""
         seen: set[object] = set()
         for match in self._trie.match(topic):
@@ -256,13 +258,13 @@ class Entries:
                 continue
             seen.add(identity(route.route.function))
             captures = {key: value.decode() for key, value in captured.items()}
-            yield Delivery(route, name, captures, arguments)
+            yield BoundRoute(route, name, captures, arguments)
             if self._only_first:
                 return
 
     # -- closures ---------------------------------------------------------------------------------------
 
-    def _make_plain(self, entry: Entry) -> Deliver:
+    def _make_plain(self, entry: TopicEntry) -> Deliver:
         """The closure for bodies without a header, which tells those that have one by returning `TRACKED`.
 
         Where every decoder is known to refuse such a body, it is told apart only then, at no cost.
@@ -272,12 +274,12 @@ class Entries:
             return make_deliver(steps, self._envelope, self._outcomes, self._refuse_plain)
         return _told_apart(make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable))
 
-    def _refuse_plain(self, deliveries: Sequence[Delivery], error: BaseException, body: bytes, raw: Raw) -> int:
+    def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         if body[: len(MAGIC)] == MAGIC:
             return TRACKED
         return self._outcomes.undecodable(deliveries, error, body, raw)
 
-    def _make_hand_out(self, entry: Entry, number: int, *, large: bool) -> HandOut | None:
+    def _make_hand_out(self, entry: TopicEntry, number: int, *, large: bool) -> HandOut | None:
         steps = self._steps(entry, number, large=large)
         if number not in _LISTED or not steps or not share_one_type(steps):
             return None
@@ -293,7 +295,7 @@ class Entries:
             decode = _all_of(found.type, decode)
         return make_hand_out(steps, decode, self._unpacked, self._outcomes)
 
-    def _steps(self, entry: Entry, number: int, *, large: bool) -> list[Step]:
+    def _steps(self, entry: TopicEntry, number: int, *, large: bool) -> list[Step]:
         slots: dict[object, int] = {}
         steps = []
         for index, delivery in enumerate(entry.deliveries):
@@ -302,7 +304,7 @@ class Entries:
             function = route.call.bind(delivery.arguments, entry.topic)
             decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
             if route.lists is not None:
-                steps.append(gathering(delivery, self._outcomes.gather(delivery, function), decode, slot))
+                steps.append(batching_step(delivery, self._outcomes.gather(delivery, function), decode, slot))
                 continue
             if route.flow.active:
                 function = partial(partial, function)
@@ -326,11 +328,11 @@ class Entries:
         decode = body_decoder(schema, stated=stated, route=codec, default=self._default)
         return guarded(decode, stated or codec or self._default) if large else decode
 
-    def _envelope(self, raw: Raw) -> Envelope:
-        return parse(frames_of(raw), self._clock())
+    def _envelope(self, raw: RawFrames) -> Envelope:
+        return parse(raw_frames(raw), self._clock())
 
 
-def _size(topic: bytes, deliveries: Sequence[Delivery]) -> int:
+def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     """The bytes of an entry without closures."""
     routes, captures = len(deliveries), sum(len(each.captures) for each in deliveries)
     once, for_each = _COPIES

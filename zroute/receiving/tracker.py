@@ -5,22 +5,22 @@ is found is returned as data, see `zroute.receiving.events`. All times are secon
 
 **The way of a message** must stay short, so neither side looks at a clock or keeps a set for it. A publisher
 finds the counters of a topic with one look-up, adds 1 to each and writes them down; once per topic and `TICK` it
-notes that they moved. A subscriber holds the `Stream` (subscription and publisher) beside the deliver closure,
-where `RouteTable` finds it with the look-up that it makes anyway, by topic and by the constant head of the
+notes that they moved. A subscriber holds the `SubscriptionState` (subscription and publisher) beside the deliver
+closure, where `RouteTable` finds it with the look-up that it makes anyway, by topic and by the constant head of the
 header. In the loop stands one comparison::
 
     head, number = HEAD_AND_NUMBER(body)          # Struct(">16sQ").unpack_from
     stream, deliver = heads[head]
     if number == stream.expected:
         stream.expected = number + 1
-    elif (found := tracker.judge(stream, number)) is not None:
+    elif (found := tracker.admit(stream, number)) is not None:
         if found is DUPLICATE: continue           # counted there, and not to be delivered
-        report(found)                             # a Gap or a LostTail; the message itself is delivered
+        report(found)                             # a Gap or a UnknownLoss; the message itself is delivered
     deliver(...)
 
 A head says which subscription the first number belongs to, so this holds where its span is the length of the
 reader's own subscription. In all other messages (several counters, headers) the slower way asks
-`Header.number` for it; 0, no number, is given to `Tracker.judge` as it is.
+`Header.number` for it; 0, no number, is given to `Tracker.admit` as it is.
 
 **Lies.** A forged frame with an honest publisher's epoch may claim any number, and messages that follow then look like
 duplicates. Where such are refused and nothing moves the account, the publisher is asked; the answer to the newest
@@ -28,7 +28,7 @@ marker sets the account back, and takes back what was counted for the claim (`Co
 
 **Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
 `WITHDRAWN_MAX` withdrawn ones; covers of topics, of up to `COVERS` bytes; about three notes of a beat for each counter.
-A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `Stream` for each
+A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `SubscriptionState` for each
 subscription of its own that something was received or stated of, `STREAMS_MAX` altogether.
 """
 
@@ -43,7 +43,7 @@ from operator import itemgetter
 from zroute.messages.control import Statement
 from zroute.options import KEPT_MAX
 from zroute.publishing.counters import BEATS, COUNT_BITS, is_counted
-from zroute.receiving.accounts import Publisher, State, Stream
+from zroute.receiving.accounts import Publisher, State, SubscriptionState
 from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
@@ -53,7 +53,6 @@ from zroute.receiving.events import (
     Gap,
     Joined,
     LostKept,
-    LostTail,
     Missing,
     Namesake,
     Overdue,
@@ -61,6 +60,7 @@ from zroute.receiving.events import (
     Restarted,
     Returned,
     Silent,
+    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, LinkTimes
 
@@ -100,7 +100,7 @@ class Tracker:
         self.lost = 0
         self.gaps = 0
         self.duplicates = 0
-        self.unknown_tails = 0
+        self.unknown_losses = 0
         self.joins = 0
         self.epochs = 0
         self._subscriptions: frozenset[bytes] = frozenset()
@@ -111,7 +111,9 @@ class Tracker:
         self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # sent for the same subscriptions, over what is no more
         self._previous: float | None = None
         self._found: list[Event] = []
-        self._refused: dict[Stream, int] = {}  # accounts whose messages were refused, and what they expected then
+        self._refused: dict[
+            SubscriptionState, int
+        ] = {}  # accounts whose messages were refused, and what they expected then
         self._leasts: list[tuple[Publisher, tuple[int, float]]] = []  # to be given up, the first at the end
         self._chance = chance
 
@@ -177,15 +179,15 @@ class Tracker:
 
     # -- messages
 
-    def stream(self, epoch: int, prefix: bytes) -> Stream | None:
+    def stream(self, epoch: int, prefix: bytes) -> SubscriptionState | None:
         """The account of subscription ``prefix`` at the publisher ``epoch``; None if the socket does not have it."""
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         stream = publisher.streams.get(prefix) or publisher.leaving.get(prefix)
         if stream is None and prefix in self._subscriptions:
-            stream = publisher.streams[prefix] = Stream(epoch, prefix, int(prefix in publisher.covered))
+            stream = publisher.streams[prefix] = SubscriptionState(epoch, prefix, int(prefix in publisher.covered))
         return stream
 
-    def account(self, epoch: int, topic: bytes, prefix: bytes) -> Stream | None:
+    def account(self, epoch: int, topic: bytes, prefix: bytes) -> SubscriptionState | None:
         """That of a message: of subscription ``prefix``, or of the one before, as long as that is not complete.
 
         To be asked anew behind each `Joined` and `Ended` while there is something in `leaving`.
@@ -197,7 +199,7 @@ class Tracker:
                     return stream
         return self.stream(epoch, prefix)
 
-    def judge(self, stream: Stream, number: int, many: int = 1) -> Gap | LostTail | Duplicate | None:
+    def admit(self, stream: SubscriptionState, number: int, many: int = 1) -> Gap | UnknownLoss | Duplicate | None:
         """Account for a message with ``number``, 0 if it carries none for this subscription.
 
         In a frame of ``many`` messages it is that of the first, and the others follow it. `DUPLICATE`: they must not be
@@ -223,7 +225,7 @@ class Tracker:
         stream.expected = number + many
         return found
 
-    def _stands(self, stream: Stream, last: int) -> Gap | LostTail | None:
+    def _stands(self, stream: SubscriptionState, last: int) -> Gap | UnknownLoss | None:
         """The messages up to ``last`` were sent before what is read now."""
         expected = stream.expected
         if last < expected:
@@ -234,16 +236,16 @@ class Tracker:
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown)
         if unknown:
-            return self._lost_tail(stream.publisher, (stream.prefix,), "has forgotten what it had sent here")
+            return self._unknown_loss(stream.publisher, (stream.prefix,), "has forgotten what it had sent here")
         return self._gap(stream, expected, last)
 
-    def _gap(self, stream: Stream, first: int, last: int) -> Gap:
+    def _gap(self, stream: SubscriptionState, first: int, last: int) -> Gap:
         gap = Gap(stream.prefix, stream.publisher, first, last)
         self.gaps += 1
         self.lost += gap.count
         return gap
 
-    def _set_back(self, stream: Stream, last: int) -> Iterator[Event]:
+    def _set_back(self, stream: SubscriptionState, last: int) -> Iterator[Event]:
         """Its publisher says that ``last`` was sent last, and it knows: what moved the account further was forged."""
         claims, wrong, unknown = stream.claims or [], 0, 0
         stream.expected, stream.claims = last + 1, None
@@ -259,12 +261,12 @@ class Tracker:
             if first <= last:  # it may be a lie as well, which a later answer shows
                 stream.claim(first, min(claimed, last), is_unknown)
         self.lost -= wrong
-        self.unknown_tails -= unknown
+        self.unknown_losses -= unknown
         yield Corrected(stream.publisher, stream.prefix, wrong, unknown)
 
-    def _lost_tail(self, epoch: int, subscriptions: tuple[bytes, ...], why: str) -> LostTail:
-        self.unknown_tails += 1
-        return LostTail(epoch, subscriptions, why)
+    def _unknown_loss(self, epoch: int, subscriptions: tuple[bytes, ...], why: str) -> UnknownLoss:
+        self.unknown_losses += 1
+        return UnknownLoss(epoch, subscriptions, why)
 
     # -- control frames
 
@@ -333,7 +335,7 @@ class Tracker:
         found = self._stands(stream, number)
         return () if found is None else (found,)
 
-    def _is_forged(self, publisher: Publisher, stream: Stream, number: int) -> bool:
+    def _is_forged(self, publisher: Publisher, stream: SubscriptionState, number: int) -> bool:
         """Return True if an account that is ahead of what its publisher says was moved by a lie, not by a faster path.
 
         It is the first answer to the newest marker (a slower path brings it once more). The account was moved by a
@@ -381,7 +383,7 @@ class Tracker:
         if goodbye:
             known = not (first or publisher.missed)
             if not known:  # its answers were lost, or did not name all: there is nothing to compare with
-                yield self._lost_tail(
+                yield self._unknown_loss(
                     publisher.epoch, publisher.subscriptions, "has ended; some of its answers were lost"
                 )
             publisher.end()
@@ -426,7 +428,7 @@ class Tracker:
     def _replaced(self, publisher: Publisher) -> Iterator[Event]:
         successor, subscriptions = publisher.rival or 0, publisher.subscriptions
         publisher.end()
-        yield self._lost_tail(publisher.epoch, subscriptions, "was replaced by a new run, without a goodbye")
+        yield self._unknown_loss(publisher.epoch, subscriptions, "was replaced by a new run, without a goodbye")
         yield Restarted(successor, publisher.name or "", publisher.epoch)
 
     # -- time
@@ -446,7 +448,7 @@ class Tracker:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
                     why = f"was silent for {AWAY_SECONDS:g} s, and is given up"
-                    events.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
+                    events.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
                     publisher.end()
                     publisher.forget()
         self._previous = now
@@ -515,7 +517,7 @@ class Tracker:
         signs = publisher.signs
         signs.silent, signs.pinged = True, False
         if publisher.leaving:  # others do not wait for it
-            yield self._lost_tail(publisher.epoch, tuple(publisher.leaving), "is silent")
+            yield self._unknown_loss(publisher.epoch, tuple(publisher.leaving), "is silent")
             publisher.leave()
         since = signs.asked_at if signs.asked_at is not None else 0.0
         yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
@@ -538,7 +540,7 @@ class Tracker:
                 why = "did not answer at the stop"
             else:
                 continue
-            events.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
+            events.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
         return events
 
     def links_of(self, epoch: int) -> frozenset[int]:
@@ -611,7 +613,7 @@ class Tracker:
         del self._publishers[publisher.epoch]
         if publisher.joined_once and publisher.state is not State.ENDED:
             why = f"was given up for others: no more than {PUBLISHERS_MAX} publishers are followed"
-            self._found.append(self._lost_tail(publisher.epoch, publisher.subscriptions, why))
+            self._found.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
         publisher.end()
         publisher.forget()
 

@@ -38,16 +38,16 @@ from zroute.planning.plan import CompiledTrigger, Finishing, Plan, Request
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publisher import Publisher
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.events import Gap, LostKept, LostTail
+from zroute.receiving.events import Gap, LostKept, UnknownLoss
 from zroute.receiving.in_flight import error_of
-from zroute.receiving.results import Outcomes
+from zroute.receiving.results import Results
 from zroute.receiving.table import RouteTable
 from zroute.runtime.resources import Resources
 from zroute.stats import Stats
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 from zroute.transport import Receive, Transport
 
-__all__ = ["Drained", "Ground", "Limit", "Run"]
+__all__ = ["Environment", "MessageLimit", "Run", "StopReport"]
 
 _log = logging.getLogger("zroute")
 
@@ -64,7 +64,7 @@ _HOOK = 1.0
 
 
 @attrs.frozen
-class Ground:
+class Environment:
     """What a run stands on; tests give it another one.
 
     ``transport`` makes what moves the frames, ``wall`` gives Unix seconds, ``asyncio`` says whether an asyncio
@@ -81,7 +81,7 @@ class Ground:
 
 
 @attrs.frozen
-class Drained:
+class StopReport:
     """How a stop went: ``unfinished`` handlers by name, with their number, when the time was over."""
 
     unfinished: Mapping[str, int]
@@ -92,7 +92,7 @@ class Drained:
         return not self.unfinished
 
 
-class Limit:
+class MessageLimit:
     """How many messages several services may read altogether; ``reached`` is called once, at the last."""
 
     def __init__(self, messages: int, reached: Callable[[], None]) -> None:
@@ -117,11 +117,11 @@ class Run:
         self,
         plan: Plan,
         reactor: Any,
-        ground: Ground,
+        ground: Environment,
         *,
         subscribe_to: tuple[Endpoint, ...],
         publish_to: tuple[Endpoint, ...],
-        limit: Limit | None,
+        limit: MessageLimit | None,
     ) -> None:
         self.plan = plan
         self.name = plan.name
@@ -133,7 +133,7 @@ class Run:
         self._stats = plan.live.stats = Stats()
         self._thread, self._process = get_ident(), os.getpid()
         self._resources = Resources(self.plan.parts.resources, ground.replaced, self._start, self.reactor)
-        self._outcomes = Outcomes(
+        self._outcomes = Results(
             stats=self._stats,
             log=_log,
             clock=self.reactor,
@@ -150,7 +150,7 @@ class Run:
         self.transport = ground.transport(Request(plan, reactor, subscribe_to, publish_to, self._stats, self._found))
         self._accounts = self.transport.accounts
         self._accounts.moved = lambda: self._table.forget_accounts()
-        self._reports = Reports(_log, self.reactor)
+        self._reports = ThrottledLog(_log, self.reactor)
         self._codecs = self.plan.parts.codecs
         self._table = self._make_table(())
         self._beginning: Deferred[None] = succeed(None)
@@ -178,7 +178,7 @@ class Run:
         routes = [self._supplied(fresh(route)) for route in self.plan.parts.routes]
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
-        self.transport.open(self._table.drain if self._limit is None else self._limited(self._limit))
+        self.transport.open(self._table.receive if self._limit is None else self._limited(self._limit))
         given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self.plan.live.emit = self._publisher.open(self.plan.parts.outlets)
@@ -192,7 +192,7 @@ class Run:
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()
 
-    async def end(self, timeout: float) -> Drained:
+    async def end(self, timeout: float) -> StopReport:
         """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done.
 
         All together within ``timeout`` seconds; functions that close something have one second at least.
@@ -226,7 +226,7 @@ class Run:
         await self.transport.close()
         self._outcomes.close()
         self._reports.close()
-        return Drained(unfinished)
+        return StopReport(unfinished)
 
     def _withdraw(self) -> None:
         """From now on the app does not run, and another run of it may begin."""
@@ -254,7 +254,7 @@ class Run:
     # -- while running ----------------------------------------------------------------------------------
 
     def attach(self, route: Route) -> CompiledRoute:
-        """See `zroute.runtime.streams.Host`, also for the rest."""
+        """See `zroute.runtime.streams.RunningApp`, also for the rest."""
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
         name, parts = self.name, self.plan.parts
@@ -309,7 +309,7 @@ class Run:
         self._codecs = known_codecs(self.plan.parts.codecs, named)
         self._table = self._table.changed(routes, self._codecs)
         if self._limit is None:
-            self.transport.use(self._table.drain)
+            self.transport.use(self._table.receive)
         if self._listening and not self._stopped:
             self._listen()
 
@@ -337,10 +337,10 @@ class Run:
             )
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
-    def _found(self, found: Gap | LostTail | LostKept) -> None:
+    def _found(self, found: Gap | UnknownLoss | LostKept) -> None:
         """A loss: to whoever wants to know, else to the log."""
         publisher = self._accounts.named(found.epoch)
-        if isinstance(found, LostTail):
+        if isinstance(found, UnknownLoss):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
             names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
             text = "%s: %s %s: what was lost of %s is not known"
@@ -479,15 +479,15 @@ class Run:
             is_generator_function(trigger.call.function),
         )
 
-    def _limited(self, limit: Limit) -> Receive:
-        """`RouteTable.drain`, for no more messages than ``limit`` still allows."""
+    def _limited(self, limit: MessageLimit) -> Receive:
+        """`RouteTable.receive`, for no more messages than ``limit`` still allows."""
 
         def receive(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
             stats = self._stats
             before = stats.received - stats.control
             try:
                 self._table.most = limit.left
-                self._table.drain(recv, more, 1)  # one frame at a time: it may bring many
+                self._table.receive(recv, more, 1)  # one frame at a time: it may bring many
             finally:
                 limit.take(stats.received - stats.control - before)
                 if not limit.left:

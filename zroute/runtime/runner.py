@@ -24,7 +24,7 @@ from zroute.errors import EndpointError, UsageError
 from zroute.logs import FORMATS, LEVELS, printable, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan
-from zroute.runtime.run import Limit
+from zroute.runtime.run import MessageLimit
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
@@ -247,7 +247,7 @@ class _Program:
         max_messages: int | None,
     ) -> None:
         self._reactor = reactor
-        self._limit = Limit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
+        self._limit = MessageLimit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
         self._services = [
             AppService(plan, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit)
             for plan in plans

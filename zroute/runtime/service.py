@@ -23,7 +23,7 @@ from zroute.logs import printable
 from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan
 from zroute.receiving.in_flight import error_of
-from zroute.runtime.run import Drained, Ground, Limit, Run
+from zroute.runtime.run import Environment, MessageLimit, Run, StopReport
 from zroute.runtime.steady_clock import LOOK, steady_clock
 from zroute.transport import Transport
 from zroute.transports.zeromq import ZmqTransport
@@ -48,8 +48,8 @@ class AppService(Service):
         sub: tuple[Endpoint, ...] | None = None,
         pub: tuple[Endpoint, ...] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
-        limit: Limit | None = None,
-        ground: Ground | None = None,
+        limit: MessageLimit | None = None,
+        ground: Environment | None = None,
     ) -> None:
         self.plan = plan
         self.name = None
@@ -57,9 +57,9 @@ class AppService(Service):
         self.subscribe_to, self.publish_to = plan.endpoints(sub=sub, pub=pub)
         self.drain_timeout = drain_timeout
         self.limit = limit
-        self.ground = ground or Ground(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
+        self.ground = ground or Environment(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
         self._run: Run | None = None
-        self._stopping: Deferred[Drained] | None = None
+        self._stopping: Deferred[StopReport] | None = None
         self._in_start = False
         self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
         self._failure: Failure | None = None
@@ -120,7 +120,7 @@ class AppService(Service):
         self._in_start = False
         self._raise_endpoint_error()
 
-    def stopService(self) -> Deferred[Drained]:  # noqa: N802  # Twisted's name
+    def stopService(self) -> Deferred[StopReport]:  # noqa: N802  # Twisted's name
         """Stop what publishes, handle what was received, run ``on_shutdown``, flush and close.
 
         Fires with how it went, within about ``drain_timeout`` and 3 s for the sockets. A second call waits
@@ -134,10 +134,10 @@ class AppService(Service):
                 self._looking = None
             run, self._run = self._run, None
             if run is None:
-                self._stopping.callback(Drained({}))
+                self._stopping.callback(StopReport({}))
             else:
                 Deferred.fromCoroutine(run.end(self.drain_timeout)).chainDeferred(self._stopping)
-        waiting: Deferred[Drained] = Deferred()
+        waiting: Deferred[StopReport] = Deferred()
 
         def tell(result: Any) -> Any:
             waiting.callback(result)

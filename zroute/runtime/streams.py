@@ -17,7 +17,7 @@ from zroute.declarations.routes import make_route
 from zroute.errors import UsageError
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern
-from zroute.planning.plan import Host
+from zroute.planning.plan import RunningApp
 from zroute.receiving.dispatch import CompiledRoute
 
 __all__ = ["Attached", "Stream"]
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Attached:
     """A handler that was attached to a running app; `close` takes it away again."""
 
-    def __init__(self, run: Host, route: CompiledRoute) -> None:
+    def __init__(self, run: RunningApp, route: CompiledRoute) -> None:
         self._run = run
         self._route: CompiledRoute | None = route
 
@@ -51,7 +51,7 @@ class Stream(Generic[T]):
 
     def __init__(
         self,
-        running: Callable[[], Host],
+        running: Callable[[], RunningApp],
         patterns: tuple[Pattern, ...],
         schema: Any,
         *,
@@ -67,7 +67,7 @@ class Stream(Generic[T]):
             ROUTE_DEFAULTS | {"codec": codec, "max_in_flight": 1, "ordered": False, "queue": queue},
             where,
         )
-        self._run: Host | None = None
+        self._run: RunningApp | None = None
         self._route: CompiledRoute | None = None
         self._offered: list[T] = []
         self._unfinished: Deferred[None] | None = None

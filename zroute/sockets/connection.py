@@ -37,7 +37,7 @@ from zroute.transport import Receive
 
 __all__ = ["Connection", "make_socket"]
 
-"""Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.drain`."""
+"""Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.receive`."""
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -72,16 +72,16 @@ def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option])
 class Connection:
     """``socket`` on ``reactor``; from now on it belongs to the connection.
 
-    What it receives goes to ``drain``, which may be set anew. The connection is its owner's to `close`;
+    What it receives goes to ``receive``, which may be set anew. The connection is its owner's to `close`;
     closing twice is nothing. All calls belong on the reactor's thread.
     """
 
     binds: ClassVar[bool] = False
     """Whether an endpoint that does not say ``bind:`` or ``connect:`` is bound: who serves binds."""
 
-    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Receive) -> None:
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
         self._reactor = reactor
-        self.drain = self._drain_nothing if socket.type in _SEND_ONLY else drain
+        self.receive = self._receive_nothing if socket.type in _SEND_ONLY else receive
         self._poke: Any = None
         self._poke_waits = False
         self._again = False
@@ -250,7 +250,7 @@ class Connection:
         began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
             while left > 0 and not self.closed and not self.paused:
-                self.drain(recv, more, size)
+                self.receive(recv, more, size)
                 left -= size
                 spent = perf_counter() - began
                 if spent > READ_SECONDS:
@@ -270,7 +270,7 @@ class Connection:
         if not self.closed:
             self._look()
 
-    def _drain_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+    def _receive_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         """In place of a recv where a socket has none: libzmq does its work in any call."""
         self._events()
         raise zmq.Again

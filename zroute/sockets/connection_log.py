@@ -17,7 +17,7 @@ import attrs
 from zroute.clock import Clock
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.names import host_name
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
@@ -55,8 +55,8 @@ class ConnectionLog:
     def __init__(self, clock: Clock, log: logging.Logger, name: str) -> None:
         self.name = name
         self._clock = clock
-        self._connections = Reports(log, clock, window=_MINUTE)
-        self._refusals = Reports(log, clock, burst=1, window=_MINUTE)
+        self._connections = ThrottledLog(log, clock, window=_MINUTE)
+        self._refusals = ThrottledLog(log, clock, burst=1, window=_MINUTE)
         self._dials: dict[str, _Dial] = {}
 
     # -- what the socket's owner tells ----------------------------------------------------------------------

@@ -161,7 +161,7 @@ class SocketPair:
                 self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
                 self.sub.log.name, self.sub.endpoint_option = self._name, "sub="
                 self.sub.size_option = f"max_message={self._max_message}"
-                self.sub.drain = receive
+                self.sub.receive = receive
                 self.sub.watch(self._seen)
                 self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
@@ -188,7 +188,7 @@ class SocketPair:
     def use(self, receive: Receive) -> None:
         """Give what is received from now on to ``receive``."""
         if self.sub is not None:
-            self.sub.drain = receive
+            self.sub.receive = receive
 
     def pause(self) -> None:
         """Read no more until `resume`; subscriptions and connections live on."""

@@ -17,7 +17,7 @@ from zroute.logs import printable
 from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.sockets.connection import make_socket
 from zroute.sockets.persistent import PersistentConnection
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 
 __all__ = ["OnMessage", "PartsConnection", "SendingConnection", "all_parts"]
 
@@ -58,7 +58,7 @@ class PartsConnection(PersistentConnection):
         self._linger = options.get("linger", LINGER_DRAIN)
         self._on_message = on_message
         self._on_loop = isinstance(reactor, AsyncioSelectorReactor)
-        self._reports = Reports(_log, reactor)
+        self._reports = ThrottledLog(_log, reactor)
 
     def close(self, linger: int | None = None) -> None:
         """See `Connection.close`; by default for the option ``linger``."""

@@ -54,8 +54,8 @@ class PersistentConnection(Connection):
     ``links`` holds its connections while it is watched, or connects to anything, and ``log`` logs those that it makes.
     """
 
-    def __init__(self, reactor: Any, socket: zmq.Socket[Any], drain: Receive) -> None:
-        super().__init__(reactor, socket, drain)
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
+        super().__init__(reactor, socket, receive)
         self.links = Links()
         self.log = ConnectionLog(reactor, _log, type(self).__name__)
         self.size_option: str | None = "maxmsgsize"

@@ -26,7 +26,7 @@ from zroute.messages.topics import Pattern, matches, startswith, topic_bytes
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
 from zroute.planning.plan import Plan
-from zroute.runtime.run import Drained, Ground
+from zroute.runtime.run import Environment, StopReport
 from zroute.runtime.service import AppService
 from zroute.testing.reactor import RestlessError, VirtualReactor
 from zroute.testing.transport import Bus, MemoryTransport
@@ -114,7 +114,7 @@ class TestApp:
                 reactor,
                 sub=_given_later(app, bind=False),
                 pub=_given_later(app, bind=True),
-                ground=Ground(
+                ground=Environment(
                     lambda request: MemoryTransport(request, self._bus, reactor),
                     self._on_asyncio,
                     wall=lambda: self._began + reactor.seconds(),
@@ -170,7 +170,7 @@ class TestApp:
         while len(ended) < len(self._services) and reactor.skip():
             pass
         for drained in ended:
-            if isinstance(drained, Drained):
+            if isinstance(drained, StopReport):
                 unfinished.update(drained.unfinished)
         reactor.close()
         return unfinished

@@ -14,7 +14,7 @@ from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan, Request
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 from zroute.transport import Reader, Receive
 
 __all__ = ["Bus", "MemoryTransport"]
@@ -86,7 +86,7 @@ class MemoryTransport:
         self._request = request
         addresses = {endpoint.address for endpoint in request.publish_to}
         self.hears_itself = any(endpoint.address in addresses for endpoint in request.subscribe_to)
-        self.accounts = SubscribingEnd(request.reactor, request.stats, _log, self.plan.name, request.found)
+        self.accounts = SubscriberSession(request.reactor, request.stats, _log, self.plan.name, request.found)
         self._bus = bus
         self._reactor = reactor
         self._receive: Receive | None = None

@@ -12,7 +12,7 @@ from zroute.messages.topics import Pattern, minimal_cover
 from zroute.options import RECEIVED_MAX
 from zroute.planning.plan import Request
 from zroute.receiving.hearing import ANSWER_SECONDS
-from zroute.receiving.session import SubscribingEnd
+from zroute.receiving.session import SubscriberSession
 from zroute.sockets.pair import SocketPair
 from zroute.transport import Reader
 
@@ -33,7 +33,7 @@ _ANSWERS = 0.005
 class ZmqTransport(SocketPair):
     """Moves frames by a SUB and an XPUB socket: see `zroute.transport.Transport`.
 
-    Publishers are asked where they stand by subscriptions, so the accounts are those of `SubscribingEnd`.
+    Publishers are asked where they stand by subscriptions, so the accounts are those of `SubscriberSession`.
     """
 
     kept = None
@@ -51,7 +51,7 @@ class ZmqTransport(SocketPair):
             name=plan.name,
         )
         self._request = request
-        self.accounts = SubscribingEnd(request.reactor, request.stats, _log, plan.name, request.found)
+        self.accounts = SubscriberSession(request.reactor, request.stats, _log, plan.name, request.found)
         self.accounts.ended = self.expect_end
         self.on_connected = self.accounts.rejoin
 

@@ -20,7 +20,7 @@ from zroute.errors import EnvelopeError, NotRunningError
 from zroute.logs import printable
 from zroute.sockets.connection import Connection
 from zroute.sockets.ipc import bind
-from zroute.throttle import Reports
+from zroute.throttle import ThrottledLog
 
 __all__ = ["ZmqConnection", "ZmqEndpoint", "ZmqEndpointType", "ZmqFactory", "as_bytes"]
 
@@ -167,7 +167,7 @@ class ZmqConnection:
         self.fd = self.fileno()
         self.malformed = self.failed = 0
         self._on_loop = isinstance(factory.reactor, AsyncioSelectorReactor)
-        self._reports = Reports(_TwistedLog("zroute.txzmq"), factory.reactor)
+        self._reports = ThrottledLog(_TwistedLog("zroute.txzmq"), factory.reactor)
         factory.connections.add(self)
         if endpoint is not None:
             try:

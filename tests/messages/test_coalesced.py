@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support import ROOT
 from zroute.errors import EnvelopeError
-from zroute.messages.coalesced import batch_framer, parse_batch, singles
+from zroute.messages.coalesced import coalesced_framer, parse_coalesced, split_frame
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
 from zroute.messages.control import pack_marker, parse_marker
 from zroute.messages.wire import HEADER_SIZE, NUL, Kind, parse, parse_header, split
@@ -47,7 +47,7 @@ class Numbered:
 
 def framed(codec: int, bodies: Sequence[bytes], counters: Sequence[Numbered] = (), *, keeps: bool = False) -> bytes:
     """A frame of ``bodies``; the counters stand behind the last of them."""
-    frame = batch_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=keeps)
+    frame = coalesced_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=keeps)
     return frame(b"stocks.ACME", codec, bodies, AT)
 
 
@@ -74,9 +74,9 @@ def test_what_was_put_into_a_batch_comes_out_of_it(batch: tuple[int, list[bytes]
     codec, bodies = batch
     frame = framed(codec, bodies, [Numbered(7, 40 + len(bodies)), Numbered(11, len(bodies))], keeps=keeps)
     header = parse_header(split((frame,))[1])
-    assert (header.kind, header.codec, header.epoch, header.sent_at) == (Kind.BATCH, codec, EPOCH, AT)
+    assert (header.kind, header.codec, header.epoch, header.sent_at) == (Kind.COALESCED, codec, EPOCH, AT)
     assert (header.span, header.sequence, header.further, header.keeps) == (7, 41, ((11, 1),), keeps)
-    found = parse_batch(codec, body_of(frame))
+    found = parse_coalesced(codec, body_of(frame))
     assert (found.many, found.bodies) == (len(bodies), bodies)
 
 
@@ -84,7 +84,7 @@ def test_what_was_put_into_a_batch_comes_out_of_it(batch: tuple[int, list[bytes]
 def test_the_list_is_read_in_one_call(batch: tuple[int, list[bytes]]) -> None:
     """JSON and msgpack of many messages are one list of them, for any reader of these formats."""
     codec, bodies = batch
-    listing = parse_batch(codec, body_of(framed(codec, bodies))).listing
+    listing = parse_coalesced(codec, body_of(framed(codec, bodies))).listing
     if codec == JSON.number:
         assert msgspec.json.decode(listing) == [msgspec.json.decode(body) for body in bodies]
     elif codec == MSGPACK.number:
@@ -98,7 +98,7 @@ def test_each_message_has_a_frame_as_if_it_had_come_alone(batch: tuple[int, list
     """What an error hook or a recording is given of a batch are single messages with numbers of their own."""
     codec, bodies = batch
     header = split((framed(codec, bodies, [Numbered(7, first + len(bodies) - 1)] if 0 < first < 2**63 else []),))[1]
-    made = singles(b"stocks.ACME", header[:HEADER_SIZE], bodies)
+    made = split_frame(b"stocks.ACME", header[:HEADER_SIZE], bodies)
     for place, (frame, body) in enumerate(zip(made, bodies, strict=True)):
         envelope = parse((frame,), 5.0)
         assert (str(envelope.topic), envelope.body, envelope.codec) == ("stocks.ACME", body, codec)
@@ -111,7 +111,7 @@ def test_numbers_past_64_bits_begin_anew() -> None:
     """A header that somebody invented, with the last number there is, gives frames and no error."""
     header = bytearray(split((framed(2, [b"1", b"2"], [Numbered(7, 9)]),))[1][:HEADER_SIZE])
     header[16:24] = b"\xff" * 8
-    made = [parse((frame,), 5.0).sequence for frame in singles(b"a", bytes(header), [b"1", b"2"])]
+    made = [parse((frame,), 5.0).sequence for frame in split_frame(b"a", bytes(header), [b"1", b"2"])]
     assert made == [2**64 - 1, 0]
 
 
@@ -120,8 +120,8 @@ def test_a_full_batch_has_room_for_where_its_messages_end() -> None:
     size = COALESCED_BYTES // COALESCED_MAX
     for codec in BODIES:
         bodies = [b"x" * size] * COALESCED_MAX
-        assert parse_batch(codec, body_of(framed(codec, bodies))).bodies == bodies
-        assert parse_batch(codec, body_of(framed(codec, [b"x" * COALESCED_BYTES]))).many == 1
+        assert parse_coalesced(codec, body_of(framed(codec, bodies))).bodies == bodies
+        assert parse_coalesced(codec, body_of(framed(codec, [b"x" * COALESCED_BYTES]))).many == 1
 
 
 def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
@@ -131,7 +131,7 @@ def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
         counters.subscribe(prefix, 0.0)
     dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"a"]))))
     counters.count(b"a.b")
-    frame = batch_framer(epoch=EPOCH, count=counters.count)(b"a.b", 2, [b"1", b"2", b"3"], AT)
+    frame = coalesced_framer(epoch=EPOCH, count=counters.count)(b"a.b", 2, [b"1", b"2", b"3"], AT)
     header = parse_header(split((frame,))[1])
     assert [header.number(length) for length in (0, 1, 3)] == [2, 2, 2]
     assert [counter.number for counter in counters.count(b"a.b")] == [5, 5, 5]
@@ -143,7 +143,7 @@ def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
     counters = Counters()
     counters.subscribe(b"a", 0.0)
     dict(counters.numbers(parse_marker(pack_marker(1, [b"a"]))))
-    frame = batch_framer(epoch=EPOCH, count=counters.count)
+    frame = coalesced_framer(epoch=EPOCH, count=counters.count)
     first = frame(b"a", 2, [b"1", b"2", b"3"], AT)
     counters.take_back(b"a", 3)
     assert frame(b"a", 2, [b"1", b"2", b"3"], AT) == first
@@ -159,12 +159,12 @@ def test_each_vector_of_a_batch_is_read_as_it_says(vector: dict[str, Any]) -> No
     topic, rest = split((frame,))
     header = parse_header(rest)
     assert topic.hex() == vector["topic"]
-    assert (header.kind, header.codec, header.span) == (Kind.BATCH, vector["codec"], vector["span"])
+    assert (header.kind, header.codec, header.span) == (Kind.COALESCED, vector["codec"], vector["span"])
     assert (header.sequence, header.sent_at) == (vector["sequence"], vector["sent_at_ns"])
     assert [list(each) for each in header.further] == vector["further"]
     assert (header.keeps, f"{header.epoch:016x}") == (vector["keeps"], vector["epoch"])
     bodies = [bytes.fromhex(body) for body in vector["bodies"]]
-    assert parse_batch(header.codec, rest[header.size :]).bodies == bodies
+    assert parse_coalesced(header.codec, rest[header.size :]).bodies == bodies
 
 
 @pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
@@ -173,7 +173,7 @@ def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
     bodies = [bytes.fromhex(body) for body in vector["bodies"]]
     counters = [Numbered(vector["span"], vector["sequence"] + len(bodies) - 1)] if vector["sequence"] else []
     counters += [Numbered(span, number + len(bodies) - 1) for span, number in vector["further"]]
-    frame = batch_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=vector["keeps"])
+    frame = coalesced_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=vector["keeps"])
     assert frame(bytes.fromhex(vector["topic"]), vector["codec"], bodies, vector["sent_at_ns"]).hex() == vector["frame"]
 
 
@@ -183,7 +183,7 @@ def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
 def harmless(codec: int, body: bytes) -> bool:
     """Whether ``body`` is refused by the one error, or is messages: as many as it says, no byte of it in two."""
     try:
-        batch = parse_batch(codec, body)
+        batch = parse_coalesced(codec, body)
     except EnvelopeError:
         return False
     bodies = batch.bodies
@@ -230,44 +230,44 @@ def test_ends_that_go_back_and_forth_fill_no_memory() -> None:
     """1,000 messages that all claim the whole frame are no larger than the frame."""
     listing = b"x" * 0xFFFF
     ends = [0xFFFF, 0] * 499 + [0xFFFF, 0xFFFF]
-    batch = parse_batch(RAW.number, struct.pack(f">{len(ends) + 1}H", len(ends), *ends) + listing)
+    batch = parse_coalesced(RAW.number, struct.pack(f">{len(ends) + 1}H", len(ends), *ends) + listing)
     assert sum(map(len, batch.bodies)) == len(listing)
 
 
 @pytest.mark.parametrize(
     ("codec", "body", "reason"),
     [
-        (2, "", "a batch that ends inside its number of messages"),
-        (2, "00", "a batch that ends inside its number of messages"),
-        (2, "0000", "a batch of 2 bytes that claims 0 messages"),
-        (2, "0000 5b5d", "a batch of 4 bytes that claims 0 messages"),
-        (2, "0002 0002", "a batch of 4 bytes that claims 2 messages"),
-        (2, "0001 0002 5b31", "a batch of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 5b315d5d", "a batch of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 7b317d", "a batch of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 5b3132", "a batch of 1 messages that does not end where the last of them does"),
-        (1, "0001 0004 dc000201", "a batch of 1 messages that does not end where the last of them does"),
-        (1, "0001 0002 9101", "a batch of 1 messages that does not end where the last of them does"),
-        (1, "0001 0000", "a batch of 1 messages that does not end where the last of them does"),
-        (3, "0001 0002 61", "a batch of 1 messages that does not end where the last of them does"),
+        (2, "", "a coalesced frame that ends inside its number of messages"),
+        (2, "00", "a coalesced frame that ends inside its number of messages"),
+        (2, "0000", "a coalesced frame of 2 bytes that claims 0 messages"),
+        (2, "0000 5b5d", "a coalesced frame of 4 bytes that claims 0 messages"),
+        (2, "0002 0002", "a coalesced frame of 4 bytes that claims 2 messages"),
+        (2, "0001 0002 5b31", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 5b315d5d", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 7b317d", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (2, "0001 0002 5b3132", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (1, "0001 0004 dc000201", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (1, "0001 0002 9101", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (1, "0001 0000", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (3, "0001 0002 61", "a coalesced frame of 1 messages that does not end where the last of them does"),
     ],
 )
 def test_what_a_broken_batch_is_refused_for(codec: int, body: str, reason: str) -> None:
     """The log says what is wrong with a frame that another implementation made."""
     with pytest.raises(EnvelopeError, match=reason):
-        parse_batch(codec, bytes.fromhex(body))
+        parse_coalesced(codec, bytes.fromhex(body))
 
 
 def test_more_messages_than_travel_together_are_refused() -> None:
     """No frame keeps the reactor busy for longer than 1,000 messages do."""
     many: Callable[[int], bytes] = lambda number: struct.pack(f">{number + 1}H", number, *[0] * number)  # noqa: E731
-    assert parse_batch(RAW.number, many(1000)).many == 1000
+    assert parse_coalesced(RAW.number, many(1000)).many == 1000
     with pytest.raises(EnvelopeError, match="claims 1001 messages"):
-        parse_batch(RAW.number, many(1001))
+        parse_coalesced(RAW.number, many(1001))
 
 
-def test_batches_that_were_damaged_at_random_harm_nobody() -> None:
-    """A hundred thousand good batches with a byte changed: refused, or slices that are just bodies."""
+def test_coalesced_frames_that_were_damaged_at_random_harm_nobody() -> None:
+    """A hundred thousand good frames with a byte changed: refused, or slices that are just bodies."""
     chance = random.Random(5)
     good = [
         (codec, body_of(framed(codec, [encode(n) for n in range(chance.randrange(1, 9))])))
