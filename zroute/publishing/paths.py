@@ -47,8 +47,11 @@ __all__ = ["Paths", "check_message"]
 
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
-Guard = Callable[[bytes], bool]
+Guard = Callable[[], bool]
 """True while a topic is kept, held or waiting."""
+
+Settle = Callable[["bool | None", bytes], bool]
+"""Keeps a body that was sent, if that is to be; or takes back the number of one that was not (False), and is False."""
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
 """Sends ``(topic, codec number, body, headers, time of publishing in ns)``; False while there is no room."""
@@ -203,36 +206,34 @@ class Paths:
     def _make_fast_path(
         self, topic: bytes, number: int, write: Write, general: FastPath, keeps: bool, guard: Guard | None
     ) -> FastPath:
-        """Publish messages to ``topic``. All captures, and messages that are refused, are left to ``general``."""
+        """Publish messages to ``topic``: one function for all settings, since each one more would repeat these lines.
+
+        What is not sent here is left to ``general``: it waits, is refused, or is an error that says where it is. This
+        function names as few variables of the outer one as it can, as each call copies them.
+        """
         stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
-        frame, keep = self._topic_framer(topic, number, keeps)
-        counters = self.session.counters if self.session is not None else None
+        frame, settle = self._topic_framer(topic, number, keeps)
 
         def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-            if captures or (guard is not None and guard(topic)):
+            if captures or (guard is not None and guard()):
                 return general(message, captures)
             try:
-                body: bytes | None = write(message)
+                body = write(message)
             except EncodeError:
-                body = None
-            if body is None:
-                return general(message, None)  # which says where the error is
-            if len(body) > limit or get_ident() != thread:
-                check_message(topic, body, limit, thread)
-            if send(frame(body)) is False:
-                if counters is not None:
-                    counters.take_back(topic)
-                return general(message, None)
-            if keep is not None:
-                keep(body)
-            stats.published += 1
-            return DONE
+                pass
+            else:
+                if len(body) <= limit and get_ident() == thread:
+                    sent = send(frame(body))
+                    if settle is None or settle(sent, body):
+                        stats.published += 1
+                        return DONE
+            return general(message, None)
 
         return publish
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
         """What says that a message of ``topic`` must go the general way now; None if that can't be."""
-        guards: list[Guard] = []
+        guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
             guards.append(self.queue.delays)
         if self.kept is not None and any(matches(each, topic) is not None for each in keeping):
@@ -240,19 +241,20 @@ class Paths:
         if self._coalescer is not None and self._may_be_held(topic):
             guards.append(self._coalescer.windows.__contains__)
         if len(guards) < 2:
-            return guards[0] if guards else None
-        return lambda topic: any(guard(topic) for guard in guards)
+            return partial(guards[0], topic) if guards else None
+        return lambda: any(guard(topic) for guard in guards)
 
-    def _topic_framer(
-        self, topic: bytes, codec: int, keeps: bool
-    ) -> tuple[Callable[[bytes], Any], Callable[[bytes], None] | None]:
-        """What makes frames of bodies of one topic and codec, and what then keeps a body, if that is to be."""
+    def _topic_framer(self, topic: bytes, codec: int, keeps: bool) -> tuple[Callable[[bytes], Any], Settle | None]:
+        """What makes frames of bodies of one topic and codec; and what settles them, if they need it."""
+        drops = self.choices.overflow == "drop"
         if self.session is not None:
-            return _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
+            numbered, settle = _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
+            return numbered, settle if keeps or not drops else None
+        refused: Settle | None = None if drops else lambda sent, _body: sent is not False
         if self.choices.wire == "plain" and codec in _NEVER_MAGIC:
-            return (topic + NUL).__add__, None
+            return (topic + NUL).__add__, refused
         frame: Callable[..., Any] = self._frames(keeps=keeps)
-        return lambda body: frame(topic, codec, body, None), None
+        return lambda body: frame(topic, codec, body, None), refused
 
     # -- which topics may be kept or held
 
@@ -272,8 +274,8 @@ class Paths:
 
 def _counting_framer(
     session: PublisherSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
-) -> tuple[Callable[[bytes], bytes], Callable[[bytes], None] | None]:
-    """What makes numbered frames of one topic, and what keeps the body of the last one.
+) -> tuple[Callable[[bytes], bytes], Settle]:
+    """What makes numbered frames of one topic, and what settles the last one.
 
     Most topics are under no subscription or under one, which is counted here: a call of `Counters.count` and one of a
     header maker would cost a tenth of what publishing takes.
@@ -306,10 +308,15 @@ def _counting_framer(
         else:
             one, header = None, several_numbers(lengths)(header)
 
-    def keep_it(body: bytes) -> None:
-        keep(topic, codec, body, None, sent_at)
+    def settle(sent: bool | None, body: bytes) -> bool:
+        if sent is False:
+            counters.take_back(topic)
+            return False
+        if keeps:
+            keep(topic, codec, body, None, sent_at)
+        return True
 
-    return frame, keep_it if keeps else None
+    return frame, settle
 
 
 def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:

@@ -80,7 +80,7 @@ class Coalesce:
     messages: int = COALESCED
 
 
-_TOPIC, _SENDER, _COPIES = 300, 2_200, 3
+_TOPIC, _SENDER, _COPIES = 300, 2_400, 3
 """Bytes of a topic made from captures, and of what publishes to it the short way; and how often the topic is held.
 These are upper limits, which a test compares with what is really taken."""
 
@@ -187,8 +187,9 @@ class Publication(Generic[T]):
         is larger than the app's ``max_message``; HighWaterMarkError as the app's ``overflow`` says, which the awaitable
         also raises when the message was given up.
         """
-        if self._fast_path is not None and not headers:
-            return self._fast_path(message, captures)
+        fast_path = self._fast_path
+        if fast_path is not None and not headers:
+            return fast_path(message, captures)
         return self._publish(message, headers, captures)
 
     def _publish(
