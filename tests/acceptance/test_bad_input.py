@@ -140,7 +140,10 @@ MALFORMED = {
     "a head that ends early": ([WHOLE[: 5 + HEADER_SIZE - 1]], "a tracked header of 31 bytes"),
     "a version to come": ([with_byte(WHOLE, 3, 2)], "version 2"),
     "an unknown kind": ([with_byte(WHOLE, 4, 99)], "unknown kind 99"),
-    "a batch that is none": ([tracked(b"\0\2\0\1", kind=Kind.COALESCED)], "a coalesced frame of 4 bytes that claims 2 messages"),
+    "a batch that is none": (
+        [tracked(b"\0\2\0\1", kind=Kind.COALESCED)],
+        "a coalesced frame of 4 bytes that claims 2 messages",
+    ),
     "unknown flags": ([tracked(GOOD, flags=0x84)], "unknown flags 0x84"),
     "a length that is cut": ([tracked(b"\0\0", flags=1)], "ends inside the length"),
     "headers past the end": ([tracked(GOOD, headers=b"\0\0\x03\xe8")], "headers that claim 1000 bytes"),
