@@ -97,7 +97,6 @@ def chosen(groups: Iterable[Group], only: list[str] | None) -> list[Group]:
 def main(arguments: list[str]) -> int:
     """Measure, print, write; 1 when somebody failed."""
     options = parser().parse_args(arguments)
-    logging.disable(logging.WARNING)  # a flood of log lines is not what is measured
     sizes, rounds = scale_of(options), 1 if options.quick else options.rounds
     groups = chosen((group for part in PARTS for group in part.groups(sizes)), options.only)
     console, described = Console(width=None if sys.stdout.isatty() else 180), machine.described()
@@ -129,4 +128,5 @@ def _without_files(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # a flood of log lines is not what is measured
     sys.exit(main(sys.argv[1:]))
