@@ -262,7 +262,7 @@ def test_tail_shows_what_a_peer_sends_as_text_of_one_line(tmp_path: Path, option
         tail.read_until(b"last.topic")
         out, log = tail.end()
     assert out.count("bad.x\\n13:37:00") >= 6
-    assert "malformed message skipped" in log
+    assert "malformed message refused" in log
     assert unprintable(out) == unprintable(log) == []
 
 
@@ -277,7 +277,7 @@ def test_top_shows_topics_as_text_of_one_line(tmp_path: Path, options: tuple[str
         top.read_until(b"last.topic")
         out, log = top.end()
     assert "bad.x\\n13:37:00" in out
-    assert "malformed message skipped" in log
+    assert "malformed message refused" in log
     assert unprintable(out) == unprintable(log) == []
 
 
