@@ -167,8 +167,7 @@ class PersistentConnection(Connection):
     def _rest(self, endpoint: str, seconds: float) -> None:
         del self._resting[endpoint]
         self._drop_rest()
-        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
-            self._socket.disconnect(endpoint)
+        self._let_go(endpoint)
         self._read_events()
         self._hang_up(endpoint)
         self._cancel(endpoint)
@@ -176,6 +175,21 @@ class PersistentConnection(Connection):
         self.log.rests(endpoint)  # the reason is logged by the caller of `_rest_soon`
         self._resting[endpoint] = self._reactor.callLater(seconds, self._rested, endpoint)
         self.poke()
+
+    def _let_go(self, endpoint: str) -> None:
+        """Have libzmq connect no more; also not once more to send what waits, if that is subscriptions.
+
+        They are sent to each new connection anyway. With the socket's linger libzmq would connect in the pause, after a
+        connection that has ended before it had them all.
+        """
+        linger = self._socket.linger
+        if self._socket.type == zmq.SUB:
+            self._socket.linger = 0
+        try:
+            with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
+                self._socket.disconnect(endpoint)
+        finally:
+            self._socket.linger = linger
 
     def _rested(self, endpoint: str) -> None:
         del self._resting[endpoint]
@@ -289,8 +303,7 @@ class PersistentConnection(Connection):
 
     def _redial(self, endpoint: str) -> None:
         self._drop_rest()
-        with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
-            self._socket.disconnect(endpoint)
+        self._let_go(endpoint)
         with self._family(endpoint):
             self._socket.connect(endpoint)
         self.log.redialled(endpoint)
