@@ -196,7 +196,9 @@ def good_frames(markers: list[bytes]) -> list[bytes]:
     frames.append(pack_beat(b"orders.", 9, epoch=7, next_ms=0, sent_at=5))
     for codec, body in bodies.items():
         for counters in ((), (Numbered(0, 3),), (Numbered(0, 3), Numbered(8, 3))):
-            together = coalesced_framer(epoch=7, count=lambda topic, many, counters=counters: counters, keeps=codec == 1)
+            together = coalesced_framer(
+                epoch=7, count=lambda topic, many, counters=counters: counters, keeps=codec == 1
+            )
             frames.append(together(b"orders.a", codec, [body] * 3, 1_700_000_000_000_000_000))
     return frames
 
