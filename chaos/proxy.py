@@ -116,7 +116,7 @@ class TroubleProxy:
                     await asyncio.sleep(self._delay)
                 await self._flowing.wait()
                 writer.write(data)
-                await writer.receive()
+                await writer.drain()
         except OSError:
             pass
         finally:

@@ -124,7 +124,7 @@ class Line:
     async def ask(self, text):
         async with self.lock, asyncio.timeout(10):
             self.writer.write(text.encode() + b"\\n")
-            await self.writer.receive()
+            await self.writer.drain()
             return (await self.reader.readline()).decode().strip()
 
 @app.resource
