@@ -30,9 +30,10 @@ from twisted.internet.task import deferLater
 
 from chaos.parent import end_with_parent
 from tests.support import Child, free_endpoint
-from zroute import App, Envelope, Gap, Limits, outgoing, startswith
+from zroute import App, Envelope, Gap, Limits, startswith
 from zroute.messages.control import MARKER, pack_marker, pack_ping
 from zroute.publishing import counters as counting
+from zroute.publishing import publisher as publishing
 from zroute.receiving import topic_cache as entries
 from zroute.runtime.runner import EXIT_DRAIN
 
@@ -265,7 +266,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.publish or options.read:
         end_with_parent()
-        vars(entries)["TOPIC_CACHE"] = vars(outgoing)["TOPIC_CACHE"] = counting.COVERS = CACHE
+        vars(entries)["TOPIC_CACHE"] = vars(publishing)["TOPIC_CACHE"] = counting.COVERS = CACHE
         publish(options.publish) if options.publish else read(*options.read)
         return
     try:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache, partial
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -349,3 +350,10 @@ def test_a_resource_is_bound_by_a_partial() -> None:
     assert isinstance(bound, partial)
     assert bound.func is handle
     assert bound.keywords == {"x": "b", "ledger": LEDGER}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "chaos"])
+def test_each_program_beside_the_tests_can_be_imported(folder: str) -> None:
+    """What is seldom run follows the code, too."""
+    for path in sorted((ROOT / folder).glob("[!_]*.py")):
+        import_module(f"{folder}.{path.stem}")

@@ -62,7 +62,7 @@ class App(Routes):
     ``coalesce``: True, or a `Coalesce`: messages of one topic that are published together travel together, unless a
     publisher says otherwise (tracked wire; default False). It can't be combined with ``overflow="raise"``, where each
     message is sent or refused at its own line.
-    ``max_message``: bytes of a body, both ways; larger ones are refused at the users_line and from peers
+    ``max_message``: bytes of a body, both ways; larger ones are refused where they are published, and from peers
     (default 1 MiB).
     ``limits``: how much peers may ask of this app, as `Limits`.
     ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Mapping
 from functools import cache
+from itertools import count
 from types import CodeType
 from typing import Any
 
@@ -27,8 +28,11 @@ def make_lambda(expression: str, names: Mapping[str, Any]) -> Any:
     return define(f"result = lambda m: {expression}", "result", names)
 
 
+_numbers = count(1)  # also after linecache was cleared: a name must not come twice
+
+
 @cache
 def _compiled(source: str, name: str) -> CodeType:
-    filename = f"<zroute {name} {len(linecache.cache)}>"
+    filename = f"<zroute {name} {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     return compile(source, filename, "exec")

@@ -106,7 +106,7 @@ class BatchCall:
 class DispatchCallbacks(Protocol):
     """What becomes of a message that was not just handled. No method raises.
 
-    Everything on the way in calls these; `zroute.receiving.results.DispatchCallbacks` implements them for a run.
+    Everything on the way in calls these; `zroute.receiving.results.Results` implements them for a run.
     """
 
     def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:

@@ -158,7 +158,7 @@ class Results:
     # -- what is more than can be known -------------------------------------------------------------------
 
     def many_topics(self, known: int) -> None:
-        """See `zroute.receiving.dispatch.Results`, also for the next two; each is logged once in a run."""
+        """See `zroute.receiving.dispatch.DispatchCallbacks`, also for the next two; each is logged once in a run."""
         self._once(
             "more than %d topics are received, which fill the %d MiB for what is known about topics: a message of "
             "another topic takes about ten times as long, and is counted in stats.cache_misses; subscribe to fewer, "

@@ -15,7 +15,7 @@ header. In the loop stands one comparison::
         stream.expected = number + 1
     elif (found := tracker.admit(stream, number)) is not None:
         if found is DUPLICATE: continue           # counted there, and not to be delivered
-        report(found)                             # a Gap or a UnknownLoss; the message itself is delivered
+        report(found)                             # a Gap or an UnknownLoss; the message itself is delivered
     deliver(...)
 
 A head says which subscription the first number belongs to, so this holds where its span is the length of the
@@ -92,7 +92,7 @@ class Tracker:
     """What one SUB socket was sent, received and lost, by subscription and publisher.
 
     `subscribe` says what the socket subscribes to, `join` which marker it sent behind that. Messages go to
-    `judge`, unless their number is the expected one; control frames to `stated` and `beat`.
+    `admit`, unless their number is the expected one; control frames to `stated` and `beat`.
     """
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:

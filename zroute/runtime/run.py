@@ -254,7 +254,7 @@ class Run:
     # -- while running ----------------------------------------------------------------------------------
 
     def attach(self, route: Route) -> CompiledRoute:
-        """See `zroute.runtime.streams.RunningApp`, also for the rest."""
+        """See `zroute.planning.plan.RunningApp`, also for the rest."""
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
         name, parts = self.name, self.plan.parts
