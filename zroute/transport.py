@@ -1,15 +1,17 @@
 """The seam between an app and what moves its messages: all that the author of another transport has to know.
 
 A run of an app makes its transport first (see `zroute.runtime.run.Environment`), from a `zroute.planning.plan.Request`,
-and then calls it from the reactor's thread in this order: `open`, `sender` and `announce` if it publishes, `listen` for
-the first time and again with each change of its patterns, and at the stop `finish`, `leave` and `close`.
+and then calls it from the reactor's thread: `open`; `sender` and `try_sender`, also of an app that publishes nothing
+(they return None then), and `announce` if they gave something; `listen` for the first time and again with each change
+of its patterns; at the stop `finish`, `leave` and `close`, also if `open` failed or was never called, so they must not
+raise then. ``accounts.moved`` is set before `open`.
 
 **Receiving.** The transport calls what `open` (and later `use`) gave it, a `Receive`, whenever messages can be read:
 ``receive(recv, more, budget)`` takes up to ``budget`` messages (256 at the most) and returns. ``recv(1)`` gives the
 next frame or raises, which ends the call and comes back to the transport; ``recv(1, False)`` may give what need not be
 copied. ``more()`` says whether the frame that was read last has another behind it. A frame is laid out as
 ``docs/reference/wire.md`` says: ``topic NUL body``, with the header of the tracked wire at the body's beginning. A
-transport that has topics apart from bodies joins them: that costs a few per cent of a message, and keeps one loop. One
+transport that has topics apart from bodies joins them: that costs a fifth of a tracked message, and keeps one loop. One
 with several sockets calls ``receive`` for each of them in turn; a message of several parts is read to its end at once.
 
 It may give messages that nobody asked for: the routes drop them. It must give a message once, whatever patterns

@@ -112,6 +112,7 @@ class LineTransport:
             try:
                 self.ports.append(self.reactor.listenTCP(int(port), server, interface=host))
             except CannotListenError as error:
+                self.close()
                 raise EndpointError(f"{endpoint}: {error}", endpoint=str(endpoint)) from error
             self.bound.append(endpoint.address)
         for endpoint in self.request.subscribe_to:
@@ -201,6 +202,7 @@ class LineTransport:
         while reader.reads_on and (self.lines or reader.unpacked):
             self.paused = False
             self.read()
+        self.paused = True  # what comes now is newer
         return len(self.lines)
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:

@@ -17,6 +17,7 @@ import attrs
 import click
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 
 from zroute.app import App
 from zroute.cli.loading import EXIT_ENDPOINT
@@ -119,7 +120,7 @@ class Listening:
     def finish(self) -> None:
         """Take what was sent before, but nothing newer, and stop: what was lost of it is known then, too."""
         if self._service is not None and not self._stopped:
-            self._service.stopService().addBoth(lambda _: self.stop())
+            self._service.stopService().addCallbacks(lambda _: self.stop(), self._stop_failed)
 
     @property
     def received(self) -> int:
@@ -165,8 +166,12 @@ class Listening:
         with suppress(ReactorNotRunning):
             self.reactor.stop()
 
+    def _stop_failed(self, failure: Failure) -> None:
+        self._failure = failure.value
+        self.stop()
+
     def _give_up(self, wait: float) -> None:
-        if not self.taken and not self._stopped:
+        if not self.taken and not self._stopped and self._signalled_at is None:
             others = ", ".join(
                 f"{name} {count}" for name, count in self.told().items() if count and count != NOT_COUNTED
             )
