@@ -485,7 +485,7 @@ class Bystanders(Play):
         """What is missing of A is counted, or an unknown loss is told."""
         runs = self.publishers["A"].runs
         tails = each.told()["stats"]["unknown_losses"]
-        self.figures["unknown tails"] += tails
+        self.figures["unknown losses"] += tails
         untold = 0
         for run in runs:
             untold += self._judge_run(f"{who} {run.epoch}", each, run)

@@ -421,8 +421,8 @@ def compare(scenario: Scenario) -> None:
         stats = subscriber.told()["stats"]
         bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
         tails = stats["unknown_losses"]
-        scenario.figures["unknown tails"] += tails
-        scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown tails, and nobody was killed")
+        scenario.figures["unknown losses"] += tails
+        scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown losses, and nobody was killed")
         scenario.expect(
             tails > 0 or not unknown or subscriber.trouble == "closes", f"{subscriber.name}: {unknown} lost in silence"
         )

@@ -26,3 +26,9 @@ def test_all_counters_are_plain_data() -> None:
     """I can log or serialise every counter, those of routes too."""
     found = Stats(received=2, routed=1, unrouted=1, routes={"a": RouteStats(handled=1)}).as_dict()
     assert (found["received"], found["routed"], found["routes"]["a"]["handled"]) == (2, 1, 1)
+
+
+def test_counters_can_be_read_by_their_old_names() -> None:
+    """My dashboard goes on until the next version."""
+    stats = Stats(unknown_losses=3, send_retries=4)
+    assert (stats.unknown_tail, stats.eagain) == (3, 4)

@@ -26,6 +26,7 @@ __all__ = [
     "is_generator_function",
     "local_names",
     "name_of",
+    "short_path",
     "users_line",
 ]
 
@@ -49,11 +50,15 @@ def users_line(function: object = None) -> str:
             if _defines(each, code) and code.co_firstlineno <= each.f_lineno <= last:
                 frame = each
                 break
-    path = Path(frame.f_code.co_filename)
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def short_path(filename: str) -> str:
+    """Relative to the working directory, if it is in there."""
     try:
-        return f"{path.relative_to(os.getcwd())}:{frame.f_lineno}"
+        return str(Path(filename).relative_to(os.getcwd()))
     except ValueError:
-        return f"{path}:{frame.f_lineno}"
+        return filename
 
 
 def _first_frame() -> types.FrameType:

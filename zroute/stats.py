@@ -14,7 +14,7 @@ import attrs
 __all__ = ["NOT_COUNTED", "RouteStats", "Stats", "losses"]
 
 NOT_COUNTED = "not counted"
-"""What is said of losses if no publisher has numbered its messages."""
+"""What stands for the number of losses if no publisher has numbered its messages."""
 
 
 @attrs.define

@@ -14,7 +14,7 @@ copied. ``more()`` says whether the frame that was read last has another behind 
 transport that has topics apart from bodies joins them: that costs a fifth of a tracked message, and keeps one loop. One
 with several sockets calls ``receive`` for each of them in turn; a message of several parts is read to its end at once.
 
-It may give messages that nobody asked for: the routes drop them. It must give a message once, whatever patterns
+It may give messages that were not asked for: the routes drop them. It must give a message once, whatever patterns
 overlap, keep the order of each publisher, and lose nothing between `pause` and `resume` but what its publishers drop.
 
 **Accounts.** What was sent and has not come is found by `Accounts`, which the transport brings: each network has its
@@ -35,7 +35,7 @@ from zroute.messages.wire import Header
 __all__ = ["Account", "Accounts", "Reader", "Receive", "Transport"]
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
-"""Reads and delivers up to so many messages: ``receive(recv, more, budget)``, as described above."""
+"""Reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``, as described above."""
 
 
 class Account(Protocol):
@@ -61,7 +61,7 @@ class Accounts(Protocol):
         """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Whether a message that a publisher kept for somebody who joined is to be delivered here."""
+        """Whether a message that a publisher kept for a subscriber that joined is to be delivered here."""
 
     def untracked(self, topic: bytes) -> None:
         """A message that no numbers came with."""
@@ -114,7 +114,7 @@ class Transport(Protocol):
         """Receive what matches these, and no longer what matches only those before."""
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Fires when so many publishers (None: all that are connected) know the patterns; see `App.ready`."""
+        """Fires when this number of publishers (None: all that are connected) know the patterns; see `App.ready`."""
 
     def unready(self, *, state: bool) -> str:
         """Who has answered and who has not, for the error of a ``ready`` whose time is over."""
@@ -151,12 +151,12 @@ class Transport(Protocol):
         """What sends a frame, or with ``multipart`` the parts of a message; None if there is nowhere to publish at."""
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """What sends, or returns False while a subscriber has no room, and has sent it to nobody then."""
+        """What sends, or returns False while a subscriber has no room, and has sent it to no subscriber then."""
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Tell from now on of each subscription that comes (True) or goes, by its prefix; False if that is not known.
 
-        Where it is not, messages are numbered in one row, and nobody can be waited for.
+        Where it is not, messages are numbered in one row, and subscribers can't be waited for.
         """
 
     def close(self) -> Deferred[None]:

@@ -114,7 +114,7 @@ app.run()
 
 
 def run(way: Way, overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
-    """How many were sent, and what the reader says: seen, in order, lost, unknown tails, duplicates."""
+    """How many were sent, and what the reader says: seen, in order, lost, unknown losses, duplicates."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, str(pause)) as reader,

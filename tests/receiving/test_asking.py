@@ -341,7 +341,7 @@ def test_an_answer_to_a_ping_that_comes_late_disturbs_nothing() -> None:
 
 
 def test_at_the_end_everybody_is_asked_once_more(talk: Talk) -> None:
-    """My app stops: a publisher that answers has told everything, one that does not has an unknown tail."""
+    """My app stops: a publisher that answers has told everything, one that does not has an unknown loss."""
     talk.end.ask_last()
     assert talk.end.awaited
     talk.clock.advance(0)

@@ -508,7 +508,7 @@ class Network(RuleBasedStateMachine):
             publisher.tick(self.now)
         for subscriber in self.subscribers:
             before = subscriber.subscribed
-            for event in subscriber.tracker.check(self.now, drained=not any(subscriber.pipes)):
+            for event in subscriber.tracker.check(self.now, emptied=not any(subscriber.pipes)):
                 if isinstance(event, UnknownLoss):  # of one that is silent, or away: others do not wait for it
                     subscriber.tails.append(event)
                     for prefix in event.subscriptions:
@@ -971,12 +971,12 @@ def test_a_join_with_a_missing_part_is_not_complete() -> None:
 # -- silence ----------------------------------------------------------------------------------------------
 
 
-def watched(tracker: Tracker, start: float, seconds: float, *, drained: bool = True) -> list[object]:
+def watched(tracker: Tracker, start: float, seconds: float, *, emptied: bool = True) -> list[object]:
     """What checks at each tick of ``seconds`` find."""
     return [
         event
         for tick in range(1, round(seconds / TICK) + 1)
-        for event in tracker.check(start + tick * TICK, drained=drained)
+        for event in tracker.check(start + tick * TICK, emptied=emptied)
     ]
 
 
@@ -1136,7 +1136,7 @@ def test_a_reader_that_is_behind_judges_nobody() -> None:
     watched(tracker, 0, 1)
     received(tracker, 1)
     tracker.join(b"N", 1)
-    assert watched(tracker, 1, 100, drained=False) == []
+    assert watched(tracker, 1, 100, emptied=False) == []
     tracker.stated(7, b"N", stated((b"a", 1)))  # it was waiting there
     assert watched(tracker, 101, 10) == []
 
@@ -1181,7 +1181,7 @@ def test_a_forged_number_is_put_right_by_the_answer_to_the_newest_marker(lie: in
     assert received(tracker, 1) is None
     assert received(tracker, lie) == Gap(b"a", 7, 2, lie - 1)
     assert received(tracker, 2) is DUPLICATE
-    assert tracker.check(1, drained=True) == [Overdue(7)]
+    assert tracker.check(1, emptied=True) == [Overdue(7)]
     tracker.join(b"N", 1, again=True)
     assert tracker.stated(7, b"N", stated((b"a", 2))) == [corrected, Joined(7, "", False)]
     assert received(tracker, 3) is None
@@ -1194,7 +1194,7 @@ def test_a_forged_generation_is_put_right_too() -> None:
     assert received(tracker, 1) is None
     assert received(tracker, 2**64 - 1) == UnknownLoss(7, (b"a",), FORGOTTEN)
     assert [received(tracker, number) for number in (2, 3, 4)] == [DUPLICATE] * 3
-    assert tracker.check(1, drained=True) == [Overdue(7)]
+    assert tracker.check(1, emptied=True) == [Overdue(7)]
     tracker.join(b"N", 1, again=True)
     found = tracker.stated(7, b"N", stated((b"a", 4)))
     assert found == [Gap(b"a", 7, 2, 4), Corrected(7, b"a", 0, 1), Joined(7, "", False)]
@@ -1272,7 +1272,7 @@ def test_one_refused_message_is_one_question() -> None:
     tracker = joined(b"a")
     received(tracker, 1)
     received(tracker, 1)
-    assert tracker.check(1, drained=True) == [Overdue(7)]
+    assert tracker.check(1, emptied=True) == [Overdue(7)]
     tracker.join(b"N", 1, again=True)
     tracker.stated(7, b"N", stated((b"a", 1)))
     assert watched(tracker, 1, 13) == []
@@ -1310,7 +1310,7 @@ def test_a_publisher_that_streams_without_an_account_is_not_silent() -> None:
     found = []
     for tick in range(80):
         received(tracker, tick + 5, b"b")
-        found += tracker.check(1 + tick * TICK, drained=True)
+        found += tracker.check(1 + tick * TICK, emptied=True)
     assert not [event for event in found if isinstance(event, Silent)]
     assert found
 
@@ -1402,7 +1402,7 @@ def test_a_second_path_that_is_late_is_no_lie() -> None:
         assert received(tracker, number) is None
         if number < 8:
             assert received(tracker, max(number - 2, 1)) is DUPLICATE
-    assert tracker.check(1, drained=True) == []
+    assert tracker.check(1, emptied=True) == []
 
 
 def test_a_forged_number_of_kept_messages_claims_no_loss() -> None:
@@ -1438,7 +1438,7 @@ def test_one_that_never_knows_a_subscription_is_asked_less_and_less_often() -> N
     while now < 120:
         tracker.stated(7, b"M", stated((b"a", 0)))
         now += TICK
-        if Overdue(7) in tracker.check(now, drained=True):
+        if Overdue(7) in tracker.check(now, emptied=True):
             asked.append(now)
             tracker.join(b"M", now, again=True)
         if now > 20:
@@ -1526,10 +1526,10 @@ def test_accounts_of_many_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPa
     tracker = joined(*names)
     for name in names:
         received(tracker, 1, prefix=name)
-    tracker.check(1, drained=True)
+    tracker.check(1, emptied=True)
     for epoch in range(1000, 1010):
         tracker.stated(epoch, b"M", stated(*((name, 1) for name in names)))
-    tracker.check(2, drained=True)
+    tracker.check(2, emptied=True)
     assert sum(len(each.streams) for each in tracker._publishers.values()) <= 200
     assert 7 in tracker._publishers
 
@@ -1541,7 +1541,7 @@ def test_a_publisher_that_had_to_go_leaves_an_unknown_tail() -> None:
     assert old is not None
     for epoch in range(1000, 1000 + PUBLISHERS_MAX):
         tracker.stated(epoch, b"M", stated())
-    assert UnknownLoss(7, (b"a",), GIVEN_UP) in tracker.check(1, drained=True)
+    assert UnknownLoss(7, (b"a",), GIVEN_UP) in tracker.check(1, emptied=True)
     assert tracker.admit(old, 9) is None
     assert tracker.admit(old, 3) is None
 

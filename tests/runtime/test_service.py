@@ -247,7 +247,7 @@ def test_a_start_that_raises_leaves_no_timer() -> None:
         raise RuntimeError("no transport")
 
     service, before = (
-        AppService(App().compile(), reactor, ground=Environment(broken, asyncio=False)),
+        AppService(App().compile(), reactor, environment=Environment(broken, asyncio=False)),
         reactor.getDelayedCalls(),
     )
     with pytest.raises(RuntimeError, match="no transport"):

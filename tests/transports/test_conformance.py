@@ -44,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 @asynccontextmanager
 async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterator[list[AppService]]:
     """The apps run, and those that subscribe are ready; they are stopped in reverse."""
-    services = [AppService(app.compile(), reactor, ground=Environment(make, asyncio=False)) for app in apps]
+    services = [AppService(app.compile(), reactor, environment=Environment(make, asyncio=False)) for app in apps]
     try:
         for service in services:
             service.startService()

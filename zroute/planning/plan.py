@@ -30,7 +30,7 @@ __all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Live", "Parts"
 
 @attrs.frozen(eq=False)
 class CompiledTrigger:
-    """A function that a timer calls or that yields by itself, and the outlets its values go to."""
+    """A function that a timer calls or that yields by itself, and the publications that its values go to."""
 
     name: str
     where: str
@@ -41,7 +41,7 @@ class CompiledTrigger:
 
 @attrs.frozen(eq=False)
 class Parts:
-    """What was registered, checked and bound: routes, outlets and triggers, and the codecs that a frame may name.
+    """What was registered, checked and bound: routes, publications and triggers, and the codecs that a frame may name.
 
     ``resources`` stand in the order in which they open. ``given`` maps types to what a parameter of that
     type gets, and ``hooked`` the hook functions, by `identity`, to what they are given by name.

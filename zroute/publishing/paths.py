@@ -232,7 +232,7 @@ class Paths:
         return publish
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
-        """What says that a message of ``topic`` must go the general way now; None if that can't be."""
+        """What says that a message of ``topic`` must take the general path now; None if that can't be."""
         guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
             guards.append(self.queue.delays)

@@ -81,7 +81,7 @@ class Coalesce:
 
 
 _TOPIC, _SENDER, _COPIES = 300, 2_400, 3
-"""Bytes of a topic made from captures, and of what publishes to it the short way; and how often the topic is held.
+"""Bytes of a topic made from captures, and of what publishes to it by its fast path; and how often the topic is held.
 These are upper limits, which a test compares with what is really taken."""
 
 
@@ -263,7 +263,7 @@ class CompiledPublication:
         """From now on messages go to ``emit``, also those given to the publication itself.
 
         ``make_fast_path`` makes what does the same for one topic and codec, if nothing else is to be done with them.
-        ``budget`` bounds what all outlets of a run keep of topics; by default this one has its own.
+        ``budget`` bounds what all publications of a run keep of topics; by default this one has its own.
         """
         self._budget = budget or Budget(TOPIC_CACHE)
         self._budget.share(self._drop)
@@ -273,7 +273,7 @@ class CompiledPublication:
         self._among((*self.publication._outlets, self))
 
     def _among(self, outlets: tuple[CompiledPublication, ...]) -> None:
-        """From now on these are what the publication publishes to; one that is alone may have a shorter way."""
+        """From now on these are what the publication publishes to; one that is alone may have a fast path."""
         self.publication._outlets = outlets
         self.publication._fast_path = outlets[0]._fast_path if len(outlets) == 1 else None
 
@@ -281,7 +281,7 @@ class CompiledPublication:
         """`publish` for what is published most, with all that stays the same done before.
 
         That are messages of one type, without headers, to a topic that is constant or has one capture, which is given
-        or which the message names. All else, and each error, goes the general way, which takes half as long again.
+        or which the message names. All else, and each error, takes the general path, which takes half as long again.
         """
         if self.write is None or len(self.pattern.captures) > 1:
             return None
@@ -313,7 +313,7 @@ class CompiledPublication:
         return self.publish(message, None, captures, None, topic)
 
     def wait_for_subscribers(self, number: int, timeout: float) -> Awaitable[None]:
-        """See `Publication.wait_for_subscribers`. Raises NotRunningError when the outlet is closed."""
+        """See `Publication.wait_for_subscribers`. Raises NotRunningError when it is closed."""
         if self._wait is None:
             raise NotRunningError(f"{self.publication} has no subscribers any more: its app has stopped")
         return self._wait(self.pattern, number, timeout)
@@ -370,7 +370,7 @@ class CompiledPublication:
         return topic
 
     def _size(self, topic: bytes) -> int:
-        """The bytes of what is kept of a topic, now or once something is published to it the short way."""
+        """The bytes of what is kept of a topic, now or once something is published to it by its fast path."""
         return _TOPIC + _SENDER * (self._fast_path is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:

@@ -205,7 +205,7 @@ class Publisher:
 
     def _sending_held(self, publishing: PublisherSession, send: Send) -> Callable[[bytes, Held], None]:
         counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
-        batches = [publishing.coalesced_framer(keeps=keeps) for keeps in (False, True)]
+        together = [publishing.coalesced_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
         split_frame = [publishing.framer(lambda: published_at, keeps=keeps) for keeps in (False, True)]
 
@@ -216,7 +216,7 @@ class Publisher:
             if len(bodies) == 1:
                 frame = split_frame[keeps](topic, codec, bodies[0], None)
             else:
-                frame = batches[keeps](topic, codec, bodies, at)
+                frame = together[keeps](topic, codec, bodies, at)
             if send(frame) is False:
                 self._stats.send_retries += 1
                 counters.take_back(topic, len(bodies))

@@ -99,7 +99,7 @@ class LastValueCache:
         self._full = False
         self._number = 0
         self.messages: dict[bytes, tuple[int, int, bytes, Mapping[str, Any] | None, int]] = {}
-        """By topic, as `keep` was given it, behind its number. A tuple: it is made anew with each message."""
+        """By topic, as `keep` was given it, behind its number. A tuple: it is made for each message."""
         self._topics = Ordered()
         self._joining: dict[int, _Joining] = {}
         self._busy: dict[int, None] = {}  # subscribers that are still to be given something, the next one first

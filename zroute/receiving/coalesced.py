@@ -30,7 +30,7 @@ Single = tuple[bytes, int, bytes, bytes]
 """A message that came with others: topic, codec number, body, and the frame it would have had alone."""
 
 HandOut = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
-"""Calls the handlers with each message of ``(batch, its frames)``; how many messages that were.
+"""Calls the handlers with each message of ``(coalesced, its frames)``; how many messages that were.
 
 0: the list is not what it should be, and no handler was called. Fewer than all after `Remainder.hold`, or when time is
 over.
@@ -84,8 +84,8 @@ def make_hand_out(
     (step,) = steps
     function, delivery, stats, settle = step.function, step.delivery, step.delivery.route.stats, step.settle
 
-    def dispatch_all(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
-        many, messages = batch.many, _decoded(batch, decode)
+    def dispatch_all(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+        many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
         unhandled = 0
@@ -107,13 +107,13 @@ def make_hand_out(
     return dispatch_all
 
 
-def _decoded(batch: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] | None:
+def _decoded(coalesced: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] | None:
     """The messages; None where they are not as many as they should be, or one of them can't be read."""
     try:
-        messages: list[Any] = decode(batch.listing)
+        messages: list[Any] = decode(coalesced.listing)
     except BaseException:  # whichever message it is, it will be met again alone
         return None
-    return messages if len(messages) == batch.many else None
+    return messages if len(messages) == coalesced.many else None
 
 
 def _several(
@@ -121,8 +121,8 @@ def _several(
 ) -> HandOut:
     calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
-    def dispatch_all(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
-        many, messages = batch.many, _decoded(batch, decode)
+    def dispatch_all(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+        many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
         for some in unpacked.slices(messages):
@@ -145,8 +145,8 @@ def _several(
 def _make_hand_over(gather: BatchCall, decode: Callable[[bytes], Any], unpacked: Remainder) -> HandOut:
     """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
 
-    def hand_over(batch: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
-        many, messages = batch.many, _decoded(batch, decode)
+    def hand_over(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+        many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
         for some in unpacked.slices(messages):

@@ -56,7 +56,7 @@ TRACKED = 2
 MALFORMED = 3
 """The closure counted the message as malformed; further parts may belong to it."""
 COUNTED = 4
-"""The closure counted its messages itself: as unrouted or duplicate, or each message of a batch on its own."""
+"""The closure counted its messages itself: as unrouted or duplicate, or each of a coalesced frame by itself."""
 
 
 @attrs.frozen(eq=False)

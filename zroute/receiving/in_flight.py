@@ -30,7 +30,7 @@ Dropped = Callable[[], None]
 
 
 class Reading(Protocol):
-    """Where messages come from, as far as outcomes have a say in it."""
+    """Where messages come from, as far as full routes pause it."""
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
         """Read no more until `resume`, since the routes ``by`` are full; nothing that has arrived is lost."""

@@ -39,7 +39,7 @@ _REASON = 300  # characters of what a decoder says, which may quote the body
 
 
 class Results:
-    """The outcomes of one run of an app. ``clock`` is the reactor, ``wall`` gives Unix seconds.
+    """Takes what the handlers of one run return and raise. ``clock`` is the reactor, ``wall`` gives Unix seconds.
 
     ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a thread. ``default`` is
     the app's codec; ``hooks`` are the app's own for errors that belong to no route, ``unrouted`` the functions

@@ -356,10 +356,10 @@ class SubscriberSession(Ticking):
         self._stats.peers = transport.peers
         self._drop_past(now)
         self._tracker.links.update(transport.links, transport.heard(), now)
-        drained = transport.emptied()
-        self._tell(self._tracker.check(now, drained=drained))
+        emptied = transport.emptied()
+        self._tell(self._tracker.check(now, emptied=emptied))
         if any(state for _, state, _ in self._waiting):
-            self._ask_for_kept(now, drained=drained)
+            self._ask_for_kept(now, emptied=emptied)
         if self._leaving != self._tracker.leaving:  # a publisher was given up for others
             self._leave()
         self._cut_dead(now)
@@ -547,7 +547,7 @@ class SubscriberSession(Ticking):
         given_up = late and not self._tracker.incomplete
         return connected > 0 and (len(self.complete) >= connected or given_up)
 
-    def _ask_for_kept(self, now: float, *, drained: bool) -> None:
+    def _ask_for_kept(self, now: float, *, emptied: bool) -> None:
         """Ask again if the end of what is kept does not come: it may have been dropped on the way.
 
         A publisher that is still sending, and one whose messages wait here to be read, are left alone.
@@ -555,7 +555,7 @@ class SubscriberSession(Ticking):
         giving = self._tracker.giving
         if any(self._giving.get(epoch) != number for epoch, number in giving.items()):
             self._giving, self._giving_pause = giving, ANSWER_SECONDS
-        elif giving and drained and self._joining is None:
+        elif giving and emptied and self._joining is None:
             if now < self._given_at + self._giving_pause:
                 return
             self._giving_pause = min(2 * self._giving_pause, _GIVING_MAX)

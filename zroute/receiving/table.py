@@ -208,7 +208,7 @@ class RouteTable:
         self._entries.forget_heads()
 
     def reclassify(self) -> None:
-        """Make all closures anew, also for what is left of a batch: a route's flow has become active since."""
+        """Make all closures again, also for what is left of a coalesced frame: a route's flow has become active."""
         self._entries.clear()
         self._unpacked.hold()
 
@@ -404,7 +404,7 @@ class RouteTable:
             self._receive_kept(header, fixed, topic, body, raw)
             return
         if header.kind is Kind.COALESCED:
-            self._receive_batch(header, fixed, topic, body, raw)
+            self._receive_coalesced(header, fixed, topic, body, raw)
             return
         if header.kind != Kind.DATA:
             self._accounts.control(header, topic, body)
@@ -482,20 +482,20 @@ class RouteTable:
 
     # -- several messages in a frame ----------------------------------------------------------------------
 
-    def _receive_batch(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: RawFrames) -> None:
+    def _receive_coalesced(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: RawFrames) -> None:
         entry = self._entries.of(topic)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
-        batch = parse_coalesced(header.codec, body)
-        if header.sequence and not self._admit(account, header.number(length), batch.many):
-            self._stats.received += batch.many - 1
+        coalesced = parse_coalesced(header.codec, body)
+        if header.sequence and not self._admit(account, header.number(length), coalesced.many):
+            self._stats.received += coalesced.many - 1
             return
         if header.keeps:
             self._latest.note(header.epoch, topic, fixed)
-        self._unpack(entry, batch, fixed)
+        self._unpack(entry, coalesced, fixed)
 
     def _unpacking(self, entry: TopicEntry, header: Header, account: Any) -> Deliver:
         """What delivers the frames that begin like this one; it looks at their numbers itself."""
@@ -504,42 +504,44 @@ class RouteTable:
         def deliver(body: bytes, raw: RawFrames) -> int | None:
             assert isinstance(raw, bytes)  # the loop gives frames
             try:
-                batch = parse_coalesced(codec, body)
+                coalesced = parse_coalesced(codec, body)
             except EnvelopeError as error:
                 return self._malformed(error, raw)
             fixed = raw[at : at + HEADER_SIZE]
-            number, many = _HEAD_AND_NUMBER(fixed)[1], batch.many
+            number, many = _HEAD_AND_NUMBER(fixed)[1], coalesced.many
             if number and not self._admit(account, number, many):
                 self._stats.received += many - 1
                 return COUNTED
             if keeps:
                 self._latest.note(header.epoch, entry.topic.wire, fixed)
-            self._unpack(entry, batch, fixed)
+            self._unpack(entry, coalesced, fixed)
             return COUNTED
 
         return deliver
 
-    def _unpack(self, entry: TopicEntry, batch: Coalesced, fixed: bytes) -> None:
-        """Deliver the messages of a batch as if each had come alone. The frame itself is counted already."""
-        many, topic, stats = batch.many, entry.topic.wire, self._stats
+    def _unpack(self, entry: TopicEntry, coalesced: Coalesced, fixed: bytes) -> None:
+        """Deliver the messages of a coalesced frame as if each had come alone. The frame itself is counted already."""
+        many, topic, stats = coalesced.many, entry.topic.wire, self._stats
         made: list[bytes] = []
 
         def frames() -> list[bytes]:
             if not made:
-                made.extend(split_frame(topic, fixed, batch.bodies))
+                made.extend(split_frame(topic, fixed, coalesced.bodies))
             return made
 
         most = many if self.most is None else min(many, self.most)
-        whole = most == many and len(batch.listing) <= self._max_message  # else each is looked at
+        whole = most == many and len(coalesced.listing) <= self._max_message  # else each is looked at
         dispatch_all = (
-            self._entries.dispatch_all(entry, batch.codec, large=len(batch.listing) > LARGE_FRAME) if whole else None
+            self._entries.dispatch_all(entry, coalesced.codec, large=len(coalesced.listing) > LARGE_FRAME)
+            if whole
+            else None
         )
-        done = dispatch_all(batch, frames) if dispatch_all is not None else 0
+        done = dispatch_all(coalesced, frames) if dispatch_all is not None else 0
         stats.received += done - 1
         stats.routed += done
         if done < many:
-            left = zip(batch.bodies[done:], frames()[done:], strict=True)
-            self._unpacked.rest.extend((topic, batch.codec, body, frame) for body, frame in left)
+            left = zip(coalesced.bodies[done:], frames()[done:], strict=True)
+            self._unpacked.rest.extend((topic, coalesced.codec, body, frame) for body, frame in left)
         if not done:
             self.work_off(min(most, READ_SLICE))
         rounds = self._rounds

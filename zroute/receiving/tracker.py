@@ -433,10 +433,10 @@ class Tracker:
 
     # -- time
 
-    def check(self, now: float, *, drained: bool) -> list[Event]:
+    def check(self, now: float, *, emptied: bool) -> list[Event]:
         """Whom nothing was heard of, and what was found meanwhile. To be called each `TICK`, behind `LinkTimes.update`.
 
-        ``drained``: since the last call the socket was read until it had nothing more. A subscriber that has not read
+        ``emptied``: since the last call the socket was read until it had nothing more. A subscriber that has not read
         everything judges no publisher, however late it is.
         """
         self._part_some()
@@ -444,7 +444,7 @@ class Tracker:
         events += self._doubts(now)
         for publisher in self._publishers.values():
             events += self._hear(publisher, now)
-            if drained and self._previous is not None and publisher.state is not State.ENDED:
+            if emptied and self._previous is not None and publisher.state is not State.ENDED:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
                     why = f"was silent for {AWAY_SECONDS:g} s, and is given up"
@@ -523,7 +523,7 @@ class Tracker:
         yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
 
     def close(self, *, asked: bool = False, alone: bool = False) -> list[Event]:
-        """Return the last findings: those that said no goodbye, and did not show that they live, have an unknown tail.
+        """Return the last findings: those that said no goodbye, and did not show that they live, have an unknown loss.
 
         ``asked``: all publishers were asked right before, so each that has not answered is one. ``alone``: no
         publisher is connected, so all are.

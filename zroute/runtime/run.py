@@ -1,6 +1,6 @@
 """Run: what one run of an app does from its start to its stop. It opens, delivers, drains and closes.
 
-The transport is known by a small protocol, so that another one can take its place.
+It knows the transport by `zroute.transport.Transport` only.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Run:
         self,
         plan: Plan,
         reactor: Any,
-        ground: Environment,
+        environment: Environment,
         *,
         subscribe_to: tuple[Endpoint, ...],
         publish_to: tuple[Endpoint, ...],
@@ -129,15 +129,15 @@ class Run:
         self.subscribe_to = subscribe_to
         self.publish_to = publish_to
         self._limit = limit
-        self._ground = ground
+        self._environment = environment
         self._stats = plan.live.stats = Stats()
         self._thread, self._process = get_ident(), os.getpid()
-        self._resources = Resources(self.plan.parts.resources, ground.replaced, self._start, self.reactor)
+        self._resources = Resources(self.plan.parts.resources, environment.replaced, self._start, self.reactor)
         self._outcomes = Results(
             stats=self._stats,
             log=_log,
             clock=self.reactor,
-            wall=ground.wall,
+            wall=environment.wall,
             start=self._start,
             in_thread=self._in_thread,
             default=plan.choices.codec,
@@ -145,9 +145,11 @@ class Run:
             unrouted=plan.hooks.unrouted,
             hook=self._hook,
             reading=self,
-            observe=ground.observe,
+            observe=environment.observe,
         )
-        self.transport = ground.transport(Request(plan, reactor, subscribe_to, publish_to, self._stats, self._found))
+        self.transport = environment.transport(
+            Request(plan, reactor, subscribe_to, publish_to, self._stats, self._found)
+        )
         self._accounts = self.transport.accounts
         self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = ThrottledLog(_log, self.reactor)
@@ -179,7 +181,7 @@ class Run:
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
         self.transport.open(self._table.receive if self._limit is None else self._limited(self._limit))
-        given = self.transport, self.publish_to, self._stats, self._reports, self._ground.wall
+        given = self.transport, self.publish_to, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self.plan.live.emit = self._publisher.open(self.plan.parts.outlets)
         for hook in self.plan.hooks.startup:
@@ -368,7 +370,7 @@ class Run:
     def _failed_over_a_gap(self, error: BaseException) -> None:
         self._stats.hook_errors += 1
         self._reports("on_gap", f"{self.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
-        self._ground.observe(error, False)
+        self._environment.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Runs in another thread: the result of ``call`` on the reactor's."""
@@ -421,7 +423,7 @@ class Run:
         self.transport.pause()
         stats = self._stats
         stats.paused_by = tuple(route.name for route in by)
-        stats.paused_since = self._ground.wall() if stats.paused_since is None else stats.paused_since
+        stats.paused_since = self._environment.wall() if stats.paused_since is None else stats.paused_since
 
     def resume(self) -> None:
         """Unless reading has ended for good."""
@@ -446,7 +448,7 @@ class Run:
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
-            clock=self._ground.wall,
+            clock=self._environment.wall,
         )
 
     def _supplied(self, route: CompiledRoute) -> CompiledRoute:
@@ -454,7 +456,7 @@ class Run:
 
     def _told(self, call: Call) -> Call:
         """``call``, with its results told to whoever wants to know."""
-        results = self._ground.results
+        results = self._environment.results
         if results is None or is_generator_function(call.function):
             return call
         return attrs.evolve(call, function=_telling(call.function, results))
@@ -551,7 +553,7 @@ class Run:
 
     def _failed_to_close(self, error: BaseException) -> None:
         self._stats.hook_errors += 1
-        self._ground.observe(error, False)
+        self._environment.observe(error, False)
 
     async def _awaited(self, result: Any) -> None:
         if is_awaitable(result):
@@ -566,7 +568,7 @@ class Run:
         return turn
 
     def _start(self, awaitable: Awaitable[Any]) -> Deferred[Any]:
-        return as_deferred(awaitable, asyncio_loop=self._ground.asyncio)
+        return as_deferred(awaitable, asyncio_loop=self._environment.asyncio)
 
     def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
         """What ``call`` returns in a thread of the pool; it is not made if it is given up before a thread is free."""

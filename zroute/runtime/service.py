@@ -49,7 +49,7 @@ class AppService(Service):
         pub: tuple[Endpoint, ...] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         limit: MessageLimit | None = None,
-        ground: Environment | None = None,
+        environment: Environment | None = None,
     ) -> None:
         self.plan = plan
         self.name = None
@@ -57,7 +57,7 @@ class AppService(Service):
         self.subscribe_to, self.publish_to = plan.endpoints(sub=sub, pub=pub)
         self.drain_timeout = drain_timeout
         self.limit = limit
-        self.ground = ground or Environment(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
+        self.environment = environment or Environment(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
         self._in_start = False
@@ -108,7 +108,7 @@ class AppService(Service):
         self._run = run = Run(
             self.plan,
             self.reactor,
-            self.ground,
+            self.environment,
             subscribe_to=self.subscribe_to,
             publish_to=self.publish_to,
             limit=self.limit,

@@ -19,7 +19,7 @@ from typing import Any
 import twisted
 import zmq
 
-from zroute.functions import PACKAGE
+from zroute.functions import PACKAGE, short_path
 
 __all__ = ["BLOCKED", "Watchdog"]
 
@@ -88,7 +88,7 @@ class Watchdog:
             "%s() at %s:%d has kept the reactor for %.1f s%s: nothing is received or sent meanwhile; await something "
             "asynchronous there, or run it in a thread: @app.subscribe(…, thread=True)",
             code.co_qualname,
-            _short(code.co_filename),
+            short_path(code.co_filename),
             line,
             silent,
             f" in `{source}`" if source else "",
@@ -114,9 +114,3 @@ def _users(frame: FrameType | None) -> FrameType | None:
 def _runs_the_reactor(frame: FrameType) -> bool:
     """Whether this is `zroute.runtime.runner` at its ``reactor.run()``; what stands outside of it waits for the end."""
     return frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "zroute.runtime.runner"
-
-
-def _short(filename: str) -> str:
-    """Relative to the working directory, if it is in there."""
-    short = os.path.relpath(filename)
-    return filename if short.startswith(os.pardir) else short

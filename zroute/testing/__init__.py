@@ -114,7 +114,7 @@ class TestApp:
                 reactor,
                 sub=_given_later(app, bind=False),
                 pub=_given_later(app, bind=True),
-                ground=Environment(
+                environment=Environment(
                     lambda request: MemoryTransport(request, self._bus, reactor),
                     self._on_asyncio,
                     wall=lambda: self._began + reactor.seconds(),

@@ -28,7 +28,7 @@ _PAUSED = 0.005
 
 
 class _NothingLeftError(Exception):
-    """Ends a drain, as EAGAIN ends one of a socket."""
+    """Ends a call of `Receive`, as EAGAIN does at a socket."""
 
 
 class Bus:

@@ -65,7 +65,7 @@ class ZmqTransport(SocketPair):
         self.subscribe(())
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Fires when so many publishers have answered the marker that stands behind the subscriptions."""
+        """Fires when this number of publishers has answered the marker that stands behind the subscriptions."""
         return self.accounts.ready(publishers, state=state)
 
     def unready(self, *, state: bool) -> str:
