@@ -143,7 +143,7 @@ def test_a_goal_says_whether_it_is_met() -> None:
 def test_names_of_groups_are_checked() -> None:
     """A mistyped --only tells which names there are."""
     with pytest.raises(SystemExit, match="receive-json"):
-        command.main(["--quick", "--only", "recieve"])
+        command.main(["--quick", "--only", "recieve"])  # codespell:ignore recieve
 
 
 @pytest.mark.processes
