@@ -46,15 +46,33 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by what their code uses; the quick profile leaves out those that name another way to connect."""
-    other: list[pytest.Item] = []
+    """Mark tests by what their code uses; the quick profile leaves out slow tests and other ways to connect.
+
+    Slow tests run under the quick profile too if the command names files or marks.
+    """
+    left_out: set[pytest.Item] = set()
+    no_slow = not THOROUGH and runs_whole_suite(config)
     for item in [item for item in items if isinstance(item, pytest.Function)]:
         for mark in marks_of(item):
             item.add_marker(mark)
-        if hasattr(item, "callspec") and item.callspec.params.get("way") in OTHER_WAYS:
-            other.append(item)
-    config.hook.pytest_deselected(items=other)
-    items[:] = [item for item in items if item not in set(other)]
+        other_way = hasattr(item, "callspec") and item.callspec.params.get("way") in OTHER_WAYS
+        if other_way or (no_slow and item.get_closest_marker("slow")):
+            left_out.add(item)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def runs_whole_suite(config: pytest.Config) -> bool:
+    """Return True if the command names no files and no marks. A worker of pytest-xdist asks its controller."""
+    if hasattr(config, "workerinput"):
+        return bool(config.workerinput["runs_whole_suite"])
+    return config.args_source == config.ArgsSource.TESTPATHS and not config.option.markexpr
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist, which sees other arguments, what the command was."""
+    node.workerinput["runs_whole_suite"] = runs_whole_suite(node.config)
 
 
 def pytest_collection_finish() -> None:

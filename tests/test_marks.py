@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ import pytest_twisted
 from chaos.scenario import Scenario
 from tests.marks import marks_of
 from tests.running import running
-from tests.support import Child
+from tests.support import PATIENCE, ROOT, Child
 from zroute import App
 from zroute.testing import TestApp
 
@@ -67,3 +71,45 @@ def test_a_helper_that_starts_a_process_is_seen_through(marks: Marks) -> None:
 
     assert "processes" in marks(by_a_helper)
     assert "processes" in marks(by_a_scenario)
+
+
+QUICK = """
+import pytest
+
+@pytest.mark.slow
+def test_slow():
+    pass
+
+def test_short():
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "profile", "passed"),
+    [
+        pytest.param((), "quick", 1, id="all"),
+        pytest.param(("-n", "2"), "quick", 1, id="workers"),
+        pytest.param(("-n", "2", "test_it.py"), "quick", 2, id="workers and a file"),
+        pytest.param((), "thorough", 2, id="thorough"),
+        pytest.param(("test_it.py",), "quick", 2, id="a file"),
+        pytest.param(("-m", "slow"), "quick", 1, id="a mark"),
+    ],
+)
+def test_the_quick_profile_leaves_out_slow_tests_of_the_whole_suite(
+    tmp_path: Path, arguments: tuple[str, ...], profile: str, passed: int
+) -> None:
+    """A command that names files or marks, and the thorough profile, run them."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\nmarkers =\n  slow\n  processes\n  sockets\n")
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *")
+    (tmp_path / "test_it.py").write_text(QUICK)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "TESTS": profile, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert f"\n{passed} passed" in done.stdout, done.stdout + done.stderr

@@ -239,6 +239,7 @@ def test_the_test_of_the_readme_passes() -> None:
         page.test_a_high_quote_raises_an_alert()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["before", "one line", "after"])
 def test_each_step_of_the_page_on_migration_does_the_same(tmp_path: Path, step: str) -> None:
     """The program before, with one line changed, and as an App: each says the same of the same messages."""

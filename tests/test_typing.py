@@ -12,6 +12,8 @@ import pytest
 
 from tests.support import PATIENCE, ROOT
 
+pytestmark = pytest.mark.slow
+
 API = ROOT / "tests" / "typing" / "api.py"
 
 

@@ -77,6 +77,7 @@ def bye() -> None:
 """
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_thousand_cycles_beside_a_stream_of_messages_disturb_nobody(kind: str, tmp_path: Path) -> None:
     """No loss, no duplicate, the order kept, and in the end the subscriptions of the beginning."""

@@ -303,6 +303,7 @@ def test_bombs_do_not_end_the_stack_where_i_raised_the_recursion_limit(tmp_path:
         assert len(bombs) >= 9
 
 
+@pytest.mark.slow
 def test_a_million_parts_are_one_refused_message(tmp_path: Path) -> None:
     """1,000,001 empty parts fill no memory and reach nobody; the next message is handled."""
     with conversation(tmp_path, READER, peer="million_parts") as talk:

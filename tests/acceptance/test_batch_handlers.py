@@ -97,6 +97,7 @@ def worked(folder: Path, *, coalesce: str, slow: str) -> tuple[dict[str, Any], l
     return outcome, sink.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coalesce", ["yes", "no"])
 def test_20000_messages_in_lists_are_what_was_sent_in_order(tmp_path: Path, coalesce: str) -> None:
     """Whether or not they travelled together: each once, in order, in lists of 1 to 100."""

@@ -10,6 +10,8 @@ import pytest
 from tests.acceptance.streams import Reader, Stream, proxy, reader, stream
 from tests.support import Way
 
+pytestmark = pytest.mark.slow
+
 AWAY = 12.0
 """Seconds for which a publisher is away: several times what a reader waits before it acts on silence."""
 

@@ -11,6 +11,8 @@ import pytest
 from tests.support import Child, free_endpoint
 from zroute.runtime.runner import REACTORS
 
+pytestmark = pytest.mark.slow
+
 STEPS = pytest.mark.parametrize("step", [-100_000, 100_000])
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 

@@ -16,6 +16,8 @@ from tests.support import PATIENCE, Child, free_endpoint
 from zroute.messages.control import pack_marker
 from zroute.options import DRAIN_TIMEOUT, LINGER_DRAIN
 
+pytestmark = pytest.mark.slow
+
 PUBLISHER = """
 import json, sys
 from zroute import App, Limits

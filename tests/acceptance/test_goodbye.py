@@ -22,6 +22,8 @@ from zroute import App, Gap, NotReadyError, NotRunningError, Routes
 from zroute.messages.control import FAREWELL
 from zroute.runtime.service import AppService
 
+pytestmark = pytest.mark.slow
+
 reactor: Any = _reactor
 
 BURST = """

@@ -10,6 +10,8 @@ import pytest
 from chaos.proxy import TroubleProxy
 from tests.support import Child, Way
 
+pytestmark = pytest.mark.slow
+
 PUBLISHER = """
 import sys, threading
 from zroute import App

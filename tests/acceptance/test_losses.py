@@ -12,6 +12,8 @@ import zmq
 from tests.support import Child, Way, sized
 from zroute.options import CARRIED
 
+pytestmark = pytest.mark.slow
+
 PUBLISHER = """
 import json, sys
 from zroute import App

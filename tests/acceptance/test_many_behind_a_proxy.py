@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
+
 from tests.support import Child, Way
+
+pytestmark = pytest.mark.slow
 
 MANY = 5000
 

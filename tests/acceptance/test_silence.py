@@ -6,7 +6,11 @@ import json
 import signal
 import time
 
+import pytest
+
 from tests.support import Child, Way
+
+pytestmark = pytest.mark.slow
 
 PUBLISHER = """
 import sys

@@ -71,6 +71,7 @@ def all_topics(topic: Topic):
 MANY = 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 @pytest.mark.parametrize("way", ["address", "name", "ipv6", "ipc"], indirect=True)

@@ -13,6 +13,8 @@ import pytest
 from tests.acceptance.streams import Reader, Stream, proxy, reader, stream
 from tests.support import Way
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def two_publishers(way: Way, hop: str) -> Iterator[tuple[Stream, Stream, Reader]]:

@@ -251,6 +251,7 @@ def test_invented_goodbyes_fill_no_memory() -> None:
             assert child.end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patterns", [(), ("a.>",), ("a.>", "b")])
 @pytest.mark.parametrize("command", ["tail", "top", "record"])
 def test_a_publisher_knows_its_listeners_and_ends_with_them(

@@ -43,6 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
     """A quick run has every group and every row; one without figures says why."""
     groups = [group for part in command.PARTS for group in part.groups(command.QUICK)]

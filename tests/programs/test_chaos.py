@@ -11,6 +11,8 @@ from chaos.scenario import Scenario
 from tests.running import reactor
 from tests.support import sized
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", [4, 7, 19, 132][: sized(4, 1)])
 def test_what_is_lost_in_trouble_is_counted_exactly(seed: int) -> None:

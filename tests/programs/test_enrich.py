@@ -135,6 +135,7 @@ def service() -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: str, way: Way) -> None:
     """Orders at the shell: one is enriched by its second call, and one ends as a dead letter."""

@@ -50,6 +50,7 @@ def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "stock.json").read_text())["bolt"] == 94
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_program(tmp_path: Path, way: Way) -> None:
     """Orders from the shell, over real sockets; killed and started again it goes on."""
     orders, stock = way.meeting(), way.meeting()

@@ -23,6 +23,7 @@ REACTORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REACTORS) if THOROUGH else ["asyncio"])
 def test_everything_works_on_this_reactor(name: str) -> None:
     """Whichever reactor my program runs, messages arrive, nothing stalls and nothing is left behind."""

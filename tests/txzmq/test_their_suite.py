@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import PATIENCE, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
 def test_all_of_txzmqs_own_tests_pass(tmp_path: Path, reactor: str) -> None:
