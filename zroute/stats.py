@@ -37,7 +37,7 @@ class RouteStats:
     dropped_at_shutdown: int = 0
 
 
-@attrs.define
+@attrs.define(init=False)
 class Stats:
     """Counters of one run; they start at zero with each start of the app.
 
@@ -82,6 +82,9 @@ class Stats:
     paused_since: float | None = None
     paused_by: tuple[str, ...] = ()
     routes: dict[str, RouteStats] = attrs.field(factory=dict)
+
+    def __init__(self) -> None:
+        self.__attrs_init__()
 
     @property
     def unknown_tail(self) -> int:

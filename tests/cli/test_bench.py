@@ -21,12 +21,15 @@ from tests.support import Child, free_endpoint
 from zroute import App
 from zroute.cli.bench import _table, _verdict
 from zroute.cli.latencies import Latencies
-from zroute.cli.measuring import _FIRST, Load, Order, Report, _awaited, _Subscriber, padding
+from zroute.cli.measuring import _FIRST, Load, Order, Report, Workload, _awaited, _Subscriber, padding
 
 
 def bench(*arguments: str) -> Child:
     """``zroute bench``, to be looked at while it runs."""
     return Child("-m", "zroute", "bench", *arguments)
+
+
+STEADY = {"rate": 2000.0, "size": 64, "seconds": 3600.0}
 
 
 def end_of(**order: Any) -> Child:
@@ -93,7 +96,7 @@ def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/b"
     with (
         end_of(role="sub", address=endpoint, alone=True) as subscriber,
-        end_of(role="pub", address=endpoint, rate=1000.0, size=128, count=3000) as publisher,
+        end_of(role="pub", address=endpoint, workload={"rate": 1000.0, "size": 128, "count": 3000}) as publisher,
     ):
         wait_for_messages(publisher, 200)
         publisher.process.send_signal(signal.SIGSTOP)
@@ -191,7 +194,7 @@ def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path
 
 def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
     """Its sum is of what was sent since it had joined."""
-    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=2000.0, size=64, seconds=3600.0) as publisher:
+    with end_of(role="pub", address="tcp://127.0.0.1:*", workload=STEADY) as publisher:
         endpoint = told(publisher, "open")
         with end_of(role="sub", address=endpoint, alone=True) as first:
             wait_for_messages(first, 500)
@@ -210,7 +213,9 @@ def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
 
 def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
     """A subscriber that stands still while more comes than queues hold has lost some, exactly so many."""
-    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=1e6, size=1000, count=400_000) as publisher:
+    with end_of(
+        role="pub", address="tcp://127.0.0.1:*", workload={"rate": 1e6, "size": 1000, "count": 400_000}
+    ) as publisher:
         with end_of(role="sub", address=told(publisher, "open"), alone=True) as subscriber:
             wait_for_messages(subscriber, 1)
             subscriber.process.send_signal(signal.SIGSTOP)
@@ -279,7 +284,7 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
 
 def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:
     """The sum then is of what came, and the exit code says that it is not the whole."""
-    with end_of(role="pub", address="tcp://127.0.0.1:*", rate=2000.0, size=64, seconds=3600.0) as publisher:
+    with end_of(role="pub", address="tcp://127.0.0.1:*", workload=STEADY) as publisher:
         with end_of(role="sub", address=told(publisher, "open"), alone=True, wait=1.5) as subscriber:
             wait_for_messages(subscriber, 100)
             publisher.end(signal.SIGKILL)
@@ -307,7 +312,7 @@ def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.C
     end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # confirmed by nobody
     measuring = Deferred.fromCoroutine(end.measure())
     end._on_load(Load(_FIRST, 1, b""))
-    end._on_report(Report(1, 1.0, True, 0.0, 0.0, None, 64, "here", 0.0))
+    end._on_report(Report(1, 1.0, True, 0.0, 0.0, Workload(), "here", 0.0))
     assert measuring.called
     assert json.loads(capsys.readouterr().out)["result"]["holds"]
 
@@ -338,7 +343,8 @@ def test_what_can_not_be_measured_is_a_usage_error(arguments: tuple[str, ...], t
 
 def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
     """A message that is neither received nor counted as lost would be zroute's fault, and must not pass."""
-    publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "rate": None, "size": 128, "host": "a", "behind": 0.0}
+    workload = {"rate": None, "size": 128, "count": None, "seconds": 1.0}
+    publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "workload": workload, "host": "a", "behind": 0.0}
     result: dict[str, Any] = {
         "publisher": publisher,
         "sent": 9,

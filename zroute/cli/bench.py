@@ -87,7 +87,7 @@ def command(
             _say(f"{given.address} is open to the network, without authentication")
     orders = _orders(endpoint, pub, sub, wait)
     if "pub" in orders:
-        orders["pub"] |= {"rate": rate, "size": size, "count": count, "seconds": seconds}
+        orders["pub"]["workload"] = {"rate": rate, "size": size, "count": count, "seconds": seconds}
     with _progress() as show:
         code, result = _Bench(orders, show).run()
     if result is None:
@@ -320,16 +320,17 @@ def _verdict(result: dict[str, Any]) -> int:
 def _document(result: dict[str, Any]) -> dict[str, Any]:
     """The figures as they were measured, and the quotients that people look at."""
     publisher, here = result["publisher"], "received" in result
+    workload = publisher["workload"] if publisher else {"rate": None, "size": 0}
     document: dict[str, Any] = {
-        "rate": publisher and publisher["rate"],
-        "size": publisher and publisher["size"],
+        "rate": workload["rate"],
+        "size": publisher and workload["size"],
         "publisher": publisher
-        and _quotients(publisher["sent"], publisher) | {"host": publisher["host"], "behind": publisher["behind"]},
+        and _quotients(publisher["sent"], workload["size"], publisher)
+        | {name: publisher[name] for name in ("host", "behind")},
         "interrupted": result["interrupted"],
     }
     if here:
-        numbers = result | {"size": publisher["size"] if publisher else 0}
-        document["subscriber"] = _quotients(result["received"], numbers) | {"host": result["host"]}
+        document["subscriber"] = _quotients(result["received"], workload["size"], result) | {"host": result["host"]}
         names = ("sent", "received", "lost", "before_join", "holds", "complete", "latency_us", "early")
         document |= {name: result[name] for name in names}
     else:
@@ -337,15 +338,18 @@ def _document(result: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _quotients(number: int, measured: dict[str, Any]) -> dict[str, Any]:
-    """Of one end; what can't be told of so few messages is None. Between n messages there are n - 1 pauses."""
+def _quotients(number: int, size: int, measured: dict[str, Any]) -> dict[str, Any]:
+    """Of one end, and bodies of ``size`` bytes; what can't be told of so few messages is None.
+
+    Between n messages there are n - 1 pauses.
+    """
     seconds = measured["seconds"]
     rate = (number - 1) / seconds if number > 1 and seconds > 0 else None
     return {
         "messages": number,
         "seconds": round(seconds, 6),
         "messages_per_second": rate and round(rate, 1),
-        "bytes_per_second": rate and round(rate * measured["size"], 1),
+        "bytes_per_second": rate and round(rate * size, 1),
         "cpu_us_per_message": round(measured["cpu"] / number * 1e6, 3) if number else None,
     }
 

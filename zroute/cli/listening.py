@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any, cast
 
-import attrs
 import click
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
@@ -110,7 +110,8 @@ class Listening:
         if self._stopped:
             return
         self._stopped, self._code = True, code
-        self.stats = attrs.evolve(self.stats, received=self.received)  # the app's is behind while it delivers
+        self.stats = copy(self.stats)
+        self.stats.received = self.received  # the app's is behind while it delivers
         transport = self._service.transport if self._service is not None else None
         if transport is None:
             self._end()

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import attrs
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 
@@ -31,7 +32,7 @@ from zroute.receiving.events import Gap
 from zroute.runtime.runner import EXIT_ENDPOINT, EXIT_FAILED, install_reactor
 from zroute.runtime.service import AppService
 
-__all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "main", "padding"]
+__all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "Workload", "main", "padding"]
 
 EXIT_NOBODY = 124  # as timeout(1) has it
 
@@ -56,21 +57,31 @@ _log = logging.getLogger("zroute")
 
 
 @attrs.frozen
-class Order:
-    """What one end is to do. ``rate`` is in messages a second (None: as fast as they are read), ``size`` in bytes.
+class Workload:
+    """What the publisher sends: bodies of ``size`` bytes, ``count`` of them or for ``seconds``, if these are given.
 
-    ``seconds`` and ``wait`` are times. ``alone`` says that no other subscriber was there before.
+    ``rate`` is in messages a second; None: as fast as they are read.
+    """
+
+    rate: float | None = None
+    size: int = 0
+    count: int | None = None
+    seconds: float | None = None
+
+
+@attrs.frozen
+class Order:
+    """What one end is to do. ``wait`` is how long to wait for the other one, in seconds.
+
+    A publisher sends the ``workload``. ``alone`` tells a subscriber that no other was there before.
     """
 
     role: str
     address: str
     bind: bool
     wait: float
-    rate: float | None = None
-    size: int = 0
-    count: int | None = None
-    seconds: float | None = None
     alone: bool = False
+    workload: Workload = Workload()
 
 
 @attrs.frozen
@@ -86,8 +97,8 @@ class Load:
 class Report:
     """What the publisher says of itself: ``part`` of the whole is done, and ``done`` says that this was all.
 
-    ``cpu`` and ``seconds`` are from the first message to the last; ``size`` is that of a body, in bytes. ``behind`` is
-    how late a message was published at most, in seconds.
+    ``cpu`` and ``seconds`` are from the first message to the last. The ``workload`` is what was ordered, with the size
+    that bodies really have. ``behind`` is how late a message was published at most, in seconds.
     """
 
     sent: int
@@ -95,8 +106,7 @@ class Report:
     done: bool
     seconds: float
     cpu: float
-    rate: float | None
-    size: int
+    workload: Workload
     host: str
     behind: float
 
@@ -164,12 +174,13 @@ class _Publisher(_End):
     """Sends the load: as its rate says, or as fast as the slowest subscriber reads it."""
 
     def __init__(self, order: Order, reactor: Any) -> None:
-        overflow: Any = "wait" if order.rate is None else "drop"
+        overflow: Any = "wait" if order.workload.rate is None else "drop"
         endpoint = Endpoint(order.address, order.bind)
         super().__init__(App(pub=str(endpoint), overflow=overflow, name="bench"), order, reactor)
         self._load = self.app.publisher(_TOPIC, Load)
         self._reports = self.app.publisher(_REPORTS, Report)
-        self._fill, self._size = padding(self.app, order.size)
+        self._fill, size = padding(self.app, order.workload.size)
+        self._workload = attrs.evolve(order.workload, size=size)
         self._sent = 0
         self._began = self._began_cpu = self._seconds = self._took = self._cpu = self._behind = 0.0
         self._waiting: Deferred[None] | None = None
@@ -229,7 +240,7 @@ class _Publisher(_End):
 
     async def _burst(self, number: int) -> None:
         """Send the messages that are due."""
-        publish, clock, fill, rate = self._load.publish, time.time_ns, self._fill, self.order.rate
+        publish, clock, fill, rate = self._load.publish, time.time_ns, self._fill, self._workload.rate
         waits = rate is None
         if number and rate is not None:
             self._behind = max(self._behind, self._seconds - self._sent / rate)
@@ -247,32 +258,30 @@ class _Publisher(_End):
 
     def _due(self) -> int:
         """How many to send in this turn of the reactor, so that timers and subscriptions have theirs."""
-        rate, count = self.order.rate, self.order.count
+        rate, count = self._workload.rate, self._workload.count
         due = READ_BUDGET if rate is None else int(min(self._seconds * rate + 1 - self._sent, READ_BUDGET))
         return due if count is None else min(due, count - self._sent)
 
     def _pause(self) -> float:
         """Seconds until the next message is due."""
-        if self.order.rate is None:
-            return 0.0
-        return min(max(self._sent / self.order.rate - self._seconds, 0.0), _PERIOD)
+        rate = self._workload.rate
+        return 0.0 if rate is None else min(max(self._sent / rate - self._seconds, 0.0), _PERIOD)
 
     def _part(self) -> float:
         """How much of it all is done, from 0 to 1."""
-        by_count = self._sent / self.order.count if self.order.count else 0.0
-        by_time = self._seconds / self.order.seconds if self.order.seconds else 0.0
+        count, seconds = self._workload.count, self._workload.seconds
+        by_count = self._sent / count if count else 0.0
+        by_time = self._seconds / seconds if seconds else 0.0
         return min(max(by_count, by_time), 1.0)
 
     def _report(self, *, done: bool) -> Report:
-        order = self.order
         return Report(
             sent=self._sent,
             part=self._part(),
             done=done,
             seconds=self._took,
             cpu=self._cpu,
-            rate=order.rate,
-            size=self._size,
+            workload=self._workload,
             host=platform.node(),
             behind=self._behind,
         )
@@ -432,7 +441,7 @@ def _tell(**told: object) -> None:
 
 def main() -> None:
     """Run the end that the first argument orders, as JSON."""
-    order = Order(**json.loads(sys.argv[1]))
+    order = msgspec.json.decode(sys.argv[1], type=Order)
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
     end: _End = _Publisher(order, reactor) if order.role == "pub" else _Subscriber(order, reactor)

@@ -65,7 +65,8 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
             where=route.where,
         )
     captured = {name for outlet in outlets for name in outlet.pattern.captures} & set(route.patterns[0].captures)
-    lists = Lists(route.batch, bool(call.converters or call.topic or captured), call.body if call.by_name else None)
+    one_topic = bool(call.constants.converters or call.constants.topic or captured)
+    lists = Lists(route.batch, one_topic, call.body if call.by_name else None)
     return attrs.evolve(call, schema=item, by_name=False), lists
 
 

@@ -109,7 +109,7 @@ def _is_builtin(kind: Any) -> bool:
 def _resource(kind: Any, resource: Resource, given: Mapping[Any, Any]) -> CompiledResource:
     call = plan(resource.function, captures=(), given=given, namespace=resource.namespace, where=resource.where)
     name = name_of(resource.function)
-    missing = call.body or call.envelope or next(iter(call.topic), None)
+    missing = call.body or call.envelope or next(iter(call.constants.topic), None)
     if missing:
         wanted = describe(hints_of(resource.function, resource.namespace, resource.where).get(missing, Any))
         raise SignatureError(

@@ -72,43 +72,61 @@ class Needed:
 
 
 @attrs.frozen
+class Constants:
+    """The parameters of a function that get the same for every message of a topic.
+
+    ``converters`` turn captured segments into arguments; ``topic`` names the parameters that get the topic, ``given``
+    those that get the same object each time.
+    """
+
+    converters: Mapping[str, Converter]
+    topic: tuple[str, ...]
+    given: Mapping[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.converters or self.topic or self.given)
+
+    def of(self, captured: Mapping[str, Any], topic: Topic) -> dict[str, Any]:
+        """Return the arguments for messages of ``topic``, by name; ``captured`` are those that `Call.convert` made."""
+        return {**captured, **dict.fromkeys(self.topic, topic), **self.given}
+
+
+@attrs.frozen
 class Call:
     """How one function is called.
 
-    ``schema`` is the declared type of the body, `NO_BODY` without one. ``converters`` turn
-    captured segments into arguments; ``topic`` names the parameters that get the topic, ``given`` those that
-    get the same object each time, ``envelope`` the one that gets the envelope. ``order`` lists those that may be
-    given by position.
+    ``schema`` is the declared type of the body, `NO_BODY` without one. ``body`` and ``envelope`` name the parameters
+    that get these, and ``constants`` are those that get the same for every message of a topic. ``order`` lists the
+    parameters that may be given by position.
     """
 
     function: Callable[..., Any]
     schema: Any
     body: str | None
     envelope: str | None
-    converters: Mapping[str, Converter]
-    topic: tuple[str, ...]
-    given: Mapping[str, Any]
+    constants: Constants
     by_name: bool
     order: tuple[str, ...]
 
     def convert(self, captures: Mapping[str, bytes]) -> dict[str, Any] | None:
         """The captured segments as arguments, or None where one does not convert: then the route does not match."""
         try:
-            return {name: convert(captures[name]) for name, convert in self.converters.items()}
+            return {name: convert(captures[name]) for name, convert in self.constants.converters.items()}
         except ValueError:
             return None
 
     @property
     def needs(self) -> tuple[Any, ...]:
         """The types of the resources that it is given."""
-        return tuple(value.kind for value in self.given.values() if isinstance(value, Needed))
+        return tuple(value.kind for value in self.constants.given.values() if isinstance(value, Needed))
 
     def supply(self, resources: Mapping[Any, Any]) -> Call:
         """With the objects of the open resources in their places, so that a message pays nothing for them."""
         given = {
-            name: resources[value.kind] if isinstance(value, Needed) else value for name, value in self.given.items()
+            name: resources[value.kind] if isinstance(value, Needed) else value
+            for name, value in self.constants.given.items()
         }
-        return attrs.evolve(self, given=given)
+        return attrs.evolve(self, constants=attrs.evolve(self.constants, given=given))
 
     def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
         """The function with all arguments set that are the same for every message of ``topic``.
@@ -116,7 +134,7 @@ class Call:
         What is left is called with the body by position, or ``by_name`` with what `body` and `envelope`
         name. A `functools.partial` adds no Python frame to the call.
         """
-        constants = {**captured, **dict.fromkeys(self.topic, topic), **self.given}
+        constants = self.constants.of(captured, topic)
         if not constants:
             return self.function
         before: list[Any] = []
@@ -147,46 +165,44 @@ def plan(
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
     _refuse_unbound_self(function, parameters, where)
-    converters: dict[str, Converter] = {}
-    topics: list[str] = []
-    constants: dict[str, Any] = {}
-    envelopes: list[str] = []
-    bodies: list[str] = []
-    optional: list[str] = []
-    for name, parameter in parameters.items():
-        hint = hints.get(name, Any)
-        if name in captures:
-            converters[name] = _converter(hint, name, where)
-        elif hint is Topic:
-            topics.append(name)
-        elif hint is Envelope:
-            envelopes.append(name)
-        elif _hashable(hint) and hint in given:
-            constants[name] = given[hint]
-        else:
-            (bodies if parameter.default is inspect.Parameter.empty else optional).append(name)
+    constants, left = _constants({name: hints.get(name, Any) for name in parameters}, captures, given, where)
+    envelopes = [name for name in left if hints.get(name) is Envelope]
+    others = [name for name in left if name not in envelopes]
+    bodies = [name for name in others if parameters[name].default is inspect.Parameter.empty]
     _refuse_two(bodies, "body", captures, where)
     _refuse_two(envelopes, "envelope", captures, where)
     envelope = envelopes[0] if envelopes else None
     body = bodies[0] if bodies else None
     if handler and not body and not envelope:  # an Envelope has the body in it
-        body = _rest_of(function) or _only(optional, function, where)
+        body = _rest_of(function) or _only(others, function, where)
     by_name = envelope is not None or (body in parameters and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
     _refuse_positional_only(parameters, None if by_name else body, where)
-    call = Call(
-        function,
-        _declared(hints.get(body, Any)) if body else NO_BODY,
-        body,
-        envelope,
-        converters,
-        tuple(topics),
-        constants,
-        by_name,
-        tuple(name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY),
-    )
+    schema = _declared(hints.get(body, Any)) if body else NO_BODY
+    order = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+    call = Call(function, schema, body, envelope, constants, by_name, tuple(order))
     again = partial(plan, captures=captures, given=given, namespace=namespace, where=where, handler=handler)
     _refuse_hidden(call, again, namespace, where)
     return call
+
+
+def _constants(
+    hints: Mapping[str, Any], captures: tuple[str, ...], given: Mapping[Any, Any], where: str
+) -> tuple[Constants, list[str]]:
+    """The parameters that get the same for every message of a topic, and the names of all others."""
+    converters: dict[str, Converter] = {}
+    topics: list[str] = []
+    objects: dict[str, Any] = {}
+    left: list[str] = []
+    for name, hint in hints.items():
+        if name in captures:
+            converters[name] = _converter(hint, name, where)
+        elif hint is Topic:
+            topics.append(name)
+        elif hint is not Envelope and _hashable(hint) and hint in given:
+            objects[name] = given[hint]
+        else:
+            left.append(name)
+    return Constants(converters, tuple(topics), objects), left
 
 
 def needs_of(
@@ -333,7 +349,7 @@ def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str
 
 def _same_call(inner: Call, outer: Call) -> bool:
     """True if a function planned as ``inner`` is given the same when it is called as ``outer``."""
-    if inner.converters or inner.topic or inner.given or inner.by_name or (inner.body is None) != (outer.body is None):
+    if inner.constants or inner.by_name or (inner.body is None) != (outer.body is None):
         return False
     return inner.schema == outer.schema or _comes_as_it_is(inner.schema)
 

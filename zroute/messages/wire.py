@@ -121,27 +121,39 @@ class Numbered(Protocol):
 class Header:
     """A tracked header, validated. ``size`` is its length in bytes: the body starts there.
 
-    ``span`` is the length of the subscription that ``sequence`` counts, in bytes of the topic; ``further``
-    holds the same two of each further subscription, the shorter first. ``sent_at`` is in nanoseconds since the
-    Unix epoch, by the publisher's clock. It ``keeps`` the message for those who join.
+    ``counters`` holds one pair for each subscription that counts the frame, the shorter subscription first: its length
+    in bytes of the topic, and the number of the frame. There is at least one; its number is 0 if nothing is counted.
+    ``sent_at`` is in nanoseconds since the Unix epoch, by the publisher's clock. The publisher ``keeps`` the message
+    for those who join.
     """
 
     kind: Kind
     codec: int
-    span: int
     epoch: int
-    sequence: int
+    counters: tuple[tuple[int, int], ...]
     sent_at: int
     headers: Mapping[str, Any]
     size: int
-    further: tuple[tuple[int, int], ...] = ()
     keeps: bool = False
+
+    @property
+    def span(self) -> int:
+        """The length of the first counter's subscription."""
+        return self.counters[0][0]
+
+    @property
+    def sequence(self) -> int:
+        """The number of the frame by the first counter."""
+        return self.counters[0][1]
+
+    @property
+    def further(self) -> tuple[tuple[int, int], ...]:
+        """The counters behind the first."""
+        return self.counters[1:]
 
     def number(self, length: int) -> int:
         """The number of this frame in the subscription of ``length`` bytes; 0 if it carries none."""
-        if length == self.span:
-            return self.sequence
-        return next((number for span, number in self.further if span == length), 0)
+        return next((number for span, number in self.counters if span == length), 0)
 
 
 @attrs.frozen(slots=True)
@@ -377,7 +389,7 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
         received_at,
         codec=header.codec,
         sent_at=header.sent_at / 1e9,
-        sequence=0 if kept else header.sequence,
+        sequence=0 if kept else header.counters[0][1],
         publisher=f"{header.epoch:016x}",
         tracked=True,
         headers=header.headers,
@@ -406,24 +418,23 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
     if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # of a Flag, ~ gives only the members that have names
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
-    further, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
+    counters, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
     headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
-    return Header(Kind(kind), codec, span, epoch, sequence, sent_at, headers, size, further, bool(flags & Flags.KEEPS))
+    return Header(Kind(kind), codec, epoch, counters, sent_at, headers, size, bool(flags & Flags.KEEPS))
 
 
 def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple[tuple[tuple[int, int], ...], int]:
-    end = HEADER_SIZE + count * COUNTER.size
+    first, end = (span, sequence), HEADER_SIZE + count * COUNTER.size
     if not count:
-        return (), end
+        return (first,), end
     if len(body) < end:
         raise EnvelopeError(f"a tracked header that ends inside its {count} further counters")
-    further = tuple(COUNTER.iter_unpack(body[HEADER_SIZE:end]))
-    spans = [span, *(length for length, _ in further)]
-    if any(longer <= shorter for shorter, longer in pairwise(spans)):
+    counters = (first, *COUNTER.iter_unpack(body[HEADER_SIZE:end]))
+    if any(longer <= shorter for (shorter, _), (longer, _) in pairwise(counters)):
         raise EnvelopeError("further counters whose lengths do not ascend")
-    if not (sequence and all(number for _, number in further)):
+    if not all(number for _, number in counters):
         raise EnvelopeError("further counters with the number 0")
-    return further, end
+    return counters, end
 
 
 def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:

@@ -86,7 +86,7 @@ def compile_routes(
         for hook, arguments in (*errors, *_called_with(hooks))
     }
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
-    needs = [*(call.given for call in calls), *hooked.values()]
+    needs = [*(call.constants.given for call in calls), *hooked.values()]
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
     return Parts(
         routes=tuple(_named(routes)),
@@ -333,7 +333,7 @@ def _trigger(
             where=first.where,
         )
     call = plan(first.function, captures=(), given=given, namespace=first.namespace, where=first.where)
-    wanted = call.body or call.envelope or next(iter(call.topic), None)
+    wanted = call.body or call.envelope or next(iter(call.constants.topic), None)
     if wanted:
         raise SignatureError(
             f"{name} is called without a message, so there is nothing for its parameter {wanted!r}: "

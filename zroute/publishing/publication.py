@@ -242,12 +242,12 @@ class CompiledPublication:
     write: Write | None
     codec: int
     schema: Any
-    _emit: Emit | None = None
-    _wait: WaitForSubscribers | None = None
-    _fast_path: FastPath | None = None
-    _topics: dict[tuple[object, ...], bytes] = attrs.field(factory=dict)
-    _senders: dict[object, FastPath] = attrs.field(factory=dict)
-    _budget: Budget = attrs.field(factory=lambda: Budget(TOPIC_CACHE))
+    _emit: Emit | None = attrs.field(init=False, default=None)
+    _wait: WaitForSubscribers | None = attrs.field(init=False, default=None)
+    _fast_path: FastPath | None = attrs.field(init=False, default=None)
+    _topics: dict[tuple[object, ...], bytes] = attrs.field(init=False, factory=dict)
+    _senders: dict[object, FastPath] = attrs.field(init=False, factory=dict)
+    _budget: Budget = attrs.field(init=False, factory=lambda: Budget(TOPIC_CACHE))
     _constant: bytes | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -55,16 +55,19 @@ class _Joining:
 
     marker: Marker
     since: int
-    prefixes: tuple[bytes, ...]
-    asked: int
-    before: _Joining | None = None
-    start: bytes | None = None
-    after: bytes | None = None
-    wrapped: bool = False
-    next: int = 1
-    walks: int = 1
-    answered: dict[bytes, float] = attrs.field(factory=dict)
+    prefixes: tuple[bytes, ...] = attrs.field(init=False)
+    asked: int = attrs.field(init=False)
+    before: _Joining | None = attrs.field(init=False, default=None)
+    start: bytes | None = attrs.field(init=False, default=None)
+    after: bytes | None = attrs.field(init=False, default=None)
+    wrapped: bool = attrs.field(init=False, default=False)
+    next: int = attrs.field(init=False, default=1)
+    walks: int = attrs.field(init=False, default=1)
+    answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
     """When it asked: by the markers of the last `_SOON` seconds."""
+
+    def __attrs_post_init__(self) -> None:
+        self.prefixes, self.asked = apart(self.marker.prefixes), self.since
 
     def was_given(self, topic: bytes, at: int) -> bool:
         """Return True if the message of ``topic`` that was kept as number ``at`` was sent already, as far as is known.
@@ -130,7 +133,7 @@ class LastValueCache:
         self._give()
 
     def _begin(self, marker: Marker, since: int, before: _Joining | None) -> None:
-        joining = _Joining(marker, since, apart(marker.prefixes), since)
+        joining = _Joining(marker, since)
         if before is not None:
             if before.walks == _WALKS_MAX:
                 before.before, before.walks = None, 1

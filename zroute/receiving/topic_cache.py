@@ -66,11 +66,11 @@ class TopicEntry:
     subscription: bytes
     deliveries: tuple[BoundRoute, ...]
     nobody: Deliver | None
-    plain: Deliver | None = None
-    others: dict[tuple[int, bool], Deliver] = attrs.field(factory=dict)
-    hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(factory=dict)
-    size: int = 0
-    heads: int = 0
+    plain: Deliver | None = attrs.field(init=False, default=None)
+    others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, factory=dict)
+    hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(init=False, factory=dict)
+    size: int = attrs.field(init=False, default=0)
+    heads: int = attrs.field(init=False, default=0)
 
 
 class TopicCache:
