@@ -18,9 +18,9 @@ from twisted.internet.task import Clock
 from zroute import App
 from zroute.awaiting import as_deferred
 from zroute.messages.wire import framer
-from zroute.planning.compiler import fresh
 from zroute.publishing.publication import DONE
 from zroute.receiving.dispatch import CompiledRoute
+from zroute.receiving.in_flight import Executor
 from zroute.receiving.results import Results
 from zroute.receiving.session import SubscriberSession
 from zroute.receiving.table import RouteTable
@@ -67,7 +67,8 @@ class Wired:
     """``app``, compiled and wired to lists; `sent` holds ``(topic, codec number, body, headers)``."""
 
     def __init__(self, app: App, resources: Mapping[Any, Any] | None = None) -> None:
-        compiled = app.compile().parts
+        plan = app.compile()
+        compiled = plan.parts
         self.codecs = compiled.codecs
         self.clock = Clock()
         self.stats = Stats()
@@ -75,33 +76,32 @@ class Wired:
         self.outcomes = Results(
             stats=self.stats,
             log=LOG,
-            clock=self.clock,
             wall=lambda: 100.0,
-            start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
-            in_thread=self._refuse_threads,
+            executor=Executor(
+                self.clock,
+                start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
+                in_thread=self._refuse_threads,
+                supply=lambda function: function,
+            ),
             default=app.codec,
-            hooks=tuple(app._errors),
-            unrouted=tuple(app._fallbacks),
-            hook=lambda function: function,
+            hooks=plan.hooks,
             reading=self,
             observe=lambda error, hooked: self.errors.append((error, hooked)),
         )
         self.paused = False
         self.errors: list[tuple[BaseException, bool]] = []
         supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
-        routes = [fresh(route) for route in supplied]
+        routes = [route.fresh() for route in supplied]
         self.stats.routes.update((route.name, route.stats) for route in routes)
         self.accounts = SubscriberSession(self.clock, self.stats, LOG, "test", lambda found: None)
         self.table = RouteTable(
             routes,
-            default=app.codec,
             codecs=compiled.codecs,
             dispatch=app.dispatch,
             max_message=app.max_message,
             stats=self.stats,
             outcomes=self.outcomes,
             accounts=self.accounts,
-            clock=lambda: 100.0,
         )
         for outlet in compiled.outlets:
             outlet.open(self._emit, lambda pattern, number, timeout: DONE)

@@ -434,7 +434,7 @@ def test_codecs_of_ones_own_are_known_by_their_numbers() -> None:
     app, one, two = App(), Numbered("one", 130), Numbered("two", 131)
     app.add_route(lambda message: None, "a", codec=one)
     app.publisher("b", codec=two)
-    codecs = app.compile().parts.codecs
+    codecs = app.compile().parts.codecs.by_number
     assert codecs[130] is one
     assert codecs[131] is two
 

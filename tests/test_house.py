@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from graphlib import TopologicalSorter
 from importlib import import_module
+from inspect import isclass, signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +56,17 @@ Whoever adds a layer has to change a number here."""
 FUNCTIONS_OUT, FILES_OUT = 6, 4
 FUNCTIONS_KEPT, FILES_KEPT = 9, 5
 """The same of a message that is published, down to the socket; and of one that is kept (``keep="last"``)."""
+
+PARAMETERS = 8
+"""What a constructor may take. A class that needs more is two classes, or has state among its parameters."""
+
+MORE_PARAMETERS = {
+    "zroute.app.App": "public: each is an option, given by keyword",
+    "zroute.messages.wire.Envelope": "public: users make one to call a hook of theirs in a test",
+    "zroute.receiving.accounts.Publisher": "what is known of one publisher is still in one record",
+    "zroute.receiving.hearing.Signs": "the signs of life of one publisher are still in one record",
+}
+"""The classes that take more, each with its reason."""
 
 PACKAGE = ROOT / "zroute"
 
@@ -213,6 +225,21 @@ def test_what_others_import_of_a_module_is_in_its_all() -> None:
             if home in known:
                 names = {alias.name for alias in node.names if f"{home}.{alias.name}" not in known}
                 assert names <= offered[home], f"{name} imports from {home} what that does not offer"
+
+
+# -- how large a class may be ----------------------------------------------------------------------------
+
+
+def test_no_constructor_takes_more_than_eight_parameters() -> None:
+    """I can read what makes an object; what changes later is no parameter. An exception that is over is taken out."""
+    many = set()
+    for module in map(import_module, (f"zroute.{name}" for name in modules())):
+        for name, made in vars(module).items():
+            if isclass(made) and made.__module__ == module.__name__ and "__init__" in vars(made):
+                _, *taken = signature(vars(made)["__init__"]).parameters
+                if len(taken) > PARAMETERS:
+                    many.add(f"{module.__name__}.{name}")
+    assert many == MORE_PARAMETERS.keys()
 
 
 # -- the way of a message --------------------------------------------------------------------------------

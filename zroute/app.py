@@ -13,7 +13,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, get_args, overl
 from zroute.awaiting import as_awaitable
 from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits
 from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, takes
-from zroute.declarations.routes import Hook, Routes, coalescing, make_route, parse_patterns
+from zroute.declarations.records import Hook, Hooks
+from zroute.declarations.routes import Routes, coalescing, make_route, parse_patterns
 from zroute.endpoints import Endpoint, parse_endpoints
 from zroute.errors import NotRunningError, SetupError, SignatureError
 from zroute.functions import local_names, name_of, users_line
@@ -22,7 +23,7 @@ from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.options import MAX_MESSAGE, STREAM_QUEUE
 from zroute.planning.compiler import compile_routes
-from zroute.planning.plan import Addresses, Hooks, Live, Plan, RunningApp
+from zroute.planning.plan import Addresses, Live, Plan, RunningApp
 from zroute.publishing.choices import Choices
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
 from zroute.receiving.events import Gap

@@ -48,11 +48,11 @@ def test_the_decorator_is_sugar_over_one_method() -> None:
     route = routes.add_route(function, "a", startswith("b"), codec="json", copy=True)
     first, second = routes._routes
     assert second is route
-    assert (first.function, first.patterns, first.codec, first.copy) == (
+    assert (first.function, first.patterns, first.options.codec, first.options.copy) == (
         second.function,
         second.patterns,
-        second.codec,
-        second.copy,
+        second.options.codec,
+        second.options.copy,
     )
 
 

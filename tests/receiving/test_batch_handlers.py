@@ -473,7 +473,7 @@ def test_a_list_that_the_queue_would_never_let_grow_is_refused() -> None:
 @pytest.mark.parametrize(("batch", "queue"), [(None, 1000), (100, 1000), (2000, 8000)])
 def test_long_lists_have_room_to_wait_without_a_word_of_mine(batch: int | None, queue: int) -> None:
     """Four lists may wait, or a thousand messages where that is more."""
-    assert App().add_route(print, "a", batch=batch).queue == queue
+    assert App().add_route(print, "a", batch=batch).options.queue == queue
 
 
 def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:

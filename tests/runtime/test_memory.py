@@ -26,7 +26,7 @@ from zroute.options import MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE, TOPICS_NOTED
 from zroute.publishing import counters as counting
 from zroute.publishing.counters import COVERS, Counters
 from zroute.publishing.publication import CompiledPublication
-from zroute.receiving.table import _Latest
+from zroute.receiving.latest import Latest
 from zroute.receiving.tracker import STREAMS_MAX, Tracker
 from zroute.runtime.service import AppService
 
@@ -275,7 +275,7 @@ def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pyt
 def test_times_of_kept_messages_take_20_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     """As documented: however many topics and publishers a peer makes up, and however long they are."""
     monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", TOPICS_NOTED // 8)
-    latest = _Latest()
+    latest = Latest()
     fixed = bytes(32)
     with grown() as found:
         for number in range(3 * TOPICS_NOTED // 8):

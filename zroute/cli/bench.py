@@ -320,7 +320,7 @@ def _verdict(result: dict[str, Any]) -> int:
 def _document(result: dict[str, Any]) -> dict[str, Any]:
     """The figures as they were measured, and the quotients that people look at."""
     publisher, here = result["publisher"], "received" in result
-    workload = publisher["workload"] if publisher else {"rate": None, "size": 0}
+    workload: dict[str, Any] = publisher["workload"] if publisher else {"rate": None, "size": 0}
     document: dict[str, Any] = {
         "rate": workload["rate"],
         "size": publisher and workload["size"],

@@ -52,7 +52,8 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
 def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
     rows = []
     for route in compiled.routes:
-        codec, batch = route.route.codec.name if route.route.codec else default, route.route.batch
+        options = route.route.options
+        codec, batch = options.codec.name if options.codec else default, options.batch
         for pattern in route.patterns:
             row = _row(pattern.text, pattern.kind, route.name, route.route.where, route.call.schema, codec)
             if batch is not None:

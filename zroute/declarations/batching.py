@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from zroute.declarations.routes import Route
+from zroute.declarations.records import Route
 from zroute.declarations.signatures import NO_BODY, Call
 from zroute.errors import SignatureError
 from zroute.functions import name_of
@@ -43,9 +43,10 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
     A list is of one topic where the function, or a publisher of what it returns, takes something of the topic.
     Raises SignatureError for a function that can't be given lists.
     """
-    if route.batch is None:
+    batch = route.options.batch
+    if batch is None:
         return call, None
-    name, given = name_of(route.function), f"batch={route.batch} hands lists of messages over"
+    name, given = name_of(route.function), f"batch={batch} hands lists of messages over"
     if call.envelope is not None:
         raise SignatureError(
             f"{given}, and parameter {call.envelope!r} of {name} would get the envelope of one: take a Topic or a "
@@ -66,7 +67,7 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
         )
     captured = {name for outlet in outlets for name in outlet.pattern.captures} & set(route.patterns[0].captures)
     one_topic = bool(call.constants.converters or call.constants.topic or captured)
-    lists = Lists(route.batch, one_topic, call.body if call.by_name else None)
+    lists = Lists(batch, one_topic, call.body if call.by_name else None)
     return attrs.evolve(call, schema=item, by_name=False), lists
 
 

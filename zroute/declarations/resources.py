@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from zroute.declarations.routes import Resource
+from zroute.declarations.records import Resource
 from zroute.declarations.signatures import Call, Needed, hints_of, plan
 from zroute.errors import SignatureError
 from zroute.functions import name_of

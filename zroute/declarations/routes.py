@@ -1,4 +1,4 @@
-"""What decorators record: `Route`, timers, producers, hooks, and `Routes`, the group that holds them.
+"""`Routes`: the group that decorators record in.
 
 A decorator is sugar over one plain method, reads the user's line, parses the pattern there, records, and
 returns the function unchanged. Nothing is compiled here.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, Unpack, overload
-
-import attrs
 
 from zroute.declarations.options import (
     PUBLISHER_DEFAULTS,
@@ -21,82 +19,18 @@ from zroute.declarations.options import (
     complete,
     takes,
 )
+from zroute.declarations.records import ErrorHook, HandlerOptions, Producer, Resource, Route
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.functions import is_coroutine_function, is_generator_function, local_names, name_of, users_line
-from zroute.messages.codecs import Codec, find_codec
+from zroute.messages.codecs import find_codec
 from zroute.messages.topics import Pattern, parse, startswith
 from zroute.options import BATCH_MAX, COALESCED_MAX, ROUTE_QUEUE
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 
-__all__ = [
-    "ErrorHook",
-    "Hook",
-    "Producer",
-    "Resource",
-    "Route",
-    "Routes",
-    "coalescing",
-    "joined",
-    "make_route",
-    "parse_patterns",
-]
+__all__ = ["Routes", "coalescing", "joined", "make_route", "parse_patterns"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class Route:
-    """A handler and the patterns it takes, as registered at ``where`` (``file:line``)."""
-
-    function: Callable[..., Any]
-    patterns: tuple[Pattern, ...]
-    codec: Codec | None
-    copy: bool
-    thread: bool
-    max_in_flight: int
-    ordered: bool
-    queue: int
-    stale_after: float | None
-    batch: int | None
-    where: str
-    namespace: Mapping[str, Any] | None
-
-
-@attrs.frozen(eq=False)
-class Resource:
-    """A generator function that opens what others are given, yields it once, and closes it."""
-
-    function: Callable[..., Any]
-    where: str
-    namespace: Mapping[str, Any] | None
-
-
-@attrs.frozen(eq=False)
-class Producer:
-    """A function under a publisher (``publication``) or under ``every`` alone (None)."""
-
-    function: Callable[..., Any]
-    publication: Publication[Any] | None
-    schedule: Schedule | None
-    where: str
-    namespace: Mapping[str, Any] | None
-
-
-@attrs.frozen(eq=False)
-class Hook:
-    """A function that is called at a start or a stop, or with messages that no route took."""
-
-    function: Callable[..., Any]
-    where: str
-    namespace: Mapping[str, Any] | None
-
-
-@attrs.frozen(eq=False)
-class ErrorHook(Hook):
-    """A function that is given errors of ``kinds`` with the envelope they were met in."""
-
-    kinds: tuple[type[BaseException], ...]
 
 
 class Routes:
@@ -399,9 +333,8 @@ def make_route(function: Callable[..., Any], patterns: tuple[Pattern, ...], opti
             where=where,
         )
     found = find_codec(codec) if codec is not None else None
-    names = local_names(function)
     checked: dict[str, Any] = {**options, "codec": found, "queue": queue}
-    return Route(function=function, patterns=patterns, where=where, namespace=names, **checked)
+    return Route(function, patterns, HandlerOptions(**checked), where, local_names(function))
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:

@@ -6,18 +6,16 @@ Everything here happens at compile time; what is left for a message is the call 
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from enum import Enum
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import attrs
 
+from zroute.declarations.captures import Converter, converter_of, hashable
 from zroute.declarations.wrappers import forwarded
 from zroute.errors import SignatureError
 from zroute.functions import annotated, name_of
@@ -28,15 +26,12 @@ from zroute.messages.wire import Envelope
 __all__ = [
     "NO_BODY",
     "Call",
-    "Converter",
     "Needed",
     "has_copied_return",
     "hints_of",
     "needs_of",
     "plan",
 ]
-
-Converter = Callable[[bytes], Any]
 
 NO_BODY: Any = inspect.Parameter.empty
 """The schema of a function that takes no body: it is not decoded."""
@@ -60,8 +55,6 @@ _UNTYPED = (
     types.UnionType,
 )
 """What bodies are made of where no type is declared."""
-_INTEGER = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds none
 
 
 @attrs.frozen
@@ -195,10 +188,10 @@ def _constants(
     left: list[str] = []
     for name, hint in hints.items():
         if name in captures:
-            converters[name] = _converter(hint, name, where)
+            converters[name] = converter_of(hint, name, where)
         elif hint is Topic:
             topics.append(name)
-        elif hint is not Envelope and _hashable(hint) and hint in given:
+        elif hint is not Envelope and hashable(hint) and hint in given:
             objects[name] = given[hint]
         else:
             left.append(name)
@@ -219,7 +212,7 @@ def needs_of(
     """
     hints = hints_of(function, namespace, where)
     parameters = _parameters(function, where)
-    needs = {name: given[hints[name]] for name in parameters if _hashable(hints.get(name)) and hints.get(name) in given}
+    needs = {name: given[hints[name]] for name in parameters if hashable(hints.get(name)) and hints.get(name) in given}
     try:
         inspect.signature(function).bind(*arguments, **needs)
     except TypeError as error:
@@ -398,61 +391,3 @@ def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_posi
                 parameter=name,
                 where=where,
             )
-
-
-def _hashable(hint: Any) -> bool:
-    try:
-        hash(hint)
-    except TypeError:
-        return False
-    return True
-
-
-# -- captures ------------------------------------------------------------------------------------------
-
-
-def _text(segment: bytes) -> str:
-    return segment.decode()
-
-
-def _integer(segment: bytes) -> int:
-    text = segment.decode()
-    if not _INTEGER.fullmatch(text):
-        raise ValueError(text)
-    return int(text)
-
-
-def _number(segment: bytes) -> float:
-    text = segment.decode()
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(text)
-    return float(text)
-
-
-def _uuid(segment: bytes) -> UUID:
-    return UUID(segment.decode())
-
-
-_CONVERTERS: Mapping[Any, Converter] = {Any: _text, str: _text, int: _integer, float: _number, UUID: _uuid}
-
-
-def _converter(hint: Any, name: str, where: str) -> Converter:
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        by_text = {str(member.value).encode(): member for member in hint}
-        return lambda segment: _member(by_text, segment)
-    converter = _CONVERTERS.get(hint) if _hashable(hint) else None
-    if converter is None:
-        raise SignatureError(
-            f"capture {name!r} can't be converted to {getattr(hint, '__name__', hint)}: "
-            "annotate it as str, int, float, UUID or an enum",
-            parameter=name,
-            where=where,
-        )
-    return converter
-
-
-def _member(by_text: Mapping[bytes, Enum], segment: bytes) -> Enum:
-    try:
-        return by_text[segment]
-    except KeyError:
-        raise ValueError(segment) from None

@@ -36,6 +36,7 @@ __all__ = [
     "RAW",
     "TEXT",
     "Codec",
+    "Codecs",
     "Decode",
     "Encode",
     "detect",
@@ -389,6 +390,15 @@ class _Plain:
 
 TEXT: Codec = _Plain("text", 3, str, lambda message: message.encode(), bytes.decode)
 RAW: Codec = _Plain("raw", 4, bytes, bytes, bytes)
+
+
+@attrs.frozen(eq=False)
+class Codecs:
+    """The codecs an app knows: those that a publisher may name, and the ``default`` for bodies that name none."""
+
+    default: Codec
+    by_number: Mapping[int, Codec]
+
 
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})
 

@@ -13,39 +13,36 @@ from typing import Any, TypeVar
 import attrs
 
 from zroute.declarations.batching import plan_lists
+from zroute.declarations.records import ErrorHook, Hook, Hooks, Producer, Route
 from zroute.declarations.resources import compile_resources
 from zroute.declarations.results import lacks, message_type, misfit
-from zroute.declarations.routes import ErrorHook, Hook, Producer, Route, Routes, joined
+from zroute.declarations.routes import Routes, joined
 from zroute.declarations.signatures import NO_BODY, Call, Needed, has_copied_return, hints_of, needs_of, plan
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
-from zroute.functions import identity, is_coroutine_function, is_generator_function, name_of
+from zroute.functions import identity, is_generator_function, name_of
 from zroute.messages.bodies import body_decoder
-from zroute.messages.codecs import BUILTIN, Codec
+from zroute.messages.codecs import BUILTIN, Codec, Codecs
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern
-from zroute.planning.plan import CompiledTrigger, Hooks, Parts
+from zroute.planning.plan import CompiledTrigger, Parts
 from zroute.publishing.publication import CompiledPublication, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.flow import BatchFlow, Flow
 from zroute.receiving.table import Dispatch
-from zroute.stats import RouteStats
 
 __all__ = [
     "compile_route",
     "compile_routes",
-    "fresh",
     "known_codecs",
     "refuse_duplicates",
 ]
 
 
+Group = tuple[str, Routes, tuple[Routes, ...]]
+"""A group with its whole prefix, and the groups that hold it, the innermost first."""
+
+
 def compile_routes(
-    root: Routes,
-    *,
-    given: Mapping[Any, Any],
-    default: Codec,
-    dispatch: Dispatch,
-    hooks: Hooks,
+    root: Routes, *, given: Mapping[Any, Any], default: Codec, dispatch: Dispatch, hooks: Hooks
 ) -> Parts:
     """Resolve, check and bind everything in ``root`` and the groups it includes.
 
@@ -64,26 +61,19 @@ def compile_routes(
         for publication in group._publications
     ]
     outlets = [outlet for _, outlet in placed]
-    routes = [
-        compile_route(
-            route,
-            prefix,
-            tuple(tuple(each._errors) for each in chain),
-            _fed_by(route, prefix, group, producers, placed),
-            given,
-            default,
-        )
-        for prefix, group, chain in groups
-        for route in group._routes
-    ]
+    routes = []
+    for prefix, group, chain in groups:
+        errors = tuple(tuple(each._errors) for each in chain)
+        for route in group._routes:
+            fed = _fed_by(route, prefix, group, producers, placed)
+            routes.append(compile_route(route, prefix, errors, fed, given, default))
     refuse_duplicates(routes, dispatch)
     triggers = _triggers(producers, subscribed, outlets, given)
     _refuse_idle_publishers(groups, producers)
     _refuse_what_cannot_be_published(producers, routes, triggers, default)
-    errors = [(hook, ("error", "envelope")) for _, group, _ in _once(groups) for hook in group._errors]
     hooked = {
         identity(hook.function): needs_of(hook.function, given, arguments, namespace=hook.namespace, where=hook.where)
-        for hook, arguments in (*errors, *_called_with(hooks))
+        for hook, arguments in _called_with(groups, hooks)
     }
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.constants.given for call in calls), *hooked.values()]
@@ -99,17 +89,17 @@ def compile_routes(
     )
 
 
-def _called_with(hooks: Hooks) -> Iterator[tuple[Hook, tuple[str, ...]]]:
-    """The app's own hooks, each with the names of the arguments that it is called with."""
+def _called_with(groups: Sequence[Group], hooks: Hooks) -> Iterator[tuple[Hook, tuple[str, ...]]]:
+    """The hooks of all groups and of the app, each with the names of the arguments that it is called with."""
+    for _, group, _ in _once(groups):
+        for error_hook in group._errors:
+            yield error_hook, ("error", "envelope")
     for hook in (*hooks.startup, *hooks.shutdown):
         yield hook, ()
     for hook in hooks.unrouted:
         yield hook, ("envelope",)
     for hook in hooks.gaps:
         yield hook, ("gap",)
-
-
-Group = tuple[str, Routes, tuple[Routes, ...]]
 
 
 def _once(groups: Sequence[Group]) -> list[Group]:
@@ -152,25 +142,12 @@ def compile_route(
         )
     hooks = tuple(filter(None, errors))
     name = name_of(route.function)
-    return fresh(CompiledRoute(name, route, patterns, call, lists, outlets, hooks, RouteStats(), Flow(1)))
-
-
-def fresh(route: CompiledRoute) -> CompiledRoute:
-    """``route`` with counters at zero and nothing in flight, for a new run."""
-    recorded = route.route
-    bounds: dict[str, Any] = {"ordered": recorded.ordered, "queue": recorded.queue}
-    slow = recorded.thread or is_coroutine_function(recorded.function) or is_generator_function(recorded.function)
-    flow: Flow[Any] = (
-        Flow(recorded.max_in_flight, **bounds, active=slow)
-        if route.lists is None
-        else BatchFlow(recorded.max_in_flight, **bounds)
-    )
-    return attrs.evolve(route, stats=RouteStats(), flow=flow)
+    return CompiledRoute(name, route, patterns, call, lists, outlets, hooks)
 
 
 def _check_schema(call: Call, route: Route, default: Codec) -> None:
     try:
-        body_decoder(call.schema, stated=None, route=route.codec, default=default)
+        body_decoder(call.schema, stated=None, route=route.options.codec, default=default)
     except SchemaError as error:
         raise SchemaError(
             f"parameter {call.body!r} of {name_of(route.function)}: {error}", schema=call.schema, where=route.where
@@ -420,20 +397,20 @@ def _refuse_unfilled(
 # -- codecs ----------------------------------------------------------------------------------------------
 
 
-def _codecs(root: Routes, default: Codec) -> dict[int, Codec]:
-    """All codecs the app names, by their number on the wire."""
+def _codecs(root: Routes, default: Codec) -> Codecs:
+    """All codecs the app names."""
     named: list[tuple[Codec, str | None]] = [(default, None)]
     for _, group, _ in root._walk():
-        named += [(route.codec, route.where) for route in group._routes if route.codec]
+        named += [(route.options.codec, route.where) for route in group._routes if route.options.codec]
         named += [(publication.codec, publication.where) for publication in group._publications if publication.codec]
-    return known_codecs({codec.number: codec for codec in BUILTIN.values()}, named)
+    return known_codecs(Codecs(default, {codec.number: codec for codec in BUILTIN.values()}), named)
 
 
-def known_codecs(known: Mapping[int, Codec], named: Sequence[tuple[Codec, str | None]]) -> dict[int, Codec]:
+def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Codecs:
     """``known`` with those ``named`` at a line added. Raises SchemaError where two have one number."""
-    known = dict(known)
+    by_number = dict(known.by_number)
     for codec, where in named:
-        other = known.setdefault(codec.number, codec)
+        other = by_number.setdefault(codec.number, codec)
         if (type(other), other.name) != (type(codec), codec.name):  # two objects of one class are one codec
             raise SchemaError(
                 f"codecs {other.name!r} and {codec.name!r} have the same number {codec.number} on the wire: "
@@ -441,4 +418,4 @@ def known_codecs(known: Mapping[int, Codec], named: Sequence[tuple[Codec, str | 
                 schema=codec,
                 where=where,
             )
-    return known
+    return Codecs(known.default, by_number)

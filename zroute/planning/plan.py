@@ -13,19 +13,19 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from zroute.declarations.limits import Limits
+from zroute.declarations.records import Hooks, Route
 from zroute.declarations.resources import CompiledResource
-from zroute.declarations.routes import ErrorHook, Hook, Route
 from zroute.declarations.signatures import Call
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, UsageError
-from zroute.messages.codecs import Codec
+from zroute.messages.codecs import Codecs
 from zroute.publishing.choices import Choices
 from zroute.publishing.publication import CompiledPublication, Emit, Schedule
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
 from zroute.stats import Stats
 
-__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Hooks", "Live", "Parts", "Plan", "Request", "RunningApp"]
+__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Live", "Parts", "Plan", "Request", "RunningApp"]
 
 
 @attrs.frozen(eq=False)
@@ -53,18 +53,7 @@ class Parts:
     resources: tuple[CompiledResource, ...]
     hooked: Mapping[object, Mapping[str, Any]]
     given: Mapping[Any, Any]
-    codecs: Mapping[int, Codec]
-
-
-@attrs.frozen
-class Hooks:
-    """Functions of the app's that a run calls."""
-
-    startup: tuple[Hook, ...]
-    shutdown: tuple[Hook, ...]
-    unrouted: tuple[Hook, ...]
-    gaps: tuple[Hook, ...]
-    errors: tuple[ErrorHook, ...]
+    codecs: Codecs
 
 
 class Finishing(Protocol):

@@ -127,7 +127,7 @@ class _Taking:
         self._gathering = gathering
         self._most = route.lists.most
         self._flow = _flow_of(route)
-        self._ages = route.route.stale_after is not None
+        self._ages = route.options.stale_after is not None
         self._key = delivery.topic if route.lists.one_topic else None
         self._delivery = delivery if route.lists.one_topic else attrs.evolve(delivery, captures={})
         keyword = route.lists.keyword
@@ -137,7 +137,7 @@ class _Taking:
         """What takes a message: a closure, since it is called for each that comes alone."""
         gathering, route, flow, begin = self._gathering, self._route, self._flow, self._begin
         stats, growing, key, ages = route.stats, flow.open, self._key, self._ages
-        most, queue = self._most, route.route.queue
+        most, queue = self._most, route.options.queue
 
         def one(message: Any, raw: RawFrames) -> None:
             job = growing.get(key)
@@ -173,7 +173,7 @@ class _Taking:
         """How many messages may be added at once."""
         job = self._flow.open.get(self._key)
         left = self._most - (len(job.messages) if job is not None else 0)
-        return max(min(left, self._route.route.queue - self._flow.queued), 1)
+        return max(min(left, self._route.options.queue - self._flow.queued), 1)
 
     def _begin(self, first: Callable[[], RawFrames]) -> BatchJob:
         job = BatchJob(self._delivery, self._key, self._function, first)

@@ -17,14 +17,15 @@ from twisted.internet.defer import Deferred
 
 from zroute.codegen import define
 from zroute.declarations.batching import Lists
-from zroute.declarations.routes import ErrorHook, Route
+from zroute.declarations.records import ErrorHook, HandlerOptions, Route
 from zroute.declarations.signatures import NO_BODY, Call
 from zroute.errors import EnvelopeError
+from zroute.functions import is_coroutine_function, is_generator_function
 from zroute.messages.decode_checks import Inline
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
 from zroute.publishing.publication import CompiledPublication
-from zroute.receiving.flow import Flow
+from zroute.receiving.flow import BatchFlow, Flow
 from zroute.receiving.frames import RawFrames
 from zroute.stats import RouteStats
 
@@ -64,9 +65,9 @@ class CompiledRoute:
     """A route of one app, ready to call: prefixes joined, parameters planned, publications and hooks found.
 
     ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
-    ``stats`` and ``flow`` are those of one run. Where the flow is active, the closures do not call the
-    function: they give `DispatchCallbacks.settle` the call, a `functools.partial`, to make it when its turn has come.
-    With ``lists`` they give each message to `BatchCall.one`.
+    ``stats`` and ``flow`` are those of one run: an evolved route has a ``flow`` of its own. Where the flow is active,
+    the closures do not call the function: they give `DispatchCallbacks.settle` the call, a `functools.partial`, to make
+    it when its turn has come. With ``lists`` they give each message to `BatchCall.one`.
     """
 
     name: str
@@ -76,8 +77,25 @@ class CompiledRoute:
     lists: Lists | None
     outlets: tuple[CompiledPublication, ...]
     hooks: tuple[tuple[ErrorHook, ...], ...]
-    stats: RouteStats
-    flow: Flow[Any]
+    stats: RouteStats = attrs.field(factory=RouteStats)
+    options: HandlerOptions = attrs.field(init=False)
+    flow: Flow[Any] = attrs.field(init=False)
+
+    @options.default
+    def _options(self) -> HandlerOptions:
+        return self.route.options
+
+    @flow.default
+    def _flow(self) -> Flow[Any]:
+        options, function = self.route.options, self.route.function
+        if self.lists is not None:
+            return BatchFlow(options.max_in_flight, ordered=options.ordered, queue=options.queue)
+        slow = options.thread or is_coroutine_function(function) or is_generator_function(function)
+        return Flow(options.max_in_flight, ordered=options.ordered, queue=options.queue, active=slow)
+
+    def fresh(self) -> CompiledRoute:
+        """Return this route with counters at zero and nothing in flight, for a new run."""
+        return attrs.evolve(self, stats=RouteStats())
 
 
 @attrs.frozen(eq=False)
@@ -104,7 +122,7 @@ class BatchCall:
 
 
 class DispatchCallbacks(Protocol):
-    """What becomes of a message that was not just handled. No method raises.
+    """What becomes of a message that was not just handled. No method raises, except `envelope`.
 
     Everything on the way in calls these; `zroute.receiving.results.Results` implements them for a run.
     """
@@ -137,6 +155,9 @@ class DispatchCallbacks(Protocol):
         self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
     ) -> Deferred[None] | None:
         """The function ``name`` returned ``value``; None, or what fires when that need not wait any more."""
+
+    def envelope(self, raw: RawFrames) -> Envelope:
+        """The message as it arrived. Raises EnvelopeError."""
 
     def unrouted(self, raw: RawFrames) -> None:
         """No route takes this topic."""
@@ -174,13 +195,11 @@ def batching_step(delivery: BoundRoute, gather: BatchCall, decode: Decode | None
     return Step(delivery, partial(partial, gather.one), decode, slot, lambda _, call, raw: call(raw), gather)
 
 
-def make_deliver(
-    steps: Sequence[Step], envelope_of: Callable[[RawFrames], Envelope], outcomes: DispatchCallbacks, refuse: Refuse
-) -> Deliver:
+def make_deliver(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
     if share_one_type(steps):
         return _one(steps[0], outcomes, refuse) if len(steps) == 1 else _several_of_one_type(steps, outcomes, refuse)
-    return _any(steps, envelope_of, outcomes, refuse)
+    return _any(steps, outcomes, refuse)
 
 
 def share_one_type(steps: Sequence[Step]) -> bool:
@@ -193,7 +212,7 @@ def share_one_type(steps: Sequence[Step]) -> bool:
 
 def _may_be_stale(step: Step) -> bool:
     """Whether its age is looked at here: where messages wait, it is when their turn has come."""
-    return step.delivery.route.route.stale_after is not None and not step.delivery.route.flow.active
+    return step.delivery.route.options.stale_after is not None and not step.delivery.route.flow.active
 
 
 _ONE = """
@@ -276,12 +295,11 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, ref
     return deliver
 
 
-def _any(
-    steps: Sequence[Step], envelope_of: Callable[[RawFrames], Envelope], outcomes: DispatchCallbacks, refuse: Refuse
-) -> Deliver:
+def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     """The general form: several types, no body, envelopes, messages that may be too old."""
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     aging = frozenset(step for step in steps if _may_be_stale(step))
+    envelope_of = outcomes.envelope
     wants_envelope = any(step.delivery.route.call.envelope for step in steps)
 
     def deliver(body: bytes, raw: RawFrames) -> int | None:

@@ -23,9 +23,8 @@ from zroute.receiving.dispatch import BoundRoute, CompiledRoute, DispatchCallbac
 from zroute.receiving.frames import RawFrames
 from zroute.throttle import ThrottledLog
 
-__all__ = ["InFlight", "Reading", "error_of"]
+__all__ = ["Executor", "InFlight", "Reading", "error_of"]
 
-InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
 Dropped = Callable[[], None]
 
 
@@ -56,23 +55,31 @@ class _Job:
         return stale(self.delivery, self.raw)
 
 
+@attrs.frozen(eq=False)
+class Executor:
+    """How the functions of an app are run.
+
+    ``clock`` is the reactor. ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a
+    thread. ``supply`` binds the resources that a hook takes.
+    """
+
+    clock: Clock
+    start: Start
+    in_thread: Callable[[Callable[[], Any]], Deferred[Any]]
+    supply: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
 class InFlight:
     """What has begun in one run of an app and not ended, and what waits for its turn."""
 
     def __init__(
-        self,
-        outcomes: DispatchCallbacks,
-        reports: ThrottledLog,
-        clock: Clock,
-        start: Start,
-        in_thread: InThread,
-        reading: Reading,
+        self, outcomes: DispatchCallbacks, reports: ThrottledLog, executor: Executor, reading: Reading
     ) -> None:
         self._outcomes = outcomes
         self._reports = reports
-        self._clock = clock
-        self._start = start
-        self._in_thread = in_thread
+        self._clock = clock = executor.clock
+        self._start = executor.start
+        self._in_thread = executor.in_thread
         self._reading = reading
         self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
         self._queued: set[CompiledRoute] = set()
@@ -154,12 +161,12 @@ class InFlight:
 
     def _run(self, key: Hashable, job: _Job | BatchJob) -> None:
         delivery = job.delivery
-        if delivery.route.route.stale_after is not None and job.is_stale(self._outcomes.stale):
+        if delivery.route.options.stale_after is not None and job.is_stale(self._outcomes.stale):
             delivery.route.flow.done(key)
             return
         try:
             call = job.call
-            result = self._in_thread(call) if delivery.route.route.thread else call()
+            result = self._in_thread(call) if delivery.route.options.thread else call()
             running = self._begun(delivery, result)
         except BaseException as error:  # also SystemExit, as for plain functions
             delivery.route.flow.done(key)

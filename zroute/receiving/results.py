@@ -15,8 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from zroute.awaiting import is_awaitable, loop_hint
-from zroute.clock import Clock
-from zroute.declarations.routes import ErrorHook, Hook
+from zroute.declarations.records import ErrorHook, Hook, Hooks
 from zroute.errors import DecodeError, EnvelopeError, HighWaterMarkError, NotRunningError
 from zroute.functions import name_of
 from zroute.logs import printable
@@ -24,11 +23,11 @@ from zroute.messages.codecs import Codec, detect
 from zroute.messages.topics import Topic
 from zroute.messages.wire import MAGIC, NUL, Envelope, parse, sent_at, split
 from zroute.options import MAX_TOPIC, TOPIC_CACHE
-from zroute.publishing.producers import CompiledProducer, Start
+from zroute.publishing.producers import CompiledProducer
 from zroute.publishing.publication import DONE, CompiledPublication
 from zroute.receiving.dispatch import UNDECODABLE, BoundRoute
 from zroute.receiving.frames import RawFrames, raw_frames
-from zroute.receiving.in_flight import InFlight, Reading, error_of
+from zroute.receiving.in_flight import Executor, InFlight, Reading, error_of
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -39,12 +38,11 @@ _REASON = 300  # characters of what a decoder says, which may quote the body
 
 
 class Results:
-    """Takes what the handlers of one run return and raise. ``clock`` is the reactor, ``wall`` gives Unix seconds.
+    """Takes what the handlers of one run return and raise; ``executor`` runs what is to be run for that.
 
-    ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a thread. ``default`` is
-    the app's codec; ``hooks`` are the app's own for errors that belong to no route, ``unrouted`` the functions
-    for messages that no route took; ``hook`` makes them ready to be called. ``reading`` pauses while a route
-    is full. ``observe`` is told of each error, and whether a hook took it.
+    ``wall`` gives Unix seconds, ``default`` is the app's codec. Of the app's ``hooks`` it calls those for errors that
+    belong to no route, and those for messages that no route took. ``reading`` pauses while a route is full.
+    ``observe`` is told of each error, and whether a hook took it.
     """
 
     def __init__(
@@ -52,30 +50,24 @@ class Results:
         *,
         stats: Stats,
         log: logging.Logger,
-        clock: Clock,
         wall: Callable[[], float],
-        start: Start,
-        in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
+        executor: Executor,
         default: Codec,
-        hooks: Sequence[ErrorHook],
-        unrouted: Sequence[Hook],
-        hook: Callable[[Callable[..., Any]], Callable[..., Any]],
+        hooks: Hooks,
         reading: Reading,
         observe: Callable[[BaseException, bool], None],
     ) -> None:
         self._stats = stats
-        self._clock = clock
         self._wall = wall
-        self._start = start
+        self._start = executor.start
+        self._supply = executor.supply
         self._default = default
-        self._hooks = tuple(hooks)
-        self._unrouted = tuple(unrouted)
-        self._ready = hook
+        self._hooks = hooks
         self._observe = observe
         self._log = log
         self._said: set[str] = set()
-        self._reports = ThrottledLog(log, clock)
-        self.unfinished = InFlight(self, self._reports, clock, start, in_thread, reading)
+        self._reports = ThrottledLog(log, executor.clock)
+        self.unfinished = InFlight(self, self._reports, executor, reading)
         self.settle, self.gather = self.unfinished.settle, self.unfinished.gather
         self.release, self.release_soon = self.unfinished.release, self.unfinished.release_soon
 
@@ -102,7 +94,7 @@ class Results:
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
         """Whether the message is older than the route takes; counted then."""
-        limit = delivery.route.route.stale_after
+        limit = delivery.route.options.stale_after
         sent = None if limit is None else sent_at(raw_frames(raw))
         if limit is None or sent is None:
             return False
@@ -115,7 +107,7 @@ class Results:
         """The body is not of the type these deliveries declare."""
         names = ", ".join(delivery.route.name for delivery in deliveries)
         topic = deliveries[0].topic
-        reason = _reason(error) + _codec_hint(body, deliveries[0].route.route.codec or self._default, raw)
+        reason = _reason(error) + _codec_hint(body, deliveries[0].route.options.codec or self._default, raw)
         decode_error = DecodeError(reason, topic=str(topic), route=names)
         decode_error.__cause__ = error
         self._reports(
@@ -148,12 +140,16 @@ class Results:
             printable(error.reason),
             bytes(first[:_FIRST_BYTES]),
         )
-        self._observe(error, self._hook((self._hooks,), error, raw))
+        self._observe(error, self._hook((self._hooks.errors,), error, raw))
 
     def unrouted(self, raw: RawFrames) -> None:
         """No route takes this topic; the table has counted it."""
-        for hook in self._unrouted:
-            self._call_hook(hook, (self._envelope(raw),))
+        for hook in self._hooks.unrouted:
+            self._call_hook(hook, (self._any_envelope(raw),))
+
+    def envelope(self, raw: RawFrames) -> Envelope:
+        """The message as it arrived. Raises EnvelopeError."""
+        return parse(raw_frames(raw), self._wall())
 
     # -- what is more than can be known -------------------------------------------------------------------
 
@@ -262,12 +258,12 @@ class Results:
         if called is None or id(hook) not in called:
             if called is not None:
                 called.add(id(hook))
-            self._call_hook(hook, (error, self._envelope(raw)))
+            self._call_hook(hook, (error, self._any_envelope(raw)))
         return True
 
     def _call_hook(self, hook: Hook, arguments: tuple[Any, ...]) -> None:
         try:
-            result = self._ready(hook.function)(*arguments)
+            result = self._supply(hook.function)(*arguments)
         except BaseException as error:
             self._hook_failed(hook, error)
             return
@@ -287,11 +283,12 @@ class Results:
         self._reports(("hook", hook), name, logging.ERROR, text, name, hook.where, *what, error=error)
         self._observe(error, False)
 
-    def _envelope(self, raw: RawFrames) -> Envelope:
-        frames = raw_frames(raw)
+    def _any_envelope(self, raw: RawFrames) -> Envelope:
+        """`envelope`, also for frames that are no message."""
         try:
-            return parse(frames, self._wall())
+            return self.envelope(raw)
         except EnvelopeError:
+            frames = raw_frames(raw)
             topic, _, body = frames[0].partition(NUL)
             return Envelope(Topic.from_wire(topic), frames[1] if len(frames) > 1 else body, frames, self._wall())
 

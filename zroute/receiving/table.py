@@ -11,7 +11,7 @@ way pays nothing. The code that a message goes to then counts it; closures that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Literal
 
@@ -19,8 +19,7 @@ import attrs
 
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import Coalesced, parse_coalesced, split_frame
-from zroute.messages.codecs import Codec
-from zroute.messages.topics import Pattern, minimal_cover
+from zroute.messages.codecs import Codecs
 from zroute.messages.wire import (
     COUNTER,
     HEAD_SIZE,
@@ -28,7 +27,6 @@ from zroute.messages.wire import (
     HEADER_SIZE,
     MAGIC,
     NUL,
-    SENT_AT,
     Header,
     Kind,
     parse_header,
@@ -47,6 +45,8 @@ from zroute.receiving.dispatch import (
     DispatchCallbacks,
 )
 from zroute.receiving.frames import RawFrames, ZeroCopyFrame, raw_frames, uncopied
+from zroute.receiving.latest import Latest
+from zroute.receiving.matching import Matcher
 from zroute.receiving.topic_cache import TopicCache, TopicEntry
 from zroute.stats import Stats
 from zroute.transport import Accounts
@@ -71,52 +71,6 @@ _UNNUMBERED = _Unnumbered()
 
 
 @attrs.define(eq=False)
-class _Latest:
-    """When the latest message of each topic was sent by publishers that keep it; a changed table takes this over.
-
-    A note must not cost the loop more than a dict entry, so entries are not moved when they are noted again. Instead,
-    a full ``times`` becomes ``older``, whose former entries are dropped: they were noted before all that stay. So the
-    `TOPICS_NOTED` entries noted last are always known, and up to twice as many are held.
-    """
-
-    times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
-    """Send times by epoch and topic, as in the header: such bytes compare as the numbers do."""
-    older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
-
-    def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
-        """Whether a message came that is not older than one whose header begins with ``fixed``."""
-        key = epoch, topic
-        known = self.times.get(key) or self.older.get(key)
-        return known is not None and known >= fixed[SENT_AT:]
-
-    def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
-        """The one whose header begins so came last."""
-        if len(topic) > MAX_TOPIC:  # no publisher keeps it
-            return
-        if len(self.times) >= TOPICS_NOTED:
-            self.older, self.times = self.times, {}
-        self.times[epoch, topic] = fixed[SENT_AT:]
-
-    def keep_only(self, subscriptions: Iterable[bytes]) -> None:
-        """Forget topics that begin with none of these: who subscribes to them again is sent their messages again."""
-        prefixes = tuple(subscriptions)
-        for notes in (self.times, self.older):
-            for key in [key for key in notes if not key[1].startswith(prefixes)]:
-                del notes[key]
-
-    def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
-        """``deliver``, for messages that are noted as the latest."""
-        start = len(topic) + 1
-
-        def deliver_noted(body: bytes, raw: RawFrames) -> int | None:
-            fixed = raw[1][:HEADER_SIZE] if isinstance(raw, tuple) else raw[start : start + HEADER_SIZE]
-            self.note(epoch, topic, fixed)
-            return deliver(body, raw)
-
-        return deliver_noted
-
-
-@attrs.define(eq=False)
 class _Parts:
     """What is known about the parts of messages; a changed table takes it over in the middle of one.
 
@@ -131,51 +85,42 @@ class _Parts:
 class RouteTable:
     """All routes of an app, frozen: subscriptions, and `receive`, which delivers what a socket receives.
 
-    ``codecs`` maps numbers on the wire to codecs this app knows; ``default`` is the one of bodies for which
-    nobody says it. ``max_message`` bounds a body in bytes; larger ones are malformed. ``clock`` gives Unix seconds for
-    envelopes. ``before`` is the table whose place this one takes.
+    ``codecs`` are those this app knows. ``max_message`` bounds a body in bytes; larger ones are malformed. ``before``
+    is the table whose place this one takes.
     """
 
     def __init__(
         self,
         routes: Sequence[CompiledRoute],
         *,
-        default: Codec,
-        codecs: Mapping[int, Codec],
+        codecs: Codecs,
         dispatch: Dispatch,
         max_message: int,
         stats: Stats,
         outcomes: DispatchCallbacks,
         accounts: Accounts,
-        clock: Callable[[], float],
         before: RouteTable | None = None,
     ) -> None:
         self.routes = tuple(routes)
-        self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
-        self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self._matcher = Matcher(self.routes, only_first=dispatch == "most_specific")
+        self.patterns, self.subscriptions = self._matcher.patterns, self._matcher.subscriptions
         self.most: int | None = None
         """How many messages of one frame may be delivered in one call of `receive`, if that is bounded."""
         self._rounds: list[int] = []
-        self._default = default
         self._dispatch: Dispatch = dispatch
         self._max_message = max_message
         self._short = min(LARGE_FRAME, max_message)  # bytes of a frame up to which its body needs no check of its size
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
-        self._clock = clock
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
-        self._latest: _Latest = _Latest() if before is None else before._latest
+        self._latest: Latest = Latest() if before is None else before._latest
         if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
             self._latest.keep_only(self.subscriptions)
         self._entries = TopicCache(
-            self.routes,
-            self.subscriptions,
-            default=default,
-            codecs=codecs,
-            only_first=dispatch == "most_specific",
-            clock=clock,
+            self._matcher,
+            codecs,
             outcomes=outcomes,
             stats=stats,
             unpacked=self._unpacked,
@@ -186,18 +131,16 @@ class RouteTable:
         if any(route.lists for route in routes):  # nobody else pays for it
             self.receive = self._receive_and_release  # type: ignore[method-assign]
 
-    def changed(self, routes: Sequence[CompiledRoute], codecs: Mapping[int, Codec]) -> RouteTable:
+    def changed(self, routes: Sequence[CompiledRoute], codecs: Codecs) -> RouteTable:
         """A table with other routes in place of this one, which reads no further than the message at hand."""
         table = RouteTable(
             routes,
-            default=self._default,
             codecs=codecs,
             dispatch=self._dispatch,
             max_message=self._max_message,
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
-            clock=self._clock,
             before=self,
         )
         self.hold()
@@ -451,7 +394,7 @@ class RouteTable:
 
     def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: RawFrames) -> None:
         topic, body = parse_kept(body)
-        ours = self._accounts.kept(header, marker, topic) and self._entries.subscription(topic) is not None
+        ours = self._accounts.kept(header, marker, topic) and self._matcher.subscription(topic) is not None
         if not ours or self._latest.has(header.epoch, topic, fixed):
             self._stats.control += 1
             return

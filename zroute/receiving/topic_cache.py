@@ -6,7 +6,7 @@ bounds. `zroute.receiving.table` looks up here what it needs for a message; noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,12 @@ import attrs
 
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import DecodeError, EnvelopeError
-from zroute.functions import identity
 from zroute.messages.bodies import body_decoder, guarded
 from zroute.messages.budget import Budget, part
-from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec
+from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec, Codecs
 from zroute.messages.schema import inspect
 from zroute.messages.topics import Topic
-from zroute.messages.wire import HEADER_SIZE, MAGIC, Envelope, parse
+from zroute.messages.wire import HEADER_SIZE, MAGIC
 from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
 from zroute.receiving.coalesced import HandOut, Remainder, make_hand_out
 from zroute.receiving.dispatch import (
@@ -35,8 +34,8 @@ from zroute.receiving.dispatch import (
     make_deliver,
     share_one_type,
 )
-from zroute.receiving.frames import RawFrames, raw_frames
-from zroute.receiving.trie import build
+from zroute.receiving.frames import RawFrames
+from zroute.receiving.matching import Matcher
 from zroute.stats import Stats
 
 __all__ = ["TopicCache", "TopicEntry"]
@@ -74,7 +73,7 @@ class TopicEntry:
 
 
 class TopicCache:
-    """The entries of a table with ``routes``, whose socket has ``subscriptions``; up to `TOPIC_CACHE` bytes are kept.
+    """The entries of topics that ``matcher`` finds routes for; up to `TOPIC_CACHE` bytes are kept.
 
     ``plain`` and ``tracked`` are what the table's loop looks topics up in: one with plain bodies has its closure in the
     first, one with tracked bodies has closures by the constant parts of the headers, one a publisher, in the second.
@@ -85,13 +84,9 @@ class TopicCache:
 
     def __init__(
         self,
-        routes: Sequence[CompiledRoute],
-        subscriptions: Sequence[bytes],
+        matcher: Matcher,
+        codecs: Codecs,
         *,
-        default: Codec,
-        codecs: Mapping[int, Codec],
-        only_first: bool,
-        clock: Callable[[], float],
         outcomes: DispatchCallbacks,
         stats: Stats,
         unpacked: Remainder,
@@ -105,13 +100,8 @@ class TopicCache:
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
-        self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
-        self._subscribed = frozenset(subscriptions)
-        self._lengths = sorted({len(each) for each in subscriptions})
-        self._default = default
+        self._matcher = matcher
         self._codecs = codecs
-        self._only_first = only_first
-        self._clock = clock
         self._outcomes = outcomes
         self._unpacked = unpacked
         self._multipart = multipart
@@ -124,11 +114,6 @@ class TopicCache:
     def of(self, topic: bytes) -> TopicEntry:
         """What is known about a topic, made if it is new. Raises EnvelopeError for one that can't be."""
         return self._entries.get(topic) or self._enter(topic)
-
-    def subscription(self, topic: bytes) -> bytes | None:
-        """The one of ours that the topic came by. There may be thousands, of few lengths."""
-        starts = (topic[:length] for length in self._lengths)
-        return next((each for each in starts if each in self._subscribed), None)
 
     def plain_of(self, entry: TopicEntry) -> Deliver:
         """The closure for bodies without a header, which the loop finds from now on unless it knows publishers."""
@@ -208,7 +193,7 @@ class TopicCache:
         deliver = entry.others.get(kind)
         if deliver is None:
             steps = self._steps(entry, number, large=kind[1])
-            deliver = make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable)
+            deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
             entry.others[kind] = deliver
             self._grow(entry, _CLOSURE + _STEP * len(steps))
         return deliver
@@ -221,14 +206,13 @@ class TopicCache:
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         return entry.hand_outs[key]
 
-    # -- which routes -----------------------------------------------------------------------------------
+    # -- entries ----------------------------------------------------------------------------------------
 
     def _enter(self, topic: bytes) -> TopicEntry:
         name = Topic.from_wire(topic)
-        deliveries = tuple(self._deliveries(topic, name))
-        entry = TopicEntry(
-            name, self.subscription(topic) or b"", deliveries, None if deliveries else self._nobody(topic)
-        )
+        deliveries = tuple(self._matcher.deliveries(topic, name))
+        nobody = None if deliveries else self._nobody(topic)
+        entry = TopicEntry(name, self._matcher.subscription(topic) or b"", deliveries, nobody)
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
             self._outcomes.long_topic(name)
@@ -245,23 +229,6 @@ class TopicCache:
             return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
         return lambda _body, raw: self._unrouted(raw)
 
-    def _deliveries(self, topic: bytes, name: Topic) -> Iterable[BoundRoute]:
-        """The routes of a topic, most specific first, each function once."""
-        seen: set[object] = set()
-        for match in self._trie.match(topic):
-            route = match.value
-            if identity(route.route.function) in seen:
-                continue
-            captured = match.captures
-            arguments = route.call.convert(captured)
-            if arguments is None:
-                continue
-            seen.add(identity(route.route.function))
-            captures = {key: value.decode() for key, value in captured.items()}
-            yield BoundRoute(route, name, captures, arguments)
-            if self._only_first:
-                return
-
     # -- closures ---------------------------------------------------------------------------------------
 
     def _make_plain(self, entry: TopicEntry) -> Deliver:
@@ -271,8 +238,8 @@ class TopicCache:
         """
         steps = self._steps(entry, 0, large=False)
         if all(_refuses_magic(step) for step in steps):
-            return make_deliver(steps, self._envelope, self._outcomes, self._refuse_plain)
-        return _told_apart(make_deliver(steps, self._envelope, self._outcomes, self._outcomes.undecodable))
+            return make_deliver(steps, self._outcomes, self._refuse_plain)
+        return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         if body[: len(MAGIC)] == MAGIC:
@@ -290,7 +257,7 @@ class TopicCache:
             return None
         untyped = found.engine == "any"  # a list of such would be read by msgspec, which makes other objects
         listed = list if untyped else list[schema]  # type: ignore[valid-type]
-        decode = self._make_decoder(listed, route.route.codec, number, large)
+        decode = self._make_decoder(listed, route.options.codec, number, large)
         if untyped and found.type in (dict, list):
             decode = _all_of(found.type, decode)
         return make_hand_out(steps, decode, self._unpacked, self._outcomes)
@@ -300,7 +267,7 @@ class TopicCache:
         steps = []
         for index, delivery in enumerate(entry.deliveries):
             route = delivery.route
-            key = index if route.route.copy else (_key(route.call.schema), route.route.codec)
+            key = index if route.options.copy else (_key(route.call.schema), route.options.codec)
             function = route.call.bind(delivery.arguments, entry.topic)
             decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
             if route.lists is not None:
@@ -312,7 +279,7 @@ class TopicCache:
         return steps
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
-        schema, codec = route.call.schema, route.route.codec
+        schema, codec = route.call.schema, route.options.codec
         if schema is NO_BODY:
             return None
         key = (_key(schema), codec, number, large)
@@ -322,14 +289,11 @@ class TopicCache:
         return decode
 
     def _make_decoder(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
-        stated = self._codecs.get(number)
+        stated, default = self._codecs.by_number.get(number), self._codecs.default
         if number and stated is None:
             return _unknown(number)
-        decode = body_decoder(schema, stated=stated, route=codec, default=self._default)
-        return guarded(decode, stated or codec or self._default) if large else decode
-
-    def _envelope(self, raw: RawFrames) -> Envelope:
-        return parse(raw_frames(raw), self._clock())
+        decode = body_decoder(schema, stated=stated, route=codec, default=default)
+        return guarded(decode, stated or codec or default) if large else decode
 
 
 def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
@@ -346,11 +310,11 @@ def _told_apart(deliver: Deliver) -> Deliver:
 
 def _refuses_magic(step: Step) -> bool:
     """Whether this decoder fails on every body that starts with `MAGIC`: those for JSON, msgpack and text do."""
-    route = step.delivery.route.route
+    options = step.delivery.route.options
     if (
         step.decode is None
-        or route.stale_after is not None
-        or (route.codec is not None and route.codec not in BUILTIN.values())
+        or options.stale_after is not None
+        or (options.codec is not None and options.codec not in BUILTIN.values())
     ):
         return False
     try:

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succee
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
-from zroute.declarations.routes import Hook, Route
+from zroute.declarations.records import Hook, Route
 from zroute.declarations.signatures import Call, Needed
 from zroute.endpoints import Endpoint
 from zroute.errors import (
@@ -33,13 +33,13 @@ from zroute.errors import (
 from zroute.functions import identity, is_generator_function, name_of
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.planning.compiler import compile_route, fresh, known_codecs, refuse_duplicates
+from zroute.planning.compiler import compile_route, known_codecs, refuse_duplicates
 from zroute.planning.plan import CompiledTrigger, Finishing, Plan, Request
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publisher import Publisher
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, UnknownLoss
-from zroute.receiving.in_flight import error_of
+from zroute.receiving.in_flight import Executor, error_of
 from zroute.receiving.results import Results
 from zroute.receiving.table import RouteTable
 from zroute.runtime.resources import Resources
@@ -136,14 +136,10 @@ class Run:
         self._outcomes = Results(
             stats=self._stats,
             log=_log,
-            clock=self.reactor,
             wall=environment.wall,
-            start=self._start,
-            in_thread=self._in_thread,
+            executor=Executor(self.reactor, self._start, self._in_thread, self._hook),
             default=plan.choices.codec,
-            hooks=plan.hooks.errors,
-            unrouted=plan.hooks.unrouted,
-            hook=self._hook,
+            hooks=plan.hooks,
             reading=self,
             observe=environment.observe,
         )
@@ -177,7 +173,7 @@ class Run:
             await self._open()
 
     async def _open(self) -> None:
-        routes = [self._supplied(fresh(route)) for route in self.plan.parts.routes]
+        routes = [self._supplied(route.fresh()) for route in self.plan.parts.routes]
         self._stats.routes.update((route.name, route.stats) for route in routes)
         self._table = self._make_table(routes)
         self.transport.open(self._table.receive if self._limit is None else self._limited(self._limit))
@@ -307,7 +303,7 @@ class Run:
         self._streams.pop(stream, None)
 
     def _swap(self, routes: Sequence[CompiledRoute]) -> None:
-        named = [(one.route.codec, one.route.where) for one in routes if one.route.codec]
+        named = [(one.options.codec, one.route.where) for one in routes if one.options.codec]
         self._codecs = known_codecs(self.plan.parts.codecs, named)
         self._table = self._table.changed(routes, self._codecs)
         if self._limit is None:
@@ -441,14 +437,12 @@ class Run:
         plan = self.plan
         return RouteTable(
             routes,
-            default=plan.choices.codec,
             codecs=self._codecs,
             dispatch=plan.dispatch,
             max_message=plan.choices.max_message,
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
-            clock=self._environment.wall,
         )
 
     def _supplied(self, route: CompiledRoute) -> CompiledRoute:

@@ -279,7 +279,7 @@ class TestApp:
         if schema is None:
             schema = outlet.schema if outlet is not None and outlet.schema is not None else Any
         codec = outlet.publication.codec if outlet is not None else None
-        stated = compiled.codecs.get(envelope.codec) if envelope.codec else None
+        stated = compiled.codecs.by_number.get(envelope.codec) if envelope.codec else None
         return body_decoder(schema, stated=stated, route=codec, default=plan.choices.codec)(envelope.body)
 
     # -- inside -----------------------------------------------------------------------------------------

@@ -1,0 +1,49 @@
+"""Matcher: which routes take a topic, and by which subscription it came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from zroute.functions import identity
+from zroute.messages.topics import Pattern, Topic, minimal_cover
+from zroute.receiving.dispatch import BoundRoute, CompiledRoute
+from zroute.receiving.trie import build
+
+__all__ = ["Matcher"]
+
+
+class Matcher:
+    """The patterns of ``routes``, and the ``subscriptions`` that cover them.
+
+    With ``only_first`` a topic is delivered to its most specific route alone.
+    """
+
+    def __init__(self, routes: Sequence[CompiledRoute], *, only_first: bool) -> None:
+        self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
+        self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
+        self._subscribed = frozenset(self.subscriptions)
+        self._lengths = sorted({len(each) for each in self.subscriptions})
+        self._only_first = only_first
+
+    def subscription(self, topic: bytes) -> bytes | None:
+        """Return the subscription that the topic came by. There may be thousands, of few lengths."""
+        starts = (topic[:length] for length in self._lengths)
+        return next((each for each in starts if each in self._subscribed), None)
+
+    def deliveries(self, topic: bytes, name: Topic) -> Iterator[BoundRoute]:
+        """Yield the routes of a topic, the most specific first, each function once."""
+        seen: set[object] = set()
+        for match in self._trie.match(topic):
+            route = match.value
+            if identity(route.route.function) in seen:
+                continue
+            captured = match.captures
+            arguments = route.call.convert(captured)
+            if arguments is None:
+                continue
+            seen.add(identity(route.route.function))
+            captures = {key: value.decode() for key, value in captured.items()}
+            yield BoundRoute(route, name, captures, arguments)
+            if self._only_first:
+                return
