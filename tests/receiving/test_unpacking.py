@@ -732,7 +732,7 @@ def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
 @pytest.mark.parametrize("many", [1, 2])
 def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more topics than are remembered, a joining reader gets none a second time whose message came recently."""
-    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 4)
+    monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", 4)
     app, seen = App(), []
 
     @app.subscribe("a.{topic}")

@@ -196,7 +196,7 @@ def test_topics_fill_no_more_than_the_budget(
 ) -> None:
     """Whatever a peer varies, topics, codecs or epochs: what is known about topics stays within its bytes."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
-    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 100)
+    monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", 100)
     caplog.set_level(logging.CRITICAL)
     make, frames, start = shapes()[shape]
     wired, topics = make(), {"codecs": 4, "publishers": 40, "ten handlers": 100}.get(shape, 400)
@@ -274,7 +274,7 @@ def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pyt
 
 def test_times_of_kept_messages_take_20_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     """As documented: however many topics and publishers a peer makes up, and however long they are."""
-    monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", TOPICS_NOTED // 8)
+    monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", TOPICS_NOTED // 8)
     latest = Latest()
     fixed = bytes(32)
     with grown() as found:
