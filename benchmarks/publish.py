@@ -147,8 +147,7 @@ def _check(arrived: list[bytes], count: int, counted: int) -> None:
     """Everything is there, and the last one has the last number of each subscription that is counted."""
     assert len(arrived) == count, (len(arrived), count)
     if counted and count:
-        last = parse_header(arrived[-1])
-        numbers = [last.sequence, *(number for _, number in last.further)]
+        numbers = [number for _, number in parse_header(arrived[-1]).counters]
         assert numbers == [count] * counted, numbers
 
 

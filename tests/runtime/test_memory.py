@@ -196,7 +196,8 @@ def test_topics_fill_no_more_than_the_budget(
 ) -> None:
     """Whatever a peer varies, topics, codecs or epochs: what is known about topics stays within its bytes."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
-    monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", 100)
+    for module in ("table", "latest"):
+        monkeypatch.setattr(f"zroute.receiving.{module}.TOPICS_NOTED", 100)
     caplog.set_level(logging.CRITICAL)
     make, frames, start = shapes()[shape]
     wired, topics = make(), {"codecs": 4, "publishers": 40, "ten handlers": 100}.get(shape, 400)

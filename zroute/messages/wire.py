@@ -146,14 +146,12 @@ class Header:
         """The number of the frame by the first counter."""
         return self.counters[0][1]
 
-    @property
-    def further(self) -> tuple[tuple[int, int], ...]:
-        """The counters behind the first."""
-        return self.counters[1:]
-
     def number(self, length: int) -> int:
         """The number of this frame in the subscription of ``length`` bytes; 0 if it carries none."""
-        return next((number for span, number in self.counters if span == length), 0)
+        for span, number in self.counters:
+            if span == length:
+                return number
+        return 0
 
 
 @attrs.frozen(slots=True)

@@ -62,7 +62,7 @@ class Results:
         self._start = executor.start
         self._supply = executor.supply
         self._default = default
-        self._hooks = hooks
+        self._errors, self._unrouted = hooks.errors, hooks.unrouted
         self._observe = observe
         self._log = log
         self._said: set[str] = set()
@@ -140,11 +140,11 @@ class Results:
             printable(error.reason),
             bytes(first[:_FIRST_BYTES]),
         )
-        self._observe(error, self._hook((self._hooks.errors,), error, raw))
+        self._observe(error, self._hook((self._errors,), error, raw))
 
     def unrouted(self, raw: RawFrames) -> None:
         """No route takes this topic; the table has counted it."""
-        for hook in self._hooks.unrouted:
+        for hook in self._unrouted:
             self._call_hook(hook, (self._any_envelope(raw),))
 
     def envelope(self, raw: RawFrames) -> Envelope:

@@ -359,12 +359,13 @@ class RouteTable:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
-        ours = header.span == length
-        named = ours or not header.further or any(span == length for span, _ in header.further)
-        if named and header.size == HEADER_SIZE + COUNTER.size * len(header.further) and len(body) <= LARGE_FRAME:
-            short = self._past_counters(header, length, account, deliver) if header.further else deliver
+        counters = header.counters
+        ours, further = counters[0][0] == length, len(counters) - 1
+        named = ours or not further or any(span == length for span, _ in counters)
+        if named and header.size == HEADER_SIZE + COUNTER.size * further and len(body) <= LARGE_FRAME:
+            short = self._past_counters(header, length, account, deliver) if further else deliver
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
-        if not header.sequence or self._admit(account, header.number(length)):
+        if not counters[0][1] or self._admit(account, header.number(length)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
 
@@ -373,8 +374,9 @@ class RouteTable:
 
         A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
         """
-        further = COUNTER.size * len(header.further)
-        at = next((COUNTER.size * place for place, (span, _) in enumerate(header.further) if span == ours), None)
+        behind = header.counters[1:]
+        further = COUNTER.size * len(behind)
+        at = next((COUNTER.size * place for place, (span, _) in enumerate(behind) if span == ours), None)
 
         def deliver_behind(body: bytes, raw: RawFrames) -> int | None:
             if len(body) < further:
