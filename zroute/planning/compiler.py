@@ -61,12 +61,7 @@ def compile_routes(
         for publication in group._publications
     ]
     outlets = [outlet for _, outlet in placed]
-    routes = []
-    for prefix, group, chain in groups:
-        errors = tuple(tuple(each._errors) for each in chain)
-        for route in group._routes:
-            fed = _fed_by(route, prefix, group, producers, placed)
-            routes.append(compile_route(route, prefix, errors, fed, given, default))
+    routes = list(_routes(groups, producers, placed, given, default))
     refuse_duplicates(routes, dispatch)
     triggers = _triggers(producers, subscribed, outlets, given)
     _refuse_idle_publishers(groups, producers)
@@ -111,6 +106,21 @@ def _once(groups: Sequence[Group]) -> list[Group]:
 
 
 # -- routes ----------------------------------------------------------------------------------------------
+
+
+def _routes(
+    groups: Sequence[Group],
+    producers: Sequence[Producer],
+    placed: Sequence[tuple[str, CompiledPublication]],
+    given: Mapping[Any, Any],
+    default: Codec,
+) -> Iterator[CompiledRoute]:
+    """Those of all groups, in the order of registration."""
+    for prefix, group, chain in groups:
+        errors = tuple(tuple(each._errors) for each in chain)
+        for route in group._routes:
+            fed = _fed_by(route, prefix, group, producers, placed)
+            yield compile_route(route, prefix, errors, fed, given, default)
 
 
 def compile_route(
