@@ -13,6 +13,7 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from tests.cli.test_run import zroute
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
@@ -35,6 +36,16 @@ def piped(given: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "zroute", *arguments]
     return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=PATIENCE)
+
+
+def drained(reader: zmq.Socket[bytes], pub: Child) -> int:
+    """Read until the publisher has ended; how many messages came."""
+    number = 0
+    while pub.process.poll() is None:
+        while reader.poll(50):
+            reader.recv()
+            number += 1
+    return number
 
 
 def envelope(frames: tuple[bytes, ...]) -> Envelope:
@@ -265,6 +276,41 @@ def test_a_slow_subscriber_reads_all_before_the_end() -> None:
         assert end.returncode == 0, end.stderr
         child.end(None)
         assert len(child.out) == 1 + 20_000 + 1
+
+
+@pytest.mark.parametrize("binds", [False, True], ids=["it connects", "it binds"])
+@pytest.mark.parametrize("messages", [600, 20_000], ids=["at the end", "in the middle"])
+def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(messages: int, binds: bool) -> None:
+    """Its queue is full for longer than its heartbeat waits: it connects again, and I am told, with 75."""
+    endpoint = free_endpoint()
+    with zmq.Context() as context, context.socket(zmq.SUB) as reader, reader.get_monitor_socket() as monitor:
+        for option, value in ((zmq.HEARTBEAT_IVL, 50), (zmq.HEARTBEAT_TIMEOUT, 100), (zmq.RCVHWM, 10)):
+            reader.set(option, value)
+        reader.subscribe(b"")
+        (reader.bind if binds else reader.connect)(endpoint)
+        to, body = ("connect:" if binds else "") + endpoint, json.dumps("x" * 10_000)
+        with Child("-m", "zroute", "pub", to, "a", body, "--count", str(messages)) as pub:
+            while not monitor.poll(50) or recv_monitor_message(monitor)["event"] != zmq.Event.DISCONNECTED:
+                reader.get(zmq.EVENTS)  # libzmq sends subscriptions in calls of ours
+            got = drained(reader, pub)
+            assert got < messages
+            assert pub.end(None) == 75, pub.err
+            assert "1 subscriber reset the connection before everything was read, and connected again" in pub.err[-1]
+
+
+def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
+    """It has what it wanted, as `zroute tail -n 1` has: the connection is reset, too, and nothing comes back."""
+    endpoint = free_endpoint()
+    with zmq.Context() as context, context.socket(zmq.SUB) as reader:
+        reader.set(zmq.RCVHWM, 10)
+        reader.subscribe(b"")
+        reader.connect(endpoint)
+        with Child("-m", "zroute", "pub", endpoint, "a", json.dumps("x" * 10_000), "--count", "600") as pub:
+            reader.recv()
+            pub.line_with("waiting for subscribers to read what was sent", stream="err")
+            reader.close(0)
+            assert pub.end(None) == 0, pub.err
+            assert pub.err[-1] == "zroute: sent 600 messages"
 
 
 def test_a_second_signal_ends_at_once() -> None:

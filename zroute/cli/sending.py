@@ -248,7 +248,14 @@ class _Sending:
             said.cancel()
         unheard = f", {outlet.unheard} of them to a topic that nobody subscribed to" if outlet.unheard else ""
         _say(f"sent {outlet.sent} {'message' if outlet.sent == 1 else 'messages'}{unheard}")
-        if not complete:
+        if lost_to := self._connection.lost_to:
+            _say(
+                f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before everything "
+                "was read, and connected again: messages are lost to them. Their own heartbeat does that while their "
+                "queue is full; set a longer ZMQ_HEARTBEAT_TIMEOUT there, or none"
+            )
+            self.code = EXIT_DRAIN
+        elif not complete:
             _say(f"subscribers had not read all of that after {_FLUSH:g} s: its end may be lost to them")
             self.code = EXIT_DRAIN
 
