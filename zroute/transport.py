@@ -156,7 +156,8 @@ class Transport(Protocol):
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Tell from now on of each subscription that comes (True) or goes, by its prefix; False if that is not known.
 
-        Where it is not, messages are numbered in one row, and subscribers can't be waited for.
+        Where it is not, messages are numbered in one row, subscribers can't be waited for, and a publisher with
+        ``keep`` is refused, unless the transport gives kept messages by itself (``kept``).
         """
 
     def close(self) -> Deferred[None]:

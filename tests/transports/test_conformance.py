@@ -19,6 +19,7 @@ from tests.running import Mailbox, reactor, turns
 from tests.support import ROOT, free_endpoint
 from tests.transports.lines import LineTransport
 from zroute import App, Envelope, Topic, startswith
+from zroute.errors import EndpointError
 from zroute.planning.plan import Request
 from zroute.runtime.run import Environment
 from zroute.runtime.service import AppService
@@ -211,6 +212,26 @@ async def test_one_reader_hears_several_publishers(make: Make) -> None:
         await got.until(400)
     for index in range(2):
         assert [number for each, number in map(tuple, got.items) if each == index] == list(range(200))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
+    """I never believe that a subscriber that joins gets the latest message, where no transport gives it."""
+    endpoint = free_endpoint()
+    feed, reader, got = App(pub=endpoint, name="feed"), App(sub=endpoint), Mailbox[int]()
+    reader.add_route(got.put, "a")
+    kept = feed.publisher("a", int, keep="last")
+    if make is LineTransport:
+        with pytest.raises(EndpointError, match=r"test_conformance.py:\d+: keep='last' needs a transport that tells"):
+            async with met(make, feed):
+                pass
+        assert feed.stats.published == 0
+        return
+    async with met(make, feed):
+        kept.publish(7)
+        async with met(make, reader):
+            await got.until(1)
+    assert got.items == [7]
 
 
 @pytest_twisted.ensureDeferred

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zroute.awaiting import as_awaitable, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
-from zroute.errors import HighWaterMarkError, NotReadyError, NotRunningError, UsageError
+from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError
 from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
@@ -79,7 +79,10 @@ class Publisher:
         """What numbers messages, on the tracked wire."""
 
     def open(self, outlets: Iterable[CompiledPublication]) -> Emit:
-        """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned."""
+        """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned.
+
+        Raises EndpointError if one has ``keep``, and the transport can't give what is kept to those who join.
+        """
         self._outlets = tuple(outlets)
         send = self._open_sender()
         if send is None:
@@ -89,6 +92,8 @@ class Publisher:
             return emit
         session = self.session
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
+        if kept is None:
+            self._refuse_to_keep()
         paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept)
         self._coalescer = self._make_coalescer(send)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
@@ -162,6 +167,16 @@ class Publisher:
         if choices.wire == "tracked" and self._told:
             self.session = self._make_session(send)
         return send
+
+    def _refuse_to_keep(self) -> None:
+        for publication in (outlet.publication for outlet in self._outlets):
+            if publication.keep:
+                raise EndpointError(
+                    f"keep={publication.keep!r} needs a transport that tells of the subscribers that join, and "
+                    f"{type(self._transport).__name__} tells of none: leave keep out, or publish to ZeroMQ endpoints",
+                    endpoint=", ".join(map(str, self._endpoints)),
+                    where=publication.where,
+                )
 
     def _make_session(self, send: Send) -> PublisherSession:
         self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
