@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from zroute import App, PatternError, Routes, SchemaError, SignatureError, startswith
+from zroute.declarations.options import NEEDS, PublisherOptions, RouteOptions
 from zroute.declarations.routes import joined
 from zroute.functions import users_line
 from zroute.messages.topics import parse
@@ -203,3 +204,51 @@ def test_joining_without_a_prefix_is_the_pattern() -> None:
     assert joined("", pattern) is pattern
     assert joined("p", pattern).text == "p.a.{x}"
     assert joined("p", startswith("x")).subscription == b"p.x"
+
+
+ALONE: dict[str, Any] = {
+    "codec": "json",
+    "copy": True,
+    "thread": True,
+    "max_in_flight": 5,
+    "ordered": False,
+    "queue": 5,
+    "stale_after": 5.0,
+    "batch": 5,
+    "every": 5.0,
+    "keep": "last",
+    "coalesce": True,
+}
+"""Options that mean something by themselves, with a value that is not the default."""
+
+BESIDE = {"jitter": 0.5, "initial_delay": 0.5}
+"""Options that need another one."""
+
+
+def test_each_option_says_what_it_needs() -> None:
+    """A new option belongs to those that mean something alone, or to those that are refused without another."""
+    every_option = {*RouteOptions.__annotations__, *PublisherOptions.__annotations__}
+    assert every_option == {*ALONE, *BESIDE}
+    assert set(NEEDS) == set(BESIDE)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_option_that_needs_no_other_is_taken_alone(name: str) -> None:
+    """Whatever takes it."""
+    routes = Routes()
+    if name in RouteOptions.__annotations__:
+        routes.add_route(lambda body: None, "a", **{name: ALONE[name]})
+    if name in PublisherOptions.__annotations__:
+        routes.publisher("a", int, **{name: ALONE[name]})
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_an_option_without_what_it_needs_is_refused(name: str) -> None:
+    """It would do nothing, and I would not know: the error is at my line, and says what is missing."""
+    routes, needed = Routes(), NEEDS[name]
+    with pytest.raises(SignatureError, match=f"{name}=0.5 does nothing without {needed}=") as raised:
+        routes.publisher("a", int, **{name: BESIDE[name]})
+    assert raised.value.parameter == name
+    assert HERE in str(raised.value.where)
+    routes.publisher("a", int, **{name: BESIDE[name], needed: ALONE[needed]})
+    routes.publisher("a", int, **{name: 0.0})  # as its default: it asks for nothing

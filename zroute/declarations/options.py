@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar, cast
 
+from zroute.errors import SignatureError
+from zroute.functions import users_line
 from zroute.messages.codecs import Codec
 from zroute.options import MAX_IN_FLIGHT
 from zroute.publishing.publication import Coalesce, Keep
@@ -61,9 +63,9 @@ class PublisherOptions(TypedDict, total=False):
     codec: str | Codec | None
     """How messages are written. Default: the app's codec."""
     jitter: float
-    """Spread each period by up to this fraction of it, 0 to 1. Default: 0."""
+    """Spread each period by up to this fraction of it, 0 to 1; with ``every`` only. Default: 0."""
     initial_delay: float
-    """Seconds before the first call. Default: 0."""
+    """Seconds before the first call; with ``every`` only. Default: 0."""
     keep: Keep
     """``"last"``: a subscriber that joins gets the latest message of each topic. Default: None."""
     coalesce: bool | Coalesce | None
@@ -78,6 +80,10 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
     "keep": None,
     "coalesce": None,
 }
+
+
+NEEDS = {"jitter": "every", "initial_delay": "every"}
+"""Options that mean something beside another one only: without that they are refused."""
 
 
 def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
@@ -99,10 +105,19 @@ def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
 
 
 def complete(function: str, given: Options, defaults: Options) -> Options:
-    """``given``, and ``defaults`` for all others. Raises TypeError for what is no option of ``function``."""
+    """``given``, and ``defaults`` for all others.
+
+    Raises TypeError for what is no option of ``function``, and SignatureError for one without what it `NEEDS`.
+    """
     for name in given:
         if name not in defaults:
             raise TypeError(
                 f"{function}() got an unexpected keyword argument {name!r}: its options are {', '.join(defaults)}"
             )
-    return cast("Options", {**defaults, **given})
+    chosen: dict[str, Any] = {**defaults, **given}
+    for name in NEEDS.keys() & given.keys():
+        needed = NEEDS[name]
+        if chosen[name] != defaults[name] and chosen[needed] is None:  # type: ignore[literal-required]
+            fault = f"{name}={chosen[name]!r} does nothing without {needed}=: add {needed}, or leave {name} out"
+            raise SignatureError(fault, parameter=name, where=users_line())
+    return cast("Options", chosen)

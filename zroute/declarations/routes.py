@@ -183,7 +183,7 @@ class Routes:
         those of the other two wires always travel alone.
 
         Raises PatternError, SchemaError for an unknown codec, SignatureError for a period that is no positive
-        number or another ``coalesce``, and AppFrozenError.
+        number, for ``jitter`` or ``initial_delay`` without ``every``, or another ``coalesce``, and AppFrozenError.
         """
         chosen = complete("publisher", options, PUBLISHER_DEFAULTS)
         every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
