@@ -77,6 +77,40 @@ def test_what_is_no_message_is_counted_said_and_skipped() -> None:
         assert "more than 16 parts" in log
 
 
+ENDS: dict[str, tuple[list[str], signal.Signals | None, int]] = {
+    "count": (["tail", "{endpoint}", "-n", "1"], None, 0),
+    "count of a record": (["record", "{endpoint}", "{folder}/messages", "-n", "1"], None, 0),
+    "time": (["record", "{endpoint}", "{folder}/messages", "--for", "5s"], None, 0),
+    "nothing came": (["tail", "{endpoint}", "other", "--wait", "5s"], None, 124),
+    "signal": (["tail", "{endpoint}"], signal.SIGTERM, 0),
+    "error": (["tail", "{endpoint}"], None, 1),
+}
+FULL_DISK = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+from zroute.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_the_log_held_back_is_told_however_a_command_ends(tmp_path: Path, end: str) -> None:
+    """Of eighteen faults of one kind five are shown, and at the end of the command that there were thirteen more."""
+    arguments, number, code = ENDS[end]
+    topic = "other" if end == "nothing came" else "good"
+    with feed() as publisher:
+        given = [argument.format(endpoint=publisher.endpoint, folder=tmp_path) for argument in arguments]
+        program = ["-c", FULL_DISK] if end == "error" else ["-m", "zroute"]
+        with Child(*program, *given) as child:
+            publisher.heard()
+            publisher.send(*[[topic.encode()] * 17] * 18, *[plain("good", 1)] * (end != "nothing came"))
+            child.wait_for(lambda lines: sum("malformed message refused" in line for line in lines) == 5, stream="err")
+            if number is not None:
+                child.line_with("good")
+            assert child.end(number) == code
+        assert any("13 more like these, not shown" in line for line in child.err), child.err
+
+
 def test_frames_without_data_are_not_shown_as_messages() -> None:
     """A beat of a tracked publisher is counted as control."""
     beat = pack_beat(b"a", 1, epoch=7, next_ms=0, sent_at=5)

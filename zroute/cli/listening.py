@@ -106,22 +106,25 @@ class Listening:
         return self._code
 
     def stop(self, code: int = 0) -> None:
-        """Take nothing more, and have `run` return ``code``; the first call counts."""
+        """Take nothing more, and have `run` return ``code``; the first call counts.
+
+        The app stops as any other, only without draining: what its log held back is logged.
+        """
         if self._stopped:
             return
         self._stopped, self._code = True, code
         self.stats = copy(self.stats)
         self.stats.received = self.received  # the app's is behind while it delivers
-        transport = self._service.transport if self._service is not None else None
-        if transport is None:
+        if self._service is None:
             self._end()
         else:
-            transport.close().addCallback(self._end)
+            self._service.drain_timeout = 0.0
+            self._service.stopService().addErrback(self._stop_failed).addCallback(self._end)
 
     def finish(self) -> None:
         """Take what was sent before, but nothing newer, and stop: what was lost of it is known then, too."""
         if self._service is not None and not self._stopped:
-            self._service.stopService().addCallbacks(lambda _: self.stop(), self._stop_failed)
+            self._service.stopService().addErrback(self._stop_failed).addCallback(lambda _: self.stop())
 
     @property
     def received(self) -> int:
@@ -145,12 +148,13 @@ class Listening:
         try:
             endpoints = tuple(map(_reachable, self._endpoints))
             service = AppService(self._app.compile(), self.reactor, sub=endpoints, pub=(), drain_timeout=_LAST)
+            self._service = service
             service.startService()
         except EndpointError as error:
             say(str(error))
             self.stop(EXIT_ENDPOINT)
             return
-        self._service, self.stats = service, self._app.stats
+        self.stats = self._app.stats
         connection = cast("SocketPair", service.transport).sub
         assert connection is not None
         connection.endpoint_option, connection.size_option = "ENDPOINT", None
@@ -168,8 +172,7 @@ class Listening:
             self.reactor.stop()
 
     def _stop_failed(self, failure: Failure) -> None:
-        self._failure = failure.value
-        self.stop()
+        self._failure = self._failure or failure.value
 
     def _give_up(self, wait: float) -> None:
         if not self.taken and not self._stopped and self._signalled_at is None:
