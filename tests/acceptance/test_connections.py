@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 import zmq
+from twisted.internet.protocol import Factory, Protocol
 
 from tests.acceptance.streams import Reader, reader, stream
-from tests.running import running, turns
+from tests.running import reactor, running, turns
 from tests.support import Way, free_endpoint, free_port
 from zroute import App
 
@@ -216,6 +217,47 @@ async def test_a_peer_that_was_refused_and_goes_is_missed(
         await turns(lambda: "no answer" in caplog.text)
     lines = [record.getMessage() for record in caplog.records]
     assert [f"no answer from {address} for 3 s: " in line for line in lines].count(True) == 1
+
+
+class Http(Protocol):
+    """An HTTP server, as far as it matters: it refuses what is no request, and closes."""
+
+    def dataReceived(self, data: bytes) -> None:  # Twisted's name
+        """The first bytes are no method."""
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        self.transport.loseConnection()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_http_server_is_not_taken_for_a_publisher_with_a_key(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong port: the line says that the program there may know no ZeroMQ."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    port = reactor.listenTCP(0, Factory.forProtocol(Http), interface="127.0.0.1")
+    address = f"tcp://127.0.0.1:{port.getHost().port}"
+    app = App(sub=address, name="reader")
+    app.add_route(lambda body: None, "a")
+    try:
+        async with running(app):
+            await turns(lambda: "no answer" in caplog.text)
+    finally:
+        await port.stopListening()
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"reader: no answer from {address} for 3 s: takes the connection, and ends it")
+    assert "as a program without ZeroMQ does (an HTTP server), or a socket that asks for a key" in line
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_cannot_be_resolved_is_the_reason_of_an_absence(caplog: pytest.LogCaptureFixture) -> None:
+    """A name with a typing error: the log says that it is the name. No host has a label of over 63 characters."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    address = f"tcp://{'x' * 64}.test:5555"
+    app = App(sub=address, name="reader")
+    app.add_route(lambda body: None, "a")
+    async with running(app):
+        await turns(lambda: "no answer" in caplog.text)
+    (line,) = (record.getMessage() for record in caplog.records)
+    said = "its name can't be resolved (libzmq: connect_retried); trying again"
+    assert line == f"reader: no answer from {address} for 3 s: {said}"
 
 
 @pytest_twisted.ensureDeferred

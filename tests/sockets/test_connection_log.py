@@ -53,7 +53,9 @@ class Dialled:
         (HERE, ("connect_delayed", "connected"), 0, "takes the connection, and sends no greeting of ZMTP 3"),
         (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EAGAIN, "sends no greeting"),
         (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it in the handshake"),
-        (HERE, (), 0, "no attempt yet"),
+        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "(an HTTP server)"),
+        (HERE, (), 0, "no attempt yet; trying"),
+        (NAMED, (), 0, "no attempt yet, since its name is still being looked up; trying"),
     ],
 )
 def test_an_absence_is_one_line_with_its_reason(

@@ -29,6 +29,9 @@ _ENDED = 10.0
 
 _MINUTE = 60.0
 
+_NO_ATTEMPT = ("no attempt yet", "no attempt yet, since its name is still being looked up")
+"""The reason while libzmq has told nothing: it looks a name up first, and tells of that when it has an answer."""
+
 
 @attrs.define(eq=False)
 class _Dial:
@@ -38,12 +41,12 @@ class _Dial:
     and of the return, ``attempted`` if libzmq has told of the attempt to connect that is under way.
     """
 
+    reason: str
     timer: Any = None
     connected_before: bool = False
     known: bool = False
     attempted: bool = False
     ended_at: float = -inf
-    reason: str = "no attempt yet"
 
 
 class ConnectionLog:
@@ -65,7 +68,7 @@ class ConnectionLog:
         """From now on the socket connects to ``endpoint``. Of ``inproc`` libzmq tells nothing, and so does this."""
         if not endpoint.startswith("inproc://"):
             self.forget(endpoint)
-            self._dials[endpoint] = dial = _Dial()
+            self._dials[endpoint] = dial = _Dial(reason=_NO_ATTEMPT[host_name(endpoint) is not None])
             self._miss(endpoint, dial)
 
     def forget(self, endpoint: str) -> None:
@@ -169,6 +172,13 @@ class ConnectionLog:
         self._connections((endpoint, kind), subject, logging.INFO, text, self.name, *facts)
 
 
+_ENDS = (
+    "takes the connection, and ends it in the handshake, as a program without ZeroMQ does (an HTTP server), or a "
+    "socket that asks for a key"
+)
+"""libzmq tells the same of both, unless it is the first to end the handshake: see `PersistentConnection`."""
+
+
 def _stop(dial: _Dial) -> None:
     if dial.timer is not None:
         dial.timer.cancel()
@@ -187,8 +197,7 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
         said = silent
     elif event.name.startswith("handshake_failed"):
         late = event.name.endswith("no_detail") and event.value == errno.EAGAIN
-        ends = f"takes the connection, and ends it in the handshake, as one does that wants a key: {event.reason}"
-        said = silent if late else ends
+        said = silent if late else f"{_ENDS} ({event.reason})"
     else:
         said = "the host does not reply: it is down, or a firewall is between"
     return f"{said} (libzmq: {event.name})"

@@ -208,29 +208,28 @@ class PersistentConnection(Connection):
 
     def _seen(self, event: SocketEvent) -> None:
         link = self.links.seen(event)
+        endpoint = None if link is None else link.endpoint
         if event.name == "connect_retried":
-            self._attempted(self.links.attempted(event.address))
+            endpoint = self.links.attempted(event.address)
+            self._attempted(endpoint)
+        elif event.name in ("connect_delayed", "closed"):
+            endpoint = self.links.trying(event.address)
         elif event.name == "connected" and link is not None:
             self._connected(link)
         elif event.name == "disconnected" and link is not None:
             self._disconnected(link)
         elif event.name == "accepted" and link is not None:
             self._accepted(link)
-        self._note(event, link)
+        if endpoint is not None and not self.closed:
+            self._note(event, endpoint, link)
 
     def _accepted(self, link: Link) -> None:
         identity = identify(link.fd, link.address, accepted=True)
         if identity is not None:
             self._identities[link.id] = identity
 
-    def _note(self, event: SocketEvent, link: Link | None) -> None:
+    def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
         """Have what an event says of a dialled endpoint logged."""
-        if event.name in ("connect_delayed", "closed"):
-            endpoint = self.links.trying(event.address)
-        else:
-            endpoint = None if link is None else link.endpoint
-        if endpoint is None or self.closed:
-            return
         if event.name == "handshake_succeeded":
             self.log.connected(endpoint)
         elif event.name != "disconnected":
