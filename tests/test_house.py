@@ -21,7 +21,7 @@ from twisted.internet.task import Clock
 
 from tests.publishing.joined import ADDRESS, joined
 from tests.pure import Wired, plain, tracked
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from zroute import App, Topic
 from zroute.sockets.pubsub import SubConnection
 
@@ -297,7 +297,7 @@ def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: boo
     def receive() -> None:
         publisher.send(frame("a.b", {"symbol": "A", "price": 1.0}))
         arrived = len(got) + 1
-        assert connection._socket.poll(10_000)
+        assert connection._socket.poll(PATIENCE * 1000)
         sys.setprofile(lambda where, event, _: counted(where, calls) if event == "call" else None)
         try:
             connection.doRead()
@@ -309,7 +309,7 @@ def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: boo
         publisher.bind("inproc://steps")
         connection._socket.connect("inproc://steps")
         connection.subscribe(b"a.")
-        assert publisher.poll(10_000)
+        assert publisher.poll(PATIENCE * 1000)
         publisher.recv()
         clock.advance(0)
         receive()  # the first of a topic goes the long way

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conversation import PRELUDE
-from tests.support import Child, free_port
+from tests.support import PATIENCE, Child, free_port
 
 KINDS = pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 
@@ -122,7 +122,7 @@ class Line:
         self.reader, self.writer, self.lock = reader, writer, asyncio.Lock()
 
     async def ask(self, text):
-        async with self.lock, asyncio.timeout(10):
+        async with self.lock, asyncio.timeout(PATIENCE):
             self.writer.write(text.encode() + b"\\n")
             await self.writer.drain()
             return (await self.reader.readline()).decode().strip()
@@ -146,7 +146,7 @@ async def line() -> AsyncIterator[Line]:
 @app.publisher("words", every=0.01)
 async def words():
     for number in range(100):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.sleep(0)
         yield f"word {number}"
 
@@ -168,7 +168,8 @@ async def show(word: str):
 
 def test_asyncios_own_things_work_in_a_program(tmp_path: Path) -> None:
     """Streams, locks, task groups, timeouts and threads of asyncio, in handlers, timers and a resource."""
-    (tmp_path / "echo.py").write_text(PRELUDE + ONLY_ASYNCIO.replace("PORT", str(free_port())))
+    source = ONLY_ASYNCIO.replace("PORT", str(free_port())).replace("PATIENCE", str(PATIENCE))
+    (tmp_path / "echo.py").write_text(PRELUDE + source)
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "echo", "--reactor", "asyncio") as child:
         child.wait_for(lambda lines: len(lines) >= 20)
         assert child.end() == 0, child.err

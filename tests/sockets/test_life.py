@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from tests.sockets.life import KINDS, cycles
 from tests.sockets.opened import Sockets, bound
 from tests.support import PATIENCE, free_endpoint
 from zroute.errors import EndpointError
-from zroute.options import LINGER_DRAIN
 
 pytestmark = pytest.mark.slow
 
@@ -35,20 +33,20 @@ async def test_cycles_of_open_and_close_leave_nothing(kind: str) -> None:
 @every_kind
 @pytest_twisted.ensureDeferred
 async def test_an_end_with_an_unreachable_peer_does_not_hang(kind: str) -> None:
-    """close returns at once, and the context terminates within the linger."""
+    """close returns at once, and the context terminates within the linger that it was given, not that of the option."""
     context: zmq.Context[Any] = zmq.Context()
-    options = {} if kind in ("PUB", "XPUB", "REQ") else {"immediate": 0}
+    options: dict[str, Any] = {"linger": int(10_000 * PATIENCE)}  # ms: longer than this test waits
+    if kind not in ("PUB", "XPUB", "REQ"):
+        options["immediate"] = 0
     connection = KINDS[kind](reactor, context=context, **options)
     connection.open("connect:" + free_endpoint())
     if kind == "REQ":
         connection.request(b"x").addErrback(lambda _: None)
     elif kind in ("PUSH", "DEALER", "PAIR", "PUB", "XPUB"):
         connection.send(b"queued for nobody")
-    began = time.monotonic()
     connection.close(100)
     connection.close(100)
     await deferToThread(context.term).addTimeout(PATIENCE, reactor)
-    assert time.monotonic() - began < LINGER_DRAIN / 1000
 
 
 @every_kind
