@@ -8,8 +8,8 @@ its sending side is shut down: the subscriber reads to the end and closes, which
 
 A subscriber that closes before it has read everything resets its connection. It may have ended, as ``tail -n 1`` does,
 and misses nothing. Or its own heartbeat cut the connection while its queue was full, and it has lost what was under
-way. The bytes on the connection are the same, and the next step is not: the second one connects again. So resets are
-noted by host, and a connection from that host afterwards means that a subscriber has lost messages.
+way. The bytes on the connection are the same, and the next step is not: the second one connects again, at once. So
+resets are noted by host, and a connection from that host within a second means that a subscriber has lost messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _RETURN = 1.0
 """Seconds in which a subscriber that lives connects again: ten times the interval of libzmq, and of zroute."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Peer:
     """A duplicate of a connection's descriptor, and the ``host`` at its other end."""
 
@@ -84,7 +84,7 @@ class LosslessPubConnection(XPubConnection):
         self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer prefixes, or shorter ones")
         self._peers: dict[int, _Peer] = {}
         self._opened: list[Endpoint] = []
-        self._resets: list[str] = []
+        self._resets: list[tuple[str, float]] = []  # host and time
         self.lost_to = 0
         """Subscribers that reset their connection before they had read everything, and connected again."""
         self.watch(self._follow_peer)
@@ -105,10 +105,11 @@ class LosslessPubConnection(XPubConnection):
             self._monitor.doRead()  # also the connections that the reactor has not told of yet
         self.close(int(seconds * 1000))
         done: Deferred[bool] = Deferred()
+        before = self._recent_resets()
 
         def wait() -> None:
             read, resets = _end(self._context, list(self._peers.values()), seconds)
-            resets += self._resets
+            resets += before
             returned = _returned(self._opened, resets) if resets and seconds else 0
             self._reactor.callFromThread(finished, read, returned)
 
@@ -126,14 +127,24 @@ class LosslessPubConnection(XPubConnection):
         before = self._peers.pop(event.value, None)
         if before is not None:
             if before.reset and event.value not in self._cut_fds:  # that it was cut here is logged
-                self._resets.append(before.host)
+                self._resets.append((before.host, self._reactor.seconds()))
             before.socket.close()
         if event.name != "disconnected":
             with suppress(OSError):
                 peer = self._peers[event.value] = _peer(event.value)
-                if peer.host in self._resets:
-                    self._resets.remove(peer.host)
-                    self.lost_to += 1
+                self._came(peer.host)
+
+    def _came(self, host: str) -> None:
+        hosts = self._recent_resets()
+        if host in hosts:
+            del self._resets[hosts.index(host)]
+            self.lost_to += 1
+
+    def _recent_resets(self) -> list[str]:
+        """Forget those after which no subscriber has come back; return the hosts of the others."""
+        earliest = self._reactor.seconds() - _RETURN
+        self._resets = [(host, at) for host, at in self._resets if at >= earliest]
+        return [host for host, _ in self._resets]
 
 
 def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple[bool, list[str]]:
@@ -143,7 +154,8 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
     """
     deadline = time.monotonic() + seconds
     context.term()
-    complete, resets = time.monotonic() < deadline, [peer.host for peer in peers if peer.reset]
+    complete = time.monotonic() < deadline
+    resets = [peer for peer in peers if peer.reset]  # before the shutdown: a connection that is closed looks the same
     for peer in peers:
         with suppress(OSError):  # it has gone already
             peer.socket.shutdown(socket.SHUT_WR)
@@ -152,8 +164,8 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
             try:
                 complete = _closed(peer.socket, deadline) and complete
             except OSError:
-                resets.append(peer.host)
-    return complete, resets
+                resets += [peer] * (peer not in resets)
+    return complete, [peer.host for peer in resets]
 
 
 def _closed(peer: socket.socket, deadline: float) -> bool:
