@@ -13,15 +13,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from zroute.errors import SetupError
 
-__all__ = ["FORMATS", "LEVELS", "printable", "set_up_logging"]
+__all__ = ["FORMATS", "LEVELS", "has_colors", "printable", "set_up_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
@@ -42,11 +43,51 @@ class _Text(logging.Formatter):
         return text
 
 
-class _Json(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and error with the traceback."""
+_FAILURES = "failed|unrouted|malformed|lost|unknown_losses|stale|dropped_at_shutdown|publish_errors"
+_PARTS = re.compile(
+    rf"""
+    ^(?P<time>\d\d:\d\d:\d\d)[ ]
+    (?P<level>[A-Z]+)(?P<space>\ +)
+    (?P<app>(?!stopping:)[\w.:-]+(?=:[ ]))?
+    | (?P<failure>\b(?:{_FAILURES})[ ][1-9]\d*)
+    """,
+    re.VERBOSE,
+)
+_COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+class _Colored(_Text):
+    """The same lines with three things in colour: the level, the app, and counters of failures that are not zero."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        first, *more = super().format(record).split("\n")
+        return "\n".join([_PARTS.sub(_in_color, first), *more])
+
+
+def _in_color(part: re.Match[str]) -> str:
+    if part["failure"]:
+        return _color(part["failure"], "1;31")
+    level = _color(part["level"], _COLORS.get(part["level"], "0"))
+    app = _color(part["app"], "1") if part["app"] else ""
+    return f"{_color(part['time'], '2')} {level}{part['space']}{app}"
+
+
+def _color(text: str, code: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+_STANDARD = {*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"}
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and error with the traceback.
+
+    The `extra` fields of a log call follow. The last line of an app has its counters there, by their names in
+    `app.stats`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -54,14 +95,15 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return printable(json.dumps(line, ensure_ascii=False), None)
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        return printable(json.dumps(extra | line if extra else line, ensure_ascii=False, default=str), None)
 
 
 def set_up_logging(level: str, form: str) -> None:
     """Lead the root logger to standard error in ``form`` (auto: colours on a terminal) from ``level`` on.
 
-    NO_COLOR turns colours off (no-color.org). Where the program has given the root logger handlers of its
-    own, and none comes from here, they stay as they are: a second one would say everything twice.
+    NO_COLOR turns colours off, and FORCE_COLOR on: see `has_colors`. If the program has given the root logger
+    handlers of its own, and none of them is zroute's, they stay as they are: a second one would repeat each line.
     """
     if form not in FORMATS:
         raise ValueError(f"log format {form!r}: one of {', '.join(FORMATS)}")
@@ -78,17 +120,22 @@ def set_up_logging(level: str, form: str) -> None:
 
 
 def _handler(form: str) -> logging.Handler:
-    if form == "auto" and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        rich = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        rich.setFormatter(_Text("%(message)s"))
-        return rich
     handler = logging.StreamHandler(sys.stderr)
-    text = _Text("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    lines = _Colored if form == "auto" and has_colors(sys.stderr) else _Text
+    text = lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(_Json() if form == "json" else text)
     return handler
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Return True if output to ``stream`` has colours: on a terminal, unless the environment decides it.
+
+    NO_COLOR (no-color.org) turns them off, and FORCE_COLOR (force-color.org) turns them on, also in a pipe. Each
+    counts if it is not empty; NO_COLOR comes first.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def _clean(text: str) -> str:

@@ -117,8 +117,11 @@ class Stats:
 
 
 def losses(stats: Stats) -> dict[str, object]:
-    """How the last lines of programs tell what was lost, by their words: ``lost`` always, the rest if there is any."""
+    """Return the counters of losses for the last line of a program: ``lost`` always, others if they are not zero.
+
+    ``lost`` is `NOT_COUNTED` if all publishers were plain ones, which number nothing.
+    """
     untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
-    seldom = {"unknown losses": stats.unknown_losses, "duplicates": stats.duplicate}
+    seldom = {"unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

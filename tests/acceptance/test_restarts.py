@@ -64,7 +64,7 @@ def test_a_sink_names_a_publisher_that_was_killed_and_says_that_it_restarted() -
             assert epoch not in lost
             assert second.end() == 0
         assert sink.end() == 0
-        assert "unknown losses 1" in sink.err[-1]
+        assert "unknown_losses 1" in sink.err[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="instance numbers need abstract sockets")

@@ -247,7 +247,7 @@ def test_a_message_that_comes_twice_is_shown_once() -> None:
         child.wait_for(lambda lines: "b" in lines)
         assert child.end() == 0  # asks the publisher once more, so that it is known what was lost
         assert child.out == ["a", "b"]
-        assert child.err[-1].endswith("malformed 0, lost 0, duplicates 1")
+        assert child.err[-1].endswith("malformed 0, lost 0, duplicate 1")
 
 
 def test_all_that_was_sent_before_the_end_is_recorded_or_counted_as_lost(tmp_path: Path) -> None:

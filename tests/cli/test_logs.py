@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,52 @@ def test_a_terminal_gets_colours_unless_i_do_not_want_them(tmp_path: Path) -> No
     assert "\x1b[" not in on_terminal(*brief, cwd=tmp_path, NO_COLOR="1")[0]
     assert "\x1b[" not in on_terminal(*brief, "--log-format", "text", cwd=tmp_path)[0]
     assert "\x1b[" not in zroute(*brief, cwd=tmp_path).stderr
+
+
+FAILING = """
+from zroute import App
+app = App(name="quotes")
+
+@app.subscribe("a")
+def fail(body: int):
+    raise ValueError("refused: failed 7")
+
+@app.publisher("a", every=0.05)
+def beat() -> int:
+    return 1
+"""
+
+
+def test_colours_mark_levels_apps_and_failures_only(tmp_path: Path) -> None:
+    """FORCE_COLOR brings them into a pipe; without them the line is the plain one, and NO_COLOR wins."""
+    brief = ("run", "quotes", "--max-messages", "1")
+    module(tmp_path, FAILING)
+    forced = zroute(*brief, cwd=tmp_path, FORCE_COLOR="1").stderr
+    last = forced.splitlines()[-1]
+    time, level, app, failed = re.findall(r"\x1b\[[\d;]+m(.*?)\x1b\[0m", last)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", time)
+    assert (level, app, failed) == ("INFO", "quotes", "failed 1")
+    plain = re.sub(r"\x1b\[[\d;]+m", "", last)
+    assert plain == f"{time} INFO    quotes: {plain.partition('quotes: ')[2]}"
+    assert "handled 0, failed 1, unrouted 0, malformed 0" in plain
+    assert "\x1b[" not in zroute(*brief, cwd=tmp_path, FORCE_COLOR="1", NO_COLOR="1").stderr
+
+
+def test_json_lines_have_counters_and_extras_as_fields(tmp_path: Path) -> None:
+    """The last line of an app has its counters by their names in its statistics; my own extras are fields too."""
+    source = FAILING + "import logging\nlogging.getLogger('mine').warning('hi', extra={'user': 7, 'level': 'x'})\n"
+    done = zroute("run", "quotes", "--max-messages", "1", "--log-format", "json", cwd=module(tmp_path, source))
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    mine = next(line for line in lines if line["logger"] == "mine")
+    assert (mine["user"], mine["level"]) == (7, "warning")
+    last = lines[-1]
+    assert last["app"] == "quotes"
+    assert {name: last[name] for name in ("received", "failed", "lost", "publish_errors")} == {
+        "received": 1,
+        "failed": 1,
+        "lost": 0,
+        "publish_errors": 0,
+    }
 
 
 def test_my_own_logging_is_in_the_same_log_from_the_import_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,19 @@ def test_a_terminal_gets_one_table_that_is_renewed(tmp_path: Path) -> None:
     assert "\x1b[1A" in table  # the cursor goes up, to write over the table before
     assert "Traceback" not in table
     assert "stocks.ABC" not in small
+
+
+def test_a_narrow_terminal_keeps_the_topics(tmp_path: Path) -> None:
+    """In 44 columns I read whole topics and their rates; the columns that do not fit are left out."""
+    with ticker(tmp_path) as endpoint:
+        table, code = on_terminal(
+            "top", endpoint, "--interval", "200ms", cwd=tmp_path, until="stocks.ABC", COLUMNS="44", NO_COLOR="1"
+        )
+    assert code == 0
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", table)
+    assert re.search(r"topic +messages/s +bytes/s", shown)
+    assert re.search(r"stocks\.ABC +[\d.]+ +[\d.]+ k?B/s", shown)
+    assert "last seen" not in shown
 
 
 @pytest.mark.parametrize(("interval", "text"), [("0", "too short"), ("often", "no duration")])

@@ -11,6 +11,7 @@ import click
 from zroute.cli.options import DURATION, PATTERN, EndpointType
 from zroute.cli.showing import Body, as_json, as_line, decoded, one_line, template
 from zroute.endpoints import Endpoint
+from zroute.logs import has_colors
 from zroute.messages.topics import Pattern
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def command(
         show = _printed(template(text))
     elif topics_only:
         show = _printed(lambda envelope, _: one_line(envelope.topic))
-    elif sys.stdout.isatty():
+    elif has_colors(sys.stdout) or sys.stdout.isatty():
         show = _pretty()
     else:
         show = _printed(lambda envelope, body: "{} {} {}{}".format(*as_line(envelope, body)))

@@ -33,6 +33,9 @@ _SHORTEST = 0.1
 """Seconds of an interval: rates of a shorter one would be noise."""
 
 _COLUMNS = ("topic", "messages/s", "bytes/s", "messages", "bytes", "last seen")
+_TOPIC = 16
+"""Characters that a topic has at least: a narrow terminal shows fewer of the other columns, the last ones first."""
+
 _AROUND = 5  # lines of the screen that the table needs beside its topics: its head, others, total, lost, the cursor's
 
 
@@ -186,11 +189,17 @@ def _output(as_json: bool, *, live: bool) -> Iterator[Show]:
     if as_json:
         yield lambda measured: print(_document(measured), flush=True)
     elif live and sys.stdout.isatty():
+        from rich.console import Console
         from rich.live import Live
 
-        with Live(_table([]), auto_refresh=False) as screen:
-            height = screen.console.size.height
-            yield lambda measured: screen.update(_table(_lines(measured, height)), refresh=True)
+        console = Console()
+        with Live(_table([], console.width), console=console, auto_refresh=False) as screen:
+
+            def show(measured: Measured) -> None:
+                width, height = console.size
+                screen.update(_table(_lines(measured, height), width), refresh=True)
+
+            yield show
     else:
         yield lambda measured: print(_plain_table(_lines(measured)), end="\n\n" if live else "\n", flush=True)
 
@@ -229,18 +238,31 @@ def _size(size: int) -> str:
     return decimal(size).replace("bytes", "B").replace("byte", "B")
 
 
-def _table(lines: list[tuple[str, ...]]) -> Table:
+def _table(lines: list[tuple[str, ...]], width: int) -> Table:
+    """Return the table for a terminal of ``width`` columns."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    topic, *numbers = _COLUMNS
-    table.add_column(topic, overflow="ellipsis")
+    fitting = _fitting(lines, width)
+    topic, *numbers = _COLUMNS[:fitting]
+    table.add_column(topic, overflow="ellipsis", no_wrap=True)
     for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*map(Text, line[:fitting]))
     return table
+
+
+def _fitting(lines: list[tuple[str, ...]], width: int) -> int:
+    """Return how many columns fit beside topics of `_TOPIC` characters, the rate of messages always among them."""
+    topics, *numbers = [max(map(len, column)) for column in zip(_COLUMNS, *lines, strict=True)]
+    left = width - min(topics, _TOPIC)
+    for fitting, needed in enumerate(numbers, 1):
+        left -= needed + 2  # and two spaces between columns
+        if left < 0 and fitting > 1:
+            return fitting
+    return len(_COLUMNS)
 
 
 def _plain_table(lines: list[tuple[str, ...]]) -> str:

@@ -28,7 +28,7 @@ from zroute.runtime.run import MessageLimit
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
-from zroute.stats import losses
+from zroute.stats import NOT_COUNTED, losses
 
 __all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
 
@@ -357,7 +357,10 @@ class _Program:
     def _sum_up(self) -> None:
         _flush_output()  # what handlers printed comes before the summary, also in a file
         for service in self._services:
-            _log.info("%s: %s", service.plan.name, _counted(service))
+            counters = _counters(service)
+            fields = {name: None if count == NOT_COUNTED else count for name, count in counters.items()}
+            text = ", ".join(f"{name} {count}" for name, count in counters.items())
+            _log.info("%s: %s", service.plan.name, text, extra={"app": service.plan.name, **fields})
         gc.collect()  # a failure in a cycle of references is told only when that is found
         if self._unhandled:
             _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(self._unhandled))
@@ -418,8 +421,8 @@ def _summary(service: Any) -> list[tuple[int, str]]:
     return lines
 
 
-def _counted(service: Any) -> str:
-    """The counters of one run, of the sides that it has."""
+def _counters(service: Any) -> dict[str, object]:
+    """Return the counters of one run by their names in `app.stats`, for the sides (in, out) that it has."""
     stats = service.plan.live.stats
     counts: dict[str, object] = {}
     if service.subscribe_to:
@@ -429,12 +432,12 @@ def _counted(service: Any) -> str:
         routes = stats.routes.values()
         seldom = {
             "stale": sum(route.stale for route in routes),
-            "dropped at the stop": sum(route.dropped_at_shutdown for route in routes),
+            "dropped_at_shutdown": sum(route.dropped_at_shutdown for route in routes),
         }
         counts.update((name, count) for name, count in seldom.items() if count)
     if service.publish_to:
-        counts.update(published=stats.published, unpublished=stats.publish_errors)
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+        counts.update(published=stats.published, publish_errors=stats.publish_errors)
+    return counts
 
 
 def _count_unhandled_failures() -> list[object]:
