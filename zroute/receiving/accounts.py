@@ -1,16 +1,24 @@
-"""Accounts: what a subscriber was sent by one publisher, a `SubscriptionState` for each subscription. Pure."""
+"""Accounts: what a subscriber was sent by one publisher, a `SubscriptionState` for each subscription. Pure.
+
+An account is JOINING until the publisher has answered the last marker, and COMPLETE from then on: the numbers say what
+is lost. A marker that is sent makes it JOINING once more, since the answer says which subscriptions the publisher knows
+now. It has ENDED after a goodbye, a new run of the same name, a long silence, or when it was given up for others: then
+nothing is missing behind what was counted. An end may be a lie, so what is heard behind it begins the account again.
+`ACCOUNTS` has these transitions, and `Publisher.move` executes them.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from typing import Final
 
 import attrs
 
 from zroute.receiving.hearing import Signs
 
-__all__ = ["Claim", "Publisher", "State", "SubscriptionState"]
+__all__ = ["ACCOUNTS", "AccountEvent", "Claim", "Publisher", "State", "SubscriptionState"]
 
 Claim = tuple[int, int, bool]
 """The first and the last number of a loss that was found, and whether it is an unknown one."""
@@ -48,11 +56,43 @@ class SubscriptionState:
 
 
 class State(Enum):
-    """JOINING until the last marker is answered, then COMPLETE; ENDED by a goodbye, a new run, or a long silence."""
+    """Where an account stands."""
 
     JOINING = "joining"
     COMPLETE = "complete"
     ENDED = "ended"
+
+
+class AccountEvent(Enum):
+    """What moves an account from one state to another."""
+
+    MARKER = "marker"  # was sent
+    SIGN = "sign"  # of life; also an answer that is to a marker before the last, or does not name all subscriptions
+    ANSWER = "answer"  # to the last marker, with all subscriptions
+    END = "end"
+
+
+ACCOUNTS: Final[Mapping[State, Mapping[AccountEvent, State]]] = {
+    State.JOINING: {
+        AccountEvent.MARKER: State.JOINING,
+        AccountEvent.SIGN: State.JOINING,
+        AccountEvent.ANSWER: State.COMPLETE,
+        AccountEvent.END: State.ENDED,
+    },
+    State.COMPLETE: {
+        AccountEvent.MARKER: State.JOINING,
+        AccountEvent.SIGN: State.COMPLETE,
+        AccountEvent.ANSWER: State.COMPLETE,
+        AccountEvent.END: State.ENDED,
+    },
+    State.ENDED: {
+        AccountEvent.MARKER: State.ENDED,
+        AccountEvent.SIGN: State.JOINING,
+        AccountEvent.ANSWER: State.COMPLETE,
+        AccountEvent.END: State.ENDED,
+    },
+}
+"""The transitions of an account."""
 
 
 @attrs.define(eq=False)
@@ -66,24 +106,28 @@ class Publisher:
     """
 
     epoch: int
-    state: State = State.JOINING
-    name: str | None = None
-    covered: frozenset[bytes] = frozenset()
-    streams: dict[bytes, SubscriptionState] = attrs.field(factory=dict)
-    leaving: dict[bytes, SubscriptionState] = attrs.field(factory=dict)
-    lengths: frozenset[int] = frozenset()  # of those that are leaving, which may be thousands
-    standing: dict[bytes, int] = attrs.field(factory=dict)
-    named: set[bytes] = attrs.field(factory=set)  # by the parts of an answer that have come
-    answering: bytes = b""  # the marker that it answers, and how many parts of that there are
-    parts: int = 0
-    signs: Signs = attrs.field(factory=Signs)
-    pulse: int | None = None  # the sum of what is expected: it moves with each message
-    rival: int | None = None
-    active: bool = False  # a message of it was counted
-    missed: int = 0  # answers in succession that did not name all subscriptions
-    kept: int = 1  # the number of the next kept message
-    kept_lost: int = 0  # how many before it are counted as lost
-    gave_all: bool = False  # the end of its kept messages has come, for the last marker
+    state: State = attrs.field(init=False, default=State.JOINING)
+    name: str | None = attrs.field(init=False, default=None)
+    covered: frozenset[bytes] = attrs.field(init=False, default=frozenset())
+    streams: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
+    leaving: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
+    lengths: frozenset[int] = attrs.field(init=False, default=frozenset())  # of the leaving, which may be thousands
+    standing: dict[bytes, int] = attrs.field(init=False, factory=dict)
+    named: set[bytes] = attrs.field(init=False, factory=set)  # by the parts of an answer that have come
+    answering: bytes = attrs.field(init=False, default=b"")  # the marker that it answers, and how many parts came
+    parts: int = attrs.field(init=False, default=0)
+    signs: Signs = attrs.field(init=False, factory=Signs)
+    pulse: int | None = attrs.field(init=False, default=None)  # the sum of what is expected: each message moves it
+    rival: int | None = attrs.field(init=False, default=None)
+    active: bool = attrs.field(init=False, default=False)  # a message of it was counted
+    missed: int = attrs.field(init=False, default=0)  # answers in succession that did not name all subscriptions
+    kept: int = attrs.field(init=False, default=1)  # the number of the next kept message
+    kept_lost: int = attrs.field(init=False, default=0)  # how many before it are counted as lost
+    gave_all: bool = attrs.field(init=False, default=False)  # the end of its kept messages came, for the last marker
+
+    def move(self, event: AccountEvent) -> None:
+        """Do the transition of ``event``."""
+        self.state = ACCOUNTS[self.state][event]
 
     @property
     def joined_once(self) -> bool:
@@ -127,7 +171,8 @@ class Publisher:
 
     def end(self) -> None:
         """This run is over. Its numbers stay for a while, so that what comes late by another path is no news."""
-        self.state, self.rival = State.ENDED, None
+        self.move(AccountEvent.END)
+        self.rival = None
         self.signs.unnote()
         self.leave()
 

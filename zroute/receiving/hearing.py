@@ -13,18 +13,45 @@ The rules, for one publisher:
 - A subscriber judges only when it has read everything that had arrived, however late it is.
 - After `AWAY_SECONDS` of silence the publisher's account is closed: its counters are forgotten there as well.
 
-Times are seconds of one monotonic clock. `Signs` holds the state; `zroute.receiving.tracker` says what follows from it.
+A publisher is in two states at a time, since a question and a promise go on side by side: a message between a marker
+and its answer promises a beat, and the answer is still awaited. `PROMISES` and `QUESTIONS` are the transitions of the
+two, and `Signs` executes them; the same tables stand in ``docs/reference/wire.md``. A row that says `STAYS` changes
+neither the state nor its deadline; one that names the state itself begins it again, with a new deadline. An event that
+has no row in a table does not concern it, or can't happen in that state: only a state with a deadline can miss one.
+
+The states with a deadline, and what follows when it has passed:
+
+- `Promise.PROMISED`: `Signs.sign_by`, `HearingEvent.OVERDUE`, and the publisher is sent a marker.
+- `Promise.QUIET`: `Signs.quiet_at`, `HearingEvent.QUIETED`, and it is sent a ping; not while a question is out.
+- The four of `Question` in which one is out: `Signs.answer_by`, and `HearingEvent.UNANSWERED` or ``FORGIVEN``.
+
+Times are seconds of one monotonic clock. `zroute.receiving.tracker` says what follows from a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Final
 
 import attrs
 
 from zroute.publishing.counters import GRACE, WITHDRAWN_SECONDS
 
-__all__ = ["ANSWER_SECONDS", "ASKED_MAX", "AWAY_SECONDS", "QUIET_SECONDS", "LinkTimes", "Signs"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "ASKED_MAX",
+    "AWAY_SECONDS",
+    "PROMISES",
+    "QUESTIONS",
+    "QUIET_SECONDS",
+    "STAYS",
+    "HearingEvent",
+    "LinkTimes",
+    "Promise",
+    "Question",
+    "Signs",
+]
 
 ANSWER_SECONDS = 2.0
 """Seconds that a publisher has for an answer to a question."""
@@ -39,6 +66,136 @@ AWAY_SECONDS = WITHDRAWN_SECONDS
 """Seconds of silence after which a publisher is given up: as long as it keeps the counters of a reader that is gone."""
 
 _SPREAD = 0.3
+
+
+class Promise(Enum):
+    """When the next sign of life is expected, if no question is sent."""
+
+    NOTHING = "nothing"  # not heard yet, or asked since it was quiet
+    PROMISED = "promised"
+    QUIET = "quiet"
+
+
+class Question(Enum):
+    """What has become of the questions since the publisher was heard last."""
+
+    UNASKED = "unasked"
+    ASKED = "asked"
+    PINGED = "pinged"
+    LATE = "late"  # the time for an answer is over, and the next question is not sent yet
+    ASKED_AGAIN = "asked again"
+    PINGED_AGAIN = "pinged again"
+    SILENT = "silent"
+
+
+class HearingEvent(Enum):
+    """What happens to one publisher, as its subscriber sees it."""
+
+    SIGN = "sign"  # of life, which promises nothing
+    PROMISE = "promise"  # a sign that promises the next one
+    ANSWER = "answer"  # a complete one, to the last marker
+    MARKER = "marker"  # was sent; only an answer answers it
+    PING = "ping"  # was sent; any sign of life answers it
+    AWAIT = "await"  # a marker that it may have got owes an answer
+    OVERDUE = "overdue"
+    QUIETED = "quieted"
+    UNANSWERED = "unanswered"
+    FORGIVEN = "forgiven"  # unanswered by one that is not judged: it never has answered, or another run replaces it
+
+
+STAYS: Final = None
+
+PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
+    Promise.NOTHING: {
+        HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.PROMISE: Promise.PROMISED,
+        HearingEvent.ANSWER: STAYS,
+        HearingEvent.MARKER: STAYS,
+    },
+    Promise.PROMISED: {
+        HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.PROMISE: Promise.PROMISED,
+        HearingEvent.ANSWER: Promise.QUIET,
+        HearingEvent.MARKER: Promise.QUIET,
+        HearingEvent.OVERDUE: Promise.QUIET,
+    },
+    Promise.QUIET: {
+        HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.PROMISE: Promise.PROMISED,
+        HearingEvent.ANSWER: STAYS,
+        HearingEvent.MARKER: STAYS,
+        HearingEvent.QUIETED: Promise.NOTHING,
+    },
+}
+"""The transitions of the promise. A sign of life sets both deadlines: that of the quiet outlives the promised one."""
+
+QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
+    Question.UNASKED: {
+        HearingEvent.SIGN: STAYS,
+        HearingEvent.PROMISE: STAYS,
+        HearingEvent.ANSWER: STAYS,
+        HearingEvent.MARKER: Question.ASKED,
+        HearingEvent.PING: Question.PINGED,
+        HearingEvent.AWAIT: Question.ASKED,
+    },
+    Question.ASKED: {
+        HearingEvent.SIGN: STAYS,
+        HearingEvent.PROMISE: STAYS,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: Question.ASKED,
+        HearingEvent.PING: STAYS,
+        HearingEvent.AWAIT: STAYS,
+        HearingEvent.UNANSWERED: Question.LATE,
+        HearingEvent.FORGIVEN: Question.LATE,
+    },
+    Question.PINGED: {
+        HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.PROMISE: Question.UNASKED,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: Question.ASKED,
+        HearingEvent.PING: STAYS,
+        HearingEvent.AWAIT: STAYS,
+        HearingEvent.UNANSWERED: Question.LATE,
+        HearingEvent.FORGIVEN: Question.LATE,
+    },
+    Question.LATE: {
+        HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.PROMISE: Question.UNASKED,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: Question.ASKED_AGAIN,
+        HearingEvent.PING: Question.PINGED_AGAIN,
+        HearingEvent.AWAIT: STAYS,
+    },
+    Question.ASKED_AGAIN: {
+        HearingEvent.SIGN: Question.ASKED,  # with the deadline that it has: only an answer ends it
+        HearingEvent.PROMISE: Question.ASKED,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: Question.ASKED_AGAIN,
+        HearingEvent.PING: STAYS,
+        HearingEvent.AWAIT: STAYS,
+        HearingEvent.UNANSWERED: Question.SILENT,
+        HearingEvent.FORGIVEN: Question.LATE,
+    },
+    Question.PINGED_AGAIN: {
+        HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.PROMISE: Question.UNASKED,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: Question.ASKED_AGAIN,
+        HearingEvent.PING: STAYS,
+        HearingEvent.AWAIT: STAYS,
+        HearingEvent.UNANSWERED: Question.SILENT,
+        HearingEvent.FORGIVEN: Question.LATE,
+    },
+    Question.SILENT: {
+        HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.PROMISE: Question.UNASKED,
+        HearingEvent.ANSWER: Question.UNASKED,
+        HearingEvent.MARKER: STAYS,
+        HearingEvent.PING: STAYS,
+        HearingEvent.AWAIT: STAYS,
+    },
+}
+"""The transitions of the question. ``MARKER``, ``PING`` and ``AWAIT`` set the deadline unless the state stays."""
 
 
 class LinkTimes:
@@ -63,29 +220,102 @@ class LinkTimes:
 
 @attrs.define(eq=False)
 class Signs:
-    """The signs of life of one publisher.
+    """The signs of life of one publisher: its two states, their deadlines, and what a judgement needs besides.
 
-    ``due`` and ``answer_due``: when a promised sign, and the answer to a question, must have come. ``asked_at``: the
-    first of the questions since it was heard. ``links``: the connections that its answers came by.
+    A deadline means something only in a state that has it.
     """
 
-    heard_at: float | None = None
-    due: float | None = None
-    answer_due: float | None = None
-    asked_at: float | None = None
-    quiet_at: float | None = None
-    pinged: bool = False  # the question is a ping, which any sign of life answers
-    unanswered: int = 0
-    silent: bool = False
-    was_silent: bool = False  # until an answer that came since the last check
-    doubted_at: float | None = None  # when it was asked because its numbers seemed wrong
-    links: set[int] = attrs.field(factory=set)
-    linked: bool = False  # the last answer came by a connection that is known
-    _promise: float | None = None
+    promise: Promise = attrs.field(init=False, default=Promise.NOTHING)
+    question: Question = attrs.field(init=False, default=Question.UNASKED)
+    sign_by: float = attrs.field(init=False, default=0.0)
+    quiet_at: float = attrs.field(init=False, default=0.0)
+    answer_by: float = attrs.field(init=False, default=0.0)
+    heard_at: float | None = attrs.field(init=False, default=None)
+    asked_at: float | None = attrs.field(init=False, default=None)  # the first question since it was heard
+    unanswered: int = attrs.field(init=False, default=0)  # questions, in succession
+    was_silent: bool = attrs.field(init=False, default=False)  # until an answer that came since the last check
+    doubted_at: float | None = attrs.field(init=False, default=None)  # when it was asked as its numbers seemed wrong
+    links: set[int] = attrs.field(init=False, factory=set)  # the connections that its answers came by
+    linked: bool = attrs.field(init=False, default=False)  # the last answer came by a connection that is known
+    _noted: float | None = attrs.field(init=False, default=None)  # the promise of what came since the last check
+
+    # -- the states
+
+    def _move(self, event: HearingEvent) -> bool:
+        """Do the transitions of ``event``; return True if it begins a state of the question, even the same one."""
+        self.promise = PROMISES[self.promise].get(event) or self.promise
+        question = QUESTIONS[self.question].get(event)
+        self.question = question or self.question
+        return question is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """True from the judgement until it is heard."""
+        return self.question is Question.SILENT
+
+    @property
+    def is_asked(self) -> bool:
+        """True while a question is out."""
+        return HearingEvent.UNANSWERED in QUESTIONS[self.question]
+
+    @property
+    def is_pinged(self) -> bool:
+        """True while that question is a ping."""
+        return self.question in (Question.PINGED, Question.PINGED_AGAIN)
+
+    def heard(self, now: float, *, moved: bool, beat: float, chance: Callable[[], float]) -> bool:
+        """Return True if there was a sign of life since the last call: a note, or messages that have ``moved`` it."""
+        promise, self._noted = self._noted, None
+        if moved:
+            promise = max(promise or 0.0, beat)
+        if promise is None:
+            return False
+        self._move(HearingEvent.PROMISE if promise else HearingEvent.SIGN)
+        self.heard_at, self.asked_at, self.unanswered = now, None, 0
+        self.sign_by, self.quiet_at = now + promise + GRACE, now + QUIET_SECONDS * (1.0 - _SPREAD * chance())
+        return True
+
+    def ask(self, question: HearingEvent, now: float, *, seconds: float = ANSWER_SECONDS) -> None:
+        """``MARKER``, ``PING`` or ``AWAIT``: an answer is awaited for ``seconds``, unless the table says otherwise."""
+        if self._move(question):
+            self.answer_by = now + seconds
+            self.asked_at = now if self.asked_at is None else self.asked_at
+
+    def answered(self) -> None:
+        """The question has its answer."""
+        self.was_silent |= self.is_silent
+        self._move(HearingEvent.ANSWER)
+        self.asked_at, self.unanswered = None, 0
+
+    def miss_answer(self, since: float, *, judged: bool) -> bool:
+        """Return True if the answer was due by ``since``. If not ``judged``, this makes no publisher silent."""
+        if not self.is_asked or self.answer_by > since:
+            return False
+        self._move(HearingEvent.UNANSWERED if judged else HearingEvent.FORGIVEN)
+        self.unanswered += 1
+        return True
+
+    def miss_sign(self, since: float) -> HearingEvent | None:
+        """Return ``OVERDUE`` if a promised sign was due by ``since``, ``QUIETED`` if it has long been quiet then."""
+        if self.promise is Promise.PROMISED and self.sign_by <= since:
+            event = HearingEvent.OVERDUE
+        elif self.promise is Promise.QUIET and not self.is_asked and self.quiet_at <= since:
+            event = HearingEvent.QUIETED
+        else:
+            return None
+        self._move(event)
+        return event
+
+    def begin_again(self, now: float) -> None:
+        """It was taken for ended, and is heard."""
+        self.answered()
+        self.heard_at, self._noted, self.was_silent = now, None, False
+
+    # -- what is read
 
     def note(self, link: int | None, promise: float = 0.0) -> None:
         """Take note of a control frame that came by ``link``; the next follows in ``promise`` seconds (0: none)."""
-        self._promise = max(self._promise or 0.0, promise)
+        self._noted = max(self._noted or 0.0, promise)
         if link is not None:
             self.links.add(link)
             self.linked = True
@@ -97,44 +327,12 @@ class Signs:
 
     def unnote(self) -> None:
         """Forget what was noted since the last check: it says nothing about now."""
-        self._promise = None
-
-    def heard(self, now: float, *, moved: bool, beat: float, chance: Callable[[], float]) -> bool:
-        """Return True if there was a sign of life since the last call: a note, or messages that have ``moved`` it."""
-        promise, self._promise = self._promise, None
-        if moved:
-            promise = max(promise or 0.0, beat)
-        if promise is None:
-            return False
-        self.heard_at, self.quiet_at = now, now + QUIET_SECONDS * (1.0 - _SPREAD * chance())
-        self.silent, self.unanswered, self.asked_at = False, 0, None
-        self.due = now + promise + GRACE if promise else None
-        if self.pinged:
-            self.pinged, self.answer_due = False, None
-        return True
-
-    def ask(self, now: float, *, ping: bool = False, seconds: float = ANSWER_SECONDS) -> None:
-        """A question was sent. A silent publisher is asked like all others, and nothing follows if it stays silent."""
-        if self.silent or (ping and self.answer_due is not None):
-            return
-        self.pinged, self.answer_due = ping, now + seconds
-        self.asked_at = now if self.asked_at is None else self.asked_at
-
-    def begin_again(self, now: float) -> None:
-        """It was taken for ended, and is heard."""
-        self.answered()
-        self.heard_at, self._promise, self.was_silent = now, None, False
+        self._noted = None
 
     @property
     def is_noted(self) -> bool:
         """True if a control frame has come since the last check."""
-        return self._promise is not None
-
-    def answered(self) -> None:
-        """The question has its answer."""
-        self.was_silent |= self.silent
-        self.due = self.answer_due = self.asked_at = None
-        self.pinged, self.silent, self.unanswered = False, False, 0
+        return self._noted is not None
 
     def has_gone(self, links: LinkTimes) -> bool:
         """Return True if every connection by which it was heard has ended."""
@@ -142,4 +340,4 @@ class Signs:
 
     def is_away(self, now: float) -> bool:
         """Return True if it has been silent for too long to be waited for."""
-        return self.silent and self.heard_at is not None and now - self.heard_at >= AWAY_SECONDS
+        return self.is_silent and self.heard_at is not None and now - self.heard_at >= AWAY_SECONDS

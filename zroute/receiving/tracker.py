@@ -43,7 +43,7 @@ from operator import itemgetter
 from zroute.messages.control import Statement
 from zroute.options import KEPT_MAX
 from zroute.publishing.counters import BEATS, COUNT_BITS, is_counted
-from zroute.receiving.accounts import Publisher, State, SubscriptionState
+from zroute.receiving.accounts import AccountEvent, Publisher, State, SubscriptionState
 from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
@@ -62,7 +62,7 @@ from zroute.receiving.events import (
     Silent,
     UnknownLoss,
 )
-from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, LinkTimes
+from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, HearingEvent, LinkTimes
 
 __all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker"]
 
@@ -165,17 +165,16 @@ class Tracker:
         for publisher in self._publishers.values():
             publisher.gave_all &= again
             if publisher.state is not State.ENDED:
-                publisher.state = State.JOINING
+                publisher.move(AccountEvent.MARKER)
                 publisher.parts = 0
-                publisher.signs.due = None
-                publisher.signs.ask(now)
+                publisher.signs.ask(HearingEvent.MARKER, now)
 
     def ping(self, marker: bytes, now: float) -> None:
         """``marker`` was sent, and wants a sign of life from every publisher that has joined."""
         self._pings.append(marker)
         for publisher in self._publishers.values():
             if publisher.state is not State.ENDED and publisher.joined_once:
-                publisher.signs.ask(now, ping=True)
+                publisher.signs.ask(HearingEvent.PING, now)
 
     # -- messages
 
@@ -391,14 +390,13 @@ class Tracker:
             return
         if first and statement.name:
             yield from self._restarted(publisher)
-        if publisher.state is State.ENDED:
-            publisher.state = State.JOINING
+        publisher.move(AccountEvent.SIGN)
         if missing:
             publisher.missed += 1
             yield Missing(publisher.epoch, missing, publisher.missed)
         elif latest:
             publisher.missed = 0
-            publisher.state = State.COMPLETE
+            publisher.move(AccountEvent.ANSWER)
             self.joins += 1
             yield Joined(publisher.epoch, statement.name, statement.partial)
 
@@ -420,7 +418,7 @@ class Tracker:
             other.rival = publisher.epoch
             other.signs.unnote()
             other.moved()  # what came of it before this is no sign of life
-            if other.signs.silent or other.signs.has_gone(self.links):
+            if other.signs.is_silent or other.signs.has_gone(self.links):
                 yield from self._replaced(other)
             else:
                 yield Overdue(other.epoch)
@@ -473,12 +471,12 @@ class Tracker:
         publisher.active |= moved
         if publisher.state is State.ENDED:
             if moved or signs.is_noted:  # its end was a lie, or it was away for long: ask
-                publisher.state = State.JOINING
+                publisher.move(AccountEvent.SIGN)
                 signs.begin_again(now)
             elif publisher.streams and (signs.heard_at is None or now - signs.heard_at >= AWAY_SECONDS):
                 publisher.forget()
             return
-        silent, heard_at = signs.silent or signs.was_silent, signs.heard_at
+        silent, heard_at = signs.is_silent or signs.was_silent, signs.heard_at
         alive = signs.heard(now, moved=moved, beat=BEATS[0], chance=self._chance)
         if alive and silent:
             signs.was_silent = False
@@ -488,34 +486,28 @@ class Tracker:
         if alive and publisher.rival is not None:
             yield Namesake(publisher.epoch, publisher.name or "", publisher.rival)
             publisher.rival = None
-        if publisher.state is State.JOINING and not (signs.unanswered or signs.answer_due or signs.silent):
-            signs.ask(now, seconds=ANSWER_SECONDS * 2 ** min(publisher.missed, _MISSED_MAX))
+        if publisher.state is State.JOINING:
+            signs.ask(HearingEvent.AWAIT, now, seconds=ANSWER_SECONDS * 2 ** min(publisher.missed, _MISSED_MAX))
 
     def _overdue(self, publisher: Publisher, since: float) -> Iterator[Event]:
         """What was due by ``since``: everything that had arrived then has been read."""
-        signs = publisher.signs
-        if signs.answer_due is not None and signs.answer_due <= since:
-            signs.answer_due = None
-            signs.unanswered += 1
+        signs, pinged = publisher.signs, publisher.signs.is_pinged
+        if signs.miss_answer(since, judged=publisher.joined_once and publisher.rival is None):
             if publisher.rival is not None:
                 yield from self._replaced(publisher)
                 return
-            if signs.unanswered == 1 or (not publisher.joined_once and signs.unanswered < ASKED_MAX):
-                yield Quiet(publisher.epoch) if signs.pinged else Overdue(publisher.epoch)
-            elif publisher.joined_once:
+            if signs.is_silent:
                 yield from self._silent(publisher)
-        if not publisher.joined_once or signs.silent:
+            elif signs.unanswered < ASKED_MAX:
+                yield Quiet(publisher.epoch) if pinged else Overdue(publisher.epoch)
+        if not publisher.joined_once or signs.is_silent:
             return
-        if signs.due is not None and signs.due <= since:
-            signs.due = None
-            yield Overdue(publisher.epoch)
-        elif signs.due is None and signs.answer_due is None and signs.quiet_at is not None and signs.quiet_at <= since:
-            signs.quiet_at = None
-            yield Quiet(publisher.epoch)
+        missed = signs.miss_sign(since)
+        if missed is not None:
+            yield Quiet(publisher.epoch) if missed is HearingEvent.QUIETED else Overdue(publisher.epoch)
 
     def _silent(self, publisher: Publisher) -> Iterator[Event]:
         signs = publisher.signs
-        signs.silent, signs.pinged = True, False
         if publisher.leaving:  # others do not wait for it
             yield self._unknown_loss(publisher.epoch, tuple(publisher.leaving), "is silent")
             publisher.leave()
@@ -534,7 +526,7 @@ class Tracker:
                 continue
             if alone or publisher.signs.has_gone(self.links):
                 why = "has gone without a goodbye"
-            elif publisher.signs.silent:
+            elif publisher.signs.is_silent:
                 why = "is silent"
             elif asked and publisher.state is State.JOINING:
                 why = "did not answer at the stop"
@@ -557,7 +549,7 @@ class Tracker:
     def incomplete(self) -> bool:
         """True if a publisher that tracks has not answered the last marker, and still may."""
         return any(
-            each.state is State.JOINING and not each.signs.silent and each.signs.unanswered < ASKED_MAX
+            each.state is State.JOINING and not each.signs.is_silent and each.signs.unanswered < ASKED_MAX
             for each in self._publishers.values()
         )
 
@@ -567,7 +559,7 @@ class Tracker:
         return any(
             each.state is State.JOINING
             and each.joined_once
-            and not (each.signs.silent or each.signs.has_gone(self.links))
+            and not (each.signs.is_silent or each.signs.has_gone(self.links))
             for each in self._publishers.values()
         )
 
@@ -630,5 +622,5 @@ def _worth(publisher: Publisher) -> tuple[int, float]:
     elif not publisher.joined_once:
         rank = 1
     else:
-        rank = 2 + 2 * publisher.active + (not signs.silent)
+        rank = 2 + 2 * publisher.active + (not signs.is_silent)
     return rank, -1.0 if signs.heard_at is None else signs.heard_at
