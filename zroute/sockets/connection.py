@@ -1,10 +1,36 @@
 """Connection: a ZeroMQ socket in a Twisted reactor.
 
-ZeroMQ's descriptor is edge-triggered, and any call on the socket can use the edge up (zmq_getsockopt(3),
-ZMQ_FD). So the laws of this module: reading goes on until EAGAIN or until the budget is used; the last call
-on the socket in `doRead` is a look at EVENTS; whatever else touches the socket is followed by a `poke`,
-which is a coalesced call of `doRead` in the reactor's next turn. Pausing is a flag, never `removeReader`:
-libzmq needs this thread's calls to resend subscriptions to a publisher that came back.
+**The edge.** A ZeroMQ socket has one descriptor for reading and writing. It does not say that a message waits, but that
+libzmq's own thread has sent this one a command; what can be done then is in the option EVENTS. The descriptor is
+edge-triggered, and any call on the socket handles commands, and so can use the edge up (zmq_getsockopt(3), ZMQ_FD). If
+a subscription waits to be read and `send` is called, the descriptor stays silent although EVENTS has POLLIN. One `recv`
+for each wake-up reads one message of a hundred, and then none for good. The other way round the descriptor stays
+readable until commands are handled: a `doRead` that does not touch the socket is called in a busy loop.
+
+**The rules**, which follow from that:
+
+1. `doRead` reads until EAGAIN, or until its budget is used. EAGAIN alone says that nothing is left, and that libzmq
+   will signal the next message.
+2. In all other cases the last call on the socket is a look at EVENTS; if there is POLLIN, a `poke` follows.
+3. Whatever else touches the socket (a send, a subscription, an endpoint) is followed by a `poke`: a look at EVENTS in
+   the reactor's next turn, and `doRead` if there is POLLIN. There is one poke at a time, so a thousand sends cost one
+   look. `doRead` that ends with EAGAIN needs no look, unless a poke is due or a sender waits, since a handler may have
+   sent in between.
+4. A new connection begins with a poke: libzmq wakes only a reader that has met an empty queue.
+
+**Fairness.** One `doRead` delivers up to `READ_BUDGET` messages and takes about `READ_SECONDS` at most; it looks at the
+clock after each `READ_SLICE`, or four of them while handlers are quick. Then the reactor serves timers and other
+descriptors, and the poke goes on in its next turn. Without this bound a flood delays each timer by seconds.
+
+**Pause and resume.** Pausing is a flag, never `removeReader`: libzmq handles a peer's commands in calls of this thread,
+so a publisher that comes back would not be sent the subscriptions. While it is paused, `doRead` only looks at EVENTS,
+which handles them, and stops the descriptor from being readable. `resume` must poke, since the edge of what has arrived
+meanwhile is used up, and must have `doRead` called even without POLLIN: the rest of a frame that was read before the
+pause is in this process, and no event tells of it.
+
+**Writing.** POLLOUT and the wake-up that goes with it mean that a peer may take a message, so those in `when_writable`
+are told after each look that has it. On PUB and XPUB it is true even while each send gives EAGAIN: queues of publishers
+also try again by a timer.
 """
 
 from __future__ import annotations
