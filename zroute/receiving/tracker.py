@@ -22,12 +22,12 @@ A head says which subscription the first number belongs to, so this holds where 
 reader's own subscription. In all other messages (several counters, headers) the slower way asks
 `Header.number` for it; 0, no number, is given to `Tracker.admit` as it is.
 
-**Time.** Nothing is judged when a frame is read: it is noted. Each `TICK` `Tracker.check` goes over the publishers. First
-it takes note of the signs of life, then it looks at deadlines, and only at those that had passed at the check before:
-what had arrived by then has been read since, if the socket was ``emptied``. So a subscriber that is late does not take a
-publisher for dead, and a reactor that was held up judges nobody. The states, their deadlines and the transitions are
-tables, which stand in `zroute.receiving.hearing` (is it alive?) and `zroute.receiving.accounts` (is the join complete?);
-here is what follows: a question (`Overdue`, `Quiet`), a judgement (`Silent`, `Restarted`), or news (`Returned`).
+**Time.** Nothing is judged when a frame is read: it is noted. Each `TICK` `Tracker.check` goes over the publishers. It
+first takes note of the signs of life, then looks at deadlines, and only at those that had passed at the check before:
+what had arrived by then has been read since, if the socket was ``emptied``. So a subscriber that is late, or whose
+reactor was held up, does not take a publisher for dead. The states, their deadlines and the transitions are the tables
+in `zroute.receiving.hearing` (is it alive?) and `zroute.receiving.accounts` (is the join complete?). What follows is
+decided here: a question (`Overdue`, `Quiet`), a judgement (`Silent`, `Restarted`), or news (`Returned`).
 
 **Lies.** A forged frame with an honest publisher's epoch may claim any number, and messages that follow then look like
 duplicates. Where such are refused and nothing moves the account, the publisher is asked; the answer to the newest

@@ -11,7 +11,8 @@ readable until commands are handled: a `doRead` that does not touch the socket i
 
 1. `doRead` reads until EAGAIN, or until its budget is used. EAGAIN alone says that nothing is left, and that libzmq
    will signal the next message.
-2. In all other cases the last call on the socket is a look at EVENTS; if there is POLLIN, a `poke` follows.
+2. In all other cases the last call on the socket is a look at EVENTS. A `poke` follows if there is POLLIN, and always
+   if the budget ended the reading.
 3. Whatever else touches the socket (a send, a subscription, an endpoint) is followed by a `poke`: a look at EVENTS in
    the reactor's next turn, and `doRead` if there is POLLIN. There is one poke at a time, so a thousand sends cost one
    look. `doRead` that ends with EAGAIN needs no look, unless a poke is due or a sender waits, since a handler may have
