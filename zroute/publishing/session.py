@@ -1,6 +1,19 @@
 """The publishing end of the tracked wire in a running app: it numbers messages, answers markers, beats, says goodbye.
 
 The other end is `zroute.receiving.session`. The protocol stands in ``docs/reference/wire.md``.
+
+**States.** A subscriber is in the collection of its state, which is also the order in which it has its turn:
+
+- ``_asking``: its last marker waits for an answer. A newer one takes its place; a withdrawn one is answered no more.
+- in none: it was answered. `LastValueCache` sends it what is kept, and its counters go on.
+- ``_told``: a goodbye was sent to its last marker, and no farewell has come. The goodbye goes out in rounds, since a
+  full queue may drop it; ``_untold`` are those whose turn in this round is still to come. A farewell ends that, and so
+  does the end of its marker.
+
+``_all_told`` divides the life of the session: while it is None markers are answered; from `goodbye` on no one can join,
+and it fires when no one is left in ``_told``. Pings are in no state of their subscriber: they are answered from
+``_pings``, or dropped when they are withdrawn. These are sets with an order and an end, not steps that depend on one
+another, so there is no table of transitions.
 """
 
 from __future__ import annotations

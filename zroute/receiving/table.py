@@ -11,10 +11,10 @@
   cache (`zroute.receiving.topic_cache`): by topic for plain messages; by topic and the 16 constant bytes of the header
   for tracked ones, beside the account whose number is compared. Only messages that took the long way put entries
   there, so the loop checks nothing that the entry stands for: kind, codec, epoch, span, and the absence of headers.
-- **The order of checks.** Size comes first: a large frame need not be copied to be looked at, and one in the cache is
-  small enough for every limit. Then plain, then tracked: a topic is in the first map only if plain messages came by it,
-  so a tracked message costs one vain look-up, and no look at the magic. The number comes before the closure: a
-  duplicate is not delivered, and a gap is reported before the message behind it.
+- **The order of checks.** Size comes first: a large frame is not split in the loop, and a small one needs no check of
+  ``max_message``. Then plain, then tracked: a topic is in one of the two maps, so a tracked message costs one vain
+  look-up, and no look at the magic. The number comes before the closure: a duplicate is not delivered, and a gap is
+  reported before the message behind it.
 - **What is rare leaves the loop**: a new topic, another codec, several parts, a large body, a fault, a number that is
   not the expected one. RCVMORE costs more than `recv`, so it is asked only there (the rule of parts in
   ``docs/reference/wire.md``).
