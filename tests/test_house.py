@@ -63,8 +63,6 @@ PARAMETERS = 8
 MORE_PARAMETERS = {
     "zroute.app.App": "public: each is an option, given by keyword",
     "zroute.messages.wire.Envelope": "public: users make one to call a hook of theirs in a test",
-    "zroute.receiving.accounts.Publisher": "what is known of one publisher is still in one record",
-    "zroute.receiving.hearing.Signs": "the signs of life of one publisher are still in one record",
 }
 """The classes that take more, each with its reason."""
 
