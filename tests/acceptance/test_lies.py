@@ -17,7 +17,7 @@ import sys, threading
 from zroute import App
 
 app = App(pub=sys.argv[1], codec="json", name="honest")
-total, count = int(sys.argv[2]), 0
+total = count = 0
 
 def publish(many):
     global count
@@ -34,7 +34,11 @@ def work():
 def listen():
     from twisted.internet import reactor
     for line in sys.stdin:
-        reactor.callFromThread(publish, int(line))
+        reactor.callFromThread(go_on if line.startswith("+") else publish, int(line))
+
+def go_on(many):
+    global total
+    total += many
 
 @app.on_startup
 def begin():
@@ -91,26 +95,26 @@ def test_a_lie_heals_and_the_count_is_right_at_the_end(lie: str) -> None:
     """Frames in the name of an honest publisher claim what it never sent: it is heard again, and the sum is exact."""
     honest, lying = Way("address").meeting(), Way("address").meeting()
     with (
-        Child("-c", PUBLISHER, honest.bind, "600") as publisher,
+        Child("-c", PUBLISHER, honest.bind) as publisher,
         Child("-m", "chaos.liar", f"bind:{lying.bind}") as liar,
     ):
         epoch = publisher.line_with("epoch").split()[1]
         liar.line_with("epoch")
         with Child("-c", READER, f"{honest.connect},{lying.connect}", "2") as reader:
             reader.line_with("ready")
-            first = published(publisher.out)
+            publisher.write("+600\n")  # only now, so that a slow start leaves as many to be heard after the lie
             reader.wait_for(lambda lines: told(lines)[0] >= 20)
             liar.write(f"lie {lie} {epoch} {published(publisher.out)} honest@host\n")
             liar.line_with("lied")
             publisher.line_with("published 600")
-            reader.wait_for(lambda lines: told(lines)[0] + told(lines)[1] >= 600 - first)
+            reader.wait_for(lambda lines: told(lines)[0] + told(lines)[1] >= 600)
             assert reader.end() == 0
             assert publisher.end() == 0
         seen, lost, unknown, ordered, _ = told(reader.out)
     assert ordered
     assert seen > 300
     assert unknown == 0 or lie == "joins_with_name"  # the invented runs have gone without a goodbye
-    assert 600 - first <= seen + lost <= 600  # what came before the answer is seen, and not promised
+    assert seen + lost == 600
 
 
 def test_a_path_that_swallows_everything_is_noticed_on_a_quiet_stream() -> None:
@@ -119,7 +123,7 @@ def test_a_path_that_swallows_everything_is_noticed_on_a_quiet_stream() -> None:
     proxy = TroubleProxy(int(meeting.bind.rpartition(":")[2]))
     try:
         with (
-            Child("-c", PUBLISHER, meeting.bind, "0") as publisher,
+            Child("-c", PUBLISHER, meeting.bind) as publisher,
             Child("-c", READER, proxy.endpoint, "1") as reader,
         ):
             reader.line_with("ready")
