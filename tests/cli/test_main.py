@@ -43,6 +43,24 @@ def test_help_of_a_command_names_its_variables() -> None:
         assert variable in done.stdout
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
-    """A typo gives 2."""
-    assert zroute("rum").returncode == 2
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("rum", "did you mean 'run'?"),
+        ("chekc", "did you mean 'check'?"),
+        ("recrod", "did you mean 'record'?"),
+        ("zzzz", "there are new, run, check, "),
+    ],
+)
+def test_an_unknown_command_is_a_usage_error_that_suggests_the_nearest(typed: str, hint: str) -> None:
+    """A typo gives 2 and the command that I meant; a word that resembles none gives the list."""
+    done = zroute(typed)
+    assert done.returncode == 2
+    assert f"No such command '{typed}': {hint}" in done.stderr
+
+
+def test_an_unknown_option_is_not_taken_for_a_command() -> None:
+    """`zroute --verison` is told as an option, with the nearest one."""
+    done = zroute("--verison")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr

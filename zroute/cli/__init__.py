@@ -6,6 +6,7 @@ docs/reference/cli.md.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +16,7 @@ import click
 __all__ = ["main"]
 
 _COMMANDS = {
+    "new": ("zroute.cli.new", "Start a project in a new folder."),
     "run": ("zroute.cli.run", "Run apps until a signal."),
     "check": ("zroute.cli.check", "Tell whether apps would start."),
     "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
@@ -40,6 +42,14 @@ class _Lazy(click.Group):
             return None
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), "command")  # noqa: B009
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = get_close_matches(name, _COMMANDS, 1)  # click compares with the commands that are imported: none
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_COMMANDS)}"
+            ctx.fail(f"No such command {name!r}: {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
