@@ -102,15 +102,23 @@ def show_goals(console: Console, judged: Sequence[Judged]) -> None:
 # -- files --------------------------------------------------------------------------------------------------
 
 
+_HEAD = """# Benchmark tables
+
+`python -m benchmarks --markdown docs/explanation/performance-tables.md` writes this page.
+[Performance](performance.md) explains it."""
+
+
 def as_markdown(
     results: Sequence[Result], judged: Sequence[Judged], described: Mapping[str, str], settings: str, command: str
 ) -> str:
-    """The same for the documentation: machine, goals, and a table for each group."""
+    """Return the page of tables for the documentation: machine, goals, and a table for each group."""
     parts = [
+        _HEAD,
         f"Measured with `{command}`: {settings}",
         ", ".join(f"{name} {value}" for name, value in described.items()) + ".",
-        *([_markdown(list(HEADINGS), [_goal_cells(one) for one in judged])] if judged else []),
+        *(["## Goals", _markdown(list(HEADINGS), [_goal_cells(one) for one in judged])] if judged else []),
         CLOCKS,
+        "## Groups",
     ]
     for result in results:
         rows = [[row.name, row.skipped] if row.skipped else _cells(result, row) for row in result.rows]
