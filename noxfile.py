@@ -45,9 +45,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a broken link is an error."""
+    """Build the documentation; a broken link is an error. Then look into it: its search, and its width on a phone."""
     session.install("-e", ".[docs]")
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", session.create_tmp())
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-q", "tests/test_site.py", "-rs")
 
 
 @nox.session
