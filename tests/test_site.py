@@ -137,6 +137,7 @@ WORDS = {
 """Words that users search for, and a page that answers."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_the_search_finds_the_words_that_users_use(site: Path, word: str) -> None:
     """I type the usual word for a thing, and the page about it is found, by its text or by its tags."""
@@ -151,6 +152,7 @@ def test_the_search_finds_the_words_that_users_use(site: Path, word: str) -> Non
     assert WORDS[word] in found, sorted(found)
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_menu(site: Path) -> None:
     """I can reach each page from the menu: none is only linked."""
     page = (site / "tutorial" / "index.html").read_text()
@@ -223,6 +225,7 @@ def chromium(profile: Path, url: str) -> Iterator[None]:
         browser.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
 def test_no_page_is_wider_than_a_phone(site: Path, tmp_path: Path) -> None:
     """I read the site on a phone, and scroll down only."""

@@ -28,6 +28,7 @@ def recorded(name: str) -> list[str]:
     return [line for line in lines if not line.startswith("$ ") and line not in typed and line != "…"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_prints_what_the_documentation_shows(tmp_path: Path, name: str) -> None:
     """I type the commands of a session: every line that is shown there appears, but for numbers and symbols."""
