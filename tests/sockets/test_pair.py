@@ -241,8 +241,8 @@ async def test_who_is_silent_is_named_by_endpoint_also_where_it_is_a_host_name(
         raw = sockets.raw(zmq.XPUB)
         await turns(lambda raw=raw: bindable(raw, address))
         assert await connected.until(number) == [1] * number
-        assert reader.silent([f"feed@here {address}"]) == [f"connect:{absent} (nobody is connected)"]
-        assert reader.silent(["feed@here tcp://127.0.0.1:1"])[0] == f"connect:{absent} (nobody is connected)"
+        assert reader.silent([f"feed@here {address}"]) == [f"connect:{absent} (not connected)"]
+        assert reader.silent(["feed@here tcp://127.0.0.1:1"])[0] == f"connect:{absent} (not connected)"
         raw.close(0)
         await turns(lambda: not reader.links)
     assert len(reader.silent([])) == 2

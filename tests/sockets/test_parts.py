@@ -79,7 +79,7 @@ async def test_what_nobody_takes_is_an_error_at_the_sender(sockets: Sockets) -> 
     """With nobody there, and with a full queue, send raises; when_writable says when to go on; nothing is lost."""
     push = sockets.make(PushConnection, sndhwm=1)
     address = push.open("inproc://jobs")
-    with pytest.raises(HighWaterMarkError, match=r"PushConnection inproc://jobs: nobody is connected, or the queues"):
+    with pytest.raises(HighWaterMarkError, match=r"PushConnection inproc://jobs: no peer is connected, or the queues"):
         push.send(b"0")
     box = Mailbox[list[bytes]]()
     pull = sockets.make(PullConnection, box.put, rcvhwm=1)

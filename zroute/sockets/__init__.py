@@ -1,1 +1,1 @@
-"""The only code that touches ZeroMQ's sockets; all of it runs on the reactor's thread."""
+"""All code that uses ZeroMQ sockets. It runs on the reactor's thread."""

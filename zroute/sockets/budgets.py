@@ -1,7 +1,8 @@
-"""Budgets: how many bytes of subscriptions each connection of a publisher has. Plain bookkeeping, as `Links`.
+"""The bytes of subscriptions that each connection of a publisher holds.
 
-libzmq tells of a prefix when the first peer subscribes to it, and when the last one has withdrawn it. So a prefix is
-on the account of the connection that asked for it first until no peer has it: it costs memory for as long.
+Pure bookkeeping, as in `zroute.sockets.links`. libzmq reports a prefix when the first peer subscribes to it, and when
+the last peer has withdrawn it. The prefix uses memory for all that time. It is charged to the connection that
+subscribed first, until no peer subscribes to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["Budgets"]
 
 
 class Budgets:
-    """The live subscriptions of one publisher, each on the account of a connection, by the connection's id."""
+    """The live subscriptions of one publisher, charged to connections by id."""
 
     def __init__(self) -> None:
         self._owners: dict[bytes, int | None] = {}
@@ -22,11 +23,14 @@ class Budgets:
 
     @property
     def prefixes(self) -> KeysView[bytes]:
-        """The live subscriptions."""
+        """The prefixes of the live subscriptions."""
         return self._owners.keys()
 
     def add(self, prefix: bytes, link: int | None) -> int:
-        """Note that a prefix is live; return how many bytes its connection has now. None is on no account."""
+        """Charge a live prefix to a connection; return the connection's bytes.
+
+        The prefix is charged to no connection if ``link`` is None; the result is 0 then.
+        """
         if prefix in self._owners:
             self.remove(prefix)
         self._owners[prefix] = link
@@ -36,7 +40,7 @@ class Budgets:
         return spent
 
     def remove(self, prefix: bytes) -> bool:
-        """Note that a prefix is not live any more; return True if it was."""
+        """Remove a prefix. Return True if it was live."""
         if prefix not in self._owners:
             return False
         link = self._owners.pop(prefix)
@@ -46,14 +50,18 @@ class Budgets:
 
     @property
     def links(self) -> KeysView[int]:
-        """The connections that have an account."""
+        """The ids of the connections that have been charged."""
         return self._spent.keys()
 
     def close(self, links: Set[int]) -> None:
-        """Forget the accounts of connections that have ended: their prefixes are withdrawn, or are others' too."""
+        """Close the accounts of connections that have ended.
+
+        Their prefixes stay live until libzmq reports the withdrawal: other peers may have them too.
+        """
         for link in links:
             self._spent.pop(link, None)
 
 
 def _cost(prefix: bytes) -> int:
+    """Return the bytes that a subscription is charged, at least the minimum."""
     return max(len(prefix), SUBSCRIPTION_COST)

@@ -88,7 +88,10 @@ if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:
-    """A socket of ``kind`` (``zmq.SUB`` …), with ``options`` set before it is bound or connected."""
+    """Return a socket of ``kind`` (``zmq.SUB`` …) with ``options`` set.
+
+    libzmq requires most options to be set before the socket is bound or connected.
+    """
     socket: zmq.Socket[Any] = context.socket(kind)
     for option in options:
         socket.set(getattr(zmq.SocketOption, option.name), option.value)
@@ -97,14 +100,17 @@ def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option])
 
 @implementer(IReadDescriptor)
 class Connection:
-    """``socket`` on ``reactor``; from now on it belongs to the connection.
+    """A ZeroMQ socket on a Twisted reactor.
 
-    What it receives goes to ``receive``, which may be set anew. The connection is its owner's to `close`;
-    closing twice is nothing. All calls belong on the reactor's thread.
+    The connection owns ``socket``. Messages go to ``receive``, which may be replaced. The owner must `close` the
+    connection; `close` may be called twice. All methods must be called on the reactor's thread.
     """
 
     binds: ClassVar[bool] = False
-    """Whether an endpoint that does not say ``bind:`` or ``connect:`` is bound: who serves binds."""
+    """True if an endpoint without ``bind:`` or ``connect:`` is bound.
+
+    True for sockets that serve others, such as PUB and REP.
+    """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
         self._reactor = reactor
@@ -114,7 +120,7 @@ class Connection:
         self._again = False
         self.paused = False
         self.emptied = False
-        """Set whenever all there was has been read; whoever wants to know clears it."""
+        """True after all messages have been read. The reader of this flag clears it."""
         self.closed = False
         self.endpoints: list[str] = []
         self._socket = socket
@@ -128,16 +134,23 @@ class Connection:
         self._waiting: list[Deferred[None]] = []
         _connections.add(self)
         reactor.addReader(self)
-        self.poke()  # libzmq wakes only a reader that has met an empty queue
+        self.poke()  # libzmq signals the descriptor only after a read that found no message
 
     # -- endpoints ------------------------------------------------------------------------------------
 
     def open(self, endpoint: Endpoint | str) -> str:
-        """Bind or connect; returns the address as libzmq resolved it (a bound ``*`` becomes a port).
+        """Bind or connect to an endpoint; return its resolved address.
 
-        One connection may have several, bound and connected. Raises EndpointError: the address is in use, not
-        of this machine, or not understood. An ipc path is in use if a program serves it, or if a file is there that is
-        no socket; a socket that nobody serves is replaced.
+        A port ``*`` is resolved to the port that the system has chosen. A connection may have several endpoints, bound
+        and connected.
+
+        Args:
+            endpoint: An address such as ``"tcp://127.0.0.1:5555"``, optionally after ``bind:`` or ``connect:``.
+
+        Raises:
+            EndpointError: The address is in use, not an address of this machine, or invalid. An ipc path is in use if a
+                program serves it, or if the file there is not a socket. An unused socket file is replaced.
+            NotRunningError: The connection is closed.
         """
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
@@ -155,33 +168,40 @@ class Connection:
         return parse_endpoint(endpoint, bind=self.binds) if isinstance(endpoint, str) else endpoint
 
     def disconnect(self, address: str) -> None:
-        """Take back the connection to ``address``, as `open` returned it; what was queued for that peer is dropped.
+        """Disconnect from ``address``, the result of `open`.
 
-        Raises EndpointError for one that is not connected.
+        Messages that are queued for this peer are dropped.
+
+        Raises:
+            EndpointError: The address is not connected.
         """
         self._take_back("disconnect", self._socket.disconnect, Endpoint(address, bind=False))
 
     def unbind(self, address: str) -> None:
-        """Listen no more at ``address``, as `open` returned it, and lose those who have connected there.
+        """Stop listening at ``address``, the result of `open`, and disconnect its peers.
 
-        libzmq (4.3.5) ends their connections at once, and what is queued for them may be lost. `watch` tells nothing of
-        it on this side; the peers see ``disconnected``, and dial in vain from then on. Nothing can keep them: to move
-        to another address, open that first, and unbind when the peers have connected there. Peers at other addresses
-        are not affected. Raises EndpointError for an address that is not bound.
+        libzmq (4.3.5) ends their connections at once, and messages that are queued for them may be lost. `watch`
+        reports no event on this side. The peers see ``disconnected``, and try to reconnect in vain. Peers at other
+        addresses are not affected. To move to another address, open it first, and unbind when the peers have connected
+        there.
+
+        Raises:
+            EndpointError: The address is not bound.
         """
         self._take_back("unbind", self._socket.unbind, Endpoint(address, bind=True))
 
     def _take_back(self, verb: str, change: Callable[[str], object], endpoint: Endpoint) -> None:
-        if endpoint.address not in self.endpoints:  # libzmq takes localhost for what was opened as 127.0.0.1
+        if endpoint.address not in self.endpoints:  # libzmq would accept localhost for 127.0.0.1
             raise EndpointError(_explain(verb, endpoint.address, errno.ENOENT), endpoint=str(endpoint))
         self._drop_rest()
         self._endpoint(verb, change, endpoint)
         self.endpoints.remove(endpoint.address)
 
     def _drop_rest(self) -> None:
-        """Read the rest of a message of several parts whose first was read, and drop it.
+        """Read and drop the rest of a message of several parts.
 
-        libzmq ends the process if it loses the peer of such a message by a call of ours (an assertion in fq.cpp).
+        The first part may have been read already. libzmq ends the process (an assertion in fq.cpp) if one of our calls
+        then disconnects the peer of this message.
         """
         with suppress(zmq.ZMQError):
             while self.more():
@@ -193,7 +213,7 @@ class Connection:
             with self._family(endpoint.address):
                 change(endpoint.address)
         except zmq.ZMQError as error:
-            # Raised anew below: an exception that is kept alive would hold the frame, and with it the socket.
+            # A new error is raised below: this one would keep the frame alive, and so the socket.
             failed = _explain(verb, endpoint.address, self._reason(error.errno or 0))
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
@@ -201,9 +221,9 @@ class Connection:
 
     @contextmanager
     def _family(self, address: str) -> Iterator[None]:
-        """Have libzmq take IPv6 addresses while this one is bound or connected, if it needs them.
+        """Enable IPv6 in libzmq while an IPv6 address is bound or connected.
 
-        Not longer: with the option set, a host name of another endpoint would be resolved to its IPv6 address.
+        Not longer: with the option set, libzmq would resolve the host names of other endpoints to IPv6 addresses.
         """
         change = self._needs_ipv6(address) and not self._socket.get(zmq.SocketOption.IPV6)
         if change:
@@ -218,7 +238,10 @@ class Connection:
         return "[" in address
 
     def _reason(self, number: int) -> int:
-        """libzmq's error number of a failed call, which its own event of the failure may have overwritten."""
+        """Return the error number of a failed call of libzmq.
+
+        libzmq may have overwritten it; the monitor's event of the failure has the right one.
+        """
         if self._monitor is None:
             return number
         self._refused = 0
@@ -226,7 +249,13 @@ class Connection:
         return self._refused or number
 
     def watch(self, on_event: OnEvent) -> None:
-        """Call ``on_event`` with each `SocketEvent` from now on: before `open`, so that nothing is missed."""
+        """Call a function with each event of the connections (`SocketEvent`) from now on.
+
+        Call this before `open` to receive all events.
+
+        Raises:
+            NotRunningError: The connection is closed.
+        """
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: watch another one")
         self._watchers += (on_event,)
@@ -235,13 +264,13 @@ class Connection:
         address = f"inproc://zroute.monitor.{os.getpid()}.{next(_numbers)}"
         self._socket.monitor(address, zmq.Event.ALL)
         monitor: zmq.Socket[Any] = self._socket.context.socket(zmq.PAIR)
-        monitor.set(zmq.SocketOption.RCVHWM, 0)  # libzmq's own thread would wait for a reader that is behind
+        monitor.set(zmq.SocketOption.RCVHWM, 0)  # no limit: libzmq's own thread would wait for a slow reader
         monitor.connect(address)
         self._monitor = _Monitor(self._reactor, monitor, self._tell)
         self._monitor.owner = self
 
     def _read_events(self) -> None:
-        """Tell the watchers of all events that wait, now."""
+        """Pass all events that have arrived to the watchers, now."""
         monitor = self._monitor
         while monitor is not None and not monitor.closed and monitor._events() & _POLLIN:
             monitor.doRead()
@@ -257,22 +286,25 @@ class Connection:
                 except Exception:
                     _log.exception("a function that watches the connections of %s failed", self.endpoints)
 
-    # -- what the reactor calls -------------------------------------------------------------------------
+    # -- called by the reactor --------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The descriptor, asked for once; -1 when closed (`twisted.internet.interfaces.IFileDescriptor`)."""
+        """Return the descriptor; -1 when closed.
+
+        See `twisted.internet.interfaces.IFileDescriptor`.
+        """
         return -1 if self.closed else self._fd
 
     def logPrefix(self) -> str:  # noqa: N802  # Twisted's name
-        """How Twisted's log names this connection."""
+        """Return the name of this connection in Twisted's log."""
         return f"zroute {self.endpoints}"
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802  # Twisted's name
-        """The reactor gave the descriptor up: the connection is closed."""
+        """Close the connection, because the reactor stops watching its descriptor."""
         self.close()
 
     def doRead(self) -> None:  # noqa: N802  # Twisted's name
-        """Deliver what there is, for a bounded time, and leave no edge unseen."""
+        """Deliver messages for a bounded time, then look for events once more."""
         recv, more = self._recv, self.more
         began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
@@ -282,23 +314,26 @@ class Connection:
                 spent = perf_counter() - began
                 if spent > READ_SECONDS:
                     break
-                if spent < READ_SECONDS / 32:  # quick handlers: so many more will not make the turn too long
+                if spent < READ_SECONDS / 32:  # fast handlers: a larger slice still ends in time
                     size = READ_SLICE * 4
             if not self.paused:
-                self._read_again()  # perhaps the rest of a frame that is read already, which no event tells of
+                self._read_again()  # a frame may be partly handled, and EVENTS does not report its rest
         except zmq.Again:
             self.emptied = True
-            if self._poke is None and not self._waiting:  # nothing has touched the socket since
+            if self._poke is None and not self._waiting:  # no other call has used the socket since
                 return
         except zmq.ZMQError as error:
             self._failed(error)
-        except Exception:  # the reactor would drop the socket for it
-            _log.exception("zroute itself failed over a message; please report this. Reading goes on")
+        except Exception:  # the reactor would drop the socket because of it
+            _log.exception("zroute itself failed over a message: please report this. Reading continues")
         if not self.closed:
             self._look()
 
     def _receive_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """In place of a recv where a socket has none: libzmq does its work in any call."""
+        """Replace ``recv`` on sockets that only send.
+
+        Any call lets libzmq do its work.
+        """
         self._events()
         raise zmq.Again
 
@@ -312,17 +347,23 @@ class Connection:
         if self._waiting and events & _POLLOUT:
             ready, self._waiting = self._waiting, []
             for waiting in ready:
-                if not waiting.called:  # cancelled by one before it
+                if not waiting.called:  # an earlier callback may have cancelled it
                     waiting.callback(None)
 
     def _failed(self, error: zmq.ZMQError) -> None:
-        """Another error than EAGAIN: where the socket or its context is gone, so is the connection."""
+        """Process an error other than EAGAIN.
+
+        Closes the connection if the socket or its context is closed, else raises the error.
+        """
         if error.errno not in _GONE:
             raise error
         self.close(LINGER_ABORT)
 
     def more(self) -> int:
-        """Whether the part read last has another behind it (zmq_getsockopt(3), ZMQ_RCVMORE)."""
+        """Return 1 if another part follows the part read last, else 0.
+
+        See zmq_getsockopt(3), ZMQ_RCVMORE.
+        """
         return 0 if self.closed else int(_get(self._socket, zmq.SocketOption.RCVMORE.value))
 
     def _events(self) -> int:
@@ -333,15 +374,15 @@ class Connection:
             return 0
 
     def readable(self) -> bool:
-        """Whether a message waits, whatever `paused` says."""
-        self.poke()  # to ask uses the edge up
+        """Return True if a message waits to be read, even while paused."""
+        self.poke()  # asking for EVENTS can consume the signal of the descriptor
         return not self.closed and bool(self._events() & _POLLIN)
 
     def discard(self, most: int) -> int:
-        """Throw away up to ``most`` of the parts that wait; how many that were."""
+        """Discard up to ``most`` parts that wait; return their number."""
         self.poke()
         number = 0
-        with suppress(zmq.ZMQError):  # Again, at the end
+        with suppress(zmq.ZMQError):  # zmq.Again once all parts are read
             while not self.closed and number < most:
                 self._recv(_LAST)
                 number += 1
@@ -350,12 +391,15 @@ class Connection:
     # -- sending --------------------------------------------------------------------------------------
 
     def try_send(self, parts: Sequence[bytes]) -> bool:
-        """Send the parts of a message, all or none; False while no peer takes it. The connection is open."""
+        """Send the parts of a message, all or none.
+
+        Returns False if no peer can accept the message now. The connection must be open.
+        """
         send, last = self._send, len(parts) - 1
         if last and not all(isinstance(part, bytes) for part in parts):
-            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here leaves no half of a message behind
+            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here comes before any part is sent
         self.poke()
-        try:  # parts travel together (zmq_msg_send(3)): only the first can be refused
+        try:  # parts are sent together (zmq_msg_send(3)): libzmq can refuse only the first
             for part in parts[:last]:
                 send(part, _MORE)
             send(parts[last], _LAST)
@@ -364,10 +408,11 @@ class Connection:
         return True
 
     def when_writable(self) -> Deferred[None]:
-        """Fires when a peer takes a message, at the earliest in the reactor's next turn.
+        """Return a Deferred that fires when a peer can accept a message.
 
-        All who wait are told at once, so another may have filled the queue meanwhile. It fails with
-        NotRunningError when the connection is closed, and may be cancelled.
+        It fires in the reactor's next turn at the earliest, for all callers at once. Another caller may fill the queue
+        first, so `try_send` can still return False. It fails with NotRunningError when the connection is closed, and
+        may be cancelled.
         """
         if self.closed:
             return fail(NotRunningError(f"this {type(self).__name__} is closed"))
@@ -381,21 +426,30 @@ class Connection:
             self._waiting.remove(waiting)
 
     def check(self) -> None:
-        """Raise NotRunningError if it is closed, WrongThreadError in another thread, ForkedContextError in a fork."""
+        """Raise an error if the connection can't be used here.
+
+        Raises:
+            NotRunningError: It is closed.
+            WrongThreadError: The caller is on another thread than the one that made it.
+            ForkedContextError: The process was forked from the one that made it.
+        """
         if self.closed:
             if isinstance(self._socket, _Refusing):
                 _refuse()
             raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
         if get_ident() != self._thread:
             raise WrongThreadError(
-                f"this {type(self).__name__} was used from another thread, which ZeroMQ does not survive: call "
-                "reactor.callFromThread(connection.send, …) there"
+                f"this {type(self).__name__} was used on another thread than the reactor's, and ZeroMQ sockets are not "
+                "thread-safe: call reactor.callFromThread(connection.send, …) there"
             )
 
     # -- state ----------------------------------------------------------------------------------------
 
     def poke(self, within: float = 0.0) -> None:
-        """Look at the socket within so many seconds (default: in the reactor's next turn), because it was touched."""
+        """Look at the socket soon, because a call has used it.
+
+        ``within`` is in seconds; by default it is the reactor's next turn.
+        """
         if self.closed:
             return
         if self._poke is None:
@@ -405,7 +459,11 @@ class Connection:
             self._poke.reset(0)
 
     def _poked(self) -> None:
-        """Mostly nothing has arrived, as behind a send: to look costs a third of a recv that finds nothing."""
+        """Read messages if there are any.
+
+        Usually none has arrived, for example after a send. Asking for EVENTS costs a third of a ``recv`` that finds
+        none.
+        """
         self._poke = None
         events = self._events()
         if (events & _POLLIN or self._again) and not self.paused:
@@ -417,21 +475,30 @@ class Connection:
         self._tell_writable(events)
 
     def pause(self) -> None:
-        """Read no more until `resume`; the socket goes on processing its peers' commands."""
+        """Stop reading until `resume`.
+
+        The socket still processes its peers' commands.
+        """
         self.paused = True
 
     def resume(self) -> None:
-        """Read again, from the next turn on."""
+        """Read again, from the reactor's next turn on."""
         self.paused = False
         self._read_again()
 
     def _read_again(self) -> None:
-        """In the next turn, whatever the socket says: what is left of a frame that was read is not in it."""
+        """Read in the next turn, even if the socket has no new message.
+
+        EVENTS does not report the rest of a frame that was read.
+        """
         self._again = True
         self.poke()
 
     def close(self, linger: int = LINGER_DRAIN) -> None:
-        """Close the socket; what is queued may still be sent for ``linger`` milliseconds."""
+        """Close the socket.
+
+        Queued messages may still be sent for ``linger`` milliseconds.
+        """
         if self.closed:
             return
         self.closed = True
@@ -440,39 +507,39 @@ class Connection:
             self._poke.cancel()
             self._poke = None
         if self._monitor is not None:
-            with suppress(zmq.ZMQError):  # the context may be gone
+            with suppress(zmq.ZMQError):  # the context may be terminated
                 self._socket.disable_monitor()
             self._monitor.close(LINGER_ABORT)
         self._socket.close(linger)
         left, self._waiting = self._waiting, []
         for waiting in left:
-            if waiting.called:  # cancelled by one before it
+            if waiting.called:  # an earlier errback may have cancelled it
                 continue
             waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
 
     def forked(self) -> None:
-        """This is a child of the process that opened the socket: refuse everything, and touch nothing.
+        """Refuse all calls, because this process is a fork of the one with the socket.
 
-        The child has copies of descriptors and memory, but not libzmq's threads: a send would return and the
-        message be gone, and even removing the descriptor from an epoll set would remove the parent's.
+        The child has copies of descriptors and memory, but not libzmq's threads. A send would return, and the message
+        would be lost. Even removing the descriptor from an epoll set would remove it for the parent.
         """
         self.closed = True
-        self._parents = self._socket  # kept, so that it is not closed here by the garbage collector
+        self._parents = self._socket  # a reference, so that the garbage collector does not close it here
         self._socket = cast("zmq.Socket[Any]", _Refusing())
         self._recv = self._send = _refuse
 
 
 class _Monitor(Connection):
-    """Reads what libzmq tells of ``owner``'s connections.
+    """Reads the events of ``owner``'s connections.
 
-    Closed by the owner alone, after it has told libzmq: who sends events to nobody waits for ever, and that would be
-    libzmq's own thread, or ours.
+    The owner closes it after it has told libzmq to send no more events. Otherwise the thread that sends an event, ours
+    or libzmq's own, would wait for a reader for ever.
     """
 
     owner: Connection
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802  # Twisted's name
-        """The reactor gives up all descriptors when it stops, in any order."""
+        """Close the owner first: a stopping reactor closes descriptors in any order."""
         self.owner.connectionLost(reason)
 
 
@@ -496,19 +563,19 @@ def _poison() -> None:
 _connections: WeakSet[Connection] = WeakSet()
 _numbers = count()
 
-os.register_at_fork(after_in_child=_poison)  # checking the process at each send would cost a third of it
+os.register_at_fork(after_in_child=_poison)  # comparing process ids in each send would cost a third of the send
 
 
 def _explain(verb: str, address: str, number: int) -> str:
     reasons = {
         errno.EADDRINUSE: "another program uses it: stop that, or choose another address",
-        errno.EEXIST: "a file is there that is no socket: move it away, or choose another path",
+        errno.EEXIST: "the file there is not a socket: move it away, or choose another path",
         errno.EADDRNOTAVAIL: "this machine has no such address: bind to one it has, or to 127.0.0.1",
         errno.ENODEV: "this machine has no such address or interface: bind to one it has, or to 127.0.0.1",
         errno.EACCES: "not allowed: choose a port above 1023, or a path that you may write",
         errno.EINVAL: "libzmq does not understand it: write tcp://host:port, ipc://path or inproc://name",
         errno.ENOENT: "there is no such directory: create it, or choose another path",
-        errno.ECONNREFUSED: "nobody has bound it in this context: bind first, and share the context",
+        errno.ECONNREFUSED: "no socket of this context has bound it: bind first, and share the context",
     }
     if verb.endswith(("disconnect", "unbind")):
         reasons[errno.ENOENT] = "it is not open: give the address that open() returned"

@@ -1,9 +1,11 @@
-"""End one connection of libzmq's from outside, by its descriptor, and never another one.
+"""End one connection of libzmq from outside, through its descriptor.
 
-libzmq has no call that ends one connection and connects again: ``zmq_disconnect`` drops what has arrived, and ends
-the process while a message of several parts is being read. Shutting down a duplicate of the descriptor is a lost
-connection to libzmq, from which it recovers by itself. But a number is given to another connection as soon as its
-own has ended, so that a descriptor is compared with what it was when the connection began.
+libzmq has no call that ends one connection and then reconnects. ``zmq_disconnect`` drops received messages, and ends
+the process while a message of several parts is being read. Shutting down a duplicate of the descriptor looks like a
+lost connection to libzmq, from which it recovers by itself.
+
+The system reuses the number of a closed descriptor. So the descriptor is compared with its identity at the start of
+the connection, and no other connection is ever shut down.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ __all__ = ["Identity", "identify", "shut_down"]
 
 
 _CHUNK = 1 << 16
+"""Bytes read in one call while received data is discarded."""
 
 
 @attrs.frozen
 class Identity:
-    """What tells one open socket from any other: its inode, and both its addresses."""
+    """The properties that distinguish one open socket: inode and both addresses."""
 
     device: int
     inode: int
@@ -32,7 +35,7 @@ class Identity:
 
     @property
     def text(self) -> str | None:
-        """The peer's address as libzmq writes it when it has resolved it; None if it is not tcp."""
+        """The peer's address in libzmq's resolved form, or None if it is not tcp."""
         if not isinstance(self.there, tuple):
             return None
         host, port = self.there[:2]
@@ -40,9 +43,15 @@ class Identity:
 
 
 def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | None:
-    """Return the identity of the connection to ``address`` that has this descriptor, or of one ``accepted`` there.
+    """Return the identity of the connection behind a descriptor.
 
-    None if the descriptor is closed or is no such connection: it has ended meanwhile.
+    Args:
+        fd: The descriptor, as an event of libzmq reports it.
+        address: The address that the connection must have: of the peer, or our own if it was ``accepted``.
+        accepted: True if the peer connected to us.
+
+    Returns:
+        The identity, or None if the connection has ended: the descriptor is closed, or belongs to another connection.
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as copy:
@@ -57,10 +66,18 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
 
 
 def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
-    """Shut the connection down if the descriptor is still that of ``identity``; return True if it was.
+    """Shut the connection down if the descriptor still has this identity.
 
-    Both happen on a duplicate, which stays the same connection whatever libzmq does meanwhile. ``discard`` throws away
-    what the system has received and libzmq has not read, which may be some MiB: libzmq would read it to the end.
+    Works on a duplicate of the descriptor, which stays the same connection even if libzmq closes its own.
+
+    Args:
+        fd: The descriptor.
+        identity: The result of `identify` when the connection began.
+        discard: Also discard the data that the system has received and libzmq has not read. It may be several MiB, and
+            libzmq would read all of it.
+
+    Returns:
+        True if the connection was shut down, False if the descriptor belongs to another connection or to none.
     """
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
         if _identity(copy) == identity:
@@ -72,7 +89,7 @@ def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
 
 
 def _discard(copy: socket.socket) -> None:
-    with suppress(OSError):  # BlockingIOError at the end of what there is
+    with suppress(OSError):  # BlockingIOError once all received data is read
         while copy.recv(_CHUNK, socket.MSG_DONTWAIT):
             pass
 

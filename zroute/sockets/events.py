@@ -1,4 +1,7 @@
-"""What happens to a socket's connections, as libzmq's monitor tells it (zmq_socket_monitor(3))."""
+"""Events of a socket's connections, from libzmq's monitor.
+
+See zmq_socket_monitor(3).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,19 @@ from zroute.logs import printable
 
 __all__ = ["OnEvent", "SocketEvent", "parse_event"]
 
-_EVENT = Struct("=Hi")  # a monitor's first part: the event and its value; the second is the address
+_EVENT = Struct("=Hi")  # the first part of a monitor's message: event and value; the second part is the address
 
 
 @attrs.frozen
 class SocketEvent:
-    """One event: its ``name``, the ``address`` of the endpoint, and the ``value`` that libzmq gives with it.
+    """An event of a connection: connected, disconnected, handshake failed, …
 
-    Names are libzmq's, in lower case: ``listening``, ``bind_failed``, ``accepted``, ``connect_delayed``,
-    ``connect_retried``, ``connected``, ``handshake_succeeded``, ``handshake_failed_protocol`` (``_auth``,
-    ``_no_detail``), ``disconnected``, ``closed``. A peer is there from ``handshake_succeeded`` on.
+    ``name`` is libzmq's name of the event in lower case: ``listening``, ``bind_failed``, ``accepted``,
+    ``connect_delayed``, ``connect_retried``, ``connected``, ``handshake_succeeded``, ``handshake_failed_protocol``
+    (``_auth``, ``_no_detail``), ``disconnected`` or ``closed``. A peer is connected from ``handshake_succeeded`` on.
+
+    ``address`` is the address of the endpoint. ``value`` is the number that libzmq gives with the event: a descriptor,
+    an error number, or milliseconds until the next attempt.
     """
 
     name: str
@@ -37,7 +43,7 @@ class SocketEvent:
 
     @property
     def reason(self) -> str:
-        """What ``value`` says, where it is the reason of a failure; else empty."""
+        """The reason of a failure, from ``value``; empty for other events."""
         if self.name.endswith("_failed") or self.name == "handshake_failed_no_detail":
             return os.strerror(self.value)
         if self.name.startswith("handshake_failed"):
@@ -46,11 +52,11 @@ class SocketEvent:
 
 
 OnEvent = Callable[[SocketEvent], None]
-"""Is called with each event, on the reactor's thread."""
+"""A function that is called with each event, on the reactor's thread."""
 
 
 def parse_event(first: bytes, second: bytes) -> SocketEvent:
-    """The event in the two parts of a monitor's message."""
+    """Return the event from the two parts of a monitor's message."""
     number, value = _EVENT.unpack(first)
     return SocketEvent(_NAMES.get(number, f"event_{number}"), second.decode("utf-8", "replace"), value)
 

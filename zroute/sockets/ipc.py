@@ -1,7 +1,8 @@
-"""Bind ``ipc://`` paths, and take none over.
+"""Bind ``ipc://`` paths without replacing files or sockets in use.
 
-libzmq removes what is at the path before it binds: a regular file, or the socket of another program, which then serves
-nobody and is told nothing. It leaves its own socket there at the end, so that one that nobody serves is usual.
+Before it binds, libzmq removes any file at the path. That may be a regular file, or the socket of another program,
+which then waits for peers that never come and gets no error. libzmq also leaves its own socket there at the end, so an
+unused socket at the path is usual and may be replaced.
 """
 
 from __future__ import annotations
@@ -22,19 +23,27 @@ import zmq
 __all__ = ["bind"]
 
 _LOCKING = 1.0
-"""Seconds to wait for another program that binds in the same directory; then we bind all the same."""
+"""Seconds to wait for another program that binds in the same directory.
+
+After that we bind anyway.
+"""
 
 _CLOSING = 1.0
-"""Seconds that a socket of this process has to end: libzmq closes it in a thread, after the call."""
+"""Seconds to wait for a socket of this process to end.
+
+libzmq closes it in a thread, after the call has returned.
+"""
 
 _PERIOD = 0.01
+"""Seconds between two attempts to get the lock, or to find the path unused."""
 
 
 def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
-    """Bind ``zmq_socket`` to ``address``, and replace nothing but a socket that nobody serves.
+    """Bind a socket; replace a socket file at an ipc path only if it is unused.
 
-    Raises zmq.ZMQError: EADDRINUSE if a program serves an ipc path, EEXIST if what is there is no socket, EACCES if
-    that can't be told, and what libzmq raises.
+    Raises:
+        zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file there is not a socket, EACCES if
+            we may not check that, and all errors of libzmq's bind.
     """
     path = _path(address)
     if path is None:
@@ -46,9 +55,9 @@ def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
 
 
 def _path(address: str) -> str | None:
-    """Return the path of a socket in the file system.
+    """Return the path of a socket in the file system, or None.
 
-    None for other transports, for abstract names (``@…``), which the system gives out once, and for ``*``.
+    None for other transports, for ``*``, and for abstract names (``@…``), which the system never gives out twice.
     """
     transport, _, rest = address.partition("://")
     return rest if transport == "ipc" and rest[:1] not in ("@", "*") else None
@@ -56,10 +65,13 @@ def _path(address: str) -> str | None:
 
 @contextmanager
 def _alone_in(directory: str) -> Iterator[None]:
-    """Hold the lock of a directory: of two that start at once and find nobody, the later one finds the earlier one."""
+    """Hold the lock of a directory.
+
+    If two programs start at the same moment, the second one then finds the socket of the first.
+    """
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # bind says what is wrong with it, if anything is
+    except OSError:  # bind will raise a clearer error, if the path is wrong
         yield
         return
     try:
@@ -83,9 +95,10 @@ def _lock(directory: int) -> None:
 
 
 def _refuse_taken(path: str) -> None:
+    """Raise zmq.ZMQError if the path holds a socket in use, or another file."""
     try:
         mode = os.lstat(path).st_mode
-    except OSError:  # nothing is there, or bind says what is wrong
+    except OSError:  # the path is free, or bind will raise a clearer error
         return
     if not stat.S_ISSOCK(mode):
         raise zmq.ZMQError(errno.EEXIST)
@@ -97,9 +110,9 @@ def _refuse_taken(path: str) -> None:
 
 
 def _server(path: str) -> int | None:
-    """Return the process that serves the socket at ``path``, 0 if that can't be told; None if there is none.
+    """Return the id of the process that serves the socket at ``path``.
 
-    Raises zmq.ZMQError (EACCES) if we may not ask.
+    0 if a process serves it but its id is unknown; None if none does. Raises zmq.ZMQError (EACCES) if we may not ask.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -111,7 +124,7 @@ def _server(path: str) -> int | None:
             raise zmq.ZMQError(errno.EACCES) from None
         except OSError:  # its queue is full, or it is a socket of another type
             return 0
-        with suppress(OSError, AttributeError):  # a system that does not tell
+        with suppress(OSError, AttributeError):  # a system without SO_PEERCRED
             process, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return int(process)
     return 0

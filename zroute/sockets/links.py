@@ -1,9 +1,14 @@
-"""The connections of one socket, kept from its monitor's events. Plain bookkeeping: it knows no ZeroMQ.
+"""The connections of one socket, derived from its monitor's events.
 
-Why events are not matched by their text: libzmq names an endpoint as it was given (``tcp://localhost:5555``) until
-its first connection ends, and from then on as the name was resolved (``tcp://127.0.0.1:5555``). Two names can have
-one address, and all connections to a bound endpoint have its text. So a connection is found by its descriptor
-where an event carries one (``connected``, ``accepted``, ``disconnected``), and the texts decide only the rest.
+Pure bookkeeping, without ZeroMQ. The addresses in events do not identify a connection:
+
+- libzmq names an endpoint as it was given (``tcp://localhost:5555``) until its first connection ends. From then on it
+  uses the resolved address (``tcp://127.0.0.1:5555``).
+- Two names can have the same address.
+- All connections to a bound endpoint have the same address.
+
+So a connection is found by its descriptor if the event carries one (``connected``, ``accepted``, ``disconnected``).
+The addresses decide only for the other events.
 """
 
 from __future__ import annotations
@@ -24,10 +29,10 @@ __all__ = ["Link", "Links"]
 class Link:
     """One connection of a socket, from ``connected`` or ``accepted`` to its end.
 
-    ``id`` is never used twice, unlike the descriptor ``fd``. ``address`` is the text of the first event.
-    ``endpoint`` is the dialled endpoint as it was opened, or None if the peer has connected to us. ``ready`` is
-    True once the handshake is done, and ``fault`` is the event if it has failed. ``doubtful`` is True while
-    messages of an earlier connection with the same descriptor may still be unread.
+    ``id`` is unique; the descriptor ``fd`` is reused by the system. ``address`` is the address in the first event.
+    ``endpoint`` is the endpoint as it was opened, or None if the peer connected to us. ``ready`` is True after the
+    handshake; ``fault`` is the event of a failed handshake. ``doubtful`` is True while messages of an earlier
+    connection with the same descriptor may be unread.
     """
 
     id: int
@@ -41,17 +46,20 @@ class Link:
 
 @attrs.define(eq=False)
 class _Dialled:
-    """An endpoint that the socket connects to, and the texts that its events may have."""
+    """An endpoint that the socket connects to, and the addresses of its events."""
 
     address: str
     texts: set[str]
     link: Link | None = None
     resolved: bool = False
     lost: bool = False
-    """Its connection has ended, and libzmq has told of no attempt to connect again since."""
+    """True after the connection has ended, until libzmq reports its next attempt."""
 
     def fits(self, text: str) -> int:
-        """Return how well ``text`` fits: 0 as it was opened, 1 as it is known, 2 by the port alone, 3 not at all."""
+        """Return how well an event's address matches this endpoint.
+
+        0: as it was opened; 1: a known address; 2: only the port matches; 3: no match.
+        """
         if text == self.address:
             return 0
         if text in self.texts:
@@ -60,7 +68,10 @@ class _Dialled:
 
 
 class Links:
-    """The connections of one socket: tell it what is dialled, and feed it with `SocketEvent`s."""
+    """The connections of one socket.
+
+    The owner reports the endpoints that it opens and closes, and passes on each `SocketEvent`.
+    """
 
     def __init__(self) -> None:
         self._ids = count(1)
@@ -69,38 +80,53 @@ class Links:
         self._dialled: list[_Dialled] = []
         self._unread: set[int] = set()
 
-    # -- what the socket's owner tells ---------------------------------------------------------------------
+    # -- calls of the socket's owner -------------------------------------------------------------------------
 
     def dial(self, endpoint: str) -> None:
-        """From now on the socket connects to ``endpoint``."""
+        """Add an endpoint that the socket connects to."""
         self._dialled.append(_Dialled(endpoint, {endpoint}))
 
     def hang_up(self, endpoint: str) -> None:
-        """Forget ``endpoint`` and its connections: libzmq tells of no end that the socket's owner has asked for."""
+        """Forget an endpoint and its connections.
+
+        libzmq sends no event when the owner itself disconnects.
+        """
         self._dialled = [each for each in self._dialled if each.address != endpoint]
         self._end(link for link in self._links.values() if link.endpoint == endpoint)
 
     def unbind(self, address: str) -> None:
-        """Forget the connections that were accepted at ``address``: libzmq cuts them and tells nothing."""
+        """Forget the connections that were accepted at ``address``.
+
+        libzmq ends them when the address is unbound, and sends no event.
+        """
         self._end(link for link in self._links.values() if link.endpoint is None and link.address == address)
 
     def learn(self, link: Link, text: str) -> None:
-        """Note ``text`` as the one that libzmq will have for this connection's endpoint: its resolved address."""
+        """Note the resolved address of a connection's endpoint.
+
+        libzmq will use it in later events.
+        """
         for each in self._dialled:
             if each.link is link:
                 each.texts.add(text)
                 each.resolved = True
 
     def read_all(self) -> None:
-        """All messages that had arrived are read, so that none of an ended connection is left."""
+        """Note that all received messages are read.
+
+        No unread message can belong to an ended connection then, so no connection is ``doubtful``.
+        """
         self._unread.clear()
         for link in self._links.values():
             link.doubtful = False
 
-    # -- what libzmq tells -----------------------------------------------------------------------------------
+    # -- events of libzmq ------------------------------------------------------------------------------------
 
     def seen(self, event: SocketEvent) -> Link | None:
-        """Take an event; return the connection that has begun, or whose handshake or life has ended, with it."""
+        """Process an event; return the connection that it concerns, if any.
+
+        That is a connection that has begun or ended, or whose handshake has ended.
+        """
         if event.name == "connected":
             return self._connected(event)
         if event.name == "accepted":
@@ -114,14 +140,15 @@ class Links:
         return None
 
     def trying(self, text: str) -> str | None:
-        """Return the dialled endpoint without a connection that this text fits best; None if it fits none."""
+        """Return the unconnected endpoint that this address fits best, or None."""
         found = _best((each for each in self._dialled if each.link is None), text)
         return None if found is None else found.address
 
     def attempted(self, text: str) -> str | None:
-        """Return the dialled endpoint that libzmq has just planned to connect to again under this text.
+        """Return the endpoint that libzmq will try to connect to next.
 
-        Of several that it may be, it is the first that was lost and has not been tried since; None if it fits none.
+        If several endpoints fit the address, it is the first that lost its connection and was not tried since. None if
+        no endpoint fits.
         """
         free = [each for each in self._dialled if each.link is None]
         found = _best((each for each in free if each.lost), text) or _best(free, text)
@@ -133,9 +160,9 @@ class Links:
     def _connected(self, event: SocketEvent) -> Link | None:
         free = (each for each in self._dialled if each.link is None)
         found = _best(free, event.address) or _best(self._dialled, event.address)
-        if found is None:  # of an endpoint that was taken back meanwhile
+        if found is None:  # its endpoint was disconnected in the meantime
             return None
-        if found.link is not None:  # of the same one, opened again: libzmq has ended that without a word
+        if found.link is not None:  # the endpoint was opened again, and libzmq sent no event of the first one's end
             self._end([found.link])
         found.link = self._begin(event, found.address)
         found.texts, found.resolved, found.lost = {found.address, event.address}, False, False
@@ -162,7 +189,11 @@ class Links:
         return link
 
     def _greeting(self, text: str) -> Link | None:
-        """The event has no descriptor: of those whose handshake is under way, take the oldest that fits best."""
+        """Return the connection whose handshake this event reports.
+
+        The event has no descriptor. Of the connections in their handshake, it is the oldest with this address, or else
+        the oldest of all.
+        """
         pending = [link for link in self._links.values() if not link.ready and link.fault is None]
         return next((link for link in pending if link.address == text), pending[0] if pending else None)
 
@@ -184,38 +215,44 @@ class Links:
             for each in [each for each in self._dialled if each.link is link]:
                 each.link = None
                 self._dialled.remove(each)
-                self._dialled.append(each)  # behind those that were lost before: libzmq tries these first
+                self._dialled.append(each)  # after those that were lost earlier: libzmq tries these first
 
-    # -- what it answers -------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """How many connections have finished their handshake."""
+        """Return the number of connections that have finished their handshake."""
         return len(self.ready)
 
     @property
     def alive(self) -> frozenset[int]:
-        """The ids of all connections, those whose handshake is under way included."""
+        """The ids of all connections, including those in their handshake."""
         return frozenset(self._links)
 
     @property
     def ready(self) -> tuple[int, ...]:
-        """The ids of all connections with a finished handshake, in the order of connecting."""
+        """The ids of the connections after their handshake, oldest first."""
         return tuple(link.id for link in self._links.values() if link.ready)
 
     def at(self, fd: int) -> Link | None:
-        """Return the connection that has this descriptor now."""
+        """Return the current connection with this descriptor, or None."""
         return self._by_fd.get(fd)
 
     def get(self, id: int) -> Link | None:
-        """Return the connection with this id, unless it has ended."""
+        """Return the connection with this id, or None if it has ended."""
         return self._links.get(id)
 
     def is_dialled(self, endpoint: str) -> bool:
-        """Return True if a connection to this endpoint, as it was opened, is there; its handshake may be under way."""
+        """Return True if an endpoint has a connection, in its handshake or after it.
+
+        ``endpoint`` is the endpoint as it was opened.
+        """
         return any(link.endpoint == endpoint for link in self._links.values())
 
     def connected(self, address: str) -> bool:
-        """Return True if a connection at ``address``, as `Connection.open` returned it, has finished its handshake."""
+        """Return True if a connection at ``address`` has finished its handshake.
+
+        ``address`` is the result of `Connection.open`.
+        """
         return any(link.ready and address == (link.endpoint or link.address) for link in self._links.values())
 
 
@@ -224,5 +261,6 @@ def _port(text: str) -> str:
 
 
 def _best(among: Iterable[_Dialled], text: str) -> _Dialled | None:
+    """Return the endpoint that an event's address fits best, or None if it fits none."""
     found = min(among, key=lambda each: each.fits(text), default=None)
     return None if found is None or found.fits(text) == 3 else found

@@ -1,4 +1,7 @@
-"""Which connection a message came by: what a socket with several publishers does not say by itself."""
+"""Find the connection that delivered a message.
+
+A socket with several publishers reports only a descriptor; see `Origins`.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ from zroute.sockets.links import Link, Links
 
 __all__ = ["Origins"]
 
-_SRCFD = zmq.SRCFD.value
+_SRCFD = zmq.SRCFD.value  # zmq_msg_get(3): the descriptor of the connection that delivered a part
 
 
 class Origins:
-    """Reads parts by ``recv``, and notes by which of ``links`` each came; ``look`` reads the events that wait.
+    """Reads parts, and notes the connection that delivered each of them.
 
-    A part carries the descriptor of its connection. libzmq sends the event that gives this number a meaning before
-    the first part, but on another socket, so that events are read first. An ended connection's number goes to the
-    next one while parts of the first are still unread: until all are read, such a part came by neither.
+    ``recv`` reads a part, ``links`` are the connections, and ``look`` processes the events that have arrived.
+
+    A part carries the descriptor of its connection. libzmq sends the event that announces this descriptor before the
+    first part, but on another socket, so events are read first. The system reuses the descriptor of an ended
+    connection, perhaps while parts of that connection are unread. Until all parts are read, such a part is assigned to
+    neither connection.
     """
 
     def __init__(self, recv: Callable[[int, bool], Any], links: Links, look: Callable[[], None]) -> None:
@@ -29,17 +35,23 @@ class Origins:
         self._emptied = True
         self._heard: set[int] = set()
         self.link: Link | None = None
-        """The connection that has the descriptor by which the part that was read last came: perhaps a later one."""
+        """The current connection with the descriptor of the last part.
+
+        It may be a later connection than the one that delivered the part; see ``came_by``.
+        """
         self.fd: int | None = None
-        """That descriptor; None over ``inproc``."""
+        """The descriptor that delivered the last part; None over ``inproc``."""
 
     @property
     def came_by(self) -> int | None:
-        """The id of the connection by which the part that was read last came; None if that can't be told."""
+        """The id of the connection that delivered the last part, or None if unknown."""
         return None if self.link is None or self.link.doubtful else self.link.id
 
     def recv(self, flags: int, copy: bool = True) -> Any:
-        """Read a part, as the socket's own method does: bytes, or with ``copy`` False a Frame."""
+        """Read a part as bytes, or as a Frame if ``copy`` is False.
+
+        Replaces the ``recv`` of the socket. Raises zmq.Again if no message has arrived.
+        """
         if self._emptied:
             self._emptied = False
             self._look()
@@ -53,7 +65,7 @@ class Origins:
         return frame.bytes if copy else frame
 
     def heard(self) -> set[int]:
-        """Return the ids of the connections by which anything came since the last call."""
+        """Return the ids of the connections that delivered anything since the last call."""
         heard, self._heard = self._heard, set()
         return heard
 
@@ -61,13 +73,13 @@ class Origins:
         self.link = self.fd = None
         try:
             self.fd = fd = frame.get(_SRCFD)
-        except zmq.ZMQError:  # it came over inproc
+        except zmq.ZMQError:  # a part over inproc has no descriptor
             return
         link = self._links.at(fd)
         if link is None:
             self._look()
             link = self._links.at(fd)
         if link is not None:
-            link.ready = True  # whatever the events said: a message comes behind the handshake
+            link.ready = True  # even if no event said so: messages follow the handshake
             self._heard.add(link.id)
             self.link = link

@@ -1,4 +1,4 @@
-"""The ZeroMQ sockets of one app: a SUB and an XPUB socket in a context, with what connects at them.
+"""The ZeroMQ sockets of one app: a SUB and an XPUB socket in a context.
 
 `zroute.transports.zeromq` makes a transport of them.
 """
@@ -29,10 +29,10 @@ C = TypeVar("C", bound=Connection)
 
 
 class SharedContext:
-    """A ZeroMQ context that lives while somebody uses it, and starts anew for the next user.
+    """A ZeroMQ context that lives while it has users.
 
-    Apps that are to meet over ``inproc://`` are given the same one. A ``zmq.Context`` of the caller's own
-    is used as it is and never terminated here.
+    Apps that connect over ``inproc://`` use the same one. It is terminated after its last user, and a new context is
+    made for the next one. A ``zmq.Context`` of the caller is used as it is, and never terminated here.
     """
 
     def __init__(self, context: zmq.Context[Any] | None = None) -> None:
@@ -42,26 +42,30 @@ class SharedContext:
         self._users = 0
 
     def share(self) -> SharedContext:
-        """For one app more."""
+        """Mark the context as shared with another app; return it."""
         self._shared = True
         return self
 
     @property
     def is_private(self) -> bool:
-        """Whether only one app can use it."""
+        """True if only one app can use the context."""
         return not (self._foreign or self._shared)
 
     def acquire(self) -> zmq.Context[Any]:
-        """The context, for one user more."""
+        """Return the context, for one more user."""
         if self._context is None:
             self._context = zmq.Context()
-            # The default of 1,023 sockets would be reached by an app in tests before any limit of the system.
+            # Apps in tests would reach libzmq's default of 1,023 sockets before any limit of the system.
             self._context.set(zmq.ContextOption.MAX_SOCKETS, self._context.get(zmq.ContextOption.SOCKET_LIMIT))
         self._users += 1
         return self._context
 
     def release(self, reactor: Any) -> Deferred[None]:
-        """One user less; fires when the last one's context is terminated, all messages sent or given up."""
+        """Remove one user; terminate the context if it was the last.
+
+        The Deferred fires when the context is terminated: all messages are sent or dropped. For other users it fires at
+        once.
+        """
         self._users -= 1
         done: Deferred[None] = Deferred()
         if self._users or self._foreign or self._context is None:
@@ -79,7 +83,7 @@ class SharedContext:
             context.term()
             reactor.callFromThread(terminated)
 
-        # A thread of its own, since `term` blocks until all is sent, and the reactor's pool may be full or gone.
+        # A separate thread: `term` blocks until all is sent, and the reactor's thread pool may be full or stopped.
         threading.Thread(target=terminate, name="zroute-term", daemon=True).start()
         return done
 
@@ -89,18 +93,28 @@ def _port(address: str) -> str:
 
 
 def _ports(name: str) -> set[str]:
-    """Those of the addresses that a publisher's name ends with."""
+    """Return the ports of the addresses at the end of a publisher's name."""
     return {_port(word.rstrip(",")) for word in name.split()}
 
 
 def _warn_of_hang() -> None:
-    _log.warning("the ZeroMQ context does not terminate: a socket of it is open somewhere else")
+    _log.warning("the ZeroMQ context does not terminate: another part of the program has an open socket in it")
 
 
 class SocketPair:
-    """Sockets for ``subscribe_to`` and ``publish_to``; those with endpoints are opened.
+    """The sockets of one app: one to subscribe, one to publish.
 
-    ``name`` begins the log lines about their connections.
+    A socket without endpoints is not made.
+
+    Args:
+        reactor: The Twisted reactor that the sockets are read on.
+        context: The ZeroMQ context.
+        subscribe_to: The endpoints of the SUB socket.
+        publish_to: The endpoints of the XPUB socket.
+        max_message: The bytes of the largest message body that is received.
+        max_subscription_bytes: The bytes of live subscriptions that one peer may have.
+        drops: False if `try_sender` must refuse a message that a subscriber has no room for.
+        name: The first word of log lines about the connections.
     """
 
     def __init__(
@@ -130,24 +144,27 @@ class SocketPair:
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
-        """The addresses that are bound to publish at, as they were resolved."""
+        """The resolved addresses that the XPUB socket is bound to."""
         self.sub: SubConnection | None = None
         self.pub: XPubConnection | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a socket."""
+        """True if a socket is open."""
         return self.sub is not None or self.pub is not None
 
     def open(self, receive: Receive) -> None:
-        """Bind and connect everything; messages will go to ``receive``, of which none comes before `subscribe`.
+        """Open the sockets; bind and connect all endpoints.
 
-        Raises EndpointError; nothing is left open then.
+        Messages go to ``receive``, the first of them after `subscribe`.
+
+        Raises:
+            EndpointError: An endpoint can't be opened. All sockets are closed again.
         """
         context = self._context.acquire()
         self._acquired = True
         try:
-            # Publishers first: over inproc a connect would else wait for a bind.
+            # Publishers first: over inproc, a connect before the bind would have to wait for it.
             if self._publish_to:
                 self.pub = self._watched(XPubConnection(self._reactor, context=context))
                 self.pub.log.name, self.pub.endpoint_option, self.pub.size_option = self._name, "pub=", None
@@ -172,7 +189,10 @@ class SocketPair:
             raise
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """What sends a frame, or with ``multipart`` the parts of a message; None without an endpoint to publish at."""
+        """Return a function that sends a message, or None without a publishing socket.
+
+        It takes one frame, or the parts of a message if ``multipart``.
+        """
         if self.pub is None:
             return None
         if not multipart:
@@ -181,17 +201,17 @@ class SocketPair:
         return lambda parts: send(*parts)
 
     def _watched(self, connection: C) -> C:
-        if _log.isEnabledFor(logging.DEBUG):  # asked once: nobody pays for events that are not shown
+        if _log.isEnabledFor(logging.DEBUG):  # checked once: events that are not shown cost nothing
             connection.watch(lambda event: _log.debug("%s %s", type(connection).__name__, event))
         return connection
 
     def use(self, receive: Receive) -> None:
-        """Give what is received from now on to ``receive``."""
+        """Pass messages to ``receive`` from now on."""
         if self.sub is not None:
             self.sub.receive = receive
 
     def pause(self) -> None:
-        """Read no more until `resume`; subscriptions and connections live on."""
+        """Stop reading until `resume`; subscriptions and connections stay."""
         if self.sub is not None:
             self.sub.pause()
 
@@ -201,21 +221,21 @@ class SocketPair:
             self.sub.resume()
 
     def readable(self) -> bool:
-        """Whether a message waits to be read, also while paused."""
+        """Return True if a message waits to be read, also while paused."""
         return self.sub is not None and self.sub.readable()
 
     def read(self) -> None:
-        """Read some of what waits, now, also while paused."""
+        """Read some of the messages that wait, even while paused."""
         if self.sub is not None:
             self.sub.paused = False
             self.sub.doRead()
 
     def discard(self, most: int) -> int:
-        """Throw away up to so many of the messages that wait; how many that were."""
+        """Discard up to ``most`` messages that wait; return their number."""
         return 0 if self.sub is None else self.sub.discard(most)
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Subscribe to these prefixes in this order, and no longer to those before."""
+        """Replace the subscriptions by these prefixes, in this order."""
         if self.sub is None:
             return
         wanted, before = dict.fromkeys(subscriptions), dict.fromkeys(self._subscriptions)
@@ -228,7 +248,7 @@ class SocketPair:
         self._subscriptions = tuple(wanted)
 
     def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Withdraw each of these that is subscribed, and subscribe to it again at once."""
+        """Unsubscribe and subscribe again to the live ones of these prefixes."""
         if self.sub is None:
             return
         known = set(self._subscriptions)
@@ -241,19 +261,24 @@ class SocketPair:
 
     @property
     def peers(self) -> int:
-        """Publishers that are connected; over ``inproc``, of which libzmq tells nothing, all endpoints."""
+        """The number of connected publishers.
+
+        libzmq sends no events of ``inproc`` connections, so each ``inproc`` endpoint counts as connected.
+        """
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in self._subscribe_to)
         return inside + len(self._links)
 
     @property
     def links(self) -> frozenset[int]:
-        """The ids of all connections; an id is never used again. None over ``inproc``."""
+        """The ids of all connections except those over ``inproc``. An id is never reused."""
         return self._links.alive
 
     def silent(self, answered: Iterable[str]) -> list[str]:
-        """The endpoints without a connection, and those that none of these publishers binds, by their names.
+        """Return the endpoints from which no publisher has answered.
 
-        Where a name has none of the ports of our endpoints, a proxy is between, and the latter can't be told.
+        These are the endpoints without a connection, and the endpoints whose port is in no name of ``answered``, the
+        names of the publishers that have answered. If one of these names has none of our ports, a proxy is in between:
+        then only the endpoints without a connection are returned.
         """
         names = [_ports(name) for name in answered]
         ports = {_port(endpoint.address) for endpoint in self._subscribe_to}
@@ -262,7 +287,7 @@ class SocketPair:
         silent = []
         for endpoint in self._subscribe_to:
             if not self._is_connected(endpoint):
-                silent.append(f"{endpoint} (nobody is connected)")
+                silent.append(f"{endpoint} (not connected)")
             elif plain and _port(endpoint.address) not in heard:
                 silent.append(str(endpoint))
         return silent
@@ -272,10 +297,11 @@ class SocketPair:
         return opened.startswith("inproc://") or self._links.connected(opened)
 
     def expect_end(self, name: str, links: Iterable[int]) -> None:
-        """A publisher of this name has said goodbye: that a connection to what it binds ends is no news.
+        """Note that a publisher is stopping, so the end of its connection is no news.
 
-        Other hosts may have the same ports, and it may be behind a proxy: ``links``, by which it was heard, decide. If
-        they are not known, its port does, unless several endpoints have that.
+        ``name`` is the name of the publisher, and ``links`` are the connections that delivered its message. Other hosts
+        may use the same ports, and the publisher may be behind a proxy. So ``links`` decide. If they are unknown, the
+        port of the publisher decides, unless several endpoints have it.
         """
         if self.sub is None:
             return
@@ -288,33 +314,42 @@ class SocketPair:
             self.sub.log.ended(address)
 
     def dialled(self, link: int) -> str | None:
-        """Return the endpoint of the connection with this id; None if a publisher has made it, or it has ended."""
+        """Return the endpoint of the connection with this id, or None.
+
+        None if the publisher has connected to us, or if the connection has ended.
+        """
         found = self._links.get(link)
         return None if found is None else found.endpoint
 
     def cut(self, link: int) -> str | None:
-        """End the connection with this id, and have libzmq connect again; see `PersistentConnection.cut`."""
+        """End the connection with this id, so that libzmq connects again.
+
+        See `PersistentConnection.cut`.
+        """
         return None if self.sub is None else self.sub.cut(link)
 
     def listen_closely(self, closely: bool) -> None:
-        """Note by which connection each message comes, or no longer: see `came_by` and `heard`.
+        """Start or stop to note the connection that delivers each message.
 
-        Where all endpoints are ``inproc`` there is nothing to note, and nothing to pay for.
+        See `came_by` and `heard`. If all endpoints are ``inproc``, connections are unknown, and nothing is noted.
         """
         if self.sub is not None and not all(each.address.startswith("inproc://") for each in self._subscribe_to):
             self.sub.listen_closely(closely)
 
     @property
     def came_by(self) -> int | None:
-        """The id of the connection by which the message that is being handled came.
+        """The id of the connection that delivered the current message, or None.
 
-        None unless we listen closely, over ``inproc``, and for a connection that is not known, or has ended.
+        None over ``inproc``, while `listen_closely` is off, and for a connection that is unknown or has ended.
         """
         origins = None if self.sub is None else self.sub.origins
         return None if origins is None else origins.came_by
 
     def heard(self) -> set[int]:
-        """Return the ids of the connections by which anything came since the last call, while we listen closely."""
+        """Return the ids of connections that delivered anything since the last call.
+
+        Empty while `listen_closely` is off.
+        """
         origins = None if self.sub is None else self.sub.origins
         return set() if origins is None else origins.heard()
 
@@ -323,30 +358,41 @@ class SocketPair:
             self.on_connected()
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """As `sender`, but what it returns gives False while a subscriber has no room, and then sends to nobody."""
+        """Return a function that sends a message and returns True, or returns False.
+
+        False means that the queue of a subscriber is full; no subscriber receives the message then. Without a
+        publishing socket the function is None. Arguments as with `sender`.
+        """
         if self.pub is None:
             return None
         return self.pub.try_send if multipart else self.pub.try_frame
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Tell of each subscription that comes or goes at the publishing socket; False where nobody can."""
+        """Report each change of a subscription at the publishing socket.
+
+        ``on_subscription`` is called with the prefix and True if it is live now. Returns False without a publishing
+        socket.
+        """
         if self.pub is None:
             return False
         self.pub.on_subscription = on_subscription
         return True
 
     def emptied(self) -> bool:
-        """Whether all there was to read has been read since this was asked last."""
+        """Return True if all messages have been read since the last call."""
         if self.sub is None:
             return True
         emptied, self.sub.emptied = self.sub.emptied, False
-        self.sub.poke()  # where nothing arrives, nobody else would look
+        self.sub.poke()  # if no message arrives, nothing else looks at the socket
         return emptied
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
-        """Close the sockets; fires when what was sent has left, or ``linger`` milliseconds are over."""
+        """Close the sockets.
+
+        The Deferred fires when queued messages are sent, at the latest after ``linger`` milliseconds.
+        """
         if self.sub is not None:
-            self.sub.close(LINGER_ABORT)  # all it could still send are subscriptions, to peers that are away
+            self.sub.close(LINGER_ABORT)  # it can only have subscriptions to send, for peers that are away
         if self.pub is not None:
             self.pub.close(linger)
         self.sub = self.pub = None

@@ -1,4 +1,7 @@
-"""Connections whose messages are lists of parts: what PUSH/PULL, DEALER/ROUTER, REQ/REP and PAIR share."""
+"""Connections whose messages are lists of parts.
+
+The common base of PUSH/PULL, DEALER/ROUTER, REQ/REP, PAIR and the publish/subscribe sockets.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,30 @@ __all__ = ["OnMessage", "PartsConnection", "SendingConnection", "all_parts"]
 _log = logging.getLogger("zroute.sockets")
 
 OnMessage = Callable[[list[bytes]], object]
-"""Is called with the parts of each message. What it returns, if it can be awaited, is awaited."""
+"""A function that is called with the parts of each message.
 
-_FIRST_BYTES = 48  # of a part, in a log line
+If it returns a coroutine, a Deferred or another awaitable, that is awaited.
+"""
+
+_FIRST_BYTES = 48  # bytes of a part that a log line shows
 
 
 class PartsConnection(PersistentConnection):
-    """A socket of ``kind`` in ``context``, or in that of the process; ``on_message`` gets what it receives.
+    """A socket of ``kind`` that passes the parts of each message to ``on_message``.
 
-    What ``on_message`` raises, or fails with when it is awaited, is logged and counted in ``failed``. What is no
-    message for it is logged and counted in ``malformed``, as are more than `MAX_PARTS` parts. Repeated log
-    lines are summed up. ``received`` counts all messages. Raises TypeError for an option that there is not.
+    Counters: ``received`` counts all messages. ``failed`` counts messages whose ``on_message`` raised an error, or
+    returned an awaitable that failed. ``malformed`` counts messages that ``on_message`` rejected with `EnvelopeError`,
+    and messages of more than `MAX_PARTS` parts. Failed and malformed messages are also logged; repeated log lines are
+    summarized. No such message stops the next one.
+
+    Args:
+        reactor: The Twisted reactor that the socket is read on.
+        on_message: Called with the parts of each message.
+        context: The ZeroMQ context; by default the context of the process.
+        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
+
+    Raises:
+        TypeError: An option is unknown, has a value of the wrong type, or is not for this kind of socket.
     """
 
     kind: ClassVar[int]
@@ -61,7 +77,10 @@ class PartsConnection(PersistentConnection):
         self._reports = ThrottledLog(_log, reactor)
 
     def close(self, linger: int | None = None) -> None:
-        """See `Connection.close`; by default for the option ``linger``."""
+        """Close the socket; see `Connection.close`.
+
+        ``linger`` is in milliseconds; the default is the option ``linger``.
+        """
         if not self.closed:
             super().close(self._linger if linger is None else linger)
             self._reports.close()
@@ -69,7 +88,7 @@ class PartsConnection(PersistentConnection):
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         on_message, dontwait = self._on_message, zmq.DONTWAIT.value
         for _ in range(budget):
-            frame = recv(dontwait, False)  # a frame knows whether there is more, for a third less than the socket
+            frame = recv(dontwait, False)  # asking the frame for ``more`` costs a third less than asking the socket
             parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1
             try:
@@ -85,7 +104,7 @@ class PartsConnection(PersistentConnection):
             else:
                 if result is not None and is_awaitable(result):
                     as_deferred(cast("Any", result), asyncio_loop=self._on_loop).addErrback(self._errback)
-            if self.closed or self.paused:  # by what was just called
+            if self.closed or self.paused:  # by ``on_message``
                 return
 
     def _errback(self, failure: Failure) -> None:
@@ -106,35 +125,47 @@ class PartsConnection(PersistentConnection):
         subject: str | None = None,
     ) -> None:
         subject = subject or f"{type(self).__name__} {', '.join(self.endpoints)}"
-        if self.closed:  # the timer of a summary would outlive the connection
+        if self.closed:  # log at once: the timer of a summary would outlive the connection
             _log.log(level, f"%s: {text}", subject, *args, exc_info=error)
             return
         self._reports(kind, f"{subject}: {kind}", level, f"%s: {text}", subject, *args, error=error)
 
 
 class SendingConnection(PartsConnection):
-    """A `PartsConnection` that also sends, and tells its owner when it can't."""
+    """A `PartsConnection` that also sends, and reports a full send queue."""
 
     def send(self, *parts: bytes) -> None:
-        """Send a message of one part or more, at once or not at all.
+        """Send a message of one or more parts, completely or not at all.
 
-        Raises HighWaterMarkError while nobody is connected or the queues of those who are are full: see
-        `when_writable`. DEALER and PAIR also queue for a peer that is being connected to. Raises NotRunningError once
-        the connection is closed, WrongThreadError in another thread than the one that made it, ForkedContextError in a
-        forked child.
+        DEALER and PAIR sockets also queue messages for a peer while they connect to it.
+
+        Args:
+            parts: The parts, from 1 to `MAX_PARTS`.
+
+        Raises:
+            HighWaterMarkError: No peer is connected, or all send queues are full. Wait for `when_writable`, then send
+                again.
+            NotRunningError: The connection is closed.
+            WrongThreadError: The caller is not on the thread that made the connection.
+            ForkedContextError: The process was forked from the one that made the connection.
+            ValueError: No parts, or more than `MAX_PARTS`.
+            TypeError: A part is not bytes-like.
         """
         self.check()
         if not 0 < len(parts) <= MAX_PARTS:
             raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}")
         if not self.try_send(parts):
             raise HighWaterMarkError(
-                f"{type(self).__name__} {', '.join(self.endpoints)}: nobody is connected, or the queues of all peers "
-                f"are full (sndhwm): await when_writable(), and send then"
+                f"{type(self).__name__} {', '.join(self.endpoints)}: no peer is connected, or the queues of all peers "
+                f"are full (sndhwm): await when_writable(), then send again"
             )
 
 
 def all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
-    """The parts of one message; those beyond the bound are read, and not kept, and it is an EnvelopeError later."""
+    """Return the parts of a message whose first part is ``frame``.
+
+    Reads the message to its end, but keeps at most `MAX_PARTS` + 1 parts: the caller rejects longer messages.
+    """
     parts = [frame.bytes]
     while frame.more:
         frame = recv(dontwait, False)

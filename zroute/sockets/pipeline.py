@@ -1,4 +1,7 @@
-"""PUSH and PULL: jobs for whoever is free (zguide, chapter 1, "Divide and Conquer"; RFC 30)."""
+"""PUSH and PULL: distribute jobs among workers.
+
+See the zguide, chapter 1, "Divide and Conquer", and RFC 30.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ __all__ = ["PullConnection", "PushConnection"]
 
 
 class PushConnection(SendingConnection):
-    """A PUSH socket: each message goes to one of the connected peers, by turns.
+    """A PUSH socket: each message goes to one of the connected peers, in turn.
 
-    A peer is given jobs as long as its queues have room, whether it works or not: with both high-water marks at 1,
-    12,516 jobs of 60 bytes went to one that read none. Who must share work fairly lets the workers ask for it.
-    Binds unless an endpoint says ``connect:``.
+    Binds unless an endpoint begins with ``connect:``.
+
+    A peer receives jobs as long as its queues have room, even if it does not work on them. With both high-water marks
+    at 1, one peer that reads nothing was sent 12,516 jobs of 60 bytes. To share work fairly, let the workers request
+    their jobs; see `zroute.sockets.reqrep`.
     """
 
     kind: ClassVar[int] = zmq.PUSH
@@ -30,9 +35,9 @@ class PushConnection(SendingConnection):
 
 
 class PullConnection(PartsConnection):
-    """A PULL socket: ``on_message`` gets the parts of each message, of all connected peers in fair turns.
+    """A PULL socket: ``on_message`` gets the parts of each message.
 
-    Connects unless an endpoint says ``bind:``.
+    Reads from all connected peers in turn. Connects unless an endpoint begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.PULL

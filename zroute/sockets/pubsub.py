@@ -1,4 +1,11 @@
-"""PUB and XPUB to send, SUB and XSUB to receive (zguide, chapters 2 and 5; RFC 29)."""
+"""PUB and XPUB send, SUB and XSUB receive.
+
+See the zguide, chapters 2 and 5, and RFC 29.
+
+A publisher can limit the bytes of subscriptions of each connection (`XPubConnection.limit_subscriptions`). Such a
+socket reads subscriptions faster than it reports them: libzmq itself adds every subscription that arrives, so the
+limit must be checked early. Changes that are read and not yet reported wait in a queue of bounded length.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +26,17 @@ from zroute.sockets.refusals import Refusals
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
-_AT_ONCE = zmq.DONTWAIT.value  # an enum would be made a number each time
+_AT_ONCE = zmq.DONTWAIT.value  # a number: an enum would be converted in each call
 
 _AHEAD = 4096
-"""Subscriptions that are read and accounted for at a time, before the first of them are told: about 20 ms."""
+"""Subscriptions read and charged before the first is reported: about 20 ms."""
 
 _UNTOLD_MAX = 100_000
-"""Changes that are read and not told: beyond that none is read until some are told."""
+"""Changes that may wait to be reported; reading pauses at that number."""
 
 _RAISE = "Raise App(limits=Limits(max_subscription_bytes=…)) if the peer needs them"
 
-_recv = zmq.backend.Socket.recv  # see `zroute.sockets.connection`
+_recv = zmq.backend.Socket.recv  # the Cython method, as in `zroute.sockets.connection`
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -40,7 +47,10 @@ class _Change(NamedTuple):
 
 
 def _change(parts: list[bytes]) -> _Change | None:
-    """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
+    """Return the change of a subscription in a message, or None for other messages.
+
+    RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to unsubscribe.
+    """
     message = parts[0]
     if len(parts) > 1 or message[:1] not in (b"\0", b"\1"):
         return None
@@ -57,17 +67,20 @@ def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
 
 
 class SubConnection(PartsConnection):
-    """A SUB socket: ``on_message`` gets what begins with a subscribed prefix.
+    """A SUB socket: receives the messages that begin with a subscribed prefix.
 
-    Connects unless an endpoint says ``bind:``.
+    Connects unless an endpoint begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.SUB
     origins: Origins | None = None
-    """By which connection messages come, while `listen_closely`; None else."""
+    """The origins of messages, while `listen_closely` is on; else None."""
     subscribed: Callable[[], Collection[bytes]] | None = None
-    """Returns the live subscriptions. If set, an endpoint that ends the connection again and again, as soon as it has
-    been sent them, is left alone for a while, and a warning tells how many they are."""
+    """A function that returns the live subscriptions, or None.
+
+    If it is set, the socket detects a peer that repeatedly ends the connection as soon as it has received the
+    subscriptions. It then waits before it connects again, and logs a warning with the number of subscriptions.
+    """
 
     def __init__(
         self,
@@ -81,10 +94,10 @@ class SubConnection(PartsConnection):
         self._refusals = Refusals()
 
     def listen_closely(self, closely: bool) -> None:
-        """Note by which connection each message comes, or stop noting it; see ``origins``.
+        """Start or stop to note the connection that delivers each message.
 
-        It begins and ends with the next turn of reading, costs one or two microseconds a message, and nothing while
-        it is off.
+        The result is in ``origins``. The change takes effect the next time the socket is read. It costs one to two
+        microseconds a message while it is on, and nothing while it is off.
         """
         if closely == (self.origins is not None) or self.closed:
             return
@@ -113,38 +126,47 @@ class SubConnection(PartsConnection):
             self._rest_soon(link.endpoint, pause)
 
     def subscribe(self, prefix: bytes) -> None:
-        """Receive what starts with ``prefix``. Subscriptions are counted: each needs its `unsubscribe`."""
+        """Receive messages that begin with ``prefix``.
+
+        Subscriptions are counted: each call needs its own `unsubscribe`.
+        """
         self._socket.set(zmq.SocketOption.SUBSCRIBE, prefix)
         self.poke()
 
     def unsubscribe(self, prefix: bytes) -> None:
-        """Take one `subscribe` of ``prefix`` back. What has arrived is still delivered."""
+        """Undo one `subscribe` of ``prefix``.
+
+        Messages that have arrived are still delivered.
+        """
         self._socket.set(zmq.SocketOption.UNSUBSCRIBE, prefix)
         self.poke()
 
 
 class XSubConnection(SendingConnection):
-    """An XSUB socket: subscribes by messages, can `send` others to its publishers, and filters nothing itself.
+    """An XSUB socket: subscribes with messages, and does not filter.
 
-    Connects unless an endpoint says ``bind:``.
+    `send` sends any message to all its publishers. Connects unless an endpoint begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.XSUB
 
     def subscribe(self, prefix: bytes) -> None:
-        """Ask all publishers, also later ones, for what starts with ``prefix``; counted, as with SUB."""
+        """Ask all publishers, including later ones, for messages with this prefix.
+
+        Subscriptions are counted: each call needs its own `unsubscribe`.
+        """
         self.send(b"\1" + prefix)
 
     def unsubscribe(self, prefix: bytes) -> None:
-        """Take one `subscribe` of ``prefix`` back."""
+        """Undo one `subscribe` of ``prefix``."""
         self.send(b"\0" + prefix)
 
 
 class PubConnection(SendingConnection):
-    """A PUB socket: `send` goes to every subscriber whose prefix the first part begins with.
+    """A PUB socket: sends to each subscriber with a prefix of the first part.
 
-    A subscriber whose queue is full (sndhwm) misses the message, and nobody is told. Binds unless an endpoint
-    says ``connect:``.
+    If the queue of a subscriber is full (``sndhwm``), that subscriber misses the message, and no error is raised. Binds
+    unless an endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PUB
@@ -157,11 +179,17 @@ class PubConnection(SendingConnection):
 
 
 class XPubConnection(SendingConnection):
-    """An XPUB socket: sends like PUB, and tells which subscriptions are live.
+    """An XPUB socket: sends like PUB, and reports subscriptions.
 
-    ``subscriptions`` holds the prefixes that at least one peer subscribes to; ``on_change``, if given, is
-    called with (prefix, whether it is there now) when one comes or goes, and ``on_message`` with what an XSUB
-    sends besides. Binds unless an endpoint says ``connect:``.
+    ``subscriptions`` is the set of prefixes that at least one peer subscribes to. Binds unless an endpoint begins with
+    ``connect:``.
+
+    Args:
+        reactor: The Twisted reactor that the socket is read on.
+        on_change: Called with a prefix and True when its first peer subscribes, and with False after the last one left.
+        on_message: Called with the parts of the other messages that an XSUB sends.
+        context: The ZeroMQ context; by default the context of the process.
+        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
     """
 
     kind: ClassVar[int] = zmq.XPUB
@@ -181,9 +209,9 @@ class XPubConnection(SendingConnection):
         self._most: int | None = None
         self._remedy = _RAISE
         self._origins: Origins | None = None
-        self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # read and accounted for, with the connection
+        self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # read, not reported; by id of the connection
         self._cut: dict[int, int] = {}  # descriptors, by the id of the connection
-        self._cut_fds: set[int] = set()  # of ended ones, while something of them may be unread
+        self._cut_fds: set[int] = set()  # descriptors of ended connections that may have unread messages
         self._refusals = Refusals()
         self._on_change = on_change
         self.on_subscription: Callable[[bytes, bool], None] | None = None
@@ -192,16 +220,19 @@ class XPubConnection(SendingConnection):
 
     @property
     def subscriptions(self) -> Set[bytes]:
-        """The prefixes that at least one peer subscribes to now."""
+        """The prefixes that at least one peer subscribes to."""
         return self._budgets.prefixes
 
     def limit_subscriptions(self, most: int, remedy: str = _RAISE) -> None:
-        """Cut each connection by which more than ``most`` bytes of live subscriptions come; once, before `open`.
+        """Cut connections that subscribe to more than ``most`` bytes.
 
-        The log line about that advises ``remedy``.
+        Call this once, before `open`. The subscriptions beyond the limit are not reported. libzmq reports a prefix of
+        several peers only once, so it is charged to the first of them. Peers over ``inproc`` have no limit, since they
+        are in the same process.
 
-        What it subscribes to beyond that is told to nobody. libzmq tells of a prefix that several peers have once, so
-        that it counts for the first of them. Peers over ``inproc`` have no limit: they are of this process.
+        Args:
+            most: The bytes of live subscriptions that one connection may have.
+            remedy: The advice in the log line about a connection that was cut.
         """
         self._most, self._remedy = most, remedy
         self._follow()
@@ -209,24 +240,29 @@ class XPubConnection(SendingConnection):
         self._recv = self._origins.recv
 
     def refuse_when_full(self) -> None:
-        """From now on `send` raises HighWaterMarkError, and sends to nobody, while the queue of a peer is full.
+        """Make `send` raise HighWaterMarkError while the queue of a subscriber is full.
 
-        Before the first message: one that was dropped makes libzmq skip that peer (ZMQ_XPUB_NODROP).
+        No subscriber receives the message then. Call this before the first message: libzmq (ZMQ_XPUB_NODROP) otherwise
+        goes on to skip a peer that has missed a message before.
         """
         self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)
 
     def send_frame(self, frame: bytes) -> None:
-        """`send` for one part, without its checks: what an App publishes with.
+        """Send a message of one part, without the checks of `send`. Apps publish with it.
 
-        What such a socket may miss over it are subscriptions, which have time: a turn of the reactor right behind each
-        message would be in the way of whoever takes it on.
+        A send can hide the arrival of subscriptions, but these are not urgent: the socket is looked at within
+        `SUBSCRIPTIONS_SEEN` seconds. A look in the next turn of the reactor after each message would delay its
+        receiver.
         """
         self._send(frame, _AT_ONCE)
         if self._poke is None:
             self.poke(SUBSCRIPTIONS_SEEN)
 
     def try_frame(self, frame: bytes) -> bool:
-        """As `send_frame`; False while a peer has no room, behind `refuse_when_full`: then it is sent to nobody."""
+        """Send a message of one part; return False while a peer's queue is full.
+
+        No subscriber receives the message then. Call `refuse_when_full` first.
+        """
         try:
             self._send(frame, _AT_ONCE)
         except zmq.Again:
@@ -237,7 +273,7 @@ class XPubConnection(SendingConnection):
         return True
 
     def _received(self, parts: list[bytes]) -> object:
-        """RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to withdraw; anything else is a peer's own."""
+        """Process a change of a subscription, or another message of a peer."""
         change = _change(parts)
         if change is None:
             return self._on_other(parts) if self._on_other else None
@@ -267,11 +303,14 @@ class XPubConnection(SendingConnection):
     # -- with a limit ------------------------------------------------------------------------------------------
 
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        """Read ahead of what is told: libzmq goes on adding subscriptions while the first of them are handled."""
+        """Read subscriptions faster than they are reported, if there is a limit.
+
+        libzmq adds subscriptions while the first of them are processed here.
+        """
         if self._most is None:
             super()._drain(recv, more, budget)
             return
-        self._read_events()  # a descriptor may be another connection's by now
+        self._read_events()  # a descriptor may belong to another connection by now
         try:
             for _ in range(min(_AHEAD, _UNTOLD_MAX - len(self._untold))):
                 self._take(recv)
@@ -296,12 +335,15 @@ class XPubConnection(SendingConnection):
             self._add(change, link)
 
     def _account(self) -> Link | None:
-        """Return the connection of what was read last, a cut one too; None where there is none to charge."""
+        """Return the connection to charge for the last part; None if there is none.
+
+        The connection may have been cut.
+        """
         assert self._origins is not None
         link = self._origins.link
         if link is not None and link.id in self._cut:
             self._read_events()
-            link = self.links.at(link.fd)  # a new one may have the descriptor of the one that was cut
+            link = self.links.at(link.fd)  # a new connection may have the descriptor of the one that was cut
         return link
 
     def _add(self, change: _Change, link: Link | None) -> None:
@@ -318,10 +360,10 @@ class XPubConnection(SendingConnection):
             self._cut_for(link, spent)
 
     def _remove(self, change: _Change) -> None:
-        """Withdraw a prefix. If it was not told that it had come, neither is told.
+        """Withdraw a prefix. If its subscription was not reported yet, neither is.
 
-        So a peer that subscribes and withdraws again and again queues no more than its budget. The other way round
-        both are told: a marker that comes again is to be answered again.
+        So a peer that subscribes and unsubscribes repeatedly queues no more than its budget. If the withdrawal comes
+        first, both are reported: a marker that is subscribed to again must be answered again.
         """
         if not self._budgets.remove(change.prefix):
             return
@@ -364,7 +406,7 @@ class XPubConnection(SendingConnection):
             self._origins.heard()
         if link.id in self._cut:
             self._cut_fds.add(self._cut.pop(link.id))
-            if link.endpoint is not None:  # it is ours to connect again
+            if link.endpoint is not None:  # we have dialled it, and libzmq would connect again at once
                 self._rest_soon(link.endpoint, self._refusals.refuse(link.endpoint))
 
     def _forget_ended(self) -> None:

@@ -1,4 +1,4 @@
-"""Refusals: which endpoints end our connections again and again, and how long to leave them alone. Pure."""
+"""Detect endpoints that repeatedly end our connections, and pause them. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import attrs
 __all__ = ["Refusals"]
 
 _SOON = 5.0
-"""Seconds after the handshake within which a connection ends that is cut for what was asked by it."""
+"""Seconds after the handshake within which an end may be a refusal."""
 _WINDOW = 10.0
-"""Seconds within which that has to happen twice: once may be a restart."""
+"""Seconds within which two such ends are a refusal; one may be a restart."""
 _PAUSE = 1.0
 _PAUSE_MAX = 30.0
-"""Seconds without a connection: the pause doubles, up to the maximum."""
+"""Seconds without a connection: the first pause, which doubles up to the maximum."""
 
 
 @attrs.define
@@ -24,39 +24,48 @@ class _Endpoint:
 
 
 class Refusals:
-    """Judges the ends of connections to endpoints. Times are in seconds of one clock.
+    """Decides whether the end of a connection is a refusal by the peer.
 
-    An end soon after the handshake is a refusal if the same has happened shortly before, and if the peer has taken the
-    connection between at the first attempt: a publisher that is started again can't be connected to for a while. Where
-    libzmq attempted nothing it has ended the connection itself, over a frame that it refuses.
+    An end soon after the handshake is a refusal on two conditions: the same has happened shortly before, and the peer
+    has accepted the connection between the two at the first attempt. A publisher that restarts can't be connected to
+    for a while, so it takes several attempts. If libzmq made no attempt, it has ended the connection itself, because of
+    a frame that it refuses.
+
+    Times are in seconds of one clock; an endpoint is its address as it was opened.
     """
 
     def __init__(self) -> None:
         self._endpoints: dict[str, _Endpoint] = {}
 
     def attempted(self, endpoint: str) -> None:
-        """libzmq is going to connect again."""
+        """Note that libzmq is about to connect again."""
         self._of(endpoint).attempts += 1
 
     def began(self, endpoint: str, now: float) -> None:
-        """A connection has begun."""
+        """Note that a connection has begun."""
         self._of(endpoint).began = now
 
     def ended(self, endpoint: str, now: float) -> float:
-        """Return how many seconds not to connect again: a connection that had finished its handshake has ended."""
+        """Note the end of a connection after its handshake.
+
+        Returns the seconds to wait before connecting again; 0 is no pause.
+        """
         one = self._of(endpoint)
         before, one.ended = one.ended, now
         attempts, one.attempts = one.attempts, 0
         if now - one.began > _SOON:
             one.ended, one.pause = None, 0.0
-        elif attempts != 1:  # it could not be connected to in between, or is not what ended the connection
+        elif attempts != 1:  # the peer was unreachable in between, or libzmq itself ended the connection
             one.pause = 0.0
         elif one.pause or (before is not None and now - before <= _WINDOW):
             one.pause = min(max(2 * one.pause, _PAUSE), _PAUSE_MAX)
         return one.pause
 
     def refuse(self, endpoint: str) -> float:
-        """Return how many seconds not to connect again: we have ended the connection ourselves."""
+        """Note that we have ended the connection ourselves.
+
+        Returns the seconds to wait before connecting again.
+        """
         one = self._of(endpoint)
         one.pause = min(max(2 * one.pause, _PAUSE), _PAUSE_MAX)
         return one.pause

@@ -1,9 +1,14 @@
-"""REQ and REP: many requests at a time, each with its reply (zguide, chapter 3; RFC 28).
+"""REQ and REP: concurrent requests, each with its own reply.
 
-On the wire a request is ``[id, b"", *parts]`` of a DEALER, and its reply the same with other parts, as a REP
-gives it back. libzmq keeps what a peer has not taken, and delivers it late, when nobody waits any more. So what
-is not sent yet is kept here, where timeout and cancellation still reach it, and no peer is sent more than a
-window of requests that it has not answered.
+See the zguide, chapter 3, and RFC 28. A request on the wire is ``[id, b"", *parts]``, sent by a DEALER. Its reply has
+the same id and empty part, as a REP sends them.
+
+libzmq keeps messages that a peer has not accepted, and delivers them late, perhaps after the caller has given up. So
+unsent requests are queued here: timeouts and cancellations can remove them. And no peer is sent more than a window of
+unanswered requests.
+
+The parts: `Requests` is the queue of unsent requests, and chooses a `Lane` for each. A `Lane` counts the unanswered
+requests of one peer. `_Server` connects a lane to an endpoint.
 """
 
 from __future__ import annotations
@@ -47,14 +52,18 @@ __all__ = ["Lane", "RepConnection", "ReqConnection", "Request", "Requests"]
 
 _log = logging.getLogger("zroute.sockets")
 
-_REQUEST_TIMEOUT = 10.0
-_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until a lost connection is made again, doubled each time; as RECONNECT_IVL
-_NUMBER = Struct(">Q")
+_REQUEST_TIMEOUT = 10.0  # seconds
+_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until we connect again, doubled each time up to the maximum; as RECONNECT_IVL
+_NUMBER = Struct(">Q")  # the second half of an id; the first half is random
 
 
 @attrs.define(eq=False)
 class _Unanswered:
-    """A request: its ``frames`` are dropped when it is sent, its ``reply`` when nobody waits for it any more."""
+    """A request without a reply.
+
+    ``frames`` is emptied when the request is sent; ``reply`` becomes None when the caller has given up. ``counts`` is
+    True if the request takes room in its lane.
+    """
 
     id: bytes
     frames: Sequence[bytes]
@@ -66,10 +75,10 @@ class _Unanswered:
 
 
 class Lane:
-    """The way to one peer, or to one socket: ``send`` takes frames and returns False while it can't.
+    """The unanswered requests of one peer or one socket.
 
-    Its owner calls `writable` when that may have changed, `received` with each reply, and `lost` when the peer
-    has gone.
+    ``send`` takes the frames of a request, and returns False if it can't send them now. The owner calls `writable` when
+    that may have changed, `received` with each reply, and `lost` when the peer has disconnected.
     """
 
     def __init__(self, requests: Requests, send: Callable[[Sequence[bytes]], bool]) -> None:
@@ -82,22 +91,25 @@ class Lane:
         self.down = False
 
     def up(self) -> None:
-        """The peer is there again, and ``down``, which its owner has set, over.
+        """Use the lane again after ``down``, because the peer has reconnected.
 
-        libzmq tells of the end of a connection before it takes it from the socket, which until then takes messages
-        and drops them.
+        The owner sets ``down`` when libzmq reports the end of a connection. For a moment after that, libzmq's socket
+        still accepts messages for this connection, and drops them.
         """
         self.down = False
         self._requests.pump()
 
     def writable(self) -> None:
-        """Perhaps it takes requests again."""
+        """Try to send requests again."""
         if self.blocked:
             self.blocked = False
             self._requests.pump()
 
     def received(self, id: bytes, parts: list[bytes]) -> bool:
-        """A reply; False if nobody waits for it: late, given twice, or never asked for."""
+        """Process a reply. Return False if no caller waits for it.
+
+        The reply may be late or sent twice, or the request may be unknown.
+        """
         request = self.sent.get(id)
         if request is None:
             self._requests.late += 1
@@ -112,26 +124,35 @@ class Lane:
         return [other for other in earlier if other.reply is None]
 
     def drop(self, request: _Unanswered) -> None:
-        """It was answered, forgotten or lost: there is room for another."""
+        """Remove a request that was answered, forgotten or lost; make room for another."""
         del self.sent[request.id]
         request.lane = None
         self.load -= request.counts
         self.given_up -= request.reply is None
 
     def lost(self, error: Callable[[], Exception] | None) -> None:
-        """The peer has gone, and what it was sent with it: each such request fails with a new ``error``.
+        """Note that the peer has disconnected, and its requests with it.
 
-        Without one they are left to their timeouts, since another peer may have them, and room is made for others.
+        Each of its requests fails with a new ``error``. If ``error`` is None they stay until their timeout, since
+        another peer of the same socket may have received them. Other requests get their room.
         """
         self._requests.lost(self, error)
 
 
 class Requests:
-    """Requests in the order they were made, and the lanes they go by: each to the one with the fewest unanswered.
+    """A queue of requests, sent in order through several lanes.
 
-    At most ``window`` unanswered ones in a lane. One that was given up after it was sent counts until its reply or
-    that of a later one comes, since a peer that has answered a later one has read it; at most ``forgotten`` seconds.
-    ``timed_out`` makes the error of a timeout from id and seconds.
+    Each request goes to the lane with the fewest unanswered requests. A lane may have at most ``window`` of them.
+
+    A request whose caller gave up after it was sent still counts. It counts until its reply or the reply to a later
+    request
+    arrives: a peer that has answered a later request has read this one. It counts for at most ``forgotten`` seconds.
+
+    Args:
+        clock: The reactor, or a test's clock.
+        window: The number of unanswered requests that one lane may have.
+        forgotten: Seconds after which a request without a caller no longer counts.
+        timed_out: Makes the error of a timeout, from the id of the request and the timeout in seconds.
     """
 
     def __init__(
@@ -154,28 +175,31 @@ class Requests:
 
     @property
     def waiting(self) -> int:
-        """Requests that are not sent yet."""
+        """The number of requests that are not sent yet."""
         return len(self._waiting)
 
     @property
     def unanswered(self) -> int:
-        """Requests that are sent, and not answered or forgotten."""
+        """The number of requests that are sent, and neither answered nor forgotten."""
         return sum(len(lane.sent) for lane in self._lanes)
 
     def add(self, lane: Lane) -> None:
-        """One lane more."""
+        """Add a lane, and send requests through it."""
         self._lanes.append(lane)
         self.pump()
 
     def remove(self, lane: Lane) -> None:
-        """One lane less; its owner has called `Lane.lost` if that is what happened."""
+        """Remove a lane. Its owner calls `Lane.lost` separately."""
         self._lanes.remove(lane)
 
     def make(self, parts: Sequence[bytes], timeout: float | None, id: bytes | None = None) -> Deferred[list[bytes]]:
-        """Send ``parts`` when a lane has room; fires with the parts of the reply.
+        """Send a request when a lane has room; fires with the parts of the reply.
 
-        It fails after ``timeout`` seconds, if there is one, and may be cancelled; what is not sent by then
-        never is. ``id`` is one that no other request has, by default of 16 bytes.
+        Args:
+            parts: The parts of the request.
+            timeout: Seconds until the Deferred fails, or None for no timeout. A request that is still unsent then is
+                never sent. The same is true if the Deferred is cancelled.
+            id: A unique id; by default a new one of 16 bytes.
         """
         if id is None:
             id = self._first + _NUMBER.pack(next(self._numbers))
@@ -185,12 +209,12 @@ class Requests:
         if timeout is not None:
             request.timer = self._clock.callLater(timeout, self._too_late, request)
         self._waiting[id] = request
-        if len(self._waiting) == 1:  # else the first of them has found no room
+        if len(self._waiting) == 1:  # else an earlier request already waits for room
             self.pump()
         return reply
 
     def pump(self) -> None:
-        """Send what there is room for."""
+        """Send as many waiting requests as the lanes have room for."""
         while self._waiting and (lane := self._free()) is not None:
             request = next(iter(self._waiting.values()))
             if not lane.send(request.frames):
@@ -202,7 +226,10 @@ class Requests:
             lane.load += 1
 
     def _free(self) -> Lane | None:
-        """The open lane with the fewest unanswered requests; the next in turn, if several have as few."""
+        """Return the open lane with the fewest unanswered requests, or None.
+
+        Lanes with the same number take turns.
+        """
         found = None
         for lane in self._lanes:
             if not (lane.blocked or lane.down) and lane.load < (self._window if found is None else found.load):
@@ -213,7 +240,10 @@ class Requests:
         return found
 
     def answered(self, request: _Unanswered, parts: list[bytes]) -> bool:
-        """``request`` is out of its lane; hand its reply over. False if nobody waits for it."""
+        """Deliver a reply; return False if the caller has given up.
+
+        The request is already removed from its lane.
+        """
         self._cancel_timer(request)
         reply, request.reply = request.reply, None
         self.pump()
@@ -224,7 +254,7 @@ class Requests:
         return True
 
     def lost(self, lane: Lane, error: Callable[[], Exception] | None) -> None:
-        """The peer of ``lane`` has gone."""
+        """See `Lane.lost`."""
         failed = []
         for request in tuple(lane.sent.values()):
             if request.reply is None or error is not None:
@@ -238,13 +268,16 @@ class Requests:
         self._fail(failed, error)
 
     def close(self, error: Callable[[], Exception] | None) -> None:
-        """No request is sent any more, and with ``error`` each fails with a new one; no timer is left behind."""
+        """Drop all requests and stop their timers.
+
+        Each request fails with a new ``error``, if ``error`` is not None.
+        """
         left = [*self._waiting.values(), *(request for lane in self._lanes for request in lane.sent.values())]
         self._waiting.clear()
         self._lanes.clear()
         for request in left:
             self._cancel_timer(request)
-            request.lane = None  # else one that is cancelled in the errback of another would wait to be forgotten
+            request.lane = None  # else a request that is cancelled in another's errback would start a timer
         self._fail(left, error)
 
     @staticmethod
@@ -262,7 +295,7 @@ class Requests:
             reply.errback(self._timed_out(request.id, request.timeout or 0.0))
 
     def _give_up(self, request: _Unanswered) -> None:
-        """Nobody waits for the reply any more."""
+        """Note that the caller no longer waits for the reply."""
         self._cancel_timer(request)
         request.reply = None
         if self._waiting.pop(request.id, None) is None and request.lane is not None:
@@ -274,7 +307,7 @@ class Requests:
         self.pump()
 
     def forget(self, given_up: Iterable[_Unanswered]) -> None:
-        """The replies to these were never given, or are lost."""
+        """Stop waiting for the replies to these requests; make room for others."""
         for request in given_up:
             if request.timer.active():
                 request.timer.cancel()
@@ -290,10 +323,11 @@ class Requests:
 
 
 class _Server:
-    """One endpoint of a `ReqConnection`, and its way there.
+    """One endpoint of a `ReqConnection`, and the socket that connects to it.
 
-    It has a new DEALER for each connection: one that libzmq connects again would be sent what it had not taken, though
-    that has failed here. (IMMEDIATE would drop it, and ends the process if a reply is being read.)
+    Each connection gets a new DEALER. If libzmq reconnected an old one, it would send the requests that are still in
+    its queue, although these have failed here. (The option IMMEDIATE would drop them, but ends the process if a reply
+    is being read at that moment.)
     """
 
     def __init__(
@@ -310,7 +344,7 @@ class _Server:
         self._watchers = watchers
         self._context = context
         self._options = options
-        self._told = not endpoint.bind and not endpoint.address.startswith("inproc://")  # of each connection
+        self._told = not endpoint.bind and not endpoint.address.startswith("inproc://")  # events name the connection
         self._pause = _AGAIN
         self._again: Any = None
         self._closed = False
@@ -332,12 +366,12 @@ class _Server:
             raise
 
     def check(self) -> None:
-        """See `Connection.check`."""
+        """Raise an error if the connection can't be used; see `Connection.check`."""
         if not self._dealer.closed:
             self._dealer.check()
 
     def close(self, linger: int | None) -> None:
-        """Ask no more."""
+        """Close the socket, and do not connect again."""
         self._closed = True
         if self._again is not None:
             self._again.cancel()
@@ -353,18 +387,18 @@ class _Server:
 
     def _replied(self, parts: list[bytes]) -> None:
         if len(parts) < 2 or parts[1]:
-            raise EnvelopeError("no reply, which is an id, an empty part, and what was replied")
+            raise EnvelopeError("not a reply: expected an id, an empty part and the parts of the reply")
         self._pause = _AGAIN
         self.lane.received(parts[0], parts[2:])
 
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
         if event.name == "handshake_succeeded":
             self.lane.up()
-        elif event.name == "disconnected" and not self._told:  # of several who connect here nobody tells which one
+        elif event.name == "disconnected" and not self._told:  # several peers connect here: which one is unknown
             self.lane.lost(None)
         elif event.name == "disconnected" and not dealer.closed:
             self.lane.down = True
-            dealer.doRead()  # the replies that came before
+            dealer.doRead()  # process the replies that have already arrived
             dealer.close(LINGER_ABORT)
             if not self._closed:
                 self._again = self._reactor.callLater(self._pause, self._open_again)
@@ -374,24 +408,33 @@ class _Server:
     def _open_again(self) -> None:
         try:
             self._dealer, self.address = self._open()
-        except (EndpointError, zmq.ZMQError) as error:  # the context is gone, or there is no descriptor left
+        except (EndpointError, zmq.ZMQError) as error:  # the context is terminated, or no descriptor is free
             _log.error("%s: can't connect again: %s", self._endpoint, error)
 
 
 class ReqConnection:
-    """Asks servers, many requests at a time: `request` gives a Deferred of the reply.
+    """Sends requests to servers; `request` returns a Deferred of the reply.
 
-    Each endpoint has a DEALER socket of its own, so that one server that does not answer fills its own window
-    (64) and not that of another; a request goes to the server with the fewest unanswered ones. It is made once:
-    where its server goes away it fails with RequestLostError, and whether to ask again is the caller's to know.
+    Any number of requests may be unanswered at a time. Each endpoint has a DEALER socket of its own, and a request goes
+    to the server with the fewest unanswered requests. A server that does not answer fills only its own window of 64
+    requests.
 
-    Takes the options of a DEALER. Connects unless an endpoint says ``bind:``. Closing twice is nothing.
+    A request is sent once. If its server disconnects, it fails with `RequestLostError`; only the caller knows if it may
+    be sent again. Endpoints connect unless they begin with ``bind:``. `close` may be called twice.
+
+    Args:
+        reactor: The Twisted reactor that the sockets are read on.
+        context: The ZeroMQ context; by default the context of the process.
+        options: The options of a DEALER socket, as libzmq's names in lower case; see `SocketOptions`.
+
+    Raises:
+        TypeError: An option is unknown, or its value has the wrong type.
     """
 
     def __init__(
         self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
     ) -> None:
-        with_options(socket_options("DEALER"), options)  # a wrong one is an error here, not at the first `open`
+        with_options(socket_options("DEALER"), options)  # raises for a wrong option now, not in the first `open`
         self._reactor = reactor
         self._context = context
         self._options = options
@@ -402,40 +445,51 @@ class ReqConnection:
 
     @property
     def endpoints(self) -> list[str]:
-        """The addresses that are open."""
+        """The addresses of the open endpoints."""
         return list(self._servers)
 
     @property
     def waiting(self) -> int:
-        """Requests that are not sent yet: nobody is connected, or everybody's window is full."""
+        """The number of unsent requests.
+
+        They wait because no server is connected, or because the windows of all servers are full.
+        """
         return self._requests.waiting
 
     @property
     def unanswered(self) -> int:
-        """Requests that are sent, and not answered, lost or forgotten."""
+        """The number of requests that are sent, and not answered, lost or forgotten."""
         return self._requests.unanswered
 
     @property
     def late(self) -> int:
-        """Replies that nobody waited for any more."""
+        """The number of replies that arrived after the caller had given up."""
         return self._requests.late
 
     def open(self, endpoint: Endpoint | str) -> str:
-        """Connect to a server; see `Connection.open`."""
+        """Connect to a server; return the resolved address. See `Connection.open`.
+
+        Raises:
+            EndpointError: The endpoint can't be opened, or is open already.
+            NotRunningError: The connection is closed.
+        """
         if self.closed:
             raise NotRunningError("this ReqConnection is closed: open another one")
         if isinstance(endpoint, str):
             endpoint = parse_endpoint(endpoint, bind=False)
         if endpoint.address in self._servers:
-            raise EndpointError(f"{endpoint} is open already: once is enough", endpoint=str(endpoint))
+            raise EndpointError(f"{endpoint} is already open: open each endpoint once", endpoint=str(endpoint))
         server = _Server(self._reactor, self._requests, endpoint, self._watchers, self._context, self._options)
         self._servers[server.address] = server
         return server.address
 
     def disconnect(self, address: str) -> None:
-        """Ask the server at ``address``, as `open` returned it, no more; what it was asked fails with RequestLostError.
+        """Disconnect from the server at ``address``, the result of `open`.
 
-        Raises EndpointError for one that is not open.
+        Its unanswered requests fail with RequestLostError.
+
+        Raises:
+            EndpointError: The endpoint is not open.
         """
         if address not in self._servers:
             raise EndpointError(f"{address} is not open: give the address that open() returned", endpoint=address)
@@ -447,17 +501,31 @@ class ReqConnection:
     unbind = disconnect
 
     def watch(self, on_event: OnEvent) -> None:
-        """See `Connection.watch`; for the endpoints that are opened from now on."""
+        """Call a function with each event of endpoints opened from now on.
+
+        See `Connection.watch`.
+        """
         self._watchers += (on_event,)
 
     def request(self, *parts: bytes, timeout: float | None = _REQUEST_TIMEOUT) -> Deferred[list[bytes]]:
-        """Ask for a reply; fires with its parts.
+        """Send a request; the Deferred fires with the parts of the reply.
 
-        It fails with RequestTimeoutError after ``timeout`` seconds (10: as long as a person waits; None: never), with
-        RequestLostError when its server goes away, with NotRunningError when this is closed. It may be
-        cancelled. What is not sent by then never is; of what is sent, the reply is thrown away.
+        The Deferred may be cancelled. A request that times out or is cancelled before it was sent is never sent. If it
+        was sent, its reply is discarded.
 
-        Raises TypeError for a part that is not bytes, ValueError for no part or more than `MAX_PARTS` - 2.
+        Args:
+            parts: The parts of the request, from 1 to `MAX_PARTS` - 2.
+            timeout: Seconds to wait for the reply; None waits without a limit.
+
+        Returns:
+            A Deferred of the parts of the reply. It fails with RequestTimeoutError after ``timeout`` seconds, with
+            RequestLostError if the server disconnects, and with NotRunningError if the connection is closed.
+
+        Raises:
+            TypeError: A part is not bytes.
+            ValueError: No parts, or too many.
+            WrongThreadError: The caller is not on the thread that opened the connection.
+            ForkedContextError: The process was forked from the one that opened the connection.
         """
         for server in self._servers.values():
             server.check()
@@ -472,7 +540,10 @@ class ReqConnection:
         return self._requests.make(parts, timeout)
 
     def close(self, linger: int | None = None) -> None:
-        """Close all sockets; what is unanswered fails with NotRunningError. ``linger`` as in `Connection.close`."""
+        """Close all sockets. Unanswered requests fail with NotRunningError.
+
+        ``linger`` is in milliseconds, as in `Connection.close`.
+        """
         if self.closed:
             return
         self.closed = True
@@ -483,17 +554,17 @@ class ReqConnection:
 
 
 def _no_reply(id: bytes, seconds: float) -> Exception:
-    return RequestTimeoutError(f"no reply within {seconds:g} s: is the server running, and does it answer?")
+    return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is running and answers")
 
 
 def _gone(address: str) -> Exception:
     return RequestLostError(
-        f"the server at {address} has gone, and may have done what it was asked: ask again, if that may be done twice"
+        f"the server at {address} disconnected, and may have handled the request: send it again only if that is safe"
     )
 
 
 class Request:
-    """What a client asks: ``parts``, to be answered once with `reply`, now or later."""
+    """A request of a client: ``parts``, to be answered once with `reply`."""
 
     __slots__ = ("_connection", "_envelope", "parts")
 
@@ -503,23 +574,30 @@ class Request:
         self.parts = parts
 
     def reply(self, *parts: bytes) -> None:
-        """Answer. Where the client has gone, or takes no more, that is logged and counted in ``undelivered``.
+        """Send the reply, now or later.
 
-        Raises UsageError if it is answered already, TypeError for a part that is not bytes (it can be answered
-        then), and NotRunningError once the connection is closed.
+        If the client has disconnected, or its queue is full, the reply is logged and counted in ``undelivered``.
+
+        Args:
+            parts: The parts of the reply.
+
+        Raises:
+            UsageError: The request is already answered.
+            TypeError: A part is not bytes-like. The request can still be answered.
+            NotRunningError: The connection is closed.
         """
         if self._envelope is None:
-            raise UsageError("this request is answered already: reply once")
+            raise UsageError("this request is already answered: reply once")
         parts = tuple(part if isinstance(part, bytes) else bytes(memoryview(part)) for part in parts)
         envelope, self._envelope = self._envelope, None
         self._connection.answer(envelope, parts)
 
 
 class RepConnection(SendingConnection):
-    """Answers: ``on_request`` gets each `Request`, of any number of clients, and replies in any order.
+    """Answers requests: ``on_request`` gets each `Request`.
 
-    A client may be a REQ, a DEALER, or txZMQ. A request that is never answered costs nothing here but what
-    ``on_request`` keeps of it. Binds unless an endpoint says ``connect:``.
+    It may reply in any order, and to any number of clients. A client may be a REQ or DEALER socket, or txZMQ. A request
+    that is never answered uses no memory here. Binds unless an endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.ROUTER
@@ -538,17 +616,17 @@ class RepConnection(SendingConnection):
         self.undelivered = 0
 
     def answer(self, envelope: list[bytes], parts: Sequence[bytes]) -> None:
-        """Send ``parts`` to whom ``envelope`` came from."""
+        """Send ``parts`` to the client with this ``envelope``. Used by `Request.reply`."""
         if self.closed:
-            raise NotRunningError("this RepConnection is closed: its clients can't be answered any more")
+            raise NotRunningError("this RepConnection is closed: it can no longer answer its clients")
         try:
             if self.try_send([*envelope, *parts]):
                 return
-            reason = "takes no more (sndhwm)"
+            reason = "has a full queue (sndhwm)"
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            reason = "has gone"
+            reason = "has disconnected"
         self.undelivered += 1
         self._report("undelivered", logging.WARNING, "a reply was not delivered: client %r %s", envelope[0], reason)
 
@@ -556,5 +634,5 @@ class RepConnection(SendingConnection):
         try:
             body = parts.index(b"", 1) + 1
         except ValueError:
-            raise EnvelopeError("no empty part, behind which a request begins") from None
+            raise EnvelopeError("not a request: no empty part before its parts") from None
         return self._on_request(Request(self, parts[:body], parts[body:]))

@@ -1,4 +1,7 @@
-"""ROUTER, DEALER and PAIR: messages in both directions (zguide, chapter 3; RFC 28, RFC 31)."""
+"""ROUTER, DEALER and PAIR: messages in both directions.
+
+See the zguide, chapter 3, RFC 28 and RFC 31.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ __all__ = ["DealerConnection", "PairConnection", "RouterConnection"]
 
 
 class DealerConnection(SendingConnection):
-    """A DEALER socket: sends to its peers by turns, and ``on_message`` gets what they send.
+    """A DEALER socket: sends to its peers in turn, and receives from all of them.
 
-    Connects unless an endpoint says ``bind:``.
+    Connects unless an endpoint begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.DEALER
 
 
 class PairConnection(SendingConnection):
-    """A PAIR socket: one peer at a time, which is best over ``inproc://``; a second one is turned away.
+    """A PAIR socket: exchanges messages with one peer at a time.
 
-    Binds unless an endpoint says ``connect:``.
+    Best over ``inproc://``. Further peers are refused. Binds unless an endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PAIR
@@ -34,10 +37,11 @@ class PairConnection(SendingConnection):
 
 
 class RouterConnection(SendingConnection):
-    """A ROUTER socket: ``on_message`` gets the identity of the peer and the parts of its message.
+    """A ROUTER socket: exchanges messages with peers that it addresses by identity.
 
-    The identity is what the peer has chosen, or five bytes of libzmq's that begin with NUL and are new with
-    each connection. Binds unless an endpoint says ``connect:``.
+    ``on_message`` gets the identity of the sender and the parts of the message. The identity is the one that the peer
+    has set, or five bytes by libzmq. Those begin with NUL and change with each connection. Binds unless an endpoint
+    begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.ROUTER
@@ -55,9 +59,13 @@ class RouterConnection(SendingConnection):
         super().__init__(reactor, self._identified, context=context, **options)
 
     def send(self, *parts: bytes) -> None:
-        """Send to the peer whose identity is the first of ``parts``, as `SendingConnection.send` does.
+        """Send a message to the peer whose identity is the first of ``parts``.
 
-        Raises UnknownPeerError if no such peer is connected (zmq_setsockopt(3), ZMQ_ROUTER_MANDATORY).
+        Raises:
+            UnknownPeerError: No peer with this identity is connected (zmq_setsockopt(3), ZMQ_ROUTER_MANDATORY).
+            HighWaterMarkError: The queue of that peer is full.
+
+        And the other errors of `SendingConnection.send`.
         """
         try:
             super().send(*parts)
@@ -66,9 +74,10 @@ class RouterConnection(SendingConnection):
                 raise
         else:
             return
-        raise UnknownPeerError(f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: it has gone")
+        raise UnknownPeerError(f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: it has disconnected")
 
     def _identified(self, parts: list[bytes]) -> object:
         if len(parts) < 2:
-            raise EnvelopeError("an identity and nothing behind it")
+            raise EnvelopeError("expected an identity and at least one part, got only an identity")
+
         return self._on_identified(parts[0], parts[1:])

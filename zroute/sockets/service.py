@@ -1,4 +1,7 @@
-"""A connection as a part of a Twisted program (`twisted.application.service`)."""
+"""Run a connection as a part of a Twisted program.
+
+See `twisted.application.service`.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,16 @@ C = TypeVar("C", bound=_Connection)
 
 
 class ConnectionService(Service, Generic[C]):
-    """Opens a connection when the service starts, and closes it when it stops::
+    """Opens a connection when the service starts, and closes it when it stops.
+
+    For example::
 
         service = ConnectionService(lambda: PullConnection(reactor, work), "tcp://127.0.0.1:5557")
         service.setServiceParent(application)
 
-    ``make`` makes the connection at each start; until the stop it is ``connection``. An endpoint that can't be
-    opened is an EndpointError at the start, and nothing is left open.
+    Args:
+        make: Called without arguments at each start; returns a new connection, which is ``connection`` until the stop.
+        endpoints: The endpoints to open at each start.
     """
 
     def __init__(self, make: Callable[[], C], *endpoints: Endpoint | str) -> None:
@@ -38,7 +44,11 @@ class ConnectionService(Service, Generic[C]):
         self.connection: C | None = None
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
-        """Make the connection and open its endpoints."""
+        """Make the connection and open its endpoints.
+
+        Raises:
+            EndpointError: An endpoint can't be opened. The connection is closed again.
+        """
         connection = self._make()
         try:
             for endpoint in self._endpoints:
@@ -50,7 +60,10 @@ class ConnectionService(Service, Generic[C]):
         super().startService()  # type: ignore[no-untyped-call]
 
     def stopService(self) -> None:  # noqa: N802  # Twisted's name
-        """Close the connection; what it still has to send is sent in the background, for its linger."""
+        """Close the connection; queued messages are sent in the background.
+
+        The option ``linger`` limits the time for that.
+        """
         super().stopService()  # type: ignore[no-untyped-call]
         if self.connection is not None:
             self.connection.close()
