@@ -22,7 +22,7 @@ from zroute.messages.codecs import JSON
         ({"sub": "127.0.0.1:1"}, EndpointError, "has no transport"),
         ({"pub": ["tcp://127.0.0.1:x"]}, EndpointError, "tcp://host:port"),
         ({"codec": "pickle"}, SchemaError, "'pickle' is not known"),
-        ({"wire": "fast"}, SignatureError, "wire='fast': one of 'plain', 'multipart', 'tracked'"),
+        ({"wire": "fast"}, SignatureError, "wire='fast' is unknown: use one of 'plain', 'multipart', 'tracked'"),
         ({"dispatch": "some"}, SignatureError, "dispatch='some'"),
         ({"max_message": 0}, SignatureError, "max_message=0"),
         ({"max_message": "1MB"}, SignatureError, "max_message='1MB'"),

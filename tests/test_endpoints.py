@@ -78,7 +78,7 @@ def test_one_or_several_are_kept_in_order() -> None:
 
 def test_the_same_one_twice_is_refused() -> None:
     """Twice the same address would deliver each message twice; two free ports are two."""
-    with pytest.raises(EndpointError, match="stands there twice"):
+    with pytest.raises(EndpointError, match="is given twice"):
         parse_endpoints(["tcp://h:1", "tcp://h:1"], bind=False)
     assert len(parse_endpoints(["tcp://127.0.0.1:*"] * 2, bind=True)) == 2
 

@@ -1,8 +1,8 @@
-"""zroute: decorated, typed handlers on brokerless publish/subscribe.
+"""zroute: typed message handlers for brokerless publish/subscribe.
 
-The public names are looked up when they are first used (PEP 562), so that ``zroute --help`` and programs that
-need only the errors load neither ZeroMQ nor Twisted. `_HOME` is the list of them; type checkers, which can't
-run it, read the imports above it, and a test holds the two together.
+The public names are imported at their first use (PEP 562). So ``zroute --help``, and programs that need only the
+errors, load neither ZeroMQ nor Twisted. `_HOME` lists these names. Type checkers can't run it and read the imports
+above it instead; a test compares the two.
 """
 
 from __future__ import annotations

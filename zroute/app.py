@@ -1,7 +1,7 @@
-"""App: what a program declares about its publish/subscribe, and the way to run it.
+"""App: the declarations of a messaging program, and the methods that run it.
 
-An App is the outermost group of routes, with endpoints and the choices that hold for all of them. It opens
-nothing by itself: `App.service` makes what does.
+An App is the outermost group of routes, with endpoints and settings for all of them. It opens no socket by itself:
+`App.service` and `App.run` do.
 """
 
 from __future__ import annotations
@@ -44,32 +44,44 @@ Unrouted = TypeVar("Unrouted", bound=Callable[Concatenate[Envelope, ...], Any])
 
 
 class App(Routes):
-    """Decorated handlers and publishers over ZeroMQ.
+    """An application of typed message handlers and publishers over ZeroMQ.
 
-    ``sub`` and ``pub``: an endpoint, or several. ``sub`` connects and ``pub`` binds, unless an endpoint says
-    ``bind:`` or ``connect:`` before its address. Without any, the app's publishers feed its own
-    subscribers inside the process; ``loop=False`` makes that an EndpointError at the start.
+    For example:
 
-    ``codec``: how bodies are written, and read where their publisher does not say it: "msgpack" (the
-    default: compact, and it keeps bytes and types apart), "json", "text", "raw", or a `Codec`.
-    ``wire``: "tracked" (the default: codec, sequence, time and headers travel along, for zroute's readers),
-    "plain" (``topic NUL body``, as txZMQ) or "multipart" (``[topic, body]``, for peers in any language).
-    All three are received, whatever is sent.
-    ``dispatch``: "all" matching handlers are called, or only the "most_specific".
-    ``overflow``: while the queue of a subscriber is full (10,000 messages) its messages are dropped, which it counts
-    ("drop", the default), or ``publish`` raises HighWaterMarkError and sends to nobody ("raise"), or messages wait,
-    1,000 of them, each up to 30 s, and ``publish`` returns an awaitable to wait with ("wait"). The last two tie all
-    who subscribe to a topic to the slowest of them.
-    ``coalesce``: True, or a `Coalesce`: messages of one topic that are published together travel together, unless a
-    publisher says otherwise (tracked wire; default False). It can't be combined with ``overflow="raise"``, where each
-    message is sent or refused at its own line.
-    ``max_message``: bytes of a body, both ways; larger ones are refused where they are published, and from peers
-    (default 1 MiB).
-    ``limits``: how much peers may ask of this app, as `Limits`.
-    ``context``: another app's ``context``, to meet it over ``inproc://``, or a ``zmq.Context``.
-    ``name``: for logs and summaries.
+        app = App(sub="tcp://127.0.0.1:5555", pub="tcp://*:5556")
 
-    Raises EndpointError, SchemaError (an unknown codec) and SignatureError (another unknown choice).
+        @app.subscribe("quotes.{symbol}")
+        def on_quote(quote: Quote, symbol: str) -> None:
+            print(symbol, quote.bid)
+
+        app.run()
+
+    Args:
+        sub: The endpoints to receive from: one or several. They connect unless an endpoint begins with ``bind:``.
+            Without ``sub`` and ``pub``, the app's publishers send to its own subscribers inside the process.
+        pub: The endpoints to publish to: one or several. They bind unless an endpoint begins with ``connect:``.
+        codec: The encoding of message bodies: "msgpack" (default; compact, keeps bytes and types apart), "json",
+            "text", "raw", or a `Codec`. Received messages that name their codec are decoded with that one.
+        wire: The message format. "tracked" (default) adds codec, sequence number, time and headers, for zroute's
+            subscribers. "plain" is ``topic NUL body``, as txZMQ sends it. "multipart" is ``[topic, body]``, for peers
+            in any language. An app receives all three formats.
+        dispatch: Call "all" matching handlers (default), or only the "most_specific" one.
+        overflow: What happens to a message while the queue of a subscriber is full (10,000 messages). "drop" (default)
+            drops it for that subscriber, which counts the loss. "raise" makes ``publish`` raise HighWaterMarkError; no
+            subscriber receives the message. "wait" queues up to 1,000 messages for up to 30 s each, and ``publish``
+            returns an awaitable to wait with. With "raise" and "wait" the slowest subscriber of a topic slows down all.
+        coalesce: True or a `Coalesce`: send several messages of one topic in one frame, if they are published together.
+            A publisher can override it. Needs the tracked wire, and excludes ``overflow="raise"``. Default False.
+        max_message: The largest message body in bytes, sent or received (default 1 MiB). Larger bodies are refused.
+        limits: The limits on requests of peers, as `Limits`.
+        loop: False raises EndpointError at the start if the app has no endpoints. Default True.
+        context: The ``context`` of another app, to connect to it over ``inproc://``, or a ``zmq.Context``.
+        name: The name of the app in logs and summaries (default "app").
+
+    Raises:
+        EndpointError: An endpoint is invalid.
+        SchemaError: The codec is unknown.
+        SignatureError: Another argument has an invalid value.
     """
 
     def __init__(
@@ -123,53 +135,99 @@ class App(Routes):
     # -- hooks ----------------------------------------------------------------------------------------
 
     def on_startup(self, function: F) -> F:
-        """Call ``function`` after the sockets are bound and before the first subscription.
+        """Call a function before the app subscribes.
 
-        It may publish, take resources by their types, and be ``async``: the app subscribes when it has
-        ended. An exception ends the start. Several run one after the other, in the order of registration.
+        The sockets are already bound, so the function may publish. It may take resources by their types, and may be
+        ``async``: the app subscribes when it has ended. If it raises an error, the app does not start. Several
+        functions run one after the other, in the order of registration.
+
+        For example:
+
+            @app.on_startup
+            async def load(prices: Prices) -> None:
+                await prices.load()
+
+        Raises:
+            SignatureError: The decorated object is not a function.
+            AppFrozenError: The app is already compiled.
         """
         return self._register(self._startup, function, "on_startup")
 
     def on_shutdown(self, function: F) -> F:
-        """Call ``function`` at a stop, when no message is being handled any more; it may still publish.
+        """Call a function when the app stops, after the last message is handled.
 
-        It may be ``async``, and take resources, which are still open. An exception is logged and counted,
-        and the stop goes on.
+        It may still publish, may be ``async``, and may take resources, which are still open. An error is logged and
+        counted, and the stop continues.
+
+        For example:
+
+            @app.on_shutdown
+            def say_goodbye() -> None:
+                status.publish(Status("closed"))
+
+        Raises:
+            SignatureError: The decorated object is not a function.
+            AppFrozenError: The app is already compiled.
         """
         return self._register(self._shutdown, function, "on_shutdown")
 
     def on_unrouted(self, function: Unrouted) -> Unrouted:
-        """Call ``function`` with the `Envelope` of each message that arrived and that no route takes."""
+        """Call a function with the `Envelope` of each message that matches no route.
+
+        For example:
+
+            @app.on_unrouted
+            def log_topic(envelope: Envelope) -> None:
+                print("no route for", envelope.topic)
+
+        Raises:
+            SignatureError: The decorated object is not a function.
+            AppFrozenError: The app is already compiled.
+        """
         return self._register(self._fallbacks, function, "on_unrouted")
 
     def on_gap(self, function: Gapped) -> Gapped:
-        """Call ``function`` with a `Gap` for each loss: its subscription, publisher, first and last missing number.
+        """Call a function with a `Gap` for each loss of messages.
 
-        It is called before the message behind the gap is handled. Without such a function losses are logged, a few in
-        full. What is lost for good stays so: a gap tells when to ask for it by other means. It may be ``async`` and
-        take resources.
+        A `Gap` names the subscription, the publisher, and the first and last missing number. The function is called
+        before the message after the gap is handled. It may be ``async`` and may take resources. Without such a
+        function, losses are logged. zroute does not send lost messages again: use the function to request them by other
+        means.
+
+        For example:
+
+            @app.on_gap
+            def reload(gap: Gap) -> None:
+                print("lost", gap.first, "to", gap.last)
+
+        Raises:
+            SignatureError: The decorated object is not a function.
+            AppFrozenError: The app is already compiled.
         """
         return self._register(self._gaps, function, "on_gap")
 
     async def ready(self, publishers: int | None = None, timeout: float = 10.0, *, state: bool = False) -> None:
-        """Wait until publishers have confirmed all subscriptions: what they publish from then on is handled or counted.
+        """Wait until publishers have confirmed all subscriptions.
 
-        With ``state=True`` wait also for the messages that they keep (``keep="last"``): all have been received, or
-        counted as lost. Plain functions have handled them; for others they are called, or wait in the route's queue.
+        Each message that they publish afterwards is handled or counted as lost.
+
+        With ``state=True``, also wait for the messages that they retain (``keep="last"``): all are then received, or
+        counted as lost. Plain functions have handled them. Other handlers are called with them, or have them in their
+        queue.
 
         Args:
-            publishers: How many to wait for; by default all that are connected. One that does not track is not waited
-                for longer than 2 s.
-            timeout: In seconds.
-            state: Wait for kept messages as well.
+            publishers: The number of publishers to wait for; by default all that are connected. A publisher that does
+                not use the tracked wire is waited for at most 2 s.
+            timeout: Seconds to wait.
+            state: Also wait for retained messages.
 
         Raises:
-            NotReadyError: The time is over. It says which publishers have answered.
-            NotRunningError: The app does not run, or stops.
+            NotReadyError: The timeout has elapsed. The error lists the publishers that have answered.
+            NotRunningError: The app is not running, or stops.
         """
         if self._live.run is None:
             raise NotRunningError(
-                f"ready() while {self.name!r} does not run: await it in on_startup's wake, or from a handler"
+                f"ready() while {self.name!r} does not run: await it in a handler or a timer, after on_startup"
             )
         await as_awaitable(self._live.run.ready(publishers, timeout, state=state))
 
@@ -184,11 +242,27 @@ class App(Routes):
     # -- publishing -----------------------------------------------------------------------------------
 
     def publish(self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None) -> Awaitable[None]:
-        """Publish ``message`` to ``topic``, encoded by its own type in the app's codec.
+        """Publish a message to a topic that is known only at run time.
 
-        For topics known only while running; a `publisher` says its topics and its type in advance. Returns
-        an awaitable that may be ignored. Raises TopicError, EncodeError, and NotRunningError, before
-        anything is sent. The empty topic may be published; only ``startswith("")`` receives it.
+        The message is encoded by its own type, in the app's codec. For topics that are known in advance use
+        `publisher`, which declares topic and type. Only ``startswith("")`` receives the empty topic. If an error is
+        raised, nothing is sent.
+
+        Args:
+            topic: The topic, without wildcards.
+            message: The message body.
+            headers: Headers to send with the message (tracked wire only).
+
+        Returns:
+            An awaitable that may be ignored. With ``overflow="wait"`` it waits until the message is sent.
+
+        Raises:
+            TopicError: The topic can't be published.
+            EncodeError: The message can't be encoded without loss.
+            HighWaterMarkError: The queue of a subscriber is full (``overflow="raise"``), or 1,000 messages already wait
+                (``overflow="wait"``).
+            NotRunningError: The app is not running.
+            WrongThreadError: The caller is not on the reactor's thread.
         """
         emit = self._live.emit
         if emit is None:
@@ -203,16 +277,30 @@ class App(Routes):
 
     @takes(RouteOptions, ROUTE_DEFAULTS)
     def attach(self, pattern: str | Pattern, function: Callable[..., Any], **options: Unpack[RouteOptions]) -> Attached:
-        """Call ``function`` from now on with each message whose topic matches ``pattern``, until it is closed.
+        """Add a handler while the app runs, until it is closed.
 
-        For what comes and goes while the app runs: a room that somebody enters, an instrument that is
-        watched for a while. What is known in advance belongs under `subscribe`, which has the same options.
-        The app subscribes if its subscriptions did not cover the pattern; a message that its publisher sent
-        before it knew of that does not come. Messages to others are not disturbed.
+        For example for a chat room that a user enters. Register handlers that are known in advance with `subscribe`,
+        which has the same options. The app subscribes if its subscriptions do not cover the pattern. Messages that a
+        publisher sends before it receives that subscription are missed. Other handlers are not affected.
 
-        Routes that are attached under one function name share their counters in ``app.stats.routes``.
-        Raises NotRunningError while the app does not run, WrongThreadError outside the reactor's thread, and
-        what `subscribe` and `compile` raise.
+        Handlers with the same function name share their counters in ``app.stats.routes``.
+
+        Args:
+            pattern: The topics to receive.
+            function: The handler.
+            options: The options of `subscribe`.
+
+        Returns:
+            An `Attached`, which removes the handler when it is closed.
+
+        Raises:
+            NotRunningError: The app is not running.
+            WrongThreadError: The caller is not on the reactor's thread.
+            SignatureError: The function or an option is invalid.
+            SchemaError: The type of the body can't be decoded.
+            PatternError: The pattern is invalid.
+            DuplicateRouteError: The function is already registered for this pattern; with
+                ``dispatch="most_specific"``, any function is.
         """
         chosen = complete("attach", options, ROUTE_DEFAULTS)
         run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
@@ -233,20 +321,32 @@ class App(Routes):
     def stream(
         self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
     ) -> Stream[Any]:
-        """Messages of topics that match ``pattern``, one after the other, for an ``async for``:
+        """Iterate over the messages of matching topics with ``async for``.
+
+        For example:
 
             async with app.stream("rooms.lobby", Said) as messages:
                 async for message in messages:
                     print(message.text)
 
-        ``schema`` is the type of the bodies, or `Envelope` for whole messages with their topics. Messages come in
-        the order of their arrival, from the ``async with`` on. ``queue`` of them may wait to be taken (default
-        100); then the app reads no more until half are taken. A message counts as handled when
-        the next one is asked for. The loop ends when the app stops, after what had arrived (in a timer, which a
-        stop cancels, at once); what still waits when the block is left is dropped and counted. Works in Deferred
-        coroutines and in tasks of asyncio.
+        Messages arrive in order, from the ``async with`` on. A message counts as handled when the loop asks for the
+        next one. Works in Deferred coroutines and in asyncio tasks.
 
-        Raises NotRunningError, WrongThreadError and SchemaError when the block is entered.
+        The loop ends when the app stops, after the messages that have already arrived. In a timer it ends at once,
+        because the stop cancels timers. Messages that still wait when the block is left are dropped and counted.
+
+        Args:
+            pattern: The topics to receive.
+            schema: The type of the message bodies, or `Envelope` for whole messages with their topics.
+            codec: The codec of the bodies, in place of the app's.
+            queue: The number of messages that may wait (default 100). When it is reached the app stops reading until
+                half of them are taken.
+
+        Raises:
+            NotRunningError: The app is not running when the block is entered.
+            WrongThreadError: The block is not entered on the reactor's thread.
+            SchemaError: The type can't be decoded; raised when the block is entered.
+            PatternError: The pattern is invalid; raised by this call.
         """
         where = users_line()
         return Stream(
@@ -265,13 +365,26 @@ class App(Routes):
     def from_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     def from_thread(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Call ``function(*args, **kwargs)`` on the reactor's thread, from another one, and return its result.
+        """Call a function on the reactor's thread from another thread.
 
-        What handlers with ``thread=True`` publish with, as in
-        ``app.from_thread(alerts.publish, Alert("late"), level="high")``: ZeroMQ's sockets belong to the
-        reactor's thread. Waits until the call has ended; an awaitable result is awaited. Raises what the
-        function raises, NotRunningError when the app does not run or stops meanwhile, and WrongThreadError on
-        the reactor's thread itself, which would wait for ever.
+        For handlers with ``thread=True``, since ZeroMQ sockets belong to the reactor's thread:
+
+            app.from_thread(alerts.publish, Alert("late"), level="high")
+
+        Waits until the call has ended. If the function returns an awaitable, that is awaited too.
+
+        Args:
+            function: The function to call.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The result of the function.
+
+        Raises:
+            NotRunningError: The app is not running, or stops before the call has ended.
+            WrongThreadError: The caller is on the reactor's thread, which would wait for itself.
+            Exception: Any error that the function raises.
         """
         run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
         return run.from_thread(partial(function, *args, **kwargs))
@@ -287,9 +400,19 @@ class App(Routes):
     # -- running --------------------------------------------------------------------------------------
 
     def compile(self) -> Plan:
-        """Check and freeze everything; a later registration raises AppFrozenError. Opens nothing.
+        """Check all declarations, and freeze the app. Opens no socket.
 
-        Raises SignatureError, SchemaError, DuplicateRouteError, PatternError, with the user's line.
+        A registration after that raises AppFrozenError. Each error below names the line of the declaration.
+
+        Returns:
+            The plan that runs the app.
+
+        Raises:
+            SignatureError: A function or an option is invalid.
+            SchemaError: A type can't be encoded or decoded without loss.
+            DuplicateRouteError: A function is registered twice for a pattern; with ``dispatch="most_specific"``, two
+                functions are registered for a pattern.
+            PatternError: A pattern is invalid.
         """
         if self._plan is None:
             startup, shutdown, unrouted, gaps = map(
@@ -309,36 +432,55 @@ class App(Routes):
 
     @property
     def stats(self) -> Stats:
-        """The counters of this run, or of the last one."""
+        """The counters of the current run, or of the last one."""
         return self._live.stats
 
     def endpoints(
         self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
     ) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-        """Where to subscribe and where to publish, with ``sub`` and ``pub`` in place of the app's own.
+        """Return the endpoints to receive from and to publish to.
 
-        Without any it is a loop inside the process. Raises EndpointError when one side has routes and no
-        endpoint, and for ``inproc://`` to an app that shares no context with this one.
+        Args:
+            sub: Endpoints in place of the app's own ``sub``.
+            pub: Endpoints in place of the app's own ``pub``.
+
+        Returns:
+            Two tuples. Without any endpoints they hold an address inside the process.
+
+        Raises:
+            EndpointError: One side has routes but no endpoint, or an ``inproc://`` address is of an app with another
+                ``context``.
         """
         return self.compile().endpoints(sub=sub, pub=pub)
 
     def service(self, reactor: Any) -> AppService:
-        """A Twisted ``IService`` that runs this app on ``reactor``, for any Twisted program to parent.
+        """Return a Twisted ``IService`` that runs this app.
 
-        Compiles, so that errors of the set-up raise here. Starting it opens the sockets (EndpointError);
-        stopping it drains and closes them. A second one may run when the first has stopped.
+        Give it a parent in any Twisted program. Starting the service opens the sockets; an endpoint that can't be
+        opened is an EndpointError. Stopping it handles the remaining messages, then closes the sockets. The app can
+        have a second service when the first has stopped.
 
-        Where a resource or ``on_startup`` fails, that is logged, and this service stops; the others of the program
-        go on. If it is to end then, its ``started`` tells::
+        If a resource or an ``on_startup`` function fails, the error is logged and this service stops. Other services
+        continue. To end the program in that case, use the Deferred ``started``:
 
             service.started.addErrback(lambda _: reactor.callWhenRunning(reactor.stop))
+
+        Args:
+            reactor: The Twisted reactor.
+
+        Raises:
+            SetupError: The app can't be compiled; see `compile`.
         """
         return AppService(self.compile(), reactor)
 
     def run(self, **options: Any) -> None:
-        """Run until SIGINT or SIGTERM, in a script of its own: what ``zroute run`` does, without its flags.
+        """Run the app until SIGINT or SIGTERM, as ``zroute run`` does.
 
-        ``options`` are those of `zroute.runtime.runner.run`. Exits with its code unless that is 0.
+        Args:
+            options: The options of `zroute.runtime.runner.run`.
+
+        Raises:
+            SystemExit: The app ended with an exit code other than 0.
         """
         code = runner.run([self], **options)
         if code:
@@ -350,7 +492,8 @@ class App(Routes):
 
 def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
     if value not in known:
-        raise SignatureError(f"{name}={value!r}: one of {', '.join(map(repr, known))}", parameter=name, where=where)
+        known_values = ", ".join(map(repr, known))
+        raise SignatureError(f"{name}={value!r} is unknown: use one of {known_values}", parameter=name, where=where)
     return value
 
 
@@ -358,8 +501,8 @@ def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire) -> None:
     for publication in (outlet.publication for outlet in outlets):
         if publication.keep and wire != "tracked":
             raise SignatureError(
-                f"keep={publication.keep!r} needs wire='tracked', and this app's is {wire!r}: other wires don't tell "
-                "of those who join",
+                f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}, which does not "
+                "report new subscribers: set wire='tracked', or remove keep",
                 parameter="keep",
                 where=publication.where,
             )
@@ -373,8 +516,8 @@ def _check_coalescing(outlets: Sequence[CompiledPublication], choices: Choices, 
         wanting.append(where)
     if wanting:
         raise SignatureError(
-            "coalesce with overflow='raise': a message that travels with others is sent later, when its publish "
-            "can raise no more; leave one of the two out, or write overflow='wait'",
+            "coalesce can't be combined with overflow='raise': coalesced messages are sent after publish has returned, "
+            "so publish can't raise; remove one of the two, or use overflow='wait'",
             parameter="coalesce",
             where=wanting[0],
         )

@@ -1,7 +1,7 @@
-"""Two kinds of awaiting, one kind of result: Twisted's Deferreds and asyncio's tasks.
+"""Awaitables of both kinds: Twisted's Deferreds and asyncio's tasks.
 
-Under the asyncio reactor coroutines run as tasks, so that asyncio libraries work in them; under every
-other reactor they run on Deferreds. zroute's own awaitables work in both.
+With the asyncio reactor, coroutines run as asyncio tasks, so that asyncio libraries work in them. With any other
+reactor they run as Deferreds. zroute's own awaitables work in both.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ __all__ = ["as_awaitable", "as_deferred", "is_awaitable", "loop_hint", "was_canc
 T = TypeVar("T")
 
 _GRACE = 1.0
-"""Seconds that what was cancelled is given to end."""
+"""Seconds that a cancelled Deferred has to end."""
 
 
 def is_awaitable(result: object) -> bool:
-    """Whether ``result`` is a Deferred, a coroutine, a future or another awaitable."""
+    """Return True for a Deferred, a coroutine, a future or another awaitable."""
     return hasattr(result, "__await__")
 
 
 def as_deferred(awaitable: Awaitable[T], *, asyncio_loop: bool) -> Deferred[T]:
-    """Run ``awaitable`` to its end; the Deferred fires with its result.
+    """Run an awaitable to its end; return a Deferred of its result.
 
-    ``asyncio_loop`` says that the reactor runs on an asyncio loop: a coroutine then becomes a task.
-    Cancelling the Deferred cancels what it waits for.
+    ``asyncio_loop`` is True if the reactor runs on an asyncio loop. A coroutine then becomes a task. Cancelling the
+    Deferred cancels the awaitable.
     """
     if isinstance(awaitable, Deferred):
         return awaitable
     if asyncio_loop:
         task = asyncio.ensure_future(_guarded(awaitable))
-        if inspect.iscoroutine(awaitable):  # a task that is cancelled before it begins would leave it "never awaited"
+        if inspect.iscoroutine(awaitable):  # a task cancelled before its start would cause a "never awaited" warning
             task.add_done_callback(lambda _: awaitable.close())
         return Deferred.fromFuture(task)
     if inspect.iscoroutine(awaitable):
@@ -55,20 +55,20 @@ async def _await(awaitable: Awaitable[T]) -> T:
 async def _guarded(awaitable: Awaitable[T]) -> T:
     try:
         return await awaitable
-    except (SystemExit, KeyboardInterrupt):  # a task lets these two out into the loop, which would end with them
-        return Failure()  # type: ignore[no-untyped-call, return-value]  # with which the Deferred fails
+    except (SystemExit, KeyboardInterrupt):  # a task raises these two in the loop, which would end it
+        return Failure()  # type: ignore[no-untyped-call, return-value]  # the Deferred fails with it
 
 
 def was_cancelled(error: BaseException | None) -> bool:
-    """Whether ``error`` is what a cancelled Deferred or task fails with."""
+    """Return True for the error of a cancelled Deferred or task."""
     return isinstance(error, CancelledError | asyncio.CancelledError)
 
 
 def within(seconds: float, running: Deferred[T], clock: Clock) -> Deferred[T]:
-    """Fires as ``running`` does; cancels it after ``seconds``, and fails with TimeoutError if that ends it.
+    """Return a Deferred of the same result, with a timeout.
 
-    It fails so as well when even that has not ended it a second later: nobody waits for ever for
-    what can't be cancelled.
+    Cancels ``running`` after ``seconds``. The result fails with TimeoutError if ``running`` ends because of that, or
+    does not end within another second. So a Deferred that can't be cancelled blocks no caller.
     """
     waiting: Deferred[T] = Deferred()
     late = TimeoutError(seconds, "Deferred")
@@ -102,7 +102,14 @@ class _Either(Generic[T]):
 
 
 def as_awaitable(deferred: Deferred[T]) -> Awaitable[T]:
-    """What can be awaited where ``deferred`` can't: in an asyncio task, and in a Deferred coroutine as well."""
+    """Return an awaitable for a Deferred that also works in asyncio tasks.
+
+    A task of asyncio can't await a Deferred directly. For example, in an ``async`` handler under the asyncio reactor:
+
+        (answer,) = await as_awaitable(req.request(b"EURUSD"))
+
+    The result can be awaited in Deferred coroutines as well.
+    """
     return _Either(deferred)
 
 
@@ -114,7 +121,10 @@ def _in_task() -> bool:
 
 
 def _on_deferred() -> bool:
-    """Whether a Deferred drives the coroutine that awaits: it may have been fired, and so resumed, inside a task."""
+    """Return True if a Deferred runs the coroutine that awaits.
+
+    A Deferred may be fired inside an asyncio task, and resumes its coroutine there.
+    """
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_flags & _SUSPENDABLE:
         frame = frame.f_back
@@ -125,8 +135,11 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE
 
 
 def loop_hint(error: BaseException) -> str:
-    """What to do where asyncio was awaited without its loop, or a Deferred in one of its tasks."""
-    if isinstance(error, BaseExceptionGroup):  # as a TaskGroup raises them
+    """Return the remedy for an error of mixing asyncio and Deferreds; else "".
+
+    The two errors: asyncio was awaited without its loop, or a Deferred was awaited in an asyncio task.
+    """
+    if isinstance(error, BaseExceptionGroup):  # from a TaskGroup
         return next((hint for hint in map(loop_hint, error.exceptions) if hint), "")
     text = str(error)
     if type(error).__name__ in _LOOPLESS or (
@@ -141,4 +154,4 @@ def loop_hint(error: BaseException) -> str:
     return ""
 
 
-_LOOPLESS = ("AsyncLibraryNotFoundError", "NoEventLoopError")  # what sniffio and anyio raise without a loop
+_LOOPLESS = ("AsyncLibraryNotFoundError", "NoEventLoopError")  # the errors of sniffio and anyio without a loop

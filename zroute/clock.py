@@ -1,4 +1,7 @@
-"""Time as an argument: what is asked of a clock, and a timer on it that both ends of the tracked wire have."""
+"""The interface of a clock, and a periodic timer that runs on one.
+
+A clock is an argument everywhere, so tests replace it by a virtual one.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,39 @@ from typing import Any, Protocol
 __all__ = ["TICK", "Clock", "Ticking"]
 
 TICK = 0.25
-"""Seconds between two calls of `Counters.beats` and of `Tracker.check`: half of the shortest time that they measure."""
+"""Seconds between two ticks, of `Counters.beats` and of `Tracker.check`.
+
+It is half of the shortest time that they measure.
+"""
 
 
 class Clock(Protocol):
-    """What a reactor and a virtual clock have in common (`twisted.internet.interfaces.IReactorTime`)."""
+    """The methods that a reactor and a virtual clock have in common.
+
+    See `twisted.internet.interfaces.IReactorTime`.
+    """
 
     def seconds(self) -> float:
-        """Now, in seconds of an arbitrary origin."""
+        """Return the time in seconds since an arbitrary origin."""
 
     def callLater(self, delay: float, callable: Callable[..., object], *args: Any, **kw: Any) -> Any:  # noqa: N802
-        """Call ``callable`` after ``delay`` seconds; what is returned has ``cancel()``."""
+        """Call ``callable`` after ``delay`` seconds; return a timer with ``cancel()``."""
 
 
 class Ticking:
-    """Calls `tick` each `TICK` seconds between `start` and `stop`."""
+    """Calls `tick` every `TICK` seconds between `start` and `stop`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._timer: Any = None
 
     def start(self) -> None:
-        """Tick from now on."""
+        """Start to tick."""
         if self._timer is None:
             self._timer = self._clock.callLater(TICK, self._ticked)
 
     def stop(self) -> None:
-        """Tick no more."""
+        """Stop ticking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -45,5 +54,5 @@ class Ticking:
         self.tick()
 
     def tick(self) -> None:
-        """Do what is due."""
+        """Do the periodic work. Subclasses implement it."""
         raise NotImplementedError

@@ -1,8 +1,10 @@
-"""Functions whose source is put together at run time, as attrs and cattrs make theirs.
+"""Compile functions from source text that is generated at run time.
 
-Where a message passes, a loop over fields or a call for each of them costs more than the look itself, so such code is
-written out for each type. All of it is compiled here: the same text once, however many handlers need it (compiling
-takes 100 us, running it 2), and known to linecache, so that tracebacks, profilers and debuggers show its lines.
+attrs and cattrs do the same. In code that runs for each message, a loop over fields, or a call for each field, costs
+more than the check itself. So such code is generated for each type.
+
+The same text is compiled only once, for any number of handlers: compiling takes 100 us, running the compiled code takes
+2 us. linecache knows the source, so tracebacks, profilers and debuggers show its lines.
 """
 
 from __future__ import annotations
@@ -18,17 +20,23 @@ __all__ = ["define", "make_lambda"]
 
 
 def define(source: str, name: str, names: Mapping[str, Any]) -> Any:
-    """The function ``name`` that ``source`` defines; ``names`` are its globals, copied. Raises SyntaxError."""
+    """Return the function ``name`` that ``source`` defines.
+
+    ``names`` are copied to its globals. Raises SyntaxError for invalid source.
+    """
     exec(_compiled(source, name), scope := dict(names))
     return scope[name]
 
 
 def make_lambda(expression: str, names: Mapping[str, Any]) -> Any:
-    """A function of ``m`` that returns ``expression``; ``names`` are its globals, copied. Raises SyntaxError."""
+    """Return a function of ``m`` that returns ``expression``.
+
+    ``names`` are copied to its globals. Raises SyntaxError for an invalid expression.
+    """
     return define(f"result = lambda m: {expression}", "result", names)
 
 
-_numbers = count(1)  # also after linecache was cleared: a name must not come twice
+_numbers = count(1)  # file names stay unique even if linecache was cleared
 
 
 @cache

@@ -1,31 +1,30 @@
-"""Every error zroute raises or reports, sorted by whose fault it is:
+"""All errors of zroute, grouped by cause:
 
     ZrouteError
-    ├── SetupError                 the app as it is written can't work
-    │   ├── PatternError           (ValueError)  a pattern the grammar does not know
+    ├── SetupError                 the app can't work as it is written
+    │   ├── PatternError           (ValueError)  an invalid topic pattern
     │   ├── EndpointError          (ValueError)  an address that can't be parsed, bound or connected
-    │   ├── SchemaError            (TypeError)   a type no engine can carry without loss
-    │   ├── SignatureError         (TypeError)   a function that can't be called with what a message has
-    │   ├── DuplicateRouteError    two routes of which nobody could say which comes first
+    │   ├── SchemaError            (TypeError)   a type that can't be encoded without loss
+    │   ├── SignatureError         (TypeError)   a function that a message can't be passed to
+    │   ├── DuplicateRouteError    two routes without a defined order
     │   └── AppFrozenError         a registration after the app was compiled
-    ├── UsageError                 our program, while it runs
+    ├── UsageError                 a call of this program that can't be carried out
     │   ├── TopicError             (ValueError)  a topic that can't be published
-    │   ├── EncodeError            (ValueError)  an object that would not arrive as it was sent
+    │   ├── EncodeError            (ValueError)  a message that would change on its way
     │   ├── HighWaterMarkError     the queues to the peers are full
-    │   ├── UnknownPeerError       no peer of that identity is connected
-    │   ├── RequestTimeoutError    (TimeoutError)     a request without a reply in its time
-    │   ├── RequestLostError       (ConnectionError)  a request whose server has gone
-    │   ├── NotReadyError          (TimeoutError)     no publisher has answered a join in time
-    │   ├── NotRunningError        used before the start or after the stop
+    │   ├── UnknownPeerError       no peer with this identity is connected
+    │   ├── RequestTimeoutError    (TimeoutError)     a request without a reply in time
+    │   ├── RequestLostError       (ConnectionError)  a request whose server has disconnected
+    │   ├── NotReadyError          (TimeoutError)     publishers or subscribers that did not answer in time
+    │   ├── NotRunningError        a call before the start or after the stop
     │   ├── WrongThreadError       a socket used outside the reactor's thread
     │   └── ForkedContextError     a socket used in a forked child
-    └── PeerError                  what a peer sent; counted and logged, never raised into the reactor
-        ├── EnvelopeError          frames that are no message
-        └── DecodeError            a body that is not what the route declares
+    └── PeerError                  an invalid message of a peer; counted and logged, never raised in the reactor
+        ├── EnvelopeError          frames that are not a message
+        └── DecodeError            a body that is not of the type that the route declares
 
-A peer's errors reach user code in one way only: as the first argument of an ``on_error`` function.
-Every error's text says what was wrong, where, what was expected and what to do; the parts a program
-may want are attributes.
+User code receives a `PeerError` in one way only: as the first argument of an ``on_error`` function. The text of each
+error says what was wrong, where, what was expected and what to do. Facts that a program may need are attributes.
 """
 
 from __future__ import annotations
@@ -57,14 +56,14 @@ __all__ = [
 
 
 class ZrouteError(Exception):
-    """The root: ``except ZrouteError`` catches all that zroute raises on purpose."""
+    """The base class of all errors that zroute raises."""
 
 
 class SetupError(ZrouteError):
-    """The app as it is written can't work; raised at the user's line or by ``app.compile()``.
+    """The app can't work as it is written.
 
-    ``where`` is ``"file.py:12"``, the line that registered what is wrong, or None where the traceback
-    itself points there.
+    Raised at the line of the declaration, or by ``app.compile()``. ``where`` is that line, as ``"file.py:12"``, or None
+    if the traceback itself shows it.
     """
 
     def __init__(self, message: str, *, where: str | None = None) -> None:
@@ -73,7 +72,7 @@ class SetupError(ZrouteError):
 
 
 class PatternError(SetupError, ValueError):
-    """A pattern the grammar does not know; ``pattern`` is its text."""
+    """An invalid topic pattern; ``pattern`` is its text."""
 
     def __init__(self, message: str, *, pattern: object, where: str | None = None) -> None:
         super().__init__(message, where=where)
@@ -81,7 +80,10 @@ class PatternError(SetupError, ValueError):
 
 
 class EndpointError(SetupError, ValueError):
-    """An endpoint that can't be parsed, bound or connected, or that is missing; ``endpoint`` is its text."""
+    """An endpoint that is missing, or can't be parsed, bound or connected.
+
+    ``endpoint`` is its text.
+    """
 
     def __init__(self, message: str, *, endpoint: str | None = None, where: str | None = None) -> None:
         super().__init__(message, where=where)
@@ -89,7 +91,10 @@ class EndpointError(SetupError, ValueError):
 
 
 class SchemaError(SetupError, TypeError):
-    """A type that neither msgspec nor cattrs can carry without loss; ``schema`` is the type."""
+    """A type that neither msgspec nor cattrs can encode without loss.
+
+    ``schema`` is the type.
+    """
 
     def __init__(self, message: str, *, schema: object, where: str | None = None) -> None:
         super().__init__(message, where=where)
@@ -97,7 +102,10 @@ class SchemaError(SetupError, TypeError):
 
 
 class SignatureError(SetupError, TypeError):
-    """A function that can't be called with what a message has; ``parameter`` names the one at fault."""
+    """A function that a message can't be passed to, or an invalid argument.
+
+    ``parameter`` is the name of the parameter.
+    """
 
     def __init__(self, message: str, *, parameter: str | None = None, where: str | None = None) -> None:
         super().__init__(message, where=where)
@@ -105,7 +113,7 @@ class SignatureError(SetupError, TypeError):
 
 
 class DuplicateRouteError(SetupError):
-    """Two routes of which nobody could say which comes first; both lines stand in the text."""
+    """Two routes without a defined order; the text has the lines of both."""
 
 
 class AppFrozenError(SetupError):
@@ -113,11 +121,11 @@ class AppFrozenError(SetupError):
 
 
 class UsageError(ZrouteError):
-    """A call that can't be carried out, raised at the caller before anything is sent."""
+    """A call that can't be carried out; raised before anything is sent."""
 
 
 class TopicError(UsageError, ValueError):
-    """A topic that can't be published; ``topic`` is what was given."""
+    """A topic that can't be published; ``topic`` is its value."""
 
     def __init__(self, message: str, *, topic: object) -> None:
         super().__init__(message)
@@ -125,7 +133,10 @@ class TopicError(UsageError, ValueError):
 
 
 class EncodeError(UsageError, ValueError):
-    """An object that would not arrive as it was sent; ``schema`` is the declared type, if there is one."""
+    """A message that would change on its way to the subscriber.
+
+    ``schema`` is the declared type, or None.
+    """
 
     def __init__(self, message: str, *, schema: object = None) -> None:
         super().__init__(message)
@@ -133,50 +144,61 @@ class EncodeError(UsageError, ValueError):
 
 
 class HighWaterMarkError(UsageError):
-    """The queues to the peers are full and the app asked to be told."""
+    """The queues to the peers are full.
+
+    Apps raise it with ``overflow="raise"`` or ``"wait"``.
+    """
 
 
 class UnknownPeerError(UsageError):
-    """A message for a peer that is not connected to this ROUTER, or no longer."""
+    """A message for a peer that is not connected to this ROUTER."""
 
 
 class RequestTimeoutError(UsageError, TimeoutError):
-    """A request had no reply in its time. If it had not been sent by then, it never will be."""
+    """A request without a reply in time. If it is still unsent, it is never sent."""
 
 
 class RequestLostError(UsageError, ConnectionError):
-    """The server that a request was sent to has gone, with or without having worked on it."""
+    """A request whose server has disconnected, perhaps after it handled the request."""
 
 
 class NotReadyError(UsageError, TimeoutError):
-    """The publishers of ``app.ready()``, or subscribers of ``wait_for_subscribers()``, did not come in time."""
+    """Publishers or subscribers did not answer in time.
+
+    Raised by ``app.ready()`` and by ``wait_for_subscribers()``.
+    """
 
 
 class NotRunningError(UsageError):
-    """Published, attached, streamed, or called from a thread, before the app started or after it stopped.
+    """A call before the app has started, or after it has stopped.
 
-    From ``on_startup`` to ``on_shutdown`` all of it is possible; what is known in advance is registered with
-    decorators.
+    Raised by publishing, attaching, streaming and calls from other threads. All of these work from ``on_startup`` to
+    ``on_shutdown``. Use decorators to register handlers that are known in advance.
     """
 
 
 class WrongThreadError(UsageError):
-    """A socket was used outside the reactor's thread, which ZeroMQ does not survive.
+    """A socket was used outside the reactor's thread.
 
-    ``app.from_thread(publication.publish, message)`` is the way from there. On the reactor's own thread
-    that raises it as well, because it would wait for itself.
+    ZeroMQ sockets are not thread-safe. From another thread, publish with ``app.from_thread(publication.publish,
+    message)``. On the reactor's own thread ``from_thread`` raises this error too, because the thread would wait for
+    itself.
     """
 
 
 class ForkedContextError(UsageError):
-    """A socket, or the app, was used in a child that was forked while the app ran: its messages would vanish.
+    """A socket or the app was used in a child that was forked while the app ran.
 
-    Start processes before the app, or with multiprocessing's ``"spawn"``, and give each an app of its own.
+    Its messages would be lost. Start processes before the app, or with multiprocessing's ``"spawn"``, and give each
+    process its own app.
     """
 
 
 class PeerError(ZrouteError):
-    """What a peer sent is not what was agreed; ``reason`` is a few words, the same for the same fault."""
+    """An invalid message of a peer.
+
+    ``reason`` is a short text, the same for each message with this fault.
+    """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -184,7 +206,10 @@ class PeerError(ZrouteError):
 
 
 class EnvelopeError(PeerError):
-    """Frames that are no message: no topic, a broken header, too many parts."""
+    """Frames that are not a message: no topic, a broken header, too many parts.
+
+    ``frames`` are the frames, if they are known.
+    """
 
     def __init__(self, reason: str, *, frames: tuple[bytes, ...] = ()) -> None:
         super().__init__(reason, reason=reason)
@@ -192,7 +217,10 @@ class EnvelopeError(PeerError):
 
 
 class DecodeError(PeerError):
-    """A body that is not what the route declares; ``topic`` and ``route`` say where it was found."""
+    """A body that is not of the type that the route declares.
+
+    ``topic`` and ``route`` are the topic of the message and the name of the route.
+    """
 
     def __init__(self, reason: str, *, topic: str | None = None, route: str | None = None) -> None:
         super().__init__(f"{topic!r}: {reason}" if topic is not None else reason, reason=reason)

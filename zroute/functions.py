@@ -1,8 +1,8 @@
-"""What can be known of a function of the user's without calling it: its name, its kind, its line, its names.
+"""Inspect user functions without calling them: name, kind, line, local names.
 
-The line that errors name is the one that decorates a function, also where a helper of the user's calls
-``app.subscribe`` for it: `users_line` looks for the frame in whose code the function is defined, and which stands at
-one of its lines. For a function that is passed along it is the first line outside zroute.
+Errors name the line that decorates a function, even if a helper function of the user calls ``app.subscribe`` for it.
+`users_line` looks for the frame that defines the function and is executing one of its lines: the decorator. For a
+function that is passed along as an argument, it is the first line outside zroute.
 """
 
 from __future__ import annotations
@@ -31,22 +31,25 @@ __all__ = [
 ]
 
 PACKAGE = f"{Path(__file__).parent}{os.sep}"
-"""How the names of zroute's own files begin."""
+"""The directory of zroute's own files, with a separator at the end."""
 
 _OWN = (PACKAGE, "<zroute ")
 _WORD = re.compile(r"[^\W\d]\w*")
 
 
-# -- where it is registered ------------------------------------------------------------------------------
+# -- the line of registration ----------------------------------------------------------------------------
 
 
 def users_line(function: object = None) -> str:
-    """``file:line`` of the user's that registers ``function``, or calls zroute; relative to the working directory."""
+    """Return ``file:line`` of the user's code that registers ``function``.
+
+    Without a function: the line that calls zroute. The path is relative to the working directory.
+    """
     frame = _first_frame()
     code = _code(function)
     if code is not None:
         last = max(line or 0 for _, _, line in code.co_lines())
-        for each in _above(frame):  # a frame whose line is one of the function's own is at its decorators
+        for each in _above(frame):  # the frame that is at a line of the function itself runs its decorators
             if _defines(each, code) and code.co_firstlineno <= each.f_lineno <= last:
                 frame = each
                 break
@@ -54,7 +57,7 @@ def users_line(function: object = None) -> str:
 
 
 def short_path(filename: str) -> str:
-    """Relative to the working directory, if it is in there."""
+    """Return a path relative to the working directory, if it is inside."""
     try:
         return str(Path(filename).relative_to(os.getcwd()))
     except ValueError:
@@ -62,7 +65,7 @@ def short_path(filename: str) -> str:
 
 
 def _first_frame() -> types.FrameType:
-    """The first frame above that is not zroute's."""
+    """Return the innermost frame that is not of zroute."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(_OWN) and frame.f_back is not None:
         frame = frame.f_back
@@ -70,28 +73,33 @@ def _first_frame() -> types.FrameType:
 
 
 def _above(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    """Iterate over a frame and its callers."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def _defines(frame: types.FrameType, code: types.CodeType) -> bool:
+    """Return True if the code of this frame defines the function with ``code``."""
     return any(constant is code for constant in frame.f_code.co_consts)
 
 
 def _code(function: object) -> types.CodeType | None:
+    """Return the code object of a user's function, or None."""
     return getattr(inspect.unwrap(_innermost(function)), "__code__", None) if callable(function) else None
 
 
-# -- what it is ------------------------------------------------------------------------------------------
+# -- kind and name ---------------------------------------------------------------------------------------
 
 
 def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
-    """Return what the annotations of ``function``, which is being registered, may mean where it is defined.
+    """Return the local names that the annotations of ``function`` mention.
 
-    None for a function that is not defined inside another. What is registered lives as long as the app, so it must not
-    keep the other local variables alive, and the frame itself least of all: names are taken only if annotations mention
-    them as text (also all those of a module with ``from __future__ import annotations``).
+    ``function`` is being registered now. None if it is not defined inside another function.
+
+    A registered function lives as long as the app. So it must not keep the frame or other local variables alive. Only
+    names that annotations mention as text are taken; with ``from __future__ import annotations`` all annotations are
+    text.
     """
     target = annotated(function)
     if "<locals>" not in getattr(target, "__qualname__", ""):
@@ -104,13 +112,16 @@ def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
     first, code = _first_frame(), _code(function)
     frame = next((each for each in _above(first) if code is not None and _defines(each, code)), first)
     code = frame.f_code
-    if code.co_flags & inspect.CO_OPTIMIZED:  # reading f_locals makes a copy that lives as long as the frame
+    if code.co_flags & inspect.CO_OPTIMIZED:  # reading f_locals makes a copy, which lives as long as the frame
         words &= {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     return {word: frame.f_locals[word] for word in words if word in frame.f_locals} if words else {}
 
 
 def annotated(function: Callable[..., Any]) -> Any:
-    """What has the annotations of ``function``: itself, or its class's ``__call__``."""
+    """Return the object with the annotations of ``function``.
+
+    That is the function itself, or ``__call__`` of its class.
+    """
     function = _innermost(function)
     if isinstance(function, types.FunctionType | types.MethodType | type) or hasattr(function, "__wrapped__"):
         return function
@@ -118,7 +129,7 @@ def annotated(function: Callable[..., Any]) -> Any:
 
 
 def _words(annotation: Any) -> set[str]:
-    """Return the words of an annotation that is text, or has text in it."""
+    """Return the words in the text of an annotation."""
     if isinstance(annotation, typing.ForwardRef):
         annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
@@ -127,36 +138,41 @@ def _words(annotation: Any) -> set[str]:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """A short readable name: ``on_quote()``, ``Desk.on_quote()``."""
+    """Return a short readable name: ``on_quote()``, ``Desk.on_quote()``."""
     function = _innermost(function)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{name.rpartition('<locals>.')[2]}()"
 
 
 def identity(function: Callable[..., Any]) -> object:
-    """What is equal for the same function only: each access of a bound method makes a new object."""
+    """Return a key that is equal only for the same function.
+
+    Each access of a bound method makes a new object, so methods are compared by their parts.
+    """
     if isinstance(function, types.MethodType):
         return id(function.__self__), id(function.__func__)
     return id(function)
 
 
 def is_generator_function(function: Callable[..., Any]) -> bool:
-    """Whether calling ``function`` makes a generator, plain or async."""
+    """Return True if ``function`` is a generator function, plain or async."""
     target = _code_of(function)
     return inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Whether ``function`` is an ``async def``."""
+    """Return True if ``function`` is an ``async def``."""
     return inspect.iscoroutinefunction(_code_of(function))
 
 
 def _code_of(function: Callable[..., Any]) -> Any:
+    """Return the function whose code decides the kind of a callable."""
     function = _innermost(function)
     return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _innermost(function: Any) -> Any:
+    """Return the function inside ``functools.partial`` objects."""
     while isinstance(function, partial):
         function = function.func
     return function

@@ -1,11 +1,11 @@
-"""How log lines look: for people, for a terminal, for machines. Everything goes to standard error.
+"""The format of log lines: for people, terminals and machines.
 
-zroute logs through `logging`, below "zroute"; Twisted's own log is led there too. No line holds a control
-character: the texts of exceptions, and of log calls of the program, quote messages of peers.
+zroute logs through `logging`, below "zroute", to standard error. Twisted's log goes there too. No line holds a control
+character, because the texts of exceptions and the program's own log calls quote messages of peers.
 
-A peer chooses its name, its topics, its bodies and its headers, and error messages quote them. Line feeds there would
-forge log lines, escape sequences command the terminal, and bidirectional marks show a text that is not there. So every
-text of a peer goes through `printable` where it is printed; handlers receive it as it was sent.
+A peer chooses its name, topics, bodies and headers, and error messages quote them. Line feeds in them would forge log
+lines, escape sequences control the terminal, and bidirectional marks make a text look like another. So each text of a
+peer passes through `printable` when it is printed. Handlers receive it unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ FORMATS = ("auto", "text", "json")
 
 
 class _Text(logging.Formatter):
-    """Lines for people. What is raised is quoted in one line, except the lists that a `SetupError` consists of."""
+    """Formats lines for people.
+
+    The text of an exception is quoted in one line, except for a `SetupError`, whose text may be a list of several
+    lines.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return _clean(super().format(record))
@@ -57,7 +61,10 @@ _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL
 
 
 class _Colored(_Text):
-    """The same lines with three things in colour: the level, the app, and counters of failures that are not zero."""
+    """Formats the same lines in colour.
+
+    Three parts are coloured: the level, the app, and counters of failures that are not zero.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         first, *more = super().format(record).split("\n")
@@ -80,10 +87,10 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"}
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and error with the traceback.
+    """Formats each record as a line with a JSON object.
 
-    The `extra` fields of a log call follow. The last line of an app has its counters there, by their names in
-    `app.stats`.
+    Its fields: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, and ``error`` with the traceback; then the
+    `extra` fields of the log call. The last line of an app has its counters there, with their names in `app.stats`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -100,13 +107,20 @@ class _Json(logging.Formatter):
 
 
 def set_up_logging(level: str, form: str) -> None:
-    """Lead the root logger to standard error in ``form`` (auto: colours on a terminal) from ``level`` on.
+    """Send log records of at least ``level`` to standard error.
 
-    NO_COLOR turns colours off, and FORCE_COLOR on: see `has_colors`. If the program has given the root logger
-    handlers of its own, and none of them is zroute's, they stay as they are: a second one would repeat each line.
+    The environment variables NO_COLOR and FORCE_COLOR turn colours off and on; see `has_colors`. If the program has its
+    own handlers at the root logger, they stay, and no handler is added: it would log each line twice.
+
+    Args:
+        level: One of `LEVELS`.
+        form: One of `FORMATS`; "auto" uses colours on a terminal.
+
+    Raises:
+        ValueError: The format is unknown.
     """
     if form not in FORMATS:
-        raise ValueError(f"log format {form!r}: one of {', '.join(FORMATS)}")
+        raise ValueError(f"log format {form!r} is unknown: use one of {', '.join(FORMATS)}")
     root = logging.getLogger()
     before = [handler for handler in root.handlers if getattr(handler, "of_zroute", False)]
     if before or not root.handlers:
@@ -128,10 +142,10 @@ def _handler(form: str) -> logging.Handler:
 
 
 def has_colors(stream: TextIO) -> bool:
-    """Return True if output to ``stream`` has colours: on a terminal, unless the environment decides it.
+    """Return True if output to ``stream`` is in colour.
 
-    NO_COLOR (no-color.org) turns them off, and FORCE_COLOR (force-color.org) turns them on, also in a pipe. Each
-    counts if it is not empty; NO_COLOR comes first.
+    That is on a terminal, unless the environment decides: NO_COLOR (no-color.org) turns colours off, FORCE_COLOR
+    (force-color.org) turns them on, also in a pipe. A variable counts if it is not empty; NO_COLOR comes first.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -139,21 +153,21 @@ def has_colors(stream: TextIO) -> bool:
 
 
 def _clean(text: str) -> str:
-    """``text`` with its lines as they are, and no control character in them."""
+    """Return ``text`` with its lines, but without control characters."""
     return "\n".join(printable(line, None) for line in text.replace("\t", "    ").split("\n"))
 
 
 def _said(error: BaseException) -> Iterator[tuple[str, str]]:
-    """The texts of ``error`` that a traceback shows, each with what is before it there."""
+    """Yield the texts of an error in a traceback, each with its prefix there."""
     if not isinstance(error, SetupError):
-        with suppress(Exception):  # its own __str__, of which a traceback says that it failed
+        with suppress(Exception):  # its __str__ may fail; the traceback then says so
             yield ": ", str(error)
     for note in getattr(error, "__notes__", ()):
         yield "\n", str(note)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and all that its traceback shows besides: its causes, and the members of groups."""
+    """Yield an error, its causes and contexts, and the members of groups."""
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop()
@@ -184,22 +198,25 @@ _PLANES = 0x10000
 _HARMLESS = frozenset(
     "\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200c\u200d\u202f\u205f\u3000"
 )
-"""Spaces, and the two joiners that words of many languages are written with."""
+"""Spaces, and the two joiners that many languages use inside words."""
 
 
 def printable(text: object, most: int | None = 1000) -> str:
-    r"""Return ``text`` in one line that no terminal obeys.
+    r"""Return ``text`` in one line that can't control a terminal.
 
-    Backslash escapes stand for control characters (C0, C1, DEL), bidirectional and other invisible marks, line and
-    paragraph separators, and code points without a character: what `str.isprintable` refuses, except spaces and
-    joiners. They are the escapes of JSON (``\n``, ``\u001b``), so a JSON document stays the same. Backslashes stay
-    single.
+    Control characters (C0, C1, DEL), bidirectional and other invisible marks, line and paragraph separators, and
+    unassigned code points are replaced by backslash escapes. These are all characters that `str.isprintable` rejects,
+    except spaces and joiners. The escapes are those of JSON (``\n``, ``\u001b``), so a JSON document keeps its meaning.
+    Backslashes are not doubled.
 
     Args:
-        text: Text, UTF-8 as bytes, or an object such as an exception, of which its text is taken. A byte that is no
+        text: A text, UTF-8 bytes, or an object such as an exception, whose ``str()`` is used. A byte that is not valid
             UTF-8 becomes ``\udc80`` to ``\udcff``, as in the `repr` of a topic.
-        most: Characters of the result: of a longer one the beginning is returned, and how long ``text`` was. None
-            stands for all.
+        most: The maximum number of characters of the result. A longer text is cut, and its length is added. None
+            returns the whole text.
+
+    Returns:
+        The printable text.
     """
     given = _text_of(text)
     if most is None or len(given) <= most:
@@ -214,12 +231,15 @@ def _text_of(given: object) -> str:
         return given.decode("utf-8", "surrogateescape")
     try:
         return str(given)
-    except Exception as error:  # an exception's own __str__, in the middle of reporting it
+    except Exception as error:  # the __str__ of an exception that is being reported
         return f"<{type(given).__name__}, whose text can't be made: {type(error).__name__}>"
 
 
 def _beginning(text: str, most: int) -> str:
-    """As much of ``text`` as has room in ``most`` characters, without half an escape."""
+    """Return the beginning of a text, escaped, in at most ``most`` characters.
+
+    It never ends inside an escape.
+    """
     shown, room = [], most
     for mark in text:
         escape = _escape(mark)

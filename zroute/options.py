@@ -1,7 +1,7 @@
-"""Socket options and limits, as data, each with its reason.
+"""Socket options and limits as data, each with its reason.
 
-Nothing here touches a socket: option names are libzmq's own, as text, and `zroute.sockets` sets them.
-Units are libzmq's (milliseconds, bytes, messages) unless said otherwise.
+Nothing here uses a socket: option names are libzmq's own, as text, and `zroute.sockets` sets them. Units are libzmq's
+(milliseconds, bytes, messages) unless a docstring names another.
 """
 
 from __future__ import annotations
@@ -57,121 +57,215 @@ __all__ = [
 ]
 
 MAX_TOPIC = 255
-"""Bytes of a topic: a counter on the wire names a prefix by its length, in one byte."""
+"""Bytes of the longest pattern or numbered topic.
+
+On the wire a counter names its prefix by the length, in one byte.
+"""
 
 MAX_PARTS = 16
-"""Parts of a received message: known publishers send up to seven; MAXMSGSIZE does not bound their number."""
+"""Parts of the largest received message: known publishers send up to seven.
+
+MAXMSGSIZE does not limit the number of parts.
+"""
 
 MAX_MESSAGE = 1024 * 1024
-"""Bytes of a body, by default: larger data belongs in a file or an object store, with its name in a message."""
+"""Bytes of the largest message body, by default.
+
+Larger data belongs in a file or an object store; send its name in a message.
+"""
 
 HEADERS_MAX = 4096
-"""Bytes of the encoded headers of one message, so that a reader's MAXMSGSIZE has a bound."""
+"""Bytes of the encoded headers of a message; bounds MAXMSGSIZE of subscribers."""
 
 CARRIED = 16
-"""Counters that one message carries: as many live subscriptions may cover one topic; the longest go without."""
+"""Counters that one message carries: one for each live subscription to its topic.
+
+If more subscriptions cover the topic, those with the longest prefixes get no counter.
+"""
 
 STATEMENT_MAX = 4096
-"""Bytes of one part of an answer to a marker, so that it passes the smallest MAXMSGSIZE of a reader."""
+"""Bytes of one part of an answer to a marker.
+
+It passes the smallest MAXMSGSIZE of a subscriber.
+"""
 
 COALESCED = 100
-"""Messages that one frame brings by default: at 50 nearly all of the gain is there, and a turn stays short."""
+"""Messages that one frame carries by default.
+
+At 50 nearly all of the gain is reached, and one turn of the reactor stays short.
+"""
 
 COALESCED_MAX = 1_000
-"""Messages that one frame brings at most: what is decoded without a look at the clock, and lost with one frame."""
+"""Messages that one frame may carry.
+
+They are decoded without a look at the clock, and are lost together.
+"""
 
 COALESCED_BYTES = 64_000
-"""Bytes of the messages in one frame: where each ends is written in two bytes, and separators count."""
+"""Bytes of the messages in one frame, including separators.
+
+The end of each message is written in two bytes.
+"""
 
 LARGE_FRAME = 8192
-"""Bytes from which on a body leaves the short way: its size and its nesting are checked before it is decoded.
+"""Bytes from which a body leaves the fast path.
 
-No 8 KiB can nest deep enough to exhaust the C stack (measured: between 16,000 and 30,000 levels on 8 MiB)."""
+Its size and nesting are then checked before it is decoded. 8 KiB can't nest deeply enough to exhaust the C stack: that
+takes between 16,000 and 30,000 levels (measured with a stack of 8 MiB).
+"""
 
 TOPIC_CACHE = 128 * 1024 * 1024
-"""Bytes of what an app knows about the topics it receives, and as many about those it publishes: some 50,000 topics.
+"""Bytes of an app's cache of received topics, and of its cache of published ones.
 
-Beyond that a part is dropped, and made again with the next message. Topics over `MAX_TOPIC` bytes are not kept."""
+That is some 50,000 topics. When a cache is full, a part of its topics is dropped; their entries are made again with
+their next message. Topics over `MAX_TOPIC` bytes are not cached.
+"""
 
 PUBLISHERS_KEPT = 1_024
-"""Publishers of one topic whose headers a reader knows: as many as it keeps accounts of."""
+"""Publishers of one topic whose headers a subscriber caches.
+
+It is also the number of publishers that a subscriber keeps counters of.
+"""
 
 TOPICS_NOTED = 16_384
-"""Topics of which one fact is noted, such as when their latest message was sent: up to 500 bytes each."""
+"""Topics of which one fact is kept, for example the time of the latest message.
+
+Each takes up to 500 bytes.
+"""
 
 MAX_SUBSCRIPTIONS = 100_000
-"""Live subscriptions at one publisher before it says that somebody floods it (about 1 KiB each in libzmq)."""
+"""Live subscriptions at one publisher before it logs a warning about a flood.
+
+Each takes about 1 KiB in libzmq.
+"""
 
 MAX_SUBSCRIPTION_BYTES = 1024 * 1024
-"""Bytes of live subscriptions by one connection, by default: libzmq needs about 50 times as much memory for them."""
+"""Bytes of live subscriptions of one connection, by default.
+
+libzmq needs about 50 times as much memory for them.
+"""
 
 MAX_SUBSCRIPTION_BYTES_LEAST = 4096
-"""The smallest value that may be given: the markers of one subscriber have room, a few times over."""
+"""The smallest value of ``max_subscription_bytes``.
+
+It has room for the markers of one subscriber, several times over.
+"""
 
 SUBSCRIPTION_COST = 20
-"""Bytes that a subscription counts at least: a shorter one costs no less memory here."""
+"""The minimum bytes that a subscription is charged.
+
+A shorter one takes no less memory here.
+"""
 
 KEPT_MAX = 100_000
-"""Topics whose latest message one app keeps; beyond that it gives up the one that came first, and logs it."""
+"""Topics whose latest message one app retains.
+
+Beyond that it drops the topic that came first, and logs that.
+"""
 
 SUBSCRIPTIONS_SLICE = 400
-"""Subscriptions that are sent again at a time: a proxy drops them beyond 1,000 on their way (its XSUB's SNDHWM)."""
+"""Subscriptions that are sent again at a time.
+
+A proxy drops them beyond 1,000 (SNDHWM of its XSUB).
+"""
 
 MAX_IN_FLIGHT = 100
-"""Unfinished calls of one handler at a time: as many as most connection pools and thread pools bear."""
+"""Unfinished calls of one handler at a time.
+
+Most connection pools and thread pools can serve that number.
+"""
 
 ROUTE_QUEUE = 1_000
-"""Messages that wait for one handler before reading pauses: as many as ZeroMQ itself holds (RCVHWM)."""
+"""Messages that wait for one handler before reading pauses.
+
+ZeroMQ itself queues the same number (RCVHWM).
+"""
 
 BATCH_MAX = 10_000
-"""Messages that one list of a handler with ``batch=`` holds at most: no database takes more at once with any gain."""
+"""Messages in the largest batch of a handler with ``batch=``.
+
+No database gains from larger ones.
+"""
 
 BATCH_SECONDS = 0.01
-"""Seconds that a list grows at most while there is always more to read, so that a flood to others holds up nobody."""
+"""Seconds that a batch may grow while messages keep arriving.
+
+So a flood of messages does not delay other handlers.
+"""
 
 STREAM_QUEUE = 100
-"""Messages that wait in one stream: a loop that takes them one by one is seldom far behind."""
+"""Messages that wait in one stream.
+
+A loop that takes them one by one is rarely far behind.
+"""
 
 REQUEST_WINDOW = 64
-"""Requests sent to one server and not answered: enough to keep it busy, and few to find when it wakes up."""
+"""Requests sent to one server and not answered.
+
+Enough to keep it busy, and few enough to work off after a pause.
+"""
 
 REQUEST_FORGOTTEN = 60.0
-"""Seconds after which a sent request that was given up counts no more: its reply was lost, or never given."""
+"""Seconds after which a request whose caller gave up no longer counts.
+
+Its reply was lost, or never sent.
+"""
 
 READ_BUDGET = 256
-"""Messages read in one turn of the reactor: costs nothing in throughput, and a flood starves no timer."""
+"""Messages read in one turn of the reactor.
+
+The limit costs no throughput, and lets timers run during a flood.
+"""
 
 READ_SECONDS = 0.005
-"""Seconds of one turn that reading may take, whatever the handlers do."""
+"""Seconds of one turn of the reactor that reading may take."""
 
 READ_SLICE = 16
-"""Messages between two looks at the clock, which costs about a tenth of a message."""
+"""Messages between two looks at the clock.
+
+A look costs about a tenth of a message.
+"""
 
 SUBSCRIPTIONS_SEEN = 0.001
-"""Seconds until a publisher looks for subscriptions that it may have missed over a message that it sent."""
+"""Seconds until a publisher that has sent a message looks for subscriptions."""
 
 DRAIN_TIMEOUT = 8.0
-"""Seconds a stop waits for what was received: below the 10 s that container runtimes allow before SIGKILL."""
+"""Seconds that a stop waits for received messages to be handled.
+
+It is less than the 10 s that container runtimes wait before SIGKILL.
+"""
 
 RECEIVED_MAX = 1_000
-"""Messages of each publisher that wait in a subscriber's socket: bounded memory, and input restarts soon enough."""
+"""Messages of each publisher that wait in a subscriber's socket.
+
+Few enough to bound memory and to resume the sender soon.
+"""
 
 SEND_QUEUE = 1_000
-"""Messages that wait for subscribers with ``overflow="wait"``: as many as ZeroMQ itself queues for a reader."""
+"""Messages that wait for subscribers with ``overflow="wait"``.
+
+ZeroMQ itself queues a similar number for a subscriber.
+"""
 
 SEND_QUEUE_SECONDS = 30.0
-"""Seconds that one of them waits: longer than any pause that is none."""
+"""Seconds that such a message waits at most.
+
+It is longer than a short pause of a subscriber.
+"""
 
 LINGER_DRAIN = 3000
-"""Milliseconds a closed socket may go on sending. Never -1: with an unreachable peer `term` would hang."""
+"""Milliseconds that a closed socket may continue to send.
+
+Never -1: with an unreachable peer, `term` would not return.
+"""
 
 LINGER_ABORT = 0
-"""For a socket that is thrown away."""
+"""Milliseconds that a discarded socket may continue to send."""
 
 
 @attrs.frozen
 class Option:
-    """One socket option: libzmq's ``name`` without ``ZMQ_``, its ``value``, and ``why`` it is set."""
+    """A socket option: its name without ``ZMQ_``, its value, and the reason."""
 
     name: str
     value: int | bytes
@@ -191,18 +285,18 @@ _EVERY_SOCKET = (
 
 
 def frame_limit(max_message: int = MAX_MESSAGE) -> int:
-    """MAXMSGSIZE for bodies of up to ``max_message`` bytes, and for frames that bring many small ones.
+    """Return MAXMSGSIZE for message bodies of up to ``max_message`` bytes.
 
-    Before the body may stand: a marker and a topic, each with its NUL; the tracked header with its length field,
-    fifteen further counters of 9 bytes, and the headers. Beside each of the messages that travel together stand three
-    bytes: its length, and what separates it from the next.
+    It also allows frames of coalesced messages. A frame holds these parts before the body: a marker and a topic, each
+    with a NUL; the tracked header with its length field; fifteen more counters of 9 bytes; the headers. Each coalesced
+    message takes three more bytes: two for its length, and a separator.
     """
     body = max(max_message, COALESCED_BYTES + 3 * (COALESCED_MAX + 1))
     return body + 2 * (MAX_TOPIC + 1) + 36 + 9 * (CARRIED - 1) + HEADERS_MAX
 
 
 def subscriber_options() -> tuple[Option, ...]:
-    """What a SUB or XSUB socket is given."""
+    """Return the options of a SUB or XSUB socket."""
     return (
         *_EVERY_SOCKET,
         Option("SNDHWM", 0, "subscriptions are messages: at 1,000 the rest is dropped in silence"),
@@ -213,7 +307,7 @@ def subscriber_options() -> tuple[Option, ...]:
 
 
 def publisher_options() -> tuple[Option, ...]:
-    """What a PUB or XPUB socket is given."""
+    """Return the options of a PUB or XPUB socket."""
     return (
         *_EVERY_SOCKET,
         Option("SNDHWM", 10_000, "bounded memory per peer, in frames; what is dropped is seen by the sequence"),
@@ -224,7 +318,7 @@ def publisher_options() -> tuple[Option, ...]:
 
 
 def socket_options(kind: str) -> tuple[Option, ...]:
-    """What a socket of ``kind`` (``"PUSH"`` …) is given, before the options of its owner."""
+    """Return the default options of a socket of ``kind`` (``"PUSH"`` …)."""
     if kind in ("SUB", "XSUB"):
         return subscriber_options()
     if kind in ("PUB", "XPUB"):
@@ -244,9 +338,10 @@ def socket_options(kind: str) -> tuple[Option, ...]:
 
 
 class SocketOptions(TypedDict, total=False):
-    """Options of a connection, as keywords: libzmq's names in lower case, and its units (zmq_setsockopt(3)).
+    """The options of a connection, as keywords.
 
-    What is not given has the value of the table in the documentation.
+    Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
+    defaults.
     """
 
     sndhwm: int
@@ -254,41 +349,57 @@ class SocketOptions(TypedDict, total=False):
     rcvhwm: int
     """Messages queued from each peer; 0 is unlimited."""
     linger: int
-    """Milliseconds that a closed socket goes on sending; not negative, since ending would then hang."""
+    """Milliseconds that a closed socket continues to send.
+
+    Not negative: the program could not end then.
+    """
     maxmsgsize: int
-    """Bytes of the largest part taken from a peer, whose connection is cut for a larger one; -1 is unlimited."""
+    """Bytes of the largest part that a peer may send; -1 is unlimited.
+
+    A larger part ends the connection of the peer.
+    """
     handshake_ivl: int
-    """Milliseconds for a peer to complete the handshake."""
+    """Milliseconds that a peer has to complete the handshake."""
     heartbeat_ivl: int
-    """Milliseconds between two PINGs; 0 is none."""
+    """Milliseconds between two PINGs; 0 sends none."""
     heartbeat_timeout: int
-    """Milliseconds without an answer to a PING until the connection is cut."""
+    """Milliseconds to wait for the answer to a PING before the connection is ended."""
     heartbeat_ttl: int
-    """Milliseconds without a PING until the peer cuts the connection; counted in tenths of a second."""
+    """Milliseconds without a PING after which the peer ends the connection.
+
+    libzmq sends it in tenths of a second.
+    """
     reconnect_ivl: int
-    """Milliseconds until the first attempt to connect again; -1 is never."""
+    """Milliseconds until the first attempt to reconnect; -1 never reconnects."""
     reconnect_ivl_max: int
-    """Milliseconds to which that grows, doubling."""
+    """The maximum of that interval, which doubles with each attempt."""
     tcp_keepalive: int
-    """1 for TCP's keepalive, 0 for none, -1 for the system's choice."""
+    """1 enables TCP keepalive, 0 disables it, -1 uses the system's default."""
     tcp_keepalive_idle: int
     """Seconds of silence before the first probe."""
     tcp_keepalive_intvl: int
     """Seconds between two probes."""
     tcp_keepalive_cnt: int
-    """Probes without an answer until the connection is given up."""
+    """Probes without an answer before the connection is ended."""
     immediate: int
-    """1 queues for completed connections only, 0 also for those that are being made.
+    """1 queues messages only for completed connections, 0 also during connecting.
 
-    For PUSH and PUB: libzmq 4.3.5 ends the process (``Assertion failed: !_more``, fq.cpp) when a connection of a socket
-    with 1 is lost while a message of several parts is read from it.
+    Only for PUSH and PUB. With 1, libzmq 4.3.5 ends the process (``Assertion failed: !_more``, fq.cpp) if a connection
+    is lost while a message of several parts is read from it.
     """
     identity: bytes
-    """How a ROUTER names this socket: 1 to 255 bytes, the first not 0, no two alike at one ROUTER."""
+    """The identity of this socket at a ROUTER: 1 to 255 bytes, the first not 0.
+
+    Each peer of a ROUTER needs its own.
+    """
 
 
 def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Option, ...]:
-    """``options``, those ``given`` in place of theirs. Raises TypeError for a name or value that is none."""
+    """Return ``options`` with the ``given`` ones in place of the defaults.
+
+    Raises:
+        TypeError: A name is unknown, or a value has the wrong type.
+    """
     known = SocketOptions.__annotations__
     for name, value in given.items():
         if name not in known:

@@ -1,8 +1,8 @@
-"""Recordings: what arrived, and when, in a file. Pure: a path and frames in, frames out; no sockets, no clock.
+"""Recordings: files of received messages and their times.
 
-A recording is a stream of msgpack objects: a header, and one array ``[at, [frame, …]]`` a message. It is
-written from the front to the back and never changed, so whatever ends the writer leaves a recording whose last
-record may be torn. docs/reference/wire.md specifies it.
+Pure: reads and writes files of frames, without sockets and clocks. A recording is a stream of msgpack objects: a
+header, then an array ``[at, [frame, …]]`` for each message. It is only appended to. So if the writer is killed, at most
+the last record is torn. docs/reference/wire.md specifies the format.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ FORMAT = "zroute recording"
 VERSION = 1
 
 _RECORD_MAX = 64 * 1024 * 1024
-"""Bytes of one record: more than sixteen parts of the largest usual body, and a bound for a broken length."""
+"""Bytes of the largest record: more than 16 parts of the usual largest body.
+
+It also bounds the memory for a record with a broken length.
+"""
 
 
 class RecordingError(UsageError, ValueError):
-    """A file that is no recording, is of a newer version, or is broken; ``path`` names it."""
+    """A file that is not a recording, is broken, or has a newer version.
+
+    ``path`` is the path of the file.
+    """
 
     def __init__(self, message: str, *, path: Path) -> None:
         super().__init__(f"{path}: {message}")
@@ -39,26 +45,30 @@ class RecordingError(UsageError, ValueError):
 
 @attrs.frozen
 class Recorded:
-    """One message: ``at`` in seconds since the recording began, and its ``frames`` exactly as they arrived."""
+    """A recorded message.
+
+    ``at`` is in seconds since the recording began. ``frames`` are the frames as they arrived.
+    """
 
     at: float
     frames: tuple[bytes, ...]
 
     @property
     def topic(self) -> bytes:
-        """What stands before the first NUL of the first frame: the topic, in all wires."""
+        """The topic: the first frame up to its first NUL, in all wire formats."""
         return self.frames[0].partition(b"\0")[0]
 
 
 @attrs.define
 class Recording:
-    """A recording that `read` has opened; each iteration reads the file from the start, a bit at a time.
+    """An open recording. Iterating over it yields each `Recorded` message.
 
-    ``began_at`` is in seconds since the Unix epoch, ``source`` the endpoint it was recorded from. ``torn`` is
-    the number of bytes after the last whole record, known when an iteration has come to the end: whoever wrote
-    them was killed meanwhile. They are skipped.
+    Each iteration reads the file from the start, in small portions. ``began_at`` is in seconds since the Unix epoch;
+    ``source`` is the endpoint that was recorded. ``torn`` is the number of bytes after the last complete record, once
+    an iteration has reached the end: the writer was killed while it wrote them. They are skipped.
 
-    Iterating raises RecordingError at a record that is broken, after all that is whole before it.
+    Raises:
+        RecordingError: While iterating, at a broken record, after all complete records before it.
     """
 
     path: Path
@@ -69,7 +79,7 @@ class Recording:
     def __iter__(self) -> Iterator[Recorded]:
         with self.path.open("rb") as file:
             unpacker = _unpacker(file)
-            unpacker.skip()  # the header, which `read` has seen
+            unpacker.skip()  # the header, which `read` has checked
             end = unpacker.tell()
             try:
                 for record in unpacker:
@@ -77,42 +87,51 @@ class Recording:
                     end = unpacker.tell()
             except (ValueError, TypeError) as error:
                 raise self._broken(end) from error
-            if file.read(1):  # a length that points beyond what one record may hold
+            if file.read(1):  # the record has a length above the maximum
                 raise self._broken(end)
             self.torn = file.tell() - end
 
     def _broken(self, end: int) -> RecordingError:
         return RecordingError(
-            f"what begins at byte {end} is no record, so the file was changed or its disk failed: what comes before "
-            f"is whole, and 'head -c {end}' makes a recording of it",
+            f"the data at byte {end} is not a record: the file was changed, or its disk failed. The records before it "
+            f"are intact, and 'head -c {end}' makes a recording of them",
             path=self.path,
         )
 
 
 def read(path: str | os.PathLike[str]) -> Recording:
-    """The recording at ``path``: iterate over it for its messages, as often as you like.
+    """Open a recording; iterate over the result for its messages.
 
-    Raises RecordingError for a file that is no recording or is of a newer version, OSError for one that can't
-    be opened.
+    It can be iterated over several times. For example:
+
+        for message in read("feed.zroute"):
+            print(message.at, message.topic)
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        RecordingError: The file is not a recording, or has a newer version.
+        OSError: The file can't be opened.
     """
     path = Path(path)
     with path.open("rb") as file:
         try:
             header = _unpacker(file).unpack()
         except msgpack.OutOfData:
-            raise RecordingError("ends before a recording begins: nothing was recorded", path=path) from None
+            raise RecordingError("is empty or has only part of a header: nothing was recorded", path=path) from None
         except (ValueError, TypeError):
             header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RecordingError("is no recording: make one with 'zroute record'", path=path)
+        raise RecordingError("is not a recording: make one with 'zroute record'", path=path)
     version = header.get("version")
     if version != VERSION:
-        remedy = f"this zroute reads version {VERSION}: update it"
-        raise RecordingError(f"is a recording of version {version!r:.48}, and {remedy}", path=path)
+        remedy = f"this zroute reads version {VERSION}: update zroute"
+        raise RecordingError(f"is a recording of version {version!r:.48}, but {remedy}", path=path)
     try:
         return Recording(path, float(header["began_at"]), str(header["source"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordingError(f"is a recording whose header is broken: {header!r:.200}", path=path) from error
+        raise RecordingError(f"is a recording with a broken header: {header!r:.200}", path=path) from error
 
 
 def _unpacker(file: BinaryIO) -> Any:
@@ -120,25 +139,40 @@ def _unpacker(file: BinaryIO) -> Any:
 
 
 def _recorded(record: Any) -> Recorded:
-    """Raises ValueError or TypeError for anything but ``[at, [frame, …]]``."""
+    """Return the message in a record ``[at, [frame, …]]``.
+
+    Raises ValueError or TypeError for any other record.
+    """
     at, frames = record
     if type(at) not in (float, int) or not isfinite(at):
-        raise ValueError(f"a time that is {at!r}")
+        raise ValueError(f"the time is {at!r}, not a finite number")
     if type(frames) is not list or not frames or not all(type(frame) is bytes for frame in frames):
-        raise ValueError("frames that are no bytes")
+        raise ValueError("the frames are not a list of bytes")
     return Recorded(float(at), tuple(frames))
 
 
 class Writer:
-    """Writes a new recording to ``path``. Use it in a ``with`` statement, which closes it.
+    """Writes a new recording. Use it in a ``with`` statement, which closes it.
 
-    ``began_at`` is in seconds since the Unix epoch; ``source`` says where the messages come from. A file that
-    is there already is a FileExistsError, unless ``overwrite`` is true. The header is written with the first message,
-    and all messages are in the file at the latest when `flush` is called. Without a message there is no recording:
-    `close` removes the new file, and leaves one that was to be overwritten as it was. ``messages`` and ``bytes`` count
-    what was written.
+    For example:
 
-    All methods raise the OSError of the file, such as for a full disk; `close` then has closed it all the same.
+        with Writer("feed.zroute", began_at=time.time(), source="tcp://127.0.0.1:5555") as writer:
+            writer.write(0.0, [b"topic", b"body"])
+
+    The header is written with the first message. All messages are in the file after `flush`. Without any message there
+    is no recording: `close` removes a new file, and leaves an existing one unchanged. ``messages`` and ``bytes`` count
+    the written messages and bytes.
+
+    Args:
+        path: The path of the file.
+        began_at: The time of the beginning, in seconds since the Unix epoch.
+        source: The origin of the messages, for example an endpoint.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: The file exists, and ``overwrite`` is False.
+        OSError: The file can't be written, for example because the disk is full. All methods raise it; `close` still
+            closes the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, began_at: float, source: str, overwrite: bool = False) -> None:
@@ -149,7 +183,7 @@ class Writer:
         except FileExistsError:
             if not overwrite:
                 raise
-            self._file = self._path.open("ab")  # as it was until the first message
+            self._file = self._path.open("ab")  # unchanged until the first message
             self._made = False
         self._header = {"format": FORMAT, "version": VERSION, "began_at": began_at, "source": source}
         self._pack = msgpack.Packer().pack
@@ -157,9 +191,10 @@ class Writer:
         self.bytes = 0
 
     def write(self, at: float, frames: Sequence[bytes]) -> None:
-        """Append one message that came ``at`` seconds after the beginning.
+        """Append a message that arrived ``at`` seconds after the beginning.
 
-        Raises ValueError, and writes nothing, for one of more than 64 MiB, which no reader takes.
+        Raises:
+            ValueError: The message is larger than 64 MiB, the limit of readers. It is not written.
         """
         record = self._packed([float(at), list(frames)])
         if not self.messages:
@@ -168,11 +203,14 @@ class Writer:
         self.messages += 1
 
     def flush(self) -> None:
-        """Hand what was written to the system: from then on the end of this process costs none of it."""
+        """Pass all written messages to the system.
+
+        They then survive the end of this process.
+        """
         self._file.flush()
 
     def close(self) -> None:
-        """Flush and close; closing twice is nothing."""
+        """Flush and close the file. It may be called twice."""
         unused = self._made and not self.messages and not self._file.closed and self._is_in_place()
         self._file.close()
         if unused:
@@ -194,7 +232,7 @@ class Writer:
         packed: bytes = self._pack(record)
         if len(packed) > _RECORD_MAX:
             raise ValueError(
-                f"a message of {len(packed)} bytes, and a recording holds messages of {_RECORD_MAX} at most"
+                f"the message has {len(packed)} bytes, but a recording holds messages of at most {_RECORD_MAX} bytes"
             )
         return packed
 

@@ -1,8 +1,8 @@
-"""Counters of one run of an app, and the identity that holds between them.
+"""The counters of one run of an app.
 
-Messages: ``received = routed + unrouted + malformed + duplicate + control`` between any two reads. All six are counted
-independently, so a message that is counted twice or not at all breaks the sum. `RouteStats` has the deliveries of each
-route.
+Between any two reads ``received = routed + unrouted + malformed + duplicate + control``. All six are counted
+separately, so a message that is counted twice, or not at all, shows as a wrong sum. `RouteStats` counts the deliveries
+of each route.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ import attrs
 __all__ = ["NOT_COUNTED", "RouteStats", "Stats", "losses"]
 
 NOT_COUNTED = "not counted"
-"""What stands for the number of losses if no publisher has numbered its messages."""
+"""The text in place of the number of losses if no publisher numbers its messages."""
 
 
 @attrs.define
 class RouteStats:
-    """What became of the messages that one route was given.
+    """The counters of the messages that were given to one route.
 
-    ``handled`` returned without an error, ``handler_error`` raised or failed, ``decode_error`` never reached
-    the function, ``stale`` were older than the route takes when their turn came, ``queued`` wait for their turn, alone
-    or in a list, ``in_flight`` are unfinished now, and ``dropped_at_shutdown`` were queued or unfinished when the
-    app, or their stream, was closed. Together they are all that the route was given: a full queue ends reading, and
-    drops nothing.
+    - ``handled``: the handler returned without an error.
+    - ``handler_error``: the handler raised an error, or its awaitable failed.
+    - ``decode_error``: the body could not be decoded, so the handler was not called.
+    - ``stale``: the message was too old for the route when its turn came.
+    - ``queued``: the message waits, alone or in a batch.
+    - ``in_flight``: the handler has not ended.
+    - ``dropped_at_shutdown``: the message was queued or in flight when the app or its stream was closed.
+
+    Their sum is the number of messages given to the route: a full queue pauses reading, and drops nothing.
     """
 
     handled: int = 0
@@ -39,24 +43,41 @@ class RouteStats:
 
 @attrs.define(init=False)
 class Stats:
-    """Counters of one run; they start at zero with each start of the app.
+    """The counters of one run; they are zero when the app starts.
 
-    ``received`` whole messages read (brought up to date after each few, so a handler may see it a little
-    behind); ``routed`` were given to at least one route; ``unrouted`` matched no route; ``malformed`` were no message;
-    ``duplicate`` were delivered or counted as lost before; ``control`` carried no data (joins, beats, goodbyes).
-    ``lost`` messages were sent and not received, in ``gaps``; how many were at each of
-    ``unknown_losses`` is not known.
-    ``paused_since`` is when reading was paused (in seconds since the Unix epoch), because the routes ``paused_by`` are
-    full: no message of any route is read until half of theirs are handled. None, and no names, while the app reads.
-    ``epochs`` are the runs of publishers that were met, ``joins`` their answers, ``join_retries`` the times they were
-    asked anew, ``peers`` the publishers that are connected now. Where messages may be ``stale``, ``negative_ages`` came
-    from a publisher whose clock is ahead. ``published`` messages were given to ZeroMQ;
-    ``send_retries`` counts how often it had no room for one (``overflow`` "raise" and "wait").
-    ``cache_misses`` messages, received or published, were of a topic or a publisher that was not known, or known no
-    more: each of these takes about ten times as long as others.
-    ``publish_errors`` counts what derived streams, timers and generators could not publish or raised;
-    ``skipped_periods`` the ticks that came while the one before still ran; ``hook_errors`` failures in
-    ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
+    Received messages:
+
+    - ``received``: messages read. It is updated after every few messages, so a handler may see it slightly behind.
+    - ``routed``: messages given to at least one route.
+    - ``unrouted``: messages that match no route.
+    - ``malformed``: frames that are not a valid message.
+    - ``duplicate``: messages that were delivered, or counted as lost, before.
+    - ``control``: messages without data, such as answers to a join, heartbeats and goodbyes.
+
+    Losses and publishers:
+
+    - ``lost``: messages that were sent and not received, in ``gaps`` gaps.
+    - ``unknown_losses``: losses of an unknown number of messages.
+    - ``epochs``: runs of publishers that messages came from.
+    - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
+    - ``peers``: publishers that are connected now.
+    - ``negative_ages``: messages from a publisher whose clock is ahead, on routes that skip stale messages.
+
+    Published messages:
+
+    - ``published``: messages given to ZeroMQ.
+    - ``send_retries``: how often ZeroMQ had no room for a message (``overflow`` "raise" and "wait").
+    - ``publish_errors``: messages that derived streams, timers and generators failed to make or to publish.
+
+    Other:
+
+    - ``cache_misses``: messages, received or published, whose topic or publisher was not cached. Each takes about ten
+      times as long as others.
+    - ``skipped_periods``: ticks of timers that came while the previous call was still running.
+    - ``hook_errors``: failures of ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
+    - ``paused_since``: when reading was paused (seconds since the Unix epoch), or None. The routes ``paused_by`` are
+      full; no message of any route is read until half of theirs are handled.
+    - ``routes``: the `RouteStats` of each route, by name.
     """
 
     received: int = 0
@@ -88,40 +109,41 @@ class Stats:
 
     @property
     def unknown_tail(self) -> int:
-        """The name of ``unknown_losses`` up to this version; it goes with the next one."""
+        """The old name of ``unknown_losses``; the next version removes it."""
         return self.unknown_losses
 
     @property
     def eagain(self) -> int:
-        """The name of ``send_retries`` up to this version; it goes with the next one."""
+        """The old name of ``send_retries``; the next version removes it."""
         return self.send_retries
 
     @property
     def handled(self) -> int:
-        """Handler calls that ended without an error, over all routes."""
+        """The number of handler calls that ended without an error, in all routes."""
         return sum(route.handled for route in self.routes.values())
 
     @property
     def in_flight(self) -> int:
-        """Handlers that have not finished yet, over all routes."""
+        """The number of handler calls that have not ended, in all routes."""
         return sum(route.in_flight for route in self.routes.values())
 
     @property
     def failed(self) -> int:
-        """Deliveries that did not end well: handler and decode errors, over all routes."""
+        """The number of handler and decode errors, in all routes."""
         return sum(route.handler_error + route.decode_error for route in self.routes.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """All counters as plain values, for a log line or JSON."""
+        """Return all counters as plain values, for a log line or JSON."""
         return attrs.asdict(self)
 
 
 def losses(stats: Stats) -> dict[str, object]:
-    """Return the counters of losses for the last line of a program: ``lost`` always, others if they are not zero.
+    """Return the counters of losses for the last log line of a program, by name.
 
-    ``lost`` is `NOT_COUNTED` if all publishers were plain ones, which number nothing.
+    ``lost`` is always included, other counters only if they are not zero. ``lost`` is `NOT_COUNTED` if no publisher
+    numbers its messages.
     """
-    untracked = stats.received > 0 and not stats.joins  # plain publishers number nothing
+    untracked = stats.received > 0 and not stats.joins  # publishers of other wires do not number messages
     seldom = {"unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

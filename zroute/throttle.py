@@ -1,7 +1,7 @@
-"""Log lines about faults that can come by the thousand: the first few in full, the rest counted.
+"""Throttled log lines for faults that can occur thousands of times.
 
-Nothing is lost in silence here either: what a window held back is said when the window closes, and what
-is held back at the end is said by `ThrottledLog.close`. The clock is an argument.
+The first lines of a kind are logged in full, the rest are counted. The count is logged when the window closes, or by
+`ThrottledLog.close`, so no line is dropped silently. The clock is an argument.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from zroute.clock import Clock
 __all__ = ["BURST", "WINDOW", "ThrottledLog"]
 
 BURST = 5
-"""Lines in full for one kind of fault in one window: enough to see a pattern in them."""
+"""Lines of one kind that are logged in full in a window; enough to see a pattern."""
 
 WINDOW = 10.0
-"""Seconds of a window: short enough that somebody who watches the log sees the count grow."""
+"""Seconds of a window; short enough to watch the count grow in the log."""
 
 
 @attrs.define
@@ -33,9 +33,10 @@ class _Window:
 
 
 class ThrottledLog:
-    """A logger that says the same kind of thing ``burst`` times in ``window`` seconds, and then how often.
+    """A logger that limits the number of lines of each kind.
 
-    By default that is `BURST` times in `WINDOW` seconds.
+    It logs ``burst`` lines of a kind in ``window`` seconds (default `BURST` and `WINDOW`), then the number of the
+    others.
     """
 
     def __init__(
@@ -50,9 +51,16 @@ class ThrottledLog:
     def __call__(
         self, key: Hashable, subject: str, level: int, text: str, *args: object, error: BaseException | None = None
     ) -> None:
-        """Log ``text % args``, with the traceback of ``error``; ``key`` is the kind, ``subject`` its name.
+        """Log ``text % args``, with the traceback of ``error``.
 
-        Keys must come from the program, never from a peer: each costs a window's memory.
+        Args:
+            key: The kind of the line. It must come from the program, never from a peer: each key uses memory for a
+                window.
+            subject: The name of the kind in the summary.
+            level: The level, as in `logging`.
+            text: The text of the line.
+            args: The values in the text.
+            error: The exception to log with its traceback.
         """
         window = self._windows.get(key)
         if window is None:
@@ -65,7 +73,7 @@ class ThrottledLog:
             window.held_back += 1
 
     def close(self) -> None:
-        """Say what is still held back, and leave no timer behind."""
+        """Log the counts that are left, and stop all timers."""
         for key, window in tuple(self._windows.items()):
             window.timer.cancel()
             self._close(key)

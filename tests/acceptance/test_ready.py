@@ -169,8 +169,7 @@ def test_who_is_not_ready_is_told_which_endpoints_are_silent(way: Way) -> None:
             line = reader.line_with("not ready within 3 s: 1 publishers have answered (feed@")
             stopped.process.send_signal(signal.SIGCONT)
             assert f"; no answer from connect:{frozen.connect}" in line or f"; no answer from {frozen.connect}" in line
-            assert f"{nobody.connect} (not connected)
-" in line
+            assert f"{nobody.connect} (not connected)" in line
             assert reader.end() == 0
         assert publisher.end() == 0
         assert stopped.end() == 0

@@ -115,7 +115,7 @@ def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: str) -> None:
     """Two connections to one publisher would deliver every message twice."""
     twice = (side, "tcp://127.0.0.1:1", side, "tcp://127.0.0.1:1")
     done = zroute("run", "quotes", *twice, cwd=module(tmp_path, EMPTY))
-    assert (done.returncode, "stands there twice" in done.stderr) == (2, True)
+    assert (done.returncode, "is given twice" in done.stderr) == (2, True)
 
 
 def test_an_app_under_two_names_is_still_one(tmp_path: Path) -> None:

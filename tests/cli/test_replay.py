@@ -127,13 +127,13 @@ def test_a_signal_ends_it_and_what_was_sent_arrives(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_replayed(tmp_path: Path) -> None:
-    """A missing file and a wrong option are usage errors; a file that is no recording, or empty, is a failure."""
+    """A missing file and a wrong option are usage errors; a file that is not a recording, or empty, is a failure."""
     endpoint, other, empty = free_endpoint(), tmp_path / "other", tmp_path / "empty"
     other.write_text("hello")
     empty.write_bytes(msgpack.packb({"format": "zroute recording", "version": 1, "began_at": 1.0, "source": ""}))
     for arguments, code, said in (
         ((str(tmp_path / "none"), endpoint), 2, "does not exist"),
-        ((str(other), endpoint), 1, f"{other}: is no recording: make one with 'zroute record'"),
+        ((str(other), endpoint), 1, f"{other}: is not a recording: make one with 'zroute record'"),
         ((str(empty), endpoint), 1, "nothing to replay"),
         ((str(other), endpoint, "--speed", "0x"), 2, "write 10x, 0.5x or max"),
         ((str(other), endpoint, "--speed", "fast"), 2, "write 10x, 0.5x or max"),

@@ -92,8 +92,7 @@ async def test_what_is_no_socket_stays_where_it_is(sockets: Sockets, tmp_path: P
     }
     make[kind]()
     before = path.lstat()
-    with pytest.raises(EndpointError, match=f"can't bind ipc://{path}: the file there is not a socket
-"):
+    with pytest.raises(EndpointError, match=f"can't bind ipc://{path}: the file there is not a socket"):
         sockets.pub().open(parse_endpoint(f"ipc://{path}", bind=True))
     assert path.lstat() == before
 

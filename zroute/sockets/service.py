@@ -28,7 +28,7 @@ C = TypeVar("C", bound=_Connection)
 class ConnectionService(Service, Generic[C]):
     """Opens a connection when the service starts, and closes it when it stops.
 
-    For example::
+    For example:
 
         service = ConnectionService(lambda: PullConnection(reactor, work), "tcp://127.0.0.1:5557")
         service.setServiceParent(application)
