@@ -1,4 +1,7 @@
-"""The tests. What they import is compiled once, whatever the environment says: it takes 10 s each time."""
+"""The tests.
+
+The modules that they import are compiled once, even if the environment forbids bytecode: it takes 10 s each time.
+"""
 
 import sys
 

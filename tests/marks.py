@@ -1,4 +1,7 @@
-"""Marks that follow from a test's code: `processes` and `sockets`, by the names that it uses, however far away."""
+"""Marks that follow from a test's code: `processes` and `sockets`.
+
+They are derived from the names that the test uses, directly or through helpers.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ OVER_SOCKETS = ("tests.acceptance.", "tests.programs.", "tests.cli.", "tests.soc
 
 
 def marks_of(item: pytest.Function) -> Iterator[str]:
-    """The marks that a test gets for what its function, its fixtures and their helpers use."""
+    """Return the marks of a test, from its function, its fixtures and their helpers."""
     test = item.obj
     if handle := getattr(test, "hypothesis", None):
         test = handle.inner_test
@@ -56,7 +59,7 @@ def marks_of(item: pytest.Function) -> Iterator[str]:
 
 @cache
 def names(used: Any) -> frozenset[str]:
-    """All names in the code of a function or class of the tests, and in that of the helpers that they stand for."""
+    """Return all names in the code of a function or class of the tests, and in its helpers."""
     found: set[str] = set()
     waiting, seen = [used], set[int]()
     while waiting:
@@ -80,7 +83,7 @@ def names(used: Any) -> frozenset[str]:
 
 
 def codes_names(code: CodeType) -> Iterator[str]:
-    """The names that code uses, those of the functions in it included."""
+    """Return the names that code uses, including the functions inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

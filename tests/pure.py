@@ -1,7 +1,7 @@
-"""An app without sockets: its compiled routes are fed lists of parts, as a socket would give them.
+"""An app without sockets: tests pass lists of parts to its compiled routes, as a socket would.
 
-Legitimate because the table is sans-IO: it takes ``recv`` and ``more`` as arguments. What the app publishes is
-recorded as it would be given to the transport.
+The table of routes is sans-IO: it takes ``recv`` and ``more`` as arguments. The messages that the app publishes are
+recorded in place of a transport.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ LOG = logging.getLogger("zroute.tests")
 
 
 class NothingThereError(Exception):
-    """What ``recv`` raises when no part is left, as a socket raises Again."""
+    """The error of ``recv`` when no part is left, as Again of a socket."""
 
 
 def packed(message: Any) -> bytes:
-    """``message`` as msgpack."""
+    """Return ``message`` as msgpack."""
     return msgspec.msgpack.encode(message)
 
 
 def plain(topic: str | bytes, message: Any = None, *, body: bytes | None = None) -> bytes:
-    """One frame of the plain wire: ``message`` as msgpack, or ``body`` as it is."""
+    """Return a frame of the plain wire: ``message`` as msgpack, or ``body`` unchanged."""
     raw = topic.encode() if isinstance(topic, str) else topic
     return raw + b"\0" + (packed(message) if body is None else body)
 
@@ -56,7 +56,7 @@ def tracked(
     epoch: int = 7,
     sequence: int = 1,
 ) -> bytes:
-    """One frame of the tracked wire."""
+    """Return a frame of the tracked wire."""
     frame = framer("tracked", epoch=epoch, next_sequence=lambda: sequence, clock_ns=lambda: 5_000_000_000)
     made = frame(topic.encode(), codec, packed(message) if body is None else body, headers)
     assert isinstance(made, bytes)
@@ -64,7 +64,10 @@ def tracked(
 
 
 class Wired:
-    """``app``, compiled and wired to lists; `sent` holds ``(topic, codec number, body, headers)``."""
+    """A compiled app that is wired to lists.
+
+    `sent` holds ``(topic, codec number, body, headers)`` of each published message.
+    """
 
     def __init__(self, app: App, resources: Mapping[Any, Any] | None = None) -> None:
         plan = app.compile()
@@ -112,16 +115,16 @@ class Wired:
         self.asked_for_more = 0
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
-        """A route is full."""
+        """Note that a route is full."""
         self.paused = True
         self.table.hold()
 
     def resume(self) -> None:
-        """No route is full any more."""
+        """Note that no route is full any more."""
         self.paused = False
 
     def reclassify(self) -> None:
-        """A route has become active."""
+        """Note that a route has become active."""
         self.table.reclassify()
 
     @staticmethod
@@ -135,7 +138,7 @@ class Wired:
 
     @property
     def published(self) -> list[tuple[str, Any]]:
-        """What was published: topics, and bodies read as msgpack, text or bytes by what the header would say."""
+        """The published topics, with bodies decoded as msgpack, text or bytes by their codec number."""
         readers: dict[int, Callable[[bytes], Any]] = {
             1: msgspec.msgpack.decode,
             2: msgspec.json.decode,
@@ -145,13 +148,13 @@ class Wired:
         return [(topic, readers[number](body)) for topic, number, body, _ in self.sent]
 
     def queue(self, *messages: Parts) -> None:
-        """Put messages where ``recv`` finds them."""
+        """Add messages that ``recv`` will return."""
         for message in messages:
             parts = (message,) if isinstance(message, bytes) else message
             self._parts.extend((part, number < len(parts)) for number, part in enumerate(parts, 1))
 
     def recv(self, flags: int, copy: bool = True) -> bytes | memoryview:
-        """The next part."""
+        """Return the next part."""
         assert flags == 1
         if not self._parts:
             raise NothingThereError
@@ -159,12 +162,12 @@ class Wired:
         return part if copy else memoryview(part)
 
     def more(self) -> int:
-        """Whether the part read last has another behind it."""
+        """Return True if another part follows the one read last."""
         self.asked_for_more += 1
         return int(self._more)
 
     def receive(self, budget: int = 16) -> bool:
-        """One drain; whether it ended because nothing was left."""
+        """Drain once; return True if no message was left."""
         try:
             self.table.receive(self.recv, self.more, budget)
         except NothingThereError:
@@ -172,19 +175,19 @@ class Wired:
         return False
 
     def feed(self, *messages: Parts) -> Wired:
-        """Receive ``messages`` and whatever was queued, to the end."""
+        """Receive ``messages`` and all queued messages."""
         self.queue(*messages)
         while not self.receive():
             pass
         return self
 
     def balanced(self) -> bool:
-        """Return True if each message received is in exactly one counter."""
+        """Return True if each received message is in exactly one counter."""
         s = self.stats
         return s.received == s.routed + s.unrouted + s.malformed + s.duplicate + s.control
 
     def close(self) -> None:
-        """Stop as a service does: publishing is refused again, and what the log held back is said."""
+        """Stop as a service does: publishing is refused again, and throttled log lines are written."""
         self._app._live.emit = None
         for outlet in self._outlets:
             outlet.close()

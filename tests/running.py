@@ -1,4 +1,4 @@
-"""Apps on the reactor that the tests run under, over real sockets; what is awaited is an event."""
+"""Apps on the reactor of the tests, over real sockets, and the events to await."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """What handlers put somewhere; ``await box.until(3)`` waits for the third."""
+    """A list that handlers fill; ``await box.until(3)`` waits for the third item."""
 
     def __init__(self) -> None:
         self.items: list[T] = []
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     def put(self, item: T) -> None:
-        """One more."""
+        """Add an item."""
         self.items.append(item)
         for number, deferred in tuple(self._waiting):
             if len(self.items) >= number and not deferred.called:
                 deferred.callback(None)
 
     async def until(self, number: int) -> list[T]:
-        """The items, once there are so many."""
+        """Return the items, once there are that many."""
         if len(self.items) < number:
             deferred: Deferred[None] = Deferred()
             deferred.addTimeout(PATIENCE, reactor)
@@ -59,7 +59,7 @@ async def subscribed(service: AppService, *prefixes: bytes) -> None:
 
 
 async def turns(done: Callable[[], object]) -> None:
-    """Let the reactor turn until ``done()``, for what tells nobody when it has happened."""
+    """Let the reactor turn until ``done()`` is true, for conditions without an event."""
     for _ in range(int(PATIENCE / 0.01)):
         if done():
             return
@@ -69,7 +69,7 @@ async def turns(done: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def running(app: App, **options: Any) -> AsyncIterator[AppService]:
-    """``app`` started, with its own subscriptions arrived where it publishes itself; stopped in the end."""
+    """Start ``app``, wait for its own subscriptions, and stop it at the end."""
     service = AppService(app.compile(), reactor, **options)
     service.startService()
     try:

@@ -1,4 +1,4 @@
-"""What tests share: real processes, awaited by what they print, and ports that the system gives out."""
+"""Helpers of the tests: child processes, whose output can be awaited, and free ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THOROUGH = os.environ.get("TESTS") == "thorough"
 
 
 def sized(thorough: int, quick: int) -> int:
-    """Return how many messages, cycles or examples a test has in the profile of this run."""
+    """Return the number of messages, cycles or examples of a test in the profile of this run."""
     return thorough if THOROUGH else quick
 
 
@@ -36,7 +36,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def free_endpoint() -> str:
-    """A tcp endpoint that nobody uses now."""
+    """Return a tcp endpoint that no program uses now."""
     return f"tcp://127.0.0.1:{free_port()}"
 
 
@@ -58,7 +58,7 @@ def has_ipv6() -> bool:
 
 
 class Way:
-    """How a peer names the one that it connects to: by "address", by host "name", or by "ipv6" address."""
+    """How a peer names the other: by "address", by host "name", or by "ipv6" address."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,7 +77,10 @@ class Way:
 
 
 class Child:
-    """A child process whose output lines can be awaited. Use it in a ``with`` statement: it never outlives it."""
+    """A child process whose output lines can be awaited.
+
+    Use it in a ``with`` statement, at whose end the process is killed.
+    """
 
     alive: ClassVar[set[Child]] = set()
     """The children of this process that have not been ended."""
@@ -99,7 +102,7 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=start_new_session,
-            process_group=None if start_new_session else 0,  # its own group, which may outlive it
+            process_group=None if start_new_session else 0,  # its own process group, which may outlive it
             pass_fds=pass_fds,
         )
         self.alive.add(self)
@@ -122,7 +125,10 @@ class Child:
     def wait_for(
         self, found: Callable[[list[str]], object], *, stream: str = "out", patience: float = PATIENCE
     ) -> list[str]:
-        """Wait until ``found(lines so far)`` is true; the lines. Fails with all output when time is over."""
+        """Wait until ``found(lines so far)`` is true; return the lines.
+
+        Fails with all output after the timeout.
+        """
         lines: list[str] = getattr(self, stream)
         deadline = time.monotonic() + patience
         while not found(lines):
@@ -148,7 +154,7 @@ class Child:
         self.process.stdin.flush()
 
     def end(self, number: int | None = signal.SIGINT, patience: float = PATIENCE) -> int:
-        """Send a signal (None: just wait) and return the exit code, when all its output has been read."""
+        """Send a signal (None: only wait); return the exit code when all output is read."""
         if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(patience)
@@ -183,7 +189,7 @@ _OWN = os.getpid()
 
 def end_at_once(number: int, _: object) -> None:
     """Handle a signal: kill the children of this process and end by the signal itself."""
-    for child in Child.alive if os.getpid() == _OWN else ():  # a fork has none of its own
+    for child in Child.alive if os.getpid() == _OWN else ():  # a fork has no children of its own
         child.kill()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""App: its choices, its endpoints, and what is refused where it is written."""
+"""App: its arguments, its endpoints, and errors at the line of the mistake."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from zroute.messages.codecs import JSON
     ],
 )
 def test_a_bad_choice_fails_at_the_app_with_its_line(options: Any, kind: type[Exception], says: str) -> None:
-    """The error of a wrong argument names my line and what to write."""
+    """The error of a wrong argument names the user's line and the valid values."""
     with pytest.raises(kind, match=says) as caught:
         App(**options)
     assert "tests/test_app.py:" in str(caught.value)
 
 
 def test_sub_connects_and_pub_binds() -> None:
-    """Who serves binds."""
+    """By default ``sub`` connects and ``pub`` binds."""
     app = App(sub=["tcp://h:1", "bind:tcp://127.0.0.1:2"], pub="tcp://127.0.0.1:3")
     assert [str(endpoint) for endpoint in (*app.sub, *app.pub)] == [
         "connect:tcp://h:1",
@@ -46,7 +46,7 @@ def test_sub_connects_and_pub_binds() -> None:
 
 
 def test_no_endpoints_are_a_loop_of_the_apps_own() -> None:
-    """Without endpoints the app feeds itself; two apps don't meet by chance."""
+    """An app without endpoints receives its own messages; two such apps are not connected."""
     (sub,), (pub,) = App().endpoints()
     assert sub.address == pub.address
     assert (sub.bind, pub.bind) == (False, True)
@@ -55,14 +55,14 @@ def test_no_endpoints_are_a_loop_of_the_apps_own() -> None:
 
 
 def test_the_loop_can_be_forbidden() -> None:
-    """loop=False: an app that was meant to have endpoints says so."""
+    """With loop=False, an app without endpoints is an error."""
     with pytest.raises(EndpointError, match="loop=False") as caught:
         App(loop=False).endpoints()
     assert "test_app.py:" in str(caught.value)
 
 
 def test_routes_without_an_endpoint_to_subscribe_to_are_an_error() -> None:
-    """The app publishes somewhere, and its handler could never receive: the error names it and what to add."""
+    """An app with a handler and only ``pub`` is an error that names the handler and the remedy."""
     app = App(pub="tcp://127.0.0.1:3")
     app.add_route(lambda message: None, "a")
     with pytest.raises(EndpointError, match=r"add App\(sub=") as caught:
@@ -71,7 +71,7 @@ def test_routes_without_an_endpoint_to_subscribe_to_are_an_error() -> None:
 
 
 def test_publishers_without_an_endpoint_to_publish_at_are_an_error() -> None:
-    """The app subscribes somewhere, and its publisher has nowhere to send."""
+    """An app with a publisher and only ``sub`` is an error."""
     app = App(sub="tcp://127.0.0.1:3")
     app.publisher("alerts")
     with pytest.raises(EndpointError, match=r"publisher\('alerts'\).*add App\(pub="):
@@ -79,20 +79,20 @@ def test_publishers_without_an_endpoint_to_publish_at_are_an_error() -> None:
 
 
 def test_given_endpoints_go_before_the_apps_own() -> None:
-    """What the command line says counts, side by side."""
+    """Endpoints of the command line replace those of the app, each side separately."""
     app, other = App(sub="tcp://h:1", pub="tcp://127.0.0.1:2"), (parse_endpoint("tcp://h:9", bind=False),)
     assert app.endpoints(sub=other) == (other, app.pub)
     assert app.endpoints(pub=other) == (app.sub, other)
 
 
 def test_publishing_before_the_start_is_refused() -> None:
-    """app.publish without a running app says where to publish from."""
+    """app.publish before the start is an error that says where to publish from."""
     with pytest.raises(NotRunningError, match="does not run"):
         App().publish("a", 1)
 
 
 def test_publish_takes_a_topic_and_any_message() -> None:
-    """app.publish is for topics known only while running, in the app's codec."""
+    """app.publish sends any message to any topic, in the app's codec."""
     app = App(codec="json")
     wired = Wired(app)
     app.publish("a.b", {"x": 1})
@@ -106,7 +106,7 @@ def test_publish_takes_a_topic_and_any_message() -> None:
 
 @pytest.mark.parametrize("hook", ["on_startup", "on_shutdown", "on_unrouted"])
 def test_hooks_decorate_functions(hook: str) -> None:
-    """A hook that is no function is refused with its line."""
+    """A hook that is not a function is an error with the user's line."""
     with pytest.raises(SignatureError, match=f"{hook} decorates a function") as caught:
         getattr(App(), hook)(5)
     assert "test_app.py:" in str(caught.value)
@@ -124,7 +124,7 @@ def test_a_zmq_context_of_ones_own_is_used_and_left_alone() -> None:
 
 
 def test_an_app_may_include_another_groups_handlers_and_shows_itself() -> None:
-    """The app's name and line are in its repr, and it is the outermost group."""
+    """The repr of an app has its name and line, and an app can include groups."""
     app = App(name="desk")
     assert isinstance(app, Routes)
     assert repr(app).startswith("<App 'desk' at ")
@@ -133,7 +133,7 @@ def test_an_app_may_include_another_groups_handlers_and_shows_itself() -> None:
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_run_is_zroute_run_for_scripts(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """app.run() runs this app with its options, and ends the script with the exit code if that is not 0."""
+    """app.run() runs the app with its options, and raises SystemExit if the exit code is not 0."""
     import zroute.runtime.runner
 
     calls: list[Any] = []
@@ -149,7 +149,7 @@ def test_run_is_zroute_run_for_scripts(code: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
-    """A program's own App class can be asked for by name."""
+    """A parameter of the type of a program's own App class receives the app."""
 
     class Desk(App):
         pass
@@ -182,7 +182,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_keyword_that_is_no_option_is_a_type_error_that_lists_them(name: str) -> None:
-    """A slip of mine names the function that I called and what I may have meant."""
+    """An unknown keyword is a TypeError that names the function and its options."""
     names = ", ".join(OPTIONS[name][0].__annotations__)
     says = rf"^{name}\(\) got an unexpected keyword argument 'bach': its options are {names}$"
     with pytest.raises(TypeError, match=says):
@@ -191,7 +191,7 @@ def test_a_keyword_that_is_no_option_is_a_type_error_that_lists_them(name: str) 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_help_shows_each_option_with_its_default(name: str) -> None:
-    """Python's help and my shell show what I may give, though the function takes it as a group."""
+    """help() shows each option with its default, although the function takes them as a group."""
     kind, defaults = OPTIONS[name]
     assert list(kind.__annotations__) == list(defaults)
     parameters = inspect.signature(getattr(App(), name)).parameters.values()

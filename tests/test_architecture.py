@@ -1,4 +1,4 @@
-"""The pages about the code tell what the code is now: pictures, paths of files, names of modules."""
+"""The pages about the code match the code: pictures, paths of files, names of modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURES = {"house.svg", "path-in.svg", "path-out.svg"}
 
 
 def test_the_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
-    """A picture of the architecture can be trusted; after a change, `python -m docs.pictures` draws it again."""
+    """The pictures are up to date; after a change, `python -m docs.pictures` draws them again."""
     subprocess.run([sys.executable, "-m", "docs.pictures", tmp_path], cwd=ROOT, check=True, timeout=300)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(drawn) == PICTURES
@@ -28,7 +28,7 @@ def test_the_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_the_files_that_a_page_names_exist(page: Path) -> None:
-    """I can open every file and folder of the repository that the page sends me to."""
+    """Each file and folder that a page names exists."""
     named = re.findall(r"`((?:zroute|tests|docs|examples|benchmarks|chaos)/[\w./-]*)`", page.read_text())
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
@@ -36,13 +36,13 @@ def test_the_files_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_the_links_of_a_page_lead_to_files(page: Path) -> None:
-    """A relative link leads to a file that is there."""
+    """Each relative link leads to an existing file."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
 def test_the_sessions_that_are_named_exist() -> None:
-    """`nox -s` with a name that a page or `.ci/run` has runs something."""
+    """Each session in a page's or `.ci/run`'s `nox -s` exists."""
     defined = set(re.findall(r"^def ([a-z]\w*)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
     for page in (ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
         named = re.findall(r"nox -s \"?([a-z]+)", page.read_text())
@@ -51,7 +51,7 @@ def test_the_sessions_that_are_named_exist() -> None:
 
 
 def test_every_module_of_the_table_of_old_names_is_where_it_says() -> None:
-    """An old name leads me to a module that exists, and no old one is left."""
+    """The table of old names leads to existing modules, and no old module is left."""
     rows = re.findall(r"^\| `zroute\.([\w.]+)` \| `zroute\.([\w.]+)` \|$", PAGES[0].read_text(), re.MULTILINE)
     assert rows
     known = modules()

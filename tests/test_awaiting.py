@@ -1,4 +1,4 @@
-"""Awaiting: Deferreds, coroutines and asyncio's tasks, under both kinds of reactor."""
+"""Awaiting Deferreds, coroutines and asyncio tasks, with both kinds of reactor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zroute.testing import TestApp
 
 
 class Awaitable:
-    """An awaitable of the user's own."""
+    """A user's own awaitable."""
 
     def __await__(self) -> Generator[Any, Any, str]:
         return "mine"
@@ -27,19 +27,19 @@ class Awaitable:
 
 
 def result_of(deferred: Deferred[Any]) -> list[Any]:
-    """The result, if there is one."""
+    """Return the result, if there is one."""
     results: list[Any] = []
     deferred.addCallback(results.append)
     return results
 
 
 async def text() -> str:
-    """A coroutine of the user's."""
+    """A user's coroutine."""
     return "text"
 
 
 def test_what_can_be_awaited_is_known() -> None:
-    """Deferreds, coroutines and awaitables of one's own; nothing else."""
+    """Deferreds, coroutines and custom awaitables are awaitable; other objects are not."""
     coroutine = text()
     assert all(map(is_awaitable, [Deferred(), coroutine, Awaitable()]))
     assert not any(map(is_awaitable, [None, 1, "x", text, iter([])]))
@@ -54,12 +54,12 @@ def test_a_deferred_is_itself() -> None:
 
 @pytest.mark.parametrize(("make", "expected"), [(text, "text"), (Awaitable, "mine")])
 def test_without_a_loop_awaitables_run_on_deferreds(make: Any, expected: str) -> None:
-    """Coroutines and awaitables of one's own run under every reactor."""
+    """Coroutines and custom awaitables run with every reactor."""
     assert result_of(as_deferred(make(), asyncio_loop=False)) == [expected]
 
 
 def test_with_a_loop_coroutines_are_tasks() -> None:
-    """Under an asyncio loop asyncio's own things work in a handler."""
+    """With an asyncio loop, asyncio functions work in a handler."""
 
     async def handler() -> str:
         await asyncio.sleep(0)
@@ -72,7 +72,7 @@ def test_with_a_loop_coroutines_are_tasks() -> None:
 
 
 def test_a_task_cancelled_before_it_begins_says_nothing() -> None:
-    """A stop in the very turn in which a timer was due leaves no "coroutine was never awaited" behind."""
+    """A stop in the turn in which a timer was due causes no "coroutine was never awaited" warning."""
 
     async def main() -> None:
         deferred = as_deferred(text(), asyncio_loop=True).addErrback(
@@ -89,7 +89,7 @@ def test_a_task_cancelled_before_it_begins_says_nothing() -> None:
 
 
 def test_cancelling_cancels_what_is_awaited() -> None:
-    """A stop that gives up reaches the innermost await."""
+    """Cancelling reaches the innermost await."""
     inner: Deferred[None] = Deferred()
     failures: list[Any] = []
 
@@ -124,7 +124,7 @@ def test_a_deferred_can_be_awaited_in_both_worlds() -> None:
 
 
 def test_under_the_asyncio_reactor_handlers_are_tasks() -> None:
-    """With the asyncio reactor my handler, my timer, my generator and my start may await asyncio."""
+    """With the asyncio reactor, handlers, timers, generators and on_startup may await asyncio."""
     program = textwrap.dedent(
         """
         import asyncio
@@ -181,12 +181,12 @@ def test_under_the_asyncio_reactor_handlers_are_tasks() -> None:
         assert child.err == []
 
 
-# -- who drives whom --------------------------------------------------------------------------------------
+# -- which of the two runs a coroutine ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_what_would_end_the_loop_is_an_error_of_the_task(error: type[BaseException]) -> None:
-    """sys.exit() in an async handler fails that handler, as in a plain one, and the loop goes on."""
+    """sys.exit() in an async handler fails that handler, as in a plain one, and the loop continues."""
 
     async def handler() -> None:
         await asyncio.sleep(0)
@@ -203,7 +203,7 @@ def test_what_would_end_the_loop_is_an_error_of_the_task(error: type[BaseExcepti
 
 
 def test_a_coroutine_on_deferreds_that_goes_on_inside_a_task_stays_on_deferreds() -> None:
-    """A task fires what my Deferred coroutine waits for: what that awaits next is still awaited in its own way."""
+    """A Deferred coroutine that is resumed inside an asyncio task still awaits Deferreds."""
     gate, later, got = Deferred[None](), Deferred[str](), list[str]()
 
     async def deeper() -> str:
@@ -251,7 +251,7 @@ def test_a_coroutine_on_deferreds_that_goes_on_inside_a_task_stays_on_deferreds(
     ],
 )
 def test_the_wrong_kind_of_await_is_known_by_its_error(error: BaseException, remedy: str) -> None:
-    """What asyncio, anyio, sniffio and task groups raise is told apart from everything else."""
+    """The errors of asyncio, anyio, sniffio and task groups are recognized, and no others."""
     hint = loop_hint(error)
     assert remedy in hint
     assert bool(remedy) == bool(hint)
@@ -264,7 +264,7 @@ REACTORS = pytest.mark.parametrize("kind", ["twisted", "asyncio"])
 
 @REACTORS
 def test_async_functions_are_tasks_under_asyncio_and_on_deferreds_elsewhere(kind: Any) -> None:
-    """Handlers, timers, generators and hooks see a current task under asyncio, and none elsewhere."""
+    """Handlers, timers, generators and hooks have a current task only with the asyncio reactor."""
     app, tasks = App(), dict[str, Any]()
 
     def note(who: str) -> None:
@@ -319,7 +319,7 @@ def test_async_functions_are_tasks_under_asyncio_and_on_deferreds_elsewhere(kind
 
 
 def test_asyncios_own_things_work_in_a_handler() -> None:
-    """sleep, TaskGroup, timeout, Event and Queue, on the virtual time of a TestApp."""
+    """sleep, TaskGroup, timeout, Event and Queue work on the virtual time of a TestApp."""
     app, said = App(), list[Any]()
 
     @app.subscribe("a")
@@ -349,7 +349,7 @@ def test_asyncios_own_things_work_in_a_handler() -> None:
 
 @REACTORS
 def test_every_awaitable_of_zroute_works_in_both(kind: Any) -> None:
-    """publish, stream, as_awaitable, and what a thread has awaited for it."""
+    """publish, stream, as_awaitable and from_thread work with both kinds of reactor."""
     app, said = App(), list[Any]()
     made = app.publisher("out.{n}", int)
 
@@ -397,12 +397,12 @@ def test_every_awaitable_of_zroute_works_in_both(kind: Any) -> None:
 
 
 def wrong(kind: str) -> Any:
-    """A coroutine that awaits what this kind of reactor can't."""
+    """A coroutine that awaits the wrong kind for this reactor."""
     return asyncio.sleep(1) if kind == "twisted" else deferred_in_a_task()
 
 
 async def deferred_in_a_task() -> None:
-    """A Deferred as it is, which asyncio does not know."""
+    """A plain Deferred, which asyncio can't await."""
     await Deferred()
 
 
@@ -414,7 +414,7 @@ REMEDIES = {"twisted": "zroute run --reactor asyncio", "asyncio": "await zroute.
     "where", ["handler", "attached", "timer", "generator", "on_error", "on_unrouted", "on_startup", "on_shutdown"]
 )
 def test_the_wrong_kind_of_await_says_what_to_do(kind: Any, where: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Wherever I await asyncio without its loop, or a Deferred in a task, the log line names the remedy."""
+    """The log line of a wrong await in any kind of function names the remedy."""
     app = App()
 
     async def mistaken(*_: Any) -> None:
@@ -456,7 +456,7 @@ def test_the_wrong_kind_of_await_says_what_to_do(kind: Any, where: str, caplog: 
 
 
 def mistaken_handler(kind: str) -> Any:
-    """A handler that awaits the wrong thing."""
+    """A handler that awaits the wrong kind."""
 
     async def handle(message: int) -> None:
         await wrong(kind)
@@ -466,7 +466,7 @@ def mistaken_handler(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 def test_started_can_be_awaited_in_both(kind: str) -> None:
-    """await as_awaitable(service.started) in a Twisted program of mine, on a coroutine of its own kind."""
+    """as_awaitable(service.started) works in a Twisted program with either kind of coroutine."""
     program = textwrap.dedent(
         f"""
         import asyncio

@@ -1,4 +1,4 @@
-"""The table of options that are combined: each row is an app that is refused, or that passes a message."""
+"""The table of combined options: each row is an app that is refused, or that handles a message."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _OPTION = re.compile(r"`(App|subscribe|publisher|publish)\((.+)\)`")
 
 @attrs.frozen
 class Pair:
-    """A row: what is combined, in the words of the table, and its outcome."""
+    """A row of the table: the combined options, and the outcome."""
 
     first: str
     second: str
     outcome: str
 
     def options(self, call: str) -> dict[str, Any]:
-        """The keywords that the row has for ``App``, ``subscribe``, ``publisher`` or ``publish``."""
+        """Return the keywords of the row for ``App``, ``subscribe``, ``publisher`` or ``publish``."""
         given: dict[str, Any] = {}
         names = {"dict": dict, "Limits": Limits, "other": App(pub="inproc://feed")}
         for cell in (self.first, self.second):
@@ -69,12 +69,12 @@ class Pair:
         return given
 
     def says(self, *words: str) -> bool:
-        """True if one of the cells is one of ``words``."""
+        """Return True if one of the cells is one of ``words``."""
         return self.first in words or self.second in words
 
 
 def pairs() -> list[Pair]:
-    """All rows of the page."""
+    """Return all rows of the page."""
     rows = [line.strip("|").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     return [Pair(*(cell.strip() for cell in row[:3])) for row in rows if row[0].strip() != "option"]
 
@@ -86,7 +86,7 @@ PAIRS = pairs()
 
 
 class Made:
-    """An app as a row describes it; ``got`` is what its handler received, messages of lists one by one."""
+    """An app of a row; ``got`` holds the messages of its handler, those of batches one by one."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
@@ -206,7 +206,7 @@ class Made:
 
 
 def refused(pair: Pair, error: type[Exception]) -> None:
-    """The app is refused, at a line of this file; or its publish is, when the app runs."""
+    """Check that the app is refused at a line of this file, or that publish is while it runs."""
     with pytest.raises(error) as raised:
         publish_once(pair)
     if isinstance(raised.value, SetupError):
@@ -214,7 +214,7 @@ def refused(pair: Pair, error: type[Exception]) -> None:
 
 
 def publish_once(pair: Pair) -> None:
-    """Make the app, as far as that goes, run it, and publish."""
+    """Make and run the app, as far as possible, and publish."""
     made = Made(pair)
     made.app.service(Clock())
     with TestApp(made.app):
@@ -223,7 +223,7 @@ def publish_once(pair: Pair) -> None:
 
 
 def passes(pair: Pair) -> None:
-    """The app compiles, receives a message, and publishes one."""
+    """Check that the app compiles, receives a message, and publishes one."""
     made = Made(pair)
     if made.app.sub:
         made.app.service(Clock())
@@ -239,7 +239,7 @@ def passes(pair: Pair) -> None:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("pair", [pytest.param(pair, id=f"{pair.first} with {pair.second}") for pair in PAIRS])
 async def test_two_options_combine_as_the_table_says(pair: Pair) -> None:
-    """I look up two options in the table, and my app is refused, or works, as it says."""
+    """Two options combine, or are refused, as the table says."""
     for cell in (pair.first, pair.second):
         assert _OPTION.fullmatch(cell) or cell in KNOWN, f"this test does not know how to make {cell!r}"
     key = (pair.first, pair.second)
@@ -253,7 +253,7 @@ async def test_two_options_combine_as_the_table_says(pair: Pair) -> None:
 
 
 def test_each_pair_stands_in_the_table_once() -> None:
-    """No pair has two outcomes, and no check is left of a row that has gone."""
+    """No pair has two rows, and no check is left of a removed row."""
     keys = [frozenset((pair.first, pair.second)) for pair in PAIRS]
     assert len(set(keys)) == len(keys) > 50
     assert {(pair.first, pair.second) for pair in PAIRS} >= set(INTERACTIONS)
@@ -266,7 +266,7 @@ INTERACTIONS: dict[tuple[str, str], Check] = {}
 
 
 def interaction(first: str, second: str) -> Callable[[Check], Check]:
-    """The check of the row with these cells."""
+    """Register the check of the row with these cells."""
 
     def register(check: Check) -> Check:
         INTERACTIONS[first, second] = check
@@ -276,14 +276,14 @@ def interaction(first: str, second: str) -> Callable[[Check], Check]:
 
 
 class Reader:
-    """A subscriber of plain ZeroMQ, at the ``address`` that an app publishes at."""
+    """A plain ZeroMQ subscriber at the ``address`` of an app's publisher."""
 
     def __init__(self, address: str, socket: zmq.Socket[bytes]) -> None:
         self.address = address
         self._socket = socket
 
     async def read(self, number: int) -> list[bytes]:
-        """Wait for at least so many frames."""
+        """Wait for at least that many frames."""
         frames: list[bytes] = []
 
         def arrived() -> bool:
@@ -297,7 +297,7 @@ class Reader:
 
 @asynccontextmanager
 async def read_by_a_socket(made: Made) -> AsyncIterator[Reader]:
-    """Run the app over TCP, with a subscriber to "out" of plain ZeroMQ."""
+    """Run the app over TCP with a plain ZeroMQ subscriber to "out"."""
     assert made.publication is not None
     endpoints = App(sub=free_endpoint(), pub=free_endpoint())
     context = zmq.Context()
@@ -315,7 +315,7 @@ async def read_by_a_socket(made: Made) -> AsyncIterator[Reader]:
 
 
 async def raw_frames(pair: Pair, **options: Any) -> int:
-    """How many frames five messages travel in that are published in one turn."""
+    """Return the number of frames for five messages that are published in one turn."""
     made = Made(pair)
     async with read_by_a_socket(made) as reader:
         assert made.publication is not None
@@ -330,7 +330,7 @@ async def raw_frames(pair: Pair, **options: Any) -> int:
 @interaction("`App(coalesce=True)`", '`publish(headers={"a": 1})`')
 async def _travel_alone(pair: Pair) -> None:
     together = Pair("`App(coalesce=True)`", "`publisher(coalesce=True)`", "works")
-    assert await raw_frames(together) == 2  # the first goes at once
+    assert await raw_frames(together) == 2  # the first message is sent at once
     assert await raw_frames(pair, **pair.options("publish")) == 5
 
 
@@ -360,7 +360,7 @@ async def _most_specific_alone(pair: Pair) -> None:
 
 
 def plainly(pair: Pair) -> Pair:
-    """The first option of a row alone, to see the difference."""
+    """Run the first option of a row alone, to see the difference."""
     return Pair(pair.first, "a plain handler", "")
 
 
@@ -381,7 +381,7 @@ async def _lists_of_one_topic(pair: Pair) -> None:
 
 
 class Held:
-    """Handlers of ``made`` wait until they are let go."""
+    """Handlers of ``made`` that wait until they are released."""
 
     def __init__(self, made: Made) -> None:
         self._waiting: list[Deferred[None]] = []
@@ -392,14 +392,14 @@ class Held:
         return self._waiting[-1]
 
     def let_go(self, t: TestApp) -> None:
-        """All of them, also those that are called meanwhile."""
+        """Release all handlers, also those that are called later."""
         while self._waiting:
             self._waiting.pop().callback(None)
             t.advance(0)
 
 
 def called(pair: Pair, *sent: tuple[str, int]) -> list[int]:
-    """What the handler was called with while none of its calls has ended."""
+    """Return the messages of the handler calls while none of them has ended."""
     made = Made(pair)
     held = Held(made)
     with TestApp(made.app) as t:

@@ -1,4 +1,4 @@
-"""Compiling: what can be wrong with an app is found before anything is opened, with the user's line."""
+"""Compiling finds mistakes before a socket is opened, and names the user's line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Alert:
 
 
 class Numbered:
-    """A codec of one's own: msgpack under another name."""
+    """A custom codec: msgpack under another name."""
 
     def __init__(self, name: str, number: int) -> None:
         self.name, self.number = name, number
@@ -43,12 +43,12 @@ class Numbered:
 
 
 def here(error: BaseException) -> bool:
-    """Whether the error names this file and a line in it."""
+    """Return True if the error names this file and a line."""
     return "tests/test_compiler.py:" in str(error)
 
 
 def schema_of(app: App) -> Any:
-    """The schema of the app's only publication."""
+    """Return the schema of the app's only publication."""
     return app.compile().parts.outlets[0].schema
 
 
@@ -56,7 +56,7 @@ def schema_of(app: App) -> Any:
 
 
 def test_the_same_function_on_the_same_pattern_twice_is_refused() -> None:
-    """I decorated one function twice with one pattern: the error names both lines."""
+    """A function that is decorated twice with one pattern is an error that names both lines."""
     app = App()
 
     @app.subscribe("a.{x}")
@@ -70,7 +70,7 @@ def test_the_same_function_on_the_same_pattern_twice_is_refused() -> None:
 
 
 def test_one_pattern_twice_in_one_decorator_is_refused() -> None:
-    """The same pattern stands twice in one decorator."""
+    """One pattern twice in one decorator is an error."""
     app = App()
     app.add_route(lambda message: None, "a.*", "a.*")
     with pytest.raises(DuplicateRouteError, match="twice"):
@@ -78,7 +78,7 @@ def test_one_pattern_twice_in_one_decorator_is_refused() -> None:
 
 
 def test_two_functions_of_one_pattern_are_two_handlers() -> None:
-    """Two functions may subscribe to one pattern, also when both are called the same."""
+    """Two functions may subscribe to one pattern, even with the same name."""
     app, got = App(), []
     for number in (1, 2):
 
@@ -92,7 +92,7 @@ def test_two_functions_of_one_pattern_are_two_handlers() -> None:
 
 
 def test_two_of_equal_rank_are_refused_where_one_is_to_be_called() -> None:
-    """dispatch="most_specific" can't choose between two equal patterns, and says so with both lines."""
+    """Two equal patterns with dispatch="most_specific" are an error that names both lines."""
     app = App(dispatch="most_specific")
     app.add_route(lambda message: None, "a.{x}")
     app.add_route(lambda message: None, "a.*")
@@ -105,7 +105,7 @@ def test_two_of_equal_rank_are_refused_where_one_is_to_be_called() -> None:
 
 
 def test_prefixes_are_joined_with_dots() -> None:
-    """App, include and group prefix stand before the pattern in that order."""
+    """The prefixes of app, include and group come before the pattern, in this order."""
     app, inner, outer, got = App(), Routes("inner"), Routes("outer"), []
 
     @inner.subscribe("a", startswith("b"))
@@ -119,7 +119,7 @@ def test_prefixes_are_joined_with_dots() -> None:
 
 
 def test_a_prefix_with_captures_gives_them_to_the_handler_and_to_derived_streams() -> None:
-    """Routes("desk.{room}") hands the room to handlers, and publishes where the message came from."""
+    """Routes("desk.{room}") passes the room to handlers, and publishes to the room of the message."""
     app, desk, got = App(), Routes("desk.{room}"), []
 
     @desk.publisher("answer")
@@ -135,7 +135,7 @@ def test_a_prefix_with_captures_gives_them_to_the_handler_and_to_derived_streams
 
 
 def test_a_group_included_twice_answers_under_each_prefix() -> None:
-    """One group under two prefixes: a message of one is answered there and not at the other."""
+    """A group with two prefixes publishes under the prefix of the received message."""
     app, echo = App(), Routes()
 
     @echo.publisher("out")
@@ -151,7 +151,7 @@ def test_a_group_included_twice_answers_under_each_prefix() -> None:
 
 
 def test_a_publisher_of_the_app_may_stand_above_a_handler_of_a_group() -> None:
-    """Publisher and subscription belong to different groups; what the handler returns is published."""
+    """A publisher of the app above a handler of a group publishes the handler's results."""
     app, group = App(), Routes("g")
 
     @app.publisher("out")
@@ -178,7 +178,7 @@ def test_the_timers_of_a_group_included_twice_run_once() -> None:
 
 
 def test_a_prefix_that_makes_a_topic_too_long_is_refused_with_the_users_line() -> None:
-    """The joined pattern is longer than any topic: my line and the limit are named."""
+    """A joined pattern that is too long is an error with the user's line and the limit."""
     app, group = App(), Routes()
     group.add_route(lambda message: None, "x" * 200)
     app.include(group, prefix="y" * 100)
@@ -188,7 +188,7 @@ def test_a_prefix_that_makes_a_topic_too_long_is_refused_with_the_users_line() -
 
 
 def test_a_byte_prefix_behind_captures_is_refused() -> None:
-    """startswith() is bytes, and a capture before it has none: silence would never be explained."""
+    """startswith() after a prefix with captures is an error: such a prefix has no bytes."""
     app, group = App(), Routes("desk.{room}")
     group.add_route(lambda message: None, startswith("x"))
     app.include(group)
@@ -198,7 +198,7 @@ def test_a_byte_prefix_behind_captures_is_refused() -> None:
 
 
 def test_a_registration_after_compiling_is_refused_with_its_line() -> None:
-    """What comes too late says so, in the app and in what it includes."""
+    """A registration after compiling is an error, in the app and in its groups."""
     app, group = App(), Routes()
     publication = app.publisher("out")
     app.include(group)
@@ -225,7 +225,7 @@ def test_a_registration_after_compiling_is_refused_with_its_line() -> None:
 
 
 def test_a_publisher_that_nothing_triggers_is_refused() -> None:
-    """A plain function under a publisher alone would never be called."""
+    """A plain function under a publisher alone is an error: it would never be called."""
     app = App()
 
     @app.publisher("a")
@@ -238,7 +238,7 @@ def test_a_publisher_that_nothing_triggers_is_refused() -> None:
 
 
 def test_a_period_without_a_function_is_refused() -> None:
-    """publisher(every=…) that stands above nothing would publish nothing."""
+    """publisher(every=…) without a function is an error: it would publish nothing."""
     app = App()
     app.publisher("a", every=1.0)
     with pytest.raises(SignatureError, match="has no function to call") as caught:
@@ -248,7 +248,7 @@ def test_a_period_without_a_function_is_refused() -> None:
 
 
 def test_two_periods_for_one_function_are_refused() -> None:
-    """One function has one period."""
+    """A function with two periods is an error."""
     app = App()
 
     @app.publisher("a", every=1.0)
@@ -261,7 +261,7 @@ def test_two_periods_for_one_function_are_refused() -> None:
 
 
 def test_a_subscription_and_a_period_are_refused() -> None:
-    """A function is called by messages or by a timer, not by both."""
+    """A function with a subscription and a period is an error."""
     app = App()
 
     @app.publisher("a", every=1.0)
@@ -274,7 +274,7 @@ def test_a_subscription_and_a_period_are_refused() -> None:
 
 
 def test_several_publishers_at_one_period_share_a_call() -> None:
-    """Two publishers above one timer function: one call, two topics; every alone beside them is the same."""
+    """Two publishers above one timer function: one call, two topics; `every` may be given once."""
     app = App()
 
     @app.every(2.0)
@@ -291,7 +291,7 @@ def test_several_publishers_at_one_period_share_a_call() -> None:
 
 @pytest.mark.parametrize(("annotation", "name"), [(int, "given"), (Envelope, "given"), (Topic, "given")])
 def test_a_timer_that_wants_a_message_is_refused(annotation: Any, name: str) -> None:
-    """Nothing is there to give to a timer's parameter, and the error names it."""
+    """A timer with a parameter for a message is an error that names the parameter."""
     app = App()
 
     def tick(given: Any) -> None:
@@ -305,7 +305,7 @@ def test_a_timer_that_wants_a_message_is_refused(annotation: Any, name: str) -> 
 
 
 def test_a_timer_may_be_given_the_app() -> None:
-    """What does not depend on a message is injected into timers too."""
+    """Timers get injected values that do not depend on a message."""
     app, got = App(), []
 
     @app.every(1.0)
@@ -318,7 +318,7 @@ def test_a_timer_may_be_given_the_app() -> None:
 
 
 def test_a_generator_that_only_subscribes_is_refused() -> None:
-    """A handler that yields, with no publisher above it, would never run a line: I am told."""
+    """A generator handler without a publisher is an error: its code would never run."""
     app = App()
 
     @app.subscribe("a")
@@ -334,7 +334,7 @@ def test_a_generator_that_only_subscribes_is_refused() -> None:
 
 
 def test_what_a_function_returns_is_the_schema_of_its_publisher() -> None:
-    """The return annotation declares what is published, through wrappers and None."""
+    """The return annotation is the schema of the publisher, also with wrappers and None."""
     from twisted.internet.defer import Deferred
 
     def plain_one() -> Alert | None: ...
@@ -353,7 +353,7 @@ def test_what_a_function_returns_is_the_schema_of_its_publisher() -> None:
 
 
 def test_what_says_nothing_declares_no_schema() -> None:
-    """Without a useful annotation each message goes by its own type."""
+    """Without a useful annotation, each message is encoded by its own type."""
 
     def nothing(): ...
     def none() -> None: ...
@@ -379,7 +379,7 @@ def test_a_union_of_answers_stays_a_union() -> None:
 
 
 def test_two_functions_under_one_publication_declare_nothing() -> None:
-    """One publication above two functions: neither's annotation counts."""
+    """If two functions share one publication, no annotation declares its schema."""
     app = App()
     publication = app.publisher("a", every=1.0)
 
@@ -395,11 +395,11 @@ def test_two_functions_under_one_publication_declare_nothing() -> None:
 
 
 class Unserved:
-    """A class that no engine can carry."""
+    """A class that can't be encoded."""
 
 
 def test_a_type_that_cannot_be_carried_names_parameter_and_line() -> None:
-    """The error of a bad handler type names file, line and parameter."""
+    """The error of an invalid handler type names file, line and parameter."""
     app = App()
 
     @app.subscribe("a")
@@ -412,7 +412,7 @@ def test_a_type_that_cannot_be_carried_names_parameter_and_line() -> None:
 
 
 def test_a_type_that_cannot_be_published_names_the_publisher() -> None:
-    """The error of a bad publisher type names its pattern and line."""
+    """The error of an invalid publisher type names its pattern and line."""
     app = App()
     app.publisher("alerts.{x}", Unserved)
     with pytest.raises(SchemaError, match=r"publisher 'alerts\.\{x\}'") as caught:
@@ -421,7 +421,7 @@ def test_a_type_that_cannot_be_published_names_the_publisher() -> None:
 
 
 def test_two_codecs_of_one_number_are_refused() -> None:
-    """The number of a codec of my own stands on the wire, so it has to be the only one."""
+    """Two custom codecs with the same number are an error: the wire identifies a codec by it."""
     app = App(codec=Numbered("one", 130))
     app.add_route(lambda message: None, "a", codec=Numbered("two", 130))
     with pytest.raises(SchemaError, match="have the same number 130") as caught:
@@ -430,7 +430,7 @@ def test_two_codecs_of_one_number_are_refused() -> None:
 
 
 def test_codecs_of_ones_own_are_known_by_their_numbers() -> None:
-    """What routes and publishers name can be read from the wire."""
+    """Messages in the custom codecs of routes and publishers can be decoded."""
     app, one, two = App(), Numbered("one", 130), Numbered("two", 131)
     app.add_route(lambda message: None, "a", codec=one)
     app.publisher("b", codec=two)
@@ -440,6 +440,6 @@ def test_codecs_of_ones_own_are_known_by_their_numbers() -> None:
 
 
 def test_compiling_twice_is_the_same_object() -> None:
-    """app.compile() can be called as often as I like."""
+    """app.compile() can be called repeatedly, and returns the same object."""
     app = App()
     assert app.compile() is app.compile()

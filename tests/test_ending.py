@@ -1,4 +1,4 @@
-"""How pytest itself ends when it is told to."""
+"""How pytest ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_would_run_on_a_stopped_reactor():
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
 def test_sigterm_ends_pytest_at_once_and_its_children_with_it(tmp_path: Path, reactor: str) -> None:
-    """No test fails for a reactor that was stopped, none runs any more, and no process stays behind."""
+    """On SIGTERM no test fails, no further test runs, and no child process is left."""
     module = tmp_path / "test_hanging.py"
     module.write_text(HANGING)
     ours, held = os.pipe()
@@ -48,6 +48,6 @@ def test_sigterm_ends_pytest_at_once_and_its_children_with_it(tmp_path: Path, re
         run.line_with("waiting")
         assert run.end(signal.SIGTERM) == -signal.SIGTERM
         assert not any("went on" in line or "failed" in line.lower() for line in run.out + run.err)
-    ended, _, _ = select.select([ours], [], [], PATIENCE)  # closed when all that held it have ended
+    ended, _, _ = select.select([ours], [], [], PATIENCE)  # closed when all processes that hold it have ended
     os.close(ours)
     assert ended

@@ -1,4 +1,4 @@
-"""Endpoints: text in, address and direction out, or an error that says what to write."""
+"""Endpoints: texts are parsed, or are errors with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zroute.endpoints import Endpoint, parse_endpoint, parse_endpoints
     ],
 )
 def test_an_endpoint_says_where_and_whether_to_bind(text: str, bind: bool, address: str, binds: bool) -> None:
-    """bind: and connect: before an address overrule what the side does by itself."""
+    """bind: and connect: before an address override the default of the side."""
     assert parse_endpoint(text, bind=bind) == Endpoint(address, binds)
 
 
@@ -52,7 +52,7 @@ def test_an_endpoint_says_where_and_whether_to_bind(text: str, bind: bool, addre
     ],
 )
 def test_what_would_never_deliver_is_refused(text: str, says: str) -> None:
-    """The error quotes what I wrote and says what to write."""
+    """The error of an invalid endpoint quotes it and names the remedy."""
     with pytest.raises(EndpointError) as caught:
         parse_endpoint(text, bind=False)
     assert says in str(caught.value)
@@ -61,7 +61,7 @@ def test_what_would_never_deliver_is_refused(text: str, says: str) -> None:
 
 @pytest.mark.parametrize("given", [5, b"tcp://127.0.0.1:1", None])
 def test_what_is_no_text_is_refused(given: Any) -> None:
-    """An endpoint is text."""
+    """An endpoint that is not text is an error."""
     with pytest.raises(EndpointError, match="an endpoint is text"):
         parse_endpoint(given, bind=True)
 
@@ -77,7 +77,7 @@ def test_one_or_several_are_kept_in_order() -> None:
 
 
 def test_the_same_one_twice_is_refused() -> None:
-    """Twice the same address would deliver each message twice; two free ports are two."""
+    """A repeated address is an error; a repeated port `*` means two ports."""
     with pytest.raises(EndpointError, match="is given twice"):
         parse_endpoints(["tcp://h:1", "tcp://h:1"], bind=False)
     assert len(parse_endpoints(["tcp://127.0.0.1:*"] * 2, bind=True)) == 2
@@ -102,5 +102,5 @@ def test_the_same_one_twice_is_refused() -> None:
     ],
 )
 def test_what_other_hosts_can_reach_is_known(text: str, is_open: bool) -> None:
-    """A start that is open to the network can say so."""
+    """An address that other hosts can reach is recognized."""
     assert parse_endpoint(text, bind=True).is_open is is_open

@@ -1,4 +1,4 @@
-"""The tree of errors: whose fault it is, what else it is, and the fields it carries."""
+"""The tree of errors: base classes, causes and attributes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from zroute.errors import (
 
 
 def tree() -> list[tuple[str, str]]:
-    """The (name, builtin base) pairs drawn in the module's docstring."""
+    """Return the pairs (name, builtin base) of the tree in the module's docstring."""
     assert errors.__doc__ is not None
     return re.findall(r"[├└]── (\w+Error)(?: +\((\w+)\))?", errors.__doc__)
 
 
 def test_the_docstring_draws_the_whole_tree() -> None:
-    """What I read in the docstring is what there is."""
+    """The docstring lists all errors."""
     assert {name for name, _ in tree()} | {"ZrouteError"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize(("name", "builtin"), tree())
 def test_each_error_is_where_the_tree_has_it(name: str, builtin: str) -> None:
-    """except ValueError and except TypeError catch what the tree says."""
+    """Each error has the base classes that the tree shows."""
     kind = getattr(errors, name)
     assert issubclass(kind, ZrouteError)
     for base in (ValueError, TypeError):
@@ -45,7 +45,7 @@ def test_each_error_is_where_the_tree_has_it(name: str, builtin: str) -> None:
 
 @pytest.mark.parametrize("kind", [SetupError, UsageError, PeerError])
 def test_whose_fault_it_is_can_be_told_apart(kind: type[ZrouteError]) -> None:
-    """No error is of two kinds."""
+    """No error belongs to two kinds."""
     others = {SetupError, UsageError, PeerError} - {kind}
     for name in errors.__all__:
         found = getattr(errors, name)
@@ -53,14 +53,14 @@ def test_whose_fault_it_is_can_be_told_apart(kind: type[ZrouteError]) -> None:
 
 
 def test_an_error_of_the_set_up_names_the_users_line() -> None:
-    """file:line stands before the message and is a field too; without one there is none."""
+    """A SetupError has the line in its text and in ``where``, if there is a line."""
     error = SetupError("wrong", where="app.py:3")
     assert (str(error), error.where) == ("app.py:3: wrong", "app.py:3")
     assert (str(SetupError("wrong")), SetupError("wrong").where) == ("wrong", None)
 
 
 def test_the_parts_a_program_may_want_are_fields() -> None:
-    """I read what was wrong without parsing texts."""
+    """Errors have attributes, so that a program need not parse their texts."""
     assert PatternError("m", pattern="p").pattern == "p"
     assert EndpointError("m", endpoint="e").endpoint == "e"
     assert SchemaError("m", schema=int).schema is int
@@ -72,7 +72,7 @@ def test_the_parts_a_program_may_want_are_fields() -> None:
 
 
 def test_a_decode_error_names_topic_and_reason() -> None:
-    """A dead letter says where it was found."""
+    """A DecodeError has the topic and the route."""
     error = DecodeError("bad", topic="t", route="f()")
     assert (str(error), error.reason, error.topic, error.route) == ("'t': bad", "bad", "t", "f()")
     assert str(DecodeError("bad")) == "bad"

@@ -1,4 +1,4 @@
-"""What a peer wrote, made fit for a log line."""
+"""Texts of peers in log lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069
 
 
 def test_no_control_character_and_no_mark_of_direction_is_left() -> None:
-    """Whichever of them a peer sends, I see it as ASCII text."""
+    """Control characters and bidirectional marks are printed as ASCII escapes."""
     every = map(chr, range(sys.maxunicode + 1))
     dangerous = [mark for mark in every if unicodedata.category(mark) in ("Cc", "Zl", "Zp")]
     for mark in (*dangerous, *BIDI, "\ufeff", "\u00ad", "\u200b", "\U000e0041"):
@@ -27,17 +27,17 @@ def test_no_control_character_and_no_mark_of_direction_is_left() -> None:
 
 @pytest.mark.parametrize("text", ["", "Grüße 東京 🎉", "C:\\new", "1\u00a0000", "\u0645\u06cc\u200c\u062e", "a'b\"c"])
 def test_text_that_is_fit_to_be_read_stays_as_it_is(text: str) -> None:
-    """Names in any language, with the spaces and joiners they are written with, are not touched."""
+    """Names in any language, with their spaces and joiners, stay unchanged."""
     assert printable(text) == printable(text.encode()) == text
 
 
 def test_bytes_that_are_no_text_are_escaped_one_by_one() -> None:
-    """A topic in bytes is shown as the same topic as text."""
+    """A topic in bytes is printed like the same topic as text."""
     assert printable(b"ok\xff\x9b") == printable("ok\udcff\udc9b") == "ok\\udcff\\udc9b"
 
 
 def test_an_object_is_shown_by_its_text() -> None:
-    """An exception can be given as it is, also one whose own text fails."""
+    """An exception is printed by its text, also if its __str__ fails."""
 
     class BrokenError(Exception):
         def __str__(self) -> str:
@@ -58,10 +58,10 @@ def test_an_object_is_shown_by_its_text() -> None:
     ],
 )
 def test_a_long_text_is_cut_where_i_can_see_it(text: str, most: int | None, shown: str) -> None:
-    """The length I give is kept by the escaped text; no escape is cut in two."""
+    """A long text is cut to the given length of its escaped form, never within an escape."""
     assert printable(text, most) == shown
 
 
 def test_a_line_of_a_log_has_a_bound_by_itself() -> None:
-    """A name of a megabyte makes no line of a megabyte."""
+    """By default, a text of a megabyte is cut."""
     assert len(printable(b"\xff" * 1_000_000)) < 1100

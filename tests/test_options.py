@@ -1,4 +1,4 @@
-"""Options and limits: data, each with its reason, and each known to libzmq."""
+"""Options and limits: each has a reason, and libzmq knows each option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("chosen", [socket_options(kind) for kind in KINDS
 
 @BOTH
 def test_each_option_is_libzmqs_and_has_its_reason(chosen: tuple[options.Option, ...]) -> None:
-    """I can look up every option by its name and read why it is set."""
+    """Each option has libzmq's name and a reason."""
     for option in chosen:
         assert hasattr(zmq.SocketOption, option.name)
         assert option.why
@@ -27,34 +27,34 @@ def test_each_option_is_libzmqs_and_has_its_reason(chosen: tuple[options.Option,
 
 @BOTH
 def test_no_socket_lingers_forever(chosen: tuple[options.Option, ...]) -> None:
-    """A stop ends, also with peers that can't be reached."""
+    """No linger is unlimited: a stop ends even if peers are unreachable."""
     assert all(isinstance(option.value, int) and option.value >= 0 for option in chosen)
 
 
 def test_the_largest_message_fits_with_its_topic_and_header() -> None:
-    """A body as large as max_message is not cut by the socket."""
+    """A message with a body of max_message bytes fits in MAXMSGSIZE."""
     assert options.frame_limit(1000) >= 1000 + MAX_TOPIC + 1 + 32 + options.HEADERS_MAX
 
 
 def test_the_longest_subscription_fits_a_publishers_limit() -> None:
-    """A topic of full length can be subscribed to."""
+    """A subscription to the longest topic fits in a publisher's MAXMSGSIZE."""
     (limit,) = (option.value for option in publisher_options() if option.name == "MAXMSGSIZE")
     assert isinstance(limit, int)
     assert limit >= 10 + MAX_TOPIC
 
 
 def test_subscriptions_are_never_dropped_by_the_subscriber() -> None:
-    """Subscriptions are messages, and the queue for them is unlimited."""
+    """A subscriber's queue of subscriptions is unlimited."""
     assert {option.name: option.value for option in subscriber_options()}["SNDHWM"] == 0
 
 
 def test_each_keyword_is_an_option_of_libzmq() -> None:
-    """What I give as a keyword stands in libzmq's manual, under the name in capitals."""
+    """Each keyword in capitals is an option of libzmq."""
     assert all(hasattr(zmq.SocketOption, name.upper()) for name in SocketOptions.__annotations__)
 
 
 def test_what_i_give_stands_in_place_of_the_default() -> None:
-    """The others keep theirs, and none is there twice."""
+    """Given options replace their defaults; the others stay."""
     chosen = with_options(socket_options("PUSH"), {"sndhwm": 7, "identity": b"me"})
     values = {option.name: option.value for option in chosen}
     assert values == {option.name: option.value for option in socket_options("PUSH")} | {"SNDHWM": 7, "IDENTITY": b"me"}
@@ -71,6 +71,6 @@ def test_what_i_give_stands_in_place_of_the_default() -> None:
     ],
 )
 def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> None:
-    """A typing error is shown at my line, not by a socket that behaves differently."""
+    """An unknown option is an error that lists the known ones."""
     with pytest.raises(TypeError, match=re.escape(says)):
         with_options(socket_options("PUSH"), given)

@@ -1,4 +1,4 @@
-"""Recordings: written from front to back, read in bits, whole up to the last byte that was written."""
+"""Recordings: written sequentially, read in portions, intact up to the last written byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADER: dict[str, Any] = {"format": "zroute recording", "version": 1, "began_at"
 
 
 def written(path: Path, messages: list[Recorded] = MESSAGES) -> Path:
-    """A recording of these messages."""
+    """Return a recording of these messages."""
     with Writer(path, began_at=1_700_000_000.5, source="connect:tcp://127.0.0.1:5555") as writer:
         for message in messages:
             writer.write(message.at, message.frames)
@@ -31,13 +31,13 @@ def written(path: Path, messages: list[Recorded] = MESSAGES) -> Path:
 
 
 def packed(path: Path, *objects: object) -> Path:
-    """A file of msgpack objects."""
+    """Return a file of msgpack objects."""
     path.write_bytes(b"".join(map(msgpack.packb, objects)))
     return path
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    """Times and frames are those that arrived, and the header says when and from where."""
+    """The times, frames and header that were written are read."""
     recording = read(written(tmp_path / "a"))
     assert list(recording) == MESSAGES
     assert list(recording) == MESSAGES, "and a second time"
@@ -58,14 +58,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     )
 )
 def test_any_frames_survive(tmp_path: Path, messages: list[Recorded]) -> None:
-    """Whatever bytes a peer sends, they are read as they came."""
+    """Frames of any bytes are read unchanged."""
     path = tmp_path / "a"
     path.unlink(missing_ok=True)
     assert list(read(written(path, messages))) == messages
 
 
 def test_a_torn_end_is_noticed_wherever_it_is(tmp_path: Path) -> None:
-    """Whenever the writer is killed: what was written whole is read, and the rest is skipped and counted."""
+    """If the writer is killed at any byte, complete records are read and the rest is counted."""
     full = written(tmp_path / "full").read_bytes()
     header = len(
         packed(
@@ -87,7 +87,7 @@ def test_a_torn_end_is_noticed_wherever_it_is(tmp_path: Path) -> None:
 
 
 def test_it_is_read_a_bit_at_a_time(tmp_path: Path) -> None:
-    """A recording larger than what is read at once comes in order, and I may stop in the middle."""
+    """A large recording is read in portions and in order, and reading may stop early."""
     messages = [Recorded(number / 10, (b"t\0" + bytes(3000),)) for number in range(1000)]
     recording = read(written(tmp_path / "a", messages))
     assert list(recording) == messages
@@ -95,7 +95,7 @@ def test_it_is_read_a_bit_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_flushed_message_is_in_the_file(tmp_path: Path) -> None:
-    """After flush() nothing that happens to the writer costs the message."""
+    """After flush() the message is in the file, even if the writer is killed."""
     with Writer(tmp_path / "a", began_at=0, source="") as writer:
         writer.write(0.5, [b"a\0b"])
         writer.flush()
@@ -104,7 +104,7 @@ def test_a_flushed_message_is_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
-    """Recording to the same name twice destroys nothing unless I ask for it."""
+    """An existing recording is not overwritten by default."""
     path = written(tmp_path / "a")
     with pytest.raises(FileExistsError):
         Writer(path, began_at=0, source="")
@@ -116,7 +116,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
 
 
 def test_without_a_message_nothing_is_left_and_nothing_is_replaced(tmp_path: Path) -> None:
-    """A recorder that heard nothing removes its new file, and no other that has its name by now."""
+    """Without messages the new file is removed, unless another file has its name by then."""
     path = tmp_path / "a"
     written(path, [])
     assert not path.exists()
@@ -139,12 +139,12 @@ def test_without_a_message_nothing_is_left_and_nothing_is_replaced(tmp_path: Pat
         (b"\x81\xc0\xc0", "is not a recording"),
         (msgpack.packb({"format": "other"}), "is not a recording"),
         (msgpack.packb(HEADER | {"version": 2}), "version 2, but this zroute reads version 1: update zroute"),
-        (msgpack.packb({"format": "zroute recording", "version": 1}), "header is broken"),
-        (msgpack.packb(HEADER | {"began_at": None}), "header is broken"),
+        (msgpack.packb({"format": "zroute recording", "version": 1}), "a broken header"),
+        (msgpack.packb(HEADER | {"began_at": None}), "a broken header"),
     ],
 )
 def test_what_is_no_recording_is_told(tmp_path: Path, content: bytes, said: str) -> None:
-    """Another file, and one of a newer version, is named with what is wrong; no garbage is read."""
+    """A file that is not a recording, or is of a newer version, is an error."""
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(RecordingError, match=said) as caught:
@@ -172,7 +172,7 @@ def test_what_is_no_recording_is_told(tmp_path: Path, content: bytes, said: str)
     ],
 )
 def test_a_broken_record_is_an_error_after_what_is_whole(tmp_path: Path, broken: bytes) -> None:
-    """Damage in the middle is no torn end: I am told the byte, and how to save what comes before."""
+    """A broken record is an error that names its byte, and how to save the records before it."""
     path = packed(tmp_path / "a", HEADER, [0.5, [b"a\0"]])
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + broken)
@@ -185,13 +185,13 @@ def test_a_broken_record_is_an_error_after_what_is_whole(tmp_path: Path, broken:
 
 
 def test_a_recording_of_another_language_may_have_whole_numbers_for_times(tmp_path: Path) -> None:
-    """Where 1.0 is written as 1, it is a float again here."""
+    """A time that is written as the integer 1 is read as a float."""
     (recorded,) = read(packed(tmp_path / "a", HEADER, [1, [b"a\0"]]))
     assert type(recorded.at) is float
 
 
 def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
-    """What is written can be read: more than 64 MiB in one message is an error at once."""
+    """A message over 64 MiB, which can't be read, is an error in the writer."""
     with Writer(tmp_path / "a", began_at=0, source="") as writer:
         with pytest.raises(ValueError, match="at most"):
             writer.write(0.0, [bytes(65 * 1024 * 1024)])
@@ -200,7 +200,7 @@ def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_the_callers_to_handle() -> None:
-    """The error of the file is raised, and nothing is left open."""
+    """The OSError of a full disk is raised, and no file is left open."""
     writer = Writer("/dev/full", began_at=0, source="", overwrite=True)
     writer.write(0.0, [b"a\0"])
     with pytest.raises(OSError, match="No space left"):

@@ -6,14 +6,14 @@ from zroute.stats import RouteStats, Stats
 
 
 def test_no_message_counter_follows_from_the_others() -> None:
-    """A message that is counted in one place and forgotten in another shows: no counter is a remainder."""
+    """No counter is computed from the others, so a missed or double count shows in the sum."""
     stats = Stats()
     stats.received = 10
     assert (stats.routed, stats.unrouted, stats.malformed, stats.duplicate, stats.control) == (0, 0, 0, 0, 0)
 
 
 def test_sums_go_over_all_routes() -> None:
-    """An app's totals are those of its routes."""
+    """The totals of an app are the sums over its routes."""
     stats = Stats()
     stats.routes["a"] = RouteStats(handled=1, handler_error=2, decode_error=3, in_flight=4)
     stats.routes["b"] = RouteStats(handled=10, handler_error=20, decode_error=30, in_flight=40)
@@ -21,7 +21,7 @@ def test_sums_go_over_all_routes() -> None:
 
 
 def test_all_counters_are_plain_data() -> None:
-    """I can log or serialise every counter, those of routes too."""
+    """All counters, also those of routes, are plain data for logs and JSON."""
     stats = Stats()
     stats.received, stats.routed, stats.routes["a"] = 2, 1, RouteStats(handled=1)
     found = stats.as_dict()
@@ -29,7 +29,7 @@ def test_all_counters_are_plain_data() -> None:
 
 
 def test_counters_can_be_read_by_their_old_names() -> None:
-    """My dashboard goes on until the next version."""
+    """The old names of counters work until the next version."""
     stats = Stats()
     stats.unknown_losses, stats.send_retries = 3, 4
     assert (stats.unknown_tail, stats.eagain) == (3, 4)

@@ -1,4 +1,4 @@
-"""Log lines that can come by the thousand: the first few in full, the rest counted and said."""
+"""Throttled log lines: the first are logged in full, the others counted."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LOG = logging.getLogger("zroute.tests.reports")
 
 
 def say(reports: ThrottledLog, times: int, key: str = "kind") -> None:
-    """One fault, so many times."""
+    """Log one fault that many times."""
     for number in range(times):
         reports(key, key, logging.WARNING, "fault %d", number)
 
 
 def test_the_first_few_are_said_in_full(caplog: pytest.LogCaptureFixture) -> None:
-    """Up to the burst nothing is held back, and the end of the window says nothing."""
+    """Up to the burst, all lines are logged, and the end of the window logs nothing."""
     clock = Clock()
     say(ThrottledLog(LOG, clock), BURST)
     clock.advance(WINDOW)
@@ -27,7 +27,7 @@ def test_the_first_few_are_said_in_full(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFixture) -> None:
-    """The line at the end names the kind and the number."""
+    """The line at the end of the window has the kind and the number."""
     clock = Clock()
     say(ThrottledLog(LOG, clock), BURST + 7)
     clock.advance(WINDOW)
@@ -35,7 +35,7 @@ def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFix
 
 
 def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
-    """After a window the same fault is said in full once more."""
+    """After a window, the same fault is logged in full again."""
     clock = Clock()
     reports = ThrottledLog(LOG, clock)
     say(reports, 1)
@@ -45,7 +45,7 @@ def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_kinds_have_their_own_windows(caplog: pytest.LogCaptureFixture) -> None:
-    """A flood of one fault hides no other."""
+    """A flood of one kind does not hide another."""
     reports = ThrottledLog(LOG, Clock())
     say(reports, BURST * 2, "one")
     say(reports, 1, "two")
@@ -53,7 +53,7 @@ def test_kinds_have_their_own_windows(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
-    """At the end nothing is lost in silence, at the level of the fault."""
+    """close logs the remaining counts at the level of the fault, and leaves no timer."""
     clock = Clock()
     reports = ThrottledLog(LOG, clock)
     say(reports, BURST + 1, "one")
@@ -65,7 +65,7 @@ def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCa
 
 
 def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    """What a handler raised is logged with the line that raised it."""
+    """An error is logged with its traceback."""
     try:
         raise ValueError("no")
     except ValueError as error:

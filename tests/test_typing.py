@@ -1,4 +1,4 @@
-"""The types of the API, as mypy and pyright see them: exactly the marked lines are errors."""
+"""The types of the API in mypy and pyright: exactly the marked lines are errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ API = ROOT / "tests" / "typing" / "api.py"
 
 
 def marked() -> set[int]:
-    """The lines that hold a deliberate error."""
+    """Return the lines with a deliberate error."""
     lines = API.read_text().splitlines()
     found = {number for number, line in enumerate(lines, 1) if line.endswith("# E")}
     assert len(found) > 20
@@ -26,14 +26,14 @@ def marked() -> set[int]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """A checker's output, whatever its exit code."""
+    """Return a checker's output, with any exit code."""
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE
     )
 
 
 def test_mypy_finds_the_marked_errors_and_no_others(tmp_path: Path) -> None:
-    """My checker tells me of a wrong message before any runs, and accepts what is right; in strict mode."""
+    """mypy in strict mode reports exactly the marked lines."""
     done = run("mypy", "--strict", "--no-warn-unreachable", "--no-error-summary", f"--cache-dir={tmp_path}", str(API))
     found = re.findall(r"^tests/typing/api\.py:(\d+): error: (.*)$", done.stdout, re.MULTILINE)
     others = [line for line in done.stdout.splitlines() if "error:" in line and "typing/api.py" not in line]
@@ -42,7 +42,7 @@ def test_mypy_finds_the_marked_errors_and_no_others(tmp_path: Path) -> None:
 
 
 def test_pyright_finds_the_marked_errors_and_no_others() -> None:
-    """The other checker agrees, line by line; in strict mode."""
+    """pyright in strict mode reports exactly the marked lines."""
     try:
         done = run("pyright", "--pythonpath", sys.executable, "--outputjson", str(API))
         diagnostics = json.loads(done.stdout)["generalDiagnostics"]

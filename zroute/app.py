@@ -1,4 +1,4 @@
-"""App: the declarations of a messaging program, and the methods that run it.
+"""App: the declarations of a program, and its start.
 
 An App is the outermost group of routes, with endpoints and settings for all of them. It opens no socket by itself:
 `App.service` and `App.run` do.

@@ -1,4 +1,4 @@
-"""What the tests of sockets are given."""
+"""Fixtures for the tests of sockets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 @pytest.fixture
 def sockets() -> Iterator[Any]:
-    """`Sockets` of this test's own."""
-    from tests.sockets.opened import Sockets  # not above: it imports the reactor, which is not chosen by then
+    """The `Sockets` of this test."""
+    from tests.sockets.opened import Sockets  # not above: it imports the reactor, which is not installed at that time
 
     made = Sockets()
     yield made

@@ -1,4 +1,4 @@
-"""Open and close each kind of connection many times, and see what stays.
+"""Open and close each kind of connection many times, and report what is left.
 
 ``python -m tests.sockets.life --cycles 10000``.
 """
@@ -44,7 +44,7 @@ _numbers = count()
 
 @attrs.frozen
 class Held:
-    """What a process holds: descriptors, threads, kilobytes of memory, and readers and calls of the reactor."""
+    """Resources of a process: descriptors, threads, memory in kilobytes, the reactor's readers and calls."""
 
     descriptors: int
     threads: int
@@ -54,7 +54,7 @@ class Held:
 
 
 def held(reactor: Any) -> Held:
-    """Now."""
+    """Return the resources that the process uses now."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Held(
@@ -67,10 +67,10 @@ def held(reactor: Any) -> Held:
 
 
 def cycle(reactor: Any, kind: str, context: zmq.Context[Any]) -> None:
-    """Open one that binds and connects, to nobody, with something to send; close it, twice."""
+    """Open a connection that binds and connects, with a message to send to no peer; close it twice."""
     connection = KINDS[kind](reactor, context=context)
     connection.watch(lambda event: None)
-    connection.open(f"bind:inproc://life-{next(_numbers)}")  # a name is free some time after the close
+    connection.open(f"bind:inproc://life-{next(_numbers)}")  # the name of a closed socket stays in use for some time
     connection.open("connect:tcp://127.0.0.1:9")
     if kind == "REQ":
         connection.request(b"x", timeout=60).addErrback(lambda _: None)
@@ -81,7 +81,7 @@ def cycle(reactor: Any, kind: str, context: zmq.Context[Any]) -> None:
 
 
 async def cycles(reactor: Any, kind: str, number: int) -> tuple[Held, Held]:
-    """What is held before and after so many cycles, the first ones not counted."""
+    """Return the resources before and after a number of cycles, without the first cycles."""
     context: zmq.Context[Any] = zmq.Context()
     context.set(zmq.ContextOption.MAX_SOCKETS, 10_000)
     warm = min(number // 4, 200)
@@ -92,7 +92,7 @@ async def cycles(reactor: Any, kind: str, number: int) -> tuple[Held, Held]:
             before = held(reactor)
         cycle(reactor, kind, context)
         if done % 20 == 0:
-            await deferLater(reactor, 0)  # libzmq's own threads close what was closed
+            await deferLater(reactor, 0)  # libzmq closes sockets in its own threads
     await settled(reactor)
     after = held(reactor)
     context.destroy(linger=0)
@@ -100,7 +100,7 @@ async def cycles(reactor: Any, kind: str, number: int) -> tuple[Held, Held]:
 
 
 async def settled(reactor: Any) -> None:
-    """Wait until libzmq's own threads have closed what there is to close."""
+    """Wait until libzmq's own threads have closed their sockets."""
     last = -1
     for _ in range(200):
         await deferLater(reactor, 0.02)
@@ -111,7 +111,7 @@ async def settled(reactor: Any) -> None:
 
 
 def main() -> None:
-    """All kinds, one after the other; a line each."""
+    """Test all kinds, one after the other, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=10_000)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Run pytest with a reactor of one's choice: ``python -m tests.sockets.on_reactor poll tests/sockets``."""
+"""Run pytest with a chosen reactor: ``python -m tests.sockets.on_reactor poll tests/sockets``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import twisted.internet.default
 
 
 def main(name: str, *arguments: str) -> int:
-    """Make this reactor Twisted's default, where pytest-twisted has no name for it, and run pytest."""
+    """Install the reactor, also one that pytest-twisted has no name for, and run pytest."""
     if name != "asyncio":
         twisted.internet.default.install = importlib.import_module(f"twisted.internet.{name}reactor").install
     code = int(pytest.main(["--reactor", "asyncio" if name == "asyncio" else "default", *arguments]))

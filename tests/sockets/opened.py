@@ -1,4 +1,7 @@
-"""Sockets for tests: opened through the fixture `sockets`, closed in the end; the context must then terminate."""
+"""Sockets for tests, opened through the fixture `sockets`.
+
+At the end of the test they are closed, and the context must terminate.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ C = TypeVar("C")
 
 
 class Sockets:
-    """Makes zroute's connections and ZeroMQ's own sockets in one context."""
+    """Makes zroute's connections and plain ZeroMQ sockets in one context."""
 
     def __init__(self) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
@@ -27,23 +30,23 @@ class Sockets:
         self._open: list[Any] = []
 
     def make(self, kind: Callable[..., C], *arguments: Any, **options: Any) -> C:
-        """One of zroute's connections."""
+        """Return a connection of zroute."""
         connection = kind(reactor, *arguments, context=self.context, **options)
         self._open.append(connection)
         return connection
 
     def sub(self, drain: Receive | Mailbox[bytes]) -> SubConnection:
-        """A SubConnection whose messages go to a drain, or into a mailbox."""
+        """Return a SubConnection whose messages go to a drain or into a mailbox."""
         connection = self.make(SubConnection, list)
         connection.receive = into(drain) if isinstance(drain, Mailbox) else drain
         return connection
 
     def pub(self, on_change: Callable[[bytes, bool], None] | None = None) -> XPubConnection:
-        """An XPubConnection."""
+        """Return an XPubConnection."""
         return self.make(XPubConnection, on_change)
 
     def raw(self, kind: int) -> Any:
-        """A socket that knows nothing of zroute, without high-water marks."""
+        """Return a plain ZeroMQ socket without high-water marks."""
         socket = self.context.socket(kind)
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.RCVHWM, 0)
@@ -52,7 +55,7 @@ class Sockets:
         return socket
 
     def close(self) -> None:
-        """Close what is open; the context must terminate then."""
+        """Close all open sockets; the context must then terminate."""
         for socket in self._open:
             socket.close(0)
         term = threading.Thread(target=self.context.term, daemon=True)
@@ -62,7 +65,7 @@ class Sockets:
 
 
 def into(box: Mailbox[bytes]) -> Receive:
-    """A drain that puts each part into ``box``."""
+    """Return a drain that puts each part into ``box``."""
 
     def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):
@@ -72,7 +75,7 @@ def into(box: Mailbox[bytes]) -> Receive:
 
 
 def bound(connection: Connection | Any, kind: str = "tcp://127.0.0.1:*") -> str:
-    """Bind a connection or a socket to a port of the system's choice; the address."""
+    """Bind a connection or a socket to a free port; return the address."""
     if isinstance(connection, Connection):
         return connection.open(parse_endpoint(kind, bind=True))
     connection.set(zmq.IPV6, "[" in kind)

@@ -1,7 +1,7 @@
-"""No peer and no handler can end the process: each way a connection ends while a message is half read.
+"""No peer and no handler can end the process, however a connection ends while a message is half read.
 
-libzmq ends the process (an assertion in fq.cpp) if a socket gives up a peer, by a call of ours, of whose message it
-has handed out the first part only. So each case runs in a process of its own, and its exit code is the result.
+libzmq ends the process (an assertion in fq.cpp) if one of our calls disconnects a peer of whose message the socket has
+delivered only the first part. So each case runs in its own process, and its exit code is the result.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ sub.open(pub.open("tcp://127.0.0.1:*"))
 
 
 def run(program: str) -> list[str]:
-    """What a program prints that ends well."""
+    """Run a program that must succeed; return its output."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + program + "\nreactor.run()"],
         cwd=ROOT,
@@ -125,7 +125,7 @@ ENDS = {
 
 @pytest.mark.parametrize("way", ENDS)
 def test_a_peer_that_ends_in_the_middle_of_its_message_ends_nothing_else(way: str) -> None:
-    """All parts had arrived, so that the rest is read when its publisher is gone."""
+    """All parts have arrived, so the rest is read after the publisher has disconnected."""
     act = """
 def act():
     pub.close(0)
@@ -201,7 +201,7 @@ for _ in range(2):
 
 @pytest.mark.parametrize("kind", FULL)
 def test_a_handler_of_whole_messages_may_give_up_who_has_sent_one(kind: str) -> None:
-    """All parts are read before the handler is called, though another message waits behind them."""
+    """All parts are read before the handler is called, even if another message waits."""
     lines = run(FULL[kind])
     assert lines
     assert len(set(lines)) == 1
@@ -229,7 +229,7 @@ send()
 
 
 def test_a_program_of_txzmq_may_disconnect_in_its_method() -> None:
-    """It does so by libzmq's own call, behind the last part of a message."""
+    """The method may call libzmq's own disconnect after the last part of a message."""
     assert run(TXZMQ) == ["2"]
 
 
@@ -267,5 +267,5 @@ service.startService()
 
 
 def test_a_handler_of_an_app_may_give_up_who_has_sent_it_half_a_message() -> None:
-    """The first part was a whole message; the parts behind it are gone with the connection, and no message."""
+    """The first part is handled as a message; the other parts are dropped with the connection."""
     assert run(APP) == ["plain"] * 3

@@ -1,4 +1,7 @@
-"""Connections on a reactor: nothing stalls, nothing starves, nothing is left behind. Run on each reactor."""
+"""Connections on a reactor: no message waits for ever, no timer starves, no resource leaks.
+
+`tests.sockets.test_reactors` runs these tests on each reactor.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +36,21 @@ def connected(connection: Connection, address: str) -> None:
 
 
 async def told(socket: Any, *messages: bytes) -> None:
-    """Wait until an XPUB socket has received these, in this order."""
+    """Wait until an XPUB socket has received these subscriptions, in this order."""
     for message in messages:
         assert await deferToThread(socket.poll, PATIENCE * 1000)
         assert socket.recv() == message
 
 
 def turn() -> Deferred[None]:
-    """One turn of the reactor."""
+    """Wait for one turn of the reactor."""
     passed: Deferred[None] = Deferred()
     reactor.callLater(0, passed.callback, None)
     return passed
 
 
 def numbered(many: int = MANY) -> list[bytes]:
-    """So many messages."""
+    """Return a number of messages with numbers in them."""
     return [b"n%d" % number for number in range(many)]
 
 
@@ -56,7 +59,7 @@ def numbered(many: int = MANY) -> list[bytes]:
 
 @pytest_twisted.ensureDeferred
 async def test_all_of_a_burst_is_delivered(sockets: Sockets) -> None:
-    """20,000 messages at once arrive, in order, none twice, and without a stall."""
+    """20,000 messages sent at once arrive in order, once each, and without a stall."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
     reader = sockets.sub(box)
     connected(reader, bound(publisher))
@@ -69,7 +72,7 @@ async def test_all_of_a_burst_is_delivered(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_stream_with_pauses_never_stalls(sockets: Sockets) -> None:
-    """A thousand messages, each sent when the one before has been handled: no wake-up is missed."""
+    """A thousand messages, each sent after the previous one was handled: no wake-up is missed."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
     reader = sockets.sub(box)
     connected(reader, bound(publisher))
@@ -78,12 +81,12 @@ async def test_a_stream_with_pauses_never_stalls(sockets: Sockets) -> None:
     for number, message in enumerate(numbered(1000), start=1):
         publisher.send(message)
         await box.until(number)
-        await turn()  # out of the doRead that delivered it
+        await turn()  # leave the doRead that delivered it
     assert box.items == numbered(1000)
 
 
 async def handled_between_turns(sockets: Sockets, many: int, work: Callable[[], object]) -> list[int]:
-    """Flood a reader, and count what it handles between two turns of a timer that is always due."""
+    """Flood a reader, and count the messages it handles between two turns of a timer that is always due."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
     between = [0]
 
@@ -117,7 +120,7 @@ async def handled_between_turns(sockets: Sockets, many: int, work: Callable[[], 
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_left_of_a_message_needs_no_other_to_be_delivered(sockets: Sockets) -> None:
-    """One frame that brings more than a turn takes: the next turns go on with it, though nothing else arrives."""
+    """A frame with more messages than one turn can handle is handled in the next turns without new input."""
     box, publisher = Mailbox[int](), sockets.raw(zmq.XPUB)
     reader = sockets.sub(Mailbox[bytes]())
     rest: list[int] = []
@@ -139,15 +142,15 @@ async def test_what_is_left_of_a_message_needs_no_other_to_be_delivered(sockets:
 
 @pytest_twisted.ensureDeferred
 async def test_a_flood_starves_no_timer(sockets: Sockets) -> None:
-    """However much waits, what is read in one turn is bounded, and other calls get theirs in between."""
+    """During a flood, one turn reads a bounded number of messages, and timers run in between."""
     between = await handled_between_turns(sockets, MANY, lambda: None)
-    # A turn may call doRead twice: for the descriptor, and for a poke.
+    # One turn may call doRead twice: for the descriptor and for a poke.
     assert READ_BUDGET <= max(between) <= 2 * (READ_BUDGET + 4 * READ_SLICE)
 
 
 @pytest_twisted.ensureDeferred
 async def test_slow_handlers_get_a_smaller_share(sockets: Sockets) -> None:
-    """Where handlers take long, a turn ends after a few messages, not after the whole budget."""
+    """With slow handlers a turn ends after a few messages, not after the whole budget."""
 
     def work() -> None:
         end = reactor.seconds() + 0.001
@@ -161,24 +164,24 @@ async def test_slow_handlers_get_a_smaller_share(sockets: Sockets) -> None:
 @pytest.mark.parametrize("how", ["send", "send_frame"])
 @pytest_twisted.ensureDeferred
 async def test_sending_does_not_lose_the_edge(sockets: Sockets, how: str) -> None:
-    """A subscription that waits when I send is seen, each of 200 times, though sending uses its wake-up up."""
+    """A subscription that waits during a send is read, though sends consume its signal (200 times)."""
     changes = Mailbox[tuple[bytes, bool]]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
     peer = sockets.raw(zmq.SUB)
     peer.connect(bound(publisher))
     for number in range(200):
         peer.subscribe(b"s%d" % number)
-        assert select.select([publisher.fileno()], [], [], PATIENCE)[0]  # looks, and leaves the socket alone
+        assert select.select([publisher.fileno()], [], [], PATIENCE)[0]  # looks once, and then does not use the socket
         while select.select([publisher.fileno()], [], [], 0)[0]:
             getattr(publisher, how)(b"x")
         await changes.until(number + 1)
-        await turn()  # out of the doRead that told it
+        await turn()  # leave the doRead that reported it
     assert changes.items == [(b"s%d" % number, True) for number in range(200)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_look_that_has_time_is_brought_forward(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a publisher may have missed can wait, but not for those who need it now."""
+    """A delayed look at the socket is made at once when a caller needs it."""
     monkeypatch.setattr("zroute.sockets.pubsub.SUBSCRIPTIONS_SEEN", 2 * PATIENCE)
     changes = Mailbox[bytes]()
     publisher = sockets.pub(lambda prefix, there: changes.put(prefix))
@@ -196,7 +199,7 @@ async def test_a_look_that_has_time_is_brought_forward(sockets: Sockets, monkeyp
 
 @pytest_twisted.ensureDeferred
 async def test_sending_from_within_a_handler_loses_nothing(sockets: Sockets) -> None:
-    """Two connections that answer each other's messages from their handlers go on for 2,000 rounds."""
+    """Two connections that answer each other's messages in their handlers complete 2,000 rounds."""
     joined: Deferred[None] = Deferred()
     publisher = sockets.pub(lambda prefix, there: joined.callback(None))
     box = Mailbox[bytes]()
@@ -220,7 +223,7 @@ async def test_sending_from_within_a_handler_loses_nothing(sockets: Sockets) -> 
 async def test_what_a_drain_raises_is_logged_and_reading_goes_on(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even an error of zroute's own takes the socket out of the reactor."""
+    """An error in zroute itself is logged, and the socket stays in the reactor."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
 
     def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
@@ -246,7 +249,7 @@ async def test_what_a_drain_raises_is_logged_and_reading_goes_on(
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_knows_20_000_subscriptions(sockets: Sockets) -> None:
-    """None of many subscriptions is dropped on the way."""
+    """A publisher receives all of 20,000 subscriptions."""
     everything: Deferred[None] = Deferred()
     publisher = sockets.pub(lambda *_: everything.callback(None) if len(publisher.subscriptions) == MANY else None)
     reader = sockets.sub(Mailbox[bytes]())
@@ -259,7 +262,7 @@ async def test_a_publisher_knows_20_000_subscriptions(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_unsubscribing_ends_delivery(sockets: Sockets) -> None:
-    """After unsubscribe nothing of that prefix comes any more; another prefix goes on."""
+    """After unsubscribe, no message with that prefix arrives; another prefix stays subscribed."""
     changes, box = Mailbox[tuple[bytes, bool]](), Mailbox[bytes]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
     reader = sockets.sub(box)
@@ -281,7 +284,7 @@ async def test_unsubscribing_ends_delivery(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_subscriptions_are_counted(sockets: Sockets) -> None:
-    """Who subscribes twice unsubscribes twice."""
+    """A prefix that was subscribed to twice must be unsubscribed twice."""
     changes, box = Mailbox[tuple[bytes, bool]](), Mailbox[bytes]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
     reader = sockets.sub(box)
@@ -300,7 +303,7 @@ async def test_subscriptions_are_counted(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_a_peer_sends_beyond_subscriptions_is_ignored(sockets: Sockets) -> None:
-    """XSUB peers can send anything to a publisher; only subscriptions change anything."""
+    """Other messages of an XSUB peer do not change the subscriptions."""
     changes = Mailbox[tuple[bytes, bool]]()
     publisher = sockets.pub(lambda prefix, there: changes.put((prefix, there)))
     peer = sockets.raw(zmq.XSUB)
@@ -315,7 +318,7 @@ async def test_what_a_peer_sends_beyond_subscriptions_is_ignored(sockets: Socket
 async def test_a_flood_of_subscriptions_is_said_once(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """More live subscriptions than any sane program has are a warning, not one per subscription."""
+    """A flood of subscriptions is one warning, not one for each subscription."""
     monkeypatch.setattr(pubsub, "MAX_SUBSCRIPTIONS", 10)
     changes = Mailbox[bytes]()
     publisher = sockets.pub(lambda prefix, there: changes.put(prefix))
@@ -347,7 +350,7 @@ async def test_parts_are_sent_as_one_message(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_paused_reader_gets_its_subscriptions_back_from_a_restarted_publisher(sockets: Sockets) -> None:
-    """The publisher may restart while I pause: it knows my subscriptions again, and resume delivers."""
+    """A publisher that restarts during a pause receives the subscriptions again, and resume delivers."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
     address = bound(publisher)
     reader = sockets.sub(box)
@@ -369,7 +372,7 @@ async def test_a_paused_reader_gets_its_subscriptions_back_from_a_restarted_publ
 
 
 def bindable(socket: Any, address: str) -> bool:
-    """Bind, unless the address is not yet free."""
+    """Bind, and retry while the address is still in use."""
     try:
         socket.bind(address)
     except zmq.ZMQError:
@@ -379,7 +382,7 @@ def bindable(socket: Any, address: str) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_a_paused_reader_under_a_flood_costs_nothing(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While I pause, what arrives does not call doRead again and again."""
+    """Messages that arrive during a pause do not call doRead repeatedly."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
     reader = sockets.sub(box)
     connected(reader, bound(publisher))
@@ -404,7 +407,7 @@ async def test_a_paused_reader_under_a_flood_costs_nothing(sockets: Sockets, mon
 
 @pytest_twisted.ensureDeferred
 async def test_pausing_from_a_handler_ends_the_turn_and_loses_nothing(sockets: Sockets) -> None:
-    """A handler that pauses gets no slice more; what waits comes after resume."""
+    """A handler that pauses gets no further slice; the waiting messages arrive after resume."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
 
     def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
@@ -430,7 +433,7 @@ async def test_pausing_from_a_handler_ends_the_turn_and_loses_nothing(sockets: S
 
 @pytest_twisted.ensureDeferred
 async def test_closing_twice_is_nothing(sockets: Sockets) -> None:
-    """A closed connection can be closed, paused, resumed and poked, and is out of the reactor."""
+    """A closed connection can be closed, paused, resumed and poked, and is removed from the reactor."""
     reader = sockets.sub(Mailbox[bytes]())
     bound(reader)
     assert reader in reactor.getReaders()
@@ -445,7 +448,7 @@ async def test_closing_twice_is_nothing(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_close_its_connection(sockets: Sockets) -> None:
-    """Closing in the middle of a drain ends reading, and nothing is raised."""
+    """Closing the connection in a handler ends reading without an error."""
     box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
 
     def drain(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
@@ -468,7 +471,7 @@ async def test_a_handler_may_close_its_connection(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_lost_connection_is_closed(sockets: Sockets) -> None:
-    """When the reactor gives the descriptor up, the socket does not stay behind."""
+    """If the reactor drops the descriptor, the socket is closed too."""
     reader = sockets.sub(Mailbox[bytes]())
     bound(reader)
     reader.connectionLost(Failure(OSError("gone")))
@@ -478,7 +481,7 @@ async def test_a_lost_connection_is_closed(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_terminating_my_own_context_closes_the_connections_in_it(sockets: Sockets) -> None:
-    """A program that terminates the context it gave us does not wait for ever."""
+    """Terminating a context that the program has passed to zroute does not hang."""
     context: zmq.Context[Any] = zmq.Context()
     reader = pubsub.SubConnection(reactor, list, context=context)
     writer = pubsub.XPubConnection(reactor, context=context)
@@ -517,7 +520,7 @@ async def test_an_address_that_cannot_be_bound_says_why(sockets: Sockets, addres
 
 @pytest_twisted.ensureDeferred
 async def test_a_failed_bind_that_is_remembered_holds_no_socket(sockets: Sockets) -> None:
-    """I can keep the exception, and the context terminates all the same."""
+    """The context terminates even if the program keeps the exception."""
     address = bound(sockets.raw(zmq.XPUB))
     context: zmq.Context[Any] = zmq.Context()
     publisher = pubsub.XPubConnection(reactor, context=context)
@@ -531,7 +534,7 @@ async def test_a_failed_bind_that_is_remembered_holds_no_socket(sockets: Sockets
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_bound_is_named_as_it_is(sockets: Sockets, tmp_path: Any) -> None:
-    """A port of the system's choice is in the address that open returns, and in endpoints."""
+    """The result of open, and endpoints, contain the port that the system has chosen."""
     publisher = sockets.pub()
     addresses = [bound(publisher, kind) for kind in ("tcp://127.0.0.1:*", f"ipc://{tmp_path}/s", "inproc://here")]
     assert not addresses[0].endswith("*")
@@ -541,7 +544,7 @@ async def test_what_is_bound_is_named_as_it_is(sockets: Sockets, tmp_path: Any) 
 
 @pytest_twisted.ensureDeferred
 async def test_brackets_make_an_address_of_version_6(sockets: Sockets) -> None:
-    """tcp://[::1] binds and connects where the machine has it."""
+    """tcp://[::1] binds and connects if the machine has IPv6."""
     box, publisher = Mailbox[bytes](), sockets.pub()
     try:
         address = bound(publisher, "tcp://[::1]:*")
@@ -559,7 +562,7 @@ async def test_brackets_make_an_address_of_version_6(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_safe_options_are_set(sockets: Sockets) -> None:
-    """What the documentation promises of each socket is what libzmq says of it."""
+    """libzmq reports the documented option values of each socket."""
     for connection, options in (
         (sockets.sub(Mailbox[bytes]()), subscriber_options()),
         (sockets.pub(), publisher_options()),
@@ -570,7 +573,7 @@ async def test_the_safe_options_are_set(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_that_starts_later_is_found(sockets: Sockets, way: Way) -> None:
-    """Connecting before anybody has bound is fine: messages come when the publisher does."""
+    """A subscriber that connects before the publisher binds receives messages later."""
     box, meeting = Mailbox[bytes](), way.meeting()
     reader = sockets.sub(box)
     connected(reader, meeting.connect)
@@ -586,7 +589,7 @@ async def test_a_publisher_that_starts_later_is_found(sockets: Sockets, way: Way
 @pytest.mark.parametrize("end", ["a worker comes", "the connection is closed"])
 @pytest_twisted.ensureDeferred
 async def test_who_waits_to_send_may_cancel_who_waits_beside_it(end: str) -> None:
-    """I give up the other one in the callback of the first: nothing fires twice, and who waits last is told."""
+    """A callback of one waiting sender cancels another: no Deferred fires twice, and the last one fires."""
     push, pull = PushConnection(reactor), PullConnection(reactor, print)
     ended: list[str] = []
     try:
@@ -607,7 +610,7 @@ async def test_who_waits_to_send_may_cancel_who_waits_beside_it(end: str) -> Non
 
 
 def test_only_an_address_that_is_open_can_be_taken_back() -> None:
-    """Another name of it is an EndpointError that says what to give, and the endpoint stays open and listed."""
+    """Another name of the address raises an EndpointError with the remedy, and the endpoint stays open."""
     pull = PullConnection(reactor, print)
     try:
         address = pull.open("bind:tcp://127.0.0.1:*")
@@ -622,7 +625,7 @@ def test_only_an_address_that_is_open_can_be_taken_back() -> None:
 
 
 def test_what_is_closed_says_so() -> None:
-    """To open or to watch it is zroute's own error, not one of libzmq's about something that is no socket."""
+    """Opening or watching a closed connection raises an error of zroute, not of libzmq."""
     pull = PullConnection(reactor, print)
     pull.close()
     for endpoint in ("bind:tcp://127.0.0.1:*", "connect:tcp://127.0.0.1:5999"):

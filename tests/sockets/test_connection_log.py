@@ -1,4 +1,4 @@
-"""What is logged of the endpoints that a socket connects to: events as libzmq tells them, and a clock of the test's."""
+"""The log lines about the endpoints of a socket, from recorded events and a virtual clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE, NAMED, PATH = "tcp://127.0.0.1:5555", "tcp://feed.test:5555", "ipc:///run/
 
 
 class Dialled:
-    """A log of one endpoint."""
+    """The log of one endpoint."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture, endpoint: str = HERE) -> None:
         caplog.set_level(logging.INFO, "zroute.sockets")
@@ -26,13 +26,13 @@ class Dialled:
         self.log.dial(endpoint)
 
     def lines(self) -> list[str]:
-        """What was logged since the last call."""
+        """Return the lines since the last call."""
         lines = [record.getMessage() for record in self._caplog.records]
         self._caplog.clear()
         return lines
 
     def attempts(self, *names: str, value: int = 0) -> None:
-        """Tell of these events."""
+        """Report these events."""
         for name in names:
             self.log.attempted(self.endpoint, SocketEvent(name, self.endpoint, value))
 
@@ -61,7 +61,7 @@ class Dialled:
 def test_an_absence_is_one_line_with_its_reason(
     caplog: pytest.LogCaptureFixture, endpoint: str, events: tuple[str, ...], value: int, reason: str
 ) -> None:
-    """After three seconds, once, however often libzmq tries; then the connection is a line."""
+    """An absence of three seconds is one line, however often libzmq tries; the connection is another."""
     dialled = Dialled(caplog, endpoint)
     dialled.attempts(*events * 3, value=value)
     dialled.clock.advance(NO_ANSWER - 0.1)
@@ -77,7 +77,7 @@ def test_an_absence_is_one_line_with_its_reason(
 
 
 def test_a_short_absence_is_one_line_and_a_long_one_two(caplog: pytest.LogCaptureFixture) -> None:
-    """A quick restart says that it is connected again; more is said only of one that stays away."""
+    """A quick restart is one line at the return; a long absence is a line of its own too."""
     dialled = Dialled(caplog)
     dialled.log.connected(HERE)
     dialled.log.lost(HERE)
@@ -94,7 +94,7 @@ def test_a_short_absence_is_one_line_and_a_long_one_two(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("order", ["goodbye first", "end first"])
 def test_a_goodbye_is_no_absence_and_its_return_is_a_line(caplog: pytest.LogCaptureFixture, order: str) -> None:
-    """What has ended is logged elsewhere; the next absence is one again."""
+    """A goodbye is logged elsewhere; the return and the next absence are lines again."""
     dialled = Dialled(caplog)
     dialled.log.connected(HERE)
     steps = [dialled.log.ended, dialled.log.lost]
@@ -109,7 +109,7 @@ def test_a_goodbye_is_no_absence_and_its_return_is_a_line(caplog: pytest.LogCapt
 
 
 def test_a_goodbye_long_ago_hides_no_later_absence(caplog: pytest.LogCaptureFixture) -> None:
-    """It was that of a publisher behind a proxy, whose connection stays."""
+    """An old goodbye of a publisher behind a proxy does not hide a later loss of the proxy."""
     dialled = Dialled(caplog)
     dialled.log.connected(HERE)
     dialled.log.ended(HERE)
@@ -120,7 +120,7 @@ def test_a_goodbye_long_ago_hides_no_later_absence(caplog: pytest.LogCaptureFixt
 
 
 def test_an_end_that_is_told_elsewhere_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
-    """A silent publisher is cut, which has a line, and so has its return."""
+    """A silent publisher that is cut has a line already; its return is another."""
     dialled = Dialled(caplog)
     dialled.log.connected(HERE)
     dialled.log.told(HERE)
@@ -131,7 +131,7 @@ def test_an_end_that_is_told_elsewhere_is_not_told_again(caplog: pytest.LogCaptu
 
 
 def test_a_return_from_a_rest_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    """An endpoint that is left alone, also one that was cut before, is not missed meanwhile, and is when that ends."""
+    """An endpoint that is paused is not reported as absent during the pause, but after it."""
     dialled = Dialled(caplog)
     dialled.log.connected(HERE)
     dialled.log.told(HERE)
@@ -150,7 +150,7 @@ def test_a_return_from_a_rest_is_a_line(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_refusals_are_said_once_a_minute_and_their_end_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Each second a peer refuses: one line, how many more a minute later, and the connection when there is one."""
+    """A peer that refuses each second: one line a minute with the number, and one for the connection."""
     dialled = Dialled(caplog)
     for _ in range(59):
         dialled.log.refused(HERE, "no", handshake=True)
@@ -162,7 +162,7 @@ def test_refusals_are_said_once_a_minute_and_their_end_is_a_line(caplog: pytest.
 
 
 def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Its handshake succeeds each time: that is no news, until a connection ends otherwise."""
+    """Repeated handshakes with a peer that is cut each time are not logged until another kind of end."""
     dialled = Dialled(caplog)
     for _ in range(59):
         dialled.log.connected(HERE)
@@ -185,7 +185,7 @@ def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.Lo
 def test_an_absence_behind_a_refusal_is_one_line_and_the_return_is_another(
     caplog: pytest.LogCaptureFixture, handshake: bool
 ) -> None:
-    """The peer that refused, or was refused, has gone: that is as much news as of any other."""
+    """The absence of a peer after a refusal is one line, and its return is another."""
     dialled = Dialled(caplog)
     dialled.log.refused(HERE, "no", handshake=handshake)
     dialled.log.redialled(HERE)
@@ -197,7 +197,7 @@ def test_an_absence_behind_a_refusal_is_one_line_and_the_return_is_another(
 
 
 def test_connections_that_come_and_go_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
-    """Five lines a minute, and how many more."""
+    """Unstable connections log five lines a minute, and the number of the others."""
     dialled = Dialled(caplog)
     for _ in range(100):
         dialled.log.connected(HERE)
@@ -210,7 +210,7 @@ def test_connections_that_come_and_go_are_summed_up(caplog: pytest.LogCaptureFix
 
 
 def test_what_is_taken_back_is_not_missed(caplog: pytest.LogCaptureFixture) -> None:
-    """Nor is inproc, of which libzmq tells nothing, nor an endpoint that was never dialled."""
+    """Endpoints that are disconnected, over inproc, or were never opened are not reported as absent."""
     dialled = Dialled(caplog)
     dialled.log.forget(HERE)
     dialled.log.dial("inproc://here")

@@ -1,4 +1,4 @@
-"""One connection is ended, and libzmq connects again: nothing that has arrived is lost, and no other one is touched."""
+"""Cutting one connection loses no received message, leaves the others alone, and libzmq reconnects."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ async def linked(connection: SubConnection, number: int = 1) -> tuple[int, ...]:
 
 
 def by_name(address: str) -> str:
-    """The same endpoint with a host name."""
+    """Return the same endpoint with a host name."""
     return address.replace("127.0.0.1", "localhost")
 
 
 def publisher(sockets: Sockets, kind: str = "tcp://127.0.0.1:*") -> tuple[Any, str]:
-    """A raw XPUB that is bound, and its address; skips without IPv6."""
+    """Return a bound raw XPUB and its address; skip the test without IPv6."""
     raw = sockets.raw(zmq.XPUB)
     raw.set(zmq.IPV6, int("[" in kind))
     try:
@@ -46,7 +46,7 @@ def publisher(sockets: Sockets, kind: str = "tcp://127.0.0.1:*") -> tuple[Any, s
 async def test_a_connection_that_is_cut_comes_back(
     sockets: Sockets, kind: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """libzmq connects again and sends all subscriptions; an id that has ended is cut no more; nothing is logged."""
+    """libzmq reconnects and sends all subscriptions; the old id can't be cut again; nothing is logged."""
     bind = {"IPv6": "tcp://[::1]:*", "ipc": f"ipc://{tmp_path}/s"}.get(kind, "tcp://127.0.0.1:*")
     raw, address = publisher(sockets, bind)
     box = Mailbox[bytes]()
@@ -54,7 +54,7 @@ async def test_a_connection_that_is_cut_comes_back(
     endpoint = reader.open(by_name(address) if kind == "name" else address)
     reader.subscribe(b"a")
     await told(raw, b"\1a")
-    for _ in range(2):  # the second time libzmq has the resolved text
+    for _ in range(2):  # the second time, libzmq uses the resolved address
         (id,) = await linked(reader)
         assert reader.cut(id) == endpoint
         await told(raw, b"\0a", b"\1a")
@@ -68,7 +68,7 @@ async def test_a_connection_that_is_cut_comes_back(
 
 @pytest_twisted.ensureDeferred
 async def test_what_has_arrived_is_delivered_though_its_connection_is_cut(sockets: Sockets) -> None:
-    """Cut in the middle of a message of 500 parts, the other 499 come, and then what the next connection brings."""
+    """A cut after 1 of 500 parts still delivers the other 499, then the next connection's messages."""
     raw, address = publisher(sockets)
     box = Mailbox[bytes]()
     reader = sockets.sub(lambda recv, more, budget: None)
@@ -93,7 +93,7 @@ async def test_what_has_arrived_is_delivered_though_its_connection_is_cut(socket
 
 @pytest_twisted.ensureDeferred
 async def test_the_other_connection_is_not_touched(sockets: Sockets) -> None:
-    """Of two endpoints one is cut: the other one keeps its connection, its id and its subscription."""
+    """Cutting one of two endpoints leaves the connection, id and subscription of the other unchanged."""
     (first, address), (second, other) = publisher(sockets), publisher(sockets)
     reader = sockets.sub(Mailbox[bytes]())
     reader.open(address)
@@ -112,7 +112,7 @@ async def test_the_other_connection_is_not_touched(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_who_has_connected_to_me_is_not_cut(sockets: Sockets) -> None:
-    """It is the peer's connection: I could not make it again."""
+    """A connection that the peer has made is not cut: this side could not make it again."""
     raw, reader = sockets.raw(zmq.XPUB), sockets.sub(Mailbox[bytes]())
     reader.watch(lambda event: None)
     address = bound(reader)
@@ -126,14 +126,14 @@ async def test_who_has_connected_to_me_is_not_cut(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_end_that_is_not_read_yet_is_seen_before_anything_is_cut(sockets: Sockets) -> None:
-    """The publisher has gone, and its descriptor may be another connection's: cut finds that out by itself."""
+    """If the publisher has disconnected, cut reads that event first: the descriptor may be reused."""
     raw, address = publisher(sockets)
     reader = sockets.sub(Mailbox[bytes]())
     reader.open(address)
     (id,) = await linked(reader)
     raw.close(0)
     assert reader._monitor is not None
-    assert reader._monitor._socket.poll(PATIENCE * 1000)  # the event is there, and the reactor has not read it
+    assert reader._monitor._socket.poll(PATIENCE * 1000)  # the event has arrived, but the reactor has not read it
     assert reader.cut(id) is None
     reader.close()
     assert reader.cut(id) is None
@@ -141,7 +141,7 @@ async def test_an_end_that_is_not_read_yet_is_seen_before_anything_is_cut(socket
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_taken_back_has_no_connection_any_more(sockets: Sockets) -> None:
-    """libzmq tells of no end that I have asked for; opened again, the endpoint is connected again."""
+    """A disconnected endpoint has no connection, although libzmq sends no event; it can be opened again."""
     raw, address = publisher(sockets)
     reader = sockets.sub(Mailbox[bytes]())
     reader.open(address)
@@ -164,7 +164,7 @@ async def test_what_is_taken_back_has_no_connection_any_more(sockets: Sockets) -
 async def test_the_end_of_a_publisher_that_i_know_by_name_is_no_protocol_error(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It ends, comes back and ends again: libzmq's attempts are seen under both texts, and mine is not needed."""
+    """A publisher known by host name ends twice: libzmq's attempts are recognized under both addresses."""
     address = free_endpoint()
     reader = sockets.sub(Mailbox[bytes]())
     reader.open(by_name(address))
@@ -184,13 +184,13 @@ async def test_the_end_of_a_publisher_that_i_know_by_name_is_no_protocol_error(
 
 @pytest_twisted.ensureDeferred
 async def test_a_protocol_error_at_a_name_is_mended_once(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """A part over the limit ends the connection; that is logged, and it is made again, also by name."""
+    """A part over the limit ends the connection, which is logged and made again, also with a host name."""
     raw, address = publisher(sockets)
     box = Mailbox[list[bytes]]()
     reader = sockets.make(SubConnection, box.put, maxmsgsize=1000)
     endpoint = reader.open(by_name(address))
     reader.subscribe(b"")
-    for _ in range(2):  # the second time after a connection whose text is the resolved one
+    for _ in range(2):  # the second time, after a connection with the resolved address
         await told(raw, b"\1")
         (id,) = await linked(reader)
         assert reader.cut(id) == endpoint
@@ -208,7 +208,7 @@ async def test_a_protocol_error_at_a_name_is_mended_once(sockets: Sockets, caplo
 
 @pytest.fixture
 def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
-    """Makes connected pairs of sockets: who has connected, and who has accepted."""
+    """A function that makes connected pairs of sockets: the connecting and the accepting side."""
     made: list[socket.socket] = []
 
     def pair() -> tuple[socket.socket, socket.socket]:
@@ -223,12 +223,12 @@ def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
 
 
 def endpoint_of(one: socket.socket) -> str:
-    """What the socket is connected to, as an endpoint."""
+    """Return the endpoint that the socket is connected to."""
     return f"tcp://127.0.0.1:{one.getpeername()[1]}"
 
 
 def test_a_descriptor_that_has_become_another_connection_is_left_alone(pairs: Any) -> None:
-    """The number is the same and the connection is not: it is not shut down, and goes on."""
+    """A reused descriptor is recognized as another connection, which is not shut down."""
     (here, _there), (other, far) = pairs(), pairs()
     identity = identify(here.fileno(), endpoint_of(here))
     assert identity is not None
@@ -244,7 +244,7 @@ def test_a_descriptor_that_has_become_another_connection_is_left_alone(pairs: An
 
 
 def test_a_connection_to_elsewhere_has_no_identity(pairs: Any, tmp_path: Any) -> None:
-    """Another port, another transport, a file, a closed number: none is taken for the connection of an endpoint."""
+    """Another port, another transport, a file and a closed descriptor are not taken for the endpoint's."""
     here, _there = pairs()
     number = here.fileno()
     assert identify(number, endpoint_of(here)[:-1]) is None
@@ -258,7 +258,7 @@ def test_a_connection_to_elsewhere_has_no_identity(pairs: Any, tmp_path: Any) ->
 
 @pytest_twisted.ensureDeferred
 async def test_an_ipv6_endpoint_leaves_names_to_ipv4(sockets: Sockets) -> None:
-    """I connect to [::1] and then to localhost, where the publisher is at 127.0.0.1: both are connected."""
+    """Connecting to [::1] first does not stop localhost from connecting to a publisher at 127.0.0.1."""
     (six, address), (four, other) = publisher(sockets, "tcp://[::1]:*"), publisher(sockets)
     reader = sockets.sub(Mailbox[bytes]())
     try:

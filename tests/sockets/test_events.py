@@ -1,4 +1,4 @@
-"""What libzmq's monitor tells of a socket's connections."""
+"""The events of a socket's connections from libzmq's monitor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zroute.sockets.pipeline import PullConnection, PushConnection
 
 @pytest_twisted.ensureDeferred
 async def test_the_life_of_a_connection_is_told_on_both_sides(sockets: Sockets, way: Way) -> None:
-    """Listening, accepted, connected, handshake, disconnected: with the address of the endpoint."""
+    """Both sides receive the events of a connection, with the address of the endpoint."""
     server, client = Mailbox[SocketEvent](), Mailbox[SocketEvent]()
     push, pull = sockets.make(PushConnection), sockets.make(PullConnection, list)
     push.watch(server.put)
@@ -36,7 +36,7 @@ async def test_the_life_of_a_connection_is_told_on_both_sides(sockets: Sockets, 
 
 @pytest_twisted.ensureDeferred
 async def test_attempts_in_vain_are_told_with_the_time_of_the_next(sockets: Sockets) -> None:
-    """Nobody listens there: I see each attempt, and in how many milliseconds the next one comes."""
+    """Each failed attempt to connect is an event, with the milliseconds until the next attempt."""
     seen, pull = Mailbox[SocketEvent](), sockets.make(PullConnection, list, reconnect_ivl=10)
     pull.watch(seen.put)
     pull.open(free_endpoint())
@@ -47,7 +47,7 @@ async def test_attempts_in_vain_are_told_with_the_time_of_the_next(sockets: Sock
 
 @pytest_twisted.ensureDeferred
 async def test_a_failed_bind_is_told_and_raised_with_the_same_reason(sockets: Sockets) -> None:
-    """Watching a connection does not spoil the error that open raises."""
+    """Watching a connection does not change the error that open raises."""
     address, seen = bound(sockets.raw(zmq.PUSH)), Mailbox[SocketEvent]()
     push = sockets.make(PushConnection)
     push.watch(seen.put)
@@ -59,7 +59,7 @@ async def test_a_failed_bind_is_told_and_raised_with_the_same_reason(sockets: So
 
 @pytest_twisted.ensureDeferred
 async def test_a_handshake_that_fails_is_told(sockets: Sockets) -> None:
-    """A peer wants encryption that we do not have: I read so, instead of wondering why nothing comes."""
+    """A peer that requires encryption is reported as a failed handshake."""
     seen, pull = Mailbox[SocketEvent](), sockets.make(PullConnection, list)
     pull.watch(seen.put)
     raw = sockets.raw(zmq.PUSH)
@@ -73,7 +73,7 @@ async def test_a_handshake_that_fails_is_told(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_reactor_that_stops_may_give_up_the_monitor_first(sockets: Sockets) -> None:
-    """libzmq would wait for ever for somebody who takes its last event; both are closed, in the right order."""
+    """A stopping reactor that drops the monitor first closes both in the right order, without a hang."""
     push = sockets.make(PushConnection)
     push.watch(lambda event: None)
     push.open("tcp://127.0.0.1:*")
@@ -86,7 +86,7 @@ async def test_a_reactor_that_stops_may_give_up_the_monitor_first(sockets: Socke
 
 @pytest_twisted.ensureDeferred
 async def test_a_watcher_that_fails_spoils_nothing(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """Its error is logged, and the other watchers are told all the same."""
+    """An error of a watcher is logged, and the other watchers still get the event."""
     seen, push = Mailbox[SocketEvent](), sockets.make(PushConnection)
 
     def fails(event: SocketEvent) -> None:
@@ -101,7 +101,7 @@ async def test_a_watcher_that_fails_spoils_nothing(sockets: Sockets, caplog: pyt
 
 @pytest_twisted.ensureDeferred
 async def test_unbind_cuts_those_who_have_connected_there_and_tells_no_end(sockets: Sockets, way: Way) -> None:
-    """What libzmq does: my peers' connections end at once, none of them is told of here, and other addresses stay."""
+    """unbind ends the connections of its peers without an event here; other addresses are not affected."""
     server, here, there = Mailbox[SocketEvent](), Mailbox[SocketEvent](), Mailbox[SocketEvent]()
     read, other = Mailbox[bytes](), Mailbox[bytes]()
     pub = sockets.pub()

@@ -1,4 +1,4 @@
-"""Bind an ipc path: what a program serves stays its own, files stay, and what a dead program left is replaced."""
+"""Binding an ipc path replaces only an unused socket, never a socket in use or another file."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ app.run()
 
 
 def left_behind(path: Path) -> None:
-    """Leave a socket at ``path``, as a program that has ended."""
+    """Leave a socket at ``path``, as a program does that has ended."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         left.listen()
 
 
 def test_a_second_app_does_not_take_a_path_over(tmp_path: Path) -> None:
-    """Exit 5 and one line for the second; the first has its path and its readers, also those that come later."""
+    """The second app exits with 5 and one line; the first keeps its path and its old and new subscribers."""
     endpoint = f"ipc://{tmp_path}/feed"
     with Child("-c", APP.format(endpoint=endpoint, name="first")) as first:
         first.line_with("first")
@@ -74,14 +74,14 @@ def test_a_second_app_does_not_take_a_path_over(tmp_path: Path) -> None:
         third.line_with("third")
         third.end(signal.SIGKILL)
     with Child("-c", APP.format(endpoint=endpoint, name="fourth")) as fourth:
-        fourth.line_with("fourth")  # what was killed has left its socket
+        fourth.line_with("fourth")  # the killed process has left its socket
         assert fourth.end(signal.SIGTERM) == 0
 
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "link to nothing", "fifo"])
 async def test_what_is_no_socket_stays_where_it_is(sockets: Sockets, tmp_path: Path, kind: str) -> None:
-    """A path that I mistook for another costs me no file."""
+    """A regular file at the path is not removed."""
     path = tmp_path / "mine"
     make: dict[str, Callable[[], Any]] = {
         "file": lambda: path.write_text("my only copy"),
@@ -102,7 +102,7 @@ async def test_what_is_no_socket_stays_where_it_is(sockets: Sockets, tmp_path: P
 async def test_every_kind_of_connection_replaces_only_what_nobody_serves(
     sockets: Sockets, tmp_path: Path, kind: str
 ) -> None:
-    """All types of socket bind alike; the second is an error that leaves the first alone."""
+    """Each socket type replaces an unused socket; a second bind is an error and does not affect the first."""
     path = tmp_path / "s"
     left_behind(path)
     made = [sockets.make(KINDS[kind]) for _ in range(2)]
@@ -115,7 +115,7 @@ async def test_every_kind_of_connection_replaces_only_what_nobody_serves(
 
 @pytest_twisted.ensureDeferred
 async def test_a_connection_of_txzmq_takes_no_path_over(tmp_path: Path) -> None:
-    """Programs written for txZMQ get libzmq's own exception, which they know from tcp."""
+    """Programs written for txZMQ get libzmq's own exception, as with tcp."""
     path, factory = tmp_path / "s", ZmqFactory()
     left_behind(path)
     first = ZmqPubConnection(factory, ZmqEndpoint("bind", f"ipc://{path}"))
@@ -131,7 +131,7 @@ async def test_a_connection_of_txzmq_takes_no_path_over(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_path_can_be_bound_again_as_soon_as_it_is_closed(sockets: Sockets, tmp_path: Path) -> None:
-    """libzmq closes in a thread of its own, later; a service that stops and starts again does not notice."""
+    """A service that restarts can bind its path, although libzmq closes the old socket later in a thread."""
     for _ in range(20):
         publisher = sockets.pub()
         publisher.open(parse_endpoint(f"ipc://{tmp_path}/s", bind=True))
@@ -143,7 +143,7 @@ async def test_a_path_can_be_bound_again_as_soon_as_it_is_closed(sockets: Socket
 @pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="abstract names are Linux's")
 @pytest_twisted.ensureDeferred
 async def test_an_abstract_name_is_given_once(sockets: Sockets, tmp_path: Path) -> None:
-    """The system itself refuses the second, and no file has anything to do with it."""
+    """The system itself refuses a second bind of an abstract name, and no file is involved."""
     endpoint = parse_endpoint(f"ipc://@{tmp_path}", bind=True)
     sockets.pub().open(endpoint)
     with pytest.raises(EndpointError, match="another program uses it"):
@@ -152,13 +152,13 @@ async def test_an_abstract_name_is_given_once(sockets: Sockets, tmp_path: Path) 
 
 @pytest_twisted.ensureDeferred
 async def test_a_path_of_the_systems_choice_is_each_time_another(sockets: Sockets) -> None:
-    """`ipc://*` needs no look at what is there."""
+    """`ipc://*` gives a new path each time."""
     assert len({bound(sockets.pub(), "ipc://*") for _ in range(3)}) == 3
 
 
 @pytest_twisted.ensureDeferred
 async def test_closing_leaves_the_socket_of_a_successor(sockets: Sockets, tmp_path: Path) -> None:
-    """Another library takes my path over: when I end, its socket is still there, and is served."""
+    """If another library takes the path over, closing leaves its socket in place and in use."""
     endpoint, box = f"ipc://{tmp_path}/s", Mailbox[bytes]()
     first = sockets.pub()
     first.open(parse_endpoint(endpoint, bind=True))
@@ -186,7 +186,7 @@ publisher.open(sys.argv[1])
 
 
 def test_a_socket_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """Without the right to connect nothing says whether it is served, so it is not replaced."""
+    """A socket that we have no right to connect to may be in use, so it is not replaced."""
     path = tmp_path / "s"
     left_behind(path)
     path.chmod(0)
@@ -199,7 +199,7 @@ def test_a_socket_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_one_of_many_that_start_at_once_gets_the_path(tmp_path: Path) -> None:
-    """Each finds a socket that nobody serves; exactly one replaces it, and the others are told."""
+    """Of many that start at once and find an unused socket, exactly one replaces it; the others fail."""
     rounds, children = 20, [Child("-c", BINDS) for _ in range(4)]
     try:
         for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Connections come and go, and leave nothing behind."""
+"""Connections that open and close leave no resources behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @every_kind
 @pytest_twisted.ensureDeferred
 async def test_cycles_of_open_and_close_leave_nothing(kind: str) -> None:
-    """No descriptor, thread, reader or call stays, and no more memory than a page here and there."""
+    """No descriptor, thread, reader or call is left, and memory does not grow."""
     before, after = await cycles(reactor, kind, 200)
     assert after.descriptors <= before.descriptors
     assert (after.threads, after.readers, after.calls) == (before.threads, before.readers, before.calls)
@@ -52,7 +52,7 @@ async def test_an_end_with_an_unreachable_peer_does_not_hang(kind: str) -> None:
 @every_kind
 @pytest_twisted.ensureDeferred
 async def test_a_failed_bind_that_is_remembered_holds_nothing(sockets: Sockets, kind: str) -> None:
-    """I keep the exception; the connection closes, and the context terminates."""
+    """With the exception kept, the connection still closes, and the context terminates."""
     taken, context = bound(sockets.raw(zmq.PUSH)), zmq.Context[Any]()
     connection = KINDS[kind](reactor, context=context)
     with pytest.raises(EndpointError, match="another program uses it") as caught:

@@ -1,4 +1,4 @@
-"""The connections of a socket, from events as libzmq has told them: recorded, not invented."""
+"""The connections of a socket, from recorded events of libzmq."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ADDRESS, NAME, OTHER, SIX = "tcp://127.0.0.1:5555", "tcp://localhost:5555", "tcp
 
 
 def told(links: Links, *events: tuple[str, str, int]) -> Link | None:
-    """Feed events, each of name, text and value; return what the last call returned."""
+    """Feed events, each with name, address and value; return the last result."""
     link = None
     for name, address, value in events:
         link = links.seen(SocketEvent(name, address, value))
@@ -17,7 +17,7 @@ def told(links: Links, *events: tuple[str, str, int]) -> Link | None:
 
 
 def dialled(*endpoints: str) -> Links:
-    """Links of a socket that connects to these."""
+    """Return the Links of a socket that connects to these endpoints."""
     links = Links()
     for endpoint in endpoints:
         links.dial(endpoint)
@@ -25,12 +25,12 @@ def dialled(*endpoints: str) -> Links:
 
 
 def up(text: str, fd: int) -> tuple[tuple[str, str, int], ...]:
-    """The events of a connection that begins."""
+    """Return the events of a connection that begins."""
     return ("connect_delayed", text, 115), ("connected", text, fd), ("handshake_succeeded", text, 0)
 
 
 def test_an_address_is_connected_from_its_handshake_to_its_end() -> None:
-    """A connection counts when its handshake is done, and no longer when it has ended; the next one has a new id."""
+    """A connection counts from its handshake to its end; the next one has a new id."""
     links = dialled(ADDRESS)
     link = told(links, *up(ADDRESS, 16)[:2])
     assert link is not None
@@ -45,7 +45,7 @@ def test_an_address_is_connected_from_its_handshake_to_its_end() -> None:
 
 
 def test_a_name_is_one_endpoint_under_both_its_texts() -> None:
-    """libzmq resolves the text after the first connection: the endpoint stays the one that I have dialled."""
+    """An endpoint with a host name is recognized when libzmq uses the resolved address."""
     links = dialled(NAME)
     first = told(links, *up(NAME, 16))
     assert first is not None
@@ -62,7 +62,7 @@ def test_a_name_is_one_endpoint_under_both_its_texts() -> None:
 
 
 def test_two_names_of_one_port_are_two_endpoints() -> None:
-    """Where both end, the first that was lost is the first that is tried, though both have the same text by then."""
+    """If two names with the same address end, the first to be lost is the first that is tried again."""
     links = dialled(NAME, OTHER)
     told(links, *up(NAME, 26)[:2], *up(OTHER, 27)[:2], *up(OTHER, 27)[2:])
     assert (links.connected(NAME), links.connected(OTHER)) == (False, True)
@@ -75,7 +75,7 @@ def test_two_names_of_one_port_are_two_endpoints() -> None:
 
 
 def test_a_resolved_text_tells_names_of_one_port_apart() -> None:
-    """Where the peer's address is known, an attempt is of the name that has it, not of the first that was lost."""
+    """If the address of the peer is known, an attempt belongs to the name with this address."""
     links = dialled(NAME, OTHER)
     first, second = told(links, *up(NAME, 26)), told(links, *up(OTHER, 27))
     assert first is not None
@@ -89,7 +89,7 @@ def test_a_resolved_text_tells_names_of_one_port_apart() -> None:
 
 
 def test_a_name_beside_its_own_address_takes_no_connection_of_it() -> None:
-    """I dial localhost and 127.0.0.1: the text of the second is that of the first, and each has its connection."""
+    """localhost and 127.0.0.1 as two endpoints: each has its own connection."""
     links = dialled(NAME, ADDRESS)
     told(links, *up(NAME, 26), *up(ADDRESS, 27), ("disconnected", NAME, 26))
     assert links.attempted(ADDRESS) == NAME
@@ -99,7 +99,7 @@ def test_a_name_beside_its_own_address_takes_no_connection_of_it() -> None:
 
 
 def test_an_address_of_version_6_is_one_of_its_own() -> None:
-    """Its colons are no port, and an IPv4 address of the same port is another endpoint."""
+    """The colons of an IPv6 address are no port; an IPv4 address with the same port is another endpoint."""
     links = dialled(SIX, ADDRESS)
     told(links, *up(SIX, 36))
     assert (links.connected(SIX), links.connected(ADDRESS)) == (True, False)
@@ -108,7 +108,7 @@ def test_an_address_of_version_6_is_one_of_its_own() -> None:
 
 
 def test_accepted_connections_are_counted_and_have_no_endpoint() -> None:
-    """Handshakes of a wildcard carry another text than what was accepted: the oldest that waits is the one."""
+    """The handshake of a wildcard address belongs to the oldest pending connection."""
     links = Links()
     first = told(links, ("listening", "tcp://0.0.0.0:5555", 9), ("accepted", "tcp://0.0.0.0:5555", 17))
     second = told(links, ("accepted", "tcp://0.0.0.0:5555", 18))
@@ -125,7 +125,7 @@ def test_accepted_connections_are_counted_and_have_no_endpoint() -> None:
 
 
 def test_a_handshake_is_that_of_the_endpoint_whose_text_it_has() -> None:
-    """The younger of two pending handshakes finishes first; an event that fits no pending one is ignored."""
+    """The younger of two pending handshakes may finish first; an event that fits none is ignored."""
     links = dialled(ADDRESS, SIX)
     first, second = told(links, *up(ADDRESS, 16)[:2]), told(links, *up(SIX, 17)[:2])
     assert first is not None
@@ -137,7 +137,7 @@ def test_a_handshake_is_that_of_the_endpoint_whose_text_it_has() -> None:
 
 
 def test_a_descriptor_that_is_used_again_is_another_connection() -> None:
-    """The number is the same, the id is not; it is doubtful until all has been read that the first may have left."""
+    """A reused descriptor gets a new id, and is doubtful until all messages of the old one are read."""
     links = dialled(ADDRESS)
     first = told(links, *up(ADDRESS, 16))
     told(links, ("disconnected", ADDRESS, 16))
@@ -155,7 +155,7 @@ def test_a_descriptor_that_is_used_again_is_another_connection() -> None:
 
 
 def test_an_end_that_was_not_told_leaves_nothing_behind() -> None:
-    """Two connections never have one descriptor, and an endpoint has one connection: the later one is true."""
+    """A new connection replaces an older one with the same descriptor or endpoint."""
     links = dialled(ADDRESS)
     told(links, *up(ADDRESS, 16), *up(ADDRESS, 17))
     assert (len(links), links.at(16)) == (1, None)
@@ -164,7 +164,7 @@ def test_an_end_that_was_not_told_leaves_nothing_behind() -> None:
 
 
 def test_what_is_taken_back_is_forgotten() -> None:
-    """A disconnected endpoint loses its connection without an event, and later events about it are ignored."""
+    """A disconnected endpoint loses its connection without an event, and later events are ignored."""
     links = dialled(ADDRESS, SIX)
     told(links, *up(ADDRESS, 16), *up(SIX, 17))
     links.hang_up(ADDRESS)

@@ -1,4 +1,4 @@
-"""Host names that have only IPv6 addresses are found, and all others are left as they are."""
+"""Host names that have only IPv6 addresses are detected; all others stay unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FOUR, SIX = socket.AF_INET, socket.AF_INET6
     ],
 )
 def test_the_host_name_of_an_endpoint_is_found(address: str, host: str | None) -> None:
-    """Only tcp has one, and an address of either version is none."""
+    """Only tcp endpoints have a host name, and an IPv4 or IPv6 address is none."""
     assert host_name(address) == host
 
 
@@ -45,7 +45,7 @@ def test_the_host_name_of_an_endpoint_is_found(address: str, host: str | None) -
     ("families", "only"), [([SIX], True), ([SIX, SIX], True), ([FOUR], False), ([SIX, FOUR], False), ([], False)]
 )
 def test_a_name_needs_ipv6_only_where_it_has_nothing_else(families: list[int], only: bool) -> None:
-    """For a name with both, libzmq would choose the IPv6 address, where the publisher may not listen."""
+    """A name with both kinds of addresses does not need IPv6: the publisher may not listen there."""
     asked: list[Any] = []
 
     def getaddrinfo(host: str, port: None, **options: Any) -> list[tuple[int, str]]:
@@ -58,7 +58,7 @@ def test_a_name_needs_ipv6_only_where_it_has_nothing_else(families: list[int], o
 
 @pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "no such name"), UnicodeError("label too long")])
 def test_a_name_that_cannot_be_resolved_may_be_later(error: Exception) -> None:
-    """It is neither one nor the other yet."""
+    """A name that can't be resolved is undecided."""
 
     def getaddrinfo(host: str, port: None, **options: Any) -> Any:
         raise error
@@ -67,7 +67,7 @@ def test_a_name_that_cannot_be_resolved_may_be_later(error: Exception) -> None:
 
 
 class Later:
-    """A reactor's clock that the test sets, and its way out of threads."""
+    """A reactor with a virtual clock and a stand-in for its threads."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -79,7 +79,7 @@ class Later:
 
 @pytest_twisted.ensureDeferred
 async def test_a_name_is_looked_up_again_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not within five seconds, not while the last look goes on, not when it is known or taken back."""
+    """No new look-up within five seconds, during another one, or after the name is known or disconnected."""
     answers: list[bool | None] = [None, True]
     looks: list[str] = []
     found: list[str] = []
@@ -157,7 +157,7 @@ reactor.run()
 
 @pytest.fixture
 def resolver(tmp_path: Path) -> Callable[[str | None], dict[str, str]]:
-    """Gives ``feed.test`` an address, or none, and returns the environment of a child that sees it."""
+    """Gives ``feed.test`` an address or none; returns the environment of a child process that sees it."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("no C compiler to build a resolver with, or not Linux")
@@ -185,7 +185,7 @@ def six(sockets: Any) -> tuple[Any, str]:
 
 @pytest.mark.parametrize("known", ["at once", "later"])
 def test_a_host_with_an_ipv6_address_only_is_connected(sockets: Any, resolver: Any, known: str) -> None:
-    """I subscribe at its name, also before the name is known; a name with an IPv4 address beside it keeps that."""
+    """A subscriber connects to an IPv6-only name, also one that is known later; names with IPv4 keep it."""
     (raw, port), other = six(sockets), sockets.raw(zmq.XPUB)
     local = bound(other).replace("127.0.0.1", "localhost")
     environment = resolver("::1" if known == "at once" else None)

@@ -1,4 +1,4 @@
-"""By which connection a message came."""
+"""The connection that delivered a message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Noted = tuple[bytes, int | None]
 
 @pytest.fixture
 def opened(sockets: Sockets) -> Iterator[Callable[..., SocketPair]]:
-    """Opens a transport that subscribes to all that these endpoints publish."""
+    """Open a transport that subscribes to all messages of these endpoints."""
     made: list[SocketPair] = []
 
     def make(drain: Callable[[SocketPair], Receive], *endpoints: str) -> SocketPair:
@@ -46,7 +46,7 @@ def opened(sockets: Sockets) -> Iterator[Callable[..., SocketPair]]:
 
 
 def noting(box: Mailbox[Noted], *, copy: bool = True) -> Callable[[SocketPair], Receive]:
-    """A drain that puts each message and the connection it came by into ``box``."""
+    """Return a drain that puts each message and the id of its connection into ``box``."""
 
     def of(transport: SocketPair) -> Receive:
         def drain(recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
@@ -60,7 +60,7 @@ def noting(box: Mailbox[Noted], *, copy: bool = True) -> Callable[[SocketPair], 
 
 
 def id_of(transport: SocketPair, endpoint: str) -> int:
-    """The id of the connection to ``endpoint``."""
+    """Return the id of the connection to ``endpoint``."""
     (found,) = (id for id in transport.links if transport.dialled(id) == endpoint)
     return found
 
@@ -68,7 +68,7 @@ def id_of(transport: SocketPair, endpoint: str) -> int:
 @pytest.mark.parametrize("copy", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_messages_of_two_publishers_are_told_apart(sockets: Sockets, opened: Any, copy: bool) -> None:
-    """While I listen closely each message has the connection of its publisher; before and after it has none."""
+    """While `listen_closely` is on, each message has the connection of its publisher; otherwise none."""
     raws = [sockets.raw(zmq.XPUB) for _ in range(2)]
     addresses = [bound(raw) for raw in raws]
     box = Mailbox[Noted]()
@@ -79,7 +79,7 @@ async def test_messages_of_two_publishers_are_told_apart(sockets: Sockets, opene
     ids = [id_of(transport, address) for address in addresses]
 
     async def one_of_each() -> list[Noted]:
-        await turn()  # out of the doRead that delivered the last one
+        await turn()  # leave the doRead that delivered the last message
         before = len(box.items)
         for raw, name in zip(raws, (b"first", b"second"), strict=True):
             raw.send(name)
@@ -101,7 +101,7 @@ async def test_messages_of_two_publishers_are_told_apart(sockets: Sockets, opene
 
 @pytest_twisted.ensureDeferred
 async def test_what_comes_over_inproc_has_no_connection(sockets: Sockets, opened: Any) -> None:
-    """It is delivered like any other, and nothing is heard by a connection; the endpoint counts as a peer."""
+    """A message over inproc is delivered without a connection, and the endpoint counts as a peer."""
     raw, box = sockets.raw(zmq.XPUB), Mailbox[Noted]()
     raw.bind("inproc://near")
     transport = opened(noting(box), "inproc://near")
@@ -115,12 +115,12 @@ async def test_what_comes_over_inproc_has_no_connection(sockets: Sockets, opened
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_that_came_back_is_known_from_its_first_message(sockets: Sockets, opened: Any) -> None:
-    """Whatever number the new connection has, and though its event may be unread when its message is."""
+    """The first message of a new connection is assigned to it, even if its event is unread."""
     address, box = free_endpoint(), Mailbox[Noted]()
     transport = opened(noting(box), address)
     transport.listen_closely(True)
     assert transport.sub is not None
-    transport.sub.subscribed = None  # a publisher that comes back so quickly would be left alone for a second
+    transport.sub.subscribed = None  # a publisher that returns too quickly would be paused for a second
     known: list[int] = []
     for number in range(1, 4):
         raw = sockets.raw(zmq.XPUB)
@@ -137,7 +137,7 @@ async def test_a_publisher_that_came_back_is_known_from_its_first_message(socket
 
 @pytest_twisted.ensureDeferred
 async def test_what_an_ended_connection_has_left_is_not_that_of_the_next(sockets: Sockets, opened: Any) -> None:
-    """While I pause, a publisher ends and another one comes: its first messages are not taken for the other's."""
+    """A publisher ends during a pause: its messages are not assigned to the next publisher."""
     address, box = free_endpoint(), Mailbox[Noted]()
     transport = opened(noting(box), address)
     transport.listen_closely(True)
@@ -158,7 +158,7 @@ async def test_what_an_ended_connection_has_left_is_not_that_of_the_next(sockets
 
 
 class Part:
-    """A part of a message, with the number of its connection's descriptor."""
+    """A part of a message, with the descriptor of its connection."""
 
     def __init__(self, fd: int) -> None:
         self.bytes = b"x"
@@ -170,7 +170,7 @@ class Part:
 
 
 def test_the_number_of_an_ended_connection_is_doubtful_until_all_is_read() -> None:
-    """Parts of the old connection wait, and the new one has its number: it is heard, but nothing came by it yet."""
+    """While old parts wait, a new connection with the same descriptor is heard, but is not the origin."""
     from zroute.sockets.events import SocketEvent
 
     links, waiting = Links(), [Part(7), Part(7)]

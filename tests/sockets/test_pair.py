@@ -1,4 +1,4 @@
-"""The transport of an app, and the context it shares: what is opened is closed, whatever happens between."""
+"""The sockets of an app and the context they share: each open socket is closed, even after errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zroute.sockets.pair import SharedContext, SocketPair
 
 
 def transport(context: SharedContext, *, sub: Any = (), pub: Any = ()) -> SocketPair:
-    """A transport that subscribes and publishes at these endpoints."""
+    """Return a transport that subscribes and publishes at these endpoints."""
     return SocketPair(
         reactor,
         context,
@@ -40,20 +40,20 @@ def transport(context: SharedContext, *, sub: Any = (), pub: Any = ()) -> Socket
 
 @pytest.fixture
 def context() -> Iterator[SharedContext]:
-    """A context of this test's own, which must be given back in the end."""
+    """A context of this test, which must have no users at the end."""
     shared = SharedContext()
     yield shared
     assert shared._users == 0
 
 
 def terminating() -> bool:
-    """Whether a context is being terminated now."""
+    """Return True while a context is being terminated."""
     return any(thread.name == "zroute-term" for thread in threading.enumerate())
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_i_listen_to_is_received_and_what_i_leave_is_not(context: SharedContext) -> None:
-    """listen replaces the subscriptions: new ones begin, those no longer named end, the others go on."""
+    """`subscribe` replaces the subscriptions: new ones begin, removed ones end, the others stay."""
     box, both = Mailbox[bytes](), transport(context, sub="inproc://x", pub="inproc://x")
     both.open(into(box))
     publisher, changes = both.pub, Mailbox[tuple[bytes, bool]]()
@@ -72,7 +72,7 @@ async def test_what_i_listen_to_is_received_and_what_i_leave_is_not(context: Sha
 
 @pytest_twisted.ensureDeferred
 async def test_one_side_alone_opens_one_socket(context: SharedContext) -> None:
-    """Who only publishes has no SUB socket, and listening is nothing then; and the other way round."""
+    """An app that only publishes has no SUB socket, and an app that only subscribes has no XPUB socket."""
     writer, reader = transport(context, pub=free_endpoint()), transport(context, sub=free_endpoint())
     for one in (writer, reader):
         one.open(into(Mailbox[bytes]()))
@@ -84,7 +84,7 @@ async def test_one_side_alone_opens_one_socket(context: SharedContext) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_failed_start_that_is_remembered_leaves_nothing_open(sockets: Sockets, context: SharedContext) -> None:
-    """I can keep the exception of a port in use: socket, context and thread are gone all the same."""
+    """After a failed start no socket, context or thread is left, even if the exception is kept."""
     address = bound(sockets.raw(zmq.XPUB))
     kept = []
     for _ in range(3):
@@ -97,7 +97,7 @@ async def test_a_failed_start_that_is_remembered_leaves_nothing_open(sockets: So
 
 @pytest_twisted.ensureDeferred
 async def test_a_thousand_starts_leave_no_descriptor_behind(context: SharedContext) -> None:
-    """Opening and closing a thousand times, in one context and in new ones, costs nothing that stays."""
+    """Opening and closing a thousand times leaves no descriptor, in one context and in new ones."""
     names = count()
     folder = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
 
@@ -127,7 +127,7 @@ async def test_a_thousand_starts_leave_no_descriptor_behind(context: SharedConte
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_does_not_wait_for_publishers_that_are_away(context: SharedContext) -> None:
-    """With the publisher unreachable, and thousands of subscriptions unsent, closing ends at once."""
+    """With an unreachable publisher and thousands of unsent subscriptions, closing ends at once."""
     reader = transport(context, sub=free_endpoint())
     reader.open(into(Mailbox[bytes]()))
     reader.subscribe(b"%d" % number for number in range(5000))
@@ -140,7 +140,7 @@ async def test_a_stop_does_not_wait_for_publishers_that_are_away(context: Shared
 async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
     sockets: Sockets, context: SharedContext, way: Way
 ) -> None:
-    """A subscriber that reads nothing keeps a publisher for its linger and no longer; never for ever."""
+    """A subscriber that reads nothing delays a publisher's end for the linger at most."""
     joined: Deferred[None] = Deferred()
     writer = transport(context, pub=way.wildcard)
     writer.open(into(Mailbox[bytes]()))
@@ -160,7 +160,7 @@ async def test_a_stop_waits_no_longer_than_its_linger_for_a_frozen_subscriber(
 
 @pytest_twisted.ensureDeferred
 async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context: SharedContext, way: Way) -> None:
-    """Closing flushes: 9,000 messages of 1 KiB, sent just before, are all received."""
+    """9,000 messages of 1 KiB, sent just before the close, are all received."""
     joined: Deferred[None] = Deferred()
     writer = transport(context, pub=way.wildcard)
     writer.open(into(Mailbox[bytes]()))
@@ -180,7 +180,7 @@ async def test_what_was_sent_before_the_close_arrives(sockets: Sockets, context:
 
 @pytest_twisted.ensureDeferred
 async def test_a_shared_context_lives_as_long_as_one_uses_it(context: SharedContext) -> None:
-    """The last one terminates it, and the next one starts anew."""
+    """The last user terminates the context, and the next one gets a new one."""
     first = context.acquire()
     assert context.acquire() is first
     await context.release(reactor)
@@ -194,7 +194,7 @@ async def test_a_shared_context_lives_as_long_as_one_uses_it(context: SharedCont
 
 @pytest_twisted.ensureDeferred
 async def test_a_context_of_my_own_is_never_terminated() -> None:
-    """What I gave stays mine."""
+    """zroute does not terminate a context that the program has passed."""
     mine: zmq.Context[Any] = zmq.Context()
     shared = SharedContext(mine)
     assert shared.acquire() is mine
@@ -207,7 +207,7 @@ async def test_a_context_of_my_own_is_never_terminated() -> None:
 async def test_a_context_that_does_not_terminate_is_said(
     context: SharedContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A socket that somebody left open is a line in the log, not a silent hang."""
+    """A context that can't terminate because of an open socket is a log line, not a silent hang."""
     monkeypatch.setattr(module, "LINGER_DRAIN", -1990)
     left = context.acquire().socket(zmq.PUB)
     done = context.release(reactor)
@@ -219,7 +219,7 @@ async def test_a_context_that_does_not_terminate_is_said(
 
 
 def test_an_old_libzmq_is_refused_with_what_to_do() -> None:
-    """Where the installed libzmq is too old, I am told so at the import, not by lost subscriptions."""
+    """An old libzmq raises ImportError with the remedy, instead of losing subscriptions."""
     program = "import zmq; zmq.zmq_version_info = lambda: (4, 3, 4); import zroute.sockets.connection"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
@@ -231,7 +231,7 @@ def test_an_old_libzmq_is_refused_with_what_to_do() -> None:
 async def test_who_is_silent_is_named_by_endpoint_also_where_it_is_a_host_name(
     sockets: Sockets, context: SharedContext
 ) -> None:
-    """A publisher that came back under its resolved address is connected at the name that I gave."""
+    """A publisher that reconnects under its resolved address counts as connected at its host name."""
     address, absent = free_endpoint(), free_endpoint()
     name = address.replace("127.0.0.1", "localhost")
     reader, connected = transport(context, sub=[name, absent]), Mailbox[int]()
@@ -253,7 +253,7 @@ async def test_who_is_silent_is_named_by_endpoint_also_where_it_is_a_host_name(
 
 @pytest_twisted.ensureDeferred
 async def test_subscribing_again_is_told_to_publishers(sockets: Sockets, context: SharedContext) -> None:
-    """Each prefix that I subscribe to is withdrawn and subscribed in one go; others are left alone."""
+    """`resubscribe` withdraws and subscribes to each prefix at once; other prefixes are not affected."""
     raw = sockets.raw(zmq.XPUB)
     reader = transport(context, sub=bound(raw))
     reader.open(into(Mailbox[bytes]()))

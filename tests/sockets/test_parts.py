@@ -1,4 +1,4 @@
-"""Messages of parts: what is sent, what can't be, and what becomes of a handler's failure."""
+"""Messages of parts: sending, refused messages, and failures of handlers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def pair(sockets: Sockets, on_message: Any, **options: Any) -> tuple[PushC
 
 @pytest_twisted.ensureDeferred
 async def test_the_parts_of_a_message_stay_together(sockets: Sockets) -> None:
-    """What I send as three parts is one message of three parts; bytes-like parts are as good as bytes."""
+    """Three parts are sent as one message of three parts; bytes-like parts are allowed."""
     box = Mailbox[list[bytes]]()
     push, pull = await pair(sockets, box.put)
     push.send(b"one")
@@ -47,7 +47,7 @@ async def test_the_parts_of_a_message_stay_together(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_text_is_refused_at_the_caller_and_leaves_nothing_behind(sockets: Sockets) -> None:
-    """A str part is a TypeError, no half of the message travels, and the next one arrives whole."""
+    """A str part is a TypeError; no part of the message is sent, and the next message arrives whole."""
     box = Mailbox[list[bytes]]()
     push, _pull = await pair(sockets, box.put)
     for parts in (("text",), (b"a", "text"), (b"a", "text", b"c")):
@@ -59,7 +59,7 @@ async def test_text_is_refused_at_the_caller_and_leaves_nothing_behind(sockets: 
 
 @pytest_twisted.ensureDeferred
 async def test_the_number_of_parts_is_bounded_on_both_sides(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """Too many are a ValueError where they are sent, and logged and counted where they arrive all the same."""
+    """Too many parts are a ValueError at the sender, and are logged and counted at the receiver."""
     box = Mailbox[list[bytes]]()
     push, pull = await pair(sockets, box.put)
     for parts in ([], [b""] * (MAX_PARTS + 1)):
@@ -76,7 +76,7 @@ async def test_the_number_of_parts_is_bounded_on_both_sides(sockets: Sockets, ca
 
 @pytest_twisted.ensureDeferred
 async def test_what_nobody_takes_is_an_error_at_the_sender(sockets: Sockets) -> None:
-    """With nobody there, and with a full queue, send raises; when_writable says when to go on; nothing is lost."""
+    """Without a peer, and with a full queue, send raises; when_writable fires later; no message is lost."""
     push = sockets.make(PushConnection, sndhwm=1)
     address = push.open("inproc://jobs")
     with pytest.raises(HighWaterMarkError, match=r"PushConnection inproc://jobs: no peer is connected, or the queues"):
@@ -89,7 +89,7 @@ async def test_what_nobody_takes_is_an_error_at_the_sender(sockets: Sockets) -> 
     sent = 0
     while push.try_send([b"%d" % sent]):
         sent += 1
-    assert sent == 2  # inproc has one queue, as long as both marks together
+    assert sent == 2  # inproc has one queue, with the length of both marks together
     writable = push.when_writable()
     pull.resume()
     await writable
@@ -117,7 +117,7 @@ async def test_a_sender_that_waits_can_give_up_or_is_told_of_the_end(sockets: So
 
 @pytest_twisted.ensureDeferred
 async def test_a_waiting_sender_does_not_keep_the_reactor_busy(sockets: Sockets) -> None:
-    """Waiting costs nothing: the socket is looked at when something happens, not all the time."""
+    """A waiting sender does not poll: the socket is looked at only when its descriptor signals."""
     dealer = sockets.make(DealerConnection, list)
     dealer.open("connect:" + free_endpoint())
     looks = []
@@ -133,7 +133,7 @@ async def test_a_waiting_sender_does_not_keep_the_reactor_busy(sockets: Sockets)
 
 @pytest_twisted.ensureDeferred
 async def test_a_failing_handler_is_logged_and_counted(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """What it raises, what its Deferred or coroutine fails with: never lost, and the next message is handled."""
+    """Errors of a handler, its Deferred or its coroutine are logged, and the next message is handled."""
     box = Mailbox[bytes]()
 
     async def later() -> None:
@@ -161,7 +161,7 @@ async def test_a_failing_handler_is_logged_and_counted(sockets: Sockets, caplog:
 
 @pytest_twisted.ensureDeferred
 async def test_failures_by_the_thousand_do_not_fill_the_log(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """Five in full, the number of the others when the connection is closed at the latest; all are counted."""
+    """Five failures are logged in full, the number of the others by the close; all are counted."""
     box = Mailbox[list[bytes]]()
 
     def handle(parts: list[bytes]) -> None:
@@ -180,7 +180,7 @@ async def test_failures_by_the_thousand_do_not_fill_the_log(sockets: Sockets, ca
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_close_its_own_connection(sockets: Sockets) -> None:
-    """It gets no further message, and nothing breaks."""
+    """A handler that closes its connection gets no further message."""
     box = Mailbox[list[bytes]]()
 
     def handle(parts: list[bytes]) -> None:
@@ -199,7 +199,7 @@ async def test_a_handler_may_close_its_own_connection(sockets: Sockets) -> None:
 async def test_a_giant_part_cuts_the_connection_which_comes_back(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A part over maxmsgsize does not fill my memory; it is said, and the sender is connected to again."""
+    """A part over maxmsgsize cuts the connection, which is logged, and is made again."""
     box, raw = Mailbox[list[bytes]](), sockets.raw(zmq.PUSH)
     pull = sockets.make(PullConnection, box.put, maxmsgsize=1000)
     pull.open("connect:" + bound(raw))
@@ -233,7 +233,7 @@ EVERY_OPTION: dict[str, Any] = {
 
 @pytest_twisted.ensureDeferred
 async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
-    """What I give as a keyword is what the socket has; and there is no keyword that is not tried here."""
+    """Each keyword sets its option of the socket, and the test covers all keywords."""
     dealer = sockets.make(DealerConnection, list, **EVERY_OPTION)
     found = {name: dealer._socket.get(getattr(zmq.SocketOption, name.upper())) for name in EVERY_OPTION}
     assert found == EVERY_OPTION
@@ -242,14 +242,14 @@ async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
 
 @pytest.mark.parametrize("kind", [PullConnection, DealerConnection])
 def test_an_option_that_ends_the_process_is_refused(kind: type[PullConnection] | type[DealerConnection]) -> None:
-    """libzmq aborts over a lost connection with IMMEDIATE while a message is read: the error says so at my line."""
+    """IMMEDIATE on a socket that reads is a TypeError at the caller's line, since libzmq could abort."""
     with pytest.raises(TypeError, match=f"immediate=1 is for sockets that only send, and this is a {kind.__name__}"):
         kind(reactor, list, immediate=1)
 
 
 @pytest_twisted.ensureDeferred
 async def test_another_thread_is_told_and_the_connection_goes_on(sockets: Sockets) -> None:
-    """A send from a thread would end the process; it raises there, says what to do, and nothing is broken."""
+    """A send on another thread raises an error with the remedy, and the connection still works."""
     box = Mailbox[list[bytes]]()
     push, _pull = await pair(sockets, box.put)
     req = sockets.make(ReqConnection)
@@ -263,12 +263,12 @@ async def test_another_thread_is_told_and_the_connection_goes_on(sockets: Socket
 
 @pytest_twisted.ensureDeferred
 async def test_a_forked_child_is_told(sockets: Sockets) -> None:
-    """Its message would vanish: the error names the fork, and the parent's connection works on."""
+    """A send in a forked child raises an error that names the fork; the parent's connection still works."""
     box = Mailbox[list[bytes]]()
     push, _pull = await pair(sockets, box.put)
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+        warnings.simplefilter("ignore", DeprecationWarning)  # the warning of Python 3.12 about forks with threads
         child = os.fork()
     if not child:
         try:
@@ -286,7 +286,7 @@ async def test_a_forked_child_is_told(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_pause_its_own_connection(sockets: Sockets) -> None:
-    """It gets no further message until I resume, and then the next one, so that I can work on one at a time."""
+    """A handler that pauses after each message gets the next one after resume."""
     box = Mailbox[list[bytes]]()
 
     def one(parts: list[bytes]) -> None:

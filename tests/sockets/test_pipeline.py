@@ -1,4 +1,4 @@
-"""PUSH and PULL: every job is done once."""
+"""PUSH and PULL: each job is done once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zroute.sockets.pipeline import PullConnection, PushConnection
 
 @pytest_twisted.ensureDeferred
 async def test_every_job_goes_to_one_worker(sockets: Sockets, way: Way) -> None:
-    """10,000 jobs for three workers, one of them plain pyzmq's: each is done once, and each has its share."""
+    """10,000 jobs for three workers, one of plain pyzmq: each job is done once, and all workers share."""
     box = Mailbox[tuple[int, bytes]]()
     push = sockets.make(PushConnection)
     address = way.to(push.open(way.wildcard))
@@ -40,7 +40,7 @@ async def test_every_job_goes_to_one_worker(sockets: Sockets, way: Way) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_both_sides_bind_and_connect_as_i_say(sockets: Sockets, way: Way) -> None:
-    """A sink that binds collects from a PUSH of zroute and from one of pyzmq."""
+    """A PULL that binds collects from a PUSH of zroute and from one of pyzmq."""
     box = Mailbox[list[bytes]]()
     sink = sockets.make(PullConnection, box.put)
     address = way.to(sink.open(f"bind:{way.wildcard}"))
@@ -56,7 +56,7 @@ async def test_both_sides_bind_and_connect_as_i_say(sockets: Sockets, way: Way) 
 
 @pytest_twisted.ensureDeferred
 async def test_one_connection_has_several_endpoints(sockets: Sockets) -> None:
-    """Bound and connected ones mixed; each can be taken back by the address that open returned."""
+    """A connection mixes bound and connected endpoints; each can be closed by the result of open."""
     box = Mailbox[list[bytes]]()
     pull, bound_push, raw = sockets.make(PullConnection, box.put), sockets.make(PushConnection), sockets.raw(zmq.PUSH)
     here, there = pull.open("bind:tcp://127.0.0.1:*"), pull.open(bound(raw))
@@ -75,7 +75,7 @@ async def test_one_connection_has_several_endpoints(sockets: Sockets) -> None:
     def free() -> bool:
         try:
             other.bind(here)
-        except zmq.ZMQError:  # libzmq's own thread has not closed it yet
+        except zmq.ZMQError:  # libzmq's own thread may not have closed it yet
             return False
         return True
 

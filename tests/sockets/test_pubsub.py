@@ -1,4 +1,4 @@
-"""PUB, SUB, XPUB and XSUB by themselves, without an app."""
+"""PUB, SUB, XPUB and XSUB without an app."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from zroute.sockets.pubsub import PubConnection, SubConnection, XPubConnection, 
 
 @pytest_twisted.ensureDeferred
 async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets, way: Way) -> None:
-    """One part or several; what has another prefix does not arrive; subscriptions are counted."""
+    """A SUB receives messages with its prefix, of one or several parts; subscriptions are counted."""
     box = Mailbox[list[bytes]]()
     pub, sub = sockets.make(PubConnection), sockets.make(SubConnection, box.put)
     sub.open(way.to(pub.open(way.wildcard)))
     sub.subscribe(b"a")
     sub.subscribe(b"a")
     sub.unsubscribe(b"a")
-    while not box.items:  # PUB does not say when a subscription has arrived
+    while not box.items:  # PUB does not report when a subscription has arrived
         pub.send(b"a0")
         await deferLater(reactor, 0.001)
     before = len(box.items)
@@ -36,7 +36,7 @@ async def test_a_pub_is_heard_by_who_subscribes(sockets: Sockets, way: Way) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Sockets, way: Way) -> None:
-    """An XPUB tells of both, and what is no subscription goes to its on_message."""
+    """An XPUB reports subscriptions of an XSUB, and passes its other messages to on_message."""
     changes, others, box = Mailbox[tuple[bytes, bool]](), Mailbox[list[bytes]](), Mailbox[list[bytes]]()
     xpub = sockets.make(XPubConnection, lambda prefix, there: changes.put((prefix, there)), others.put)
     xsub = sockets.make(XSubConnection, box.put)
@@ -55,7 +55,7 @@ async def test_an_xsub_subscribes_by_messages_and_can_send_others(sockets: Socke
 
 @pytest_twisted.ensureDeferred
 async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets, way: Way) -> None:
-    """What subscribers ask for is passed up, what publishers send is passed down."""
+    """A proxy passes subscriptions up and messages down."""
     box, publisher = Mailbox[list[bytes]](), sockets.raw(zmq.XPUB)
     front = sockets.make(XSubConnection, lambda parts: back.send(*parts))
     back = sockets.make(XPubConnection, lambda prefix, there: (front.subscribe if there else front.unsubscribe)(prefix))
@@ -70,7 +70,7 @@ async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets, way: Way) -> N
 
 
 def cuts(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The lines that say that a connection is cut."""
+    """Return the log lines about connections that were cut."""
     return [record.getMessage() for record in caplog.records if "is cut" in record.getMessage()]
 
 
@@ -78,9 +78,9 @@ def cuts(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The peer subscribes to too much by a connection of mine: I make the next one after a second, and cut it again.
+    """A connecting publisher cuts a greedy subscriber, and reconnects after a second to cut it again.
 
-    Each return is logged, and so is that nobody answers after the last cut.
+    Each return is logged, and so is the absence after the last cut.
     """
     caplog.set_level(logging.INFO, "zroute.sockets")
     told = list[tuple[bytes, bool]]()
@@ -90,7 +90,7 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     pub.open(f"connect:{address}")
     for number in range(300):
         peer.send(b"\1topic.number.%06d" % number)
-    await turns(lambda: peer.poll(0) or pub._resting)  # libzmq sends what is asked for in a call of the peer's
+    await turns(lambda: peer.poll(0) or pub._resting)  # libzmq sends subscriptions in a later call on the peer's socket
     assert len(cuts(caplog)) == 1
     assert f"the connection of {address} is cut" in cuts(caplog)[0]
     assert "max_subscription_bytes=4,096" in cuts(caplog)[0]
@@ -109,7 +109,7 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
 
 @pytest_twisted.ensureDeferred
 async def test_a_connection_that_is_being_left_alone_can_be_taken_back(sockets: Sockets) -> None:
-    """While a publisher waits to connect again, `disconnect` ends that, and so does `close`."""
+    """`disconnect` and `close` end the pause of a publisher that waits to reconnect."""
     pub, peer = sockets.pub(), sockets.raw(zmq.XSUB)
     pub.limit_subscriptions(4096)
     address = bound(peer)
@@ -124,7 +124,7 @@ async def test_a_connection_that_is_being_left_alone_can_be_taken_back(sockets: 
 
 @pytest_twisted.ensureDeferred
 async def test_peers_of_this_process_have_no_limit(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """Over inproc there is no descriptor to tell connections apart, and no stranger."""
+    """Peers over inproc have no limit: they are in this process, and have no descriptors."""
     pub, peer = sockets.pub(), sockets.raw(zmq.XSUB)
     pub.limit_subscriptions(4096)
     pub.open("inproc://limits")
@@ -137,7 +137,7 @@ async def test_peers_of_this_process_have_no_limit(sockets: Sockets, caplog: pyt
 
 @pytest_twisted.ensureDeferred
 async def test_a_peer_that_changes_its_mind_all_the_time_holds_up_no_other(sockets: Sockets) -> None:
-    """It subscribes to one prefix, withdraws it, and sends messages of its own: nothing of that piles up here."""
+    """A peer that subscribes, unsubscribes and sends messages in turn fills no queue here."""
     told, waiting = set[tuple[bytes, bool]](), list[int]()
     pub, peer, honest = sockets.pub(lambda prefix, there: told.add((prefix, there))), *map(sockets.raw, [zmq.XSUB] * 2)
     pub.limit_subscriptions(4096)
@@ -161,7 +161,7 @@ async def test_a_peer_that_changes_its_mind_all_the_time_holds_up_no_other(socke
 
 @pytest_twisted.ensureDeferred
 async def test_what_comes_and_goes_is_told_as_it_is_in_the_end(sockets: Sockets) -> None:
-    """Both of a prefix that comes and goes may be left out; one that comes again is told of: it may be a marker."""
+    """A short-lived subscription may go unreported; one that returns is reported: it may be a marker."""
     told = list[tuple[bytes, bool]]()
     pub, peer = sockets.pub(lambda prefix, there: told.append((prefix, there))), sockets.raw(zmq.XSUB)
     pub.limit_subscriptions(4096)
@@ -182,7 +182,7 @@ async def test_what_comes_and_goes_is_told_as_it_is_in_the_end(sockets: Sockets)
 async def test_connections_that_i_end_by_an_endpoint_leave_no_account_behind(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By `unbind` and by `disconnect`, of whose connections libzmq tells no end; one of them is being cut."""
+    """`unbind` and `disconnect` remove the accounts of connections, also of one that is being cut."""
     pub, *peers = sockets.pub(), *map(sockets.raw, [zmq.XSUB] * 3)
     pub.limit_subscriptions(4096)
     bind, connect = pub.open("tcp://127.0.0.1:*"), bound(peers[1])

@@ -1,4 +1,4 @@
-"""The tests of this folder, and those of the service, once on each of Twisted's reactors."""
+"""Run the tests of this folder and of the service on each of Twisted's reactors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REACTORS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(REACTORS) if THOROUGH else ["asyncio"])
 def test_everything_works_on_this_reactor(name: str) -> None:
-    """Whichever reactor my program runs, messages arrive, nothing stalls and nothing is left behind."""
+    """On each reactor, messages arrive without a stall, and no resources are left."""
     from twisted.internet import reactor
 
     if type(reactor).__name__ == REACTORS[name]:

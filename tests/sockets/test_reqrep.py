@@ -1,4 +1,4 @@
-"""Requests over real sockets: to servers of every kind, from clients of every kind, and with nobody there."""
+"""Requests over real sockets, with servers and clients of each kind, and without a server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from zroute.sockets.reqrep import RepConnection, ReqConnection, Request
 
 
 def echo(request: Request) -> None:
-    """Reply with what was asked."""
+    """Reply with the parts of the request."""
     request.reply(*request.parts)
 
 
 @pytest_twisted.ensureDeferred
 async def test_many_requests_are_under_way_and_each_gets_its_reply(sockets: Sockets, way: Way) -> None:
-    """A thousand at once, answered in another order than they were asked."""
+    """A thousand requests at once get their replies, which the server sends in another order."""
     held: list[Request] = []
 
     def later(request: Request) -> None:
@@ -47,7 +47,7 @@ async def test_many_requests_are_under_way_and_each_gets_its_reply(sockets: Sock
 
 @pytest_twisted.ensureDeferred
 async def test_plain_sockets_may_be_on_the_other_side(sockets: Sockets) -> None:
-    """A REP and a REQ of pyzmq, which know nothing of us."""
+    """A REP and a REQ of pyzmq can be the other side."""
     raw_rep, raw_req = sockets.raw(zmq.REP), sockets.raw(zmq.REQ)
     req, rep = sockets.make(ReqConnection), sockets.make(RepConnection, echo)
     req.open(bound(raw_rep))
@@ -62,7 +62,7 @@ async def test_plain_sockets_may_be_on_the_other_side(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_requests_with_nobody_there_leave_nothing(sockets: Sockets, way: Way) -> None:
-    """10,000 time out or are cancelled; a server that starts then gets the one that is still wanted, and no other."""
+    """10,000 requests time out or are cancelled; a later server gets only the request still waited for."""
     meeting, req, asked = way.meeting(), sockets.make(ReqConnection), Mailbox[bytes]()
     req.open(meeting.connect)
     errors: list[str] = []
@@ -88,7 +88,7 @@ async def test_requests_with_nobody_there_leave_nothing(sockets: Sockets, way: W
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_reads_nothing_later_finds_a_window(sockets: Sockets) -> None:
-    """It is connected and stopped; 1,000 requests time out; when it wakes up there are 64, not 1,000."""
+    """A stopped server that wakes after 1,000 timeouts finds 64 requests, not 1,000."""
     raw, req = sockets.raw(zmq.ROUTER), sockets.make(ReqConnection)
     req.open(bound(raw))
     replies = [req.request(b"%d" % number, timeout=0.3) for number in range(1000)]
@@ -104,12 +104,12 @@ async def test_a_server_that_reads_nothing_later_finds_a_window(sockets: Sockets
 
 @pytest_twisted.ensureDeferred
 async def test_one_silent_server_does_not_hold_up_the_other(sockets: Sockets) -> None:
-    """Two servers, one of which never answers: nearly all requests are answered by the other."""
+    """With two servers, one of them silent, the other answers nearly all requests."""
     raw, rep, req = sockets.raw(zmq.ROUTER), sockets.make(RepConnection, echo), sockets.make(ReqConnection)
     for address in (bound(raw), rep.open("tcp://127.0.0.1:*")):
         req.open(address)
     served = Mailbox[Any]()
-    while not served.items:  # until both are connected
+    while not served.items:  # wait until both are connected
         req.request(b"x", timeout=0.1).addCallbacks(served.put, lambda _: None)
         await deferLater(reactor, 0.01)
     ended = await DeferredList([req.request(b"x", timeout=3.0) for _ in range(1000)], consumeErrors=True)
@@ -118,7 +118,7 @@ async def test_one_silent_server_does_not_hold_up_the_other(sockets: Sockets) ->
 
 @pytest_twisted.ensureDeferred
 async def test_what_a_server_had_is_lost_with_it(sockets: Sockets, way: Way) -> None:
-    """It closes: its requests fail at once and say where; a new server on the address is asked again."""
+    """Requests of a server that closes fail at once and name it; a new server there gets new requests."""
     meeting, req, held = way.meeting(), sockets.make(ReqConnection), Mailbox[Request]()
     first = sockets.make(RepConnection, held.put)
     first.open("bind:" + meeting.bind)
@@ -134,14 +134,14 @@ async def test_what_a_server_had_is_lost_with_it(sockets: Sockets, way: Way) -> 
         try:
             second.open("bind:" + meeting.bind)
             break
-        except EndpointError:  # libzmq's own thread has not closed the first yet
+        except EndpointError:  # libzmq's own thread may not have closed the first yet
             await deferLater(reactor, 0.01)
     assert await again == [b"y"]
 
 
 @pytest_twisted.ensureDeferred
 async def test_servers_that_answer_and_go_leave_no_request_without_an_end(sockets: Sockets) -> None:
-    """Each has its reply, or is told to be lost; and libzmq, which could abort over it, lets the process live."""
+    """Each request to a server that answers and exits is answered or lost, and libzmq does not abort."""
     for _ in range(100):
         raw, req = sockets.raw(zmq.ROUTER), sockets.make(ReqConnection)
         req.open(bound(raw))
@@ -161,7 +161,7 @@ def _answer_and_go(raw: Any, requests: int) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_address_of_a_server_can_be_taken_back(sockets: Sockets, way: Way) -> None:
-    """What it was asked fails, the others go on, and an address that is not open says so."""
+    """Disconnecting a server fails its requests, not the others; an address that is not open is an error."""
     raw, rep, req = sockets.raw(zmq.ROUTER), sockets.make(RepConnection, echo), sockets.make(ReqConnection)
     silent = req.open(bound(raw))
     lost = req.request(b"x", timeout=None)
@@ -178,7 +178,7 @@ async def test_the_address_of_a_server_can_be_taken_back(sockets: Sockets, way: 
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_may_bind(sockets: Sockets) -> None:
-    """Servers that connect to it share its requests."""
+    """Servers that connect to a bound client share its requests."""
     asked, req = Mailbox[int](), sockets.make(ReqConnection)
     address = req.open("bind:tcp://127.0.0.1:*")
     for number in range(2):
@@ -196,7 +196,7 @@ async def test_a_client_may_bind(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_mistake_is_told_at_my_line(sockets: Sockets) -> None:
-    """No part, too many, text; an unknown option; a request after the end."""
+    """Wrong parts, an unknown option, and a request after the close raise errors at the caller."""
     req = sockets.make(ReqConnection)
     with pytest.raises(ValueError, match=f"a request has 1 to {MAX_PARTS - 2} parts, not 0"):
         req.request()
@@ -222,7 +222,7 @@ async def test_a_mistake_is_told_at_my_line(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_no_reply_says_how_long_was_waited(sockets: Sockets) -> None:
-    """The error is a TimeoutError and asks what I would look at first."""
+    """A timeout is a TimeoutError that names the seconds and what to check."""
     req = sockets.make(ReqConnection)
     with pytest.raises(RequestTimeoutError, match=r"no reply within 0\.01 s: check that the server is running"):
         await req.request(b"x", timeout=0.01)
@@ -231,7 +231,7 @@ async def test_no_reply_says_how_long_was_waited(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_request_is_answered_once(sockets: Sockets, way: Way) -> None:
-    """A second reply is an error of the server's own, logged and counted, and the client sees one."""
+    """A second reply is an error in the server, logged and counted; the client gets one reply."""
 
     def twice(request: Request) -> None:
         echo(request)
@@ -247,7 +247,7 @@ async def test_a_request_is_answered_once(sockets: Sockets, way: Way) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_reply_that_is_text_by_mistake_can_be_given_again(sockets: Sockets) -> None:
-    """The error names the mistake, and the handler that catches it still answers: its client does not wait in vain."""
+    """After a TypeError for a str part, the handler can still reply."""
 
     def answer(request: Request) -> None:
         with pytest.raises(TypeError, match="bytes-like object is required, not 'str'"):
@@ -261,7 +261,7 @@ async def test_a_reply_that_is_text_by_mistake_can_be_given_again(sockets: Socke
 
 @pytest_twisted.ensureDeferred
 async def test_a_reply_after_the_close_says_so(sockets: Sockets) -> None:
-    """My coroutine ends after the server was closed: the error is zroute's, and names it."""
+    """A reply after the server was closed raises zroute's own error with the name of the connection."""
     asked = Mailbox[Request]()
     rep, req = sockets.make(RepConnection, asked.put), sockets.make(ReqConnection)
     req.open(bound(rep))
@@ -274,7 +274,7 @@ async def test_a_reply_after_the_close_says_so(sockets: Sockets) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_reply_to_a_client_that_has_gone_is_counted(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing raises in the server, and the next client is answered."""
+    """A reply to a disconnected client is counted without an error, and the next client is answered."""
     held, raw = Mailbox[Request](), sockets.raw(zmq.DEALER)
     rep = sockets.make(RepConnection, held.put)
     address = rep.open("tcp://127.0.0.1:*")
@@ -293,7 +293,7 @@ async def test_a_reply_to_a_client_that_has_gone_is_counted(sockets: Sockets, ca
             return True
         return False
 
-    await turns(away)  # libzmq tells of it a little before it takes the client from the socket
+    await turns(away)  # libzmq reports the end shortly before it removes the client from the socket
     request.reply(b"too late")
     assert rep.undelivered == 1
     assert "a reply was not delivered" in caplog.text
@@ -307,7 +307,7 @@ async def test_a_reply_to_a_client_that_has_gone_is_counted(sockets: Sockets, ca
 async def test_a_server_that_fails_over_a_request_answers_the_next(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At once, in a Deferred, in a coroutine: logged, counted, and the client times out."""
+    """Errors of a server's handler are logged and counted, and the client's request times out."""
 
     async def coroutine() -> None:
         await succeed(None)
@@ -333,7 +333,7 @@ async def test_a_server_that_fails_over_a_request_answers_the_next(
 
 @pytest_twisted.ensureDeferred
 async def test_bad_frames_cost_themselves_only(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """No delimiter, one part, 50 parts, parts of 1 MB, none at all but an identity: the next request is answered."""
+    """After malformed frames of all kinds, the next request is answered."""
     rep, raw = sockets.make(RepConnection, echo), sockets.raw(zmq.DEALER)
     address = rep.open("tcp://127.0.0.1:*")
     raw.connect(address)
@@ -357,7 +357,7 @@ async def test_bad_frames_cost_themselves_only(sockets: Sockets, caplog: pytest.
 
 @pytest_twisted.ensureDeferred
 async def test_a_peer_that_breaks_the_protocol_is_cut_and_the_next_one_served(sockets: Sockets) -> None:
-    """Bytes that are no ZMTP, and a part over the limit: their connection ends, and nobody else's."""
+    """A peer that sends invalid ZMTP or a giant part is cut; other clients are not affected."""
     rep, events = sockets.make(RepConnection, echo), Mailbox[Any]()
     rep.watch(events.put)
     address = rep.open("tcp://127.0.0.1:*")
@@ -375,7 +375,7 @@ async def test_a_peer_that_breaks_the_protocol_is_cut_and_the_next_one_served(so
 
 @pytest_twisted.ensureDeferred
 async def test_replies_that_are_none_are_counted(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
-    """A server that answers with nonsense: logged, counted, and the reply that comes then is taken."""
+    """Invalid replies of a server are logged and counted, and a valid one is accepted after them."""
     raw, req = sockets.raw(zmq.ROUTER), sockets.make(ReqConnection)
     req.open(bound(raw))
     reply = req.request(b"x")

@@ -1,4 +1,4 @@
-"""The bookkeeping of requests, without a socket: order, windows, and what becomes of those that nobody answers."""
+"""The queue of requests without sockets: order, windows, and requests without a reply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WINDOW, FORGOTTEN = 3, 60.0
 
 
 class Wire:
-    """A lane whose peer is this object: it has room or not, and remembers what it was sent."""
+    """A lane whose peer is this object: it may have room or not, and records the requests sent to it."""
 
     def __init__(self, requests: Requests) -> None:
         self.open = True
@@ -40,12 +40,12 @@ class Wire:
         return [parts[0] for _, parts in self.sent]
 
     def reply(self, number: int, *parts: bytes) -> bool:
-        """Answer the request that was sent as this one."""
+        """Answer the request with this number."""
         return self.lane.received(self.sent[number][0], list(parts))
 
 
 class Fixture:
-    """Requests on a clock, what they ended with, and a lane."""
+    """Requests on a virtual clock, their results, and a lane."""
 
     def __init__(self, lanes: int = 1) -> None:
         self.clock = Clock()
@@ -56,13 +56,13 @@ class Fixture:
         self.wires = [Wire(self.requests) for _ in range(lanes)]
 
     def ask(self, body: bytes, timeout: float | None = None) -> Deferred[Any]:
-        """One request; how it ends is appended to `ended`."""
+        """Make a request; its result is appended to `ended`."""
         reply = self.requests.make([body], timeout)
         return reply.addCallbacks(self.ended.append, lambda failure: self.ended.append(failure.type))
 
 
 def test_requests_are_sent_in_order_up_to_the_window() -> None:
-    """The next one goes when one is answered; each gets its own reply, in any order."""
+    """Beyond the window a request is sent when another is answered; each gets its own reply."""
     case = Fixture()
     wire = case.wires[0]
     for body in (b"0", b"1", b"2", b"3", b"4"):
@@ -77,7 +77,7 @@ def test_requests_are_sent_in_order_up_to_the_window() -> None:
 
 
 def test_every_request_has_an_id_of_its_own() -> None:
-    """16 bytes that no other request has."""
+    """Each request has a unique id of 16 bytes."""
     case = Fixture()
     wire = case.wires[0]
     for number in range(1000):
@@ -90,7 +90,7 @@ def test_every_request_has_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
 def test_what_is_not_sent_when_it_is_given_up_never_is(way: str) -> None:
-    """Nobody is there: the request fails, and whoever comes later is sent nothing of it."""
+    """A request that fails before a server connects is never sent."""
     case = Fixture()
     wire = case.wires[0]
     wire.open = False
@@ -106,7 +106,7 @@ def test_what_is_not_sent_when_it_is_given_up_never_is(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
 def test_what_was_sent_keeps_its_place_until_its_reply(way: str) -> None:
-    """A server that does not answer is not sent more than the window, however many requests time out."""
+    """A silent server gets no more requests than the window, however many time out."""
     case = Fixture()
     wire = case.wires[0]
     for number in range(100):
@@ -123,7 +123,7 @@ def test_what_was_sent_keeps_its_place_until_its_reply(way: str) -> None:
 
 
 def test_what_is_never_answered_is_forgotten() -> None:
-    """After a minute its place is free again, and a reply that comes then is counted as late."""
+    """An unanswered request makes room after a minute, and a reply after that counts as late."""
     case = Fixture()
     wire = case.wires[0]
     for number in range(WINDOW):
@@ -139,7 +139,7 @@ def test_what_is_never_answered_is_forgotten() -> None:
 
 
 def test_a_server_that_answers_later_requests_is_not_held_up_by_those_it_ignored() -> None:
-    """It has read them: what was given up before the one it answers counts no more."""
+    """A reply makes room for the earlier requests that were given up: the server has read them."""
     case = Fixture()
     wire = case.wires[0]
     case.ask(b"ignored", timeout=1.0)
@@ -156,7 +156,7 @@ def test_a_server_that_answers_later_requests_is_not_held_up_by_those_it_ignored
 
 
 def test_a_reply_counts_once() -> None:
-    """The same reply a second time, and one with an id that nobody has, fire nothing."""
+    """A repeated reply, and a reply with an unknown id, have no effect."""
     case = Fixture()
     case.ask(b"0")
     assert case.wires[0].reply(0, b"a")
@@ -166,7 +166,7 @@ def test_a_reply_counts_once() -> None:
 
 
 def test_the_server_with_the_fewest_unanswered_is_asked() -> None:
-    """Two by turns; one that does not answer is asked no more, and the other has all."""
+    """Two servers take turns; a silent one gets no more requests when the other has fewer."""
     case = Fixture(lanes=2)
     silent, quick = case.wires
     for number in range(20):
@@ -178,7 +178,7 @@ def test_the_server_with_the_fewest_unanswered_is_asked() -> None:
 
 
 def test_what_a_lost_server_had_fails_and_the_rest_goes_elsewhere() -> None:
-    """Those that were sent to it fail at once; those that waited are sent to the other one."""
+    """The sent requests of a lost server fail at once; waiting requests go to the other server."""
     case = Fixture(lanes=2)
     first, second = case.wires
     for number in range(10):
@@ -195,7 +195,7 @@ def test_what_a_lost_server_had_fails_and_the_rest_goes_elsewhere() -> None:
 
 
 def test_a_loss_without_an_error_makes_room_and_still_takes_replies() -> None:
-    """Which of several peers has gone is unknown: who waits goes on waiting, and new requests are sent."""
+    """If the lost peer is unknown, requests wait on, and new requests are sent."""
     case = Fixture()
     wire = case.wires[0]
     for number in range(5):
@@ -209,7 +209,7 @@ def test_a_loss_without_an_error_makes_room_and_still_takes_replies() -> None:
 
 
 def test_nothing_is_sent_while_the_server_is_away() -> None:
-    """A socket that still takes messages for a connection that has ended is not given any."""
+    """A socket that still accepts messages for an ended connection gets none."""
     case = Fixture()
     wire = case.wires[0]
     case.ask(b"0")
@@ -223,7 +223,7 @@ def test_nothing_is_sent_while_the_server_is_away() -> None:
 
 
 def test_the_end_fails_what_is_left() -> None:
-    """Waiting and sent ones, each once, and no timer stays."""
+    """close fails each waiting and sent request once, and leaves no timer."""
     case = Fixture()
     for number in range(5):
         case.ask(b"%d" % number, timeout=10.0)
@@ -233,7 +233,7 @@ def test_the_end_fails_what_is_left() -> None:
 
 
 def test_a_request_that_is_cancelled_during_the_end_leaves_no_timer() -> None:
-    """The first that fails at the close cancels the others, as I do with those that I need together."""
+    """An errback at the close may cancel other requests without leaving a timer."""
     case = Fixture()
     replies = [case.ask(b"%d" % number, timeout=10.0) for number in range(2)]
     replies[0].addBoth(lambda _: replies[1].cancel())
@@ -243,7 +243,7 @@ def test_a_request_that_is_cancelled_during_the_end_leaves_no_timer() -> None:
 
 
 def test_callbacks_may_ask_and_cancel() -> None:
-    """In the middle of a reply, of a loss, of a timeout: nothing fires twice, nothing is left out."""
+    """Callbacks of replies, losses and timeouts may request and cancel; each Deferred fires once."""
     case = Fixture()
     wire = case.wires[0]
     others = [case.ask(b"%d" % number, timeout=5.0) for number in range(5)]
@@ -258,7 +258,7 @@ def test_callbacks_may_ask_and_cancel() -> None:
 
 
 class Conversation(RuleBasedStateMachine):
-    """Anything that may happen between a client and two servers, against what must hold."""
+    """A random conversation of a client with two servers, and its invariants."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from zroute.sockets.router_dealer import DealerConnection, PairConnection, Route
 
 @pytest_twisted.ensureDeferred
 async def test_a_router_knows_its_peers_by_their_identity(sockets: Sockets, way: Way) -> None:
-    """Each dealer says who it is, and gets the answers that are for it."""
+    """Each DEALER sets its identity, and receives its own replies."""
     asked, answers = Mailbox[tuple[bytes, list[bytes]]](), Mailbox[tuple[bytes, list[bytes]]]()
 
     def ask(identity: bytes, parts: list[bytes]) -> None:
@@ -38,7 +38,7 @@ async def test_a_router_knows_its_peers_by_their_identity(sockets: Sockets, way:
 
 @pytest_twisted.ensureDeferred
 async def test_a_message_to_nobody_is_an_error_and_no_silence(sockets: Sockets) -> None:
-    """Plain ROUTER sockets drop what has no peer; here the sender is told, and the next message goes out."""
+    """A message to an unknown peer is an error, and the next message is sent."""
     router, raw = sockets.make(RouterConnection, lambda identity, parts: None), sockets.raw(zmq.DEALER)
     address = router.open("tcp://127.0.0.1:*")
     with pytest.raises(
@@ -56,7 +56,7 @@ async def test_a_message_to_nobody_is_an_error_and_no_silence(sockets: Sockets) 
 
 @pytest_twisted.ensureDeferred
 async def test_a_peer_that_takes_nothing_is_an_error_for_it_alone(sockets: Sockets) -> None:
-    """The queue of one peer is full: send to it raises, send to another does not."""
+    """send raises for a peer with a full queue, and not for another peer."""
     heard = Mailbox[bytes]()
     router = sockets.make(RouterConnection, lambda identity, parts: heard.put(identity), sndhwm=1)
     address = router.open("inproc://router")
@@ -77,7 +77,7 @@ async def test_a_peer_that_takes_nothing_is_an_error_for_it_alone(sockets: Socke
 
 @pytest_twisted.ensureDeferred
 async def test_a_pair_talks_both_ways(sockets: Sockets) -> None:
-    """Two PAIR connections over inproc, and one with plain pyzmq over tcp."""
+    """Two PAIR connections exchange messages over inproc, and one with plain pyzmq over tcp."""
     left, right = Mailbox[list[bytes]](), Mailbox[list[bytes]]()
     one, two = sockets.make(PairConnection, left.put), sockets.make(PairConnection, right.put)
     two.open("connect:" + one.open("inproc://pair"))

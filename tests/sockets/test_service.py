@@ -1,4 +1,4 @@
-"""A connection in a Twisted program of services."""
+"""A connection as a service of a Twisted program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zroute.sockets.service import ConnectionService
 
 @pytest_twisted.ensureDeferred
 async def test_a_service_opens_and_closes_its_connection_as_often_as_it_runs(sockets: Sockets) -> None:
-    """It starts and stops with its parent, and can be started again."""
+    """The connection opens and closes with its service, which can be started again."""
     box, parent = Mailbox[list[bytes]](), MultiService()  # type: ignore[no-untyped-call]
     service = ConnectionService(
         lambda: PullConnection(reactor, box.put, context=sockets.context), "bind:tcp://127.0.0.1:*"
@@ -38,7 +38,7 @@ async def test_a_service_opens_and_closes_its_connection_as_often_as_it_runs(soc
 
 @pytest_twisted.ensureDeferred
 async def test_a_start_that_fails_leaves_nothing_open(sockets: Sockets) -> None:
-    """The second address is taken: the error says so, and the first is free again."""
+    """If the second address is in use, the start fails and the first address is free again."""
     taken = bound(sockets.raw(zmq.PUSH))
     made: list[PullConnection] = []
 
