@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""The environment of all tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from tests.marks import marks_of
 from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
-# Machines are busy: no example fails for the time that it takes.
+# No deadline: an example must not fail because the machine is busy.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("thorough" if THOROUGH else "quick")
@@ -32,23 +32,26 @@ _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile once what many child processes import, also where they may write no bytecode."""
+    """Compile the modules that many child processes import, even if bytecode is forbidden."""
     if not hasattr(config, "workerinput"):
         for folder in ("zroute", "tests", "benchmarks", "chaos"):
             compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 def pytest_sessionstart() -> None:
-    """End at once by SIGTERM, with the children: Twisted would stop the reactor, and the other tests would fail."""
-    from twisted.internet import reactor  # not above: pytest-twisted chooses it
+    """End at once on SIGTERM, with all child processes.
+
+    Twisted would stop the reactor instead, and the other tests would fail.
+    """
+    from twisted.internet import reactor  # not at the top: pytest-twisted chooses the reactor
 
     reactor.callWhenRunning(signal.signal, signal.SIGTERM, end_at_once)  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by what their code uses; the quick profile leaves out slow tests and other ways to connect.
+    """Mark tests by the names their code uses.
 
-    Slow tests run under the quick profile too if the command names files or marks.
+    The quick profile skips other ways to connect. It also skips slow tests, unless the command names files or marks.
     """
     left_out: set[pytest.Item] = set()
     no_slow = not THOROUGH and runs_whole_suite(config)
@@ -63,7 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def runs_whole_suite(config: pytest.Config) -> bool:
-    """Return True if the command names no files and no marks. A worker of pytest-xdist asks its controller."""
+    """Return True if the command names no files and no marks.
+
+    A worker of pytest-xdist asks its controller.
+    """
     if hasattr(config, "workerinput"):
         return bool(config.workerinput["runs_whole_suite"])
     return config.args_source == config.ArgsSource.TESTPATHS and not config.option.markexpr
@@ -71,19 +77,19 @@ def runs_whole_suite(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist, which sees other arguments, what the command was."""
+    """Pass the command to a worker of pytest-xdist, which sees other arguments."""
     node.workerinput["runs_whole_suite"] = runs_whole_suite(node.config)
 
 
 def pytest_collection_finish() -> None:
-    """Take what was made by now out of the garbage collector's way: some tests collect hundreds of times."""
+    """Exclude existing objects from garbage collection, which some tests run hundreds of times."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """Undo what pytest-twisted does to a hypothesis test, which it would do again for each parameter."""
+    """Undo pytest-twisted's change of a hypothesis test, which it would repeat for each parameter."""
     handle = getattr(pyfuncitem.obj, "hypothesis", None)
     inner = handle.inner_test if handle else None
     try:
@@ -95,11 +101,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
-    """Run a test once for each way to connect: by address, by host name, by IPv6. The quick profile has the first.
+    """Run a test once for each way to connect: by address, by host name, by IPv6.
 
-    For tests whose result may depend on the connection: joins, losses, restarts, stops, foreign peers. Tests of what
-    a handler does with a message that has arrived (order, batches, failures, malformed messages), of timers, and of
-    apps in one process over inproc or ipc take `free_endpoint()` and run once.
+    The quick profile has only the first. Use it for tests whose result may depend on the connection: joins, losses,
+    restarts, stops, foreign peers. Other tests take `free_endpoint()` and run once: tests of handlers (order, batches,
+    failures, malformed messages), of timers, and of apps in one process over inproc or ipc.
     """
     if request.param == "ipv6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")
@@ -108,7 +114,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the examples in which every port is one that is free here."""
+    """A copy of the examples with free ports."""
     copy = tmp_path / "examples"
     shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__"))
     ports: dict[str, str] = {}
@@ -119,7 +125,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Import examples as modules, and forget them afterwards."""
+    """Import examples as modules, and remove them afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(EXAMPLES)
     yield importlib.import_module

@@ -1,4 +1,4 @@
-"""The marks that tests get by what their code uses."""
+"""Marks that tests get from the names their code uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Marks = Callable[[Callable[..., Any]], set[str]]
 
 @pytest.fixture
 def marks(request: pytest.FixtureRequest) -> Marks:
-    """The marks of a test with this body."""
+    """Return the marks of a test with this body."""
 
     def of(body: Callable[..., Any]) -> set[str]:
         item = pytest.Function.from_parent(request.node.parent, name=body.__name__, callobj=body)
@@ -34,7 +34,7 @@ def marks(request: pytest.FixtureRequest) -> Marks:
 
 
 def test_what_only_computes_has_none(marks: Marks) -> None:
-    """TestApp opens no socket."""
+    """A test with TestApp, which opens no socket, gets no mark."""
 
     def test() -> None:
         with TestApp(App()):
@@ -44,7 +44,7 @@ def test_what_only_computes_has_none(marks: Marks) -> None:
 
 
 def test_an_app_that_runs_opens_sockets(marks: Marks) -> None:
-    """In the process of the tests."""
+    """A test that runs an app in its own process gets the mark `sockets`."""
 
     @pytest_twisted.ensureDeferred
     async def test() -> None:
@@ -61,7 +61,7 @@ def start_one() -> None:
 
 
 def test_a_helper_that_starts_a_process_is_seen_through(marks: Marks) -> None:
-    """Also behind a class that inherits it, and another package."""
+    """A helper that starts a process gives the mark `processes`, also if inherited or in another package."""
 
     def by_a_helper() -> None:
         start_one()
@@ -100,7 +100,7 @@ def test_short():
 def test_the_quick_profile_leaves_out_slow_tests_of_the_whole_suite(
     tmp_path: Path, arguments: tuple[str, ...], profile: str, passed: int
 ) -> None:
-    """A command that names files or marks, and the thorough profile, run them."""
+    """Slow tests of the whole suite run only in the thorough profile, or if the command names them."""
     (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\nmarkers =\n  slow\n  processes\n  sockets\n")
     (tmp_path / "conftest.py").write_text("from tests.conftest import *")
     (tmp_path / "test_it.py").write_text(QUICK)

@@ -1,8 +1,8 @@
-"""Log lines about the endpoints that a socket connects to: connected, no answer, connected again, refused.
+"""Log lines about the connections to endpoints: connected, no answer, refused.
 
-Plain bookkeeping: it knows no ZeroMQ. libzmq tells of each attempt to connect, several a second, and never why one
-failed (zmq_socket_monitor(3)). So an absence is one line, with what the order of the events says about its reason, and
-the return is another. An absence of which another line tells already is not logged: see `ConnectionLog.told`.
+Pure bookkeeping, without ZeroMQ. libzmq reports several attempts to connect per second, and never why an attempt failed
+(zmq_socket_monitor(3)). So a longer absence of a peer is one line, and its return is another. The reason in the line is
+derived from the order of the events. An absence that another line reports is not logged; see `ConnectionLog.told`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ from zroute.throttle import ThrottledLog
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
 NO_ANSWER = 3.0
-"""Seconds without a connection until that is logged: longer than a restart takes."""
+"""Seconds without a connection before it is logged; longer than a restart."""
 
 _ENDED = 10.0
-"""Seconds after a goodbye within which the publisher's connection ends, if it is the publisher's own."""
+"""Seconds after a goodbye within which a publisher disconnects.
 
-_MINUTE = 60.0
+A later end is not of that publisher, for example if the goodbye came through a proxy.
+"""
+
+_MINUTE = 60.0  # seconds of a window of repeated lines
 
 _NO_ATTEMPT = ("no attempt yet", "no attempt yet, since its name is still being looked up")
-"""The reason while libzmq has told nothing: it looks a name up first, and tells of that when it has an answer."""
+"""The reason before libzmq has reported an attempt.
+
+libzmq resolves a name first, and reports nothing until the name server has answered.
+"""
 
 
 @attrs.define(eq=False)
 class _Dial:
-    """What is known about one endpoint.
+    """The state of one endpoint.
 
-    ``timer`` runs while an absence may still have to be logged. ``known`` is True if another line tells of the absence
-    and of the return, ``attempted`` if libzmq has told of the attempt to connect that is under way.
+    ``timer`` runs while an absence may have to be logged. ``known`` is True if another line reports the absence and the
+    return. ``attempted`` is True if libzmq has reported the current attempt to connect.
     """
 
     reason: str
@@ -50,9 +56,9 @@ class _Dial:
 
 
 class ConnectionLog:
-    """Logs what happens to the endpoints that were dialled; ``name`` begins each line.
+    """Logs the connections of endpoints; each line begins with ``name``.
 
-    Repeated lines about one endpoint are summed up each minute.
+    Repeated lines about one endpoint are summarized each minute.
     """
 
     def __init__(self, clock: Clock, log: logging.Logger, name: str) -> None:
@@ -62,71 +68,83 @@ class ConnectionLog:
         self._refusals = ThrottledLog(log, clock, burst=1, window=_MINUTE)
         self._dials: dict[str, _Dial] = {}
 
-    # -- what the socket's owner tells ----------------------------------------------------------------------
+    # -- calls of the socket's owner ------------------------------------------------------------------------
 
     def dial(self, endpoint: str) -> None:
-        """From now on the socket connects to ``endpoint``. Of ``inproc`` libzmq tells nothing, and so does this."""
+        """Note that the socket connects to ``endpoint``.
+
+        ``inproc`` endpoints are not logged: libzmq sends no events about them.
+        """
         if not endpoint.startswith("inproc://"):
             self.forget(endpoint)
             self._dials[endpoint] = dial = _Dial(reason=_NO_ATTEMPT[host_name(endpoint) is not None])
             self._miss(endpoint, dial)
 
     def forget(self, endpoint: str) -> None:
-        """The endpoint is taken back."""
+        """Note that the endpoint was disconnected."""
         dial = self._dials.pop(endpoint, None)
         if dial is not None:
             _stop(dial)
 
     def told(self, endpoint: str) -> None:
-        """Another line tells that the connection to ``endpoint`` ends, and will tell of the return."""
+        """Note that another line reports the end of a connection, and its return."""
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.known = True
             _stop(dial)
 
     def rests(self, endpoint: str) -> None:
-        """The socket leaves ``endpoint`` alone for a while, which is logged: its absence is no news, its return is."""
+        """Note that the socket pauses ``endpoint``, which is logged elsewhere.
+
+        The absence is not logged, but the return is.
+        """
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.known = False
             _stop(dial)
 
     def redialled(self, endpoint: str) -> None:
-        """The socket has begun to connect to ``endpoint`` again: its absence is logged if that takes too long."""
+        """Note that the socket connects to ``endpoint`` again.
+
+        A long absence is logged from now on.
+        """
         dial = self._dials.get(endpoint)
         if dial is not None and dial.timer is None:
             self._miss(endpoint, dial)
 
     def ended(self, endpoint: str) -> None:
-        """A publisher there has said goodbye, which is logged: that its connection ends is no news, its return is."""
+        """Note that a publisher at ``endpoint`` is stopping, which is logged elsewhere.
+
+        The end of its connection is not logged, but the return is.
+        """
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.ended_at = self._clock.seconds()
             _stop(dial)
 
     def close(self) -> None:
-        """Log what is summed up still, and leave no timer behind."""
+        """Log the summaries that are left, and stop all timers."""
         for endpoint in tuple(self._dials):
             self.forget(endpoint)
         self._connections.close()
         self._refusals.close()
 
-    # -- what happens ---------------------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------------------
 
     def attempted(self, endpoint: str, event: SocketEvent) -> None:
-        """Note an event of an attempt to connect: it may be the reason of an absence."""
+        """Note an event of an attempt to connect, the possible reason of an absence."""
         dial = self._dials.get(endpoint)
         if dial is None:
             return
         if event.name != "connect_retried":
             dial.attempted, dial.reason = True, _reason(endpoint, event)
-        elif dial.attempted:  # it comes behind the events that say more
+        elif dial.attempted:  # an earlier event of this attempt has a better reason
             dial.attempted = False
         else:
             dial.reason = _reason(endpoint, event)
 
     def connected(self, endpoint: str) -> None:
-        """The handshake is done."""
+        """Note that a handshake has succeeded."""
         dial = self._dials.get(endpoint)
         if dial is None:
             return
@@ -137,15 +155,16 @@ class ConnectionLog:
         dial.connected_before, dial.known, dial.ended_at = True, False, -inf
 
     def lost(self, endpoint: str) -> None:
-        """A connection whose handshake was done has ended."""
+        """Note that a connection has ended after its handshake."""
         dial = self._dials.get(endpoint)
         if dial is not None and not dial.known and self._clock.seconds() - dial.ended_at > _ENDED:
             self._miss(endpoint, dial)
 
     def refused(self, endpoint: str, why: str, *, handshake: bool) -> None:
-        """The peer at ``endpoint`` and this socket do not fit together: ``why``, with what to do about it.
+        """Log that the peer at ``endpoint`` and this socket are incompatible.
 
-        Unless the ``handshake`` itself failed, the next one will succeed as the last one did, and is not logged.
+        ``why`` is the reason and the remedy. If the ``handshake`` itself did not fail, the next one will succeed as
+        well, and is not logged.
         """
         self.warn(endpoint, why, why)
         dial = self._dials.get(endpoint)
@@ -154,7 +173,10 @@ class ConnectionLog:
             _stop(dial)
 
     def warn(self, endpoint: str, kind: str, text: str) -> None:
-        """Log a warning about ``endpoint``; of each ``kind`` there is one a minute, and then how many more."""
+        """Log a warning about ``endpoint``, at most one a minute of each ``kind``.
+
+        The others are counted, and the number is logged.
+        """
         subject = f"{self.name}: {endpoint}"
         self._refusals((endpoint, kind), subject, logging.WARNING, "%s: %s", subject, text)
 
@@ -163,7 +185,7 @@ class ConnectionLog:
         dial.timer = self._clock.callLater(NO_ANSWER, self._missed, endpoint, dial)
 
     def _missed(self, endpoint: str, dial: _Dial) -> None:
-        dial.timer, dial.known = None, False  # the return is logged, too
+        dial.timer, dial.known = None, False  # the return is logged too
         text = "%s: no answer from %s for %g s: %s; trying again"
         self._say(endpoint, "no answer", text, endpoint, NO_ANSWER, dial.reason)
 
@@ -176,7 +198,10 @@ _ENDS = (
     "takes the connection, and ends it in the handshake, as a program without ZeroMQ does (an HTTP server), or a "
     "socket that asks for a key"
 )
-"""libzmq tells the same of both, unless it is the first to end the handshake: see `PersistentConnection`."""
+"""The reason if the peer ends the handshake.
+
+libzmq reports both cases alike, unless this side ends the handshake first; see `PersistentConnection`.
+"""
 
 
 def _stop(dial: _Dial) -> None:
@@ -186,7 +211,7 @@ def _stop(dial: _Dial) -> None:
 
 
 def _reason(endpoint: str, event: SocketEvent) -> str:
-    """Return what an event of an attempt says about the peer, with libzmq's name of the event."""
+    """Return the reason of a failed attempt, and libzmq's name of the event."""
     tcp = endpoint.startswith("tcp://")
     silent = "takes the connection, and sends no greeting of ZMTP 3"
     if event.name == "connect_retried":

@@ -1,15 +1,18 @@
-"""A publisher's socket that waits instead of dropping, and ends only when its subscribers have read all.
+"""A publisher that blocks instead of dropping messages.
 
-Two silences of PUB/SUB are ended here. A full queue: XPUB_NODROP (zmq_setsockopt(3)) makes it EAGAIN, for all
-peers of a message or for none. The end: libzmq hands the last messages to the system and closes, and a
-subscriber's next PING to the closed connection makes the system reset it and throw away what it had not sent
-yet (RFC 1122, 4.2.2.13). So a duplicate of each connection's descriptor is kept, and when libzmq is done only
-its sending side is shut down: the subscriber reads to the end and closes, which is seen here.
+It ends only when its subscribers have read all messages. PUB/SUB sockets lose messages silently in two cases, which
+this module prevents:
 
-A subscriber that closes before it has read everything resets its connection. It may have ended, as ``tail -n 1`` does,
-and misses nothing. Or its own heartbeat cut the connection while its queue was full, and it has lost what was under
-way. The bytes on the connection are the same, and the next step is not: the second one connects again, at once. So
-resets are noted by host, and a connection from that host within a second means that a subscriber has lost messages.
+- **A full queue.** With XPUB_NODROP (zmq_setsockopt(3)) a send gives EAGAIN, and no subscriber receives the message.
+- **The end.** libzmq passes the last messages to the system and closes the connection. If the subscriber then sends a
+  PING, the system resets the connection and discards the data that it has not sent (RFC 1122, 4.2.2.13). So a duplicate
+  of each descriptor is kept. When libzmq has ended, only the sending side is shut down. The subscriber reads to the end
+  and closes its side, which is seen here.
+
+A subscriber that closes before it has read everything resets its connection, for one of two reasons. It may have ended,
+as ``tail -n 1`` does, and misses no message. Or its own heartbeat has cut the connection while its queue was full; then
+it has lost the messages on the way. The data on the connection is the same, but the second kind reconnects at once. So
+resets are noted by host. A connection from the same host within a second means that a subscriber has lost messages.
 """
 
 from __future__ import annotations
@@ -33,22 +36,25 @@ from zroute.sockets.pubsub import XPubConnection
 
 __all__ = ["LosslessPubConnection"]
 
-_WATCHED = {"accepted", "connected", "disconnected"}  # their value is the connection's descriptor
+_WATCHED = {"accepted", "connected", "disconnected"}  # events whose value is the descriptor of the connection
 
 _RETURN = 1.0
-"""Seconds in which a subscriber that lives connects again: ten times the interval of libzmq, and of zroute."""
+"""Seconds within which a running subscriber reconnects.
+
+It is ten times the reconnect interval of libzmq and of zroute.
+"""
 
 
 @attrs.frozen(eq=False)
 class _Peer:
-    """A duplicate of a connection's descriptor, and the ``host`` at its other end."""
+    """A duplicate of a connection's descriptor, and the host of the peer."""
 
     socket: socket.socket
     host: str
 
     @property
     def reset(self) -> bool:
-        """True if the connection was reset. Of a closed ipc connection the system does not tell it."""
+        """True if the connection was reset. Always False over ipc."""
         try:
             self.socket.getpeername()
         except OSError:
@@ -57,7 +63,10 @@ class _Peer:
 
 
 def _peer(descriptor: int) -> _Peer:
-    """Raises OSError: it is closed again, or the process has no descriptor left."""
+    """Return the peer of a connection.
+
+    Raises OSError if the descriptor is closed, or if the process has no free descriptor.
+    """
     duplicate = socket.socket(fileno=os.dup(descriptor))
     try:
         return _Peer(duplicate, _host(duplicate.getpeername()))
@@ -67,14 +76,14 @@ def _peer(descriptor: int) -> _Peer:
 
 
 def _host(address: Any) -> str:
-    return address[0] if isinstance(address, tuple) else ""  # of an ipc connection: this machine
+    return address[0] if isinstance(address, tuple) else ""  # ipc: this machine
 
 
 class LosslessPubConnection(XPubConnection):
-    """A publisher that drops nothing, in a ZeroMQ context of its own. End it with `finish`.
+    """A publisher that drops no message. End it with `finish`.
 
-    `try_send` sends to nobody, and is False, while one subscriber's queue is full. A subscriber that subscribes to more
-    than `MAX_SUBSCRIPTION_BYTES` is cut.
+    While the queue of one subscriber is full, `try_send` returns False, and no subscriber receives the message. A
+    subscriber that subscribes to more than `MAX_SUBSCRIPTION_BYTES` is cut. The publisher has its own ZeroMQ context.
     """
 
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
@@ -84,9 +93,12 @@ class LosslessPubConnection(XPubConnection):
         self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer prefixes, or shorter ones")
         self._peers: dict[int, _Peer] = {}
         self._opened: list[Endpoint] = []
-        self._resets: list[tuple[str, float]] = []  # host and time
+        self._resets: list[tuple[str, float]] = []  # host, and time in seconds of the reactor
         self.lost_to = 0
-        """Subscribers that reset their connection before they had read everything, and connected again."""
+        """The number of subscribers that lost messages.
+
+        They reset their connection with messages unread, and reconnected.
+        """
         self.watch(self._follow_peer)
 
     def open(self, endpoint: Endpoint | str) -> str:
@@ -96,13 +108,15 @@ class LosslessPubConnection(XPubConnection):
         return resolved
 
     def finish(self, seconds: float) -> Deferred[bool]:
-        """Close; fires when all has been read, or after ``seconds``, with whether it was.
+        """Close the connection when all messages are read, or after ``seconds``.
 
-        A subscriber that goes away meanwhile is not waited for, unless it connects again: that it has lost messages is
-        seen then, and counted in ``lost_to``. 0 gives up what is queued.
+        It does not wait for a subscriber that disconnects, unless it reconnects: then it has lost messages, and is
+        counted in ``lost_to``. With 0 seconds, queued messages are dropped.
+
+        Returns a Deferred of True if all messages were read.
         """
         if self._monitor is not None:
-            self._monitor.doRead()  # also the connections that the reactor has not told of yet
+            self._monitor.doRead()  # process the events that the reactor has not delivered yet
         self.close(int(seconds * 1000))
         done: Deferred[bool] = Deferred()
         before = self._recent_resets()
@@ -117,7 +131,7 @@ class LosslessPubConnection(XPubConnection):
             self.lost_to += returned
             done.callback(read and not self.lost_to)
 
-        # A thread of its own, since `term` blocks; a daemon, so that a second signal does not wait for it.
+        # A separate thread, since `term` blocks; a daemon, so that a second signal does not wait for it.
         threading.Thread(target=wait, name="zroute-finish", daemon=True).start()
         return done
 
@@ -126,7 +140,7 @@ class LosslessPubConnection(XPubConnection):
             return
         before = self._peers.pop(event.value, None)
         if before is not None:
-            if before.reset and event.value not in self._cut_fds:  # that it was cut here is logged
+            if before.reset and event.value not in self._cut_fds:  # a connection that we cut is logged elsewhere
                 self._resets.append((before.host, self._reactor.seconds()))
             before.socket.close()
         if event.name != "disconnected":
@@ -141,7 +155,7 @@ class LosslessPubConnection(XPubConnection):
             self.lost_to += 1
 
     def _recent_resets(self) -> list[str]:
-        """Forget those after which no subscriber has come back; return the hosts of the others."""
+        """Forget the resets that are too old; return the hosts of the others."""
         earliest = self._reactor.seconds() - _RETURN
         self._resets = [(host, at) for host, at in self._resets if at >= earliest]
         return [host for host, _ in self._resets]
@@ -150,14 +164,14 @@ class LosslessPubConnection(XPubConnection):
 def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple[bool, list[str]]:
     """Terminate the context, then wait for each peer to close.
 
-    Returns True if all did within ``seconds``, and the hosts of those that reset their connection.
+    Returns True if all closed within ``seconds``, and the hosts of the peers that reset their connection.
     """
     deadline = time.monotonic() + seconds
     context.term()
     complete = time.monotonic() < deadline
-    resets = [peer for peer in peers if peer.reset]  # before the shutdown: a connection that is closed looks the same
+    resets = [peer for peer in peers if peer.reset]  # before the shutdown, after which a closed one looks the same
     for peer in peers:
-        with suppress(OSError):  # it has gone already
+        with suppress(OSError):  # the peer has disconnected
             peer.socket.shutdown(socket.SHUT_WR)
     for peer in peers:
         with peer.socket:
@@ -169,7 +183,10 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
 
 
 def _closed(peer: socket.socket, deadline: float) -> bool:
-    """Read and discard until the peer closes; False if that is not before the deadline. Raises OSError for a reset."""
+    """Read and discard data until the peer closes.
+
+    Returns False if it has not closed before the deadline. Raises OSError if it resets the connection.
+    """
     try:
         while (left := deadline - time.monotonic()) > 0:
             peer.settimeout(left)
@@ -181,16 +198,16 @@ def _closed(peer: socket.socket, deadline: float) -> bool:
 
 
 def _returned(endpoints: list[Endpoint], resets: list[str]) -> int:
-    """Be there once more for `_RETURN` seconds; how many of the hosts in ``resets`` connect again."""
+    """Listen again for `_RETURN` seconds; return how many hosts reconnect."""
     waiting, deadline = list(resets), time.monotonic() + _RETURN
     with zmq.Context() as context, context.socket(zmq.XPUB) as again, again.get_monitor_socket() as monitor:
         for endpoint in endpoints:
-            with suppress(zmq.ZMQError):  # another program has taken the address
+            with suppress(zmq.ZMQError):  # another program uses the address
                 (again.bind if endpoint.bind else again.connect)(endpoint.address)
         while waiting and (left := deadline - time.monotonic()) > 0 and monitor.poll(int(left * 1000) + 1):
             event = parse_event(*monitor.recv_multipart())
             if event.name in ("accepted", "connected"):
-                with suppress(OSError, ValueError):  # it has gone again, or is another host's
+                with suppress(OSError, ValueError):  # it has disconnected again, or is from another host
                     waiting.remove(_host_of(event.value))
         again.disable_monitor()
     return len(resets) - len(waiting)

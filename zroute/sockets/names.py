@@ -1,9 +1,9 @@
-"""Host names that have IPv6 addresses only.
+"""Find host names that have only IPv6 addresses.
 
-libzmq asks for IPv4 addresses alone while ZMQ_IPV6 is 0, and never finds such a host. With ZMQ_IPV6=1 it takes
-IPv6 addresses wherever there are any: ``localhost`` would be ``::1``, and a publisher at 127.0.0.1 out of reach. So
-the option is right for just those names that have no IPv4 address, and that takes a look at the name. The look is
-taken in a thread: a name server that does not answer would hold up the reactor.
+While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't find such a host. With ZMQ_IPV6=1 it
+prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at 127.0.0.1 would be unreachable. So the
+option must be set only for names without an IPv4 address. To find these, each name is looked up in a thread: a name
+server that does not answer would block the reactor.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any
 __all__ = ["AGAIN", "Lookups", "host_name", "only_ipv6"]
 
 AGAIN = 5.0
-"""Seconds between two looks at a name that can't be resolved yet."""
+"""Seconds between two look-ups of a name that can't be resolved yet."""
 
 
 def host_name(address: str) -> str | None:
-    """Return the host name in the address of an endpoint to connect to; None if it has none, but an IP address."""
+    """Return the host name in the address of an endpoint, or None.
+
+    None for other transports, and for an IP address in place of a name.
+    """
     transport, _, rest = address.partition("://")
     host = rest.rpartition(";")[2].rpartition(":")[0]
     if transport != "tcp" or not host or host.startswith("["):
@@ -35,7 +38,10 @@ def host_name(address: str) -> str | None:
 
 
 def only_ipv6(host: str, getaddrinfo: Callable[..., Any] = socket.getaddrinfo) -> bool | None:
-    """Return True if ``host`` has IPv6 addresses and no IPv4 address; None if it can't be resolved. Blocks."""
+    """Return True if ``host`` has IPv6 addresses and no IPv4 address.
+
+    None if it can't be resolved. This call blocks.
+    """
     try:
         families = {found[0] for found in getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):  # a label of more than 63 characters is a UnicodeError
@@ -44,15 +50,15 @@ def only_ipv6(host: str, getaddrinfo: Callable[..., Any] = socket.getaddrinfo) -
 
 
 class Lookups:
-    """Looks up the names in dialled endpoints; calls ``found(address)`` for one that has IPv6 addresses only.
+    """Looks up the names in dialled endpoints.
 
-    ``found`` is called on the reactor's thread.
+    Calls ``found(address)`` on the reactor's thread for each endpoint whose name has only IPv6 addresses.
     """
 
     def __init__(self, reactor: Any, found: Callable[[str], None]) -> None:
         self._reactor = reactor
         self._found = found
-        self._last: dict[str, float] = {}  # by endpoints whose names were not resolved yet: when they were looked up
+        self._last: dict[str, float] = {}  # time of the last look-up, by endpoint whose name is not resolved yet
         self._under_way: set[str] = set()
 
     def begin(self, address: str) -> None:
@@ -65,13 +71,16 @@ class Lookups:
         threading.Thread(target=self._look_up, args=(address, host), name="zroute-lookup", daemon=True).start()
 
     def again(self, address: str) -> None:
-        """Look once more if the name was not resolved, and the last look was `AGAIN` seconds ago."""
+        """Look up the name again if it is unresolved and the last look-up is old.
+
+        That is `AGAIN` seconds.
+        """
         last = self._last.get(address)
         if last is not None and self._reactor.seconds() - last >= AGAIN:
             self.begin(address)
 
     def forget(self, address: str) -> None:
-        """The endpoint is taken back."""
+        """Stop looking up the name of an endpoint that was disconnected."""
         self._last.pop(address, None)
 
     def _look_up(self, address: str, host: str) -> None:

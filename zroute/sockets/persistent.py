@@ -1,10 +1,15 @@
-"""A connection that knows its peers one by one, and connects again also where libzmq gives up.
+"""A connection that reconnects even when libzmq gives up.
 
-libzmq connects again after a lost connection, but not after a protocol error, to which it counts a part over
-MAXMSGSIZE: it ends the session without an event. So if no attempt to connect follows a disconnection, this module
-logs a warning and connects again. What the peer and this socket do not agree about is told by when it ends: over a
-key with ``handshake_failed_protocol``, over the kinds of the sockets in the handshake and without that, over a frame
-behind it. `Links` finds out which endpoint an attempt belongs to, and `ConnectionLog` logs.
+libzmq reconnects after a lost connection, but not after a protocol error, such as a part over MAXMSGSIZE: then it ends
+the session without an event. So if no attempt follows a disconnection, this module logs a warning and reconnects.
+
+The moment of the end shows the kind of the error:
+
+- a required key: ``handshake_failed_protocol``;
+- an incompatible socket type: the connection ends during the handshake, without that event;
+- an invalid or too large frame: the connection ends after the handshake.
+
+`Links` finds the endpoint that an attempt belongs to, and `ConnectionLog` logs.
 """
 
 from __future__ import annotations
@@ -44,14 +49,15 @@ _FITTING = {
     zmq.ROUTER: "DEALER, REQ or ROUTER",
 }
 
-_REST_AFTER = 0.03  # seconds; libzmq waits for 0.1 s (RECONNECT_IVL)
-_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq says of one at once when it plans it
+_REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
+_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports an attempt as soon as it plans it
 
 
 class PersistentConnection(Connection):
-    """A `Connection` whose `open` endpoints stay connected until `disconnect` or `close`.
+    """A `Connection` whose open endpoints stay connected.
 
-    ``links`` holds its connections while it is watched, or connects to anything, and ``log`` logs those that it makes.
+    They stay connected until `disconnect` or `close`. ``links`` holds the connections, while the socket is watched or
+    has connected to an endpoint. ``log`` logs the connections that this side makes.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
@@ -59,14 +65,14 @@ class PersistentConnection(Connection):
         self.links = Links()
         self.log = ConnectionLog(reactor, _log, type(self).__name__)
         self.size_option: str | None = "maxmsgsize"
-        """What a log line advises to raise for larger frames; None where there is no option."""
+        """The option that a log line advises to raise for larger frames, or None."""
         self.endpoint_option = "the endpoint"
-        """What a log line advises to check where another kind of socket answers."""
+        """The argument to check if the peer has an incompatible socket, for a log line."""
         self.dialled: list[str] = []
-        """Those of ``endpoints`` that it connects to."""
+        """The endpoints of ``endpoints`` that the socket connects to."""
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
-        self._ends: dict[str, Link] = {}  # of an endpoint: the connection that has ended last
+        self._ends: dict[str, Link] = {}  # the last connection that ended, by endpoint
         self._resting: dict[str, Any] = {}
         self._lookups = Lookups(reactor, self._connect_by_ipv6)
         self._by_ipv6: set[str] = set()
@@ -86,7 +92,7 @@ class PersistentConnection(Connection):
         return address
 
     def watch(self, on_event: OnEvent) -> None:
-        """See `Connection.watch`; ``links`` is up to date whenever ``on_event`` is called."""
+        """See `Connection.watch`. ``links`` is up to date when ``on_event`` is called."""
         self._follow()
         super().watch(on_event)
 
@@ -109,7 +115,7 @@ class PersistentConnection(Connection):
             _cancel(self._resting, address)
             self._redial(address)
         super().disconnect(address)
-        self._read_events()  # a connection of which libzmq has told already is forgotten with the others
+        self._read_events()  # forget the connections in unread events too
         self._hang_up(address)
         self.log.forget(address)
         self.dialled = [other for other in self.dialled if other != address]
@@ -126,39 +132,39 @@ class PersistentConnection(Connection):
         self._forget_ended()
 
     def cut(self, id: int) -> str | None:
-        """End the connection with this id in ``links``, so that libzmq connects again; return its endpoint.
+        """End the connection with this id, so that libzmq reconnects.
 
-        What has arrived is still delivered, and libzmq sends all subscriptions again. None, and nothing is done, for
-        a connection that the peer has made, that is unknown, or that has ended.
+        Messages that have arrived are still delivered, and libzmq sends all subscriptions again. Returns the endpoint.
+        Returns None and does nothing if the connection is unknown, has ended, or was made by the peer.
         """
         self._read_events()
         link = self.links.get(id)
         return link.endpoint if link is not None and link.endpoint is not None and self.end(id) else None
 
     def end(self, id: int, *, discard: bool = False) -> bool:
-        """End the connection with this id in ``links``, whichever side has made it; return True if it was there.
+        """End the connection with this id, whichever side has made it.
 
-        With ``discard`` what libzmq has not read of it is thrown away. libzmq connects again if this side has made it,
-        and so does the peer if it has.
+        The side that has made it reconnects. With ``discard``, data that libzmq has not read is dropped. Returns True
+        if the connection was open.
         """
         self._read_events()
         link, identity = self.links.get(id), self._identities.get(id)
         if self.closed or link is None or identity is None or not shut_down(link.fd, identity, discard=discard):
             return False
         if link.endpoint is not None:
-            self.log.told(link.endpoint)  # by who wants it cut
+            self.log.told(link.endpoint)  # the caller logs it
         return True
 
     def peer(self, id: int) -> str:
-        """Return the address of the peer of the connection with this id, as far as it is known: for log lines."""
+        """Return the address of a peer, as far as it is known, for log lines."""
         link, identity = self.links.get(id), self._identities.get(id)
         known = None if identity is None else identity.text
         return known or (link.address if link is not None else "a connection that has ended")
 
     def _rest_soon(self, endpoint: str, seconds: float) -> None:
-        """Leave ``endpoint``, whose connection has ended, without one for ``seconds``, and then connect again.
+        """Pause an endpoint whose connection has ended, and reconnect after ``seconds``.
 
-        Before libzmq does so by itself, but not at once: what has arrived is read first.
+        The pause begins a moment later, so that received messages are read first, but before libzmq reconnects.
         """
         self._cancel(endpoint)
         _cancel(self._resting, endpoint)
@@ -172,21 +178,21 @@ class PersistentConnection(Connection):
         self._hang_up(endpoint)
         self._cancel(endpoint)
         self.links.dial(endpoint)
-        self.log.rests(endpoint)  # the reason is logged by the caller of `_rest_soon`
+        self.log.rests(endpoint)  # the caller of `_rest_soon` logs the reason
         self._resting[endpoint] = self._reactor.callLater(seconds, self._rested, endpoint)
         self.poke()
 
     def _let_go(self, endpoint: str) -> None:
-        """Have libzmq connect no more; also not once more to send what waits, if that is subscriptions.
+        """Stop libzmq from connecting to this endpoint.
 
-        They are sent to each new connection anyway. With the socket's linger libzmq would connect in the pause, after a
-        connection that has ended before it had them all.
+        A SUB socket has only subscriptions to send, and sends them to each new connection anyway. With the linger of
+        the socket, libzmq would reconnect during the pause to send the rest of them. So linger is 0 for this call.
         """
         linger = self._socket.linger
         if self._socket.type == zmq.SUB:
             self._socket.linger = 0
         try:
-            with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint with the session
+            with suppress(zmq.ZMQError):  # libzmq may have dropped the endpoint with its session
                 self._socket.disconnect(endpoint)
         finally:
             self._socket.linger = linger
@@ -200,11 +206,11 @@ class PersistentConnection(Connection):
         self._forget_ended()
 
     def _forget_ended(self) -> None:
-        """Forget connections of whose end libzmq does not tell."""
+        """Forget the connections that ended without an event of libzmq."""
         alive = self.links.alive
         self._identities = {id: identity for id, identity in self._identities.items() if id in alive}
 
-    # -- what libzmq tells -----------------------------------------------------------------------------------
+    # -- events of libzmq ------------------------------------------------------------------------------------
 
     def _seen(self, event: SocketEvent) -> None:
         link = self.links.seen(event)
@@ -229,7 +235,7 @@ class PersistentConnection(Connection):
             self._identities[link.id] = identity
 
     def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
-        """Have what an event says of a dialled endpoint logged."""
+        """Log an event of a dialled endpoint."""
         if event.name == "handshake_succeeded":
             self.log.connected(endpoint)
         elif event.name != "disconnected":
@@ -252,7 +258,7 @@ class PersistentConnection(Connection):
 
     def _disconnected(self, link: Link) -> None:
         self._identities.pop(link.id, None)
-        self._read_again()  # to the end, behind which no message is of this connection
+        self._read_again()  # once all messages are read, none of this connection is left
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)
             self._ends[link.endpoint] = link
@@ -266,7 +272,7 @@ class PersistentConnection(Connection):
 
     def _connect_again(self, endpoint: str) -> None:
         judged = self._given_up[endpoint]
-        self._read_events()  # the reactor may have been held up for longer than the attempt took
+        self._read_events()  # a slow turn of the reactor may have delayed the event of an attempt
         if self.closed or self._given_up.get(endpoint) is not judged or self.links.is_dialled(endpoint):
             return
         del self._given_up[endpoint]
@@ -275,7 +281,7 @@ class PersistentConnection(Connection):
         self._redial(endpoint)
 
     def _disagreement(self, link: Link) -> str:
-        """Return why libzmq has given a connection up, and what to do about it."""
+        """Return why libzmq has given up a connection, and the remedy."""
         if link.ready:
             limit = int(self._socket.get(zmq.SocketOption.MAXMSGSIZE))
             remedy = f": raise {self.size_option} here, or send less" if self.size_option else ""
@@ -294,7 +300,10 @@ class PersistentConnection(Connection):
         )
 
     def _connect_by_ipv6(self, endpoint: str) -> None:
-        """The host of ``endpoint`` has IPv6 addresses only, which libzmq does not look for by itself."""
+        """Reconnect to an endpoint whose host has only IPv6 addresses.
+
+        libzmq does not look for these by default.
+        """
         if self.closed or endpoint not in self.dialled or self.links.is_dialled(endpoint):
             return
         self._by_ipv6.add(endpoint)
