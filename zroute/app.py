@@ -110,7 +110,9 @@ class App(Routes):
         self.overflow: Overflow = _one_of("overflow", overflow, get_args(Overflow), self.where)
         self.coalesce = coalescing(coalesce, self.where)
         if not (isinstance(max_message, int) and max_message > 0):
-            raise SignatureError(f"max_message={max_message!r}: a number of bytes, 1 or more", where=self.where)
+            raise SignatureError(
+                f"max_message={max_message!r}: expected a number of bytes, 1 or more", where=self.where
+            )
         self.max_message = max_message
         self.limits = check_limits(limits, self.where)
         self.loop = loop
@@ -303,7 +305,7 @@ class App(Routes):
                 ``dispatch="most_specific"``, any function is.
         """
         chosen = complete("attach", options, ROUTE_DEFAULTS)
-        run = self._running(f"attach({pattern!r})", "register what is known in advance with @app.subscribe")
+        run = self._running(f"attach({pattern!r})", "register handlers that are known in advance with @app.subscribe")
         where = users_line()
         route = make_route(function, parse_patterns((pattern,), where), chosen, where)
         return Attached(run, run.attach(route))

@@ -273,14 +273,14 @@ class Option:
 
 
 _EVERY_SOCKET = (
-    Option("HANDSHAKE_IVL", 5_000, "a peer that connects and says nothing is dropped"),
-    Option("RECONNECT_IVL", 100, "back quickly after a restart"),
-    Option("RECONNECT_IVL_MAX", 5_000, "and without hammering a host that stays away"),
+    Option("HANDSHAKE_IVL", 5_000, "a peer that connects and sends nothing is dropped"),
+    Option("RECONNECT_IVL", 100, "reconnects quickly after a restart"),
+    Option("RECONNECT_IVL_MAX", 5_000, "reconnects rarely to a host that stays away"),
     Option("TCP_KEEPALIVE", 1, "NAT and firewalls forget silent connections"),
     Option("TCP_KEEPALIVE_IDLE", 60, "seconds of silence before the first probe"),
     Option("TCP_KEEPALIVE_INTVL", 15, "seconds between probes"),
-    Option("TCP_KEEPALIVE_CNT", 4, "probes without an answer before the connection is given up"),
-    Option("LINGER", LINGER_DRAIN, "no hang in term, and time to flush"),
+    Option("TCP_KEEPALIVE_CNT", 4, "probes without an answer before the connection is closed"),
+    Option("LINGER", LINGER_DRAIN, "sends queued messages, and lets term return"),
 )
 
 
@@ -299,8 +299,8 @@ def subscriber_options() -> tuple[Option, ...]:
     """Return the options of a SUB or XSUB socket."""
     return (
         *_EVERY_SOCKET,
-        Option("SNDHWM", 0, "subscriptions are messages: at 1,000 the rest is dropped in silence"),
-        Option("RCVHWM", RECEIVED_MAX, "bounded memory, and input restarts soon enough"),
+        Option("SNDHWM", 0, "subscriptions are messages: a limit would drop the rest silently"),
+        Option("RCVHWM", RECEIVED_MAX, "bounded memory, and the sender resumes soon"),
         Option("MAXMSGSIZE", frame_limit(), "a giant frame cuts its connection instead of filling memory"),
         Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
     )
@@ -310,8 +310,10 @@ def publisher_options() -> tuple[Option, ...]:
     """Return the options of a PUB or XPUB socket."""
     return (
         *_EVERY_SOCKET,
-        Option("SNDHWM", 10_000, "bounded memory per peer, in frames; what is dropped is seen by the sequence"),
-        Option("RCVHWM", 1, "libzmq reads subscriptions in one call as long as more come: 1,000 are seconds of a turn"),
+        Option("SNDHWM", 10_000, "bounded memory per peer, in frames; sequence numbers reveal dropped ones"),
+        Option(
+            "RCVHWM", 1, "libzmq reads all waiting subscriptions in one call: 1,000 would block the reactor for seconds"
+        ),
         Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need room"),
         Option("HEARTBEAT_IVL", 0, "a subscriber at its high-water mark answers no PING"),
     )
@@ -331,9 +333,11 @@ def socket_options(kind: str) -> tuple[Option, ...]:
         Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
     )
     if kind == "PUSH":
-        options += (Option("IMMEDIATE", 1, "nothing is queued for a peer that may never come"),)
+        options += (Option("IMMEDIATE", 1, "no message is queued for a peer that may never connect"),)
     if kind == "ROUTER":
-        options += (Option("ROUTER_MANDATORY", 1, "a message to a peer that has gone is an error, not a silence"),)
+        options += (
+            Option("ROUTER_MANDATORY", 1, "a message to a disconnected peer is an error, and not dropped silently"),
+        )
     return options
 
 
@@ -410,5 +414,5 @@ def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Opt
                 f"the socket option {name} is {wanted.__name__}{' from 0' * (name == 'linger')}, not {value!r}"
             )
     chosen = {option.name: option for option in options}
-    chosen.update({name.upper(): Option(name.upper(), value, "as its owner wants it") for name, value in given.items()})  # type: ignore[arg-type]
+    chosen.update({name.upper(): Option(name.upper(), value, "set by the owner") for name, value in given.items()})  # type: ignore[arg-type]
     return tuple(chosen.values())

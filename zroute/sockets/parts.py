@@ -65,8 +65,8 @@ class PartsConnection(PersistentConnection):
     ) -> None:
         if options.get("immediate") and self.kind not in (zmq.PUSH, zmq.PUB):
             raise TypeError(
-                f"immediate=1 is for sockets that only send, and this is a {type(self).__name__}: libzmq 4.3.5 ends "
-                "the process when a connection with it is lost while a message is read"
+                f"immediate=1 is for sockets that only send, and this is a {type(self).__name__}: remove it, since "
+                "libzmq 4.3.5 ends the process if a connection with it is lost while a message is read"
             )
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
