@@ -117,6 +117,7 @@ class App(Routes):
         self.limits = check_limits(limits, self.where)
         self.loop = loop
         self.name = name or "app"
+        # inproc:// connects only sockets of one ZeroMQ context, so apps that use it must share theirs.
         self.context = context.share() if isinstance(context, SharedContext) else SharedContext(context)
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
@@ -129,7 +130,7 @@ class App(Routes):
     def _set_up(self, make: Callable[[], T]) -> T:
         try:
             return make()
-        except SetupError as error:
+        except SetupError as error:  # the parsers don't know the user's line
             error.where = self.where
             error.args = (f"{self.where}: {error}",)
             raise
@@ -351,7 +352,7 @@ class App(Routes):
             PatternError: The pattern is invalid; raised by this call.
         """
         where = users_line()
-        return Stream(
+        return Stream(  # a stream may be made before the app runs, and is opened later
             lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
             parse_patterns((pattern,), where),
             schema,

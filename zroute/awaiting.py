@@ -80,7 +80,7 @@ def within(seconds: float, running: Deferred[T], clock: Clock) -> Deferred[T]:
     def ended(result: Any) -> None:
         if waiting.called:
             return
-        timers[-1].cancel()
+        timers[-1].cancel()  # the timeout, or the second after it
         if len(timers) > 1 and isinstance(result, Failure) and was_cancelled(result.value):
             waiting.errback(late)
         else:
@@ -121,7 +121,7 @@ def _in_task() -> bool:
 
 
 def _on_deferred() -> bool:
-    """Return True if a Deferred runs the coroutine that awaits.
+    """Return True if a Deferred runs the awaiting coroutine.
 
     A Deferred may be fired inside an asyncio task, and resumes its coroutine there.
     """

@@ -84,7 +84,7 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     texts = (given,) if isinstance(given, str) else tuple(given)
     endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
     for index, endpoint in enumerate(endpoints):
-        if endpoint in endpoints[:index] and "*" not in endpoint.address:
+        if endpoint in endpoints[:index] and "*" not in endpoint.address:  # each * is a different port
             raise _error(texts[index], "is given twice", "give it once, since each message would arrive twice")
     return endpoints
 

@@ -182,7 +182,7 @@ _led = False
 
 def _lead_twisted_here() -> None:
     global _led
-    if _led:
+    if _led:  # Twisted's log can begin only once in a process
         return
     from twisted.logger import STDLibLogObserver, globalLogBeginner
 

@@ -120,7 +120,7 @@ def read(path: str | os.PathLike[str]) -> Recording:
             header = _unpacker(file).unpack()
         except msgpack.OutOfData:
             raise RecordingError("is empty or has only part of a header: nothing was recorded", path=path) from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError):  # not msgpack: the same error as for msgpack of another program
             header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RecordingError("is not a recording: make one with 'zroute record'", path=path)
@@ -144,7 +144,7 @@ def _recorded(record: Any) -> Recorded:
     Raises ValueError or TypeError for any other record.
     """
     at, frames = record
-    if type(at) not in (float, int) or not isfinite(at):
+    if type(at) not in (float, int) or not isfinite(at):  # not isinstance: a bool is an int
         raise ValueError(f"the time is {at!r}, not a finite number")
     if type(frames) is not list or not frames or not all(type(frame) is bytes for frame in frames):
         raise ValueError("the frames are not a list of bytes")
@@ -224,7 +224,8 @@ class Writer:
             return False
 
     def _begin(self) -> None:
-        if S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a device can't be cut
+        # Only now: without a message, a file that was to be overwritten stays unchanged.
+        if S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a device can't be truncated
             self._file.truncate(0)
         self._append(self._packed(self._header))
 

@@ -46,7 +46,7 @@ class ThrottledLog:
         self._clock = clock
         self._burst = BURST if burst is None else burst
         self._seconds = WINDOW if window is None else window
-        self._windows: dict[Hashable, _Window] = {}
+        self._windows: dict[Hashable, _Window] = {}  # by kind, each until its timer fires
 
     def __call__(
         self, key: Hashable, subject: str, level: int, text: str, *args: object, error: BaseException | None = None

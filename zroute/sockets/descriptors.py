@@ -54,7 +54,7 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
         The identity, or None if the connection has ended: the descriptor is closed, or belongs to another connection.
     """
     try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
+        with socket.socket(fileno=os.dup(fd)) as copy:  # closing the duplicate leaves libzmq's descriptor open
             found = _identity(copy)
     except OSError:
         return None

@@ -125,6 +125,7 @@ def _server(path: str) -> int | None:
         except OSError:  # its queue is full, or it is a socket of another type
             return 0
         with suppress(OSError, AttributeError):  # a system without SO_PEERCRED
+            # struct ucred of unix(7): process, user and group
             process, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return int(process)
     return 0

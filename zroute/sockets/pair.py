@@ -329,7 +329,7 @@ class SocketPair:
         return None if self.sub is None else self.sub.cut(link)
 
     def listen_closely(self, closely: bool) -> None:
-        """Start or stop to note the connection that delivers each message.
+        """Start or stop recording the connection that delivers each message.
 
         See `came_by` and `heard`. If all endpoints are ``inproc``, connections are unknown, and nothing is noted.
         """

@@ -94,7 +94,7 @@ class SubConnection(PartsConnection):
         self._refusals = Refusals()
 
     def listen_closely(self, closely: bool) -> None:
-        """Start or stop to note the connection that delivers each message.
+        """Start or stop recording the connection that delivers each message.
 
         The result is in ``origins``. The change takes effect the next time the socket is read. It costs one to two
         microseconds a message while it is on, and nothing while it is off.

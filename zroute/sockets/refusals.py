@@ -53,7 +53,7 @@ class Refusals:
         one = self._of(endpoint)
         before, one.ended = one.ended, now
         attempts, one.attempts = one.attempts, 0
-        if now - one.began > _SOON:
+        if now - one.began > _SOON:  # it lasted, so earlier refusals no longer count
             one.ended, one.pause = None, 0.0
         elif attempts != 1:  # the peer was unreachable in between, or libzmq itself ended the connection
             one.pause = 0.0
