@@ -6,10 +6,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line of this process.
-
-    From here on Ctrl-C ends the process without a traceback, so the command is imported only afterwards.
-    """
+    """Run the command line of this process; Ctrl-C ends it quietly from here on, so that little is imported before."""
     end_quietly()
     from zroute.cli import main as command
 
