@@ -1,37 +1,41 @@
 """Connection: a ZeroMQ socket in a Twisted reactor.
 
-**The edge.** A ZeroMQ socket has one descriptor for reading and writing. It does not say that a message waits, but that
-libzmq's own thread has sent this one a command; what can be done then is in the option EVENTS. The descriptor is
-edge-triggered, and any call on the socket handles commands, and so can use the edge up (zmq_getsockopt(3), ZMQ_FD). If
-a subscription waits to be read and `send` is called, the descriptor stays silent although EVENTS has POLLIN. One `recv`
-for each wake-up reads one message of a hundred, and then none for good. The other way round the descriptor stays
-readable until commands are handled: a `doRead` that does not touch the socket is called in a busy loop.
+**The descriptor.** A ZeroMQ socket has one descriptor for reading and writing. Its signal does not mean that a message
+waits. It means that libzmq's own thread has sent a command to this thread. The option EVENTS tells whether a message
+can be read (POLLIN) or sent (POLLOUT).
 
-**The rules**, which follow from that:
+The descriptor is edge-triggered: it signals a command once. Any call on the socket processes commands, and so can
+consume the signal (zmq_getsockopt(3), ZMQ_FD). Two consequences:
 
-1. `doRead` reads until EAGAIN, or until its budget is used. EAGAIN alone says that nothing is left, and that libzmq
-   will signal the next message.
-2. In all other cases the last call on the socket is a look at EVENTS. A `poke` follows if there is POLLIN, and always
-   if the budget ended the reading.
-3. Whatever else touches the socket (a send, a subscription, an endpoint) is followed by a `poke`: a look at EVENTS in
-   the reactor's next turn, and `doRead` if there is POLLIN. There is one poke at a time, so a thousand sends cost one
-   look. `doRead` that ends with EAGAIN needs no look, unless a poke is due or a sender waits, since a handler may have
-   sent in between.
-4. A new connection begins with a poke: libzmq wakes only a reader that has met an empty queue.
+- If a subscription waits to be read and `send` is called, the descriptor stays silent, although EVENTS has POLLIN. One
+  `recv` for each signal would read one message of a hundred, and then stall for ever.
+- The descriptor stays readable until commands are processed. A `doRead` that does not use the socket would be called in
+  a busy loop.
 
-**Fairness.** One `doRead` delivers up to `READ_BUDGET` messages and takes about `READ_SECONDS` at most; it looks at the
-clock after each `READ_SLICE`, or four of them while handlers are quick. Then the reactor serves timers and other
-descriptors, and the poke goes on in its next turn. Without this bound a flood delays each timer by seconds.
+**The rules.** They follow from that:
 
-**Pause and resume.** Pausing is a flag, never `removeReader`: libzmq handles a peer's commands in calls of this thread,
-so a publisher that comes back would not be sent the subscriptions. While it is paused, `doRead` only looks at EVENTS,
-which handles them, and stops the descriptor from being readable. `resume` must poke, since the edge of what has arrived
-meanwhile is used up, and must have `doRead` called even without POLLIN: the rest of a frame that was read before the
-pause is in this process, and no event tells of it.
+1. `doRead` reads until EAGAIN, or until its budget is used. Only EAGAIN guarantees that no message is left, and that
+libzmq will signal the next one. 2. In all other cases, the last call of `doRead` asks for EVENTS. A `poke` follows if
+there is POLLIN, and always if the budget ended the reading. 3. Any other call on the socket (a send, a subscription, an
+endpoint) is followed by a `poke`. A poke asks for EVENTS in the reactor's next turn, and calls `doRead` if there is
+POLLIN. Only one poke is scheduled at a time, so a thousand sends cost one look. A `doRead` that ends with EAGAIN needs
+no look, with two exceptions: a poke is scheduled, since a handler may have sent a message, or a sender waits. 4. A new
+connection begins with a poke: libzmq signals only after a read that found no message.
 
-**Writing.** POLLOUT and the wake-up that goes with it mean that a peer may take a message, so those in `when_writable`
-are told after each look that has it. On PUB and XPUB it is true even while each send gives EAGAIN: queues of publishers
-also try again by a timer.
+**Fairness.** One `doRead` delivers at most `READ_BUDGET` messages in about `READ_SECONDS`. It looks at the clock after
+each `READ_SLICE` messages, or after four slices while handlers are fast. Then the reactor serves timers and other
+descriptors, and the poke continues the reading in the next turn. Without this limit, a flood would delay each timer by
+seconds.
+
+**Pause and resume.** A pause is a flag, never `removeReader`. libzmq processes the commands of a peer only in calls of
+this thread; without these, a restarted publisher would not receive the subscriptions. While paused, `doRead` only asks
+for EVENTS, which processes commands and so makes the descriptor unreadable. `resume` must poke, since the signals of
+messages that arrived during the pause are consumed. It must also make `doRead` run without POLLIN: a frame that was
+read before the pause may be partly handled, and EVENTS does not report its rest.
+
+**Writing.** POLLOUT means that a peer can accept a message. So the Deferreds of `when_writable` fire after each look
+that finds it. On PUB and XPUB sockets POLLOUT is set even if each send gives EAGAIN, so the queues of publishers also
+retry by a timer.
 """
 
 from __future__ import annotations
@@ -64,14 +68,12 @@ from zroute.transport import Receive
 
 __all__ = ["Connection", "make_socket"]
 
-"""Reads and handles up to a number of messages: ``(recv, more, budget)``, see `RouteTable.receive`."""
-
 _log = logging.getLogger("zroute.sockets")
 
-_OLDEST_LIBZMQ = (4, 3, 5)  # what the algorithm and the options were measured with
+_OLDEST_LIBZMQ = (4, 3, 5)  # the version that the algorithm and the options were tested with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
 _SEND_ONLY = (zmq.PUSH, zmq.PUB)
-_LAST = zmq.DONTWAIT.value  # a number: an operation on an enum makes another one
+_LAST = zmq.DONTWAIT.value  # a number: an operation on an enum would make another enum
 _POLLIN, _POLLOUT = zmq.PollEvent.POLLIN.value, zmq.PollEvent.POLLOUT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
