@@ -33,7 +33,7 @@ async def test_cycles_of_open_and_close_leave_nothing(kind: str) -> None:
 @every_kind
 @pytest_twisted.ensureDeferred
 async def test_an_end_with_an_unreachable_peer_does_not_hang(kind: str) -> None:
-    """close returns at once, and the context terminates within the linger that it was given, not that of the option."""
+    """close returns at once; the context ends within the linger given to it, not that of the option."""
     context: zmq.Context[Any] = zmq.Context()
     options: dict[str, Any] = {"linger": int(10_000 * PATIENCE)}  # ms: longer than this test waits
     if kind not in ("PUB", "XPUB", "REQ"):
@@ -43,7 +43,7 @@ async def test_an_end_with_an_unreachable_peer_does_not_hang(kind: str) -> None:
     if kind == "REQ":
         connection.request(b"x").addErrback(lambda _: None)
     elif kind in ("PUSH", "DEALER", "PAIR", "PUB", "XPUB"):
-        connection.send(b"queued for nobody")
+        connection.send(b"queued without a peer")
     connection.close(100)
     connection.close(100)
     await deferToThread(context.term).addTimeout(PATIENCE, reactor)

@@ -42,9 +42,9 @@ async def test_a_message_to_nobody_is_an_error_and_no_silence(sockets: Sockets) 
     router, raw = sockets.make(RouterConnection, lambda identity, parts: None), sockets.raw(zmq.DEALER)
     address = router.open("tcp://127.0.0.1:*")
     with pytest.raises(
-        UnknownPeerError, match=r"no peer b'nobody' is connected to tcp://127\.0\.0\.1:\d+: it has disconnected"
+        UnknownPeerError, match=r"no peer b'unknown' is connected to tcp://127\.0\.0\.1:\d+: it has disconnected"
     ):
-        router.send(b"nobody", b"x")
+        router.send(b"unknown", b"x")
     heard = Mailbox[bytes]()
     router._on_identified = lambda identity, parts: heard.put(identity)
     raw.connect(address)
