@@ -1,1 +1,4 @@
-"""What travels: topics, bodies and frames, as values and bytes. Pure: no socket, no reactor, no clock."""
+"""Topics, bodies and frames, as values and as bytes.
+
+The modules in this folder are pure: they open no socket, use no reactor and read no clock.
+"""

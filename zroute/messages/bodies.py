@@ -1,6 +1,10 @@
-"""Which codec a body is in: said by the publisher, seen in the first byte, or chosen by the program.
+"""Choose the codec of a message body, and refuse bodies that nest too deeply.
 
-And what a body must not be before a codec may see it: so deep that it would end the C stack.
+The codec is the one that the publisher's header states, else the one that the program declares. Only a body of
+undeclared type without a stated codec is detected, by its first byte.
+
+A body that nests thousands of levels can exhaust the C stack of a decoder and end the process. `guarded` refuses such
+a body before a codec reads it.
 """
 
 from __future__ import annotations
@@ -16,19 +20,30 @@ from zroute.messages.schema import describe, inspect, is_class
 
 __all__ = ["body_decoder", "body_encoder", "guarded", "runtime_encoder"]
 
-_SAFE_RECURSION = 8192  # below this limit of the interpreter's, RecursionError comes before the stack's end
-_MAX_DEPTH = 1000
+# Up to this recursion limit of the interpreter, decoders raise RecursionError before the C stack is exhausted.
+_SAFE_RECURSION = 8192
+_MAX_DEPTH = 1000  # levels of lists and maps, checked only above _SAFE_RECURSION
 
 
 def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, default: Codec) -> Decode:
-    """What reads bodies of ``schema``.
+    """Return the function that decodes bodies of ``schema``.
 
-    ``stated`` is the codec that the publisher's header names, ``route`` what the subscriber wrote,
-    ``default`` the app's. bytes come as they are; str is UTF-8 text unless ``stated`` or ``route`` is
-    another codec; an undeclared type goes by ``stated``, else by the first byte; ``T | bytes`` is the raw
-    body where T does not decode; everything else is in ``stated``, else ``route``, else ``default``.
+    The codec depends on the declared type:
 
-    Raises SchemaError where the type can't be carried.
+    - bytes: the body, unchanged.
+    - str: UTF-8 text, unless ``stated`` or ``route`` is another codec.
+    - an undeclared type: ``stated``, else the codec that the first byte shows, else ``route``, else ``default``.
+    - ``T | bytes``: the decoded T, or the raw body if decoding fails.
+    - any other type: ``stated``, else ``route``, else ``default``.
+
+    Args:
+        schema: the declared type of the message.
+        stated: the codec that the publisher's header names, if it names one.
+        route: the codec that the subscriber declared, if any.
+        default: the codec of the app.
+
+    Raises:
+        SchemaError: no codec can carry the type.
     """
     found = inspect(schema)
     if found.engine == "raw":
@@ -79,11 +94,18 @@ def _refuse(reason: str) -> Decode:
 
 
 def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
-    """The codec and the function that write messages of ``schema``; ``codec`` is what the publisher wrote.
+    """Return the codec of messages of ``schema``, and the function that encodes them.
 
-    bytes travel raw and str as text, unless ``codec`` says otherwise. Of ``T | bytes`` only T can be
-    published, because one publisher states one codec: bytes are refused with an EncodeError, and want a
-    publisher of bytes. Raises SchemaError.
+    bytes travel raw and str as text, unless ``codec`` is set. A publisher states one codec, so a publisher of
+    ``T | bytes`` accepts only T. It refuses bytes with an EncodeError; declare a publisher of bytes for those.
+
+    Args:
+        schema: the declared type of the message.
+        codec: the codec that the publisher declared, if any.
+        default: the codec of the app.
+
+    Raises:
+        SchemaError: ``codec`` is not raw for bytes, or no codec can carry the type.
     """
     found = inspect(schema)
     if found.engine == "raw":
@@ -95,7 +117,11 @@ def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[C
 
 
 def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
-    """As `body_encoder`, for a publisher without a schema: by the type of ``message``. Raises EncodeError."""
+    """Return the codec and encoder for one message of a publisher without a schema.
+
+    The type of ``message`` takes the place of the schema; see `body_encoder`. Raises EncodeError if no codec can carry
+    that type.
+    """
     kind = type(message)
     schema = kind if is_class(kind) or kind in (bytes, str) else Any
     try:
@@ -104,15 +130,18 @@ def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tup
         raise EncodeError(str(error), schema=kind) from error
 
 
-# -- bombs -----------------------------------------------------------------------------------------------
+# -- bodies that nest too deeply -------------------------------------------------------------------------
 
 
 def guarded(decode: Decode, codec: Codec) -> Decode:
-    """``decode`` for large bodies: one that nests deep enough to end the C stack is refused before.
+    """Return ``decode`` with a check of the nesting depth, for large bodies.
 
-    ``codec`` is what a body is read as that does not give itself away (JSON behind white space). Normally
-    RecursionError comes first; not so where the program has raised the interpreter's limit. Text and raw
-    bytes do not nest.
+    The check runs only if the program has raised the interpreter's recursion limit above 8192. Below it, decoders raise
+    RecursionError by themselves. Text and raw bytes do not nest, so their decoders are returned unchanged.
+
+    Args:
+        decode: a function that `body_decoder` returned.
+        codec: the assumed codec of a body that `detect` does not recognise, such as JSON behind white space.
     """
     if decode in (TEXT.decoder(str), RAW.decoder(bytes)):
         return decode
@@ -156,5 +185,5 @@ def _deep_msgpack(raw: bytes) -> bool:
     except msgpack.StackError:
         return True
     except Exception:
-        return False  # not msgpack, or broken in another way: the decoder will say
+        return False  # not msgpack, or broken in another way; the decoder reports it
     return False

@@ -1,8 +1,8 @@
-"""Budget: the bytes that caches may hold whose entries peers or messages choose.
+"""A limit in bytes for caches whose entries peers or messages choose.
 
-A cache looks up a key at the cost of a plain dict, and keeps no order of use. When its budget is used up, it drops a
-part of what it holds, the oldest first and the rest spread evenly: so a cache that is a little too small misses a
-little, also where keys come in turn.
+A look-up costs as much as in a plain dict, because the caches record no order of use. When the budget is exhausted, a
+cache drops a part of its entries: the oldest one, and others at even distances. A cache that is slightly too small
+therefore misses only slightly more often, even if keys are used in a fixed cycle.
 """
 
 from __future__ import annotations
@@ -19,19 +19,28 @@ __all__ = ["Budget", "part"]
 
 K = TypeVar("K")
 
-_PART = 64
+_PART = 64  # a cache drops one in 64 entries at a time: about 1.6 %
 
 
 def part(cache: Iterable[K]) -> list[K]:
-    """Return one in 64 keys of ``cache``, beginning with the oldest: at least one, if there are any."""
+    """Return one in 64 keys of ``cache``, starting with the oldest.
+
+    The result holds at least one key unless the cache is empty.
+    """
     return list(islice(cache, 0, None, _PART))
 
 
 @attrs.define(eq=False)
 class Budget:
-    """Up to ``limit`` bytes for all caches that share it, as they count them.
+    """A number of bytes that several caches share.
 
-    ``stats`` counts what was not known. ``full`` is called each time that caches have to drop something.
+    Each cache reports its own use with `take` and `give_back`.
+
+    Attributes:
+        limit: the most bytes that the caches may use together.
+        stats: the counters; `miss` adds to ``cache_misses``.
+        full: called each time that caches must drop entries.
+        used: the bytes in use.
     """
 
     limit: int
@@ -41,24 +50,27 @@ class Budget:
     _drops: list[Callable[[], None]] = attrs.field(factory=list)
 
     def share(self, drop: Callable[[], None]) -> None:
-        """Have ``drop`` called when there are too many bytes: it forgets `part` of a cache, and calls `give_back`."""
+        """Add a cache to those that drop entries when the budget is exceeded.
+
+        ``drop`` deletes the keys that `part` selects, and calls `give_back` with their size.
+        """
         self._drops.append(drop)
 
     def miss(self) -> None:
-        """Count something that was not known."""
+        """Count a look-up that found no entry."""
         self.stats.cache_misses += 1
 
     def take(self, size: int) -> None:
-        """Count ``size`` bytes that are held from now on, and make room if they are too many."""
+        """Count ``size`` more bytes as used; if that exceeds the limit, drop entries."""
         self.used += size
         if self.used > self.limit:
             self.full()
         before = self.used + 1
-        while self.limit < self.used < before:  # until there is room, or nothing is left to drop
+        while self.limit < self.used < before:  # until the entries fit, or a round drops none
             before = self.used
             for drop in self._drops:
                 drop()
 
     def give_back(self, size: int) -> None:
-        """Count ``size`` bytes that are held no more."""
+        """Count ``size`` bytes as free again."""
         self.used -= size

@@ -1,8 +1,10 @@
-"""What msgspec would mishandle, through cattrs: strictly, so that nothing is coerced without a word.
+"""Structure the types that msgspec would get wrong, with cattrs.
 
-Between the bytes and the objects stands plain data (dicts, lists, leaves). Parts of a type that msgspec
-serves well are left to `msgspec.convert`; cattrs takes the classes with converters, aliases and private
-names, their containers, and unions told apart by their fields.
+A codec first decodes a body to plain data: dicts, lists and leaves. This module turns that data into objects, and
+refuses every value that would need a conversion.
+
+The parts of a type that msgspec supports are left to `msgspec.convert`. cattrs handles classes with converters, aliases
+or private names, containers of these, and unions whose classes differ by their fields.
 """
 
 from __future__ import annotations
@@ -28,9 +30,16 @@ _ABSTRACT: Mapping[str, type] = {"Sequence": list, "MutableSequence": list, "Set
 
 
 def structurer(schema: Any, *, str_keys: bool) -> Structure:
-    """What makes a ``schema`` of plain data; ``str_keys`` says that keys of maps came as text (JSON).
+    """Return the function that makes an object of type ``schema`` from plain data.
 
-    The function raises whatever the data deserves. Raises SchemaError where cattrs can't tell either.
+    The function raises an exception of any type if the data does not fit.
+
+    Args:
+        schema: the declared type.
+        str_keys: True if the format has only text as keys of maps (JSON); such keys are converted to their type.
+
+    Raises:
+        SchemaError: cattrs can't distinguish the members of a union, or can't carry the type.
     """
     converter = cattrs.Converter(detailed_validation=False)
 
@@ -43,7 +52,7 @@ def structurer(schema: Any, *, str_keys: bool) -> Structure:
     def collection(hint: Any) -> Callable[[Any, Any], Any]:
         return _collection(hint, converter, str_keys)
 
-    for leaf in LEAVES:  # cattrs has hooks of its own for some of these, and they coerce
+    for leaf in LEAVES:  # cattrs' own hooks for some of these convert values, which would hide a wrong type
         converter.register_structure_hook(leaf, by_msgspec(leaf))
     converter.register_structure_hook_factory(attrs.has, lambda kind: _attrs_hook(kind, converter))
     converter.register_structure_hook_factory(lambda hint: isinstance(hint, type) and issubclass(hint, Enum), _enum)
@@ -54,7 +63,8 @@ def structurer(schema: Any, *, str_keys: bool) -> Structure:
         hook = converter.get_structure_hook(schema)
     except Exception as error:
         raise SchemaError(
-            f"{describe(schema)} can't be told apart or carried ({error}): use a tag, distinct shapes, or other types",
+            f"{describe(schema)} can't be decoded without ambiguity ({error}): use a tag, classes with different "
+            "fields, or other types",
             schema=schema,
         ) from error
     return lambda value: hook(value, schema)
@@ -118,14 +128,17 @@ def _is_union(hint: Any) -> bool:
 
 
 def _union(hint: Any, converter: cattrs.Converter, str_keys: bool) -> Callable[[Any, Any], Any]:
-    """Classes are told apart by their fields, and from the rest by being maps."""
+    """Return the function that structures a union.
+
+    A map is an instance of one of the classes; its fields show of which. msgspec distinguishes all other members.
+    """
     parts = [resolved(argument) for argument in get_args(hint)]
     classes = [part for part in parts if is_class(get_origin(part) or part)]
     rest = [part for part in parts if part not in classes]
     of_map = _by_fields(classes, converter) if classes else None
     of_rest = Union[tuple(rest)] if rest else None  # noqa: UP007  # built at run time
     if of_rest is not None:
-        msgspec.json.Decoder(of_rest)  # raises where these can't be told apart
+        msgspec.json.Decoder(of_rest)  # raises if msgspec can't distinguish the members
 
     def structure(value: Any, _: Any) -> Any:
         if of_map is not None and type(value) is dict:
@@ -146,7 +159,7 @@ def _by_fields(classes: list[Any], converter: cattrs.Converter) -> Structure:
     def structure(value: Any) -> Any:
         kind = choose(value)
         if kind is None:
-            raise TypeError("its fields are those of no type of the union")
+            raise TypeError("its fields match no class of the union")
         return converter.structure(value, kind)
 
     return structure
@@ -164,5 +177,5 @@ _plain = _unstructurer()
 
 
 def unstructure(value: Any) -> Any:
-    """``value`` as plain data: attrs and other classes as dicts by field name, leaves as they are."""
+    """Return ``value`` as plain data: each class instance as a dict by field name."""
     return _plain.unstructure(value)

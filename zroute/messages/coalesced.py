@@ -1,8 +1,10 @@
-"""Batches: several messages of one topic in one frame of the tracked wire. Sans-IO, as `zroute.messages.wire`.
+"""Coalesced frames: several messages of one topic in one tracked frame.
 
-The bodies stand in the frame as one list of their codec, so that a reader decodes all of them in one call, and what
-stands before it says where each ends, so that it can be found without trusting the others: one that is broken, or that
-is two, costs itself only. The layout is specified in ``docs/reference/wire.md``.
+The bodies form one list in the codec's own format, so a reader decodes all of them in one call. An index before the
+list holds the end of each body. With it a reader can also decode each body alone, so one invalid message does not
+spoil the others.
+
+Like `zroute.messages.wire`, this module only converts bytes. ``docs/reference/wire.md`` specifies the layout.
 """
 
 from __future__ import annotations
@@ -24,15 +26,23 @@ __all__ = ["Coalesced", "CoalescedFramer", "coalesced_framer", "parse_coalesced"
 CoalescedFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
 
 _COUNT = Struct(">H")
-_ARRAY = Struct(">BH")  # msgpack's array 16: one form for all lengths, so that the list begins at a known place
+# msgpack's array 16. It is used for every length, so the first body always starts at the same offset.
+_ARRAY = Struct(">BH")
 _ARRAY_16 = 0xDC
 _64_BITS = 2**64 - 1
-_KIND_AT = 4  # in a header; codec and flags follow
+_KIND_AT = 4  # the offset of the kind in a header; codec and flags follow
 
 
-@attrs.define(eq=False)  # frozen ones take three times as long to make
+@attrs.define(eq=False)  # not frozen: a frozen instance takes three times as long to create
 class Coalesced:
-    """The body of a BATCH, behind the header: ``many`` messages, their ``ends``, and the ``listing`` they stand in."""
+    """The parsed content of a COALESCED frame, without its header.
+
+    Attributes:
+        codec: the number of the codec of all messages.
+        many: the number of messages.
+        ends: the end of each body as an offset into ``listing``, 16 bits each.
+        listing: the list of the bodies.
+    """
 
     codec: int
     many: int
@@ -41,10 +51,10 @@ class Coalesced:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The messages, each as its publisher wrote it.
+        """The messages, each as its publisher encoded it.
 
-        An end that lies before another is that one: so no byte is in two messages, and they are no larger than the
-        frame, whatever it says.
+        If the index is not ascending, an end before its predecessor counts as equal to it. So no byte belongs to two
+        messages, and together they are never larger than the frame.
         """
         before, between = _LAYOUT.get(self.codec, (0, 0))
         ends = list(accumulate(unpack(f">{self.many}H", self.ends), max))
@@ -54,16 +64,25 @@ class Coalesced:
 
 
 _LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
-"""By codec: the bytes before the first message, and those behind each. Lists of other codecs are their messages."""
+"""By codec number: the size in bytes of what precedes the first body, and of what follows each body.
+
+For other codecs the bodies follow each other directly.
+"""
 
 
 def coalesced_framer(
     *, epoch: int, count: Callable[[bytes, int], Sequence[Numbered]], keeps: bool = False
 ) -> CoalescedFramer:
-    """What turns ``(topic, codec number, bodies, time of the first in ns)`` into one frame.
+    """Return the function that packs several messages of one topic into one frame.
 
-    ``count(topic, many)`` counts so many messages and returns the counters that the frame carries, as they
-    stand behind the last of them. It is called last, when nothing can fail any more.
+    The function takes the topic, the codec number, the bodies, and the time of the first message. The time is in
+    nanoseconds since the Unix epoch.
+
+    Args:
+        epoch: the 64-bit number of this run of the publisher.
+        count: ``count(topic, many)`` counts ``many`` messages and returns the counters that the frame carries, with
+            their values after the last message. It is called last, after everything that can fail.
+        keeps: True if the publisher keeps the messages for new subscribers.
     """
     heads = Heads(Kind.COALESCED, epoch)
     always = (Flags.KEEPS << 8) if keeps else 0
@@ -97,7 +116,15 @@ _LISTINGS: dict[int, Callable[[Sequence[bytes]], bytes]] = {JSON.number: _json_l
 
 
 def parse_coalesced(codec: int, body: bytes) -> Coalesced:
-    """The body of a BATCH, behind the header, whose messages are in ``codec``. Raises EnvelopeError."""
+    """Parse the content of a COALESCED frame, which follows the header.
+
+    Args:
+        codec: the number of the codec in the header.
+        body: the bytes after the header.
+
+    Raises:
+        EnvelopeError: the count, the index and the list contradict each other.
+    """
     if len(body) < _COUNT.size:
         raise EnvelopeError("a coalesced frame that ends inside its number of messages")
     (many,) = _COUNT.unpack_from(body)
@@ -112,16 +139,17 @@ def parse_coalesced(codec: int, body: bytes) -> Coalesced:
 
 
 def _is_list(codec: int, many: int, listing: bytes) -> bool:
-    """Whether what stands around the messages is what stands around a list."""
+    """Return True if ``listing`` begins and ends like a list of ``many`` items."""
     if codec == JSON.number:
         return listing[:1] == b"[" and listing[-1:] == b"]"
     return codec != MSGPACK.number or listing[: _ARRAY.size] == _ARRAY.pack(_ARRAY_16, many)
 
 
 def split_frame(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
-    """Each of ``bodies`` in the frame that it would have come in alone; the frame begins with ``header``.
+    """Return one DATA frame for each of ``bodies``.
 
-    Numbers past 64 bits, which only an invented header leads to, begin anew.
+    Each frame equals the one that would have carried its message alone. ``header`` is that of the coalesced frame.
+    Sequence numbers wrap at 64 bits; only a forged header leads to such numbers.
     """
     head, sequence, sent_at = FIXED.unpack_from(header)
     start = topic + NUL

@@ -1,8 +1,15 @@
-"""Control frames of the tracked wire, which carry the bookkeeping of loss (`zroute.receiving.tracker`).
+"""Control frames of the tracked wire: the messages that account for losses.
 
-Markers ask; statements answer them at a join and at a goodbye; farewells answer a goodbye. A ping is a marker that
-wants nothing: its answer is a sign of life. Beats say where a quiet subscription stands.
-Sans-IO, as `zroute.messages.wire`; ``docs/reference/wire.md`` specifies the layout, with test vectors.
+A subscriber and a publisher exchange these frames; `zroute.receiving.tracker` uses their contents:
+
+- A marker asks a publisher for its counters. A subscriber sends it as a subscription.
+- A statement answers a marker, when a subscriber joins (JOIN) and when a publisher stops (GOODBYE).
+- A farewell confirms a GOODBYE. A subscriber sends it as a subscription.
+- A ping is a marker without wanted subscriptions. The answer only shows that the publisher is alive.
+- A beat repeats the last number of a subscription that has no new messages.
+
+Like `zroute.messages.wire`, this module only converts bytes. ``docs/reference/wire.md`` specifies the layout, with
+test vectors.
 """
 
 from __future__ import annotations
@@ -34,14 +41,14 @@ __all__ = [
 ]
 
 MARKER = b"\xff\xffzr"
-"""What the topic of a marker begins with: no UTF-8, so that it is no topic of an app's."""
+"""The first bytes of a marker's topic. They are not UTF-8, so no segment pattern of an app matches them."""
 FAREWELL = b"\xff\xffzg"
-"""What a farewell begins with."""
+"""The first bytes of a farewell."""
 
-_BEAT = Struct(">I")
+_BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
 _NUMBER = Struct(">Q")
-_ID_SIZE = 16  # 64 bits in hexadecimal, since a marker is a topic, and holds no NUL
+_ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
 _SUMMARY = b"\xff"
 _ALL = (b"",)
@@ -49,10 +56,15 @@ _ALL = (b"",)
 
 @attrs.frozen(slots=True)
 class Marker:
-    """What a subscriber sends behind its subscriptions, as a subscription itself, to be answered.
+    """A subscription by which a subscriber asks a publisher for its counters.
 
-    ``wanted`` are the subscriptions that the answer is about, or, in a ``summary``, the one prefix that all of them
-    have in common. Without any it is the subscription to everything, or a summary of all.
+    The subscriber sends it after its real subscriptions. libzmq keeps that order, so the publisher knows them by then.
+
+    Attributes:
+        topic: the bytes of the marker itself.
+        id: a 64-bit number that is used only once.
+        wanted: the subscriptions that the answer is about. Without any, it is about the subscription to everything.
+        summary: True if ``wanted`` is not a list of subscriptions, but at most one prefix that all of them share.
     """
 
     topic: bytes
@@ -62,12 +74,15 @@ class Marker:
 
     @property
     def subscriber(self) -> int:
-        """What the markers of one subscriber have in common: the upper 48 bits of their ids."""
+        """The upper 48 bits of the id, equal in all markers of one subscriber."""
         return self.id >> 16
 
     @property
     def is_ping(self) -> bool:
-        """True if it wants nothing but a sign of life: no subscription that is counted begins with `MARKER`."""
+        """True if the marker asks only for a sign of life.
+
+        Counted subscriptions never begin with `MARKER`, so it serves as a wanted subscription that matches none.
+        """
         return self.wanted == (MARKER,)
 
     @property
@@ -76,17 +91,25 @@ class Marker:
         return self.wanted or _ALL
 
     def wants(self, prefix: bytes) -> bool:
-        """Return True if ``prefix``, a topic or a subscription, begins with one that is wanted."""
+        """Return True if ``prefix`` begins with a wanted subscription.
+
+        ``prefix`` is a topic or a subscription.
+        """
         return not self.wanted or prefix.startswith(self.wanted)
 
 
 @attrs.frozen(slots=True)
 class Statement:
-    """One part of where a publisher's counters stand: the body of a JOIN and of a GOODBYE.
+    """One part of a list of a publisher's counters: the body of a JOIN or GOODBYE.
 
-    ``part`` of ``parts``, from 0; ``name`` is the publisher's own, the same after a restart, or empty;
-    ``partial`` says that there are subscriptions that it does not count; ``numbers`` are those of the subscriptions of
-    this part. All parts together name every wanted subscription that is live at the publisher, also those at 0.
+    All parts together name every wanted subscription that is live at the publisher, also those with the number 0.
+
+    Attributes:
+        part: the index of this part, from 0.
+        parts: the number of parts.
+        name: the publisher's name, which survives a restart, or "" without one.
+        partial: True if the publisher has subscriptions that it does not count.
+        numbers: each subscription in this part with the number of its last message.
     """
 
     part: int
@@ -100,10 +123,14 @@ class Statement:
 
 
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
-    """The topic of a marker with this id (64 bits, never used before; see `Marker.subscriber`) for these subscriptions.
+    """Return the topic of a marker for these subscriptions.
 
-    It names them where they fit, else what they have in common. A prefix of no bytes can't be named: alone it is a
-    marker that names none, with others a summary of all.
+    The marker lists the subscriptions if they fit into a topic. Otherwise it is a summary with their common prefix. A
+    prefix of no bytes can't be listed: alone, it becomes a marker that lists none; with others, a summary of all.
+
+    Args:
+        number: the 64-bit id, used only once; see `Marker.subscriber`.
+        subscriptions: the subscriptions that the answer is to be about.
     """
     wanted, summary = sorted(subscriptions), b""
     if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX or (b"" in wanted and len(wanted) > 1):
@@ -115,12 +142,18 @@ def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
 
 
 def pack_ping(number: int) -> bytes:
-    """Return the topic of a marker that wants nothing but a sign of life; ``number`` as in `pack_marker`."""
+    """Return the topic of a marker that asks only for a sign of life.
+
+    ``number`` is the 64-bit id, as in `pack_marker`.
+    """
     return pack_marker(number, (MARKER,))
 
 
 def _in_common(first: bytes, last: bytes) -> bytes:
-    """What both begin with, and so all that stands between them in order."""
+    """Return the common prefix of the first and last of sorted values.
+
+    All values between them share it.
+    """
     length = 0
     for one, other in zip(first, last, strict=False):
         if one != other:
@@ -139,7 +172,17 @@ def pack_statements(
     partial: bool,
     sent_at: int,
 ) -> list[bytes]:
-    """The frames of an answer to ``marker`` (of a goodbye to it): where ``numbers`` of subscriptions stand."""
+    """Return the frames that answer ``marker`` with the publisher's counters.
+
+    Args:
+        kind: JOIN or GOODBYE.
+        marker: the topic of the marker.
+        numbers: each subscription with the number of its last message.
+        epoch: the 64-bit number of this run of the publisher.
+        name: the publisher's name, cut to the longest topic in bytes.
+        partial: True if the publisher has subscriptions that it does not count.
+        sent_at: nanoseconds since the Unix epoch.
+    """
     called = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(called)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
@@ -150,7 +193,10 @@ def pack_statements(
 
 
 def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
-    """The entries of a statement in pieces of at most ``size`` bytes; one, though empty, if there are none."""
+    """Yield the entries of a statement in pieces of at most ``size`` bytes.
+
+    Without entries it yields one empty piece.
+    """
     piece = b""
     for prefix, number in numbers:
         entry = bytes([len(prefix)]) + prefix + _NUMBER.pack(number)
@@ -162,12 +208,23 @@ def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
 
 
 def pack_farewell(subscriber: int, epoch: int) -> bytes:
-    """The subscription by which ``subscriber`` (see `Marker.subscriber`) says that it has read ``epoch``'s goodbye."""
+    """Return the subscription that confirms the goodbye of ``epoch``.
+
+    ``subscriber`` is the number from `Marker.subscriber`.
+    """
     return FAREWELL + b"%012x%016x" % (subscriber, epoch)
 
 
 def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: int) -> bytes:
-    """The frame that says: ``number`` was the last message of ``prefix``; the next beat is in ``next_ms``, 0: none."""
+    """Return the frame that repeats the number of the last message of ``prefix``.
+
+    Args:
+        prefix: the subscription.
+        number: the number of its last message.
+        epoch: the 64-bit number of this run of the publisher.
+        next_ms: milliseconds until the next beat, or 0 if none will follow.
+        sent_at: nanoseconds since the Unix epoch.
+    """
     head = pack_head(kind=Kind.BEAT, codec=0, span=len(prefix), epoch=epoch)
     return prefix + NUL + FIXED.pack(head, number, sent_at) + _BEAT.pack(next_ms)
 
@@ -176,12 +233,15 @@ def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: 
 
 
 def parse_marker(topic: bytes) -> Marker:
-    """A subscription that starts with `MARKER`, as a marker. Raises EnvelopeError."""
+    """Parse a subscription that starts with `MARKER`.
+
+    Raises EnvelopeError if the id is malformed or the list of subscriptions is cut off.
+    """
     try:
         number = int(topic[len(MARKER) : len(MARKER) + _ID_SIZE].decode("ascii"), 16)
     except ValueError as error:
         raise EnvelopeError("a marker without an id") from error
-    if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() takes signs and spaces too
+    if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() also accepts signs and spaces
         raise EnvelopeError("a marker without an id")
     wanted, at, summary = [], len(MARKER) + _ID_SIZE, False
     while at < len(topic):
@@ -197,19 +257,25 @@ def parse_marker(topic: bytes) -> Marker:
 
 
 def parse_farewell(topic: bytes) -> tuple[int, int]:
-    """Subscriber and epoch of a subscription that starts with `FAREWELL`. Raises EnvelopeError."""
-    told = topic[len(FAREWELL) :]
+    """Return the subscriber and epoch of a subscription that starts with `FAREWELL`.
+
+    Raises EnvelopeError for anything but 12 and 16 lower-case hexadecimal digits.
+    """
+    digits = topic[len(FAREWELL) :]
     try:
-        subscriber, epoch = int(told[:12], 16), int(told[12:], 16)
+        subscriber, epoch = int(digits[:12], 16), int(digits[12:], 16)
     except ValueError as error:
-        raise EnvelopeError("a farewell that names nobody") from error
+        raise EnvelopeError("a farewell without a subscriber and an epoch") from error
     if topic != pack_farewell(subscriber, epoch):
-        raise EnvelopeError("a farewell that names nobody")
+        raise EnvelopeError("a farewell without a subscriber and an epoch")
     return subscriber, epoch
 
 
 def parse_statement(body: bytes) -> Statement:
-    """The body of a JOIN or a GOODBYE, behind the header. Raises EnvelopeError."""
+    """Parse the body of a JOIN or a GOODBYE, after the header.
+
+    Raises EnvelopeError if the body is cut off, or its numbers contradict each other.
+    """
     if len(body) < _STATEMENT.size:
         raise EnvelopeError(f"a statement of {len(body)} bytes, of at least {_STATEMENT.size}")
     part, parts, flags, length = _STATEMENT.unpack_from(body)
@@ -233,7 +299,10 @@ def parse_statement(body: bytes) -> Statement:
 
 
 def parse_beat(body: bytes) -> int:
-    """The body of a BEAT, behind the header: milliseconds until the next, 0 for none. Raises EnvelopeError."""
+    """Return the milliseconds until the next beat, or 0 if none will follow.
+
+    ``body`` is that of a BEAT, after the header. Raises EnvelopeError if it is too short.
+    """
     if len(body) < _BEAT.size:
         raise EnvelopeError(f"a beat of {len(body)} bytes, of at least {_BEAT.size}")
     milliseconds: int = _BEAT.unpack_from(body)[0]

@@ -1,7 +1,11 @@
-"""What a reader must look at beside the engines, compiled per type: integers and floats.
+"""Checks of decoded messages that the engines do not make, compiled per type.
 
-Integers over 64 bits are refused (msgspec's JSON accepts them into ``int``), and floats that are not finite
-(msgpack carries them). Only what a type can hold is looked at.
+Two kinds of numbers must not reach a handler:
+
+- integers over 64 bits: msgspec's JSON decoder accepts them for ``int``, but msgpack can't carry them;
+- floats that are not finite: msgpack carries them, but JSON can't.
+
+A compiled check looks only at those parts of a message whose type can hold such a number.
 """
 
 from __future__ import annotations
@@ -24,16 +28,21 @@ Decode = Callable[[bytes], Any]
 
 LOWEST = -(2**63)
 HIGHEST = 2**64 - 1
-"""What msgpack can carry: a signed or an unsigned integer of 64 bits."""
+"""The limits of msgpack's integers: 64 bits, signed or unsigned."""
 
 SMALL = 2**30 - 1
-"""One digit of CPython's integers. With these bounds before the others a field takes 20 ns, not 60: most are small."""
+"""The largest integer of one digit in CPython. Most integers are small, and this comparison saves 40 of 60 ns."""
 
 
 def compile_check(hint: Any, *, ints: bool, floats: bool) -> Check | None:
-    """A function that says whether a value of type ``hint`` may pass, or None where nothing can be wrong.
+    """Return a function that checks the numbers of a value, or None.
 
-    The value is known to be of the type; only the bounds of ``ints`` and ``floats`` are in question.
+    It returns True if the value may pass. None means that no value of this type can fail.
+
+    Args:
+        hint: the type; the value is known to be an instance of it.
+        ints: True to check that integers have at most 64 bits.
+        floats: True to check that floats are finite.
     """
     holds = inspect(hint).holds
     wanted = {name for name, on in (("int", ints), ("float", floats)) if on}
@@ -43,10 +52,18 @@ def compile_check(hint: Any, *, ints: bool, floats: bool) -> Check | None:
 
 
 def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats: bool) -> Decode:
-    """``decode`` with what must be looked at beside it, in one function: it stands before most handlers.
+    """Return ``decode`` and its checks as one function.
 
-    ``utf8``: msgspec skips the fields a class does not have unread, but JSON is UTF-8 all through (RFC 8259,
-    8.1). Where nothing is to be looked at, ``decode`` itself. The function raises DecodeError.
+    Most messages pass through this function, so decoding and checks share one call. Without checks, ``decode`` itself
+    is returned. The function raises DecodeError if a check fails.
+
+    Args:
+        decode: the engine's decoder.
+        hint: the type of the message.
+        utf8: True to check that the whole body is UTF-8, as RFC 8259 (8.1) requires of JSON. msgspec skips fields that
+            the class does not have without such a check.
+        ints: as in `compile_check`.
+        floats: as in `compile_check`.
     """
     names: dict[str, Any]
     if is_class(get_origin(hint) or hint) and "any" not in inspect(hint).holds:
@@ -56,7 +73,7 @@ def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats:
         expression, names = ("check(m)", {"check": check}) if check else ("", {})
     if not expression and not utf8:
         return decode
-    # A function of its own for each type, as attrs and cattrs make them: one call a message less.
+    # One generated function per type saves one call per message.
     lines = ["body.isascii() or body.decode()"] if utf8 else []
     lines.append("m = decode(body)")
     if expression:
@@ -69,9 +86,13 @@ def compile_reader(decode: Decode, hint: Any, *, utf8: bool, ints: bool, floats:
 
 @attrs.frozen
 class Inline:
-    """The lines of a reader, which turn ``body`` into ``m``, and the names that they use.
+    """The source lines of a reader, for use inside a larger generated function.
 
-    Whoever writes a function around a reader can put them in it, and save the call.
+    The lines turn ``body`` into ``m``. A function that contains them saves the call of the reader.
+
+    Attributes:
+        lines: the source, without indentation.
+        names: the objects that the lines refer to, by name.
     """
 
     lines: tuple[str, ...]
@@ -83,7 +104,10 @@ def _out_of_bounds() -> None:
 
 
 def is_bounded(value: Any) -> bool:
-    """Whether every number in ``value``, whatever it is, is a 64-bit integer or a finite float."""
+    """Return True if each number in ``value`` is a 64-bit integer or a finite float.
+
+    ``value`` may be of any type; all of its parts are visited.
+    """
     kind = type(value)
     if kind is int:
         return bool(LOWEST <= value <= HIGHEST)
@@ -107,14 +131,20 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _loop(expression: str, names: dict[str, Any]) -> Check:
-    """Whether ``expression`` is true of each ``m``: a third of the time of a call for each."""
+    """Return a check that evaluates ``expression`` for each item ``m``.
+
+    The inlined expression takes a third of the time of one call per item.
+    """
     source = f"def check(value):\n    for m in value:\n        if not ({expression}): return False\n    return True"
     check: Check = define(source, "check", names)
     return check
 
 
 class _Compiler:
-    """Makes one expression a class, so that a flat one is checked in one call; recursive types use `is_bounded`."""
+    """A compiler that turns the checks of a class into one expression.
+
+    A class without nested classes is checked in one call. Recursive types use `is_bounded`.
+    """
 
     def __init__(self, ints: bool, floats: bool) -> None:
         self._ints, self._floats = ints, floats
@@ -146,13 +176,16 @@ class _Compiler:
         expression, names = self.expression(kind, hint)
         if not expression:
             return None
-        # One expression instead of a loop over fields: half the time, and this runs for each message.
+        # One expression takes half the time of a loop over the fields, and it runs for each message.
         check: Any = make_lambda(expression, names)
         check.expression = (expression, names)
         return cast("Check", check)
 
     def expression(self, kind: Any, hint: Any) -> tuple[str, dict[str, Any]]:
-        """What must be true of an instance ``m`` of a class, as source, and the names it uses; "" for nothing."""
+        """Return the check of an instance ``m`` as source, and the names that it uses.
+
+        The source is "" if nothing needs a check.
+        """
         self._open.append(hint)
         terms: list[str] = []
         names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST}

@@ -1,8 +1,8 @@
-"""A type, and which engine carries it without loss: inspected once, before any message.
+"""Inspect a message type once, and choose an engine that carries it without loss.
 
-msgspec decodes straight into the declared type. A few things it would get wrong without a word
-(converters, aliases, private names, unions it does not know); a type with one of these is structured by
-cattrs instead, strictly. A type that neither can carry is a SchemaError that names the field.
+msgspec decodes straight into the declared type. It would silently get a few things wrong: converters, aliases, private
+names, and unions that it does not know. A type with one of these is structured by cattrs instead. A type that neither
+engine can carry raises a SchemaError that names the field.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ Engine = Literal["msgspec", "cattrs", "raw", "text", "any"]
 
 @attrs.frozen
 class Stamped(Generic[T]):
-    """A message with the time it speaks of: the map ``{"data": …, "timestamp": …}`` on every wire.
+    """A message with a time: the map ``{"data": …, "timestamp": …}`` on every wire.
 
-    ``timestamp`` is in seconds since the Unix epoch, by default the time of making.
+    Attributes:
+        data: the message.
+        timestamp: the time that the data describes, in seconds since the Unix epoch. The default is the time at which
+            the object is created.
     """
 
     data: T
@@ -56,12 +59,16 @@ class Stamped(Generic[T]):
 
 @attrs.frozen
 class Schema:
-    """A type and the engine that serves it.
+    """The result of inspecting a type.
 
-    ``reasons`` say why it is not msgspec. ``inner`` is T for ``T | bytes`` at the top, where a body that is
-    no T is handed over raw (``raw_fallback``), and else the type itself. ``holds`` names what needs a look
-    beyond the engine: "int", "float", "any" (values of undeclared type) and "hook" (a class
-    that changes itself when it is made, and so once more when it is read).
+    Attributes:
+        type: the type, without wrappers such as NewType.
+        engine: "msgspec", "cattrs", "raw" (bytes), "text" (str) or "any" (undeclared).
+        inner: T for ``T | bytes``, else the type itself.
+        reasons: why msgspec can't carry the type; empty unless the engine is "cattrs".
+        raw_fallback: True for ``T | bytes``: a body that does not decode to T arrives raw.
+        holds: what needs a check beyond that of the engine. "int" and "float" are numbers, "any" is a value of
+            undeclared type, and "hook" is a class with a ``__post_init__`` that runs again in the reader.
     """
 
     type: Any
@@ -92,11 +99,14 @@ _LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_
 ARRAYS = (list, set, frozenset, tuple, Sequence, MutableSequence, Set)
 MAPS = (dict, Mapping, MutableMapping)
 
-_known: dict[Hashable, Schema] = {}
+_known: dict[Hashable, Schema] = {}  # one entry per declared type; peers can't add any
 
 
 def inspect(schema: Any) -> Schema:
-    """Which engine serves ``schema``, and why. Raises SchemaError where none does."""
+    """Return the engine that carries ``schema``, and the reasons for it.
+
+    Results are cached. Raises SchemaError if no engine can carry the type.
+    """
     key = schema if isinstance(schema, Hashable) else None
     try:
         found = _known.get(key) if key is not None else None
@@ -110,7 +120,10 @@ def inspect(schema: Any) -> Schema:
 
 
 def describe(schema: Any) -> str:
-    """A short name for tables and errors: ``Quote``, ``Stamped[Weather] | bytes``, ``any``."""
+    """Return a short name for tables and errors.
+
+    Examples are ``Quote``, ``Stamped[Weather] | bytes`` and ``any``.
+    """
     if schema in (Any, object, stdlib_inspect.Parameter.empty):
         return "any"
     if schema is types.NoneType or schema is None:
@@ -129,7 +142,10 @@ def describe(schema: Any) -> str:
 
 
 def resolved(hint: Any) -> Any:
-    """``hint`` without the wrappers that say nothing of its shape: NewType, Annotated, Required and the like."""
+    """Return ``hint`` without wrappers that do not change its values.
+
+    These are NewType, Annotated, Required, NotRequired, Final, ClassVar and ``type X = …`` aliases.
+    """
     while True:
         origin = get_origin(hint)
         if isinstance(hint, typing.NewType):
@@ -143,7 +159,10 @@ def resolved(hint: Any) -> Any:
 
 
 def children(hint: Any) -> Iterator[tuple[str, Any]]:
-    """The parts of a class or container type, each with what to add to a path: ``.name`` or ``[]``."""
+    """Yield the parts of a class or container type, each with its step in a path.
+
+    A step is ``.name`` for a field, ``[]`` for an item, and ``""`` for a member of a union.
+    """
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         yield from (("", argument) for argument in arguments)
@@ -154,7 +173,7 @@ def children(hint: Any) -> Iterator[tuple[str, Any]]:
 
 
 def limits(hint: Any) -> tuple[Any, ...]:
-    """The constraints that stand around a type: each `msgspec.Meta` that has one."""
+    """Return the constraints of an annotated type: each `msgspec.Meta` that has one."""
     if isinstance(hint, typing.NewType):
         return limits(hint.__supertype__)
     metas = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, msgspec.Meta)]
@@ -162,7 +181,10 @@ def limits(hint: Any) -> tuple[Any, ...]:
 
 
 def is_class(kind: Any) -> bool:
-    """Whether ``kind`` is a class with named fields: attrs, dataclass, Struct, TypedDict or NamedTuple."""
+    """Return True if ``kind`` is a class with named fields.
+
+    Such classes are those of attrs, dataclasses, msgspec Structs, TypedDicts and NamedTuples.
+    """
     return isinstance(kind, type) and (
         attrs.has(kind)
         or dataclasses.is_dataclass(kind)
@@ -193,7 +215,10 @@ def _fields(hint: Any) -> dict[str, Any]:
 
 
 def _substituted(hint: Any, given: Mapping[Any, Any]) -> Any:
-    """``hint`` with the type variables that were ``given`` replaced; one that is free can hold anything."""
+    """Return ``hint`` with its type variables replaced by ``given`` types.
+
+    A variable that is not given becomes Any.
+    """
     if isinstance(hint, TypeVar):
         return given.get(hint, Any)
     parameters = getattr(hint, "__parameters__", ())
@@ -235,7 +260,10 @@ def _msgspec_refuses(schema: Any) -> tuple[str, ...]:
 
 
 class _Walk:
-    """One look at every part of a type: what it holds, and what msgspec would get wrong in it."""
+    """A visit to every part of a type that records what the parts hold.
+
+    It also records what msgspec would get wrong.
+    """
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
@@ -299,7 +327,7 @@ class _Walk:
         for name, hint in vars(kind).get("__annotations__", {}).items():
             if isinstance(hint, dataclasses.InitVar) or str(hint).startswith(("InitVar", "dataclasses.InitVar")):
                 raise SchemaError(
-                    f"{kind.__name__}.{name} is an InitVar, which is gone when a message is published: make it a field",
+                    f"{kind.__name__}.{name} is an InitVar, and its value is not kept in the object: make it a field",
                     schema=self._schema,
                 )
 
@@ -314,8 +342,8 @@ class _Walk:
             return
         if not kinds <= {str, int, float, bool, types.NoneType}:
             raise SchemaError(
-                f"{self._at(path)} is the enum {kind.__name__} with values that are no text or number: give it plain "
-                "ones",
+                f"{self._at(path)} is the enum {kind.__name__} with values that are neither text nor numbers: use "
+                "values of type str, int or float",
                 schema=self._schema,
             )
         self.reasons.append(f"{kind.__name__} is an enum of mixed values, which msgspec does not know")

@@ -1,9 +1,10 @@
-"""Topics and the patterns that match them: parse, validate, and a slow, obvious `matches`.
+"""Topics and patterns: parsing, validation, and a slow reference `matches`.
 
-Pure text and bytes. A topic is concrete and travels; a pattern never does: of it only the subscription,
-a byte prefix, reaches a socket. The grammar is that of NATS (docs.nats.io, "Subject-Based Messaging"),
-with captures for ``*`` and with `startswith` for what ZeroMQ itself can filter by (zmq_setsockopt(3),
-ZMQ_SUBSCRIBE). `zroute.receiving.trie` does at speed what `matches` says; tests hold them together.
+A topic is concrete and travels with each message. A pattern stays in the program: sockets receive only its
+subscription, a byte prefix. The grammar is that of NATS (docs.nats.io, "Subject-Based Messaging"). It adds captures,
+which are named ``*`` wildcards, and `startswith` for prefixes (zmq_setsockopt(3), ZMQ_SUBSCRIBE).
+
+`zroute.receiving.trie` is the fast implementation of `matches`. Tests compare the two.
 
 =================== ================================= ==============
 pattern             matches                           subscription
@@ -16,7 +17,7 @@ pattern             matches                           subscription
 startswith("news")  ``news``, ``newsletter``, bytes   ``news``
 =================== ================================= ==============
 
-A topic that is empty, has an empty segment or is not UTF-8 is matched by `startswith` alone.
+Only `startswith` matches a topic that is empty, has an empty segment, or is not UTF-8.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 MAX_TOPIC: Final = 255
-"""Bytes; a subscription travels as 10 + its length, which must fit a publisher's MAXMSGSIZE of 512."""
+"""The longest topic in bytes. A subscription travels in up to 10 bytes more; a publisher's ZMQ_MAXMSGSIZE is 512."""
 
 _NOT_IN_A_TOPIC = re.compile(r"[\0\s*>{}]")
 _NOT_IN_A_PATTERN = re.compile(r"[\0\s]")
@@ -61,25 +62,38 @@ _WILDCARD_MARK = re.compile(r"[*>{}]")
 
 
 class Topic(str):
-    """A concrete topic as text; annotate a handler's parameter with it to be given the topic."""
+    """A concrete topic as text.
+
+    A handler receives the topic of a message in a parameter with this annotation.
+
+    Example:
+        ::
+
+            @app.subscribe("news.>")
+            def on_news(story: Story, topic: Topic) -> None: ...
+    """
 
     __slots__ = ()
 
     @classmethod
     def from_wire(cls, raw: bytes) -> Topic:
-        """The text of ``raw``; what is not UTF-8 becomes lone surrogates (PEP 383) for `wire` to restore."""
+        """Return the text of ``raw``, with invalid UTF-8 as lone surrogates (PEP 383)."""
         return cls(raw, "utf-8", "surrogateescape")
 
     @property
     def wire(self) -> bytes:
-        """The bytes that `from_wire` was given."""
+        """The bytes of the topic, equal to those that `from_wire` received."""
         return self.encode("utf-8", "surrogateescape")
 
 
 def topic_bytes(topic: str) -> bytes:
-    """The bytes of a concrete topic that is to be published; ``""`` is allowed and gives ``b""``.
+    """Return the bytes of a concrete topic, to publish to it.
 
-    Raises TopicError, which names the place, for anything a segment pattern could not match again.
+    ``""`` is a valid topic and gives ``b""``.
+
+    Raises:
+        TopicError: the topic is not text, is too long, or no segment pattern could match it. The error names the
+            position.
     """
     if not isinstance(topic, str):
         raise TopicError(f"a topic is text such as 'news.sports', not {topic!r}", topic=topic)
@@ -94,10 +108,12 @@ def topic_bytes(topic: str) -> bytes:
 
 
 def segment_bytes(name: str, value: object) -> bytes:
-    """The segment ``value`` makes of the capture ``name``: text, an int, a finite float, a UUID or an enum.
+    """Return the segment for ``value`` in place of the capture ``name``.
 
-    Raises TopicError, naming the capture, for another type, for an empty text, and for a text that would
-    not arrive as this one segment.
+    The value is text, an int, a finite float, a UUID or an enum.
+
+    Raises:
+        TopicError: the value has another type, is empty text, or is text that would not arrive as one segment.
     """
     text = _segment_text(value)
     if fault := _segment_fault(text):
@@ -106,7 +122,7 @@ def segment_bytes(name: str, value: object) -> bytes:
 
 
 def is_text(topic: bytes) -> bool:
-    """Whether ``topic`` is UTF-8, as segment patterns require."""
+    """Return True if ``topic`` is UTF-8, as segment patterns require."""
     try:
         topic.decode()
     except UnicodeDecodeError:
@@ -116,7 +132,7 @@ def is_text(topic: bytes) -> bool:
 
 @attrs.frozen
 class Wildcard:
-    """One segment of any content: ``*``, or a capture where it has a ``name``."""
+    """One segment of any content: a capture if ``name`` is set, else ``*``."""
 
     name: str | None
 
@@ -129,10 +145,13 @@ Segment: TypeAlias = bytes | Wildcard
 
 @attrs.frozen
 class Pattern:
-    """A parsed pattern; made by `parse` and `startswith` alone.
+    """A parsed pattern, the result of `parse` or `startswith`.
 
-    ``text`` is what the user wrote. ``segments`` come before the ``tail``, which is True where ``>`` ends
-    the pattern. ``prefix`` is the bytes of a `startswith`, which has no segments, and else None.
+    Attributes:
+        text: the pattern as the program wrote it.
+        segments: the literal segments and wildcards, without a final ``>``.
+        tail: True if the pattern ends with ``>``.
+        prefix: the bytes of a `startswith`, which has no segments; None for other patterns.
     """
 
     text: str
@@ -145,19 +164,22 @@ class Pattern:
 
     @property
     def kind(self) -> Literal["exact", "segments", "prefix"]:
-        """``exact`` matches one topic, ``segments`` has wildcards or captures, ``prefix`` is `startswith`."""
+        """The kind of the pattern.
+
+        It is "exact" for one topic, "segments" for a pattern with wildcards or captures, and "prefix" for `startswith`.
+        """
         if self.prefix is not None:
             return "prefix"
         return "exact" if self.is_concrete else "segments"
 
     @property
     def is_concrete(self) -> bool:
-        """Whether it is one topic: no wildcard, no capture."""
+        """True if the pattern is one topic, without wildcards and captures."""
         return self._is_segments and all(isinstance(segment, bytes) for segment in self.segments)
 
     @property
     def is_template(self) -> bool:
-        """Whether `topic` can make a topic of it: every wildcard has a name."""
+        """True if `topic` can fill the pattern: all of its wildcards are captures."""
         return self._is_segments and ANY not in self.segments
 
     @cached_property
@@ -167,7 +189,10 @@ class Pattern:
 
     @property
     def subscription(self) -> bytes:
-        """The longest byte prefix of all topics it matches, by which a SUB socket filters; ``b""`` is all."""
+        """The longest byte prefix that all matching topics share.
+
+        A SUB socket filters by it; ``b""`` lets all topics pass.
+        """
         if self.prefix is not None:
             return self.prefix
         literal = b""
@@ -179,10 +204,10 @@ class Pattern:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """A key to sort by: of two patterns that match one topic the smaller is the more specific.
+        """A sort key: of two patterns that match a topic, the more specific is smaller.
 
-        Segment by segment 0 for a literal, 1 for a capture or ``*``, 2 for ``>``; a `startswith` comes after
-        all of these, the longer first.
+        It has one number per segment: 0 for a literal, 1 for a capture or ``*``, 2 for ``>``. A `startswith` sorts
+        after all of these, a longer one before a shorter one.
         """
         if self.prefix is not None:
             return (3, -len(self.prefix))
@@ -191,14 +216,21 @@ class Pattern:
 
     @property
     def shape(self) -> Hashable:
-        """Equal for two patterns exactly when they match the same topics and rank the same."""
+        """A value that two patterns share exactly if they match the same topics.
+
+        Such patterns also have the same rank.
+        """
         return (tuple(s if isinstance(s, bytes) else None for s in self.segments), self.tail, self.prefix)
 
     def topic(self, values: Mapping[str, bytes]) -> bytes:
-        """The topic that has ``values``, made by `segment_bytes`, in place of the captures.
+        """Return the topic with ``values`` in place of the captures.
 
-        Raises PatternError for a pattern that is no template, TopicError for a value that is missing and
-        for a topic that gets too long.
+        Args:
+            values: the segments by capture name, from `segment_bytes`.
+
+        Raises:
+            PatternError: the pattern is not a template.
+            TopicError: a value is missing, or the topic is too long.
         """
         if not self.is_template:
             advice = "write a capture such as {name} in place of each wildcard"
@@ -209,7 +241,10 @@ class Pattern:
         return _bounded(b".".join(s if isinstance(s, bytes) else values[s.name or ""] for s in self.segments))
 
     def overlaps(self, other: Pattern) -> bool:
-        """Return True if one topic can be made of both patterns, which are templates."""
+        """Return True if some topic can be made from both patterns.
+
+        Both must be templates.
+        """
         return len(self.segments) == len(other.segments) and all(
             one == two or isinstance(one, Wildcard) or isinstance(two, Wildcard)
             for one, two in zip(self.segments, other.segments, strict=True)
@@ -221,9 +256,13 @@ class Pattern:
 
 
 def parse(pattern: str | Pattern) -> Pattern:
-    """Read ``news.*``, ``stocks.{symbol}``, ``logs.>``; a Pattern is returned as it is.
+    """Parse a pattern such as ``news.*``, ``stocks.{symbol}`` or ``logs.>``.
 
-    Raises PatternError, which names the segment at fault (counted from 1) and says what to write instead.
+    A Pattern is returned unchanged.
+
+    Raises:
+        PatternError: the pattern is invalid. The error names the segment, counted from 1, and says what to write
+            instead.
     """
     if isinstance(pattern, Pattern):
         return pattern
@@ -240,10 +279,20 @@ def parse(pattern: str | Pattern) -> Pattern:
 
 
 def startswith(prefix: str | bytes) -> Pattern:
-    """Every topic whose bytes begin with ``prefix``, whatever its segments; ``""`` is all, the empty one too.
+    """Match every topic whose bytes begin with ``prefix``, whatever its segments are.
 
-    Raises PatternError for a prefix no topic has: one with NUL, too long, or a text with wildcards, which
-    would be taken literally (bytes may hold them, for topics of peers that know no wildcards).
+    Args:
+        prefix: text or bytes; ``""`` matches every topic, including the empty one.
+
+    Raises:
+        PatternError: the prefix contains NUL, is too long, or is text with wildcards, which would be taken literally.
+            Use bytes for a topic that really contains ``*``, ``>`` or braces.
+
+    Example:
+        ::
+
+            @app.subscribe(startswith("news"))
+            def on_news(story: Story) -> None: ...
     """
     if not isinstance(prefix, str | bytes):
         raise PatternError(f"startswith() takes text or bytes, not {prefix!r}", pattern=prefix)
@@ -257,7 +306,10 @@ def startswith(prefix: str | bytes) -> Pattern:
 
 
 def matches(pattern: str | Pattern, topic: bytes) -> dict[str, bytes] | None:
-    """The captures of ``topic``, or None where it does not match: slow, the oracle of the trie."""
+    """Return the captures of ``topic``, or None if the pattern does not match.
+
+    This slow implementation is the reference for the trie.
+    """
     pattern = parse(pattern)
     if pattern.prefix is not None:
         return {} if topic.startswith(pattern.prefix) else None
@@ -278,9 +330,10 @@ def matches(pattern: str | Pattern, topic: bytes) -> dict[str, bytes] | None:
 
 
 def any_of(patterns: Sequence[str | Pattern]) -> Callable[[bytes], bool]:
-    """What tells whether a topic matches one of ``patterns``: slow for a new topic, a look-up for the latest ones.
+    """Return a function that tells if a topic matches any of ``patterns``.
 
-    Topics over `MAX_TOPIC` bytes are never remembered.
+    A new topic is matched slowly; the result for recent topics is cached. Topics longer than `MAX_TOPIC` are not
+    cached.
     """
 
     def matches_any(topic: bytes) -> bool:
@@ -294,7 +347,7 @@ def _segment(pattern: str, number: int, part: str) -> Segment:
     if part == "*":
         return ANY
     if part == ">":
-        raise _error(pattern, f"has '>' in segment {number}, and '>' is for the end only: write '*' here")
+        raise _error(pattern, f"has '>' in segment {number}, and '>' is allowed only at the end: write '*' here")
     if len(part) > 1 and part[0] == "{" and part[-1] == "}":
         return Wildcard(_capture_name(pattern, number, part))
     if mark := _WILDCARD_MARK.search(part):
@@ -307,8 +360,8 @@ def _capture_name(pattern: str, number: int, part: str) -> str:
     if not name:
         raise _error(pattern, f"has a capture without a name in segment {number}: write {{name}} or '*'")
     if not name.isidentifier() or iskeyword(name):
-        advice = "write a Python identifier that is no keyword, such as {name}"
-        raise _error(pattern, f"has the capture {part} in segment {number}, which names no parameter: {advice}")
+        advice = "write a Python identifier that is not a keyword, such as {name}"
+        raise _error(pattern, f"has the capture {part} in segment {number}, which is not a parameter name: {advice}")
     return name
 
 
@@ -330,7 +383,7 @@ def _refuse_no_pattern(pattern: object) -> None:
         advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else "write it as 'news.*'"
         raise PatternError(f"a pattern is text, not {pattern!r}: {advice}", pattern=pattern)
     if not pattern:
-        raise _error(pattern, 'is empty: write startswith("") for every topic, the empty one too')
+        raise _error(pattern, 'is empty: write startswith("") for every topic, including the empty one')
     if bad := _NOT_IN_A_PATTERN.search(pattern):
         number = pattern.count(".", 0, bad.start()) + 1
         raise _error(pattern, f"holds {_named(bad[0])} in segment {number}, and no topic does: leave it out")
@@ -355,7 +408,10 @@ def _refuse_twice(pattern: Pattern) -> None:
 
 
 def _refuse_too_long(pattern: Pattern) -> None:
-    """A wildcard stands for at least one byte; the length of a capture's name does not count."""
+    """Raise PatternError if every matching topic is longer than `MAX_TOPIC`.
+
+    A wildcard counts as one byte, the shortest segment. The length of a capture's name does not matter.
+    """
     sizes = [len(s) if isinstance(s, bytes) else 1 for s in pattern.segments] + [1] * pattern.tail
     shortest = sum(sizes) + len(sizes) - 1
     if shortest > MAX_TOPIC:
@@ -387,17 +443,20 @@ def _error(pattern: str, fault: str) -> PatternError:
 
 
 def _empty_segment(parts: list[str]) -> str:
-    """What is wrong with the first empty one of ``parts``; "" where none is."""
+    """Return what is wrong with the first empty segment, or "" if there is none."""
     if "" not in parts:
         return ""
     number = parts.index("") + 1
     places = {1: "begins with a dot", len(parts): "ends with a dot"}
     where = places.get(number, "has two dots in a row")
-    return f"{where}, so segment {number} is empty: take the dot away or write the segment"
+    return f"{where}, so segment {number} is empty: remove the dot or write the segment"
 
 
 def _segment_text(value: object) -> str | None:
-    """The text that a handler's annotation converts back to ``value``, or None where there is none."""
+    """Return the text that a handler's annotation converts back to ``value``.
+
+    The result is None if there is no such text.
+    """
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, float) and not isfinite(value):
@@ -409,9 +468,9 @@ def _segment_text(value: object) -> str | None:
 
 def _segment_fault(text: str | None) -> str:
     if text is None:
-        return "makes no segment: give a str, an int, a finite float, a UUID or an enum"
+        return "can't be a segment: use a str, an int, a finite float, a UUID or an enum"
     if not text:
-        return "is empty, and no segment is: give it a text"
+        return "is empty, and a segment has at least one character: use other text"
     if "." in text:
         return "holds a dot, which would make two segments of it: replace it"
     if bad := _NOT_IN_A_TOPIC.search(text):
@@ -441,12 +500,13 @@ def _named(mark: str) -> str:
 
 
 def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The fewest byte prefixes that cover all ``prefixes``, sorted; none is a prefix of another.
+    """Return the fewest byte prefixes that cover all ``prefixes``, sorted.
 
-    ``b""`` covers everything, so with it it is the only one. Of no prefixes the cover is empty.
+    None of them is a prefix of another. ``b""`` covers everything, so it is the only one if present. Without prefixes
+    the result is empty.
     """
     cover: list[bytes] = []
-    for prefix in sorted(prefixes):  # a prefix sorts right before all that it covers
+    for prefix in sorted(prefixes):  # a prefix sorts directly before all prefixes that it covers
         if not cover or not prefix.startswith(cover[-1]):
             cover.append(prefix)
     return tuple(cover)

@@ -1,18 +1,19 @@
-"""Bytes to Envelope and back: the three wire forms and the rules for malformed input.
+"""Convert between bytes and envelopes: the three wire forms of zroute.
 
-Sans-IO: frames come in as bytes and go out as bytes; whoever holds a socket moves them. The layout is
-specified, with test vectors, in ``docs/reference/wire.md``; `RouteTable.receive` knows it too, because one
-function call per message would cost a tenth of the message.
+This module only converts bytes; it opens no socket. ``docs/reference/wire.md`` specifies the layout and the rules for
+malformed input, with test vectors. `RouteTable.receive` implements the layout a second time: one more function call
+per message would cost a tenth of its time.
 
-======== ======================================= ==========================================
-wire     frames                                  for
-======== ======================================= ==========================================
-plain    ``topic NUL body``                      txZMQ, and whoever splits at the first NUL
-multipart ``[topic, body]``                      ZeroMQ peers in any language
-tracked  ``topic NUL header body``               zroute: codec, numbers, time, headers
-======== ======================================= ==========================================
+========= ================================= ==================================================
+wire      frames                            for
+========= ================================= ==================================================
+plain     ``topic NUL body``                txZMQ, and peers that split at the first NUL
+multipart ``[topic, body]``                 ZeroMQ peers in any language
+tracked   ``topic NUL header body``         zroute: codec, sequence numbers, time, headers
+========= ================================= ==================================================
 
-The tracked wire has frames of other kinds too: control frames (`zroute.messages.control`), and kept messages.
+The tracked wire also has control frames (`zroute.messages.control`), coalesced frames (`zroute.messages.coalesced`),
+and frames with kept messages. A publisher keeps a topic's last message for subscribers that join later.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ WIRES: tuple[Wire, ...] = ("plain", "multipart", "tracked")
 
 NUL = b"\0"
 MAGIC = b"\xc1ZR"
-"""0xC1 is the one byte msgpack never uses, and no JSON or UTF-8 text starts with it."""
+"""The start of a tracked header. msgpack never uses the byte 0xC1, and no JSON or UTF-8 text starts with it."""
 VERSION = 1
 
 _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
@@ -82,12 +83,16 @@ _LENGTH = Struct(">I")
 COUNTER = Struct(">BQ")  # length of the prefix, number
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
-SENT_AT = HEADER_SIZE - 8  # where the time stands in it
+SENT_AT = HEADER_SIZE - 8  # the offset of the time in a header
+# The longest header: the fixed part, 15 further counters (four bits of the flags), and the application's headers.
 HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
 
 class Kind(IntEnum):
-    """What a tracked frame is for: DATA, BATCH and KEPT bring messages, the others are control."""
+    """The kind of a tracked frame.
+
+    DATA, COALESCED and KEPT carry messages; JOIN, BEAT and GOODBYE are control frames.
+    """
 
     DATA = 0
     JOIN = 1
@@ -98,7 +103,11 @@ class Kind(IntEnum):
 
 
 class Flags(IntFlag):
-    """HEADERS follow; the publisher KEEPS the message for those who join. Four bits above count further counters."""
+    """The flags of a tracked header.
+
+    HEADERS: the application's headers follow the counters. KEEPS: the publisher keeps this message for subscribers that
+    join later. The four bits above hold the number of further counters.
+    """
 
     HEADERS = 0x01
     KEEPS = 0x02
@@ -108,7 +117,10 @@ COUNTERS_SHIFT = 4
 
 
 class Numbered(Protocol):
-    """A counter as a frame carries it: the length of its subscription in bytes, and the number of this message."""
+    """A counter in a frame: a subscription and the number of this message in it.
+
+    ``length`` is the length of the subscription in bytes.
+    """
 
     @property
     def length(self) -> int: ...  # noqa: D102
@@ -119,12 +131,19 @@ class Numbered(Protocol):
 
 @attrs.frozen(slots=True)
 class Header:
-    """A tracked header, validated. ``size`` is its length in bytes: the body starts there.
+    """A parsed and validated tracked header.
 
-    ``counters`` holds one pair for each subscription that counts the frame, the shorter subscription first: its length
-    in bytes of the topic, and the number of the frame. There is at least one; its number is 0 if nothing is counted.
-    ``sent_at`` is in nanoseconds since the Unix epoch, by the publisher's clock. The publisher ``keeps`` the message
-    for those who join.
+    Attributes:
+        kind: the kind of the frame.
+        codec: the number of the codec, or 0 if the publisher states none.
+        epoch: the 64-bit number of this run of the publisher.
+        counters: for each subscription that counts the frame, its length in bytes of the topic and the number of the
+            frame. Shorter subscriptions come first. There is at least one pair; its number is 0 if no subscription
+            counts the frame.
+        sent_at: nanoseconds since the Unix epoch, by the publisher's clock.
+        headers: the application's headers.
+        size: the length of the header in bytes; the body starts there.
+        keeps: True if the publisher keeps the message for subscribers that join later.
     """
 
     kind: Kind
@@ -147,7 +166,10 @@ class Header:
         return self.counters[0][1]
 
     def number(self, length: int) -> int:
-        """The number of this frame in the subscription of ``length`` bytes; 0 if it carries none."""
+        """Return the number of this frame in the subscription of ``length`` bytes.
+
+        The result is 0 if the frame carries no such number.
+        """
         for span, number in self.counters:
             if span == length:
                 return number
@@ -156,17 +178,22 @@ class Header:
 
 @attrs.frozen(slots=True)
 class Envelope:
-    """The parsed form of one message, as handlers that declare an `Envelope` parameter receive it.
+    """A received message, for handlers with a parameter of this type.
 
-    ``topic`` as text; bytes that are no UTF-8 stand in it as surrogate escapes.
-    ``body`` without topic and header; ``frames`` all parts as they came.
-    ``codec`` the number of the codec the publisher named (1 msgpack, 2 JSON, 3 text, 4 raw, 128 and up the
-    application's own), or 0 where it named none.
-    ``received_at`` and ``sent_at`` in seconds since the Unix epoch, each by its own host's clock;
-    ``sent_at``, ``sequence`` and ``publisher`` (the epoch of its run, as 16 hex digits) are None, and
-    ``headers`` empty, unless the message is ``tracked``. ``kept`` is true of one that was sent before this app
-    joined, and that its publisher keeps for those who join. ``sequence`` is 0 for these, and for messages that were
-    sent before the publisher knew of the subscription.
+    Attributes:
+        topic: the topic as text; bytes that are not UTF-8 become surrogate escapes.
+        body: the encoded message, without topic and header.
+        frames: all parts of the message, unchanged.
+        received_at: seconds since the Unix epoch, by the receiver's clock.
+        codec: the number of the codec that the publisher stated, or 0 if it stated none. 1 is msgpack, 2 JSON, 3 text,
+            4 raw; the application's own codecs are 128 to 255.
+        sent_at: seconds since the Unix epoch, by the publisher's clock; None unless ``tracked``.
+        sequence: the number of the message in the subscription; None unless ``tracked``. It is 0 for kept messages, and
+            for messages that were sent before the publisher knew the subscription.
+        publisher: the epoch of the publisher's run as 16 hexadecimal digits; None unless ``tracked``.
+        tracked: True if the message arrived on the tracked wire.
+        headers: the application's headers; empty unless ``tracked``.
+        kept: True if the message was sent before this app joined. Its publisher keeps it for new subscribers.
     """
 
     topic: Topic
@@ -186,16 +213,21 @@ class Envelope:
 
 
 def pack_head(*, kind: Kind = Kind.DATA, codec: int, flags: int = 0, span: int = 0, epoch: int) -> bytes:
-    """The constant 16 bytes of a tracked header: all that stays the same from message to message."""
+    """Return the first 16 bytes of a tracked header, which many messages share."""
     return _HEAD.pack(MAGIC, VERSION, kind, codec, flags, span, epoch)
 
 
 def framer(wire: Wire, *, epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
-    """What turns ``(topic, codec number, body, headers)`` into the frames of ``wire``.
+    """Return the function that packs a message into the frames of ``wire``.
 
-    ``epoch`` (64 bits) names this run of the publisher; ``next_sequence()`` counts its messages from 1;
-    ``clock_ns()`` gives nanoseconds since the Unix epoch. The framer raises EncodeError for headers that
-    the wire can't carry, and on the plain wires for a body that starts with the tracked magic.
+    The function takes the topic, the codec number, the body and the headers. It raises EncodeError for headers that the
+    wire can't carry. On the plain and multipart wires it also raises EncodeError for a body that starts with `MAGIC`.
+
+    Args:
+        wire: "plain", "multipart" or "tracked".
+        epoch: the 64-bit number of this run of the publisher.
+        next_sequence: counts a message and returns its number, from 1.
+        clock_ns: returns nanoseconds since the Unix epoch.
     """
     if wire == "tracked":
         return _tracked_framer(epoch, next_sequence, clock_ns)
@@ -236,13 +268,16 @@ def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Call
 
 
 def pack_headers(headers: Mapping[str, Any]) -> bytes:
-    """The headers of a message with their length; raises EncodeError for what the wire can't carry."""
+    """Return the headers of a message with their length.
+
+    Raises EncodeError if a name is not text, a value is not a msgpack type, or the headers exceed `HEADERS_MAX` bytes.
+    """
     for key in headers:
         if not isinstance(key, str):
             raise EncodeError(f"header {key!r}: the name of a header is text, not {type(key).__name__}")
     try:
         packed: bytes = msgpack.packb(dict(headers), strict_types=True)
-        msgpack.unpackb(packed)  # a reader would refuse the message for a key that is not text, at any depth
+        msgpack.unpackb(packed)  # a reader refuses a key that is not text or bytes, at any depth
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
     if len(packed) > HEADERS_MAX:
@@ -253,10 +288,17 @@ def pack_headers(headers: Mapping[str, Any]) -> bytes:
 def counted_framer(
     *, epoch: int, count: Callable[[bytes], Sequence[Numbered]], clock_ns: Callable[[], int], keeps: bool = False
 ) -> Framer:
-    """A tracked framer that numbers each message by the subscriptions that cover it.
+    """Return a tracked framer that numbers each message per subscription.
 
-    ``count(topic)`` counts the message and returns the counters it carries (up to `zroute.options.CARRIED`), the
-    shorter subscription first; none: the message has no number. It is called last, when nothing can fail any more.
+    See `framer` for the arguments of the function.
+
+    Args:
+        epoch: the 64-bit number of this run of the publisher.
+        count: ``count(topic)`` counts the message and returns up to `zroute.options.CARRIED` counters, by ascending
+            length of their subscription. Without counters, the message has no number. It is called last, after
+            everything that can fail.
+        clock_ns: returns nanoseconds since the Unix epoch.
+        keeps: True if the publisher keeps the messages for subscribers that join later.
     """
     pack, pack_counter, heads = FIXED.pack, COUNTER.pack, Heads(Kind.DATA, epoch)
     always = int(Flags.KEEPS) if keeps else 0
@@ -285,10 +327,17 @@ def counted_framer(
 def topic_header(
     topic: bytes, codec: int, lengths: Sequence[int], *, epoch: int, keeps: bool = False
 ) -> Callable[..., bytes]:
-    """What makes all that stands before a body of one topic and codec, without headers.
+    """Return a function that packs the bytes before a body of one topic and codec.
 
-    ``lengths`` are those of the counters that it carries. It takes the number of the first (0 if there is none), the
-    time, and the length and number of each further one.
+    The function takes the number of the first counter (0 without counters), the time, and the length and number of each
+    further counter. The header has no application headers.
+
+    Args:
+        topic: the topic.
+        codec: the number of the codec.
+        lengths: the lengths of the counted subscriptions, ascending.
+        epoch: the 64-bit number of this run of the publisher.
+        keeps: True if the publisher keeps the messages for subscribers that join later.
     """
     flags = max(len(lengths) - 1, 0) << COUNTERS_SHIFT | (Flags.KEEPS if keeps else 0)
     head = topic + NUL + _heads_of_data(epoch)[(lengths[0] << 16 if lengths else 0) | flags << 8 | codec]
@@ -298,11 +347,12 @@ def topic_header(
 HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]
 
 
-@lru_cache(maxsize=256)  # which lengths there are, subscribers decide
+@lru_cache(maxsize=256)  # bounded, because subscribers choose the lengths
 def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], HeaderMaker]:
-    """What has a `topic_header` take counters of these ``lengths``, and the time.
+    """Return a function that adapts a `topic_header` to counters of these lengths.
 
-    Lengths are written into it: for four counters that is a third of what going through them takes.
+    The adapted function takes the counters and the time. The lengths are written into generated code. For four
+    counters, that takes a third of the time of a loop over them.
     """
     further = "".join(f", {length}, c[{at}].number" for at, length in enumerate(lengths) if at)
     made: Callable[[Callable[..., bytes]], HeaderMaker] = eval(
@@ -312,7 +362,10 @@ def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], 
 
 
 class Heads(dict[int, bytes]):
-    """The constant 16 bytes by span, flags and codec, made when they are first needed: a few dozen in practice."""
+    """The first 16 bytes of headers, by span, flags and codec.
+
+    An entry is created when it is first needed. A run needs a few dozen of them.
+    """
 
     def __init__(self, kind: Kind, epoch: int) -> None:
         self._kind = kind
@@ -324,7 +377,7 @@ class Heads(dict[int, bytes]):
         return head
 
 
-@lru_cache(maxsize=16)  # runs of publishers in this process: topics share them
+@lru_cache(maxsize=16)  # one entry per running publisher of this process, shared by its topics
 def _heads_of_data(epoch: int) -> Heads:
     return Heads(Kind.DATA, epoch)
 
@@ -340,9 +393,21 @@ def pack_kept(
     epoch: int,
     sent_at: int,
 ) -> bytes:
-    """The frame that brings the latest message of ``topic`` to whoever sent ``marker``.
+    """Return the frame that sends the last message of ``topic`` to a new subscriber.
 
-    ``number`` counts what it is given, from 1; with an empty topic that was all. Raises EncodeError.
+    Args:
+        marker: the marker that the subscriber sent.
+        number: the number of this frame in the answer to the marker, from 1. The frame after the last message has an
+            empty topic.
+        topic: the topic of the message.
+        codec: the number of the codec.
+        body: the encoded message.
+        headers: the application's headers, if any.
+        epoch: the 64-bit number of this run of the publisher.
+        sent_at: nanoseconds since the Unix epoch at which the message was first sent.
+
+    Raises:
+        EncodeError: the wire can't carry the headers.
     """
     packed = pack_headers(headers) if headers else b""
     head = pack_head(kind=Kind.KEPT, codec=codec, flags=int(Flags.HEADERS) if packed else 0, epoch=epoch)
@@ -353,10 +418,12 @@ def pack_kept(
 
 
 def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:
-    """Topic and body (with a tracked header, if it has one) of a whole message.
+    """Return the topic and the body of a message; a tracked body includes its header.
 
-    One frame is ``topic NUL body``; in several, the first is the topic and the second the body, and what
-    follows is kept in `Envelope.frames`. Raises EnvelopeError for anything else.
+    A message of one frame is ``topic NUL body``. Of several frames, the first is the topic and the second the body; the
+    others appear only in `Envelope.frames`.
+
+    Raises EnvelopeError for anything else.
     """
     if len(frames) > MAX_PARTS:
         raise EnvelopeError(f"more than {MAX_PARTS} parts", frames=frames)
@@ -372,7 +439,10 @@ def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:
 
 
 def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
-    """The Envelope of a whole message; ``received_at`` is in Unix seconds. Raises EnvelopeError."""
+    """Return the Envelope of a message; ``received_at`` is in Unix seconds.
+
+    Raises EnvelopeError if the message is malformed.
+    """
     topic, body = split(frames)
     if not body.startswith(MAGIC):
         return Envelope(Topic.from_wire(topic), body, frames, received_at)
@@ -396,15 +466,18 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
 
 
 def sent_at(frames: tuple[bytes, ...]) -> float | None:
-    """When a valid message was sent, in Unix seconds by its publisher's clock; None if it does not say."""
+    """Return when a valid message was sent, in Unix seconds by its publisher's clock.
+
+    The result is None if the message does not carry a time.
+    """
     body = split(frames)[1]
     return FIXED.unpack_from(body)[2] / 1e9 if body.startswith(MAGIC) else None
 
 
 def parse_header(body: bytes) -> Header:
-    """Validate the tracked header at the start of ``body``, which starts with `MAGIC`.
+    """Parse and validate the tracked header at the start of ``body``.
 
-    Raises EnvelopeError with what is broken: version, kind, flags, length or headers.
+    ``body`` starts with `MAGIC`. Raises EnvelopeError if the version, kind, flags, length or headers are invalid.
     """
     if len(body) < HEADER_SIZE:
         raise EnvelopeError(f"a tracked header of {len(body)} bytes, of {HEADER_SIZE}")
@@ -414,7 +487,7 @@ def parse_header(body: bytes) -> Header:
         raise EnvelopeError(f"a tracked header of version {version}; this reader knows {VERSION}")
     if kind not in Kind.__members__.values():
         raise EnvelopeError(f"a tracked header of unknown kind {kind}")
-    if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # of a Flag, ~ gives only the members that have names
+    if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # int(): ~ of a Flag keeps only the named members
         raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
     counters, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
     headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
@@ -445,7 +518,7 @@ def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
         raise EnvelopeError(f"headers that claim {length} bytes, of {len(body) - start} left and {HEADERS_MAX} allowed")
     try:
         headers = msgpack.unpackb(body[start:end])
-    except Exception as error:  # msgpack raises half a dozen kinds, all of them the peer's fault
+    except Exception as error:  # msgpack raises many kinds of errors, and each means a malformed peer message
         raise EnvelopeError("headers that are no msgpack map") from error
     if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
         raise EnvelopeError("headers that are no msgpack map with text keys")
@@ -453,7 +526,10 @@ def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def parse_kept(body: bytes) -> tuple[bytes, bytes]:
-    """Topic and body of the message in a KEPT frame, behind the header. Raises EnvelopeError."""
+    """Return the topic and the body of the message in a KEPT frame.
+
+    ``body`` follows the header. Raises EnvelopeError if the topic does not end.
+    """
     topic, nul, message = body.partition(NUL)
     if not nul:
         raise EnvelopeError("a kept message without a NUL after its topic")
