@@ -67,7 +67,7 @@ def _or_raw(decode: Decode) -> Decode:
     def decode_or_raw(body: bytes) -> Any:
         try:
             return decode(body)
-        except Exception:
+        except Exception:  # any error: the declared type allows a body in another form
             return body
 
     return decode_or_raw
@@ -161,6 +161,7 @@ def _is_deep(body: bytes, codec: Codec) -> bool:
 def _deep_json(raw: bytes) -> bool:
     if raw.count(b"[") + raw.count(b"{") <= _MAX_DEPTH:
         return False
+    # Count brackets outside of strings. A recursive parser is exactly what this check must avoid.
     depth, inside, escaped = 0, False, False
     for byte in raw:
         if inside:
@@ -178,6 +179,7 @@ def _deep_json(raw: bytes) -> bool:
 
 
 def _deep_msgpack(raw: bytes) -> bool:
+    # skip() creates no objects, and raises StackError at a depth that its fixed stack can't hold.
     unpacker = msgpack.Unpacker(max_buffer_size=len(raw) + 1)
     unpacker.feed(raw)
     try:

@@ -41,7 +41,7 @@ def structurer(schema: Any, *, str_keys: bool) -> Structure:
     Raises:
         SchemaError: cattrs can't distinguish the members of a union, or can't carry the type.
     """
-    converter = cattrs.Converter(detailed_validation=False)
+    converter = cattrs.Converter(detailed_validation=False)  # the first error is enough to refuse a message
 
     def clean(hint: Any) -> bool:
         return inspect(hint).engine != "cattrs" if hint is not schema else False
@@ -74,7 +74,7 @@ def _attrs_hook(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
     hook = make_dict_structure_fn(kind, converter, _cattrs_include_init_false=True)
 
     def structure(value: Any, hint: Any) -> Any:
-        if type(value) is not dict:
+        if type(value) is not dict:  # the hook would accept any mapping
             raise TypeError(f"{describe(kind)} is a map, not {type(value).__name__}")
         return hook(value, hint)
 
@@ -82,6 +82,7 @@ def _attrs_hook(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
 
 
 def _enum(kind: Any) -> Callable[[Any, Any], Any]:
+    # The type is a part of the key, because True == 1 and 1.0 == 1.
     by_value = {(type(member.value), member.value): member for member in kind}
     return lambda value, _: by_value[type(value), value]
 

@@ -62,18 +62,17 @@ class Codec(Protocol):
     There is no pickle codec. Decoding a pickle runs code that the sender chose, and anyone who can reach the port can
     send.
 
-    Example:
-        An app uses its own codec with ``App(codec=Cbor())``::
+    This codec is used with ``App(codec=Cbor())``:
 
-            class Cbor:
-                name = "cbor"
-                number = 128
+        class Cbor:
+            name = "cbor"
+            number = 128
 
-                def encoder(self, schema):
-                    return cbor2.dumps
+            def encoder(self, schema):
+                return cbor2.dumps
 
-                def decoder(self, schema):
-                    return cbor2.loads
+            def decoder(self, schema):
+                return cbor2.loads
     """
 
     @property
@@ -162,7 +161,7 @@ class _Format:
             try:
                 plain = _plain(message, natural)
                 return write(plain)
-            except EncodeError:
+            except EncodeError:  # it already names the part of the message
                 raise
             except Exception as error:
                 raise _refused(message, Any, error) from error
@@ -250,7 +249,7 @@ def _same(one: Any, other: Any) -> bool:
         )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, set | frozenset):
+    if isinstance(one, set | frozenset):  # with types, because {1} == {True}
         return {(type(item), item) for item in one} == {(type(item), item) for item in other}
     if is_class(type(one)):
         return _same(_fields_of(one), _fields_of(other))
@@ -268,6 +267,7 @@ def _fields_of(value: Any) -> dict[str, Any]:
 # -- untyped values --------------------------------------------------------------------------------------
 
 _ANY_CODEC = (type(None), bool, str)
+# Written in their standard form. A reader without the type receives text, or a timestamp of msgpack.
 _LEAVES = (
     datetime.datetime,
     datetime.date,
@@ -315,7 +315,7 @@ def _plain(value: Any, natural: bool) -> Any:
     )
 
 
-@cache
+@cache  # unbounded: one entry per class of the program
 def _written_as(kind: Any, natural: bool) -> Encode:
     return (MSGPACK if natural else JSON).encoder(kind)
 
@@ -379,6 +379,7 @@ def _refused(message: Any, schema: Any, error: Exception) -> EncodeError:
 
 
 def _read_msgpack(body: bytes) -> Any:
+    # Keys of any simple type are allowed, as msgspec writes them. 3 decodes timestamps to datetime.
     return msgpack.unpackb(body, strict_map_key=False, timestamp=3)
 
 
@@ -434,7 +435,7 @@ class _Plain:
     def decoder(self, schema: Any) -> Decode:
         """Return the decoder; see `Codec`. Raises SchemaError for another type."""
         self._check(schema)
-        return self.read
+        return self.read  # bytes.decode raises UnicodeDecodeError for a body that is not UTF-8
 
     def _check(self, schema: Any) -> None:
         if schema is not self.kind and inspect(schema).engine != "any":

@@ -49,8 +49,8 @@ _BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
-_WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE
-_SUMMARY = b"\xff"
+_WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE  # bytes for the list of subscriptions in a marker
+_SUMMARY = b"\xff"  # greater than the length of any listed prefix, so it can't be taken for one
 _ALL = (b"",)
 
 
@@ -183,6 +183,7 @@ def pack_statements(
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
     """
+    # Cut in bytes, but never inside a character: a reader refuses a name that is not UTF-8.
     called = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(called)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)

@@ -155,7 +155,7 @@ class _Compiler:
         origin, arguments = get_origin(hint) or hint, get_args(hint)
         if hint is int:
             return (lambda value: LOWEST <= value <= HIGHEST) if self._ints else None
-        if hint is float:
+        if hint is float:  # inf - inf and nan - nan are nan, which is not 0.0
             return (lambda value: value - value == 0.0) if self._floats else None
         if origin in (Union, types.UnionType):
             return self._union(arguments)
@@ -170,6 +170,7 @@ class _Compiler:
         if len(rest) == 1:
             check = self.check(rest[0])
             return check and (lambda value: value is None or check(value))
+        # The member is unknown until run time, so look at every number in the value.
         return is_bounded if self._ints or self._floats else None
 
     def _class(self, kind: Any, hint: Any) -> Check | None:

@@ -95,6 +95,7 @@ LEAVES: Mapping[Any, str | None] = {
     uuid.UUID: None,
     types.NoneType: None,
 }
+# The attributes of msgspec.Meta that restrict values. The others only describe them.
 _LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_length", "tz")
 ARRAYS = (list, set, frozenset, tuple, Sequence, MutableSequence, Set)
 MAPS = (dict, Mapping, MutableMapping)
@@ -251,6 +252,7 @@ def _inspect(schema: Any) -> Schema:
 
 
 def _msgspec_refuses(schema: Any) -> tuple[str, ...]:
+    # Some limits of msgspec, such as two classes in a union, show only when a decoder is created.
     try:
         msgspec.json.Decoder(schema)
         msgspec.msgpack.Decoder(schema)
@@ -281,7 +283,7 @@ class _Walk:
             self.holds.add("any")
         elif hint in LEAVES:
             self.holds.update(filter(None, [LEAVES[hint]]))
-            self._seen.remove(hint)
+            self._seen.remove(hint)  # only containers can be recursive
         elif origin is Literal:
             self._literal(get_args(hint), path)
         elif isinstance(hint, type) and issubclass(hint, Enum):

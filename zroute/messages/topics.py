@@ -56,6 +56,7 @@ __all__ = [
 MAX_TOPIC: Final = 255
 """The longest topic in bytes. A subscription travels in up to 10 bytes more; a publisher's ZMQ_MAXMSGSIZE is 512."""
 
+# NUL ends a topic on the wire. The wildcards and braces are reserved for patterns.
 _NOT_IN_A_TOPIC = re.compile(r"[\0\s*>{}]")
 _NOT_IN_A_PATTERN = re.compile(r"[\0\s]")
 _WILDCARD_MARK = re.compile(r"[*>{}]")
@@ -64,13 +65,10 @@ _WILDCARD_MARK = re.compile(r"[*>{}]")
 class Topic(str):
     """A concrete topic as text.
 
-    A handler receives the topic of a message in a parameter with this annotation.
+    A handler receives the topic of a message in a parameter with this annotation:
 
-    Example:
-        ::
-
-            @app.subscribe("news.>")
-            def on_news(story: Story, topic: Topic) -> None: ...
+        @app.subscribe("news.>")
+        def on_news(story: Story, topic: Topic) -> None: ...
     """
 
     __slots__ = ()
@@ -281,18 +279,17 @@ def parse(pattern: str | Pattern) -> Pattern:
 def startswith(prefix: str | bytes) -> Pattern:
     """Match every topic whose bytes begin with ``prefix``, whatever its segments are.
 
+    For example, this handler receives ``news``, ``news.sports`` and ``newsletter``:
+
+        @app.subscribe(startswith("news"))
+        def on_news(story: Story) -> None: ...
+
     Args:
         prefix: text or bytes; ``""`` matches every topic, including the empty one.
 
     Raises:
         PatternError: the prefix contains NUL, is too long, or is text with wildcards, which would be taken literally.
             Use bytes for a topic that really contains ``*``, ``>`` or braces.
-
-    Example:
-        ::
-
-            @app.subscribe(startswith("news"))
-            def on_news(story: Story) -> None: ...
     """
     if not isinstance(prefix, str | bytes):
         raise PatternError(f"startswith() takes text or bytes, not {prefix!r}", pattern=prefix)

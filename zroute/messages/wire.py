@@ -255,7 +255,7 @@ def _multipart(topic: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
     pack = FIXED.pack
-    heads = [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
+    heads = [pack_head(codec=codec, epoch=epoch) for codec in range(256)]  # once, not for each message
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> bytes:
         if headers:
@@ -312,7 +312,7 @@ def counted_framer(
         if not counters:
             return topic + NUL + pack(heads[flags << 8 | codec], 0, sent_at) + behind + body
         first = counters[0]
-        if len(counters) == 1 and not behind:
+        if len(counters) == 1 and not behind:  # the common case needs no join of optional parts
             head = heads[first.length << 16 | flags << 8 | codec]
             return topic + NUL + pack(head, first.number, sent_at) + body
         if len(counters) > 1:
