@@ -1,25 +1,37 @@
-"""The seam between an app and what moves its messages: all that the author of another transport has to know.
+"""The interface between an app and a transport: the guide for transport authors.
 
-A run of an app makes its transport first (see `zroute.runtime.run.Environment`), from a `zroute.planning.plan.Request`,
-and then calls it from the reactor's thread: `open`; `sender` and `try_sender`, also of an app that publishes nothing
-(they return None then), and `announce` if they gave something; `listen` for the first time and again with each change
-of its patterns; at the stop `finish`, `leave` and `close`, also if `open` failed or was never called, so they must not
-raise then. ``accounts.moved`` is set before `open`.
+**Calls.** A run of an app creates its transport first, from a `zroute.planning.plan.Request`; see
+`zroute.runtime.run.Environment`. It then calls these methods in the reactor's thread, in this order:
 
-**Receiving.** The transport calls what `open` (and later `use`) gave it, a `Receive`, whenever messages can be read:
-``receive(recv, more, budget)`` takes up to ``budget`` messages (256 at the most) and returns. ``recv(1)`` gives the
-next frame or raises, which ends the call and comes back to the transport; ``recv(1, False)`` may give what need not be
-copied. ``more()`` says whether the frame that was read last has another behind it. A frame is laid out as
-``docs/reference/wire.md`` says: ``topic NUL body``, with the header of the tracked wire at the body's beginning. A
-transport that has topics apart from bodies joins them: that costs a fifth of a tracked message, and keeps one loop. One
-with several sockets calls ``receive`` for each of them in turn; a message of several parts is read to its end at once.
+1. `open`. ``accounts.moved`` is set before.
+2. `sender` and `try_sender`, also for an app that publishes nothing; they return None then. If they return a function,
+   `announce` follows.
+3. `listen`, and again after each change of the app's patterns.
+4. At the stop: `finish`, `leave` and `close`. They are called even if `open` failed or was never called, so they must
+   not raise in that state.
 
-It may give messages that were not asked for: the routes drop them. It must give a message once, whatever patterns
-overlap, keep the order of each publisher, and lose nothing between `pause` and `resume` but what its publishers drop.
+**Receiving.** `open` and later `use` provide a `Receive`. The transport calls it whenever messages can be read:
 
-**Accounts.** What was sent and has not come is found by `Accounts`, which the transport brings: each network has its
-own way to tell a publisher what is subscribed. On ZeroMQ that is `zroute.receiving.session`. A transport without one
-answers None to `Accounts.account`: then nothing is counted as lost.
+    receive(recv, more, budget)
+
+It reads up to ``budget`` messages (at most 256) and returns.
+
+- ``recv(1)`` returns the next frame. It raises if there is none; that exception leaves ``receive`` and returns to the
+  transport. ``recv(1, False)`` may return an object that does not copy the bytes.
+- ``more()`` returns True if another frame of the same message follows.
+
+A frame is ``topic NUL body``; the header of the tracked wire is the start of the body (``docs/reference/wire.md``). A
+transport that receives topic and body separately must join them. This costs a fifth of the time of a tracked message,
+but the reading loop needs only one form. A transport with several sockets calls ``receive`` for each of them in turn. A
+message of several parts is always read to its end.
+
+**Guarantees.** A transport may deliver messages that no pattern asked for; the routes drop them. It must deliver each
+message once, even if patterns overlap, and keep the order of each publisher. Between `pause` and `resume` it must lose
+only what its publishers drop.
+
+**Accounts.** `Accounts` finds messages that were sent and never arrived. Each transport brings its own, because each
+network has its own way to tell a publisher about subscriptions. ZeroMQ's is `zroute.receiving.session`. A transport
+without accounts returns None from `Accounts.account`; then no message is counted as lost.
 """
 
 from __future__ import annotations
@@ -35,130 +47,181 @@ from zroute.messages.wire import Header
 __all__ = ["Account", "Accounts", "Reader", "Receive", "Transport"]
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
-"""Reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``, as described above."""
+"""A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""
 
 
 class Account(Protocol):
-    """What a subscription received of one publisher: ``expected`` is the number that comes next."""
+    """The messages of one subscription from one publisher.
+
+    Attributes:
+        expected: the number of the next message.
+    """
 
     expected: int
 
     @property
     def prefix(self) -> bytes:
-        """The subscription."""
+        """The subscription as bytes."""
 
 
 class Accounts(Protocol):
-    """Who keeps account of what publishers with numbers sent: see `zroute.receiving.session`."""
+    """The bookkeeping of received numbers; see `zroute.receiving.session`."""
 
     moved: Callable[[], None]
-    """Called when accounts that were asked for may be those of subscriptions before: to be asked for again."""
+    """Called when returned accounts may belong to former subscriptions; the caller then asks for them again."""
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
-        """That of a message of ``topic``, which came by a subscription of ours, at one publisher; None without one."""
+        """Return the account of a message, or None if it has none.
+
+        Args:
+            epoch: the 64-bit number of the publisher's run.
+            topic: the topic of the message.
+            subscription: the subscription of this app that it matched.
+        """
 
     def admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Of a message that was not the expected one, or the first of many: whether it is to be delivered."""
+        """Return True if a message that was not expected next is to be delivered.
+
+        Args:
+            account: the account that `account` returned.
+            number: the number of the message.
+            many: the number of messages in its frame; ``number`` is that of the first.
+        """
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Whether a message that a publisher kept for a subscriber that joined is to be delivered here."""
+        """Return True if a kept message is to be delivered to this app.
+
+        A publisher sends its kept messages to each subscriber that joins. ``marker`` shows which subscriber a message
+        is for.
+        """
 
     def untracked(self, topic: bytes) -> None:
-        """A message that no numbers came with."""
+        """Note a message of ``topic`` that carries no number."""
 
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
-        """A frame that carries no message. Raises EnvelopeError."""
+        """Process a control frame. Raises EnvelopeError if it is malformed."""
 
     def named(self, epoch: int) -> str:
-        """How log lines call a publisher."""
+        """Return the name of a publisher for log lines."""
 
     def close(self) -> None:
-        """Tell the last findings: nothing is read any more."""
+        """Report the last losses; no message is read after this call."""
 
 
 class Reader(Protocol):
-    """Whom the transport gives messages to, as far as the end of reading is concerned."""
+    """The receiver of a transport's messages, as seen at the end of reading."""
 
     @property
     def reads_on(self) -> bool:
-        """False once as many messages as wanted were read."""
+        """False after the app has read its maximum number of messages."""
 
     @property
     def unpacked(self) -> int:
-        """How many messages are left of a frame that was read: the next ``receive`` begins with them."""
+        """The number of undelivered messages of a frame that was read.
+
+        The next ``receive`` begins with them.
+        """
 
 
 class Transport(Protocol):
-    """What moves the messages of one run of an app, from and to its endpoints."""
+    """A carrier of messages between one run of an app and its endpoints."""
 
     @property
     def accounts(self) -> Accounts:
-        """Those of what is received; the same in the whole life of the transport."""
+        """The accounts of received messages; the same object for the whole run."""
 
     @property
     def is_open(self) -> bool:
-        """Between `open` and `close`."""
+        """True between `open` and `close`."""
 
     def open(self, receive: Receive) -> None:
-        """Bind and connect; what comes from the first `listen` on goes to ``receive``.
+        """Bind and connect all endpoints.
 
-        Raises EndpointError, and leaves nothing open then.
+        ``receive`` gets all messages that arrive after the first `listen`. Raises EndpointError if an endpoint can't be
+        bound or connected; then all others are closed again.
         """
 
     def summary(self) -> Iterable[tuple[int, str]]:
-        """Log lines about where it is connected, after ``open``: their levels (of `logging`) and texts."""
+        """Return log lines about the endpoints, each as a `logging` level and a text.
+
+        It is called after `open`.
+        """
 
     # -- receiving
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
-        """Receive what matches these, and no longer what matches only those before."""
+        """Receive messages of these patterns, in place of the patterns of the last call."""
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Fires when this number of publishers (None: all that are connected) know the patterns; see `App.ready`."""
+        """Return a Deferred that fires when publishers know the patterns.
+
+        See `App.ready`.
+
+        Args:
+            publishers: the number of publishers to wait for; None waits for all connected publishers.
+            state: True to wait also until all kept messages are read.
+        """
 
     def unready(self, *, state: bool) -> str:
-        """Who has answered and who has not, for the error of a ``ready`` whose time is over."""
+        """Return which publishers have answered and which have not.
+
+        The text is a part of the error for a `ready` that timed out.
+        """
 
     def use(self, receive: Receive) -> None:
-        """Give what is received from now on to another ``receive``."""
+        """Give all messages to another ``receive`` from now on."""
 
     def pause(self) -> None:
-        """Read no more until `resume`, and lose nothing."""
+        """Stop reading until `resume`, without losing messages."""
 
     def resume(self) -> None:
-        """Read again."""
+        """Start reading again."""
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
-        """Read what was sent before now, also past `pause`, within ``left()`` seconds; how many messages were left.
+        """Read the messages that were sent before this call, even while paused.
 
-        Reading ends then, and with it when ``reader`` does not read on.
+        Reading ends after ``left()`` seconds, or when ``reader.reads_on`` becomes False. The Deferred fires with the
+        number of messages that were left unread. No message is read afterwards.
         """
 
     def leave(self) -> None:
-        """Tell publishers that nothing is wanted any more."""
+        """Withdraw all subscriptions at the publishers."""
 
     # -- publishing
 
     @property
     def bound(self) -> Sequence[str]:
-        """The addresses that are bound to publish at, as they were resolved."""
+        """The addresses that are bound for publishing, with the actual ports."""
 
     @property
     def kept(self) -> Container[bytes] | None:
-        """Topics of which a message is kept, if the transport gives those to joiners by itself; else None."""
+        """The topics with a kept message, if the transport itself sends these.
+
+        The value is None if the publisher must send them to new subscribers.
+        """
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """What sends a frame, or with ``multipart`` the parts of a message; None if there is nowhere to publish at."""
+        """Return a function that sends a frame, or None if no endpoint publishes.
+
+        With ``multipart``, the function takes the parts of a message.
+        """
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """What sends, or returns False while a subscriber has no room, and has sent it to no subscriber then."""
+        """Return a function that sends a frame only if every subscriber has room.
+
+        The function returns False if a subscriber's queue is full. Then the frame was sent to no subscriber.
+        """
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Tell from now on of each subscription that comes (True) or goes, by its prefix; False if that is not known.
+        """Report each subscription that arrives (True) or ends (False), by its prefix.
 
-        Where it is not, messages are numbered in one row, subscribers can't be waited for, and a publisher with
-        ``keep`` is refused, unless the transport gives kept messages by itself (``kept``).
+        The result is False if the transport does not know the subscriptions. Then all messages are numbered in one
+        sequence, and the app can't wait for subscribers. A publisher with ``keep`` is refused, unless the transport
+        itself sends kept messages (`kept`).
         """
 
     def close(self) -> Deferred[None]:
-        """Close; fires when all has been sent or given up."""
+        """Close all endpoints.
+
+        The Deferred fires when all messages are sent or dropped.
+        """

@@ -57,7 +57,7 @@ def test_a_killed_publisher_is_an_unknown_loss_at_the_stop(way: Way, hop: str, s
         time.sleep(seconds)
         state = heard.stop()
         assert state["unknown"] >= 1
-        lines = [line for line in heard.child.err if "what was lost of" in line]
+        lines = [line for line in heard.child.err if "unknown losses of" in line]
         assert lines
         assert hop == "proxy" or "publisher a@" in lines[0]  # behind a proxy it has no name until it gives one
 

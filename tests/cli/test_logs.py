@@ -101,7 +101,7 @@ app.run(seconds=0.01)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     stopping = [line for line in done.stderr.splitlines() if "stopping" in line]
-    assert stopping == ["MINE stopping: 0.01 s are over"]
+    assert stopping == ["MINE stopping: 0.01 s elapsed"]
 
 
 RAISING = """

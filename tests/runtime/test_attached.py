@@ -494,7 +494,7 @@ def test_leaving_a_stream_drops_and_counts_what_waits_and_lets_others_flow(
         assert got == list(range(10))
         stats = next(one for name, one in app.stats.routes.items() if "stream" in name)
         assert (stats.handled, stats.dropped_at_shutdown, stats.queued, stats.in_flight) == (1, 4, 0, 0)
-    assert "was left while 4 messages waited; they are dropped" in caplog.text
+    assert "was closed with 4 messages waiting; they are dropped" in caplog.text
 
 
 @REACTORS
@@ -677,9 +677,9 @@ def test_misuse_of_a_stream_says_what_to_do(kind: Any) -> None:
 
     with TestApp(app, reactor=kind) as t:
         consume(t, kind, misuse())
-        assert "entered first: async with app.stream(…) as messages" in said[0]
+        assert "not open: use `async with app.stream(…) as messages`" in said[0]
         assert "entered before: call app.stream(…) for each block" in said[1]
-        assert "one loop at a time takes from a stream" in said[2]
+        assert "another loop already reads this stream" in said[2]
         assert "test_attached.py:" in said[3]
         assert table(app).routes == ()
         with pytest.raises(PatternError, match=r"test_attached\.py"):

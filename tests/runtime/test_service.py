@@ -449,7 +449,7 @@ async def test_a_shutdown_function_that_fails_is_counted_and_the_stop_goes_on(ca
         pass
     assert order == ["fine"]
     assert app.stats.hook_errors == 1
-    assert "under on_shutdown failed; the stop goes on" in caplog.text
+    assert "under on_shutdown failed; the stop continues" in caplog.text
 
 
 @pytest_twisted.ensureDeferred

@@ -29,20 +29,20 @@ def test_a_handler_that_blocks_is_named_once_while_it_does(tmp_path: Path, react
     source = HEAD + "@app.every(60)\ndef on_tick():\n    slow()\n    print('done', flush=True)\n"
     folder = module(tmp_path, source)
     with Child("-m", "zroute", "run", "quotes", "--reactor", reactor, cwd=folder) as child:
-        line = child.line_with("has kept the reactor", stream="err")
-        assert "slow() at quotes.py:8 has kept the reactor for 1." in line
-        assert "in `time.sleep(2)`: nothing is received or sent meanwhile" in line
+        line = child.line_with("has blocked the reactor", stream="err")
+        assert "slow() at quotes.py:8 has blocked the reactor for 1." in line
+        assert "in `time.sleep(2)`: no message is received or sent meanwhile" in line
         assert "@app.subscribe(…, thread=True)" in line
-        child.line_with("the reactor turns again, after", stream="err")
+        child.line_with("the reactor runs again, after", stream="err")
         assert child.end(signal.SIGINT) == 0
-        assert sum("has kept the reactor" in line for line in child.err) == 1
+        assert sum("has blocked the reactor" in line for line in child.err) == 1
 
 
 def test_a_loop_without_end_is_named(tmp_path: Path) -> None:
     """`while True` in a handler: the log says where, though the program never comes back."""
     folder = module(tmp_path, HEAD + "@app.every(60)\ndef spin():\n    while True:\n        pass\n")
     with Child("-m", "zroute", "run", "quotes", cwd=folder) as child:
-        assert "spin() at quotes.py:" in child.line_with("has kept the reactor", stream="err")
+        assert "spin() at quotes.py:" in child.line_with("has blocked the reactor", stream="err")
         child.end(signal.SIGKILL)
 
 
@@ -58,7 +58,7 @@ def test_a_stopped_process_accuses_nobody(tmp_path: Path) -> None:
         seen = len(child.out)
         child.wait_for(lambda lines: len(lines) > seen + 10)
         assert child.end(signal.SIGINT) == 0
-        assert not any("has kept the reactor" in line for line in child.err)
+        assert not any("has blocked the reactor" in line for line in child.err)
 
 
 BLOCKS_LATER = """
@@ -81,7 +81,7 @@ def test_a_handler_of_a_message_is_named_under_every_loop(tmp_path: Path, flags:
     if flags == ["--uvloop"]:
         pytest.importorskip("uvloop")
     with Child("-m", "zroute", "run", "quotes", *flags, cwd=module(tmp_path, BLOCKS_LATER)) as child:
-        assert "block() at quotes.py:11" in child.line_with("has kept the reactor", stream="err")
+        assert "block() at quotes.py:11" in child.line_with("has blocked the reactor", stream="err")
 
 
 def test_a_handler_of_an_installed_app_is_named(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_handler_of_an_installed_app_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     path = f"{module(folder, BLOCKS_LATER)}{os.pathsep}{ROOT}"
     with Child("-m", "zroute", "run", "quotes", cwd=tmp_path, env={"PYTHONPATH": path}) as child:
-        assert "block() at site-packages" in child.line_with("has kept the reactor", stream="err")
+        assert "block() at site-packages" in child.line_with("has blocked the reactor", stream="err")
 
 
 ON_UVLOOP = """
@@ -123,7 +123,7 @@ def test_uvloop_with_another_reactor_is_a_usage_error(tmp_path: Path) -> None:
     folder = module(tmp_path, ON_UVLOOP)
     done = zroute("run", "quotes", "--reactor", "select", "--uvloop", cwd=folder)
     assert done.returncode == 2
-    assert "uvloop is a loop of asyncio, and the reactor asked for is 'select'" in done.stderr
+    assert "uvloop is an asyncio loop, but the requested reactor is 'select'" in done.stderr
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     missing = zroute("run", "quotes", "--uvloop", cwd=folder, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
     assert missing.returncode == 2

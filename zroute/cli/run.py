@@ -57,7 +57,7 @@ def command(
     """
     for_one_app(apps, sub, pub)
     if len(set(apps)) < len(apps):
-        raise click.UsageError("an app runs once in a process: name each once")
+        raise click.UsageError("an app is named twice, but runs only once in a process: name each once")
     for given, bind in ((sub, False), (pub, True)):
         _refuse_repeated(given, bind)
     if reload:

@@ -1,1 +1,4 @@
-"""One run of an app: what opens, delivers, drains and closes, as a Twisted service and as a process."""
+"""Runs of an app: start, delivery, drain and close.
+
+An app runs as a Twisted service (`zroute.runtime.service`) or as a process (`zroute.runtime.runner`).
+"""

@@ -1,7 +1,7 @@
-"""Resources while an app runs: opened in order before the sockets, closed in reverse after the drain.
+"""Resources of a running app: opened before the sockets, closed after the drain.
 
-An async resource lives in one coroutine from its opening to its closing, so that under asyncio both happen
-in the same task, as cancel scopes and task groups ask for.
+Resources close in reverse order. An async resource lives in one coroutine from its opening to its closing. Under
+asyncio both then happen in the same task, as cancel scopes and task groups require.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _log = logging.getLogger("zroute")
 
 
 class Resources:
-    """The resources of one run. `objects` holds what is open, by type; ``replaced`` are there without opening.
+    """The resources of one run.
 
-    A resource that only replaced ones need is not opened.
+    `objects` holds all open resources by type, and the replacements that a test provides. A resource that only replaced
+    resources need is not opened.
     """
 
     def __init__(
@@ -39,21 +40,28 @@ class Resources:
         self.objects: dict[Any, Any] = dict(replaced)
 
     async def open(self) -> None:
-        """Open all; raises what the first one raises that fails."""
+        """Open all resources in order.
+
+        If one fails, its error is raised and the others stay unopened; `close` closes those that are open.
+        """
         for compiled in self._compiled:
             one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
-            self._open.append(one)  # also one that fails: a task that is cancelled has something left to do
+            self._open.append(one)  # before it opens: a cancelled task may still have to clean up
             try:
                 self.objects[compiled.kind] = await one.open()
             except BaseException as error:
                 hint = loop_hint(error)
-                error.add_note(f"while the resource {compiled.name} at {compiled.where} was opened{hint}")
+                error.add_note(f"while opening the resource {compiled.name} at {compiled.where}{hint}")
                 raise
 
     async def close(self, timeout: float, failed: Callable[[BaseException], None]) -> dict[str, int]:
-        """Close what is open, each in ``timeout`` seconds; the names of those that took longer.
+        """Close all open resources, and return the names of those that took too long.
 
-        What a resource raises is logged and given to ``failed``; the others are closed all the same.
+        An error in one resource does not keep the others open.
+
+        Args:
+            timeout: the seconds that each resource may take.
+            failed: called with each error, after it is logged.
         """
         unfinished: dict[str, int] = {}
         while self._open:
@@ -62,9 +70,9 @@ class Resources:
                 await within(timeout, one.close(), self._reactor)
             except TimeoutError:
                 unfinished[one.compiled.name] = 1
-            except BaseException as error:  # also SystemExit: the others are to be closed
+            except BaseException as error:  # also SystemExit: the other resources must still close
                 _log.exception(
-                    "the resource %s at %s failed to close%s; the stop goes on",
+                    "the resource %s at %s failed to close%s; the stop continues",
                     one.compiled.name,
                     one.compiled.where,
                     loop_hint(error),
@@ -74,9 +82,9 @@ class Resources:
 
 
 def _needed(compiled: Sequence[CompiledResource], replaced: Mapping[Any, Any]) -> set[Any]:
-    """The types to open: all but the replaced ones, and those that nobody but these needs."""
+    """Return the types to open: unreplaced ones with a user that is not replaced."""
     wanted: set[Any] = set()
-    for one in reversed(compiled):  # whoever needs it stands behind it
+    for one in reversed(compiled):  # a resource comes before all of its users
         users = [other.kind for other in compiled if one.kind in other.call.needs]
         if one.kind not in replaced and (not users or wanted & set(users) or one.injected):
             wanted.add(one.kind)
@@ -84,7 +92,7 @@ def _needed(compiled: Sequence[CompiledResource], replaced: Mapping[Any, Any]) -
 
 
 class _Resource:
-    """One resource: a generator that is open after its first value and closed after its end."""
+    """One resource: a generator that opens at its first value and closes at its end."""
 
     def __init__(self, compiled: CompiledResource, function: Callable[..., Any], start: Start) -> None:
         self.compiled = compiled
@@ -95,8 +103,8 @@ class _Resource:
         self._running: Deferred[Any] | None = None
 
     def open(self) -> Deferred[Any]:
-        """Fires with the object."""
-        opened: Deferred[Any] = Deferred(lambda _: self._give_up())
+        """Return a Deferred that fires with the resource's object."""
+        opened: Deferred[Any] = Deferred(lambda _: self._give_up())  # called if the start is cancelled
         generator = self._function()
         if hasattr(generator, "__anext__"):
             self._running = self._start(self._hold(generator, opened))
@@ -110,7 +118,7 @@ class _Resource:
         return opened
 
     def close(self) -> Deferred[Any]:
-        """Fires when it has ended."""
+        """Return a Deferred that fires when the generator has ended."""
         if self._running is not None:
             self._closing.callback(None)
             return self._running
@@ -137,7 +145,7 @@ class _Resource:
             made = await anext(generator)
         except StopAsyncIteration:
             raise RuntimeError(_NEVER) from None
-        if not opened.called:  # else it was cancelled, and opened all the same
+        if not opened.called:  # a cancelled resource may still open; then it closes at once
             opened.callback(made)
         await as_awaitable(self._closing)
         try:
@@ -148,13 +156,13 @@ class _Resource:
         raise RuntimeError(_TWICE)
 
 
-_NEVER = "a resource yields its object once, and this one ended without"
-_TWICE = "a resource yields its object once, and this one yielded again where it should have closed"
+_NEVER = "a resource must yield its object once, but this one ended without a yield"
+_TWICE = "a resource must yield its object once, but this one yielded twice"
 
 
 def _unless_open(failure: Failure, opened: Deferred[Any]) -> Failure | None:
     if opened.called:
-        return failure  # to whoever closes it
+        return failure  # `close` returned this Deferred, so its caller gets the error
     opened.errback(failure)
     return None
 

@@ -1,6 +1,9 @@
-"""Run: what one run of an app does from its start to its stop. It opens, delivers, drains and closes.
+"""One run of an app, from its start to its stop: open, deliver, drain and close.
 
-It knows the transport by `zroute.transport.Transport` only.
+This module uses the transport only through `zroute.transport.Transport`.
+
+The order of a stop keeps messages from being lost: producers stop first, then received messages are handled, then
+handlers finish. Only then do ``on_shutdown`` functions run and resources and sockets close.
 """
 
 from __future__ import annotations
@@ -52,24 +55,28 @@ __all__ = ["Environment", "MessageLimit", "Run", "StopReport"]
 _log = logging.getLogger("zroute")
 
 _GOODBYE = 1.0
-"""Seconds of the drain timeout, up to half of it, that one who has no room for messages leaves to goodbyes."""
+"""Seconds of the drain timeout that are reserved for goodbyes if a subscriber's queue is full: at most half of it."""
 
 
 _NAMED = 5
-"""Subscriptions that a log line names: an app may have thousands."""
+"""The most subscriptions that a log line names; an app may have thousands."""
 
 
 _HOOK = 1.0
-"""Seconds an ``async`` on_shutdown function has at least, also where the drain timeout is shorter."""
+"""Seconds that an ``async`` on_shutdown function or a resource gets even if the drain timeout is over."""
 
 
 @attrs.frozen
 class Environment:
-    """What a run stands on; tests give it another one.
+    """The surroundings of a run, which tests replace.
 
-    ``transport`` makes what moves the frames, ``wall`` gives Unix seconds, ``asyncio`` says whether an asyncio
-    loop drives the reactor. ``replaced`` are objects in place of resources, by type. ``observe`` is told of each
-    error and whether a hook took it, ``results`` of each function of the app and what it returned.
+    Attributes:
+        transport: creates the transport.
+        asyncio: True if an asyncio loop drives the reactor.
+        wall: returns seconds since the Unix epoch.
+        replaced: objects that take the place of resources, by type.
+        observe: called with each error, and True if a hook of the app received it.
+        results: called with each function of the app and its result.
     """
 
     transport: Callable[[Request], Transport]
@@ -82,25 +89,33 @@ class Environment:
 
 @attrs.frozen
 class StopReport:
-    """How a stop went: ``unfinished`` handlers by name, with their number, when the time was over."""
+    """The result of a stop.
+
+    Attributes:
+        unfinished: the number of unfinished calls by handler name, at the end of the drain timeout.
+    """
 
     unfinished: Mapping[str, int]
 
     @property
     def complete(self) -> bool:
-        """Whether every handler had ended."""
+        """True if every handler had finished."""
         return not self.unfinished
 
 
 class MessageLimit:
-    """How many messages several services may read altogether; ``reached`` is called once, at the last."""
+    """The maximum number of messages that several services read together.
+
+    Attributes:
+        left: the number of messages that may still be read. ``reached`` is called once, when it becomes 0.
+    """
 
     def __init__(self, messages: int, reached: Callable[[], None]) -> None:
         self.left = messages
         self._reached = reached
 
     def take(self, messages: int) -> None:
-        """So many have been read."""
+        """Count messages that were read."""
         if messages and self.left:
             self.left = max(self.left - messages, 0)
             if not self.left:
@@ -108,9 +123,15 @@ class MessageLimit:
 
 
 class Run:
-    """Everything that lives from one start of the app of ``plan`` to its stop.
+    """The state of one run of an app, from one start to its stop.
 
-    ``subscribe_to`` and ``publish_to`` are its endpoints, ``limit`` ends reading after a number of messages.
+    Args:
+        plan: the compiled app.
+        reactor: the reactor to run on.
+        environment: the transport, clocks and replaced resources.
+        subscribe_to: the endpoints to receive from.
+        publish_to: the endpoints to publish to.
+        limit: ends reading after a number of messages, or None.
     """
 
     def __init__(
@@ -163,7 +184,10 @@ class Run:
     # -- from start to stop -----------------------------------------------------------------------------
 
     def begin(self) -> Deferred[None]:
-        """Open resources and sockets, run ``on_startup``, subscribe, start producers; fails with what fails."""
+        """Open resources and sockets, run ``on_startup``, subscribe, start producers.
+
+        The Deferred fails with the first error.
+        """
         self._beginning = Deferred.fromCoroutine(self._begin())
         return self._beginning
 
@@ -182,7 +206,7 @@ class Run:
         self.plan.live.emit = self._publisher.open(self.plan.parts.outlets)
         for hook in self.plan.hooks.startup:
             await self._awaited(self._hook(hook.function)())
-            if self._stopped:  # it may have asked for that
+            if self._stopped:  # the hook itself may have stopped the app
                 return
         self._listening = True
         self._listen()
@@ -191,9 +215,10 @@ class Run:
         self._producers.start()
 
     async def end(self, timeout: float) -> StopReport:
-        """Stop producers, handle what has arrived, run ``on_shutdown``, close; from whatever `begin` has done.
+        """Stop producers, handle received messages, run ``on_shutdown``, and close.
 
-        All together within ``timeout`` seconds; functions that close something have one second at least.
+        It works after any part of `begin`. All of it ends within ``timeout`` seconds, except that resources and
+        ``on_shutdown`` functions get at least one second each.
         """
         self._stopped = True
         deadline = self.reactor.seconds() + timeout
@@ -204,18 +229,19 @@ class Run:
         if self._producers is not None:
             for name, ending in self._producers.stop():
                 self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
-        await self._wait(0)  # a handler that asked for the stop returns first, and is waited for
+        await self._wait(0)  # a handler that stopped the app returns first; it is drained like the others
         unfinished = await self._end_start(left())
         unfinished |= await self._catch_up(left)
         for stream in tuple(self._streams):
             stream.finish()
         unfinished |= await self._settle(left())
-        self._accounts.close()  # nothing is read any more, and on_shutdown sees the last counts
+        self._accounts.close()  # reading has ended; on_shutdown functions see the final counts
         self._stats.paused_since, self._stats.paused_by = None, ()
         for hook in self.plan.hooks.shutdown if self._publisher is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
         self.transport.leave()
         if self._publisher is not None:
+            # Goodbyes let subscribers count their losses, so some of the time is reserved for them.
             unfinished |= await self._publisher.send_rest(max(left() - _GOODBYE, left() / 2))
             self._publish_no_more()
             unfinished |= await self._publisher.goodbye(left())
@@ -227,9 +253,9 @@ class Run:
         return StopReport(unfinished)
 
     def _withdraw(self) -> None:
-        """From now on the app does not run, and another run of it may begin."""
+        """Mark the app as not running, so that another run can begin."""
         self._ended = True
-        for call in tuple(self._calls):
+        for call in tuple(self._calls):  # threads in `from_thread`, which would otherwise wait forever
             if not call.done():
                 call.set_exception(_stopped(self.name))
         self._publish_no_more()
@@ -246,18 +272,18 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        """The publisher's name and epoch, as subscribers log them; "" if it sends none."""
         return self._publisher.identity if self._publisher is not None else ""
 
     # -- while running ----------------------------------------------------------------------------------
 
     def attach(self, route: Route) -> CompiledRoute:
-        """See `zroute.planning.plan.RunningApp`, also for the rest."""
+        """See `zroute.planning.plan.RunningApp`, also for the methods below."""
         what = f"attach({route.patterns[0].text!r})"
         self._check_thread(what)
         name, parts = self.name, self.plan.parts
         if self._publisher is None:
-            raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach from on_startup on")
+            raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach in on_startup or later")
         if not self.subscribe_to:
             raise EndpointError(
                 f"{what} has no endpoint to subscribe to: add App(sub='tcp://127.0.0.1:5555'), the address that the "
@@ -269,7 +295,7 @@ class Run:
         if closed:
             missing = describe(closed[0])
             raise UsageError(
-                f"{what}: {made.name} needs {missing}, which was not opened, because only what is replaced needed it: "
+                f"{what}: {made.name} needs {missing}, which was not opened, because only replaced resources need it: "
                 f"replace it too, as in TestApp(app, {{{missing}: fake}})"
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
@@ -278,28 +304,28 @@ class Run:
         return made
 
     def detach(self, route: CompiledRoute) -> None:
-        """What the route has received is still handled."""
+        """Remove a route; messages that it has received are still handled."""
         if not self._ended:
             self._check_thread("close() of what was attached")
             self._outcomes.release()
             self._swap(tuple(other for other in self._table.routes if other is not route))
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
-        """Drop what waits for a route, and say so."""
+        """Drop the messages that wait for a route, and log their number."""
         dropped = self._outcomes.unfinished.discard(route, unfinished)
         if dropped:
             _log.info(
-                "%s at %s was left while %d messages waited; they are dropped", route.name, route.route.where, dropped
+                "%s at %s was closed with %d messages waiting; they are dropped", route.name, route.route.where, dropped
             )
 
     def open_stream(self, stream: Finishing) -> None:
-        """Finish it at the stop."""
+        """Finish ``stream`` when the app stops."""
         self._streams[stream] = None
         if self._stopped:
             stream.finish()
 
     def close_stream(self, stream: Finishing) -> None:
-        """It has been left."""
+        """Forget a stream that its user has left."""
         self._streams.pop(stream, None)
 
     def _swap(self, routes: Sequence[CompiledRoute]) -> None:
@@ -323,7 +349,7 @@ class Run:
         return waiting.addCallback(self._hand_over) if state else waiting
 
     def _hand_over(self, _: None) -> None:
-        """Kept messages that wait in lists are given to their handlers, too."""
+        """Give kept messages that wait in an incomplete batch to their handlers."""
         self._outcomes.release()
 
     def _not_ready(self, failure: Failure, timeout: float, state: bool) -> None:
@@ -336,17 +362,17 @@ class Run:
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
     def _found(self, found: Gap | UnknownLoss | LostKept) -> None:
-        """A loss: to whoever wants to know, else to the log."""
+        """Report a loss to the ``on_gap`` functions, or log it if there are none."""
         publisher = self._accounts.named(found.epoch)
         if isinstance(found, UnknownLoss):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
             names += f" and {len(found.subscriptions) - _NAMED} more" * (len(found.subscriptions) > _NAMED)
-            text = "%s: %s %s: what was lost of %s is not known"
+            text = "%s: %s %s: unknown losses of %s"
             subject = f"{self.name}: unknown losses"
             self._reports("tail", subject, logging.WARNING, text, self.name, publisher, found.why, names)
             return
         if isinstance(found, LostKept):
-            text = "%s: lost %d of the messages that %s keeps for those who join"
+            text = "%s: lost %d of the messages that %s keeps for new subscribers"
             subject = f"{self.name}: lost kept messages"
             self._reports("kept", subject, logging.WARNING, text, self.name, found.count, publisher)
             return
@@ -360,7 +386,7 @@ class Run:
                 result = self._hook(hook.function)(found)
                 if is_awaitable(result):
                     self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
-            except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+            except BaseException as error:  # also SystemExit: the reactor would close the socket because of it
                 self._failed_over_a_gap(error)
 
     def _failed_over_a_gap(self, error: BaseException) -> None:
@@ -369,15 +395,15 @@ class Run:
         self._environment.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
-        """Runs in another thread: the result of ``call`` on the reactor's."""
+        """Call ``call`` in the reactor's thread, and return its result to this thread."""
         self.check_process("from_thread was called")
         if get_ident() == self._thread:
             raise WrongThreadError(
-                f"from_thread was called on the reactor's own thread, where it would wait for itself: call "
+                f"from_thread was called in the reactor's own thread, which would wait for itself: call "
                 f"{name_of(call)} directly"
             )
         future: Future[Any] = Future()
-        self._calls.add(future)  # first, so that a stop in another thread at this moment finds it
+        self._calls.add(future)  # before the check below, so that a concurrent stop finds this call
         try:
             if self._ended:
                 raise _stopped(self.name)
@@ -387,13 +413,13 @@ class Run:
             self._calls.discard(future)
 
     def _call(self, future: Future[Any], call: Callable[[], Any]) -> None:
-        """Runs on the reactor's thread, for a thread that waits for ``future``."""
+        """Call ``call`` in the reactor's thread, for a thread that waits for ``future``."""
         if future.done():
-            return  # the app has stopped before, and told so
+            return  # the app has stopped; the waiting thread already got the error
 
         def end(result: Any) -> None:
             if future.done():
-                return  # the app has stopped meanwhile, and told so
+                return  # the app has stopped meanwhile; the waiting thread already got the error
             if isinstance(result, Failure):
                 future.set_exception(error_of(result))
             else:
@@ -414,7 +440,7 @@ class Run:
     # -- reading ----------------------------------------------------------------------------------------
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
-        """See `zroute.receiving.in_flight.Reading`, also for the next two."""
+        """See `zroute.receiving.in_flight.Reading`, also for the next two methods."""
         self._table.hold()
         self.transport.pause()
         stats = self._stats
@@ -422,13 +448,13 @@ class Run:
         stats.paused_since = self._environment.wall() if stats.paused_since is None else stats.paused_since
 
     def resume(self) -> None:
-        """Unless reading has ended for good."""
+        """Start reading again, unless reading has ended for good."""
         self._stats.paused_since, self._stats.paused_by = None, ()
         if not self._stopped and self.reads_on:
             self.transport.resume()
 
     def reclassify(self) -> None:
-        """Nothing is lost: the closures are made anew for the next message."""
+        """Build the delivery functions again before the next message; none is lost."""
         self._table.reclassify()
 
     # -- parts of a start and a stop --------------------------------------------------------------------
@@ -449,14 +475,14 @@ class Run:
         return attrs.evolve(route, call=self._told(route.call.supply(self._resources.objects)))
 
     def _told(self, call: Call) -> Call:
-        """``call``, with its results told to whoever wants to know."""
+        """Return ``call`` with its results reported to the environment."""
         results = self._environment.results
         if results is None or is_generator_function(call.function):
             return call
         return attrs.evolve(call, function=_telling(call.function, results))
 
     def _hook(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function`` with the resources that it takes."""
+        """Return ``function`` with its resources as arguments."""
         given = self.plan.parts.hooked[identity(function)]
         objects = self._resources.objects
         return partial(
@@ -476,14 +502,14 @@ class Run:
         )
 
     def _limited(self, limit: MessageLimit) -> Receive:
-        """`RouteTable.receive`, for no more messages than ``limit`` still allows."""
+        """Return a `RouteTable.receive` that stops at ``limit`` messages."""
 
         def receive(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
             stats = self._stats
             before = stats.received - stats.control
             try:
                 self._table.most = limit.left
-                self._table.receive(recv, more, 1)  # one frame at a time: it may bring many
+                self._table.receive(recv, more, 1)  # one frame at a time, since a frame may hold many messages
             finally:
                 limit.take(stats.received - stats.control - before)
                 if not limit.left:
@@ -492,7 +518,7 @@ class Run:
         return receive
 
     async def _end_start(self, timeout: float) -> dict[str, int]:
-        """Cancel a start that is still at work, so that what it has begun to open is closed in its turn."""
+        """Cancel an unfinished start; the resources that it has opened are closed later."""
         self._beginning.cancel()
         try:
             await within(timeout, self._beginning, self.reactor)
@@ -501,30 +527,34 @@ class Run:
         return {}
 
     async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
-        """Read what was sent before the stop, also past the bounds; return what is left unread."""
+        """Read the messages that were sent before the stop, and count unread ones.
+
+        Bounds of queues do not apply here.
+        """
         number = await self.transport.finish(self, left)
-        # What is left of a frame is accounted for: it is handled, whatever the bounds say, unless reading was to end.
+        # The rest of a coalesced frame is already counted as received. It is handled even if queues are full, unless
+        # reading ended because of a message limit.
         while self.unpacked and self.reads_on:
             self._table.work_off(self.unpacked)
         self._outcomes.release()
-        return {"messages that were received and not read": number} if number else {}
+        return {"received but unread messages": number} if number else {}
 
     @property
     def reads_on(self) -> bool:
-        """True unless as many messages as wanted were read."""
+        """False after the app has read its maximum number of messages."""
         return self._limit is None or self._limit.left > 0
 
     @property
     def unpacked(self) -> int:
-        """How many messages are left of a frame that was read."""
+        """The number of undelivered messages of a frame that was read."""
         return self._table.unpacked
 
     async def _settle(self, timeout: float) -> dict[str, int]:
-        """Wait for unfinished handlers; the names of those that took too long, with their number."""
+        """Wait for unfinished handlers, and return the number of late ones by name."""
         unfinished = self._outcomes.unfinished
         if names := unfinished.names():
             waited = ", ".join(f"{name}: {count}" for name, count in names.items())
-            _log.info("%s: unfinished, and waited for up to %.1f s: %s", self.name, timeout, waited)
+            _log.info("%s: waiting up to %.1f s for unfinished handlers: %s", self.name, timeout, waited)
         try:
             await within(timeout, unfinished.idle(), self.reactor)
         except TimeoutError:
@@ -532,7 +562,7 @@ class Run:
         return {}
 
     async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
-        """Run one on_shutdown function; its name, if it took too long."""
+        """Run one on_shutdown function, and return its name if it took too long."""
         name = name_of(hook.function)
         try:
             result = self._hook(hook.function)()
@@ -541,7 +571,9 @@ class Run:
         except TimeoutError:
             return {name: 1}
         except (Exception, SystemExit) as error:
-            _log.exception("%s at %s under on_shutdown failed%s; the stop goes on", name, hook.where, loop_hint(error))
+            _log.exception(
+                "%s at %s under on_shutdown failed%s; the stop continues", name, hook.where, loop_hint(error)
+            )
             self._failed_to_close(error)
         return {}
 
@@ -565,7 +597,10 @@ class Run:
         return as_deferred(awaitable, asyncio_loop=self._environment.asyncio)
 
     def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
-        """What ``call`` returns in a thread of the pool; it is not made if it is given up before a thread is free."""
+        """Return a Deferred with the result of ``call`` in a thread of the pool.
+
+        If the Deferred is cancelled before a thread is free, ``call`` is not made.
+        """
         reactor, waiting = self.reactor, Deferred[Any]()
 
         def work() -> Any:
@@ -579,7 +614,7 @@ class Run:
 
 
 def _telling(function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]) -> Callable[..., Any]:
-    """``function``, whose results are told when they are there."""
+    """Return ``function`` wrapped to report each result when it is available."""
 
     @wraps(function)
     def told(*args: Any, **kwargs: Any) -> Any:

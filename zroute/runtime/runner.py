@@ -1,8 +1,9 @@
-"""Running apps as a program of their own: the one module that touches the global reactor.
+"""Run apps as a program: the only module that uses the global reactor.
 
-It installs the reactor that was asked for, starts a service per app, and stops them all at a signal, after
-a time, after a number of messages, when one fails, or when somebody else stops the reactor. Nothing it
-starts is left open, and no stop waits for ever.
+It installs the requested reactor, and starts one service per app. It stops all of them at a signal, after a time, after
+a number of messages, when one of them fails, or when other code stops the reactor.
+
+Each stop has an upper bound in time, and leaves no socket or thread behind.
 """
 
 from __future__ import annotations
@@ -41,30 +42,34 @@ REACTORS = {
 
 EXIT_FAILED = 1
 EXIT_ENDPOINT = 5
-EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): something was left undone
+EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): some handlers, resources or threads were unfinished
 
 _THREADS = 1.0
-"""Seconds that threads are given at least to end, when all else has: they can't be cancelled."""
+"""The least seconds that threads get to end after everything else has stopped. Threads can't be cancelled."""
 
 _FLUSH = 0.5
-"""Seconds a hurried end waits for output to be taken: its reader may be stopped."""
+"""Seconds that an immediate end waits for its output to be read; the reader may be stopped."""
 
 _log = logging.getLogger("zroute")
 
 
 class Runnable(Protocol):
-    """An app."""
+    """An app, or any other object that compiles to a plan."""
 
     def compile(self) -> Plan:
-        """Check and freeze everything. Raises SetupError."""
+        """Return the checked and frozen app. Raises SetupError."""
 
 
 def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
-    """Install the reactor ``name`` (one of `REACTORS`; None: Twisted's choice for the platform); returns it.
+    """Install a reactor, and return it.
 
-    ``uvloop`` puts the asyncio reactor on a loop of uvloop. Raises UsageError when the platform has none of
-    that name, when uvloop is not installed or another reactor than asyncio's is asked for with it, or when the
-    program has installed another one already, by importing ``twisted.internet.reactor`` before.
+    Args:
+        name: one of `REACTORS`; None installs Twisted's choice for the platform.
+        uvloop: True to run the asyncio reactor on uvloop.
+
+    Raises:
+        UsageError: the platform has no such reactor, uvloop is not installed or ``name`` is not asyncio's reactor, or
+            another reactor is already installed because the program has imported ``twisted.internet.reactor``.
     """
     install = _chosen_reactor(name, uvloop)
     if install is not None:
@@ -75,34 +80,34 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
 
 
 def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None:
-    """Return what installs the reactor; None if it is installed, or is Twisted's choice. Raises as `install_reactor`.
+    """Return the function that installs the reactor, and install nothing yet.
 
-    Nothing is installed before the call of what is returned.
+    The result is None if the reactor is installed, or is Twisted's choice. Raises as `install_reactor` does.
     """
     if uvloop:
         if name not in (None, "asyncio"):
-            raise UsageError(f"uvloop is a loop of asyncio, and the reactor asked for is {name!r}: leave one out")
+            raise UsageError(f"uvloop is an asyncio loop, but the requested reactor is {name!r}: leave one out")
         name = "asyncio"
     if name is None:
         return None
     if name not in REACTORS:
-        raise UsageError(f"there is no reactor {name!r}: one of {', '.join(REACTORS)}")
+        raise UsageError(f"unknown reactor {name!r}: use one of {', '.join(REACTORS)}")
     module = REACTORS[name]
     installed = _installed_reactor()
     if installed is None:
         return _installer(name, module, uvloop)
     if type(installed).__module__ != module:
         raise UsageError(
-            f"the reactor {type(installed).__name__} is installed already, so {name!r} can't be: something "
-            "imported twisted.internet.reactor at its top; import it inside a function"
+            f"the reactor {type(installed).__name__} is already installed, so {name!r} can't be: something "
+            "imported twisted.internet.reactor at its top level; import it inside a function"
         )
     if uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
-        raise UsageError("asyncio's reactor is installed already, on a loop that is not uvloop's: install it once")
+        raise UsageError("asyncio's reactor is already installed, on a loop that is not uvloop's: install it once")
     return None
 
 
 def _installed_reactor() -> Any:
-    """The global reactor; None while there is none, which an import would install."""
+    """Return the global reactor, or None without one; importing it would install one."""
     return sys.modules.get("twisted.internet.reactor")
 
 
@@ -120,7 +125,7 @@ def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
 
     def install() -> None:
         loop = loops.new_event_loop()
-        asyncio.set_event_loop(loop)  # which Twisted does for a loop of its own only
+        asyncio.set_event_loop(loop)  # Twisted sets only a loop that it has made itself
         chosen.install(loop)
 
     return install
@@ -139,25 +144,43 @@ def run(
     log_level: str = "info",
     log_format: str = "auto",
 ) -> int:
-    """Run ``apps`` until a signal, for ``seconds``, or for ``max_messages`` altogether; returns the exit code.
+    """Run ``apps`` until a signal, a time or a number of messages.
 
-    0: stopped and drained. 1: an app did not start. 5: an endpoint can't be bound or connected, or is
-    missing. 75: handlers, resources, or threads they use, were unfinished after ``drain_timeout`` seconds. A second
-    signal n ends the process at once, with 128+n.
+    The exit code that it returns is one of these:
 
-    ``sub`` and ``pub`` replace the endpoints of the apps. ``log_level`` is one of debug, info, warning, error,
-    ``log_format`` one of auto, text, json; both mean nothing to a program that has set up `logging` itself.
-    Afterwards the handlers of signals are those that were set before.
-    In another thread than the main thread signals are left to the program, which may also end by `stop`, or with its
-    main thread.
+    - 0: stopped and drained.
+    - 1: an app did not start.
+    - 5: an endpoint is missing, or can't be bound or connected.
+    - 75: handlers, resources or threads were unfinished after ``drain_timeout`` seconds.
+    - 128 + n: a second signal n ended the process at once.
 
-    Raises what ``app.compile()`` raises, and UsageError for an option that can't be meant, an app that is given twice
-    or runs already, a reactor that runs or ran before, or a loop of asyncio that runs already. Nothing has been changed
-    then: no reactor is installed, nor handlers of signals or of the log.
+    Afterwards the former signal handlers are set again. Outside the main thread `run` handles no signals. The run then
+    ends with `stop`, or when the main thread ends.
+
+    Args:
+        apps: the apps, each once.
+        sub: endpoints that replace those from which the apps receive.
+        pub: endpoints that replace those to which the apps publish.
+        reactor: "epoll", "poll", "select" or "asyncio"; None is Twisted's choice for the platform.
+        uvloop: True to run the asyncio reactor on uvloop.
+        seconds: the seconds after which the run stops; None has no limit.
+        max_messages: the number of messages after which the run stops, for all apps together; None has no limit.
+        drain_timeout: the seconds that a stop waits for unfinished handlers.
+        log_level: "debug", "info", "warning" or "error"; ignored if the program has set up `logging`.
+        log_format: "auto", "text" or "json"; ignored if the program has set up `logging`.
+
+    Returns:
+        The exit code, except 128 + n.
+
+    Raises:
+        SetupError: an app can't be compiled.
+        UsageError: an option is invalid, an app is given twice or already runs, or a reactor or asyncio loop prevents
+            the run. Nothing has changed then: no reactor, signal handler or log handler is installed.
     """
+    # Everything that can be refused is checked before anything is installed.
     _refuse_options(sub, pub, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
-        raise UsageError("an app runs once in a process: name each once")
+        raise UsageError("an app is named twice, but runs only once in a process: name each once")
     _refuse_surroundings()
     _chosen_reactor(reactor, uvloop)
     plans = [app.compile() for app in apps]
@@ -169,7 +192,7 @@ def run(
             plan.endpoints(sub=sub, pub=pub)
     except EndpointError as error:
         wrong = error
-    set_up_logging(log_level, log_format)
+    set_up_logging(log_level, log_format)  # before the line below, which is logged in the chosen format
     if wrong is not None:
         _log.error("%s", wrong)
         return EXIT_ENDPOINT
@@ -180,7 +203,7 @@ def run(
 def _refuse_options(
     sub: object, pub: object, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
 ) -> None:
-    """Raise UsageError for a value that can't be meant."""
+    """Raise UsageError for an invalid option."""
     for name, value, optional in (
         ("seconds", seconds, True),
         ("max_messages", max_messages, True),
@@ -206,27 +229,27 @@ def _are_endpoints(value: object) -> bool:
 
 
 def _refuse_surroundings() -> None:
-    """Raise UsageError if this process has no room for a run."""
+    """Raise UsageError if a reactor or an asyncio loop prevents a run."""
     installed = _installed_reactor()
     if installed is not None and installed.running:
-        raise UsageError("the reactor runs already: start app.service(reactor) on it instead of calling run()")
+        raise UsageError("the reactor is already running: start app.service(reactor) on it instead of calling run()")
     if installed is not None and getattr(installed, "_startedBefore", False):
-        raise UsageError("the reactor ran before, and can't again: give all apps to one run([…])")
+        raise UsageError("the reactor has run before, and can't run again: give all apps to one run([…])")
     if asyncio._get_running_loop() is not None:
         raise UsageError(
-            "a loop of asyncio runs already, and run() would hold it up: call it outside of asyncio.run(), with "
+            "an asyncio loop is already running, and run() would block it: call it outside of asyncio.run(), with "
             "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
         )
 
 
 _program: _Program | None = None
-"""The run of this process: there is one reactor, which runs once."""
+"""The run of this process. There is only one, because a process has one reactor, and a reactor runs only once."""
 
 
 def stop(why: str) -> bool:
-    """Stop the run of this process from any thread, as a first signal does; False when it has not come to that.
+    """Stop the run of this process, as a first signal does; callable in any thread.
 
-    Nothing happens when it stops already.
+    Return False if no run has begun. A second call has no effect.
     """
     if _program is None:
         return False
@@ -235,7 +258,7 @@ def stop(why: str) -> bool:
 
 
 class _Program:
-    """The services of one run, and why and how they stop."""
+    """The services of one run, the reason for its stop, and its exit code."""
 
     def __init__(
         self,
@@ -289,7 +312,7 @@ class _Program:
             self._stop("an app did not start", EXIT_FAILED)
             return
         if seconds is not None:
-            self._reactor.callLater(seconds, self._stop, f"{seconds:g} s are over")
+            self._reactor.callLater(seconds, self._stop, f"{seconds:g} s elapsed")
 
     def _say(self, service: Any) -> None:
         if service.transport is not None:  # else it was stopped at once, by its on_startup
@@ -297,7 +320,7 @@ class _Program:
                 _log.log(*line)
 
     def _not_started(self, failure: Any) -> None:
-        """The service has said why."""
+        """Stop the run; the service has already logged the error."""
         if failure.check(EndpointError):
             self._stop("an endpoint failed", EXIT_ENDPOINT)
         else:
@@ -316,20 +339,23 @@ class _Program:
         end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
 
     def _stop(self, why: str, code: int = 0) -> None:
-        """Stop the reactor, which drains first; the first reason is the one that counts."""
+        """Stop the reactor, which then drains; only the first reason counts."""
         if self._why is not None:
             return
         from twisted.internet.error import ReactorNotRunning
 
         self._why, self._code = why, code
-        with suppress(ReactorNotRunning):  # somebody else has stopped it just now
+        with suppress(ReactorNotRunning):  # other code has just stopped it
             self._reactor.stop()
 
     def _drain(self) -> Any:
-        """Stop the services, whoever stops the reactor; fires when they have stopped."""
+        """Stop all services, whatever has stopped the reactor.
+
+        The Deferred fires when they have stopped.
+        """
         from twisted.internet.defer import DeferredList
 
-        if self._code != EXIT_ENDPOINT:  # which has been said in one line
+        if self._code != EXIT_ENDPOINT:  # that error is already logged, in one line
             _log.info("stopping: %s", self._why or "the reactor was stopped")
         self._why = self._why or "stopped"
         began = self._reactor.seconds()
@@ -339,15 +365,15 @@ class _Program:
     def _stopped(self, results: list[tuple[bool, Any]], began: float) -> None:
         for service, (well, drained) in zip(self._services, results, strict=True):
             if not well:
-                _log.error("%s did not stop well: %s", service.plan.name, printable(drained.getErrorMessage()))
+                _log.error("%s: the stop failed: %s", service.plan.name, printable(drained.getErrorMessage()))
                 self._code = self._code or EXIT_FAILED
             elif not drained.complete:
                 names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
-                _log.error("%s: unfinished after the drain timeout, and given up: %s", service.plan.name, names)
+                _log.error("%s: unfinished after the drain timeout, abandoned: %s", service.plan.name, names)
                 self._code = self._code or EXIT_DRAIN
         if self._code != EXIT_ENDPOINT:
             self._sum_up()
-        if not in_main_thread():  # the process is not ours to end
+        if not in_main_thread():  # the main thread belongs to the program, which decides when the process ends
             return
         left = self._drain_timeout - (self._reactor.seconds() - began)
         self._watch = threading.Timer(max(left, _THREADS), self._abandon)
@@ -355,23 +381,29 @@ class _Program:
         self._watch.start()
 
     def _sum_up(self) -> None:
-        _flush_output()  # what handlers printed comes before the summary, also in a file
+        _flush_output()  # the output of handlers comes before the summary, also if both go to one file
         for service in self._services:
             counters = _counters(service)
             fields = {name: None if count == NOT_COUNTED else count for name, count in counters.items()}
             text = ", ".join(f"{name} {count}" for name, count in counters.items())
             _log.info("%s: %s", service.plan.name, text, extra={"app": service.plan.name, **fields})
-        gc.collect()  # a failure in a cycle of references is told only when that is found
+        gc.collect()  # Twisted reports a failure in a reference cycle only when the cycle is collected
         if self._unhandled:
-            _log.warning("%d failures of Deferreds that nobody handled; each is logged above", len(self._unhandled))
+            _log.warning("%d unhandled failures in Deferreds; each is logged above", len(self._unhandled))
 
     def _abandon(self) -> None:
-        """Runs in a thread of its own, while the reactor waits for the threads of its pool."""
+        """End the process although threads still run.
+
+        It runs in its own thread, because the reactor waits for the threads of its pool.
+        """
         end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
 
 
 def _stop_with_main_thread() -> None:
-    """Runs in a thread of its own: Python waits for the thread of the reactor before it ends the process."""
+    """Stop the run when the main thread ends; runs in its own thread.
+
+    Python waits for the reactor's thread before it ends the process.
+    """
     threading.main_thread().join()
     stop("the main thread has ended")
 
@@ -379,12 +411,17 @@ def _stop_with_main_thread() -> None:
 def _flush_output() -> None:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone, as in `zroute run … | head`; Python would fail again at its exit
+    except BrokenPipeError:  # the reader has ended, as in `zroute run … | head`; Python would fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_now(code: int, why: str) -> None:
-    """End the process, whatever it waits for: sockets, threads, or a terminal that takes no output."""
+    """End the process at once, even if sockets, threads or a terminal block it.
+
+    Args:
+        code: the exit code.
+        why: the text of the last log line.
+    """
     last = threading.Timer(_FLUSH, os._exit, (code,))
     last.daemon = True
     last.start()
@@ -393,11 +430,11 @@ def end_now(code: int, why: str) -> None:
         logging.shutdown()
         sys.stdout.flush()
     finally:
-        os._exit(code)  # also where a signal has come in the middle of a print, so that flushing raises
+        os._exit(code)  # also if flushing raises, because a signal has interrupted a print
 
 
 def _summary(service: Any) -> list[tuple[int, str]]:
-    """What an app does, in a few lines, right after its start."""
+    """Return the log lines that describe an app after its start."""
     name, compiled = service.plan.name, service.plan.parts
     lines = [
         (
@@ -409,7 +446,9 @@ def _summary(service: Any) -> list[tuple[int, str]]:
     if not (compiled.routes or compiled.outlets or compiled.triggers):
         lines.append((logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"))
     if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
-        lines.append((logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers in here"))
+        lines.append(
+            (logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers in this process")
+        )
         return lines
     lines.extend(service.transport.summary())
     if service.identity:
@@ -422,7 +461,10 @@ def _summary(service: Any) -> list[tuple[int, str]]:
 
 
 def _counters(service: Any) -> dict[str, object]:
-    """Return the counters of one run by their names in `app.stats`, for the sides (in, out) that it has."""
+    """Return the counters of a run by their names in `app.stats`.
+
+    An app that only publishes has no counters of received messages, and vice versa.
+    """
     stats = service.plan.live.stats
     counts: dict[str, object] = {}
     if service.subscribe_to:
@@ -441,7 +483,10 @@ def _counters(service: Any) -> dict[str, object]:
 
 
 def _count_unhandled_failures() -> list[object]:
-    """Failures of Deferreds that were garbage-collected unhandled; Twisted says so in its log only."""
+    """Return a list that grows with each failure of a Deferred that no code handled.
+
+    Twisted reports these only in its log, when the Deferred is garbage-collected.
+    """
     from twisted.logger import ILogObserver, globalLogPublisher
 
     seen: list[object] = []

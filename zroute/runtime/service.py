@@ -1,4 +1,4 @@
-"""AppService: an app as a Twisted service, which starts and stops runs of it."""
+"""AppService: an app as a Twisted service that starts and stops its runs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,21 @@ _log = logging.getLogger("zroute")
 
 
 class AppService(Service):
-    """Runs the app of ``plan`` on ``reactor``; made by ``app.service(reactor)``.
+    """A Twisted service that runs an app; ``app.service(reactor)`` creates it.
 
-    ``sub`` and ``pub`` replace the app's endpoints; ``drain_timeout`` is how many seconds a stop waits for
-    unfinished handlers; ``limit`` ends reading after a number of messages.
+    A Twisted program adds it to its own services:
+
+        service = app.service(reactor)
+        service.setServiceParent(application)
+
+    Args:
+        plan: the compiled app.
+        reactor: the reactor to run on.
+        sub: endpoints that replace those from which the app receives.
+        pub: endpoints that replace those to which the app publishes.
+        drain_timeout: the seconds that a stop waits for unfinished handlers.
+        limit: ends reading after a number of messages.
+        environment: the transport and clocks; tests replace them.
     """
 
     def __init__(
@@ -60,14 +71,18 @@ class AppService(Service):
         self.environment = environment or Environment(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
-        self._in_start = False
-        self._started: Deferred[None] = Deferred()  # fires either way, so that a failure nobody awaits is no error
+        self._in_start = False  # while it is True, `startService` raises an EndpointError itself
+        # It fires also if the start fails: Twisted would log a failed Deferred that no code awaits.
+        self._started: Deferred[None] = Deferred()
         self._failure: Failure | None = None
         self._looking: LoopingCall | None = None
 
     @property
     def started(self) -> Deferred[None]:
-        """Fires when the app is subscribed, and fails with what ended its start; for each who asks, at any time."""
+        """A new Deferred that fires when the app has subscribed.
+
+        It fails if the start fails. It can be requested at any time, also after the start.
+        """
         waiting: Deferred[None] = Deferred()
 
         def tell(_: None) -> None:
@@ -81,23 +96,24 @@ class AppService(Service):
 
     @property
     def transport(self) -> Transport | None:
-        """What moves the messages; None while it is not open."""
+        """The open transport, or None."""
         transport = self._run.transport if self._run else None
         return transport if transport is not None and transport.is_open else None
 
     @property
     def identity(self) -> str:
-        """What subscribers' logs call this run: its publisher's name and epoch; empty if they are not told."""
+        """The publisher's name and epoch, as subscribers log them; "" if it sends none."""
         return self._run.identity if self._run else ""
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
-        """Open resources, then sockets, run ``on_startup``, subscribe, and start timers and generators.
+        """Open resources and sockets, run ``on_startup``, subscribe, and start timers.
 
-        Where resources and hooks are async, that ends later: `started` tells. Raises EndpointError for an
-        endpoint that fails at once, and UsageError while the app runs already.
+        If resources or hooks are async, the start ends later; see `started`. The reactor's clock no longer jumps if the
+        machine's clock is set: see `zroute.runtime.steady_clock`.
 
-        From now on the reactor's clock does not jump when that of the machine is set: see
-        `zroute.runtime.steady_clock`.
+        Raises:
+            EndpointError: an endpoint fails at once.
+            UsageError: the app already runs.
         """
         self.plan.claim()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
@@ -121,10 +137,10 @@ class AppService(Service):
         self._raise_endpoint_error()
 
     def stopService(self) -> Deferred[StopReport]:  # noqa: N802  # Twisted's name
-        """Stop what publishes, handle what was received, run ``on_shutdown``, flush and close.
+        """Stop publishing, handle received messages, run ``on_shutdown``, and close.
 
-        Fires with how it went, within about ``drain_timeout`` and 3 s for the sockets. A second call waits
-        for the same stop.
+        The Deferred fires with a `StopReport` within about ``drain_timeout`` seconds, and 3 s for the sockets. A second
+        call waits for the same stop.
         """
         if self._stopping is None:
             self._stopping = Deferred()
@@ -164,16 +180,16 @@ class AppService(Service):
     def _start_failed(self, failure: Failure) -> None:
         error = error_of(failure)
         if self._stopping is not None and was_cancelled(error):
-            _log.warning("%s was stopped before it had started: what it was opening was cancelled", self.plan.name)
-        elif isinstance(error, EndpointError):  # says it all in a line; `startService` raises it where it still can
+            _log.warning("%s was stopped before it had started: its start was cancelled", self.plan.name)
+        elif isinstance(error, EndpointError):  # one line is enough; `startService` raises it if it still runs
             if not self._in_start:
                 _log.error("%s", error)
-        elif isinstance(error, SystemExit):  # the program's own last word, as at the end of a script
+        elif isinstance(error, SystemExit):  # its text is written for the user, as in a script
             _log.error("%s did not start: %s", self.plan.name, error)
         else:
             text = "%s did not start: %s%s"
             from_user = _from_users_line(error)
-            # A SetupError is about the program, and may be a list; others may quote what a peer has sent.
+            # The text of a SetupError may have several lines. Other errors may quote a peer, so they are escaped.
             said = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
             _log.error(text, self.plan.name, said, loop_hint(error), exc_info=from_user)
         self._failure = failure
@@ -185,7 +201,10 @@ _NOT_THE_USERS = (PACKAGE, *(f"{Path(str(each.__file__)).parent}{os.sep}" for ea
 
 
 def _from_users_line(error: BaseException) -> BaseException:
-    """``error`` without the frames above the user's: how a start comes to a resource or a hook tells him nothing."""
+    """Return ``error`` with a traceback that begins in the user's code.
+
+    The frames above show only how zroute called a resource or a hook.
+    """
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         frame = frame.tb_next

@@ -1,10 +1,12 @@
-"""Signals for a main thread that sleeps.
+"""Wake a sleeping main thread when a signal arrives.
 
-Python runs the handler of a signal in the main thread, between two instructions. A signal wakes that thread neither if
-it arrives just before the thread falls asleep in a system call, nor if the system hands it to another thread; the
-handler then waits for something else to happen. So whatever sleeps here also waits for a descriptor, to which Python
-writes in the moment of the signal (`signal.set_wakeup_fd`). Twisted has such a descriptor, but only if it installs its
-own handlers; ours replace them as soon as the reactor runs.
+Python runs a signal handler in the main thread, between two instructions. A signal does not always wake that thread:
+it may arrive just before the thread blocks in a system call, or the system may deliver it to another thread. The
+handler would then wait for the next event.
+
+Each blocking call in this project therefore also waits for a file descriptor to which Python writes a byte at each
+signal (`signal.set_wakeup_fd`). Twisted has such a descriptor, but only if it installs its own handlers. Ours replace
+them when the reactor runs.
 """
 
 from __future__ import annotations
@@ -27,17 +29,20 @@ __all__ = [
 ]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask a program to end."""
+"""The signals that stop a program."""
 
 Handler = Callable[[int, Any], object]
 
 _interrupted = False
-"""SIGINT has come, but the process has not ended."""
+"""True after a SIGINT that has not ended the process."""
 
 
 def end_quietly() -> None:
-    """Have SIGINT end the process without a traceback, with 130, until a command sets a handler of its own."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored behind nohup
+    """Make SIGINT end the process with code 130 and without a traceback.
+
+    A command later sets its own handler.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores SIGINT
         signal.signal(signal.SIGINT, _end)
 
 
@@ -48,32 +53,41 @@ def _end(number: int, _frame: object) -> None:
 
 
 def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *arguments: Any) -> None:
-    """Run ``reactor`` until it is stopped: ``start(*arguments)`` first, and ``handler`` at each SIGINT and SIGTERM.
+    """Run ``reactor`` until it is stopped, with ``handler`` for SIGINT and SIGTERM.
 
-    Outside the main thread no signal is handled, since Python does that there alone. ``handler`` may be called before
-    ``start``, and stays set: see `restored_handlers`. The reactor's clock does not jump: see
-    `zroute.runtime.steady_clock`. Raises what ``reactor.run()`` raises, and SystemExit if SIGINT came before.
+    Python handles signals only in the main thread; in any other thread no handler is set. ``handler`` may be called
+    before ``start``, and stays set: see `restored_handlers`. The reactor's clock does not jump: see
+    `zroute.runtime.steady_clock`.
+
+    Args:
+        reactor: the global reactor.
+        handler: called with the signal's number and the frame.
+        start: called with ``arguments`` when the reactor runs.
+        arguments: the arguments of ``start``.
+
+    Raises:
+        SystemExit: SIGINT arrived before. Errors of ``reactor.run()`` are raised too.
     """
     from zroute.runtime.steady_clock import (
-        steady_clock,  # with Twisted, which a command that is only to be looked up does without
+        steady_clock,  # imported here, because it imports Twisted, and `zroute --help` must start fast
     )
 
-    if _interrupted:  # what `_end` raised was lost, as in a callback of the garbage collector
+    if _interrupted:  # the SystemExit of `_end` was swallowed, for example in a callback of the garbage collector
         raise SystemExit(128 + signal.SIGINT)
     steady_clock(reactor)
     if in_main_thread():
         _handle(handler)
-        reactor.callWhenRunning(_handle, handler)  # again: Twisted has set its own by then
+        reactor.callWhenRunning(_handle, handler)  # again, because the starting reactor sets Twisted's handlers
     reactor.callWhenRunning(start, *arguments)
     reactor.run(installSignalHandlers=in_main_thread())
 
 
 @contextmanager
 def restored_handlers() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back at the end: a program that goes on has its own again.
+    """Restore the former handlers of SIGINT and SIGTERM at the end of the block.
 
-    The commands do without: a second signal, which may come late, is theirs to the end of the process. Outside the main
-    thread no handler is set, and nothing happens.
+    A program that continues after a run then has its own handlers again. The commands of ``zroute`` do not use this:
+    they handle a second signal until the process ends. Outside the main thread the block changes no handler.
     """
     if not in_main_thread():
         yield
@@ -83,12 +97,12 @@ def restored_handlers() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            if handler is not None:  # None was not set by Python, which can't put it back
+            if handler is not None:  # None means a handler in C, which Python can't restore
                 signal.signal(number, handler)
 
 
 def in_main_thread() -> bool:
-    """Return True in the thread in which Python runs handlers of signals."""
+    """Return True in the thread in which Python runs signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -98,9 +112,10 @@ def _handle(handler: Handler) -> None:
 
 
 def waking_descriptor() -> int:
-    """A descriptor for a main thread that runs no reactor: a byte with the signal's number can be read at each signal.
+    """Return a file descriptor that becomes readable at each signal.
 
-    It lives as long as the process.
+    It is for a main thread without a reactor. Each signal writes one byte with its number. The descriptor stays open as
+    long as the process runs.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

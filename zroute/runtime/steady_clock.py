@@ -1,9 +1,11 @@
-"""The clock of a reactor, which has to run on when the clock of the machine is set.
+"""A clock for reactors that does not jump when the machine's clock is set.
 
-Twisted's reactors measure time by `time.time`. If that is set back by an hour, no timer fires for an hour; if it is set
-forward, all timeouts of the next hour expire at once. So a reactor that runs an app measures time by `time.monotonic`.
-Its clock still reads Unix time, until that is set: calls that were scheduled before stay right, and so does a program
-that takes ``reactor.seconds()`` for Unix time.
+Twisted's reactors measure time with `time.time`. If the machine's clock is set back by an hour, no timer fires for an
+hour. If it is set forward by an hour, all timeouts of the next hour expire at once. A reactor that runs an app
+therefore measures time with `time.monotonic`.
+
+The new clock starts at the current Unix time. So calls that are already scheduled stay correct, and so do programs that
+use ``reactor.seconds()`` as Unix time, until the machine's clock is set.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ LOOK = 1.0
 """Seconds between two calls of `SteadyClock.look`."""
 
 _STEP = 0.5
-"""Seconds by which the clock of the machine is off before that is logged; a leap second is more."""
+"""The smallest jump of the machine's clock that is logged, in seconds. A leap second is larger."""
 
 _log = logging.getLogger("zroute")
 
 
 class SteadyClock:
-    """Reads what ``wall`` read when it was made, plus the time since then.
+    """A clock that starts at the time of ``wall`` and then never jumps.
 
     ``wall`` returns Unix time in seconds, and may jump.
     """
@@ -42,24 +44,29 @@ class SteadyClock:
         return self._ahead + monotonic()
 
     def look(self) -> None:
-        """Log it if the clock of the machine has jumped since the last call: times in messages have jumped with it."""
+        """Log a warning if the machine's clock has jumped since the last call.
+
+        The times in messages have jumped with it.
+        """
         ahead = self._wall() - monotonic()
         step, far = ahead - self._wall_ahead, abs(ahead - self._wall_ahead)
         if far < _STEP:
             return
         self._wall_ahead = ahead
         _log.warning(
-            "the clock of this machine was set %s: timers and timeouts go on as before, times in messages (sent_at, "
+            "the clock of this machine was set %s: timers and timeouts are not affected; times in messages (sent_at, "
             "received_at, stale_after) follow the new time",
-            f"back by {far:.1f} s" if step < 0 else f"forward by {far:.1f} s, or the machine slept for so long",
+            f"back by {far:.1f} s" if step < 0 else f"forward by {far:.1f} s, or the machine slept that long",
         )
 
 
 def steady_clock(reactor: Any) -> SteadyClock | None:
-    """Return the clock by which ``reactor`` measures time from now on, also in calls that are scheduled already.
+    """Make ``reactor`` use a steady clock, and return the clock.
 
-    Returns None, and changes nothing, if the reactor does not run on the clock of the machine: a virtual one, or one
-    that has a clock of its own. Call it in the reactor's thread, or before it runs.
+    Calls that are already scheduled use it too. Call this function in the reactor's thread, or before the reactor runs.
+
+    Return None, and change nothing, if the reactor does not use the machine's clock: a virtual one, or one with its own
+    clock.
     """
     clock = getattr(reactor.seconds, "__self__", None)
     if isinstance(clock, SteadyClock):
@@ -69,5 +76,5 @@ def steady_clock(reactor: Any) -> SteadyClock | None:
     clock = SteadyClock(reactor.seconds)
     reactor.seconds = clock.seconds
     for call in reactor.getDelayedCalls():
-        call.seconds = clock.seconds  # type: ignore[attr-defined]  # by which it is put off
+        call.seconds = clock.seconds  # type: ignore[attr-defined]  # `DelayedCall.delay` and `reset` use it
     return clock

@@ -1,4 +1,4 @@
-"""What comes and goes while an app runs: attached handlers and streams.
+"""Handlers and streams that are added while an app runs.
 
 Both are routes like any other, so their messages are decoded, bounded, counted and drained in the same way.
 """
@@ -26,17 +26,20 @@ T = TypeVar("T")
 
 
 class Attached:
-    """A handler that was attached to a running app; `close` takes it away again."""
+    """A handler that was attached to a running app; `close` detaches it."""
 
     def __init__(self, run: RunningApp, route: CompiledRoute) -> None:
         self._run = run
         self._route: CompiledRoute | None = route
 
     def close(self) -> None:
-        """Call the handler with no further message; what has arrived for it is still handled.
+        """Detach the handler; messages that have arrived for it are still handled.
 
-        The app unsubscribes from what nobody else needs. Closing twice, or after the app has stopped, is
-        nothing. Raises WrongThreadError outside the reactor's thread.
+        The app cancels subscriptions that no other handler needs. A second call, or a call after the app has stopped,
+        has no effect.
+
+        Raises:
+            WrongThreadError: called outside the reactor's thread.
         """
         if self._route is not None:
             self._run.detach(self._route)
@@ -47,7 +50,14 @@ class Attached:
 
 
 class Stream(Generic[T]):
-    """Messages one after the other, made by ``app.stream(pattern, T)``; an async context manager and iterator."""
+    """An async iterator over the messages of a pattern, from ``app.stream(…)``.
+
+    A stream is also an async context manager. It receives messages only inside the block:
+
+        async with app.stream("stocks.*", Quote) as quotes:
+            async for quote in quotes:
+                print(quote)
+    """
 
     def __init__(
         self,
@@ -60,7 +70,8 @@ class Stream(Generic[T]):
         where: str,
     ) -> None:
         self._running = running
-        # One message at a time is in flight, the one that was offered or taken last; the rest waits in the flow.
+        # One message at a time is in flight: the last one that was offered or taken. The others wait in the queue of
+        # the route, so its bound and its counters apply to a stream as well.
         self._record = make_route(
             _feeding(self._offer, schema),
             patterns,
@@ -99,10 +110,10 @@ class Stream(Generic[T]):
 
     async def __anext__(self) -> T:
         if self._run is None:
-            raise UsageError("a stream is entered first: async with app.stream(…) as messages")
+            raise UsageError("the stream is not open: use `async with app.stream(…) as messages`")
         if self._waiting is not None:
-            raise UsageError("one loop at a time takes from a stream: open one for each")
-        self._settle()
+            raise UsageError("another loop already reads this stream: open one stream for each loop")
+        self._settle()  # asking for the next message means that the last one is handled
         if not self._offered and not self._finished:
             self._waiting = Deferred()
             try:
@@ -114,7 +125,7 @@ class Stream(Generic[T]):
         return self._offered.pop()
 
     def finish(self) -> None:
-        """End the loop as soon as everything is taken."""
+        """End the iteration after the messages that have arrived."""
         self._finished = True
         self._wake()
 
@@ -126,7 +137,7 @@ class Stream(Generic[T]):
         return unfinished
 
     def _settle(self) -> None:
-        """The message taken last is handled."""
+        """Mark the last message that was taken as handled."""
         if self._unfinished is not None and not self._offered:
             unfinished, self._unfinished = self._unfinished, None
             unfinished.callback(None)

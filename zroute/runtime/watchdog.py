@@ -1,7 +1,9 @@
-"""Watchdog: says which line keeps the reactor from turning, while it does.
+"""A watchdog that logs which line blocks the reactor, while it blocks.
 
-A handler that blocks stops everything: no message is received or sent, no timer runs, no signal is obeyed.
-Timing each call would cost every message; a thread that looks now and then at a beat costs next to nothing.
+A handler that blocks stops everything: no message is received or sent, no timer runs, and no signal is handled.
+
+The watchdog is a thread that checks a timestamp four times a second; the reactor renews it. Timing each call instead
+would cost time for every message.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from zroute.functions import PACKAGE, short_path
 __all__ = ["BLOCKED", "Watchdog"]
 
 BLOCKED = 1.0
-"""Seconds without a turn after which somebody is said to block: far more than any turn should take."""
+"""Seconds without a turn of the reactor after which a warning names the running code. A turn should be much faster."""
 
-_BEAT = 0.25
+_BEAT = 0.25  # seconds between two renewals of the timestamp, and between two checks
 
 _log = logging.getLogger("zroute")
 
@@ -41,7 +43,7 @@ _FRAMEWORK = (
 
 
 class Watchdog:
-    """Watches ``reactor`` from `start` to `stop`, both called on its thread."""
+    """A watch over ``reactor``; call `start` and `stop` in its thread."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -52,12 +54,12 @@ class Watchdog:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """From now on a turn that takes too long is said."""
+        """Log a warning for each turn of the reactor that takes too long."""
         self._beat()
         threading.Thread(target=self._watch, name="zroute-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """No longer."""
+        """Stop watching."""
         self._ended.set()
         if self._call is not None and self._call.active():
             self._call.cancel()
@@ -66,18 +68,18 @@ class Watchdog:
         now = time.monotonic()
         if self._told:
             self._told = False
-            _log.warning("the reactor turns again, after %.1f s", now - self._beaten)
+            _log.warning("the reactor runs again, after %.1f s", now - self._beaten)
         self._beaten = now
         self._call = self._reactor.callLater(_BEAT, self._beat)
 
     def _watch(self) -> None:
         seen, silent = self._beaten, 0
         while not self._ended.wait(_BEAT):
-            # Looks are counted, and not time: while the process is stopped or starved this thread does not look either.
+            # Count checks instead of time: while the process is suspended or starved, this thread makes no checks.
             seen, silent = self._beaten, silent + 1 if self._beaten == seen else 0
             if silent * _BEAT >= BLOCKED and not self._told:
                 frame = _users(sys._current_frames().get(self._thread))
-                if frame is not None:  # else the reactor waits for something to happen
+                if frame is not None:  # None means that the reactor waits for events
                     self._told = True
                     self._say(frame, time.monotonic() - seen)
 
@@ -85,8 +87,8 @@ class Watchdog:
         code, line = frame.f_code, frame.f_lineno
         source = linecache.getline(code.co_filename, line).strip()
         _log.warning(
-            "%s() at %s:%d has kept the reactor for %.1f s%s: nothing is received or sent meanwhile; await something "
-            "asynchronous there, or run it in a thread: @app.subscribe(…, thread=True)",
+            "%s() at %s:%d has blocked the reactor for %.1f s%s: no message is received or sent meanwhile; await an "
+            "asynchronous call there, or run the handler in a thread: @app.subscribe(…, thread=True)",
             code.co_qualname,
             short_path(code.co_filename),
             line,
@@ -96,9 +98,10 @@ class Watchdog:
 
 
 def _users(frame: FrameType | None) -> FrameType | None:
-    """Who is at work: the innermost frame of the user's own code, else what the reactor called of an installed package.
+    """Return the innermost frame of the user's code.
 
-    None when the reactor waits, or has called nobody but Twisted and zroute.
+    If there is none, return the frame of the installed package that the reactor called. Return None if the reactor
+    waits, or runs only code of Twisted and zroute.
     """
     installed = None
     while frame is not None and not _runs_the_reactor(frame):
@@ -112,5 +115,8 @@ def _users(frame: FrameType | None) -> FrameType | None:
 
 
 def _runs_the_reactor(frame: FrameType) -> bool:
-    """Whether this is `zroute.runtime.runner` at its ``reactor.run()``; what stands outside of it waits for the end."""
+    """Return True if ``frame`` is the call that runs the reactor.
+
+    That is a function named ``run`` in `zroute.runtime.runner`. The frames outside it only wait for the end of the run.
+    """
     return frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "zroute.runtime.runner"

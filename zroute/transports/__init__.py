@@ -1,1 +1,4 @@
-"""What can move an app's messages, besides the memory of `zroute.testing`; each implements `zroute.transport`."""
+"""Transports for apps; each implements `zroute.transport`.
+
+Tests of apps use another one, in memory: `zroute.testing.transport`.
+"""

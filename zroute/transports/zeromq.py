@@ -1,4 +1,4 @@
-"""ZeroMQ: a pair of sockets, and the subscribing end of the tracked wire."""
+"""The ZeroMQ transport: a pair of sockets, and the accounts of the tracked wire."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ __all__ = ["ZmqTransport"]
 _log = logging.getLogger("zroute")
 
 _CATCH_UP = 1.0
-"""Seconds a stop goes on reading; longer only for what had arrived by then: under a flood there is always more.
+"""Seconds for which a stop reads all messages.
 
-As long as any question has for the answers of publishers (`ANSWER_SECONDS`), and up to half of the drain timeout for
-what they sent before, which is read first."""
+After that it reads only messages that had arrived before, because publishers that never pause would keep it reading. It
+waits `ANSWER_SECONDS` for the last answers of publishers, and up to half of the drain timeout for the messages that
+arrive before those answers.
+"""
 
 _ANSWERS = 0.005
-"""Seconds between two looks for the last answers of publishers, while nothing else is there to read."""
+"""Seconds between two checks for the last answers of publishers, while no other message can be read."""
 
 
 class ZmqTransport(SocketPair):
-    """Moves frames by a SUB and an XPUB socket: see `zroute.transport.Transport`.
+    """A `zroute.transport.Transport` with a SUB and an XPUB socket.
 
-    Publishers are asked where they stand by subscriptions, so the accounts are those of `SubscriberSession`.
+    A subscriber asks publishers for their counters by subscribing to special topics, so the accounts are those of
+    `SubscriberSession`.
     """
 
     kept = None
@@ -56,34 +59,43 @@ class ZmqTransport(SocketPair):
         self.on_connected = self.accounts.rejoin
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
-        """Subscribe to the fewest prefixes that cover all patterns: a SUB socket filters by nothing else."""
+        """Subscribe to the fewest prefixes that cover all patterns.
+
+        A SUB socket can filter only by prefix.
+        """
         if self._request.subscribe_to:
             self.accounts.listen(self, minimal_cover(pattern.subscription for pattern in patterns))
 
     def leave(self) -> None:
-        """Withdraw all subscriptions, markers too."""
+        """Withdraw all subscriptions, including markers."""
         self.subscribe(())
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Fires when this number of publishers has answered the marker that stands behind the subscriptions."""
+        """Return a Deferred that fires when this number of publishers has answered.
+
+        They answer the marker that follows the subscriptions.
+        """
         return self.accounts.ready(publishers, state=state)
 
     def unready(self, *, state: bool) -> str:
-        """Who has answered, and which endpoints nothing was heard from."""
+        """Return the publishers that have answered, and the endpoints without an answer."""
         answered = self.accounts.complete
         silent = "".join(f"; no answer from {each}" for each in self.silent(answered))
         names = f" ({', '.join(map(printable, answered))})" if answered else ""
         kept = ""
         if state and self.accounts.given < len(answered):
             not_given = len(answered) - self.accounts.given
-            kept = f"; {not_given} of them have not sent all that they keep, or it waits to be read"
+            kept = f"; {not_given} of them have not sent all of their kept messages, or these are not read yet"
         return (
             f"{len(answered)} publishers have answered{names}{kept}{silent}; check that the publishers run and use "
             "wire='tracked'"
         )
 
     def summary(self) -> Iterator[tuple[int, str]]:
-        """Each endpoint as it was resolved, and a warning for those that are open to the network."""
+        """Yield each endpoint as it was resolved, and a warning for each open one.
+
+        An endpoint is open if other hosts can reach it without authentication.
+        """
         name, request = self._request.plan.name, self._request
         for what, endpoints, connection in (
             ("subscribes", request.subscribe_to, self.sub),
@@ -98,11 +110,12 @@ class ZmqTransport(SocketPair):
     # -- the end of reading
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
-        """Read until all publishers have answered once more: a SUB socket that unsubscribes first drops what waits.
+        """Read until all publishers have answered once more, or until the time is over.
 
-        Their answers come behind what they sent before. So reading ends with the last answer, or when the time is over;
-        what is not answered then is an unknown loss. Of publishers that never answer it is at most what libzmq queues
-        of each; what is more came later.
+        A SUB socket that unsubscribes drops its queued messages, so it must read first. An answer arrives after all
+        messages that its publisher sent before. Messages without an answer in time are an unknown loss. If a publisher
+        never answers, the stop reads at most as many messages as libzmq queues for one publisher; any others were sent
+        later.
         """
         return Deferred.fromCoroutine(self._finish(reader, left))
 
@@ -125,15 +138,18 @@ class ZmqTransport(SocketPair):
         return number
 
     def _waits(self, reader: Reader) -> bool:
-        """True if a message waits, in the socket or in a frame that was read."""
+        """Return True if a message waits in the socket or in a frame that was read."""
         return bool(reader.unpacked or self.readable())
 
     def _leave_unread(self, reader: Reader, most: int, seconds: float) -> int:
-        """Throw away up to ``most`` messages that a stop had no time for; return how many that were."""
+        """Discard up to ``most`` messages that the stop has no time for.
+
+        Return the number of discarded messages.
+        """
         if not self._waits(reader):
             return 0
         number = self.discard(most) if most > 0 else 0
-        text = "%s: %s messages still waited %g s after the stop; they are left unread"
+        text = "%s: %s messages were still unread %g s after the stop, and are dropped"
         _log.warning(text, self._request.plan.name, number or "more", seconds)
         return number
 
