@@ -1,6 +1,6 @@
-"""Fixtures for tests of apps, known to pytest wherever zroute is installed.
+"""Pytest fixtures for tests of apps, available wherever zroute is installed.
 
-Nothing of zroute is imported before a fixture is used: the plugin is loaded in every run of pytest.
+Pytest loads this plugin in every run, so it imports zroute only when a fixture is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ __all__ = ["free_endpoint", "test_app"]
 
 @pytest.fixture(name="test_app")
 def test_app() -> Iterator[Callable[..., TestApp]]:
-    """`zroute.testing.TestApp`, entered when it is called and left after the test: ``t = test_app(app)``."""
+    """A function that enters a `zroute.testing.TestApp`; it is left after the test.
+
+    It takes the arguments of `TestApp`:
+
+        def test_alert(test_app):
+            t = test_app(app)
+            t.publish("stocks.AAPL", Quote("AAPL", 1200.0, 5))
+            assert t.published("alerts.>") == [Alert("AAPL at 1200.0")]
+    """
     from zroute.testing import TestApp
 
     with ExitStack() as stack:
@@ -33,7 +41,7 @@ def test_app() -> Iterator[Callable[..., TestApp]]:
 
 @pytest.fixture
 def free_endpoint() -> str:
-    """A TCP endpoint of 127.0.0.1 that nobody uses, for tests over real sockets."""
+    """A free TCP endpoint on 127.0.0.1, for tests with real sockets."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{found.getsockname()[1]}"

@@ -542,7 +542,7 @@ def test_replacing_what_is_no_resource_says_what_is() -> None:
         yield Database()
 
     with pytest.raises(
-        SignatureError, match="Quote is no resource of the app, so nothing can replace it; it has Database"
+        SignatureError, match="Quote is not a resource of the app, so it can't be replaced; the app has Database"
     ):
         TestApp(app, {Quote: 1})
 

@@ -1,6 +1,7 @@
 """Tests of apps without sockets and without sleeps.
 
-Codecs, routes, resources, timers and bounds really run; only frames travel in memory, and time is virtual.
+A `TestApp` runs the real app: codecs, routes, resources, timers and bounds. Only two parts are replaced: frames travel
+in memory, and time is virtual.
 """
 
 from __future__ import annotations
@@ -37,34 +38,43 @@ _EVERYTHING = startswith("")
 
 
 class UnfinishedError(AssertionError):
-    """Handlers were still at work when the test ended, or the app had not started."""
+    """Handlers were still running when the test ended, or the app did not start."""
 
 
 class TestApp:
-    """``apps``, running for the time of a ``with`` block, joined to each other:
+    """A test environment that runs one or more apps during a ``with`` block:
 
         with TestApp(app, {Database: FakeDatabase()}) as t:
             t.publish("stocks.AAPL", Quote("AAPL", 1200.0, 5))
             assert t.published("alerts.>") == [Alert("AAPL at 1200.0")]
 
-    A mapping after the apps replaces resources by their types; what only they needed is not opened.
-    ``reactor="asyncio"`` runs ``async`` functions as asyncio's tasks, as ``zroute run --reactor asyncio``
-    does, on virtual time as well.
+    **Calls and errors.** Each method returns when the apps have nothing left to do: all messages are handled, including
+    those that handlers publish, and threads have ended. It then raises the error of a handler, timer or hook, unless an
+    ``on_error`` function received it. Several errors are raised as an ExceptionGroup. ``t.failures`` is a list of all
+    errors.
 
-    Each call of a method returns when there is nothing left to do: messages are handled, what they caused
-    is published and handled, threads have ended. Then it raises what handlers, timers and hooks raised, unless an
-    ``on_error`` function took it; several errors come as an ExceptionGroup. With ``raise_errors=False``
-    they are only collected in ``t.failures``, a list of all that were met. Leaving the block stops the apps, as a
-    signal would, and raises
-    UnfinishedError if a handler had not ended within the drain timeout of virtual time.
+    **End.** Leaving the block stops the apps like a signal.
 
-    An app receives what the others publish, and what itself publishes only if it has no endpoints, or
-    subscribes to an address that it publishes at. When it subscribes it is given what these keep (``keep="last"``).
-    With ``loop=False`` and no endpoints, which it is given
-    when it is run, it does not receive its own.
+    **Connections.** An app receives the messages of the other apps. It receives its own messages only if it has no
+    endpoints, or if it subscribes to an address that it publishes at. When it subscribes, it also receives the messages
+    that the others keep (``keep="last"``). An app with ``loop=False`` that gets its endpoints later does not receive
+    its own messages.
+
+    Args:
+        given: the apps, and at most one mapping of types to objects. An object replaces the resource of that type;
+            resources that only replaced resources need are not opened.
+        raise_errors: False to only collect errors in ``t.failures``.
+        reactor: "twisted", or "asyncio" to run ``async`` functions as asyncio tasks, as ``zroute run --reactor
+            asyncio`` does. Time is virtual with both.
+
+    Raises:
+        SignatureError: no app is given, or a type is not a resource of the apps.
+        UnfinishedError: when the block is entered, an app did not start; when it is left, a handler did not end within
+            the drain timeout, in virtual time.
+        UsageError: the block is entered inside a running asyncio loop.
     """
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # keeps pytest from collecting this class as tests
 
     def __init__(
         self,
@@ -96,7 +106,7 @@ class TestApp:
             if kind not in known:
                 have = ", ".join(map(describe, known)) or "none"
                 raise SignatureError(
-                    f"{describe(kind)} is no resource of the app, so nothing can replace it; it has {have}"
+                    f"{describe(kind)} is not a resource of the app, so it can't be replaced; the app has {have}"
                 )
 
     # -- the block ------------------------------------------------------------------------------------
@@ -104,7 +114,8 @@ class TestApp:
     def __enter__(self) -> TestApp:
         if _in_a_loop():
             raise UsageError(
-                "TestApp runs the app to its rest by itself: use it in a plain `def test_…`, without async"
+                "TestApp runs the app itself, and can't inside a running asyncio loop: use it in a plain `def test_…`, "
+                "without async"
             )
         self._began = time.time()
         self._reactor = reactor = VirtualReactor(on_asyncio=self._on_asyncio)
@@ -167,7 +178,7 @@ class TestApp:
         ended: list[Any] = []
         for service in self._services:
             reactor.do(partial(_stop, service, ended))
-        while len(ended) < len(self._services) and reactor.skip():
+        while len(ended) < len(self._services) and reactor.skip():  # drain timeouts pass in virtual time
             pass
         for drained in ended:
             if isinstance(drained, StopReport):
@@ -185,11 +196,21 @@ class TestApp:
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> None:
-        """Publish from outside to the apps, encoded by the type of ``message``; to no one, if none subscribes.
+        """Publish messages to the apps, as another program would.
 
-        With ``more`` all of them have arrived before a handler is called: one with ``batch`` is given one list.
-        ``codec`` as for ``app.publisher`` (default: the first app's). Raises TopicError and EncodeError
-        for what can't be published, and what the handlers raise. What nobody subscribes to is in `unheard`.
+        Each message is encoded by its type. `unheard` holds messages that no app subscribes to.
+
+        Args:
+            topic: the topic of all messages.
+            message: the first message.
+            more: further messages. All of them arrive before a handler is called, so a handler with ``batch`` gets one
+                list.
+            codec: as in ``app.publisher``; the default is the codec of the first app.
+            headers: headers of each message.
+
+        Raises:
+            TopicError: the topic is invalid.
+            EncodeError: a message can't be encoded. Errors of handlers are raised too.
         """
         sent = [self._framed(topic, each, codec, headers) for each in (message, *more)]
 
@@ -206,6 +227,7 @@ class TestApp:
         chosen = find_codec(codec) if codec is not None else None
         used, encode = runtime_encoder(message, codec=chosen, default=self.apps[0].codec)
         self._sequence += 1
+        # Epochs of publishers are 64 random bits, so 1 is that of no app here.
         frame = framer(
             "tracked", epoch=1, next_sequence=lambda: self._sequence, clock_ns=lambda: int(self._wall() * 1e9)
         )
@@ -213,14 +235,17 @@ class TestApp:
         return (sent,) if isinstance(sent, bytes) else sent
 
     def receive(self, *frames: bytes) -> None:
-        """Give the apps the frames of one message just as they would come from the network, sound or not."""
+        """Give the apps the frames of one message, valid or not, as from the network."""
         self._do(lambda: self._bus.receive(frames))
         self._raise()
 
     def replay(self, path: str | Path) -> None:
-        """Give the apps a recording of ``zroute record``, with its pauses in virtual time.
+        """Give the apps the messages of a recording, with its pauses in virtual time.
 
-        Raises RecordingError for a file that is none, and what the handlers raise.
+        ``zroute record`` writes recordings.
+
+        Raises:
+            RecordingError: the file is not a recording. Errors of handlers are raised too.
         """
         from zroute.recordings import read
 
@@ -232,17 +257,20 @@ class TestApp:
         self._raise()
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` of virtual time pass: timers run, one after the other, as they are due."""
+        """Let ``seconds`` of virtual time pass; timers run in order when they are due."""
         self._running.advance_to(self._running.seconds() + seconds)
         self._raise()
 
     # -- what the apps did ------------------------------------------------------------------------------
 
     def published(self, pattern: str | Pattern = _EVERYTHING, schema: Any = None) -> list[Any]:
-        """The messages that the apps have published to topics of ``pattern`` (default: all), in order, decoded.
+        """Return the messages that the apps have published, in order and decoded.
 
-        As ``schema``, or else as the publication with that topic declares. What was published before a
-        `clear` is forgotten.
+        Messages from before the last `clear` are not included.
+
+        Args:
+            pattern: only messages to topics of this pattern; the default is all.
+            schema: the type to decode as; the default is the declared type of the publication with that topic.
         """
         return [
             self._decoded(plan, envelope, schema)
@@ -251,20 +279,26 @@ class TestApp:
         ]
 
     def envelopes(self, pattern: str | Pattern = _EVERYTHING) -> list[Envelope]:
-        """As `published`, whole: topics, headers and bodies as they travelled."""
+        """Return the published messages as envelopes, with topics, headers and bodies.
+
+        ``pattern`` is as in `published`.
+        """
         return [envelope for _, envelope in self._sent() if _matches(pattern, envelope.topic.wire)]
 
     def results(self, function: Callable[..., Any]) -> list[Any]:
-        """What ``function``, a handler or a timer, has returned each time that it ended well; awaited."""
+        """Return the results of all successful calls of a handler or timer.
+
+        Awaitable results are awaited.
+        """
         return list(self._results.get(identity(function), ()))
 
     @property
     def unheard(self) -> list[Envelope]:
-        """What was published from outside, and no app subscribes to."""
+        """The messages from `publish` and `receive` that no app subscribes to."""
         return [parse_frames(frames, self._wall()) for frames in self._bus.unheard]
 
     def clear(self) -> None:
-        """Forget what was published, returned and raised so far."""
+        """Delete all recorded messages, results and errors."""
         self._bus.sent.clear()
         self._bus.unheard.clear()
         self._results.clear()
@@ -287,7 +321,7 @@ class TestApp:
     @property
     def _running(self) -> VirtualReactor:
         if self._reactor is None:
-            raise UsageError("the apps do not run: use TestApp in a with block, as in `with TestApp(app) as t:`")
+            raise UsageError("the apps are not running: use TestApp in a with block, as in `with TestApp(app) as t:`")
         return self._reactor
 
     def _wall(self) -> float:
@@ -314,7 +348,10 @@ class TestApp:
 
 
 def _given_later(app: App, *, bind: bool) -> tuple[Endpoint, ...] | None:
-    """An endpoint for an app that waits for those of `zroute run`, so that its two do not meet; None for others."""
+    """Return an endpoint for an app that gets its endpoints later, else None.
+
+    Such an app has ``loop=False`` and no endpoints of its own. Its two endpoints here do not connect to each other.
+    """
     if app.loop or app.sub or app.pub:
         return None
     return (Endpoint("ipc://pub" if bind else "ipc://sub", bind=bind),)

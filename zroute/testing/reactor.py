@@ -1,6 +1,7 @@
-"""A reactor with virtual time for tests: it runs until nothing is left to do, and then stands still.
+"""A reactor with virtual time for tests.
 
-Threads are real and are waited for. With ``asyncio`` an asyncio loop drives it, on the same virtual time.
+It runs all calls that are due, and stops when there are none. Threads are real, and the reactor waits for them. With
+``on_asyncio``, an asyncio loop runs the calls in the same virtual time.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from twisted.python.threadpool import ThreadPool
 __all__ = ["RestlessError", "VirtualReactor"]
 
 _TURNS = 1_000
-"""Turns after which something is said to go on without end; in a turn a generator publishes up to 256 values."""
+"""The number of turns after which the app is assumed to loop forever. A generator publishes up to 256 values a turn."""
 
 _PATIENCE = 30.0
-"""Seconds of real time that a thread may take."""
+"""The seconds of real time that a thread may run."""
 
 
 class RestlessError(AssertionError):
-    """The app did not come to rest: a thread hangs, or something calls itself without end."""
+    """The app never became idle: a thread hangs, or a call repeats forever."""
 
 
 class VirtualReactor(Clock):
-    """What a run needs of a reactor; `settle` and `advance` make it turn."""
+    """The parts of a reactor that a run needs; `settle` and `advance_to` run it."""
 
     def __init__(self, *, on_asyncio: bool) -> None:
         super().__init__()
@@ -41,36 +42,39 @@ class VirtualReactor(Clock):
     # -- what a run calls -----------------------------------------------------------------------------
 
     def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:  # noqa: N802
-        """Call it in the next turn (`twisted.internet.interfaces.IReactorFromThreads`)."""
+        """Make a call in the next turn; see Twisted's ``IReactorFromThreads``."""
         self._from_threads.put(partial(callable, *args, **kw))
 
     def getThreadPool(self) -> _Pool:  # noqa: N802  # Twisted's name
-        """Threads, started when the first is needed."""
+        """Return the thread pool; its threads start at the first call."""
         return self._pool
 
     # -- what makes it turn ---------------------------------------------------------------------------
 
     def do(self, call: Callable[[], object]) -> None:
-        """Call on this reactor, inside its loop if it has one, then `settle`."""
+        """Make a call on this reactor, inside its loop if it has one, then `settle`."""
         self._inside(call)
         self.settle()
 
     def settle(self) -> None:
-        """Run what is due now, until nothing is. Raises RestlessError."""
+        """Run all calls that are due, until there are none.
+
+        Raises RestlessError if the calls do not end.
+        """
         for _ in range(_TURNS):
             if self._due() or not self._from_threads.empty():
                 self._inside(self._turn)
-            elif self._pool.busy:
+            elif self._pool.busy:  # only if there is no other call: a thread takes real time
                 self._await_thread()
             else:
                 return
         raise RestlessError(
-            f"the app still has something to do after {_TURNS} turns: a generator that publishes without end needs "
-            "every=, and handlers that publish to each other need an end"
+            f"the app still has something to do after {_TURNS} turns: give an endless generator every=, and end chains "
+            "of handlers that publish to each other"
         )
 
     def advance_to(self, time: float) -> None:
-        """Let virtual time pass, from one due call to the next."""
+        """Advance virtual time to ``time`` in seconds, from one due call to the next."""
         self.settle()
         while (at := self._next()) is not None and at <= time:
             self._pass_to(at)
@@ -82,14 +86,14 @@ class VirtualReactor(Clock):
         self.settle()
 
     def skip(self) -> bool:
-        """Let time pass until the next call is due; whether there was one."""
+        """Advance to the next scheduled call; return False if there is none."""
         at = self._next()
         if at is not None:
             self.advance_to(at)
         return at is not None
 
     def close(self) -> None:
-        """End threads and loop."""
+        """Stop the threads and close the loop."""
         self._pool.stop()
         if self._loop is not None:
             self._loop.close()
@@ -101,7 +105,10 @@ class VirtualReactor(Clock):
             self._loop.run(call)
 
     def _turn(self) -> None:
-        """Make the calls that are due, but not those that they add: `Clock.advance` would, without end."""
+        """Make the calls that are due now.
+
+        Calls that these schedule wait for the next turn. `Clock.advance` would make them too, and could run forever.
+        """
         due: list[Any] = sorted(self.calls, key=DelayedCall.getTime)
         for call in due:
             if call.active() and call.getTime() <= self.seconds():
@@ -129,7 +136,7 @@ class VirtualReactor(Clock):
 
 
 class _Pool:
-    """Twisted's thread pool, with the number of calls that have not been told yet."""
+    """A Twisted thread pool that counts the calls whose result is not delivered yet."""
 
     def __init__(self, reactor: VirtualReactor) -> None:
         self.busy = 0
@@ -151,7 +158,7 @@ class _Pool:
         self._threads.callInThreadWithCallback(told, function, *args, **kw)
 
     def stop(self) -> None:
-        """Wait for the threads to end."""
+        """Wait until all threads have ended."""
         if self._threads.started:
             self._threads.stop()
 
@@ -160,7 +167,10 @@ class _Pool:
 
 
 class _Selector(selectors.DefaultSelector):
-    """Never waits: how long the loop would have waited is when its next timer is due."""
+    """A selector that never waits.
+
+    The time for which the loop wants to wait shows when its next timer is due.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +186,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An asyncio loop on the reactor's time, which runs until it would wait."""
+    """An asyncio loop in the reactor's time that runs until it would wait."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
@@ -185,11 +195,14 @@ class _Loop(asyncio.SelectorEventLoop):
         self._selecting.idle = self.stop
 
     def time(self) -> float:
-        """Virtual time (`asyncio.AbstractEventLoop.time`)."""
+        """Return the virtual time in seconds; see `asyncio.AbstractEventLoop.time`."""
         return self._seconds()
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call inside the running loop, then run until it would wait; what ``call`` raises is raised."""
+        """Make a call inside the running loop, then run until the loop would wait.
+
+        An error of the call is raised.
+        """
         raised: list[BaseException] = []
 
         def guarded() -> None:
@@ -205,6 +218,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
     @property
     def next(self) -> float | None:
-        """When the next timer is due."""
+        """The time at which the next timer is due, or None."""
         would_wait = self._selecting.would_wait
         return None if would_wait is None else self.time() + would_wait

@@ -1,4 +1,4 @@
-"""Frames between the apps of a test, in memory: another `zroute.transport.Transport`."""
+"""An in-memory `zroute.transport.Transport` for the apps of one test."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ Frames = tuple[bytes, ...]
 _log = logging.getLogger("zroute")
 
 _PAUSED = 0.005
-"""Seconds between two looks whether what waits has been read."""
+"""Virtual seconds between two checks if all waiting messages are read."""
 
 
 class _NothingLeftError(Exception):
-    """Ends a call of `Receive`, as EAGAIN does at a socket."""
+    """The end of the messages for one `Receive` call, like EAGAIN at a socket."""
 
 
 class Bus:
-    """Takes what the apps publish to those that subscribe to it, in order.
+    """A connection between the apps of a test that keeps the order of messages.
 
-    An app receives what others publish, and its own only where it would over its endpoints: in a loop
-    inside the process, or where it subscribes to an address that it publishes at. It is given what these keep when it
-    subscribes (``keep="last"``). `sent` holds everything
-    that was published, `unheard` what an outsider sent and nobody subscribes to.
+    An app receives the messages of the other apps. It receives its own messages only if its endpoints would connect: in
+    a loop inside the process, or if it subscribes to an address that it publishes at. When it subscribes, it also
+    receives the messages that these apps keep (``keep="last"``).
+
+    Attributes:
+        sent: all published messages, with the plan of the publishing app.
+        unheard: the messages from outside that no app subscribes to.
     """
 
     def __init__(self) -> None:
@@ -46,44 +49,48 @@ class Bus:
         self._members: list[MemoryTransport] = []
 
     def join(self, member: MemoryTransport) -> None:
-        """From now on ``member`` receives."""
+        """Deliver messages to ``member`` from now on."""
         self._members.append(member)
 
     def leave(self, member: MemoryTransport) -> None:
-        """No longer."""
+        """Stop delivering messages to ``member``."""
         if member in self._members:
             self._members.remove(member)
 
     def publish(self, sender: MemoryTransport, frames: Frames) -> None:
-        """An app has published."""
+        """Deliver a message from an app to all members that are connected to it."""
         self.sent.append((sender.plan, frames))
-        sender.keep(frames)
+        sender.keep(frames)  # before the delivery, so that a member that joins now receives it
         for member in self._members:
             if member.hears(sender):
                 member.arrive(frames)
 
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
-        """Give ``member`` what is kept of its subscriptions, but not of those ``before``: it has that."""
+        """Give ``member`` the kept messages of its new subscriptions.
+
+        It already has those of the subscriptions ``before``.
+        """
         kept = [each for sender in self._members if member.hears(sender) for each in sender.kept.items()]
         new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
         if new:
             member.give(new)
 
     def receive(self, frames: Frames) -> None:
-        """Somebody outside has published."""
+        """Deliver a message from outside to all members that subscribe to it."""
         heard = [member.arrive(frames) for member in self._members]
         if not any(heard):
             self.unheard.append(frames)
 
 
 class MemoryTransport:
-    """What one app is given in place of sockets."""
+    """The transport of one app in a test."""
 
     bound: tuple[str, ...] = ()
 
     def __init__(self, request: Request, bus: Bus, reactor: Clock) -> None:
         self.plan = request.plan
         self._request = request
+        # The same rule as with sockets: an app hears itself if it connects to an address that it binds.
         addresses = {endpoint.address for endpoint in request.publish_to}
         self.hears_itself = any(endpoint.address in addresses for endpoint in request.subscribe_to)
         self.accounts = SubscriberSession(request.reactor, request.stats, _log, self.plan.name, request.found)
@@ -98,37 +105,40 @@ class MemoryTransport:
         self.kept: dict[bytes, bytes] = {}
 
     def open(self, receive: Receive) -> None:
-        """See `zroute.transport.Transport`, also for the rest."""
+        """See `zroute.transport.Transport`, also for the methods below."""
         self._receive = receive
         self._bus.join(self)
 
     @property
     def is_open(self) -> bool:
-        """Until it has left the bus."""
+        """True between `open` and `close`."""
         return self._receive is not None
 
     def summary(self) -> tuple[()]:
-        """Nothing is connected."""
+        """Return no log lines, since there are no connections."""
         return ()
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """Gives the frames to the bus."""
+        """Return a function that gives frames to the bus, or None without endpoints."""
         if not self._request.publish_to:
             return None
         return lambda sent: self._bus.publish(self, sent if multipart else (sent,))
 
     def listen(self, patterns: Iterable[Pattern]) -> None:
-        """Take what begins as they do, and what others keep of that."""
+        """Receive messages with the patterns' prefixes, and the matching kept messages."""
         before = self._subscriptions
         self._subscriptions = minimal_cover(pattern.subscription for pattern in patterns)
         self._bus.joined(self, before)
 
     def leave(self) -> None:
-        """Take nothing more."""
+        """Receive no more messages."""
         self._subscriptions = ()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """At once; with ``state`` when what is kept has been read, which was given when it was subscribed to."""
+        """Return a Deferred that fires at once, or with ``state`` after a complete read.
+
+        Kept messages are in the inbox since the app has subscribed, so ``state`` waits until the inbox is empty.
+        """
         return Deferred.fromCoroutine(self._all_read()) if state else succeed(None)
 
     async def _all_read(self) -> None:
@@ -137,8 +147,8 @@ class MemoryTransport:
             await self._turn(_PAUSED)
 
     def unready(self, *, state: bool) -> str:
-        """Only what is kept can wait."""
-        return "what is kept waits to be read"
+        """Return the only possible cause: kept messages that are not read yet."""
+        return "kept messages are not read yet"
 
     def _turn(self, seconds: float = 0.0) -> Deferred[None]:
         turn: Deferred[None] = Deferred()
@@ -146,17 +156,20 @@ class MemoryTransport:
         return turn
 
     def hears(self, sender: MemoryTransport) -> bool:
-        """Whether it would be connected to ``sender``."""
+        """Return True if this app would be connected to ``sender``."""
         return self is not sender or self.hears_itself
 
     def keep(self, frames: Frames) -> None:
-        """Keep a message that says so in its header, as the latest of its topic."""
+        """Keep a message as the last one of its topic, if its header says so."""
         topic, _, rest = frames[0].partition(NUL)
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
             self.kept[topic] = rest
 
     def give(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
-        """Messages that others keep, topic, and header with body, as their publishers would send them to one join."""
+        """Put kept messages into the inbox, as their publishers would send them.
+
+        ``kept`` holds a topic, and a header with a body, for each message. All of them answer one join.
+        """
         marker = self.accounts.make_marker()
         for topic, rest in kept:
             if topic.startswith(self._subscriptions):
@@ -167,7 +180,7 @@ class MemoryTransport:
         self._wake()
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """There is always room."""
+        """Return a function that always sends, because queues here have no bound."""
         send = self.sender(multipart=multipart)
         if send is None:
             return None
@@ -179,15 +192,15 @@ class MemoryTransport:
         return try_send
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Nobody subscribes here."""
+        """Return False: subscriptions are not reported here."""
         return False
 
     def use(self, receive: Receive) -> None:
-        """Another table has taken the place of the first."""
+        """Give all messages to another ``receive`` from now on."""
         self._receive = receive
 
     def arrive(self, frames: Frames) -> bool:
-        """Take ``frames`` if they are subscribed to; whether they are."""
+        """Take a message if the app subscribes to it; return True if it does."""
         heard = frames[0].startswith(self._subscriptions)
         if heard:
             self._inbox.append(frames)
@@ -195,23 +208,23 @@ class MemoryTransport:
         return heard
 
     def pause(self) -> None:
-        """What arrives waits."""
+        """Stop reading; messages wait in the inbox."""
         self._paused = True
 
     def resume(self) -> None:
-        """In the next turn."""
+        """Start reading again, in the next turn of the reactor."""
         self._paused = False
         self._wake()
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
-        """Read all there is."""
+        """Read all messages in the inbox."""
         while reader.reads_on and (self._inbox or reader.unpacked):
             self._read()
         self.pause()
         return succeed(0)
 
     def _read(self) -> None:
-        """All that waits, unless a handler pauses it."""
+        """Read all messages in the inbox, unless a handler pauses reading."""
         self._paused = False
         try:
             while self._receive is not None and not self._paused:
@@ -220,7 +233,7 @@ class MemoryTransport:
             pass
 
     def close(self) -> Deferred[None]:
-        """At once."""
+        """Leave the bus at once."""
         self._bus.leave(self)
         self._receive = None
         return succeed(None)
