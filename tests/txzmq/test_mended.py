@@ -169,7 +169,7 @@ async def test_a_malformed_message_is_logged_and_counted(factory: Any, logged: A
     assert (await sub.box.until(2))[1] == (b"t", b"fine")
     assert (sub.malformed, sub.failed) == (2, 0)
     assert any("one part without a NUL" in line and "no separator" in line for line in logged[1])
-    assert any("3 parts, where a message has one or two" in line for line in logged[1])
+    assert any("3 parts, but a message has one or two" in line for line in logged[1])
 
 
 @pytest_twisted.ensureDeferred
@@ -404,7 +404,7 @@ async def test_a_request_that_was_never_answered_is_forgotten(
     await server.box.until(12)
     await turns(lambda: server.forgotten == 2)
     assert len(server._routingInfo) == 10
-    assert any("was never answered and is forgotten" in line for line in logged[1])
+    assert any("was never answered and is dropped" in line for line in logged[1])
     with pytest.raises(KeyError, match="waits for a reply: it was answered already, or forgotten"):
         server.reply(b"unknown", b"x")
 

@@ -1,7 +1,7 @@
-"""The names and the behaviour of txZMQ over zroute's sockets: ``from zroute.txzmq import …`` in place of ``txzmq``.
+"""txZMQ's names and behaviour on zroute's sockets, for existing programs.
 
-For programs that exist. What is mended, and what a new program would use instead, stands in the documentation
-under "Migrate from txZMQ".
+Replace ``from txzmq import …`` with ``from zroute.txzmq import …``. The page "Migrate from txZMQ" of the documentation
+lists the faults of txZMQ that are fixed here, and what new programs should use instead.
 """
 
 from __future__ import annotations

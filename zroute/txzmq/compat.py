@@ -1,4 +1,4 @@
-"""Names that txZMQ's programs and tests import for the difference between Python 2 and 3."""
+"""Names that programs and tests of txZMQ import to support Python 2 and 3."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ binary_string_type = bytes
 
 
 def is_nonstr_iter(value: object) -> bool:
-    """Whether ``value`` can be iterated over and is not text or bytes."""
+    """Return True if ``value`` is iterable, and neither text nor bytes."""
     return hasattr(value, "__iter__") and not isinstance(value, str | bytes)

@@ -1,4 +1,4 @@
-"""ZmqConnection, a ZeroMQ socket whose messages come to a method, and ZmqFactory, which has what they share."""
+"""`ZmqConnection`, a socket that calls a method per message, and `ZmqFactory`."""
 
 from __future__ import annotations
 
@@ -25,25 +25,31 @@ from zroute.throttle import ThrottledLog
 __all__ = ["ZmqConnection", "ZmqEndpoint", "ZmqEndpointType", "ZmqFactory", "as_bytes"]
 
 _DONTWAIT = zmq.DONTWAIT.value
-_FIRST_BYTES = 48  # of a message, in a log line
-_PATIENCE = 2.0  # seconds beyond the linger period until a context that does not end is left alone
+_FIRST_BYTES = 48  # the bytes of a message that a log line quotes
+_PATIENCE = 2.0  # seconds after the linger period until `shutdown` stops waiting for the context
 
 _log = logging.getLogger("zroute.txzmq")
 
 
 class _GlobalReactor:
-    """Twisted's global reactor, installed when it is first asked for and not when this module is imported."""
+    """Twisted's global reactor, imported at the first use.
+
+    The import installs a reactor, so it must not happen when this module is imported.
+    """
 
     def __get__(self, factory: object, kind: type | None = None) -> Any:
         return import_module("twisted.internet.reactor")
 
 
 class ZmqFactory:
-    """Makes one ZeroMQ context for the connections that are given this factory.
+    """A ZeroMQ context and options that several connections share.
 
-    Options are attributes of the class or of the instance, read when they are needed: ``reactor`` (by default
-    Twisted's global one), ``ioThreads`` of the context (1), and ``lingerPeriod``, the milliseconds that a closed
-    connection goes on sending (100).
+    Attributes of the class or the instance set the options. They are read when they are needed.
+
+    Attributes:
+        reactor: the reactor of the connections; the default is Twisted's global reactor.
+        ioThreads: the I/O threads of the context (1).
+        lingerPeriod: the milliseconds for which a closed connection continues to send (100).
     """
 
     reactor: Any = _GlobalReactor()
@@ -64,14 +70,16 @@ class ZmqFactory:
             self.trigger = self.reactor.addSystemEventTrigger("during", "shutdown", self._reactor_stops)
 
     def _reactor_stops(self) -> None:
-        self.trigger = None  # it has been used up
+        self.trigger = None  # a trigger fires only once
         self.shutdown()
 
     def shutdown(self) -> None:
-        """Close all connections and terminate the context; what was sent has ``lingerPeriod`` to leave.
+        """Close all connections and terminate the context.
 
-        Calling it twice is nothing. It never hangs: a context in which somebody else keeps a socket open is left
-        to itself 2 s after the linger period, with a warning.
+        Messages in the queues have ``lingerPeriod`` milliseconds to leave. A second call has no effect.
+
+        The call always returns. If other code keeps a socket of the context open, it logs a warning 2 s after the
+        linger period and stops waiting.
         """
         if self.trigger is not None:
             self.reactor.removeSystemEventTrigger(self.trigger)
@@ -89,52 +97,80 @@ class ZmqFactory:
 
 
 class ZmqEndpointType:
-    """What an endpoint does."""
+    """The types of endpoints."""
 
     bind = "bind"
     connect = "connect"
 
 
 class ZmqEndpoint(NamedTuple):
-    """``type`` is one of `ZmqEndpointType`, ``address`` as libzmq has it."""
+    """An endpoint of a connection.
+
+    Attributes:
+        type: a value of `ZmqEndpointType`.
+        address: the address in libzmq's form, such as ``tcp://127.0.0.1:5555``.
+    """
 
     type: str
     address: str
 
 
 class _TwistedLog(logging.Logger):
-    """Log lines in Twisted's log, where programs of txZMQ have theirs."""
+    """A logger that writes to Twisted's log, as txZMQ does."""
 
     def log(self, level: int, msg: object, *args: object, **more: Any) -> None:
         log.msg(f"{logging.getLevelName(level)}: {str(msg) % args}")
 
 
 class _Socket(Connection):
-    """The connection that a `ZmqConnection` has: inherited, its names would be in the way of a program's own."""
+    """The zroute connection that a `ZmqConnection` contains.
+
+    `ZmqConnection` does not inherit from it, because the names of its attributes could collide with those of a program.
+    """
 
     owner: ZmqConnection
 
     def logPrefix(self) -> str:
-        """As the owner has it."""
+        """Return the prefix of the owner."""
         return self.owner.logPrefix()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor gave the descriptor up."""
+        """Tell the owner that the reactor has dropped the file descriptor."""
         self.owner.connectionLost(reason)
 
 
 @implementer(IReadDescriptor, IFileDescriptor)
 class ZmqConnection:
-    """A socket of ``socketType``, bound or connected to ``endpoint`` and to what `addEndpoints` adds.
+    """A ZeroMQ socket that calls `messageReceived` for each message.
 
-    Subclasses implement `messageReceived`, or what their base class makes of it. What it raises is logged and
-    counted in ``failed``; what it returns, if it can be awaited, is awaited, and its failure logged. Messages of a
-    form that is not expected are logged and counted in ``malformed``.
+    Subclasses implement `messageReceived`, or the method that it calls. If that method raises, the error is logged and
+    counted in ``failed``. If it returns an awaitable, the awaitable is awaited, and its failure is logged and counted
+    in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
 
-    Options are attributes of the class, read when a connection is made: ``highWaterMark`` (messages in each
-    direction, 0 for no limit), ``tcpKeepalive`` (1 to have it), ``tcpKeepaliveIdle`` and ``tcpKeepaliveInterval``
-    (seconds), ``tcpKeepaliveCount``, ``reconnectInterval`` and ``reconnectIntervalMax`` (ms), ``multicastRate``
-    (kilobits per second); 0 leaves libzmq's own default. ``allowLoopbackMulticast`` has no effect since libzmq 3.
+    Class attributes set the options of the socket. They are read when a connection is created; 0 keeps libzmq's
+    default, except for ``highWaterMark``.
+
+    Attributes:
+        socketType: the type of the socket, such as zmq.PULL.
+        highWaterMark: ZMQ_SNDHWM and ZMQ_RCVHWM: the most messages in a queue, 0 for no limit.
+        tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable it.
+        tcpKeepaliveIdle: ZMQ_TCP_KEEPALIVE_IDLE in seconds.
+        tcpKeepaliveInterval: ZMQ_TCP_KEEPALIVE_INTVL in seconds.
+        tcpKeepaliveCount: ZMQ_TCP_KEEPALIVE_CNT.
+        reconnectInterval: ZMQ_RECONNECT_IVL in milliseconds.
+        reconnectIntervalMax: ZMQ_RECONNECT_IVL_MAX in milliseconds.
+        multicastRate: ZMQ_RATE in kilobits per second.
+        allowLoopbackMulticast: accepted for txZMQ's programs; it has had no effect since libzmq 3.
+
+    Args:
+        factory: the factory with the context.
+        endpoint: the first endpoint, if any; `addEndpoints` adds others.
+        identity: the socket's identity, which a ROUTER at the other end uses.
+
+    Raises:
+        TypeError: the class has no ``socketType``.
+        NotRunningError: the factory was shut down.
+        zmq.ZMQError: the endpoint can't be bound or connected.
     """
 
     socketType: int | None = None
@@ -173,7 +209,7 @@ class ZmqConnection:
             try:
                 self.addEndpoints([endpoint])
             except BaseException:
-                self.shutdown()  # an exception that is kept alive would otherwise keep the socket open
+                self.shutdown()  # otherwise the socket would stay open as long as the exception is referenced
                 raise
 
     def _options(self) -> Iterable[tuple[zmq.SocketOption, Any]]:
@@ -190,7 +226,7 @@ class ZmqConnection:
             option.TCP_KEEPALIVE_IDLE: self.tcpKeepaliveIdle,
             option.TCP_KEEPALIVE_INTVL: self.tcpKeepaliveInterval,
         }
-        yield from ((name, value) for name, value in keepalive.items() if value)
+        yield from ((name, value) for name, value in keepalive.items() if value)  # 0 keeps the system's setting
         if self.identity is not None:
             yield option.IDENTITY, as_bytes(self.identity)
 
@@ -198,9 +234,12 @@ class ZmqConnection:
         return f"{type(self).__name__}({self.factory!r}, {self.endpoints!r})"
 
     def addEndpoints(self, endpoints: Iterable[ZmqEndpoint]) -> None:
-        """Bind or connect to more; raises zmq.ZMQError for one that can't be.
+        """Bind or connect to more endpoints.
 
-        That is EADDRINUSE for an ipc path that another socket serves, and EEXIST if a file is there that is no socket.
+        Raises:
+            ValueError: the type of an endpoint is neither "bind" nor "connect". zmq.ZMQError: an endpoint can't be
+                bound or connected. The error is EADDRINUSE for an ipc path that another socket serves, and EEXIST for
+                an ipc path with a file that is not a socket.
         """
         for endpoint in endpoints:
             if endpoint.type not in ("bind", "connect"):
@@ -215,18 +254,22 @@ class ZmqConnection:
         self._connection.poke()
 
     def send(self, message: bytes | str | Sequence[bytes | str]) -> None:
-        """Send one part, or a list of parts; text as UTF-8. Raises zmq.Again where libzmq does not take it."""
+        """Send one part, or a list of parts; text is sent as UTF-8.
+
+        Raises:
+            zmq.Again: libzmq has no room for the message, or no peer to send it to.
+        """
         self._connection.check()
         parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]
         if not self._connection.try_send(parts):
             raise zmq.Again
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Is called with the parts of each message."""
+        """Handle the parts of a message; implemented by subclasses."""
         raise NotImplementedError(self)
 
     def shutdown(self) -> None:
-        """Close the socket; calling it twice is nothing."""
+        """Close the socket; a second call has no effect."""
         self.factory.connections.discard(self)
         if not self._connection.closed:
             self._connection.close(self.factory.lingerPeriod)
@@ -234,19 +277,19 @@ class ZmqConnection:
             self.socket = None
 
     def fileno(self) -> int:
-        """The descriptor; -1 after `shutdown`."""
+        """Return the file descriptor, or -1 after `shutdown`."""
         return self._connection.fileno()
 
     def doRead(self) -> None:
-        """Deliver what there is, for a bounded time."""
+        """Deliver the messages that have arrived, for a limited time."""
         self._connection.doRead()
 
     def logPrefix(self) -> str:
-        """How Twisted's log names this connection."""
+        """Return the name of this connection in Twisted's log."""
         return "ZMQ"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor gave the descriptor up."""
+        """Close the socket, because the reactor has dropped its file descriptor."""
         self.shutdown()
 
     # -- receiving --------------------------------------------------------------------------------------
@@ -280,7 +323,7 @@ class ZmqConnection:
 
     def _failed_now(self, failure: Failure | None = None) -> None:
         self.failed += 1
-        log.err(failure, f"{self!r} failed over a message")  # type: ignore[no-untyped-call]
+        log.err(failure, f"{self!r} failed to handle a message")  # type: ignore[no-untyped-call]
 
     def _settle(self, result: Any) -> None:
         if is_awaitable(result):
@@ -289,5 +332,5 @@ class ZmqConnection:
 
 
 def as_bytes(part: bytes | str) -> bytes:
-    """``part``, as UTF-8 if it is text."""
+    """Return ``part`` as bytes; text becomes UTF-8."""
     return part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""The module's name in txZMQ, for programs that import from it."""
+"""The module of `ZmqFactory` in txZMQ, for programs that import from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publish and subscribe, with the tag before a NUL in one part."""
+"""PUB and SUB sockets whose messages are ``tag NUL body`` in one part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ class ZmqPubConnection(ZmqConnection):
     socketType = zmq.PUB
 
     def publish(self, message: bytes | str, tag: bytes | str = b"") -> None:
-        """Send ``tag`` and ``message`` with a NUL between them, to whom has subscribed to a prefix of that."""
+        """Send ``tag``, NUL and ``message`` to the subscribers of a prefix of them.
+
+        Args:
+            message: the body; text is sent as UTF-8.
+            tag: the tag; text is sent as UTF-8.
+        """
         self.send(as_bytes(tag) + b"\0" + as_bytes(message))
 
 
@@ -31,11 +36,14 @@ class ZmqSubConnection(ZmqConnection):
     socketType = zmq.SUB
 
     def subscribe(self, tag: bytes | str) -> None:
-        """Receive what begins with ``tag``: ``b"news\\0"`` is exactly that tag. Subscriptions are counted."""
+        r"""Receive messages that begin with ``tag``; ``b"news\0"`` is exactly that tag.
+
+        Subscriptions are counted: two of them need two calls of `unsubscribe`.
+        """
         self._subscription(zmq.SocketOption.SUBSCRIBE, tag)
 
     def unsubscribe(self, tag: bytes | str) -> None:
-        """Take one `subscribe` back."""
+        """Cancel one `subscribe` of ``tag``."""
         self._subscription(zmq.SocketOption.UNSUBSCRIBE, tag)
 
     def _subscription(self, option: zmq.SocketOption, tag: bytes | str) -> None:
@@ -45,21 +53,22 @@ class ZmqSubConnection(ZmqConnection):
         self._connection.poke()
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Calls `gotMessage` for ``tag NUL body`` in one part, and for tag and body in two."""
+        """Call `gotMessage` for ``tag NUL body`` in one part, or tag and body in two."""
         if len(message) == 2:
             return self.gotMessage(message[1], message[0])
         if len(message) > 1:
-            raise EnvelopeError(f"{len(message)} parts, where a message has one or two")
+            raise EnvelopeError(f"{len(message)} parts, but a message has one or two")
         tag, nul, body = message[0].partition(b"\0")
         if not nul:
             raise EnvelopeError("one part without a NUL between tag and message")
         return self.gotMessage(body, tag)
 
     def gotMessage(self, message: bytes, tag: bytes) -> Any:
-        """Is called with each message and its tag."""
+        """Handle a message and its tag; implemented by subclasses."""
         raise NotImplementedError(self)
 
     def _deliver(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        # A program may replace messageReceived, in a subclass or on the object. Then it must be called.
         own = getattr(self.messageReceived, "__func__", None)
         if own is not ZmqSubConnection.messageReceived:
             super()._deliver(recv, more, budget)
@@ -69,7 +78,7 @@ class ZmqSubConnection(ZmqConnection):
             frame = recv(_DONTWAIT, False)
             first = frame.bytes
             tag, nul, body = first.partition(b"\0")
-            if frame.more or not nul:
+            if frame.more or not nul:  # not the common form: let messageReceived handle or refuse it
                 parts = [first]
                 while frame.more:
                     frame = recv(_DONTWAIT, False)

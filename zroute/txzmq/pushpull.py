@@ -1,4 +1,4 @@
-"""Push and pull."""
+"""PUSH and PULL sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ZmqPushConnection(ZmqConnection):
     socketType = zmq.PUSH
 
     def push(self, message: bytes | str | Sequence[bytes | str]) -> None:
-        """Send to one of the peers; raises zmq.Again where none takes it."""
+        """Send a message to one of the peers. Raises zmq.Again if none has room."""
         self.send(message)
 
 
@@ -28,9 +28,9 @@ class ZmqPullConnection(ZmqConnection):
     socketType = zmq.PULL
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Calls `onPull`."""
+        """Call `onPull` with the parts of the message."""
         return self.onPull(message)
 
     def onPull(self, message: list[bytes]) -> Any:
-        """Is called with the parts of each message."""
+        """Handle the parts of a message; implemented by subclasses."""
         raise NotImplementedError(self)

@@ -1,4 +1,4 @@
-"""Request and reply: a DEALER and a ROUTER that have many requests under way."""
+"""Requests and replies on DEALER and ROUTER, with many requests at the same time."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ __all__ = [
 ]
 
 _REPLIES_KEPT = 10_000
-"""Requests that wait for `ZmqREPConnection.reply`; the oldest is forgotten for one more."""
-_FIRST_BYTES = 48  # of a request's id, which its peer chooses, in a log line
+"""The most requests that wait for `ZmqREPConnection.reply`; one more replaces the oldest."""
+_FIRST_BYTES = 48  # the bytes of a request's id that a log line quotes; the peer chooses the id
 
 
 class ZmqRequestTimeoutError(Exception):
-    """No reply came within the timeout; its argument is the request's id."""
+    """A request had no reply within its timeout; the argument is the request's id."""
 
 
 class ZmqREQConnection(ZmqConnection):
     """A DEALER socket that sends requests with `sendMsg`.
 
-    A request that is not sent when it times out or is cancelled is never sent, and a peer is not sent more than 64
-    that it has not answered: the others wait here.
+    Up to 64 requests are sent to a peer before it replies; the others wait here. A request that is still waiting when
+    it times out or is cancelled is never sent.
+
+    Attributes:
+        defaultRequestTimeout: the seconds after which a request fails; None waits forever.
+        UUID_POOL_GEN_SIZE: the number of request ids that are created at a time.
     """
 
     socketType = zmq.DEALER
@@ -57,21 +61,27 @@ class ZmqREQConnection(ZmqConnection):
         if self._lane is None:
             self._pending = Requests(self.factory.reactor, timed_out=lambda id, _seconds: ZmqRequestTimeoutError(id))
             self._lane = Lane(self._pending, self._transmit)
-            self._lane.down = True  # what libzmq is given for nobody, nobody can take back
+            self._lane.down = True  # until a peer connects: a request in libzmq's queue can't be withdrawn
             self._pending.add(self._lane)
             self._connection.watch(self._seen)
         endpoints = tuple(endpoints)
         super().addEndpoints(endpoints)
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in endpoints)
-        if inside:  # of these libzmq tells nothing
+        if inside:  # libzmq has no events for inproc connections
             self._connected += inside
             self._lane.up()
 
     def sendMsg(self, *messageParts: bytes | str, timeout: float | None = None) -> Deferred[list[bytes]]:
-        """Ask; fires with the parts of the reply.
+        """Send a request; the Deferred fires with the parts of the reply.
 
-        It fails with ZmqRequestTimeoutError after ``timeout`` seconds (by default ``defaultRequestTimeout``; None
-        waits for ever), and may be cancelled.
+        Cancelling the Deferred cancels the request.
+
+        Args:
+            messageParts: the parts of the request; text is sent as UTF-8.
+            timeout: the seconds to wait for the reply; None uses ``defaultRequestTimeout``.
+
+        Raises:
+            ZmqRequestTimeoutError: no reply arrived in time. The Deferred fails with it.
         """
         self._connection.check()
         if self._lane is None:
@@ -83,21 +93,21 @@ class ZmqREQConnection(ZmqConnection):
 
         def ended(result: Any) -> Any:
             del self._requests[id]
-            if not isinstance(result, Failure):  # else a late reply could be taken for that of another request
+            if not isinstance(result, Failure):  # a late reply must not match another request with the same id
                 self._releaseId(id)
             return result
 
         return reply.addBoth(ended)
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """A reply: fires the Deferred of its request."""
+        """Fire the Deferred of the request that the reply belongs to."""
         if len(message) < 2 or message[1]:
-            raise EnvelopeError("no reply, which is an id, an empty part, and what was replied")
+            raise EnvelopeError("not a reply: expected an id, an empty part and the parts of the reply")
         if self._lane is not None:
             self._lane.received(message[0], message[2:])
 
     def shutdown(self) -> None:
-        """See `ZmqConnection.shutdown`; Deferreds of requests that are not answered never fire."""
+        """Close the socket; Deferreds of unanswered requests never fire."""
         if self._lane is not None and not self._connection.closed:
             self._pending.close(None)
         super().shutdown()
@@ -120,7 +130,7 @@ class ZmqREQConnection(ZmqConnection):
             self._lane.up()
         elif event.name == "disconnected":
             self._connected = max(self._connected - 1, 0)
-            self._connection.doRead()  # the replies that came before
+            self._connection.doRead()  # first deliver the replies that arrived before the disconnection
             self._lane.down = not self._connected
             self._lane.lost(None)
 
@@ -134,10 +144,10 @@ class ZmqREQConnection(ZmqConnection):
 
 
 class ZmqREPConnection(ZmqConnection):
-    """A ROUTER socket that answers; subclasses implement `gotMessage`.
+    """A ROUTER socket that receives requests; subclasses implement `gotMessage`.
 
-    At most 10,000 requests wait for their `reply`; for one more the oldest is forgotten, counted in
-    ``forgotten``, and said in the log.
+    At most 10,000 requests wait for their `reply`. One more replaces the oldest, which is counted in ``forgotten`` and
+    logged.
     """
 
     socketType = zmq.ROUTER
@@ -148,7 +158,15 @@ class ZmqREPConnection(ZmqConnection):
         super().__init__(*args, **kwargs)
 
     def reply(self, messageId: bytes, *messageParts: bytes | str) -> None:
-        """Answer the request with this id, once. Raises KeyError for an id that waits for no reply."""
+        """Reply to a request; each request gets one reply.
+
+        Args:
+            messageId: the id that `gotMessage` received.
+            messageParts: the parts of the reply; text is sent as UTF-8.
+
+        Raises:
+            KeyError: no request with this id waits for a reply.
+        """
         try:
             routing = self._routingInfo.pop(messageId)
         except KeyError:
@@ -158,11 +176,11 @@ class ZmqREPConnection(ZmqConnection):
         self.send([*routing, messageId, b"", *messageParts])
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Remembers where the reply goes to, and calls `gotMessage`."""
+        """Store the way back to the sender, and call `gotMessage`."""
         try:
             end = message.index(b"", 1)
         except ValueError:
-            raise EnvelopeError("no empty part, behind which a request begins") from None
+            raise EnvelopeError("no empty part before the request") from None
         id = message[end - 1]
         self._routingInfo[id] = message[: end - 1]
         if len(self._routingInfo) > _REPLIES_KEPT:
@@ -170,18 +188,21 @@ class ZmqREPConnection(ZmqConnection):
         return self.gotMessage(id, *message[end + 1 :])
 
     def gotMessage(self, messageId: bytes, *messageParts: bytes) -> Any:
-        """Is called with each request."""
+        """Handle a request; implemented by subclasses.
+
+        ``messageId`` is the id for `reply`.
+        """
         raise NotImplementedError(self)
 
     def _forget(self, id: bytes) -> None:
         del self._routingInfo[id]
         self.forgotten += 1
-        text = "%r: request %r was never answered and is forgotten"
+        text = "%r: request %r was never answered and is dropped"
         self._reports("forgotten", f"{self!r}: forgotten", logging.WARNING, text, self, id[:_FIRST_BYTES])
 
 
 class ZmqXREQConnection(ZmqREQConnection):
-    """The old name of `ZmqREQConnection`."""
+    """The former name of `ZmqREQConnection`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn("ZmqXREQConnection is now ZmqREQConnection", DeprecationWarning, stacklevel=2)
@@ -189,7 +210,7 @@ class ZmqXREQConnection(ZmqREQConnection):
 
 
 class ZmqXREPConnection(ZmqREPConnection):
-    """The old name of `ZmqREPConnection`."""
+    """The former name of `ZmqREPConnection`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn("ZmqXREPConnection is now ZmqREPConnection", DeprecationWarning, stacklevel=2)

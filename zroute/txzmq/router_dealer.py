@@ -1,4 +1,4 @@
-"""Router and dealer."""
+"""ROUTER and DEALER sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ZmqBase", "ZmqDealerConnection", "ZmqRouterConnection"]
 
 
 class ZmqBase(ZmqConnection):
-    """What router and dealer share; subclasses implement `gotMessage`."""
+    """The base class of ROUTER and DEALER; subclasses implement `gotMessage`."""
 
     def sendMsg(self, message: bytes | str) -> None:
         """Send a message of one part."""
@@ -24,11 +24,14 @@ class ZmqBase(ZmqConnection):
         self.send(parts)
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Calls `gotMessage` with the parts as arguments."""
+        """Call `gotMessage` with the parts of the message as arguments."""
         return self.gotMessage(*message)
 
     def gotMessage(self, *args: Any, **kwargs: Any) -> Any:
-        """Is called with the parts of each message; at a router the first is the sender's identity."""
+        """Handle the parts of a message; implemented by subclasses.
+
+        At a ROUTER, the first part is the identity of the sender.
+        """
         raise NotImplementedError(self)
 
 
@@ -39,7 +42,7 @@ class ZmqDealerConnection(ZmqBase):
 
 
 class ZmqRouterConnection(ZmqBase):
-    """A ROUTER socket. What is sent to a peer that is not there is dropped, as libzmq has it."""
+    """A ROUTER socket; libzmq drops messages to a peer that is not connected."""
 
     socketType = zmq.ROUTER
 
