@@ -1,4 +1,4 @@
-"""Encoders and decoders as an app binds them, for tests."""
+"""Encoders and decoders for tests, bound to a type as an app binds them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ QUOTE = Plain("AAPL", 187.23, 1200)
 
 
 def decode(schema: Any, body: bytes, codec: Codec = JSON, **said: Any) -> Any:
-    """Read as a subscriber does that wrote nothing about codecs."""
+    """Decode a body as a subscriber without a codec of its own does."""
     given = {"stated": None, "route": None, "default": codec, **said}
     return body_decoder(schema, **given)(body)
 
 
 def encode(schema: Any, message: Any, codec: Codec = JSON) -> bytes:
-    """Write as a publisher does that wrote nothing about codecs."""
+    """Encode a message as a publisher without a codec of its own does."""
     return body_encoder(schema, codec=None, default=codec)[1](message)

@@ -1,4 +1,4 @@
-"""Types as users declare them, each with a strategy that makes values of it."""
+"""Message types as users declare them, each with a strategy that generates values."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Drawing:
 
 @attrs.define
 class Outer:
-    """Traps inside containers."""
+    """A container whose members need cattrs."""
 
     private: Private
     listed: list[Converted]
@@ -171,7 +171,7 @@ class Point(NamedTuple):
 
 @attrs.define
 class Loose:
-    """Holds what no type describes."""
+    """A class with fields of undeclared type."""
 
     values: list[Any]
 
@@ -261,6 +261,6 @@ DECLARED: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "int": (int, ints),
     "bool": (bool, st.booleans()),
 }
-"""What the promise holds for: a type, and values of it."""
+"""The types that arrive unchanged, each with a strategy for its values."""
 
 AWARE = st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2200, 1, 1), timezones=zones)

@@ -1,4 +1,4 @@
-"""Which codec a body is in, and bodies that would bring the process down."""
+"""The choice of a body's codec, and bodies that nest too deeply."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zroute.messages.codecs import (
 
 
 def bomb(codec: Codec, inside: bool) -> bytes:
-    """A hundred thousand arrays in each other, alone or in a field that no class has."""
+    """Return 100,000 nested arrays, alone or in a field that no class has."""
     n = 100_000
     nest = b"[" * n + b"]" * n if codec is JSON else b"\x91" * n + b"\x01"
     if not inside:
@@ -38,14 +38,14 @@ def bomb(codec: Codec, inside: bool) -> bytes:
 @pytest.mark.parametrize("schema", [Plain, Any, list[Any], Private], ids=repr)
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_a_hundred_thousand_nested_arrays_are_refused(codec: Codec, schema: Any, inside: bool) -> None:
-    """A bomb is an error like any other."""
+    """A body that nests too deeply raises an ordinary error."""
     with pytest.raises(Exception):  # noqa: B017, PT011
         guarded(body_decoder(schema, stated=codec, route=None, default=codec), codec)(bomb(codec, inside))
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in an unknown field"])
 def test_a_bomb_behind_white_space_is_seen(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON may start with blanks, so its first byte does not give it away: the codec does."""
+    """A JSON bomb behind white space is refused, because the codec is known."""
     monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
     read = guarded(body_decoder(list[Any], stated=JSON, route=None, default=MSGPACK), JSON)
     with pytest.raises(DecodeError, match="deeper than 1000"):
@@ -54,14 +54,14 @@ def test_a_bomb_behind_white_space_is_seen(inside: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("schema", [str, bytes], ids=repr)
 def test_text_and_bytes_do_not_nest(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred thousand brackets are fine where they are text or bytes."""
+    """100,000 brackets in a text or bytes body are accepted."""
     monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
     body = b"[" * 100_000
     assert len(guarded(body_decoder(schema, stated=None, route=None, default=JSON), JSON)(body)) == len(body)
 
 
 def test_bombs_do_not_end_a_program_that_raised_the_recursion_limit() -> None:
-    """The process survives also where I have raised Python's recursion limit to a million."""
+    """A bomb does not crash a process with a recursion limit of one million."""
     program = """
 import sys
 from typing import Any
@@ -88,7 +88,7 @@ print("alive")
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_a_large_flat_body_passes_the_guard(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many brackets are no bomb: also with a raised limit, 5,000 small lists and brackets in text are read."""
+    """A raised recursion limit does not refuse 5,000 small lists, or brackets in text."""
     monkeypatch.setattr(sys, "getrecursionlimit", lambda: 10**6)
     message = [[number, '[[{"\\'] for number in range(5000)]
     assert (
@@ -112,7 +112,7 @@ def test_a_map_or_list_gives_its_codec_away(body: bytes, codec: Codec | None) ->
 
 
 def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> None:
-    """What the publisher says counts first, the first byte next, and my codec last."""
+    """For an untyped body the header decides, then the first byte, then the route's codec."""
     assert decode(Any, b"{}", stated=TEXT) == "{}"
     assert decode(Any, b"[1]", MSGPACK) == [1]
     assert decode(Any, msgpack.packb({"a": 1}), JSON) == {"a": 1}
@@ -124,12 +124,12 @@ def test_an_untyped_body_goes_by_the_header_then_its_looks_then_the_route() -> N
 
 
 def test_bytes_come_as_they_are() -> None:
-    """A handler of bytes gets the body untouched, whatever codec is spoken of."""
+    """A handler of bytes receives the body unchanged, whatever codec is stated."""
     assert decode(bytes, b"{}", stated=JSON) == b"{}"
 
 
 def test_text_is_text_unless_the_publisher_says_otherwise() -> None:
-    """A handler of str reads UTF-8, and a JSON string only if the header says that it is one."""
+    """A handler of str reads UTF-8, and a JSON string only if the header states JSON."""
     assert decode(str, b'"a"') == '"a"'
     assert decode(str, b'"a"', stated=JSON) == "a"
     assert decode(str, b'"a"', route=JSON) == "a"
@@ -138,7 +138,7 @@ def test_text_is_text_unless_the_publisher_says_otherwise() -> None:
 
 
 def test_raw_bytes_where_the_type_does_not_decode() -> None:
-    """``T | bytes`` gives me the object, or the body as it came."""
+    """A handler of ``T | bytes`` receives the object, or the raw body if decoding fails."""
     assert decode(Plain | bytes, encode(Plain, QUOTE)) == QUOTE
     assert decode(Plain | bytes, b"\x00\xff") == b"\x00\xff"
     assert decode(str | bytes, b"\xff") == b"\xff"
@@ -149,7 +149,7 @@ def test_raw_bytes_where_the_type_does_not_decode() -> None:
 
 
 def test_a_type_in_text_or_raw_is_refused() -> None:
-    """A publisher that says text or raw does not feed a typed handler; my own codec='text' is refused at once."""
+    """A typed handler refuses a text or raw body, and a route with codec='text' is an error."""
     with pytest.raises(DecodeError, match="sends text"):
         decode(Plain, b"{}", stated=TEXT)
     with pytest.raises(SchemaError, match="carries str and nothing else"):
@@ -160,7 +160,7 @@ def test_a_type_in_text_or_raw_is_refused() -> None:
 @pytest.mark.parametrize("schema", [dict, list], ids=repr)
 @pytest.mark.parametrize("codec", [TEXT, RAW], ids=repr)
 def test_a_bare_dict_or_list_is_never_text_or_bytes(schema: Any, codec: Codec) -> None:
-    """My handler of ``dict`` is called with a dict, whatever a publisher states or my codec says."""
+    """A handler of ``dict`` receives only dicts, whatever codec is stated or declared."""
     for body in (b"abc", b"5", b"\xff"):
         for how in ("stated", "route", "default"):
             with pytest.raises(DecodeError, match="is expected"):
@@ -170,7 +170,7 @@ def test_a_bare_dict_or_list_is_never_text_or_bytes(schema: Any, codec: Codec) -
 
 
 def test_publishers_choose_by_type() -> None:
-    """bytes go raw and text as text; everything else in the codec I named, or the app's."""
+    """A publisher sends bytes raw, str as text, and other types in its own or the app's codec."""
     assert body_encoder(bytes, codec=None, default=MSGPACK)[0] is RAW
     assert body_encoder(str, codec=None, default=MSGPACK)[0] is TEXT
     assert body_encoder(str, codec=JSON, default=MSGPACK)[0] is JSON
@@ -182,7 +182,7 @@ def test_publishers_choose_by_type() -> None:
 
 
 def test_without_a_schema_a_message_goes_by_its_own_type() -> None:
-    """app.publish takes objects of my classes, text, bytes and plain data."""
+    """app.publish accepts class instances, text, bytes and plain data."""
     for message, codec in ((QUOTE, MSGPACK), (b"x", RAW), ("x", TEXT), ({"a": 1}, MSGPACK)):
         chosen, write = runtime_encoder(message, codec=None, default=MSGPACK)
         assert chosen is codec

@@ -1,4 +1,4 @@
-"""What a reader looks at beside the engines: integers and floats, wherever a type can hold them."""
+"""The readers' checks of integers and floats, wherever a type can hold them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zroute.messages.decode_checks import HIGHEST, LOWEST, compile_check, compil
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_number_out_of_bounds_is_found_wherever_it_is(value: Any) -> None:
-    """In a list, a map, a key, a class, a named tuple or alone."""
+    """A bad number is found alone, and in lists, maps, keys, classes and named tuples."""
     assert not is_bounded(value)
 
 
@@ -28,12 +28,12 @@ def test_a_number_out_of_bounds_is_found_wherever_it_is(value: Any) -> None:
     "value", [HIGHEST, LOWEST, 1.5, True, None, "x", b"", [1, [2.5]], Plain("a", 1.0, 1), {1, 2}], ids=repr
 )
 def test_everything_else_is_in_bounds(value: Any) -> None:
-    """The largest and the smallest 64-bit integers pass, and so does what is no number."""
+    """The largest and smallest 64-bit integers pass, and values that are not numbers pass."""
     assert is_bounded(value)
 
 
 def test_only_what_a_type_can_hold_is_checked() -> None:
-    """A type without integers costs a JSON reader no check, and one without floats costs a msgpack reader none."""
+    """JSON needs no check for a type without integers, nor msgpack for one without floats."""
     assert compile_check(Circle, ints=True, floats=False) is None
     assert compile_check(Private, ints=True, floats=True) is None
     assert compile_check(Plain, ints=True, floats=False) is not None
@@ -58,7 +58,7 @@ def test_only_what_a_type_can_hold_is_checked() -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_the_check_of_a_type_looks_at_all_its_integers(schema: Any, good: Any, bad: Any) -> None:
-    """Nested, optional, in containers, in unions and in types that contain themselves."""
+    """Nested, optional, contained, union and recursive integers are all checked."""
     check = compile_check(schema, ints=True, floats=False)
     if bad is None:
         assert check is None
@@ -69,7 +69,7 @@ def test_the_check_of_a_type_looks_at_all_its_integers(schema: Any, good: Any, b
 
 
 def test_a_reader_refuses_in_words() -> None:
-    """The error says what was wrong with the number."""
+    """The error of a reader says what was wrong with the number."""
     read = compile_reader(msgspec.json.Decoder(list[int]).decode, list[int], utf8=True, ints=True, floats=False)
     assert read(b"[1]") == [1]
     with pytest.raises(DecodeError, match="over 64 bits"):
@@ -79,6 +79,6 @@ def test_a_reader_refuses_in_words() -> None:
 
 
 def test_a_reader_that_has_nothing_to_look_at_is_the_engine_itself() -> None:
-    """No function of ours stands between the bytes and an object that can't be wrong."""
+    """A type that needs no check is read by the engine's own function."""
     decode = msgspec.msgpack.Decoder(Private).decode
     assert compile_reader(decode, Private, utf8=False, ints=False, floats=True) is decode

@@ -1,4 +1,4 @@
-"""Batches, to the byte: against vectors, against themselves, and against bodies that lie."""
+"""Coalesced frames: test vectors, round trips, and malformed frames."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ class Numbered:
 
 
 def framed(codec: int, bodies: Sequence[bytes], counters: Sequence[Numbered] = (), *, keeps: bool = False) -> bytes:
-    """A frame of ``bodies``; the counters stand behind the last of them."""
+    """Return a frame of ``bodies``; the counters hold the numbers of the last body."""
     frame = coalesced_framer(epoch=EPOCH, count=lambda topic, many: counters, keeps=keeps)
     return frame(b"stocks.ACME", codec, bodies, AT)
 
 
 def body_of(frame: bytes) -> bytes:
-    """What stands behind the header."""
+    """Return the bytes after the header."""
     _, body = split((frame,))
     return body[parse_header(body).size :]
 
 
 def lists_of_bodies(codec: int) -> st.SearchStrategy[tuple[int, list[bytes]]]:
-    """A codec, and one body or several in it."""
+    """Generate a codec and one or more bodies in it."""
     return st.tuples(st.just(codec), st.lists(BODIES[codec], min_size=1, max_size=20))
 
 
@@ -70,7 +70,7 @@ BATCHES = st.sampled_from(sorted(BODIES)).flatmap(lists_of_bodies)
 
 @given(BATCHES, st.booleans())
 def test_what_was_put_into_a_batch_comes_out_of_it(batch: tuple[int, list[bytes]], keeps: bool) -> None:
-    """Each message that I published is found as I wrote it, in order, whatever its codec."""
+    """Every message of a coalesced frame is read back unchanged and in order, in each codec."""
     codec, bodies = batch
     frame = framed(codec, bodies, [Numbered(7, 40 + len(bodies)), Numbered(11, len(bodies))], keeps=keeps)
     header = parse_header(split((frame,))[1])
@@ -82,7 +82,7 @@ def test_what_was_put_into_a_batch_comes_out_of_it(batch: tuple[int, list[bytes]
 
 @given(BATCHES)
 def test_the_list_is_read_in_one_call(batch: tuple[int, list[bytes]]) -> None:
-    """JSON and msgpack of many messages are one list of them, for any reader of these formats."""
+    """Any JSON or msgpack reader decodes all messages of a frame as one list."""
     codec, bodies = batch
     listing = parse_coalesced(codec, body_of(framed(codec, bodies))).listing
     if codec == JSON.number:
@@ -95,7 +95,7 @@ def test_the_list_is_read_in_one_call(batch: tuple[int, list[bytes]]) -> None:
 
 @given(BATCHES, st.integers(0, 2**64 - 1))
 def test_each_message_has_a_frame_as_if_it_had_come_alone(batch: tuple[int, list[bytes]], first: int) -> None:
-    """What an error hook or a recording is given of a batch are single messages with numbers of their own."""
+    """Error hooks and recordings get single messages, each with its own number."""
     codec, bodies = batch
     header = split((framed(codec, bodies, [Numbered(7, first + len(bodies) - 1)] if 0 < first < 2**63 else []),))[1]
     made = split_frame(b"stocks.ACME", header[:HEADER_SIZE], bodies)
@@ -108,7 +108,7 @@ def test_each_message_has_a_frame_as_if_it_had_come_alone(batch: tuple[int, list
 
 
 def test_numbers_past_64_bits_begin_anew() -> None:
-    """A header that somebody invented, with the last number there is, gives frames and no error."""
+    """A forged header with the highest possible number gives frames and no error."""
     header = bytearray(split((framed(2, [b"1", b"2"], [Numbered(7, 9)]),))[1][:HEADER_SIZE])
     header[16:24] = b"\xff" * 8
     made = [parse((frame,), 5.0).sequence for frame in split_frame(b"a", bytes(header), [b"1", b"2"])]
@@ -116,7 +116,7 @@ def test_numbers_past_64_bits_begin_anew() -> None:
 
 
 def test_a_full_batch_has_room_for_where_its_messages_end() -> None:
-    """As many messages and bytes as travel together at most: the two bytes of an end are enough, in each codec."""
+    """Two bytes hold every end of the largest frame, in each codec."""
     size = COALESCED_BYTES // COALESCED_MAX
     for codec in BODIES:
         bodies = [b"x" * size] * COALESCED_MAX
@@ -125,7 +125,7 @@ def test_a_full_batch_has_room_for_where_its_messages_end() -> None:
 
 
 def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
-    """Every subscription's number moves by as many as there are messages, and the frame says the first of each."""
+    """Each counter grows by the number of messages, and the frame carries the first numbers."""
     counters = Counters()
     for prefix in (b"", b"a", b"a.b", b"x"):
         counters.subscribe(prefix, 0.0)
@@ -139,7 +139,7 @@ def test_a_batch_is_counted_by_all_its_subscriptions_at_once() -> None:
 
 
 def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
-    """While a subscriber has no room, what is tried again has the numbers of the first attempt."""
+    """A frame that a full queue refused has the same numbers at the next attempt."""
     counters = Counters()
     counters.subscribe(b"a", 0.0)
     dict(counters.numbers(parse_marker(pack_marker(1, [b"a"]))))
@@ -154,7 +154,7 @@ def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
 
 @pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
 def test_each_vector_of_a_batch_is_read_as_it_says(vector: dict[str, Any]) -> None:
-    """I write a publisher in another language by the vectors, and zroute finds each of its messages."""
+    """zroute reads every message in each coalesced test vector."""
     frame = bytes.fromhex(vector["frame"])
     topic, rest = split((frame,))
     header = parse_header(rest)
@@ -169,7 +169,7 @@ def test_each_vector_of_a_batch_is_read_as_it_says(vector: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
 def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
-    """zroute sends what it documents, to the byte."""
+    """zroute sends each coalesced test vector byte for byte."""
     bodies = [bytes.fromhex(body) for body in vector["bodies"]]
     counters = [Numbered(vector["span"], vector["sequence"] + len(bodies) - 1)] if vector["sequence"] else []
     counters += [Numbered(span, number + len(bodies) - 1) for span, number in vector["further"]]
@@ -181,7 +181,7 @@ def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
 
 
 def harmless(codec: int, body: bytes) -> bool:
-    """Whether ``body`` is refused by the one error, or is messages: as many as it says, no byte of it in two."""
+    """Return True if ``body`` is refused with EnvelopeError, or is N separate messages."""
     try:
         batch = parse_coalesced(codec, body)
     except EnvelopeError:
@@ -195,7 +195,7 @@ def harmless(codec: int, body: bytes) -> bool:
 
 @given(BATCHES, st.data())
 def test_a_batch_that_is_cut_anywhere_is_refused(batch: tuple[int, list[bytes]], data: st.DataObject) -> None:
-    """Wherever a frame ends too early, I hear of it, and no message of it is taken for whole."""
+    """A frame that is cut at any byte is refused, and none of its messages is delivered."""
     codec, bodies = batch
     body = body_of(framed(codec, bodies))
     at = data.draw(st.integers(0, len(body) - 1))
@@ -204,24 +204,24 @@ def test_a_batch_that_is_cut_anywhere_is_refused(batch: tuple[int, list[bytes]],
 
 @given(st.sampled_from(sorted(BODIES)), st.binary(max_size=200))
 def test_bytes_that_are_no_batch_harm_nobody(codec: int, body: bytes) -> None:
-    """Whatever stands behind the header of a batch, it is refused, or taken for messages that are refused alone."""
+    """Random bytes after the header are refused, or become messages that fail alone."""
     harmless(codec, body)
 
 
 @given(BATCHES, st.integers(0, 0xFFFF))
 def test_a_count_that_lies_is_refused_or_harmless(batch: tuple[int, list[bytes]], many: int) -> None:
-    """A frame that claims more messages than it has, or fewer, reserves no memory for them."""
+    """A frame with a wrong number of messages reserves no memory for them."""
     codec, bodies = batch
     harmless(codec, struct.pack(">H", many) + body_of(framed(codec, bodies))[2:])
 
 
 @given(BATCHES, st.data())
 def test_ends_that_lie_are_refused_or_harmless(batch: tuple[int, list[bytes]], data: st.DataObject) -> None:
-    """Ends that overlap, go back or lie outside of the list make no message of what is not there."""
+    """Ends that overlap, descend or exceed the list produce no messages from other bytes."""
     codec, bodies = batch
     body = body_of(framed(codec, bodies))
     ends = data.draw(st.lists(st.integers(0, 0xFFFF), min_size=len(bodies), max_size=len(bodies)))
-    if data.draw(st.booleans()):  # the last one right, so that the others are looked at
+    if data.draw(st.booleans()):  # a correct last end, so that the check of the others runs
         ends[-1] = struct.unpack_from(">H", body, 2 * len(bodies))[0]
     harmless(codec, body[:2] + struct.pack(f">{len(ends)}H", *ends) + body[2 + 2 * len(ends) :])
 
@@ -253,13 +253,13 @@ def test_ends_that_go_back_and_forth_fill_no_memory() -> None:
     ],
 )
 def test_what_a_broken_batch_is_refused_for(codec: int, body: str, reason: str) -> None:
-    """The log says what is wrong with a frame that another implementation made."""
+    """The reason names what is wrong with a frame of another implementation."""
     with pytest.raises(EnvelopeError, match=reason):
         parse_coalesced(codec, bytes.fromhex(body))
 
 
 def test_more_messages_than_travel_together_are_refused() -> None:
-    """No frame keeps the reactor busy for longer than 1,000 messages do."""
+    """A frame of more than 1,000 messages is refused, so it can't block the reactor."""
     many: Callable[[int], bytes] = lambda number: struct.pack(f">{number + 1}H", number, *[0] * number)  # noqa: E731
     assert parse_coalesced(RAW.number, many(1000)).many == 1000
     with pytest.raises(EnvelopeError, match="claims 1001 messages"):
@@ -267,7 +267,7 @@ def test_more_messages_than_travel_together_are_refused() -> None:
 
 
 def test_coalesced_frames_that_were_damaged_at_random_harm_nobody() -> None:
-    """A hundred thousand good frames with a byte changed: refused, or slices that are just bodies."""
+    """100,000 frames with one changed byte are refused, or give slices of their bodies."""
     chance = random.Random(5)
     good = [
         (codec, body_of(framed(codec, [encode(n) for n in range(chance.randrange(1, 9))])))
@@ -283,5 +283,5 @@ def test_coalesced_frames_that_were_damaged_at_random_harm_nobody() -> None:
 
 
 def test_a_frame_begins_as_all_frames_do() -> None:
-    """A plain reader of a tracked publisher sees the topic, a NUL, and the rest as the body."""
+    """A reader of the plain wire finds the topic, a NUL, and the rest as the body."""
     assert framed(2, [b"1"]).startswith(b"stocks.ACME" + NUL + b"\xc1ZR\1\4\2")

@@ -1,4 +1,4 @@
-"""Objects to bytes and back: what is published is what is handled, and bad bodies harm nothing."""
+"""Encode and decode messages: values arrive unchanged, and bad bodies do no harm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from zroute.messages.codecs import (
 
 
 def typed(value: Any) -> Any:
-    """``value`` with the type of each part beside it, so that 1, True and 1.0 differ, and a list from a tuple."""
+    """Return ``value`` with the type of each part, so that 1, True and 1.0 differ, and lists from tuples."""
     kind = type(value)
     if kind is dict:
         return kind, {typed(key): typed(item) for key, item in value.items()}
@@ -49,7 +49,7 @@ def typed(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types all the way down."""
+    """Return True if both values are equal, with equal types at every level."""
     return one == other and typed(one) == typed(other)
 
 
@@ -58,7 +58,7 @@ def same(one: Any, other: Any) -> bool:
 @given(data=st.data())
 @settings(max_examples=sized(25, 5))
 def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.DataObject) -> None:
-    """I handle the object that was published: equal, and of the same types."""
+    """Handlers receive exactly what was published: equal values of the same types."""
     schema, values = DECLARED[kind]
     message = data.draw(values)
     chosen, write = body_encoder(schema, codec=None, default=codec)
@@ -88,14 +88,14 @@ def test_what_is_published_is_what_is_handled(kind: str, codec: Codec, data: st.
     ids=repr,
 )
 def test_rare_types_arrive_as_they_were(schema: Any, message: Any, codec: Codec) -> None:
-    """Keys, members of sets and the ends of ranges are carried as exactly as common fields."""
+    """Keys, members of sets and extreme values arrive as exactly as common fields."""
     assert same(decode(schema, encode(schema, message, codec), stated=codec), message)
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 @given(when=AWARE)
 def test_a_time_with_a_zone_stays_the_same_moment(codec: Codec, when: datetime.datetime) -> None:
-    """An aware datetime arrives as the same moment, aware."""
+    """An aware datetime arrives as the same moment, and aware."""
     handled = decode(datetime.datetime, encode(datetime.datetime, when, codec), codec)
     assert handled == when
     assert handled.tzinfo is not None
@@ -116,7 +116,7 @@ def test_a_time_with_a_zone_stays_the_same_moment(codec: Codec, when: datetime.d
 )
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_untyped_data_arrives_equal(codec: Codec, message: Any) -> None:
-    """Without a declared type, lists, maps and simple values arrive as they were."""
+    """Untyped lists, maps and simple values arrive unchanged."""
     assert same(decode(Any, encode(Any, message, codec), stated=codec), message)
 
 
@@ -140,7 +140,7 @@ def test_untyped_data_arrives_equal(codec: Codec, message: Any) -> None:
     ids=repr,
 )
 def test_untyped_data_that_would_change_is_refused(codec: Codec, message: Any) -> None:
-    """What would arrive as something else, or be refused by every reader, is an error where I publish it."""
+    """Untyped data that would arrive changed, or be refused by readers, raises EncodeError."""
     with pytest.raises(EncodeError):
         encode(Any, message, codec)
 
@@ -169,7 +169,7 @@ def test_untyped_data_that_would_change_is_refused(codec: Codec, message: Any) -
     ids=repr,
 )
 def test_what_would_not_arrive_is_refused_at_the_publisher(schema: Any, message: Any, codec: Codec) -> None:
-    """An object that is not of the declared type, or that readers would refuse, is an EncodeError."""
+    """A message of another type, or that readers would refuse, raises EncodeError."""
     with pytest.raises(EncodeError):
         encode(schema, message, codec)
 
@@ -180,7 +180,7 @@ class Detailed(Plain):
 
 
 def test_a_subclass_is_refused_because_it_would_arrive_as_its_base() -> None:
-    """Publishing a subclass of the declared class names both, at the top and inside."""
+    """The error for an instance of a subclass names both classes, at each level."""
     with pytest.raises(EncodeError, match="expected Plain, got Detailed"):
         encode(Plain, Detailed("A", 1.0, 1))
     with pytest.raises(EncodeError, match="subclass"):
@@ -188,7 +188,7 @@ def test_a_subclass_is_refused_because_it_would_arrive_as_its_base() -> None:
 
 
 def test_the_error_of_a_wrong_message_names_what_was_expected() -> None:
-    """I read what the publication wants, and what I gave it."""
+    """The error names the expected type and the given value."""
     with pytest.raises(EncodeError, match="expected Plain, got dict"):
         encode(Plain, {})
 
@@ -209,7 +209,7 @@ class Doubling:
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 @pytest.mark.parametrize("kind", [Growing, Doubling])
 def test_an_object_that_changes_when_it_is_made_again_is_refused(kind: Any, codec: Codec) -> None:
-    """A hook or converter that runs at the reader once more must not alter my data without a word."""
+    """A hook or converter that would change the value again in the reader is an error."""
     with pytest.raises(EncodeError, match="would arrive as"):
         encode(kind, kind(1), codec)
 
@@ -217,7 +217,7 @@ def test_an_object_that_changes_when_it_is_made_again_is_refused(kind: Any, code
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 @pytest.mark.parametrize("schema", [Any, list[Any], int, Plain], ids=repr)
 def test_what_is_too_deep_to_write_is_an_encode_error_too(schema: Any, codec: Codec) -> None:
-    """A list in itself, or five thousand in each other, is refused like any other object, and shown in short."""
+    """A recursive list and 5,000 nested lists raise EncodeError with a short text."""
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
@@ -235,7 +235,7 @@ class Unspeakable:
 
 
 def test_an_object_that_cannot_be_shown_is_refused_all_the_same() -> None:
-    """The error about a message does not depend on the message's repr."""
+    """A message whose repr fails still raises EncodeError."""
     for schema in (Any, Plain, list[Any]):
         with pytest.raises(EncodeError, match="Unspeakable"):
             encode(schema, Unspeakable())
@@ -243,7 +243,7 @@ def test_an_object_that_cannot_be_shown_is_refused_all_the_same() -> None:
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_objects_in_untyped_data_are_written_as_their_type_says(codec: Codec) -> None:
-    """A class inside a dict goes out whole, and is held to its own annotations."""
+    """A class instance inside a dict is encoded, and checked against its own annotations."""
     sent = encode(Any, {"q": QUOTE, "p": [Point(1, 2.5)], "s": Private("x")}, codec)
     quote = {"symbol": "AAPL", "price": 187.23, "volume": 1200}
     arrived = {"q": quote, "p": [[1, 2.5]], "s": {"_secret": "x", "open": True}}
@@ -253,7 +253,7 @@ def test_objects_in_untyped_data_are_written_as_their_type_says(codec: Codec) ->
 
 
 def test_the_error_of_a_wrong_field_names_it() -> None:
-    """I read which field holds what, what belongs there, and why it matters."""
+    """The error names the field, its value, the expected type and the reason."""
     with pytest.raises(EncodeError, match=r"^Plain\.symbol: expected str, got NoneType: None$"):
         encode(Plain, Plain(None, 1.0, 1))  # type: ignore[arg-type]
     with pytest.raises(EncodeError, match=r"^Nested\.first\.volume: expected int, got int: 2\d+: .*over 64 bits"):
@@ -265,17 +265,17 @@ def test_the_error_of_a_wrong_field_names_it() -> None:
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_a_body_cut_anywhere_is_refused(codec: Codec) -> None:
-    """A truncated body is an error for typed and untyped handlers alike, never half an object."""
+    """A truncated body is refused by typed and untyped handlers."""
     body = encode(Plain, QUOTE, codec)
     for schema in (Plain, Any, Box[int]):
         for end in range(len(body)):
-            with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the engine calls it
+            with pytest.raises(Exception):  # noqa: B017, PT011  # the type depends on the engine
                 decode(schema, body[:end], stated=codec)
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
 def test_bytes_behind_a_body_are_refused(codec: Codec) -> None:
-    """Two bodies in one message are not read as the first of them."""
+    """A second body in one message is not ignored: the message is refused."""
     for schema in (Plain, Any):
         with pytest.raises(Exception):  # noqa: B017, PT011
             decode(schema, encode(Plain, QUOTE, codec) + b"\x01", stated=codec)
@@ -298,7 +298,7 @@ def test_bytes_behind_a_body_are_refused(codec: Codec) -> None:
     ids=repr,
 )
 def test_wrong_types_are_refused_at_any_depth(codec: Codec, wrong: Any) -> None:
-    """Nothing is coerced: "7" is not 7, at the top and three levels down, also where cattrs does the work."""
+    """Values are not converted: "7" is not 7 at any level, with msgspec and with cattrs."""
     raw = encode(Any, wrong, codec)
     with pytest.raises(Exception):  # noqa: B017, PT011
         decode(Plain, raw, stated=codec)
@@ -316,7 +316,7 @@ def test_nothing_is_coerced_by_cattrs_either(codec: Codec, wrong: Any) -> None:
 
 
 def test_a_validator_of_the_class_refuses_what_a_peer_sent() -> None:
-    """My own validators run on what arrives."""
+    """Validators of the user's class run on received messages."""
     with pytest.raises(Exception, match="in_"):
         decode(Validated, b'{"percent": 101}')
 
@@ -345,13 +345,13 @@ def test_a_validator_of_the_class_refuses_what_a_peer_sent() -> None:
 )
 @pytest.mark.parametrize("schema", [Plain, Any, dict[str, Any], Box[Plain]], ids=repr)
 def test_numbers_text_and_claims_out_of_bounds_are_refused(codec: Codec, body: bytes, schema: Any) -> None:
-    """Numbers no peer could send back, bad UTF-8 and giant claims never become objects."""
+    """Numbers over 64 bits, bad UTF-8 and huge claimed sizes never become objects."""
     with pytest.raises(Exception):  # noqa: B017, PT011
         decode(schema, body, stated=codec)
 
 
 class Hex:
-    """A codec of a user's own."""
+    """A user's own codec."""
 
     name = "hex"
     number = 200
@@ -364,7 +364,7 @@ class Hex:
 
 
 def test_my_own_codec_is_used_like_any_other() -> None:
-    """Four members make a codec."""
+    """An object with the four members of a codec works as a codec."""
     codec = find_codec(Hex())
     assert body_encoder(Any, codec=codec, default=MSGPACK)[1](b"\x01") == b"01"
     assert decode(list[int], b"01", stated=codec) == b"\x01"
@@ -372,7 +372,7 @@ def test_my_own_codec_is_used_like_any_other() -> None:
 
 
 def test_a_codec_that_is_none_is_named() -> None:
-    """A wrong name, a wrong object and a wrong number are each answered with what is right."""
+    """The errors for a wrong name, object or number say what is correct."""
     assert {find_codec(name) for name in BUILTIN} == set(BUILTIN.values())
     with pytest.raises(SchemaError, match="'msgpack', 'json', 'text', 'raw'"):
         find_codec("pickle")

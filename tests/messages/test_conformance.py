@@ -1,4 +1,4 @@
-"""What a message must be, asked before it is sent."""
+"""The checks of a message against its type, before it is sent."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Seeded:
 
 
 def fits(schema: Any, message: Any) -> bool:
-    """Whether it conforms; a test that raises has said no."""
+    """Return True if ``value`` conforms; an error in the check counts as False."""
     try:
         return conforms(schema)(message)
     except Exception:
@@ -93,7 +93,7 @@ def fits(schema: Any, message: Any) -> bool:
 @given(data=st.data())
 @settings(max_examples=sized(15, 5))
 def test_every_good_message_conforms(kind: str, data: st.DataObject) -> None:
-    """No message that is of its type is ever held back."""
+    """No valid message is refused."""
     schema, values = DECLARED[kind]
     assert conforms(schema)(data.draw(values))
 
@@ -148,7 +148,7 @@ SECONDS = datetime.timezone(datetime.timedelta(seconds=561))
 )
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
 def test_a_message_that_readers_would_refuse_or_get_changed_is_held_back(schema: Any, message: Any, codec: Any) -> None:
-    """A part of another type than declared is found at the publisher, however deep it is."""
+    """A part of a wrong type is found in the publisher, at any depth."""
     assert not fits(schema, message)
     with pytest.raises(EncodeError, match=r"(?i)expected"):
         codec.encoder(schema)(message)
@@ -168,7 +168,7 @@ def test_a_message_that_readers_would_refuse_or_get_changed_is_held_back(schema:
     ids=repr,
 )
 def test_what_arrives_equal_is_let_through(schema: Any, message: Any) -> None:
-    """An int may stand for a float that equals it (PEP 484), and what is not required may be missing."""
+    """An int may replace an equal float (PEP 484), and optional keys may be missing."""
     assert fits(schema, message)
     for codec in (JSON, MSGPACK):
         assert codec.decoder(schema)(codec.encoder(schema)(message)) == message
@@ -185,5 +185,5 @@ def test_what_arrives_equal_is_let_through(schema: Any, message: Any) -> None:
     ids=repr,
 )
 def test_the_place_that_does_not_fit_is_found(schema: Any, message: Any, found: Any) -> None:
-    """I read which field holds what, not only that the message is wrong."""
+    """The error names the wrong field, its value and the expected type."""
     assert misfit(schema, message) == found

@@ -1,4 +1,4 @@
-"""Types and their engines: what is carried by which, what a message of a type must be, and what is refused."""
+"""The engine of each type, the checks that it needs, and refused types."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Seeded:
 
 
 def fits(schema: Any, message: Any) -> bool:
-    """Whether it conforms; a test that raises has said no."""
+    """Return True if ``value`` conforms; an error in the check counts as False."""
     try:
         return conforms(schema)(message)
     except Exception:
@@ -140,7 +140,7 @@ def fits(schema: Any, message: Any) -> bool:
     ids=repr,
 )
 def test_each_type_goes_to_the_engine_that_carries_it(schema: Any, engine: str) -> None:
-    """msgspec takes what it carries exactly, cattrs the rest; bytes and text need neither, also by another name."""
+    """msgspec carries most types, cattrs the others; bytes and text need neither."""
     found = inspect(schema)
     assert found.engine == engine
     assert bool(found.reasons) is (engine == "cattrs")
@@ -158,7 +158,7 @@ def test_each_type_goes_to_the_engine_that_carries_it(schema: Any, engine: str) 
     ids=repr,
 )
 def test_a_route_says_why_it_is_slow(schema: Any, reason: str) -> None:
-    """The reasons name the class and the field, however deep, so that I can change it."""
+    """The reasons for cattrs name the class and the field, at any depth."""
     assert inspect(schema).reasons[0].startswith(reason)
 
 
@@ -175,7 +175,7 @@ def test_a_route_says_why_it_is_slow(schema: Any, reason: str) -> None:
     ids=repr,
 )
 def test_a_type_that_nothing_carries_is_refused_when_the_app_is_compiled(schema: Any, text: str) -> None:
-    """The error names the field, the reason and what to do."""
+    """The error names the field, the reason and the fix."""
     with pytest.raises(SchemaError, match=text) as caught:
         inspect(schema)
     assert caught.value.schema is schema
@@ -189,7 +189,7 @@ class Round:
 @pytest.mark.parametrize("schema", [Circle | Round, list[int] | set[int], str | datetime.date], ids=repr)
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=repr)
 def test_a_union_that_cannot_be_told_apart_is_refused_when_the_app_is_compiled(schema: Any, codec: Any) -> None:
-    """Two types of the same shape need a tag, and I learn it before the first message."""
+    """A union of two types of the same shape is refused before the first message."""
     with pytest.raises(SchemaError, match="without ambiguity"):
         codec.decoder(schema)
     with pytest.raises(SchemaError, match="without ambiguity"):
@@ -197,7 +197,7 @@ def test_a_union_that_cannot_be_told_apart_is_refused_when_the_app_is_compiled(s
 
 
 def test_a_type_or_raw_bytes() -> None:
-    """``T | bytes`` is T with a way out; None and other types may stand beside them."""
+    """``T | bytes`` is T with a raw fallback, also with None and other members."""
     found = inspect(Plain | bytes)
     assert (found.engine, found.raw_fallback, found.inner) == ("msgspec", True, Plain)
     assert inspect(bytes | str).inner is str
@@ -220,12 +220,12 @@ def test_a_type_or_raw_bytes() -> None:
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
 def test_only_what_a_type_can_hold_is_looked_at(schema: Any, holds: set[str]) -> None:
-    """A type without numbers costs no look at numbers."""
+    """A type without numbers needs no check of numbers."""
     assert inspect(schema).holds == holds
 
 
 def test_a_type_is_inspected_once() -> None:
-    """Many routes of one type share what was found."""
+    """Routes with the same type share one inspection."""
     assert inspect(Box[Plain]) is inspect(Box[Plain])
 
 
@@ -247,12 +247,12 @@ def test_a_type_is_inspected_once() -> None:
     ids=repr,
 )
 def test_types_have_short_names_in_tables(schema: Any, name: str) -> None:
-    """I recognise my types in `zroute routes` and in errors."""
+    """Types have their short names in `zroute routes` and in errors."""
     assert describe(schema) == name
 
 
 def test_stamped_takes_its_time_from_the_clock_unless_told() -> None:
-    """``Stamped(data)`` is stamped now, ``Stamped(data, seconds)`` then, and it can't be changed."""
+    """``Stamped(data)`` has the current time, ``Stamped(data, seconds)`` the given one; both are frozen."""
     before = time.time()
     assert before <= Stamped("x").timestamp <= time.time()
     assert Stamped("x", 5.0) == Stamped(data="x", timestamp=5.0)

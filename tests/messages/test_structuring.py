@@ -1,4 +1,4 @@
-"""Plain data to objects, strictly, where msgspec would get it wrong."""
+"""Strict conversion of plain data to objects, for types that msgspec would get wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zroute.messages.cattrs_engine import structurer, unstructure
 
 
 def test_an_object_becomes_data_by_field_names_and_back() -> None:
-    """Aliases and private names stay what they are called in the class."""
+    """Aliased and private fields travel under their field names."""
     outer = Outer(Private("s"), [Converted(1, ("a",))], {7: Aliased("k", 2)}, (Private("t"), 3))
     data = unstructure(outer)
     assert data["private"] == {"_secret": "s", "open": True}
@@ -42,13 +42,13 @@ def test_an_object_becomes_data_by_field_names_and_back() -> None:
     ids=str,
 )
 def test_nothing_is_coerced(schema: Any, data: Any) -> None:
-    """What is not of the type is refused, whatever could be made of it."""
-    with pytest.raises(Exception):  # noqa: B017, PT011  # whatever says so first
+    """A value of another type is refused, even if it could be converted."""
+    with pytest.raises(Exception):  # noqa: B017, PT011  # msgspec or cattrs, depending on the type
         structurer(schema, str_keys=False)(data)
 
 
 def test_classes_are_told_apart_by_their_fields() -> None:
-    """A union of classes needs no tag where their fields differ, alone and beside other types."""
+    """A union of classes with different fields needs no tag, alone and with other types."""
     structure = structurer(Drawing, str_keys=True)
     drawing = Drawing([Circle(1.0), Square(2.0)], "n")
     assert structure(unstructure(drawing)) == drawing
@@ -63,6 +63,6 @@ class Disc:
 
 
 def test_classes_of_the_same_fields_are_refused() -> None:
-    """A union that nobody could tell apart is an error that says what to do."""
+    """The error for an ambiguous union says what to do."""
     with pytest.raises(SchemaError, match="use a tag"):
         structurer(Circle | Disc, str_keys=True)

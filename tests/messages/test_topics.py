@@ -1,4 +1,4 @@
-"""Topics and patterns: what may be written, what it matches, and what the errors say."""
+"""Topics and patterns: valid forms, matching, and the texts of errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Level(Enum):
 
 @given(st.binary(max_size=40))
 def test_any_bytes_survive_as_a_topic(raw: bytes) -> None:
-    """A topic that is not text comes to me as a str, and I get the same bytes back from it."""
+    """A topic that is not UTF-8 arrives as a str from which the same bytes can be restored."""
     topic = Topic.from_wire(raw)
     assert isinstance(topic, str)
     assert topic.wire == raw
@@ -46,12 +46,12 @@ def test_any_bytes_survive_as_a_topic(raw: bytes) -> None:
 
 @pytest.mark.parametrize("topic", ["news", "news.sports", "Zürich.东京", "a-b_c/d:1", "x" * MAX_TOPIC])
 def test_a_good_topic_is_its_utf8(topic: str) -> None:
-    """I publish to any name of non-empty segments, in any script."""
+    """A topic of non-empty segments in any script is sent as UTF-8."""
     assert topic_bytes(topic) == topic.encode()
 
 
 def test_the_empty_topic_may_be_published() -> None:
-    """I may publish to the empty topic, as ZeroMQ allows."""
+    """The empty topic can be published to, as in ZeroMQ."""
     assert topic_bytes("") == b""
 
 
@@ -77,7 +77,7 @@ def test_the_empty_topic_may_be_published() -> None:
     ],
 )
 def test_a_bad_topic_is_refused_at_my_line(topic: str, says: str) -> None:
-    """When I publish to a topic nobody could match, I am told what is wrong and where."""
+    """The error for a topic that no pattern can match names the problem and its position."""
     with pytest.raises(TopicError) as caught:
         topic_bytes(topic)
     assert says in str(caught.value)
@@ -102,7 +102,7 @@ def test_a_bad_topic_is_refused_at_my_line(topic: str, says: str) -> None:
     ],
 )
 def test_a_value_becomes_a_segment(value: object, segment: bytes) -> None:
-    """I give a capture text, a number, a UUID or an enum member, and it stands in the topic."""
+    """Text, numbers, UUIDs and enum members become segments of a topic."""
     assert segment_bytes("level", value) == segment
 
 
@@ -125,14 +125,14 @@ def test_a_value_becomes_a_segment(value: object, segment: bytes) -> None:
     ],
 )
 def test_a_value_that_is_no_segment_is_refused(value: object, says: str) -> None:
-    """A value that would make another topic of mine is an error, not another topic."""
+    """A value that would change the structure of the topic raises TopicError."""
     with pytest.raises(TopicError) as caught:
         segment_bytes("level", value)
     assert says in str(caught.value)
 
 
 def test_a_bad_value_names_its_capture() -> None:
-    """With many captures I see which one is at fault."""
+    """The error for a bad value names its capture."""
     with pytest.raises(TopicError, match=r"capture \{level\}: 'a\.b' holds a dot") as caught:
         segment_bytes("level", "a.b")
     assert caught.value.topic == "a.b"
@@ -158,7 +158,7 @@ def test_a_bad_value_names_its_capture() -> None:
 def test_a_pattern_is_read_as_in_the_table(
     text: str, kind: str, segments: tuple[object, ...], tail: bool, subscription: bytes
 ) -> None:
-    """What I write is what is subscribed to: the longest bytes that all its topics share."""
+    """A pattern subscribes to the longest bytes that all its topics share."""
     pattern = parse(text)
     assert (pattern.text, pattern.kind, pattern.segments) == (text, kind, segments)
     assert (pattern.tail, pattern.prefix, pattern.subscription) == (tail, None, subscription)
@@ -179,7 +179,7 @@ def test_a_pattern_is_read_as_in_the_table(
     ],
 )
 def test_startswith_is_shown_as_it_is_written(prefix: str | bytes, text: str, raw: bytes) -> None:
-    """In logs and tables I read a prefix pattern as I would write it."""
+    """Logs and tables show a prefix pattern as it is written in code."""
     pattern = startswith(prefix)
     assert (pattern.kind, pattern.text, pattern.prefix, pattern.subscription) == ("prefix", text, raw, raw)
     assert not pattern.is_concrete
@@ -187,12 +187,12 @@ def test_startswith_is_shown_as_it_is_written(prefix: str | bytes, text: str, ra
 
 
 def test_captures_come_in_order() -> None:
-    """The names in braces are my parameters, in the order of the segments."""
+    """Captures are listed in the order of the segments."""
     assert parse("{b}.x.{a}.*").captures == ("b", "a")
 
 
 def test_parsing_a_pattern_again_gives_the_same() -> None:
-    """Where a pattern is asked for I may give one that is parsed already."""
+    """A parsed pattern is accepted in place of text."""
     pattern = startswith("news")
     assert parse(pattern) is pattern
 
@@ -229,7 +229,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
     ],
 )
 def test_a_pattern_error_says_what_to_write_instead(text: str, says: str) -> None:
-    """A pattern the grammar does not know fails where I wrote it, names the segment and the way out."""
+    """The error for an invalid pattern names the segment and the fix."""
     with pytest.raises(PatternError) as caught:
         parse(text)
     assert says in str(caught.value)
@@ -250,14 +250,14 @@ def test_a_pattern_error_says_what_to_write_instead(text: str, says: str) -> Non
     ],
 )
 def test_a_prefix_no_topic_has_is_refused(prefix: str | bytes, says: str) -> None:
-    """A prefix that could never match is an error at my line, not silence later."""
+    """A prefix that no topic can have is an error."""
     with pytest.raises(PatternError) as caught:
         startswith(prefix)
     assert says in str(caught.value)
 
 
 def test_a_long_name_of_a_capture_does_not_make_a_pattern_too_long() -> None:
-    """Only what travels counts towards the 255 bytes."""
+    """The name of a capture does not count towards the 255 bytes."""
     assert parse("{" + "x" * 300 + "}.a").captures == ("x" * 300,)
 
 
@@ -265,7 +265,7 @@ def test_a_long_name_of_a_capture_does_not_make_a_pattern_too_long() -> None:
 
 
 def test_the_more_specific_pattern_comes_first() -> None:
-    """I can tell by reading which of my handlers is the most specific for a topic."""
+    """Patterns sort from the most to the least specific."""
     order = [
         parse("a.b.c"),
         parse("a.b.{x}"),
@@ -297,14 +297,14 @@ def test_the_more_specific_pattern_comes_first() -> None:
     ],
 )
 def test_patterns_of_one_shape_match_the_same_topics(one: str, other: str, same: bool) -> None:
-    """Two handlers nobody could put in order are found by their shape, whatever they call the capture."""
+    """Patterns that differ only in the names of captures have the same shape."""
     assert (parse(one).shape == parse(other).shape) is same
     if same:
         assert parse(one).rank == parse(other).rank
 
 
 def test_a_prefix_has_a_shape_of_its_own() -> None:
-    """`news` and startswith("news") are different things."""
+    """`news` and startswith("news") have different shapes."""
     assert startswith("news").shape == startswith(b"news").shape
     assert startswith("news").shape not in {parse("news").shape, startswith("new").shape, parse(">").shape}
     assert startswith("").shape != parse(">").shape
@@ -346,13 +346,13 @@ def test_a_prefix_has_a_shape_of_its_own() -> None:
     ],
 )
 def test_a_pattern_matches_what_the_table_says(pattern: str, topic: bytes, captures: dict[str, bytes] | None) -> None:
-    """My handler gets the topics of its pattern, segment by segment, and no others."""
+    """A pattern matches the topics that the table lists, and no others."""
     assert matches(pattern, topic) == captures
 
 
 @given(pattern=st.lists(st.sampled_from(["a", "ab", "*", "{x}"]), min_size=1, max_size=4), topic=st.data())
 def test_a_subscription_covers_all_its_topics(pattern: list[str], topic: st.DataObject) -> None:
-    """Whatever my pattern matches passes the socket's filter."""
+    """Every topic that a pattern matches passes the socket's filter."""
     parsed = parse(".".join(dict.fromkeys(pattern)))
     raw = topic.draw(st.lists(st.sampled_from([b"a", b"ab", b"c"]), min_size=1, max_size=4).map(b".".join))
     if matches(parsed, raw) is not None:
@@ -364,7 +364,7 @@ def test_a_subscription_covers_all_its_topics(pattern: list[str], topic: st.Data
 
 @given(st.lists(SEGMENTS, min_size=1, max_size=5), st.data())
 def test_what_a_publisher_puts_in_a_handler_gets_out(names: list[str], data: st.DataObject) -> None:
-    """The values I publish with are the captures that arrive."""
+    """Values that a publisher puts into a topic arrive as captures."""
     values = {f"c{i}": data.draw(SEGMENTS) for i, _ in enumerate(names)}
     pattern = parse(".".join(f"{name}.{{c{i}}}" for i, name in enumerate(names)))
     raw = {name: segment_bytes(name, value) for name, value in values.items()}
@@ -374,7 +374,7 @@ def test_what_a_publisher_puts_in_a_handler_gets_out(names: list[str], data: st.
 
 @pytest.mark.parametrize("pattern", [parse("a.*"), parse("a.>"), parse("{x}.>"), startswith("a")])
 def test_a_publisher_needs_a_name_for_each_wildcard(pattern: object) -> None:
-    """I am told at once that I can't publish to a wildcard."""
+    """Publishing to a pattern with an unnamed wildcard is an error."""
     pattern = parse(pattern)  # type: ignore[arg-type]
     assert not pattern.is_template
     with pytest.raises(PatternError, match=r"does not name one topic to publish to: write a capture"):
@@ -382,13 +382,13 @@ def test_a_publisher_needs_a_name_for_each_wildcard(pattern: object) -> None:
 
 
 def test_a_missing_value_names_its_capture() -> None:
-    """A publisher that forgot a value sees which."""
+    """The error for a missing value names the capture."""
     with pytest.raises(TopicError, match=r"topic 'alerts\.\{level\}' needs a value for \{level\}"):
         parse("alerts.{level}").topic({})
 
 
 def test_values_can_make_a_topic_too_long() -> None:
-    """The limit holds for the whole topic, not for each part."""
+    """The limit of 255 bytes applies to the whole topic."""
     assert parse("a.{x}").topic({"x": b"x" * 253}) == b"a." + b"x" * 253
     with pytest.raises(TopicError, match="256 bytes long"):
         parse("a.{x}").topic({"x": b"x" * 254})

@@ -1,4 +1,4 @@
-"""The wire, to the byte: held against vectors that other languages can be built against, and against itself."""
+"""The wire format: test vectors for implementations in other languages, and round trips."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ NOW = 1_700_000_001.5
 
 
 def named(vectors: list[dict[str, Any]]) -> list[Any]:
-    """Each vector as a test with the vector's name."""
+    """Return each vector as a test parameter with the vector's name."""
     return [pytest.param(vector, id=vector["name"]) for vector in vectors]
 
 
 def raw_frames(vector: dict[str, Any]) -> tuple[bytes, ...]:
-    """The frames of a vector."""
+    """Return the frames of a vector."""
     return tuple(bytes.fromhex(frame) for frame in vector["frames"])
 
 
 def made(wire: Wire, *, epoch: int = 7, sequence: int = 1, sent_at: int = 0) -> Framer:
-    """A framer whose next sequence and clock are known."""
+    """Return a framer with a known next sequence number and clock."""
     return framer(wire, epoch=epoch, next_sequence=count(sequence).__next__, clock_ns=lambda: sent_at)
 
 
 def whole(frames: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """What a framer made, as a message of one frame or several."""
+    """Return the frames of a message as a tuple."""
     return (frames,) if isinstance(frames, bytes) else frames
 
 
@@ -79,7 +79,7 @@ class Counted:
 
 @pytest.mark.parametrize("vector", named([*VECTORS["messages"], *VECTORS["control"]]))
 def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
-    """I write a peer in another language by the vectors, and zroute reads what it sends."""
+    """zroute reads each test vector as documented."""
     frames = raw_frames(vector)
     envelope = parse(frames, NOW)
     assert envelope.topic.wire == bytes.fromhex(vector.get("message_topic", vector["topic"]))
@@ -103,7 +103,7 @@ def test_each_vector_is_read_as_it_says(vector: dict[str, Any]) -> None:
     "vector", named([each for each in VECTORS["messages"] if each["tracked"]] + VECTORS["control"])
 )
 def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, Any]) -> None:
-    """Kind, codec, span, epoch, sequence and time of a header are those that the vector says."""
+    """Each field of a tracked header has the value that the vector states."""
     _topic, body = split(raw_frames(vector))
     header = parse_header(body)
     assert header.kind is Kind[vector["kind"].upper()]
@@ -115,7 +115,7 @@ def test_the_header_of_each_tracked_vector_is_read_to_the_bit(vector: dict[str, 
 
 
 def sendable(vector: dict[str, Any]) -> bool:
-    """Whether zroute itself would send this message so: data, in as few frames as its wire has, no empty map."""
+    """Return True if zroute itself would send a message in exactly this form."""
     if vector["tracked"]:
         usual = (vector["span"], len(vector["frames"])) == (0, 1) and "further" not in vector
         return usual and "empty map" not in vector["name"]
@@ -124,7 +124,7 @@ def sendable(vector: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if sendable(each)]))
 def test_each_vector_is_sent_as_it_says(vector: dict[str, Any]) -> None:
-    """What zroute sends is, byte for byte, what the vectors say, so that a peer in another language reads it."""
+    """zroute sends each test vector byte for byte."""
     topic, body, frames = bytes.fromhex(vector["topic"]), bytes.fromhex(vector["body"]), raw_frames(vector)
     if vector["tracked"]:
         epoch, sequence, sent_at = int(vector["epoch"], 16), vector["sequence"], vector["sent_at_ns"]
@@ -137,7 +137,7 @@ def test_each_vector_is_sent_as_it_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", named(VECTORS["malformed"]))
 def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
-    """A broken message is refused, and the reason names what is broken in it."""
+    """Each malformed vector is refused with the documented reason."""
     with pytest.raises(EnvelopeError) as caught:
         parse(raw_frames(vector), NOW)
     assert caught.value.reason == vector["reason"]
@@ -145,7 +145,7 @@ def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any])
 
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if "further" in each]))
 def test_each_vector_with_counters_is_sent_as_it_says(vector: dict[str, Any]) -> None:
-    """A message carries the numbers of the subscriptions that cover it, byte for byte as the vectors say."""
+    """A message carries the numbers of its subscriptions, byte for byte as in the vectors."""
     counters = [Counted(vector["span"], vector["sequence"]), *(Counted(*each) for each in vector["further"])]
     counted = counters if vector["sequence"] else []
     frame = counted_framer(
@@ -156,7 +156,7 @@ def test_each_vector_with_counters_is_sent_as_it_says(vector: dict[str, Any]) ->
 
 
 def control_frames(vector: dict[str, Any]) -> list[bytes]:
-    """What zroute sends to say what a vector of a control frame says."""
+    """Return the frames that zroute sends for a vector of a control frame."""
     topic, body = bytes.fromhex(vector["topic"]), bytes.fromhex(vector.get("message_body", ""))
     epoch, sent_at = int(vector["epoch"], 16), vector["sent_at_ns"]
     if vector["kind"] == "beat":
@@ -178,19 +178,19 @@ def control_frames(vector: dict[str, Any]) -> list[bytes]:
 
 
 def numbers_of(vector: dict[str, Any]) -> tuple[tuple[bytes, int], ...]:
-    """The subscriptions that a statement names, and their numbers."""
+    """Return the subscriptions in a statement with their numbers."""
     return tuple((bytes.fromhex(prefix), number) for prefix, number in vector["numbers"])
 
 
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["control"] if each.get("parts", 1) == 1]))
 def test_each_control_frame_is_sent_as_it_says(vector: dict[str, Any]) -> None:
-    """Answers, beats, goodbyes and kept messages leave zroute byte for byte as the vectors say."""
+    """Control frames and kept messages are sent byte for byte as in the vectors."""
     assert tuple(control_frames(vector)) == raw_frames(vector)
 
 
 @pytest.mark.parametrize("vector", named(VECTORS["control"]))
 def test_what_a_control_frame_carries_is_read_as_it_says(vector: dict[str, Any]) -> None:
-    """The bodies of answers, beats, goodbyes and kept messages say what the vectors say."""
+    """The bodies of control frames and kept messages are read as in the vectors."""
     body = bytes.fromhex(vector["body"])
     if vector["kind"] == "beat":
         assert parse_beat(body) == vector["next_ms"]
@@ -205,7 +205,7 @@ def test_what_a_control_frame_carries_is_read_as_it_says(vector: dict[str, Any])
 
 @pytest.mark.parametrize("vector", named(VECTORS["markers"]))
 def test_each_marker_is_read_as_it_says(vector: dict[str, Any]) -> None:
-    """A publisher reads from a marker its id and what it is about."""
+    """A publisher reads the id and the subscriptions of each marker vector."""
     marker = parse_marker(bytes.fromhex(vector["topic"]))
     assert marker.id == int(vector["id"], 16)
     assert marker.wanted == tuple(bytes.fromhex(prefix) for prefix in vector["wanted"])
@@ -222,7 +222,7 @@ READERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("vector", named(VECTORS["malformed_control"]))
 def test_each_malformed_control_frame_is_refused_for_its_reason(vector: dict[str, Any]) -> None:
-    """A broken body of a control frame is refused, and the reason names what is broken in it."""
+    """Each malformed control frame is refused with the documented reason."""
     with pytest.raises(EnvelopeError) as caught:
         READERS[vector["kind"]](bytes.fromhex(vector["body"]))
     assert caught.value.reason == vector["reason"]
@@ -245,7 +245,7 @@ HEADERS = st.none() | st.dictionaries(st.text(max_size=20), VALUES, max_size=4)
 def test_what_the_tracked_wire_takes_it_gives_back(
     topic: bytes, codec: int, body: bytes, headers: dict[str, Any] | None, number: int
 ) -> None:
-    """Topic, body, codec, sequence, publisher, time and headers of a message arrive as they were sent."""
+    """Every field of a tracked message arrives unchanged."""
     frame = made("tracked", epoch=number, sequence=number, sent_at=number // 2)
     envelope = parse(whole(frame(topic, codec, body, headers)), NOW)
     assert (envelope.topic.wire, envelope.codec, envelope.body) == (topic, codec, body)
@@ -262,7 +262,7 @@ PREFIXES = TOPICS
 def test_a_message_carries_as_many_counters_as_it_is_given(
     topic: bytes, counters: dict[int, int], headers: dict[str, Any] | None, body: bytes
 ) -> None:
-    """Each subscriber of overlapping subscriptions finds the number of its own in the message."""
+    """Each of several overlapping subscriptions finds its own number in a message."""
     counted = [Counted(length, counters[length]) for length in sorted(counters)]
     frame = counted_framer(epoch=7, count=lambda _topic: counted, clock_ns=lambda: 5)(topic, 1, body, headers)
     assert isinstance(frame, bytes)
@@ -276,7 +276,7 @@ def test_a_message_carries_as_many_counters_as_it_is_given(
 def test_what_a_publisher_states_arrives_whatever_its_size(
     numbers: list[tuple[bytes, int]], name: str, partial: bool
 ) -> None:
-    """The numbers of all subscriptions come in parts, in order, none larger than the smallest reader takes."""
+    """A long statement arrives in ordered parts, each small enough for any reader."""
     marker = pack_marker(9, [b""])
     frames = pack_statements(Kind.JOIN, marker, numbers, epoch=7, name=name, partial=partial, sent_at=5)
     found: list[tuple[bytes, int]] = []
@@ -293,7 +293,7 @@ def test_what_a_publisher_states_arrives_whatever_its_size(
 
 @given(st.integers(0, 2**64 - 1), st.lists(PREFIXES, min_size=1, max_size=40, unique=True))
 def test_a_marker_is_about_all_subscriptions_of_its_sender(number: int, subscriptions: list[bytes]) -> None:
-    """However many and long they are, the marker is a topic, and its answer names each of them."""
+    """A marker for many or long subscriptions is still a valid topic and covers all of them."""
     topic = pack_marker(number, subscriptions)
     assert len(topic) <= MAX_TOPIC
     assert NUL not in topic
@@ -306,7 +306,7 @@ def test_a_marker_is_about_all_subscriptions_of_its_sender(number: int, subscrip
 def test_a_kept_message_arrives_as_it_was(
     marker: bytes, topic: bytes, codec: int, body: bytes, headers: dict[str, Any] | None
 ) -> None:
-    """Who joins late gets the latest message with its topic, codec, headers and time."""
+    """A late subscriber receives the last message with its topic, codec, headers and time."""
     _topic, rest = split((pack_kept(marker, 3, topic, codec, body, headers, epoch=7, sent_at=5),))
     header = parse_header(rest)
     assert (header.kind, header.codec, header.sent_at, header.sequence) == (Kind.KEPT, codec, 5, 3)
@@ -318,7 +318,7 @@ def test_a_kept_message_arrives_as_it_was(
     st.sampled_from(sorted(READERS)), st.binary(max_size=80) | st.binary(max_size=40).map(lambda rest: MARKER + rest)
 )
 def test_no_control_frame_does_more_than_raise_envelope_error(kind: str, body: bytes) -> None:
-    """Whatever a peer sends as an answer, a beat, a kept message or a marker: it is one or an EnvelopeError."""
+    """Any bytes in a control frame are parsed or raise EnvelopeError."""
     with suppress(EnvelopeError):
         READERS[kind](body)
 
@@ -327,7 +327,7 @@ def test_no_control_frame_does_more_than_raise_envelope_error(kind: str, body: b
 def test_a_control_frame_with_flipped_bits_does_no_more_than_raise_envelope_error(
     vector: dict[str, Any], data: st.DataObject
 ) -> None:
-    """A control frame that was damaged on its way, or cut short, is read or refused."""
+    """A damaged or cut control frame is parsed or raises EnvelopeError."""
     frame = bytearray(raw_frames(vector)[0])
     for _ in range(data.draw(st.integers(1, 3))):
         frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -339,20 +339,20 @@ def test_a_control_frame_with_flipped_bits_does_no_more_than_raise_envelope_erro
 
 @given(st.sampled_from(["plain", "multipart"]), TOPICS, BODIES)
 def test_what_the_other_wires_take_they_give_back(wire: Wire, topic: bytes, body: bytes) -> None:
-    """Topic and body arrive as they were sent, whatever bytes they are."""
+    """On the plain and multipart wires, topic and body arrive unchanged."""
     envelope = parse(whole(made(wire)(topic, 0, body, None)), NOW)
     assert (envelope.topic.wire, envelope.body, envelope.tracked) == (topic, body, False)
 
 
 @given(st.lists(st.binary(max_size=80), min_size=1, max_size=20))
 def test_no_frames_do_more_than_raise_envelope_error(frames: list[bytes]) -> None:
-    """Whatever bytes a peer sends, they are a message or an EnvelopeError, and nothing else happens."""
+    """Any bytes from a peer are a message or raise EnvelopeError."""
     _read_or_refused(tuple(frames))
 
 
 @given(st.binary(max_size=80))
 def test_no_header_does_more_than_raise_envelope_error(rest: bytes) -> None:
-    """Whatever stands behind the magic, it is a header or an EnvelopeError."""
+    """Any bytes after the magic are a header or raise EnvelopeError."""
     _read_or_refused((b"a\0" + MAGIC + b"\1\0" + rest,))
 
 
@@ -366,7 +366,7 @@ def _read_or_refused(frames: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("headers", [None, {"trace": "ab12"}])
 def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(headers: dict[str, Any] | None) -> None:
-    """A frame that ends too early is refused as long as its header is incomplete, and has less body afterwards."""
+    """A cut frame is refused if its header is incomplete; otherwise its body is shorter."""
     body = b"\x92\x01\x02"
     frame = made("tracked")(b"a", 1, body, headers)
     assert isinstance(frame, bytes)
@@ -376,7 +376,7 @@ def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(head
         if length < 2 or 5 <= length < start:
             with pytest.raises(EnvelopeError):
                 parse((cut,), NOW)
-        elif length < 5:  # less than the magic is left, and that is a plain body
+        elif length < 5:  # the magic is incomplete, so the rest is a plain body
             assert parse((cut,), NOW).body == frame[2:length]
         else:
             assert parse((cut,), NOW).body == body[: length - start]
@@ -387,20 +387,20 @@ def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(head
 
 @pytest.mark.parametrize("wire", ["plain", "multipart"])
 def test_headers_are_refused_where_they_can_not_travel(wire: Wire) -> None:
-    """I give headers on a wire that has no place for them, and am told instead of losing them."""
+    """Headers on a wire without headers raise EncodeError."""
     with pytest.raises(EncodeError, match=f"tracked wire only.*{wire}"):
         made(wire)(b"a", 1, b"x", {"trace": "1"})
 
 
 @pytest.mark.parametrize("wire", ["plain", "multipart"])
 def test_a_body_that_looks_tracked_is_refused(wire: Wire) -> None:
-    """A body that readers would take for a tracked header is refused at the caller."""
+    """A body that readers would take for a tracked header raises EncodeError."""
     with pytest.raises(EncodeError, match="C1 5A 52"):
         made(wire)(b"a", 1, MAGIC + b"rest", None)
 
 
 def test_the_tracked_wire_carries_a_body_that_looks_tracked() -> None:
-    """Behind a header of its own, any body may follow."""
+    """On the tracked wire, a body may start with the magic bytes."""
     assert parse(whole(made("tracked")(b"a", 4, MAGIC, None)), NOW).body == MAGIC
 
 
@@ -418,7 +418,7 @@ def test_the_tracked_wire_carries_a_body_that_looks_tracked() -> None:
     ids=["name", "object", "tuple", "integer", "key inside", "surrogate", "size"],
 )
 def test_headers_that_would_not_arrive_are_refused(headers: dict[Any, Any], fault: str) -> None:
-    """Headers that a reader would refuse or get in another type raise at the caller, and nothing is counted."""
+    """Headers that would not arrive unchanged raise EncodeError, and no message is counted."""
     frame = made("tracked", sequence=1)
     with pytest.raises(EncodeError, match=fault):
         frame(b"a", 1, b"", headers)
@@ -426,7 +426,7 @@ def test_headers_that_would_not_arrive_are_refused(headers: dict[Any, Any], faul
 
 
 def test_a_message_that_can_not_be_sent_is_not_counted() -> None:
-    """Headers are refused before the message has a number: readers would miss a number that never travels."""
+    """Invalid headers are refused before the message gets a number, so no number is skipped."""
     counted: list[bytes] = []
 
     def count(topic: bytes) -> list[Counted]:
@@ -440,7 +440,7 @@ def test_a_message_that_can_not_be_sent_is_not_counted() -> None:
 
 
 def test_the_largest_message_passes_a_reader() -> None:
-    """All that may stand before a body of the largest size fits into the limit of a reader's socket."""
+    """The largest body with the longest header fits into the limit of a reader's socket."""
     counted = [Counted(length, 2**64 - 1) for length in range(CARRIED)]
     headers = {"a": "x" * (HEADERS_MAX - len(b"\x81\xa1a\xda\0\0"))}
     topic, body = b"t" * MAX_TOPIC, b"x" * 1000
@@ -451,28 +451,28 @@ def test_the_largest_message_passes_a_reader() -> None:
 
 
 def test_headers_may_fill_their_limit() -> None:
-    """The limit of the headers is one that can be reached."""
+    """Headers of exactly the maximum size are accepted."""
     overhead = len(b"\x81\xa1a\xda\0\0")
     headers = {"a": "x" * (HEADERS_MAX - overhead)}
     assert parse(whole(made("tracked")(b"a", 1, b"", headers)), NOW).headers == headers
 
 
 def test_each_message_has_the_next_sequence() -> None:
-    """A publisher counts its messages from 1, whatever their topics, so that readers can see a gap."""
+    """A publisher numbers its messages from 1, across all topics."""
     frame = made("tracked")
     sequences = [parse(whole(frame(topic, 1, b"", None)), NOW).sequence for topic in (b"a", b"b", b"a")]
     assert sequences == [1, 2, 3]
 
 
 def test_a_topic_that_is_no_text_comes_back_as_its_bytes() -> None:
-    """A topic of any bytes is text to a handler, and can be turned back."""
+    """A topic that is not UTF-8 arrives as text from which its bytes can be restored."""
     envelope = parse((b"\xff\xfe\0x",), NOW)
     assert isinstance(envelope.topic, Topic)
     assert envelope.topic.wire == b"\xff\xfe"
 
 
 def test_the_sizes_of_the_specification() -> None:
-    """The numbers that docs/reference/wire.md names are those of the code."""
+    """The sizes in docs/reference/wire.md match the code."""
     assert (32, 16, 4096, bytes.fromhex("c15a52")) == (HEADER_SIZE, MAX_PARTS, HEADERS_MAX, MAGIC)
     assert WIRES == ("plain", "multipart", "tracked")
     assert [(kind.name, kind.value) for kind in Kind] == [
