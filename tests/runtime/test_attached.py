@@ -1,4 +1,4 @@
-"""What comes and goes while an app runs: attached handlers and streams; on a real reactor: test_service_attached.py."""
+"""Attached handlers and streams of a running app; see test_service_attached.py for real reactors."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Quote:
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> str:
-    """An ipc address of this test's own."""
+    """Return an ipc address for this test only."""
     return f"ipc://{tmp_path}/s"
 
 
 def table(app: App) -> Any:
-    """The table of the running app."""
+    """Return the route table of the running app."""
     return app._live.run._table  # type: ignore[union-attr]
 
 
@@ -56,7 +56,7 @@ def table(app: App) -> Any:
 
 @REACTORS
 def test_an_attached_handler_is_called_until_it_is_closed(kind: Any) -> None:
-    """From attach to close, with captures and typed bodies like any other; closing twice is nothing."""
+    """An attached handler works like a decorated one until it is closed; a second close has no effect."""
     app, got = App(), list[Any]()
 
     async def on_quote(quote: Quote, symbol: str) -> None:
@@ -77,7 +77,7 @@ def test_an_attached_handler_is_called_until_it_is_closed(kind: Any) -> None:
 
 
 def test_what_is_left_attached_at_the_stop_is_gone_in_the_next_run() -> None:
-    """A run ends with what was attached to it, and close() of that afterwards is nothing."""
+    """A stop detaches all handlers; a close after it has no effect."""
     app, got = App(), list[int]()
     with TestApp(app) as t:
         handle = app.attach("a", got.append)
@@ -90,7 +90,7 @@ def test_what_is_left_attached_at_the_stop_is_gone_in_the_next_run() -> None:
 
 
 def test_attached_handlers_come_after_those_that_were_there() -> None:
-    """Of equal rank the order is that of registration; what is closed and attached again comes last."""
+    """Handlers of equal rank run in the order of their registration."""
     app, got = App(), list[str]()
 
     def named(name: str) -> Callable[[int], None]:
@@ -112,7 +112,7 @@ def test_attached_handlers_come_after_those_that_were_there() -> None:
 
 
 def test_the_same_function_twice_is_refused_and_changes_nothing() -> None:
-    """DuplicateRouteError names both lines; the running app goes on as it was; after a close it may come again."""
+    """DuplicateRouteError names both lines, and the app continues; after a close the function is accepted."""
     app, got = App(), list[int]()
 
     @app.subscribe("a")
@@ -138,7 +138,7 @@ def test_the_same_function_twice_is_refused_and_changes_nothing() -> None:
 
 
 def test_with_most_specific_dispatch_one_handler_has_a_pattern() -> None:
-    """dispatch="most_specific" refuses a second one of equal rank, also while running."""
+    """dispatch="most_specific" refuses a second handler of equal rank at run time."""
     app = App(dispatch="most_specific")
     app.add_route(lambda message: None, "a.{x}")
     with TestApp(app), pytest.raises(DuplicateRouteError, match="match the same topics"):
@@ -147,11 +147,11 @@ def test_with_most_specific_dispatch_one_handler_has_a_pattern() -> None:
 
 @REACTORS
 def test_an_attached_handler_may_be_of_every_kind(kind: Any) -> None:
-    """Plain, async, Deferred, in a thread, a bound method, with the options of subscribe."""
+    """Plain, async, Deferred, threaded and bound-method handlers can be attached."""
     app, got = App(), list[str]()
 
     class Room:
-        """One with a method."""
+        """A class with a handler method."""
 
         def said(self, message: str) -> None:
             got.append("method")
@@ -183,7 +183,7 @@ def test_an_attached_handler_may_be_of_every_kind(kind: Any) -> None:
 
 
 class Doubling:
-    """A codec of the user's own."""
+    """A user's own codec."""
 
     def __init__(self, number: int = 200, name: str = "doubling") -> None:
         self.number = number
@@ -197,11 +197,11 @@ class Doubling:
 
 
 class Halving(Doubling):
-    """Another one."""
+    """Another codec with the same number."""
 
 
 def test_a_codec_is_known_while_what_names_it_is_attached() -> None:
-    """attach(…, codec=mine) reads mine; a second codec may have its number once the first is gone."""
+    """attach(…, codec=mine) makes the codec known until it is closed; then its number is free again."""
     app, got = App(), list[int]()
     assert isinstance(Doubling(), Codec)
     with TestApp(app) as t:
@@ -218,7 +218,7 @@ def test_a_codec_is_known_while_what_names_it_is_attached() -> None:
 
 
 def test_a_codec_of_the_app_outlives_what_is_attached() -> None:
-    """Closing what named a codec does not take it from those that name it too."""
+    """A codec stays known as long as any route names it."""
     app, got = App(codec=Doubling()), list[int]()
     app.add_route(got.append, "a")
     with TestApp(app) as t:
@@ -231,7 +231,7 @@ def test_a_codec_of_the_app_outlives_what_is_attached() -> None:
 
 
 def test_misuse_of_attach_says_what_to_do(endpoint: str) -> None:
-    """Before the start, after the stop, from another thread, without an endpoint, with a bad pattern or function."""
+    """Each wrong call of attach raises an error that says what to do."""
     app, publisher = App(), App(pub=endpoint)
     with pytest.raises(NotRunningError, match=r"attach\('a'\) while 'app' does not run: register .* @app.subscribe"):
         app.attach("a", print)
@@ -264,7 +264,7 @@ def test_misuse_of_attach_says_what_to_do(endpoint: str) -> None:
 
 
 def test_a_close_from_another_thread_may_be_done_again_on_the_right_one() -> None:
-    """A refused close has not closed: the handler is still called until the reactor's thread closes it."""
+    """A close in the wrong thread has no effect; a second close in the right thread works."""
     app, got = App(), list[int]()
     with TestApp(app) as t:
         handle = app.attach("a", got.append)
@@ -287,7 +287,7 @@ def test_a_close_from_another_thread_may_be_done_again_on_the_right_one() -> Non
 
 @REACTORS
 def test_attaching_and_closing_in_the_middle_of_a_drain(kind: Any) -> None:
-    """A handler attaches and closes others between two messages that have arrived together: each gets its own."""
+    """A handler may attach and close others between two messages of one read."""
     app, got = App(), list[tuple[str, int]]()
     handles: dict[int, Any] = {}
 
@@ -311,7 +311,7 @@ def test_attaching_and_closing_in_the_middle_of_a_drain(kind: Any) -> None:
 
 @pytest.mark.parametrize("parts", [3, 40])
 def test_attaching_in_the_middle_of_a_message_of_several_parts(parts: int) -> None:
-    """A table that changes while parts are still to be read goes on where the old one was."""
+    """A change of routes between two parts of a message does not lose the position."""
     app, got, errors = App(), list[Any](), list[str]()
 
     @app.subscribe("a")
@@ -327,7 +327,7 @@ def test_attaching_in_the_middle_of_a_message_of_several_parts(parts: int) -> No
 
     with TestApp(app, raise_errors=False) as t:
         t.receive(plain("a", 1))
-        # A first part that is taken as whole and can't be decoded: the rest of its message is skipped.
+        # The first part looks complete and can't be decoded, so the rest of its message is skipped.
         for frames in (
             (plain("a", body=b"\xc1"), *(plain("a", 9),) * (parts - 1)),
             (plain("a", 2),),
@@ -345,7 +345,7 @@ def test_attaching_in_the_middle_of_a_message_of_several_parts(parts: int) -> No
 
 @REACTORS
 def test_what_has_arrived_for_a_closed_handler_is_still_handled(kind: Any) -> None:
-    """Messages that wait for their turn when their handler is closed are handled, in order."""
+    """Messages that wait when their handler is closed are still handled, in order."""
     app, got, gate = App(), list[int](), Deferred[None]()
 
     async def slow(message: int) -> None:
@@ -366,7 +366,7 @@ def test_what_has_arrived_for_a_closed_handler_is_still_handled(kind: Any) -> No
 
 
 def test_handlers_of_one_name_share_their_counters() -> None:
-    """Two rooms with one function name: what is queued is the sum of both, and closing one leaves the other's."""
+    """Two handlers with one name share counters, and closing one keeps the other's queued messages."""
     app, gate = App(), Deferred[None]()
 
     def room() -> Any:
@@ -390,7 +390,7 @@ def test_handlers_of_one_name_share_their_counters() -> None:
 
 
 def consume(t: TestApp, kind: str, coroutine: Any) -> Deferred[Any]:
-    """Run a consumer as this kind of reactor runs coroutines."""
+    """Run a consumer in the way of this kind of reactor."""
     from zroute.awaiting import as_deferred
 
     started: list[Deferred[Any]] = []
@@ -400,7 +400,7 @@ def consume(t: TestApp, kind: str, coroutine: Any) -> Deferred[Any]:
 
 @REACTORS
 def test_a_stream_gives_message_after_message(kind: Any) -> None:
-    """In the order of arrival, typed, from the async with on; envelopes on request."""
+    """A stream gives decoded messages in order, or envelopes on request."""
     app, got = App(), list[Any]()
 
     async def read(schema: Any) -> None:
@@ -423,7 +423,7 @@ def test_a_stream_gives_message_after_message(kind: Any) -> None:
 
 @REACTORS
 def test_two_streams_of_one_pattern_each_get_everything(kind: Any) -> None:
-    """Two consumers do not take each other's messages, nor those of a handler."""
+    """Two streams and a handler of one pattern each receive every message."""
     app, got = App(), dict[str, list[int]]()
     app.add_route(lambda message: got.setdefault("handler", []).append(message), "a")
 
@@ -442,7 +442,7 @@ def test_two_streams_of_one_pattern_each_get_everything(kind: Any) -> None:
 
 @REACTORS
 def test_a_full_stream_pauses_reading_until_half_are_taken(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """queue=4: one taken and four waiting, then the app reads no more; it resumes, and nothing is lost."""
+    """A full stream pauses reading until half of its queue is free, and no message is lost."""
     app, got, gates = App(), list[int](), dict[int, Deferred[None]]()
 
     async def read() -> None:
@@ -474,7 +474,7 @@ def test_a_full_stream_pauses_reading_until_half_are_taken(kind: Any, caplog: py
 def test_leaving_a_stream_drops_and_counts_what_waits_and_lets_others_flow(
     kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What nobody will take any more is counted and said; the app that was paused for it reads on."""
+    """Leaving a full stream drops its messages, counts and logs them, and resumes reading."""
     caplog.set_level("INFO")
     app, got, gate = App(), list[int](), Deferred[None]()
     app.add_route(got.append, "a")
@@ -499,7 +499,7 @@ def test_leaving_a_stream_drops_and_counts_what_waits_and_lets_others_flow(
 
 @REACTORS
 def test_a_message_that_was_offered_and_never_taken_is_dropped_and_counted(kind: Any) -> None:
-    """Who opens a stream and asks for nothing has handled nothing."""
+    """A stream that is never read handles no message."""
     app, gate = App(), Deferred[None]()
 
     async def idle() -> None:
@@ -517,7 +517,7 @@ def test_a_message_that_was_offered_and_never_taken_is_dropped_and_counted(kind:
 
 @REACTORS
 def test_a_consumer_that_fails_leaves_its_stream(kind: Any) -> None:
-    """An exception in the loop ends the stream, unsubscribes, and is the consumer's own."""
+    """An exception in the loop closes the stream, unsubscribes, and reaches the consumer."""
     app, raised = App(), list[Any]()
 
     async def read() -> None:
@@ -534,7 +534,7 @@ def test_a_consumer_that_fails_leaves_its_stream(kind: Any) -> None:
 
 @REACTORS
 def test_the_loop_ends_when_the_app_stops_after_what_had_arrived(kind: Any) -> None:
-    """A stop lets a slow consumer take all that waits, and then ends its loop."""
+    """At a stop, a slow consumer receives all waiting messages before its loop ends."""
     app, got = App(), list[Any]()
 
     async def read() -> None:
@@ -557,7 +557,7 @@ def test_the_loop_ends_when_the_app_stops_after_what_had_arrived(kind: Any) -> N
 
 @REACTORS
 def test_a_handler_that_reads_a_stream_is_waited_for_by_the_stop(kind: Any) -> None:
-    """A handler with a stream in it ends with the loop, within the drain, and is handled."""
+    """A handler that reads a stream finishes during the drain."""
     app, got = App(), list[Any]()
 
     @app.subscribe("open")
@@ -577,7 +577,7 @@ def test_a_handler_that_reads_a_stream_is_waited_for_by_the_stop(kind: Any) -> N
 
 @REACTORS
 def test_a_stream_can_be_opened_in_on_startup_and_read_in_the_background(kind: Any) -> None:
-    """What a start-up function opens receives from the first subscription on."""
+    """A stream that on_startup opens receives from the first subscription on."""
     app, got = App(), list[int]()
 
     async def read() -> None:
@@ -600,7 +600,7 @@ def test_a_stream_can_be_opened_in_on_startup_and_read_in_the_background(kind: A
 
 @REACTORS
 def test_a_cancelled_consumer_leaves_its_stream_and_can_be_followed_by_another(kind: Any) -> None:
-    """Cancelling the task or Deferred that waits for a message closes the stream."""
+    """Cancelling a waiting consumer closes its stream; another can be opened."""
     app, raised, got = App(), list[str](), list[int]()
 
     async def read() -> None:
@@ -622,7 +622,7 @@ def test_a_cancelled_consumer_leaves_its_stream_and_can_be_followed_by_another(k
 
 
 def test_waiting_for_a_message_for_a_time_loses_none() -> None:
-    """asyncio.timeout around anext(messages): the one that comes later is still there."""
+    """A message that arrives after a timeout of anext() is still delivered."""
     app, got = App(), list[Any]()
 
     async def read() -> None:
@@ -644,7 +644,7 @@ def test_waiting_for_a_message_for_a_time_loses_none() -> None:
 
 @REACTORS
 def test_misuse_of_a_stream_says_what_to_do(kind: Any) -> None:
-    """Not entered, entered twice, two loops at once, not running, another thread, a bad schema, pattern or bound."""
+    """Each wrong use of a stream raises an error that says what to do."""
     app, said = App(), list[str]()
 
     async def misuse() -> None:
@@ -709,7 +709,7 @@ CYCLES = sized(9_000, 900)
 
 
 def growth(cycle: Callable[[], None]) -> tuple[int, int]:
-    """How many objects more there are after all cycles, and bytes after the last ninth of them."""
+    """Return the additional objects after all cycles, and the bytes of the last ninth of them."""
     for _ in range(200):
         cycle()
     gc.collect()
@@ -732,7 +732,7 @@ def growth(cycle: Callable[[], None]) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_thousands_attached_and_closed_leave_nothing_behind() -> None:
-    """Objects, memory, subscriptions, counters, codecs: all as before."""
+    """After thousands of attached handlers, objects, memory and subscriptions are as before."""
     app = App()
     app.add_route(lambda message: None, "static")
     number = 0
@@ -762,7 +762,7 @@ def test_thousands_attached_and_closed_leave_nothing_behind() -> None:
 @pytest.mark.slow
 @REACTORS
 def test_thousands_of_streams_leave_nothing_behind(kind: Any) -> None:
-    """The same for streams, each of which has had a message."""
+    """After thousands of streams with a message each, objects and memory are as before."""
     app = App()
     app.add_route(lambda message: None, "static")
     number = 0
@@ -798,7 +798,7 @@ def test_thousands_of_streams_leave_nothing_behind(kind: Any) -> None:
 
 @REACTORS
 def test_an_attached_handler_of_lists_is_given_what_came_before_it_was_closed(kind: Any) -> None:
-    """attach(batch=…): closed in the middle of a turn, it still gets the list that it was about to get."""
+    """A batch handler that is closed during a read still receives its last batch."""
     app, got = App(), list[Any]()
 
     @app.subscribe("go")
@@ -813,7 +813,7 @@ def test_an_attached_handler_of_lists_is_given_what_came_before_it_was_closed(ki
 
     @app.on_startup
     def attach() -> None:
-        attached = app.attach("numbers", on_numbers, batch=2000)  # more than the queue of single messages
+        attached = app.attach("numbers", on_numbers, batch=2000)  # larger than the default queue of single messages
         app.attach("end", lambda message: attached.close())
 
     with TestApp(app, reactor=kind) as t:

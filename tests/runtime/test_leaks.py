@@ -1,4 +1,4 @@
-"""What an app is given, and what comes and goes while it runs, keeps nothing else of my program alive."""
+"""An app keeps only the objects that it needs, and no others of the program."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from zroute.testing import TestApp
 ROUNDS = 30
 
 SNAPSHOTS = int(sys.version_info < (3, 13))
-"""Before Python 3.13 a frame whose local names were read keeps a copy of them: that of its last reading."""
+"""Before Python 3.13, reading the locals of a frame stores a copy of them in the frame."""
 
 
 class Weight:
-    """What a program holds in a local variable."""
+    """An object in a local variable of the program."""
 
 
 Weights = list["ref[Weight]"]
 
 
 def alive(weights: Weights) -> int:
-    """How many weights are still there."""
+    """Return the number of weights that still exist."""
     gc.collect()
     return sum(weight() is not None for weight in weights)
 
@@ -47,7 +47,7 @@ def alive(weights: Weights) -> int:
 
 
 def by_subscribe(app: App) -> ref[Weight]:
-    """A handler, whose annotations are texts."""
+    """A handler whose annotations are strings."""
     weight = Weight()
 
     @app.subscribe("a")
@@ -57,7 +57,7 @@ def by_subscribe(app: App) -> ref[Weight]:
 
 
 def by_add_route(app: App) -> ref[Weight]:
-    """The same without a decorator."""
+    """A handler that is registered without a decorator."""
     weight = Weight()
 
     def handle(message: int) -> None: ...
@@ -67,7 +67,7 @@ def by_add_route(app: App) -> ref[Weight]:
 
 
 def by_resource(app: App) -> ref[Weight]:
-    """What handlers need."""
+    """A resource."""
     weight = Weight()
 
     class Own: ...
@@ -102,7 +102,7 @@ def by_every(app: App) -> ref[Weight]:
 
 
 def by_hooks(app: App) -> ref[Weight]:
-    """All hooks."""
+    """Each kind of hook."""
     weight = Weight()
 
     @app.on_error()
@@ -122,7 +122,7 @@ def by_hooks(app: App) -> ref[Weight]:
 
 
 def by_a_decorator_that_stays(app: App) -> ref[Weight]:
-    """A decorator that I keep for other functions."""
+    """A decorator that the program keeps for other functions."""
     weight = Weight()
     stays.append(app.subscribe("a"))
     stays.append(app.every(1))
@@ -139,7 +139,7 @@ stays: list[Any] = []
 def test_what_is_registered_in_a_function_keeps_its_other_variables_not_alive(
     register: Callable[[App], ref[Weight]],
 ) -> None:
-    """An app lives as long as the process: it keeps the names that annotations mention, and no more."""
+    """An app keeps only those local names that annotations mention."""
     app = App()
     weight = register(app)
     assert alive([weight]) == 0
@@ -148,7 +148,7 @@ def test_what_is_registered_in_a_function_keeps_its_other_variables_not_alive(
 
 
 def test_names_that_annotations_mention_are_kept() -> None:
-    """A local class is found by its name, inside other types as well, and also where a variable of the same name is."""
+    """Annotations find local classes, also inside other types and beside a variable of the same name."""
     app, got = App(), list[Any]()
 
     @attrs.frozen
@@ -174,7 +174,7 @@ def test_names_that_annotations_mention_are_kept() -> None:
 
 
 def test_a_stopped_app_keeps_nothing_of_its_run() -> None:
-    """A program may hold an app for long after it has stopped."""
+    """A stopped app keeps no object of its run."""
     app, got = App(), list[int]()
     app.add_route(got.append, "a")
     app.publisher("b", int)
@@ -190,7 +190,7 @@ def test_a_stopped_app_keeps_nothing_of_its_run() -> None:
 
 
 async def streams_that_are_left(app: App, weights: Weights) -> None:
-    """By a break, in a frame that lives on."""
+    """Leave a stream with a break, in a frame that continues."""
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
@@ -200,7 +200,7 @@ async def streams_that_are_left(app: App, weights: Weights) -> None:
 
 
 async def streams_that_are_left_by_an_error(app: App, weights: Weights) -> None:
-    """Which the frame catches."""
+    """Leave a stream with an error that the frame catches."""
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
@@ -212,7 +212,7 @@ async def streams_that_are_left_by_an_error(app: App, weights: Weights) -> None:
 
 
 async def streams_that_are_never_entered(app: App, weights: Weights) -> None:
-    """Made, and not used."""
+    """Create a stream and do not enter it."""
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
@@ -221,7 +221,7 @@ async def streams_that_are_never_entered(app: App, weights: Weights) -> None:
 
 
 async def readers_that_are_cancelled(app: App, weights: Weights) -> None:
-    """While they wait for a message."""
+    """Cancel a reader that waits for a message."""
 
     async def read() -> None:
         weight = Weight()
@@ -238,7 +238,7 @@ async def readers_that_are_cancelled(app: App, weights: Weights) -> None:
 
 
 async def handlers_that_come_and_go(app: App, weights: Weights) -> None:
-    """Attached, called once, and closed."""
+    """Attach a handler, call it once, and close it."""
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
@@ -253,7 +253,7 @@ async def handlers_that_come_and_go(app: App, weights: Weights) -> None:
 
 
 async def handlers_that_fail(app: App, weights: Weights) -> None:
-    """Their errors have tracebacks, and these have their frames."""
+    """Raise errors, whose tracebacks reference frames."""
     for number in range(ROUNDS):
         box = Mailbox[int]()
 
@@ -271,7 +271,7 @@ async def handlers_that_fail(app: App, weights: Weights) -> None:
 
 
 async def waits_that_time_out(app: App, weights: Weights) -> None:
-    """For more publishers and subscribers than there are."""
+    """Wait for more publishers and subscribers than exist."""
     unheard = app.compile().parts.outlets[0].publication
     for _ in range(ROUNDS):
         weight = Weight()
@@ -283,7 +283,7 @@ async def waits_that_time_out(app: App, weights: Weights) -> None:
 
 
 async def messages_that_are_refused(app: App, weights: Weights) -> None:
-    """By the publisher's encoder."""
+    """Publish a message that the encoder refuses."""
     for _ in range(ROUNDS):
         weight = Weight()
         weights.append(ref(weight))
@@ -292,7 +292,7 @@ async def messages_that_are_refused(app: App, weights: Weights) -> None:
 
 
 async def calls_from_threads_that_fail(app: App, weights: Weights) -> None:
-    """The error goes from one thread to the other."""
+    """Raise an error that passes from one thread to another."""
 
     def fail() -> None:
         weight = Weight()
@@ -326,11 +326,11 @@ async def calls_from_threads_that_fail(app: App, weights: Weights) -> None:
 async def test_what_comes_and_goes_leaves_nothing_behind(
     tmp_path: Path, loop: Callable[[App, Weights], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over sockets, in a coroutine that lives on: no variable stays alive, and no object of zroute's is left over.
+    """In a long-lived coroutine, no variable stays alive and no object of zroute is left.
 
-    Markers stand for some seconds, and are few bytes each.
+    Markers stay for some seconds, at a few bytes each.
     """
-    monkeypatch.setattr(logging.getLogger("zroute"), "disabled", True)  # pytest keeps all records, and their tracebacks
+    monkeypatch.setattr(logging.getLogger("zroute"), "disabled", True)  # pytest keeps log records with their tracebacks
     endpoint = f"ipc://{tmp_path}/s"
     app, numbers = App(pub=endpoint, sub=endpoint), iter(range(10**9))
     app.publisher("ticks", int)
@@ -365,7 +365,7 @@ def turn() -> Deferred[None]:
 
 
 def ours() -> Counter[str]:
-    """How many objects of zroute's classes there are."""
+    """Return the number of objects of zroute's classes."""
     gc.collect()
     kinds = (f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
     return Counter(kind for kind in kinds if kind.startswith("zroute."))

@@ -1,4 +1,4 @@
-"""Memory: what peers can make an app keep is bounded in bytes, and the bounds are those of the documentation."""
+"""The memory that peers can make an app use is bounded, as the documentation states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 2**20
 SMALL = MIB // 2
-"""A budget in place of `TOPIC_CACHE`, which is full after some hundred topics."""
+"""A budget for tests in place of `TOPIC_CACHE`; a few hundred topics fill it."""
 
 BODY = b'{"symbol":"A","price":1.5}'
 
@@ -46,14 +46,14 @@ class Quote:
 
 
 class Grown:
-    """Bytes that are held behind a block more than before it."""
+    """The bytes that a block has added."""
 
     bytes = 0
 
 
 @contextmanager
 def grown() -> Iterator[Grown]:
-    """Measure what a block leaves."""
+    """Measure the bytes that a block leaves behind."""
     found = Grown()
     gc.collect()
     tracemalloc.start()
@@ -66,7 +66,7 @@ def grown() -> Iterator[Grown]:
 
 
 def handler(kind: Any) -> Callable[[Any], None]:
-    """A function of its own."""
+    """Return a new handler function."""
 
     def handle(body: Any) -> None: ...
 
@@ -75,7 +75,7 @@ def handler(kind: Any) -> Callable[[Any], None]:
 
 
 def reader(handlers: int = 1, pattern: Any = "desk.{symbol}") -> Wired:
-    """An app of some handlers, each of a function of its own."""
+    """Return an app with several handlers, each its own function."""
     app = App(codec="json")
     for _ in range(handlers):
         app.add_route(handler(Quote), pattern)
@@ -88,7 +88,7 @@ def reader(handlers: int = 1, pattern: Any = "desk.{symbol}") -> Wired:
 
 
 def raw_frames(form: str, topic: str) -> Any:
-    """One message of ``topic``."""
+    """Return the frames of a message of ``topic``."""
     if form == "plain":
         return plain(topic, body=BODY)
     if form == "multipart":
@@ -102,7 +102,7 @@ def raw_frames(form: str, topic: str) -> Any:
 @pytest.mark.parametrize("form", ["plain", "multipart", "tracked", "kept"])
 @pytest.mark.parametrize("routed", [True, False])
 def test_long_topics_leave_nothing(form: str, routed: bool) -> None:
-    """JSON headers or pickles as first parts, 400 of 200 kB each: 80 MB arrive, and less than 0.1 MiB stay."""
+    """400 first parts of 200 kB each, 80 MB in total, leave less than 0.1 MiB."""
     wired = reader(pattern=startswith("desk") if routed else "other")
     with grown() as found:
         for number in range(400):
@@ -114,7 +114,7 @@ def test_long_topics_leave_nothing(form: str, routed: bool) -> None:
 
 
 def test_long_topics_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """I learn why a stream with headers in its first part is slow, and the log does not repeat its topics."""
+    """The log explains once why a stream with long first parts is slow, without their contents."""
     wired = reader(pattern=startswith("desk"))
     for number in range(5):
         wired.feed(plain(f"desk{number}." + "x" * 200_000, body=BODY))
@@ -125,14 +125,14 @@ def test_long_topics_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_refused_body_of_a_long_topic_makes_no_long_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Log lines name a topic of any length by its beginning."""
+    """A log line shows only the beginning of a long topic."""
     reader(pattern=startswith("desk")).feed(plain("desk." + "x" * 200_000, body=b"?"))
     assert "(200005 characters)" in caplog.text
     assert all(len(record.getMessage()) < 2_000 for record in caplog.records)
 
 
 def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]], str]]:
-    """Kinds of entries: their app, the frames by which one is made, and what their topics begin with."""
+    """Return the kinds of cache entries: the app, the frames that create one, and the topics' prefix."""
 
     def captures() -> Wired:
         app = App(codec="json")
@@ -174,7 +174,7 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
 @pytest.mark.parametrize("shape", shapes())
 @pytest.mark.parametrize("length", [0, 200])
 def test_entries_take_no_more_than_is_counted(shape: str, length: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The bytes that the cache counts are an upper limit of what Python takes, and no wild one."""
+    """The bytes that the cache counts are a close upper limit of what Python uses."""
     caplog.set_level(logging.CRITICAL)
     make, frames, start = shapes()[shape]
     wired, number = make(), {"codecs": 4, "publishers": 20}.get(shape, 500)
@@ -194,7 +194,7 @@ def test_entries_take_no_more_than_is_counted(shape: str, length: int, caplog: p
 def test_topics_fill_no_more_than_the_budget(
     shape: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a peer varies, topics, codecs or epochs: what is known about topics stays within its bytes."""
+    """Varying topics, codecs or epochs can't exceed the budget of the topic cache."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
     for module in ("table", "latest"):
         monkeypatch.setattr(f"zroute.receiving.{module}.TOPICS_NOTED", 100)
@@ -215,7 +215,7 @@ def test_topics_fill_no_more_than_the_budget(
 
 
 def test_nothing_is_counted_of_what_was_forgotten() -> None:
-    """Accounts that move, routes that become active and topics in parts leave no bytes in the budget."""
+    """Entries that are dropped or replaced leave no bytes counted in the budget."""
     wired = reader()
     wired.feed(*[tracked(f"desk.{each}", body=BODY, codec=2, epoch=each % 3) for each in range(100)])
     entries = wired.table._entries
@@ -230,7 +230,7 @@ def test_nothing_is_counted_of_what_was_forgotten() -> None:
 
 
 def test_a_cache_a_little_too_small_misses_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Topics that come in turn, 5 % more than there is room for: most of the messages find theirs."""
+    """With 5 % more topics than fit, used in a cycle, most messages still find their entry."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
     wired, numbers = reader(), count()
     while wired.table._entries._budget.used < SMALL - 3_000:
@@ -245,7 +245,7 @@ def test_a_cache_a_little_too_small_misses_a_little(monkeypatch: pytest.MonkeyPa
 def test_misses_are_counted_and_too_many_topics_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """app.stats tells how many messages took the long way, and the log once why."""
+    """app.stats counts the cache misses, and the log explains them once."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", SMALL)
     wired = reader()
     before = wired.stats.cache_misses
@@ -259,7 +259,7 @@ def test_misses_are_counted_and_too_many_topics_said_once(
 
 
 def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Hundreds of sensors on one topic cost what one costs; of more than are kept, a part is forgotten."""
+    """Hundreds of publishers of one topic are as fast as one; beyond the limit some are dropped."""
     wired = reader()
     sensors = [tracked("desk.a", body=BODY, codec=2, epoch=epoch, sequence=0) for epoch in range(PUBLISHERS_KEPT)]
     wired.feed(*sensors)
@@ -274,7 +274,7 @@ def test_many_publishers_of_a_topic_are_known_and_more_are_said_once(caplog: pyt
 
 
 def test_times_of_kept_messages_take_20_mib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As documented: however many topics and publishers a peer makes up, and however long they are."""
+    """Times of kept messages use at most 20 MiB, whatever topics and publishers a peer invents."""
     monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", TOPICS_NOTED // 8)
     latest = Latest()
     fixed = bytes(32)
@@ -286,7 +286,7 @@ def test_times_of_kept_messages_take_20_mib(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_topics_in_parts_take_8_mib() -> None:
-    """As documented: topics whose messages come in parts behind a NUL, of any number."""
+    """Topics of messages in parts use at most 8 MiB, for any number of topics."""
     wired = reader(pattern=startswith("d"))
     known = wired.table._parts.multipart
     with grown() as found:
@@ -299,7 +299,7 @@ def test_topics_in_parts_take_8_mib() -> None:
 
 
 def test_accounts_take_250_mb() -> None:
-    """As documented: 1,000,000 accounts of subscriptions of 20 bytes, each of which a statement has named."""
+    """1,000,000 accounts of subscriptions of 20 bytes use at most 250 MB."""
     names = [b"%020d" % number for number in range(10_000)]
     tracker = Tracker()
     tracker.subscribe(names)
@@ -316,7 +316,7 @@ def test_accounts_take_250_mb() -> None:
 
 
 class Publisher:
-    """An app that publishes to a real socket, in a reactor that stands still."""
+    """An app that publishes to a real socket on a reactor that does not run."""
 
     def __init__(
         self, wire: Any = "tracked", overflow: Any = "drop", subscriptions: tuple[bytes, ...] = (b"",)
@@ -335,11 +335,11 @@ class Publisher:
 
     @property
     def outlet(self) -> CompiledPublication:
-        """The only one."""
+        """The only publication."""
         return self.quotes._outlets[0]
 
     def publish(self, first: int, last: int, length: int = 0) -> None:
-        """One quote of each symbol with these numbers."""
+        """Publish one quote for each symbol with these numbers."""
         for number in range(first, last):
             self.quotes.publish(Quote(f"s{number:05}{'x' * length}", 1.5))
             if number % 100 == 0:
@@ -347,13 +347,13 @@ class Publisher:
         self.turn()
 
     def turn(self) -> None:
-        """Let the app look at its socket, and read what it has sent."""
+        """Let the app read its socket, and read the messages that it sent."""
         self.clock.advance(0.5)
         while self.sub.poll(0):
             self.sub.recv()
 
     def close(self) -> None:
-        """End without goodbye."""
+        """Stop without a goodbye."""
         assert self.service.transport is not None
         assert self.service.transport.pub is not None
         self.service.transport.pub.close(0)
@@ -366,7 +366,7 @@ WIRES = [("plain", "drop"), ("tracked", "drop"), ("tracked", "wait"), ("multipar
 @pytest.mark.parametrize(("wire", "overflow"), WIRES)
 @pytest.mark.parametrize("length", [0, 200])
 def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int) -> None:
-    """The bytes that a publication counts for its topics are an upper limit of what Python takes."""
+    """The bytes that a publication counts are an upper limit of what Python uses."""
     publisher = Publisher(wire, overflow)
     try:
         publisher.publish(0, 10, length)
@@ -385,7 +385,7 @@ def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str,
 def test_published_topics_fill_no_more_than_the_budget(
     wire: str, overflow: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Captures that peers choose fill no memory: all publications of an app share one budget, and the log says so."""
+    """All publications of an app share one budget, which captures from peers can't exceed."""
     monkeypatch.setattr("zroute.publishing.publisher.TOPIC_CACHE", SMALL)
     monkeypatch.setattr(counting, "COVERS", SMALL // 4)
     publisher = Publisher(wire, overflow)
@@ -406,7 +406,7 @@ def test_published_topics_fill_no_more_than_the_budget(
 
 
 def test_publications_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app with many publications has one bound, and each of them gives way."""
+    """Many publications of one app share one limit, and each of them drops entries."""
     monkeypatch.setattr("zroute.publishing.publisher.TOPIC_CACHE", SMALL)
     publisher = Publisher()
     try:
@@ -423,7 +423,7 @@ def test_publications_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_topics_of_a_run_end_with_it() -> None:
-    """An app that has stopped keeps no topics."""
+    """A stopped app keeps no topics."""
     app = App()
     made = app.publisher("a.{x}", int)
     Wired(app)
@@ -436,7 +436,7 @@ def test_topics_of_a_run_end_with_it() -> None:
 
 @pytest.mark.parametrize("subscriptions", [1, 16, 200])
 def test_counters_of_topics_take_no_more_than_is_counted(subscriptions: int) -> None:
-    """A subscriber with hundreds of prefixes of one topic makes each topic larger, and that is counted."""
+    """Topics with hundreds of subscribed prefixes are larger, and are counted as such."""
     counters, prefix = Counters(), b"p" * 200
     for length in range(subscriptions):
         counters.subscribe(prefix[:length], 0.0)
@@ -448,12 +448,12 @@ def test_counters_of_topics_take_no_more_than_is_counted(subscriptions: int) -> 
 
 
 def test_counters_of_topics_fill_no_more_than_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many topics I publish to however many subscriptions, what is known about them stays within its bytes."""
+    """Counters of any number of topics and subscriptions stay within their budget."""
     monkeypatch.setattr(counting, "COVERS", MIB)
     counters, prefix = Counters(), b"p" * 200
     for length in range(200):
         counters.subscribe(prefix[:length], 0.0)
-    dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"p"]))))  # all are wanted, so that all count
+    dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"p"]))))  # all subscriptions are wanted, so all are counted
     with grown() as found:
         for number in range(400):
             counters.count(b"%s.%05d" % (prefix, number))
@@ -468,7 +468,7 @@ def test_counters_of_topics_fill_no_more_than_their_budget(monkeypatch: pytest.M
 
 
 def test_patterns_of_the_command_line_remember_no_long_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """zroute tail, record and replay with patterns beside a peer whose topics are long, or many."""
+    """zroute tail, record and replay with patterns do not cache long topics."""
     monkeypatch.setattr("zroute.messages.topics.TOPICS_NOTED", TOPICS_NOTED // 8)
     wanted = any_of(["news.*"])
     with grown() as found:
@@ -482,7 +482,7 @@ def test_patterns_of_the_command_line_remember_no_long_topics(monkeypatch: pytes
 
 
 def test_top_remembers_no_long_topics() -> None:
-    """zroute top counts topics over 255 characters among the others."""
+    """zroute top counts topics longer than 255 characters as others."""
     traffic = Traffic(kept=10)
 
     def take(number: int) -> None:
@@ -500,5 +500,5 @@ def test_top_remembers_no_long_topics() -> None:
 
 
 def test_the_documented_limits() -> None:
-    """The figures that the documentation names."""
+    """The limits in the code match the documented figures."""
     assert (TOPIC_CACHE, COVERS, TOPICS_NOTED, MAX_TOPIC) == (128 * MIB, 32 * MIB, 16_384, 255)

@@ -1,4 +1,4 @@
-"""Resources while an app runs: opened before the sockets, closed after the drain, whatever happens meanwhile."""
+"""Resources of a running app: opened before the sockets, and closed after the drain in every case."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ REACTORS = pytest.mark.parametrize("reactor_kind", ["twisted", "asyncio"])
 
 
 class Settings:
-    """Opened first."""
+    """The first resource to open."""
 
 
 class Database:
-    """Opened second."""
+    """The second resource to open."""
 
 
 class Cache:
-    """Opened last."""
+    """The last resource to open."""
 
 
 def with_three(app: App, events: list[str]) -> None:
-    """Three resources of which each needs the one before; ``events`` tells what opened and closed."""
+    """Return an app with three dependent resources; ``events`` records opening and closing."""
 
     @app.resource
     async def cache(database: Database) -> AsyncIterator[Cache]:
@@ -66,7 +66,7 @@ CLOSED = ["cache closes", "database closes", "settings closes"]
 
 @REACTORS
 def test_resources_open_before_everything_and_close_after_it(reactor_kind: Any) -> None:
-    """Open, start up, handle, drain, shut down, close in reverse; each sees the same objects."""
+    """Resources open first and close last, in reverse order, and all functions get the same objects."""
     app, events, seen = App(), list[str](), list[object]()
     with_three(app, events)
 
@@ -97,7 +97,7 @@ def test_resources_open_before_everything_and_close_after_it(reactor_kind: Any) 
 
 @REACTORS
 def test_everyone_gets_the_object_by_its_type(reactor_kind: Any) -> None:
-    """Handlers of all kinds, timers, generators, publishers and hooks."""
+    """Handlers of all kinds, timers, generators, publishers and hooks get the resource by its type."""
     app, got = App(), dict[str, set[Any]]()
 
     def note(who: str, database: Database) -> None:
@@ -158,7 +158,7 @@ def test_everyone_gets_the_object_by_its_type(reactor_kind: Any) -> None:
     with TestApp(app, reactor=reactor_kind) as t:
         t.publish("a.1", 1)
         t.publish("bad", 1)
-        t.publish("badly", 1)  # no pattern takes it, but its subscription does
+        t.publish("badly", 1)  # it passes the socket's filter, but matches no pattern
         t.advance(1)
     assert set(got) == {
         *("plain", "async", "generator", "thread", "keyword"),
@@ -168,7 +168,7 @@ def test_everyone_gets_the_object_by_its_type(reactor_kind: Any) -> None:
 
 
 def test_a_group_that_is_included_twice_opens_its_resource_once() -> None:
-    """Two prefixes, one connection."""
+    """A group with two prefixes opens its resource once."""
     app, desk, opened = App(), Routes(), list[Settings]()
 
     @desk.resource
@@ -191,7 +191,7 @@ def test_a_group_that_is_included_twice_opens_its_resource_once() -> None:
 
 @REACTORS
 def test_a_restart_opens_anew(reactor_kind: Any) -> None:
-    """The second run of an app has objects of its own."""
+    """The second run of an app gets new objects."""
     app, events, seen = App(), list[str](), list[Any]()
     with_three(app, events)
 
@@ -207,7 +207,7 @@ def test_a_restart_opens_anew(reactor_kind: Any) -> None:
 
 
 def test_under_asyncio_a_resource_opens_and_closes_in_one_task() -> None:
-    """Task groups and cancel scopes around the yield work, since both ends are the same task's."""
+    """Task groups and cancel scopes around the yield work, because one task opens and closes."""
     app, tasks, ended = App(), list[Any](), list[str]()
 
     @app.resource
@@ -234,12 +234,12 @@ def test_under_asyncio_a_resource_opens_and_closes_in_one_task() -> None:
 @REACTORS
 @pytest.mark.parametrize("is_async", [False, True])
 def test_one_that_fails_to_open_closes_those_before_it_and_ends_the_start(reactor_kind: Any, is_async: bool) -> None:
-    """The earlier ones are closed in reverse; nobody starts up or shuts down."""
+    """If a resource fails to open, the earlier ones close in reverse and no hook runs."""
     app, events = App(), list[str]()
     with_three(app, events)
 
     class Last:
-        """The one that fails."""
+        """A resource that fails to open."""
 
     if is_async:
 
@@ -268,15 +268,15 @@ def test_one_that_fails_to_open_closes_those_before_it_and_ends_the_start(reacto
 def test_one_that_fails_to_close_does_not_keep_the_others_from_closing(
     reactor_kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error in closing is logged with name and line and counted, and the rest closes."""
+    """An error in closing is logged with its line and counted, and the other resources close."""
     app, events = App(), list[str]()
     with_three(app, events)
 
     class Last:
-        """Fails."""
+        """A resource that fails to close."""
 
     class Other:
-        """Fails too, and worse."""
+        """A resource that raises SystemExit when it closes."""
 
     @app.resource
     def last(cache: Cache) -> Iterator[Last]:
@@ -300,7 +300,7 @@ def test_one_that_fails_to_close_does_not_keep_the_others_from_closing(
 @REACTORS
 @pytest.mark.parametrize("is_async", [False, True])
 def test_one_that_never_yields_ends_the_start(reactor_kind: Any, is_async: bool) -> None:
-    """A generator that returns before its yield is told what a resource does."""
+    """A generator that ends before its yield fails the start with an explanation."""
     app = App()
 
     def plain() -> Iterator[Database]:
@@ -324,7 +324,7 @@ def test_one_that_never_yields_ends_the_start(reactor_kind: Any, is_async: bool)
 @REACTORS
 @pytest.mark.parametrize("is_async", [False, True])
 def test_one_that_yields_twice_is_told_and_closed(reactor_kind: Any, is_async: bool) -> None:
-    """A second yield stands where it should close: its finally runs at once, and the error says so."""
+    """A second yield closes the generator at once, and the error explains it."""
     app, closed = App(), list[str]()
 
     def plain() -> Iterator[Database]:
@@ -356,12 +356,12 @@ def test_one_that_yields_twice_is_told_and_closed(reactor_kind: Any, is_async: b
 @REACTORS
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_close_that_takes_too_long_is_named_and_the_others_close(reactor_kind: Any, stubborn: bool) -> None:
-    """After the drain timeout it is cancelled, also one that does not let itself be, and the stop goes on."""
+    """A resource that exceeds the drain timeout is cancelled and named, and the stop continues."""
     app, events, never = App(), list[str](), list[Deferred[None]]()
     with_three(app, events)
 
     class Slow:
-        """Does not close."""
+        """A resource that never closes."""
 
     @app.resource
     async def slow(cache: Cache) -> AsyncIterator[Slow]:
@@ -384,7 +384,7 @@ def test_a_close_that_takes_too_long_is_named_and_the_others_close(reactor_kind:
 
 
 def test_a_replaced_resource_does_not_open_nor_what_only_it_needed() -> None:
-    """With a fake Database nobody opens the real one, nor the settings that only that needs."""
+    """With a fake Database, neither the real one nor its own settings open."""
     app, events = App(), list[str]()
     with_three(app, events)
     fake = object()
@@ -401,7 +401,7 @@ def test_a_replaced_resource_does_not_open_nor_what_only_it_needed() -> None:
 
 
 def test_what_somebody_else_needs_is_opened_all_the_same() -> None:
-    """The settings open if a handler takes them, though the database that needs them is replaced."""
+    """Settings that a handler takes open even if the database that also needs them is replaced."""
     app, events = App(), list[str]()
     with_three(app, events)
 
@@ -413,7 +413,7 @@ def test_what_somebody_else_needs_is_opened_all_the_same() -> None:
 
 
 def test_what_is_attached_may_need_only_what_is_open() -> None:
-    """A handler that is attached later gets resources; one that nobody opened is named with the remedy."""
+    """An attached handler gets open resources; the error for an unopened one names the fix."""
     app, events = App(), list[str]()
     with_three(app, events)
     fake = object()
@@ -469,7 +469,7 @@ def beat() -> int:
 
 
 def program(folder: Path, kind: str, *more: str, opening: str = "", closing: str = "") -> Child:
-    """The app above under ``zroute run``."""
+    """Run the app above with ``zroute run``."""
     (folder / "desk.py").write_text(PROGRAM.format(opening=opening or "pass", closing=closing or "pass"))
     options = () if kind == "epoll" else ("--reactor", kind)
     return Child("-m", "zroute", "run", "--app-dir", str(folder), "desk", *options, *more)
@@ -480,7 +480,7 @@ RUN_REACTORS = pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 
 @RUN_REACTORS
 def test_as_a_program_it_opens_and_closes_in_order(kind: str, tmp_path: Path) -> None:
-    """zroute run: open, handle, close, exit 0."""
+    """zroute run opens, handles, closes, and exits with 0."""
     with program(tmp_path, kind) as child:
         child.line_with("handled")
         assert child.end(signal.SIGTERM) == 0, child.err
@@ -494,7 +494,7 @@ def test_as_a_program_it_opens_and_closes_in_order(kind: str, tmp_path: Path) ->
 
 @RUN_REACTORS
 def test_as_a_program_that_can_not_open_it_exits_with_1_and_names_it(kind: str, tmp_path: Path) -> None:
-    """The log names the resource and its line, what was open is closed, and the exit code says failed."""
+    """The log names the failed resource and its line, open ones close, and the exit code is 1."""
     with program(tmp_path, kind, opening="raise OSError('no disk')") as child:
         assert child.end(None) == 1
     assert child.out == ["settings open", "settings closed"]
@@ -508,7 +508,7 @@ def test_as_a_program_that_can_not_open_it_exits_with_1_and_names_it(kind: str, 
 
 @RUN_REACTORS
 def test_as_a_program_that_has_a_last_word_it_says_just_that(kind: str, tmp_path: Path) -> None:
-    """raise SystemExit("DESK_LIMIT is not set"): one line without a traceback, as at the end of any script."""
+    """SystemExit with a text logs one line without a traceback, as in any script."""
     with program(tmp_path, kind, opening="raise SystemExit('DESK_LIMIT is not set')") as child:
         assert child.end(None) == 1
     assert child.out == ["settings open", "settings closed"]
@@ -518,7 +518,7 @@ def test_as_a_program_that_has_a_last_word_it_says_just_that(kind: str, tmp_path
 
 @RUN_REACTORS
 def test_as_a_program_that_can_not_close_in_time_it_exits_with_75(kind: str, tmp_path: Path) -> None:
-    """What takes longer than the drain timeout is named, the others close, and the exit code tells."""
+    """A resource that exceeds the drain timeout is named, the others close, and the exit code is 75."""
     with program(tmp_path, kind, "--drain-timeout", "50ms", closing="await as_awaitable(Deferred())") as child:
         child.line_with("handled")
         assert child.end() == 75
@@ -528,7 +528,7 @@ def test_as_a_program_that_can_not_close_in_time_it_exits_with_75(kind: str, tmp
 
 @RUN_REACTORS
 def test_as_a_program_that_is_stopped_while_it_opens(kind: str, tmp_path: Path) -> None:
-    """Ctrl-C before the database answers: what is open is closed, and exit 0."""
+    """Ctrl-C during a slow opening closes the open resources and exits with 0."""
     waiting = "print('waiting'); await as_awaitable(Deferred())"
     with program(tmp_path, kind, opening=waiting) as child:
         child.line_with("waiting")
@@ -545,7 +545,7 @@ def test_as_a_program_that_is_stopped_while_it_opens(kind: str, tmp_path: Path) 
     ],
 )
 def test_as_a_program_the_wrong_kind_of_await_says_what_to_do(kind: str, wait: str, told: str, tmp_path: Path) -> None:
-    """asyncio in a resource without its loop, or a Deferred in a task, ends the start with the remedy."""
+    """An await of the wrong kind in a resource ends the start with an explanation."""
     with program(tmp_path, kind, opening=wait) as child:
         assert child.end(None) == 1
     assert any("did not start" in line and told in line for line in child.err)
@@ -562,7 +562,7 @@ CLEANING = """
 
 
 def test_under_asyncio_a_start_that_is_stopped_waits_for_what_cleans_up(tmp_path: Path) -> None:
-    """A task ends later than it is cancelled, and the resources that it uses are closed after it."""
+    """Resources close after a cancelled task has cleaned up."""
     with program(tmp_path, "asyncio", opening=CLEANING) as child:
         child.line_with("opening")
         assert child.end() == 0, child.err
@@ -573,7 +573,7 @@ def test_under_asyncio_a_start_that_is_stopped_waits_for_what_cleans_up(tmp_path
 
 
 def test_what_can_not_be_cancelled_is_not_waited_for() -> None:
-    """within: fires with the result in time; after that it cancels, and a second later nobody waits any more."""
+    """within() cancels after its time, and stops waiting a second later."""
     clock, results = Clock(), list[Any]()
 
     async def stubborn() -> None:

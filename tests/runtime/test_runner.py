@@ -1,4 +1,4 @@
-"""What `zroute.runtime.runner` promises: whatever happens, it drains, it says how it went, and it ends."""
+"""`zroute.runtime.runner` always drains, reports how it ended, and ends in bounded time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ GO = "\n@app.publisher('go', every=0.02)\ndef publish() -> int: return 1\n"
 
 
 def run(folder: Path, *options: str) -> Child:
-    """The app in quotes.py as a child."""
+    """Run the app in quotes.py as a child process."""
     return Child("-m", "zroute", "run", "quotes", "--app-dir", str(folder), *options)
 
 
 def buffered(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """The same, with output that is buffered as in every pipe, and that nothing reads; killed after the test."""
+    """The same with buffered output that is not read; killed after the test."""
     return _Killed(
         [sys.executable, "-m", "zroute", "run", "quotes", "--app-dir", str(folder), *options],
         cwd=ROOT,
@@ -47,7 +47,7 @@ class _Killed(subprocess.Popen[str]):
 
 
 def test_the_installed_reactor_is_given_and_another_one_is_refused() -> None:
-    """Who asks for a reactor too late reads which one is there."""
+    """A request for a reactor names the one that is already installed."""
     installed = install_reactor(None)
     names = [name for name, module in REACTORS.items() if module != type(installed).__module__]
     with pytest.raises(UsageError, match=f"{type(installed).__name__} is already installed"):
@@ -55,7 +55,7 @@ def test_the_installed_reactor_is_given_and_another_one_is_refused() -> None:
 
 
 def test_a_reactor_the_platform_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--reactor epoll on macOS is one line."""
+    """--reactor epoll on macOS fails with one line."""
     monkeypatch.delitem(sys.modules, "twisted.internet.reactor")
     monkeypatch.setitem(REACTORS, "epoll", "twisted.internet.no_such_reactor")
     with pytest.raises(UsageError, match="no 'epoll' reactor"):
@@ -83,7 +83,7 @@ app.run(uvloop=True, seconds=0.01)
 
 
 def test_a_script_may_ask_for_uvloop_too(tmp_path: Path) -> None:
-    """app.run(uvloop=True) is what --uvloop is, and is not left out in silence where another loop is there already."""
+    """app.run(uvloop=True) equals --uvloop, and is refused if another loop is installed."""
     pytest.importorskip("uvloop")
     with Child("-c", UVLOOP_IN_A_SCRIPT) as child:
         assert (child.end(None), child.out) == (0, ["uvloop"])
@@ -94,7 +94,7 @@ def test_a_script_may_ask_for_uvloop_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 def test_a_handler_may_stop_the_reactor(tmp_path: Path, reactor: str) -> None:
-    """reactor.stop() in my code drains like a signal: on_shutdown runs, and the summary is there."""
+    """reactor.stop() in a handler drains like a signal, with on_shutdown and the summary."""
     source = (
         HEAD
         + GO
@@ -115,7 +115,7 @@ def bye():
 
 
 def test_a_thread_that_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
-    """A handler blocked in a thread can't be cancelled: it is named, and the process ends with 75."""
+    """A blocked thread is named, and the process ends with 75."""
     source = (
         HEAD
         + GO
@@ -139,7 +139,7 @@ def go(n: int):
 
 @pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
 def test_an_on_shutdown_that_never_ends_is_given_up(tmp_path: Path, reactor: str) -> None:
-    """A hook that waits for ever is named, and the process ends with 75."""
+    """A hook that waits forever is named, and the process ends with 75."""
     source = HEAD + "import asyncio\n@app.on_startup\ndef up(): print('up', flush=True)\n"
     wait = "await asyncio.sleep(1000)" if reactor == "asyncio" else "await Deferred()"
     source += f"@app.on_shutdown\nasync def flush_database():\n    {wait}\n"
@@ -150,7 +150,7 @@ def test_an_on_shutdown_that_never_ends_is_given_up(tmp_path: Path, reactor: str
 
 
 def test_an_on_startup_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
-    """Ctrl-C while the app still starts ends it."""
+    """Ctrl-C during a start ends the process."""
     source = HEAD + "@app.on_startup\ndef up():\n    print('up', flush=True)\n    return Deferred()\n"
     with run(module(tmp_path, source)) as child:
         child.line_with("up")
@@ -159,11 +159,11 @@ def test_an_on_startup_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_a_handler_that_prints_into_a_full_pipe(tmp_path: Path) -> None:
-    """Nobody reads my output any more, and the process still ends, with the code of the last signal."""
+    """A process with unread output ends at a second signal, with that signal's code."""
     source = HEAD + GO + "@app.subscribe('go')\ndef go(n: int): print('x' * 10_000_000)\n"
     with buffered(module(tmp_path, source)) as child:
         assert child.stdout is not None
-        os.read(child.stdout.fileno(), 1)  # so it is in the middle of a print that no pipe can hold
+        os.read(child.stdout.fileno(), 1)  # the child is now inside a print that is larger than any pipe
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         assert child.wait(PATIENCE) == 128 + signal.SIGTERM
@@ -172,7 +172,7 @@ def test_a_second_signal_ends_a_handler_that_prints_into_a_full_pipe(tmp_path: P
 
 def test_a_reader_that_goes_away_does_not_take_the_summary(tmp_path: Path) -> None:
     """`zroute run … | head -1` ends with its summary, without a traceback, and with 0."""
-    folder = module(tmp_path, LOOP.replace(", flush=True", ""))  # so that it is the flush at the end that fails
+    folder = module(tmp_path, LOOP.replace(", flush=True", ""))  # makes the flush at the end fail
     with buffered(folder, "--for", "300ms") as child:
         assert child.stdout is not None
         child.stdout.close()
@@ -181,8 +181,8 @@ def test_a_reader_that_goes_away_does_not_take_the_summary(tmp_path: Path) -> No
     assert "received" in said.splitlines()[-1]
 
 
-def test_a_failure_in_a_cycle_of_references_is_counters(tmp_path: Path) -> None:
-    """A dropped Deferred that nothing has collected before the end is in the log and in the summary."""
+def test_a_failure_in_a_cycle_of_references_is_counted(tmp_path: Path) -> None:
+    """A failed Deferred in a reference cycle is logged and counted in the summary."""
     source = (
         HEAD
         + """
@@ -200,7 +200,7 @@ def drop():
 
 
 def test_a_missing_endpoint_is_5_in_a_script_too(tmp_path: Path) -> None:
-    """app.run() says in one line what `zroute run` says."""
+    """app.run() logs the same single line as `zroute run`, and returns 5."""
     source = "from zroute import App\napp = App(pub='tcp://127.0.0.1:*')\napp.subscribe('a')(print)\napp.run()\n"
     module(tmp_path, source)
     with Child(str(tmp_path / "quotes.py")) as child:
@@ -210,7 +210,7 @@ def test_a_missing_endpoint_is_5_in_a_script_too(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_fails_closes_what_was_open(tmp_path: Path) -> None:
-    """When the second app can't bind, the first is stopped again, with its on_shutdown, and the code is 5."""
+    """If the second app can't bind, the first one stops with its on_shutdown, and the code is 5."""
     source = """
 from zroute import App
 one = App(pub="tcp://127.0.0.1:*")
@@ -232,7 +232,7 @@ two.publisher("a")
     ],
 )
 def test_a_second_run_says_that_there_is_one_reactor(tmp_path: Path, second: str, answer: str) -> None:
-    """Twisted's reactor runs once; the error says what to do instead."""
+    """The error for a second run says what to do instead."""
     program = HEAD + f"app.subscribe('a')(print)\napp.run(seconds=0.01, log_level='error')\n{second}\n"
     with Child("-c", program) as child:
         assert child.end(None) == 1
@@ -240,7 +240,7 @@ def test_a_second_run_says_that_there_is_one_reactor(tmp_path: Path, second: str
 
 
 def test_run_inside_a_running_reactor_is_refused(tmp_path: Path) -> None:
-    """app.run() in a Twisted program names app.service, and starts nothing."""
+    """app.run() in a running reactor names app.service, and starts nothing."""
     program = (
         HEAD
         + """
@@ -260,7 +260,7 @@ reactor.run()
         assert "app.service(reactor)" in child.out[-1]
 
 
-# What a run changes in its process, and the message of a refused one.
+# The state of the process that a run changes, and each way in which a run is refused.
 STATE = """
 import asyncio, logging, signal, sys
 import zroute.runtime.runner
@@ -304,7 +304,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_refused_run_changes_nothing(refusal: str) -> None:
-    """Whatever run() refuses, it has installed, bound and frozen nothing, so that the right way works afterwards."""
+    """A refused run() leaves no reactor, socket or frozen app, so a correct run then works."""
     program, says = REFUSALS[refusal]
     after = "\napp.run(seconds=0.01, log_level='error')\nprint('ran')\n"
     after = after if refusal != "an invalid app" else ""
@@ -332,7 +332,7 @@ refused(lambda: app.run(seconds=0.01))
 
 
 def test_a_run_that_a_running_reactor_refuses_changes_nothing() -> None:
-    """Inside, beside and after a reactor of the program's own, run() is refused, and app.service(reactor) works."""
+    """run() is refused in, beside and after another reactor run, and app.service(reactor) works."""
     with Child("-c", HEAD + STATE + INSIDE_A_REACTOR) as child:
         assert child.end(None) == 0, child.err
         assert [line.partition(":")[0] for line in child.out] == [
@@ -361,7 +361,7 @@ asyncio.run(cells())
 
 
 def test_a_notebook_goes_on_after_a_run_that_was_refused() -> None:
-    """The next cell installs asyncio's reactor on the running loop; the refused run() had installed another one."""
+    """After a refused run() in a notebook, asyncio's reactor can be installed on its loop."""
     with Child("-c", HEAD + STATE + AFTER_A_REFUSAL_IN_A_NOTEBOOK) as child:
         assert child.end(None) == 0, child.err
         assert child.out[-1] == "ran"
@@ -398,7 +398,7 @@ print("joined", flush=True)
 
 @pytest.mark.parametrize("reactor", [*REACTORS, "uvloop"])
 def test_an_app_runs_in_a_thread_of_another_program(reactor: str) -> None:
-    """Beside the main loop of a GUI: messages come, from_thread works, signals stay the program's, a stop drains."""
+    """An app in a thread receives, drains and serves from_thread; signals stay with the main thread."""
     if reactor == "uvloop":
         pytest.importorskip("uvloop")
     with Child("-c", IN_A_THREAD + STOPPED_BY_HAND, reactor) as child:
@@ -410,7 +410,7 @@ def test_an_app_runs_in_a_thread_of_another_program(reactor: str) -> None:
 
 @pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "signal.pause()"])
 def test_an_app_in_a_thread_ends_with_the_main_thread(last: str) -> None:
-    """My program ends, fails or is interrupted, and its app drains; nothing is left that hangs for good."""
+    """An app in a thread drains when the main thread ends, fails or is interrupted."""
     with Child("-c", IN_A_THREAD + last, "epoll") as child:
         child.line_with("unchanged True")
         code = child.end(signal.SIGINT if "pause" in last else None)
@@ -450,7 +450,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 def test_signals_are_the_programs_own_again_after_a_run(
     reactor: str, handlers: str, code: int, said: list[str]
 ) -> None:
-    """Ctrl-C ends what my script does next, or calls my handler; it was swallowed, and the second one ended all."""
+    """After a run, Ctrl-C reaches the program's own handler."""
     with Child("-c", AFTER_THE_RUN, reactor, handlers) as child:
         assert child.end(None) == code, child.err
     assert child.out == ["back True", *said]
@@ -476,7 +476,7 @@ def test_signals_are_the_programs_own_again_after_a_run(
     ],
 )
 def test_an_option_that_cannot_be_meant_starts_nothing(options: str, says: str) -> None:
-    """A time as on the command line, given to app.run(), raises; the app ran for ever, or could not be stopped."""
+    """app.run() refuses an option with an invalid value."""
     with Child("-c", HEAD + f"app.subscribe('a')(print)\napp.run({options})\n") as child:
         assert child.end(None) == 1
         assert says in child.err[-1]
@@ -484,7 +484,7 @@ def test_an_option_that_cannot_be_meant_starts_nothing(options: str, says: str) 
 
 @pytest.mark.parametrize("reactor", ["None", "'asyncio'"])
 def test_run_inside_a_running_loop_is_refused(reactor: str) -> None:
-    """app.run() inside asyncio.run() says where to call it; it held the loop up, or failed inside Twisted."""
+    """app.run() inside asyncio.run() is refused, and the error says where to call it."""
     program = f"import asyncio\nasync def main(): app.run(reactor={reactor}, seconds=0.01)\nasyncio.run(main())\n"
     with Child("-c", HEAD + "app.subscribe('a')(print)\n" + program) as child:
         assert child.end(None) == 1
@@ -492,7 +492,7 @@ def test_run_inside_a_running_loop_is_refused(reactor: str) -> None:
 
 
 def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> None:
-    """It is logged like any other error there, and the stop goes on to its end."""
+    """SystemExit in on_shutdown is logged like any other error, and the stop continues."""
     source = HEAD + "import sys\n@app.on_shutdown\ndef leave(): sys.exit(9)\n"
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
     assert done.returncode == 0
@@ -501,7 +501,7 @@ def test_sys_exit_in_on_shutdown_does_not_leave_sockets_open(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("wire", "lines"), [("tracked", 1), ("plain", 0), ("multipart", 0)])
 def test_a_tracked_publisher_says_what_others_call_it(tmp_path: Path, wire: str, lines: int) -> None:
-    """My log names this run of my app as the logs of its subscribers do, once; on the plain wires they can't."""
+    """A tracked publisher logs once the name by which its subscribers log it."""
     address = free_endpoint()
     source = f"from zroute import App\napp = App(name='feed', wire={wire!r}, pub={address!r})\n" + GO
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
@@ -513,7 +513,7 @@ def test_a_tracked_publisher_says_what_others_call_it(tmp_path: Path, wire: str,
 
 @pytest.mark.parametrize(("duplicates", "named"), [(0, {}), (3, {"duplicate": 3})])
 def test_the_last_line_names_duplicates_where_there_are_any(duplicates: int, named: dict[str, int]) -> None:
-    """Messages that arrived twice have a counter in the last line, unless it is zero."""
+    """The summary shows the number of duplicates only if there are any."""
 
     class Stopped:
         plan = App(name="reader").compile()

@@ -28,7 +28,7 @@ class Quote:
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> str:
-    """An ipc address of this test's own."""
+    """Return an ipc address for this test only."""
     return f"ipc://{tmp_path}/s"
 
 
@@ -38,7 +38,7 @@ def endpoint(tmp_path: Path) -> str:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 async def test_an_app_without_endpoints_feeds_its_own_handlers(wire: Any) -> None:
-    """What I publish reaches my subscriptions inside the process, typed, in order, on every wire."""
+    """Without endpoints, messages reach the app's own handlers, typed and in order, on every wire."""
     app, box = App(wire=wire), Mailbox[tuple[Quote, str]]()
     quotes = app.publisher("stocks.{symbol}", Quote)
 
@@ -55,7 +55,7 @@ async def test_an_app_without_endpoints_feeds_its_own_handlers(wire: Any) -> Non
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 async def test_two_apps_in_one_process_meet_over_an_endpoint(transport: str, endpoint: str) -> None:
-    """One app binds, the other connects, and both run in my Twisted program."""
+    """Two apps in one Twisted program connect over an endpoint."""
     if transport == "tcp":
         endpoint = free_endpoint()
     box = Mailbox[int]()
@@ -69,11 +69,11 @@ async def test_two_apps_in_one_process_meet_over_an_endpoint(transport: str, end
 
 
 def test_inproc_without_a_common_context_is_an_error() -> None:
-    """I forget context=other.context: ZeroMQ would connect to nobody in silence, so the app does not start."""
+    """Connecting to inproc:// without a shared context fails the start; ZeroMQ would wait silently."""
     receiver = App(sub="inproc://shared-by-two")
     with pytest.raises(EndpointError, match=r"py:\d+: connects to inproc://shared-by-two, .*context="):
         receiver.service(reactor)
-    App(pub="inproc://alone").service(reactor)  # who binds may wait for whoever comes
+    App(pub="inproc://alone").service(reactor)  # an app that binds may wait for subscribers
     App(sub="inproc://own", pub="inproc://own").service(reactor)
     with zmq.Context() as context:
         App(sub="inproc://elsewhere", context=context).service(reactor)  # bound by other code of the program
@@ -81,7 +81,7 @@ def test_inproc_without_a_common_context_is_an_error() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_two_apps_share_a_context_over_inproc() -> None:
-    """context=other.context lets inproc:// join two apps."""
+    """context=other.context connects two apps over inproc://."""
     box = Mailbox[str]()
     sender = App(pub="inproc://shared-by-two")
     receiver = App(sub="inproc://shared-by-two", context=sender.context)
@@ -94,7 +94,7 @@ async def test_two_apps_share_a_context_over_inproc() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_empty_topic_travels() -> None:
-    """publish("") reaches startswith("") and nobody else."""
+    """A message to the empty topic reaches startswith("") and no other handler."""
     app, box = App(), Mailbox[str]()
 
     @app.subscribe(startswith(""))
@@ -109,7 +109,7 @@ async def test_the_empty_topic_travels() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_handlers_of_every_kind_work_under_this_reactor() -> None:
-    """Plain, async and Deferred handlers all run, and what they publish arrives."""
+    """Plain, async and Deferred handlers run, and their published results arrive."""
     app, box = App(), Mailbox[tuple[str, Any]]()
 
     @app.publisher("done.plain")
@@ -147,7 +147,7 @@ async def test_handlers_of_every_kind_work_under_this_reactor() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_timers_and_generators_run_with_the_app_and_end_with_it() -> None:
-    """every= and generators publish as soon as the app is subscribed, until it stops."""
+    """every= and generators publish from the subscription until the stop."""
     app, box, closed = App(), Mailbox[str](), []
 
     @app.publisher("beat", every=0.01)
@@ -178,7 +178,7 @@ async def test_timers_and_generators_run_with_the_app_and_end_with_it() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_start_up_functions_run_in_order_and_before_the_first_message() -> None:
-    """on_startup may be async and may publish; nothing is received until all have ended."""
+    """on_startup may be async and publish; no message is received until all have ended."""
     app, order = App(), []
     gate: Deferred[None] = Deferred()
 
@@ -206,7 +206,7 @@ async def test_start_up_functions_run_in_order_and_before_the_first_message() ->
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_start_up_that_fails_ends_the_start_and_closes_everything(is_async: bool, endpoint: str) -> None:
-    """An exception in on_startup is told to whoever waits, and the sockets are free again."""
+    """An error in on_startup reaches ``started``, and the sockets are closed."""
     app = App(pub=endpoint)
 
     def broken() -> None:
@@ -228,7 +228,7 @@ async def test_a_start_up_that_fails_ends_the_start_and_closes_everything(is_asy
 
 @pytest_twisted.ensureDeferred
 async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_open(endpoint: str) -> None:
-    """The second publisher at one tcp address is told; it can start when the first is gone."""
+    """A tcp address in use fails the start; after the first publisher stops, it succeeds."""
     endpoint = free_endpoint()
     first, second = App(pub=endpoint), AppService(App(pub=endpoint).compile(), reactor)
     async with running(first):
@@ -241,7 +241,7 @@ async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_ope
 
 
 def test_a_start_that_raises_leaves_no_timer() -> None:
-    """Neither the reactor nor anything that waits in it holds an app that never ran."""
+    """After a failed start, the reactor holds no reference to the app."""
 
     def broken(run: Run) -> Transport:
         raise RuntimeError("no transport")
@@ -257,7 +257,7 @@ def test_a_start_that_raises_leaves_no_timer() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_not() -> None:
-    """One app runs once at a time; after a stop it may start again, with counters from zero."""
+    """An app runs once at a time, and can restart with counters at zero."""
     app, box = App(), Mailbox[int]()
     app.add_route(box.put, "a")
     service, other = AppService(app.compile(), reactor), AppService(app.compile(), reactor)
@@ -282,7 +282,7 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
 
 
 def test_a_stop_of_what_never_ran_is_complete() -> None:
-    """Stopping a service that was not started is nothing."""
+    """Stopping a service that never started succeeds."""
     results: list[StopReport] = []
     AppService(App().compile(), reactor).stopService().addCallback(results.append)
     assert results == [StopReport({})]
@@ -291,7 +291,7 @@ def test_a_stop_of_what_never_ran_is_complete() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_any_twisted_program_can_parent_it() -> None:
-    """app.service(reactor) is an IService: a MultiService starts and stops it."""
+    """app.service(reactor) is an IService that a MultiService starts and stops."""
     app, box = App(), Mailbox[int]()
     app.add_route(box.put, "a")
     parent = MultiService()
@@ -312,7 +312,7 @@ async def test_any_twisted_program_can_parent_it() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_body_over_the_limit_is_refused_at_the_caller() -> None:
-    """max_message holds before anything is sent."""
+    """A body larger than max_message is refused before it is sent."""
     app = App(max_message=10, codec="raw")
     made = app.publisher("a", bytes)
     async with running(app):
@@ -324,7 +324,7 @@ async def test_a_body_over_the_limit_is_refused_at_the_caller() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_publishing_without_an_endpoint_says_what_to_add(endpoint: str) -> None:
-    """An app that only subscribes can't publish, and the error says App(pub=…)."""
+    """Publishing without an endpoint raises an error that names App(pub=…)."""
     app = App(sub=endpoint)
     app.add_route(lambda message: None, "a")
     async with running(app):
@@ -334,7 +334,7 @@ async def test_publishing_without_an_endpoint_says_what_to_add(endpoint: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_after_the_limit_no_more_is_read() -> None:
-    """--max-messages 3: three are handled, whoever waits is told once."""
+    """With --max-messages 3, three messages are handled and the limit is reported once."""
     app, box, reached = App(), Mailbox[int](), []
     app.add_route(box.put, "a")
     async with running(app, limit=MessageLimit(3, lambda: reached.append(1))) as service:
@@ -346,7 +346,7 @@ async def test_after_the_limit_no_more_is_read() -> None:
 
 
 def test_a_limit_is_shared_and_reached_once() -> None:
-    """Several apps count against one --max-messages, and whoever waits is told a single time."""
+    """Several apps share one --max-messages, which is reported once."""
     reached: list[int] = []
     limit = MessageLimit(3, lambda: reached.append(1))
     for messages in (0, 2, 0, 5, 1):
@@ -383,7 +383,7 @@ async def test_the_counters_balance() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_waits_for_unfinished_handlers() -> None:
-    """A handler that is under way ends before on_shutdown, which may still publish."""
+    """Unfinished handlers end before on_shutdown, which can still publish."""
     app, box, order = App(), Mailbox[int](), []
     gate: Deferred[None] = Deferred()
 
@@ -412,7 +412,7 @@ async def test_a_stop_waits_for_unfinished_handlers() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
-    """After drain_timeout the stop goes on, and tells which handlers had not ended."""
+    """After drain_timeout the stop continues, and reports the unfinished handlers."""
     app, box = App(), Mailbox[int]()
 
     @app.subscribe("a")
@@ -434,7 +434,7 @@ async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_shutdown_function_that_fails_is_counted_and_the_stop_goes_on(caplog: Any) -> None:
-    """The other on_shutdown functions run, whatever one of them raises."""
+    """An error in one on_shutdown function does not prevent the others."""
     app, order = App(), []
 
     @app.on_shutdown
@@ -454,19 +454,19 @@ async def test_a_shutdown_function_that_fails_is_counted_and_the_stop_goes_on(ca
 
 @pytest_twisted.ensureDeferred
 async def test_what_had_arrived_is_handled_before_the_end() -> None:
-    """Messages that wait in the socket when the stop begins are not lost."""
+    """Messages that wait in the socket at the stop are handled."""
     app, got = App(), []
     app.add_route(got.append, "a")
     async with running(app):
         for number in range(2000):
             app.publish("a", number)
     assert got == list(range(len(got)))
-    assert len(got) >= 1000  # the subscriber's queue holds that many, the rest is ZeroMQ's to drop
+    assert len(got) >= 1000  # the size of the subscriber's queue; ZeroMQ may drop the others
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_stop_its_own_app_and_is_waited_for() -> None:
-    """A handler that calls for the stop goes on to its end before the sockets close."""
+    """A handler that stops its app ends before the sockets close."""
     app, order, stopped = App(), [], Deferred()
 
     @app.subscribe("stop")
@@ -491,7 +491,7 @@ async def test_a_handler_may_stop_its_own_app_and_is_waited_for() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_whoever_asks_late_whether_it_started_is_told_too() -> None:
-    """started fires for each who asks, at once when the start is over, with its error where it failed."""
+    """Each ``started`` fires, also after the start, with the error if it failed."""
     fine, broken = App(), App()
 
     @broken.on_startup
@@ -512,7 +512,7 @@ async def test_whoever_asks_late_whether_it_started_is_told_too() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
-    """A stop that overtakes a slow on_startup wins."""
+    """A stop during a slow on_startup prevents the subscription."""
     app, gate = App(), Deferred()
 
     @app.on_startup
@@ -529,7 +529,7 @@ async def test_a_stop_during_the_start_subscribes_to_nothing() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_during_a_slow_start_up_cancels_it() -> None:
-    """An app that is stopped while on_startup still waits does not start later, and says so."""
+    """A stop cancels a waiting on_startup, and the log says so."""
     app = App()
     never: Deferred[None] = Deferred()
     app.on_startup(lambda: never)

@@ -22,13 +22,13 @@ from zroute.messages.control import MARKER
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> str:
-    """An ipc address of this test's own."""
+    """Return an ipc address for this test only."""
     return f"ipc://{tmp_path}/s"
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_publisher_sees_what_is_subscribed_and_no_longer(endpoint: str) -> None:
-    """The cover follows what is attached, and nothing is unsubscribed that somebody else still needs."""
+    """Subscriptions follow the attached handlers; one that another handler needs stays."""
     publisher, app = App(pub=endpoint), App(sub=endpoint)
     app.add_route(lambda message: None, "news.sports.*")
 
@@ -57,7 +57,7 @@ async def test_the_publisher_sees_what_is_subscribed_and_no_longer(endpoint: str
 @pytest.mark.slow
 @pytest_twisted.ensureDeferred
 async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycles(endpoint: str) -> None:
-    """While handlers come and go, of overlapping and of other patterns, the others get all, once and in order."""
+    """While others attach and close, a handler gets each message once and in order."""
     publisher, app = App(pub=endpoint), App(sub=endpoint)
     quick, slow, attached = Mailbox[int](), Mailbox[int](), list[int]()
 
@@ -89,7 +89,7 @@ async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycle
             number += 1
             publisher.publish("n.a", number)
             if number % 16 == 0:
-                await slow.until(number - 500)  # or ZeroMQ would drop what is too much for its queues
+                await slow.until(number - 500)  # otherwise ZeroMQ's queues would overflow
                 await deferLater(reactor, 0)
         return number
 
@@ -110,7 +110,7 @@ async def test_a_running_stream_of_messages_is_not_disturbed_by_a_thousand_cycle
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_close_itself_in_the_middle_of_a_drain() -> None:
-    """One message, and no more, however many have arrived."""
+    """A handler that closes itself receives one message, however many have arrived."""
     app, got, others = App(), list[int](), Mailbox[int]()
     app.add_route(others.put, "a")
 
@@ -128,14 +128,14 @@ async def test_a_handler_may_close_itself_in_the_middle_of_a_drain() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_under_a_flood_does_not_cut_a_stream_short() -> None:
-    """Thousands that have arrived are taken before the loop ends, whatever the consumer takes a turn."""
+    """At a stop, a stream gives thousands of waiting messages before its loop ends."""
     app, got, ended = App(), list[int](), Deferred[None]()
 
     async def read() -> None:
         async with app.stream("a", int, queue=100_000) as messages:
             async for message in messages:
                 got.append(message)
-                sum(range(2000))  # some work: a turn of the reactor is over before all is taken
+                sum(range(2000))  # some work, so that one turn of the reactor can't take all messages
         ended.callback(None)
 
     async with running(app) as service:
@@ -150,7 +150,7 @@ async def test_a_stop_under_a_flood_does_not_cut_a_stream_short() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_keeps_nothing_of_handlers_that_came_and_went(endpoint: str) -> None:
-    """Over real sockets: thousands of subscriptions come and go, and the last is known."""
+    """After thousands of subscriptions, a publisher knows only the current one."""
     publisher, app = App(pub=endpoint), App(sub=endpoint)
     app.add_route(lambda message: None, "static")
     async with running(publisher) as service, running(app):
@@ -165,7 +165,7 @@ async def test_a_publisher_keeps_nothing_of_handlers_that_came_and_went(endpoint
 
 @pytest_twisted.ensureDeferred
 async def test_messages_of_a_topic_reach_what_is_attached_for_it() -> None:
-    """An embedded service, for real: what is attached gets what is published after its subscription arrived."""
+    """An attached handler of an embedded service receives messages once it has subscribed."""
     app, box = App(), Mailbox[tuple[str, Any]]()
 
     async with running(app) as service:

@@ -20,7 +20,7 @@ from zroute.runtime.service import AppService
 
 @pytest_twisted.ensureDeferred
 async def test_the_sockets_open_after_the_resources_and_are_still_open_when_the_shutdown_runs() -> None:
-    """Nothing can arrive before what handlers need is there, and publishing in a resource is told off."""
+    """Messages arrive only after resources are open; publishing in a resource is an error."""
     app, transports, refused = App(), list[Any](), list[str]()
 
     @app.resource
@@ -46,7 +46,7 @@ async def test_the_sockets_open_after_the_resources_and_are_still_open_when_the_
 
 @pytest_twisted.ensureDeferred
 async def test_a_restarted_service_opens_anew() -> None:
-    """The same over real sockets: the handler of the second run gets the second object."""
+    """Over real sockets, the handler of the second run gets the second object."""
     app, events, box = App(), list[str](), Mailbox[Cache]()
     with_three(app, events)
 
@@ -68,7 +68,7 @@ async def test_a_restarted_service_opens_anew() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_still_closing_after_the_drain_timeout_is_told_by_the_stop() -> None:
-    """StopReport names the resource as it names handlers."""
+    """StopReport names unfinished resources like handlers."""
     app = App()
 
     @app.resource
@@ -85,15 +85,15 @@ async def test_what_is_still_closing_after_the_drain_timeout_is_told_by_the_stop
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("swallows", [False, True])
 async def test_a_start_that_is_stopped_while_a_resource_opens(swallows: bool) -> None:
-    """What is opening is cancelled and cleans up, also slowly, before the others are closed; nothing starts.
+    """A stop cancels an opening resource, waits for its cleanup, then closes the others.
 
-    A resource that opens all the same is closed like the others.
+    A resource that opens despite the cancellation is closed like the others.
     """
     app, events = App(), list[str]()
     with_three(app, events)
 
     class Last:
-        """Opens slowly."""
+        """A resource that opens slowly."""
 
     @app.resource
     async def last(cache: Cache) -> AsyncIterator[Last]:
@@ -122,7 +122,7 @@ async def test_a_start_that_is_stopped_while_a_resource_opens(swallows: bool) ->
 
 @pytest_twisted.ensureDeferred
 async def test_an_app_with_resources_runs_in_a_twisted_program() -> None:
-    """app.service(reactor): the resource is there for the handlers of an embedded app."""
+    """The handlers of an embedded app get its resources."""
     app, events, box = App(), list[str](), Mailbox[Any]()
     with_three(app, events)
 

@@ -1,4 +1,4 @@
-"""Handlers that block: the log names the line while it happens. And asyncio's reactor on uvloop."""
+"""The log names the line that blocks the reactor, while it blocks; asyncio's reactor runs on uvloop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def slow():
 
 @pytest.mark.parametrize("reactor", ["select", "asyncio"])
 def test_a_handler_that_blocks_is_named_once_while_it_does(tmp_path: Path, reactor: str) -> None:
-    """Function, file, line and the statement; then, how long it was."""
+    """The log names function, file, line and statement, and afterwards the duration."""
     source = HEAD + "@app.every(60)\ndef on_tick():\n    slow()\n    print('done', flush=True)\n"
     folder = module(tmp_path, source)
     with Child("-m", "zroute", "run", "quotes", "--reactor", reactor, cwd=folder) as child:
@@ -39,7 +39,7 @@ def test_a_handler_that_blocks_is_named_once_while_it_does(tmp_path: Path, react
 
 
 def test_a_loop_without_end_is_named(tmp_path: Path) -> None:
-    """`while True` in a handler: the log says where, though the program never comes back."""
+    """An endless loop in a handler is named although it never returns."""
     folder = module(tmp_path, HEAD + "@app.every(60)\ndef spin():\n    while True:\n        pass\n")
     with Child("-m", "zroute", "run", "quotes", cwd=folder) as child:
         assert "spin() at quotes.py:" in child.line_with("has blocked the reactor", stream="err")
@@ -47,12 +47,12 @@ def test_a_loop_without_end_is_named(tmp_path: Path) -> None:
 
 
 def test_a_stopped_process_accuses_nobody(tmp_path: Path) -> None:
-    """Ctrl-Z for a while, or a laptop that slept, is no handler's fault."""
+    """A suspended process or machine causes no warning about a handler."""
     source = HEAD + "@app.every(0.05)\ndef tick(): print('tick', flush=True)\n"
     with Child("-m", "zroute", "run", "quotes", cwd=module(tmp_path, source)) as child:
         child.line_with("tick")
         child.process.send_signal(signal.SIGSTOP)
-        with Child("-c", "import time; time.sleep(1.6)") as pause:  # real time has to pass: that is what is tested
+        with Child("-c", "import time; time.sleep(1.6)") as pause:  # the test is about real time
             pause.end(None)
         child.process.send_signal(signal.SIGCONT)
         seen = len(child.out)
@@ -77,7 +77,7 @@ def block(n: int):
 
 @pytest.mark.parametrize("flags", [[], ["--reactor", "asyncio"], ["--uvloop"]])
 def test_a_handler_of_a_message_is_named_under_every_loop(tmp_path: Path, flags: list[str]) -> None:
-    """Also where the loop is written in C, and has no frames that Python sees."""
+    """A handler is named under every loop, also one in C without Python frames."""
     if flags == ["--uvloop"]:
         pytest.importorskip("uvloop")
     with Child("-m", "zroute", "run", "quotes", *flags, cwd=module(tmp_path, BLOCKS_LATER)) as child:
@@ -85,7 +85,7 @@ def test_a_handler_of_a_message_is_named_under_every_loop(tmp_path: Path, flags:
 
 
 def test_a_handler_of_an_installed_app_is_named(tmp_path: Path) -> None:
-    """Where the app itself lives in site-packages, as in production, its handler is named all the same."""
+    """A handler of an app that is installed in site-packages is named too."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
     path = f"{module(folder, BLOCKS_LATER)}{os.pathsep}{ROOT}"
@@ -111,7 +111,7 @@ async def on_tick(n: int):
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not for Windows")
 @pytest.mark.parametrize("flags", [["--uvloop"], ["--reactor", "asyncio", "--uvloop"]])
 def test_asyncio_runs_on_uvloop_when_asked(tmp_path: Path, flags: list[str]) -> None:
-    """--uvloop: the loop that handlers run on is uvloop's; asyncio is implied."""
+    """--uvloop implies the asyncio reactor, and handlers run on uvloop's loop."""
     pytest.importorskip("uvloop")
     with Child("-m", "zroute", "run", "quotes", *flags, cwd=module(tmp_path, ON_UVLOOP)) as child:
         child.line_with("uvloop")
@@ -119,7 +119,7 @@ def test_asyncio_runs_on_uvloop_when_asked(tmp_path: Path, flags: list[str]) -> 
 
 
 def test_uvloop_with_another_reactor_is_a_usage_error(tmp_path: Path) -> None:
-    """It says which two don't go together; and what to install where it is missing."""
+    """The error names the conflicting options, or the package to install."""
     folder = module(tmp_path, ON_UVLOOP)
     done = zroute("run", "quotes", "--reactor", "select", "--uvloop", cwd=folder)
     assert done.returncode == 2

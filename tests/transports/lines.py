@@ -1,6 +1,7 @@
-"""A transport of its own kind: each frame is a line of TCP, in hexadecimal digits; the parts of a message share a line.
+"""A transport of a different kind, over TCP.
 
-It shows what the author of a transport has to write. Publishers bind, subscribers connect and filter for themselves.
+Each message is a line of hexadecimal digits; the parts of a message share a line. Publishers bind, and subscribers
+connect and filter by themselves. The module shows what the author of a transport must write.
 """
 
 from __future__ import annotations
@@ -22,41 +23,44 @@ from zroute.transport import Reader, Receive
 
 
 class NothingLeftError(Exception):
-    """All lines are read."""
+    """The end of the lines that have arrived."""
 
 
 class NoAccounts:
-    """Nothing is counted as lost."""
+    """Accounts of a transport that counts no losses."""
 
     moved: Callable[[], None] = staticmethod(lambda: None)
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> None:
-        """None is kept."""
+        """Return no account."""
 
     def admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """All is delivered."""
+        """Deliver every message."""
         return True
 
     def kept(self, header: Any, marker: bytes, topic: bytes) -> bool:
-        """Nobody joins."""
+        """Deliver no kept message: subscribers do not join here."""
         return False
 
     def untracked(self, topic: bytes) -> None:
-        """All the same."""
+        """Ignore the message."""
 
     def control(self, header: Any, topic: bytes, body: bytes) -> None:
-        """Nothing of interest."""
+        """Ignore the frame."""
 
     def named(self, epoch: int) -> str:
-        """By its number."""
+        """Return the epoch as text."""
         return f"{epoch:016x}"
 
     def close(self) -> None:
-        """Nothing was found."""
+        """Report no losses."""
 
 
 class Peer(LineReceiver):
-    """One connection. A line ``?`` asks for a line ``!``, which comes behind all that was sent before."""
+    """One connection.
+
+    The line ``?`` asks for the line ``!``, which arrives after everything that was sent before.
+    """
 
     delimiter, MAX_LENGTH = b"\n", 1 << 22
 
@@ -65,17 +69,17 @@ class Peer(LineReceiver):
         self.read_to_here: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:  # Twisted's name
-        """Greeted by the first answer."""
+        """Ask for a first answer."""
         self.peers.append(self)
         self.ask()
 
     def ask(self) -> Deferred[None]:
-        """Fires when all is read that was sent before."""
+        """Return a Deferred that fires when everything sent before is read."""
         self.sendLine(b"?")
         return self.read_to_here
 
     def lineReceived(self, line: bytes) -> None:  # Twisted's name
-        """A question, an answer, or a message."""
+        """Handle a question, an answer or a message."""
         if line == b"?":
             self.sendLine(b"!")
         elif line == b"!":
@@ -85,7 +89,7 @@ class Peer(LineReceiver):
             self.arrived(line)
 
     def connectionLost(self, reason: Any = None) -> None:  # Twisted's name
-        """It is no peer any more."""
+        """Remove this peer."""
         self.peers.remove(self)
 
 
@@ -122,19 +126,19 @@ class LineTransport:
             self.connectors.append(self.reactor.connectTCP(host, int(port), client))
 
     def summary(self) -> list[tuple[int, str]]:
-        """Nothing to say."""
+        """Return no log lines."""
         return []
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
-        """Filter from now on."""
+        """Filter by these patterns from now on."""
         self.patterns = patterns
 
     def leave(self) -> None:
-        """Take no more."""
+        """Receive no more messages."""
         self.patterns = ()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """When all have answered."""
+        """Return a Deferred that fires when all publishers have answered."""
         return Deferred.fromCoroutine(self._ready(publishers or len(self.request.subscribe_to)))
 
     async def _ready(self, number: int) -> None:
@@ -145,18 +149,18 @@ class LineTransport:
         await DeferredList([peer.ask() for peer in self.publishers])
 
     def unready(self, *, state: bool) -> str:
-        """How many are there."""
+        """Return the number of connected publishers."""
         return f"{len(self.publishers)} publishers are connected"
 
     def arrived(self, line: bytes) -> None:
-        """A line is a message, if anybody wants it."""
+        """Put a message into the inbox if a pattern matches it."""
         topic = bytes.fromhex(line.split()[0].decode()).partition(b"\0")[0]
         if any(matches(pattern, topic) is not None for pattern in self.patterns):
             self.lines.append(line)
             self.read()
 
     def read(self) -> None:
-        """Give what has come to the routes, unless they have no room."""
+        """Deliver the messages in the inbox, unless reading is paused."""
         try:
             while not self.paused:
                 self.receive(self.recv, lambda: len(self.parts), READ_BUDGET)
@@ -164,7 +168,7 @@ class LineTransport:
             pass
 
     def recv(self, flags: int, copy: bool = True) -> bytes:
-        """The next frame."""
+        """Return the next frame."""
         if not self.parts:
             if not self.lines:
                 raise NothingLeftError
@@ -172,17 +176,17 @@ class LineTransport:
         return self.parts.popleft()
 
     def use(self, receive: Receive) -> None:
-        """Another one."""
+        """Deliver to another ``receive`` from now on."""
         self.receive = receive
 
     def pause(self) -> None:
-        """TCP pushes back."""
+        """Stop reading; TCP then slows the sender down."""
         self.paused = True
         for peer in self.publishers:
             peer.pauseProducing()
 
     def resume(self) -> None:
-        """Go on with what has come."""
+        """Continue with the messages in the inbox."""
         self.paused = False
         self.read()
         if not self.paused:
@@ -190,7 +194,7 @@ class LineTransport:
                 peer.resumeProducing()
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
-        """Read to the answer of each."""
+        """Read until every publisher has answered."""
         self.paused = False
         for peer in self.publishers:
             peer.resumeProducing()
@@ -202,11 +206,11 @@ class LineTransport:
         while reader.reads_on and (self.lines or reader.unpacked):
             self.paused = False
             self.read()
-        self.paused = True  # what comes now is newer
+        self.paused = True  # messages that arrive now were sent after the stop
         return len(self.lines)
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """To all who are connected."""
+        """Return a function that sends to all connected subscribers."""
         if not self.request.publish_to:
             return None
 
@@ -218,16 +222,16 @@ class LineTransport:
         return send
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """There is always room."""
+        """Return a function that always sends."""
         send = self.sender(multipart=multipart)
         return None if send is None else lambda sent: send(sent) is None
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Subscribers say nothing."""
+        """Return False: subscribers do not announce their subscriptions."""
         return False
 
     def close(self) -> Deferred[None]:
-        """Hang up."""
+        """Close all connections."""
         self.is_open = False
         for connector in self.connectors:
             connector.factory.stopTrying() if hasattr(connector, "factory") else None

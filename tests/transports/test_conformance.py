@@ -1,4 +1,4 @@
-"""What every transport does alike: over ZeroMQ, in memory, and over a line protocol that this suite brings along."""
+"""The behaviour that all transports share: ZeroMQ, memory, and the line protocol of this suite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Make = Callable[[Request], Transport]
 
 @pytest.fixture(params=["zeromq", "memory", "lines"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """What makes transports that meet."""
+    """Return a function that creates transports which connect to each other."""
     bus = Bus()
     made: dict[str, Make] = {
         "zeromq": ZmqTransport,
@@ -44,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 @asynccontextmanager
 async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterator[list[AppService]]:
-    """The apps run, and those that subscribe are ready; they are stopped in reverse."""
+    """Run the apps until the block ends, and wait until the subscribers are ready."""
     services = [AppService(app.compile(), reactor, environment=Environment(make, asyncio=False)) for app in apps]
     try:
         for service in services:
@@ -61,7 +61,7 @@ async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterat
 
 @pytest_twisted.ensureDeferred
 async def test_each_kind_of_pattern_takes_its_topics_and_no_others(make: Make) -> None:
-    """Whole topics, ``*``, ``>``, captures with converters, prefixes: what my handlers get is the same everywhere."""
+    """Each kind of pattern receives the same topics on every transport."""
     endpoint = free_endpoint()
     feed, reader = App(pub=endpoint), App(sub=endpoint)
     got, all_of = Mailbox[tuple[Any, ...]](), Mailbox[str]()
@@ -113,7 +113,7 @@ async def test_each_kind_of_pattern_takes_its_topics_and_no_others(make: Make) -
 
 @pytest_twisted.ensureDeferred
 async def test_overlapping_patterns_bring_a_message_once(make: Make) -> None:
-    """A handler with two patterns that match, beside others, is called once for each message."""
+    """A handler with two matching patterns is called once per message."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
     reader.add_route(got.put, "a.*", "a.b", "a.>")
@@ -128,7 +128,7 @@ async def test_overlapping_patterns_bring_a_message_once(make: Make) -> None:
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 @pytest_twisted.ensureDeferred
 async def test_each_wire_arrives_as_it_was_sent(make: Make, wire: Any) -> None:
-    """Topic, body and headers, in one frame or in two parts."""
+    """Topic, body and headers arrive unchanged, in one frame or in two parts."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint, wire=wire, codec="json"), App(sub=endpoint, codec="json"), Mailbox[Envelope]()
 
@@ -138,7 +138,7 @@ async def test_each_wire_arrives_as_it_was_sent(make: Make, wire: Any) -> None:
 
     async with met(make, feed, reader, publishers=1 if wire == "tracked" else None):
         headers = {"user": "ann"} if wire == "tracked" else None
-        while not got.items:  # who reads the other wires is not told by their publishers
+        while not got.items:  # publishers of the other wires do not answer a join
             feed.publish("a.b", [1, "ü"], headers=headers)
             await deferLater(reactor, 0.01)
         envelope = got.items[0]
@@ -147,7 +147,7 @@ async def test_each_wire_arrives_as_it_was_sent(make: Make, wire: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_full_route_loses_nothing_and_keeps_the_order(make: Make) -> None:
-    """While my handler is at work nothing is read, and all comes in the end."""
+    """A slow handler pauses reading, and receives all messages in order."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
 
@@ -165,7 +165,7 @@ async def test_a_full_route_loses_nothing_and_keeps_the_order(make: Make) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_attached_is_received_and_what_is_closed_is_not(make: Make) -> None:
-    """The patterns change while it runs; others are not disturbed."""
+    """Patterns can change at run time without disturbing other handlers."""
     endpoint = free_endpoint()
     feed, reader = App(pub=endpoint), App(sub=endpoint)
     always, awhile = Mailbox[int](), Mailbox[int]()
@@ -186,7 +186,7 @@ async def test_what_is_attached_is_received_and_what_is_closed_is_not(make: Make
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_reads_what_was_sent_before(make: Make) -> None:
-    """I publish and stop the reader at once: all is handled."""
+    """A reader that stops right after a publish handles all published messages."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint), App(sub=endpoint), list[int]()
     reader.add_route(got.append, "a")
@@ -200,7 +200,7 @@ async def test_a_stop_reads_what_was_sent_before(make: Make) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_one_reader_hears_several_publishers(make: Make) -> None:
-    """Each in its order, whatever the others send."""
+    """A reader of several publishers receives each one's messages in order."""
     first, second = free_endpoint(), free_endpoint()
     feeds, got = [App(pub=first, name="one"), App(pub=second, name="two")], Mailbox[tuple[int, int]]()
     reader = App(sub=[first, second])
@@ -236,7 +236,7 @@ async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_it_can_run_again(make: Make) -> None:
-    """After a stop the same apps start anew, and meet."""
+    """Apps that were stopped can start again and connect."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint), App(sub=endpoint), Mailbox[int]()
     reader.add_route(got.put, "a")
@@ -249,7 +249,7 @@ async def test_it_can_run_again(make: Make) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_example_runs_unchanged_over_the_line_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ticker's feed and screen know nothing of what carries their quotes."""
+    """The ticker example runs unchanged over the line protocol."""
     monkeypatch.syspath_prepend(os.fspath(ROOT / "examples"))
     monkeypatch.delitem(sys.modules, "ticker", raising=False)
     ticker = import_module("ticker")
