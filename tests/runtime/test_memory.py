@@ -453,7 +453,9 @@ def test_counters_of_topics_fill_no_more_than_their_budget(monkeypatch: pytest.M
     counters, prefix = Counters(), b"p" * 200
     for length in range(200):
         counters.subscribe(prefix[:length], 0.0)
-    dict(counters.numbers(parse_marker(pack_marker(1, [b"", b"p"]))))  # all subscriptions are wanted, so all are counted
+    dict(
+        counters.numbers(parse_marker(pack_marker(1, [b"", b"p"])))
+    )  # all subscriptions are wanted, so all are counted
     with grown() as found:
         for number in range(400):
             counters.count(b"%s.%05d" % (prefix, number))

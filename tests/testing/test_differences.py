@@ -1,4 +1,4 @@
-"""What a TestApp does otherwise than sockets: each row of the table in docs/how-to/test-your-app.md."""
+"""The differences between a TestApp and sockets: each row of the table in how-to/test-your-app.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zroute.testing import TestApp
 
 
 def test_nothing_is_asked_answered_or_lost() -> None:
-    """No joins, beats and goodbyes travel: their counters stay at 0, and so do those of losses."""
+    """There are no joins, beats and goodbyes, so their counters and the losses stay at 0."""
     one, other = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555")
     numbers = one.publisher("numbers", int, keep="last")
     other.add_route(lambda number: None, "numbers")
@@ -25,7 +25,7 @@ def test_nothing_is_asked_answered_or_lost() -> None:
 
 
 def test_waits_for_peers_are_over_at_once() -> None:
-    """ready() and wait_for_subscribers() need no peer."""
+    """ready() and wait_for_subscribers() return at once."""
     app, over = App(pub="tcp://127.0.0.1:5556", sub="tcp://127.0.0.1:5555"), list[str]()
     numbers = app.publisher("numbers", int)
 
@@ -42,7 +42,7 @@ def test_waits_for_peers_are_over_at_once() -> None:
 
 
 def test_endpoints_are_not_opened_and_say_nothing_about_who_hears_whom() -> None:
-    """Two apps bind one address, and a third connects elsewhere."""
+    """Apps connect to each other whatever their endpoints are."""
     apps = [App(pub="tcp://127.0.0.1:1"), App(pub="tcp://127.0.0.1:1"), App(sub="tcp://192.0.2.1:7")]
     got: list[int] = []
     first, second = (app.publisher("numbers", int) for app in apps[:2])
@@ -55,7 +55,7 @@ def test_endpoints_are_not_opened_and_say_nothing_about_who_hears_whom() -> None
 
 
 def test_each_message_travels_alone_and_has_one_row_of_numbers() -> None:
-    """With coalesce=True too; a publisher's numbers do not depend on who subscribes."""
+    """Messages are not coalesced, and a publisher has one sequence for all topics."""
     app = App(pub="tcp://127.0.0.1:5555", coalesce=True)
     numbers = app.publisher("numbers.{n}", int)
     with TestApp(app) as t:
@@ -66,7 +66,7 @@ def test_each_message_travels_alone_and_has_one_row_of_numbers() -> None:
 
 @pytest.mark.parametrize("overflow", ["raise", "wait"])
 def test_there_is_room_for_each_message(overflow: str) -> None:
-    """Whatever overflow says, for a reader that reads nothing."""
+    """Queues are unbounded for every overflow, even if a subscriber reads no message."""
     one, other = App(pub="tcp://127.0.0.1:5555", overflow=overflow), App(sub="tcp://127.0.0.1:5555")  # type: ignore[arg-type]
     numbers = one.publisher("numbers", int)
 
@@ -83,7 +83,7 @@ def test_there_is_room_for_each_message(overflow: str) -> None:
 
 
 def test_what_the_test_publishes_is_not_kept() -> None:
-    """t.publish plays a publisher that keeps nothing."""
+    """t.publish acts as a publisher that keeps no messages."""
     app, got = App(), list[Envelope]()
     app.publisher("numbers", int, keep="last")
     with TestApp(app) as t:

@@ -1,4 +1,4 @@
-"""TestApp plays joins: what publishers keep is given to who subscribes, as over sockets."""
+"""TestApp gives kept messages to new subscribers, as publishers do over sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Got = list[tuple[str, int, bool, Any]]
 
 
 def apps(endpoint: str) -> tuple[App, App, Got]:
-    """A publisher that keeps, one that joins later, and what that is given."""
+    """Return a publisher that keeps, an app that joins later, and the list of its messages."""
     feed, late, got = App(pub=endpoint), App(sub=endpoint), Got()
     prices = feed.publisher("prices.{symbol}", int, keep="last")
     feed.publisher("others.{symbol}", int)
@@ -33,15 +33,15 @@ def apps(endpoint: str) -> tuple[App, App, Got]:
             prices.publish(number, symbol="A", headers={"n": number})
             prices.publish(number, symbol="B")
         feed.publish("others.A", 7)
-        feed.publish("prices.B", 8)  # by whomever: it is the latest of its topic
-        feed.publish("prices.C", 9)  # nothing of it was kept before
+        feed.publish("prices.B", 8)  # the topic's last message, whatever the subscriptions are
+        feed.publish("prices.C", 9)  # the first message of this topic
 
     taking(late, got)
     return feed, late, got
 
 
 def taking(app: App, got: Got) -> None:
-    """Let ``app`` note everything but the others."""
+    """Make ``app`` handle all topics except those of its other handlers."""
 
     @app.subscribe("prices.A")
     def handle(price: int, envelope: Envelope) -> None:
@@ -52,9 +52,9 @@ Wait = Callable[[], Awaitable[object]]
 
 
 async def story(feed: App, late: App, got: Got, heard: Wait, unsubscribed: Wait) -> None:
-    """Join, go on, subscribe to more, to less, and again.
+    """Join, receive, subscribe to more, to less, and to more again.
 
-    ``heard`` waits for the second message, and ``unsubscribed`` until the publisher knows that less is wanted.
+    ``heard`` waits for the second message, and ``unsubscribed`` until the publisher has seen the smaller subscription.
     """
 
     def more(price: int, envelope: Envelope) -> None:
@@ -85,12 +85,12 @@ TOLD: Got = [
     ("more prices.B", 8, True, None),
     ("more prices.B", 11, True, None),
 ]
-"""What an app is given in the `story`."""
+"""The messages that an app receives in the `story`."""
 
 
 @pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
 def test_a_story_of_joins_in_a_test(reactor: Reactor) -> None:
-    """Nothing waits for time to pass, and counters show nothing lost."""
+    """In a test, a join needs no time to pass, and no message is counted as lost."""
     feed, late, got = apps("tcp://127.0.0.1:5555")
     told: list[Any] = []
 
@@ -104,13 +104,15 @@ def test_a_story_of_joins_in_a_test(reactor: Reactor) -> None:
         t.publish("go", 1)
         assert told == ["all"]
         assert late.stats.lost == late.stats.malformed == 0
-        assert [envelope.topic for envelope in t.envelopes("prices.A")] == ["prices.A"] * 4  # none of the kept ones
+        assert [envelope.topic for envelope in t.envelopes("prices.A")] == [
+            "prices.A"
+        ] * 4  # kept messages are not published again
     assert got == TOLD
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_same_story_over_sockets(tmp_path: Path) -> None:
-    """The same messages, in the same order."""
+    """Sockets give the same messages in the same order."""
     feed, late, got = apps(f"ipc://{tmp_path}/s")
     async with running(feed) as service, running(late):
         assert service.transport is not None
@@ -123,7 +125,7 @@ async def test_the_same_story_over_sockets(tmp_path: Path) -> None:
 
 
 def test_an_app_that_starts_first_is_given_the_stream() -> None:
-    """A reader that is there before the publisher gets no kept messages; and a publisher that stopped gives nothing."""
+    """An early reader gets no kept messages, and a stopped publisher gives none."""
     feed, late, got = apps("tcp://127.0.0.1:5555")
     with TestApp(late, feed):
         pass
@@ -131,7 +133,7 @@ def test_an_app_that_starts_first_is_given_the_stream() -> None:
 
 
 def test_more_than_a_turn_of_kept_messages_is_there_at_once() -> None:
-    """Of any number, and they are a list for a handler of lists."""
+    """Any number of kept messages arrives at once, as one list for a batch handler."""
     feed, late, got = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555"), list[int]()
     state = feed.publisher("state.{n}", int, keep="last")
 
@@ -149,7 +151,7 @@ def test_more_than_a_turn_of_kept_messages_is_there_at_once() -> None:
 
 
 def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
-    """A room that somebody enters, leaves and enters again; and one that stays beside it is given nothing twice."""
+    """A handler that attaches again gets the kept messages again; others do not."""
     feed, late = App(), App()
     rooms = feed.publisher("rooms.{n}", int, keep="last")
     with TestApp(feed, late) as t:
@@ -161,7 +163,7 @@ def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
         for _ in range(2):
             attached = late.attach("rooms.*", got.append)
             t.advance(1)
-            assert sorted(got) == [0, 2]  # and 1 came to the other
+            assert sorted(got) == [0, 2]  # the other one got 1
             attached.close()
             t.advance(1)
             got.clear()
@@ -169,7 +171,7 @@ def test_who_attaches_again_is_given_the_kept_messages_again() -> None:
 
 
 def test_all_kept_messages_of_a_join_answer_one_marker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As over sockets: one is made for each join, however many messages are given."""
+    """As over sockets, one marker serves all kept messages of a join."""
     feed, late, made = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555"), list[bytes]()
     state, make_marker = feed.publisher("state.{n}", int, keep="last"), SubscriberSession.make_marker
 
@@ -191,7 +193,7 @@ def test_all_kept_messages_of_a_join_answer_one_marker(monkeypatch: pytest.Monke
 
 
 def test_an_app_that_hears_itself_is_given_what_it_keeps() -> None:
-    """As over its own endpoints."""
+    """An app that receives its own messages also receives those that it keeps."""
     app, got = App(), list[tuple[int, bool]]()
     state = app.publisher("state", int, keep="last")
 
@@ -208,7 +210,7 @@ def test_an_app_that_hears_itself_is_given_what_it_keeps() -> None:
 
 
 def test_ready_waits_until_a_full_route_has_taken_the_kept_messages() -> None:
-    """They wait to be read while the queue of a slow handler is full: time has to pass."""
+    """ready(state=True) waits until a slow handler has taken all kept messages."""
     feed, late, slow = App(pub="tcp://127.0.0.1:5555"), App(sub="tcp://127.0.0.1:5555"), list[Deferred[None]]()
     state = feed.publisher("state.{n}", int, keep="last")
     ready: list[str] = []

@@ -1,4 +1,4 @@
-"""The pytest plugin that comes with zroute, in a pytest of its own, as a user's project has it."""
+"""The pytest plugin, in a separate run of pytest, as in a user's project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import PATIENCE
 
 
 def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """What pytest says of ``source`` in an empty project."""
+    """Return the output of pytest for ``source`` in an empty project."""
     (folder / "test_mine.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *flags]
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
@@ -19,7 +19,7 @@ def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedPr
 
 
 def test_the_fixtures_are_there_without_a_line_of_set_up(tmp_path: Path) -> None:
-    """test_app enters a TestApp and leaves it after the test; TestApp itself is not taken for tests."""
+    """test_app enters a TestApp and leaves it after the test; pytest does not collect TestApp."""
     source = """
 from zroute import App
 from zroute.testing import TestApp
@@ -56,7 +56,7 @@ def test_an_endpoint_is_free(free_endpoint):
 
 
 def test_an_unfinished_handler_is_an_error_of_its_test(tmp_path: Path) -> None:
-    """What comes up when the app is stopped is told with the test that used it."""
+    """An error at the stop of the app is reported for the test that used it."""
     source = """
 from twisted.internet.defer import Deferred
 from zroute import App
@@ -76,7 +76,7 @@ def test_it(test_app):
 
 
 def test_a_pytest_without_zroute_in_it_pays_nothing(tmp_path: Path) -> None:
-    """The plugin loads neither ZeroMQ nor Twisted nor zroute's own modules before a fixture is used."""
+    """Until a fixture is used, the plugin imports neither ZeroMQ nor Twisted nor zroute."""
     source = """
 import sys
 

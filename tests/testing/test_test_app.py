@@ -1,4 +1,4 @@
-"""`TestApp`: what a user's own tests stand on. On both kinds of awaiting where it can matter."""
+"""`TestApp`, with both kinds of reactors if they can differ."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Database:
 
 
 def alerting(**options: Any) -> App:
-    """An app that answers high quotes with an alert."""
+    """Return an app that answers high quotes with an alert."""
     app = App(**options)
     alerts = app.publisher("alerts.{level}", Alert)
 
@@ -58,7 +58,7 @@ def alerting(**options: Any) -> App:
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 def test_what_is_published_comes_back_as_the_same_objects(wire: Any, codec: Any) -> None:
-    """I compare what my app published with objects of my own types, whatever wire and codec it uses."""
+    """Published messages are returned as objects of their types, for each wire and codec."""
     app = App(wire=wire, codec=codec)
     alerts = app.publisher("alerts.{level}", Alert)
 
@@ -74,7 +74,7 @@ def test_what_is_published_comes_back_as_the_same_objects(wire: Any, codec: Any)
 
 
 def test_messages_that_arrive_together_are_one_list() -> None:
-    """A handler with batch= can be tested: I publish several, and it is given them as a reader at work is."""
+    """A batch handler gets messages of one publish call as one list."""
     app = App(sub="tcp://127.0.0.1:1")
 
     @app.subscribe("trades.*", batch=3)
@@ -88,7 +88,7 @@ def test_messages_that_arrive_together_are_one_list() -> None:
 
 
 def test_envelopes_show_topics_headers_and_times() -> None:
-    """What travelled beside the body can be looked at, too; time is virtual and goes on from now."""
+    """Envelopes show topics, headers and times; virtual time starts at the current time."""
     with TestApp(alerting()) as t:
         t.advance(60)
         t.publish("stocks.A", Quote("A", 2000.0), headers={"from": "me"})
@@ -99,7 +99,7 @@ def test_envelopes_show_topics_headers_and_times() -> None:
 
 
 def test_headers_reach_the_handler() -> None:
-    """An envelope in a handler has what the test gave."""
+    """A handler's envelope has the headers that the test published."""
     app, seen = App(), []
 
     @app.subscribe("a")
@@ -113,7 +113,7 @@ def test_headers_reach_the_handler() -> None:
 
 
 def test_an_app_that_is_given_its_endpoints_when_it_is_run() -> None:
-    """App(loop=False) has its endpoints from the environment; a test needs none, and sees what it publishes."""
+    """An app with loop=False can be tested without endpoints."""
     app = alerting(loop=False)
 
     @app.subscribe("alerts.>")
@@ -129,7 +129,7 @@ def test_an_app_that_is_given_its_endpoints_when_it_is_run() -> None:
 
 
 def test_undeclared_messages_are_decoded_as_asked() -> None:
-    """``app.publish`` says no type, so the test does, or gets plain values."""
+    """Messages without a declared type are plain values, or decoded to the type that the test names."""
     app = App()
 
     @app.subscribe("a")
@@ -143,7 +143,7 @@ def test_undeclared_messages_are_decoded_as_asked() -> None:
 
 
 def test_frames_from_anywhere_can_be_received(caplog: pytest.LogCaptureFixture) -> None:
-    """Foreign publishers and broken messages are tried as they would come from the network."""
+    """Tests can send frames of other publishers, also malformed ones."""
     app, seen = App(codec="json"), []
 
     @app.subscribe("stocks.{symbol}")
@@ -163,7 +163,7 @@ def test_frames_from_anywhere_can_be_received(caplog: pytest.LogCaptureFixture) 
 
 
 def test_what_nobody_subscribes_to_is_unheard() -> None:
-    """A typing error in a topic does not pass unseen; the app's own filter is ZeroMQ's."""
+    """``unheard`` holds messages that no app subscribes to."""
     app, unrouted = App(), []
 
     @app.subscribe("stocks.{symbol}")
@@ -181,7 +181,7 @@ def test_what_nobody_subscribes_to_is_unheard() -> None:
 
 
 def test_what_can_not_be_published_raises_at_the_line_of_the_test() -> None:
-    """Bad topics and objects that no codec takes are the test's own fault, and say so."""
+    """A bad topic or message raises in the test's own line."""
     with TestApp(alerting()) as t:
         with pytest.raises(TopicError):
             t.publish("stocks.*", 1)
@@ -190,7 +190,7 @@ def test_what_can_not_be_published_raises_at_the_line_of_the_test() -> None:
 
 
 def test_clear_forgets_what_was_so_far() -> None:
-    """A long test looks at one step at a time."""
+    """clear() deletes the records, so a test can look at one step at a time."""
     app = alerting()
     with TestApp(app) as t:
         t.publish("stocks.A", Quote("A", 2000.0))
@@ -205,7 +205,7 @@ def test_clear_forgets_what_was_so_far() -> None:
 
 @both
 def test_results_are_what_functions_returned(reactor: Reactor) -> None:
-    """Plain functions, coroutines, Deferreds and timers: what they returned, awaited, in order."""
+    """Results of functions, coroutines, Deferreds and timers are awaited and in order."""
     app = App()
 
     @app.subscribe("a")
@@ -235,7 +235,7 @@ def test_results_are_what_functions_returned(reactor: Reactor) -> None:
 
 
 def test_the_results_of_methods_are_found_by_the_bound_method() -> None:
-    """Each access of a bound method makes a new object; the results are the same."""
+    """The results of a method are found by any bound method object of it."""
 
     class Desk:
         def on_a(self, message: int) -> int:
@@ -250,7 +250,7 @@ def test_the_results_of_methods_are_found_by_the_bound_method() -> None:
 
 @both
 def test_errors_of_handlers_are_raised_in_the_test(reactor: Reactor) -> None:
-    """A handler that fails fails my test, where I published."""
+    """The error of a handler is raised by t.publish."""
     app = App()
 
     @app.subscribe("a")
@@ -270,7 +270,7 @@ def test_errors_of_handlers_are_raised_in_the_test(reactor: Reactor) -> None:
 
 
 def test_several_errors_come_as_a_group() -> None:
-    """Two handlers of one message failed: the test sees both."""
+    """Errors of two handlers are raised as a group."""
     app = App()
 
     @app.subscribe("a")
@@ -287,7 +287,7 @@ def test_several_errors_come_as_a_group() -> None:
 
 
 def test_errors_are_only_collected_when_asked() -> None:
-    """raise_errors=False: I look at the failures myself, also at those of timers and hooks."""
+    """With raise_errors=False, errors of handlers, timers and hooks are only collected."""
     app = App()
 
     @app.subscribe("a")
@@ -308,7 +308,7 @@ def test_errors_are_only_collected_when_asked() -> None:
 
 
 def test_an_error_that_a_hook_took_is_not_raised() -> None:
-    """An app that handles its errors is tested for that; they stand in failures all the same."""
+    """An error that on_error handles is not raised, but is in ``failures``."""
     app, taken = App(), []
 
     @app.subscribe("a")
@@ -326,7 +326,7 @@ def test_an_error_that_a_hook_took_is_not_raised() -> None:
 
 
 def test_errors_of_timers_hooks_and_the_shutdown_are_raised_where_they_come_up() -> None:
-    """At the start, while time passes, and when the block is left."""
+    """Errors are raised at the start, in advance(), or at the end of the block."""
     app = App()
 
     @app.publisher("beat", every=1.0, initial_delay=1.0)
@@ -346,7 +346,7 @@ def test_errors_of_timers_hooks_and_the_shutdown_are_raised_where_they_come_up()
 
 
 def test_what_the_test_raises_is_not_hidden_by_the_stop() -> None:
-    """My own assertion is what I see."""
+    """A failed assertion of the test is not replaced by an error of the stop."""
     app = App()
 
     @app.on_shutdown
@@ -362,7 +362,7 @@ def test_what_the_test_raises_is_not_hidden_by_the_stop() -> None:
 
 @both
 def test_time_passes_as_the_test_says(reactor: Reactor) -> None:
-    """Timers run once for each period that is let pass, in order, and no second is waited."""
+    """Timers run once per virtual period, in order, without real waiting."""
     app = App()
 
     @app.publisher("fast", every=1.0)
@@ -383,7 +383,7 @@ def test_time_passes_as_the_test_says(reactor: Reactor) -> None:
 
 
 def test_asyncio_sleeps_on_virtual_time() -> None:
-    """``await asyncio.sleep(60)`` takes a minute of the test's time, not of mine."""
+    """``await asyncio.sleep(60)`` takes a minute of virtual time only."""
     app, woken = App(), []
 
     @app.subscribe("a")
@@ -422,7 +422,7 @@ def test_messages_of_one_topic_wait_for_each_other() -> None:
 
 
 def test_a_full_route_pauses_and_nothing_is_lost() -> None:
-    """Beyond the queue's bound messages wait outside, as they would in the sockets."""
+    """Messages beyond the queue's bound wait outside and are delivered later."""
     app, seen = App(), []
 
     @app.subscribe("a", queue=2)
@@ -439,7 +439,7 @@ def test_a_full_route_pauses_and_nothing_is_lost() -> None:
 
 
 def test_the_counters_say_since_when_reading_is_paused_and_by_which_routes() -> None:
-    """Two routes are full, then one, then none; what I poll shows it, as plain values."""
+    """app.stats shows since when reading is paused, and by which routes."""
     app = App()
 
     @app.subscribe("a", queue=1)
@@ -478,7 +478,7 @@ def test_the_counters_say_since_when_reading_is_paused_and_by_which_routes() -> 
 
 @both
 def test_resources_open_and_close_with_the_block(reactor: Reactor) -> None:
-    """Sync and async ones, in order of dependency."""
+    """Sync and async resources open in the order of their dependencies."""
     app, log = App(), []
 
     class Cache:
@@ -509,7 +509,7 @@ def test_resources_open_and_close_with_the_block(reactor: Reactor) -> None:
 
 
 def test_a_replaced_resource_is_never_opened() -> None:
-    """The fake takes its place, and what only it needed stays closed, too."""
+    """Neither a replaced resource nor one that only it needs is opened."""
     app, log, fake = App(), [], Database()
 
     class Settings: ...
@@ -534,7 +534,7 @@ def test_a_replaced_resource_is_never_opened() -> None:
 
 
 def test_replacing_what_is_no_resource_says_what_is() -> None:
-    """A wrong key in the mapping would else do nothing, in silence."""
+    """A wrong type in the mapping is an error that lists the resources."""
     app = App()
 
     @app.resource
@@ -548,7 +548,7 @@ def test_replacing_what_is_no_resource_says_what_is() -> None:
 
 
 def test_a_resource_that_fails_to_open_fails_the_test() -> None:
-    """With its own error, after those before it were closed."""
+    """The test gets the resource's own error after the earlier ones have closed."""
     app, log = App(), []
 
     class Second: ...
@@ -569,7 +569,7 @@ def test_a_resource_that_fails_to_open_fails_the_test() -> None:
 
 
 def test_a_start_that_waits_for_the_outside_says_what_to_do() -> None:
-    """Virtual time can't bring what a real network would."""
+    """A start that waits for a real network fails with a remedy."""
     app = App()
 
     @app.resource
@@ -583,7 +583,7 @@ def test_a_start_that_waits_for_the_outside_says_what_to_do() -> None:
 
 @both
 def test_threads_are_real_and_waited_for(reactor: Reactor) -> None:
-    """A blocking handler has ended, and has published from its thread, when publish returns."""
+    """publish returns after a threaded handler has ended and its messages are published."""
     app = App()
     done = app.publisher("done", str)
 
@@ -601,7 +601,7 @@ def test_threads_are_real_and_waited_for(reactor: Reactor) -> None:
 
 @both
 def test_streams_and_attached_handlers_work(reactor: Reactor) -> None:
-    """What comes and goes while an app runs comes and goes in a test."""
+    """Streams and attached handlers work in a test."""
     app, heard = App(), []
 
     @app.subscribe("listen")
@@ -618,7 +618,7 @@ def test_streams_and_attached_handlers_work(reactor: Reactor) -> None:
         handle = app.attach("rooms.*", heard.append)
         t.publish("rooms.lobby", "bye")
         handle.close()
-        t.publish("rooms.lobby", "to nobody")
+        t.publish("rooms.lobby", "no reader")
         assert [envelope.topic for envelope in t.unheard] == ["rooms.lobby"]
     assert heard == [("lobby", "hello"), "bye", ("lobby", "bye")] or heard == [
         ("lobby", "hello"),
@@ -631,7 +631,7 @@ def test_streams_and_attached_handlers_work(reactor: Reactor) -> None:
 
 
 def test_two_apps_are_joined() -> None:
-    """What one publishes the other receives, and answers; with endpoints none hears itself."""
+    """Each app receives the messages of the other; with endpoints, none receives its own."""
     asking, answering, heard = (
         App(sub="tcp://127.0.0.1:1", pub="tcp://127.0.0.1:2"),
         App(sub="tcp://127.0.0.1:2", pub="tcp://127.0.0.1:1"),
@@ -666,7 +666,7 @@ def test_two_apps_are_joined() -> None:
 
 
 def test_a_loop_inside_the_app_is_a_loop_in_the_test() -> None:
-    """An app without endpoints feeds its own handlers."""
+    """An app without endpoints receives its own messages."""
     app = App()
 
     @app.publisher("b", int)
@@ -687,7 +687,7 @@ def test_a_loop_inside_the_app_is_a_loop_in_the_test() -> None:
 
 
 def test_an_app_can_be_tested_again_and_again() -> None:
-    """Each block is a run of its own, with its own counters."""
+    """Each block is a run with its own counters."""
     app = alerting()
     for _ in range(3):
         with TestApp(app) as t:
@@ -697,7 +697,7 @@ def test_an_app_can_be_tested_again_and_again() -> None:
 
 
 def test_outside_the_block_nothing_runs() -> None:
-    """Using it without `with` says so."""
+    """Using a TestApp without `with` raises an error that explains it."""
     app = alerting()
     t = TestApp(app)
     with pytest.raises(UsageError, match="in a with block"):
@@ -709,7 +709,7 @@ def test_outside_the_block_nothing_runs() -> None:
 
 
 def test_unfinished_handlers_fail_the_test() -> None:
-    """A handler that never ends is not passed over."""
+    """A handler that never ends fails the test."""
     app = App()
 
     @app.subscribe("a")
@@ -727,7 +727,7 @@ def test_unfinished_handlers_fail_the_test() -> None:
 
 
 def test_what_never_comes_to_rest_is_said() -> None:
-    """A generator without end and without every= would keep a test busy for ever."""
+    """An endless generator without every= fails the test instead of blocking it."""
     app = App()
 
     @app.publisher("a", int)
@@ -740,7 +740,7 @@ def test_what_never_comes_to_rest_is_said() -> None:
 
 
 def test_an_async_test_is_refused_with_the_way() -> None:
-    """TestApp turns its own reactor, which can't be inside another loop's."""
+    """TestApp in a running loop is refused, and the error says what to write."""
 
     async def inside() -> None:
         with pytest.raises(UsageError, match="plain `def test_"), TestApp(App()):
@@ -753,13 +753,13 @@ def test_an_async_test_is_refused_with_the_way() -> None:
     "wrong", [lambda: TestApp(), lambda: TestApp(App(), {}, {}), lambda: TestApp(App(), reactor="x")]
 )  # type: ignore[arg-type]
 def test_wrong_use_says_what_it_takes(wrong: Callable[[], Any]) -> None:
-    """No app, two mappings, an unknown reactor."""
+    """No app, two mappings and an unknown reactor are errors that name valid arguments."""
     with pytest.raises(SignatureError):
         wrong()
 
 
 def test_groups_and_hooks_take_part(caplog: pytest.LogCaptureFixture) -> None:
-    """Included groups, on_startup and on_shutdown with resources run as they would."""
+    """Included groups, and startup and shutdown hooks with resources, run in a test."""
     app, desk, log = App(), Routes(prefix="desk"), []
 
     @desk.resource
@@ -787,7 +787,7 @@ def test_groups_and_hooks_take_part(caplog: pytest.LogCaptureFixture) -> None:
 
 @both
 def test_handlers_of_lists_run_as_they_would(reactor: Reactor) -> None:
-    """A message of mine is a list of one; what arrives in one turn is one list; results are those of lists."""
+    """A batch handler gets the messages of one turn as one list, and may return lists."""
     app = App()
 
     @app.publisher("quotes", Quote)

@@ -1,4 +1,4 @@
-"""`TestApp` in the tests of a Twisted project: under trial, in a `twisted.trial.unittest.TestCase`."""
+"""`TestApp` in a `twisted.trial.unittest.TestCase`, run by trial."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Bad(TestCase):
 
 
 def trial(folder: Path, source: str, *flags: str) -> tuple[int, str]:
-    """The exit code of trial, and what it says."""
+    """Return the exit code and the output of trial."""
     (folder / "test_mine.py").write_text(OPENING + source)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "twisted.trial", *flags, "test_mine"],
@@ -123,7 +123,7 @@ def trial(folder: Path, source: str, *flags: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("flags", [(), ("--reactor", "asyncio")])
 def test_tests_pass_and_leave_nothing_behind(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """Under either reactor of trial's own: no delayed call, no reader, no unhandled error, no warning."""
+    """Under both of trial's reactors, a test leaves no call, reader, error or warning."""
     code, said = trial(tmp_path, GOOD, *flags)
     assert code == 0, said
     assert "PASSED (successes=7)" in said, said
@@ -132,7 +132,7 @@ def test_tests_pass_and_leave_nothing_behind(tmp_path: Path, flags: tuple[str, .
 
 
 def test_a_failing_handler_fails_its_test_only(tmp_path: Path) -> None:
-    """The error is that of the handler with its line, a handler without an end is named, and the others pass."""
+    """A failed handler is reported with its line, an endless one is named, and other tests pass."""
     code, said = trial(tmp_path, BAD)
     assert code == 1, said
     assert "FAILED (failures=1, errors=2, successes=1)" in said, said

@@ -1,4 +1,4 @@
-"""What the tests of zroute.txzmq are given."""
+"""Fixtures for the tests of zroute.txzmq."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def factory() -> Iterator[Any]:
-    """A factory on the reactor of the tests; shut down in the end."""
+    """A factory on the reactor of the tests, shut down after the test."""
     from zroute.txzmq import ZmqFactory
 
     made = ZmqFactory()

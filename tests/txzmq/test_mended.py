@@ -1,4 +1,4 @@
-"""What txZMQ's users complained about, and what works here without a change of their programs."""
+"""Faults that users of txZMQ reported, and that zroute.txzmq fixes without changes to programs."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from zroute.txzmq.req_rep import ZmqXREPConnection, ZmqXREQConnection
 
 
 def bind(address: str) -> ZmqEndpoint:
-    """An endpoint that binds."""
+    """Return an endpoint that binds."""
     return ZmqEndpoint(ZmqEndpointType.bind, address)
 
 
 def connect(address: str) -> ZmqEndpoint:
-    """An endpoint that connects."""
+    """Return an endpoint that connects."""
     return ZmqEndpoint(ZmqEndpointType.connect, address)
 
 
 class Sub(ZmqSubConnection):
-    """Puts what it gets into a mailbox; what it then does is the test's."""
+    """A subscriber that puts messages into a mailbox and then calls a function of the test."""
 
     def __init__(self, *args: Any, then: Any = None) -> None:
         super().__init__(*args)
@@ -62,7 +62,7 @@ class Sub(ZmqSubConnection):
 
 @pytest.fixture
 def logged() -> Any:
-    """The errors in Twisted's log, and its lines."""
+    """Collect the errors and the lines of Twisted's log."""
     errors: list[Any] = []
     lines: list[str] = []
 
@@ -75,7 +75,7 @@ def logged() -> Any:
 
 
 async def joined(factory: Any, **options: Any) -> tuple[ZmqPubConnection, Sub]:
-    """A publisher and a subscriber to everything that has been heard once."""
+    """Return a publisher and a subscriber to everything, after a first message has arrived."""
     pub = ZmqPubConnection(factory, bind("inproc://feed"))
     sub = Sub(factory, connect("inproc://feed"), **options)
     sub.subscribe(b"")
@@ -86,7 +86,7 @@ async def joined(factory: Any, **options: Any) -> tuple[ZmqPubConnection, Sub]:
 
 @pytest_twisted.ensureDeferred
 async def test_text_is_as_good_as_bytes(factory: Any) -> None:
-    """Tags and bodies may be str: they are sent as UTF-8, and handlers get bytes as ever."""
+    """Tags and bodies may be str; handlers receive UTF-8 bytes."""
     pub, sub = await joined(factory)
     pub.publish("größe", "täg")
     pub.publish("b", b"a")
@@ -108,7 +108,7 @@ async def test_subscriptions_are_counted(factory: Any) -> None:
 
 
 def test_everything_can_be_shut_down_twice() -> None:
-    """Connections, the factory, also after the connections, and what is used afterwards says what happened."""
+    """A second shutdown has no effect, and later use raises a clear error."""
     made = ZmqFactory()
     pub = ZmqPubConnection(made, bind("inproc://a"))
     pub.shutdown()
@@ -122,7 +122,7 @@ def test_everything_can_be_shut_down_twice() -> None:
 
 
 def test_a_failed_bind_that_is_remembered_does_not_hold_up_the_shutdown() -> None:
-    """I keep the exception, and factory.shutdown() returns all the same."""
+    """factory.shutdown() returns even if the program keeps the exception of a failed bind."""
     made = ZmqFactory()
     first = ZmqPubConnection(made, bind("tcp://127.0.0.1:*"))
     address = first.socket.get(zmq.LAST_ENDPOINT).decode().rstrip("\0")  # type: ignore[union-attr, attr-defined]
@@ -137,7 +137,7 @@ def test_a_failed_bind_that_is_remembered_does_not_hold_up_the_shutdown() -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_a_flood_leaves_the_reactor_its_turns(factory: Any) -> None:
-    """20,000 messages wait: other calls of the reactor get their turn after a bounded number of them."""
+    """With 20,000 waiting messages, other calls of the reactor still run."""
     push = ZmqPushConnection(factory, bind("inproc://flood"))
     between, box = [0], Mailbox[int]()
 
@@ -161,7 +161,7 @@ async def test_a_flood_leaves_the_reactor_its_turns(factory: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_malformed_message_is_logged_and_counted(factory: Any, logged: Any) -> None:
-    """One part without a NUL, or three parts: said in Twisted's log, and the next message is handled."""
+    """One part without NUL, or three parts, are logged, and the next message is handled."""
     pub, sub = await joined(factory)
     pub.send(b"no separator")
     pub.send([b"a", b"b", b"c"])
@@ -174,7 +174,7 @@ async def test_a_malformed_message_is_logged_and_counted(factory: Any, logged: A
 
 @pytest_twisted.ensureDeferred
 async def test_malformed_messages_by_the_thousand_do_not_fill_the_log(factory: Any, logged: Any) -> None:
-    """Five lines, and how many more there were."""
+    """Thousands of malformed messages log five lines and a count."""
     pub, sub = await joined(factory)
     for _ in range(1000):
         pub.send(b"no separator")
@@ -187,7 +187,7 @@ async def test_malformed_messages_by_the_thousand_do_not_fill_the_log(factory: A
 
 @pytest_twisted.ensureDeferred
 async def test_what_a_handler_raises_is_logged_and_the_next_message_handled(factory: Any, logged: Any) -> None:
-    """At once, by a Deferred, by a coroutine, from a method that got another number of parts than it takes."""
+    """Each kind of error in a handler is logged, and the next message is handled."""
 
     async def later() -> None:
         await succeed(None)
@@ -208,7 +208,7 @@ async def test_what_a_handler_raises_is_logged_and_the_next_message_handled(fact
 
 @pytest_twisted.ensureDeferred
 async def test_a_subclass_may_take_whole_messages(factory: Any) -> None:
-    """messageReceived can be replaced, in the class and on the object, and gets every part."""
+    """messageReceived can be replaced in the class or on the object, and gets every part."""
     box = Mailbox[list[bytes]]()
 
     class Whole(ZmqSubConnection):
@@ -226,7 +226,7 @@ async def test_a_subclass_may_take_whole_messages(factory: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_handler_may_shut_its_connection_down(factory: Any) -> None:
-    """No further message comes, and nothing breaks."""
+    """A handler that shuts down its connection receives no further message."""
     pub, sub = await joined(factory, then=lambda message: sub.shutdown() if message == b"1" else None)
     for number in (b"1", b"2", b"3"):
         pub.publish(number, b"t")
@@ -236,7 +236,7 @@ async def test_a_handler_may_shut_its_connection_down(factory: Any) -> None:
 
 
 def test_the_reactor_is_the_factorys() -> None:
-    """A factory with a reactor of its own touches no other one."""
+    """A factory with its own reactor uses no other one."""
     read: list[Any] = []
 
     class Own(Clock):
@@ -265,7 +265,7 @@ def test_the_reactor_is_the_factorys() -> None:
 
 
 def test_importing_the_module_installs_no_reactor() -> None:
-    """I can still choose one afterwards; and each of txZMQ's modules can be imported."""
+    """Importing any of txZMQ's module names installs no reactor."""
     program = (
         "import sys, zroute.txzmq, zroute.txzmq.connection, zroute.txzmq.pubsub, "
         "zroute.txzmq.pushpull, zroute.txzmq.req_rep, zroute.txzmq.router_dealer, zroute.txzmq.compat\n"
@@ -280,7 +280,7 @@ def test_importing_the_module_installs_no_reactor() -> None:
 
 
 def test_options_are_attributes_of_the_class(factory: Any) -> None:
-    """What a subclass or an instance sets is what libzmq has; 0 leaves libzmq's own default."""
+    """Options of a subclass or an instance are set in libzmq; 0 keeps libzmq's default."""
 
     class Tuned(ZmqPubConnection):
         highWaterMark = 5
@@ -308,7 +308,7 @@ def test_options_are_attributes_of_the_class(factory: Any) -> None:
 
 
 def test_a_connection_without_a_kind_says_so(factory: Any) -> None:
-    """A base class that was meant to be extended, and an endpoint of no known type."""
+    """A class without socketType and an endpoint of an unknown type raise clear errors."""
     with pytest.raises(TypeError, match="ZmqConnection has no socketType"):
         ZmqConnection(factory)
     with pytest.raises(ValueError, match="an endpoint's type is 'bind' or 'connect', not 'listen'"):
@@ -319,7 +319,7 @@ def test_a_connection_without_a_kind_says_so(factory: Any) -> None:
 
 
 class Server(ZmqREPConnection):
-    """Answers with what it was asked, or keeps silent."""
+    """A server that echoes requests, or stays silent."""
 
     def __init__(self, *args: Any, silent: bool = False) -> None:
         super().__init__(*args)
@@ -335,7 +335,7 @@ class Server(ZmqREPConnection):
 
 @pytest_twisted.ensureDeferred
 async def test_requests_that_timed_out_with_nobody_there_are_never_sent(factory: Any) -> None:
-    """A server that starts after 10,000 of them gets the one that I still wait for, and no other."""
+    """Of 10,000 requests that timed out without a server, none is sent to a server that starts later."""
     endpoint = free_endpoint()
     req = ZmqREQConnection(factory, connect(endpoint))
     errors: list[Any] = []
@@ -354,7 +354,7 @@ async def test_requests_that_timed_out_with_nobody_there_are_never_sent(factory:
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_does_not_answer_is_sent_a_window(factory: Any) -> None:
-    """64 of a thousand; when it answers, the others follow."""
+    """A silent server gets 64 of 1,000 requests; the others follow when it answers."""
     server = Server(factory, bind("inproc://rep"), silent=True)
     req = ZmqREQConnection(factory, connect("inproc://rep"))
     replies = [req.sendMsg(b"%d" % number) for number in range(1000)]
@@ -372,7 +372,7 @@ async def test_a_server_that_does_not_answer_is_sent_a_window(factory: Any) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_was_restarted_gets_new_requests(factory: Any) -> None:
-    """64 requests went with the first one; those have no timeout, and block nobody."""
+    """64 requests that died with a server do not block new requests to its successor."""
     endpoint = free_endpoint()
     first = Server(factory, bind(endpoint), silent=True)
     req = ZmqREQConnection(factory, connect(endpoint))
@@ -395,7 +395,7 @@ async def test_a_server_that_was_restarted_gets_new_requests(factory: Any) -> No
 async def test_a_request_that_was_never_answered_is_forgotten(
     factory: Any, logged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that does not reply does not grow for ever: the oldest goes, counted and said."""
+    """A server that never replies drops its oldest requests, counts them and logs them."""
     monkeypatch.setattr("zroute.txzmq.req_rep._REPLIES_KEPT", 10)
     server = Server(factory, bind("inproc://rep"), silent=True)
     req = ZmqREQConnection(factory, connect("inproc://rep"))
@@ -411,7 +411,7 @@ async def test_a_request_that_was_never_answered_is_forgotten(
 
 @pytest_twisted.ensureDeferred
 async def test_bad_frames_are_counted_and_the_next_request_answered(factory: Any, logged: Any) -> None:
-    """No delimiter, one part, fifty parts; and replies that are none, at the client."""
+    """Malformed requests and replies are counted, and the next request is answered."""
     server = Server(factory, bind("inproc://rep"))
     raw = ZmqDealerConnection(factory, connect("inproc://rep"))
     heard = Mailbox[tuple[bytes, ...]]()
@@ -436,7 +436,7 @@ async def test_bad_frames_are_counted_and_the_next_request_answered(factory: Any
 
 @pytest_twisted.ensureDeferred
 async def test_the_old_names_work_and_say_so(factory: Any) -> None:
-    """XREQ and XREP are REQ and REP, with a DeprecationWarning."""
+    """XREQ and XREP work like REQ and REP, with a DeprecationWarning."""
     with pytest.warns(DeprecationWarning, match="ZmqXREPConnection is now ZmqREPConnection"):
         rep = ZmqXREPConnection(factory, bind("inproc://rep"))
     with pytest.warns(DeprecationWarning, match="ZmqXREQConnection is now ZmqREQConnection"):
@@ -447,7 +447,7 @@ async def test_the_old_names_work_and_say_so(factory: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_default_timeout_holds_where_none_is_given(factory: Any) -> None:
-    """defaultRequestTimeout of the class or the connection; the error names the request's id."""
+    """defaultRequestTimeout of the class or the connection applies; the error has the request's id."""
     req = ZmqREQConnection(factory, connect(free_endpoint()))
     req.defaultRequestTimeout = 0.01
     id = req._getNextId()
@@ -459,7 +459,7 @@ async def test_a_default_timeout_holds_where_none_is_given(factory: Any) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_what_a_requester_sends_raw_keeps_its_order(factory: Any) -> None:
-    """A thousand messages before the peer is there arrive one after the other, and then the request."""
+    """1,000 messages from before the connection arrive in order, followed by the request."""
     endpoint = free_endpoint()
     req = ZmqREQConnection(factory, connect(endpoint))
     for number in range(1000):
@@ -480,7 +480,7 @@ async def test_what_a_requester_sends_raw_keeps_its_order(factory: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_program_may_use_any_name_for_its_own(factory: Any) -> None:
-    """What zroute's connections are made of is not in the way of a subclass that was written for txZMQ."""
+    """A subclass may use any attribute name without breaking the connection."""
     used = {name for name in dir(Connection) if not name.startswith("_")}
     taken = dict.fromkeys(used - {"fileno", "doRead", "logPrefix", "connectionLost"})
     assert {"close", "open", "pause", "check"} <= taken.keys()

@@ -1,4 +1,4 @@
-"""The programs of txZMQ's users, on zroute.txzmq and on txZMQ itself, on either side of the wire."""
+"""Typical txZMQ programs, run with zroute.txzmq and with txZMQ at each end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ both_sides = pytest.mark.parametrize(("serving", "asking"), PAIRS)
 
 @contextmanager
 def program(name: str, library: str, role: str, endpoint: str) -> Iterator[Child]:
-    """A program that is ready; it ends at SIGINT, with 0."""
+    """Run a program until the block ends; it is ready at once, and SIGINT ends it with 0."""
     with Child("-m", f"tests.txzmq.programs.{name}", library, role, endpoint) as child:
         child.line_with("ready")
         yield child
@@ -26,7 +26,7 @@ def program(name: str, library: str, role: str, endpoint: str) -> Iterator[Child
 
 @both_sides
 def test_stock_prices_reach_their_subscribers(serving: str, asking: str) -> None:
-    """Published by tag, subscribed to by prefix, JSON and raw text: every handler gets its own."""
+    """Each handler gets the messages of its prefix, as JSON or raw text."""
     endpoint = free_endpoint()
     with (
         program("stocks", serving, "publisher", f"bind:{endpoint}"),
@@ -42,7 +42,7 @@ def test_stock_prices_reach_their_subscribers(serving: str, asking: str) -> None
 
 @both_sides
 def test_jobs_are_pushed_and_pulled(serving: str, asking: str) -> None:
-    """Twenty jobs of two parts arrive in order, each once."""
+    """Twenty jobs of two parts arrive once and in order."""
     endpoint = free_endpoint()
     with (
         program("jobs", asking, "worker", f"connect:{endpoint}") as worker,
@@ -54,7 +54,7 @@ def test_jobs_are_pushed_and_pulled(serving: str, asking: str) -> None:
 
 @both_sides
 def test_questions_are_answered(serving: str, asking: str) -> None:
-    """Twenty at once, each gets its own answer; the one that nobody answers times out."""
+    """Twenty concurrent requests get their own replies; one without a reply times out."""
     endpoint = free_endpoint()
     with (
         program("jobs", serving, "server", f"bind:{endpoint}"),
@@ -68,7 +68,7 @@ def test_questions_are_answered(serving: str, asking: str) -> None:
 
 @both_sides
 def test_a_router_greets_its_dealers(serving: str, asking: str) -> None:
-    """By name, with messages of one part and of several."""
+    """A router sends messages of one and of several parts to dealers by identity."""
     endpoint = free_endpoint()
     with (
         program("jobs", serving, "router", f"bind:{endpoint}"),

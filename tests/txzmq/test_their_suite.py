@@ -1,4 +1,4 @@
-"""txZMQ's own tests are the measure of what its programs may rely on."""
+"""txZMQ's own tests run against zroute.txzmq."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
 def test_all_of_txzmqs_own_tests_pass(tmp_path: Path, reactor: str) -> None:
-    """With nothing changed but the name they import: 32 pass, and the three that txZMQ skips here are skipped."""
-    for attempt in range(10):  # some of them give a message 10 ms to arrive, which a busy machine does not
+    """With a changed import name only, 32 tests pass; the three that txZMQ skips are skipped."""
+    for attempt in range(10):  # some expect a message within 10 ms, which fails on a busy machine
         done = trial(reactor, tmp_path / f"trial{attempt}")
         if done.returncode == 0:
             break
@@ -29,6 +29,6 @@ def test_all_of_txzmqs_own_tests_pass(tmp_path: Path, reactor: str) -> None:
 
 
 def trial(reactor: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run them all."""
+    """Run all of txZMQ's tests."""
     command = ("-m", "tests.txzmq.their_suite", f"--reactor={reactor}", f"--temp-directory={folder}")
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE)

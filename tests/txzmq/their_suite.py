@@ -1,7 +1,7 @@
-"""txZMQ's own tests, run against ``zroute.txzmq``: ``python -m tests.txzmq.their_suite [--reactor=asyncio]``.
+"""Run txZMQ's own tests against ``zroute.txzmq``.
 
-txZMQ is taken from where it is installed. Its tests are loaded from there, unchanged, and what they import as
-``txzmq`` is ``zroute.txzmq``.
+Usage: ``python -m tests.txzmq.their_suite [--reactor=asyncio]``. The tests are loaded unchanged from the installed
+txZMQ. Their import of ``txzmq`` gives ``zroute.txzmq``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME, OURS = "txzmq", "zroute.txzmq"
 
 
 class _Renaming(MetaPathFinder):
-    """Finds ``zroute.txzmq`` under the name ``txzmq``, and txZMQ's tests where they are."""
+    """An import hook that finds ``zroute.txzmq`` as ``txzmq``, and txZMQ's tests in their own folder."""
 
     def __init__(self, tests: Path) -> None:
         self._tests = tests
@@ -35,21 +35,21 @@ class _Renaming(MetaPathFinder):
 
 
 class _Alias:
-    """Loads a module as another name of an imported one."""
+    """A loader that gives an imported module a second name."""
 
     def __init__(self, ours: str) -> None:
         self._ours = ours
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module itself."""
+        """Return the imported module."""
         return importlib.import_module(self._ours)
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has been executed."""
+        """Execute nothing, since the module is already executed."""
 
 
 def main(*arguments: str) -> None:
-    """Run trial over the tests."""
+    """Run trial with the tests."""
     found = PathFinder.find_spec(NAME)
     assert found is not None, "txZMQ is not installed: pip install txZMQ"
     assert found.submodule_search_locations is not None

@@ -1,1 +1,1 @@
-"""The programs that txZMQ's users write, in words of our own: each takes the module it imports as an argument."""
+"""Typical txZMQ programs; each gets the name of the module to import as an argument."""

@@ -1,4 +1,7 @@
-"""What the programs share: ``python FILE MODULE ROLE ENDPOINT…``, where MODULE is txzmq or zroute.txzmq."""
+"""The common parts of the programs.
+
+Usage: ``python FILE MODULE ROLE ENDPOINT…``. MODULE is txzmq or zroute.txzmq.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 LIBRARY: Any = importlib.import_module(sys.argv[1])
-"""txzmq or zroute.txzmq."""
+"""The imported module: txzmq or zroute.txzmq."""
 
 ENDPOINTS = sys.argv[3:]
-"""``bind:…`` or ``connect:…``, as many as the role takes."""
+"""The endpoints of the role: ``bind:…`` or ``connect:…``."""
 
 
 def endpoint(number: int = 0) -> Any:
-    """A ZmqEndpoint."""
+    """Return a ZmqEndpoint."""
     kind, _, address = ENDPOINTS[number].partition(":")
     return LIBRARY.ZmqEndpoint(getattr(LIBRARY.ZmqEndpointType, kind), address)
 
 
 def say(*words: object) -> None:
-    """One line on the terminal, now."""
+    """Print one line and flush it."""
     print(*words, flush=True)
 
 
 def main(**roles: Callable[[Any, Any], object]) -> None:
-    """Run the role that was asked for, with the reactor and a factory, until a signal."""
+    """Run a role with the reactor and a factory until a signal."""
     from twisted.internet import reactor
 
     factory = LIBRARY.ZmqFactory()

@@ -1,4 +1,4 @@
-"""Jobs are pushed to workers, questions asked and answered, and a router knows its dealers by name."""
+"""Jobs for workers, requests with replies, and a router that addresses dealers by identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBERS = 20
 
 
 def pusher(reactor: Any, factory: Any) -> Any:
-    """Twenty jobs, one after the other, when a worker is there to take them."""
+    """Push twenty jobs once a worker is connected."""
     connection = LIBRARY.ZmqPushConnection(factory, endpoint())
     numbers = iter(range(NUMBERS))
 
@@ -29,18 +29,18 @@ def pusher(reactor: Any, factory: Any) -> Any:
 
 
 class Worker(LIBRARY.ZmqPullConnection):  # type: ignore[misc]
-    """Says what it was given."""
+    """A worker that prints its jobs."""
 
     def onPull(self, message: list[bytes]) -> None:
-        """One job."""
+        """Print one job."""
         say(*(part.decode() for part in message))
 
 
 class Server(LIBRARY.ZmqREPConnection):  # type: ignore[misc]
-    """Answers with the question in capitals, in its own time; some questions never."""
+    """A server that replies in capitals after a delay, and never to some requests."""
 
     def gotMessage(self, id: bytes, *parts: bytes) -> None:
-        """One question."""
+        """Handle one request."""
         from twisted.internet import reactor
 
         if parts[0] != b"silence":
@@ -48,7 +48,7 @@ class Server(LIBRARY.ZmqREPConnection):  # type: ignore[misc]
 
 
 def client(reactor: Any, factory: Any) -> Any:
-    """Twenty questions at once, and one that nobody answers."""
+    """Send twenty requests at once, and one without a reply."""
     connection = LIBRARY.ZmqREQConnection(factory, endpoint())
     for number in range(NUMBERS):
         reply = connection.sendMsg(b"question", b"%d" % number)
@@ -59,23 +59,23 @@ def client(reactor: Any, factory: Any) -> Any:
 
 
 class Router(LIBRARY.ZmqRouterConnection):  # type: ignore[misc]
-    """Greets who says hello."""
+    """A router that replies to each hello."""
 
     def gotMessage(self, sender: bytes, *parts: bytes) -> None:
-        """The sender's identity, and what it says."""
+        """Reply to the sender."""
         self.sendMultipart(sender, [b"welcome", sender, *parts])
 
 
 class Dealer(LIBRARY.ZmqDealerConnection):  # type: ignore[misc]
-    """Says hello, and what it hears."""
+    """A dealer that says hello and prints the reply."""
 
     def gotMessage(self, *parts: bytes) -> None:
-        """The greeting."""
+        """Print the reply."""
         say(*(part.decode() for part in parts))
 
 
 def dealer(reactor: Any, factory: Any) -> Any:
-    """A dealer with a name."""
+    """Run a dealer with an identity."""
     connection = Dealer(factory, endpoint(), identity=b"ann")
     connection.sendMsg(b"hello")
     connection.sendMultipart([b"again", b"hello"])

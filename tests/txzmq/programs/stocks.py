@@ -1,4 +1,4 @@
-"""Prices are published each tenth of a second; subscribers of one topic, of several, and a router of their own."""
+"""A publisher of prices ten times a second, and subscribers of one or several topics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRICES = {b"stocks.AAPL": 190, b"stocks.MSFT": 410, b"news.sports": "a goal", b"
 
 
 def publisher(reactor: Any, factory: Any) -> Any:
-    """Each message as JSON with the time; the weather as raw text."""
+    """Publish prices as JSON with the time, and the weather as raw text."""
     connection = LIBRARY.ZmqPubConnection(factory, endpoint())
 
     def publish() -> None:
@@ -30,7 +30,7 @@ def publisher(reactor: Any, factory: Any) -> Any:
 
 
 class Topics(LIBRARY.ZmqSubConnection):  # type: ignore[misc]
-    """A dict from prefix to handler: the longest prefix that fits has the message."""
+    """A subscriber with a handler per prefix; the longest matching prefix gets the message."""
 
     def __init__(self, factory: Any, where: Any, handlers: dict[bytes, Callable[[bytes, Any], None]]) -> None:
         super().__init__(factory, where)
@@ -39,7 +39,7 @@ class Topics(LIBRARY.ZmqSubConnection):  # type: ignore[misc]
             self.subscribe(prefix)
 
     def gotMessage(self, message: bytes, tag: bytes) -> None:
-        """JSON where it is some, else the bytes as they came."""
+        """Decode JSON if possible; otherwise pass the bytes on."""
         try:
             body = json.loads(message)["data"]
         except ValueError:
@@ -49,12 +49,12 @@ class Topics(LIBRARY.ZmqSubConnection):  # type: ignore[misc]
 
 
 def stocks(reactor: Any, factory: Any) -> Any:
-    """One subscriber of one topic."""
+    """Run a subscriber of one topic."""
     return Topics(factory, endpoint(), {b"stocks.": lambda tag, body: say("stock", tag.decode(), body)})
 
 
 def everything(reactor: Any, factory: Any) -> Any:
-    """Several topics, the most specific handler for each."""
+    """Run a subscriber of several topics, with the most specific handler for each."""
     return Topics(
         factory,
         endpoint(),
