@@ -124,7 +124,7 @@ class Reader(Protocol):
 
 
 class Transport(Protocol):
-    """A carrier of messages between one run of an app and its endpoints."""
+    """The transport of one run of an app: it sends and receives the messages."""
 
     @property
     def accounts(self) -> Accounts:

@@ -284,8 +284,8 @@ app.subscribe("a")(print)
 
 REFUSALS = {
     "an option": ("refused(lambda: app.run(seconds='2s'))", "seconds is '2s'"),
-    "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', and run takes one of debug,"),
-    "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', and run takes one of auto,"),
+    "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', but run takes one of debug,"),
+    "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', but run takes one of auto,"),
     "twice": ("refused(lambda: zroute.runtime.runner.run([app, app]))", "name each once"),
     "no such reactor": ("refused(lambda: app.run(reactor='trio'))", "unknown reactor 'trio'"),
     "uvloop": ("refused(lambda: app.run(reactor='select', uvloop=True))", "uvloop is an asyncio loop"),
@@ -460,18 +460,18 @@ def test_signals_are_the_programs_own_again_after_a_run(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("seconds='2s'", "seconds is '2s', and run takes a number"),
-        ("seconds=-1", "seconds is -1, and run takes a number"),
-        ("max_messages='2'", "max_messages is '2', and run takes a number"),
-        ("drain_timeout='2s'", "drain_timeout is '2s', and run takes a number"),
-        ("drain_timeout=None", "drain_timeout is None, and run takes a number of seconds that is finite"),
-        ("drain_timeout=float('inf')", "drain_timeout is inf, and run takes a number of seconds that is finite"),
-        ("drain_timeout=float('nan')", "drain_timeout is nan, and run takes a number of seconds that is finite"),
-        ("seconds=float('inf')", "seconds is inf, and run takes a number of seconds that is finite"),
+        ("seconds='2s'", "seconds is '2s', but run takes a number"),
+        ("seconds=-1", "seconds is -1, but run takes a number"),
+        ("max_messages='2'", "max_messages is '2', but run takes a number"),
+        ("drain_timeout='2s'", "drain_timeout is '2s', but run takes a number"),
+        ("drain_timeout=None", "drain_timeout is None, but run takes a number of seconds that is finite"),
+        ("drain_timeout=float('inf')", "drain_timeout is inf, but run takes a number of seconds that is finite"),
+        ("drain_timeout=float('nan')", "drain_timeout is nan, but run takes a number of seconds that is finite"),
+        ("seconds=float('inf')", "seconds is inf, but run takes a number of seconds that is finite"),
         ("sub='tcp://127.0.0.1:5555'", "give addresses to App(sub=…)"),
         ("sub=('tcp://127.0.0.1:5555',)", "give addresses to App(sub=…)"),
         ("pub=['tcp://127.0.0.1:5555']", "give addresses to App(pub=…)"),
-        ("pub=5555", "pub is 5555, and run takes a tuple of Endpoints"),
+        ("pub=5555", "pub is 5555, but run takes a tuple of Endpoints"),
         ("reactor='trio'", "unknown reactor 'trio': use one of "),
     ],
 )

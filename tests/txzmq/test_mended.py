@@ -405,7 +405,7 @@ async def test_a_request_that_was_never_answered_is_forgotten(
     await turns(lambda: server.forgotten == 2)
     assert len(server._routingInfo) == 10
     assert any("was never answered and is dropped" in line for line in logged[1])
-    with pytest.raises(KeyError, match="waits for a reply: it was answered already, or forgotten"):
+    with pytest.raises(KeyError, match="waits for a reply: it was answered already, or dropped"):
         server.reply(b"unknown", b"x")
 
 

@@ -56,10 +56,10 @@ def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, defa
     if found.engine == "any" and stated is None:
         return _detected(found.type, route or default)
     codec = stated or route or default
-    if codec in (TEXT, RAW) and found.type is not Any:  # dict and list are of the engine "any", too
+    if codec in (TEXT, RAW) and found.type is not Any:  # dict and list have the engine "any" too
         if stated is None:
-            return codec.decoder(schema)  # raises SchemaError: the program's fault
-        return _refuse(f"the publisher sends {codec.name}, and {describe(schema)} is expected")
+            return codec.decoder(schema)  # raises SchemaError, since the program declared this codec
+        return _refuse(f"the publisher sends {codec.name}, but {describe(schema)} is expected")
     return codec.decoder(found.type)
 
 
@@ -77,7 +77,7 @@ def _detected(kind: Any, otherwise: Codec) -> Decode:
     decoders = {codec.name: codec.decoder(kind) for codec in (JSON, MSGPACK)}
     fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
     if kind is not Any and otherwise in (TEXT, RAW):
-        fallback = _refuse(f"neither JSON nor msgpack, and {describe(kind)} is expected")
+        fallback = _refuse(f"neither JSON nor msgpack, but {describe(kind)} is expected")
 
     def decode(body: bytes) -> Any:
         codec = detect(body)
@@ -110,7 +110,7 @@ def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[C
     found = inspect(schema)
     if found.engine == "raw":
         if codec not in (None, RAW):
-            raise SchemaError(f"bytes travel raw: leave codec={codec.name!r} out", schema=schema)
+            raise SchemaError(f"bytes travel raw: remove codec={codec.name!r}", schema=schema)
         return RAW, RAW.encoder(bytes)
     chosen = codec or (TEXT if found.engine == "text" else default)
     return chosen, chosen.encoder(found.inner)

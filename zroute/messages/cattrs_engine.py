@@ -75,7 +75,7 @@ def _attrs_hook(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
 
     def structure(value: Any, hint: Any) -> Any:
         if type(value) is not dict:  # the hook would accept any mapping
-            raise TypeError(f"{describe(kind)} is a map, not {type(value).__name__}")
+            raise TypeError(f"expected a map for {describe(kind)}, got {type(value).__name__}")
         return hook(value, hint)
 
     return structure
@@ -102,9 +102,9 @@ def _collection(hint: Any, converter: cattrs.Converter, str_keys: bool) -> Calla
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) not in (list, tuple):
-            raise TypeError(f"{describe(hint)} is a list, not {type(value).__name__}")
+            raise TypeError(f"expected a list for {describe(hint)}, got {type(value).__name__}")
         if fixed and len(value) != len(hooks):
-            raise ValueError(f"{describe(hint)} has {len(hooks)} items, not {len(value)}")
+            raise ValueError(f"expected {len(hooks)} items for {describe(hint)}, got {len(value)}")
         each = zip(hooks, arguments, value, strict=True) if fixed else ((hooks[0], arguments[0], v) for v in value)
         return make(hook(item, argument) for hook, argument, item in each)
 
@@ -117,7 +117,7 @@ def _map(arguments: tuple[Any, ...], converter: cattrs.Converter, str_keys: bool
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
-            raise TypeError(f"a map is expected, not {type(value).__name__}")
+            raise TypeError(f"expected a map, got {type(value).__name__}")
         keys = msgspec.convert(dict.fromkeys(value), dict[of_keys, None], str_keys=str_keys)  # type: ignore[valid-type]
         return {key: hook(item, of_values) for key, item in zip(keys, value.values(), strict=True)}
 
@@ -145,7 +145,7 @@ def _union(hint: Any, converter: cattrs.Converter, str_keys: bool) -> Callable[[
         if of_map is not None and type(value) is dict:
             return of_map(value)
         if of_rest is None:
-            raise TypeError(f"{describe(hint)} is a map, not {type(value).__name__}")
+            raise TypeError(f"expected a map for {describe(hint)}, got {type(value).__name__}")
         return msgspec.convert(value, of_rest, strict=True, str_keys=str_keys)
 
     return structure

@@ -295,7 +295,7 @@ def _plain(value: Any, natural: bool) -> Any:
         return value
     if kind in (int, float):
         if not is_bounded(value):
-            raise EncodeError(f"{value!r} is over 64 bits or not finite, and readers refuse that")
+            raise EncodeError(f"{value!r} is over 64 bits or not finite, so readers would refuse it")
         return value
     if kind is bytes:
         if not natural:
@@ -343,11 +343,11 @@ def _short(value: Any) -> str:
 
 
 _WHY: Mapping[type, str] = {
-    int: "integers over 64 bits, and in place of floats those that no float equals, would not arrive",
-    float: "a float that is not finite is refused by every reader, and one in place of an int too",
+    int: "an integer must fit into 64 bits, and in place of a float it must equal a float",
+    float: "a float must be finite, and can't take the place of an int",
     decimal.Decimal: "NaN is not equal to itself",
-    datetime.datetime: "years are 1 to 9999 in UTC too, and zones travel in whole minutes",
-    datetime.time: "zones travel in whole minutes",
+    datetime.datetime: "the year in UTC must be 1 to 9999, and the zone a whole number of minutes",
+    datetime.time: "the zone must be a whole number of minutes",
 }
 
 
@@ -358,7 +358,7 @@ def _unfit(message: Any, schema: Any, error: Exception | None = None) -> EncodeE
     """
     try:
         path, hint, value = misfit(schema, message)
-    except Exception:  # too deep to be walked, or a property that raises
+    except Exception:  # the message nests too deeply, or one of its properties raises
         path, hint, value = "", schema, message
     expected, kind = get_origin(hint) or hint, type(value)
     why = f": {_WHY[kind]}" if kind in _WHY and (kind is expected or expected in (int, float)) else ""
@@ -440,7 +440,7 @@ class _Plain:
     def _check(self, schema: Any) -> None:
         if schema is not self.kind and inspect(schema).engine != "any":
             raise SchemaError(
-                f"codec {self.name!r} carries {self.kind.__name__} and nothing else, not {describe(schema)}: use "
+                f"codec {self.name!r} carries only {self.kind.__name__}, not {describe(schema)}: use "
                 "codec='msgpack' or 'json'",
                 schema=schema,
             )
@@ -485,7 +485,7 @@ def find_codec(codec: str | Codec) -> Codec:
         raise SchemaError(f"{codec!r} is not a codec: it needs name, number, encoder and decoder", schema=codec)
     if codec not in BUILTIN.values() and codec.number not in _OWN_NUMBERS:
         raise SchemaError(
-            f"codec {codec.name!r} has the number {codec.number!r}: codecs of your own are 128 to 255", schema=codec
+            f"codec {codec.name!r} has the number {codec.number!r}: codecs of your own use 128 to 255", schema=codec
         )
     return codec
 

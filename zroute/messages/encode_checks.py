@@ -132,7 +132,7 @@ class _Tests:
     def _bare(self, hint: Any) -> Test:
         if hint in self._made:
             return self._made[hint]
-        self._made[hint] = lambda value: self._made[hint](value)  # for a type that contains itself
+        self._made[hint] = lambda value: self._made[hint](value)  # for recursive types, which refer to their own check
         self._made[hint] = test = self._make(hint, get_origin(hint) or hint, get_args(hint))
         return test
 

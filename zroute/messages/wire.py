@@ -235,7 +235,7 @@ def framer(wire: Wire, *, epoch: int, next_sequence: Callable[[], int], clock_ns
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Frames:
         if headers:
-            raise EncodeError(f"headers travel on the tracked wire only, and this publisher's is {wire!r}")
+            raise EncodeError(f"headers travel on the tracked wire only, but this publisher uses wire={wire!r}")
         if body.startswith(MAGIC):
             raise EncodeError(
                 "the body starts with C1 5A 52, which readers take for a tracked header: publish it with wire='tracked'"
@@ -281,7 +281,7 @@ def pack_headers(headers: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
     if len(packed) > HEADERS_MAX:
-        raise EncodeError(f"the headers take {len(packed)} bytes, of at most {HEADERS_MAX}: put data into the body")
+        raise EncodeError(f"the headers take {len(packed)} bytes of at most {HEADERS_MAX}: move data into the body")
     return _LENGTH.pack(len(packed)) + packed
 
 

@@ -306,7 +306,7 @@ class Run:
     def detach(self, route: CompiledRoute) -> None:
         """Remove a route; messages that it has received are still handled."""
         if not self._ended:
-            self._check_thread("close() of what was attached")
+            self._check_thread("close() of an attached handler")
             self._outcomes.release()
             self._swap(tuple(other for other in self._table.routes if other is not route))
 
@@ -356,8 +356,8 @@ class Run:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._listening:
             raise NotReadyError(
-                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, and subscriptions "
-                "are sent after that; do not await ready() there, but in a coroutine that is started there"
+                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, and the app "
+                "subscribes after it; await ready() in a coroutine that on_startup starts, not in on_startup itself"
             )
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
@@ -435,7 +435,7 @@ class Run:
     def _check_thread(self, what: str) -> None:
         self.check_process(what)
         if get_ident() != self._thread:
-            raise WrongThreadError(f"{what} was called from another thread than the reactor's: use app.from_thread")
+            raise WrongThreadError(f"{what} was called outside the reactor's thread: use app.from_thread")
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -643,10 +643,10 @@ def _finished(result: Any) -> Any:
 
 
 _FORKED = (
-    "{} in a process that was forked from the one that runs the app, and ZeroMQ's sockets don't survive that: start "
+    "{} in a process that was forked from the one that runs the app, where ZeroMQ's sockets do not work: start "
     "processes before the app, or with multiprocessing's 'spawn', and give each an app of its own"
 )
 
 
 def _stopped(name: str) -> NotRunningError:
-    return NotRunningError(f"{name!r} has stopped, so nothing can be called on its reactor any more")
+    return NotRunningError(f"{name!r} has stopped, so from_thread can't call its reactor any more")

@@ -1,7 +1,7 @@
 """Run apps as a program: the only module that uses the global reactor.
 
-It installs the requested reactor, and starts one service per app. It stops all of them at a signal, after a time, after
-a number of messages, when one of them fails, or when other code stops the reactor.
+It installs the requested reactor, and starts one service per app. It stops all of them at a signal or a limit, if one
+of them fails, or if other code stops the reactor.
 
 Each stop has an upper bound in time, and leaves no socket or thread behind.
 """
@@ -68,8 +68,9 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
         uvloop: True to run the asyncio reactor on uvloop.
 
     Raises:
-        UsageError: the platform has no such reactor, uvloop is not installed or ``name`` is not asyncio's reactor, or
-            another reactor is already installed because the program has imported ``twisted.internet.reactor``.
+        UsageError: the platform has no such reactor, uvloop is not installed, or ``name`` is not "asyncio" with
+            uvloop. It is also raised if the program has already installed another reactor by importing
+            ``twisted.internet.reactor``.
     """
     install = _chosen_reactor(name, uvloop)
     if install is not None:
@@ -86,7 +87,7 @@ def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None
     """
     if uvloop:
         if name not in (None, "asyncio"):
-            raise UsageError(f"uvloop is an asyncio loop, but the requested reactor is {name!r}: leave one out")
+            raise UsageError(f"uvloop is an asyncio loop, but the requested reactor is {name!r}: remove one of them")
         name = "asyncio"
     if name is None:
         return None
@@ -144,7 +145,7 @@ def run(
     log_level: str = "info",
     log_format: str = "auto",
 ) -> int:
-    """Run ``apps`` until a signal, a time or a number of messages.
+    """Run ``apps`` until a signal, a time limit or a message limit.
 
     The exit code that it returns is one of these:
 
@@ -212,16 +213,16 @@ def _refuse_options(
         if not (optional if value is None else isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
             what = "a number" if name == "max_messages" else "a number of seconds"
             raise UsageError(
-                f"{name} is {value!r}, and run takes {what} that is finite and not negative, as in {name}=10"
+                f"{name} is {value!r}, but run takes {what} that is finite and not negative, as in {name}=10"
             )
     for name, endpoints in (("sub", sub), ("pub", pub)):
         if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
-                f"{name} is {endpoints!r}, and run takes a tuple of Endpoints: give addresses to App({name}=…)"
+                f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: give addresses to App({name}=…)"
             )
     for name, given, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
         if given not in known:
-            raise UsageError(f"{name} is {given!r}, and run takes one of {', '.join(known)}")
+            raise UsageError(f"{name} is {given!r}, but run takes one of {', '.join(known)}")
 
 
 def _are_endpoints(value: object) -> bool:
@@ -315,7 +316,7 @@ class _Program:
             self._reactor.callLater(seconds, self._stop, f"{seconds:g} s elapsed")
 
     def _say(self, service: Any) -> None:
-        if service.transport is not None:  # else it was stopped at once, by its on_startup
+        if service.transport is not None:  # None if its on_startup has already stopped the app
             for line in _summary(service):
                 _log.log(*line)
 

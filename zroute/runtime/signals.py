@@ -1,10 +1,10 @@
 """Wake a sleeping main thread when a signal arrives.
 
-Python runs a signal handler in the main thread, between two instructions. A signal does not always wake that thread:
-it may arrive just before the thread blocks in a system call, or the system may deliver it to another thread. The
+Python runs a signal handler in the main thread, between two instructions. A signal does not always wake that thread.
+It may arrive just before the thread blocks in a system call, or the system may deliver it to another thread. The
 handler would then wait for the next event.
 
-Each blocking call in this project therefore also waits for a file descriptor to which Python writes a byte at each
+Each blocking call in the main thread therefore also waits for a file descriptor to which Python writes a byte at each
 signal (`signal.set_wakeup_fd`). Twisted has such a descriptor, but only if it installs its own handlers. Ours replace
 them when the reactor runs.
 """

@@ -43,7 +43,10 @@ _FRAMEWORK = (
 
 
 class Watchdog:
-    """A watch over ``reactor``; call `start` and `stop` in its thread."""
+    """A thread that watches ``reactor``.
+
+    Call `start` and `stop` in the thread of the reactor.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

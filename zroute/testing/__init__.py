@@ -69,8 +69,7 @@ class TestApp:
 
     Raises:
         SignatureError: no app is given, or a type is not a resource of the apps.
-        UnfinishedError: when the block is entered, an app did not start; when it is left, a handler did not end within
-            the drain timeout, in virtual time.
+        UnfinishedError: an app did not start, or a handler did not end within the drain timeout in virtual time.
         UsageError: the block is entered inside a running asyncio loop.
     """
 
@@ -367,7 +366,7 @@ def _matches(pattern: str | Pattern, topic: bytes) -> bool:
 
 def _one_of(reactor: str) -> str:
     if reactor not in ("twisted", "asyncio"):
-        raise SignatureError(f"reactor={reactor!r}: 'twisted' or 'asyncio'", parameter="reactor")
+        raise SignatureError(f"reactor={reactor!r}: use 'twisted' or 'asyncio'", parameter="reactor")
     return reactor
 
 

@@ -34,9 +34,9 @@ class _NothingLeftError(Exception):
 class Bus:
     """A connection between the apps of a test that keeps the order of messages.
 
-    An app receives the messages of the other apps. It receives its own messages only if its endpoints would connect: in
-    a loop inside the process, or if it subscribes to an address that it publishes at. When it subscribes, it also
-    receives the messages that these apps keep (``keep="last"``).
+    An app receives the messages of the other apps. It receives its own messages in two cases: in a loop inside the
+    process, or if it subscribes to an address that it publishes at. When it subscribes, it also receives the messages
+    that these apps keep (``keep="last"``).
 
     Attributes:
         sent: all published messages, with the plan of the publishing app.

@@ -188,7 +188,7 @@ class ZmqConnection:
         self, factory: ZmqFactory, endpoint: ZmqEndpoint | None = None, identity: bytes | str | None = None
     ) -> None:
         if self.socketType is None:
-            raise TypeError(f"{type(self).__name__} has no socketType: set it to zmq.PULL or another one of ZeroMQ's")
+            raise TypeError(f"{type(self).__name__} has no socketType: set it to zmq.PULL or another socket type")
         if factory.context is None:
             raise NotRunningError(f"{factory!r} was shut down: make a new one for new connections")
         self.factory = factory
@@ -238,8 +238,8 @@ class ZmqConnection:
 
         Raises:
             ValueError: the type of an endpoint is neither "bind" nor "connect". zmq.ZMQError: an endpoint can't be
-                bound or connected. The error is EADDRINUSE for an ipc path that another socket serves, and EEXIST for
-                an ipc path with a file that is not a socket.
+                bound or connected. EADDRINUSE means that another socket serves the ipc path, and EEXIST that a file at
+                the path is not a socket.
         """
         for endpoint in endpoints:
             if endpoint.type not in ("bind", "connect"):

@@ -171,7 +171,7 @@ class ZmqREPConnection(ZmqConnection):
             routing = self._routingInfo.pop(messageId)
         except KeyError:
             raise KeyError(
-                f"no request {messageId!r} waits for a reply: it was answered already, or forgotten for newer ones"
+                f"no request {messageId!r} waits for a reply: it was answered already, or dropped for newer ones"
             ) from None
         self.send([*routing, messageId, b"", *messageParts])
 
