@@ -452,7 +452,12 @@ RAW: Codec = _Plain("raw", 4, bytes, bytes, bytes)
 
 @attrs.frozen(eq=False)
 class Codecs:
-    """The codecs an app knows: those that a publisher may name, and the ``default`` for bodies that name none."""
+    """The codecs that an app knows.
+
+    Attributes:
+        default: the codec of bodies whose publisher states none.
+        by_number: the codecs that a publisher may state, by their number.
+    """
 
     default: Codec
     by_number: Mapping[int, Codec]

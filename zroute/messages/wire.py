@@ -157,12 +157,12 @@ class Header:
 
     @property
     def span(self) -> int:
-        """The length of the first counter's subscription."""
+        """The length in bytes of the first counter's subscription."""
         return self.counters[0][0]
 
     @property
     def sequence(self) -> int:
-        """The number of the frame by the first counter."""
+        """The number of the frame in the first counter's subscription."""
         return self.counters[0][1]
 
     def number(self, length: int) -> int:
