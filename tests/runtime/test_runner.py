@@ -332,7 +332,7 @@ refused(lambda: app.run(seconds=0.01))
 
 
 def test_a_run_that_a_running_reactor_refuses_changes_nothing() -> None:
-    """run() is refused in, beside and after another reactor run, and app.service(reactor) works."""
+    """run() is refused during and after another run of the reactor; app.service(reactor) works."""
     with Child("-c", HEAD + STATE + INSIDE_A_REACTOR) as child:
         assert child.end(None) == 0, child.err
         assert [line.partition(":")[0] for line in child.out] == [

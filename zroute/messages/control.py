@@ -5,7 +5,7 @@ A subscriber and a publisher exchange these frames; `zroute.receiving.tracker` u
 - A marker asks a publisher for its counters. A subscriber sends it as a subscription.
 - A statement answers a marker, when a subscriber joins (JOIN) and when a publisher stops (GOODBYE).
 - A farewell confirms a GOODBYE. A subscriber sends it as a subscription.
-- A ping is a marker without wanted subscriptions. The answer only shows that the publisher is alive.
+- A ping is a marker that asks about no real subscription. The answer only shows that the publisher is alive.
 - A beat repeats the last number of a subscription that has no new messages.
 
 Like `zroute.messages.wire`, this module only converts bytes. ``docs/reference/wire.md`` specifies the layout, with
@@ -179,7 +179,7 @@ def pack_statements(
         marker: the topic of the marker.
         numbers: each subscription with the number of its last message.
         epoch: the 64-bit number of this run of the publisher.
-        name: the publisher's name, cut to the longest topic in bytes.
+        name: the publisher's name, cut to `MAX_TOPIC` bytes.
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
     """

@@ -214,10 +214,7 @@ class Pattern:
 
     @property
     def shape(self) -> Hashable:
-        """A value that two patterns share exactly if they match the same topics.
-
-        Such patterns also have the same rank.
-        """
+        """A value that is equal for patterns with the same topics and the same rank."""
         return (tuple(s if isinstance(s, bytes) else None for s in self.segments), self.tail, self.prefix)
 
     def topic(self, values: Mapping[str, bytes]) -> bytes:

@@ -147,18 +147,17 @@ class ZmqConnection:
     counted in ``failed``. If it returns an awaitable, the awaitable is awaited, and its failure is logged and counted
     in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
 
-    Class attributes set the options of the socket. They are read when a connection is created; 0 keeps libzmq's
-    default, except for ``highWaterMark``.
+    Class attributes set the options of the socket. They are read when a connection is created.
 
     Attributes:
         socketType: the type of the socket, such as zmq.PULL.
         highWaterMark: ZMQ_SNDHWM and ZMQ_RCVHWM: the most messages in a queue, 0 for no limit.
-        tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable it.
-        tcpKeepaliveIdle: ZMQ_TCP_KEEPALIVE_IDLE in seconds.
-        tcpKeepaliveInterval: ZMQ_TCP_KEEPALIVE_INTVL in seconds.
-        tcpKeepaliveCount: ZMQ_TCP_KEEPALIVE_CNT.
+        tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable it, 0 for the setting of the system.
+        tcpKeepaliveIdle: ZMQ_TCP_KEEPALIVE_IDLE in seconds, 0 for the setting of the system.
+        tcpKeepaliveInterval: ZMQ_TCP_KEEPALIVE_INTVL in seconds, 0 for the setting of the system.
+        tcpKeepaliveCount: ZMQ_TCP_KEEPALIVE_CNT, 0 for the setting of the system.
         reconnectInterval: ZMQ_RECONNECT_IVL in milliseconds.
-        reconnectIntervalMax: ZMQ_RECONNECT_IVL_MAX in milliseconds.
+        reconnectIntervalMax: ZMQ_RECONNECT_IVL_MAX in milliseconds, 0 to always wait ``reconnectInterval``.
         multicastRate: ZMQ_RATE in kilobits per second.
         allowLoopbackMulticast: accepted for txZMQ's programs; it has had no effect since libzmq 3.
 
