@@ -755,7 +755,7 @@ def test_thousands_attached_and_closed_leave_nothing_behind() -> None:
         assert run.transport._subscriptions == (b"static",)
         assert len(run._table.routes) == 1
         assert len(app.stats.routes) == 2
-        assert set(run._codecs) == set(app.compile().parts.codecs)
+        assert set(run._codecs.by_number) == set(app.compile().parts.codecs.by_number)
         t.publish("static", 1)
 
 

@@ -216,7 +216,7 @@ async def test_one_reader_hears_several_publishers(make: Make) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
-    """I never believe that a subscriber that joins gets the latest message, where no transport gives it."""
+    """keep="last" is refused on a transport that can't give kept messages to new subscribers."""
     endpoint = free_endpoint()
     feed, reader, got = App(pub=endpoint, name="feed"), App(sub=endpoint), Mailbox[int]()
     reader.add_route(got.put, "a")

@@ -184,11 +184,11 @@ def pack_statements(
         sent_at: nanoseconds since the Unix epoch.
     """
     # Cut in bytes, but never inside a character: a reader refuses a name that is not UTF-8.
-    called = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
-    bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(called)))
+    encoded_name = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
+    bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
     return [
-        start + _STATEMENT.pack(part, len(bodies), int(partial), len(called)) + called + body
+        start + _STATEMENT.pack(part, len(bodies), int(partial), len(encoded_name)) + encoded_name + body
         for part, body in enumerate(bodies)
     ]
 

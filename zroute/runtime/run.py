@@ -472,14 +472,14 @@ class Run:
         )
 
     def _supplied(self, route: CompiledRoute) -> CompiledRoute:
-        return attrs.evolve(route, call=self._told(route.call.supply(self._resources.objects)))
+        return attrs.evolve(route, call=self._report_results(route.call.supply(self._resources.objects)))
 
-    def _told(self, call: Call) -> Call:
+    def _report_results(self, call: Call) -> Call:
         """Return ``call`` with its results reported to the environment."""
         results = self._environment.results
         if results is None or is_generator_function(call.function):
             return call
-        return attrs.evolve(call, function=_telling(call.function, results))
+        return attrs.evolve(call, function=_with_report(call.function, results))
 
     def _hook(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``function`` with its resources as arguments."""
@@ -495,7 +495,7 @@ class Run:
         return CompiledProducer(
             trigger.name,
             trigger.where,
-            self._told(trigger.call.supply(self._resources.objects)).bind({}, Topic()),
+            self._report_results(trigger.call.supply(self._resources.objects)).bind({}, Topic()),
             lambda value: publish(trigger.outlets, value, {}, trigger.name),
             trigger.schedule,
             is_generator_function(trigger.call.function),
@@ -606,31 +606,33 @@ class Run:
         def work() -> Any:
             return None if waiting.called else _finished(call())
 
-        def told(well: bool, result: Any) -> None:
+        def deliver(well: bool, result: Any) -> None:
             reactor.callFromThread(waiting.callback if well else waiting.errback, result)
 
-        reactor.getThreadPool().callInThreadWithCallback(told, work)
+        reactor.getThreadPool().callInThreadWithCallback(deliver, work)
         return waiting
 
 
-def _telling(function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]) -> Callable[..., Any]:
+def _with_report(
+    function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]
+) -> Callable[..., Any]:
     """Return ``function`` wrapped to report each result when it is available."""
 
     @wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         if isinstance(result, Deferred):
-            return result.addCallback(tell)
-        return awaited(result) if is_awaitable(result) else tell(result)
+            return result.addCallback(report)
+        return report_later(result) if is_awaitable(result) else report(result)
 
-    async def awaited(result: Awaitable[Any]) -> Any:
-        return tell(await result)
+    async def report_later(result: Awaitable[Any]) -> Any:
+        return report(await result)
 
-    def tell(result: Any) -> Any:
+    def report(result: Any) -> Any:
         results(function, result)
         return result
 
-    return told
+    return wrapper
 
 
 def _finished(result: Any) -> Any:

@@ -303,7 +303,7 @@ class _Program:
         try:
             for service in self._services:
                 service.startService()
-                service.started.addCallbacks(lambda _, service=service: self._say(service), self._not_started)
+                service.started.addCallbacks(lambda _, service=service: self._log_summary(service), self._not_started)
         except EndpointError as error:
             _log.error("%s", error)
             self._stop("an endpoint failed", EXIT_ENDPOINT)
@@ -315,7 +315,7 @@ class _Program:
         if seconds is not None:
             self._reactor.callLater(seconds, self._stop, f"{seconds:g} s elapsed")
 
-    def _say(self, service: Any) -> None:
+    def _log_summary(self, service: Any) -> None:
         if service.transport is not None:  # None if its on_startup has already stopped the app
             for line in _summary(service):
                 _log.log(*line)

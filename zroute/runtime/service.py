@@ -75,7 +75,7 @@ class AppService(Service):
         # It fires also if the start fails: Twisted would log a failed Deferred that no code awaits.
         self._started: Deferred[None] = Deferred()
         self._failure: Failure | None = None
-        self._looking: LoopingCall | None = None
+        self._clock_check: LoopingCall | None = None
 
     @property
     def started(self) -> Deferred[None]:
@@ -130,7 +130,7 @@ class AppService(Service):
             limit=self.limit,
         )
         self.plan.live.run = run
-        self._look_at_clock()
+        self._check_clock()
         self._in_start = True
         run.begin().addCallbacks(self._began, self._start_failed)
         self._in_start = False
@@ -145,9 +145,9 @@ class AppService(Service):
         if self._stopping is None:
             self._stopping = Deferred()
             Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
-            if self._looking is not None:
-                self._looking.stop()
-                self._looking = None
+            if self._clock_check is not None:
+                self._clock_check.stop()
+                self._clock_check = None
             run, self._run = self._run, None
             if run is None:
                 self._stopping.callback(StopReport({}))
@@ -162,12 +162,12 @@ class AppService(Service):
         self._stopping.addBoth(tell)
         return waiting
 
-    def _look_at_clock(self) -> None:
+    def _check_clock(self) -> None:
         clock = steady_clock(self.reactor)
         if clock is not None:
-            self._looking = LoopingCall(clock.look)
-            self._looking.clock = self.reactor
-            self._looking.start(LOOK, now=False)
+            self._clock_check = LoopingCall(clock.look)
+            self._clock_check.clock = self.reactor
+            self._clock_check.start(LOOK, now=False)
 
     def _began(self, _: None) -> None:
         if not self._started.called:
@@ -190,8 +190,8 @@ class AppService(Service):
             text = "%s did not start: %s%s"
             from_user = _from_users_line(error)
             # The text of a SetupError may have several lines. Other errors may quote a peer, so they are escaped.
-            said = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
-            _log.error(text, self.plan.name, said, loop_hint(error), exc_info=from_user)
+            why = failure.getErrorMessage() if isinstance(error, SetupError) else printable(failure.getErrorMessage())
+            _log.error(text, self.plan.name, why, loop_hint(error), exc_info=from_user)
         self._failure = failure
         self._began(None)
         self.stopService()

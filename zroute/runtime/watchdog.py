@@ -51,8 +51,8 @@ class Watchdog:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._thread = threading.get_ident()
-        self._beaten = time.monotonic()
-        self._told = False
+        self._last_beat = time.monotonic()
+        self._warned = False
         self._call: Any = None
         self._ended = threading.Event()
 
@@ -69,24 +69,24 @@ class Watchdog:
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if self._told:
-            self._told = False
-            _log.warning("the reactor runs again, after %.1f s", now - self._beaten)
-        self._beaten = now
+        if self._warned:
+            self._warned = False
+            _log.warning("the reactor runs again, after %.1f s", now - self._last_beat)
+        self._last_beat = now
         self._call = self._reactor.callLater(_BEAT, self._beat)
 
     def _watch(self) -> None:
-        seen, silent = self._beaten, 0
+        seen, silent = self._last_beat, 0
         while not self._ended.wait(_BEAT):
             # Count checks instead of time: while the process is suspended or starved, this thread makes no checks.
-            seen, silent = self._beaten, silent + 1 if self._beaten == seen else 0
-            if silent * _BEAT >= BLOCKED and not self._told:
-                frame = _users(sys._current_frames().get(self._thread))
+            seen, silent = self._last_beat, silent + 1 if self._last_beat == seen else 0
+            if silent * _BEAT >= BLOCKED and not self._warned:
+                frame = _users_frame(sys._current_frames().get(self._thread))
                 if frame is not None:  # None means that the reactor waits for events
-                    self._told = True
-                    self._say(frame, time.monotonic() - seen)
+                    self._warned = True
+                    self._warn(frame, time.monotonic() - seen)
 
-    def _say(self, frame: FrameType, silent: float) -> None:
+    def _warn(self, frame: FrameType, silent: float) -> None:
         code, line = frame.f_code, frame.f_lineno
         source = linecache.getline(code.co_filename, line).strip()
         _log.warning(
@@ -100,7 +100,7 @@ class Watchdog:
         )
 
 
-def _users(frame: FrameType | None) -> FrameType | None:
+def _users_frame(frame: FrameType | None) -> FrameType | None:
     """Return the innermost frame of the user's code.
 
     If there is none, return the frame of the installed package that the reactor called. Return None if the reactor

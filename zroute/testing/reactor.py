@@ -151,11 +151,11 @@ class _Pool:
             self._threads.start()
         self.busy += 1
 
-        def told(well: bool, result: Any) -> None:
+        def deliver(well: bool, result: Any) -> None:
             on_result(well, result)
             self._reactor.callFromThread(self._ended)
 
-        self._threads.callInThreadWithCallback(told, function, *args, **kw)
+        self._threads.callInThreadWithCallback(deliver, function, *args, **kw)
 
     def stop(self) -> None:
         """Wait until all threads have ended."""
