@@ -63,7 +63,7 @@ def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *a
         reactor: the global reactor.
         handler: called with the signal's number and the frame.
         start: called with ``arguments`` when the reactor runs.
-        arguments: the arguments of ``start``.
+        *arguments: the arguments of ``start``.
 
     Raises:
         SystemExit: SIGINT arrived before. Errors of ``reactor.run()`` are raised too.

@@ -61,7 +61,7 @@ class TestApp:
     its own messages.
 
     Args:
-        given: the apps, and at most one mapping of types to objects. An object replaces the resource of that type;
+        *given: the apps, and at most one mapping of types to objects. An object replaces the resource of that type;
             resources that only replaced resources need are not opened.
         raise_errors: False to only collect errors in ``t.failures``.
         reactor: "twisted", or "asyncio" to run ``async`` functions as asyncio tasks, as ``zroute run --reactor
@@ -202,7 +202,7 @@ class TestApp:
         Args:
             topic: the topic of all messages.
             message: the first message.
-            more: further messages. All of them arrive before a handler is called, so a handler with ``batch`` gets one
+            *more: further messages. All of them arrive before a handler is called, so a handler with ``batch`` gets one
                 list.
             codec: as in ``app.publisher``; the default is the codec of the first app.
             headers: headers of each message.

@@ -77,7 +77,7 @@ class ZmqREQConnection(ZmqConnection):
         Cancelling the Deferred cancels the request.
 
         Args:
-            messageParts: the parts of the request; text is sent as UTF-8.
+            *messageParts: the parts of the request; text is sent as UTF-8.
             timeout: the seconds to wait for the reply; None uses ``defaultRequestTimeout``.
 
         Raises:
@@ -162,7 +162,7 @@ class ZmqREPConnection(ZmqConnection):
 
         Args:
             messageId: the id that `gotMessage` received.
-            messageParts: the parts of the reply; text is sent as UTF-8.
+            *messageParts: the parts of the reply; text is sent as UTF-8.
 
         Raises:
             KeyError: no request with this id waits for a reply.
