@@ -127,7 +127,7 @@ app.run()
 def test_who_waits_in_on_startup_is_told_that_it_waits_for_itself() -> None:
     """Subscriptions are sent after on_startup; the error says so, not that no publisher runs."""
     with Child("-c", WAITS_FOR_ITSELF, "tcp://127.0.0.1:1") as reader:
-        assert "do not await ready() there" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
+        assert "not in on_startup itself" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
         assert reader.end() == 0
 
 
