@@ -97,7 +97,7 @@ def test_a_large_flat_body_passes_the_guard(codec: Codec, monkeypatch: pytest.Mo
     )
 
 
-# -- which codec ------------------------------------------------------------------------------------------
+# -- choice of the codec ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def lists_of_bodies(codec: int) -> st.SearchStrategy[tuple[int, list[bytes]]]:
 BATCHES = st.sampled_from(sorted(BODIES)).flatmap(lists_of_bodies)
 
 
-# -- out and in ------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------------
 
 
 @given(BATCHES, st.booleans())
@@ -149,7 +149,7 @@ def test_a_batch_that_could_not_be_sent_gives_all_its_numbers_back() -> None:
     assert frame(b"a", 2, [b"1", b"2", b"3"], AT) == first
 
 
-# -- the vectors -----------------------------------------------------------------------------------------
+# -- test vectors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vector", [pytest.param(vector, id=vector["name"]) for vector in VECTORS])
@@ -177,7 +177,7 @@ def test_each_vector_of_a_batch_is_what_is_sent(vector: dict[str, Any]) -> None:
     assert frame(bytes.fromhex(vector["topic"]), vector["codec"], bodies, vector["sent_at_ns"]).hex() == vector["frame"]
 
 
-# -- what is broken --------------------------------------------------------------------------------------
+# -- malformed frames ------------------------------------------------------------------------------------
 
 
 def harmless(codec: int, body: bytes) -> bool:

@@ -260,7 +260,7 @@ def test_the_error_of_a_wrong_field_names_it() -> None:
         encode(Nested, Nested(Plain("A", 1.0, 2**70 * 2), []))
 
 
-# -- reading what others sent -----------------------------------------------------------------------------
+# -- messages from peers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)

@@ -86,7 +86,7 @@ def fits(schema: Any, message: Any) -> bool:
         return False
 
 
-# -- what a message must be ---------------------------------------------------------------------------------
+# -- conforming messages ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DECLARED)

@@ -97,7 +97,7 @@ def fits(schema: Any, message: Any) -> bool:
         return False
 
 
-# -- which engine -----------------------------------------------------------------------------------------
+# -- choice of the engine ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def whole(frames: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
     return (frames,) if isinstance(frames, bytes) else frames
 
 
-# -- the vectors -----------------------------------------------------------------------------------------
+# -- test vectors ----------------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -382,7 +382,7 @@ def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(head
             assert parse((cut,), NOW).body == body[: length - start]
 
 
-# -- what can't be sent -------------------------------------------------------------------------------------
+# -- messages that can't be sent ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wire", ["plain", "multipart"])

@@ -282,7 +282,7 @@ def test_a_close_from_another_thread_may_be_done_again_on_the_right_one() -> Non
     assert got == [1]
 
 
-# -- others are not disturbed -------------------------------------------------------------------------------
+# -- changes during reading ---------------------------------------------------------------------------------
 
 
 @REACTORS
@@ -702,7 +702,7 @@ def test_misuse_of_a_stream_says_what_to_do(kind: Any) -> None:
     assert "stream('a') while 'app' does not run: open it in a handler or a timer" in said[-1]
 
 
-# -- nothing is left behind --------------------------------------------------------------------------------
+# -- leaks -------------------------------------------------------------------------------------------------
 
 
 CYCLES = sized(9_000, 900)
@@ -793,7 +793,7 @@ def test_thousands_of_streams_leave_nothing_behind(kind: Any) -> None:
         assert (stats.queued, stats.in_flight) == (0, 0)
 
 
-# -- lists -------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------
 
 
 @REACTORS

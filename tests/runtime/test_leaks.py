@@ -43,7 +43,7 @@ def alive(weights: Weights) -> int:
     return sum(weight() is not None for weight in weights)
 
 
-# -- what is registered -----------------------------------------------------------------------------------
+# -- registration -----------------------------------------------------------------------------------------
 
 
 def by_subscribe(app: App) -> ref[Weight]:
@@ -186,7 +186,7 @@ def test_a_stopped_app_keeps_nothing_of_its_run() -> None:
     assert run() is None
 
 
-# -- what comes and goes ----------------------------------------------------------------------------------
+# -- handlers and streams that come and go ----------------------------------------------------------------
 
 
 async def streams_that_are_left(app: App, weights: Weights) -> None:

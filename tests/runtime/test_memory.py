@@ -84,7 +84,7 @@ def reader(handlers: int = 1, pattern: Any = "desk.{symbol}") -> Wired:
     return wired
 
 
-# -- topics that are received -------------------------------------------------------------------------------
+# -- received topics ----------------------------------------------------------------------------------------
 
 
 def raw_frames(form: str, topic: str) -> Any:
@@ -312,7 +312,7 @@ def test_accounts_take_250_mb() -> None:
     assert found.bytes / 10_000 < 250e6 / STREAMS_MAX
 
 
-# -- topics that are published ------------------------------------------------------------------------------
+# -- published topics ---------------------------------------------------------------------------------------
 
 
 class Publisher:

@@ -228,7 +228,7 @@ def test_under_asyncio_a_resource_opens_and_closes_in_one_task() -> None:
     assert tasks[0] is tasks[1] is not None
 
 
-# -- failing ---------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------------
 
 
 @REACTORS
@@ -350,7 +350,7 @@ def test_one_that_yields_twice_is_told_and_closed(reactor_kind: Any, is_async: b
     assert closed == ["closed"]
 
 
-# -- a close that takes long ------------------------------------------------------------------------------
+# -- slow closing -----------------------------------------------------------------------------------------
 
 
 @REACTORS
@@ -380,7 +380,7 @@ def test_a_close_that_takes_too_long_is_named_and_the_others_close(reactor_kind:
     assert events == [*OPENED, "cancelled", *CLOSED]
 
 
-# -- replaced ---------------------------------------------------------------------------------------------
+# -- replaced resources -----------------------------------------------------------------------------------
 
 
 def test_a_replaced_resource_does_not_open_nor_what_only_it_needed() -> None:
@@ -569,7 +569,7 @@ def test_under_asyncio_a_start_that_is_stopped_waits_for_what_cleans_up(tmp_path
     assert child.out == ["settings open", "opening", "cleaned", "settings closed"]
 
 
-# -- what it is made of -----------------------------------------------------------------------------------
+# -- within() ---------------------------------------------------------------------------------------------
 
 
 def test_what_can_not_be_cancelled_is_not_waited_for() -> None:

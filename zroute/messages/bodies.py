@@ -1,6 +1,6 @@
 """Choose the codec of a message body, and refuse bodies that nest too deeply.
 
-The codec is the one that the publisher's header states, else the one that the program declares. Only a body of
+The header of the publisher states the codec. Without a header, the codec is that of the program. Only a body of
 undeclared type without a stated codec is detected, by its first byte.
 
 A body that nests thousands of levels can exhaust the C stack of a decoder and end the process. `guarded` refuses such

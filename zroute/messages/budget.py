@@ -50,7 +50,7 @@ class Budget:
     _drops: list[Callable[[], None]] = attrs.field(factory=list)
 
     def share(self, drop: Callable[[], None]) -> None:
-        """Add a cache to those that drop entries when the budget is exceeded.
+        """Register a cache that drops entries when the budget is exceeded.
 
         ``drop`` deletes the keys that `part` selects, and calls `give_back` with their size.
         """

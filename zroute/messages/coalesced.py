@@ -96,7 +96,7 @@ def coalesced_framer(
         counters = count(topic, many)
         if not counters:
             return topic + NUL + FIXED.pack(heads[always | codec], 0, sent_at) + packed
-        # The counters stand at the last message, and the frame carries the numbers of the first one.
+        # The counters hold the numbers of the last message, and the frame carries those of the first one.
         first, *others = counters
         key = first.length << 16 | len(others) << COUNTERS_SHIFT + 8 | always | codec
         further = b"".join([COUNTER.pack(other.length, other.number - many + 1) for other in others])

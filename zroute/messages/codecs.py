@@ -466,7 +466,7 @@ class Codecs:
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})
 
 
-# -- which codec it is -----------------------------------------------------------------------------------
+# -- find and detect codecs ------------------------------------------------------------------------------
 
 
 def find_codec(codec: str | Codec) -> Codec:

@@ -119,7 +119,7 @@ class Statement:
     numbers: tuple[tuple[bytes, int], ...]
 
 
-# -- out ------------------------------------------------------------------------------------------------
+# -- encode frames --------------------------------------------------------------------------------------
 
 
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
@@ -230,7 +230,7 @@ def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: 
     return prefix + NUL + FIXED.pack(head, number, sent_at) + _BEAT.pack(next_ms)
 
 
-# -- in -------------------------------------------------------------------------------------------------
+# -- decode frames --------------------------------------------------------------------------------------
 
 
 def parse_marker(topic: bytes) -> Marker:

@@ -209,7 +209,7 @@ class Envelope:
     kept: bool = False
 
 
-# -- out ------------------------------------------------------------------------------------------------
+# -- encode frames --------------------------------------------------------------------------------------
 
 
 def pack_head(*, kind: Kind = Kind.DATA, codec: int, flags: int = 0, span: int = 0, epoch: int) -> bytes:
@@ -414,7 +414,7 @@ def pack_kept(
     return marker + NUL + FIXED.pack(head, number, sent_at) + packed + topic + NUL + body
 
 
-# -- in -------------------------------------------------------------------------------------------------
+# -- decode frames --------------------------------------------------------------------------------------
 
 
 def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:

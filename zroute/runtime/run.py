@@ -457,7 +457,7 @@ class Run:
         """Build the delivery functions again before the next message; none is lost."""
         self._table.reclassify()
 
-    # -- parts of a start and a stop --------------------------------------------------------------------
+    # -- steps of the start and the stop ----------------------------------------------------------------
 
     def _make_table(self, routes: Sequence[CompiledRoute]) -> RouteTable:
         plan = self.plan

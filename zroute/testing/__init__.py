@@ -185,7 +185,7 @@ class TestApp:
         reactor.close()
         return unfinished
 
-    # -- what happens to the apps -----------------------------------------------------------------------
+    # -- inputs of the apps -----------------------------------------------------------------------------
 
     def publish(
         self,
@@ -260,7 +260,7 @@ class TestApp:
         self._running.advance_to(self._running.seconds() + seconds)
         self._raise()
 
-    # -- what the apps did ------------------------------------------------------------------------------
+    # -- outputs of the apps ----------------------------------------------------------------------------
 
     def published(self, pattern: str | Pattern = _EVERYTHING, schema: Any = None) -> list[Any]:
         """Return the messages that the apps have published, in order and decoded.
@@ -315,7 +315,7 @@ class TestApp:
         stated = compiled.codecs.by_number.get(envelope.codec) if envelope.codec else None
         return body_decoder(schema, stated=stated, route=codec, default=plan.choices.codec)(envelope.body)
 
-    # -- inside -----------------------------------------------------------------------------------------
+    # -- private ----------------------------------------------------------------------------------------
 
     @property
     def _running(self) -> VirtualReactor:

@@ -39,7 +39,7 @@ class VirtualReactor(Clock):
         self._pool = _Pool(self)
         self._loop = _Loop(self.seconds) if on_asyncio else None
 
-    # -- what a run calls -----------------------------------------------------------------------------
+    # -- methods for the run --------------------------------------------------------------------------
 
     def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:  # noqa: N802
         """Make a call in the next turn; see Twisted's ``IReactorFromThreads``."""
@@ -49,7 +49,7 @@ class VirtualReactor(Clock):
         """Return the thread pool; its threads start at the first call."""
         return self._pool
 
-    # -- what makes it turn ---------------------------------------------------------------------------
+    # -- methods for the test -------------------------------------------------------------------------
 
     def do(self, call: Callable[[], object]) -> None:
         """Make a call on this reactor, inside its loop if it has one, then `settle`."""

@@ -107,7 +107,7 @@ class ZmqTransport(SocketPair):
                 if endpoint.is_open:
                     yield logging.WARNING, f"{name}: {resolved} is open to the network, without authentication"
 
-    # -- the end of reading
+    # -- reading at the stop
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
         """Read until all publishers have answered once more, or until the time is over.
