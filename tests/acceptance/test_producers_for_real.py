@@ -241,4 +241,4 @@ async def stubborn():
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "stubborn", *options) as child:
         child.line_with("waits")
         assert child.end() == 75
-    assert any("given up: stubborn(): 1" in line for line in child.err), child.err
+    assert any("abandoned: stubborn(): 1" in line for line in child.err), child.err
