@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Child, free_endpoint
+from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from tests.test_snippets import HOW_TO, blocks
 
 PAGE = HOW_TO / "troubleshooting.md"
@@ -30,7 +30,8 @@ THEIRS = (  # texts of the system, of Python, Twisted, msgspec and click that a 
     "Invalid value for '--sub' (env var: 'ZROUTE_SUB'):",
 )
 FACTS = re.compile(
-    r"publisher \S+@\S+ \S+ \([0-9a-f]{16}\)|(received|handled|failed|unrouted|malformed|lost|unmatched|control) \d+(,|$)"
+    r"publisher \S+@\S+ \S+ \([0-9a-f]{16}\)|"
+    r"(received|handled|failed|unrouted|malformed|lost|unmatched|control) \d+(,|$)"
 )
 """The name of a publisher, and counters, which the steps of the page show as well."""
 MOST = 3
@@ -119,18 +120,27 @@ def test_the_first_steps_print_what_the_page_says(tmp_path: Path) -> None:
         assert tail.err[-1].replace("0.2 s", "5 s") in said
     with Child("-m", "zroute", "run", "quiet", cwd=tmp_path) as quiet:
         quiet.line_with("bound to", stream="err")
-        with Child("-m", "zroute", "tail", endpoint, "--wait", "2s") as tail:
-            assert tail.end(None) == 124
-            assert re.sub(r"within [\d.]+ s", "within 5 s", tail.err[-1]).removeprefix("zroute: ") in said
+        assert "nothing came within 1 s, except control" in last_line(endpoint, found="control")
     with (
         Child("-m", "zroute", "run", "market", cwd=tmp_path),
-        Child("-m", "zroute", "run", "screen", "--for", "3s", "--log-level", "debug", cwd=tmp_path) as screen,
-        Child("-m", "zroute", "tail", endpoint, "stocks.{symbol}", "--wait", "3s") as tail,
+        Child("-m", "zroute", "run", "screen", "--log-level", "debug", cwd=tmp_path) as screen,
     ):
-        assert tail.end(None) == 124
-        assert re.fullmatch(r"zroute: nothing came within 3 s, except unmatched \d+, control \d", tail.err[-1])
+        seen = last_line(endpoint, "stocks.{symbol}", found="unmatched")
+        assert re.fullmatch(r"zroute: nothing came within 1 s, except unmatched \d+, control \d+", seen)
         screen.line_with("has joined", stream="err")
-        assert screen.end(None) == 0
+        assert screen.end() == 0
         for event in ("connect_delayed", "connected", "handshake_succeeded"):
             assert any(line.endswith(f": {event}") for line in screen.err)
         assert "handled 0, failed 0, unrouted" in screen.err[-1]
+
+
+def last_line(*arguments: str, found: str) -> str:
+    """Run ``zroute tail``, again on a machine that is too busy to connect in time; its last line, which has ``found``."""
+    line = ""
+    for _ in range(int(PATIENCE)):
+        with Child("-m", "zroute", "tail", *arguments, "--wait", "1s") as tail:
+            assert tail.end(None) == 124
+            line = tail.err[-1]
+        if found in line:
+            break
+    return line
