@@ -92,6 +92,7 @@ def write_files(page: Path, folder: Path) -> dict[str, str]:
             text = _PORT.sub(lambda found: ports.setdefault(found[0], str(free_port())), block.text)
             written[block.title] = "\n\n".join(part for part in (written.get(block.title), text) if part)
     for title, text in written.items():
+        (folder / title).parent.mkdir(parents=True, exist_ok=True)
         (folder / title).write_text(text)
     return written
 

@@ -135,7 +135,7 @@ def test_the_first_steps_print_what_the_page_says(tmp_path: Path) -> None:
 
 
 def last_line(*arguments: str, found: str) -> str:
-    """Run ``zroute tail``, again on a machine that is too busy to connect in time; its last line, which has ``found``."""
+    """Run ``zroute tail``, again if it had no time to connect; return its last line."""
     line = ""
     for _ in range(int(PATIENCE)):
         with Child("-m", "zroute", "tail", *arguments, "--wait", "1s") as tail:

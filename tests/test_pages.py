@@ -1,0 +1,113 @@
+"""The programs of the how-to pages that need more than their commands: services, foreign peers, several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import PATIENCE, ROOT, Child
+from tests.test_snippets import HOW_TO, write_files
+
+TWISTD = ("-c", "from twisted.scripts.twistd import run; run()")
+
+# -- embed-in-twisted.md -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Path:
+    """The folder with the files of the page."""
+    write_files(HOW_TO / "embed-in-twisted.md", tmp_path)
+    return tmp_path
+
+
+def path(folder: Path) -> dict[str, str]:
+    """Return the environment in which Python finds modules in ``folder``, and zroute."""
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
+
+
+def test_an_app_in_a_program_with_a_reactor_publishes_and_drains(embedded: Path) -> None:
+    """A line to the TCP server is published by the app, and Ctrl+C runs on_shutdown."""
+    listen = "tcp:0:interface=127.0.0.1"
+    source = (embedded / "program.py").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (embedded / "program.py").write_text(source.replace(listen, listen.replace(":0:", f":{port}:")))
+    endpoint = next(word for word in (embedded / "quotes.py").read_text().split('"') if word.startswith("tcp://"))
+    with (
+        Child("program.py", cwd=embedded, env=path(embedded)) as program,
+        Child("-m", "zroute", "tail", endpoint, "--format", "{topic} {body}") as tail,
+    ):
+        program.line_with("started")
+        tail.line_with("beats alive")
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"ACME 990.5\n")
+            tail.line_with("stocks.ACME 990.5")
+        program.end(signal.SIGINT)
+        assert program.out[-1] == "quotes: closing"
+
+
+def test_an_address_in_use_ends_the_program_with_its_reason(embedded: Path) -> None:
+    """The same program a second time raises EndpointError."""
+    with Child("program.py", cwd=embedded, env=path(embedded)) as first:
+        first.line_with("started")
+        with Child("program.py", cwd=embedded, env=path(embedded)) as second:
+            assert second.end(None) == 1
+            assert "EndpointError" in second.err[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*TWISTD, "--pidfile=", "-ny", "quotes.tac"),
+        (*TWISTD, "--pidfile=", "--reactor", "asyncio", "-ny", "quotes.tac"),
+        (*TWISTD, "--pidfile=", "-n", "quotes", "--verbose"),
+        ("-m", "twisted", "quotes"),
+    ],
+    ids=["tac", "tac on asyncio", "twistd plugin", "twist plugin"],
+)
+def test_an_app_under_twistd_publishes_and_drains(embedded: Path, command: tuple[str, ...]) -> None:
+    """Each way of the page runs the app, and Ctrl+C ends it after on_shutdown; the .tac file shows its log."""
+    endpoint = next(word for word in (embedded / "quotes.py").read_text().split('"') if word.startswith("tcp://"))
+    with (
+        Child(*command, cwd=embedded, env=path(embedded)) as program,
+        Child("-m", "zroute", "tail", endpoint, "--format", "{topic} {body}", "-n", "1") as tail,
+    ):
+        tail.line_with("beats alive")
+        program.end(signal.SIGINT)
+        assert any("quotes: closing" in line for line in program.out), (program.out, program.err)
+
+
+def test_the_log_of_a_daemon_has_the_lines_of_zroute(embedded: Path) -> None:
+    """twistd goes to the background, and its file has what zroute logs."""
+    tac = embedded / "quotes.tac"
+    tac.write_text(tac.read_text().replace("logging.INFO", "logging.DEBUG"))
+    log = embedded / "twistd.log"
+    command = (*TWISTD, "--pidfile", "twistd.pid", "--logfile", str(log), "-y", "quotes.tac")
+    with Child(*command, cwd=embedded, env=path(embedded)) as starter:
+        assert starter.end(None) == 0, starter.err
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while "[zroute" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)  # the parent of the daemon is gone: its file is all there is
+        assert "listening" in log.read_text()
+    finally:
+        os.kill(int((embedded / "twistd.pid").read_text()), signal.SIGKILL)
+
+
+def test_several_apps_in_one_reactor_hear_each_other(embedded: Path) -> None:
+    """The second app receives what the first publishes."""
+    with Child("several.py", cwd=embedded, env=path(embedded)) as program:
+        program.line_with("heard: alive")
+        program.end(signal.SIGINT)
+        assert "quotes: closing" in program.out
+
+
+def test_a_service_takes_a_drain_timeout(embedded: Path) -> None:
+    """The options of AppService are those of the page."""
+    with Child("patient.py", cwd=embedded, env=path(embedded)) as program:
+        assert program.end(None) == 0, program.err
