@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import PATIENCE, ROOT, Child
-from tests.test_snippets import HOW_TO, write_files
+from tests.test_snippets import HOW_TO, blocks, rows, write_files
 
 TWISTD = ("-c", "from twisted.scripts.twistd import run; run()")
 
@@ -27,7 +28,7 @@ def embedded(tmp_path: Path) -> Path:
 
 def path(folder: Path) -> dict[str, str]:
     """Return the environment in which Python finds modules in ``folder``, and zroute."""
-    return {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")))}
 
 
 def test_an_app_in_a_program_with_a_reactor_publishes_and_drains(embedded: Path) -> None:
@@ -111,3 +112,53 @@ def test_a_service_takes_a_drain_timeout(embedded: Path) -> None:
     """The options of AppService are those of the page."""
     with Child("patient.py", cwd=embedded, env=path(embedded)) as program:
         assert program.end(None) == 0, program.err
+
+
+# -- logging.md --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logging_files(tmp_path: Path) -> Path:
+    """The folder with the files of the page."""
+    write_files(HOW_TO / "logging.md", tmp_path)
+    return tmp_path
+
+
+def test_the_log_as_text_has_the_lines_of_the_page(logging_files: Path) -> None:
+    """Each line of text on the page is one of the program's, but for times, numbers and the place."""
+    text = "\n".join(block.text for block in blocks(HOW_TO / "logging.md") if block.language == "text")
+    shown = [line for line in text.splitlines() if line.startswith("14:")]
+    assert len(shown) == 3
+    options = ("--for", "500ms", "--log-format", "text")
+    with Child("-m", "zroute", "run", "orders", *options, cwd=logging_files) as program:
+        assert program.end(None) == 0
+        for line in shown[:2]:
+            assert any(seen[9:] == line[9:] for seen in program.err), program.err
+        assert any(seen.endswith("INFO    one more order") for seen in program.err)
+
+
+def test_the_log_as_json_has_the_fields_of_the_page(logging_files: Path) -> None:
+    """Each line is an object with the fields of the table; one with a traceback has all of them."""
+    fields = {row[0].strip("`") for row in rows(HOW_TO / "logging.md", "field")}
+    options = ("--for", "500ms", "--log-format", "json", "--log-level", "error")
+    with Child("-m", "zroute", "run", "orders", *options, cwd=logging_files) as program:
+        assert program.end(None) == 0
+        (line,) = map(json.loads, program.err)
+    assert set(line) == fields
+    assert (line["level"], line["logger"]) == ("error", "zroute")
+    assert line["message"].startswith("on_order() at orders.py:")
+    assert line["error"].endswith("ValueError: out of tea")
+
+
+@pytest.mark.parametrize("name", ["script.py", "with_structlog.py"])
+def test_a_program_with_a_log_of_its_own_keeps_it(logging_files: Path, name: str) -> None:
+    """The lines of zroute and of the module have the format that the program has set up."""
+    if "structlog" in name:
+        pytest.importorskip("structlog")
+    with Child(name, cwd=logging_files, env=path(logging_files)) as program:
+        assert program.end(None) == 0, program.err
+    lines = [line for line in program.err if "orders: received" in line or "one more order" in line]
+    assert len(lines) >= 3
+    for line in lines:
+        logger = "orders" if "one more" in line else "zroute"
+        assert (json.loads(line)["logger"] if "structlog" in name else line.split()[2]) == logger
