@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import time
@@ -162,3 +163,39 @@ def test_a_program_with_a_log_of_its_own_keeps_it(logging_files: Path, name: str
     for line in lines:
         logger = "orders" if "one more" in line else "zroute"
         assert (json.loads(line)["logger"] if "structlog" in name else line.split()[2]) == logger
+
+
+# -- newest-values.md and many-to-many.md ------------------------------------------------------------------
+
+
+def test_the_tests_of_the_page_on_newest_values_pass(tmp_path: Path) -> None:
+    """I copy the files of the page, and its tests pass."""
+    write_files(HOW_TO / "newest-values.md", tmp_path)
+    alone = {"PYTEST_ADDOPTS": ""}
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_newest.py", cwd=tmp_path, env=alone) as child:
+        assert child.end(None) == 0, child.out
+        assert child.out[-1].startswith("2 passed")
+
+
+def test_two_publishers_reach_a_subscriber_through_the_proxy_of_the_page(tmp_path: Path) -> None:
+    """The proxy forwards both feeds, ready() waits for both, and a message of the shell arrives too."""
+    page = HOW_TO / "many-to-many.md"
+    proxy = write_files(page, tmp_path)["proxy.py"]
+    front, back = (word for word in proxy.split('"') if word.startswith("tcp://"))
+    first, second = (block.text.splitlines() for block in blocks(page) if block.language == "console")
+    with Child("proxy.py", cwd=tmp_path) as forwarder:
+        forwarder.line_with("forwarding")
+        with (
+            Child("-m", *shlex.split(first[0][2:]), cwd=tmp_path) as feeds,
+            Child("-m", *shlex.split(second[0][2:]), cwd=tmp_path) as screen,
+        ):
+            for line in second[1:]:
+                assert screen.line_with(line) == line
+            with Child("-m", "zroute", "pub", f"connect:{front}", "wind.east", "4") as east:
+                assert east.end(None) == 0, east.err
+            screen.line_with("east: 4")
+            with Child("-m", "zroute", "tail", back, "-n", "1") as tail:
+                tail.line_with("wind.")
+            assert screen.end() == 0
+            assert " lost 0" in screen.err[-1]
+            assert feeds.end() == 0

@@ -299,7 +299,7 @@ def test_the_page_on_systemd_leaves_a_stop_its_time_and_names_what_there_is() ->
 UNHURRIED = {"ZROUTE_DRAIN_TIMEOUT": "100s"}
 
 
-@pytest.mark.parametrize("page", ids([TUTORIAL, HOW_TO / "async-and-threads.md"]))
+@pytest.mark.parametrize("page", ids([TUTORIAL, HOW_TO / "async-and-threads.md", HOW_TO / "newest-values.md"]))
 def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """I write the files of the page, type its commands in as many terminals, and see what it shows, until Ctrl+C."""
     write_files(page, tmp_path)
