@@ -141,10 +141,12 @@ def test_the_log_as_text_has_the_lines_of_the_page(logging_files: Path) -> None:
 def test_the_log_as_json_has_the_fields_of_the_page(logging_files: Path) -> None:
     """Each line is an object with the fields of the table; one with a traceback has all of them."""
     fields = {row[0].strip("`") for row in rows(HOW_TO / "logging.md", "field")}
-    options = ("--for", "500ms", "--log-format", "json", "--log-level", "error")
+    options = ("--for", "500ms", "--log-format", "json")
     with Child("-m", "zroute", "run", "orders", *options, cwd=logging_files) as program:
         assert program.end(None) == 0
-        (line,) = map(json.loads, program.err)
+        *lines, last = map(json.loads, program.err)
+    assert (last["app"], last["received"], last["failed"]) == ("orders", 1, 1)
+    (line,) = (line for line in lines if line["level"] == "error")
     assert set(line) == fields
     assert (line["level"], line["logger"]) == ("error", "zroute")
     assert line["message"].startswith("on_order() at orders.py:")

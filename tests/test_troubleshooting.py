@@ -21,7 +21,7 @@ THEIRS = (  # texts of the system, of Python, Twisted, msgspec and click that a 
     "No such device",
     "No such file or directory",
     "File exists",
-    "Broken pipe",
+    "Connection reset by peer",
     "ValidationError: Expected `str`, got `float`",
     "RuntimeError: no running event loop",
     "RuntimeError: Task got bad yield:",
