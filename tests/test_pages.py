@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,54 @@ def test_two_publishers_reach_a_subscriber_through_the_proxy_of_the_page(tmp_pat
             assert screen.end() == 0
             assert " lost 0" in screen.err[-1]
             assert feeds.end() == 0
+
+
+# -- from-pyzmq.md -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("publisher", ["pub_before.py", "pub_after"])
+@pytest.mark.parametrize("subscriber", ["sub_before.py", "sub_after"])
+def test_programs_of_pyzmq_and_zroute_understand_each_other(tmp_path: Path, publisher: str, subscriber: str) -> None:
+    """Either side of the page may be the program before or the one after: the output is the same."""
+    write_files(HOW_TO / "from-pyzmq.md", tmp_path)
+
+    def start(name: str) -> Child:
+        return Child(*((name,) if name.endswith(".py") else ("-m", "zroute", "run", name)), cwd=tmp_path)
+
+    with start(publisher), start(subscriber) as reader:
+        reader.line_with("NVR at 5800.0")
+        assert set(reader.out) == {"NVR at 5800.0"}
+
+
+# -- from-faststream.md ------------------------------------------------------------------------------------
+
+
+def test_the_app_that_came_from_faststream_passes_its_test(tmp_path: Path) -> None:
+    """The app of the page is accepted by zroute check, and its test passes."""
+    write_files(HOW_TO / "from-faststream.md", tmp_path)
+    alone = {"PYTEST_ADDOPTS": ""}
+    with Child("-m", "zroute", "check", "after", cwd=tmp_path) as check:
+        assert check.end(None) == 0, check.err
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_after.py", cwd=tmp_path, env=alone) as child:
+        assert child.end(None) == 0, child.out
+
+
+@pytest.mark.skipif(find_spec("faststream") is None, reason="FastStream is not installed")
+def test_the_app_of_faststream_does_the_same(tmp_path: Path) -> None:
+    """The program before answers a quote with the same alert."""
+    write_files(HOW_TO / "from-faststream.md", tmp_path)
+    program = """
+import asyncio
+from before import Quote, broker, page
+from faststream.nats import TestNatsBroker
+
+async def test():
+    async with TestNatsBroker(broker) as test_broker:
+        await test_broker.publish(Quote(symbol="ACME", price=1200.0), "stocks.ACME")
+        page.mock.assert_called_once_with({"text": "ACME at 1200.0"})
+
+asyncio.run(test())
+"""
+    with Child("-c", program, cwd=tmp_path, env=path(tmp_path)) as child:
+        assert child.end(None) == 0, child.err
+        assert child.out == ["ACME at 1200.0"]
