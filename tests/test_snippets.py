@@ -132,7 +132,7 @@ def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFi
             assert capsys.readouterr().out == printed
         desk = Wired(page.desk)
         desk.feed(*(plain(topic, body=b"now") for topic in ("news.breaking", "news.sports", "news.local.harbour")))
-        assert capsys.readouterr().out == "NOW\nnow\nnobody takes news.local.harbour\n"
+        assert capsys.readouterr().out == "NOW\nnow\nno handler for news.local.harbour\n"
         assert desk.table.subscriptions == (b"news.",)
 
 
