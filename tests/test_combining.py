@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from tests.running import Mailbox, running, turns
 from tests.support import ROOT, free_endpoint
 from tests.test_snippets import quoted
 from zroute import App, Envelope, Limits, Publication, Topic
+from zroute.declarations.options import PUBLISHER_DEFAULTS, ROUTE_DEFAULTS
 from zroute.errors import SetupError
 from zroute.testing import TestApp
 
@@ -257,6 +259,14 @@ def test_each_pair_stands_in_the_table_once() -> None:
     keys = [frozenset((pair.first, pair.second)) for pair in PAIRS]
     assert len(set(keys)) == len(keys) > 50
     assert {(pair.first, pair.second) for pair in PAIRS} >= set(INTERACTIONS)
+
+
+def test_each_option_is_in_the_table() -> None:
+    """I add an option, and have to say how it combines with others."""
+    app = set(inspect.signature(App).parameters) - {"pub", "name"}  # an address and a name change nothing else
+    options = {"App": app, "subscribe": set(ROUTE_DEFAULTS), "publisher": set(PUBLISHER_DEFAULTS)}
+    for call, names in options.items():
+        assert names - {name for pair in PAIRS for name in pair.options(call)} == set(), call
 
 
 # -- how two options interact ----------------------------------------------------------------------------
