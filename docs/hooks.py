@@ -22,6 +22,14 @@ EXAMPLES = {
 }
 """The examples by what a reader looks for."""
 
+_TITLES = {
+    "desk": "Package of handlers",
+    "from_environment": "Settings from outside",
+    "alarm": "Twisted program",
+    "foreign": "Foreign publishers",
+    "quotes_db": "Quotes in a database",
+    "webhook_asyncio": "Webhook on asyncio",
+}
 _FILES = {"desk": "desk/*.py", "alarm": "twistd/alarm.*"}
 _NEEDS_HTTP = "An HTTP service answered on port 8080 while this was recorded."
 
@@ -34,7 +42,7 @@ def files_of(name: str) -> list[Path]:
 
 def title_of(name: str) -> str:
     """Return the title of the page of an example."""
-    return name.replace("_", " ").capitalize()
+    return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def summary_of(name: str) -> str:
