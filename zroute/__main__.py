@@ -1,4 +1,4 @@
-"""``python -m zroute``: the same as the ``zroute`` command."""
+"""Run the ``zroute`` command with ``python -m zroute``."""
 
 from zroute.runtime.signals import end_quietly
 
@@ -6,7 +6,11 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line of this process; Ctrl-C ends it quietly from here on, so that little is imported before."""
+    """Run the command line of this process.
+
+    Ctrl-C ends the process without a traceback, once `end_quietly` was called. So this module imports as little
+    as possible before that call.
+    """
     end_quietly()
     from zroute.cli import main as command
 

@@ -181,7 +181,7 @@ def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: P
     assert done.returncode == 0, done.stderr
     done = zroute("check", "quotes", "quotes:app", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
     assert done.returncode == 2
-    assert "--sub and --pub go with one app" in done.stderr
+    assert "--sub and --pub can't be used with several apps" in done.stderr
 
 
 def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path, target: 
 @pytest.mark.parametrize(
     ("target", "answer"),
     [
-        (":app", "names no module"),
-        (".", "names no module"),
-        ("a..b", "names no module"),
+        (":app", "does not name a module"),
+        (".", "does not name a module"),
+        ("a..b", "does not name a module"),
         ("nothing.py", "no file"),
-        ("sys", "a part of Python"),
+        ("sys", "built into Python"),
         ("folder", "has no 'app' or 'create_app'"),
     ],
 )

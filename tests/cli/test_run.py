@@ -229,7 +229,7 @@ def test_a_missing_module_is_answered_with_where_it_was_looked_for(tmp_path: Pat
     assert f"no module 'quote' in {tmp_path}" in done.stderr
     assert "quotes" in done.stderr
     missing = zroute("run", "quotes", "--app-dir", "nowhere", cwd=tmp_path)
-    assert (missing.returncode, "'nowhere' is no directory" in missing.stderr) == (3, True)
+    assert (missing.returncode, "'nowhere' is not a directory" in missing.stderr) == (3, True)
 
 
 def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_endpoints_of_several_apps_can_not_be_told_by_flags(tmp_path: Path) -> N
     """--sub with two apps is refused instead of guessed."""
     module(tmp_path, EMPTY, "others")
     done = zroute("run", "quotes", "others", "--sub", "tcp://127.0.0.1:1", cwd=module(tmp_path, EMPTY))
-    assert (done.returncode, "go with one app" in done.stderr) == (2, True)
+    assert (done.returncode, "can't be used with several apps" in done.stderr) == (2, True)
 
 
 def test_a_reactor_that_is_installed_already_is_named(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_an_app_is_named_once() -> None:
 def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:
     """A forgotten return and a forgotten include are named as such."""
     module(tmp_path, "def create_app():\n    pass\n")
-    assert "has to return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
+    assert "must return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
     module(tmp_path, "from zroute import App\napp = App()\n", "empty")
     assert "app.include(routes) missing" in zroute("run", "empty", "--for", "10ms", cwd=tmp_path).stderr
 

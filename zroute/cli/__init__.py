@@ -1,7 +1,8 @@
-"""The ``zroute`` command: one module a subcommand, imported only when it is called.
+"""The ``zroute`` command.
 
-Errors go to standard error, so that standard output is for data. Exit codes are those of
-docs/reference/cli.md.
+Each subcommand has a module of its own, which is imported only when the subcommand is called. Commands
+write data to standard output, and errors and remarks to standard error. docs/reference/cli.md lists the
+exit codes.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ __all__ = ["main"]
 _COMMANDS = {
     "new": ("zroute.cli.new", "Start a project in a new folder."),
     "run": ("zroute.cli.run", "Run apps until a signal."),
-    "check": ("zroute.cli.check", "Tell whether apps would start."),
+    "check": ("zroute.cli.check", "Check that apps can start."),
     "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
     "pub": ("zroute.cli.pub", "Publish messages from the shell."),
-    "tail": ("zroute.cli.tail", "Show what a publisher sends."),
-    "top": ("zroute.cli.top", "Show how much a publisher sends on which topics."),
-    "record": ("zroute.cli.record", "Keep what a publisher sends in a file."),
-    "replay": ("zroute.cli.replay", "Publish a recording again, in its own time."),
-    "bench": ("zroute.cli.bench", "Measure rate, CPU time and latency of this machine or an endpoint."),
-    "info": ("zroute.cli.info", "Show versions, for reports of faults."),
-    "completion": ("zroute.cli.completion", "Print a script that completes zroute in a shell."),
+    "tail": ("zroute.cli.tail", "Show the messages of a publisher."),
+    "top": ("zroute.cli.top", "Show the rate of messages and bytes per topic."),
+    "record": ("zroute.cli.record", "Write the messages of a publisher to a file."),
+    "replay": ("zroute.cli.replay", "Publish a recording again, with its original pauses."),
+    "bench": ("zroute.cli.bench", "Measure message rate, CPU time and latency."),
+    "info": ("zroute.cli.info", "Show versions, for bug reports."),
+    "completion": ("zroute.cli.completion", "Print a completion script for a shell."),
 }
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are called, and not for ``--help``."""
+    """A group that imports a command when it is called.
+
+    ``zroute --help`` imports no command: it takes the one-line help texts from ``_COMMANDS``.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -57,6 +61,7 @@ class _Lazy(click.Group):
 
 
 def _print_version(ctx: click.Context, _parameter: Any, wanted: bool) -> None:
+    """Print the version and exit, as the callback of ``--version``."""
     if wanted:
         click.echo(f"zroute {version('zroute')}")
         ctx.exit()
@@ -67,4 +72,4 @@ def _print_version(ctx: click.Context, _parameter: Any, wanted: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )
 def main() -> None:
-    """Decorated, typed handlers on brokerless publish/subscribe."""
+    """Typed message handlers for brokerless publish/subscribe."""

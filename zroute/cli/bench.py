@@ -54,7 +54,7 @@ _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//1
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop when N messages are sent.")
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time. [default: 5s without --count]")
 @click.option("--wait", type=DURATION, default="30s", show_default=True, help="For the other end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     endpoint: Endpoint | None,
     pub: Endpoint | None,

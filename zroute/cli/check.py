@@ -1,4 +1,8 @@
-"""``zroute check``: whether apps would start, as far as that can be told without opening anything."""
+"""``zroute check``: check that apps can start.
+
+It loads and compiles the apps, but opens no socket, no resource and no port. So it does not find an
+endpoint that is in use, or a resource that fails to open.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,12 @@ __all__ = ["command"]
 def command(
     apps: tuple[str, ...], sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...], app_dir: str, factory: bool
 ) -> None:
-    """Load and compile apps: signatures, schemas, patterns, resources, endpoints. Opens nothing.
+    """Load and compile apps without opening anything.
 
-    All apps are checked. The exit code is that of the first fault: 3 for an app that can't be
-    loaded, 4 for routes, schemas or resources that are invalid, for Routes that no app includes and an app with nothing
-    registered, 5 for endpoints that are missing.
+    Checks signatures, schemas, patterns, resources and endpoints of all apps.
+
+    The exit code is that of the first fault. 3: an app can't be loaded. 4: routes, schemas or resources are
+    invalid, no app includes a Routes object, or nothing is registered in an app. 5: an endpoint is missing.
     """
     for_one_app(apps, sub, pub)
     found = [_load(target, app_dir, factory) for target in apps]
@@ -46,11 +51,15 @@ def command(
 
 
 def _load(target: str, app_dir: str, factory: bool) -> tuple[App, ModuleType] | int:
-    """The app and its module, or the exit code that says why not."""
+    """Return the app and its module, or the exit code if it can't be loaded.
+
+    Raises:
+        SystemExit: With 130, if Ctrl-C interrupted the import.
+    """
     try:
-        with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
+        with redirect_stdout(sys.stderr):  # prints of the module must not mix with the result
             return find(target, app_dir=app_dir, factory=factory)
-    except SystemExit as ended:  # `find` has said why
+    except SystemExit as ended:  # `find` has printed the reason
         if ended.code == EXIT_INTERRUPTED:
             raise
         return int(ended.code or 0)
@@ -64,7 +73,7 @@ def _check(
     sub: tuple[Endpoint, ...] | None,
     pub: tuple[Endpoint, ...] | None,
 ) -> int:
-    """Print how it is; the exit code of this app."""
+    """Check one app, print the result or the faults, and return its exit code."""
     try:
         with redirect_stdout(sys.stderr):
             compiled = app.compile().parts
@@ -83,22 +92,23 @@ def _check(
 
 
 def _faults(target: str, app: App, module: ModuleType, loaded: list[App]) -> Iterator[SetupError]:
-    """What starts, and can't be meant."""
+    """Yield an error for each mistake with which an app starts and does nothing."""
     for name, group in never_included(module, loaded):
         yield SetupError(
-            f"no app includes Routes {name!r}: write app.include({name}), or check the app that includes it in the "
-            "same command",
+            f"no app includes Routes {name!r}: write app.include({name}), or add the app that includes it to this "
+            "command",
             where=group.where,
         )
     if not (any(group._holds_anything for group in app._groups()) or app._startup or app._shutdown):
         yield SetupError(
             f"nothing is registered in {target}: put @app.subscribe, @app.publisher or @app.every above a function, or "
-            "include the Routes that hold some",
+            "include a Routes object that has some",
             where=app.where,
         )
 
 
 def _code_of(error: SetupError) -> int:
+    """Print ``error`` and return its exit code, without ending the program."""
     try:
         fail_of_setup(error)
     except SystemExit as ended:

@@ -1,4 +1,4 @@
-"""``zroute completion``: what makes a shell complete zroute's commands and options."""
+"""``zroute completion``: print a completion script for a shell."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options and their values in SHELL.
+    """Print a script that completes commands, options and their values in SHELL.
 
-    bash: eval "$(zroute completion bash)" in ~/.bashrc; zsh: eval "$(zroute completion zsh)" in ~/.zshrc;
+    Set it up once. bash: eval "$(zroute completion bash)" in ~/.bashrc;
+    zsh: eval "$(zroute completion zsh)" in ~/.zshrc;
     fish: zroute completion fish > ~/.config/fish/completions/zroute.fish
     """
     completion = get_completion_class(shell)
     assert completion is not None
-    # Not `source()`, which starts bash to ask for its version and warns where that is another bash.
+    # `source()` would start bash to check its version, and warn if the first bash on the path is an old one.
     script = completion(ctx.find_root().command, {}, "zroute", "_ZROUTE_COMPLETE")
     click.echo(script.source_template % script.source_vars())

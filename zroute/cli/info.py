@@ -1,4 +1,4 @@
-"""``zroute info``: what this installation is made of, for reports of faults."""
+"""``zroute info``: show the versions of this installation, for bug reports."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _EXTRAS = ("uvloop", "watchfiles")
 
 
 @click.command("info")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
-    """Show the versions of zroute and of what it stands on. Put them into a report of a fault."""
+    """Show the versions of zroute and its dependencies, for bug reports."""
     rows = _rows()
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -32,6 +32,11 @@ def command(as_json: bool) -> None:
 
 
 def _rows() -> dict[str, Any]:
+    """Return the values to show, by name, in the order of the output.
+
+    A package that is not installed has None. ``reactors`` lists the reactors that work on this platform.
+    zmq and Twisted are imported here, because ``zroute info --help`` does not need them.
+    """
     import zmq
     from twisted.internet import default
 
@@ -51,6 +56,7 @@ def _rows() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    """Return the version of the package ``name``, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -58,7 +64,10 @@ def _version(name: str) -> str | None:
 
 
 def _importable(module: str) -> bool:
-    """Whether the platform has what the reactor is made of; importing a reactor's module does not install it."""
+    """Return True if the platform supports the reactor of this module.
+
+    Importing the module of a reactor does not install the reactor.
+    """
     try:
         return find_spec(module) is not None and bool(__import__(module))
     except ImportError:

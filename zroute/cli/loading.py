@@ -1,7 +1,7 @@
-"""From ``module:app`` to App objects, and good answers when that fails.
+"""Load the App objects that a command names, as in ``module:app``.
 
-What was looked for, where, and what is there instead, in one or two lines; a module that fails in its own
-import shows the user's frames only.
+If an app can't be loaded, one or two lines say what zroute looked for, where, and what is there instead.
+If a module fails during its import, the traceback shows the frames of the user's own code only.
 """
 
 from __future__ import annotations
@@ -45,32 +45,39 @@ _NOT_THE_USERS = (
     str(Path(importlib.__file__).parent) + os.sep,
     PACKAGE,
 )
-"""How the file names of frames begin that the user has nothing to do with."""
+"""The beginnings of file names of frames that are not the user's: zroute's, and those of Python's import."""
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
-    """The App that ``target`` names: see `find`."""
+    """Return the App that ``target`` names. `find` explains the parameters and exit codes."""
     return find(target, app_dir=app_dir, factory=factory)[0]
 
 
 def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
-    """The App that ``target`` names, and its module.
+    """Return the App that ``target`` names, and its module.
 
-    A target is ``module:name``, or a ``module`` with an ``app`` or a ``create_app``.
-    ``app_dir`` is put first where modules are looked for. The path of a file may stand for its module, and
-    is then relative to ``app_dir``. ``factory`` says that the name is a function that
-    returns the App. Ends the program with exit code 3, 4 or 5 and a text when there is none.
+    An App with the default name ``app`` gets the name of its module, so that log lines of several apps differ.
+
+    Args:
+        target: ``module:name``, or a ``module`` that has an ``app`` or a ``create_app``. Instead of the module,
+            the path of its file or package folder, relative to ``app_dir``.
+        app_dir: The folder in which to look for modules first. It is added to `sys.path`.
+        factory: True if the name is a function that returns the App.
+
+    Raises:
+        SystemExit: After a message on standard error. 3: the app can't be found or imported. 4: its routes are
+            invalid. 5: an endpoint is invalid. 130: Ctrl-C interrupted the import.
     """
     name, _, attribute = target.partition(":")
     folder = Path(app_dir).resolve()
     if not folder.is_dir():
-        fail(EXIT_CANT_LOAD, f"--app-dir {app_dir!r} is no directory")
+        fail(EXIT_CANT_LOAD, f"--app-dir {app_dir!r} is not a directory")
     _look_in(folder)
     if name.endswith(".py") or "/" in name:
         name, folder = _module_of(folder / name)
         _look_in(folder)
     if not all(name.split(".")):
-        fail(EXIT_CANT_LOAD, f"{target!r} names no module: write MODULE:APP, such as 'quotes:app'")
+        fail(EXIT_CANT_LOAD, f"{target!r} does not name a module: write MODULE:APP, for example 'quotes:app'")
     try:
         module = _import(name, folder)
         return _found(module, attribute, factory), module
@@ -79,7 +86,11 @@ def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Return True if Ctrl-C has led to ``error``, which the user's code may have made of it."""
+    """Return True if Ctrl-C caused ``error``.
+
+    The user's code may have caught the KeyboardInterrupt and raised another error, so the whole chain of causes
+    is searched.
+    """
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED):
@@ -90,14 +101,16 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _look_in(folder: Path) -> None:
+    """Make Python look for modules in ``folder`` first."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def _module_of(path: Path) -> tuple[str, Path]:
-    """The dotted name of the module in this file or folder, and the folder that it is imported from.
+    """Return the dotted name of the module at ``path``, and the folder to import it from.
 
-    A file in a package is named with it, so that its relative imports work.
+    The name of a file in a package includes the package, so that relative imports work. If there is no such
+    file, the program ends with exit code 3.
     """
     path = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).resolve()
     if not path.is_file():
@@ -109,13 +122,17 @@ def _module_of(path: Path) -> tuple[str, Path]:
 
 
 def _import(name: str, folder: Path) -> ModuleType:
+    """Import and return the module, or end the program with an error that explains the failure.
+
+    The error differs if the module itself is missing, or if a module that it imports is missing.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
             modules = f"; there are {', '.join(there[:8])}" if there else ""
-            fail(EXIT_CANT_LOAD, f"no module {error.name!r} in {folder} or where Python looks{modules}")
+            fail(EXIT_CANT_LOAD, f"no module {error.name!r} in {folder} or on Python's path{modules}")
         _show_user_frames(error, name)
     except SetupError as error:
         fail_of_setup(error)
@@ -124,6 +141,7 @@ def _import(name: str, folder: Path) -> ModuleType:
 
 
 def _found(module: ModuleType, attribute: str, factory: bool) -> App:
+    """Return the App named ``attribute`` in ``module``, or the default one if ``attribute`` is empty."""
     names = (attribute,) if attribute else _DEFAULT_NAMES
     name = next((name for name in names if hasattr(module, name)), None)
     if name is None:
@@ -136,7 +154,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     from zroute.app import App
 
     if value is None:
-        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory has to return its App")
+        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
     if not isinstance(value, App):
         what = f"{module.__name__}:{name}"
         call = "; if it is a function that returns one, add --factory" if callable(value) else ""
@@ -147,15 +165,19 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
 
 
 def _place(module: ModuleType) -> str:
-    """Where a module is, also one that is no file: a folder without __init__.py, or a part of Python."""
-    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "a part of Python")
+    """Return the path of a module, for an error text.
+
+    A folder without ``__init__.py`` has only a ``__path__``; a built-in module has neither.
+    """
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "built into Python")
 
 
 def _called(value: object, name: str, module: ModuleType) -> object:
+    """Call the factory ``value`` and return its result, or end the program if it fails."""
     if not callable(value):
         fail(
             EXIT_CANT_LOAD,
-            f"{module.__name__}:{name} is a {type(value).__name__}, which can't be called: drop --factory",
+            f"{module.__name__}:{name} is a {type(value).__name__}, which can't be called: omit --factory",
         )
     try:
         result: object = value()
@@ -167,6 +189,7 @@ def _called(value: object, name: str, module: ModuleType) -> object:
 
 
 def _apps_in(module: ModuleType) -> str:
+    """Return a phrase that lists the App objects of ``module``, for an error text."""
     from zroute.app import App
 
     apps = [name for name, value in vars(module).items() if isinstance(value, App)]
@@ -174,12 +197,16 @@ def _apps_in(module: ModuleType) -> str:
 
 
 def fail_of_setup(error: SetupError) -> NoReturn:
-    """One line: 5 for endpoints, 4 for everything else that the app's author wrote."""
+    """Print ``error`` and end the program: exit code 5 for an EndpointError, 4 for all others."""
     fail(EXIT_ENDPOINT if isinstance(error, EndpointError) else EXIT_INVALID, str(error))
 
 
 def _show_user_frames(error: BaseException, name: str) -> NoReturn:
-    """The traceback without the frames of zroute and of Python's import machinery; none after Ctrl-C."""
+    """Print the traceback of ``error`` and end the program with exit code 3.
+
+    The frames of zroute and of Python's import system are left out. After Ctrl-C, the program ends with 130
+    and prints no traceback.
+    """
     if _was_interrupted(error):
         raise SystemExit(EXIT_INTERRUPTED)
     report = traceback.TracebackException.from_exception(error)
@@ -189,7 +216,7 @@ def _show_user_frames(error: BaseException, name: str) -> NoReturn:
 
 
 def _hide_other_frames(report: traceback.TracebackException) -> None:
-    """Also in the errors that led to this one."""
+    """Remove the frames that are not the user's from ``report`` and from all its causes."""
     report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_NOT_THE_USERS)]
     for before in (report.__cause__, report.__context__):
         if before is not None:
@@ -197,6 +224,6 @@ def _hide_other_frames(report: traceback.TracebackException) -> None:
 
 
 def fail(code: int, text: str) -> NoReturn:
-    """Say what is wrong, on standard error, and end with ``code``."""
+    """Print ``text`` on standard error, and end the program with the exit code ``code``."""
     click.echo(f"zroute: {text}", err=True)
     raise SystemExit(code)

@@ -1,4 +1,8 @@
-"""Options that commands share, and the types of their values. Every option has a ``ZROUTE_…`` variable."""
+"""Options that several commands share, and the types of their values.
+
+Options made with `option` can also be set by an environment variable: ``--app-dir`` by
+``ZROUTE_APP_DIR``. The commands that load apps use them: run, check and routes.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +36,20 @@ _STARTSWITH = re.compile(r"""startswith\((["'])(.*)\1\)""")
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A length of time, converted to seconds."""
+
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds: ``10s``, ``500ms``, ``2m``, ``1h``, or a plain number of seconds."""
+        """Return seconds for ``10s``, ``500ms``, ``2m``, ``1h``, or a number of seconds.
+
+        Any other text is a usage error.
+        """
         if isinstance(value, float):
             return value
         match = _DURATION.fullmatch(str(value).strip())
         if match is None:
-            self.fail(f"{value!r} is no duration: write 10s, 500ms, 2m, 1h, or a number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a duration: write 10s, 500ms, 2m, 1h, or a number of seconds", param, ctx)
         return float(match[1]) * _UNITS[match[2]]
 
 
@@ -48,7 +57,11 @@ DURATION = _Duration()
 
 
 class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    """An endpoint, parsed; ``bind`` says what it is without a ``bind:`` or ``connect:`` before it."""
+    """An endpoint, converted to `Endpoint`.
+
+    ``bind`` is the default: True binds and False connects, unless the value begins with ``bind:`` or
+    ``connect:``.
+    """
 
     name = "endpoint"
 
@@ -56,22 +69,27 @@ class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in new
         self._bind = bind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint:
-        """Usage error for what can't be parsed."""
+        """Return the `Endpoint`. An address that can't be parsed is a usage error."""
         try:
             return value if isinstance(value, Endpoint) else parse_endpoint(str(value).strip(), bind=self._bind)
         except EndpointError as error:
             self.fail(str(error), param, ctx)
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        """Several endpoints in one variable, separated by commas or white space."""
+        """Split the value of a variable into endpoints, at commas and white space."""
         return [part for part in re.split(r"[,\s]+", rv) if part]
 
 
 class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A topic pattern, converted to `Pattern`."""
+
     name = "pattern"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
-        """A pattern, parsed; ``startswith("news")`` is read as it is written in Python. Usage error for others."""
+        """Return the `Pattern`. A pattern that can't be parsed is a usage error.
+
+        ``startswith("news")`` has the same meaning as in Python.
+        """
         try:
             prefix = _STARTSWITH.fullmatch(str(value))
             return parse(value) if prefix is None else startswith(prefix[2])
@@ -83,35 +101,44 @@ PATTERN = _PatternType()
 
 
 def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
-    """A click option with its variable, which the help shows."""
+    """Return a click option that can also be set by its ``ZROUTE_…`` variable.
+
+    ``--help`` shows the name of the variable. ``names`` and ``attributes`` are those of `click.option`.
+    """
     variable = "ZROUTE_" + flag.lstrip("-").replace("-", "_").upper()
     return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
 
 
 def complete_target(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """For arguments that name an app: the shell's own completion of files."""
+    """Let the shell complete file names, for arguments that name an app."""
     return [CompletionItem(incomplete, type="file")]
 
 
 def _complete_folder(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the names of folders."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def app_options(command: F) -> F:
-    """How to find an app: for every command that loads one."""
+    """Add the options that tell how to find an app, for commands that load one."""
     command = option("--factory", is_flag=True, help="The name is a function that returns the App.")(command)
-    where = "Where the module is looked for first."
+    where = "Look for the module in this folder first."
     return option("--app-dir", default=".", metavar="DIR", help=where, shell_complete=_complete_folder)(command)
 
 
 def endpoint_options(command: F) -> F:
-    """Endpoints in place of the app's: for every command that looks at those of one app."""
+    """Add ``--sub`` and ``--pub``, which replace the endpoints of an app."""
     pub = option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
     sub = option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
     return sub(pub(command))
 
 
 def for_one_app(apps: tuple[str, ...], sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
-    """Usage error for endpoints that could be those of any of several apps."""
+    """Raise a usage error if ``--sub`` or ``--pub`` is given for several apps.
+
+    With several apps it would be unclear which app the endpoints belong to.
+    """
     if len(apps) > 1 and (sub or pub):
-        raise click.UsageError("--sub and --pub go with one app: give several apps their endpoints in their code")
+        raise click.UsageError(
+            "--sub and --pub can't be used with several apps: set the endpoints of each app in its code"
+        )

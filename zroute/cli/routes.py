@@ -1,4 +1,4 @@
-"""``zroute routes``: what an app subscribes to and publishes, as compiled."""
+"""``zroute routes``: show the subscriptions and publications of a compiled app."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 @click.command("routes")
 @click.argument("app", metavar="MODULE[:APP]", shell_complete=complete_target)
 @app_options
-@click.option("-v", "--verbose", is_flag=True, help="Also the decoding engine, and why.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the decoding engine, and the reason for it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
-    """Show the routes of an app, and the subscriptions that they need. Opens nothing."""
+    """Show the routes, publications and subscriptions of an app.
+
+    Opens no socket.
+    """
     try:
-        with redirect_stdout(sys.stderr):  # what the module prints is no part of the answer
+        with redirect_stdout(sys.stderr):  # prints of the module must not mix with the result
             loaded = load(app, app_dir=app_dir, factory=factory)
             compiled = loaded.compile().parts
     except SetupError as error:
@@ -50,6 +53,7 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
 
 
 def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
+    """Return a row for each pattern of each route. ``default`` is the name of the app's codec."""
     rows = []
     for route in compiled.routes:
         options = route.route.options
@@ -63,6 +67,11 @@ def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
 
 
 def _publications(compiled: Parts, default: str) -> list[dict[str, Any]]:
+    """Return a row for each publication and for each timer that publishes nothing.
+
+    The handler of a publication is the list of functions whose return value it sends, or ``publish()`` if it
+    is only called. ``default`` is the name of the app's codec.
+    """
     rows = []
     for outlet in compiled.outlets:
         names = [trigger.name for trigger in compiled.triggers if outlet in trigger.outlets]
@@ -75,10 +84,16 @@ def _publications(compiled: Parts, default: str) -> list[dict[str, Any]]:
 
 
 def _period(timer: CompiledTrigger) -> str:
+    """Return the period of a timer as text, or "" for a generator, which has none."""
     return f"every {timer.schedule.every:g} s" if timer.schedule else ""
 
 
 def _row(pattern: str, kind: str, handler: str, where: str, schema: Any, codec: str) -> dict[str, Any]:
+    """Return the fields of one row, as ``--json`` prints them.
+
+    The type is ``none`` without a body, and ``any`` without a type. A raw or text body has that codec, whatever
+    the codec of the app is. ``engine`` decodes the type, and ``reasons`` say why it is not msgspec.
+    """
     row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": codec}
     if schema is NO_BODY or schema is None:
         row.update(type="none" if schema is NO_BODY else "any", engine="", reasons=[])
@@ -90,10 +105,12 @@ def _row(pattern: str, kind: str, handler: str, where: str, schema: Any, codec: 
 
 
 def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the cells of one line. The handler is followed by its place in the code."""
     return tuple(f"{row['handler']} {row['where']}" if column == "handler" else row[column] for column in columns)
 
 
 def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print a table: with bold headers on a terminal, else in columns that other programs can split."""
     lines = [_cells(row, columns) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console

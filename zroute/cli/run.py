@@ -1,4 +1,4 @@
-"""``zroute run``: apps as a program."""
+"""``zroute run``: run apps as a program."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 @endpoint_options
 @app_options
 @option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
-@option("--max-messages", type=click.IntRange(min=1), help="Stop after so many received messages.")
-@option("--drain-timeout", type=DURATION, default=DRAIN_TIMEOUT, help="How long a stop waits for handlers.")
-@option("--reactor", type=click.Choice(_REACTORS), help="Twisted's reactor; by default the platform's best.")
+@option("--max-messages", type=click.IntRange(min=1), help="Stop after N received messages.", metavar="N")
+@option("--drain-timeout", type=DURATION, default=DRAIN_TIMEOUT, help="How long a stop waits for unfinished handlers.")
+@option("--reactor", type=click.Choice(_REACTORS), help="Twisted's reactor. Default: the best of the platform.")
 @option("--uvloop", is_flag=True, help="Run asyncio's reactor on uvloop.")
-@option("--reload", is_flag=True, help="Start anew when a Python file in --app-dir changes.")
+@option("--reload", is_flag=True, help="Restart when a Python file in --app-dir changes.")
 @option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
 def command(
@@ -50,10 +50,10 @@ def command(
 ) -> None:
     """Run apps until SIGINT or SIGTERM.
 
-    MODULE alone tries its `app`, then its `create_app`. Several apps share the process and the reactor;
-    --sub and --pub then can't say which of them they mean, so they go with one app.
+    With MODULE alone, zroute looks for its `app`, then for its `create_app`. Several apps share one process and
+    one reactor. --sub and --pub can be used with one app only.
 
-    A second signal ends the program at once.
+    The first signal stops the apps, after the handlers have finished. A second signal ends the program at once.
     """
     for_one_app(apps, sub, pub)
     if len(set(apps)) < len(apps):
@@ -70,8 +70,8 @@ def command(
 
     end_with_parent(drain_timeout)
     try:
-        install_reactor(reactor, uvloop=uvloop)  # before the user's modules can import, and so install, another
-        set_up_logging(log_level, log_format)  # and before they log
+        install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another
+        set_up_logging(log_level, log_format)  # before they log
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
             loaded,
@@ -91,20 +91,23 @@ def command(
 
 
 def _without_reload(argv: Sequence[str]) -> list[str]:
-    """The arguments of this command, for one that does not reload."""
+    """Return the arguments after ``run``, without ``--reload``, for the child process."""
     after = argv[list(argv).index("run") + 1 :]
     return [argument for argument in after if argument != "--reload"]
 
 
 def _folders(apps: Iterable[str], app_dir: str) -> list[Path]:
-    """Where the apps' files are: ``--app-dir``, and the folders of those that are somewhere else."""
+    """Return the folders to watch: ``--app-dir``, and the folders of apps outside it."""
     first = Path(app_dir).resolve()
     found = dict.fromkeys([first, *(_folder(app.partition(":")[0], first) for app in apps)])
     return [folder for folder in found if folder == first or not folder.is_relative_to(first)]
 
 
 def _folder(name: str, app_dir: Path) -> Path:
-    """The folder of the module ``name``, which may be a path: that of its outermost package, if it is in one."""
+    """Return the folder of the module ``name``, which may also be a path.
+
+    For a module in a package, return the folder of the outermost package.
+    """
     if name.endswith(".py") or "/" in name:
         path = Path(app_dir, name).resolve()
         folder = path if path.is_dir() else path.parent
@@ -114,11 +117,12 @@ def _folder(name: str, app_dir: Path) -> Path:
     top = name.partition(".")[0]
     if (app_dir / top).is_dir() or (app_dir / f"{top}.py").is_file():
         return app_dir
-    spec = find_spec(top) if top else None  # which does not import what is no part of a package
+    spec = find_spec(top) if top else None  # imports nothing, because `top` has no parent package
     return Path(spec.origin).parent if spec and spec.has_location and spec.origin else app_dir
 
 
 def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:
+    """Raise a usage error if one endpoint is given twice, because its messages would arrive twice."""
     try:
         parse_endpoints(map(str, given), bind=bind)
     except EndpointError as error:

@@ -1,7 +1,8 @@
-"""Groups of routes that were forgotten: their handlers are there, and no app includes them.
+"""Find groups of routes that no app includes, so that their handlers never run.
 
-A group may be meant for another app, which is not loaded here. So only groups count that the app's own module has a
-name for and does nothing with: it neither includes them, not even under a condition, nor hands them to anything.
+A group may belong to another app that is not loaded here. So the search is careful: it reports a group only
+if the app's own module has a name for it and does not use it. A module uses a group if it includes it, even
+under a condition, or passes it to a function.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ __all__ = ["never_included"]
 
 
 def never_included(module: ModuleType, apps: Iterable[App]) -> list[tuple[str, Routes]]:
-    """The groups that ``module`` has forgotten, by the names they have there.
+    """Return the groups that ``module`` does not use, with their names in it.
 
-    Those that one of ``apps`` includes, or an app that is a global of any module, are not forgotten.
+    Groups are left out if one of ``apps`` includes them, or an app that is a global of any loaded module.
+    Groups without any handler or publication are left out too.
     """
     included = {id(group) for app in (*apps, *_global_apps()) for group in app._groups()}
     found = {id(group): (name, group) for name, group in _forgotten(module) if group._holds_anything}
@@ -29,13 +31,18 @@ def never_included(module: ModuleType, apps: Iterable[App]) -> list[tuple[str, R
 
 
 def _global_apps() -> Iterator[App]:
+    """Yield the apps that are globals of any loaded module."""
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType):
             yield from (value for value in list(vars(module).values()) if isinstance(value, App))
 
 
 def _forgotten(module: ModuleType) -> Iterator[tuple[str, Routes]]:
-    """Groups made or imported here that only decorate functions, and those of modules that are imported and unused."""
+    """Yield the groups that ``module`` does not use, with their names.
+
+    These are its own or imported groups that only decorate functions, and all groups of imported modules that
+    it never uses. The source text of the module decides; without a source there are no groups.
+    """
     try:
         tree = ast.parse(inspect.getsource(module))
     except (OSError, TypeError, SyntaxError):
@@ -50,7 +57,10 @@ def _forgotten(module: ModuleType) -> Iterator[tuple[str, Routes]]:
 
 
 def _handed_on(tree: ast.Module) -> set[str]:
-    """The names that are read other than for an attribute: as an argument, in a list, in an assignment."""
+    """Return the names that are used as values, for example as an argument, in a list or in an assignment.
+
+    ``group`` in ``group.subscribe`` is not used as a value.
+    """
     bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     return {node.id for node in names if id(node) not in bases}
