@@ -73,7 +73,7 @@ def test_a_rate_that_is_not_reached_is_told() -> None:
     """A million a second is more than this machine carries, and I need not compare numbers to see it."""
     done = zroute("bench", "--rate", "1000000000", "--for", "300ms")
     assert done.returncode == 0, done.stderr
-    assert "The rate was not reached: " in done.stdout
+    assert "The publisher did not reach the rate: " in done.stdout
 
 
 @pytest.mark.parametrize("how", [("--count", "5", "--rate", "1"), ("--for", "5s", "--rate", "1")])
@@ -88,7 +88,7 @@ def test_a_rate_beyond_all_numbers_is_one_that_is_not_reached() -> None:
     """No traceback, whatever I ask for."""
     done = zroute("bench", "--rate", "1e308", "--for", "300ms")
     assert done.returncode == 0, done.stderr
-    assert "The rate was not reached: " in done.stdout
+    assert "The publisher did not reach the rate: " in done.stdout
 
 
 def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path
         shown, code = on_terminal("bench", "--sub", endpoint, cwd=tmp_path, until="messages, 0 lost")
         assert publisher.end(None) == 1
     assert code == 0
-    assert "Up to the last message that came" in shown
+    assert "The sum ends at the last received message" in shown
     assert "sent = received + lost: " in shown
-    assert "the subscriber has left before the end" in publisher.err[-1]
+    assert "the subscriber has disconnected before the end" in publisher.err[-1]
 
 
 def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
@@ -253,7 +253,7 @@ def test_who_opens_a_port_to_the_network_is_told() -> None:
     assert (done.returncode, "is open to the network" in done.stderr) == (0, True), done.stderr
 
 
-@pytest.mark.parametrize(("end", "text"), [("--pub", "nobody subscribed"), ("--sub", "no publisher answered")])
+@pytest.mark.parametrize(("end", "text"), [("--pub", "no subscriber within"), ("--sub", "no publisher answered")])
 def test_an_end_that_stays_alone_ends_with_124(end: str, text: str) -> None:
     """No hang where I have forgotten the other terminal."""
     done = zroute("bench", end, free_endpoint(), "--wait", "300ms")
@@ -265,7 +265,7 @@ def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
     with bench("--sub", free_endpoint()) as child:
         child.line_with("waits for", stream="err")
         assert child.end() == 0
-        assert child.err[-1] == "zroute: ended before anything was measured"
+        assert child.err[-1] == "zroute: ended before the first message"
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
@@ -324,9 +324,9 @@ def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.C
     ("arguments", "text"),
     [
         (("tcp://127.0.0.1:1", "--pub", "tcp://127.0.0.1:1"), "both ends"),
-        (("--sub", "tcp://127.0.0.1:1", "--rate", "5"), "are the publisher's"),
+        (("--sub", "tcp://127.0.0.1:1", "--rate", "5"), "belong to the publisher"),
         (("connect:tcp://127.0.0.1:1",), "--pub and --sub"),
-        (("inproc://a",), "inside one process"),
+        (("inproc://a",), "inside its own process"),
         (("--for", "0"), "no time"),
         (("--rate", "0"), "--rate"),
         (("--size", "1000000"), "give a --rate"),
@@ -360,8 +360,8 @@ def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
     assert _verdict(result) == 1
     assert _verdict(result | {"holds": True}) == 0
     assert _verdict(result | {"holds": True, "complete": False}) == 1
-    assert "The clocks of two hosts are compared in the latency: a and b." in table
-    assert "3 messages came before they were sent" in table
+    assert "The latency compares the clocks of two hosts: a and b." in table
+    assert "3 messages arrived before they were sent" in table
     assert "2.5 s" in table
 
 

@@ -362,7 +362,7 @@ def test_wait_is_over_with_the_first_message(tmp_path: Path) -> None:
     [
         ("5555", 2, "has no transport"),
         ("bind:tcp://192.0.2.1:5555", 5, "no such address"),
-        ("inproc://here", 5, "is inside a process"),
+        ("inproc://here", 5, "inside its own process"),
     ],
 )
 @pytest.mark.parametrize("command", ["tail", "top"])

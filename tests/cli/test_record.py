@@ -106,7 +106,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     file.write_text("mine")
     done = zroute("record", endpoint, str(file))
     assert done.returncode == 2
-    assert "is there already: choose another name, or replace it with --force" in done.stderr
+    assert "already exists: choose another name, or replace it with --force" in done.stderr
     assert file.read_text() == "mine"
     assert zroute("record", endpoint, str(file), "--force", "--for", "10ms").returncode == 0
     assert file.read_text() == "mine", "until a message comes"
@@ -121,7 +121,7 @@ def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
     done = zroute("record", free_endpoint(), str(tmp_path / "r"), "--wait", "50ms")
     assert done.returncode == 124
     assert "nothing came within 0.05 s" in done.stderr
-    assert f"no message came, so {tmp_path / 'r'} was not written" in done.stderr
+    assert f"no message arrived, so {tmp_path / 'r'} was not written" in done.stderr
     assert not (tmp_path / "r").exists()
 
 

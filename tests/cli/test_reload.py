@@ -56,7 +56,7 @@ def test_a_change_starts_the_app_anew(tmp_path: Path, watching: str) -> None:
         child.line_with("two")
         assert child.end(signal.SIGINT) == 0
         assert child.out == ["one", "end", "two", "end"]
-        assert sum("quotes.py has changed: starting anew" in line for line in child.err) == 1
+        assert sum("quotes.py has changed: restarting" in line for line in child.err) == 1
         assert not any("detected" in line for line in child.err)
 
 
@@ -67,7 +67,7 @@ def test_a_syntax_error_is_shown_and_waited_on(tmp_path: Path, watching: str) ->
         child.line_with("one")
         module(tmp_path, "from zroute import App\napp = App(\n")
         child.line_with("SyntaxError", stream="err")
-        child.line_with("the program has ended with 3: waiting for a change", stream="err")
+        child.line_with("the program has ended with exit code 3: waiting for a change", stream="err")
         module(tmp_path, APP.format(word="three"))
         child.line_with("three")
         assert child.end(signal.SIGTERM) == 0
@@ -122,7 +122,7 @@ def test_a_handler_that_never_returns_does_not_outlive_its_parent(tmp_path: Path
     with reloading(module(tmp_path, SPINS), "polling", "--drain-timeout", "100ms") as child:
         child.line_with("spinning")
         child.process.send_signal(signal.SIGKILL)
-        child.line_with("still at work 5.1 s after it was to stop", stream="err")
+        child.line_with("still running 5.1 s after the stop began", stream="err")
         child.end(None)
         assert not any(reader.is_alive() for reader in child._readers), "somebody still holds the output"
 

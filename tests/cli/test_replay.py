@@ -99,7 +99,7 @@ def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
         done = zroute("replay", str(path), endpoint)
         assert len(received(child, 10)) == 10
     assert done.returncode == 0
-    assert "its last record is torn, and " in done.stderr
+    assert "its last record is incomplete: " in done.stderr
 
 
 def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
     with listener(endpoint, "t.7") as child:
         done = zroute("replay", file, endpoint)
         assert received(child, 1) == [(b"t.7\x007",)]
-    assert "sent 11 messages, 10 of them to a topic that nobody subscribed to" in done.stderr
+    assert "sent 11 messages, 10 of them to topics without a subscriber" in done.stderr
 
 
 def test_a_signal_ends_it_and_what_was_sent_arrives(tmp_path: Path) -> None:

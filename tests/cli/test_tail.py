@@ -176,7 +176,7 @@ def test_only_topics_only_some_and_only_so_many() -> None:
         (("--ignore", "a..b"), "two dots in a row"),
         (("--sample", "0"), "--sample"),
         (("-n", "0"), "--count"),
-        (("--wait", "soon"), "no duration"),
+        (("--wait", "soon"), "not a duration"),
     ],
 )
 def test_wrong_use_is_told(arguments: tuple[str, ...], text: str) -> None:

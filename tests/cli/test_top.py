@@ -150,7 +150,7 @@ def test_a_narrow_terminal_keeps_the_topics(tmp_path: Path) -> None:
     assert "last seen" not in shown
 
 
-@pytest.mark.parametrize(("interval", "text"), [("0", "too short"), ("often", "no duration")])
+@pytest.mark.parametrize(("interval", "text"), [("0", "too short"), ("often", "not a duration")])
 def test_an_interval_has_to_be_long_enough(interval: str, text: str) -> None:
     """Nothing can be measured in no time."""
     done = zroute("top", "tcp://127.0.0.1:1", "--interval", interval)

@@ -1,7 +1,7 @@
-"""``zroute bench``: how fast this machine, or an endpoint, carries messages, and how late they are.
+"""``zroute bench``: measure message rate, CPU time and latency.
 
-Both ends run in processes of their own (`zroute.cli.measuring`), also where only one of them is here: what draws the
-bar and waits for signals then costs the measured ones nothing.
+Each end runs in a process of its own (`zroute.cli.measuring`), even if only one of them runs here. This process
+draws the progress bar and waits for signals, which then does not affect the figures.
 """
 
 from __future__ import annotations
@@ -31,29 +31,36 @@ _ANYWHERE = Endpoint("tcp://127.0.0.1:*", bind=True)
 _SECONDS = 5.0
 _SIZE = 128  # bytes: a small record
 _QUEUE_MAX = 1_000_000_000
-"""Bytes that full queues may hold where nobody gives a rate: as fast as possible means that they do get full."""
+"""Bytes that full queues may hold without a rate. As fast as possible, the queues do become full."""
 _QUEUED = 10_000  # messages: SNDHWM of `zroute.options.publisher_options`
-_BEHIND = 0.05  # seconds that a publisher may be behind its rate without a word
-_SMALLEST = 64  # bytes of a body: its number, its time and their names take most of that
+_BEHIND = 0.05  # seconds that a publisher may be behind its rate without a remark
+_SMALLEST = 64  # bytes of a body: number, time and their names take most of them
 
 _ONE_SIGNAL = 0.2
-"""Seconds in which signals are one: timeout(1) sends its to the process, and at once again to its group."""
+"""Seconds in which several signals count as one.
+
+timeout(1) signals the process, and immediately afterwards its process group.
+"""
 
 _NAMES = {"pub": "publisher", "sub": "subscriber"}
 
 _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//127.0.0.1:"}
-"""What is bound, and where this machine reaches it."""
+"""Addresses bound on all interfaces, and the addresses at which this machine connects to them."""
 
 
 @click.command("bench")
 @click.argument("endpoint", type=EndpointType(bind=True), required=False)
-@click.option("--pub", type=EndpointType(bind=True), metavar="ENDPOINT", help="Only publish, to a bench elsewhere.")
-@click.option("--sub", type=EndpointType(bind=False), metavar="ENDPOINT", help="Only subscribe, to a bench elsewhere.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second. [default: all it can]")
+@click.option(
+    "--pub", type=EndpointType(bind=True), metavar="ENDPOINT", help="Only publish, to a bench in another terminal."
+)
+@click.option(
+    "--sub", type=EndpointType(bind=False), metavar="ENDPOINT", help="Only subscribe, to a bench in another terminal."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages per second. [default: the maximum]")
 @click.option("--size", type=click.IntRange(_SMALLEST, MAX_MESSAGE), help="Bytes of a body. [default: 128]")
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop when N messages are sent.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are sent.")
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time. [default: 5s without --count]")
-@click.option("--wait", type=DURATION, default="30s", show_default=True, help="For the other end.")
+@click.option("--wait", type=DURATION, default="30s", show_default=True, help="How long to wait for the other end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     endpoint: Endpoint | None,
@@ -66,17 +73,18 @@ def command(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Measure messages a second, CPU time and latency between a publisher and a subscriber.
+    """Measure message rate, CPU time and latency.
 
-    Both ends run here, over ENDPOINT, which is bound, or a free port of this machine. With --pub in one terminal and
-    --sub in another, or on another machine, each is one end; with both here, they meet at what is between them, such
-    as a proxy: --pub connect:tcp://… connects to it.
+    By default both ends run here, over a free port of this machine or over ENDPOINT, which the publisher binds. With
+    --pub in one terminal and --sub in another, or on another machine, each command runs one end. With both --pub and
+    --sub, both ends run here and meet at something between them, such as a proxy: --pub connect:tcp://…
 
-    Without --rate messages go as fast as the subscriber reads them, and its queue drops none. With it a full queue
-    drops them, as with any zroute publisher, and what is lost is counted. Ctrl-C ends it early.
+    Without --rate, the publisher sends as fast as the subscriber reads, and drops no message. With --rate, a full
+    queue drops messages, as with any zroute publisher, and the subscriber counts them as lost. Ctrl-C ends the
+    measurement early.
     """
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
-        raise click.UsageError("--rate, --size, --count and --for are the publisher's: give them to the other end")
+        raise click.UsageError("--rate, --size, --count and --for belong to the publisher: give them to the other end")
     size = size or _SIZE
     _check_endpoints(endpoint, pub, sub)
     _check_load(rate, size, seconds)
@@ -92,38 +100,43 @@ def command(
         code, result = _Bench(orders, show).run()
     if result is None:
         if not code:
-            _say("ended before anything was measured")
+            _say("ended before the first message")
         raise SystemExit(code)
     print(json.dumps(_document(result), indent=2) if as_json else _table(result), flush=True)
     raise SystemExit(code or _verdict(result))
 
 
 def _check_endpoints(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None) -> None:
+    """Raise a usage error for endpoints that two processes can't use together."""
     if endpoint is not None and (pub or sub):
-        raise click.UsageError("ENDPOINT is for both ends: leave it out with --pub or --sub")
+        raise click.UsageError("ENDPOINT is for both ends: omit it with --pub or --sub")
     if endpoint is not None and not endpoint.bind:
-        raise click.UsageError("one of two ends binds: give --pub and --sub, if what both connect to is between them")
+        raise click.UsageError("one of the two ends must bind: if both connect to a proxy, give --pub and --sub")
     for given in filter(None, (endpoint, pub, sub)):
         if given.address.startswith("inproc:"):
             raise click.UsageError(
-                f"{given.address} is inside one process, and the ends are two: give tcp:// or ipc://"
+                f"{given.address} can only be reached inside its own process, but each end has one: use tcp:// or ipc://"
             )
 
 
 def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
+    """Raise a usage error for a load that is unmeasurable or takes too much memory."""
     if seconds == 0:
-        raise click.UsageError("--for 0 leaves no time to measure in")
+        raise click.UsageError("--for 0 leaves no time to measure: give a longer time")
     if rate is not None and not math.isfinite(rate):
-        raise click.UsageError(f"--rate {rate}: give a number of messages a second, or leave it out for all it can")
+        raise click.UsageError(f"--rate {rate}: give a number of messages per second, or omit it for the maximum")
     if rate is None and size * _QUEUED > _QUEUE_MAX:
         raise click.UsageError(
-            f"--size {size} as fast as possible could fill a queue of {_QUEUED:,} messages, "
+            f"--size {size} without --rate could fill a queue of {_QUEUED:,} messages with "
             f"{_amount(size * _QUEUED)}: give a --rate"
         )
 
 
 def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float) -> dict[str, Any]:
-    """By role, what is known in advance; a subscriber without an address goes to where the publisher is."""
+    """Return the known fields of `zroute.cli.measuring.Order`, by role.
+
+    A subscriber without an address gets that of the publisher, when the publisher has bound it.
+    """
     both = not (pub or sub)
     publish_to = pub or (endpoint or _ANYWHERE if both else None)
     orders: dict[str, Any] = {}
@@ -141,19 +154,25 @@ Show = Callable[[dict[str, Any]], None]
 
 
 class _Child:
-    """One end. Closing its standard input is how it is asked to stop, and what happens when this process dies."""
+    """A process that runs one end.
+
+    Its standard input is closed to make it stop. The system closes it too if this process dies.
+    """
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "zroute.cli.measuring", json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C at the terminal is for this process, which asks one end, then the other
+            start_new_session=True,  # Ctrl-C must reach only this process, which stops one end after the other
         )
         self._rest = b""
 
     def told(self) -> list[dict[str, Any]] | None:
-        """What it has told since; None when it has ended. There is something to read."""
+        """Return the new reports of the process, or None if it has ended.
+
+        Call this only when its output is readable.
+        """
         assert self.process.stdout is not None
         chunk = os.read(self.process.stdout.fileno(), 65_536)
         if not chunk:
@@ -162,18 +181,21 @@ class _Child:
         return [json.loads(line) for line in lines]
 
     def stop(self) -> None:
-        """As often as one likes."""
+        """Ask the process to stop. Further calls have no effect."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
     def end_now(self) -> None:
-        """Return when it has ended."""
+        """Kill the process, and wait for its end."""
         self.process.kill()
         self.process.wait()
 
 
 class _Bench:
-    """Starts the ends, the publisher first, and stops the other one when one has failed."""
+    """The processes of one measurement.
+
+    Starts the ends, the publisher first. If one end fails, stops the other one.
+    """
 
     def __init__(self, orders: dict[str, Any], show: Show) -> None:
         self._orders = orders
@@ -186,7 +208,10 @@ class _Bench:
         self._code = 0
 
     def run(self) -> tuple[int, dict[str, Any] | None]:
-        """The first exit code of an end that is not 0, and what was measured."""
+        """Run the measurement, and return the exit code and the result.
+
+        The code is the first exit code of an end that is not 0. The result is None if nothing was measured.
+        """
         woken = waking_descriptor()
         self._selector.register(woken, selectors.EVENT_READ)
         for number in ENDING:
@@ -196,7 +221,7 @@ class _Bench:
             while self._children:
                 for key, _ in self._selector.select():
                     if key.fd == woken:
-                        os.read(woken, 1)  # and the handler has its turn
+                        os.read(woken, 1)  # then Python runs the handler
                     else:
                         self._read(key.data)
         finally:
@@ -208,8 +233,8 @@ class _Bench:
             and self._signalled_at is None
             and "received" not in (self._result or {})
         ):
-            self._code = 1  # no sum was checked, so none holds
-            _say("the subscriber has ended without a word of what it received")
+            self._code = 1  # the sum was not checked
+            _say("the subscriber has ended without a result")
         if self._result is not None:
             self._result["interrupted"] = self._signalled_at is not None
         return self._code, self._result
@@ -222,6 +247,7 @@ class _Bench:
             _say(f"subscribes to {order['address']}, waits for zroute bench --pub")
 
     def _read(self, role: str) -> None:
+        """Handle the new reports of one end."""
         child = self._children[role]
         told = child.told()
         if told is None:
@@ -235,11 +261,13 @@ class _Bench:
                 self._show(value | {"role": role})
             elif what == "say":
                 _say(value)
-            elif what == "result" and not (role == "pub" and self._result):  # the subscriber's knows more
+            elif what == "result" and not (
+                role == "pub" and self._result
+            ):  # the result of the subscriber includes the publisher's
                 self._result = value
 
     def _opened(self, address: str) -> None:
-        """The publisher is there, and the subscriber may be, too."""
+        """Start the subscriber, now that the publisher has opened ``address``."""
         if "sub" not in self._orders:
             _say(f"publishes at {address}, waits for zroute bench --sub")
             return
@@ -251,14 +279,15 @@ class _Bench:
             self._start("sub")
 
     def _ended(self, role: str, child: _Child) -> None:
+        """Take the exit code of an end, and stop the other end if its work is done."""
         self._selector.unregister(child.process.stdout)  # type: ignore[arg-type]
         del self._children[role]
         child.stop()
         code = child.process.wait()
         if code < 0:
-            _say(f"the process of the {_NAMES[role]} was ended by {signal.Signals(-code).name}")
+            _say(f"{signal.Signals(-code).name} has ended the process of the {_NAMES[role]}")
         self._code = self._code or (1 if code < 0 else code)
-        unsent = self._signalled_at is not None and self._result is None  # a subscriber would wait for the load
+        unsent = self._signalled_at is not None and self._result is None  # the subscriber would wait for the load
         if code or role == "sub" or unsent:
             for other in self._children.values():
                 other.stop()
@@ -272,7 +301,10 @@ class _Bench:
             raise SystemExit(128 + number)
 
     def _stop(self) -> None:
-        """The publisher first, if it is here: then the subscriber hears how much it was, and ends by itself."""
+        """Stop the publisher if it runs here, else the subscriber.
+
+        The publisher reports the number of messages to the subscriber, which then ends by itself.
+        """
         first = self._children.get("pub") or self._children.get("sub")
         if first is not None:
             first.stop()
@@ -284,7 +316,10 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Show]:
-    """A bar on standard error, where that is a terminal; what is said meanwhile stands above it."""
+    """Show a progress bar, if standard error is a terminal.
+
+    Yields a function that takes the progress reports of an end. Other lines appear above the bar.
+    """
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -311,14 +346,21 @@ def _progress() -> Iterator[Show]:
 
 
 def _verdict(result: dict[str, Any]) -> int:
-    """1 where messages are neither received nor counted as lost, or the publisher did not say how many there were."""
+    """Return 1 if the sum does not hold or was not complete, else 0.
+
+    The sum holds if every message is received or counted as lost. It is complete if the publisher has reported the
+    number of messages. An interrupted measurement need not be complete.
+    """
     if "received" not in result:
         return 0
     return 0 if result["holds"] and (result["complete"] or result["interrupted"]) else 1
 
 
 def _document(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures as they were measured, and the quotients that people look at."""
+    """Return the document of ``--json``.
+
+    It has the measured figures, and the rates and times per message that follow from them.
+    """
     publisher, here = result["publisher"], "received" in result
     workload: dict[str, Any] = publisher["workload"] if publisher else {"rate": None, "size": 0}
     document: dict[str, Any] = {
@@ -339,9 +381,10 @@ def _document(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quotients(number: int, size: int, measured: dict[str, Any]) -> dict[str, Any]:
-    """Of one end, and bodies of ``size`` bytes; what can't be told of so few messages is None.
+    """Return the rates and the CPU time per message of one end.
 
-    Between n messages there are n - 1 pauses.
+    ``number`` messages have ``number - 1`` pauses between them, so rates need two messages. A figure that needs more
+    messages is None. ``size`` is that of a body in bytes.
     """
     seconds = measured["seconds"]
     rate = (number - 1) / seconds if number > 1 and seconds > 0 else None
@@ -355,6 +398,7 @@ def _quotients(number: int, size: int, measured: dict[str, Any]) -> dict[str, An
 
 
 def _table(result: dict[str, Any]) -> str:
+    """Return the result as text for people."""
     document = _document(result)
     ends = {name: document[name] for name in ("publisher", "subscriber") if document.get(name)}
     rows = [("", *ends)]
@@ -373,45 +417,49 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _asked(document: dict[str, Any]) -> Iterator[str]:
-    """What it was that was measured, as far as that is known here."""
+    """Yield a line that describes the load, if it is known here."""
     if document["publisher"]:
-        rate = f"{document['rate']:,.12g} a second asked for" if document["rate"] else "as fast as possible"
+        rate = f"{document['rate']:,.12g} messages per second requested" if document["rate"] else "as fast as possible"
         sent, seconds = document["sent"], document["publisher"]["seconds"]
         messages = f"{sent:,} message{'' if sent == 1 else 's'}"
         yield f"{messages} of {document['size']:,} bytes, sent in {seconds:.2f} s, {rate}\n"
 
 
 def _remarks(document: dict[str, Any]) -> Iterator[str]:
-    """What has to be known to read the figures."""
+    """Yield the remarks that a reader needs to understand the figures."""
     publisher, subscriber = document["publisher"], document.get("subscriber")
     if document["interrupted"]:
-        yield "Ended early, by a signal."
+        yield "A signal ended the measurement early."
     if publisher and document["rate"]:
         yield from _behind(document["rate"], publisher)
     if publisher and subscriber and publisher["host"] != subscriber["host"]:
-        yield f"The clocks of two hosts are compared in the latency: {publisher['host']} and {subscriber['host']}."
+        yield f"The latency compares the clocks of two hosts: {publisher['host']} and {subscriber['host']}."
     if document.get("early"):
-        yield f"{document['early']:,} messages came before they were sent: the clocks do not agree."
+        yield f"{document['early']:,} messages arrived before they were sent: the two clocks disagree."
     if publisher and subscriber and document["rate"] is None:
-        yield "As fast as possible, queues fill, and the latency is theirs: give a --rate to see that of the wire."
+        yield "Without --rate, the latency is mostly that of full queues: give a --rate to measure that of the wire."
     if document.get("complete") is False:
-        yield "Up to the last message that came: the publisher did not tell how many it sent."
+        yield "The sum ends at the last received message: the publisher did not report how many it sent."
     if document.get("before_join"):
-        yield f"{document['before_join']:,} messages were sent before this subscriber had joined."
+        yield f"{document['before_join']:,} messages were sent before this subscriber joined."
 
 
 def _behind(rate: float, publisher: dict[str, Any]) -> Iterator[str]:
-    """What the latencies don't show, since they begin when a message is published."""
+    """Yield a line if the publisher was slower than its rate.
+
+    The latency begins when a message is published, so it does not include this delay.
+    """
     reached, behind = publisher["messages_per_second"], publisher["behind"]
     if reached is not None and reached < 0.95 * rate:
-        yield f"The rate was not reached: {reached:,.0f} of {rate:,.12g} messages a second."
+        yield f"The publisher did not reach the rate: {reached:,.0f} of {rate:,.12g} messages per second."
     elif behind > _BEHIND:
-        yield f"The publisher was up to {_duration(behind * 1e6)} late; the latency begins when it has published."
+        yield f"The publisher was up to {_duration(behind * 1e6)} late; the latency does not include this delay."
 
 
 def _sum(document: dict[str, Any]) -> str:
+    """Return the last line: sent = received + lost, with numbers."""
     if "received" not in document:
-        return f"sent = {document['sent']:,}; the other end knows what became of them"
+        return f"sent = {document['sent']:,}; the other end shows how many arrived"
     sent, received, lost = document["sent"], document["received"], document["lost"]
     if document["holds"]:
         return f"sent = received + lost: {sent:,} = {received:,} + {lost:,}"
@@ -419,7 +467,7 @@ def _sum(document: dict[str, Any]) -> str:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """The first column to the left, numbers to the right."""
+    """Return the rows as text: the first column left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
@@ -429,7 +477,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def _duration(microseconds: float) -> str:
-    """Three figures, in the unit that fits."""
+    """Return a time with three digits, in µs, ms or s."""
     for limit, scale, unit in ((1e3, 1, "µs"), (1e6, 1e3, "ms")):
         if microseconds < limit:
             return f"{microseconds / scale:.3g} {unit}"
@@ -437,6 +485,7 @@ def _duration(microseconds: float) -> str:
 
 
 def _amount(size: int) -> str:
+    """Return a number of bytes with a decimal unit, such as ``1.5 GB``."""
     from rich.filesize import decimal
 
     return decimal(size)

@@ -1,4 +1,7 @@
-"""Latencies as ``zroute bench`` counts them: pure, in bounded memory, at a fifth of a microsecond each."""
+"""The histogram of latencies of ``zroute bench``.
+
+Its memory is fixed, and adding a latency takes about 0.2 µs. So it hardly affects the measurement.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ from itertools import accumulate
 __all__ = ["Latencies"]
 
 _STEPS = 64
-"""Steps in which a doubling is counted, so that a percentile is exact to 1.1 %."""
+"""Steps per doubling of the latency. The error of a percentile is one step: 2 ** (1 / 64), or 1.1 %."""
 
 
 class Latencies:
-    """How many messages took how many nanoseconds, in steps of 1.1 %; ``longest`` is exact.
+    """A histogram of latencies in nanoseconds, in steps of 1.1 %.
 
-    ``early`` were not above 0: they arrived before they were sent, as the clocks have it.
+    Attributes:
+        early: The number of latencies of 0 or less. The clocks of two hosts disagree: a message seems to arrive
+            before it was sent.
+        longest: The longest latency in nanoseconds, exactly.
     """
 
     def __init__(self) -> None:
@@ -23,7 +29,7 @@ class Latencies:
         self._counts = [0] * (64 * _STEPS)
 
     def add(self, latency: int) -> None:
-        """One more."""
+        """Count one latency, in nanoseconds."""
         if latency > self.longest:
             self.longest = latency
         if latency > 0:
@@ -32,10 +38,15 @@ class Latencies:
             self.early += 1
 
     def __len__(self) -> int:
+        """Return the number of latencies."""
         return self.early + sum(self._counts)
 
     def at(self, part: float) -> float:
-        """The latency that ``part`` of them (0 to 1) do not exceed, within 1.1 %; 0 without any."""
+        """Return a percentile in nanoseconds.
+
+        The fraction ``part`` of all latencies, from 0 to 1, does not exceed it. The result is within 1.1 %, and 0 if
+        no latency was added.
+        """
         rank = max(math.ceil(part * len(self)), 1)
         for step, number in enumerate(accumulate(self._counts, initial=self.early)):
             if number >= rank:
@@ -43,7 +54,7 @@ class Latencies:
         return 0.0
 
     def told(self) -> dict[str, float]:
-        """The usual ones, in microseconds."""
+        """Return the usual percentiles and the maximum by name, in microseconds."""
         parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
         found = {name: self.at(part) for name, part in parts.items()} | {"max": self.longest}
         return {name: round(latency / 1000, 1) for name, latency in found.items()}

@@ -1,7 +1,7 @@
-"""What ``zroute tail``, ``top`` and ``record`` share: an app that receives everything, for the time of one command.
+"""The subscriber behind ``zroute tail``, ``top`` and ``record``.
 
-It is an `App` as any other, whose one handler takes each message as it arrived: so it joins, and its losses are counted
-and logged, as those of ``zroute run`` are.
+It is an ordinary `App` with one handler, which receives each message as it arrived. So it joins its
+publishers, and counts and logs lost messages, exactly like an app under ``zroute run``.
 """
 
 from __future__ import annotations
@@ -35,28 +35,44 @@ from zroute.stats import NOT_COUNTED, Stats, losses
 
 __all__ = ["Listening", "say", "while_read"]
 
-EXIT_NOTHING = 124  # as timeout(1) has it
+EXIT_NOTHING = 124  # the code of timeout(1) for an expired time
 
 _MAX_BODY = 16 * MAX_MESSAGE
-"""Bytes: apps may have raised their own limit, and what they send is to be seen here too."""
+"""Bytes of the largest message to receive. It exceeds the default of an app, because apps may raise theirs."""
 
 _ONE_SIGNAL = 0.2
-"""Seconds in which signals are one: timeout(1) sends its to the process, and at once again to its group."""
+"""Seconds in which several signals count as one.
+
+timeout(1) signals the process, and immediately afterwards its process group.
+"""
 
 _LAST = 2.0
-"""Seconds that a stop takes at most, to read what was sent before it and to learn what of that was lost."""
+"""The longest time of a stop, in seconds.
+
+In this time the app reads the messages sent before the stop, and asks publishers for their last numbers, to
+count the lost ones.
+"""
 
 
 class Listening:
-    """Subscribe to ``endpoints`` and call ``take`` with every message that the patterns let through.
+    """A subscriber that calls ``take`` with every message that matches the patterns.
 
-    Without ``patterns`` that is everything; topics that match one of ``ignore`` are left out. Envelopes
-    hold their raw parts in `Envelope.frames`. ``take`` may call `stop`; what it raises ends the listening
-    and is raised by `run`.
+    Args:
+        endpoints: The endpoints to subscribe to.
+        patterns: The topics to receive. Without patterns, all topics.
+        take: Called with the envelope of each message, which has the raw frames in `Envelope.frames`. It may
+            call `stop`. An error that it raises ends the listening, and `run` raises it again.
+        ignore: Topics to leave out, even if they match ``patterns``.
 
-    ``received = taken + ignored + unmatched + control + malformed + duplicates``: ``unmatched`` came because a socket
-    filters by prefixes, which let more through than patterns; ``control`` carried no data, or what a publisher keeps;
-    ``malformed`` was no message. ``stats`` are the counters of the app, which no longer change after a stop.
+    Every received message is counted once:
+    ``received = taken + ignored + unmatched + control + malformed + duplicate``.
+
+    - ``unmatched`` messages match a subscription, but no pattern: subscriptions are prefixes of topics, which
+      admit more topics than the patterns.
+    - ``control`` frames carry no data, or a last value that the publisher keeps for new subscribers.
+    - ``malformed`` frames are not messages.
+
+    ``stats`` are the counters of the app. After a stop they no longer change.
     """
 
     def __init__(
@@ -88,16 +104,28 @@ class Listening:
         self._failure: BaseException | None = None
 
     def every(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call ``function`` every so many seconds of the run to come, as carefully as ``take``."""
+        """Call ``function`` every ``seconds`` seconds while `run` runs.
+
+        Call this before `run`. An error in ``function`` ends the listening, like an error in ``take``.
+        """
         self._timers.append((seconds, function))
 
     def run(self, *, wait: float | None = None, seconds: float | None = None) -> int:
-        """Listen until `stop`, SIGINT or SIGTERM; returns the exit code. Once only: it runs the reactor.
+        """Listen until `stop`, SIGINT or SIGTERM, and return the exit code.
 
-        ``wait`` says for how many seconds it may take until the first message is taken, and ``seconds``
-        how long to listen; None is for ever. 0: stopped, by whatever. 5: an endpoint can't be opened, which
-        has been said. 124: nothing was taken within ``wait`` seconds. A second signal n ends the process at
-        once, with 128+n.
+        It runs the reactor, so it can be called once. A second signal n ends the process at once, with the exit
+        code 128 + n.
+
+        Args:
+            wait: Give up if no message was taken in this time, in seconds. None waits forever.
+            seconds: Stop after this time, in seconds. None listens forever.
+
+        Returns:
+            0 after a stop for any reason. 5 if an endpoint can't be opened; the error was printed. 124 if no
+            message was taken within ``wait`` seconds.
+
+        Raises:
+            BaseException: The error that ``take``, or a function given to `every`, has raised.
         """
         set_up_logging("warning", "auto")
         run_reactor(self.reactor, self._signal, self.guarded, self._open, wait, seconds)
@@ -106,14 +134,15 @@ class Listening:
         return self._code
 
     def stop(self, code: int = 0) -> None:
-        """Take nothing more, and have `run` return ``code``; the first call counts.
+        """Stop without taking more messages; `run` then returns ``code``.
 
-        The app stops as any other, only without draining: what its log held back is logged.
+        Further calls have no effect. The app stops like any other, but without draining, so its log still writes
+        the lines that it held back.
         """
         if self._stopped:
             return
         self._stopped, self._code = True, code
-        self.stats = copy(self.stats)
+        self.stats = copy(self.stats)  # the app still counts while it stops
         self.stats.received = self.received  # the app's is behind while it delivers
         if self._service is None:
             self._end()
@@ -122,22 +151,29 @@ class Listening:
             self._service.stopService().addErrback(self._stop_failed).addCallback(self._end)
 
     def finish(self) -> None:
-        """Take what was sent before, but nothing newer, and stop: what was lost of it is known then, too."""
+        """Take the messages that were sent before this call, then stop.
+
+        The lost ones among them are counted too. It takes at most ``_LAST`` seconds.
+        """
         if self._service is not None and not self._stopped:
             self._service.stopService().addErrback(self._stop_failed).addCallback(lambda _: self.stop())
 
     @property
     def received(self) -> int:
-        """How many messages have come."""
+        """The number of received messages, including control frames and malformed ones."""
         counted = self.stats.malformed + self.stats.duplicate
         return self.taken + self.ignored + self.unmatched + self._control + counted
 
     @property
     def _control(self) -> int:
+        """The number of frames without data, and of last values that publishers keep."""
         return self.stats.control + self._kept
 
     def told(self) -> dict[str, object]:
-        """The counters of what did not reach ``take``, if there is anything to tell; malformed and lost always."""
+        """Return the counters of messages that did not reach ``take``, by name.
+
+        ``malformed`` and ``lost`` are always included, the other counters only if they are not 0.
+        """
         counts = {"ignored": self.ignored, "unmatched": self.unmatched, "control": self._control}
         told: dict[str, object] = {name: count for name, count in counts.items() if count}
         return told | {"malformed": self.stats.malformed} | losses(self.stats)
@@ -145,6 +181,7 @@ class Listening:
     # -- the run ----------------------------------------------------------------------------------------
 
     def _open(self, wait: float | None, seconds: float | None) -> None:
+        """Start the app and the timers, in the running reactor."""
         try:
             endpoints = tuple(map(_reachable, self._endpoints))
             service = AppService(self._app.compile(), self.reactor, sub=endpoints, pub=(), drain_timeout=_LAST)
@@ -157,7 +194,7 @@ class Listening:
         self.stats = self._app.stats
         connection = cast("SocketPair", service.transport).sub
         assert connection is not None
-        connection.endpoint_option, connection.size_option = "ENDPOINT", None
+        connection.endpoint_option, connection.size_option = "ENDPOINT", None  # the names that its log lines use
         for endpoint, resolved in zip(endpoints, connection.endpoints, strict=True):
             _say_opened(endpoint, resolved)
         for period, function in self._timers:
@@ -175,6 +212,7 @@ class Listening:
         self._failure = self._failure or failure.value
 
     def _give_up(self, wait: float) -> None:
+        """Stop with exit code 124 if no message was taken so far."""
         if not self.taken and not self._stopped and self._signalled_at is None:
             others = ", ".join(
                 f"{name} {count}" for name, count in self.told().items() if count and count != NOT_COUNTED
@@ -183,7 +221,7 @@ class Listening:
             self.stop(EXIT_NOTHING)
 
     def guarded(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call it; where it raises, listening is over and `run` raises the same."""
+        """Call ``function``. If it raises an error, stop, and let `run` raise that error."""
         try:
             if not self._stopped:
                 function(*arguments)
@@ -192,16 +230,18 @@ class Listening:
             self.stop()
 
     def _signal(self, number: int, _frame: object) -> None:
+        """Finish at the first signal, and end the process at a second one."""
         now = time.monotonic()
         if self._signalled_at is None:
             self._signalled_at = now
             self.reactor.callFromThread(self.finish)
-        elif now - self._signalled_at > _ONE_SIGNAL:  # output is blocked, or else it would have ended
+        elif now - self._signalled_at > _ONE_SIGNAL:  # the output blocks, otherwise the process would have ended
             os._exit(128 + number)
 
     # -- messages ---------------------------------------------------------------------------------------
 
     def _receive(self, envelope: Envelope) -> None:
+        """Count a message, and pass it to ``take`` if it is wanted."""
         if self._stopped:
             return
         if envelope.kept:
@@ -216,31 +256,36 @@ class Listening:
 
 
 def _reachable(endpoint: Endpoint) -> Endpoint:
+    """Return ``endpoint``. Raise EndpointError if it is inside another process."""
     if endpoint.address.startswith("inproc:"):
         raise EndpointError(
-            f"{endpoint.address} is inside a process, where nobody else can listen: publish to tcp:// or ipc:// too",
+            f"{endpoint.address} can only be reached inside its own process: publish to tcp:// or ipc:// too",
             endpoint=str(endpoint),
         )
     return endpoint
 
 
 def _say_opened(endpoint: Endpoint, resolved: str) -> None:
+    """Print the opened address, and a warning if other machines can connect to it."""
     say(f"{'bound to' if endpoint.bind else 'connects to'} {resolved}")
     if endpoint.is_open:
         say(f"{resolved} is open to the network, without authentication")
 
 
 def say(text: str) -> None:
-    """One line on standard error, above a table that is renewed there."""
+    """Print a line on standard error. A progress line stays below it."""
     print(f"zroute: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def while_read() -> Iterator[None]:
-    """End the program quietly, with 0, once nobody reads its output any more, as in ``zroute tail … | head``."""
+    """End the program silently, with exit code 0, if its output pipe is closed.
+
+    ``head`` closes it in ``zroute tail … | head``.
+    """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output again at exit
         raise SystemExit(0) from None

@@ -33,9 +33,9 @@ __all__ = [
     "load",
 ]
 
-EXIT_CANT_LOAD = 3
-EXIT_INVALID = 4
-EXIT_ENDPOINT = 5
+EXIT_CANT_LOAD = 3  # the app can't be found or imported
+EXIT_INVALID = 4  # routes, schemas or resources are invalid
+EXIT_ENDPOINT = 5  # an endpoint is missing, or can't be opened
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, before there was anything to drain
 
 _DEFAULT_NAMES = ("app", "create_app")
@@ -49,7 +49,7 @@ _NOT_THE_USERS = (
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
-    """Return the App that ``target`` names. `find` explains the parameters and exit codes."""
+    """Return the App that ``target`` names. Parameters and exit codes: see `find`."""
     return find(target, app_dir=app_dir, factory=factory)[0]
 
 
@@ -107,7 +107,7 @@ def _look_in(folder: Path) -> None:
 
 
 def _module_of(path: Path) -> tuple[str, Path]:
-    """Return the dotted name of the module at ``path``, and the folder to import it from.
+    """Return the dotted name of the module at ``path``, and its import folder.
 
     The name of a file in a package includes the package, so that relative imports work. If there is no such
     file, the program ends with exit code 3.
@@ -122,9 +122,10 @@ def _module_of(path: Path) -> tuple[str, Path]:
 
 
 def _import(name: str, folder: Path) -> ModuleType:
-    """Import and return the module, or end the program with an error that explains the failure.
+    """Import and return the module ``name``.
 
-    The error differs if the module itself is missing, or if a module that it imports is missing.
+    If the import fails, print the reason and end the program. The text differs if the module itself is missing,
+    or if a module that it imports is missing.
     """
     try:
         return importlib.import_module(name)
@@ -141,7 +142,11 @@ def _import(name: str, folder: Path) -> ModuleType:
 
 
 def _found(module: ModuleType, attribute: str, factory: bool) -> App:
-    """Return the App named ``attribute`` in ``module``, or the default one if ``attribute`` is empty."""
+    """Return the App ``attribute`` of ``module``.
+
+    If ``attribute`` is empty, look for ``app`` and ``create_app``. If there is no App, print the reason and end the
+    program.
+    """
     names = (attribute,) if attribute else _DEFAULT_NAMES
     name = next((name for name in names if hasattr(module, name)), None)
     if name is None:
@@ -151,7 +156,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     value = getattr(module, name)
     if factory or (not attribute and name == "create_app"):
         value = _called(value, name, module)
-    from zroute.app import App
+    from zroute.app import App  # late: a target that can't be imported is reported without loading zroute.app
 
     if value is None:
         fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
@@ -173,7 +178,7 @@ def _place(module: ModuleType) -> str:
 
 
 def _called(value: object, name: str, module: ModuleType) -> object:
-    """Call the factory ``value`` and return its result, or end the program if it fails."""
+    """Return the result of the factory ``value``. End the program if it fails."""
     if not callable(value):
         fail(
             EXIT_CANT_LOAD,
@@ -197,7 +202,7 @@ def _apps_in(module: ModuleType) -> str:
 
 
 def fail_of_setup(error: SetupError) -> NoReturn:
-    """Print ``error`` and end the program: exit code 5 for an EndpointError, 4 for all others."""
+    """Print ``error``, and end with exit code 5 for an EndpointError, else with 4."""
     fail(EXIT_ENDPOINT if isinstance(error, EndpointError) else EXIT_INVALID, str(error))
 
 
@@ -216,7 +221,7 @@ def _show_user_frames(error: BaseException, name: str) -> NoReturn:
 
 
 def _hide_other_frames(report: traceback.TracebackException) -> None:
-    """Remove the frames that are not the user's from ``report`` and from all its causes."""
+    """Remove all frames but the user's from ``report`` and from its causes."""
     report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_NOT_THE_USERS)]
     for before in (report.__cause__, report.__context__):
         if before is not None:
@@ -224,6 +229,6 @@ def _hide_other_frames(report: traceback.TracebackException) -> None:
 
 
 def fail(code: int, text: str) -> NoReturn:
-    """Print ``text`` on standard error, and end the program with the exit code ``code``."""
+    """Print ``text`` on standard error, and end with the exit code ``code``."""
     click.echo(f"zroute: {text}", err=True)
     raise SystemExit(code)

@@ -1,7 +1,8 @@
-"""One end of ``zroute bench``: a publisher or a subscriber in a process of its own, which measures and draws nothing.
+"""One end of ``zroute bench``, a publisher or a subscriber.
 
-It is an App as anybody's: typed messages, tracked wire, the reactor of the platform. It tells the command what it
-sees, one JSON object a line on standard output, and stops when standard input ends, so also with the command.
+It runs in a process of its own. It is an ordinary App with typed messages, the tracked wire and the platform's
+default reactor. It measures, and draws nothing. It reports to the command on standard output, one JSON object
+per line. It stops when standard input ends, so it also stops when the command dies.
 """
 
 from __future__ import annotations
@@ -34,33 +35,40 @@ from zroute.runtime.service import AppService
 
 __all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "Workload", "main", "padding"]
 
-EXIT_NOBODY = 124  # as timeout(1) has it
+EXIT_NOBODY = 124  # the code of timeout(1) for an expired time
 
 _PERIOD = 0.25
-"""Seconds between two lines of progress: often enough for a bar, too seldom to be seen in a latency."""
+"""Seconds between two reports of progress: short enough for a bar, and too long to affect latencies."""
 
 _FAREWELL = 10.0
-"""Seconds for which a publisher says that this was all: a subscriber reads a full queue in less."""
+"""Seconds in which a publisher repeats its last report. A subscriber reads a full queue in less time."""
 
-_AGAIN = 0.1  # seconds between two of these: one may be dropped, as any message
+_AGAIN = 0.1  # seconds between two of these reports: a full queue may drop one, like any message
 
 _TAIL = 5.0
-"""Seconds after the publisher's last word until what is neither received nor told as lost is missing: ten beats."""
+"""Seconds that a subscriber waits for messages, or for news of their loss, after the publisher's last report.
+
+These are ten beats. After them, messages that were neither received nor counted as lost are missing.
+"""
 
 _TOPIC = "zroute.bench.load"
 _REPORTS = "zroute.bench.report"
 
 _FIRST = 1 << 32
-"""The number of the first message: msgpack takes nine bytes for it and for all behind it, so all bodies are alike."""
+"""The number of the first message. From this number on, msgpack takes nine bytes, so all bodies have one size."""
 
 _log = logging.getLogger("zroute")
 
 
 @attrs.frozen
 class Workload:
-    """What the publisher sends: bodies of ``size`` bytes, ``count`` of them or for ``seconds``, if these are given.
+    """The load that the publisher sends.
 
-    ``rate`` is in messages a second; None: as fast as they are read.
+    Attributes:
+        rate: Messages per second. None sends as fast as the subscribers read.
+        size: Bytes of a body.
+        count: The number of messages, or None for no limit.
+        seconds: The duration, or None for no limit. The first limit that is reached ends the load.
     """
 
     rate: float | None = None
@@ -71,9 +79,15 @@ class Workload:
 
 @attrs.frozen
 class Order:
-    """What one end is to do. ``wait`` is how long to wait for the other one, in seconds.
+    """The task of one end.
 
-    A publisher sends the ``workload``. ``alone`` tells a subscriber that no other was there before.
+    Attributes:
+        role: ``pub`` or ``sub``.
+        address: The address to bind or connect.
+        bind: True to bind the address, False to connect to it.
+        wait: How long to wait for the other end, in seconds.
+        alone: For a subscriber: True if it is the only one, and so the load begins when it has joined.
+        workload: For a publisher: the load to send.
     """
 
     role: str
@@ -86,7 +100,13 @@ class Order:
 
 @attrs.frozen
 class Load:
-    """A message to measure with: ``sent_ns`` is in nanoseconds since the Unix epoch."""
+    """A message of the load.
+
+    Attributes:
+        number: Counts the messages, from ``_FIRST``.
+        sent_ns: The time of the publish, in nanoseconds since the Unix epoch.
+        fill: Zeros that bring the body to its size.
+    """
 
     number: int
     sent_ns: int
@@ -95,10 +115,17 @@ class Load:
 
 @attrs.frozen
 class Report:
-    """What the publisher says of itself: ``part`` of the whole is done, and ``done`` says that this was all.
+    """A report of the publisher about its progress.
 
-    ``cpu`` and ``seconds`` are from the first message to the last. The ``workload`` is what was ordered, with the size
-    that bodies really have. ``behind`` is how late a message was published at most, in seconds.
+    Attributes:
+        sent: The number of messages sent.
+        part: The fraction of the load that is sent, from 0 to 1.
+        done: True in the last report.
+        seconds: The time from the first message to the last.
+        cpu: The CPU time from the first message to the last, in seconds.
+        workload: The ordered load, with the real size of the bodies.
+        host: The name of the publisher's machine.
+        behind: The longest delay of a message against the rate, in seconds.
     """
 
     sent: int
@@ -112,20 +139,23 @@ class Report:
 
 
 def padding(app: App, size: int) -> tuple[bytes, int]:
-    """What fills a body up to ``size`` bytes, and how many it then has: at two sizes one less is as near as it gets."""
+    """Return the filling for a body of ``size`` bytes, and the real size of the body.
+
+    The real size is one byte less for a few sizes, because the length of the filling is part of the body.
+    """
     _, encode = body_encoder(Load, codec=None, default=app.codec)
 
     def length(fill: int) -> int:
         return len(encode(Load(_FIRST, time.time_ns(), bytes(fill))))
 
     fill = max(size - length(0), 0)
-    while fill and length(fill) > size:  # the length of the filling takes more bytes when it is longer
+    while fill and length(fill) > size:  # the length field of a longer filling has more bytes
         fill -= 1
     return bytes(fill), length(fill)
 
 
 class _End:
-    """What both ends have: an app that runs for the time of one coroutine."""
+    """The common part of both ends: an app that runs during one coroutine, `measure`."""
 
     def __init__(self, app: App, order: Order, reactor: Any) -> None:
         self.app = app
@@ -136,7 +166,7 @@ class _End:
         self.service: Any = None
 
     async def run(self) -> None:
-        """From the start of the app to its end."""
+        """Start the app, measure, and stop the app. Sets ``code``, the exit code."""
         self.service = AppService(self.app.compile(), self.reactor)
         try:
             self.service.startService()
@@ -153,27 +183,31 @@ class _End:
             await self.service.stopService()
 
     async def measure(self) -> None:
-        """The whole of it."""
+        """Send or receive the load, and report the result."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Come to an end, and tell what there is to tell."""
+        """Stop early. The end still reports what it has measured."""
         self.stopped = True
 
     def fail(self, code: int, why: str) -> None:
-        """End with ``code``, and say why."""
+        """Report an error. The first ``code`` becomes the exit code."""
         self.code = self.code or code
         _tell(say=why)
 
     def progress(self, part: float, number: int, lost: int = 0) -> None:
-        """For the bar."""
+        """Report progress, for the bar. ``part`` is from 0 to 1."""
         _tell(progress={"part": part, "messages": number, "lost": lost})
 
 
 class _Publisher(_End):
-    """Sends the load: as its rate says, or as fast as the slowest subscriber reads it."""
+    """The publisher, which sends the load.
+
+    It sends at the ordered rate. Without one, it sends as fast as the slowest subscriber reads.
+    """
 
     def __init__(self, order: Order, reactor: Any) -> None:
+        # Without a rate, wait for the slowest subscriber; with one, drop messages like an ordinary publisher.
         overflow: Any = "wait" if order.workload.rate is None else "drop"
         endpoint = Endpoint(order.address, order.bind)
         super().__init__(App(pub=str(endpoint), overflow=overflow, name="bench"), order, reactor)
@@ -195,7 +229,7 @@ class _Publisher(_End):
         try:
             await self._subscriber()
         except NotReadyError:
-            self.fail(EXIT_NOBODY, f"nobody subscribed within {self.order.wait:g} s, so nothing was sent")
+            self.fail(EXIT_NOBODY, f"nothing was sent: no subscriber within {self.order.wait:g} s")
             return
         if self.stopped:
             return
@@ -207,7 +241,10 @@ class _Publisher(_End):
         await self._say_goodbye()
 
     async def _subscriber(self) -> None:
-        """Wait for one. Raises NotReadyError, and CancelledError after `stop`."""
+        """Wait for a subscriber.
+
+        Raises NotReadyError if there is none in time, and CancelledError after `stop`.
+        """
         self._waiting = _deferred(self._load.wait_for_subscribers(1, self.order.wait))
         try:
             await self._waiting
@@ -215,6 +252,7 @@ class _Publisher(_End):
             self._waiting = None
 
     async def _is_alone(self) -> bool:
+        """Return True if there is no subscriber now."""
         try:
             await self._load.wait_for_subscribers(1, timeout=0)
         except NotReadyError:
@@ -222,6 +260,7 @@ class _Publisher(_End):
         return False
 
     async def _send_load(self) -> None:
+        """Send the load in bursts, one per turn of the reactor, and report progress."""
         self._began, self._began_cpu = self.reactor.seconds(), time.process_time()
         looked = 0.0
         while not self.stopped and self._part() < 1:
@@ -233,13 +272,13 @@ class _Publisher(_End):
                 self._reports.publish(self._report(done=False))
                 self.progress(self._part(), self._sent)
                 if await self._is_alone():
-                    self.fail(EXIT_FAILED, "the subscriber has left before the end")
+                    self.fail(EXIT_FAILED, "the subscriber has disconnected before the end")
                     return
             await deferLater(self.reactor, self._pause())
             self._look_at_clock()
 
     async def _burst(self, number: int) -> None:
-        """Send the messages that are due."""
+        """Send the next ``number`` messages, all that are due."""
         publish, clock, fill, rate = self._load.publish, time.time_ns, self._fill, self._workload.rate
         waits = rate is None
         if number and rate is not None:
@@ -257,18 +296,21 @@ class _Publisher(_End):
         self._seconds = self.reactor.seconds() - self._began
 
     def _due(self) -> int:
-        """How many to send in this turn of the reactor, so that timers and subscriptions have theirs."""
+        """Return the number of messages to send in this turn of the reactor.
+
+        It is limited, so that timers and subscriptions are handled too.
+        """
         rate, count = self._workload.rate, self._workload.count
         due = READ_BUDGET if rate is None else int(min(self._seconds * rate + 1 - self._sent, READ_BUDGET))
         return due if count is None else min(due, count - self._sent)
 
     def _pause(self) -> float:
-        """Seconds until the next message is due."""
+        """Return the seconds until the next message is due."""
         rate = self._workload.rate
         return 0.0 if rate is None else min(max(self._sent / rate - self._seconds, 0.0), _PERIOD)
 
     def _part(self) -> float:
-        """How much of it all is done, from 0 to 1."""
+        """Return the fraction of the load that is sent, from 0 to 1."""
         count, seconds = self._workload.count, self._workload.seconds
         by_count = self._sent / count if count else 0.0
         by_time = self._seconds / seconds if seconds else 0.0
@@ -287,7 +329,7 @@ class _Publisher(_End):
         )
 
     async def _say_goodbye(self) -> None:
-        """Until all subscribers have heard it, and have left."""
+        """Repeat the last report until all subscribers have received it and disconnected."""
         last = self._report(done=True)
         until = self.reactor.seconds() + _FAREWELL
         while self.reactor.seconds() < until and not await self._is_alone():
@@ -296,7 +338,10 @@ class _Publisher(_End):
 
 
 class _Subscriber(_End):
-    """Takes the load, and compares what came and what zroute counts as lost with what the publisher says."""
+    """The subscriber, which receives the load and checks the counts.
+
+    Received messages and those that zroute counts as lost must add up to the number that the publisher sent.
+    """
 
     def __init__(self, order: Order, reactor: Any) -> None:
         super().__init__(App(sub=str(Endpoint(order.address, order.bind)), name="bench"), order, reactor)
@@ -322,10 +367,10 @@ class _Subscriber(_End):
 
     async def measure(self) -> None:
         ready = _deferred(self.app.ready(1, self.order.wait))
-        self._finished.addCallback(lambda _: ready.cancel())  # which is nothing to one that has fired
+        self._finished.addCallback(lambda _: ready.cancel())  # no effect if it has fired
         try:
             await ready
-        except CancelledError:  # stopped, or all has come already
+        except CancelledError:  # stopped, or the whole load has arrived
             pass
         except NotReadyError:
             if not self._has_heard():
@@ -343,15 +388,16 @@ class _Subscriber(_End):
             _tell(result=self._result())
 
     def _has_heard(self) -> bool:
+        """Return True if anything arrived from the publisher."""
         return self._last is not None or self._report is not None
 
-    # -- what comes ---------------------------------------------------------------------------------------
+    # -- received messages ---------------------------------------------------------------------------------
 
     def _on_load(self, load: Load) -> None:
         now = time.time_ns()
         if self._first is None:
             self._first, self._first_at, self._began_cpu = load, time.monotonic(), time.process_time()
-            if not self.order.alone:  # else all that is missing before it was lost on us
+            if not self.order.alone:  # otherwise all missing messages are losses
                 self._before = max(load.number - _FIRST - self._lost, 0)
         self._latencies.add(now - load.sent_ns)
         self._last, self._last_at = load, time.monotonic()
@@ -360,7 +406,7 @@ class _Subscriber(_End):
         if gap.subscription != _TOPIC.encode():
             return
         self._lost += gap.count
-        behind_last = self._tail_behind is self._last  # no message came since the gap before this one
+        behind_last = self._tail_behind is self._last  # no message arrived since the previous gap
         self._tail = gap.count + (self._tail if behind_last else 0)
         self._tail_behind = self._last
 
@@ -371,7 +417,10 @@ class _Subscriber(_End):
             self._look_whether_all()
 
     def _look(self) -> None:
-        """Now and then: tell of the progress, and see whether there is still somebody."""
+        """Report progress, and end if the load is complete or the publisher is silent.
+
+        A timer calls it every ``_PERIOD`` seconds.
+        """
         now = self.reactor.seconds()
         if self._last is not None:
             self._heard = max(self._heard, now - (time.monotonic() - self._last_at))
@@ -382,6 +431,7 @@ class _Subscriber(_End):
             self._fall_silent()
 
     def _look_whether_all(self) -> None:
+        """Finish if all messages are received or lost, or ``_TAIL`` seconds have passed."""
         assert self._report is not None
         assert self._done_at is not None
         complete = len(self._latencies) + self._lost + self._before >= self._report.sent
@@ -390,7 +440,7 @@ class _Subscriber(_End):
 
     def _fall_silent(self) -> None:
         if not self._has_heard():
-            self.fail(EXIT_NOBODY, f"nothing came within {self.order.wait:g} s")
+            self.fail(EXIT_NOBODY, f"no message arrived within {self.order.wait:g} s")
         else:
             self.fail(EXIT_FAILED, f"the publisher has been silent for {self.order.wait:g} s")
         self._finish()
@@ -399,13 +449,14 @@ class _Subscriber(_End):
         if not self._finished.called:
             self._finished.callback(None)
 
-    # -- what is told of it -------------------------------------------------------------------------------
+    # -- result --------------------------------------------------------------------------------------------
 
     def _result(self) -> dict[str, Any]:
+        """Return the figures of this end, and the last report of the publisher."""
         received, lost, report = len(self._latencies), self._lost, self._report
         if report is not None and report.done:
             sent = report.sent - self._before
-        else:  # the last that came is the last one known of, and what is lost behind it is not compared
+        else:  # without a last report, only messages up to the last received one are compared
             sent = self._last.number - _FIRST + 1 - self._before if self._last is not None else 0
             lost -= self._tail if self._tail_behind is self._last else 0
         return {
@@ -433,21 +484,22 @@ async def _awaited(waiting: Awaitable[None]) -> None:
 
 
 def _tell(**told: object) -> None:
+    """Print a JSON object for the command, with the kind of report as its key."""
     try:
         print(json.dumps(told), flush=True)
-    except BrokenPipeError:  # the command was killed; the end of standard input tells how to end
+    except BrokenPipeError:  # the command was killed; standard input ends too, which stops this end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """Run the end that the first argument orders, as JSON."""
+    """Run one end. The first argument of the process is its `Order`, as JSON."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
     end: _End = _Publisher(order, reactor) if order.role == "pub" else _Subscriber(order, reactor)
 
     def watch() -> None:
-        os.read(0, 1)  # nobody writes: it returns when the command closes its side, or is gone
+        os.read(0, 1)  # nothing is written: it returns when the command closes its side, or is gone
         reactor.callFromThread(end.stop)
 
     def start() -> None:

@@ -1,4 +1,4 @@
-"""``zroute pub``: publish from the shell."""
+"""``zroute pub``: publish messages from the shell."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["command"]
 _CODECS = ("json", "msgpack", "text", "raw")
 _WIRES = ("tracked", "plain", "multipart")
 
-_STDIN = 0  # its descriptor: a thread that holds Python's own stream could not be left behind at the end
+_STDIN = 0  # the descriptor: a thread that reads Python's own stream would block the end of the process
 _CHUNK = 65_536
 _INPUT_MAX = 16 * 1024 * 1024
-"""Bytes of one message as it is given: JSON text is longer than what it becomes, but not without end."""
+"""Bytes of input for one message. JSON text may be longer than the encoded body, but must have a limit."""
 
 _Encode = Callable[[bytes, str], bytes]
-"""What was given, and what to call it in an error, to the body that travels."""
+"""Encodes input to the body of a message. The second parameter names the input in errors."""
 
 
 @click.command("pub")
@@ -44,9 +44,11 @@ _Encode = Callable[[bytes, str], bytes]
 @click.option("--codec", type=click.Choice(_CODECS), default="json", show_default=True)
 @click.option("--wire", type=click.Choice(_WIRES), default="tracked", show_default=True)
 @click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
-@click.option("-n", "--count", "times", type=click.IntRange(min=1), help="Send it so many times.")
-@click.option("--every", type=DURATION, help="Period between messages; without --count until a signal.")
-@click.option("--wait", type=DURATION, default=5.0, show_default=True, help="For a subscriber; 0 sends at once.")
+@click.option("-n", "--count", "times", type=click.IntRange(min=1), metavar="N", help="Send BODY N times.")
+@click.option("--every", type=DURATION, help="Pause between messages. Without --count, send until a signal.")
+@click.option(
+    "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
+)
 def command(
     endpoint: Endpoint,
     topic: str,
@@ -61,12 +63,12 @@ def command(
 ) -> None:
     """Publish BODY to TOPIC.
 
-    Binds ENDPOINT, unless it begins with connect:, waits until somebody subscribes to the topic, sends, and
-    ends when the subscribers have read it. BODY is JSON text; with --codec text or raw it goes as it is.
-    Without BODY, or for -, it is read from standard input.
+    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until there is a subscriber to the topic,
+    sends the message, and ends when the subscribers have read it. BODY is JSON text; with --codec text or raw it
+    is sent unchanged. Without BODY, or if it is -, the body is read from standard input.
     """
     if lines and (times is not None or body not in (None, "-")):
-        raise click.UsageError("with --lines each line of standard input is a message: give neither BODY nor --count")
+        raise click.UsageError("with --lines, each line of standard input is a message: omit BODY and --count")
     where = "BODY" if body not in (None, "-") else "standard input"
     period = every or 0.0
     if times is None and every is None:
@@ -77,7 +79,7 @@ def command(
         number, compose = _composer(name, codec, wire, fields)
         encode = _encoder(codec)
         given = None if lines else encode(_given(body), where)
-        compose(given or b"")  # what can't be sent is told before anybody is waited for
+        compose(given or b"")  # report a body that can't be sent before waiting for a subscriber
 
         from zroute.cli.sending import covers, send
 
@@ -91,7 +93,7 @@ def command(
                     await outlet.publish(name, number, message, fields)
                 else:
                     await outlet.send(compose(message))
-                late = outlet.elapsed >= due + period  # a missed period is skipped, not caught up with
+                late = outlet.elapsed >= due + period  # skip missed periods
                 due = (outlet.elapsed if late else due) + period
 
         whom = f"a subscriber to {topic!r}"
@@ -108,11 +110,15 @@ def command(
 def _composer(
     topic: bytes, codec: str, wire: Wire, headers: dict[str, str]
 ) -> tuple[int, Callable[[bytes], tuple[bytes, ...]]]:
-    """Return the codec's number, and what makes the frames of a message from its body; that raises EncodeError."""
+    """Return the number of the codec, and a function that makes frames from a body.
+
+    The function raises EncodeError if the wire can't carry the body or the headers.
+    """
     from zroute.messages.codecs import BUILTIN
     from zroute.messages.wire import framer
 
     number = BUILTIN[codec].number
+    # A new epoch tells subscribers that numbers begin again: each run of the command is a new publisher.
     frame = framer(wire, epoch=secrets.randbits(64), next_sequence=count().__next__, clock_ns=time.time_ns)
 
     def compose(body: bytes) -> tuple[bytes, ...]:
@@ -123,21 +129,29 @@ def _composer(
 
 
 def _headers(given: tuple[str, ...], wire: Wire) -> dict[str, str]:
+    """Return the headers given as ``KEY=VALUE``.
+
+    Raises UsageError if one can't be parsed, or if the wire has no headers.
+    """
     if given and wire != "tracked":
-        raise click.UsageError(f"headers travel on the tracked wire only: leave --header out, or --wire {wire}")
+        raise click.UsageError(f"--header needs the tracked wire: omit --header, or omit --wire {wire}")
     headers: dict[str, str] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise click.UsageError(f"--header {text!r} is not KEY=VALUE")
         if key in headers:
-            raise click.UsageError(f"--header {key!r} is given twice, and a header has one value")
+            raise click.UsageError(f"--header {key!r} is given twice, but a header has one value")
         headers[key] = value
     return headers
 
 
 def _encoder(codec: str) -> _Encode:
-    """Raises UsageError, at the place of the fault, for what is no JSON, no text, or too large."""
+    """Return a function that encodes input to a body.
+
+    The function raises UsageError if the input is not JSON or not text, as the codec needs, or if the body is too
+    large. The error names the place of the fault.
+    """
     from zroute.messages.codecs import BUILTIN
     from zroute.options import MAX_MESSAGE
 
@@ -147,18 +161,18 @@ def _encoder(codec: str) -> _Encode:
         try:
             body = write(_value(given, where, codec))
         except json.JSONDecodeError as error:
-            raise click.UsageError(f"{where} is no JSON: {_place(error)}") from error
-        except (EncodeError, RecursionError, ValueError) as error:  # a number or a depth that no reader takes
+            raise click.UsageError(f"{where} is not JSON: {_place(error)}") from error
+        except (EncodeError, RecursionError, ValueError) as error:  # a number or a depth that readers refuse
             raise click.UsageError(f"{where} can't be sent: {error}") from error
         if len(body) > MAX_MESSAGE:
-            raise click.UsageError(f"{where} makes {len(body)} bytes, and subscribers take at most {MAX_MESSAGE}")
+            raise click.UsageError(f"{where} becomes {len(body)} bytes, but subscribers accept at most {MAX_MESSAGE}")
         return body
 
     return encode
 
 
 def _value(given: bytes, where: str, codec: str) -> object:
-    """What the codec is to write."""
+    """Return the value to encode: bytes for ``raw``, text for ``text``, else JSON."""
     if codec == "raw":
         return given
     try:
@@ -170,14 +184,18 @@ def _value(given: bytes, where: str, codec: str) -> object:
 
 
 def _place(error: json.JSONDecodeError) -> str:
-    """What is wrong, and the line it is in with a mark below the place, in the width of a terminal."""
+    """Return a text that shows the place of a JSON error, and a remedy.
+
+    A mark below the line points at the place. Only the part of the line around the place is shown, so that it
+    fits on a terminal.
+    """
     line = error.doc.split("\n")[error.lineno - 1]
     first = max(error.colno - 40, 0)
     shown = "".join(mark if mark.isprintable() else " " for mark in line[first : first + 70])
     return (
         f"{error.msg} at line {error.lineno}, column {error.colno}\n\n  {shown}\n  {' ' * (error.colno - 1 - first)}^\n"
-        "JSON texts stand in double quotes, all of it in single ones for the shell: '{\"price\": 1.5}'. What is no "
-        "JSON goes with --codec text."
+        "Write JSON strings in double quotes, and the whole body in single quotes for the shell: '{\"price\": 1.5}'. "
+        "Use --codec text for text that is not JSON."
     )
 
 
@@ -185,7 +203,10 @@ def _place(error: json.JSONDecodeError) -> str:
 
 
 def _given(body: str | None) -> bytes:
-    """BODY, or all of standard input."""
+    """Return BODY as bytes, or all of standard input.
+
+    Raises UsageError if standard input can't be read or is too long.
+    """
     if body not in (None, "-"):
         return os.fsencode(str(body))
     try:
@@ -196,18 +217,21 @@ def _given(body: str | None) -> bytes:
     except OSError as error:
         raise click.UsageError(f"standard input can't be read: {error.strerror}") from error
     if len(given) > _INPUT_MAX:
-        raise click.UsageError(f"standard input holds more than the {_INPUT_MAX} bytes that one message may come from")
+        raise click.UsageError(f"standard input has more than {_INPUT_MAX} bytes, the limit for one message")
     return given
 
 
 async def _repeated(body: bytes, times: int | None) -> AsyncIterator[bytes]:
-    """``body`` so many times, or without end for None."""
+    """Yield ``body`` N times, or forever if ``times`` is None."""
     for _ in repeat(None) if times is None else repeat(None, times):
         yield body
 
 
 async def _lines(reactor: Any, encode: _Encode) -> AsyncIterator[bytes]:
-    """The lines of standard input as they come, encoded. Raises UsageError for one that can't be sent."""
+    """Yield each line of standard input when it arrives, encoded.
+
+    Raises UsageError for a line that can't be sent, with its number.
+    """
     rest, number = b"", 0
     while chunk := await _chunk(reactor):
         *whole, rest = (rest + chunk).split(b"\n")
@@ -221,13 +245,17 @@ async def _lines(reactor: Any, encode: _Encode) -> AsyncIterator[bytes]:
 
 
 async def _chunk(reactor: Any) -> bytes:
-    """What standard input has; b"" at its end. Read in a thread, which a signal does not have to wait for."""
+    """Return the next bytes of standard input, or b"" at its end.
+
+    A thread reads them, so a signal can cancel the wait. The thread is a daemon: it may still be blocked when the
+    process ends. Raises UsageError if standard input can't be read.
+    """
     from twisted.internet.defer import Deferred
 
     read: Deferred[bytes] = Deferred()
 
     def settle(chunk: bytes | OSError) -> None:
-        if read.called:  # cancelled by a signal
+        if read.called:  # a signal has cancelled it
             return
         if isinstance(chunk, OSError):
             read.errback(click.UsageError(f"standard input can't be read: {chunk.strerror}"))

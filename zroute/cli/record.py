@@ -1,4 +1,4 @@
-"""``zroute record``: keep what a publisher sends."""
+"""``zroute record``: write the messages of a publisher to a file."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ _SHOWN_EVERY = 0.25  # seconds between two looks at the counters, on a terminal
 @click.argument("endpoint", type=EndpointType(bind=False))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
-@click.option("--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Not these topics; may be repeated.")
+@click.option(
+    "--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Omit topics that match; may be repeated."
+)
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages.")
-@click.option("--wait", type=DURATION, help="End with 124 if nothing came in this time.")
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are recorded.")
+@click.option("--wait", type=DURATION, help="End with 124 if no message arrived in this time.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def command(
     endpoint: Endpoint,
     file: Path,
@@ -45,24 +47,26 @@ def command(
     wait: float | None,
     force: bool,
 ) -> None:
-    """Write the messages of a publisher to FILE, with the times at which they came, until a signal.
+    """Write the messages of a publisher to FILE, until a signal.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. The frames are kept as they arrive, in any wire
-    form; zroute replay publishes them again. Without a message no file is left. Patterns are quoted, because
-    shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
+    Connects to ENDPOINT, or binds it if it begins with bind:. Stores the frames of each message as they arrive,
+    in any wire form, and the time of arrival. zroute replay publishes them again. If no message arrives, the
+    command leaves no file.
+
+    Quote patterns, because shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
     from zroute.cli.listening import Listening, say
 
     try:
         writer = Writer(file, began_at=time.time(), source=str(endpoint), overwrite=force)
     except FileExistsError:
-        raise click.UsageError(f"{file} is there already: choose another name, or replace it with --force") from None
+        raise click.UsageError(f"{file} already exists: choose another name, or replace it with --force") from None
     except OSError as error:
         fail(_EXIT_FAILED, f"{file} can't be written: {error.strerror}")
     began = time.monotonic()
 
     def take(envelope: Envelope) -> None:
-        if not pending:  # one flush for all that one turn reads, so that a kill costs no more than its tail
+        if not pending:  # flush once per turn of the reactor: a kill loses one turn at most
             pending.append(listening.reactor.callLater(0, flush))
         writer.write(time.monotonic() - began, envelope.frames)
         if writer.messages == count:
@@ -79,10 +83,10 @@ def command(
             if show is not None:
                 listening.every(_SHOWN_EVERY, show)
             code = listening.run(wait=wait, seconds=seconds)
-    except OSError as error:  # a full disk, say; what was flushed stays a recording
+    except OSError as error:  # for example a full disk; the flushed messages remain a valid recording
         fail(_EXIT_FAILED, f"{file}: {error.strerror or error}, after {writer.messages} messages")
     if not writer.messages:
-        say(f"no message came, so {file} was not written")
+        say(f"no message arrived, so {file} was not written")
     told = {"recorded": writer.messages, "bytes": writer.bytes} | listening.told()
     say(", ".join(f"{name} {number}" for name, number in told.items()))
     raise SystemExit(code)
@@ -90,7 +94,10 @@ def command(
 
 @contextmanager
 def _progress(writer: Writer) -> Iterator[Callable[[], None] | None]:
-    """A line that counts, on a terminal."""
+    """Show a line that counts messages and bytes, if standard error is a terminal.
+
+    Yields a function that refreshes the line, or None if there is no terminal.
+    """
     if not sys.stderr.isatty():
         yield None
         return

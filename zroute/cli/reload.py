@@ -1,8 +1,11 @@
-"""``zroute run --reload``: run the apps in a child process, and anew whenever a file of theirs changes.
+"""``zroute run --reload``: run apps, and restart them when a file changes.
 
-The parent only watches and restarts, so that every start is a clean one. It holds the writing end of a pipe whose
-end the child waits for: closing it is how the parent asks for a stop, and what happens when the parent dies. A
-signal would not do, because Ctrl-C and `timeout` signal both, and a second one ends the child without a drain.
+The apps run in a child process. The parent only watches files and restarts the child, so each start begins in a
+new process. The parent holds the writing end of a pipe, and the child waits for the end of that pipe. The
+parent closes the pipe to stop the child; the system closes it if the parent dies.
+
+A signal would not do: Ctrl-C and timeout(1) signal both processes, and a second signal ends the child without
+a drain.
 """
 
 from __future__ import annotations
@@ -24,28 +27,35 @@ from zroute.runtime.signals import ENDING, waking_descriptor
 __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 
 _VARIABLE = "ZROUTE_PARENT_PIPE"
-_PERIOD = 0.5  # seconds between two looks at all files, without watchfiles
-_GRACE = 5.0  # seconds beyond the drain timeout: to catch up, for sockets to be flushed, and one to spare
-_HURRY = 1.0  # seconds for a child to end at a second signal, which a terminal sends to it too
+_PERIOD = 0.5  # seconds between two checks of all files, without watchfiles
+_GRACE = 5.0  # seconds beyond the drain timeout: to handle received messages, flush sockets, and one in reserve
+_HURRY = 1.0  # seconds that a child has at a second signal: a terminal sends it to the child too
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
 
 Snapshot = dict[Path, tuple[int, int]]
-"""The Python files of some folders, with the time they were changed (ns) and their size."""
+"""The Python files of some folders, with their modification time (ns) and size (bytes)."""
 
 
 def supervise(arguments: Sequence[str], folders: Iterable[Path]) -> int:
-    """Run ``zroute run`` with ``arguments`` until a signal, and again at each change in ``folders``; the exit code.
+    """Run ``zroute run`` with ``arguments`` until a signal, and return the exit code.
 
-    It is that of the last child, and 128 + n after a second signal n. A child that ends by itself is waited on: the
-    next change starts it again.
+    A change of a Python file in ``folders`` restarts it. If the child ends by itself, the next change starts it
+    again.
+
+    Returns:
+        The exit code of the last child. 128 + n after a second signal n.
     """
     return _Supervisor(arguments, tuple(folders)).run()
 
 
 def end_with_parent(drain_timeout: float) -> None:
-    """In the child: stop when the parent asks for it or is gone, and end when ``drain_timeout`` seconds did not do."""
+    """Make this process, the child, stop when its parent asks for it or is gone.
+
+    If the stop takes longer than ``drain_timeout`` and a few more seconds, the process ends with exit code 75.
+    Does nothing in a process that is not a child of ``zroute run --reload``.
+    """
     descriptor = os.environ.pop(_VARIABLE, None)
     if descriptor is not None:
         os.set_inheritable(int(descriptor), False)
@@ -54,17 +64,24 @@ def end_with_parent(drain_timeout: float) -> None:
 
 
 def _end(descriptor: int, patience: float) -> None:
+    """Wait for the end of the pipe, then stop the apps.
+
+    If the process still runs ``patience`` seconds later, end it.
+    """
     from zroute.runtime.runner import EXIT_DRAIN, end_now, stop
 
-    os.read(descriptor, 1)  # nobody writes: it returns when the other end is closed
+    os.read(descriptor, 1)  # nothing is written: it returns when the other end is closed
     if not stop("--reload"):
-        os.kill(os.getpid(), signal.SIGTERM)  # a module that is being imported has nothing to drain
+        os.kill(os.getpid(), signal.SIGTERM)  # no app runs yet, so there is nothing to drain
     time.sleep(patience)
-    end_now(EXIT_DRAIN, f"still at work {patience:g} s after it was to stop: ending at once")
+    end_now(EXIT_DRAIN, f"still running {patience:g} s after the stop began: ending at once")
 
 
 class _Child:
-    """The apps in a process of their own; ``ended`` is called with its exit code, in a thread."""
+    """A child process that runs the apps.
+
+    ``ended`` is called with its exit code, in a thread. The code is -n if signal n ended the process.
+    """
 
     def __init__(self, command: Sequence[str], ended: Callable[[int], None]) -> None:
         reading, self._pipe = os.pipe()
@@ -76,13 +93,13 @@ class _Child:
         _start_thread(lambda: ended(self._process.wait()))
 
     def stop(self) -> None:
-        """Ask it to drain and end; as often as one likes."""
+        """Ask the process to drain and end. Further calls have no effect."""
         if not self.stopping:
             self.stopping = True
             os.close(self._pipe)
 
     def end_now(self) -> None:
-        """Return when it has ended."""
+        """Wait a second for the process to end, then kill it."""
         try:
             self._process.wait(_HURRY)
         except subprocess.TimeoutExpired:
@@ -91,8 +108,15 @@ class _Child:
 
 
 class _Supervisor:
+    """The parent process, which handles one event after the other.
+
+    Events are signals, changed files and the end of the child. Other threads put them into a queue. Only the
+    main thread starts and stops the child.
+    """
+
     def __init__(self, arguments: Sequence[str], folders: tuple[Path, ...]) -> None:
-        # Without -B a file saved twice in a second, with as many bytes, would run as it was compiled the first time.
+        # Python identifies cached bytecode by the second and size of the file. Without -B, a file that is saved twice
+        # in a second, with the same size, would run as it was compiled the first time.
         self._command = [sys.executable, "-B", "-m", "zroute", "run", *arguments]
         self._folders = folders
         self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -101,6 +125,7 @@ class _Supervisor:
         self._ending = threading.Event()
 
     def run(self) -> int:
+        """Watch, run and restart the child, and return the exit code."""
         woken = waking_descriptor()
         for number in ENDING:
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
@@ -112,9 +137,10 @@ class _Supervisor:
             return self._supervise()
         finally:
             self._ending.set()
-            watching.join(_HURRY)  # a thread in the middle of watchfiles' own code can hold up the end of the process
+            watching.join(_HURRY)  # a thread inside watchfiles can delay the end of the process
 
     def _supervise(self) -> int:
+        """Handle events until a signal has arrived and the child has ended."""
         signalled = None
         while self._child is not None or signalled is None:
             event, value = self._events.get()
@@ -138,7 +164,10 @@ class _Supervisor:
             self._child.stop()
 
     def _wake(self, woken: int) -> None:
-        """Wake the main thread at each signal, so that it runs the handler."""
+        """Wake the main thread at each signal.
+
+        Python runs signal handlers in the main thread, which waits for the queue.
+        """
         while os.read(woken, 1):
             self._events.put(("woken", None))
 
@@ -146,28 +175,33 @@ class _Supervisor:
         self._events.put(("changed", path))
 
     def _change(self, path: Path) -> None:
+        """Restart the child, because the file ``path`` has changed."""
         if self._child is None:
-            _log.info("%s has changed: starting anew", path)
+            _log.info("%s has changed: restarting", path)
             self._start()
-        elif not self._child.stopping:  # else it starts anew anyway, with this change too
-            _log.info("%s has changed: starting anew", path)
+        elif not self._child.stopping:  # the restart under way will include this change
+            _log.info("%s has changed: restarting", path)
             self._child.stop()
 
     def _ended(self, code: int, signalled: int | None) -> None:
+        """Keep the exit code of the child, and restart it if a change has stopped it."""
         assert self._child is not None
         stopped = self._child.stopping
-        self._child.stop()  # closes the pipe, if it ended by itself
+        self._child.stop()  # close the pipe if the child ended by itself
         self._child = None
-        self._code = 128 + (signalled or -code) if code < 0 else code  # as a shell tells it
+        self._code = 128 + (signalled or -code) if code < 0 else code  # the code that a shell shows
         if signalled is None and stopped:
             self._start()
         elif signalled is None:
-            _log.warning("the program has ended with %d: waiting for a change", self._code)
+            _log.warning("the program has ended with exit code %d: waiting for a change", self._code)
 
 
 def _start_thread(work: Callable[[], None]) -> threading.Thread:
-    """A thread that takes no signals: the system gives it a second one that comes at once, and the main thread, whose
-    work Python's handlers are, sleeps on."""
+    """Start and return a thread that receives no signals.
+
+    If signals arrive in quick succession, the system may pass one of them to another thread. The main thread,
+    which runs Python's handlers, would then sleep on.
+    """
     thread = threading.Thread(target=work, daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -178,20 +212,26 @@ def _start_thread(work: Callable[[], None]) -> threading.Thread:
 
 
 def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
+    """Call ``changed`` with the first file of each change, until ``ending`` is set.
+
+    Uses watchfiles if it is installed.
+    """
     try:
         from watchfiles import watch
     except ImportError:
         _log.debug(
-            "watchfiles is not installed, so files are looked at every %g s: pip install 'zroute[reload]'", _PERIOD
+            "watchfiles is not installed: checking files every %g s; to install it: pip install 'zroute[reload]'",
+            _PERIOD,
         )
         _poll(folders, changed, ending)
         return
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, and so do we
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change, like zroute
     for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders), stop_event=ending):
         changed(Path(sorted(path for _, path in changes)[0]))
 
 
 def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
+    """Do the same as `_watch`, by comparing all files every ``_PERIOD`` seconds."""
     before = snapshot(folders)
     while not ending.wait(_PERIOD):
         now = snapshot(folders)
@@ -202,7 +242,10 @@ def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: th
 
 
 def snapshot(folders: Iterable[Path]) -> Snapshot:
-    """How the Python files in ``folders`` are now."""
+    """Return the current state of the Python files in ``folders``.
+
+    Subfolders are included. Hidden folders, ``__pycache__``, ``venv`` and ``node_modules`` are left out.
+    """
     found: Snapshot = {}
     for folder in folders:
         for place, inner, files in os.walk(folder):
@@ -210,22 +253,24 @@ def snapshot(folders: Iterable[Path]) -> Snapshot:
             for path in (Path(place, name) for name in files if name.endswith(".py")):
                 try:
                     status = path.stat()
-                except OSError:  # it has just gone
+                except OSError:  # it was just deleted
                     continue
                 found[path] = (status.st_mtime_ns, status.st_size)
     return found
 
 
 def difference(before: Snapshot, now: Snapshot) -> Path | None:
-    """The first file that is new, gone or changed."""
+    """Return the first file, by name, that was added, removed or changed, or None."""
     return min((path for path in before.keys() | now.keys() if before.get(path) != now.get(path)), default=None)
 
 
 def _is_source(path: Path, folders: tuple[Path, ...]) -> bool:
+    """Return True if ``path`` is a Python file in no ignored folder."""
     folder = next((folder for folder in folders if path.is_relative_to(folder)), None)
     parts = path.relative_to(folder).parts if folder else path.parts
     return path.suffix == ".py" and not any(map(_is_ignored, parts[:-1]))
 
 
 def _is_ignored(name: str) -> bool:
+    """Return True if a folder of this name is not watched."""
     return name.startswith(".") or name in _IGNORED

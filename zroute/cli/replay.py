@@ -28,13 +28,18 @@ _SPEED = re.compile(r"(\d+(?:\.\d+)?)x?")
 
 
 class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A factor of the recorded speed, such as ``10x``."""
+
     name = "speed"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Times the recorded speed; infinite for ``max``."""
+        """Return the factor, which is infinite for ``max``.
+
+        0 and any other text are usage errors.
+        """
         match = _SPEED.fullmatch(str(value))
         if value != "max" and (match is None or float(match[1]) == 0):
-            self.fail(f"{value!r} is no speed: write 10x, 0.5x or max", param, ctx)
+            self.fail(f"{value!r} is not a speed: write 10x, 0.5x or max", param, ctx)
         return float("inf") if match is None else float(match[1])
 
 
@@ -43,15 +48,17 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.argument("endpoint", type=EndpointType(bind=True))
 @click.option("--speed", type=_Speed(), default="1x", show_default=True, help="10x, 0.5x, or max: without pauses.")
 @click.option("--only", type=PATTERN, multiple=True, help="Only topics that match; may be repeated.")
-@click.option("--ignore", type=PATTERN, multiple=True, help="Not topics that match; may be repeated.")
-@click.option("--wait", type=DURATION, default=5.0, show_default=True, help="For a subscriber; 0 sends at once.")
+@click.option("--ignore", type=PATTERN, multiple=True, help="Omit topics that match; may be repeated.")
+@click.option(
+    "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
+)
 def command(
     file: Path, endpoint: Endpoint, speed: float, only: tuple[Pattern, ...], ignore: tuple[Pattern, ...], wait: float
 ) -> None:
-    """Publish the messages in FILE again, with the pauses they came with.
+    """Publish the messages in FILE again, with the original pauses.
 
-    Binds ENDPOINT, unless it begins with connect:, and waits until somebody subscribes to one of the topics.
-    The frames are sent exactly as they were recorded, so headers, sequence numbers and times are the old ones.
+    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until there is a subscriber to one of the
+    topics. Sends the frames exactly as they were recorded, with the old headers, sequence numbers and times.
     """
     chosen = _chooser(only, ignore)
     try:
@@ -61,7 +68,7 @@ def command(
         fail(_EXIT_FAILED, str(error))
     click.echo(f"zroute: {found.told(recording)}", err=True)
     if not found.chosen:
-        fail(_EXIT_FAILED, "so there is nothing to replay")
+        fail(_EXIT_FAILED, "there is nothing to replay")
 
     from zroute.cli.sending import covers, send
 
@@ -86,9 +93,14 @@ def command(
 
 @attrs.define
 class _Found:
-    """What a recording holds: ``first`` and ``last`` are the times of the chosen messages, in seconds.
+    """The contents of a recording.
 
-    ``topics`` are those of the chosen ones, up to the length that a subscription can have.
+    Attributes:
+        messages: The number of messages in the file.
+        chosen: The number of messages that ``--only`` and ``--ignore`` admit.
+        first: The time of the first chosen message, in seconds since the recording began.
+        last: The time of the last chosen message.
+        topics: The topics of the chosen messages, cut to the length that a subscription can have.
     """
 
     messages: int = 0
@@ -98,15 +110,19 @@ class _Found:
     topics: set[bytes] = attrs.field(factory=set)
 
     def told(self, recording: Recording) -> str:
-        """In a line."""
+        """Return a line that describes the contents, and the bytes that were skipped."""
         others = self.messages - self.chosen
         filtered = f", {others} of them left out by --only and --ignore" if others else ""
-        torn = f"; its last record is torn, and {recording.torn} bytes are skipped" if recording.torn else ""
+        torn = f"; its last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
         return f"{recording.path} holds {self.messages} messages in {self.last - self.first:.3g} s{filtered}{torn}"
 
 
 def _look_through(recording: Recording, chosen: Callable[[bytes], bool]) -> _Found:
-    """All of it once, before anything is sent: a broken file is told at once, and whom to wait for is known."""
+    """Read the whole recording once, before anything is sent.
+
+    So a broken file is reported at once, and the command knows for which topics it waits for a subscriber.
+    Raises RecordingError if the file is broken.
+    """
     found = _Found()
     for recorded in recording:
         found.messages += 1
@@ -120,14 +136,20 @@ def _look_through(recording: Recording, chosen: Callable[[bytes], bool]) -> _Fou
 
 
 def _chooser(only: tuple[Pattern, ...], ignore: tuple[Pattern, ...]) -> Callable[[bytes], bool]:
-    """Whether a topic is to be sent."""
+    """Return a function that returns True for topics to send.
+
+    ``ignore`` overrides ``only``. Without ``only``, all topics are sent.
+    """
     wanted, unwanted = any_of(only), any_of(ignore)
     return lambda topic: (not only or wanted(topic)) and not unwanted(topic)
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; called with the number of messages sent."""
+    """Show a progress bar, if standard error is a terminal.
+
+    Yields a function to call with the number of messages sent so far.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -139,6 +161,6 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         (task,) = bar.tasks
 
         def show(sent: int) -> None:
-            task.completed = sent  # the bar looks at it ten times a second; update() would cost more than a send
+            task.completed = sent  # the bar reads it ten times a second; update() would take longer than a send
 
         yield show

@@ -53,7 +53,10 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
 
 
 def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
-    """Return a row for each pattern of each route. ``default`` is the name of the app's codec."""
+    """Return a row for each pattern of each route.
+
+    ``default`` is the name of the app's codec.
+    """
     rows = []
     for route in compiled.routes:
         options = route.route.options
@@ -110,7 +113,10 @@ def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Print a table: with bold headers on a terminal, else in columns that other programs can split."""
+    """Print the rows as a table.
+
+    A terminal gets bold headers, and long cells are wrapped. Otherwise, columns are separated by two spaces or more.
+    """
     lines = [_cells(row, columns) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console

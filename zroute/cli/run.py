@@ -68,7 +68,7 @@ def command(
     from zroute.cli.reload import end_with_parent
     from zroute.runtime.runner import install_reactor, run
 
-    end_with_parent(drain_timeout)
+    end_with_parent(drain_timeout)  # before the imports, which may take long or never end
     try:
         install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another
         set_up_logging(log_level, log_format)  # before they log
@@ -91,7 +91,7 @@ def command(
 
 
 def _without_reload(argv: Sequence[str]) -> list[str]:
-    """Return the arguments after ``run``, without ``--reload``, for the child process."""
+    """Return the arguments after ``run`` for the child: without ``--reload``."""
     after = argv[list(argv).index("run") + 1 :]
     return [argument for argument in after if argument != "--reload"]
 
@@ -122,7 +122,10 @@ def _folder(name: str, app_dir: Path) -> Path:
 
 
 def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:
-    """Raise a usage error if one endpoint is given twice, because its messages would arrive twice."""
+    """Raise a usage error if one endpoint is given twice.
+
+    Its messages would arrive twice.
+    """
     try:
         parse_endpoints(map(str, given), bind=bind)
     except EndpointError as error:

@@ -1,8 +1,9 @@
-"""What ``zroute pub`` and ``zroute replay`` share: a publisher's socket for the time of one job.
+"""The publisher behind ``zroute pub`` and ``zroute replay``.
 
-It waits for a subscriber, lets the job send through an `Outlet`, which waits where a queue is full, and ends
-when the subscribers have read everything. Nothing is dropped; what nobody subscribed to is counted. What is published
-on the tracked wire is numbered as an app's messages are, and ends with a goodbye, so that readers count exactly.
+It waits for a subscriber, runs a job that sends messages through an `Outlet`, and ends when the subscribers
+have read everything. If a queue is full, the outlet waits, so it drops no message. It counts messages to
+topics without a subscriber. On the tracked wire it numbers messages like an app and ends with a goodbye, so
+subscribers count exactly what they receive and lose.
 """
 
 from __future__ import annotations
@@ -36,29 +37,45 @@ from zroute.sockets.lossless import LosslessPubConnection
 
 __all__ = ["EXIT_NOBODY", "Job", "Outlet", "covers", "send"]
 
-EXIT_NOBODY = 124  # as timeout(1) has it
+EXIT_NOBODY = 124  # the code of timeout(1) for an expired time
 
 _FLUSH = 30.0
-"""Seconds that subscribers are given in the end to read what was sent: enough for a slow one, no hang for a dead."""
+"""Seconds that subscribers have at the end, to read the messages sent.
+
+A slow subscriber needs less. A dead one must not keep the command waiting forever.
+"""
 
 _SETTLE = 0.05
-"""Seconds without a new subscription after which a subscriber has sent them all: they come one by one."""
+"""Seconds without a new subscription, after which a subscriber has sent all of them.
+
+Subscriptions arrive one by one.
+"""
 
 _RETRY = 0.002
-"""Seconds until a full queue is tried again; libzmq makes room for thousands at once, so this costs nothing."""
+"""Seconds until the next attempt if a queue is full.
+
+libzmq makes room for thousands of messages at once, so these pauses do not reduce the rate.
+"""
 
 _ONE_SIGNAL = 0.2
-"""Seconds in which signals are one: timeout(1) sends its to the process, and at once again to its group."""
+"""Seconds in which several signals count as one.
+
+timeout(1) signals the process, and immediately afterwards its process group.
+"""
 
 _PATIENCE = 1.0
-"""Seconds of a full queue until that is said."""
-
+"""Seconds of a full queue, or of the flush, until a line says so."""
 
 _log = logging.getLogger("zroute")
 
 
 class Outlet:
-    """Where a job sends. ``sent`` counts the messages, ``unheard`` those whose topic nobody subscribed to then."""
+    """The means by which a job sends messages.
+
+    Attributes:
+        sent: The number of messages sent.
+        unheard: The number of sent messages whose topic had no subscriber at that time.
+    """
 
     def __init__(self, reactor: Any, connection: LosslessPubConnection) -> None:
         self.reactor = reactor
@@ -75,33 +92,42 @@ class Outlet:
         self._said = False
 
     def begin(self) -> None:
-        """The job begins now."""
+        """Start the clock of `elapsed` and `until`."""
         self._began = self.reactor.seconds()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the job began."""
+        """The time since the job began, in seconds."""
         return float(self.reactor.seconds() - self._began)
 
     async def until(self, at: float) -> None:
-        """Wait until ``at`` seconds after the job began; not at all when that is past."""
+        """Wait until ``at`` seconds after the job began. A past time does not wait."""
         left = at - self.elapsed
         if left > 0:
             await deferLater(self.reactor, left)
 
     def track(self) -> None:
-        """Answer markers, and beat: before the socket is opened, if anything is going to be published."""
+        """Let subscribers join: answer their markers and send beats.
+
+        Call this before the socket is opened, if the job uses `publish`.
+        """
         self._connection.on_subscription = self._publishing.subscription
 
     async def goodbye(self, seconds: float) -> bool:
-        """Tell all who have joined that this was all; return True if they have read it within ``seconds``."""
+        """Tell joined subscribers that no message follows.
+
+        Returns True if all of them have read it within ``seconds``.
+        """
         with suppress(TimeoutError):
             await within(seconds, self._publishing.goodbye(), self.reactor)
         self._send_queue.close()
         return not self._publishing.unread
 
     async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
-        """Send one message on the tracked wire to all who subscribe to it, once each of them has room for it."""
+        """Send one message to the subscribers of its topic, on the tracked wire.
+
+        Waits until the queue of each subscriber has room for it. ``codec`` is the codec's number on the wire.
+        """
         counters = self._publishing.counters
 
         def attempt() -> bool:
@@ -109,17 +135,24 @@ class Outlet:
                 return False
             sent = self._connection.try_frame(self._frame(topic, codec, body, headers))
             if not sent:
-                counters.take_back(topic)  # a number that no subscriber was sent would be a loss to all
+                counters.take_back(topic)  # subscribers would count an unused number as a loss
             return sent
 
         await self._when_there_is_room(topic, attempt)
 
     async def send(self, frames: tuple[bytes, ...]) -> None:
-        """Send these frames to all who subscribe to them, once each of them has room for them."""
+        """Send the frames of one message, unchanged, to the subscribers of its topic.
+
+        Waits until the queue of each subscriber has room for them.
+        """
         topic = frames[0].partition(b"\0")[0]
         await self._when_there_is_room(topic, lambda: self._connection.try_send(frames))
 
     async def _when_there_is_room(self, topic: bytes, attempt: Callable[[], bool]) -> None:
+        """Call ``attempt`` until it returns True, and count the message.
+
+        ``attempt`` sends the message, and returns False if a queue is full.
+        """
         if not covers(self._connection.subscriptions, topic):
             self.unheard += 1
         while not attempt():
@@ -127,22 +160,23 @@ class Outlet:
             await deferLater(self.reactor, _RETRY)
         self._slow_since = None
         self.sent += 1
-        if self.sent % READ_BUDGET == 0:  # timers, signals and subscriptions have their turn
+        if self.sent % READ_BUDGET == 0:  # let timers, signals and subscriptions run
             await deferLater(self.reactor, 0)
 
     def _say_when_slow(self) -> None:
+        """Print a line, once, if a queue has been full for ``_PATIENCE`` seconds."""
         now = self.reactor.seconds()
         self._slow_since = self._slow_since or now
         if now - self._slow_since > _PATIENCE and not self._said:
             self._said = True
-            _say("a subscriber reads slowly or not at all: waiting for it, so that nothing is lost")
+            _say("a subscriber reads slowly or not at all: waiting for it, so that it loses no message")
 
 
 Job = Callable[[Outlet], Coroutine[Any, Any, None]]
 
 
 def covers(subscriptions: Container[bytes], topic: bytes) -> bool:
-    """Whether one of the ``subscriptions`` is a prefix of ``topic``."""
+    """Return True if one of the ``subscriptions`` is a prefix of ``topic``."""
     return any(topic[:size] in subscriptions for size in range(len(topic) + 1))
 
 
@@ -155,15 +189,26 @@ def send(
     whom: str,
     tracked: bool = False,
 ) -> int:
-    """Open ``endpoint``, run ``job`` once a subscriber is there, flush; returns the exit code.
+    """Open ``endpoint``, wait for a subscriber, run ``job`` and flush.
 
-    ``wanted`` says of the live subscriptions whether it is worth beginning for them; ``whom`` describes who
-    would have such a one. That is waited for at most ``wait`` seconds; 0 begins at once. ``tracked`` says that the
-    job uses `Outlet.publish`, so that subscribers can join.
+    A first signal cancels the job, and the flush follows. A second signal n ends the process at once, with the
+    exit code 128 + n.
 
-    0: all was sent and read, or a signal came, and what was sent until then was read. 5: the endpoint can't be
-    opened. 75: subscribers had not read all after 30 s. 124: nobody came, and nothing was sent. A second
-    signal n ends the process at once, with 128+n. What the job raises is raised here, after the flush.
+    Args:
+        endpoint: The endpoint to bind or connect.
+        job: A coroutine function that sends all messages through the `Outlet`.
+        wait: How long to wait for a subscriber, in seconds. 0 begins at once.
+        wanted: Called with the live subscriptions. Returns True if the job should begin.
+        whom: A description of the subscriber that is waited for, for texts.
+        tracked: True if the job uses `Outlet.publish`. Subscribers can then join.
+
+    Returns:
+        0 if everything that was sent was read, also after a signal. 5 if the endpoint can't be opened. 75 if
+        subscribers had not read everything after 30 s, or lost messages with their connection. 124 if no
+        subscriber arrived in time, and so nothing was sent.
+
+    Raises:
+        Exception: The error that the job has raised, after the flush.
     """
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
@@ -175,7 +220,7 @@ def send(
 
 
 class _Sending:
-    """One run, from the socket that opens to the one that has been read to the end."""
+    """The state of one call of `send`."""
 
     def __init__(
         self,
@@ -199,6 +244,7 @@ class _Sending:
         self._changed: Deferred[None] = Deferred()
         self._connection = LosslessPubConnection(reactor, self._on_change)
         self._connection.log.name = click.get_current_context().command_path
+        # The names that the log lines of the connection use for its options.
         self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
         self._outlet = Outlet(reactor, self._connection)
         if tracked:
@@ -207,7 +253,7 @@ class _Sending:
         self._work: Deferred[None] = Deferred()
 
     def start(self) -> None:
-        """Begin; the reactor stops in the end."""
+        """Begin the run, in the running reactor, and stop the reactor at its end."""
         self._work = Deferred.fromCoroutine(self._run())
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: Deferred.fromCoroutine(self._finish()))
@@ -215,6 +261,7 @@ class _Sending:
         self._work.addCallback(lambda _: self._reactor.stop())
 
     async def _run(self) -> None:
+        """Open the socket, wait for a subscriber, and run the job."""
         try:
             resolved = self._connection.open(self._endpoint)
         except EndpointError as error:
@@ -231,32 +278,35 @@ class _Sending:
         await self._job(self._outlet)
 
     def _failed(self, failure: Failure) -> None:
-        if not isinstance(failure.value, CancelledError):  # which is a signal
+        if not isinstance(failure.value, CancelledError):  # a signal cancels the job
             self.failure = failure
 
     async def _finish(self) -> None:
-        """Flush, if there is anything to flush, and say what was sent."""
+        """Wait until the subscribers have read everything, and print the numbers.
+
+        Sets the exit code if they have not. If the job has not begun, there is nothing to wait for.
+        """
         outlet, until = self._outlet, self._reactor.seconds() + _FLUSH
         if not self._began:
-            await outlet.goodbye(_PATIENCE)  # to subscribers to other topics
+            await outlet.goodbye(_PATIENCE)  # to subscribers of other topics, which may have joined
             await self._connection.finish(0)
             return
-        said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read what was sent")
+        said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read the rest")
         complete = await outlet.goodbye(_FLUSH)
         complete = await self._connection.finish(max(until - self._reactor.seconds(), 0)) and complete
         if said.active():
             said.cancel()
-        unheard = f", {outlet.unheard} of them to a topic that nobody subscribed to" if outlet.unheard else ""
+        unheard = f", {outlet.unheard} of them to topics without a subscriber" if outlet.unheard else ""
         _say(f"sent {outlet.sent} {'message' if outlet.sent == 1 else 'messages'}{unheard}")
         if lost_to := self._connection.lost_to:
             _say(
-                f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before everything "
-                "was read, and connected again: messages are lost to them. Their own heartbeat does that while their "
-                "queue is full; set a longer ZMQ_HEARTBEAT_TIMEOUT there, or none"
+                f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before reading "
+                "everything, connected again, and lost messages. Their heartbeat does that while their queue is full: "
+                "set a longer ZMQ_HEARTBEAT_TIMEOUT there, or none"
             )
             self.code = EXIT_DRAIN
         elif not complete:
-            _say(f"subscribers had not read all of that after {_FLUSH:g} s: its end may be lost to them")
+            _say(f"subscribers had not read everything after {_FLUSH:g} s: they may lose the last messages")
             self.code = EXIT_DRAIN
 
     # -- waiting for a subscriber -----------------------------------------------------------------------
@@ -266,7 +316,7 @@ class _Sending:
             self._changed.callback(None)
 
     async def _subscriber(self, resolved: str) -> bool:
-        """Whether one came in time whom it is worth beginning for."""
+        """Wait for a wanted subscription. Return True if there was one in time."""
         how = "bound to" if self._endpoint.bind else "connects to"
         _say(f"{how} {resolved}, waits for {self._whom}")
         live = self._connection.subscriptions
@@ -276,10 +326,11 @@ class _Sending:
             try:
                 await self._changed.addTimeout(max(deadline - self._reactor.seconds(), 0), self._reactor)
             except TimeoutError:
+                # Markers and farewells are subscriptions of the tracked wire, not of a topic.
                 plain = (prefix for prefix in live if not prefix.startswith((MARKER, FAREWELL)))
                 others = ", ".join(sorted(repr(Topic.from_wire(prefix)) for prefix in plain)[:8])
                 _say(
-                    f"within {self._wait:g} s there was nobody to send to, so nothing was sent: expected {self._whom}; "
+                    f"nothing was sent: waited {self._wait:g} s for {self._whom}; "
                     f"live subscriptions: {others or 'none'}"
                 )
                 return False
@@ -289,7 +340,7 @@ class _Sending:
     # -- signals ----------------------------------------------------------------------------------------
 
     def signalled(self, number: int, _frame: object) -> None:
-        """The first one stops the job, and the flush goes on; the second ends the process."""
+        """Cancel the job at the first signal, and end the process at the second."""
         now = self._reactor.seconds()
         if self._signalled_at is None:
             self._signalled_at = now
@@ -301,7 +352,7 @@ class _Sending:
         os._exit(128 + number)
 
     def _stop(self) -> None:
-        """Stop the job; not the flush, which comes after it."""
+        """Cancel the job. The flush follows, and is not cancelled."""
         if not self._work.called:
             self._work.cancel()
 

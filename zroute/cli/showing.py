@@ -1,4 +1,7 @@
-"""An envelope as people and programs read it: the body decoded, one line a message, safe on a terminal."""
+"""Format envelopes for people and programs.
+
+The body is decoded, each message takes one line, and characters that could control a terminal are escaped.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,26 @@ from zroute.messages.wire import Envelope
 __all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "decoded", "one_line", "template"]
 
 _CODECS = {codec.number: codec for codec in BUILTIN.values()}
-_MAX_DEPTH = 100  # what is deeper nobody reads in one line, and Python's own stack ends at some depth
+_MAX_DEPTH = 100  # levels of nesting in a body: deeper ones can't be read in a line, and Python limits recursion
 
 _BINARY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
-"""What no text holds; colours, which begin with 1B, may be in the lines of a log."""
+"""The control characters that no text contains, so a body that has one is shown as bytes.
+
+Tab, line feed, carriage return and escape (1B) are not in the set: log lines may contain them, for example
+for colours.
+"""
 _NOTHING = "-"
 
 
 @attrs.frozen
 class Body:
-    """A decoded body: ``value`` can be written as JSON, or is bytes where nothing else can be made of them.
+    """A decoded body.
 
-    ``codec`` is the name of the codec that the publisher names, or else of the one that the body looks
-    like; a number where it is none of zroute's own. ``fault`` says why ``value`` is not in that codec.
+    Attributes:
+        value: A value that can be written as JSON, or bytes if the body can't be decoded.
+        codec: The name of the codec that the publisher states, or that the body seems to have. If the publisher
+            states a codec that is not one of zroute's own, its number.
+        fault: The reason why the body is not in that codec, or "".
     """
 
     value: Any
@@ -40,7 +50,11 @@ class Body:
 
 
 def decoded(envelope: Envelope) -> Body:
-    """The body of ``envelope``, by what its header names, else by what it looks like. Raises nothing."""
+    """Decode the body of ``envelope``.
+
+    The header may state the codec. Otherwise it is guessed: by the first byte, then as text, then as bytes.
+    Raises no error: `Body.fault` describes a body that does not match its codec.
+    """
     body = envelope.body
     if envelope.codec:
         codec = _CODECS.get(envelope.codec)
@@ -48,12 +62,12 @@ def decoded(envelope: Envelope) -> Body:
             return Body(body, str(envelope.codec))
         try:
             return Body(_read(codec, body), codec.name)
-        except Exception as error:  # decoders raise whatever they like, for what is the peer's fault
+        except Exception as error:  # decoders raise errors of any class for a peer's faults
             return Body(body, codec.name, f"it is not {codec.name}: {error}")
     for codec in filter(None, (detect(body), TEXT)):
         try:
             value = _read(codec, body)
-        except Exception:  # so it only looked like that
+        except Exception:  # the first byte was misleading
             continue
         if codec is not TEXT or not _BINARY.search(value):
             return Body(value, codec.name)
@@ -61,12 +75,20 @@ def decoded(envelope: Envelope) -> Body:
 
 
 def _read(codec: Codec, body: bytes) -> Any:
+    """Decode ``body`` without a schema.
+
+    Raises the error of the decoder if the body is not in ``codec``.
+    """
     value = codec.decoder(Any)(body)
     return value if isinstance(value, bytes) and codec is RAW else _plain(value)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """``value`` as JSON can hold it: bytes as ``{"base64": …}``, whatever else is strange as its text."""
+    """Return ``value`` in types that JSON has.
+
+    Bytes become ``{"base64": …}``, and values of any other type become text. ``depth`` is the level of nesting.
+    Raises ValueError beyond ``_MAX_DEPTH`` levels.
+    """
     if depth > _MAX_DEPTH:
         raise ValueError(f"it nests deeper than {_MAX_DEPTH} levels")
     if value is None or isinstance(value, str | int | float):
@@ -84,12 +106,16 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def one_line(text: str) -> str:
-    """``text`` with everything escaped that is not fit for one line of a terminal; JSON stays the same JSON."""
+    """Return ``text`` in one line that can't control a terminal.
+
+    Line ends, control characters and invisible ones are escaped. JSON text keeps its meaning, because the
+    escapes are those of JSON.
+    """
     return printable(text, None)
 
 
 def as_text(value: Any) -> str:
-    """A value in one line: text as it is, bytes as Python writes them, all else as JSON."""
+    """Return ``value`` in one line: text, a Python literal of bytes, or JSON."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, bytes):
@@ -98,17 +124,21 @@ def as_text(value: Any) -> str:
 
 
 def clock_time(seconds: float) -> str:
-    """Local time of day, to the millisecond, of Unix ``seconds``."""
+    """Return the local time of day, with milliseconds.
+
+    ``seconds`` count from the Unix epoch.
+    """
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]
 
 
 def as_line(envelope: Envelope, body: Body) -> tuple[str, str, str, str]:
-    """Time, topic and body, and what is wrong with that, in brackets."""
+    """Return the parts of a line: time, topic, body, and its fault in brackets."""
     fault = f" ({one_line(body.fault)})" if body.fault else ""
     return clock_time(envelope.received_at), one_line(envelope.topic), as_text(body.value), fault
 
 
 def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
+    """Return the fields that ``--json`` prints, and that a template may name."""
     return {
         "topic": envelope.topic,
         "body": body.value,
@@ -123,7 +153,10 @@ def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
 
 
 def as_json(envelope: Envelope, body: Body) -> str:
-    """One JSON object in one line; ``error`` is in it only where the body is not what its publisher says."""
+    """Return the message as a JSON object in one line.
+
+    It has a field ``error`` only if the body does not match the codec that the publisher states.
+    """
     fields = _fields(envelope, body)
     fields["body"] = _plain(body.value)
     if body.fault:
@@ -135,7 +168,11 @@ def as_json(envelope: Envelope, body: Body) -> str:
 
 
 class _Field:
-    """What stands for a value in a template: ``{body[price]:.2f}``; ``-`` where there is no such thing."""
+    """A value as a template sees it, for example in ``{body[price]:.2f}``.
+
+    An item that the value does not have is shown as ``-``. If ``strict``, a format that does not fit the value
+    raises ValueError; otherwise the value is shown without it.
+    """
 
     def __init__(self, value: Any, *, strict: bool = False) -> None:
         self._value = value
@@ -156,8 +193,8 @@ class _Field:
     def __format__(self, spec: str) -> str:
         number = isinstance(self._value, int | float) and spec
         try:
-            return format(self._value, spec) if number else format(str(self), spec.lstrip("0"))  # no text is padded so
-        except ValueError:  # this message has text where others have a number
+            return format(self._value, spec) if number else format(str(self), spec.lstrip("0"))  # "0" pads numbers only
+        except ValueError:  # this value is text, and that of other messages a number
             if self._strict:
                 raise
             return str(self)
@@ -174,11 +211,20 @@ _SAMPLE = {
     "tracked": _Field(True, strict=True),
     "headers": _Field({}),
 }
-"""A message on which a template is tried; what its body and headers hold only a real one can tell."""
+"""A message to check a template with.
+
+The items of body and headers can't be checked: they are known only when a message arrives.
+"""
 
 
 def template(text: str) -> Callable[[Envelope, Body], str]:
-    """What writes a message as ``text`` has it, in the syntax of `str.format`. Raises click.UsageError."""
+    """Return a function that formats messages by the template ``text``.
+
+    The syntax is that of `str.format`. A field that the message does not have is shown as ``-``.
+
+    Raises:
+        click.UsageError: The template has a syntax error or an unknown field.
+    """
     try:
         text.format_map(_SAMPLE)
     except KeyError as error:
@@ -186,10 +232,10 @@ def template(text: str) -> Callable[[Envelope, Body], str]:
         raise click.UsageError(f"--format {text!r} has an unknown field {error}: there are {known}") from error
     except AttributeError as error:
         raise click.UsageError(
-            f"--format {text!r} has a dot in a field: write {{body[name]}} for a part of it"
+            f"--format {text!r} has a dot in a field: write {{body[name]}} to show a part of the body"
         ) from error
     except (ValueError, LookupError, TypeError) as error:
-        example = "write for example '{topic} {body[price]:.2f}'"
+        example = "for example, write '{topic} {body[price]:.2f}'"
         raise click.UsageError(f"--format {text!r} can't be read: {error}; {example}") from error
 
     def write(envelope: Envelope, body: Body) -> str:

@@ -1,4 +1,4 @@
-"""``zroute tail``: what a publisher sends."""
+"""``zroute tail``: show the messages of a publisher."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _CLIP = 2000
-"""Characters of a body on a terminal: more of it would push all others off the screen."""
+"""Characters of a body that a terminal shows. A longer body would push all others off the screen."""
 
 
 @click.command("tail")
 @click.argument("endpoint", type=EndpointType(bind=False))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
-@click.option("--json", "as_objects", is_flag=True, help="One JSON object a line, with all that is known.")
-@click.option("--format", "text", metavar="TEMPLATE", help="One line as in '{topic} {body[price]:.2f}'.")
-@click.option("--topics-only", is_flag=True, help="Only the topic of each message.")
-@click.option("--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Not these topics; may be repeated.")
-@click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Only each Nth message.")
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop when N are shown.")
-@click.option("--wait", type=DURATION, help="End with 124 if nothing came in this time: 10s, 500ms, 2m.")
+@click.option("--json", "as_objects", is_flag=True, help="Print one JSON object per line, with all fields.")
+@click.option("--format", "text", metavar="TEMPLATE", help="Format each line, as in '{topic} {body[price]:.2f}'.")
+@click.option("--topics-only", is_flag=True, help="Show only the topic of each message.")
+@click.option(
+    "--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Omit topics that match; may be repeated."
+)
+@click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Show the first of each N messages.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are shown.")
+@click.option("--wait", type=DURATION, help="End with 124 if no message arrived in this time: 10s, 500ms, 2m.")
 def command(
     endpoint: Endpoint,
     patterns: tuple[Pattern, ...],
@@ -44,10 +46,12 @@ def command(
     count: int | None,
     wait: float | None,
 ) -> None:
-    """Show the messages of a publisher whose topics match one of the PATTERNs, or all.
+    """Show the messages of a publisher, until a signal.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. Any wire form is read. Patterns are quoted,
-    because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
+    Shows messages whose topics match one of the PATTERNs, or all messages without a pattern. Connects to
+    ENDPOINT, or binds it if it begins with bind:. Reads any wire form.
+
+    Quote patterns, because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
     """
     if as_objects + topics_only + (text is not None) > 1:
         raise click.UsageError("--json, --format and --topics-only exclude each other: choose one")
@@ -91,12 +95,19 @@ Show = Callable[["Envelope", Body], None]
 
 
 def _printed(line: Callable[[Envelope, Body], str]) -> Show:
-    """Lines for programs, each written as soon as it is there."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # as JSON has it
+    """Return a function that prints a message as one line, formatted by ``line``.
+
+    Each line is flushed, so a program that reads it does not wait.
+    """
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # JSON is UTF-8
     return lambda envelope, body: print(line(envelope, body), flush=True)
 
 
 def _pretty() -> Show:
+    """Return a function that prints a message in colours.
+
+    It cuts bodies after ``_CLIP`` characters, and says how many follow.
+    """
     from rich.console import Console
     from rich.highlighter import JSONHighlighter
     from rich.text import Text

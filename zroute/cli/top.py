@@ -1,4 +1,4 @@
-"""``zroute top``: how much a publisher sends, and on which topics."""
+"""``zroute top``: show the rate of messages and bytes per topic."""
 
 from __future__ import annotations
 
@@ -27,37 +27,41 @@ if TYPE_CHECKING:
 __all__ = ["Traffic", "command"]
 
 _KEPT = 1000
-"""Topics that have a line of their own: more than anybody reads, and a bound for publishers that make up topics."""
+"""The largest number of topics with a line of their own.
+
+It exceeds what people read, and limits the memory if a publisher invents topics.
+"""
 
 _SHORTEST = 0.1
-"""Seconds of an interval: rates of a shorter one would be noise."""
+"""The shortest interval in seconds. Rates of a shorter one would be noise."""
 
 _COLUMNS = ("topic", "messages/s", "bytes/s", "messages", "bytes", "last seen")
 _TOPIC = 16
-"""Characters that a topic has at least: a narrow terminal shows fewer of the other columns, the last ones first."""
+"""The least width of the topic column. A narrow terminal shows only the first of the other columns."""
 
-_AROUND = 5  # lines of the screen that the table needs beside its topics: its head, others, total, lost, the cursor's
+_AROUND = 5  # lines of the screen besides the topics: header, others, total, lost, cursor
 
 
 @click.command("top")
 @click.argument("endpoint", type=EndpointType(bind=False))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="How long is measured each time.")
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Length of each measurement.")
 @click.option("--once", is_flag=True, help="Measure one interval, print it and end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line, one an interval.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line and interval.")
 def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, once: bool, as_json: bool) -> None:
-    """Show how many messages and bytes a second come on which topics, the fastest first.
+    """Show messages and bytes per second for each topic.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. Patterns are quoted, because shells expand
-    them: zroute top tcp://127.0.0.1:5555 'stocks.>'
+    The fastest topic comes first. Connects to ENDPOINT, or binds it if it begins with bind:.
+
+    Quote patterns, because shells expand them: zroute top tcp://127.0.0.1:5555 'stocks.>'
     """
     if interval < _SHORTEST:
-        raise click.UsageError(f"--interval {interval:g}s is too short to measure: give {_SHORTEST:g}s or more")
+        raise click.UsageError(f"--interval {interval:g}s is too short: use {_SHORTEST:g}s or more")
 
     from zroute.cli.listening import Listening, say, while_read
 
     listening = Listening((endpoint,), patterns, lambda envelope: traffic.take(envelope))
-    traffic = Traffic()  # after the above, which takes time that is not to be measured
+    traffic = Traffic()  # after the line above, whose time must not count
 
     def measure() -> None:
         lost = losses(listening.stats)["lost"]
@@ -80,7 +84,11 @@ def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, 
 
 @attrs.frozen
 class Rate:
-    """One topic in one interval; ``messages`` and ``bytes`` are totals, ``last_seen`` is in Unix seconds."""
+    """The rates of one topic in one interval.
+
+    ``messages`` and ``bytes`` are totals since the start. ``last_seen`` is the arrival of the last message, in
+    seconds since the Unix epoch.
+    """
 
     topic: str
     messages_per_second: float
@@ -92,9 +100,14 @@ class Rate:
 
 @attrs.frozen
 class Measured:
-    """All topics in one interval, the fastest first; ``others`` are those that have no line of their own.
+    """The rates of all topics in one interval.
 
-    ``lost`` is how many messages were lost since the start; None if no publisher has numbered any.
+    Attributes:
+        time: The end of the interval, in seconds since the Unix epoch.
+        interval: Its length in seconds.
+        topics: The rates by topic, the fastest first.
+        others: The sum of the topics without a line of their own. None if there are none.
+        lost: The number of messages lost since the start. None if no publisher numbers its messages.
     """
 
     time: float
@@ -106,6 +119,8 @@ class Measured:
 
 @attrs.define
 class _Count:
+    """The counters of one topic: totals, and ``recent`` ones since the last interval."""
+
     messages: int = 0
     bytes: int = 0
     recent_messages: int = 0
@@ -118,7 +133,7 @@ class _Count:
         self.last_seen = max(self.last_seen, at)
 
     def measure(self, topic: str, seconds: float) -> Rate:
-        """What came in the interval that ends here."""
+        """End an interval of ``seconds`` seconds, and return the rates in it."""
         self.messages += self.recent_messages
         self.bytes += self.recent_bytes
         rates = round(self.recent_messages / seconds, 3), round(self.recent_bytes / seconds, 3)
@@ -127,10 +142,11 @@ class _Count:
 
 
 class Traffic:
-    """Messages and bytes by topic, for a bounded number of topics; ``clock`` gives seconds.
+    """Counters of messages and bytes by topic, for a limited number of topics.
 
-    Within an interval twice as many topics are counted as are kept, so that the fastest can be found among
-    new ones too. Topics of over `MAX_TOPIC` characters are among the others.
+    After each interval, only the ``kept`` fastest topics remain. All others are added up. Within an interval, twice
+    as many topics are counted, so that a new topic can become one of the fastest. A topic of more than `MAX_TOPIC`
+    characters always belongs to the others. ``clock`` returns seconds.
     """
 
     def __init__(self, kept: int = _KEPT, clock: Callable[[], float] = time.monotonic) -> None:
@@ -141,7 +157,7 @@ class Traffic:
         self._others = _Count()
 
     def take(self, envelope: Envelope) -> None:
-        """Count one message with all its frames, topic and header included: what it was on the wire."""
+        """Count one message. Its size is that of all its frames, with topic and header."""
         count = self._topics.get(envelope.topic)
         if count is None:
             count = self._others
@@ -150,7 +166,7 @@ class Traffic:
         count.add(1, sum(map(len, envelope.frames)), envelope.received_at)
 
     def measure(self) -> Measured:
-        """End an interval and begin the next."""
+        """Return the rates since the last call, and begin a new interval."""
         now = self._clock()
         seconds, self._began = max(now - self._began, 1e-9), now
         rates = [count.measure(topic, seconds) for topic, count in self._topics.items()]
@@ -165,7 +181,7 @@ class Traffic:
 
 
 def _together(name: str, rates: list[Rate]) -> Rate | None:
-    """The sum of ``rates``; None where nothing has come."""
+    """Return the sum of ``rates``, or None if it has no messages."""
     total = Rate(
         name,
         sum(rate.messages_per_second for rate in rates),
@@ -184,8 +200,11 @@ Show = Callable[[Measured], None]
 
 @contextmanager
 def _output(as_json: bool, *, live: bool) -> Iterator[Show]:
-    """How to show an interval: JSON, a table that is renewed, or plain tables one after the other."""
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # which JSON is in, and topics are
+    """Yield a function that shows an interval.
+
+    It prints JSON, or refreshes a table on a terminal if ``live``, or prints plain tables one after the other.
+    """
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # the encoding of JSON and of topics
     if as_json:
         yield lambda measured: print(_document(measured), flush=True)
     elif live and sys.stdout.isatty():
@@ -205,6 +224,7 @@ def _output(as_json: bool, *, live: bool) -> Iterator[Show]:
 
 
 def _document(measured: Measured) -> str:
+    """Return the interval as a JSON document in one line."""
     document: dict[str, Any] = attrs.asdict(measured)
     if document["others"]:
         del document["others"]["topic"]
@@ -212,7 +232,11 @@ def _document(measured: Measured) -> str:
 
 
 def _lines(measured: Measured, height: int | None = None) -> list[tuple[str, ...]]:
-    """The cells of the table; topics that do not fit into ``height`` lines are among the others."""
+    """Return the cells of the table, line by line.
+
+    Topics that do not fit on a screen of ``height`` lines are added to the others. Without ``height``, all topics
+    have a line.
+    """
     fitting = len(measured.topics) if height is None else max(height - _AROUND, 1)
     shown, rest = measured.topics[:fitting], measured.topics[fitting:]
     others = _together("others", [*rest, *filter(None, [measured.others])])
@@ -233,6 +257,7 @@ def _cells(rate: Rate) -> tuple[str, ...]:
 
 
 def _size(size: int) -> str:
+    """Return a number of bytes with a decimal unit, such as ``1.5 kB``."""
     from rich.filesize import decimal
 
     return decimal(size).replace("bytes", "B").replace("byte", "B")
@@ -255,17 +280,21 @@ def _table(lines: list[tuple[str, ...]], width: int) -> Table:
 
 
 def _fitting(lines: list[tuple[str, ...]], width: int) -> int:
-    """Return how many columns fit beside topics of `_TOPIC` characters, the rate of messages always among them."""
+    """Return the number of columns that fit into ``width``, at least two.
+
+    The topic column may shrink to `_TOPIC` characters. The rate of messages is always shown.
+    """
     topics, *numbers = [max(map(len, column)) for column in zip(_COLUMNS, *lines, strict=True)]
     left = width - min(topics, _TOPIC)
     for fitting, needed in enumerate(numbers, 1):
-        left -= needed + 2  # and two spaces between columns
+        left -= needed + 2  # two spaces between columns
         if left < 0 and fitting > 1:
             return fitting
     return len(_COLUMNS)
 
 
 def _plain_table(lines: list[tuple[str, ...]]) -> str:
+    """Return the table as text, for output that is not a terminal."""
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *lines, strict=True)]
     rows = []
     for topic, *numbers in (_COLUMNS, *lines):

@@ -32,7 +32,7 @@ def never_included(module: ModuleType, apps: Iterable[App]) -> list[tuple[str, R
 
 def _global_apps() -> Iterator[App]:
     """Yield the apps that are globals of any loaded module."""
-    for module in list(sys.modules.values()):
+    for module in list(sys.modules.values()):  # copies, because another thread may import or assign meanwhile
         if isinstance(module, ModuleType):
             yield from (value for value in list(vars(module).values()) if isinstance(value, App))
 
@@ -57,9 +57,9 @@ def _forgotten(module: ModuleType) -> Iterator[tuple[str, Routes]]:
 
 
 def _handed_on(tree: ast.Module) -> set[str]:
-    """Return the names that are used as values, for example as an argument, in a list or in an assignment.
+    """Return the names that are used as values.
 
-    ``group`` in ``group.subscribe`` is not used as a value.
+    For example as an argument, in a list or in an assignment. ``group`` in ``group.subscribe`` is not.
     """
     bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
