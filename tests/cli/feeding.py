@@ -1,4 +1,4 @@
-"""A publisher process that waits for its subscriber, and a zroute command that listens to it."""
+"""Publishers in processes of their own, and zroute commands that listen to them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def tick():
 
 
 class Feed:
-    """The publisher: an XPUB socket, which sees subscriptions come, and answers each with the topic "sync"."""
+    """A publisher that answers each subscription with a message on "sync"."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
         self.endpoint: str = child.wait_for(lambda lines: lines)[0]
 
     def heard(self, subscriptions: int = 1) -> None:
-        """Wait until so many subscriptions have arrived."""
+        """Wait until this number of subscriptions has arrived."""
         self._child.wait_for(lambda lines: lines.count("subscribed") >= subscriptions)
 
     def send(self, *messages: bytes | Sequence[bytes]) -> None:
@@ -41,14 +41,17 @@ class Feed:
 
 @contextmanager
 def feed() -> Iterator[Feed]:
-    """A publisher that sends what it is told."""
+    """A publisher that sends the messages given to `Feed.send`."""
     with Child("-m", "tests.acceptance.peers", "watching_publisher", "tcp://127.0.0.1:*") as child:
         yield Feed(child)
 
 
 @contextmanager
 def ticker(folder: Path, wire: str = "tracked") -> Iterator[str]:
-    """The endpoint of a zroute app that publishes on "stocks.ABC", and twice as much on "stocks.XYZ", all the time."""
+    """The endpoint of an app that publishes periodically.
+
+    It publishes to "stocks.ABC", and twice as often to "stocks.XYZ".
+    """
     endpoint = free_endpoint()
     (folder / "ticker.py").write_text(SOURCE.format(endpoint=endpoint, wire=wire))
     with Child("-m", "zroute", "run", "ticker", "--app-dir", str(folder)) as child:
@@ -58,7 +61,7 @@ def ticker(folder: Path, wire: str = "tracked") -> Iterator[str]:
 
 @contextmanager
 def listening(command: str, publisher: Feed, *arguments: str, subscriptions: int = 1) -> Iterator[Child]:
-    """``zroute COMMAND`` with its subscriptions arrived."""
+    """``zroute COMMAND``, after its subscriptions have arrived at the publisher."""
     with Child("-m", "zroute", command, publisher.endpoint, *arguments) as child:
         publisher.heard(subscriptions)
         yield child

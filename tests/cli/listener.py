@@ -1,9 +1,9 @@
-"""A subscriber in a process of its own, as fast or slow as the test wants it.
+"""A subscriber process that reads as fast or slowly as a test needs.
 
-``python -m tests.cli.listener ENDPOINT PREFIX PAUSE [HEARTBEAT]``: prints each message as the monotonic time it came
-at and the hex digits of its parts. PAUSE is the number of messages after which it rests for a millisecond, 0 for never.
-Its socket has the options of zroute's own subscribers, and sends a PING each HEARTBEAT milliseconds, if that is given.
-A topic that begins with "end" ends it.
+``python -m tests.cli.listener ENDPOINT PREFIX PAUSE [HEARTBEAT]`` prints a line for each message: the monotonic time
+of its arrival, and its parts as hex digits. It pauses for a millisecond after each PAUSE messages; 0 is never.
+Its socket has the options of zroute's own subscribers. With HEARTBEAT, it also sends a PING at this interval in
+milliseconds. A topic that begins with "end" ends the process.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from zroute.sockets.connection import make_socket
 
 
 def main(endpoint: str, prefix: str, pause: int, heartbeat: int = 0) -> None:
-    """Print what comes."""
+    """Print the received messages."""
     socket = make_socket(zmq.Context.instance(), zmq.SUB, subscriber_options())
     socket.set(zmq.HEARTBEAT_IVL, heartbeat)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, 60_000)  # a PONG waits behind all that is still to be read
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 60_000)  # a PONG arrives after all unread messages
     verb, _, address = endpoint.partition(":")
     socket.bind(address) if verb == "bind" else socket.connect(endpoint)
     socket.subscribe(prefix.encode())

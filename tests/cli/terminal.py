@@ -1,4 +1,4 @@
-"""The command on a terminal of its own, where it may use colours."""
+"""The command on a pseudo terminal, where it may use colours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.support import PATIENCE, ROOT
 
 
 def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str) -> tuple[str, int]:
-    """All that the command shows on a terminal of 200 columns, and its exit code.
+    """Return the output of the command and its exit code.
 
-    It gets SIGINT as soon as it shows ``until``.
+    The terminal has 200 columns. The command gets SIGINT as soon as it has printed ``until``.
     """
     ours, theirs = pty.openpty()
     plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
@@ -35,7 +35,7 @@ def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str
             if until is not None and until.encode() in shown:
                 child.send_signal(signal.SIGINT)
                 until = None
-    except OSError:  # how Linux says that the last one on the other side has gone
+    except OSError:  # Linux reports that the other side is closed
         pass
     finally:
         os.close(ours)

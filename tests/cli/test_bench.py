@@ -1,4 +1,4 @@
-"""`zroute bench`: two real processes that measure each other, in one command or in two."""
+"""`zroute bench`, with real processes for its two ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zroute.cli.measuring import _FIRST, Load, Order, Report, Workload, _awaited
 
 
 def bench(*arguments: str) -> Child:
-    """``zroute bench``, to be looked at while it runs."""
+    """Start ``zroute bench`` and return it while it runs."""
     return Child("-m", "zroute", "bench", *arguments)
 
 
@@ -33,18 +33,18 @@ STEADY = {"rate": 2000.0, "size": 64, "seconds": 3600.0}
 
 
 def end_of(**order: Any) -> Child:
-    """One end as the command starts it, with the process in the hands of the test."""
+    """Start one end as the command does, as a process that the test controls."""
     return Child("-m", "zroute.cli.measuring", json.dumps({"bind": order["role"] == "pub", "wait": 30.0} | order))
 
 
 def told(child: Child, what: str) -> Any:
-    """The latest of what an end has told."""
+    """Return the latest report of this kind from an end."""
     child.wait_for(lambda lines: any(f'"{what}"' in line for line in lines))
     return next(json.loads(line)[what] for line in reversed(child.out) if f'"{what}"' in line)
 
 
 def wait_for_messages(child: Child, number: int) -> None:
-    """Until this end has sent or received so many."""
+    """Wait until this end has sent or received this number of messages."""
     child.wait_for(
         lambda lines: any(json.loads(line).get("progress", {}).get("messages", 0) >= number for line in lines)
     )
@@ -54,7 +54,7 @@ def wait_for_messages(child: Child, number: int) -> None:
 
 
 def test_bench_alone_measures_this_machine() -> None:
-    """I type two words, and get rates, CPU time, latencies, and a sum that holds; a pipe gets no bar."""
+    """`zroute bench` shows rates, CPU time, latencies and a correct sum; a pipe gets no bar."""
     done = zroute("bench", "--for", "500ms")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -70,7 +70,7 @@ def test_bench_alone_measures_this_machine() -> None:
 
 
 def test_a_rate_that_is_not_reached_is_told() -> None:
-    """A million a second is more than this machine carries, and I need not compare numbers to see it."""
+    """The result says so if the publisher does not reach an impossible rate."""
     done = zroute("bench", "--rate", "1000000000", "--for", "300ms")
     assert done.returncode == 0, done.stderr
     assert "The publisher did not reach the rate: " in done.stdout
@@ -78,21 +78,21 @@ def test_a_rate_that_is_not_reached_is_told() -> None:
 
 @pytest.mark.parametrize("how", [("--count", "5", "--rate", "1"), ("--for", "5s", "--rate", "1")])
 def test_a_rate_that_is_reached_is_not_complained_of(how: tuple[str, ...]) -> None:
-    """The time of a few messages is from the first to the last, without the pause behind that."""
+    """The measured time of a few messages ends at the last one, without the pause after it."""
     done = zroute("bench", *how)
     assert done.returncode == 0, done.stderr
-    assert "not reached" not in done.stdout
+    assert "did not reach" not in done.stdout
 
 
 def test_a_rate_beyond_all_numbers_is_one_that_is_not_reached() -> None:
-    """No traceback, whatever I ask for."""
+    """An extremely high rate causes no traceback."""
     done = zroute("bench", "--rate", "1e308", "--for", "300ms")
     assert done.returncode == 0, done.stderr
     assert "The publisher did not reach the rate: " in done.stdout
 
 
 def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
-    """It stood still for a moment: its messages were late, which the latency does not show, and a line does."""
+    """A line shows how late a publisher was that was stopped for a moment."""
     endpoint = f"ipc://{tmp_path}/b"
     with (
         end_of(role="sub", address=endpoint, alone=True) as subscriber,
@@ -101,7 +101,7 @@ def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
         wait_for_messages(publisher, 200)
         publisher.process.send_signal(signal.SIGSTOP)
         wait_for_messages(subscriber, 200)
-        Event().wait(0.3)  # it is late by at least so much
+        Event().wait(0.3)  # the least delay
         publisher.process.send_signal(signal.SIGCONT)
         result = told(subscriber, "result")
         assert publisher.end(None) == subscriber.end(None) == 0
@@ -110,7 +110,7 @@ def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
 
 
 def test_json_has_the_figures_that_were_asked_for() -> None:
-    """A program gets exact numbers of the load that I described."""
+    """--json has exact numbers of the load that the options describe."""
     done = zroute("bench", "--json", "--rate", "2000", "--count", "500", "--size", "1000")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -130,7 +130,7 @@ def test_json_has_the_figures_that_were_asked_for() -> None:
 
 
 def test_one_message_is_no_rate() -> None:
-    """What can't be told of one message is left open, and nothing divides by zero."""
+    """A single message has no rate: the result shows a dash, and nothing divides by zero."""
     done = zroute("bench", "--count", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[3].split() == ["messages/s", "-", "-"]
@@ -138,13 +138,13 @@ def test_one_message_is_no_rate() -> None:
 
 
 def test_it_measures_over_the_endpoint_i_give(tmp_path: Path) -> None:
-    """Another transport is another figure."""
+    """A given endpoint is used, for example to measure another transport."""
     done = zroute("bench", f"ipc://{tmp_path}/s", "-n", "1000")
     assert (done.returncode, "1,000 = 1,000 + 0" in done.stdout) == (0, True), done.stderr
 
 
 def test_an_endpoint_that_is_taken_ends_it_with_5() -> None:
-    """And nothing hangs, though the other end was to come."""
+    """If the endpoint is in use, the command ends with 5 and does not wait for the other end."""
     endpoint = free_endpoint()
     with Child("-m", "zroute", "pub", endpoint, "t", "1", "--wait", "1h") as other:
         other.line_with("waits for", stream="err")
@@ -153,7 +153,7 @@ def test_an_endpoint_that_is_taken_ends_it_with_5() -> None:
 
 
 def test_a_terminal_has_a_bar_and_ctrl_c_ends_it_early(tmp_path: Path) -> None:
-    """I see it run, end it when I have seen enough, and still get the figures and the sum."""
+    """A terminal shows a bar; Ctrl-C ends the measurement, and the figures and the sum follow."""
     shown, code = on_terminal("bench", "--for", "1h", cwd=tmp_path, until="messages, 0 lost")
     assert code == 0
     assert "0%" in shown
@@ -166,7 +166,7 @@ def test_a_terminal_has_a_bar_and_ctrl_c_ends_it_early(tmp_path: Path) -> None:
 
 
 def test_two_terminals_measure_what_is_between_them() -> None:
-    """Each command is one end, in any order; the subscriber's knows everything."""
+    """The two ends can start in any order; the subscriber shows all figures."""
     endpoint = free_endpoint()
     with bench("--sub", endpoint) as subscriber:
         subscriber.line_with("waits for zroute bench --pub", stream="err")
@@ -180,7 +180,7 @@ def test_two_terminals_measure_what_is_between_them() -> None:
 
 
 def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path) -> None:
-    """Ctrl-C at that end reports too, and the publisher does not send to nobody until its time is over."""
+    """After Ctrl-C the subscriber shows its result, and the publisher ends early too."""
     endpoint = free_endpoint()
     with bench("--pub", endpoint, "--rate", "5000", "--for", "1h") as publisher:
         publisher.line_with("waits for zroute bench --sub", stream="err")
@@ -193,7 +193,7 @@ def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path
 
 
 def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
-    """Its sum is of what was sent since it had joined."""
+    """A late subscriber compares only messages sent after it has joined."""
     with end_of(role="pub", address="tcp://127.0.0.1:*", workload=STEADY) as publisher:
         endpoint = told(publisher, "open")
         with end_of(role="sub", address=endpoint, alone=True) as first:
@@ -212,7 +212,7 @@ def test_a_subscriber_that_comes_late_says_what_was_before() -> None:
 
 
 def test_what_is_lost_at_a_full_queue_is_in_the_sum() -> None:
-    """A subscriber that stands still while more comes than queues hold has lost some, exactly so many."""
+    """A subscriber that was stopped while queues overflowed counts exactly the lost messages."""
     with end_of(
         role="pub", address="tcp://127.0.0.1:*", workload={"rate": 1e6, "size": 1000, "count": 400_000}
     ) as publisher:
@@ -240,7 +240,7 @@ zmq.proxy(*sockets)
 
 
 def test_both_ends_meet_at_a_proxy() -> None:
-    """I learn what a stock proxy between them costs, and what it drops is in the sum."""
+    """Two ends meet at a proxy, and the sum includes messages that the proxy drops."""
     with Child("-c", PROXY) as proxy:
         front, back = proxy.wait_for(lambda lines: len(lines) == 2)
         done = zroute("bench", "--pub", f"connect:{front}", "--sub", back, "--rate", "2000", "-n", "500")
@@ -248,20 +248,20 @@ def test_both_ends_meet_at_a_proxy() -> None:
 
 
 def test_who_opens_a_port_to_the_network_is_told() -> None:
-    """As with every command that binds."""
+    """A bind to all interfaces is reported, as in every command that binds."""
     done = zroute("bench", "tcp://*:*", "-n", "1")
     assert (done.returncode, "is open to the network" in done.stderr) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize(("end", "text"), [("--pub", "no subscriber within"), ("--sub", "no publisher answered")])
 def test_an_end_that_stays_alone_ends_with_124(end: str, text: str) -> None:
-    """No hang where I have forgotten the other terminal."""
+    """An end without the other one ends with 124 after --wait."""
     done = zroute("bench", end, free_endpoint(), "--wait", "300ms")
     assert (done.returncode, text in done.stderr, done.stdout) == (124, True, ""), done.stderr
 
 
 def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
-    """There is nothing to tell, and that is said."""
+    """Ctrl-C before the first message is reported, with exit 0."""
     with bench("--sub", free_endpoint()) as child:
         child.line_with("waits for", stream="err")
         assert child.end() == 0
@@ -269,7 +269,7 @@ def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
-    """A peer that stands still does not hold me up."""
+    """Two signals end the command even if its peer does not respond."""
     endpoint = free_endpoint()
     with bench("--pub", endpoint, "--rate", "1000", "--for", "1h") as publisher:
         with end_of(role="sub", address=endpoint) as subscriber:
@@ -277,13 +277,13 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
             subscriber.process.send_signal(signal.SIGSTOP)
             while publisher.process.poll() is None:
                 publisher.process.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):  # signals that follow at once are one
+                with suppress(subprocess.TimeoutExpired):  # signals in quick succession count as one
                     publisher.process.wait(0.3)
         assert publisher.end(None) == 130
 
 
 def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:
-    """The sum then is of what came, and the exit code says that it is not the whole."""
+    """After kill -9 of the publisher, the sum covers received messages, and the exit code is 1."""
     with end_of(role="pub", address="tcp://127.0.0.1:*", workload=STEADY) as publisher:
         with end_of(role="sub", address=told(publisher, "open"), alone=True, wait=1.5) as subscriber:
             wait_for_messages(subscriber, 100)
@@ -296,7 +296,7 @@ def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:
 
 
 def test_the_ends_do_not_outlive_the_command() -> None:
-    """Who kills the command leaves no process behind that floods a port."""
+    """After kill -9 of the command, its ends do not continue to send."""
     endpoint = free_endpoint()
     with end_of(role="sub", address=endpoint) as subscriber:
         with bench("--pub", endpoint, "--rate", "1000", "--for", "1h") as publisher:
@@ -307,9 +307,9 @@ def test_the_ends_do_not_outlive_the_command() -> None:
 
 
 def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
-    """A short run between quick ends is a result as any other."""
+    """A load that ends before the app is ready has a complete result."""
     end = _Subscriber(Order("sub", "tcp://127.0.0.1:1", False, 30.0, alone=True), Clock())
-    end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # confirmed by nobody
+    end.app.ready = lambda *_: _awaited(Deferred())  # type: ignore[method-assign]  # no publisher confirms it
     measuring = Deferred.fromCoroutine(end.measure())
     end._on_load(Load(_FIRST, 1, b""))
     end._on_report(Report(1, 1.0, True, 0.0, 0.0, Workload(), "here", 0.0))
@@ -336,13 +336,13 @@ def test_a_load_that_is_over_before_the_app_is_ready_is_told_of(capsys: pytest.C
     ],
 )
 def test_what_can_not_be_measured_is_a_usage_error(arguments: tuple[str, ...], text: str) -> None:
-    """I am told what to write instead."""
+    """A usage error says what to write instead."""
     done = zroute("bench", *arguments)
     assert (done.returncode, text in done.stderr) == (2, True), done.stderr
 
 
 def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
-    """A message that is neither received nor counted as lost would be zroute's fault, and must not pass."""
+    """If a message is neither received nor counted as lost, the result says so, with exit code 1."""
     workload = {"rate": None, "size": 128, "count": None, "seconds": 1.0}
     publisher = {"sent": 9, "seconds": 1.0, "cpu": 1.0, "workload": workload, "host": "a", "behind": 0.0}
     result: dict[str, Any] = {
@@ -366,7 +366,7 @@ def test_a_sum_that_does_not_hold_is_shouted_and_is_exit_code_1() -> None:
 
 
 def test_percentiles_are_those_of_a_sorted_list() -> None:
-    """Counting in steps costs no more than 1.1 %."""
+    """Percentiles are within 1.1 % of the exact ones."""
     random.seed(6)
     values = [int(random.lognormvariate(12, 3)) + 1 for _ in range(20_000)]
     latencies = Latencies()
@@ -384,7 +384,7 @@ def test_percentiles_are_those_of_a_sorted_list() -> None:
 
 @pytest.mark.parametrize("size", [64, 128, 296, 297, 298, 1000, 65_536, 1_000_000])
 def test_a_body_has_the_size_that_was_asked_for(size: int) -> None:
-    """Bytes on the wire, whatever msgpack makes of a length; at its steps one byte less."""
+    """A body has the requested size, or one byte less where msgpack's length field grows."""
     fill, actual = padding(App(), size)
     assert size - 2 <= actual <= size
     assert len(fill) < size

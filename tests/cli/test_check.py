@@ -1,4 +1,4 @@
-"""`zroute check`, `zroute info` and `zroute completion`: answers without a socket."""
+"""`zroute check`, `zroute info` and `zroute completion`, which open no socket."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def on_a(message: int) -> int: return message
 
 
 def test_an_app_that_would_start_is_fine(tmp_path: Path) -> None:
-    """Exit 0 and one line an app; what the module prints does not mix with it, and nothing is opened."""
+    """A valid app gets one line and exit 0; prints of its module go to standard error."""
     done = zroute("check", "quotes", "quotes:app", cwd=module(tmp_path, GOOD))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -71,7 +71,7 @@ def test_an_app_that_would_start_is_fine(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_is_said_with_the_exit_code_of_its_kind(tmp_path: Path, source: str, code: int, says: str) -> None:
-    """3 can't be loaded, 4 invalid, 5 endpoints: what zroute run would end with."""
+    """Each kind of fault has its exit code, which is also that of zroute run."""
     done = zroute("check", "quotes", cwd=module(tmp_path, source))
     assert done.returncode == code, done.stderr
     assert says in done.stderr
@@ -104,7 +104,7 @@ START = "from zroute import App, Routes\napp = App()\n@app.on_startup\ndef begin
     ],
 )
 def test_routes_that_no_app_includes_are_told(tmp_path: Path, source: str, name: str) -> None:
-    """I imported a group and forgot to include it: its line, its name here, and what to write."""
+    """For an imported group that no app includes, the error has its place, name and remedy."""
     module(tmp_path, GROUP, "orders")
     done = zroute("check", "quotes", cwd=module(tmp_path, START + source))
     assert done.returncode == 4, done.stdout
@@ -131,7 +131,7 @@ def test_routes_that_no_app_includes_are_told(tmp_path: Path, source: str, name:
     ],
 )
 def test_routes_that_may_be_included_elsewhere_are_no_fault(tmp_path: Path, source: str) -> None:
-    """No false alarm: under a condition, by another app of any module, by whatever else is done with them."""
+    """A group that is included under a condition, by another app or in any other way is accepted."""
     module(tmp_path, GROUP, "orders")
     module(
         tmp_path, "import orders\nfrom zroute import App\nother = App()\nother.include(orders.routes)\n", "elsewhere"
@@ -141,7 +141,7 @@ def test_routes_that_may_be_included_elsewhere_are_no_fault(tmp_path: Path, sour
 
 
 def test_apps_that_are_checked_together_share_their_routes(tmp_path: Path) -> None:
-    """What one factory leaves out another one includes: told alone, fine in one command."""
+    """A group that another app includes is accepted only if both apps are checked together."""
     source = "from orders import routes\nfrom zroute import App\ndef create_app():\n    app = App()\n"
     module(tmp_path, GROUP, "orders")
     module(tmp_path, source + "    app.every(1)(print)\n    return app\n", "one")
@@ -161,14 +161,14 @@ def test_apps_that_are_checked_together_share_their_routes(tmp_path: Path) -> No
     ],
 )
 def test_an_app_with_anything_registered_may_do_something(tmp_path: Path, source: str) -> None:
-    """A start that attaches handlers, a publisher for code elsewhere, a timer, a group."""
+    """An app with only a start function, a publisher, a timer or a group is accepted."""
     module(tmp_path, GROUP, "orders")
     done = zroute("check", "quotes", cwd=module(tmp_path, source))
     assert done.returncode == 0, done.stderr
 
 
 def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: Path) -> None:
-    """An app that has its endpoints from the environment is fine where the environment has them."""
+    """Endpoints may come from options and variables, as for zroute run."""
     source = "from zroute import App\napp = App(loop=False)\n@app.publisher('b')\n@app.subscribe('a')\ndef a(): ...\n"
     folder = module(tmp_path, source)
     done = zroute("check", "quotes", cwd=folder)
@@ -185,7 +185,7 @@ def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: P
 
 
 def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None:
-    """A CI job sees every fault in one run."""
+    """All apps are checked, also after a fault."""
     module(tmp_path, "app = 1", "third")
     module(tmp_path, "from zroute import App\napp = App()\n@app.subscribe('a')\ndef a(x, y): ...\n", "second")
     done = zroute("check", "quotes", "second", "third", cwd=module(tmp_path, GOOD))
@@ -196,14 +196,14 @@ def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None
 
 
 def test_ctrl_c_ends_the_whole_check(tmp_path: Path) -> None:
-    """Interrupted in the first app, it does not go on to the next."""
+    """Ctrl-C while the first app is imported ends the command, with 130."""
     module(tmp_path, "raise KeyboardInterrupt", "first")
     done = zroute("check", "first", "quotes", cwd=module(tmp_path, GOOD))
     assert (done.returncode, done.stdout) == (130, "")
 
 
 def test_info_tells_what_a_report_needs() -> None:
-    """Versions of everything it stands on, for people and for programs."""
+    """`zroute info` shows the versions of zroute and its dependencies, also as JSON."""
     done = zroute("info")
     assert done.returncode == 0
     names = [line.split()[0] for line in done.stdout.splitlines()]
@@ -217,14 +217,14 @@ def test_info_tells_what_a_report_needs() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_scripts_for_completion_are_printed(shell: str) -> None:
-    """One for each shell, that calls zroute for the answers."""
+    """There is a completion script for each shell, which calls zroute."""
     done = zroute("completion", shell)
     assert done.returncode == 0
     assert f"_ZROUTE_COMPLETE={shell}_complete" in done.stdout
 
 
 def test_bash_completes_commands_options_and_values(tmp_path: Path) -> None:
-    """In a real bash: `zroute re<TAB>`, `zroute run --re<TAB>`, `zroute run --reactor a<TAB>`."""
+    """A real bash completes commands, options and their values."""
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash here")
@@ -247,7 +247,7 @@ try zroute completion ""
     ("typed", "kind"), [("zroute run qu", "file"), ("zroute check a qu", "file"), ("zroute run --app-dir qu", "dir")]
 )
 def test_names_of_files_are_left_to_the_shell(typed: str, kind: str) -> None:
-    """`zroute run exa<TAB>` completes the path of a file, and --app-dir that of a folder."""
+    """The argument of `zroute run` completes to files, and --app-dir to folders."""
     program = "from zroute.cli import main; main(prog_name='zroute')"
     variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_ZROUTE_COMPLETE": "bash_complete"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}

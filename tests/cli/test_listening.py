@@ -1,4 +1,4 @@
-"""What commands that listen have in common: which messages they are given, and how they end."""
+"""Common behaviour of tail, top and record: received messages, and the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from zroute.receiving.tracker import PUBLISHERS_MAX
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_0_and_a_summary(number: signal.Signals) -> None:
-    """Ctrl-C is how I leave, and tells me how much came; a supervisor's SIGTERM is the same."""
+    """SIGINT and SIGTERM end the command with exit 0 and the number of messages."""
     with feed() as publisher, listening("tail", publisher, "--ignore", "sync") as child:
         publisher.send(plain("news.a", 1), plain("news.b", 2))
         child.line_with("news.b")
@@ -42,7 +42,7 @@ def test_a_signal_ends_with_0_and_a_summary(number: signal.Signals) -> None:
 
 
 def test_patterns_are_exact_though_sockets_filter_by_prefix() -> None:
-    """'news.*' does not show news.a.b, which comes with the same subscription; that is counted."""
+    """'news.*' does not show news.a.b, which the same subscription admits; it is counted."""
     wanted = ["news.a", "mail.{who}.>"]
     with feed() as publisher, listening("tail", publisher, "news.*", *wanted, subscriptions=2) as child:
         topics = ["news.a", "news.a.b", "newsletter", "news.b", "mail.x", "mail.x.y.z", "news.end"]
@@ -54,7 +54,7 @@ def test_patterns_are_exact_though_sockets_filter_by_prefix() -> None:
 
 
 def test_all_wires_are_read_and_more_parts_than_two() -> None:
-    """Publishers of any kind can be listened to, also those that add parts of their own."""
+    """Messages of other programs are shown, also with more parts than zroute sends."""
     with feed() as publisher, listening("tail", publisher, "-n", "4", "a.>") as child:
         publisher.send(plain("a.1", body=b"1"), tracked("a.2", 2), [b"a.3", b"3"], [b"a.4", b"4", b"more"])
         assert child.end(None) == 0
@@ -62,7 +62,7 @@ def test_all_wires_are_read_and_more_parts_than_two() -> None:
 
 
 def test_what_is_no_message_is_counted_said_and_skipped() -> None:
-    """Garbage of all kinds neither ends the command nor floods my screen, and the next good message is shown."""
+    """Malformed messages are counted, with few log lines, and the next valid one is shown."""
     broken = [b"no NUL", b"", [b"a\0b", b"c"], b"a\0" + tracked("a", 1)[2:20], [b"many"] * 17, [b"flood"] * 1000]
     with feed() as publisher, listening("tail", publisher, "--ignore", "sync") as child:
         publisher.send(*broken * 3, plain("good", 1))
@@ -95,7 +95,7 @@ main()
 
 @pytest.mark.parametrize("end", ENDS)
 def test_what_the_log_held_back_is_told_however_a_command_ends(tmp_path: Path, end: str) -> None:
-    """Of eighteen faults of one kind five are shown, and at the end of the command that there were thirteen more."""
+    """Of 18 equal faults the log shows five; the end of the command reports the other 13."""
     arguments, number, code = ENDS[end]
     topic = "other" if end == "nothing came" else "good"
     with feed() as publisher:
@@ -132,7 +132,7 @@ def tick():
 
 @pytest.mark.parametrize("command", ["tail", "top", "record"])
 def test_connections_are_logged_in_the_words_of_the_command(tmp_path: Path, command: str) -> None:
-    """Lines about another kind of socket, and about a frame over the limit, name the command and what it was given."""
+    """Warnings about the socket at the other end name the command and its argument."""
     file = (str(tmp_path / "r"),) if command == "record" else ()
     with zmq.Context() as context, context.socket(zmq.PUSH) as wrong, context.socket(zmq.XPUB) as giant:
         endpoints = []
@@ -155,7 +155,7 @@ def test_connections_are_logged_in_the_words_of_the_command(tmp_path: Path, comm
 
 
 class Joined(threading.Thread):
-    """A tracked publisher of everything: it tells subscribers where its numbers stand, and sends what it is given."""
+    """A tracked publisher of all topics, which sends the given sequence numbers."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
         super().__init__(daemon=True)
@@ -167,16 +167,16 @@ class Joined(threading.Thread):
         self.endpoint = self._endpoint.get(timeout=PATIENCE)
 
     def send(self, topic: str, *numbers: int) -> None:
-        """Send a message with each of these numbers."""
+        """Send one message for each of these sequence numbers."""
         for number in numbers:
             self._frames.put((number, tracked(topic, number, sequence=number)))
 
     def flush(self) -> None:
-        """Return when all has been sent."""
+        """Wait until all messages are sent."""
         self._frames.join()
 
     def end(self) -> None:
-        """Return when it has ended."""
+        """Wait for the end of the process."""
         self._frames.put(None)
         self.join(PATIENCE)
 
@@ -204,7 +204,7 @@ class Joined(threading.Thread):
 
 @contextmanager
 def answering(command: str, *arguments: str) -> Iterator[tuple[Child, Joined]]:
-    """A command that has joined a publisher: all that this sends from now on is numbered."""
+    """Start a command, and wait until it has joined the publisher."""
     with zmq.Context() as context:
         publisher = Joined(context)
         try:
@@ -217,7 +217,7 @@ def answering(command: str, *arguments: str) -> Iterator[tuple[Child, Joined]]:
 
 @pytest.mark.parametrize("command", ["tail", "top", "record"])
 def test_losses_are_logged_and_counted(tmp_path: Path, command: str) -> None:
-    """A gap in the numbers of a publisher is no silence: I read of it at once, and in the last line."""
+    """A gap in the sequence numbers is logged at once, and counted in the last line."""
     file = (str(tmp_path / "r"),) if command == "record" else ()
     with answering(command, *file) as (child, publisher):
         publisher.send("a", 1, 2, 5, 6, 10)
@@ -229,7 +229,7 @@ def test_losses_are_logged_and_counted(tmp_path: Path, command: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), ("--json",)])
 def test_top_shows_how_many_were_lost(shape: tuple[str, ...]) -> None:
-    """Under the rates stands how many messages they leave out."""
+    """The last line of the table is the number of lost messages."""
     with answering("top", "--interval", "100ms", *shape) as (child, publisher):
         publisher.send("a", 1, 5)
         if shape:
@@ -240,18 +240,18 @@ def test_top_shows_how_many_were_lost(shape: tuple[str, ...]) -> None:
 
 
 def test_a_message_that_comes_twice_is_shown_once() -> None:
-    """It is counted as a duplicate, as in an app."""
+    """A duplicate message is shown once and counted, as in an app."""
     with answering("tail", "--topics-only") as (child, publisher):
         publisher.send("a", 1, 1)
         publisher.send("b", 2)
         child.wait_for(lambda lines: "b" in lines)
-        assert child.end() == 0  # asks the publisher once more, so that it is known what was lost
+        assert child.end() == 0  # asks the publisher for its last numbers, to count losses
         assert child.out == ["a", "b"]
         assert child.err[-1].endswith("malformed 0, lost 0, duplicate 1")
 
 
 def test_all_that_was_sent_before_the_end_is_recorded_or_counted_as_lost(tmp_path: Path) -> None:
-    """What waits to be read when I end it is in the file, and what is missing by then is known."""
+    """At a signal, unread messages are still recorded, and missing ones are counted."""
     with answering("record", str(tmp_path / "r")) as (child, publisher):
         publisher.send("a", *range(1, 5001), *range(5003, 5005))
         publisher.flush()
@@ -265,7 +265,7 @@ def _goodbye(marker: bytes, epoch: int) -> bytes:
 
 
 def test_invented_goodbyes_fill_no_memory() -> None:
-    """Of publishers that end at once, so many are answered at a time, and these answers are withdrawn."""
+    """If many publishers end together, only a few are answered at a time."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
         publisher.set(zmq.LINGER, 0)
         publisher.set(zmq.RCVTIMEO, int(PATIENCE * 1000))
@@ -292,13 +292,13 @@ def test_invented_goodbyes_fill_no_memory() -> None:
 def test_a_publisher_knows_its_listeners_and_ends_with_them(
     tmp_path: Path, command: str, patterns: tuple[str, ...]
 ) -> None:
-    """My own tools are no plain readers: an app does not warn of them, and its stop does not wait for them in vain."""
+    """Commands track messages: an app does not warn of them, and its stop does not wait."""
     endpoint = free_endpoint()
     (tmp_path / "counting.py").write_text(COUNTING.format(endpoint=endpoint))
     file = (str(tmp_path / "r"),) if command == "record" else ()
     run = "-m", "zroute", "run", "counting", "--app-dir", str(tmp_path)
     with Child(*run) as publisher, Child("-m", "zroute", command, endpoint, *file, *patterns) as tool:
-        with Child("-m", "zroute", "tail", endpoint, "-n", "130") as other:  # longer than a plain reader is waited for
+        with Child("-m", "zroute", "tail", endpoint, "-n", "130") as other:  # longer than the wait for a plain reader
             assert other.end(None) == 0
         assert publisher.end() == 0
         assert "does not track" not in "".join(publisher.err)
@@ -308,7 +308,7 @@ def test_a_publisher_knows_its_listeners_and_ends_with_them(
 
 
 def test_topics_that_are_no_text_are_shown_when_i_ask_for_everything() -> None:
-    """Without a pattern all is shown, whatever its topic is."""
+    """Without a pattern, all messages are shown, also those with an unusual topic."""
     with feed() as publisher, listening("tail", publisher, "-n", "3", "--topics-only") as child:
         publisher.send(plain(b"\xff.\x1b[31m", 1), plain("", 1))
         assert child.end(None) == 0
@@ -316,7 +316,7 @@ def test_topics_that_are_no_text_are_shown_when_i_ask_for_everything() -> None:
 
 
 def test_a_prefix_is_a_pattern_too() -> None:
-    """What `zroute routes` shows as startswith("…"), I can write here."""
+    """A pattern may be startswith("…"), as `zroute routes` shows it."""
     with feed() as publisher, listening("tail", publisher, 'startswith("new")', "-n", "2", "--topics-only") as child:
         publisher.send(plain("newsletter", 1), plain("new", 1))
         assert child.end(None) == 0
@@ -324,7 +324,7 @@ def test_a_prefix_is_a_pattern_too() -> None:
 
 
 def test_it_binds_where_i_say_so() -> None:
-    """With bind: publishers connect to me; which port it was is told."""
+    """With bind: the command binds, and prints the port."""
     with Child("-m", "zroute", "tail", "bind:tcp://127.0.0.1:*", "-n", "1") as child, zmq.Context() as context:
         endpoint = child.line_with("bound to", stream="err").split()[-1]
         with context.socket(zmq.XPUB) as publisher:
@@ -335,7 +335,7 @@ def test_it_binds_where_i_say_so() -> None:
 
 
 def test_wait_gives_124_when_nothing_came() -> None:
-    """A script learns that nobody sends; what came and was not asked for does not count, and is told."""
+    """--wait ends with 124 if no wanted message arrives; the line counts the others."""
     done = zroute("tail", free_endpoint(), "--wait", "100ms")
     assert (done.returncode, done.stdout) == (124, "")
     assert done.stderr.splitlines()[-1] == "zroute: nothing came within 0.1 s"
@@ -346,7 +346,7 @@ def test_wait_gives_124_when_nothing_came() -> None:
 
 
 def test_wait_is_over_with_the_first_message(tmp_path: Path) -> None:
-    """Once something came, it goes on for as long as I want."""
+    """After the first message, --wait has no effect."""
     with feed() as publisher, listening("tail", publisher, "--wait", "1s", "a") as child:
         publisher.send(tracked("a", 1))
         child.line_with(" a 1")
@@ -367,7 +367,7 @@ def test_wait_is_over_with_the_first_message(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["tail", "top"])
 def test_endpoints_that_do_not_work_are_told(command: str, endpoint: str, code: int, text: str) -> None:
-    """What can't be read is a usage error, what can't be opened gives 5 and one line."""
+    """An invalid endpoint is a usage error; one that can't be opened gives one line and 5."""
     done = zroute(command, endpoint)
     assert done.returncode == code
     assert text in done.stderr
@@ -376,12 +376,12 @@ def test_endpoints_that_do_not_work_are_told(command: str, endpoint: str, code: 
 
 
 def test_a_bind_that_is_open_to_the_network_is_said(tmp_path: Path) -> None:
-    """Who can reach the port can send me anything."""
+    """A bind to all interfaces is reported."""
     assert "is open to the network" in zroute("tail", "bind:tcp://*:*", "--wait", "10ms").stderr
 
 
 def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path) -> None:
-    """`| head -n 1` ends the pipeline, without a word and with 0."""
+    """`| head -n 1` ends the command silently, with exit 0."""
     arguments = (sys.executable, "-m", "zroute", "tail")
     for options in ((), ("--json",)):
         with ticker(tmp_path) as endpoint:
@@ -398,7 +398,7 @@ def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_it_when_nobody_takes_its_output() -> None:
-    """Blocked in a write to a program that does not read, it still ends when I press Ctrl-C again."""
+    """A second Ctrl-C ends a command that is blocked in a write to its output."""
     with feed() as publisher:
         child = subprocess.Popen(
             [sys.executable, "-m", "zroute", "tail", publisher.endpoint, "big"],
@@ -428,12 +428,12 @@ def test_a_second_signal_ends_it_when_nobody_takes_its_output() -> None:
 
 
 def _waiting(descriptor: int) -> int:
-    """Bytes that wait to be read."""
+    """Return the number of unread bytes."""
     return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))[0])
 
 
 def test_messages_that_travel_together_are_shown_one_by_one() -> None:
-    """A publisher that coalesces looks like any other: each message has a line, and -n counts messages."""
+    """Coalesced messages have a line each, and -n counts messages."""
     together = coalesced_framer(epoch=7, count=lambda topic, many: ())(b"a.x", 2, [b"1", b"2", b"3"], 5)
     with feed() as publisher, listening("tail", publisher, "-n", "4", "a.>") as child:
         publisher.send(together[:-1], together, together)

@@ -1,4 +1,4 @@
-"""From what people write after `zroute run` to an app, or to a line that helps."""
+"""How `zroute run` finds apps, and the errors if it does not."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BRIEF = ("--for", "10ms", "--log-level", "error")
 
 @pytest.mark.parametrize("target", ["quotes", "quotes.py", "./quotes.py:app", "{folder}/quotes.py", "quotes:"])
 def test_a_module_may_be_named_by_its_file(tmp_path: Path, target: str) -> None:
-    """The path that the shell completes for me does as well as the module's name."""
+    """An app can be named by the path of its file."""
     done = zroute("run", target.format(folder=tmp_path), *BRIEF, cwd=module(tmp_path, EMPTY))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("target", ["desk/app.py", "desk/app.py:app", "desk/", "desk.app:app"])
 def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path, target: str) -> None:
-    """`from .schemas import …` works, however I name the module."""
+    """Relative imports work in a module that is named by its path."""
     (tmp_path / "desk").mkdir()
     (tmp_path / "desk" / "__init__.py").write_text("from .app import app\n")
     module(tmp_path / "desk", "from .schemas import name\n" + EMPTY, "app")
@@ -43,7 +43,7 @@ def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path, target: 
     ],
 )
 def test_what_names_no_app_is_answered_in_one_line(tmp_path: Path, target: str, answer: str) -> None:
-    """Slips of the keyboard get one line and 3, never a traceback of zroute."""
+    """A target that is not found gets one line and exit 3, and no traceback of zroute."""
     (tmp_path / "folder").mkdir()
     done = zroute("run", target, cwd=tmp_path)
     assert done.returncode == 3
@@ -52,7 +52,7 @@ def test_what_names_no_app_is_answered_in_one_line(tmp_path: Path, target: str, 
 
 
 def test_an_error_that_led_to_another_shows_my_frames_only(tmp_path: Path) -> None:
-    """`raise … from error` in my module brings no frames of the import machinery along."""
+    """The traceback of a chained error has no frames of Python's import system."""
     module(tmp_path, "import quotes_of_helper\n", "helper")
     source = "try:\n    import helper\nexcept ImportError as error:\n    raise RuntimeError('no helper') from error\n"
     done = zroute("run", "quotes", cwd=module(tmp_path, source))
@@ -62,7 +62,7 @@ def test_an_error_that_led_to_another_shows_my_frames_only(tmp_path: Path) -> No
 
 
 def test_a_folder_whose_name_starts_like_zroute_is_mine(tmp_path: Path) -> None:
-    """Frames are hidden by where zroute is, and a project named after it is somewhere else."""
+    """A project whose folder begins with zroute's name keeps its frames in tracebacks."""
     program = """
 import zroute.cli.loading as loading
 print(f"{loading.__file__.removesuffix('/cli/loading.py')}_app/quotes.py".startswith(loading._NOT_THE_USERS))
@@ -73,7 +73,7 @@ print(f"{loading.__file__.removesuffix('/cli/loading.py')}_app/quotes.py".starts
 
 
 def test_ctrl_c_during_a_slow_import_ends_quietly(tmp_path: Path) -> None:
-    """Before anything runs there is nothing to drain: 130, and no traceback."""
+    """Ctrl-C during the import ends with 130 and no traceback."""
     module(tmp_path, "import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     with Child("-m", "zroute", "run", "quotes", "--app-dir", str(tmp_path)) as child:
         child.line_with("importing")
@@ -95,7 +95,7 @@ Lost()
 
 
 def test_ctrl_c_that_python_loses_is_remembered(tmp_path: Path) -> None:
-    """Python drops what is raised in a destructor: the app does not run on as if I had not asked for its end."""
+    """Ctrl-C in a destructor ends the command, although Python ignores errors there."""
     done = zroute("run", "quotes", cwd=module(tmp_path, LOSES_THE_INTERRUPTION + EMPTY))
     assert (done.returncode, done.stdout, done.stderr) == (130, "lost\n", "")
 
@@ -104,7 +104,7 @@ def test_ctrl_c_that_python_loses_is_remembered(tmp_path: Path) -> None:
     "source", ["try:\n    {}\nexcept BaseException as e:\n    raise ImportError('x') from e\n", "{}"]
 )
 def test_an_error_that_ctrl_c_has_led_to_is_quiet_too(tmp_path: Path, source: str) -> None:
-    """A package that makes an ImportError of whatever happens while it loads its parts shows no traceback."""
+    """Ctrl-C that a module turns into an ImportError ends with 130 and no traceback."""
     folder = module(tmp_path, source.format("import os, signal, time; os.kill(os.getpid(), 2); time.sleep(60)"))
     done = zroute("run", "quotes", cwd=folder)
     assert (done.returncode, done.stderr) == (130, "")
@@ -112,14 +112,14 @@ def test_an_error_that_ctrl_c_has_led_to_is_quiet_too(tmp_path: Path, source: st
 
 @pytest.mark.parametrize("side", ["--sub", "--pub"])
 def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: str) -> None:
-    """Two connections to one publisher would deliver every message twice."""
+    """An endpoint that is given twice is refused: each message would arrive twice."""
     twice = (side, "tcp://127.0.0.1:1", side, "tcp://127.0.0.1:1")
     done = zroute("run", "quotes", *twice, cwd=module(tmp_path, EMPTY))
     assert (done.returncode, "is given twice" in done.stderr) == (2, True)
 
 
 def test_an_app_under_two_names_is_still_one(tmp_path: Path) -> None:
-    """`quotes` and `quotes:app` are the same app, which runs once."""
+    """`quotes` and `quotes:app` are the same app, so naming both is a usage error."""
     done = zroute("run", "quotes", "quotes:app", cwd=module(tmp_path, EMPTY))
     assert (done.returncode, "name each once" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr

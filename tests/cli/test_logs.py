@@ -1,4 +1,4 @@
-"""What the log looks like, and that nothing is said twice."""
+"""The format of the log, and that no line appears twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BASIC = "import logging\nlogging.getLogger('mine').warning('early')\nlogging.bas
 
 
 def test_a_terminal_gets_colours_unless_i_do_not_want_them(tmp_path: Path) -> None:
-    """Colours are for terminals; NO_COLOR turns them off, and --log-format text as well."""
+    """Only a terminal gets colours; NO_COLOR and --log-format text turn them off."""
     module(tmp_path, LOOP)
     brief = ("run", "quotes", "--for", "50ms")
     coloured, code = on_terminal(*brief, cwd=tmp_path)
@@ -42,7 +42,7 @@ def beat() -> int:
 
 
 def test_colours_mark_levels_apps_and_failures_only(tmp_path: Path) -> None:
-    """FORCE_COLOR brings them into a pipe; without them the line is the plain one, and NO_COLOR wins."""
+    """Colours mark time, level, app and failures; FORCE_COLOR turns them on in a pipe."""
     brief = ("run", "quotes", "--max-messages", "1")
     module(tmp_path, FAILING)
     forced = zroute(*brief, cwd=tmp_path, FORCE_COLOR="1").stderr
@@ -57,7 +57,7 @@ def test_colours_mark_levels_apps_and_failures_only(tmp_path: Path) -> None:
 
 
 def test_json_lines_have_counters_and_extras_as_fields(tmp_path: Path) -> None:
-    """The last line of an app has its counters by their names in its statistics; my own extras are fields too."""
+    """In JSON, the counters of an app's summary and the extras of a log call are fields."""
     source = FAILING + "import logging\nlogging.getLogger('mine').warning('hi', extra={'user': 7, 'level': 'x'})\n"
     done = zroute("run", "quotes", "--max-messages", "1", "--log-format", "json", cwd=module(tmp_path, source))
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -74,7 +74,7 @@ def test_json_lines_have_counters_and_extras_as_fields(tmp_path: Path) -> None:
 
 
 def test_my_own_logging_is_in_the_same_log_from_the_import_on(tmp_path: Path) -> None:
-    """What my module logs while it is imported has the format I asked for, and basicConfig doubles nothing."""
+    """Log lines of a module's import have the chosen format, and appear once after basicConfig."""
     done = zroute("run", "quotes", "--for", "10ms", "--log-format", "json", cwd=module(tmp_path, BASIC))
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
     assert messages[0] == "early"
@@ -82,7 +82,7 @@ def test_my_own_logging_is_in_the_same_log_from_the_import_on(tmp_path: Path) ->
 
 
 def test_warnings_of_python_are_lines_of_the_log(tmp_path: Path) -> None:
-    """A program that reads JSON lines is not given a bare warning in between."""
+    """With --log-format json, warnings of Python's warnings module are JSON lines too."""
     source = "import warnings\nwarnings.warn('old')\n" + EMPTY
     done = zroute("run", "quotes", "--for", "10ms", "--log-format", "json", cwd=module(tmp_path, source))
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
@@ -90,7 +90,7 @@ def test_warnings_of_python_are_lines_of_the_log(tmp_path: Path) -> None:
 
 
 def test_a_script_with_its_own_logging_keeps_it(tmp_path: Path) -> None:
-    """app.run() in a script that has called basicConfig says each thing once, in that script's format."""
+    """In a script that called basicConfig, app.run() logs each line once, in that format."""
     program = """
 import logging
 logging.basicConfig(format="MINE %(message)s", level="INFO")
@@ -133,7 +133,7 @@ def wrapped():
 
 
 def test_what_is_raised_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
-    """Tracebacks keep their shape, and our own lists theirs; the text of an exception is one line in them."""
+    """Tracebacks and zroute's lists keep their lines; the text of an exception takes one."""
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, RAISING))
     lines = done.stderr.splitlines()
     assert "ValueError: one\\nFORGED" in lines

@@ -13,7 +13,7 @@ from tests.support import PATIENCE, ROOT
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_and_version_load_neither_zeromq_nor_twisted(argument: str) -> None:
-    """Looking up an option is quick: the heavy modules stay on the disk."""
+    """--help imports none of the large modules, so it is fast."""
     program = f"""
 import sys
 from zroute.cli import main
@@ -29,7 +29,7 @@ print("heavy:", sorted(loaded & {{"zmq", "twisted", "msgspec", "cattrs", "rich",
 
 
 def test_help_lists_the_commands() -> None:
-    """I see what there is."""
+    """--help lists all commands."""
     done = zroute("--help")
     assert done.returncode == 0
     assert "run" in done.stdout
@@ -37,7 +37,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_help_of_a_command_names_its_variables() -> None:
-    """Each option of run shows the variable it can be set by."""
+    """The help of each option of run names its environment variable."""
     done = zroute("run", "--help")
     for variable in ("ZROUTE_SUB", "ZROUTE_PUB", "ZROUTE_FOR", "ZROUTE_LOG_LEVEL", "ZROUTE_DRAIN_TIMEOUT"):
         assert variable in done.stdout
@@ -53,14 +53,14 @@ def test_help_of_a_command_names_its_variables() -> None:
     ],
 )
 def test_an_unknown_command_is_a_usage_error_that_suggests_the_nearest(typed: str, hint: str) -> None:
-    """A typo gives 2 and the command that I meant; a word that resembles none gives the list."""
+    """A typo ends with 2 and suggests a command; any other word gets the list of commands."""
     done = zroute(typed)
     assert done.returncode == 2
     assert f"No such command '{typed}': {hint}" in done.stderr
 
 
 def test_an_unknown_option_is_not_taken_for_a_command() -> None:
-    """`zroute --verison` is told as an option, with the nearest one."""
+    """An unknown option is reported as an option."""
     done = zroute("--verison")
     assert done.returncode == 2
     assert "No such option" in done.stderr

@@ -1,6 +1,6 @@
-"""What a newcomer sees who makes one of the usual mistakes, to the letter; the texts stand in a data file.
+"""The exact output after common mistakes of new users, compared with a data file.
 
-When a text is made better, `python -m tests.cli.test_mistakes` writes the file anew; read the difference.
+If a text changes, `python -m tests.cli.test_mistakes` writes the file again. Read the difference before a commit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARK = re.compile(r"^=== (.*)\n", re.MULTILINE)
 
 
 def mistakes() -> dict[str, tuple[str, str, str]]:
-    """By name: the module ``mine``, the command, and what is shown."""
+    """Return the mistakes by name: the module ``mine``, the command, and its output."""
     pieces = _MARK.split(MISTAKES.read_text())
     found = {}
     for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -32,7 +32,10 @@ def mistakes() -> dict[str, tuple[str, str, str]]:
 
 
 def shown(source: str, command: str) -> str:
-    """What a user reads: without times, INFO lines, frames of tracebacks, and numbers of processes."""
+    """Run the command and return its output.
+
+    Times, INFO lines and frames of tracebacks are left out.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "mine.py").write_text(source)
@@ -54,7 +57,7 @@ def shown(source: str, command: str) -> str:
 
 @pytest.mark.parametrize("name", mistakes())
 def test_a_usual_mistake_is_answered_with_what_to_do(name: str) -> None:
-    """The text names what is wrong, where it is, what was expected, and the way out."""
+    """The text says what is wrong, where, what was expected, and what to do."""
     source, command, expected = mistakes()[name]
     assert shown(source, command) == expected
 

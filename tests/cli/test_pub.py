@@ -1,4 +1,4 @@
-"""`zroute pub` from a shell, to subscribers in processes of their own."""
+"""`zroute pub`, with subscribers in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from zroute.messages.wire import Envelope, parse
 
 
 def listener(endpoint: str, prefix: str = "", pause: int = 0, heartbeat: int = 0) -> Child:
-    """A subscriber that prints what it receives."""
+    """Start a subscriber that prints the messages it receives."""
     return Child("-m", "tests.cli.listener", endpoint, prefix, str(pause), str(heartbeat))
 
 
 def received(child: Child, number: int) -> list[tuple[bytes, ...]]:
-    """The frames of the first messages, once so many have come."""
+    """Wait for this number of messages, and return their frames."""
     lines = child.wait_for(lambda seen: len(seen) > number)  # the first line is "ready"
     return [tuple(bytes.fromhex(part) for part in line.split(" ")[1:]) for line in lines[1:]]
 
 
 def piped(given: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the command to its end, with this on its standard input."""
+    """Run the command to its end, with ``given`` as its standard input."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "zroute", *arguments]
     return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=PATIENCE)
 
 
 def drained(reader: zmq.Socket[bytes], pub: Child) -> int:
-    """Read until the publisher has ended; how many messages came."""
+    """Read until the publisher has ended, and return the number of messages."""
     number = 0
     while pub.process.poll() is None:
         while reader.poll(50):
@@ -49,12 +49,12 @@ def drained(reader: zmq.Socket[bytes], pub: Child) -> int:
 
 
 def envelope(frames: tuple[bytes, ...]) -> Envelope:
-    """What a zroute reader makes of it."""
+    """Return the message as a zroute subscriber decodes it."""
     return parse(frames, 0.0)
 
 
 def test_a_json_message_arrives_with_its_headers() -> None:
-    """One line in a shell reaches a handler as any app's message does: codec, time, headers."""
+    """A message from the shell has codec, time and headers, like that of an app."""
     endpoint = free_endpoint()
     with listener(endpoint, "news.") as child:
         done = zroute("pub", endpoint, "news.a", '{"price": 1.5}', "-H", "trace=x=1", "-H", "who=me")
@@ -83,7 +83,7 @@ app.run()
 
 
 def test_the_summary_of_a_reader_counts_exactly() -> None:
-    """An app joins `zroute pub` as any publisher: what it did not get is 0, known, and the end is a goodbye."""
+    """An app joins `zroute pub`, counts 0 lost messages, and receives a goodbye."""
     endpoint = free_endpoint()
     with Child("-c", READER, endpoint, "news") as reader, Child("-c", READER, endpoint, "other") as other:
         for child in (reader, other):
@@ -91,10 +91,10 @@ def test_the_summary_of_a_reader_counts_exactly() -> None:
         assert zroute("pub", endpoint, "news.a", "1", "--count", "300").returncode == 0
         assert zroute("pub", endpoint, "news.b", "2", "--every", "1ms", "--count", "20").returncode == 0
         reader.wait_for(lambda lines: len(lines) == 320)
-        nobody = zroute("pub", endpoint, "nobody.a", "1", "--wait", "3s")
-        assert nobody.returncode == 124
-        live = nobody.stderr.partition("live subscriptions: ")[2].strip().split(", ")
-        assert live, nobody.stderr
+        unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", "3s")
+        assert unreached.returncode == 124
+        live = unreached.stderr.partition("live subscriptions: ")[2].strip().split(", ")
+        assert live, unreached.stderr
         assert {*live} <= {"'news.'", "'other.'"}, "each of them reconnects when its pause is over"
         assert (reader.end(), other.end()) == (0, 0)
     assert reader.err[-1].endswith("received 320, handled 320, failed 0, unrouted 0, malformed 0, lost 0")
@@ -114,7 +114,7 @@ def test_the_summary_of_a_reader_counts_exactly() -> None:
     ],
 )
 def test_every_codec_on_every_wire(wire: str, codec: str, given: str, body: bytes) -> None:
-    """JSON text becomes what the codec writes, text and raw go as they are, in the frames of the wire."""
+    """JSON text is encoded by the codec, text and raw are unchanged, in the frames of each wire."""
     endpoint = free_endpoint()
     with listener(endpoint) as child:
         done = zroute("pub", endpoint, "a", given, "--wire", wire, "--codec", codec)
@@ -126,7 +126,7 @@ def test_every_codec_on_every_wire(wire: str, codec: str, given: str, body: byte
 
 
 def test_bytes_go_through_standard_input() -> None:
-    """What no argument can hold is piped, and arrives byte for byte."""
+    """A body of any bytes can be piped, and arrives unchanged."""
     endpoint, given = free_endpoint(), bytes(range(256)) * 1000
     for last in ((), ("-",)):
         with listener(endpoint) as child:
@@ -137,7 +137,7 @@ def test_bytes_go_through_standard_input() -> None:
 
 
 def test_each_line_is_a_message() -> None:
-    """A file of JSON lines becomes as many messages, in order, also without a last newline."""
+    """--lines sends one message per line, in order, also if the last newline is missing."""
     endpoint = free_endpoint()
     with listener(endpoint) as child:
         given = "\n".join(json.dumps({"n": number}) for number in range(3000)).encode()
@@ -148,7 +148,7 @@ def test_each_line_is_a_message() -> None:
 
 
 def test_lines_are_sent_as_they_come_and_a_signal_ends_that() -> None:
-    """`tail -f … | zroute pub --lines` sends each line at once; Ctrl-C ends it with 0."""
+    """--lines sends each line when it arrives; Ctrl-C ends the command with 0."""
     endpoint = free_endpoint()
     with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "--lines") as pub:
         for number in range(1, 4):
@@ -159,7 +159,7 @@ def test_lines_are_sent_as_they_come_and_a_signal_ends_that() -> None:
 
 
 def test_a_line_that_is_no_json_is_told_by_its_number() -> None:
-    """What came before it has arrived, and I know how many that were and where to go on."""
+    """Lines before an invalid one are sent; the error names its number, to continue there."""
     endpoint = free_endpoint()
     with listener(endpoint) as child:
         done = piped(b'1\n2\n{"a": oops}\n4\n', "pub", endpoint, "a", "--lines")
@@ -170,7 +170,7 @@ def test_a_line_that_is_no_json_is_told_by_its_number() -> None:
 
 
 def test_count_and_every() -> None:
-    """--count 3 --every 100ms sends three, a tenth of a second apart."""
+    """--count 3 --every 100ms sends three messages with pauses of 0.1 s."""
     endpoint = free_endpoint()
     with listener(endpoint) as child:
         done = zroute("pub", endpoint, "a", "1", "--count", "3", "--every", "100ms")
@@ -182,7 +182,7 @@ def test_count_and_every() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_every_without_count_goes_on_until_a_signal(number: signal.Signals) -> None:
-    """A heartbeat from a shell ends with exit 0 and a count."""
+    """--every without --count sends until a signal, and ends with 0 and a count."""
     endpoint = free_endpoint()
     with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms") as pub:
         received(child, 5)
@@ -192,7 +192,7 @@ def test_every_without_count_goes_on_until_a_signal(number: signal.Signals) -> N
 
 
 def test_a_subscriber_that_subscribes_to_too_much_is_cut_and_the_others_are_sent_everything() -> None:
-    """Over 1 MiB of prefixes: the publisher says so, goes on, and ends as ever."""
+    """A subscriber with over 1 MiB of prefixes is cut and logged; the command continues."""
     endpoint = free_endpoint()
     pub = Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms")
     with zmq.Context() as context, context.socket(zmq.XSUB) as flood, listener(endpoint) as child, pub:
@@ -213,7 +213,7 @@ def test_a_subscriber_that_subscribes_to_too_much_is_cut_and_the_others_are_sent
 
 
 def test_timeout_ends_it_as_one_signal_does() -> None:
-    """timeout(1) sends its signal twice at once: what was sent is read all the same."""
+    """The two quick signals of timeout(1) count as one: subscribers still read everything."""
     endpoint = free_endpoint()
     with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms") as pub:
         received(child, 2)
@@ -223,7 +223,7 @@ def test_timeout_ends_it_as_one_signal_does() -> None:
 
 
 def test_nobody_came() -> None:
-    """Without a subscriber to the topic nothing is sent: exit 124, and I see who is there instead."""
+    """Without a subscriber to the topic, the command ends with 124 and shows other subscriptions."""
     endpoint = free_endpoint()
     with listener(endpoint, "other.") as child:
         child.line_with("ready")
@@ -231,19 +231,19 @@ def test_nobody_came() -> None:
     assert done.returncode == 124
     assert "nothing was sent: waited 3 s for a subscriber to 'news'; live subscriptions: 'other.'" in done.stderr
     assert "sent 1" not in done.stderr
-    nobody = zroute("pub", "connect:tcp://127.0.0.1:1", "news", "1", "--wait", "50ms")
-    assert (nobody.returncode, "live subscriptions: none" in nobody.stderr) == (124, True)
+    unreached = zroute("pub", "connect:tcp://127.0.0.1:1", "news", "1", "--wait", "50ms")
+    assert (unreached.returncode, "live subscriptions: none" in unreached.stderr) == (124, True)
 
 
 def test_wait_0_sends_at_once_and_says_that_nobody_heard_it() -> None:
-    """Nothing is lost in silence, not even what I asked for."""
+    """--wait 0 sends without a subscriber, and the last line counts that message."""
     done = zroute("pub", free_endpoint(), "news", "1", "--wait", "0")
     assert done.returncode == 0
     assert "sent 1 message, 1 of them to topics without a subscriber" in done.stderr
 
 
 def test_it_connects_to_a_subscriber_that_binds() -> None:
-    """connect: turns the direction round."""
+    """With connect:, the command connects to a subscriber that binds."""
     endpoint = free_endpoint()
     with listener(f"bind:{endpoint}") as child:
         done = zroute("pub", f"connect:{endpoint}", "a", "1")
@@ -252,7 +252,7 @@ def test_it_connects_to_a_subscriber_that_binds() -> None:
 
 
 def test_another_kind_of_socket_is_named_in_the_words_of_the_command() -> None:
-    """The line begins with the command's name, and says which argument to check."""
+    """A warning about the socket at the other end names the command and its argument."""
     with zmq.Context() as context, context.socket(zmq.PUSH) as wrong:
         wrong.bind("tcp://127.0.0.1:*")
         endpoint = wrong.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
@@ -263,9 +263,9 @@ def test_another_kind_of_socket_is_named_in_the_words_of_the_command() -> None:
 
 
 def test_a_slow_subscriber_reads_all_before_the_end() -> None:
-    """A subscriber slower than its PINGs are frequent gets the last message too: the end waits for it.
+    """The command waits at its end for a slow subscriber that sends frequent PINGs.
 
-    A PING to a connection that the publisher has closed would have the system reset it, with all that was under way.
+    After a PING to a closed connection, the system would reset it and discard the messages in transit.
     """
     endpoint = free_endpoint()
     with listener(endpoint, "", 4, heartbeat=100) as child:
@@ -281,7 +281,7 @@ def test_a_slow_subscriber_reads_all_before_the_end() -> None:
 @pytest.mark.parametrize("binds", [False, True], ids=["it connects", "it binds"])
 @pytest.mark.parametrize("messages", [600, 20_000], ids=["at the end", "in the middle"])
 def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(messages: int, binds: bool) -> None:
-    """Its queue is full for longer than its heartbeat waits: it connects again, and I am told, with 75."""
+    """A subscriber that its own heartbeat disconnects loses messages: a line says so, with 75."""
     endpoint = free_endpoint()
     with zmq.Context() as context, context.socket(zmq.SUB) as reader, reader.get_monitor_socket() as monitor:
         for option, value in ((zmq.HEARTBEAT_IVL, 50), (zmq.HEARTBEAT_TIMEOUT, 100), (zmq.RCVHWM, 10)):
@@ -291,7 +291,7 @@ def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(mess
         to, body = ("connect:" if binds else "") + endpoint, json.dumps("x" * 10_000)
         with Child("-m", "zroute", "pub", to, "a", body, "--count", str(messages)) as pub:
             while not monitor.poll(50) or recv_monitor_message(monitor)["event"] != zmq.Event.DISCONNECTED:
-                reader.get(zmq.EVENTS)  # libzmq sends subscriptions in calls of ours
+                reader.get(zmq.EVENTS)  # libzmq sends subscriptions during our calls
             got = drained(reader, pub)
             assert got < messages
             assert pub.end(None) == 75, pub.err
@@ -299,7 +299,7 @@ def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(mess
 
 
 def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
-    """It has what it wanted, as `zroute tail -n 1` has: the connection is reset, too, and nothing comes back."""
+    """A subscriber that ends with unread messages, like `zroute tail -n 1`, is not a loss."""
     endpoint = free_endpoint()
     with zmq.Context() as context, context.socket(zmq.SUB) as reader:
         reader.set(zmq.RCVHWM, 10)
@@ -314,7 +314,7 @@ def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    """A subscriber that reads nothing any more does not hold me: Ctrl-C twice is 130."""
+    """A second Ctrl-C ends the command with 130 while a subscriber does not read."""
     endpoint = free_endpoint()
     with (
         listener(endpoint, "", 1) as child,
@@ -352,7 +352,7 @@ def test_a_second_signal_ends_at_once() -> None:
     ],
 )
 def test_what_can_not_be_sent_is_a_usage_error(arguments: tuple[str, ...], said: str) -> None:
-    """Before anybody is waited for I am told what is wrong, where, and what to write instead."""
+    """An invalid message is a usage error, before the command waits for a subscriber."""
     done = zroute("pub", free_endpoint(), *arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -360,7 +360,7 @@ def test_what_can_not_be_sent_is_a_usage_error(arguments: tuple[str, ...], said:
 
 
 def test_standard_input_that_can_not_be_sent() -> None:
-    """Bytes that are no text, the mark of the tracked wire and giants are refused with the reason."""
+    """Standard input that is not text, looks tracked or is too large is a usage error."""
     endpoint = free_endpoint()
     for given, arguments, said in (
         (b"ab\xff", ("--codec", "text"), b"from byte 2 on: send bytes with --codec raw"),
@@ -374,7 +374,7 @@ def test_standard_input_that_can_not_be_sent() -> None:
 
 
 def test_an_endpoint_in_use_is_5() -> None:
-    """A port that another publisher has is one line."""
+    """A port in use gives one line and exit 5."""
     endpoint = free_endpoint()
     with Child("-m", "zroute", "pub", endpoint, "a", "1", "--wait", "1h") as other:
         other.line_with("bound to", stream="err")
@@ -385,14 +385,14 @@ def test_an_endpoint_in_use_is_5() -> None:
 
 
 def test_a_port_of_the_systems_choice_and_an_open_one_are_told() -> None:
-    """I can read where to subscribe, and that others can too."""
+    """The command prints its address, and warns if it is open to the network."""
     done = zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms")
     assert "is open to the network, without authentication" in done.stderr
     assert "bound to tcp://0.0.0.0:" in done.stderr
 
 
 def test_help_loads_neither_zeromq_nor_twisted(tmp_path: Path) -> None:
-    """Looking up an option is quick."""
+    """`zroute pub --help` imports none of the large modules."""
     for name in ("pub", "replay"):
         program = (
             "import sys\nfrom zroute.cli import main\n"

@@ -1,4 +1,4 @@
-"""`zroute record` from a shell, of publishers in processes of their own."""
+"""`zroute record`, with publishers in processes of their own."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from zroute.testing import TestApp
 
 
 def recording(endpoint: str, file: Path, *flags: str) -> Child:
-    """`zroute record`, which has connected."""
+    """Start `zroute record`, and wait until it connects."""
     child = Child("-m", "zroute", "record", endpoint, str(file), *flags)
     child.line_with("connects to", stream="err")
     return child
 
 
 def publish(endpoint: str, topic: str, *flags: str) -> None:
-    """Some messages, once the recorder has subscribed."""
+    """Publish some messages, after the recorder has subscribed."""
     done = zroute("pub", endpoint, topic, "1", *flags)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 def test_a_recording_holds_the_frames_as_they_came(tmp_path: Path, wire: str) -> None:
-    """Whatever the wire: what was recorded is what a subscriber would have received, in order."""
+    """A recording has the frames of all messages in order, in each wire."""
     endpoint, file = free_endpoint(), tmp_path / "r"
     with recording(endpoint, file, "-n", "20") as child:
         publish(endpoint, "news.a", "--wire", wire, "--count", "20")
@@ -49,7 +49,7 @@ def test_a_recording_holds_the_frames_as_they_came(tmp_path: Path, wire: str) ->
 
 
 def test_what_was_recorded_can_be_replayed_and_given_to_a_test(tmp_path: Path) -> None:
-    """From one shell to a file, from the file to another shell, and to an app without any socket."""
+    """A recording can be replayed to `zroute tail`, and to an app under test."""
     endpoint, file = free_endpoint(), tmp_path / "r"
     with recording(endpoint, file, "-n", "3") as child:
         publish(endpoint, "news.a", "--count", "3")
@@ -72,7 +72,7 @@ def test_what_was_recorded_can_be_replayed_and_given_to_a_test(tmp_path: Path) -
 
 
 def test_patterns_choose_and_ignore_leaves_out(tmp_path: Path) -> None:
-    """Only what matches is kept; what does not is counted and said."""
+    """Only matching messages are recorded; the last line counts the others."""
     endpoint, file = free_endpoint(), tmp_path / "r"
     with recording(endpoint, file, "news.>", "--ignore", "*.draft", "-n", "1") as child:
         child.line_with("connects", stream="err")
@@ -84,7 +84,7 @@ def test_patterns_choose_and_ignore_leaves_out(tmp_path: Path) -> None:
 
 
 def test_a_killed_recorder_leaves_what_it_had_received(tmp_path: Path) -> None:
-    """kill -9 costs no more than the last record."""
+    """After kill -9, at most the last record is lost."""
     endpoint, file = free_endpoint(), tmp_path / "r"
     with recording(endpoint, file) as child:
         publish(endpoint, "news.a", "--count", "500")
@@ -101,7 +101,7 @@ def test_a_killed_recorder_leaves_what_it_had_received(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
-    """A recording of yesterday is not lost to a shell's history; --force says that it may be."""
+    """An existing file is kept, unless --force is given."""
     endpoint, file = free_endpoint(), tmp_path / "r"
     file.write_text("mine")
     done = zroute("record", endpoint, str(file))
@@ -117,7 +117,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
-    """A script can tell that nothing was published, and no empty recording is left behind."""
+    """If no message arrives in time, the exit code is 124, and there is no file."""
     done = zroute("record", free_endpoint(), str(tmp_path / "r"), "--wait", "50ms")
     assert done.returncode == 124
     assert "nothing came within 0.05 s" in done.stderr
@@ -126,7 +126,7 @@ def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
 
 
 def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
-    """A wrong folder, and a disk that is full, end it with one line."""
+    """A missing folder and a full disk are reported in one line."""
     done = zroute("record", free_endpoint(), str(tmp_path / "no" / "r"))
     assert done.returncode == 1
     assert "can't be written: No such file or directory" in done.stderr
@@ -138,7 +138,7 @@ def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_a_terminal_sees_the_count_grow(tmp_path: Path) -> None:
-    """While it records, a line shows how much there is."""
+    """On a terminal, a line counts messages and bytes."""
     shown, code = on_terminal("record", free_endpoint(), "r", "--for", "600ms", cwd=tmp_path)
     assert "0 messages" in shown
     assert code == 0

@@ -1,4 +1,4 @@
-"""`zroute run --reload`: edit, save, and see it run."""
+"""`zroute run --reload`: a saved file restarts the apps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ both = pytest.mark.parametrize("watching", ["watchfiles", "polling"])
 
 
 def reloading(folder: Path, watching: str, *options: str) -> Child:
-    """The command, with or without watchfiles."""
+    """Start the command, with or without watchfiles."""
     if watching == "polling":
         (folder / "without").mkdir()
         (folder / "without" / "watchfiles.py").write_text("raise ImportError('as if it were not installed')")
@@ -49,7 +49,7 @@ def reloading(folder: Path, watching: str, *options: str) -> Child:
 
 @both
 def test_a_change_starts_the_app_anew(tmp_path: Path, watching: str) -> None:
-    """The old one drains, the new one runs; Ctrl-C ends both with the code of the app."""
+    """After a change, the old app drains and the new one runs; Ctrl-C ends with its code."""
     with reloading(module(tmp_path, APP.format(word="one")), watching) as child:
         child.line_with("one")
         module(tmp_path, APP.format(word="two"))
@@ -62,7 +62,7 @@ def test_a_change_starts_the_app_anew(tmp_path: Path, watching: str) -> None:
 
 @both
 def test_a_syntax_error_is_shown_and_waited_on(tmp_path: Path, watching: str) -> None:
-    """A half-written line ends nothing: it is shown, and the next save runs."""
+    """A syntax error is shown, and the next change starts the app again."""
     with reloading(module(tmp_path, APP.format(word="one")), watching) as child:
         child.line_with("one")
         module(tmp_path, "from zroute import App\napp = App(\n")
@@ -74,7 +74,7 @@ def test_a_syntax_error_is_shown_and_waited_on(tmp_path: Path, watching: str) ->
 
 
 def test_the_app_ends_with_its_parent(tmp_path: Path) -> None:
-    """kill -9 of the reloader leaves no orphan behind that holds the port."""
+    """After kill -9 of the parent, the child ends too and frees the port."""
     with reloading(module(tmp_path, APP.format(word="one")), "polling") as child:
         child.line_with("one")
         child.process.send_signal(signal.SIGKILL)
@@ -106,7 +106,7 @@ def spin():
 
 @both
 def test_a_second_change_does_not_cut_the_drain(tmp_path: Path, watching: str) -> None:
-    """I save two files, or one twice: the old app still closes in its own time, and the newest text runs."""
+    """A change during a drain does not cut it short, and the newest text runs afterwards."""
     with reloading(module(tmp_path, CLOSES_SLOWLY.format(word="one")), watching) as child:
         child.line_with("one")
         module(tmp_path, APP.format(word="half"))
@@ -118,27 +118,27 @@ def test_a_second_change_does_not_cut_the_drain(tmp_path: Path, watching: str) -
 
 
 def test_a_handler_that_never_returns_does_not_outlive_its_parent(tmp_path: Path) -> None:
-    """An endless loop can't drain: after the drain timeout, and a while for the sockets, the process ends anyway."""
+    """A child that can't drain is ended some seconds after the drain timeout."""
     with reloading(module(tmp_path, SPINS), "polling", "--drain-timeout", "100ms") as child:
         child.line_with("spinning")
         child.process.send_signal(signal.SIGKILL)
         child.line_with("still running 5.1 s after the stop began", stream="err")
         child.end(None)
-        assert not any(reader.is_alive() for reader in child._readers), "somebody still holds the output"
+        assert not any(reader.is_alive() for reader in child._readers), "a process still holds the output"
 
 
 def test_a_handler_that_never_returns_is_ended_by_a_second_signal(tmp_path: Path) -> None:
-    """`kill` twice, of the parent alone: both end at once, with the code of the signal."""
+    """Two signals to the parent alone end both processes, with the code of the signal."""
     with reloading(module(tmp_path, SPINS), "watchfiles") as child:
         child.line_with("spinning")
         child.process.send_signal(signal.SIGINT)
         child.process.send_signal(signal.SIGTERM)
         assert child.end(None) == 128 + signal.SIGTERM
-        assert not any(reader.is_alive() for reader in child._readers), "somebody still holds the output"
+        assert not any(reader.is_alive() for reader in child._readers), "a process still holds the output"
 
 
 def test_an_app_that_ended_by_itself_gives_its_code(tmp_path: Path) -> None:
-    """Ctrl-C while a broken app is waited on ends with its 5; and the log is JSON, when I ask for that."""
+    """Ctrl-C after the child ended ends with its exit code; lines of the parent can be JSON."""
     options = ("--log-format", "json", "--log-level", "debug")
     with reloading(module(tmp_path, "from zroute import App\napp = App(pub='5')\n"), "polling", *options) as child:
         child.line_with("waiting for a change", stream="err")
@@ -156,7 +156,7 @@ os.execv(sys.executable, [sys.executable, "-m", "zroute", *sys.argv[1:]])
 
 
 def test_on_a_terminal_i_can_type_into_the_app_and_ctrl_c_drains_it(tmp_path: Path) -> None:
-    """A debugger in a handler works; one Ctrl-C reaches parent and child, and the child still drains."""
+    """A debugger works in the child, and one Ctrl-C at a terminal still drains it."""
     folder = module(
         tmp_path, APP.format(word="ready") + "\n@app.every(60)\ndef ask(): print('got', input(), flush=True)\n"
     )
@@ -173,10 +173,10 @@ def test_on_a_terminal_i_can_type_into_the_app_and_ctrl_c_drains_it(tmp_path: Pa
                 assert select.select([ours], [], [], PATIENCE)[0], shown.decode()
                 shown += os.read(ours, 4096)
             os.write(ours, typed)
-    except OSError:  # how Linux says that the last one on the other side has gone
+    except OSError:  # Linux reports that the other side is closed
         pass
     finally:
-        os.close(ours)  # which hangs up, and so ends whoever is left
+        os.close(ours)  # hangs up, which ends the remaining processes
         code = child.wait(PATIENCE)
     assert code == 0, shown.decode()
     assert b"stopping: " in shown
@@ -185,7 +185,7 @@ def test_on_a_terminal_i_can_type_into_the_app_and_ctrl_c_drains_it(tmp_path: Pa
 
 
 def test_apps_that_are_elsewhere_are_watched_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--app-dir, and the folder of a module on the path, of a file, and of the outermost package of a file."""
+    """Watched folders: --app-dir, and those of modules on the path, of files and of packages."""
     for name in ("here", "path/far", "files", "desk/sub"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("here/near.py", "path/far/__init__.py", "files/one.py"):
@@ -199,7 +199,7 @@ def test_apps_that_are_elsewhere_are_watched_there(tmp_path: Path, monkeypatch: 
 
 
 def test_only_python_files_that_may_be_the_apps_count(tmp_path: Path) -> None:
-    """Caches, hidden folders, virtual environments and other files are not looked at."""
+    """Caches, hidden folders, virtual environments and other kinds of files are ignored."""
     for name in ("a.py", "sub/b.py", "notes.txt", ".git/c.py", "venv/d.py", "__pycache__/e.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")

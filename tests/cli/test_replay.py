@@ -1,4 +1,4 @@
-"""`zroute replay`: recordings go out again as they came in, to subscribers in processes of their own."""
+"""`zroute replay`, with subscribers in processes of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zroute.recordings import Writer
 
 
 def recording(path: Path, *messages: tuple[float, tuple[bytes, ...]]) -> str:
-    """A file that holds these."""
+    """Write a recording with these messages, and return its path."""
     with Writer(path, began_at=0.0, source="connect:tcp://127.0.0.1:5555") as writer:
         for at, frames in messages:
             writer.write(at, frames)
@@ -25,14 +25,14 @@ def recording(path: Path, *messages: tuple[float, tuple[bytes, ...]]) -> str:
 
 
 def many(path: Path, number: int) -> str:
-    """So many messages on ten topics, all at once, and "end" last."""
+    """Return ``count`` messages on ten topics at one time, and "end" as the last."""
     messages = [(0.0, (b"t.%d\0%d" % (index % 10, index),)) for index in range(number)]
     return recording(path, *messages, (0.0, (b"end\0",)))
 
 
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 def test_the_frames_are_those_that_were_recorded(tmp_path: Path, wire: Wire) -> None:
-    """Byte for byte: the header's sequence, time and epoch are the old ones, also of what is no message."""
+    """The frames are sent unchanged, with their old headers, also if they are malformed."""
     frame = framer(wire, epoch=7, next_sequence=iter(range(40, 99)).__next__, clock_ns=lambda: 123)
     headers = {"a": 1} if wire == "tracked" else None
     made = [frame(b"news.a", 2, b"%d" % number, headers) for number in range(3)]
@@ -49,9 +49,10 @@ def test_the_frames_are_those_that_were_recorded(tmp_path: Path, wire: Wire) -> 
 
 
 def test_the_pauses_are_the_recorded_ones_at_the_speed_that_was_asked(tmp_path: Path) -> None:
-    """Twenty times the speed is shorter, by far more than a busy machine can hide.
+    """A higher speed shortens the pauses.
 
-    What was silent before the first message is not waited for."""
+    The time before the first message is skipped.
+    """
     file = recording(tmp_path / "r", (100.0, (b"a\0",)), (100.1, (b"a\0",)), (101.0, (b"end\0",)))
     spans = []
     for speed in ("0.5x", "10x"):
@@ -66,7 +67,7 @@ def test_the_pauses_are_the_recorded_ones_at_the_speed_that_was_asked(tmp_path: 
 
 
 def test_many_messages_to_a_slow_subscriber_arrive_in_order(tmp_path: Path) -> None:
-    """At full speed nothing is lost on a reader that does not keep up, and memory stays bounded."""
+    """At full speed, a slow subscriber loses no message, and memory stays limited."""
     total = sized(100_000, 10_000)
     file, endpoint = many(tmp_path / "r", total), free_endpoint()
     with listener(endpoint, "", 20) as child:
@@ -78,7 +79,7 @@ def test_many_messages_to_a_slow_subscriber_arrive_in_order(tmp_path: Path) -> N
 
 
 def test_only_and_ignore_choose_topics(tmp_path: Path) -> None:
-    """I replay what I am after, and am told how much that leaves out."""
+    """--only and --ignore choose topics, and a line counts the omitted messages."""
     file, endpoint = many(tmp_path / "r", 100), free_endpoint()
     with listener(endpoint) as child:
         done = zroute("replay", file, endpoint, "--only", "t.*", "--ignore", "t.3", "--ignore", "t.{n}.x")
@@ -91,7 +92,7 @@ def test_only_and_ignore_choose_topics(tmp_path: Path) -> None:
 
 
 def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
-    """A recording whose writer was killed is usable, and the loss is said."""
+    """An incomplete last record is skipped, and a line says so."""
     path, endpoint = tmp_path / "r", free_endpoint()
     many(path, 10)
     path.write_bytes(path.read_bytes()[:-3])
@@ -103,7 +104,7 @@ def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
 
 
 def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
-    """Somebody who is after something else is not enough: 124, and nothing is sent."""
+    """A subscriber to another topic is not enough: nothing is sent, with exit 124."""
     file, endpoint = many(tmp_path / "r", 10), free_endpoint()
     with listener(endpoint, "other") as child:
         child.line_with("ready")
@@ -117,7 +118,7 @@ def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_it_and_what_was_sent_arrives(tmp_path: Path) -> None:
-    """Ctrl-C in a long replay is exit 0 with the number that was sent."""
+    """Ctrl-C ends a replay with 0 and the number of sent messages, which arrive."""
     file = recording(tmp_path / "r", (0.0, (b"a\0",)), (3600.0, (b"a\0",)))
     endpoint = free_endpoint()
     with listener(endpoint) as child, Child("-m", "zroute", "replay", file, endpoint) as replay:
@@ -145,7 +146,7 @@ def test_what_can_not_be_replayed(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
-    """I see how far it is; NO_COLOR takes the colours away."""
+    """A terminal shows a progress bar, without colours if NO_COLOR is set."""
     file, endpoint = many(tmp_path / "r", 10), free_endpoint()
     for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         with listener(endpoint):

@@ -1,4 +1,4 @@
-"""`zroute routes`: what an app subscribes to and publishes, for people and for programs."""
+"""`zroute routes`: what an app subscribes to and publishes, as table and JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tick(): ...
 
 
 def test_the_table_shows_every_route_with_its_line(tmp_path: Path) -> None:
-    """Pattern, kind, handler with file:line, type and codec stand in one row; the subscriptions below."""
+    """A row has pattern, kind, handler with its place, type and codec; subscriptions follow."""
     done = zroute("routes", "quotes", cwd=module(tmp_path, APP))
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -53,7 +53,7 @@ def test_the_table_shows_every_route_with_its_line(tmp_path: Path) -> None:
 
 
 def test_verbose_says_which_engine_decodes_and_why(tmp_path: Path) -> None:
-    """-v shows what cattrs does because msgspec would get it wrong."""
+    """-v shows which types cattrs decodes, and why not msgspec."""
     done = zroute("routes", "quotes", "-v", cwd=module(tmp_path, APP))
     assert "engine" in done.stdout.splitlines()[0]
     assert "cattrs" in done.stdout
@@ -61,7 +61,7 @@ def test_verbose_says_which_engine_decodes_and_why(tmp_path: Path) -> None:
 
 
 def test_json_is_for_programs(tmp_path: Path) -> None:
-    """--json prints one document with the same facts."""
+    """--json prints the same values in one document."""
     done = zroute("routes", "quotes", "--json", cwd=module(tmp_path, APP))
     told = json.loads(done.stdout)
     assert told["subscriptions"] == ["ping", "raw", "stocks."]
@@ -73,14 +73,14 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
 
 
 def test_what_the_module_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
-    """I can pipe --json into another program, whatever my modules say when they are imported."""
+    """Prints of a module during its import do not mix with the output of --json."""
     done = zroute("routes", "quotes", "--json", cwd=module(tmp_path, APP + "print('hello')\n"))
     assert json.loads(done.stdout)["subscriptions"]
     assert done.stderr == "hello\n"
 
 
 def test_a_terminal_gets_a_table_in_which_brackets_stay(tmp_path: Path) -> None:
-    """On a terminal the same facts come as a table, and types such as list[int] are not taken for markup."""
+    """On a terminal, a type such as list[int] is not taken for markup."""
     folder = module(tmp_path, APP + "\n@app.subscribe('many')\ndef on_many(numbers: list[int]): ...\n")
     shown, _ = on_terminal("routes", "quotes", cwd=folder)
     assert "list[int]" in shown
@@ -88,7 +88,7 @@ def test_a_terminal_gets_a_table_in_which_brackets_stay(tmp_path: Path) -> None:
 
 
 def test_invalid_routes_are_one_line_and_4(tmp_path: Path) -> None:
-    """What can't be compiled is named with its line."""
+    """A handler that can't be compiled is reported with its file and line."""
     source = "from zroute import App\napp = App()\n@app.publisher('a')\ndef f(): ...\n"
     done = zroute("routes", "quotes", cwd=module(tmp_path, source))
     assert done.returncode == 4
@@ -98,7 +98,7 @@ def test_invalid_routes_are_one_line_and_4(tmp_path: Path) -> None:
 
 
 def test_handlers_of_lists_show_how_long_these_may_be(tmp_path: Path) -> None:
-    """The type is that of the list; the document for programs has the number by itself."""
+    """A batch handler shows list[…] as its type; --json has the batch size as a number."""
     source = (
         APP
         + """

@@ -1,4 +1,4 @@
-"""`zroute run` as people and supervisors use it: real processes, signals, exit codes."""
+"""`zroute run` with real processes, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def zroute(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and a supervisor's SIGTERM both end in on_shutdown, a summary and exit 0."""
+    """SIGINT and SIGTERM run on_shutdown, log a summary and end with 0."""
     with Child("-m", "zroute", "run", "quotes", "--app-dir", str(module(tmp_path, LOOP))) as child:
         child.line_with("tick 1")
         assert child.end(number) == 0
@@ -65,7 +65,7 @@ def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> No
 
 
 def test_for_stops_after_a_time(tmp_path: Path) -> None:
-    """--for 300ms ends by itself, with exit 0 and a summary."""
+    """--for 300ms stops the app after that time, with a summary and exit 0."""
     done = zroute("run", "quotes", "--for", "300ms", cwd=module(tmp_path, LOOP))
     assert done.returncode == 0
     assert "stopping: 0.3 s elapsed" in done.stderr
@@ -97,7 +97,7 @@ def go() -> int:
 
 
 def test_an_unfinished_handler_is_named_and_gives_75(tmp_path: Path) -> None:
-    """What was not done when the drain timeout was over is said, with names and numbers."""
+    """After the drain timeout, the log names unfinished handlers and their numbers."""
     folder = module(tmp_path, BLOCKED)
     with Child("-m", "zroute", "run", "quotes", "--app-dir", str(folder), "--drain-timeout", "100ms") as child:
         child.line_with("started")
@@ -106,7 +106,7 @@ def test_an_unfinished_handler_is_named_and_gives_75(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    """Who is in a hurry presses Ctrl-C twice: exit 130, whatever is unfinished."""
+    """A second Ctrl-C ends the process at once with 130, despite unfinished handlers."""
     with Child("-m", "zroute", "run", "quotes", "--app-dir", str(module(tmp_path, BLOCKED))) as child:
         child.line_with("started")
         child.process.send_signal(signal.SIGINT)
@@ -115,7 +115,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_several_apps_and_a_factory(tmp_path: Path) -> None:
-    """Two apps run in one process and meet over tcp; an app may come from a function."""
+    """Two apps run in one process and connect over TCP; an app may come from a function."""
     endpoint = free_endpoint()
     module(
         tmp_path, f"from zroute import App\nfeed = App(pub={endpoint!r})\nfeed.publisher('n.a', every=0.02)(lambda: 1)"
@@ -139,7 +139,7 @@ EMPTY = "from zroute import App\napp = App(sub='tcp://127.0.0.1:1')\napp.subscri
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) -> None:
-    """I read in the summary where it really subscribes."""
+    """--sub replaces the endpoint of the app, and the log shows the new one."""
     module(tmp_path, EMPTY)
     both = ("run", "quotes", "--for", "10ms")
     assert "connects to tcp://127.0.0.1:1\n" in zroute(*both, cwd=tmp_path).stderr
@@ -152,7 +152,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) 
 
 
 def test_logs_as_json_can_be_parsed(tmp_path: Path) -> None:
-    """Each line is an object with time, level, logger and message; a traceback is in it."""
+    """Each line is an object with time, level, logger and message, and perhaps a traceback."""
     source = LOOP + "\n@app.subscribe('tick')\ndef fails(n: int):\n    raise ValueError('no')\n"
     done = zroute("run", "quotes", "--max-messages", "1", "--log-format", "json", cwd=module(tmp_path, source))
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -163,7 +163,7 @@ def test_logs_as_json_can_be_parsed(tmp_path: Path) -> None:
 
 
 def test_the_log_shows_what_happens_to_connections(tmp_path: Path) -> None:
-    """With --log-level debug I see when peers come and go, with address and event."""
+    """--log-level debug logs connecting and disconnecting peers, with address and event."""
     endpoint = free_endpoint()
     source = LOOP.replace("App()", f"App(sub='{endpoint}', pub='tcp://127.0.0.1:*')")
     options = ("--app-dir", str(module(tmp_path, source)), "--log-level", "debug")
@@ -178,14 +178,14 @@ def test_the_log_shows_what_happens_to_connections(tmp_path: Path) -> None:
 
 
 def test_the_log_level_is_kept(tmp_path: Path) -> None:
-    """At --log-level error a good run says nothing."""
+    """With --log-level error, a run without errors logs nothing."""
     done = zroute("run", "quotes", "--for", "50ms", "--log-level", "error", cwd=module(tmp_path, LOOP))
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
 def test_every_reactor_runs_an_app(tmp_path: Path, reactor: str) -> None:
-    """--reactor chooses it, and coroutines may use asyncio under the asyncio reactor."""
+    """--reactor chooses the reactor; with asyncio's, coroutines may use asyncio."""
     pause = "await asyncio.sleep(0)" if reactor == "asyncio" else "pass"
     source = f"""
 import asyncio
@@ -207,11 +207,11 @@ async def count() -> int:
     assert done.stdout.splitlines() == [f"on twisted.internet.{reactor}reactor"] * 2
 
 
-# -- what can go wrong --------------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_name_is_answered_with_what_is_there(tmp_path: Path) -> None:
-    """A typo in module:app gets the App objects of that module, in one line, and exit 3."""
+    """If a module lacks the named app, one line lists its App objects, with exit 3."""
     module(tmp_path, EMPTY + "other = App()\nnumber = 3\n")
     done = zroute("run", "quotes:ap", cwd=tmp_path)
     assert done.returncode == 3
@@ -223,7 +223,7 @@ def test_a_wrong_name_is_answered_with_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_missing_module_is_answered_with_where_it_was_looked_for(tmp_path: Path) -> None:
-    """A typo in the module gets the folder and the modules in it."""
+    """If a module does not exist, the error names the folder and its modules."""
     done = zroute("run", "quote", cwd=module(tmp_path, EMPTY))
     assert done.returncode == 3
     assert f"no module 'quote' in {tmp_path}" in done.stderr
@@ -233,7 +233,7 @@ def test_a_missing_module_is_answered_with_where_it_was_looked_for(tmp_path: Pat
 
 
 def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
-    """I see my own lines, and neither zroute's nor Python's import machinery."""
+    """The traceback of a failing import has the user's frames only."""
     module(tmp_path, "import helper\n")
     module(tmp_path, "def load():\n    return 1 / 0\n\nload()\n", "helper")
     done = zroute("run", "quotes", cwd=tmp_path)
@@ -262,7 +262,7 @@ def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
     ],
 )
 def test_set_up_errors_have_their_exit_codes(tmp_path: Path, source: str, code: int, text: str) -> None:
-    """Invalid routes give 4, endpoints 5, a start that fails 1; each says what to mend, and nothing hangs."""
+    """Invalid routes give 4, endpoints 5, a failing start 1; each error names a remedy."""
     done = zroute("run", "quotes", cwd=module(tmp_path, f"from zroute import App\n{source}\n"))
     assert done.returncode == code, done.stderr
     assert text in done.stderr
@@ -272,7 +272,7 @@ def test_set_up_errors_have_their_exit_codes(tmp_path: Path, source: str, code: 
 
 
 def test_a_port_in_use_is_one_line_and_5(tmp_path: Path) -> None:
-    """A second instance on the same port says so and ends."""
+    """A second instance on the same port reports the conflict and ends."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         source = f"from zroute import App\napp = App(pub='tcp://127.0.0.1:{port}')\napp.publisher('a')\n"
@@ -287,21 +287,21 @@ def test_a_port_in_use_is_one_line_and_5(tmp_path: Path) -> None:
     [("--sub", "5555"), ("--for", "soon"), ("--max-messages", "0"), ("--reactor", "libev"), ("--nonsense",)],
 )
 def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """An option that can't be read gives 2 and the name of the option."""
+    """An invalid value of an option gives 2 and the name of the option."""
     done = zroute("run", "quotes", *arguments, cwd=module(tmp_path, EMPTY))
     assert done.returncode == 2
     assert arguments[0] in done.stderr
 
 
 def test_endpoints_of_several_apps_can_not_be_told_by_flags(tmp_path: Path) -> None:
-    """--sub with two apps is refused instead of guessed."""
+    """--sub with two apps is a usage error."""
     module(tmp_path, EMPTY, "others")
     done = zroute("run", "quotes", "others", "--sub", "tcp://127.0.0.1:1", cwd=module(tmp_path, EMPTY))
     assert (done.returncode, "can't be used with several apps" in done.stderr) == (2, True)
 
 
 def test_a_reactor_that_is_installed_already_is_named(tmp_path: Path) -> None:
-    """A program that asked for a reactor too late reads what to do."""
+    """If another reactor is already installed, the error says what to do."""
     program = f"""
 from twisted.internet import selectreactor
 selectreactor.install()
@@ -315,7 +315,7 @@ main(["run", "quotes", "--reactor", "poll"])
 
 
 def test_open_endpoints_and_catch_alls_are_warned_about(tmp_path: Path) -> None:
-    """A bind to all interfaces, and a pattern that receives everything, are said at the start."""
+    """The log warns of a bind to all interfaces, and of a pattern that matches all topics."""
     source = "from zroute import App\napp = App(pub='tcp://*:*', sub='tcp://127.0.0.1:1')\napp.subscribe('*.urgent')(print)\n"
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
     assert "is open to the network, without authentication" in done.stderr
@@ -323,7 +323,7 @@ def test_open_endpoints_and_catch_alls_are_warned_about(tmp_path: Path) -> None:
 
 
 def test_unhandled_failures_of_my_deferreds_are_logged_and_counted(tmp_path: Path) -> None:
-    """A Deferred that I dropped with its failure is in the log and in the summary."""
+    """An unhandled failure of a Deferred is logged, and counted in the summary."""
     source = (
         LOOP
         + """
@@ -342,7 +342,7 @@ def drop():
 
 
 def test_app_run_is_the_same_in_a_script(tmp_path: Path) -> None:
-    """A script that calls app.run() stops at a signal with exit 0."""
+    """A script that calls app.run() ends at a signal with exit 0."""
     module(tmp_path, LOOP + "\nif __name__ == '__main__':\n    app.run()\n")
     with Child(str(tmp_path / "quotes.py")) as child:
         child.line_with("tick 1")
@@ -351,13 +351,13 @@ def test_app_run_is_the_same_in_a_script(tmp_path: Path) -> None:
 
 
 def test_an_app_is_named_once() -> None:
-    """The same app twice is refused before anything starts."""
+    """Naming an app twice is refused before it starts."""
     done = zroute("run", "quotes", "quotes")
     assert (done.returncode, "name each once" in done.stderr) == (2, True)
 
 
 def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:
-    """A forgotten return and a forgotten include are named as such."""
+    """A factory without a return, and an app without routes, are reported as such."""
     module(tmp_path, "def create_app():\n    pass\n")
     assert "must return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
     module(tmp_path, "from zroute import App\napp = App()\n", "empty")
@@ -365,7 +365,7 @@ def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(t
 
 
 def test_a_start_up_that_fails_shows_my_traceback_and_no_other(tmp_path: Path) -> None:
-    """The last traceback on the screen is that of my function."""
+    """After a failing start, the last traceback is that of the user's function."""
     module(tmp_path, "from zroute import App\napp = App()\n@app.on_startup\ndef f(): raise OSError('no database')\n")
     done = zroute("run", "quotes", cwd=tmp_path)
     assert done.returncode == 1
@@ -374,7 +374,7 @@ def test_a_start_up_that_fails_shows_my_traceback_and_no_other(tmp_path: Path) -
 
 
 def test_publishing_from_a_thread_is_refused_before_zeromq_sees_it(tmp_path: Path) -> None:
-    """Another thread gets an error that names the way, instead of an abort of the process."""
+    """Publishing from another thread raises an error with a remedy, and does not abort."""
     source = (
         LOOP
         + """

@@ -1,4 +1,4 @@
-"""A signal ends every command that waits, also one that does not interrupt its main thread."""
+"""A signal ends every waiting command, even if another thread receives it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from tests.cli.feeding import feed
 from tests.support import PATIENCE, Child, free_endpoint
 
-# Python's handlers run in the main thread, which a signal that arrives in another one does not wake: the same as one
-# that arrives just before the main thread falls asleep, but each time. The command line comes behind it.
+# Python runs signal handlers in the main thread. A signal that another thread receives does not wake it, and neither
+# does one that arrives just before the main thread sleeps. This program causes the first case each time. The command
+# line is appended.
 ELSEWHERE = """
 import os, signal, sys, threading
 
@@ -48,7 +49,7 @@ COMMANDS = {
 
 
 def falls_asleep(process: int) -> None:
-    """Wait until the main thread sleeps and has used no CPU time for a while."""
+    """Wait until the main thread sleeps and uses no CPU time."""
     deadline, before, same = time.monotonic() + PATIENCE, "", 0
     while same < 5:
         assert time.monotonic() < deadline
@@ -61,7 +62,7 @@ def falls_asleep(process: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_wakes_a_main_thread_that_sleeps(command: str, tmp_path: Path) -> None:
-    """No command misses a Ctrl-C that comes in the moment before it has nothing to do."""
+    """No command misses a Ctrl-C that arrives just before it waits."""
     (tmp_path / "quiet.py").write_text(APP)
     reading, writing = os.pipe()
     with feed() as publisher:
@@ -80,7 +81,7 @@ def test_a_signal_wakes_a_main_thread_that_sleeps(command: str, tmp_path: Path) 
     os.close(writing)
 
 
-# Ctrl-C in the middle of an import, at a known place; the first of the modules is mine, the others are zroute's own.
+# Sends Ctrl-C during an import, at a known place. The first module is the user's, the others are zroute's.
 AT_AN_IMPORT = """
 import os, signal, sys
 
@@ -120,7 +121,7 @@ IMPORTED = {
     ("command", "at"), [(command, at) for command, names in IMPORTED.items() for at in names], ids=str
 )
 def test_ctrl_c_while_a_module_is_imported_ends_quietly(command: tuple[str, ...], at: str, tmp_path: Path) -> None:
-    """Each command ends with 130 and without a traceback, from its first import on."""
+    """Ctrl-C during any import ends a command with 130 and no traceback."""
     (tmp_path / "quiet.py").write_text(APP)
     environment = {"AT": at, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     with Child("-c", AT_AN_IMPORT, *command, cwd=tmp_path, env=environment) as child:

@@ -1,4 +1,4 @@
-"""`zroute tail`: messages in lines for people, for programs, and in one's own words."""
+"""`zroute tail`: lines for people, JSON for programs, and templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.pure import plain, tracked
 
 
 def shown(*messages: bytes, options: tuple[str, ...] = ()) -> list[str]:
-    """The lines for these messages."""
+    """Return the lines that the command prints for these messages."""
     count = str(len(messages))
     with feed() as publisher, listening("tail", publisher, "a", "a.>", "-n", count, *options) as child:
         publisher.send(*messages)
@@ -27,13 +27,13 @@ def shown(*messages: bytes, options: tuple[str, ...] = ()) -> list[str]:
 
 
 def told(*messages: bytes) -> list[dict[str, Any]]:
-    """The same as objects."""
+    """Return the objects that the command prints with --json."""
     return [json.loads(line) for line in shown(*messages, options=("--json",))]
 
 
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 def test_every_wire_gives_the_same_message(tmp_path: Path, wire: str) -> None:
-    """Whatever wire an app publishes on, I see topic and body; what only a tracked one tells is null in others."""
+    """Each wire shows topic and body; fields that only the tracked wire has are null in others."""
     with ticker(tmp_path, wire) as endpoint:
         done = zroute("tail", endpoint, "stocks.ABC", "--json", "-n", "2")
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_every_wire_gives_the_same_message(tmp_path: Path, wire: str) -> None:
     assert first["tracked"] is (wire == "tracked")
     assert second["received_at"] >= first["received_at"] > 1e9
     if wire == "tracked":
-        assert second["sequence"] == first["sequence"] + 1  # counted by subscription: those to others take none away
+        assert second["sequence"] == first["sequence"] + 1  # each subscription has numbers of its own
         assert re.fullmatch("[0-9a-f]{16}", first["publisher"])
         assert first["sent_at"] <= first["received_at"]
     else:
@@ -50,7 +50,7 @@ def test_every_wire_gives_the_same_message(tmp_path: Path, wire: str) -> None:
 
 
 def test_piped_it_is_one_line_a_message() -> None:
-    """Time, topic and body; line ends and commands to the terminal in a body are escaped."""
+    """A line has time, topic and body; line ends and control characters are escaped."""
     lines = shown(
         plain("a.map", {"x": [1, None, "Ü"]}),
         plain("a.text", body=b"two\nlines \x1b[31mred"),
@@ -67,7 +67,7 @@ def test_piped_it_is_one_line_a_message() -> None:
 
 
 def test_a_body_is_decoded_as_the_header_says_or_as_it_looks() -> None:
-    """A named codec counts; without one JSON, msgpack, text and bytes are told apart."""
+    """The stated codec decodes the body; without one, it is guessed from the body."""
     found = told(
         tracked("a", 1, codec=1),
         tracked("a", body=b"[1]", codec=2),
@@ -98,7 +98,7 @@ def test_a_body_is_decoded_as_the_header_says_or_as_it_looks() -> None:
 
 
 def test_a_body_that_is_not_what_its_publisher_says_is_shown_as_bytes() -> None:
-    """I see that it can't be decoded, why, and what came."""
+    """A body that does not match its codec is shown as bytes, with the reason."""
     deep = b"[" * 150 + b"]" * 150
     broken = (tracked("a", body=b"\xc1\n", codec=1), tracked("a", body=deep, codec=2))
     one, two = told(*broken)
@@ -113,7 +113,7 @@ def test_a_body_that_is_not_what_its_publisher_says_is_shown_as_bytes() -> None:
 
 
 def test_json_keeps_what_is_no_text_and_stays_one_line() -> None:
-    """Topics in strange bytes come back with surrogateescape, and no character breaks a line."""
+    """Topics that are not UTF-8 have surrogate escapes, and no character breaks a line."""
     with feed() as publisher, listening("tail", publisher, "--json", "-n", "2") as child:
         publisher.send(tracked("a", body="\u2028\x85".encode(), codec=3, headers={"k": "\n"}).replace(b"a", b"\xff", 1))
         assert child.end(None) == 0
@@ -124,7 +124,7 @@ def test_json_keeps_what_is_no_text_and_stays_one_line() -> None:
 
 
 def test_a_template_says_what_i_want_to_see() -> None:
-    """Fields, parts of body and headers, and formats; what a message does not have is a dash."""
+    """A template has fields, parts of body and headers, and formats; missing parts are a dash."""
     text = "{topic:<4}|{body[price]:.2f}|{headers[who]}|{sequence:03}|{sent_at}|{codec}|{body[no][no]}|{body}"
     lines = shown(
         tracked("a", {"price": 2}, headers={"who": "me"}),
@@ -150,7 +150,7 @@ def test_a_template_says_what_i_want_to_see() -> None:
     ],
 )
 def test_a_bad_template_is_a_usage_error_before_anything_opens(template: str, text: str) -> None:
-    """I learn it at once, and not with the first message; the endpoint, which can't be opened, is not tried."""
+    """An invalid template is reported before the endpoint is opened."""
     done = zroute("tail", "bind:tcp://192.0.2.1:5555", "--format", template)
     assert done.returncode == 2
     assert text in done.stderr
@@ -158,7 +158,7 @@ def test_a_bad_template_is_a_usage_error_before_anything_opens(template: str, te
 
 
 def test_only_topics_only_some_and_only_so_many() -> None:
-    """--topics-only, --ignore, --sample and -n go together, and the summary says what became of the rest."""
+    """--topics-only, --ignore, --sample and -n combine, and the summary counts the other messages."""
     options = ("--topics-only", "--ignore", "a.b.>", "--ignore", "a.c", "--sample", "3", "-n", "3")
     with feed() as publisher, listening("tail", publisher, "a.>", *options) as child:
         topics = [f"a.{n}" for n in range(1, 8)]
@@ -180,14 +180,14 @@ def test_only_topics_only_some_and_only_so_many() -> None:
     ],
 )
 def test_wrong_use_is_told(arguments: tuple[str, ...], text: str) -> None:
-    """What I got wrong is named, with exit 2."""
+    """A usage error names the wrong option or pattern."""
     done = zroute("tail", "tcp://127.0.0.1:1", *arguments)
     assert done.returncode == 2
     assert text in done.stderr
 
 
 def test_a_terminal_gets_colours_unless_i_do_not_want_them(tmp_path: Path) -> None:
-    """On a terminal topics and values are coloured; NO_COLOR turns that off, and no line is folded."""
+    """A terminal shows topics and values in colours, unless NO_COLOR is set; lines are not folded."""
     with ticker(tmp_path) as endpoint:
         coloured, code = on_terminal("tail", endpoint, "stocks.ABC", "-n", "2", cwd=tmp_path)
         bare, _ = on_terminal("tail", endpoint, "stocks.ABC", "-n", "2", cwd=tmp_path, NO_COLOR="1", COLUMNS="20")
@@ -199,7 +199,7 @@ def test_a_terminal_gets_colours_unless_i_do_not_want_them(tmp_path: Path) -> No
 
 
 def test_a_body_can_not_command_my_terminal_nor_fill_it() -> None:
-    """Escape sequences and markup of a peer are shown as text, and a large body is cut with a word about it."""
+    """Escape sequences and markup are shown as text, and a large body is cut with a remark."""
     with feed() as publisher:
 
         def send() -> None:

@@ -1,4 +1,4 @@
-"""`zroute top`: how much comes on which topics."""
+"""`zroute top`: the rates of messages and bytes per topic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zroute.messages.wire import parse
 
 
 class Stopwatch:
-    """A clock that is put forward by hand."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ class Stopwatch:
 
 
 def measured(traffic: Traffic, clock: Stopwatch, seconds: float, **messages: int) -> Measured:
-    """An interval in which so many messages of 100 bytes came on these topics."""
+    """Count these numbers of messages of 100 bytes by topic, and end the interval."""
     clock.now += seconds
     for topic, number in messages.items():
         for _ in range(number):
@@ -36,7 +36,7 @@ def measured(traffic: Traffic, clock: Stopwatch, seconds: float, **messages: int
 
 
 def test_rates_are_those_of_the_interval_and_totals_of_all_time() -> None:
-    """The fastest topic is first; one that fell silent has a rate of 0, and keeps its total."""
+    """The fastest topic is first; a silent one has a rate of 0, and keeps its total."""
     clock = Stopwatch()
     traffic = Traffic(clock=clock)
     first = measured(traffic, clock, 2, slow=1, fast=10)
@@ -54,10 +54,10 @@ def test_rates_are_those_of_the_interval_and_totals_of_all_time() -> None:
 
 
 def test_the_fastest_topics_are_kept_and_the_rest_is_counted_together() -> None:
-    """A publisher that makes up topics takes no memory for ever, and not one message is missing in the sum."""
+    """Many topics take a limited memory, and the total still counts every message."""
     clock = Stopwatch()
     traffic = Traffic(2, clock=clock)
-    first = measured(traffic, clock, 1, a=1, b=2, c=3, d=4, e=50)  # there was no room left for e
+    first = measured(traffic, clock, 1, a=1, b=2, c=3, d=4, e=50)  # no room is left for e
     assert [rate.topic for rate in first.topics] == ["d", "c"]
     assert first.others is not None
     assert (first.others.messages, first.others.messages_per_second) == (53, 53)
@@ -75,7 +75,7 @@ def test_the_fastest_topics_are_kept_and_the_rest_is_counted_together() -> None:
 
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 def test_once_prints_one_table(tmp_path: Path, wire: str) -> None:
-    """--once in a script gives a plain table of one interval, whatever the wire, and ends."""
+    """--once prints a plain table of one interval for any wire, and ends."""
     with ticker(tmp_path, wire) as endpoint:
         done = zroute("top", endpoint, "--once", "--interval", "500ms")
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_once_prints_one_table(tmp_path: Path, wire: str) -> None:
 
 
 def test_once_as_json_is_one_document(tmp_path: Path) -> None:
-    """A program gets exact numbers; a pattern limits what is counted."""
+    """--json has exact numbers, and a pattern limits the counted topics."""
     with ticker(tmp_path) as endpoint:
         done = zroute("top", endpoint, "stocks.ABC", "--once", "--json")
     document = json.loads(done.stdout)
@@ -104,7 +104,7 @@ def test_once_as_json_is_one_document(tmp_path: Path) -> None:
 
 
 def test_json_is_a_document_an_interval_until_i_end_it() -> None:
-    """One line each time; the totals grow, and Ctrl-C ends with 0 and a summary."""
+    """--json prints a line per interval with growing totals; Ctrl-C ends with 0 and a summary."""
     with feed() as publisher, listening("top", publisher, "--interval", "200ms", "--json") as child:
         publisher.send(plain("a", 1), plain(b"\xff", 1), b"broken")
         child.wait_for(lambda lines: any('"a"' in line for line in lines))
@@ -118,7 +118,7 @@ def test_json_is_a_document_an_interval_until_i_end_it() -> None:
 
 
 def test_piped_without_once_it_prints_table_after_table() -> None:
-    """In a log file I find one table an interval."""
+    """Without a terminal, each interval prints a table."""
     with feed() as publisher, listening("top", publisher, "--interval", "100ms") as child:
         child.wait_for(lambda lines: len([line for line in lines if line.startswith("sync")]) >= 2)
         assert child.end() == 0
@@ -126,19 +126,19 @@ def test_piped_without_once_it_prints_table_after_table() -> None:
 
 
 def test_a_terminal_gets_one_table_that_is_renewed(tmp_path: Path) -> None:
-    """The table stays where it is; what does not fit on the screen is in the line of others."""
+    """A terminal refreshes one table; topics that do not fit are in the line `others`."""
     with ticker(tmp_path) as endpoint:
         table, code = on_terminal("top", endpoint, "--interval", "200ms", cwd=tmp_path, until="stocks.ABC")
         small, _ = on_terminal("top", endpoint, "--interval", "200ms", cwd=tmp_path, until="others", LINES="5")
     assert code == 0
     assert "stocks.XYZ" in table
-    assert "\x1b[1A" in table  # the cursor goes up, to write over the table before
+    assert "\x1b[1A" in table  # the cursor moves up, to overwrite the previous table
     assert "Traceback" not in table
     assert "stocks.ABC" not in small
 
 
 def test_a_narrow_terminal_keeps_the_topics(tmp_path: Path) -> None:
-    """In 44 columns I read whole topics and their rates; the columns that do not fit are left out."""
+    """A narrow terminal shows topics and rates, and omits columns that do not fit."""
     with ticker(tmp_path) as endpoint:
         table, code = on_terminal(
             "top", endpoint, "--interval", "200ms", cwd=tmp_path, until="stocks.ABC", COLUMNS="44", NO_COLOR="1"
@@ -152,6 +152,6 @@ def test_a_narrow_terminal_keeps_the_topics(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("interval", "text"), [("0", "too short"), ("often", "not a duration")])
 def test_an_interval_has_to_be_long_enough(interval: str, text: str) -> None:
-    """Nothing can be measured in no time."""
+    """An interval that is too short or invalid is a usage error."""
     done = zroute("top", "tcp://127.0.0.1:1", "--interval", interval)
     assert (done.returncode, text in done.stderr) == (2, True)
