@@ -1,4 +1,6 @@
-"""Quotes in, alerts out: the app of the README, between a market that feeds it and a pager that it wakes.
+"""Publish alerts for high stock quotes, as in the README.
+
+A second app simulates the market, and a third shows the alerts like a pager.
 
 zroute run --app-dir examples alerts:market alerts alerts:pager --for 10s
 """

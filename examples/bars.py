@@ -1,4 +1,4 @@
-"""Quotes in, one-second bars out: an app in the middle, between a feed and whoever wants bars.
+"""Turn stock quotes into bars of one second, for any subscriber.
 
 zroute run --app-dir examples ticker:feed bars bars:chart --for 10s
 """
@@ -41,7 +41,7 @@ def collect(quote: Quote, symbol: str) -> None:
 @app.every(1.0)
 def close() -> None:
     for bar in current.values():
-        bars.publish(bar)  # the symbol in the topic is the bar's own
+        bars.publish(bar)  # the topic takes the symbol from the bar
     current.clear()
 
 

@@ -1,8 +1,10 @@
-"""A bridge: a feed that knows nothing of zroute sends [topic, JSON]; others get typed messages, and the dead letters.
+"""Convert messages of a program without zroute into typed messages.
+
+The feed sends [topic, JSON]. Messages that the bridge can't read are published as dead letters.
 
 zroute run --app-dir examples bridge
 
-In a second terminal who reads, in a third the feed, once well and once not:
+In a second terminal, run a subscriber. In a third, run the feed, with a valid and an invalid message:
 
 zroute tail tcp://127.0.0.1:5742
 zroute pub tcp://127.0.0.1:5741 temp.kitchen '{"celsius": 21.5, "battery": 80}' --wire multipart
@@ -18,14 +20,14 @@ app = App(sub="tcp://127.0.0.1:5741", pub="tcp://127.0.0.1:5742")
 
 @attrs.frozen
 class Reading:
-    """What the feed says; fields that are not named here are left out."""
+    """The message of the feed. Other fields in it are ignored."""
 
     celsius: float = attrs.field(validator=attrs.validators.ge(-273.15))
 
 
 @attrs.frozen
 class Temperature:
-    """What readers of the bridge get, as msgpack, with time and sequence."""
+    """The message of the bridge, as msgpack with time and sequence number."""
 
     room: str
     kelvin: float

@@ -1,9 +1,9 @@
-"""A chat relay: whoever connects by TCP enters and leaves rooms while it runs.
+"""Relay a chat between TCP clients, which join and leave rooms.
 
 zroute run --app-dir examples chat --for 600s
 
-In another terminal `nc 127.0.0.1 5720`, then `/join lobby`, `hello`, `/leave lobby`; in one more
-`zroute tail tcp://127.0.0.1:5721 'rooms.>'`. CHAT in the environment says where to listen instead.
+In another terminal, run `nc 127.0.0.1 5720`, and type `/join lobby`, `hello` and `/leave lobby`. In a third, run
+`zroute tail tcp://127.0.0.1:5721 'rooms.>'`. The environment variable CHAT replaces the address of the TCP port.
 """
 
 import os
@@ -42,7 +42,7 @@ class Client(LineReceiver):
 
     def lineReceived(self, line: bytes) -> None:
         match line.decode(errors="replace").split():
-            case ["/join", room] if room.isalnum() and room not in self.rooms:  # a star would be every room
+            case ["/join", room] if room.isalnum() and room not in self.rooms:  # a room named * would be a wildcard
                 self.rooms[room] = app.attach(f"rooms.{room}", self.hear)
             case ["/leave", room] if room in self.rooms:
                 self.rooms.pop(room).close()
@@ -64,7 +64,7 @@ class Door(Factory):
     port: Any = None
 
     async def open(self) -> None:
-        from twisted.internet import reactor  # in here, because the import installs one where there is none
+        from twisted.internet import reactor  # here, because this import installs a reactor if there is none
 
         self.port = await as_awaitable(serverFromString(reactor, LISTEN).listen(self))
         print(f"listens on port {self.port.getHost().port}")
@@ -79,10 +79,10 @@ async def door() -> AsyncIterator[Door]:
 
 
 @app.on_startup
-async def open_door(door: Door) -> None:  # not in the resource: nobody can join before the app's sockets are open
+async def open_door(door: Door) -> None:  # not in the resource: clients may join only after the app's sockets are open
     await door.open()
 
 
 @app.subscribe("rooms.{room}")
-def log(message: Said, room: str) -> None:  # and because of it a room is heard from the moment that it is joined
+def log(message: Said, room: str) -> None:  # it also subscribes to all rooms in advance, so a join takes effect at once
     print(f"{room} {message.by}: {message.text}")

@@ -1,12 +1,14 @@
-"""Orders, each with what an HTTP service knows of its customer: with retries, a deadline, and dead letters.
+"""Add data of an HTTP service to orders, with retries and a deadline.
+
+An order that fails is published as a dead letter.
 
 zroute run --app-dir examples enrich --for 600s
 
-In another terminal `zroute tail tcp://127.0.0.1:5726`, and in one more
+In another terminal, run `zroute tail tcp://127.0.0.1:5726`. In a third, send an order:
 
 zroute pub connect:tcp://127.0.0.1:5725 orders.ada '{"id": 7}'
 
-CUSTOMERS in the environment is the address to call; a customer's name is put behind it.
+The environment variable CUSTOMERS is the URL of the service. The name of the customer is appended.
 """
 
 import json
@@ -27,7 +29,7 @@ from zroute import App, Envelope, as_awaitable
 URL = os.environ.get("CUSTOMERS", "http://127.0.0.1:8080/customers/")
 PAUSES = (0.2, 1.0)  # seconds before each retry
 DEADLINE = 5.0  # seconds for one order, with its retries
-FAULTS = (LookupError, ConnectError, ResponseFailed, TimeoutError)  # what another try may mend
+FAULTS = (LookupError, ConnectError, ResponseFailed, TimeoutError)  # errors that a retry may solve
 app = App(sub="bind:tcp://127.0.0.1:5725", pub="tcp://127.0.0.1:5726")
 
 
@@ -77,7 +79,7 @@ class Customers:
 
 @app.resource
 async def customers() -> AsyncIterator[Customers]:
-    from twisted.internet import reactor  # in here, because the import installs one where there is none
+    from twisted.internet import reactor  # here, because this import installs a reactor if there is none
 
     pool = HTTPConnectionPool(reactor)
     yield Customers(HTTPClient(Agent(reactor, pool=pool)), reactor)
@@ -87,7 +89,7 @@ async def customers() -> AsyncIterator[Customers]:
 dead = app.publisher("dead.orders", Dead)
 
 
-@app.subscribe("orders.{customer}", max_in_flight=20)  # one after the other of a customer, 20 customers at a time
+@app.subscribe("orders.{customer}", max_in_flight=20)  # one order at a time for each customer, 20 customers at a time
 @app.publisher("enriched.{customer}")
 async def enrich(order: Order, customer: str, customers: Customers) -> Enriched:
     return Enriched(order, await customers.city_of(customer))

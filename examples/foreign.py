@@ -1,4 +1,6 @@
-"""A reader for publishers that know nothing of zroute: several parts, topics that are no text, bodies of any kind.
+"""Subscribe to programs that do not use zroute.
+
+Their messages may have several parts, topics that are not text, and bodies of any kind.
 
 zroute run --app-dir examples foreign --sub tcp://127.0.0.1:28332
 """
@@ -12,26 +14,26 @@ app = App(sub="tcp://127.0.0.1:5714")
 
 @app.subscribe("rawblock", "hashtx")
 def chain(body: bytes, envelope: Envelope) -> None:
-    """[topic, body, 4-byte sequence], as a Bitcoin node sends it."""
+    """Receive [topic, body, 4-byte sequence number] from a Bitcoin node."""
     sequence = int.from_bytes(envelope.frames[2], "little")
     print(f"{envelope.topic} {sequence}: {body.hex()}")
 
 
 @app.subscribe(startswith(b"\xff\x01"))
 def instrument(body: bytes, topic: Topic) -> None:
-    """A topic of bytes that are no text."""
+    """Receive messages whose topic is bytes, not text."""
     print(f"instrument {topic.wire.hex()}: {len(body)} bytes")
 
 
 @app.subscribe("log.{level}.>", "log.{level}")
 def log(line: str, level: str) -> None:
-    """[topic, line], as pyzmq's logging handler sends it."""
+    """Receive [topic, line] from the logging handler of pyzmq."""
     print(f"{level}: {line.rstrip()}")
 
 
 @app.subscribe("metrics.>")
 def metrics(values: Any, topic: Topic) -> None:
-    """JSON and msgpack objects are told apart by their first byte."""
+    """Receive JSON or msgpack: the first byte of an object tells which."""
     print(f"{topic}: {values}")
 
 
@@ -42,4 +44,4 @@ def dead_letter(error: Exception, envelope: Envelope) -> None:
 
 @app.on_unrouted
 def fallback(envelope: Envelope) -> None:
-    print(f"nobody takes {envelope.topic!r}")
+    print(f"no handler for {envelope.topic!r}")

@@ -1,9 +1,9 @@
-"""The same program on each machine: where it listens and what it watches for stands in the environment.
+"""Configure an app by environment variables: endpoints and settings.
 
 export ZROUTE_SUB=tcp://127.0.0.1:5743 ZROUTE_PUB=tcp://127.0.0.1:5744 DISK_LIMIT=90 DISK_IGNORE=tmp,scratch
 zroute run --app-dir examples from_environment
 
-In a second terminal who is told, in a third a disk:
+In a second terminal, show the warnings. In a third, report a full disk:
 
 zroute tail tcp://127.0.0.1:5744
 zroute pub tcp://127.0.0.1:5743 disks.var '{"percent": 93.5}'
@@ -16,7 +16,7 @@ import attrs
 
 from zroute import App
 
-app = App(loop=False)  # its endpoints are those of ZROUTE_SUB and ZROUTE_PUB, and without them it does not start
+app = App(loop=False)  # ZROUTE_SUB and ZROUTE_PUB give the endpoints; without them it does not start
 
 
 @attrs.frozen

@@ -1,14 +1,14 @@
-"""A publisher with state: stock levels that follow orders, survive a restart, and are told to whoever asks.
+"""Keep stock levels that follow orders and survive a restart.
 
     zroute run examples/inventory.py
 
-and beside it::
+In other terminals::
 
     zroute tail tcp://127.0.0.1:5771 'stock.>'
     zroute pub tcp://127.0.0.1:5770 orders.bolt 5
 
-``stock.{item}`` carries each change, ``stock`` the whole every minute and after ``zroute pub … snapshot null``.
-Levels are kept in the file that INVENTORY names (default: inventory.json).
+``stock.{item}`` has each change. ``stock`` has all levels, every minute and after ``zroute pub … snapshot null``.
+The file named by the environment variable INVENTORY keeps the levels (default: inventory.json).
 """
 
 import json
@@ -30,7 +30,7 @@ class Level:
 
 
 class SoldOutError(Exception):
-    """Somebody ordered more than there is."""
+    """An order exceeds the stock."""
 
 
 @attrs.define
@@ -48,7 +48,7 @@ class Stock:
     def save(self) -> None:
         beside = self.path.with_suffix(".new")
         beside.write_text(json.dumps(self.levels))
-        beside.replace(self.path)  # whole or not at all, whenever the power goes
+        beside.replace(self.path)  # atomic: a power failure leaves the old file or the new one
 
 
 @app.resource

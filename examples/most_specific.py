@@ -1,8 +1,11 @@
-"""The smart subscriber of txZMQ's documentation: the most specific handler gets the message, as JSON or as raw bytes.
+"""Pass each message to its most specific handler, as JSON or raw bytes.
+
+This is the smart subscriber of txZMQ's documentation.
 
 zroute run --app-dir examples most_specific
 
-In a second terminal, what a publisher on txZMQ sends, `publish(json.dumps({"timestamp": …, "data": …}).encode(), tag)`:
+In a second terminal, send messages like those of a txZMQ publisher, which calls
+`publish(json.dumps({"timestamp": …, "data": …}).encode(), tag)`:
 
 zroute pub tcp://127.0.0.1:5740 weather.oslo '{"timestamp": 1767225600, "data": {"celsius": -3.5}}' --wire plain
 zroute pub tcp://127.0.0.1:5740 weather.oslo '4;CRC=77' --wire plain --codec raw
@@ -33,7 +36,7 @@ class Story:
 @app.subscribe("weather.{city}")
 def weather(report: Stamped[Weather] | bytes, city: str) -> None:
     if isinstance(report, bytes):
-        print(f"{city}, as it came: {report.decode(errors='replace')}")
+        print(f"{city}, raw: {report.decode(errors='replace')}")
     else:
         print(f"{city}: {report.data.celsius} °C at {clock(report.timestamp)}")
 
@@ -41,7 +44,7 @@ def weather(report: Stamped[Weather] | bytes, city: str) -> None:
 @app.subscribe("news.>")
 def news(story: Stamped[Story] | bytes, topic: Topic) -> None:
     if isinstance(story, bytes):
-        print(f"{topic}, as it came: {story.decode(errors='replace')}")
+        print(f"{topic}, raw: {story.decode(errors='replace')}")
     else:
         print(f"{topic}: {story.data.title}, at {clock(story.timestamp)}")
 
@@ -51,7 +54,7 @@ def sports(story: Stamped[Story]) -> None:
     print(f"Sports! {story.data.title}")
 
 
-@app.subscribe(startswith(""))  # all that is left, whatever it is, as the tag b"" of txZMQ
+@app.subscribe(startswith(""))  # all other messages, like the tag b"" in txZMQ
 def anything(message: Stamped[Any] | bytes, topic: Topic) -> None:
     print(f"somewhere else, {topic}: {message!r}")
 

@@ -1,4 +1,4 @@
-"""A news desk: each story goes to its most specific handler, and what nobody takes to a fallback.
+"""Pass each story to its most specific handler, or else to a fallback.
 
 zroute run --app-dir examples news_desk:agency news_desk:desk --for 3s
 """
@@ -15,7 +15,7 @@ STORIES = cycle(
         ("sports.football.final", "Home side wins"),
         ("weather.oslo", "Snow by noon"),
         ("news.local.harbour", "New crane arrives"),
-        ("puzzle", "Seven across: brokerless"),  # the desk has no pattern that starts so: it is never even sent there
+        ("puzzle", "Seven across: brokerless"),  # no pattern of the desk has this prefix: the agency does not send it
     ]
 )
 
@@ -51,4 +51,4 @@ def weather(headline: str, city: str) -> None:
 
 @desk.on_unrouted
 def fallback(envelope: Envelope) -> None:
-    print(f"nobody's desk: {envelope.topic}: {envelope.body.decode()}")
+    print(f"no desk for {envelope.topic}: {envelope.body.decode()}")

@@ -1,4 +1,4 @@
-"""Quotes into SQLite: handlers that wait for a database, which a resource opens and closes.
+"""Store quotes in SQLite. A resource opens and closes the database.
 
 zroute run --app-dir examples ticker:feed quotes_db --for 10s
 """

@@ -1,13 +1,13 @@
-"""A sensor gateway: raw readings in, calibrated and checked ones out, and a summary each ten seconds.
+"""Publish calibrated sensor readings, and a summary every ten seconds.
 
     zroute run examples/sensor_gateway.py
 
-and beside it::
+In another terminal::
 
     zroute tail tcp://127.0.0.1:5760 'sensors.>'
 
-The bus is a resource, so a test gives the gateway readings of its own. Here it is simulated: temperatures around
-21 degrees, and now and then nonsense.
+The bus of the sensors is a resource, so a test can replace it. Here it is simulated, with temperatures around 21
+degrees and occasional invalid values.
 """
 
 import random
@@ -34,7 +34,7 @@ class Summary:
 
 
 class Bus:
-    """What the sensors hang on: `poll` gives the raw values since the last call."""
+    """The bus of the sensors. `poll` returns the raw values since the last call."""
 
     def poll(self) -> list[tuple[str, int]]:
         return [(sensor, int(random.gauss(8600, 40))) for sensor in ("roof", "cellar")] + [
@@ -43,7 +43,7 @@ class Bus:
 
 
 class Calibration:
-    """From raw values to degrees; what is outside of the range is nonsense."""
+    """Converts raw values to degrees, and counts values out of range as outliers."""
 
     def __init__(self, offset: float = -65.0, span: float = 0.01) -> None:
         self.offset, self.span = offset, span

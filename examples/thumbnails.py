@@ -1,8 +1,8 @@
-"""Thumbnails, made in threads: handlers compute for as long as they like, and the app goes on around them.
+"""Compute thumbnails in threads, so that the app does not block.
 
 zroute run --app-dir examples thumbnails
 
-In a second terminal who looks at it, in a third two cameras:
+In a second terminal, show the progress. In a third, run two cameras:
 
 zroute tail tcp://127.0.0.1:5747 'progress.*'
 zroute run --app-dir examples thumbnails:cameras --for 5s
@@ -18,7 +18,7 @@ SCALE = 8
 
 @attrs.frozen
 class Picture:
-    """Shades of grey, a byte for each pixel, row by row."""
+    """A picture in shades of grey, with one byte per pixel, row by row."""
 
     width: int
     pixels: bytes
@@ -40,9 +40,10 @@ progress = app.publisher("progress.{camera}", Progress)
 @app.publisher("thumbnails.{camera}")
 @app.subscribe("pictures.{camera}", thread=True, max_in_flight=2, queue=8)
 def shrink(picture: Picture, camera: str) -> Picture:
-    """Runs in a thread: of one camera one after the other, of two cameras at a time.
+    """Make a thumbnail, in a thread.
 
-    Eight more wait their turn; then the app reads no more until four of them are done.
+    Pictures of one camera are handled in order, and those of two cameras at the same time. Eight more pictures can
+    wait. Then the app stops reading until four are done.
     """
     small = bytearray()
     for top in range(0, picture.height, SCALE):
@@ -53,7 +54,7 @@ def shrink(picture: Picture, camera: str) -> Picture:
 
 
 def shade(picture: Picture, left: int, top: int) -> int:
-    """The mean of a square."""
+    """Return the mean shade of a square."""
     rows = range(top * picture.width + left, (top + SCALE) * picture.width + left, picture.width)
     return sum(sum(picture.pixels[row : row + SCALE]) for row in rows) // SCALE**2
 

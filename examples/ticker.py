@@ -1,4 +1,4 @@
-"""A price ticker: each second a tick with two topics, and typed subscribers.
+"""Publish prices every second on two kinds of topics, and show them.
 
 zroute run --app-dir examples ticker:feed ticker:screen --for 10s
 """

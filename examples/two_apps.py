@@ -1,12 +1,14 @@
-"""Two apps in one process, which meet over inproc:// without a port: one counts, the other shows.
+"""Connect two apps in one process over inproc://, without a port.
+
+One app counts visits of a page, and the other shows the totals.
 
 zroute run examples/two_apps.py:collector examples/two_apps.py:screen
 
-In a second terminal, visitors of a page:
+In a second terminal, simulate visits:
 
 zroute pub tcp://127.0.0.1:5745 hits.home '{"user": "ann"}' --every 100ms --count 20
 
-On two machines they are as they are, but for two endpoints.
+To run them on two machines, change only the two endpoints.
 """
 
 from collections import Counter

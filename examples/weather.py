@@ -1,4 +1,6 @@
-"""Weather stations of two generations in one handler: stamped JSON, and raw bytes where it is not JSON.
+"""Handle two formats in one handler: stamped JSON, and raw bytes.
+
+The older weather stations do not send JSON.
 
 zroute run --app-dir examples weather:stations weather:office --for 3s
 """
@@ -18,7 +20,7 @@ class Weather:
     celsius: float
 
 
-# The plain wire and JSON: bytes that a station in any language could send.
+# The plain wire and JSON: a station could send these bytes in any language.
 stations = App(pub=ENDPOINT, wire="plain", codec="json")
 modern = stations.publisher("weather.modern", Stamped[Weather])
 oldest = stations.publisher("weather.oldest", bytes)

@@ -1,8 +1,10 @@
-"""Breaking news as HTTP requests, with treq: a handler waits for its answer while the app goes on.
+"""Send breaking news as HTTP requests with treq.
+
+A handler waits for the response, and the app continues meanwhile.
 
 zroute run --app-dir examples news_desk:agency webhook --for 3s
 
-WEBHOOK in the environment is the address to call. Works under each reactor, because of as_awaitable.
+The environment variable WEBHOOK is the URL. It works with any reactor, because of as_awaitable.
 """
 
 import os
@@ -25,13 +27,13 @@ class Webhook:
 
     async def call(self, text: str) -> int:
         response = await as_awaitable(self.client.post(self.url, json={"text": text}, timeout=5))
-        await as_awaitable(response.content())  # to the end, so that the connection can be used again
+        await as_awaitable(response.content())  # read it to the end, so that the connection can be reused
         return int(response.code)
 
 
 @app.resource
 async def webhook() -> AsyncIterator[Webhook]:
-    from twisted.internet import reactor  # in here, because the import installs one where there is none
+    from twisted.internet import reactor  # here, because this import installs a reactor if there is none
 
     pool = HTTPConnectionPool(reactor)
     yield Webhook(HTTPClient(Agent(reactor, pool=pool)))

@@ -1,8 +1,10 @@
-"""Breaking news as HTTP requests, with a client that is made for asyncio: handlers are asyncio's tasks.
+"""Send breaking news as HTTP requests with an asyncio client.
+
+With asyncio's reactor, handlers are asyncio tasks.
 
 zroute run --app-dir examples news_desk:agency webhook_asyncio --reactor asyncio --for 3s
 
-WEBHOOK in the environment is the address to call.
+The environment variable WEBHOOK is the URL.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The desk itself, and an exchange that sends it orders."""
+"""The app of the desk, and an app of an exchange that sends orders to it."""
 
 from collections.abc import Iterator
 from itertools import count

@@ -1,4 +1,4 @@
-"""The book: a database that the modules of the desk share."""
+"""The order book: a database that the modules of the desk share as a resource."""
 
 import os
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ class Book:
         )
 
     async def total(self) -> tuple[int, float]:
-        """How many orders there are, and what they are worth together."""
+        """Return the number of orders and their total value."""
         ((number, value),) = await as_awaitable(self.pool.runQuery("SELECT count(*), total(value) FROM orders"))
         return number, value
 

@@ -1,4 +1,4 @@
-"""Orders come in, are booked, and fills go out: what a handler returns is published."""
+"""Book each order, and publish a fill: the return value of the handler."""
 
 from zroute import Routes
 

@@ -1,4 +1,4 @@
-"""Looks at the same orders; an error of its own kind becomes an alert."""
+"""Check the same orders. An error hook turns TooMuchError into an alert."""
 
 from zroute import Envelope, Routes
 

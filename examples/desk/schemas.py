@@ -1,4 +1,4 @@
-"""What travels between the modules of the desk, and to others."""
+"""The messages of the desk."""
 
 import attrs
 

@@ -1,4 +1,4 @@
-"""What alarm.tac runs: detectors report smoke, and a panel on the web shows it."""
+"""The app and the web page of alarm.tac: a fire alarm and its panel."""
 
 import json
 
@@ -9,7 +9,7 @@ from twisted.web.server import Request
 from zroute import App
 
 LIMIT = 0.1
-"""Of the light that smoke takes away, per metre."""
+"""The fraction of light that smoke absorbs per metre, above which there is an alarm."""
 
 
 @attrs.frozen

@@ -85,7 +85,7 @@ def test_news_desk(folder: Path) -> None:
             "news.culture: Opera reopens",
             "Sports: Home side wins",
             "Weather in Oslo: Snow by noon",
-            "nobody's desk: news.local.harbour: New crane arrives",
+            "no desk for news.local.harbour: New crane arrives",
         )
         lines = child.wait_for(all_of(*expected))
         ended(child)
@@ -265,7 +265,7 @@ def test_foreign(folder: Path, publisher: tuple[zmq.Socket[bytes], str]) -> None
             "metrics.load: {'cpu': 0.5}",
             "metrics.disk: {'free': 3}",
             "dead letter of 2 part(s) on 'log.INFO'",
-            "nobody takes 'rawblocks'",
+            "no handler for 'rawblocks'",
         )
 
         def sent_and_seen(lines: list[str]) -> bool:

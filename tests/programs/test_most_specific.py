@@ -23,11 +23,11 @@ def stamped(data: object) -> bytes:
 
 MESSAGES = {
     (b"weather.oslo", stamped({"celsius": -3.5})): "oslo: -3.5 °C at 00:00:00",
-    (b"weather.oslo", b"4;CRC=77"): "oslo, as it came: 4;CRC=77",
-    (b"weather.oslo", stamped({"kelvin": 270})): 'oslo, as it came: {"timestamp": 1767225600, "data": {"kelvin": 270}}',
+    (b"weather.oslo", b"4;CRC=77"): "oslo, raw: 4;CRC=77",
+    (b"weather.oslo", stamped({"kelvin": 270})): 'oslo, raw: {"timestamp": 1767225600, "data": {"kelvin": 270}}',
     (b"weather.oslo.west", b"4"): "somewhere else, weather.oslo.west: b'4'",
     (b"news.local", stamped({"title": "New crane"})): "news.local: New crane, at 00:00:00",
-    (b"news.local", b"\xffcrane"): "news.local, as it came: \ufffdcrane",
+    (b"news.local", b"\xffcrane"): "news.local, raw: \ufffdcrane",
     (b"news.sports.final", stamped({"title": "We won"})): "Sports! We won",
     (b"news.sports", stamped({"title": "Rain"})): "news.sports: Rain, at 00:00:00",
     (b"newsletter", stamped([1, 2])): "somewhere else, newsletter: Stamped(data=[1, 2], timestamp=1767225600.0)",
@@ -86,7 +86,7 @@ def test_as_its_docstring_says(folder: Path) -> None:
         ended(child)
     assert child.out == [
         "oslo: -3.5 °C at 00:00:00",
-        "oslo, as it came: 4;CRC=77",
+        "oslo, raw: 4;CRC=77",
         "Sports! We won",
         "somewhere else, newsletter: Stamped(data=[1, 2], timestamp=1767225600.0)",
     ]
