@@ -1,6 +1,4 @@
-"""Publish alerts for high stock quotes, as in the README.
-
-A second app simulates the market, and a third shows the alerts like a pager.
+"""Publish alerts for high quotes of a simulated market, as in the README.
 
 zroute run --app-dir examples alerts:market alerts alerts:pager --for 10s
 """
