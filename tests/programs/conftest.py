@@ -1,4 +1,4 @@
-"""What the tests of programs share: examples on ports of their own."""
+"""Fixtures for the tests of programs: copies of examples on free ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[str], Path]:
-    """A folder with a copy of one example in which every port of ZeroMQ is one that is free here."""
+    """Return a function that copies an example and replaces its ports by free ones."""
 
     def copy(name: str) -> Path:
         ports: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The commands in a program's docstring, typed into terminals: each a process of its own, as it stands there."""
+"""Run the commands in a program's docstring, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _START = {
 
 @attrs.frozen
 class Command:
-    """One line, and the variables that were exported before it."""
+    """A command line and the variables that were exported before it."""
 
     line: str
     environment: dict[str, str]
     folder: Path
 
     def start(self, *more: str, **variables: str) -> Child:
-        """In the folder that holds ``examples``, with ``more`` arguments and ``variables``."""
+        """Start the command in the parent folder of ``examples``, with ``more`` arguments and ``variables``."""
         words = shlex.split(self.line)
         environment = dict(self.environment)
         while "=" in words[0]:
@@ -38,13 +38,16 @@ class Command:
         return Child(*_START[program], *arguments, *more, cwd=self.folder, env={**environment, **variables})
 
     def run(self, *more: str) -> None:
-        """To its end, which has to be a good one."""
+        """Run the command to its end; fail unless it exits with 0."""
         with self.start(*more) as child:
             assert child.end(None) == 0, child.err
 
 
 def commands(folder: Path, name: str) -> list[Command]:
-    """Those in the docstring of the program ``name``, in order; ``folder`` is a copy of the examples."""
+    """Return the commands in the docstring of program ``name``, in order.
+
+    ``folder`` is a copy of the examples.
+    """
     docstring = ast.get_docstring(ast.parse((folder / name).read_text())) or ""
     environment: dict[str, str] = {}
     found = []
@@ -57,5 +60,5 @@ def commands(folder: Path, name: str) -> list[Command]:
 
 
 def ended(child: Child) -> None:
-    """Stop it as Ctrl-C does; it ends with 0."""
+    """Stop the child as Ctrl-C does; it must exit with 0."""
     assert child.end() == 0, child.err

@@ -1,4 +1,7 @@
-"""The benchmark itself: that it runs everywhere, and that no row is left out. Nothing here depends on times."""
+"""The benchmark runs on every machine and omits no row.
+
+No test here depends on times.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of a quick run where no compiler, server or valgrind can be found."""
+    """Return the JSON of a quick run on a machine without a compiler, nats-server and valgrind."""
     folder = tmp_path_factory.mktemp("benchmarks")
     files = [f"--{name}={folder / name}" for name in ("json", "svg", "markdown")]
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
@@ -45,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
-    """A quick run has every group and every row; one without figures says why."""
+    """A quick run has every group and every row; a row without figures states the reason."""
     groups = [group for part in command.PARTS for group in part.groups(command.QUICK)]
     assert list(found["groups"]) == [group.name for group in groups]
     for group in groups:
@@ -57,13 +60,13 @@ def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
 
 
 def test_who_is_not_installed_is_skipped_by_name(found: dict[str, Any]) -> None:
-    """Without a compiler and nats-server their rows say what to install."""
+    """Rows that need a missing compiler or nats-server state what to install."""
     rows = found["groups"]["receive-json"]["rows"]
     assert all("is installed" in rows[peer]["skipped"] or "not installed" in rows[peer]["skipped"] for peer in PEERS)
 
 
 def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
-    """The plot has a bar for zroute, and the Markdown a table for each group; so few messages judge no goal."""
+    """The plot has a bar for zroute, the Markdown a table per group; a quick run judges no goal."""
     texts = [element.text or "" for element in ElementTree.fromstring(found["files"]["svg"]).iter()]
     assert "zroute, tracked wire" in texts
     assert all(f"### `{name}`" in found["files"]["markdown"] for name in found["groups"])
@@ -74,7 +77,7 @@ def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
 def test_what_can_not_work_is_refused_before_anything_is_measured(
     wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """I learn of a wrong option now, not after half an hour."""
+    """A wrong option is refused before the first measurement."""
     with pytest.raises(SystemExit) as refused:
         command.parser().parse_args(wrong)
     assert refused.value.code == 2
@@ -82,7 +85,7 @@ def test_what_can_not_work_is_refused_before_anything_is_measured(
 
 
 def figures(*values: float) -> Any:
-    """A contestant's measurements, one a round; it fails when there are no more."""
+    """Return a measuring function that gives one value per round, then fails."""
     waiting = list(values)
 
     def measure() -> Figures:
@@ -94,7 +97,7 @@ def figures(*values: float) -> Any:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    """A machine that becomes slower in the middle of a run changes no ratio."""
+    """A machine that slows down during a run changes no ratio."""
     group = Group("g", "", (Contestant("base", figures(10, 100)), Contestant("ours", figures(20, 200))), "base")
     (result,) = run([group], 2, lambda _: None)
     assert result.to_base("ours") == [2.0, 2.0]
@@ -102,7 +105,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_each_round_begins_with_another_contestant() -> None:
-    """Nobody always runs after the same one."""
+    """The order of contestants rotates, so each round begins with another one."""
     told: list[str] = []
     names = "abc"
     group = Group("g", "", tuple(Contestant(name, figures(1, 1, 1)) for name in names), None)
@@ -111,7 +114,7 @@ def test_each_round_begins_with_another_contestant() -> None:
 
 
 def test_one_that_fails_is_named_and_the_others_go_on() -> None:
-    """A contestant that raises has a row that says so, and its group the figures of the others."""
+    """A contestant that raises gets a row with the error; the others keep their figures."""
     group = Group("g", "", (Contestant("broken", figures()), Contestant("base", figures(1, 2))), "base")
     (result,) = run([group], 2, lambda _: None)
     assert result.row("broken").failed
@@ -124,7 +127,7 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
 
 
 def test_a_goal_says_whether_it_is_met() -> None:
-    """The verdict compares the median of the ratios with the goal, and says why where there is none."""
+    """A verdict compares the median ratio with the goal, or states why no ratio exists."""
     goal = GOALS[0]
     group = Group(
         goal.group,
@@ -142,7 +145,7 @@ def test_a_goal_says_whether_it_is_met() -> None:
 
 
 def test_names_of_groups_are_checked() -> None:
-    """A mistyped --only tells which names there are."""
+    """A mistyped name after --only raises an error that lists the valid names."""
     with pytest.raises(SystemExit, match="receive-json"):
         command.main(["--quick", "--only", "recieve"])  # codespell:ignore recieve
 
@@ -158,7 +161,7 @@ def test_goals_are_about_rows_that_there_are() -> None:
 
 
 def test_a_skipped_row_is_in_the_result() -> None:
-    """Who is absent has a row with the reason and no samples."""
+    """A skipped contestant has a row with the reason and no samples."""
     group = Group("g", "", (Contestant("away", figures(), absent="not installed"),), None)
     (result,) = run([group], 1, lambda _: None)
     assert isinstance(result, Result)

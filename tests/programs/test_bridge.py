@@ -17,7 +17,7 @@ Example = Callable[[str], Any]
 
 
 def test_what_the_feed_says_goes_on_typed(test_app: Callable[..., TestApp], example: Example) -> None:
-    """[topic, JSON] becomes an object on a topic of its own, as msgpack, with a sequence; fields in excess are left."""
+    """The bridge republishes [topic, JSON] as a tracked msgpack object and ignores unknown fields."""
     bridge = example("bridge")
     t = test_app(bridge.app)
     t.receive(b"temp.kitchen", b'{"celsius": 21.5, "battery": 80}')
@@ -48,7 +48,7 @@ def test_what_the_feed_says_goes_on_typed(test_app: Callable[..., TestApp], exam
 def test_what_can_not_go_on_becomes_a_dead_letter(
     test_app: Callable[..., TestApp], example: Example, frames: tuple[bytes, ...], why: str, reason: str
 ) -> None:
-    """Whatever is wrong, it is published with its reason exactly as it came, and the next message goes on."""
+    """The bridge publishes an invalid message unchanged, with the reason, and handles the next one."""
     bridge = example("bridge")
     t = test_app(bridge.app)
     t.receive(*frames)
@@ -60,11 +60,11 @@ def test_what_can_not_go_on_becomes_a_dead_letter(
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
-    """A feed, the bridge and a reader in three processes: the good message and the dead letter arrive."""
+    """With a feed, the bridge and a reader in three processes, the good message and the dead letter arrive."""
     run, tail, good, bad = commands(folder, "bridge.py")
     with run.start() as bridge, tail.start("--json") as reader:
         for feed, topic in ((good, "rooms.kitchen.temperature"), (bad, "dead.unreadable")):
-            with feed.start("--every", "100ms") as feeding:  # again and again: the reader may not be there yet
+            with feed.start("--every", "100ms") as feeding:  # repeats, because the reader may not have joined yet
                 reader.line_with(topic)
                 ended(feeding)
         ended(reader)

@@ -1,4 +1,7 @@
-"""Trouble, as much of it as the test command bears; `python -m chaos` makes more: see docs/explanation/delivery.md."""
+"""A small share of the chaos suite, for the test command.
+
+`python -m chaos` runs more of it: see docs/explanation/delivery.md.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("seed", [4, 7, 19, 132][: sized(4, 1)])
 def test_what_is_lost_in_trouble_is_counted_exactly(seed: int) -> None:
-    """Publishers, readers and connections break; what was sent is seen or counted, and nothing hangs."""
+    """When peers and connections break, every message is handled or counted, and no process hangs."""
     Scenario(seed).play()
 
 
 @pytest.mark.parametrize("kind", wakeups.REACTORS)
 def test_no_wake_up_is_missed(kind: str) -> None:
-    """Thousands of sends, answers, pauses and looks on each reactor: what was sent arrives when all keep still."""
+    """On each reactor, messages arrive after thousands of sends, answers and pauses: no wake-up is missed."""
     operations = sized(20_000, 4_000)
     found = wakeups.run(kind, operations, seed=2)
     assert found["missed"] == []
@@ -30,7 +33,7 @@ def test_no_wake_up_is_missed(kind: str) -> None:
 
 
 def test_nonsense_is_counted_once_and_reaches_no_handler() -> None:
-    """Broken frames: no handler gets invalid data, each is counted once, and the good one behind is handled."""
+    """Each broken frame is counted once and reaches no handler; the good message after it is handled."""
     frames = sized(20_000, 5_000)
     found = nonsense.play(frames, seed=3)
     assert found["malformed"] > 0.15 * frames
@@ -49,20 +52,20 @@ def test_nonsense_is_counted_once_and_reaches_no_handler() -> None:
     ][: sized(4, 1)],
 )
 def test_bystanders_of_trouble_keep_every_message(seed: int, topology: str, trouble: str, host: str) -> None:
-    """A dies, freezes or is replaced: B's messages are all handled, its connection lives, and no loss names it."""
+    """When publisher A dies, freezes or is replaced, publisher B loses no message and no connection."""
     Bystanders(seed, topology=topology, trouble=trouble, host=host, watched=10.0, steady=True).play()
 
 
 @pytest_twisted.ensureDeferred
 async def test_who_is_ready_misses_nothing() -> None:
-    """Readers join a stream that never stops: from ready on each sees all topics without a gap."""
+    """A reader that joins a running stream sees every topic without a gap once it is ready."""
     found = await joins.play(reactor, sized(60, 12), together=3)
     assert (found["joins"], found["incomplete"]) == (sized(60, 12), 0)
 
 
 @pytest_twisted.ensureDeferred
 async def test_apps_that_come_and_go_leave_nothing() -> None:
-    """Many times a publisher and a reader start, join, exchange messages and stop: nothing stays, and nothing grows."""
+    """After many starts, joins, messages and stops of apps, no object and no memory is left."""
     before, after = await lives.lives(reactor, sized(60, 20))
     assert after.descriptors <= before.descriptors
     assert (after.threads, after.readers) == (before.threads, before.readers)

@@ -1,4 +1,4 @@
-"""The chat relay: rooms that come and go, in memory and between real sockets."""
+"""The chat relay: rooms in memory and between real sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zroute.testing import TestApp
 
 
 def seated(chat: Any) -> tuple[Any, StringTransport]:
-    """A client whose connection is in memory."""
+    """Return a client whose connection is in memory."""
     client, transport = chat.Client(), StringTransport()
     client.makeConnection(transport)
     return client, transport
@@ -23,13 +23,13 @@ def seated(chat: Any) -> tuple[Any, StringTransport]:
 
 class NoDoor:
     async def open(self) -> None:
-        """Listen nowhere."""
+        """Open no listening port."""
 
 
 def test_a_room_is_heard_from_joining_to_leaving(
     example: Callable[[str], Any], test_app: Callable[..., TestApp]
 ) -> None:
-    """I hear what others say in my room while I am in it, and nothing before or after."""
+    """A client hears its room from joining to leaving, and nothing before or after."""
     chat = example("chat")
     t = test_app(chat.app, {chat.Door: NoDoor()})
     client, transport = seated(chat)
@@ -43,7 +43,7 @@ def test_a_room_is_heard_from_joining_to_leaving(
 def test_what_is_said_goes_to_the_room_joined_last(
     example: Callable[[str], Any], test_app: Callable[..., TestApp]
 ) -> None:
-    """I am in two rooms: my words go to the one I joined last; whoever hangs up is in no room any more."""
+    """A client in two rooms speaks in the one it joined last; a client that hangs up leaves all rooms."""
     chat = example("chat")
     t = test_app(chat.app, {chat.Door: NoDoor()})
     client, transport = seated(chat)
@@ -59,7 +59,7 @@ def test_what_is_said_goes_to_the_room_joined_last(
 
 
 def test_a_line_that_is_nothing_is_answered(example: Callable[[str], Any], test_app: Callable[..., TestApp]) -> None:
-    """A room with a star, words outside of rooms, bytes that are no text: I am told what may be said."""
+    """An invalid room name, words outside a room and undecodable bytes are answered with the usage."""
     chat = example("chat")
     t = test_app(chat.app, {chat.Door: NoDoor()})
     client, transport = seated(chat)
@@ -70,7 +70,7 @@ def test_a_line_that_is_nothing_is_answered(example: Callable[[str], Any], test_
 
 
 def test_two_people_talk(copied: Callable[[str], Path]) -> None:
-    """Two real clients: what one says in the lobby the other hears, and no more when it has left."""
+    """With two real clients, one hears the other in the lobby until the other leaves."""
     folder = copied("chat")
     command = ("-m", "zroute", "run", "--app-dir", str(folder), "chat")
     with Child(*command, env={"CHAT": "tcp:0:interface=127.0.0.1"}) as child:
@@ -85,7 +85,7 @@ def test_two_people_talk(copied: Callable[[str], Path]) -> None:
             for file in (from_ada, from_bob):
                 file.write("/join lobby\n/nonsense\n")
                 file.flush()
-                assert file.readline().startswith("/join ROOM")  # by then it is in the room
+                assert file.readline().startswith("/join ROOM")  # the answer shows that the client is in the room
             from_ada.write("hello\n")
             from_ada.flush()
             assert from_bob.readline().endswith(": hello\n")

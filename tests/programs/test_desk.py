@@ -1,4 +1,4 @@
-"""The desk: modules that share a database, which a resource of one of them opens."""
+"""The desk: modules that share a database, opened by a resource of one module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zroute.testing import TestApp
 
 @pytest.fixture
 def desk(example: Callable[[str], Any]) -> Any:
-    """The module of the program."""
+    """Return the program as a module."""
     return example("desk.app")
 
 
@@ -36,7 +36,7 @@ class FakeBook:
 
 
 def test_both_modules_work_on_one_book(desk: Any, test_app: Callable[..., TestApp]) -> None:
-    """What the orders' module books, the risk module adds up; and the book is replaced for the test."""
+    """The risk module adds up the orders that the other module books; the test replaces the book."""
     schemas, book = importlib.import_module("desk.schemas"), FakeBook()
     t = test_app(desk.app, {importlib.import_module("desk.book").Book: book})
     t.publish("orders.new.ACME", schemas.Order(1, "ACME", 10.0, 5))
@@ -49,7 +49,7 @@ def test_both_modules_work_on_one_book(desk: Any, test_app: Callable[..., TestAp
 
 
 def test_orders_are_in_the_database_when_it_ends(tmp_path: Path, way: Way) -> None:
-    """As a program, with SQLite: an order from the shell is in the file, also after a stop."""
+    """An order from the shell is in the SQLite file after the program has stopped."""
     orders, results, path = way.meeting(), free_endpoint(), tmp_path / "book.db"
     flags = ("--sub", f"bind:{orders.bind}", "--pub", results)
     with Child(

@@ -40,7 +40,7 @@ class Client:
 
 
 class Desk:
-    """The running program, and what stands around it."""
+    """The running program with its fake client and clock."""
 
     def __init__(self, enrich: Any, test_app: Callable[..., TestApp]) -> None:
         self.client, self.clock = Client(), Clock()
@@ -48,7 +48,7 @@ class Desk:
         self.t = test_app(enrich.app, customers, raise_errors=False)
 
     def answer(self, call: int, code: int) -> None:
-        """Answer the call of that number, and let the app go on."""
+        """Answer the call of that number, and let the app continue."""
         self.client.calls[call][1].callback(Response(code))
         self.t.advance(0)
 
@@ -59,7 +59,7 @@ class Desk:
 
 
 def test_a_retry_mends_it(example: Callable[[str], Any], test_app: Callable[..., TestApp]) -> None:
-    """The service fails twice, and the third answer counts; nobody is told of the other two."""
+    """An order is enriched if the third call succeeds; two failed calls before it are not reported."""
     enrich = example("enrich")
     desk = Desk(enrich, test_app)
     desk.t.publish("orders.ada", enrich.Order(7))
@@ -71,7 +71,7 @@ def test_a_retry_mends_it(example: Callable[[str], Any], test_app: Callable[...,
 
 
 def test_what_fails_becomes_a_dead_letter(example: Callable[[str], Any], test_app: Callable[..., TestApp]) -> None:
-    """Three failures, or no answer within the deadline, or a body that is no order: each with its reason."""
+    """Three failures, a timeout and an invalid body each end as a dead letter with the reason."""
     enrich = example("enrich")
     desk = Desk(enrich, test_app)
     desk.t.publish("orders.ada", enrich.Order(1))
@@ -92,7 +92,7 @@ def test_what_fails_becomes_a_dead_letter(example: Callable[[str], Any], test_ap
 
 
 def test_order_is_kept_per_customer(example: Callable[[str], Any], test_app: Callable[..., TestApp]) -> None:
-    """A customer's second order waits for the first; another customer's does not, and twenty are asked at most."""
+    """Orders of one customer run in order; others run beside them, at most twenty at a time."""
     enrich = example("enrich")
     desk = Desk(enrich, test_app)
     names = ["ada", "ada", *(f"c{number}" for number in range(25))]
@@ -109,7 +109,7 @@ def test_order_is_kept_per_customer(example: Callable[[str], Any], test_app: Cal
 
 @pytest.fixture
 def service() -> Iterator[str]:
-    """The address of a real HTTP server: it fails once for each customer, and never knows nobody."""
+    """Serve HTTP: the first call for each customer fails, and customer "nobody" is unknown."""
     asked: set[str] = set()
 
     class Handler(BaseHTTPRequestHandler):
@@ -123,7 +123,7 @@ def service() -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -138,7 +138,7 @@ def service() -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: str, way: Way) -> None:
-    """Orders at the shell: one is enriched by its second call, and one ends as a dead letter."""
+    """With a real service, one order is enriched by the second call and one becomes a dead letter."""
     folder, orders, out = copied("enrich"), way.meeting(), way.meeting()
     command = ("-m", "zroute", "run", "--app-dir", str(folder), "enrich", "--reactor", kind)
     with (
@@ -147,7 +147,7 @@ def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: 
     ):
         publishing = ("-m", "zroute", "pub", f"connect:{orders.connect}")
         with Child(*publishing, "orders.ada", '{"id": 7}', "--every", "200ms") as repeating:
-            tail.line_with("home of ada")  # the first may have come before tail was there
+            tail.line_with("home of ada")  # the first may have been sent before tail had joined
             repeating.end()
         with Child(*publishing, "orders.nobody", '{"id": 8}') as once:
             assert once.end(None) == 0, once.err

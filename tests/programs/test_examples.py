@@ -1,4 +1,4 @@
-"""Every example runs as its docstring says, over real sockets, on ports of its own."""
+"""Every example runs as its docstring says, over real sockets and on free ports."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ EXAMPLES = ROOT / "examples"
 
 
 def command_of(path: Path) -> list[str]:
-    """The command line in the docstring of an example."""
+    """Return the command line in the docstring of an example."""
     found = re.search(r"^ *(zroute run .*)$", path.read_text(), re.MULTILINE)
     assert found, f"{path} does not say how it is run"
     return shlex.split(found[1])[1:]
 
 
 def started(folder: Path, name: str, *more: str, env: dict[str, str] | None = None) -> Child:
-    """The command of an example, with ``more`` in place of its last option: tests wait for output, not for time."""
+    """Start an example with ``more`` in place of its last option, so that tests wait for output, not for time."""
     arguments = [*command_of(folder / name)[:-2], *more]
     return Child("-m", "zroute", *arguments, cwd=folder.parent, env=env)
 
 
 def all_of(*texts: str) -> Callable[[list[str]], bool]:
-    """Whether each text stands in some line."""
+    """Return a check that each text is in some line."""
     return lambda lines: all(any(text in line for line in lines) for text in texts)
 
 
 def ended(child: Child) -> None:
-    """The example stops at SIGINT with 0 and a summary that knows of no failure of the framework."""
+    """Stop the example with SIGINT; it must exit with 0 and report no failure."""
     assert child.end() == 0, child.err
     assert any("received" in line for line in child.err), child.err
     assert not any("malformed 1" in line for line in child.err), child.err
 
 
 def test_every_example_says_how_it_is_run() -> None:
-    """I open an example, and its first lines tell me what it is and the command that runs it."""
+    """The first lines of an example say what it is and which command runs it."""
     for path in [*EXAMPLES.glob("*.py"), EXAMPLES / "desk" / "__init__.py"]:
         assert re.match(r"run (--app-dir )?examples\b", " ".join(command_of(path))), path
         assert 20 <= len(path.read_text().splitlines()) <= 110 or path.name == "__init__.py", path
 
 
 def test_alerts(folder: Path) -> None:
-    """A quote over the limit becomes an alert in another app, and the heartbeat arrives beside it."""
+    """A quote over the limit becomes an alert in another app, and the heartbeat arrives too."""
     with started(folder, "alerts.py") as child:
         child.wait_for(all_of(" x ", "high alert: ", "the desk is well"))
         ended(child)
 
 
 def test_ticker(folder: Path) -> None:
-    """Each tick brings quotes and a status, each to the handler of its type."""
+    """Each tick sends quotes and a status, and each reaches the handler of its type."""
     with started(folder, "ticker.py") as child:
         child.wait_for(all_of("AAPL", "MSFT", "ACME", "market open, 3 quotes"))
         ended(child)
 
 
 def test_bars(folder: Path) -> None:
-    """Quotes of a second go in, and one bar for each symbol comes out."""
+    """Quotes of one second become one bar for each symbol."""
     with started(folder, "bars.py") as child:
         child.wait_for(all_of("bar AAPL", "bar MSFT", "bar ACME"))
         ended(child)
 
 
 def test_news_desk(folder: Path) -> None:
-    """Each story goes to its most specific handler only, and the rest to the fallback."""
+    """Each story reaches only its most specific handler; the fallback receives the rest."""
     with started(folder, "news_desk.py") as child:
         expected = (
             "*** VOLCANO WAKES UP ***",
@@ -93,14 +93,14 @@ def test_news_desk(folder: Path) -> None:
 
 
 def test_weather(folder: Path) -> None:
-    """One handler takes stamped JSON as objects, and what is not JSON as bytes."""
+    """One handler receives stamped JSON as objects and all other bodies as bytes."""
     with started(folder, "weather.py") as child:
         child.wait_for(all_of("Oslo: -3.5 °C, 0.", "raw: BERGEN;4;CRC=77"))
         ended(child)
 
 
 def test_desk(folder: Path) -> None:
-    """The modules of a package work as one app: fills are published, and an error becomes an alert."""
+    """The modules of a package run as one app: fills are published, and an error becomes an alert."""
     with started(folder, "desk/__init__.py") as child:
         child.wait_for(all_of("exchange sees {'order'", "exchange sees {'text': 'order 6 is worth 11400'}"))
         ended(child)
@@ -108,7 +108,7 @@ def test_desk(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
 def test_quotes_db(folder: Path, kind: str) -> None:
-    """Every quote that was handled is a row, and the report reads them."""
+    """Every handled quote is a row in the database, and the report reads the rows."""
     with started(folder, "quotes_db.py", "--reactor", kind) as child:
         child.wait_for(all_of("AAPL", "MSFT", "ACME"))
         ended(child)
@@ -120,14 +120,14 @@ def test_quotes_db(folder: Path, kind: str) -> None:
 
 
 class Server:
-    """A real HTTP server on a port of its own, which keeps what is posted to it and answers 202."""
+    """A real HTTP server on a free port that stores POST bodies and answers 202."""
 
     def __init__(self) -> None:
         self.posted: list[object] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # connections stay open, as with servers in use
+            protocol_version = "HTTP/1.1"  # connections stay open, as on production servers
 
             def do_POST(self) -> None:
                 server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -137,7 +137,7 @@ class Server:
                 self.wfile.write(b"ok")
 
             def log_message(self, *_: object) -> None:
-                """Nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -146,7 +146,7 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -156,7 +156,7 @@ class Server:
     ("name", "kind"), [("webhook", "epoll"), ("webhook", "asyncio"), ("webhook_asyncio", "asyncio")]
 )
 def test_webhooks(folder: Path, name: str, kind: str) -> None:
-    """What is news reaches a real server over HTTP, with a client of Twisted's and with one of asyncio's."""
+    """News reaches a real HTTP server, through a Twisted client and through an asyncio client."""
     with (
         closing(Server()) as server,
         started(folder, f"{name}.py", "--reactor", kind, env={"WEBHOOK": server.url}) as child,
@@ -168,7 +168,7 @@ def test_webhooks(folder: Path, name: str, kind: str) -> None:
 
 
 def test_a_webhook_that_is_down_costs_only_its_message(folder: Path) -> None:
-    """Nobody answers: the handler fails with the reason, the app goes on, and stops as always."""
+    """While the server is down, the handler fails with the reason; the app continues and stops cleanly."""
     with started(folder, "webhook.py", env={"WEBHOOK": f"http://127.0.0.1:{free_port()}/"}) as child:
         child.wait_for(lambda lines: sum("forward() at" in line for line in lines) >= 2, stream="err")
         assert child.end() == 0, child.err
@@ -178,7 +178,7 @@ def test_a_webhook_that_is_down_costs_only_its_message(folder: Path) -> None:
 def test_quotes_db_with_another_database(
     example: Callable[[str], Any], kind: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without sockets, files and waiting: the resource is replaced, and handler and timer run."""
+    """The database can be replaced in a test: the handler and the timer run without sockets and files."""
     quotes_db = example("quotes_db")
     quote = quotes_db.Quote("ACME", 9.5, 3)
 
@@ -200,7 +200,7 @@ def test_quotes_db_with_another_database(
 def test_webhook_with_another_client(
     example: Callable[[str], Any], kind: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same for the HTTP client: nobody is called."""
+    """The HTTP client can be replaced in a test: no request is sent."""
     webhook = example("webhook")
 
     class Silent:
@@ -215,7 +215,7 @@ def test_webhook_with_another_client(
 def test_webhook_asyncio_with_a_transport_of_the_test(
     example: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """httpx itself runs, on a transport that answers in memory; a slow answer ends with the timeout."""
+    """httpx itself can run on a transport in memory; a slow answer ends with a timeout."""
     webhook = example("webhook_asyncio")
     httpx = pytest.importorskip("httpx")
 
@@ -235,7 +235,7 @@ def test_webhook_asyncio_with_a_transport_of_the_test(
 
 @pytest.fixture
 def publisher() -> Iterator[tuple[zmq.Socket[bytes], str]]:
-    """A bound PUB socket of a program that knows nothing of zroute."""
+    """Return a bound PUB socket that does not use zroute, and its address."""
     context = zmq.Context()
     socket = context.socket(zmq.PUB)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -245,7 +245,7 @@ def publisher() -> Iterator[tuple[zmq.Socket[bytes], str]]:
 
 
 def test_foreign(folder: Path, publisher: tuple[zmq.Socket[bytes], str]) -> None:
-    """Whatever a foreign publisher sends is read or reported, and the next message is handled."""
+    """Every message of a foreign publisher is handled or reported, and the next one is handled."""
     socket, endpoint = publisher
     messages = (
         [b"rawblock", b"\x01\x02", (7).to_bytes(4, "little")],

@@ -1,4 +1,4 @@
-"""A program that is configured by its environment: endpoints by zroute's variables, the rest by its own."""
+"""A program that is configured by the environment, with zroute's variables and its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Example = Callable[[str], Any]
 
 
 def test_settings_of_the_test(test_app: Callable[..., TestApp], example: Example) -> None:
-    """I try the handler with settings that I make, whatever stands in the environment; it needs no endpoints."""
+    """A test passes its own settings to the handler, without environment variables and endpoints."""
     program = example("from_environment")
     t = test_app(program.app, {program.Settings: program.Settings(limit=50.0, ignore=frozenset({"tmp"}))})
     for disk, percent in (("var", 50.0), ("var", 50.1), ("tmp", 99.0)):
@@ -27,7 +27,7 @@ def test_settings_of_the_test(test_app: Callable[..., TestApp], example: Example
 def test_settings_of_the_environment(
     test_app: Callable[..., TestApp], example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are read at each start, not when the module is imported."""
+    """Settings are read at each start, not when the module is imported."""
     program = example("from_environment")
     monkeypatch.setenv("DISK_LIMIT", "90")
     monkeypatch.setenv("DISK_IGNORE", "tmp,scratch")
@@ -49,7 +49,7 @@ def test_settings_that_are_missing_or_wrong(
     error: type[BaseException],
     text: str,
 ) -> None:
-    """It does not start, and the error names what is wrong."""
+    """With a missing or wrong setting the app does not start, and the error names the setting."""
     monkeypatch.delenv("DISK_LIMIT", raising=False)
     if limit is not None:
         monkeypatch.setenv("DISK_LIMIT", limit)
@@ -58,10 +58,10 @@ def test_settings_that_are_missing_or_wrong(
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
-    """The exported variables say where it listens, where it tells, and what it watches for."""
+    """Exported variables set where the program listens and publishes, and its limit."""
     run, tail, disk = commands(folder, "from_environment.py")
     with run.start() as program, tail.start("--format", "{topic}: {body[text]}") as reader:
-        with disk.start("--every", "100ms") as told:  # again and again: the reader may not be there yet
+        with disk.start("--every", "100ms") as told:  # repeats, because the reader may not have joined yet
             reader.line_with("warnings.var: var is 93.5 % full, over 90 %")
             ended(told)
         ended(reader)
@@ -76,7 +76,7 @@ def test_as_its_docstring_says(folder: Path) -> None:
     ],
 )
 def test_a_variable_that_is_missing(folder: Path, missing: str, code: int, says: str) -> None:
-    """One line says which, without a traceback, and the exit code says of what kind."""
+    """A missing variable prints one line that names it, and sets the exit code of its kind."""
     run, *_ = commands(folder, "from_environment.py")
     del run.environment[missing]
     with run.start() as program:
@@ -86,7 +86,7 @@ def test_a_variable_that_is_missing(folder: Path, missing: str, code: int, says:
 
 
 def test_without_any_endpoint(folder: Path) -> None:
-    """It refuses to talk to itself, and names the variables."""
+    """Without endpoints the program does not start, and the error names the variables."""
     run, *_ = commands(folder, "from_environment.py")
     run.environment.clear()
     with run.start() as program:

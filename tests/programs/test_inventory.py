@@ -16,13 +16,13 @@ from zroute.testing import TestApp
 
 @pytest.fixture
 def inventory(example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The module of the program."""
+    """Return the program as a module."""
     monkeypatch.setenv("INVENTORY", str(tmp_path / "stock.json"))
     return example("inventory")
 
 
 def test_orders_change_levels_which_are_published(inventory: Any, test_app: Callable[..., TestApp]) -> None:
-    """Each order is answered on its item's topic, the whole on request and each minute."""
+    """Each order publishes the item's level; a request and each minute publish all levels."""
     t = test_app(inventory.app)
     t.publish("orders.bolt", 5)
     t.publish("orders.nut", 250)
@@ -34,7 +34,7 @@ def test_orders_change_levels_which_are_published(inventory: Any, test_app: Call
 
 
 def test_what_is_not_there_can_not_be_sold(inventory: Any, test_app: Callable[..., TestApp]) -> None:
-    """A refused order is told, and changes nothing."""
+    """A refused order is logged and changes no level."""
     t = test_app(inventory.app)
     t.publish("orders.gear", 1)
     assert t.published("refused") == ["orders.gear: 1 of gear ordered, 0 left"]
@@ -42,7 +42,7 @@ def test_what_is_not_there_can_not_be_sold(inventory: Any, test_app: Callable[..
 
 
 def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
-    """Another run begins where the last one ended."""
+    """A second run begins with the levels of the first."""
     for left in (97, 94):
         with TestApp(inventory.app) as t:
             t.publish("orders.bolt", 3)
@@ -52,7 +52,7 @@ def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_runs_as_a_program(tmp_path: Path, way: Way) -> None:
-    """Orders from the shell, over real sockets; killed and started again it goes on."""
+    """Orders arrive over real sockets, and a killed program continues after its restart."""
     orders, stock = way.meeting(), way.meeting()
     flags = ("--sub", f"bind:{orders.bind}", "--pub", stock.bind)
     for left in (95, 90):
@@ -63,7 +63,7 @@ def test_it_runs_as_a_program(tmp_path: Path, way: Way) -> None:
             Child("-m", "zroute", "tail", stock.connect, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
         ):
             shop.line_with("publishes, bound to", stream="err")
-            while tail.process.poll() is None:  # until it has connected, what is published misses it
+            while tail.process.poll() is None:  # until tail has connected, it misses the answers
                 assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "0").returncode == 0
             assert tail.out == ["100" if left == 95 else "95"]
             assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "5").returncode == 0

@@ -1,4 +1,4 @@
-"""A router for what a txZMQ publisher sends: the most specific handler, JSON with a time stamp, or raw bytes."""
+"""A router for a txZMQ publisher: most specific handler, stamped JSON or raw bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Example = Callable[[str], Any]
 
 
 def stamped(data: object) -> bytes:
-    """As a publisher on txZMQ writes it."""
+    """Return ``data`` as JSON with a time stamp, as publishers on txZMQ send it."""
     return json.dumps({"timestamp": 1767225600, "data": data}).encode()
 
 
@@ -45,7 +45,7 @@ def test_each_message_reaches_its_most_specific_handler_only(
     shown: str,
     wire: str,
 ) -> None:
-    """One line for a message: of the handler whose pattern says most, with what the body is."""
+    """Each message prints one line, from the handler with the most specific pattern."""
     t = test_app(example("most_specific").app)
     t.receive(*([b"\0".join(sent)] if wire == "one frame" else sent))
     assert capsys.readouterr().out == f"{shown}\n"
@@ -55,7 +55,7 @@ def test_each_message_reaches_its_most_specific_handler_only(
 def test_a_story_that_is_none_is_an_error_where_no_raw_bytes_are_asked_for(
     test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The handler for sports takes stories only: what is none is refused, and does not fall to a less specific one."""
+    """A handler that takes only stories refuses other bodies; no less specific handler gets them."""
     t = test_app(example("most_specific").app, raise_errors=False)
     t.receive(b"news.sports.final\0rain stopped play")
     assert [type(error).__name__ for error in t.failures] == ["DecodeError"]
@@ -63,7 +63,7 @@ def test_a_story_that_is_none_is_an_error_where_no_raw_bytes_are_asked_for(
 
 
 def test_a_real_txzmq_publisher(folder: Path, way: Way) -> None:
-    """txZMQ sends, over a socket, and everything arrives as in the table, in order."""
+    """Messages that txZMQ sends over a socket arrive as in the table, in order."""
     bind, connect = way.meeting()
     router = commands(folder, "most_specific.py")[0]
     with Child("-m", "tests.acceptance.peers", "txzmq_publisher", bind) as publisher:
@@ -77,7 +77,7 @@ def test_a_real_txzmq_publisher(folder: Path, way: Way) -> None:
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
-    """The commands for two terminals do what they look like."""
+    """The commands for two terminals print what the docstring shows."""
     router, *messages = commands(folder, "most_specific.py")
     with router.start() as child:
         for message in messages:

@@ -1,4 +1,4 @@
-"""The sensor gateway: calibration, nonsense, summaries."""
+"""The sensor gateway: calibration, invalid values and summaries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from zroute.testing import TestApp
 
 @pytest.fixture
 def gateway(example: Callable[[str], Any]) -> Any:
-    """The module of the program."""
+    """Return the program as a module."""
     return example("sensor_gateway")
 
 
 class Bus:
-    """Values that the test says."""
+    """A bus with the values of the test."""
 
     def __init__(self, *polls: list[tuple[str, int]]) -> None:
         self.polls = list(polls)
@@ -28,7 +28,7 @@ class Bus:
 
 
 def test_readings_are_calibrated_and_nonsense_is_counted(gateway: Any, test_app: Callable[..., TestApp]) -> None:
-    """Raw values become degrees on a topic each; what no sensor could mean is left out and told in the summary."""
+    """Raw values become degrees on one topic each; impossible values are left out and counted in the summary."""
     bus = Bus([("roof", 8600), ("cellar", 7500)], [("roof", 65535), ("roof", 8700)])
     t = test_app(gateway.app, {gateway.Bus: bus})
     t.advance(1)
@@ -42,7 +42,7 @@ def test_readings_are_calibrated_and_nonsense_is_counted(gateway: Any, test_app:
 
 
 def test_it_runs_as_a_program_and_can_be_watched(way: Way) -> None:
-    """`zroute run` and `zroute tail` beside it, over a real socket."""
+    """`zroute tail` shows the messages of `zroute run` over a real socket."""
     bind, connect = way.meeting()
     with (
         Child("-m", "zroute", "run", "examples/sensor_gateway.py", "--pub", bind) as program,

@@ -1,4 +1,4 @@
-"""The sessions that the documentation shows of the examples: each is played again, over real sockets."""
+"""The sessions in the documentation of examples, run again over real sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ports(defaultdict[str, str]):
 
 
 def recorded(name: str) -> list[str]:
-    """Return the lines that a recorded session shows, without commands and what is typed."""
+    """Return the output lines of a recorded session, without commands and input."""
     typed = {line for terminal in ALL[name].terminals for line in terminal.typed}
     lines = [line for block in blocks(SESSIONS / f"{name}.md") for line in block.text.splitlines()]
     return [line for line in lines if not line.startswith("$ ") and line not in typed and line != "…"]
@@ -31,7 +31,7 @@ def recorded(name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_prints_what_the_documentation_shows(tmp_path: Path, name: str) -> None:
-    """I type the commands of a session: every line that is shown there appears, but for numbers and symbols."""
+    """Every line of a documented session appears again, except for numbers and symbols."""
     expected = {shape(line) for line in recorded(name)}
     stage = Stage(tmp_path, Ports().__getitem__)
     play(ALL[name], stage, lambda lines: expected <= {shape(line) for line in lines}, pause=0, endless=True)
@@ -39,7 +39,7 @@ def test_an_example_prints_what_the_documentation_shows(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_recorded_session_has_the_commands_that_are_played(name: str) -> None:
-    """The page shows all commands in their terminals, and output, and the first command is the example's own."""
+    """A page shows all commands and their output, and begins with the example's own command."""
     session = ALL[name]
     shown = [
         (block.title, [line[2:] for line in block.text.splitlines() if line.startswith("$ ")])
@@ -56,7 +56,7 @@ def test_a_recorded_session_has_the_commands_that_are_played(name: str) -> None:
 
 
 def test_every_example_has_a_session_and_a_page() -> None:
-    """I add an example, and am told to record it and to give it a place in the menu."""
+    """A new example without a recorded session or a place in the menu fails this test."""
     examples = ROOT / "examples"
     programs = {path.stem for path in examples.glob("*.py")} | {"desk", "alarm"}
     assert {path.name for path in examples.iterdir() if path.is_dir() and path.name != "__pycache__"} == {

@@ -1,4 +1,4 @@
-"""Handlers in threads: how many at a time, in which order, with what they say on the way, and who waits."""
+"""Handlers in threads: concurrency limit, order, progress messages and a full queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Example = Callable[[str], Any]
 
 
 def test_a_thumbnail_and_how_far_it_is(test_app: Callable[..., TestApp], example: Example) -> None:
-    """The picture is smaller by the scale, each point a mean, and four messages say how it went on."""
+    """The picture shrinks by the scale, each point is a mean, and four messages report progress."""
     program = example("thumbnails")
     t = test_app(program.app)
     t.publish("pictures.door", program.Picture(64, bytes(64 * 32) + bytes([80]) * 64 * 32))
@@ -27,7 +27,7 @@ def test_a_thumbnail_and_how_far_it_is(test_app: Callable[..., TestApp], example
 
 
 def burst(program: Any, *cameras: str) -> App:
-    """An app that takes a picture with each of ``cameras`` at once, when it is told."""
+    """Return an app that sends a picture of each camera at once, on command."""
     app = App(sub="tcp://127.0.0.1:1", pub="tcp://127.0.0.1:2")
     pictures = app.publisher("pictures.{camera}", program.Picture)
 
@@ -42,7 +42,7 @@ def burst(program: Any, *cameras: str) -> App:
 def test_two_cameras_at_a_time_and_one_camera_in_order(
     test_app: Callable[..., TestApp], example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three cameras with two pictures each: never more than two are worked at, and they come out in order."""
+    """With three cameras, at most two pictures are in work, and each camera's pictures stay in order."""
     program = example("thumbnails")
     lock, together = threading.Lock(), threading.Barrier(2)
     working, most = set[int](), 0
@@ -54,7 +54,7 @@ def test_two_cameras_at_a_time_and_one_camera_in_order(
             with lock:
                 working.add(threading.get_ident())
                 most = max(most, len(working))
-            together.wait(120)  # passes only if two are at work at the same time
+            together.wait(120)  # passes only if two run at the same time
         shaded = shade(picture, left, top)
         if (left, top) == (24, 24):
             with lock:
@@ -74,7 +74,7 @@ def test_two_cameras_at_a_time_and_one_camera_in_order(
 def test_more_than_can_wait_pauses_reading_and_loses_nothing(
     test_app: Callable[..., TestApp], example: Example, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Forty pictures at once: the queue of eight is full, that is said with the line, and all forty come out."""
+    """Forty pictures at once fill the queue of eight: reading pauses with a log line, and none is lost."""
     program = example("thumbnails")
     with caplog.at_level(logging.WARNING, "zroute"):
         t = test_app(program.app, burst(program, *["door"] * 40))
@@ -84,7 +84,7 @@ def test_more_than_can_wait_pauses_reading_and_loses_nothing(
 
 
 def test_a_picture_that_is_none_fails_alone(test_app: Callable[..., TestApp], example: Example) -> None:
-    """What a thread raises is told like any handler's error, and the next picture is worked at."""
+    """An error in a thread is reported like any handler's error, and the next picture is handled."""
     program = example("thumbnails")
     t = test_app(program.app, raise_errors=False)
     t.publish("pictures.door", program.Picture(0, b"123"))
@@ -94,7 +94,7 @@ def test_a_picture_that_is_none_fails_alone(test_app: Callable[..., TestApp], ex
 
 
 def test_the_cameras(test_app: Callable[..., TestApp], example: Example) -> None:
-    """Two pictures each 200 ms, of 640 by 480."""
+    """Each camera publishes two pictures of 640 by 480 points every 200 ms."""
     program = example("thumbnails")
     t = test_app(program.cameras)
     t.advance(0.2)
@@ -103,7 +103,7 @@ def test_the_cameras(test_app: Callable[..., TestApp], example: Example) -> None
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
-    """Three processes; stopped in the middle of its work, the app finishes what it has begun, and ends with 0."""
+    """An app that is stopped during work finishes the pictures that it has begun, and exits with 0."""
     run, tail, cameras = commands(folder, "thumbnails.py")
     with run.start() as app, tail.start("--topics-only") as reader, cameras.start("--for", "60s") as feed:
         reader.wait_for(lambda lines: {"progress.door", "progress.yard"} <= set(lines))

@@ -1,4 +1,4 @@
-"""An app beside another service in a program of twistd."""
+"""An app beside another service in a program for twistd."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from zroute.testing import TestApp
 
 @pytest.fixture
 def alarm(example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of the .tac file."""
+    """Return the .tac file as a module."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "twistd")
     return example("alarm")
 
 
 def test_smoke_raises_the_alarm_and_shows_on_the_panel(test_app: Callable[..., TestApp], alarm: Any) -> None:
-    """Only above the limit; the panel, which belongs to the other service, sees what the handler saw."""
+    """Only smoke above the limit raises the alarm, and the other service's panel shows it."""
     t = test_app(alarm.app)
     t.publish("smoke.hall", alarm.Smoke(0.1))
     t.publish("smoke.kitchen", alarm.Smoke(0.3))
@@ -37,7 +37,7 @@ def test_smoke_raises_the_alarm_and_shows_on_the_panel(test_app: Callable[..., T
 
 
 def panel(folder: Path) -> Any:
-    """What the panel says over HTTP."""
+    """Return the panel's HTTP response."""
     text = (folder / "twistd" / "alarm.tac").read_text()
     url = next(line.split()[1] for line in text.splitlines() if line.startswith("curl "))
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
@@ -45,12 +45,12 @@ def panel(folder: Path) -> Any:
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
-    """twistd runs both services, logs what goes wrong, and stops both at Ctrl-C."""
+    """twistd runs both services, logs errors, and stops both at Ctrl-C."""
     run, tail, smoke = commands(folder, "twistd/alarm.tac")
     with run.start() as program, tail.start("--format", "{body[text]}") as reader:
         program.line_with("Site starting")
         assert panel(folder) == {}
-        with smoke.start("--every", "100ms") as detector:  # again and again: the reader may not be there yet
+        with smoke.start("--every", "100ms") as detector:  # repeats, because the alarm may not have joined yet
             reader.line_with("smoke in the kitchen")
             ended(detector)
         assert panel(folder) == {"kitchen": "ALARM"}
@@ -58,12 +58,12 @@ def test_as_its_docstring_says(folder: Path) -> None:
             program.line_with("on_smoke(): body of 'smoke.kitchen' refused")
             ended(broken)
         ended(reader)
-        assert program.end() == -signal.SIGINT  # as Twisted has it: the services stop, then the signal is raised again
+        assert program.end() == -signal.SIGINT  # Twisted stops the services, then raises the signal again
     assert any("Server Shut Down" in line for line in program.out), program.out
 
 
 def test_a_start_that_fails_ends_the_program(folder: Path) -> None:
-    """The app can't start: twistd says why, and does not go on with half of the services."""
+    """If the app cannot start, twistd logs the reason and exits, and the other service stops too."""
     module = folder / "twistd" / "alarm.py"
     module.write_text(
         module.read_text()
@@ -77,7 +77,7 @@ def test_a_start_that_fails_ends_the_program(folder: Path) -> None:
 
 @contextmanager
 def daemon(pid_file: Path) -> Iterator[int]:
-    """The process in the background, which is gone afterwards."""
+    """Yield the process id of the daemon, and kill the process afterwards."""
     pid = int(pid_file.read_text())
     try:
         yield pid
@@ -87,7 +87,7 @@ def daemon(pid_file: Path) -> Iterator[int]:
 
 
 def test_in_the_background(folder: Path, tmp_path: Path) -> None:
-    """Without -n twistd forks; the app's sockets belong to the child, and SIGTERM ends it well."""
+    """twistd without -n forks; the app's sockets belong to the child, and SIGTERM stops it cleanly."""
     run, tail, smoke = commands(folder, "twistd/alarm.tac")
     pid_file, log = tmp_path / "twistd.pid", tmp_path / "twistd.log"
     line = run.line.replace("-ny", f"--pidfile {pid_file} --logfile {log} -y")
@@ -101,14 +101,14 @@ def test_in_the_background(folder: Path, tmp_path: Path) -> None:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         while pid_file.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)  # its own parent is gone: nobody can be told of its end
+            time.sleep(0.05)  # not a child of this process, so its end cannot be awaited
         ended(reader)
     assert "Server Shut Down" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
 def test_an_endpoint_that_is_taken(folder: Path) -> None:
-    """A second one does not start, says which address it is, and does not stay half alive."""
+    """A second program on the same endpoint names the address and exits."""
     run, *_ = commands(folder, "twistd/alarm.tac")
     with run.start() as first:
         first.line_with("Site starting")

@@ -16,7 +16,7 @@ Example = Callable[[str], Any]
 
 
 def test_both_together(test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]) -> None:
-    """What one counts in a second, the other shows; a second without hits shows nothing."""
+    """One app counts hits for a second and the other shows them; a second without hits shows nothing."""
     program = example("two_apps")
     t = test_app(program.collector, program.screen)
     for page in ("home", "home", "about"):
@@ -29,7 +29,7 @@ def test_both_together(test_app: Callable[..., TestApp], example: Example, capsy
 
 
 def test_one_alone(test_app: Callable[..., TestApp], example: Example, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each of them can be tried without the other."""
+    """Each app can be tested without the other."""
     program = example("two_apps")
     t = test_app(program.screen)
     t.publish("totals.home", program.Total("home", 3))
@@ -37,13 +37,13 @@ def test_one_alone(test_app: Callable[..., TestApp], example: Example, capsys: p
 
 
 def shown(lines: list[str]) -> int:
-    """How many hits the screen has shown."""
+    """Return the number of hits that the screen has shown."""
     return sum(int(line.split()[-1]) for line in lines if line.startswith("home"))
 
 
 @pytest.mark.parametrize("first", ["collector", "screen"])
 def test_as_its_docstring_says(folder: Path, first: str) -> None:
-    """One process, one command; which app is named first does not matter. Every hit is shown."""
+    """One command runs both apps in one process, in either order, and every hit is shown."""
     run, visits = commands(folder, "two_apps.py")
     if first == "screen":
         run = Command(" ".join([*run.line.split()[:2], *reversed(run.line.split()[2:])]), {}, folder.parent)
@@ -56,7 +56,7 @@ def test_as_its_docstring_says(folder: Path, first: str) -> None:
 
 
 def test_in_two_processes(folder: Path, way: Way) -> None:
-    """Each in its own, with another endpoint, and no other change."""
+    """Each app runs in a process of its own with another endpoint and no other change."""
     run, visits = commands(folder, "two_apps.py")
     bind, connect = way.meeting()
     begin, collector, screen = run.line.rsplit(maxsplit=2)
