@@ -1,6 +1,7 @@
 """The tests.
 
-The modules that they import are compiled once, even if the environment forbids bytecode: it takes 10 s each time.
+Modules that all tests import are compiled once, even if the environment forbids bytecode:
+without bytecode, each process needs 10 s to compile them.
 """
 
 import sys

@@ -43,7 +43,7 @@ def pytest_sessionstart() -> None:
 
     Twisted would stop the reactor instead, and the other tests would fail.
     """
-    from twisted.internet import reactor  # not at the top: pytest-twisted chooses the reactor
+    from twisted.internet import reactor  # imported here, because pytest-twisted chooses the reactor
 
     reactor.callWhenRunning(signal.signal, signal.SIGTERM, end_at_once)  # type: ignore[attr-defined]
 
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def runs_whole_suite(config: pytest.Config) -> bool:
     """Return True if the command names no files and no marks.
 
-    A worker of pytest-xdist asks its controller.
+    A worker of pytest-xdist uses the answer of its controller.
     """
     if hasattr(config, "workerinput"):
         return bool(config.workerinput["runs_whole_suite"])
@@ -89,7 +89,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """Undo pytest-twisted's change of a hypothesis test, which it would repeat for each parameter."""
+    """Undo pytest-twisted's wrapper of a hypothesis test.
+
+    Without this, the wrapper would be added again for each parameter.
+    """
     handle = getattr(pyfuncitem.obj, "hypothesis", None)
     inner = handle.inner_test if handle else None
     try:
@@ -103,9 +106,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 def way(request: pytest.FixtureRequest) -> Way:
     """Run a test once for each way to connect: by address, by host name, by IPv6.
 
-    The quick profile has only the first. Use it for tests whose result may depend on the connection: joins, losses,
-    restarts, stops, foreign peers. Other tests take `free_endpoint()` and run once: tests of handlers (order, batches,
-    failures, malformed messages), of timers, and of apps in one process over inproc or ipc.
+    The quick profile uses only the first way. Use this fixture for tests whose result may depend on the connection:
+    joins, losses, restarts, stops and foreign peers. Other tests use `free_endpoint()` and run once: tests of handlers
+    (order, batches, failures, malformed messages), of timers, and of apps in one process over inproc or ipc.
     """
     if request.param == "ipv6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")

@@ -33,7 +33,7 @@ SOCKETS = {
 """Names that open ZeroMQ sockets in the process of the tests."""
 
 OVER_SOCKETS = ("tests.acceptance.", "tests.programs.", "tests.cli.", "tests.sockets.", "tests.txzmq.")
-"""Where a test that starts processes does it for their sockets."""
+"""Packages whose tests start processes in order to test their sockets."""
 
 
 def marks_of(item: pytest.Function) -> Iterator[str]:
@@ -59,7 +59,7 @@ def marks_of(item: pytest.Function) -> Iterator[str]:
 
 @cache
 def names(used: Any) -> frozenset[str]:
-    """Return all names in the code of a function or class of the tests, and in its helpers."""
+    """Return all names in the code of a test function or class, and in its helpers."""
     found: set[str] = set()
     waiting, seen = [used], set[int]()
     while waiting:
@@ -83,7 +83,7 @@ def names(used: Any) -> frozenset[str]:
 
 
 def codes_names(code: CodeType) -> Iterator[str]:
-    """Return the names that code uses, including the functions inside it."""
+    """Return the names that the code uses, including the functions inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

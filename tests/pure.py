@@ -1,7 +1,7 @@
-"""An app without sockets: tests pass lists of parts to its compiled routes, as a socket would.
+"""An app without sockets, whose routes read lists of parts.
 
-The table of routes is sans-IO: it takes ``recv`` and ``more`` as arguments. The messages that the app publishes are
-recorded in place of a transport.
+The route table does no I/O: it takes ``recv`` and ``more`` as arguments, so a test can pass lists in place of a
+socket. The messages that the app publishes are recorded in place of a transport.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOG = logging.getLogger("zroute.tests")
 
 
 class NothingThereError(Exception):
-    """The error of ``recv`` when no part is left, as Again of a socket."""
+    """The error that ``recv`` raises when no part is left, like ``zmq.Again`` of a socket."""
 
 
 def packed(message: Any) -> bytes:
@@ -64,7 +64,7 @@ def tracked(
 
 
 class Wired:
-    """A compiled app that is wired to lists.
+    """A compiled app that reads from and writes to lists.
 
     `sent` holds ``(topic, codec number, body, headers)`` of each published message.
     """
@@ -115,16 +115,16 @@ class Wired:
         self.asked_for_more = 0
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
-        """Note that a route is full."""
+        """Record that a route is full."""
         self.paused = True
         self.table.hold()
 
     def resume(self) -> None:
-        """Note that no route is full any more."""
+        """Record that no route is full any more."""
         self.paused = False
 
     def reclassify(self) -> None:
-        """Note that a route has become active."""
+        """Record that a route has become active."""
         self.table.reclassify()
 
     @staticmethod
@@ -138,7 +138,7 @@ class Wired:
 
     @property
     def published(self) -> list[tuple[str, Any]]:
-        """The published topics, with bodies decoded as msgpack, text or bytes by their codec number."""
+        """The published topics and bodies; the codec number decides how each body is decoded."""
         readers: dict[int, Callable[[bytes], Any]] = {
             1: msgspec.msgpack.decode,
             2: msgspec.json.decode,
@@ -162,7 +162,7 @@ class Wired:
         return part if copy else memoryview(part)
 
     def more(self) -> int:
-        """Return True if another part follows the one read last."""
+        """Return True if the part read last is followed by another one."""
         self.asked_for_more += 1
         return int(self._more)
 
@@ -187,7 +187,7 @@ class Wired:
         return s.received == s.routed + s.unrouted + s.malformed + s.duplicate + s.control
 
     def close(self) -> None:
-        """Stop as a service does: publishing is refused again, and throttled log lines are written."""
+        """Stop as a service does: refuse to publish, and write throttled log lines."""
         self._app._live.emit = None
         for outlet in self._outlets:
             outlet.close()

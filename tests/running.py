@@ -1,4 +1,4 @@
-"""Apps on the reactor of the tests, over real sockets, and the events to await."""
+"""Run apps on the reactor of the tests, over real sockets, and await events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Mailbox(Generic[T]):
                 deferred.callback(None)
 
     async def until(self, number: int) -> list[T]:
-        """Return the items, once there are that many."""
+        """Wait for the item with that number and return all items."""
         if len(self.items) < number:
             deferred: Deferred[None] = Deferred()
             deferred.addTimeout(PATIENCE, reactor)
@@ -59,7 +59,7 @@ async def subscribed(service: AppService, *prefixes: bytes) -> None:
 
 
 async def turns(done: Callable[[], object]) -> None:
-    """Let the reactor turn until ``done()`` is true, for conditions without an event."""
+    """Let the reactor turn until ``done()`` is true; for conditions without an event."""
     for _ in range(int(PATIENCE / 0.01)):
         if done():
             return

@@ -1,4 +1,4 @@
-"""Helpers of the tests: child processes, whose output can be awaited, and free ports."""
+"""Helpers of the tests: child processes with awaitable output, and free ports."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import ClassVar, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0
-"""Seconds until a test that waits gives up: long, because machines are busy, and never reached when all is well."""
+"""Seconds until a waiting test fails. The limit is long because machines are busy; a passing test never reaches it."""
 
 THOROUGH = os.environ.get("TESTS") == "thorough"
-"""Run with the sizes of CI: all examples, all ways to connect, floods of full length. The other profile is quick."""
+"""True if tests run with the sizes of CI: all examples, all ways to connect, floods of full length."""
 
 
 def sized(thorough: int, quick: int) -> int:
-    """Return the number of messages, cycles or examples of a test in the profile of this run."""
+    """Return the number of messages, cycles or examples of a test in the current profile."""
     return thorough if THOROUGH else quick
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port of ``host`` that no program uses now."""
+    """Return a TCP port of ``host`` that is free now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def free_endpoint() -> str:
-    """Return a tcp endpoint that no program uses now."""
+    """Return a tcp endpoint that is free now."""
     return f"tcp://127.0.0.1:{free_port()}"
 
 
@@ -58,16 +58,16 @@ def has_ipv6() -> bool:
 
 
 class Way:
-    """How a peer names the other: by "address", by host "name", or by "ipv6" address."""
+    """How a peer addresses the other: by "address", by host "name", or by "ipv6" address."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._host = "[::1]" if name == "ipv6" else "127.0.0.1"
         self.wildcard = f"tcp://{self._host}:*"
-        """The endpoint to bind where the system chooses the port."""
+        """The endpoint to bind if the system chooses the port."""
 
     def meeting(self) -> Meeting:
-        """Return the endpoints of a port that no program uses now."""
+        """Return the endpoints of a port that is free now."""
         address = f"tcp://{self._host}:{free_port(self._host.strip('[]'))}"
         return Meeting(address, self.to(address))
 
@@ -79,11 +79,11 @@ class Way:
 class Child:
     """A child process whose output lines can be awaited.
 
-    Use it in a ``with`` statement, at whose end the process is killed.
+    Use it in a ``with`` statement, which kills the process at its end.
     """
 
     alive: ClassVar[set[Child]] = set()
-    """The children of this process that have not been ended."""
+    """The children of this process that still run."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Child:
     def wait_for(
         self, found: Callable[[list[str]], object], *, stream: str = "out", patience: float = PATIENCE
     ) -> list[str]:
-        """Wait until ``found(lines so far)`` is true; return the lines.
+        """Wait until ``found`` is true for the lines so far; return the lines.
 
         Fails with all output after the timeout.
         """
@@ -143,7 +143,7 @@ class Child:
         return lines
 
     def line_with(self, text: str, *, stream: str = "out", patience: float = PATIENCE) -> str:
-        """Wait for a line that contains ``text``."""
+        """Wait for a line that contains ``text`` and return it."""
         lines = self.wait_for(lambda seen: any(text in line for line in seen), stream=stream, patience=patience)
         return next(line for line in lines if text in line)
 
@@ -154,7 +154,10 @@ class Child:
         self.process.stdin.flush()
 
     def end(self, number: int | None = signal.SIGINT, patience: float = PATIENCE) -> int:
-        """Send a signal (None: only wait); return the exit code when all output is read."""
+        """Send a signal and return the exit code when all output is read.
+
+        With None as the number, only wait for the end.
+        """
         if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(patience)
@@ -169,7 +172,7 @@ class Child:
         return self
 
     def kill(self) -> None:
-        """Kill the child and the processes that it started: they hold its output open."""
+        """Kill the child and the processes that it started, which hold its output open."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -197,7 +200,7 @@ def end_at_once(number: int, _: object) -> None:
 
 @contextmanager
 def module_file(folder: Path, name: str, source: str) -> Iterator[Path]:
-    """Write ``source`` as ``folder/name.py``, for a child to import."""
+    """Write ``source`` to ``folder/name.py``, which a child process can import."""
     path = folder / f"{name}.py"
     path.write_text(source)
     yield path

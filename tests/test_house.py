@@ -1,4 +1,4 @@
-"""The house: who may import whom, what loads when, and how short the way of a message is."""
+"""Laws of the code: allowed imports, lazy loading, and steps per message."""
 
 from __future__ import annotations
 
@@ -43,28 +43,30 @@ LAW = {
     "cli": "ground messages publishing declarations receiving planning sockets runtime app testing",
     "__main__": "ground runtime cli",
 }
-"""What the modules of a room may import from other rooms, at any time. A room is a folder, or a module that stands
-alone; the ground is all other modules that stand alone: they are about no room's matter."""
+"""The rooms that each room may import from, at any time. A room is a folder or a stand-alone module; the ground is
+all other stand-alone modules, which serve every room.
+"""
 
 LOOSE = 16
-"""Modules that stand alone, at most: the ground, and the few that join the rooms."""
+"""The highest number of stand-alone modules: the ground, and the few that join the rooms."""
 
 FUNCTIONS, FILES, FRAMES = 5, 4, 3
-"""What one message may cost: zroute functions called, files they are in, zroute frames above a plain handler.
-Whoever adds a layer has to change a number here."""
+"""The highest cost of a received message: zroute functions called, files of these functions, and zroute frames
+above a plain handler. A new layer has to change one of these numbers.
+"""
 
 FUNCTIONS_OUT, FILES_OUT = 6, 4
 FUNCTIONS_KEPT, FILES_KEPT = 9, 5
-"""The same of a message that is published, down to the socket; and of one that is kept (``keep="last"``)."""
+"""The highest cost of a published message, down to the socket, without and with ``keep="last"``."""
 
 PARAMETERS = 8
-"""What a constructor may take. A class that needs more is two classes, or has state among its parameters."""
+"""The highest number of constructor parameters. A class that needs more is two classes, or takes its state."""
 
 MORE_PARAMETERS = {
     "zroute.app.App": "public: each is an option, given by keyword",
     "zroute.messages.wire.Envelope": "public: users make one to call a hook of theirs in a test",
 }
-"""The classes that take more, each with its reason."""
+"""The classes with more parameters, and the reason for each."""
 
 PACKAGE = ROOT / "zroute"
 
@@ -76,7 +78,7 @@ class Quote:
 
 
 def modules() -> dict[str, Path]:
-    """All modules of zroute by dotted name, without the package itself, whose names are loaded when they are used."""
+    """Return all modules of zroute by dotted name, without the package, which loads its names on first use."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
@@ -86,13 +88,13 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """The room that a module stands in."""
+    """Return the room of a module."""
     first = module.split(".")[0]
     return first if first in LAW else "ground"
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Dotted names that are imported: at once, inside functions, and for types only."""
+    """Return the dotted names that a module imports: at once, inside functions, or for types only."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -104,38 +106,38 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def own(name: str) -> set[str]:
-    """The modules of zroute that a module imports, itself and folders left out."""
+    """Return the modules of zroute that a module imports, without itself and without folders."""
     known = {each for each, path in modules().items() if path.name != "__init__.py" or len(parsed(each).body) > 1}
     return {each.removeprefix("zroute.") for each in imports(parsed(name))} & known - {name}
 
 
 @cache
 def parsed(name: str) -> ast.Module:
-    """The syntax tree of a module."""
+    """Return the syntax tree of a module."""
     return ast.parse(modules()[name].read_text())
 
 
 @pytest.mark.parametrize("name", modules())
 def test_a_module_imports_only_from_the_rooms_below(name: str) -> None:
-    """I can read the house room by room: what stands above a room is of no matter to it."""
+    """A module imports only from the rooms below its own."""
     assert "zroute" not in imports(parsed(name)), "zroute imports by full names"
     allowed = {room(name), *LAW[room(name)].split()}
     assert not {other for other in own(name) if room(other) not in allowed}
 
 
 def test_no_import_goes_in_a_circle() -> None:
-    """Each module can be understood after those that it imports, whatever they are imported for."""
+    """No chain of imports leads back to the module where it began."""
     assert list(TopologicalSorter({name: own(name) for name in modules()}).static_order())
 
 
 def test_few_modules_stand_alone() -> None:
-    """What is about one of the rooms stands in it."""
+    """A module that concerns only one room is in that room."""
     alone = [name for name, path in modules().items() if path.parent == PACKAGE]
     assert len(alone) <= LOOSE, alone
 
 
 def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
-    """A wing's __init__ is its docstring."""
+    """The ``__init__`` of a folder contains only its docstring."""
     for wing in ("messages", "publishing", "declarations", "receiving", "planning", "runtime", "sockets", "transports"):
         assert len(parsed(wing).body) == 1
 
@@ -150,16 +152,16 @@ def test_only_the_sockets_know_zeromq(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in modules() if name != "runtime.runner"])
 def test_only_the_runner_touches_the_global_reactor(name: str) -> None:
-    """Everything else takes the reactor as an argument, so that any Twisted program can embed it.
+    """All other code takes the reactor as an argument, so any Twisted program can embed it.
 
-    The default of a ZmqFactory is the global one, as it is txZMQ's, and is looked up when it is asked for.
+    A ZmqFactory uses the global reactor by default, as txZMQ's does, and looks it up on first use.
     """
     assert "twisted.internet.reactor" not in imports(parsed(name))
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if room(name) in ("messages", "declarations")])
 def test_what_is_planned_before_a_run_knows_no_twisted(name: str) -> None:
-    """What travels and what is declared are plain Python."""
+    """Messages and declarations are plain Python, without Twisted."""
     assert not {module for module in imports(parsed(name)) if module.split(".")[0] == "twisted"}
 
 
@@ -167,7 +169,7 @@ def test_what_is_planned_before_a_run_knows_no_twisted(name: str) -> None:
 
 
 def loaded_after(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after ``statement``."""
+    """Return the top-level modules that a fresh interpreter has loaded after ``statement``."""
     code = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -177,22 +179,22 @@ def loaded_after(statement: str) -> set[str]:
     "statement", ["import zroute", "import zroute.errors", "from zroute import TopicError", "dir(__import__('zroute'))"]
 )
 def test_importing_zroute_alone_loads_neither_zeromq_nor_twisted(statement: str) -> None:
-    """Whoever needs only an error or --help does not wait for a framework."""
+    """Importing an error, or printing --help, loads neither ZeroMQ nor Twisted."""
     assert not loaded_after(statement) & {"zmq", "twisted", "msgspec", "attrs"}
 
 
 def test_an_app_loads_what_it_needs_when_it_is_named() -> None:
-    """The names are there when they are used, and a name that is not there says so."""
+    """A public name is loaded on first use, and an unknown name raises AttributeError."""
     assert {"zmq", "twisted"} <= loaded_after("from zroute import App")
     import zroute
 
     with pytest.raises(AttributeError, match="has no attribute 'Nope'"):
-        zroute.Nope  # noqa: B018  # the access is what is tested
+        zroute.Nope  # noqa: B018  # the access is under test
     assert set(zroute.__all__) <= set(dir(zroute))
 
 
 def test_every_public_name_is_there_for_programs_and_for_type_checkers() -> None:
-    """All that __all__ promises can be imported from its home, and a checker reads the same names from there."""
+    """All names in ``__all__`` can be imported, and a type checker reads the same names."""
     import zroute
 
     for name in zroute.__all__:
@@ -205,7 +207,7 @@ def test_every_public_name_is_there_for_programs_and_for_type_checkers() -> None
 
 
 def test_what_others_import_of_a_module_is_in_its_all() -> None:
-    """I see at the head of a module which of its names others use."""
+    """The ``__all__`` of a module lists the names that other modules import from it."""
     known = modules()
     offered = {
         home: {
@@ -222,14 +224,14 @@ def test_what_others_import_of_a_module_is_in_its_all() -> None:
             home = str(node.module).removeprefix("zroute.") if isinstance(node, ast.ImportFrom) else None
             if home in known:
                 names = {alias.name for alias in node.names if f"{home}.{alias.name}" not in known}
-                assert names <= offered[home], f"{name} imports from {home} what that does not offer"
+                assert names <= offered[home], f"{name} imports names that are not in __all__ of {home}"
 
 
 # -- how large a class may be ----------------------------------------------------------------------------
 
 
 def test_no_constructor_takes_more_than_eight_parameters() -> None:
-    """I can read what makes an object; what changes later is no parameter. An exception that is over is taken out."""
+    """No constructor takes more than eight parameters; an outdated exception has to be removed."""
     many = set()
     for module in map(import_module, (f"zroute.{name}" for name in modules())):
         for name, made in vars(module).items():
@@ -244,7 +246,7 @@ def test_no_constructor_takes_more_than_eight_parameters() -> None:
 
 
 def counted(frame: FrameType, calls: list[tuple[str, str]]) -> None:
-    """Note a call, if it is one of zroute's functions, or of those that are generated for it."""
+    """Append a call to ``calls`` if the function is zroute's or was generated for it."""
     code = frame.f_code
     if code.co_filename.startswith((str(PACKAGE), "<")) and not code.co_filename.startswith("<frozen"):
         calls.append((code.co_filename, code.co_name))
@@ -260,9 +262,9 @@ LEDGER = Ledger()
 @pytest.mark.parametrize("frame", [plain, tracked])
 @pytest.mark.parametrize("with_resource", [False, True])
 def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: bool) -> None:
-    """From the reactor's doRead to my function: at most 5 functions in 4 files, 3 of them above my function.
+    """From the reactor's doRead to a handler: at most 5 functions in 4 files, 3 frames above the handler.
 
-    A resource costs no step more: it is bound to the function when the app starts.
+    A resource adds no step: it is bound to the function when the app starts.
     """
     app, got = App(), []
 
@@ -310,7 +312,7 @@ def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: boo
         assert publisher.poll(PATIENCE * 1000)
         publisher.recv()
         clock.advance(0)
-        receive()  # the first of a topic goes the long way
+        receive()  # the first message of a topic takes the slow path
         calls.clear()
         receive()
     finally:
@@ -330,9 +332,9 @@ def test_a_message_takes_few_steps_to_its_handler(frame: Any, with_resource: boo
 @pytest.mark.parametrize("pattern", ["quotes", "quotes.{symbol}"])
 @pytest.mark.parametrize("beside", [{}, {"keep": "last"}, {"coalesce": True}])
 def test_a_message_takes_few_steps_to_the_socket(pattern: str, options: dict[str, Any], beside: dict[str, Any]) -> None:
-    """From my call to the socket's send: at most 6 functions in 4 files, 9 in 5 if the message is kept.
+    """From the call to the socket's send: at most 6 functions in 4 files, or 9 in 5 for a kept message.
 
-    What other publishers of the app want of their topics adds none.
+    Options of other publishers in the app add no step.
     """
     app = App(pub=ADDRESS, codec="json", context=(context := zmq.Context()))
     publication = app.publisher(pattern, Quote, **options)
@@ -341,8 +343,8 @@ def test_a_message_takes_few_steps_to_the_socket(pattern: str, options: dict[str
     calls: list[tuple[str, str]] = []
     with joined(app, context) as run:
         other.publish(quote)
-        publication.publish(quote)  # the first of a topic goes the long way
-        publication.publish(quote)  # and this one finds the counters of its topic
+        publication.publish(quote)  # the first message of a topic takes the slow path
+        publication.publish(quote)  # this one finds the counters of its topic
         run.read()
         sys.setprofile(lambda frame, event, _: counted(frame, calls) if event == "call" else None)
         try:
@@ -361,7 +363,7 @@ def test_a_message_takes_few_steps_to_the_socket(pattern: str, options: dict[str
 
 
 def test_a_resource_is_bound_by_a_partial() -> None:
-    """What a closure calls for each message is the function itself with its constants, in C: no frame of zroute's."""
+    """A resource is bound by a partial in C, which adds no Python frame to a call."""
     app = App()
 
     @app.resource
@@ -380,6 +382,6 @@ def test_a_resource_is_bound_by_a_partial() -> None:
 
 @pytest.mark.parametrize("folder", ["benchmarks", "chaos"])
 def test_each_program_beside_the_tests_can_be_imported(folder: str) -> None:
-    """What is seldom run follows the code, too."""
+    """Every program outside the tests can be imported."""
     for path in sorted((ROOT / folder).glob("[!_]*.py")):
         import_module(f"{folder}.{path.stem}")

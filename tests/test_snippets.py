@@ -1,7 +1,7 @@
-"""README and documentation say nothing that does not hold: snippets run, commands print what is shown.
+"""Snippets of the README and the documentation run, and their commands print what the pages show.
 
-Python blocks of a page are executed in order in one module, and every App in it is compiled. A block with a
-``title`` is a file of its own, or a part of it; what such a page shows is run beside these files, on free ports.
+The Python blocks of a page run in order in one module, and every App in it is compiled. A block with a ``title`` is
+a file or a part of one. The commands of such a page run beside these files, on free ports.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FENCE = re.compile(
 
 @attrs.frozen
 class Block:
-    """A fenced block: its language, its title, its text and the line where the text begins."""
+    """A fenced block: its language, title, text and the line where the text begins."""
 
     language: str
     title: str
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
+    """Return the fenced blocks of a page, in order."""
     text = page.read_text()
     for found in _FENCE.finditer(text):
         line = text[: found.start("text")].count("\n")
@@ -65,13 +65,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def ids(pages: list[Path]) -> list[Any]:
-    """Each page as a test with its path as the name."""
+    """Return each page as a test parameter with its path as the name."""
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
 
 
 @contextmanager
 def executed(page: Path) -> Iterator[ModuleType]:
-    """The blocks of Python of a page, run in order as one module that annotations can be looked up in."""
+    """Run the Python blocks of a page in order, as one module in which annotations can be looked up."""
     made = ModuleType("snippets_of_page")
     sys.modules[made.__name__] = made
     try:
@@ -84,7 +84,10 @@ def executed(page: Path) -> Iterator[ModuleType]:
 
 
 def write_files(page: Path, folder: Path) -> dict[str, str]:
-    """The files of Python that a page shows, on free ports; blocks of one title are parts of one file."""
+    """Write the Python files that a page shows, on free ports; return their texts.
+
+    Blocks with the same title are parts of one file.
+    """
     written: dict[str, str] = {}
     ports: dict[str, str] = {}
     for block in blocks(page):
@@ -99,7 +102,7 @@ def write_files(page: Path, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", ids([page for page in PAGES if "```python" in page.read_text()]))
 def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I copy the Python of a page from top to bottom, and it runs; its apps compile."""
+    """The Python of a page runs from top to bottom, and its apps compile."""
     monkeypatch.chdir(ROOT)
     with executed(page) as made:
         for value in list(vars(made).values()):
@@ -109,7 +112,7 @@ def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("page", ids(PAGES))
 def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
-    """Another reader of Markdown finds the same blocks, so that none escapes the tests."""
+    """A second Markdown parser finds the same blocks, so the tests run all of them."""
     text = _TITLE.sub(r"\1", page.read_text())
     for language in ("python", "console", "sh", "text"):
         found = list(CodeBlockParser(language=language, evaluator=lambda _: None)(Document(text, str(page))))
@@ -118,11 +121,11 @@ def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
 
 
 def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
-    """The messages that the page of patterns speaks of reach the handlers that it says they reach."""
+    """The messages on the page of patterns reach the handlers that the page names."""
     with executed(HOW_TO / "patterns.md") as page:
         app = Wired(page.app)
         for topic, printed in (
-            ("orders.buy.7", "Side.BUY 7\norders.buy.7\norders.buy.7\n"),  # the last is that of startswith("")
+            ("orders.buy.7", "Side.BUY 7\norders.buy.7\norders.buy.7\n"),  # the last is from startswith("")
             ("orders.hold.7", "orders.hold.7\norders.hold.7\n"),
             ("desk.alerts.high", "high now\ndesk.alerts.high\n"),
             ("eu.desk.orders.sell", "Side.SELL\neu.desk.orders.sell\n"),
@@ -137,7 +140,7 @@ def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFi
 
 
 def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
-    """Parts, topics that are no text and broken messages are printed as the page says."""
+    """Parts, undecodable topics and malformed messages are printed as the page says."""
     with executed(HOW_TO / "foreign-publishers.md") as page:
         app = Wired(page.app)
         app.feed((b"rawblock", b"abc", b"\x07\0\0\0"), b"\xff\x01\x02\0x", (b"a\0b", b"c"))
@@ -147,7 +150,7 @@ def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest
 
 
 def test_the_test_of_the_page_of_state_passes() -> None:
-    """What handlers write, timers count; the fake takes the database's place. The real one opens and closes as well."""
+    """Timers count what handlers write; a fake replaces the database, and the real one opens and closes."""
     with executed(HOW_TO / "state.md") as page:
         page.test_quotes_are_counted()
         with TestApp(page.app) as t:
@@ -157,7 +160,7 @@ def test_the_test_of_the_page_of_state_passes() -> None:
 
 
 def test_what_the_page_of_async_handlers_says_of_them() -> None:
-    """What is async waits, what is in a thread comes back, and a hash is published from the reactor's thread."""
+    """An async handler waits, a thread returns its result, and a hash is published from the reactor's thread."""
     with executed(HOW_TO / "async-and-threads.md") as page, TestApp(page.app, reactor="asyncio") as t:
         t.publish("invoices.7", {})
         assert t.results(page.on_invoice) == []
@@ -173,7 +176,7 @@ def test_what_the_page_of_async_handlers_says_of_them() -> None:
 
 @pytest.mark.parametrize("is_taken", [False, True], ids=["free", "taken"])
 def test_the_program_beside_another_main_loop_notices_how_the_start_went(tmp_path: Path, is_taken: bool) -> None:
-    """It publishes when the app has started, and ends if the app can't start, as on an address that is taken."""
+    """The program publishes once the app has started, and exits if the app cannot start."""
     source = write_files(HOW_TO / "async-and-threads.md", tmp_path)["windows.py"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         if is_taken:
@@ -187,7 +190,7 @@ def test_the_program_beside_another_main_loop_notices_how_the_start_went(tmp_pat
 
 @pytest_twisted.ensureDeferred
 async def test_what_the_page_of_other_sockets_says_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """The jobs are done, the questions answered, the options taken, and the service starts and stops."""
+    """Jobs are done, questions answered and options accepted; the service starts and stops."""
     from tests.running import reactor, turns
 
     with executed(HOW_TO / "other-sockets.md") as page:
@@ -206,7 +209,7 @@ async def test_what_the_page_of_other_sockets_says_of_them(capsys: pytest.Captur
 
 @pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
 def test_what_the_page_of_attached_handlers_says_of_them(capsys: pytest.CaptureFixture[str], reactor: Any) -> None:
-    """A room is heard from its entering to its leaving, and a stream until somebody says bye."""
+    """A room's handler runs from entering to leaving, and a stream ends when a message says bye."""
     with executed(HOW_TO / "while-running.md") as page, TestApp(page.app, reactor=reactor) as t:
         t.publish("control.enter", "lobby")
         t.publish("rooms.lobby", "hello")
@@ -221,7 +224,7 @@ def test_what_the_page_of_attached_handlers_says_of_them(capsys: pytest.CaptureF
 
 
 def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
-    """I copy the files of the page, and they pass: under pytest, and under trial."""
+    """The test files of the page pass under pytest and under trial."""
     written = write_files(HOW_TO / "test-your-app.md", tmp_path)
     number = written["test_quotes.py"].count("\ndef test_")
     assert number >= 12
@@ -235,7 +238,7 @@ def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
 
 
 def test_the_test_of_the_readme_passes() -> None:
-    """What the README says of tests, it says of its own app."""
+    """The test in the README passes against the app in the README."""
     with executed(README) as page:
         page.test_a_high_quote_raises_an_alert()
 
@@ -243,7 +246,7 @@ def test_the_test_of_the_readme_passes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["before", "one line", "after"])
 def test_each_step_of_the_page_on_migration_does_the_same(tmp_path: Path, step: str) -> None:
-    """The program before, with one line changed, and as an App: each says the same of the same messages."""
+    """The old program, the one with one changed line, and the App print the same for the same messages."""
     page = HOW_TO / "migrate-from-txzmq.md"
     written = write_files(page, tmp_path)
     endpoint = "tcp://127.0.0.1:" + str(_PORT.search(written["before.py"])[0])  # type: ignore[index]
@@ -272,7 +275,7 @@ def test_each_step_of_the_page_on_migration_does_the_same(tmp_path: Path, step: 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_the_units_of_the_page_on_systemd_are_sound(tmp_path: Path) -> None:
-    """systemd finds nothing to say about the unit files that I copy."""
+    """``systemd-analyze`` finds no fault in the unit files of the page."""
     texts = [block for block in blocks(HOW_TO / "deploy-under-systemd.md") if "[Service]" in block.text]
     assert len(texts) == 2
     for block in texts:
@@ -286,7 +289,7 @@ def test_the_units_of_the_page_on_systemd_are_sound(tmp_path: Path) -> None:
 
 
 def test_the_page_on_systemd_leaves_a_stop_its_time_and_names_what_there_is() -> None:
-    """systemd waits longer than the drain it asks for, and every variable of the page is one of zroute's."""
+    """systemd waits longer than the drain takes, and every variable of the page exists."""
     text = (HOW_TO / "deploy-under-systemd.md").read_text()
     drains, stops = (re.findall(pattern, text) for pattern in (r"--drain-timeout (\d+)s", r"TimeoutStopSec=(\d+)"))
     assert len(drains) == len(stops) == 2
@@ -301,7 +304,7 @@ UNHURRIED = {"ZROUTE_DRAIN_TIMEOUT": "100s"}
 
 @pytest.mark.parametrize("page", ids([TUTORIAL, HOW_TO / "async-and-threads.md", HOW_TO / "newest-values.md"]))
 def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
-    """I write the files of the page, type its commands in as many terminals, and see what it shows, until Ctrl+C."""
+    """The files and commands of a page print the output that the page shows, until Ctrl+C."""
     write_files(page, tmp_path)
     with ExitStack() as terminals:
         children: list[tuple[Child, signal.Signals | None]] = []
@@ -310,7 +313,7 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
                 continue
             command, *shown = block.text.splitlines()
             assert command.startswith("$ zroute "), command
-            # A busy machine may need longer than the default for what has piled up, and exits with 75 then.
+            # A busy machine may need longer than the default to handle its backlog, and then exits with 75.
             child = terminals.enter_context(Child("-m", *shlex.split(command[2:]), cwd=tmp_path, env=UNHURRIED))
             for line in shown:
                 assert child.line_with(line) == line
@@ -320,14 +323,14 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
-    """I write its test file, and type pytest."""
+    """The test file of the tutorial passes."""
     write_files(TUTORIAL, tmp_path)
     with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
         assert child.end(None) == 0, child.out
 
 
 def test_what_the_readme_shows_of_the_shell_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output below each command of the README is, line for line, what the command prints."""
+    """The README shows, line for line, the output of each command."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [*sys.path])
     consoles = [block for block in blocks(README) if block.language == "console"]
@@ -340,7 +343,7 @@ def test_what_the_readme_shows_of_the_shell_is_what_is_printed(monkeypatch: pyte
 
 
 def test_the_first_code_of_the_readme_is_the_example_that_its_first_command_runs() -> None:
-    """The code that the README shows first is what its first command runs, not a prettier one."""
+    """The first code block of the README is the example that its first command runs."""
     example = (ROOT / "examples" / "alerts.py").read_text()
     shown = next(block.text for block in blocks(README) if block.language == "python")
     assert shown in example
@@ -351,7 +354,7 @@ def test_the_first_code_of_the_readme_is_the_example_that_its_first_command_runs
 
 
 def test_the_output_in_the_readme_has_the_shape_of_the_real_one() -> None:
-    """The lines that the README shows are ones that its example can print."""
+    """The example can print every line that the README shows."""
     shown = next(block.text for block in blocks(README) if block.language == "text")
     known = (
         r"\d\d:\d\d:\d\d (INFO   |WARNING|ERROR  ) .*",
@@ -365,7 +368,7 @@ def test_the_output_in_the_readme_has_the_shape_of_the_real_one() -> None:
 
 
 def test_the_readme_sets_up_and_tests_in_one_line_each() -> None:
-    """The first two shell blocks of the README are one line each: the main job, then the tests."""
+    """The first two shell blocks of the README are one line each: an app, then the tests."""
     commands = [block.text for block in blocks(README) if block.language == "sh"]
     assert len(commands) == 2
     assert all(command.count("\n") == 1 for command in commands)
@@ -377,7 +380,7 @@ def test_the_readme_sets_up_and_tests_in_one_line_each() -> None:
 
 
 def rows(page: Path, first: str) -> list[list[str]]:
-    """The rows of the table on a page whose first column is called ``first``."""
+    """Return the rows of the table on a page whose first column is called ``first``."""
     found: list[list[str]] = []
     inside = False
     for line in page.read_text().splitlines():
@@ -392,19 +395,19 @@ def rows(page: Path, first: str) -> list[list[str]]:
 
 
 def quoted(cell: str) -> list[str]:
-    """What stands between backticks."""
+    """Return the texts between backticks."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 def pattern_of(text: str) -> Pattern:
-    """The pattern that a table names."""
+    """Return the pattern that a table names."""
     prefix = re.fullmatch(r'startswith\("(.*)"\)', text)
     return startswith(prefix[1]) if prefix else parse(text)
 
 
 @pytest.mark.parametrize("page", ids([README, HOW_TO / "patterns.md"]))
 def test_the_tables_of_patterns_hold(page: Path) -> None:
-    """Each topic in the table is matched, or not matched, as it says; so is the subscription."""
+    """Each pattern in the table matches the topics, and has the subscription, that the table shows."""
     table = rows(page, "pattern")
     assert len(table) >= 5
     for named, takes, refuses, *rest in table:
@@ -416,7 +419,7 @@ def test_the_tables_of_patterns_hold(page: Path) -> None:
 
 
 def test_the_tables_of_options_hold() -> None:
-    """Every option that zroute sets is on the page, with its value and its reason, and no other."""
+    """The page lists every option that zroute sets, with its value and its reason, and no other."""
     page = ROOT / "docs" / "reference" / "options.md"
     options = {option for kind in ("SUB", "XPUB", "PUSH", "ROUTER") for option in zroute.options.socket_options(kind)}
     shown = {tuple(row) for row in rows(page, "option")}
@@ -426,13 +429,13 @@ def test_the_tables_of_options_hold() -> None:
 
 
 def test_the_tables_of_codecs_hold() -> None:
-    """The codecs on their page are those that there are."""
+    """The page of codecs lists exactly the existing codecs."""
     table = rows(HOW_TO / "codecs.md", "codec")
     assert [quoted(row[0])[0].strip('"') for row in table] == list(BUILTIN)
 
 
 def test_every_dependency_is_given_its_reason() -> None:
-    """No package is needed without a reason that can be read."""
+    """Every dependency has a written reason."""
     text = (ROOT / "docs" / "explanation" / "dependencies.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     needed = re.findall(r'"([A-Za-z-]+)(?:\[\w+\])?[>=]=', project)
@@ -442,6 +445,6 @@ def test_every_dependency_is_given_its_reason() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    """A link in the README leads to a file that is there."""
+    """Every link in the README leads to an existing file."""
     for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
         assert (ROOT / target).exists(), target
