@@ -1,1 +1,1 @@
-"""One command that settles what zroute costs: ``python -m benchmarks``."""
+"""Measure the cost of zroute with one command: ``python -m benchmarks``."""

@@ -1,7 +1,7 @@
-"""The command line: ``python -m benchmarks [--only NAME …] [--rounds N] [--quick] [--json FILE] …``.
+"""The command line: ``python -m benchmarks [--only NAME …] [--quick] …``.
 
-Everything that the documentation says about speed comes from one run of it. Peers that are not installed are skipped,
-and the tables say so. ``pip install -e '.[dev,bench]'`` brings the Python ones; the others are Debian's
+One run of this command measures everything that the documentation says about speed. It skips peers that are not
+installed, and the tables say so. ``pip install -e '.[dev,bench]'`` installs the Python peers. The others are Debian's
 ``nats-server``, ``libzmq3-dev`` with a C compiler, and ``valgrind``.
 """
 
@@ -42,7 +42,7 @@ QUICK = Scale(
 
 
 def scale_of(options: argparse.Namespace) -> Scale:
-    """How much is measured."""
+    """Return the sizes of the measurements."""
     if options.quick:
         return QUICK
     return Scale(
@@ -59,43 +59,49 @@ def scale_of(options: argparse.Namespace) -> Scale:
 
 def _some(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number from 1 on is needed")
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of 1 or more")
     return int(text)
 
 
 def _file(text: str) -> Path:
-    """Told before the measurement, not behind it."""
+    """Return the path of an output file.
+
+    A missing folder is refused here, before any measurement.
+    """
     path = Path(text)
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+        raise argparse.ArgumentTypeError(f"{text}: folder {path.parent} does not exist")
     return path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
-    made = argparse.ArgumentParser("python -m benchmarks", description="What zroute costs, beside others.")
-    made.add_argument("--rounds", type=_some, default=5, help="rounds, in each of which all are measured (default 5)")
-    made.add_argument("--count", type=_some, default=100_000, help="small messages in a measurement (default 100,000)")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="these groups, or those whose names begin so")
-    made.add_argument("--quick", action="store_true", help="one round of very few: it judges no goal")
-    made.add_argument("--instructions", action="store_true", help="count instructions too, with valgrind (minutes)")
+    """Return the parser of the options."""
+    made = argparse.ArgumentParser("python -m benchmarks", description="Measure the cost of zroute.")
+    made.add_argument("--rounds", type=_some, default=5, help="rounds; each measures all contestants (default 5)")
+    made.add_argument("--count", type=_some, default=100_000, help="small messages per measurement (default 100,000)")
+    made.add_argument("--only", nargs="+", metavar="NAME", help="only groups with these names or name prefixes")
+    made.add_argument("--quick", action="store_true", help="one round of a few messages; judges no goal")
+    made.add_argument("--instructions", action="store_true", help="count instructions too (valgrind, minutes)")
     for name in ("json", "svg", "markdown"):
-        made.add_argument(f"--{name}", type=_file, metavar="FILE", help=f"write the results as {name} too")
+        made.add_argument(f"--{name}", type=_file, metavar="FILE", help=f"also write the results as {name}")
     return made
 
 
 def chosen(groups: Iterable[Group], only: list[str] | None) -> list[Group]:
-    """The groups to run; a name that begins none is a SystemExit with all names."""
+    """Return the groups to run.
+
+    A name that is no prefix of a group raises SystemExit with all names.
+    """
     groups = list(groups)
     names = [group.name for group in groups]
     for wanted in only or ():
         if not any(name.startswith(wanted) for name in names):
-            raise SystemExit(f"--only {wanted}: there are {', '.join(names)}")
+            raise SystemExit(f"--only {wanted}: no such group; expected a name or prefix of {', '.join(names)}")
     return [group for group in groups if only is None or group.name.startswith(tuple(only))]
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print, write; 1 when somebody failed."""
+    """Measure, print and write the results; return 1 if a contestant failed."""
     options = parser().parse_args(arguments)
     sizes, rounds = scale_of(options), 1 if options.quick else options.rounds
     groups = chosen((group for part in PARTS for group in part.groups(sizes)), options.only)
@@ -128,5 +134,5 @@ def _without_files(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # a flood of log lines is not what is measured
+    logging.disable(logging.WARNING)  # a flood of log lines would distort the figures
     sys.exit(main(sys.argv[1:]))

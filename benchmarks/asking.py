@@ -1,4 +1,7 @@
-"""Requests and replies: the runs of ``bench_requests.py``, two processes over TCP for each contestant."""
+"""Requests and replies: the runs of ``bench_requests.py``.
+
+Each contestant is two processes that talk over TCP.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _measure(name: str, requests: int) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One group; the CPU is the client's."""
+    """Return the group of requests; its CPU figure is the client's."""
     names = {"bare": "hand-written, pyzmq in the same reactor"}
     contestants = tuple(
         Contestant(

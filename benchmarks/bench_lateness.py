@@ -1,7 +1,9 @@
-"""How late a timer is while a flood is read: ``python benchmarks/bench_lateness.py --seconds 10``.
+"""Measure how late timers are during a flood of messages.
 
-Two processes with the same timer (each 10 ms) run at the same time on one machine: one reads a flood, the other has
-nothing to do. The difference is what reading costs the timers; the machine's own noise stands in the idle one.
+``python benchmarks/bench_lateness.py --seconds 10``
+
+Two processes with the same 10 ms timer run at the same time on one machine. One of them reads a flood, the other is
+idle. The difference is the cost of reading for the timers; the figures of the idle process show the machine's noise.
 """
 
 from __future__ import annotations
@@ -81,10 +83,10 @@ print(json.dumps({
 
 
 def main() -> None:
-    """Prints both, and the difference of each figure."""
+    """Print the figures of both processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--burst", type=int, default=60, help="messages published each millisecond (default 60)")
+    parser.add_argument("--burst", type=int, default=60, help="messages published per millisecond (default 60)")
     options = parser.parse_args()
     endpoint = free_endpoint()
     with Child("-c", PUBLISHER, endpoint, str(options.burst)) as publisher:

@@ -1,7 +1,9 @@
-"""What quiet subscribers cost their publisher: ``python benchmarks/bench_quiet.py --subscribers 1000``.
+"""Measure what subscribers without messages cost their publisher.
 
-Each has joined, and pings its publisher as a subscriber does that hears nothing: every 17 seconds or so. Prints the
-share of a core that the publisher's process takes, libzmq's threads included, with the pings and without them.
+``python benchmarks/bench_quiet.py --subscribers 1000``
+
+Each subscriber has joined and hears nothing, so it pings its publisher about every 17 seconds. The benchmark prints
+the share of a core that the publisher's process uses, with libzmq's threads, with and without pings.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ app.run()
 
 
 class Subscriber:
-    """A SUB socket that asks as zroute's subscribers do."""
+    """A SUB socket that sends the same markers as zroute's subscribers."""
 
     def __init__(self, context: zmq.Context[Any], endpoint: str, number: int) -> None:
         self._id, self._asked = number << 16, 0
@@ -50,7 +52,7 @@ class Subscriber:
         return ping
 
     def read(self) -> int:
-        """Read all answers; how many those were."""
+        """Read all answers and return their number."""
         answers = 0
         while self.socket.poll(0):
             answers += self.socket.recv().startswith(MARKER)
@@ -64,7 +66,7 @@ def cpu(process: int) -> float:
 
 
 def spend(subscribers: list[Subscriber], process: int, seconds: float, *, pings: bool) -> tuple[float, int]:
-    """Return the share of a core that the publisher took, and how many pings it answered."""
+    """Return the publisher's share of a core, and the number of answered pings."""
     chance, began, before, answers = random.Random(1), time.monotonic(), cpu(process), 0
     due = sorted((chance.uniform(0.0, QUIET_SECONDS), number) for number in range(len(subscribers)))
     waiting, standing = deque(due), deque[tuple[float, Subscriber, bytes]]()
@@ -82,7 +84,7 @@ def spend(subscribers: list[Subscriber], process: int, seconds: float, *, pings:
 
 
 def main() -> None:
-    """Print both shares."""
+    """Print the share without pings and the share with pings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subscribers", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=40.0)

@@ -1,11 +1,14 @@
-"""Requests and replies, jobs pushed and pulled: zroute against txZMQ and against what one would write by hand.
+"""Compare requests, replies and jobs of zroute with txZMQ and hand-written code.
 
-Run ``python benchmarks/bench_requests.py [--rounds N] [--count N] [--json FILE]``. Each contestant is two
-processes over tcp on this machine, both on Twisted's default reactor. In each round all of them run in turn, and the
-figures are medians over the rounds: the figures to quote are ratios. Latencies are those of one request after the other
-and of 64 under way, the rate that with 64. CPU is that of the client and of the puller with libzmq's own thread, and
-of the pusher without it. A request is made as each library's users write it, without options: zroute's then has a
-timeout of 10 s, txZMQ's none. So each is measured the other way too.
+Run ``python benchmarks/bench_requests.py [--rounds N] [--count N] [--json FILE]``.
+
+Each contestant is two processes over tcp on this machine, both on Twisted's default reactor. Each round runs all
+contestants, one after the other. The figures are medians over the rounds; quote the ratios, not the times.
+
+One latency is of sequential requests, the other of 64 requests in flight; the rate is measured with 64. CPU includes
+libzmq's own thread for the client and the puller, but not for the pusher. Requests have no options, as most users of
+each library write them: zroute's then have a timeout of 10 s, txZMQ's none. Each library is also measured with the
+other's setting.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ Ask = Callable[[Callable[[], object]], None]
 
 
 class Bare:
-    """A DEALER, ROUTER, PUSH or PULL in the reactor with as little as is correct: the loop one would write by hand."""
+    """A DEALER, ROUTER, PUSH or PULL in the reactor, as a user would write it.
+
+    It is the least code that is correct.
+    """
 
     def __init__(self, reactor: Any, kind: int, got: Callable[[list[bytes]], object]) -> None:
         self.socket = zmq.Context.instance().socket(kind)
@@ -44,34 +50,34 @@ class Bare:
         self.reads = kind != zmq.PUSH
 
     def start(self) -> None:
-        """When it is bound or connected."""
+        """Start reading; call this when the socket is bound or connected."""
         self.reactor.addReader(self)
         self.poke()
 
     def fileno(self) -> int:
-        """The descriptor, which never changes."""
+        """Return the descriptor, which never changes."""
         return int(self.descriptor)
 
     def logPrefix(self) -> str:
-        """For Twisted's log."""
+        """Return the name for Twisted's log."""
         return "bare"
 
     def connectionLost(self, reason: object) -> None:
-        """Never here."""
+        """Do nothing: the reactor never calls this here."""
 
     def poke(self) -> None:
-        """Look at the socket in the next turn: a send may have used up the descriptor's edge."""
+        """Read in the next turn, because a send may have used up the descriptor's edge."""
         if not self.poked:
             self.poked = True
             self.reactor.callLater(0, self.look)
 
     def look(self) -> None:
-        """See `poke`."""
+        """Read the socket, as planned by `poke`."""
         self.poked = False
         self.doRead()
 
     def doRead(self) -> None:
-        """Up to 256 messages, then others have their turn."""
+        """Read up to 256 messages, then let other readers run."""
         if not self.reads:
             self.socket.get(zmq.EVENTS)
             return
@@ -86,12 +92,12 @@ class Bare:
             self.poke()
 
     def send(self, parts: list[bytes]) -> None:
-        """Now, or zmq.Again."""
+        """Send at once, or raise zmq.Again."""
         self.socket.send_multipart(parts, zmq.NOBLOCK)
         self.poke()
 
     def send_one(self, part: bytes) -> None:
-        """`send` for who knows that there is one part."""
+        """Send a message of one part; cheaper than `send`."""
         self.socket.send(part, zmq.NOBLOCK)
         self.poke()
 
@@ -100,7 +106,7 @@ class Bare:
 
 
 def serve(contestant: str, reactor: Any) -> object:
-    """A server that replies with what it was asked."""
+    """Return a server that replies with the request."""
     if contestant.startswith("zroute") and contestant != "zroute.txzmq":
         from zroute.sockets.reqrep import RepConnection
 
@@ -125,7 +131,7 @@ def serve(contestant: str, reactor: Any) -> object:
 
 
 def library_of(contestant: str) -> Any:
-    """txZMQ, or zroute's layer of its names."""
+    """Return txZMQ, or zroute's module with the same API."""
     if contestant.startswith("txZMQ"):
         import txzmq
 
@@ -136,7 +142,7 @@ def library_of(contestant: str) -> Any:
 
 
 def asker(contestant: str, reactor: Any, address: str) -> Ask:
-    """A function that sends one request and calls back when its reply is there."""
+    """Return a function that sends one request and calls back with its reply."""
     if contestant.startswith("zroute") and contestant != "zroute.txzmq":
         from zroute.sockets.reqrep import ReqConnection
 
@@ -165,12 +171,12 @@ def asker(contestant: str, reactor: Any, address: str) -> Ask:
 
 
 def percentile(seconds: list[float], percent: int) -> float:
-    """Microseconds that so many percent of them don't exceed."""
+    """Return the given percentile in microseconds."""
     return sorted(seconds)[len(seconds) * percent // 100] * 1e6
 
 
 def client(contestant: str, reactor: Any, address: str, total: int) -> None:
-    """Ask, first one after the other, then a window at a time; print the figures as JSON."""
+    """Send requests one after the other, then in windows; print the figures as JSON."""
     ask = asker(contestant, reactor, address)
     alone: list[float] = []
     together: list[float] = []
@@ -226,7 +232,7 @@ def client(contestant: str, reactor: Any, address: str, total: int) -> None:
 
 
 def push(contestant: str, reactor: Any, address: str, total: int) -> object:
-    """Push so many jobs when a puller is there, as fast as it takes them; prints the CPU per job."""
+    """Push ``total`` jobs as fast as a puller accepts them; print the CPU per job."""
     from twisted.internet.task import deferLater
 
     connection: Any
@@ -264,7 +270,7 @@ def push(contestant: str, reactor: Any, address: str, total: int) -> object:
         except full:
             pass
         if left < here:
-            spent += time.thread_time_ns() - began  # attempts in vain are the queue's, not the contestant's
+            spent += time.thread_time_ns() - began  # failed attempts measure the queue, not the contestant
         if left:
             reactor.callLater(0 if left < here else 0.001, some)
         else:
@@ -275,7 +281,7 @@ def push(contestant: str, reactor: Any, address: str, total: int) -> object:
 
 
 def pull(contestant: str, reactor: Any, total: int) -> object:
-    """Pull so many jobs; prints the CPU per job."""
+    """Pull ``total`` jobs; print the CPU per job."""
     pulled = 0
     began = 0.0
 
@@ -313,7 +319,7 @@ def pull(contestant: str, reactor: Any, total: int) -> object:
 
 
 def role(name: str, contestant: str, *rest: str) -> None:
-    """What this process is when the benchmark starts it."""
+    """Run the part of this process in the benchmark."""
     from twisted.internet import reactor
 
     kept: list[object] = []
@@ -332,18 +338,18 @@ def role(name: str, contestant: str, *rest: str) -> None:
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
-    """This file in another process."""
+    """Start this file in another process."""
     return subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """The next line it prints."""
+    """Return the next line that the process prints."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def requests_of(contestant: str, total: int) -> dict[str, float]:
-    """One run of requests."""
+    """Run requests once and return the figures."""
     with started("serve", contestant) as server:
         with started("client", contestant, line(server), str(total)) as asking:
             figures: dict[str, float] = json.loads(line(asking))
@@ -352,7 +358,7 @@ def requests_of(contestant: str, total: int) -> dict[str, float]:
 
 
 def jobs_of(contestant: str, total: int) -> dict[str, float]:
-    """One run of push and pull: the puller against a bare pusher, the pusher against a bare puller."""
+    """Run push and pull once, each with a bare peer."""
     figures: dict[str, float] = {}
     runs = [("bare", contestant)]
     if contestant != "bare, one part":
@@ -384,7 +390,7 @@ def main() -> None:
     arguments = parser.parse_args()
     requests, jobs = REQUESTS, JOBS
     if find_spec("txzmq") is None:
-        print("txZMQ is not installed and left out")
+        print("txZMQ is not installed: skipped")
         requests, jobs = (tuple(name for name in names if "txZMQ" not in name) for names in (requests, jobs))
     found: dict[str, dict[str, list[float]]] = {name: {} for name in (*requests, *jobs)}
     for turn in range(arguments.rounds):
@@ -392,7 +398,7 @@ def main() -> None:
             (requests_of, requests, arguments.count),
             (jobs_of, jobs, arguments.count * 2),
         ):
-            first = turn % len(names)  # nobody always runs after the same one
+            first = turn % len(names)  # rotate, so that no contestant always follows the same one
             for name in names[first:] + names[:first]:
                 for what, value in measure(name, total).items():
                     found[name].setdefault(what, []).append(value)
@@ -408,7 +414,7 @@ def main() -> None:
             f"{_short(figures[what])} ({figures[what] / base[what]:.2f})" if what in figures else "" for what in base
         )
         print(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells))
-    print("In parentheses: the ratio to what is written by hand. Rates of requests, round by round:")
+    print("In parentheses: ratios to the hand-written code. Ratios of request rates within rounds:")
     for ours, theirs in (("zroute", "txZMQ"), ("zroute, no timeout", "txZMQ"), ("zroute", "txZMQ, timeout")):
         if theirs in found:
             pairs = zip(found[ours]["requests/s"], found[theirs]["requests/s"], strict=True)

@@ -1,15 +1,16 @@
-"""What a match costs that no cache answers: CPU ns a topic against 10, 1,000 and 100,000 patterns.
+"""Measure uncached route matches: CPU ns per topic, 10 to 100,000 patterns.
 
 ::
 
     python benchmarks/bench_trie.py [--json FILE]
 
-All tables are built first and then measured in turn within each round, so that a machine that changes its
-pace changes it for all; the figures are medians over the rounds, the ratios those of one round to its
-smallest table. Each measurement asks for as many different topics, of the same shapes and in shuffled order.
-Two streams: ``busy`` topics are those of `BUSY` desks, wherever in the table these are; ``scattered`` ones
-go over all desks alike, so that of a large table hardly anything is ever in the processor's caches, while
-one of 10 patterns never leaves them. The steps are the same: what lies between the two is memory.
+All tables are built first. Each round then measures one table after the other, so that a change of the machine's pace
+affects all of them. The figures are medians over the rounds; ratios compare with the smallest table of the same round.
+Each measurement matches the same number of different topics, of the same shapes and in shuffled order.
+
+The ``busy`` stream has topics of `BUSY` desks, spread over the table. The ``scattered`` stream has topics of all
+desks, so a large table hardly ever finds its data in the processor's caches, and a table of 10 patterns always does.
+Both streams take the same steps: the difference between them is the cost of memory access.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SHAPES = 10  # patterns and topics both come in tens
 
 
 def patterns(size: int) -> list[Pattern]:
-    """Tens of patterns, each for one desk: four literals, two captures, two wildcards, a tail, a prefix."""
+    """Return ten patterns per desk.
+
+    Four are literal, two have captures, two have wildcards, one has a tail and one is a prefix.
+    """
     made: list[Pattern] = []
     for desk in range(size // SHAPES):
         made += [parse(f"desk{desk}.orders.{verb}") for verb in ("new", "filled", "cancelled", "rejected")]
@@ -49,7 +53,10 @@ def patterns(size: int) -> list[Pattern]:
 
 
 def topics(size: int, stream: str, rng: random.Random) -> list[bytes]:
-    """`TOPICS` different topics of ten shapes for the desks of a table; one shape matches nothing."""
+    """Return `TOPICS` different topics of ten shapes for the desks of a table.
+
+    One of the shapes matches nothing.
+    """
     desks: Sequence[int] = range(size // SHAPES)
     if stream == "busy":
         desks = rng.sample(desks, min(BUSY, len(desks)))
@@ -73,7 +80,7 @@ def topics(size: int, stream: str, rng: random.Random) -> list[bytes]:
 
 
 def measure(trie: Trie[int], asked: list[bytes]) -> float:
-    """CPU ns for one of ``asked``, the loop included."""
+    """Return the CPU ns per topic, including the loop."""
     match = trie.match
     began = time.thread_time_ns()
     for topic in asked:
@@ -82,7 +89,7 @@ def measure(trie: Trie[int], asked: list[bytes]) -> float:
 
 
 def run(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """By stream and number of patterns the medians of the ns and of the ratios to the smallest table."""
+    """Return median ns, and ratios to the smallest table, by stream and size."""
     tables = {size: build((pattern, i) for i, pattern in enumerate(patterns(size))) for size in SIZES}
     cases = [(stream, size) for stream in STREAMS for size in SIZES]
     figures: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
@@ -99,7 +106,7 @@ def run(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main() -> None:
-    """Print the figures; with ``--json`` write them too."""
+    """Print the figures; with ``--json`` also write them to a file."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--json", type=Path, metavar="FILE")
     arguments.add_argument("--rounds", type=int, default=15)

@@ -1,6 +1,7 @@
-"""The plot for the documentation: ratios to the hand-written loop as bars, on a logarithmic scale, as SVG.
+"""The plot for the documentation: ratios to the hand-written loop, as SVG.
 
-Colours are of middle lightness, so that it can be read on light and on dark ground, and nothing is drawn behind them.
+The bars have a logarithmic scale. Their colours are of medium lightness and there is no background, so the plot is
+readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from benchmarks.workloads import BY_HAND
 __all__ = ["GROUPS", "draw"]
 
 GROUPS = ("receive-json", "receive-1mb", "handlers", "async", "coalesced", "publish-json", "end-to-end")
-"""What is plotted; the others are in the tables."""
+"""The groups in the plot; the tables contain the others."""
 
 WIDTH, ROW, HEAD, LABELS, VALUES = 860, 20, 30, 330, 60
 TICKS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -24,7 +25,7 @@ TEXT, LINE, OURS, OTHERS = "#7d8590", "#7d859066", "#2f81f7", "#9a8c6f"
 
 
 def draw(results: Sequence[Result]) -> str:
-    """The SVG of those of `GROUPS` that were run."""
+    """Return the SVG of the groups in `GROUPS` that were run."""
     chosen = [result for result in results if result.group.name in GROUPS]
     ratios = [ratio for result in chosen for _, ratio in _bars(result)]
     low, high = min([*ratios, 0.3]) / 1.3, max([*ratios, 3.0]) * 1.3

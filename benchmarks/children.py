@@ -1,4 +1,4 @@
-"""Processes of the benchmark's own: they print a line of JSON when they have something to say, and never outlive it."""
+"""Processes of the benchmark, which print their figures as lines of JSON."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.support import ROOT
 __all__ = ["Stretch", "leave", "line", "python", "say", "started"]
 
 PATIENCE = 180.0
-"""Seconds until a process is given up that says nothing: messages were lost, or it hangs."""
+"""Seconds until the benchmark kills a silent process, which has lost messages or hangs."""
 
 
 def python(module: str, *arguments: object) -> list[str]:
-    """The command that runs a module of the benchmark."""
+    """Return the command that runs a module of the benchmark."""
     return [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
 
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process, which is killed in the end if it has not ended by itself."""
+    """Start a process, and kill it at the end of the ``with`` block if it still runs."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -40,7 +40,10 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def line(process: subprocess.Popen[str]) -> Any:
-    """The JSON of the next line it prints. Raises RuntimeError when it ends without, or takes too long."""
+    """Return the parsed JSON of the next line that the process prints.
+
+    Raises RuntimeError if the process ends first, or if it prints nothing within `PATIENCE` seconds.
+    """
     assert process.stdout is not None
     watch = threading.Timer(PATIENCE, process.kill)
     watch.start()
@@ -49,21 +52,21 @@ def line(process: subprocess.Popen[str]) -> Any:
     finally:
         watch.cancel()
     if not found:
-        raise RuntimeError(f"a process ended, or was ended, without its figures (exit {process.wait()})")
+        raise RuntimeError(f"a process ended, or timed out, without figures (exit {process.wait()})")
     return json.loads(found)
 
 
 def say(what: Any) -> None:
-    """In a process: tell the benchmark."""
+    """Print ``what`` as JSON for the benchmark; called in a child process."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
 class Stretch:
-    """In a process: what ``total`` messages take.
+    """Measure the cost of ``total`` messages; used in a child process.
 
-    CPU (all threads) from the making of this object, when the process waits for the first message, since a library may
-    read thousands before it hands one out; wall time from the first message to the last.
+    CPU time (all threads) begins with the creation of this object, when the process waits for the first message. A
+    library may read thousands of messages before it delivers one. Wall time runs from the first message to the last.
     """
 
     def __init__(self, total: int) -> None:
@@ -73,20 +76,20 @@ class Stretch:
         self._cpu = time.process_time()
 
     def message(self) -> bool:
-        """One more; whether it was the last."""
+        """Count one message; return True if it was the last."""
         if not self.seen:
             self._wall = time.perf_counter()
         self.seen += 1
         return self.seen == self.total
 
     def figures(self) -> Figures:
-        """By message."""
+        """Return the figures per message."""
         cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
         between = self.seen - 1
         return {CPU: cpu / self.seen * 1e9, WALL: wall / between * 1e9, RATE: between / wall}
 
 
 def leave() -> None:
-    """End at once: what was measured is said, and how a library closes is not what is measured."""
+    """Exit at once, because closing the library is not part of the measurement."""
     sys.stdout.flush()
     os._exit(0)

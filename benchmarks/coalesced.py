@@ -1,4 +1,7 @@
-"""A coalesced stream: a real publishing app whose bursts travel in frames of many messages, read by a real app."""
+"""A coalesced stream: a real app publishes bursts, and a real app reads them.
+
+A burst travels in frames of many messages.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,21 @@ __all__ = ["COALESCED", "FLOOD", "groups"]
 
 ENDPOINT = "inproc://stream"
 BURSTS = (5, 50, 256)
-"""Messages published in one turn of the reactor: hardly worth it, a busy feed, one that can't be read one by one."""
+"""Messages published in one turn of the reactor: a slow feed, a busy feed, and one too fast for single frames."""
 
 TURNS = 2_000
-"""So many at most: each sends two frames, and 11,000 may wait between publisher and reader."""
+"""The highest number of turns: each sends two frames, and 11,000 frames fit between publisher and reader."""
 
 FEW, COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
 
 
 def absent() -> str | None:
-    """Why there is no such row."""
+    """Return the reason why this row cannot be measured, or None."""
     return None if "coalesce" in inspect.signature(App).parameters else "this version does not coalesce"
 
 
 def coalesced(count: int, burst: int) -> Figures:
-    """What the reading thread takes for each message, when ``burst`` are published in one turn."""
+    """Measure the reading thread per message, with bursts of ``burst`` messages."""
     context: zmq.Context[Any] = zmq.Context()
     options: dict[str, Any] = {"coalesce": True}
     app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
@@ -64,7 +67,7 @@ def coalesced(count: int, burst: int) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One group."""
+    """Return the group of coalesced streams."""
     quotes = workloads.quotes(scale.count)
     contestants = (
         Contestant(BY_HAND, partial(by_hand, quotes)),

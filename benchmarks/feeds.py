@@ -1,7 +1,7 @@
-"""Feeds: publishers whose subscriber has room for everything, so that what is sent is in its queue.
+"""Feeds: publishers whose messages are all in the subscriber's queue.
 
-They are inproc: there a message that was sent has arrived, while over tcp nothing tells when all has. So only reading
-is measured, and nothing is lost or waited for.
+They use inproc, because a sent message has arrived there at once; over tcp the publisher cannot know when all have
+arrived. The subscriber's queue has room for everything. So a benchmark measures only reading, without losses or waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zroute.publishing.counters import Counters
 __all__ = ["CODECS", "Feed", "plain_subscriber"]
 
 CODECS = {"msgpack": 1, "json": 2, "raw": 4}
-"""The numbers of codecs on the tracked wire."""
+"""The codec numbers of the tracked wire."""
 
 
 class Feed:
@@ -31,20 +31,20 @@ class Feed:
         self.work = work
         self.endpoint = f"inproc://feed-{id(self)}"
         self.pub = self.context.socket(zmq.XPUB)
-        self.pub.set(zmq.SNDHWM, 0)  # of two inproc ends, one without a mark is enough
+        self.pub.set(zmq.SNDHWM, 0)  # inproc has one queue, and it is unbounded if one end has no mark
         self.pub.bind(self.endpoint)
 
     def fill(self) -> None:
-        """Put all messages into the queue of the subscriber, which has subscribed already."""
+        """Put all messages into the queue of the subscriber, which must exist."""
         self._learn()
         send = self.pub.send
         for frame in islice(cycle(self.work.frames), self.work.total):
             send(frame)
 
     def fill_counted(self, others: Iterable[bytes] = ()) -> None:
-        """The same as a tracked publisher: it answers the subscriber's marker, and numbers each message.
+        """Fill the queue like a tracked publisher, with answers and numbers.
 
-        ``others`` are prefixes that somebody else subscribes to: it counts these, too.
+        ``others`` are the prefixes of other subscribers, which the publisher counts too.
         """
         counters, others = Counters(), tuple(others)
         for prefix in others:
@@ -65,22 +65,22 @@ class Feed:
             send(made)
 
     def _learn(self) -> list[bytes]:
-        """All subscriptions: over inproc they are there when they were made."""
+        """Return all subscriptions; over inproc they arrive at once."""
         found = []
         while self.pub.poll(0):
             found.append(self.pub.recv())
         return found
 
     def close(self) -> None:
-        """Drop what is left."""
+        """Drop all messages in the queue."""
         self.context.destroy(linger=0)
 
 
 def plain_subscriber(feed: Feed) -> zmq.Socket[bytes]:
-    """A SUB socket without a high-water mark, with the subscriptions that the feed's patterns need."""
+    """Return a SUB socket without a mark, with the subscriptions of the feed."""
     sub = feed.context.socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)
-    sub.set(zmq.SNDHWM, 0)  # subscriptions are messages: at 1,000 the rest is dropped in silence
+    sub.set(zmq.SNDHWM, 0)  # subscriptions are messages too: libzmq silently drops those above a mark of 1,000
     sub.connect(feed.endpoint)
     for prefix in {pattern.rstrip("*").encode() for pattern in feed.work.patterns}:
         sub.subscribe(prefix)

@@ -1,4 +1,4 @@
-"""The goals, as data: which ratio of one run must not exceed what."""
+"""The goals: upper limits for ratios within one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ MOST, LEAST = "100,000 patterns", "10 patterns"
 
 @attrs.frozen
 class Goal:
-    """In ``group``: the main figure of ``above`` by that of ``below`` is ``at_most``, in the median of the rounds."""
+    """An upper limit for a ratio of two contestants.
+
+    In ``group``, the main figure of ``above`` divided by that of ``below`` must be at most ``at_most``. The median of
+    the rounds counts.
+    """
 
     what: str
     group: str
@@ -53,7 +57,10 @@ GOALS = (
 
 @attrs.frozen
 class Judged:
-    """A goal and what was found: the median ``ratio`` with the lowest and highest of the rounds, or ``why`` none."""
+    """A goal and its result.
+
+    The result is the median ``ratio`` with the lowest and highest of the rounds, or the reason ``why`` it is missing.
+    """
 
     goal: Goal
     ratio: float | None
@@ -63,14 +70,14 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """Met, not met, or not measured and why."""
+        """The verdict: met, not met, or not measured and why."""
         if self.ratio is None:
             return f"not measured: {self.why}"
         return "met" if self.ratio <= self.goal.at_most else "not met"
 
 
 def judge(results: Mapping[str, Result]) -> list[Judged]:
-    """All goals; ``results`` are the groups that were run, by name."""
+    """Judge all goals; ``results`` has the groups that were run, by name."""
     return [_judge(goal, results.get(goal.group)) for goal in GOALS]
 
 
@@ -80,7 +87,7 @@ def _judge(goal: Goal, result: Result | None) -> Judged:
     rows = {row.name: row for row in result.rows}
     for name in (goal.above, goal.below):
         if name not in rows:
-            return Judged(goal, None, None, None, f"no {name!r} in this run")
+            return Judged(goal, None, None, None, f"{name!r} was not measured")
         if rows[name].skipped:
             return Judged(goal, None, None, None, rows[name].skipped)
     ratios = result.ratios(goal.above, goal.below)

@@ -1,9 +1,9 @@
-"""Instructions for 10,000 messages, counted by valgrind's callgrind: the figure that no other process disturbs.
+"""Count instructions per message with valgrind's callgrind.
 
-A run that reads, or publishes, is compared with one that is the same but moves no message. It takes minutes, so it has
-to be asked for.
+Other processes do not disturb this figure. A run that moves 10,000 messages is compared with the same run that moves
+none. This takes minutes, so it needs an option.
 
-``python -m benchmarks.instructions KIND MESSAGES`` is what callgrind runs.
+Callgrind runs ``python -m benchmarks.instructions KIND MESSAGES``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published 
 
 
 def absent(scale: Scale) -> str | None:
-    """Why they are not counted."""
+    """Return the reason why instructions are not counted, or None."""
     if not scale.instructions:
         return "only with --instructions: it takes minutes"
     return None if shutil.which("valgrind") else "valgrind is not installed"
@@ -54,12 +54,12 @@ def _counted(kind: str, read: int) -> int:
 
 
 def _measure(kind: str) -> Figures:
-    least = int(kind in PUBLISHED)  # a rate of no messages is none
+    least = int(kind in PUBLISHED)  # a publishing loop needs at least one message
     return {INSTRUCTIONS: (_counted(kind, MESSAGES) - _counted(kind, least)) / (MESSAGES - least)}
 
 
 def groups(scale: Scale) -> list[Group]:
-    """Those of a message received, and of one published."""
+    """Return one group for received and one for published messages."""
     title = f"instructions for a message {{}}, of {MESSAGES:,} JSON quotes"
     return [
         _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
@@ -73,7 +73,7 @@ def _group(name: str, title: str, kinds: tuple[str, ...], scale: Scale) -> Group
 
 
 def run(kind: str, read: int) -> None:
-    """Publish this many messages, or fill a queue with all of them and read this many."""
+    """Publish ``read`` messages, or read that many from a queue of `MESSAGES`."""
     if kind in PUBLISHED:
         wire = PUBLISHED[kind]
         if wire == BY_HAND:
@@ -110,4 +110,4 @@ def _read(sub: Any, feed: Feed, kind: str, read: int, seen: Any) -> None:
 
 if __name__ == "__main__":
     run(sys.argv[1], int(sys.argv[2]))
-    os._exit(0)  # how sockets close is not counted
+    os._exit(0)  # do not count how sockets close

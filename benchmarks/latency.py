@@ -1,8 +1,8 @@
-"""One-way latency between two processes over TCP, at a given rate, both under Twisted's default reactor.
+"""One-way latency between two processes over TCP, at a given rate.
 
-From the publisher's call to the handler, by the clock that all processes of a machine share. The publisher looks at the
-clock each millisecond, and sends what is due by then. By hand it is pyzmq with as little around ZeroMQ's descriptor
-as is correct.
+Both processes use Twisted's default reactor. Latency is the time from the publisher's call to the handler, by the
+monotonic clock that all processes of a machine share. Each millisecond, the publisher sends the messages that are due.
+The hand-written contestant is pyzmq with the least code around ZeroMQ's descriptor that is correct.
 
 ``python -m benchmarks.latency publish|subscribe KIND ENDPOINT RATE TOTAL``
 """
@@ -30,12 +30,12 @@ TOGETHER = f"{TRACKED}, coalesced"
 RATES = (1_000, 50_000)
 PERIOD = 0.001
 WARM = 10
-"""One of so many messages, the first ones, is not counted."""
+"""The first 1/WARM of the messages is not counted."""
 
 
 @attrs.frozen
 class Tick:
-    """``sent`` in nanoseconds of the monotonic clock."""
+    """A message with its sending time, in nanoseconds of the monotonic clock."""
 
     symbol: str
     price: float
@@ -54,7 +54,7 @@ def _measure(kind: str, rate: int, seconds: float) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One for each rate."""
+    """Return one group for each rate."""
     return [
         Group(
             f"latency-{rate}",
@@ -74,7 +74,7 @@ def groups(scale: Scale) -> list[Group]:
 
 
 class Latencies:
-    """What `total` messages took, and the CPU of the process meanwhile."""
+    """The latencies of `total` messages, and the CPU of the process meanwhile."""
 
     def __init__(self, total: int) -> None:
         self._total, self._skip = total, total // WARM
@@ -82,7 +82,7 @@ class Latencies:
         self._cpu = 0.0
 
     def tick(self, tick: Tick) -> None:
-        """The handler; after the last message the process ends."""
+        """Handle one message; after the last one, end the process."""
         taken = self._taken
         taken.append(time.monotonic_ns() - tick.sent)
         if len(taken) == 1:
@@ -99,7 +99,10 @@ class Latencies:
 
 
 def pace(reactor: Any, rate: int, total: int, send: Callable[[Tick], object]) -> None:
-    """Send what is due, each millisecond; the subscriber ends this process."""
+    """Send the messages that are due, each millisecond.
+
+    The benchmark kills this process when the subscriber has all messages.
+    """
     began, sent = time.perf_counter(), 0
 
     def due() -> None:
@@ -115,7 +118,10 @@ def pace(reactor: Any, rate: int, total: int, send: Callable[[Tick], object]) ->
 
 
 class BareReader:
-    """A SUB socket in the reactor: read until EAGAIN or 256 messages, and look at EVENTS when that was not the end."""
+    """A SUB socket in the reactor that reads until EAGAIN, but at most 256 messages.
+
+    After 256 messages it checks EVENTS, because the descriptor reports a change only once.
+    """
 
     def __init__(self, reactor: Any, endpoint: str, handler: Callable[[Tick], object]) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
@@ -128,18 +134,18 @@ class BareReader:
         reactor.callLater(0, self.doRead)
 
     def fileno(self) -> Any:
-        """The descriptor, which never changes."""
+        """Return the descriptor, which never changes."""
         return self.descriptor
 
     def logPrefix(self) -> str:
-        """For Twisted's log."""
+        """Return the name for Twisted's log."""
         return "bare"
 
     def connectionLost(self, reason: object) -> None:
-        """Never here."""
+        """Do nothing: the reactor never calls this here."""
 
     def doRead(self) -> None:
-        """What the reactor calls."""
+        """Read messages; called by the reactor."""
         recv, decode, handlers = self.socket.recv, self.decode, self.handlers
         try:
             for _ in range(256):
@@ -153,12 +159,12 @@ class BareReader:
 
 
 def subscribe_bare(reactor: Any, endpoint: str, total: int) -> object:
-    """By hand."""
+    """Subscribe with hand-written code."""
     return BareReader(reactor, endpoint, Latencies(total).tick)
 
 
 def publish_bare(reactor: Any, endpoint: str, rate: int, total: int) -> None:
-    """By hand."""
+    """Publish with hand-written code."""
     pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     pub.set(zmq.SNDHWM, 10_000)
     pub.bind(endpoint)
@@ -168,7 +174,7 @@ def publish_bare(reactor: Any, endpoint: str, rate: int, total: int) -> None:
 
 
 def subscribe_zroute(reactor: Any, endpoint: str, total: int) -> object:
-    """An app with a typed handler."""
+    """Subscribe with an app that has a typed handler."""
     from zroute import App
 
     app, latencies = App(sub=endpoint, codec="json"), Latencies(total)
@@ -182,7 +188,7 @@ def subscribe_zroute(reactor: Any, endpoint: str, total: int) -> object:
 
 
 def publish_zroute(kind: str, reactor: Any, endpoint: str, rate: int, total: int) -> None:
-    """An app that begins when somebody has subscribed."""
+    """Publish with an app that begins after the first subscription."""
     from twisted.internet.defer import Deferred
 
     from zroute import App
@@ -199,7 +205,7 @@ def publish_zroute(kind: str, reactor: Any, endpoint: str, rate: int, total: int
 
 
 def main(role: str, kind: str, endpoint: str, rate: str, total: str) -> None:
-    """What this process is when the benchmark starts it."""
+    """Run the part of this process in the benchmark."""
     from twisted.internet import reactor
 
     if role == "subscribe":

@@ -1,4 +1,4 @@
-"""What was measured, and on what: versions and the machine, as text."""
+"""Describe the machine and the versions under measurement, as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("zroute", "pyzmq", "msgspec", "Twisted", "txZMQ", "nats-py", "fastst
 
 
 def described() -> dict[str, str]:
-    """Names and values, in the order to be shown."""
+    """Return names and values, in the order of display."""
     found = {"machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"}
     if hasattr(os, "getloadavg"):
         found["load before"] = " ".join(f"{load:.2f}" for load in os.getloadavg())

@@ -1,4 +1,4 @@
-"""The route match of a topic that no cache answers: the tables and topics of ``bench_trie.py``."""
+"""Route matches without a cache, with the tables and topics of ``bench_trie.py``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _match(size: int, stream: str) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One for topics of a few busy desks, one for topics of all desks alike."""
+    """Return a group for topics of a few busy desks and one for topics of all desks."""
     sizes = (10, max(scale.patterns // 100, 20), scale.patterns)
     titles = {"busy": "topics of 100 busy desks", "scattered": "topics of all desks alike"}
     return [

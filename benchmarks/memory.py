@@ -1,6 +1,7 @@
-"""Memory: what an app's routes take, and what topics leave behind that were seen. Each in a process of its own.
+"""Memory of an app's routes, and memory that seen topics leave behind.
 
-Resident memory of the process, before and after, both behind a collection of garbage.
+Each contestant runs in a process of its own and compares resident memory before and after, each time after a garbage
+collection.
 
 ``python -m benchmarks.memory routes|received|published COUNT``
 """
@@ -31,7 +32,7 @@ def _measure(what: str, number: int) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One group; memory does not drift, so one round will do."""
+    """Return the memory group; memory does not drift, so one round is enough."""
     absent = None if os.path.exists("/proc/self/statm") else "this system has no /proc"
     work = (
         (f"{scale.routes:,} functions in a dict, by hand", "dict", scale.routes),
@@ -47,14 +48,14 @@ def groups(scale: Scale) -> list[Group]:
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Return the resident memory of this process, in MiB."""
     gc.collect()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def grown(work: Callable[[], object]) -> float:
-    """MiB that ``work`` leaves while its result is alive."""
+    """Return the MiB that ``work`` adds while its result is alive."""
     before = resident()
     kept = work()
     after = resident()
@@ -63,7 +64,7 @@ def grown(work: Callable[[], object]) -> float:
 
 
 def function() -> Callable[[Quote], None]:
-    """A handler of its own."""
+    """Return a new handler function."""
 
     def handler(quote: Quote) -> None: ...
 
@@ -72,12 +73,12 @@ def function() -> Callable[[Quote], None]:
 
 
 def dictionary(number: int) -> object:
-    """What somebody keeps who writes it by hand."""
+    """Return the dict that a user would write by hand."""
     return {b"desk%d.quotes" % desk: function() for desk in range(number)}
 
 
 def service(routes: int) -> tuple[Any, Any]:
-    """An app with so many routes, as it runs, and its table."""
+    """Return a running app with ``routes`` routes, and its table."""
     from tests.pure import Wired
     from zroute import App
 
@@ -88,7 +89,7 @@ def service(routes: int) -> tuple[Any, Any]:
 
 
 def topics_received(number: int) -> object:
-    """One message of each topic, through a table with one route."""
+    """Receive one message of each topic, through a table with one route."""
     app, wired = service(1)
     body, numbers = workloads.quotes(1).body, count()
 
@@ -101,7 +102,7 @@ def topics_received(number: int) -> object:
 
 
 def topics_published(number: int) -> object:
-    """The counters of a tracked publisher with one live subscription."""
+    """Count topics in a tracked publisher with one live subscription."""
     from zroute.messages.control import pack_marker, parse_marker
     from zroute.publishing.counters import Counters
 
@@ -111,7 +112,7 @@ def topics_published(number: int) -> object:
     for each in range(number):
         counters.count(b"desk0.quotes.s%d" % each)
         if each % 10_000 == 0:
-            counters.beats(each / 100_000)  # as an app does each quarter of a second
+            counters.beats(each / 100_000)  # an app does this each quarter of a second
     return counters
 
 
@@ -123,5 +124,5 @@ WORK: dict[str, Callable[[int], object]] = {
 }
 
 if __name__ == "__main__":
-    WORK[sys.argv[1]](1)  # imports and caches that are there once
+    WORK[sys.argv[1]](1)  # load imports and fill caches that do not grow
     say(grown(partial(WORK[sys.argv[1]], int(sys.argv[2]))))

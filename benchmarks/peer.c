@@ -1,12 +1,13 @@
-/* libzmq alone: what no program on top of it can be faster than.
+/* libzmq alone: the lower limit for every program that uses it.
  *
  *   peer version
- *   peer receive COUNT SIZE        a full inproc queue is read
- *   peer publish COUNT SIZE        ready frames are sent to an inproc subscriber without a high-water mark
- *   peer sub ENDPOINT COUNT        reads from another process
- *   peer pub ENDPOINT COUNT SIZE   sends to another process, when it has subscribed
+ *   peer receive COUNT SIZE        read a full inproc queue
+ *   peer publish COUNT SIZE        send ready frames to an inproc subscriber without a high-water mark
+ *   peer sub ENDPOINT COUNT        read from another process
+ *   peer pub ENDPOINT COUNT SIZE   send to another process, once it has subscribed
  *
- * Prints one line of JSON: nanoseconds for each message, of the thread for the first two, of the process for the others.
+ * Prints one line of JSON: nanoseconds per message. The CPU time is that of the thread for `receive` and `publish`, and
+ * that of the process for `sub` and `pub`.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -111,7 +112,7 @@ static void publish(void *context, const char *endpoint, long count, long size)
     double cpu = now(CLOCK_PROCESS_CPUTIME_ID), wall = now(CLOCK_MONOTONIC);
     send_all(pub, count, frame, size);
     zmq_close(pub);
-    zmq_ctx_term(context); /* returns when all has left */
+    zmq_ctx_term(context); /* returns when all messages have left */
     print(CLOCK_PROCESS_CPUTIME_ID, cpu, wall, count);
     free(frame);
 }

@@ -1,4 +1,4 @@
-"""libzmq in C: ``peer.c``, built once where there are a compiler and ``zmq.h``."""
+"""libzmq in C: ``peer.c``, built once if a compiler and ``zmq.h`` are installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "libzmq in C"
 
 @cache
 def _built() -> tuple[Path, str | None]:
-    """The program, and why there is none."""
+    """Return the path of the program, and the reason if it could not be built."""
     compiler = shutil.which("cc")
     folder = Path(tempfile.mkdtemp(prefix="zroute-benchmarks-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -34,17 +34,20 @@ def _built() -> tuple[Path, str | None]:
 
 
 def absent() -> str | None:
-    """Why it can't take part."""
+    """Return the reason why the C program is missing, or None."""
     return _built()[1]
 
 
 def command(*arguments: object) -> list[str]:
-    """What runs it."""
+    """Return the command line of the C program."""
     return [str(_built()[0]), *map(str, arguments)]
 
 
 def version() -> str | None:
-    """That of its libzmq, which is the system's and not that of pyzmq; None where it is absent."""
+    """Return the version of the system's libzmq, which is not pyzmq's.
+
+    Returns None if the program is missing.
+    """
     if absent() is not None:
         return None
     with started(command("version")) as process:
@@ -58,5 +61,5 @@ def _measure(mode: str, count: int, size: int) -> Figures:
 
 
 def contestant(mode: str, count: int, size: int) -> Contestant:
-    """One of ``peer.c``'s two inproc modes; it neither decodes nor encodes."""
+    """Return an inproc mode of ``peer.c``, which neither decodes nor encodes."""
     return Contestant(NAME, partial(_measure, mode, count, size), THREAD, absent())

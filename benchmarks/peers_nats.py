@@ -1,8 +1,8 @@
-"""NATS: nats-py and FastStream in processes of their own, on a nats-server of this machine.
+"""NATS: nats-py and FastStream in their own processes, with a local nats-server.
 
-A process counts its whole CPU, reading the network included, since that can't be
-told apart there. So ratios to what is read from a full queue of ZeroMQ's say what a program pays, not what decoding
-does; `benchmarks.two_processes` has all of them over TCP, and by the same clock.
+The CPU of a process includes the reading of the network, because the two cannot be separated there. So a ratio to
+reading a full ZeroMQ queue compares whole programs, not decoding alone. `benchmarks.two_processes` measures all
+contestants over TCP and with the same clock.
 
 ``python -m benchmarks.peers_nats subscribe|publish KIND SERVER COUNT CODEC``
 """
@@ -31,14 +31,14 @@ __all__ = ["FASTSTREAM", "NATS_PY", "absent", "end_to_end", "receivers", "versio
 NATS_PY, FASTSTREAM = "nats-py on NATS", "FastStream on NATS"
 SUBJECT = "stocks.AAPL"
 SLOWER = 5
-"""So many times fewer messages than the others read: they take 20 to 50 times as long."""
+"""These contestants read 1/SLOWER of the messages, because each message takes them 20 to 50 times as long."""
 
 
 # -- in the benchmark ---------------------------------------------------------------------------------------
 
 
 def absent(name: str) -> str | None:
-    """Why it can't take part."""
+    """Return the reason why the contestant is missing, or None."""
     if shutil.which("nats-server") is None:
         return "nats-server is not installed (Debian: nats-server)"
     missing = [each for each in ("nats", "faststream")[: 1 + (name == FASTSTREAM)] if find_spec(each) is None]
@@ -47,7 +47,7 @@ def absent(name: str) -> str | None:
 
 
 def version() -> str | None:
-    """That of the server."""
+    """Return the version of the server."""
     if shutil.which("nats-server") is None:
         return None
     said = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=False).stdout
@@ -56,9 +56,9 @@ def version() -> str | None:
 
 @cache
 def _server() -> str:
-    """The address of a server that lives as long as this process."""
+    """Return the address of a server that lives as long as this process."""
     port = free_port()
-    log = tempfile.TemporaryFile(mode="a+")  # noqa: SIM115  # it lives as long
+    log = tempfile.TemporaryFile(mode="a+")  # noqa: SIM115  # open as long as the server runs
     process = subprocess.Popen(["nats-server", "-a", "127.0.0.1", "-p", str(port)], stderr=log, stdout=log)
     atexit.register(process.wait)
     atexit.register(process.kill)
@@ -76,7 +76,10 @@ def _all_of(log: Any) -> str:
 
 
 def end_to_end(kind: str, work: Workload) -> Figures:
-    """From one process to another; the figures are the receiver's, and the CPU of the publisher."""
+    """Send messages between two processes.
+
+    Returns the receiver's figures and the publisher's CPU.
+    """
     rest = (kind, _server(), work.count, work.codec if len(work.body) < 1_000_000 else "raw", len(work.body))
     with started(python("peers_nats", "subscribe", *rest)) as receiver:
         line(receiver)
@@ -93,7 +96,7 @@ def _receive(kind: str, work: Workload) -> Figures:
 
 
 def receivers(work: Workload) -> list[Contestant]:
-    """Those of one group; FastStream takes only what it decodes from JSON."""
+    """Return the NATS contestants of a group; FastStream decodes only JSON."""
     import attrs
 
     fewer = attrs.evolve(work, count=max(work.count // (SLOWER if work.schema is not bytes else 1), 2))
@@ -111,7 +114,7 @@ def _workload(codec: str, size: int, count: int) -> Workload:
 
 
 async def subscribe_nats(server: str, work: Workload) -> None:
-    """A callback that decodes by msgspec and calls a handler."""
+    """Subscribe with a callback that decodes with msgspec and calls a handler."""
     import nats
 
     done = asyncio.Event()
@@ -127,7 +130,7 @@ async def subscribe_nats(server: str, work: Workload) -> None:
 
     client = await nats.connect(server)
     await client.subscribe("stocks.*", cb=callback)
-    await client.flush()  # the server knows the subscription now
+    await client.flush()  # the server has the subscription now
     stretch = Stretch(work.count)
     say("ready")
     await done.wait()
@@ -135,7 +138,10 @@ async def subscribe_nats(server: str, work: Workload) -> None:
 
 
 async def subscribe_faststream(server: str, work: Workload) -> None:
-    """A typed handler on pydantic, as its documentation begins; but it does not log each message, as it would."""
+    """Subscribe with a typed handler on pydantic.
+
+    The code follows the start of FastStream's documentation. Unlike the default, it does not log each message.
+    """
     from faststream.nats import NatsBroker
     from pydantic import BaseModel
 
@@ -159,7 +165,7 @@ async def subscribe_faststream(server: str, work: Workload) -> None:
     handler.__annotations__["message"] = Quote if work.schema is workloads.Quote else News
     broker.subscriber("stocks.*")(handler)
     await broker.start()
-    await broker.connection.flush()  # the server knows the subscription now
+    await broker.connection.flush()  # the server has the subscription now
     stretch = Stretch(work.count)
     say("ready")
     await done.wait()
@@ -167,7 +173,7 @@ async def subscribe_faststream(server: str, work: Workload) -> None:
 
 
 async def publish_nats(server: str, work: Workload) -> None:
-    """As fast as the client takes them."""
+    """Publish as fast as the client accepts messages."""
     import nats
 
     client = await nats.connect(server, pending_size=64 * 1024 * 1024)
@@ -177,14 +183,14 @@ async def publish_nats(server: str, work: Workload) -> None:
     for number in range(work.count):
         await client.publish(SUBJECT, work.body if work.schema is bytes else encode(message))
         if number % 256 == 255:
-            await asyncio.sleep(0)  # its own tasks send what is buffered
-    await client.receive()  # `flush` sends its PING ahead of what is buffered
+            await asyncio.sleep(0)  # let its own tasks send the buffer
+    await client.receive()  # `flush` sends its PING ahead of the buffer
     say({CPU: (time.process_time() - cpu) / work.count * 1e9})
     leave()
 
 
 async def publish_faststream(server: str, work: Workload) -> None:
-    """The broker's ``publish`` of a pydantic model."""
+    """Publish a pydantic model with the broker's ``publish``."""
     from faststream.nats import NatsBroker
     from pydantic import BaseModel
 
@@ -207,7 +213,7 @@ async def publish_faststream(server: str, work: Workload) -> None:
 
 
 def main(role: str, kind: str, server: str, count: str, codec: str, size: str) -> None:
-    """What this process is when the benchmark starts it."""
+    """Run the part of this process in the benchmark."""
     work = _workload(codec, int(size), int(count))
     roles = {
         ("subscribe", NATS_PY): subscribe_nats,

@@ -1,8 +1,8 @@
-"""Publishing: CPU per message of the thread that publishes, to a real subscriber that has room for everything.
+"""Publishing: CPU per message of the publishing thread.
 
-The subscriber is in the same context and reads nothing meanwhile; what arrived is counted and looked at afterwards. On
-the tracked wire its subscriptions are live, so that each message carries its numbers. zroute publishes in bursts, since
-an app looks at its socket once in each turn of the reactor.
+The subscriber is real, has room for everything and is in the same context. It reads only after the measurement, to
+check all messages. On the tracked wire its subscriptions are live, so each message carries its numbers. zroute
+publishes in bursts, because an app checks its socket once in each turn of the reactor.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ BESIDE_KEPT, BESIDE_COALESCED = f"{TRACKED}, beside keep='last'", f"{TRACKED}, b
 
 
 def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
-    """A SUB socket that has room for everything, to be connected."""
+    """Return an unconnected SUB socket that has room for everything."""
     sub: zmq.Socket[bytes] = context.socket(zmq.SUB)
-    sub.set(zmq.RCVHWM, 0)  # of two inproc ends, one without a mark is enough
+    sub.set(zmq.RCVHWM, 0)  # inproc has one queue, and it is unbounded if one end has no mark
     for prefix in subscriptions:
         sub.subscribe(prefix)
     return sub
 
 
 def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
-    """All that arrived, without the topic."""
+    """Return the bodies of all messages that arrived, without the topic."""
     found = []
     while sub.poll(0):
         found.append(sub.recv().partition(NUL)[2])
@@ -64,7 +64,10 @@ def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
 
 
 def join(sub: zmq.Socket[bytes], clock: StillReactor, service: AppService, subscriptions: Sequence[bytes]) -> None:
-    """Send a marker and read its answer: from then on the subscriptions are counted."""
+    """Send a marker and read its answer.
+
+    The publisher counts the subscriptions from then on.
+    """
     sub.subscribe(pack_marker(1 << 16, subscriptions))
     assert service.transport is not None
     assert service.transport.pub is not None
@@ -77,7 +80,7 @@ def join(sub: zmq.Socket[bytes], clock: StillReactor, service: AppService, subsc
 
 
 def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
-    """Encode and send; ``of_message``: to a topic that the message names."""
+    """Encode and send; with ``of_message``, to a topic that the message names."""
     context: zmq.Context[Any] = zmq.Context()
     pub = context.socket(zmq.PUB)
     pub.bind(ENDPOINT)
@@ -110,7 +113,10 @@ def zroute_publish(
     burst: int = BURST,
     beside: Mapping[str, Any] | None = None,
 ) -> Figures:
-    """``publication.publish`` of a running app; ``beside`` are the options of another publisher of it."""
+    """Measure ``publication.publish`` of a running app.
+
+    ``beside`` has the options of a second publisher in the app.
+    """
     context: zmq.Context[Any] = zmq.Context()
     app, clock = App(pub=ENDPOINT, codec=codec, wire=wire, context=context), StillReactor()
     publication = app.publisher(pattern, Quote)
@@ -119,7 +125,7 @@ def zroute_publish(
     service.startService()
     sub = subscriber(context, subscriptions)
     sub.connect(ENDPOINT)
-    clock.advance(0)  # the app learns of the subscriptions
+    clock.advance(0)  # the app receives the subscriptions
     if wire == "tracked":
         join(sub, clock, service, subscriptions)
     if other is not None:
@@ -144,7 +150,10 @@ def zroute_publish(
 
 
 def _check(arrived: list[bytes], count: int, counted: int) -> None:
-    """Everything is there, and the last one has the last number of each subscription that is counted."""
+    """Check that all messages arrived.
+
+    The last one must have the last number of each counted subscription.
+    """
     assert len(arrived) == count, (len(arrived), count)
     if counted and count:
         numbers = [number for _, number in parse_header(arrived[-1]).counters]
@@ -171,7 +180,10 @@ def _group(count: int, codec: str) -> Group:
 
 
 def _beside(count: int) -> Group:
-    """A publisher alone in its app, and beside others to unrelated topics whose messages take more steps."""
+    """Compare a publisher alone in its app with one beside others.
+
+    The other publishers have unrelated topics, and their messages take more steps.
+    """
     others: dict[str, Mapping[str, Any] | None] = {
         TRACKED: None,
         BESIDE_KEPT: {"keep": "last"},
@@ -189,5 +201,5 @@ def _beside(count: int) -> Group:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """All figures of publishing."""
+    """Return all groups of publishing."""
     return [*(_group(scale.count, codec) for codec in ("json", "msgpack")), _beside(scale.count)]

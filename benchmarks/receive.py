@@ -1,7 +1,7 @@
-"""Receiving: CPU per message of the thread that reads, when all messages wait in its socket's queue.
+"""Receiving: CPU per message of the reading thread, with a full socket queue.
 
-Each contestant decodes the bodies and calls a handler that counts. The hand-written loop is the yardstick: it can do
-nothing else, and stops at the first thing it did not expect.
+Each contestant decodes the bodies and calls a handler that counts. The others are compared with the hand-written loop,
+which has no other features and stops at the first unexpected message.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from zroute.runtime.service import AppService
 __all__ = ["Counter", "StillReactor", "by_hand", "groups", "loop", "read", "read_all", "reading", "zroute_receive"]
 
 OVERLAPPING = (b"stocks", b"stocks.A", b"s")
-"""What others subscribe to: with the reader's own ``stocks.`` four live subscriptions cover the topic."""
+"""Subscriptions of others: with the reader's own ``stocks.``, four live subscriptions cover the topic."""
 
 
-# -- the loop one would write by hand -----------------------------------------------------------------------
+# -- the hand-written loop ----------------------------------------------------------------------------------
 
 
 class Counter:
-    """Handlers that count, and nothing else: the same for all contestants."""
+    """Handlers that only count; all contestants use them."""
 
     def __init__(self) -> None:
         self.seen = 0
 
     def handler(self, schema: Any = Any, *, is_async: bool = False) -> Callable[[Any], Any]:
-        """A plain function, or an async one: what users write."""
+        """Return a plain or async handler, as a user would write it."""
 
         def handler(message: Any) -> None:
             self.seen += 1
@@ -56,7 +56,7 @@ class Counter:
 
 
 def by_hand(work: Workload) -> Figures:
-    """recv, partition, decode, call."""
+    """Measure a loop of recv, partition, decode and call."""
     feed = Feed(work)
     sub = plain_subscriber(feed)
     feed.fill()
@@ -71,7 +71,7 @@ def by_hand(work: Workload) -> Figures:
 
 
 def loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
-    """The yardstick itself."""
+    """Run the hand-written loop."""
     recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
     called = dict.fromkeys(work.topics, handlers[0])
     if work.schema is bytes:
@@ -85,7 +85,7 @@ def loop(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], 
 
 
 def loop_for_many(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callable[[Any], None]], count: int) -> None:
-    """The same where several functions want each message."""
+    """Run the hand-written loop for several functions that want each message."""
     recv, decode, dontwait = sub.recv, decoder(work.schema, work.codec), zmq.DONTWAIT
     called = dict.fromkeys(work.topics, tuple(handlers))
     for _ in range(count):
@@ -99,18 +99,18 @@ def loop_for_many(sub: zmq.Socket[bytes], work: Workload, handlers: list[Callabl
 
 
 class StillReactor(Clock):
-    """A reactor that never turns by itself: the benchmark calls `doRead`, as often as the real one would have to."""
+    """A reactor that never turns by itself: the benchmark calls `doRead`."""
 
     def addReader(self, reader: object) -> None:
-        """Nobody looks at descriptors here."""
+        """Ignore the reader, because no descriptor is watched here."""
 
     def removeReader(self, reader: object) -> None:
-        """See `addReader`."""
+        """Ignore the reader; see `addReader`."""
 
 
 @contextmanager
 def reading(app: App, clock: StillReactor, endpoint: str) -> Iterator[Any]:
-    """``app`` as it runs, subscribed and its marker sent; gives its connection."""
+    """Run ``app`` with its subscriptions and marker sent; yield its connection."""
     service = AppService(app.compile(), clock, sub=(Endpoint(endpoint, bind=False),))
     service.startService()
     assert service.transport is not None
@@ -122,23 +122,26 @@ def reading(app: App, clock: StillReactor, endpoint: str) -> Iterator[Any]:
 
 
 def read(sub: Any, seen: Callable[[], int], work: Workload) -> Figures:
-    """Read everything; the figures are those behind the messages that come first, in whole turns."""
+    """Read everything and measure the messages after the first ``work.first``."""
     read_all(sub, seen, work.first)
     return measured(partial(read_all, sub, seen, work.total), work.total - seen())
 
 
 def read_all(sub: Any, seen: Callable[[], int], total: int) -> None:
-    """Turn after turn, until ``total`` messages are handled. Raises LookupError when one is missing."""
+    """Read until ``total`` messages are handled.
+
+    Raises LookupError if a message is missing.
+    """
     while (before := seen()) < total:
         sub.doRead()
         if seen() == before:
-            raise LookupError(f"{before} of {total} messages came")
+            raise LookupError(f"only {before} of {total} messages arrived")
 
 
 def zroute_receive(
     work: Workload, wire: str = "plain", *, others: Iterable[bytes] = (), is_async: bool = False
 ) -> Figures:
-    """The connection, the table and the handlers, as in a running app."""
+    """Measure the connection, the table and the handlers, as in a running app."""
     feed = Feed(work)
     app = App(sub=feed.endpoint, codec=work.codec, context=feed.context)
     counter = Counter()
@@ -148,7 +151,7 @@ def zroute_receive(
         feed.fill_counted(others) if wire == "tracked" else feed.fill()
         figures = read(sub, lambda: counter.seen // work.handlers, work)
         assert counter.seen == work.total * work.handlers
-        assert app.stats.joins == (wire == "tracked"), "a tracked figure is one of a subscriber that has joined"
+        assert app.stats.joins == (wire == "tracked"), "a tracked figure needs a subscriber that has joined"
         assert app.stats.lost == 0
     feed.close()
     return figures
@@ -158,7 +161,10 @@ def zroute_receive(
 
 
 def txzmq_receive(work: Workload, library: str = "txzmq", *, parse: Callable[[bytes], Any] | None = None) -> Figures:
-    """A SUB connection with a dict of handlers, as its users write it; ``library``: txZMQ, or zroute's of its names."""
+    """Measure a SUB connection with a dict of handlers, as its users write it.
+
+    ``library`` is txZMQ, or zroute's module with the same API.
+    """
     module: Any = import_module(library)
     feed = Feed(work)
     counter = Counter()
@@ -202,7 +208,7 @@ def _ours(work: Workload) -> tuple[Contestant, ...]:
 
 
 def _typed(name: str, title: str, work: Workload) -> Group:
-    """zroute against everybody."""
+    """Return a group of zroute and all other contestants."""
     txzmq = {"json": TXZMQ, "msgpack": "txZMQ with msgpack", "raw": "txZMQ"}[work.codec]
     return Group(
         name,
@@ -218,7 +224,7 @@ def _typed(name: str, title: str, work: Workload) -> Group:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """All figures of receiving."""
+    """Return all groups of receiving."""
     quotes = workloads.quotes(scale.count)
     return [
         _typed("receive-json", "46-byte quotes typed from JSON", quotes),
@@ -265,7 +271,7 @@ def _async(quotes: Workload) -> Group:
 
 
 def by_hand_asyncio(work: Workload) -> Figures:
-    """The same loop with ``await`` before recv and before the handler."""
+    """Measure the hand-written loop with ``await`` before recv and handler."""
     import asyncio
 
     import zmq.asyncio

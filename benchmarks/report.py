@@ -1,4 +1,4 @@
-"""What was found, as tables: on the terminal, as Markdown for the documentation, and all of it as JSON."""
+"""Results as tables on the terminal and in Markdown, and in full as JSON."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def _goal_cells(judged: Judged) -> list[str]:
 
 
 def show_machine(console: Console, described: Mapping[str, str], settings: str) -> None:
-    """What is measured, on what, and how often."""
+    """Print the machine, the versions and the settings."""
     console.print(", ".join(f"{name} {value}" for name, value in described.items()), highlight=False)
     console.print(settings, highlight=False)
 
 
 def show(console: Console, result: Result) -> None:
-    """One group."""
+    """Print the table of one group."""
     table = Table(title=result.group.name, title_justify="left", title_style="bold")
     for number, heading in enumerate(_heading(result)):
         table.add_column(heading, justify="left" if number == 0 else "right")
@@ -88,8 +88,8 @@ def show(console: Console, result: Result) -> None:
 
 
 def show_goals(console: Console, judged: Sequence[Judged]) -> None:
-    """Each goal, and whether it is met."""
-    table = Table(title="goals, by ratios within rounds", title_justify="left", title_style="bold")
+    """Print each goal and its verdict."""
+    table = Table(title="goals: ratios within rounds", title_justify="left", title_style="bold")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if 0 < number < 4 else "left")
     for one in judged:
@@ -111,7 +111,7 @@ _HEAD = """# Benchmark tables
 def as_markdown(
     results: Sequence[Result], judged: Sequence[Judged], described: Mapping[str, str], settings: str, command: str
 ) -> str:
-    """Return the page of tables for the documentation: machine, goals, and a table for each group."""
+    """Return the documentation page: machine, goals, and a table for each group."""
     parts = [
         _HEAD,
         f"Measured with `{command}`: {settings}",
@@ -134,7 +134,7 @@ def _markdown(heading: list[str], rows: Sequence[Sequence[str]]) -> str:
 def as_json(
     results: Sequence[Result], judged: Sequence[Judged], described: Mapping[str, str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All samples of all rounds, medians, ratios and goals."""
+    """Return all samples of all rounds, medians, ratios and goals."""
     return {
         "machine": dict(described),
         "settings": dict(settings),

@@ -1,7 +1,8 @@
-"""The runner: contestants of a group in turn, round after round; medians, and ratios within rounds.
+"""The runner: measures the contestants of a group, round after round.
 
-It knows nothing of what is measured. A contestant is a function that measures once and returns its figures; a group
-holds those that are compared. Machines change their pace, so only what was measured in the same round is divided.
+The runner does not depend on any measurement. A contestant is a function that measures once and returns its figures; a
+group holds the contestants to compare. The results are medians over the rounds. Machines change their pace, so a
+ratio divides only figures of the same round.
 """
 
 from __future__ import annotations
@@ -29,20 +30,23 @@ __all__ = [
 ]
 
 Figures = Mapping[str, float]
-"""What one measurement found, by name; the name ends with the unit."""
+"""The figures of one measurement, by name; the name ends with the unit."""
 
 CPU, WALL, RATE = "CPU ns", "wall ns", "messages/s"
 
 THREAD = "thread"
-"""The CPU time of the thread that receives or publishes; nothing else works for it where no network is between."""
+"""CPU time of the thread that receives or publishes. Without a network, no other thread works for it."""
 
 WHOLE = "process"
-"""The CPU time of the whole process that receives, its I/O threads included."""
+"""CPU time of the whole receiving process, including its I/O threads."""
 
 
 @attrs.frozen
 class Contestant:
-    """Somebody who is measured: ``clock`` says whose CPU time it is, ``absent`` why it can't be measured here."""
+    """A measured program or library.
+
+    ``clock`` names the CPU time that it reports; ``absent`` is the reason why this machine cannot measure it.
+    """
 
     name: str
     measure: Callable[[], Figures]
@@ -52,9 +56,10 @@ class Contestant:
 
 @attrs.frozen
 class Group:
-    """Contestants at the same work. ``main`` is the figure whose ratio to that of the contestant ``base`` counts.
+    """Contestants with the same work.
 
-    ``rounds`` bounds the rounds of what takes long and does not drift.
+    ``main`` is the figure to compare with that of the contestant ``base``. ``rounds`` limits the rounds of slow
+    measurements that do not drift.
     """
 
     name: str
@@ -67,7 +72,7 @@ class Group:
 
 @attrs.define
 class Row:
-    """What was found of one contestant: a sample a round, or why there is none."""
+    """The results of a contestant: a sample per round, or the reason for none."""
 
     name: str
     clock: str
@@ -76,7 +81,7 @@ class Row:
     failed: bool = False
 
     def median(self, figure: str) -> float | None:
-        """Over the rounds; None where this was not measured."""
+        """Return the median over the rounds, or None if the figure was not measured."""
         values = [sample[figure] for sample in self.samples if figure in sample]
         return statistics.median(values) if values else None
 
@@ -89,27 +94,33 @@ class Result:
     rows: tuple[Row, ...]
 
     def row(self, name: str) -> Row:
-        """That of a contestant."""
+        """Return the row of a contestant."""
         return next(row for row in self.rows if row.name == name)
 
     def ratios(self, above: str, below: str, figure: str | None = None) -> list[float]:
-        """``figure`` (by default the group's main one) of one contestant by that of another, round by round."""
+        """Return the ratio of two contestants' figures, round by round.
+
+        ``figure`` is the group's main figure by default.
+        """
         figure = figure or self.group.main
-        pairs = zip(self.row(above).samples, self.row(below).samples, strict=False)  # who failed has fewer
+        pairs = zip(self.row(above).samples, self.row(below).samples, strict=False)  # failed ones have fewer
         return [one[figure] / other[figure] for one, other in pairs if figure in one and other.get(figure)]
 
     def to_base(self, name: str) -> list[float]:
-        """The ratios to the group's base, round by round; none without a base."""
+        """Return the ratios to the group's base, round by round; empty without a base."""
         return self.ratios(name, self.group.base) if self.group.base is not None else []
 
 
 def run(groups: Sequence[Group], rounds: int, tell: Callable[[str], object]) -> Iterable[Result]:
-    """Measure the groups one after the other; ``tell`` is told of each measurement before it is made."""
+    """Measure the groups one after the other.
+
+    ``tell`` is called with the name of each measurement before it begins.
+    """
     for group in groups:
         rows = tuple(Row(each.name, each.clock, skipped=each.absent) for each in group.contestants)
         present = [pair for pair in zip(group.contestants, rows, strict=True) if pair[1].skipped is None]
         for number in range(min(rounds, group.rounds or rounds)):
-            first = number % len(present) if present else 0  # nobody always runs after the same one
+            first = number % len(present) if present else 0  # rotate, so that no contestant always follows the same one
             for contestant, row in present[first:] + present[:first]:
                 tell(f"{group.name}, round {number + 1}: {contestant.name}")
                 _sample(contestant, row)
@@ -119,16 +130,16 @@ def run(groups: Sequence[Group], rounds: int, tell: Callable[[str], object]) -> 
 def _sample(contestant: Contestant, row: Row) -> None:
     if row.failed:
         return
-    gc.collect()  # what the one before has left is not this one's to clean up
+    gc.collect()  # do not charge a contestant for the garbage of the one before
     try:
         row.samples.append(contestant.measure())
-    except Exception as error:  # the others are still worth measuring; the table and the exit code tell of it
+    except Exception as error:  # continue with the others; the table and the exit code report the failure
         row.samples.clear()
         row.failed, row.skipped = True, f"failed: {type(error).__name__}: {error}"
 
 
 def measured(work: Callable[[], object], messages: int) -> Figures:
-    """The figures of this thread over ``work``, which handles so many messages."""
+    """Return this thread's figures for ``work``, which handles N ``messages``."""
     began, cpu = time.perf_counter_ns(), time.thread_time_ns()
     work()
     cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - began

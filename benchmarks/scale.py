@@ -1,7 +1,8 @@
-"""Scale: CPU per message beside the number of topics that are received or published, and of publishers of one topic.
+"""Scale: CPU per message with a growing number of topics or publishers.
 
-Each topic and publisher was seen once before, so what is measured is what a stream goes on costing. The curve is flat
-as long as all of them are known; beyond that it rises, and ``cache misses`` says for which part of the messages.
+Topics are received or published; publishers share one topic. The measurement begins after each topic and publisher has
+been seen once, so it shows the lasting cost of a stream. The curve is flat while the caches hold all of them, and
+rises beyond that. ``cache misses`` is the share of messages that miss.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ TOPICS = (100, 1_000, 5_000, 20_000, 50_000, 70_000, 100_000)
 PUBLISHERS = (1, 10, 64, 100, 500, 1_000)
 
 MISSES = "cache misses"
-"""By message: 0 while everything is known."""
+"""Misses per message: 0 while the caches hold everything."""
 
 
 def received(topics: int, count: int, wire: str) -> Figures:
-    """Quotes to so many topics in turn, read from a socket."""
+    """Read quotes to ``topics`` topics from a socket."""
     work = workloads.many_topics(max(count, topics), topics)
     feed = Feed(work)
     app = App(sub=feed.endpoint, codec=work.codec, context=feed.context)
@@ -54,7 +55,7 @@ def received(topics: int, count: int, wire: str) -> Figures:
 
 
 def published(topics: int, count: int, wire: Any) -> Figures:
-    """Quotes of so many symbols in turn, to one subscriber."""
+    """Publish quotes of ``topics`` symbols to one subscriber."""
     context: zmq.Context[Any] = zmq.Context()
     app, clock = App(pub=ENDPOINT, codec="json", wire=wire, context=context), StillReactor()
     publication = app.publisher("stocks.{symbol}", Quote)
@@ -62,7 +63,7 @@ def published(topics: int, count: int, wire: Any) -> Figures:
     service.startService()
     sub = subscriber(context, ALONE)
     sub.connect(ENDPOINT)
-    clock.advance(0)  # the app learns of the subscription
+    clock.advance(0)  # the app receives the subscription
     if wire == "tracked":
         join(sub, clock, service, ALONE)
     count = max(count, topics)
@@ -87,7 +88,10 @@ def published(topics: int, count: int, wire: Any) -> Figures:
 
 
 def publishers(number: int, count: int) -> Figures:
-    """Quotes to one topic by so many publishers in turn, all joined and counted; without sockets."""
+    """Read quotes to one topic from ``number`` publishers, without sockets.
+
+    All publishers are joined and counted.
+    """
     app, counter = App(codec="json"), Counter()
     app.subscribe("stocks.*")(counter.handler(Quote))
     wired = Wired(app)
@@ -124,7 +128,7 @@ def _publishers(number: int) -> str:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """A curve each: received and published topics on both wires, and publishers of one topic."""
+    """Return the curves of received topics, published topics and publishers."""
     topics = [number for number in TOPICS if number <= scale.topics_seen]
     senders = [number for number in PUBLISHERS if number <= scale.topics_seen // 10]
 

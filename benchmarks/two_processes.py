@@ -1,6 +1,7 @@
-"""End to end: from one process to another over TCP, as fast as it goes; the CPU of both, libzmq's threads included.
+"""End to end: messages from one process to another over TCP, at full speed.
 
-Nothing is lost: sockets that are written by hand have no high-water mark, and zroute's publisher waits for room.
+The figures are the CPU of both processes, libzmq's threads included. No message is lost: hand-written sockets have no
+high-water mark, and zroute's publisher waits for room.
 
 ``python -m benchmarks.two_processes publish|subscribe KIND ENDPOINT COUNT``
 """
@@ -58,7 +59,7 @@ def _c(count: int) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """One group."""
+    """Return the group of end-to-end streams."""
     work = workloads.quotes(scale.count)
     fewer = attrs.evolve(work, count=max(scale.count // peers_nats.SLOWER, 2))
     contestants = (
@@ -85,7 +86,7 @@ def groups(scale: Scale) -> list[Group]:
 
 
 def subscribe_by_hand(endpoint: str, count: int) -> None:
-    """A blocking loop."""
+    """Subscribe with a blocking loop."""
     sub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     sub.set(zmq.RCVHWM, 0)
     sub.connect(endpoint)
@@ -105,7 +106,7 @@ def subscribe_by_hand(endpoint: str, count: int) -> None:
 
 
 def publish_by_hand(endpoint: str, count: int) -> None:
-    """A loop without a pause, once somebody has subscribed."""
+    """Publish in a loop without a pause, after the first subscription."""
     pub: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
     pub.set(zmq.SNDHWM, 0)
     pub.bind(endpoint)
@@ -115,12 +116,12 @@ def publish_by_hand(endpoint: str, count: int) -> None:
     for _ in range(count):
         send(start + encode(QUOTE))
     pub.close(linger=60_000)
-    zmq.Context.instance().term()  # returns when all has left
+    zmq.Context.instance().term()  # returns when all messages have left
     say({CPU: (time.process_time() - cpu) / count * 1e9})
 
 
 def subscribe_zroute(endpoint: str, count: int) -> None:
-    """An app with a typed handler."""
+    """Subscribe with an app that has a typed handler."""
     from twisted.internet import reactor
 
     from zroute import App
@@ -130,7 +131,7 @@ def subscribe_zroute(endpoint: str, count: int) -> None:
     @app.on_startup
     def begin() -> None:
         nonlocal stretch
-        stretch = Stretch(count)  # what a start takes is not what messages take
+        stretch = Stretch(count)  # the start is not part of the measurement
 
     @app.subscribe("stocks.*")
     def handler(_quote: Quote) -> None:
@@ -143,7 +144,10 @@ def subscribe_zroute(endpoint: str, count: int) -> None:
 
 
 def publish_zroute(wire: Any, endpoint: str, count: int, *, coalesce: bool = False) -> None:
-    """An app that waits for a subscriber, and where one has no room: for each message, or for each burst."""
+    """Publish with an app that waits for a subscriber, and for room in its queue.
+
+    It waits after each message or, with ``coalesce``, after each burst.
+    """
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
@@ -166,7 +170,7 @@ def publish_zroute(wire: Any, endpoint: str, count: int, *, coalesce: bool = Fal
             if number % BURST == BURST - 1:
                 await sent
                 await deferLater(reactor, 0)
-        await service.stopService()  # all has left
+        await service.stopService()  # returns when all messages have left
         say({CPU: (time.process_time() - began) / count * 1e9})
         reactor.stop()
 
@@ -176,7 +180,7 @@ def publish_zroute(wire: Any, endpoint: str, count: int, *, coalesce: bool = Fal
 
 
 def subscribe_txzmq(endpoint: str, count: int) -> None:
-    """A connection with a dict of handlers."""
+    """Subscribe with a txZMQ connection and a dict of handlers."""
     import txzmq
     from twisted.internet import reactor
 

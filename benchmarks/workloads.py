@@ -1,4 +1,4 @@
-"""The work, as data: what travels, under which topics, and how many handlers want it."""
+"""The workloads as data: messages, topics and the number of handlers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BY_HAND = "hand-written loop"
 PLAIN = "zroute, plain wire"
 TRACKED = "zroute, tracked wire"
 TXZMQ = "txZMQ with json.loads"
-"""What contestants are called in all groups; here, so that their processes import nothing else."""
+"""Names of contestants, the same in all groups. Child processes import them without importing the groups."""
 
 NUL = b"\0"
 TOPIC = b"stocks.AAPL"
@@ -44,7 +44,7 @@ TOPIC = b"stocks.AAPL"
 
 @attrs.frozen
 class Quote:
-    """46 bytes as JSON."""
+    """A quote: 46 bytes as JSON."""
 
     symbol: str
     price: float
@@ -53,7 +53,7 @@ class Quote:
 
 @attrs.frozen
 class News:
-    """1,024 bytes as JSON."""
+    """A news item: 1,024 bytes as JSON."""
 
     symbol: str
     text: str
@@ -65,7 +65,10 @@ NEWS = News("AAPL", "x" * 997)
 
 @attrs.frozen
 class Scale:
-    """How much is measured: ``count`` messages where they are small; ``seconds`` of a stream with a given rate."""
+    """The sizes of the measurements.
+
+    ``count`` is the number of small messages; ``seconds`` is the length of a stream with a given rate.
+    """
 
     count: int
     seconds: float
@@ -79,10 +82,10 @@ class Scale:
 
 @attrs.frozen
 class Workload:
-    """``count`` messages of ``schema``, as ``codec`` writes ``body``, to ``topics`` in turn.
+    """``count`` messages of ``schema``, sent to each of ``topics`` in rotation.
 
-    ``patterns`` is what they are subscribed by, and ``handlers`` how many functions want each. ``first`` so many more
-    are read before the measurement begins: a topic's first message is another matter than all that follow.
+    ``codec`` encodes ``body``. ``patterns`` are the subscriptions, and ``handlers`` functions receive each message. The
+    measurement begins after ``first`` extra messages, because the first message of a topic costs more than the others.
     """
 
     count: int
@@ -96,59 +99,62 @@ class Workload:
 
     @property
     def total(self) -> int:
-        """All that are sent."""
+        """The number of all sent messages."""
         return self.first + self.count
 
     @property
     def frames(self) -> list[bytes]:
-        """A plain frame for each topic."""
+        """One plain frame for each topic."""
         return [topic + NUL + self.body for topic in self.topics]
 
     @property
     def size(self) -> int:
-        """Bytes of the first plain frame."""
+        """The size of the first plain frame, in bytes."""
         return len(self.topics[0]) + 1 + len(self.body)
 
 
 def decoder(schema: Any, codec: str) -> Callable[[bytes], Any]:
-    """What the hand-written loop decodes by."""
+    """Return the decoder of the hand-written loop."""
     if schema is bytes:
         return bytes
     return msgspec.json.Decoder(schema).decode if codec == "json" else msgspec.msgpack.Decoder(schema).decode
 
 
 def encoder(codec: str) -> Callable[[Any], bytes]:
-    """What the hand-written loop encodes by."""
+    """Return the encoder of the hand-written loop."""
     return msgspec.json.Encoder().encode if codec == "json" else msgspec.msgpack.Encoder().encode
 
 
 def quotes(count: int, codec: str = "json") -> Workload:
-    """46-byte quotes: what most of the figures are about."""
+    """Return 46-byte quotes, the workload of most figures."""
     return Workload(count, Quote, codec, encoder(codec)(QUOTE))
 
 
 def news(count: int) -> Workload:
-    """1 KB."""
+    """Return news of 1 KB."""
     return Workload(count, News, "json", encoder("json")(NEWS))
 
 
 def large(count: int) -> Workload:
-    """1,000,000 bytes that nobody decodes; all of them wait in memory before they are read."""
+    """Return bodies of 1,000,000 bytes that no handler decodes.
+
+    All of them wait in memory before they are read.
+    """
     return Workload(max(10, min(count // 500, 200)), bytes, "raw", b"x" * 1_000_000)
 
 
 def many_topics(count: int, topics: int) -> Workload:
-    """Quotes to so many topics, one after the other."""
+    """Return quotes to ``topics`` topics, one after the other."""
     return attrs.evolve(quotes(count), topics=tuple(b"stocks.s%d" % number for number in range(topics)), first=topics)
 
 
 def new_topics(topics: int) -> Workload:
-    """The first quote of each of so many topics."""
+    """Return the first quote of each of ``topics`` topics."""
     return attrs.evolve(many_topics(topics, topics), first=0)
 
 
 def many_patterns(count: int, patterns: int) -> Workload:
-    """Quotes to one topic that one of so many patterns matches."""
+    """Return quotes to one topic that one of ``patterns`` patterns matches."""
     return attrs.evolve(
         quotes(count),
         topics=(b"desk%d.quotes.AAPL" % (patterns * 7 // 10),),
