@@ -1,1 +1,1 @@
-"""Trouble between real processes: cut, frozen and killed, by seeds. See `chaos.scenario`."""
+"""The chaos suite: seeded trouble between real processes; see `chaos.scenario`."""

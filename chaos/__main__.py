@@ -1,7 +1,9 @@
-"""Trouble by seed: ``python -m chaos --seeds 500``, and ``--kind bystanders`` for those who must not feel any.
+"""Play seeds of trouble: ``python -m chaos --seeds 500``.
 
-Prints each seed as it ends, and at the end the seed to go on with: ``--first N`` continues there. Ctrl-C starts no new
-seeds and waits for those that run; a second one ends them.
+With ``--kind bystanders``, one publisher is in trouble and the others must not be affected.
+
+The command prints each seed as it ends, and then the seed with which ``--first`` can continue. The first Ctrl-C starts
+no new seeds and waits for the running ones; the second ends them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ KINDS: dict[str, type[Play]] = {"trouble": Scenario, "bystanders": Bystanders}
 
 
 class Campaign:
-    """Plays seeds on several threads until there are no more, the time is over, or it is interrupted."""
+    """Plays seeds on several threads, until none is left, time is up, or Ctrl-C."""
 
     def __init__(self, kind: type[Play], seeds: list[int], jobs: int, minutes: float | None) -> None:
         self._kind = kind
@@ -39,30 +41,33 @@ class Campaign:
         self._figures: Counter[str] = Counter()
 
     def play(self) -> None:
-        """Play them, and print what was found and how far it came."""
+        """Play the seeds, then print the results and the progress."""
         for thread in self._threads:
             thread.start()
         for thread in self._threads:
             while thread.is_alive():
-                thread.join(0.5)  # signals are handled between
+                thread.join(0.5)  # returns often, because Python handles signals between the calls
         self.summarize()
 
     def summarize(self) -> None:
-        """Print what was found, and the seed to go on with, if there is one."""
+        """Print the results, and the seed to continue with, if one is left."""
         print(f"{len(self._ended)} seeds, {len(self.failed)} failed {sorted(self.failed)}; {dict(self._figures)}")
         left = [seed for seed in self._seeds if seed not in self._ended]
         if left:
-            print(f"{len(left)} of {len(self._seeds)} seeds are left: go on with --first {left[0]}", flush=True)
+            print(f"{len(left)} of {len(self._seeds)} seeds are left: continue with --first {left[0]}", flush=True)
 
     def interrupt(self, number: int, _: object) -> None:
-        """Start no new seeds; the second time, or at SIGTERM, end those that run, and the process."""
+        """Start no new seeds.
+
+        A second signal, or SIGTERM, kills the running seeds and exits.
+        """
         if self._stopped or number == signal.SIGTERM:
             self.summarize()
             for play in tuple(self._running.values()):
                 play.abandon()
             os._exit(1)
         self._stopped = True
-        print("interrupted: waiting for the seeds that run; again ends them", flush=True)
+        print("interrupted: waiting for the running seeds; press Ctrl-C again to end them", flush=True)
 
     def _next(self) -> Play | None:
         with self._lock:
@@ -78,25 +83,25 @@ class Campaign:
             found: dict[str, int] = {}
             try:
                 found = play.play()
-            except Exception as error:  # a fault of the suite costs its seed only, and is one that failed
+            except Exception as error:  # an error of the suite fails only its own seed
                 print(f"{error}" if isinstance(error, AssertionError) else repr(error), flush=True)
                 self.failed.append(play.seed)
             with self._lock:
                 self._figures.update(found)
                 self._ended.add(play.seed)
-                self._running.pop(play.seed, None)  # a seed may be named twice
+                self._running.pop(play.seed, None)  # a seed may be listed twice
                 print(f"seed {play.seed}: {'; '.join(play.done)}; {found or 'FAILED'}", flush=True)
 
 
 def main() -> int:
-    """Return 1 if something did not hold."""
+    """Play the seeds; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--kind", choices=sorted(KINDS), default="trouble", help="of seeds (default trouble)")
-    parser.add_argument("--seeds", type=int, default=20, help="how many (default 20)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them (default 0)")
-    parser.add_argument("--only", type=int, nargs="+", help="these instead")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: as many as CPUs)")
-    parser.add_argument("--minutes", type=float, help="start no new seeds after that time")
+    parser.add_argument("--kind", choices=sorted(KINDS), default="trouble", help="kind of seeds (default trouble)")
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds (default 20)")
+    parser.add_argument("--first", type=int, default=0, help="first seed (default 0)")
+    parser.add_argument("--only", type=int, nargs="+", help="play these seeds instead")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel seeds (default: number of CPUs)")
+    parser.add_argument("--minutes", type=float, help="start no new seeds after this time")
     options = parser.parse_args()
     seeds = options.only or list(range(options.first, options.first + options.seeds))
     campaign = Campaign(KINDS[options.kind], seeds, options.jobs, options.minutes)

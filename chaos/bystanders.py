@@ -1,9 +1,9 @@
-"""Seeds in which one publisher, A, is in trouble, and the others, B and C, must not feel it.
+"""Seeds in which publisher A is in trouble and B and C must not be affected.
 
-B and C stream steadily, far below what any queue holds. Whatever A does, each message that they published after the
-subscribers had joined must be handled once and in order, no gap and no unknown loss may name them, and their
-connections must not be cut. A liar beside A may disturb them for a moment, but not for good. `Bystanders.judge`
-compares the files that the processes write.
+B and C stream steadily, far below the limits of any queue. After the subscribers have joined, each message of B and C
+must be handled once and in order. No gap and no unknown loss may name B or C, and their connections must stay open. A
+liar beside A may disturb them for a moment, but not permanently. `Bystanders.judge` compares the files that the
+processes write.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ TROUBLES = (
 )
 
 JUDGED = 12.0
-"""Seconds in which a subscriber judges a publisher that streamed and has fallen silent, with room to spare."""
+"""Seconds in which a subscriber reports a publisher that streamed and fell silent, with a margin."""
 
 JUDGED_IDLE = 42.0
-"""The same for a publisher that was idle before: its beats were over, so it takes longer."""
+"""The same for a publisher that was idle before: it sent no beats any more, so this takes longer."""
 
 RECOVERED = 15.0
-"""Seconds after the last forged frame in which a subscriber must have found its way back."""
+"""Seconds after the last forged frame in which a subscriber must recover."""
 
 CAUGHT_UP = 30.0
-"""Seconds at the end for the last messages to be handled: a seed that fails waits for all of them."""
+"""Seconds at the end for handling the last messages; only a failing seed waits for all of them."""
 
 
 HOSTS = ("127.0.0.1", "localhost", *(["::1"] if has_ipv6() else []))
@@ -59,7 +59,7 @@ class Run:
     epoch: str
     name: str
     ending: str = ""
-    """How it ended before the end of the seed: ``killed``, ``stopped``, or not at all."""
+    """How it ended before the end of the seed: ``killed``, ``stopped``, or empty if it did not."""
 
     @property
     def last(self) -> int:
@@ -72,13 +72,13 @@ class Run:
         return [int(line.split()[1]) for line in whole_lines(self.record)]
 
     def cuts(self) -> list[str]:
-        """Return its connections' ends, as its socket told of them."""
+        """Return the disconnect events that its socket printed."""
         return [line for line in self.process.out if line.startswith("event disconnected")]
 
 
 @dataclass
 class Publisher:
-    """A, B or C: where it publishes, and its runs."""
+    """A, B or C: its endpoints and its runs."""
 
     letter: str
     wire: str
@@ -93,7 +93,10 @@ class Publisher:
 
 @dataclass
 class Subscriber:
-    """One subscriber, the letters of its publishers, and their numbers when it had joined."""
+    """One subscriber and the letters of its publishers.
+
+    ``base`` has the publishers' numbers when it had joined.
+    """
 
     letters: str
     endpoints: list[str]
@@ -101,7 +104,7 @@ class Subscriber:
     process: Child | None = None
     base: dict[str, int] = field(default_factory=dict)
     recovered: dict[str, int] = field(default_factory=dict)
-    """The publishers' numbers when it must have found its way back from lies."""
+    """The publishers' numbers when it must have recovered from lies."""
 
     def told(self) -> dict[str, Any]:
         """Return the last counters that it printed."""
@@ -110,22 +113,25 @@ class Subscriber:
         return dict(json.loads(lines[-1])) if lines else {"joined": [], "stats": {}}
 
     def lines(self, kind: str) -> list[list[str]]:
-        """Return the words of its record's lines of this kind: ``m``, or ``g``."""
+        """Return the words of its record's lines of this kind: ``m`` or ``g``."""
         return [words for words in map(str.split, whole_lines(self.record)) if words[0] == kind]
 
     def seen(self, letter: str, epoch: str | None = None) -> list[int]:
-        """Return the numbers that its handler got of a publisher, or of one run of it, without forged ones."""
+        """Return the numbers that its handler received from a publisher, or from one run.
+
+        Forged messages are left out.
+        """
         lines = [words for words in self.lines("m") if words[-2] == f"s.{letter}" and int(words[-1]) > 0]
         return [int(words[-1]) for words in lines if epoch is None or words[2] == epoch]
 
     def lost(self, epoch: str) -> int:
-        """Return how many messages of a run it was told are lost."""
+        """Return the number of lost messages of a run, by its gaps."""
         return sum(int(words[4]) - int(words[3]) + 1 for words in self.lines("g") if words[2] == epoch)
 
 
 @dataclass
 class Bystanders(Play):
-    """See the module. What is not given is drawn from the seed."""
+    """A seed of this module; parameters that are not given are drawn from the seed."""
 
     topology: str = ""
     trouble: str = ""
@@ -133,16 +139,16 @@ class Bystanders(Play):
     watched: float = 0.0
     """Seconds for which the bystanders are watched after each step."""
     steady: bool = False
-    """Whether B and C are to have fast streams, so that little time is needed to see a loss."""
+    """True if B and C must have fast streams, which show a loss within little time."""
     publishers: dict[str, Publisher] = field(default_factory=dict)
     subscribers: list[Subscriber] = field(default_factory=list)
     forwarders: list[Child] = field(default_factory=list)
     proxies: list[TroubleProxy] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
-    """The ends of the bystanders' connections, up to the moment in which the seed ends them itself."""
+    """The disconnects of the bystanders, until the seed itself ends their connections."""
 
     def perform(self) -> None:
-        """Let all stream, make trouble for A, and watch; then stop the subscribers first."""
+        """Start all streams, make trouble for A, watch, and stop."""
         self._draw()
         self._build()
         self._start()
@@ -154,7 +160,7 @@ class Bystanders(Play):
         self.topology = self.topology or self.chance.choice(TOPOLOGIES)
         self.trouble = self.trouble or self.chance.choice(TROUBLES)
         self.host = self.host or self.chance.choice(HOSTS)
-        # What A did before decides when it is judged: an idle publisher's beats are over.
+        # A's past decides when it is reported: an idle publisher sends no beats any more.
         self.idle = not self.watched and self.trouble not in LIES_TOLD and self.chance.random() < 0.3
         self.watched = self.watched or (JUDGED_IDLE if self.idle else self.chance.choice((JUDGED, JUDGED, 20.0)))
         letters = "ABC" if self.topology == "mixed" else self.chance.choice(("AB", "ABC"))
@@ -171,10 +177,10 @@ class Bystanders(Play):
 
     @property
     def lying(self) -> bool:
-        """Whether forged frames are part of the trouble."""
+        """True if forged frames are part of the trouble."""
         return self.trouble in LIES_TOLD
 
-    # -- who is connected to whom -------------------------------------------------------------------------
+    # -- topologies ---------------------------------------------------------------------------------------
 
     def _bound(self, port: int) -> str:
         host = "127.0.0.1" if self.host == "localhost" else self.host
@@ -184,7 +190,10 @@ class Bystanders(Play):
         return f"connect:tcp://[{self.host}]:{port}" if ":" in self.host else f"connect:tcp://{self.host}:{port}"
 
     def _to(self, letter: str, port: int) -> str:
-        """Return how to dial ``port``, which A's connection does through a proxy if that is to be in trouble."""
+        """Return the endpoint that connects to ``port``.
+
+        A's connection goes through a proxy if the trouble needs one.
+        """
         if letter == "A" and self.trouble in CONNECTION_TROUBLES:
             self.proxies.append(self.proxy(port, "::1" if ":" in self.host else "127.0.0.1"))
             port = self.proxies[-1].port
@@ -196,7 +205,7 @@ class Bystanders(Play):
         getattr(self, f"_build_{self.topology}")()
 
     def _serving(self, letters: Iterable[str]) -> list[str]:
-        """These publishers bind; return what dials them."""
+        """Bind these publishers; return the endpoints to connect to."""
         far = []
         for letter in letters:
             port = free_port()
@@ -214,17 +223,17 @@ class Bystanders(Play):
             self._subscriber(letters, endpoints)
 
     def _build_alone(self) -> None:
-        """Each publisher has a subscriber of its own."""
+        """Give each publisher a subscriber of its own."""
         for letter in self.publishers:
             letters = [letter, "L"] if letter == "A" and "L" in self.slots else [letter]
             self._subscriber(letters, self._serving(letters))
 
     def _build_several(self) -> None:
-        """Each subscriber connects to all publishers."""
+        """Connect each subscriber to all publishers."""
         self._some_subscribers(self.slots, self._serving(self.slots))
 
     def _build_bound(self) -> None:
-        """Each publisher connects to all subscribers."""
+        """Connect each publisher to all subscribers."""
         for _ in range(self.chance.choice((1, 1, 2))):
             port = free_port()
             self._subscriber(self.slots, [self._bound(port)])
@@ -232,20 +241,23 @@ class Bystanders(Play):
                 self.slots[letter].append(self._to(letter, port))
 
     def _build_proxy(self) -> None:
-        """All publishers are behind one forwarder."""
+        """Put all publishers behind one forwarder."""
         self._some_subscribers(self.slots, [self._forwarded(self.slots)])
 
     def _build_proxies(self) -> None:
-        """All publishers are behind two forwarders in a row."""
+        """Put all publishers behind two forwarders in a row."""
         self._some_subscribers(self.slots, [self._forwarder([self._forwarded(self.slots)])])
 
     def _build_mixed(self) -> None:
-        """C is connected directly, all others are behind a forwarder."""
+        """Connect C directly, and put all others behind a forwarder."""
         behind = [letter for letter in self.slots if letter != "C"]
         self._some_subscribers(self.slots, [self._forwarded(behind), *self._serving("C")])
 
     def _forwarded(self, letters: Iterable[str]) -> str:
-        """Start a forwarder before these, to which they connect, or which connects to them; return what dials it."""
+        """Start a forwarder for these publishers; return the endpoint to connect to.
+
+        The publishers connect to the forwarder, or the forwarder connects to them.
+        """
         if self.chance.random() < 0.5:
             return self._forwarder(self._serving(letters))
         port = free_port()
@@ -315,7 +327,7 @@ class Bystanders(Play):
             )
 
     def _watch(self, seconds: float) -> None:
-        time.sleep(seconds)  # judgements fall, or must not fall, at any moment of it
+        time.sleep(seconds)  # a subscriber may report A, but not B and C, at any moment of this time
 
     def _end(self) -> None:
         living = [each for each in self.publishers.values() if not each.now.ending]
@@ -333,7 +345,7 @@ class Bystanders(Play):
             self._stop(publisher)
 
     def _has_all(self, each: Subscriber) -> bool:
-        """Return True if the last messages of those that still run were handled."""
+        """Return True if the last messages of all running publishers were handled."""
         runs = [self.publishers[letter] for letter in each.letters if not self.publishers[letter].now.ending]
         return all(run.now.last in each.seen(run.letter, _epoch(run)) for run in runs)
 
@@ -350,7 +362,7 @@ class Bystanders(Play):
             told = [line for line in forwarder.out if line.startswith("event back disconnected")]
             self.before += [f"forwarder {number}: {line}" for line in told]
 
-    # -- what befalls A -----------------------------------------------------------------------------------
+    # -- the trouble of A ---------------------------------------------------------------------------------
 
     def _kill(self) -> None:
         run = self.publishers["A"].now
@@ -365,7 +377,7 @@ class Bystanders(Play):
         self._watch(self.watched)
 
     def _away(self) -> None:
-        """A stays away for a moment, for longer than a reconnect takes, or until it is judged."""
+        """Keep A away: a moment, longer than a reconnect, or until it is reported."""
         self._watch(self.chance.choice((0.3, 3.0, self.watched)))
 
     def kill_and_stay_away(self) -> None:
@@ -378,7 +390,7 @@ class Bystanders(Play):
         self._return()
 
     def kill_and_replace(self) -> None:
-        """Another app takes its address."""
+        """Kill A and let another app take its address."""
         self._kill()
         self._away()
         self._return("another")
@@ -445,10 +457,10 @@ class Bystanders(Play):
         liar.write(f"lie {kind} {run.epoch} {run.last} {run.name or 'B@nowhere'}\n")
         self.wait("a lie", lambda: len([line for line in liar.out if line.startswith("lied")]) > told)
 
-    # -- what must hold -----------------------------------------------------------------------------------
+    # -- the verdict --------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Compare what each subscriber handled and counted with what was sent."""
+        """Compare the handled and counted messages with the sent ones."""
         many = len(self.before)
         self.expect(not many, f"the bystanders' connections ended {many} times: {'; '.join(self.before[:3])}")
         self.figures["cuts"] += len(self.before)
@@ -463,8 +475,8 @@ class Bystanders(Play):
     def _judge_bystander(self, who: str, each: Subscriber, publisher: Publisher) -> None:
         run, letter = publisher.now, publisher.letter
         seen = each.seen(letter, _epoch(publisher))
-        self.expect(seen == sorted(set(seen)), f"{who}: out of order, or twice")
-        disturbed = self.lying and letter == "B"  # forged frames are all in the name of B
+        self.expect(seen == sorted(set(seen)), f"{who}: messages out of order or handled twice")
+        disturbed = self.lying and letter == "B"  # all forged frames are in the name of B
         base = each.recovered[letter] if disturbed else each.base[letter]
         sent = [number for number in run.sent() if number > base]
         missing = sorted(set(sent) - set(seen))
@@ -474,15 +486,15 @@ class Bystanders(Play):
         if disturbed or publisher.wire == "plain":
             return
         told = each.lost(run.epoch)
-        self.expect(told == 0, f"{who}: a gap of {told} names it")
-        if self.lying:  # invented publishers may have pushed it out of the account
+        self.expect(told == 0, f"{who}: a gap of {told} messages names this publisher")
+        if self.lying:  # invented publishers may have displaced it from the accounts
             return
         assert each.process is not None
         named = [line for line in each.process.err if run.epoch in line and ("WARNING" in line or "ERROR" in line)]
-        self.expect(not named, f"{who}: the log complains of it: {named}")
+        self.expect(not named, f"{who}: the log names this publisher: {named}")
 
     def _judge_trouble(self, who: str, each: Subscriber) -> None:
-        """What is missing of A is counted, or an unknown loss is told."""
+        """Check that A's missing messages are counted, or reported as an unknown loss."""
         runs = self.publishers["A"].runs
         tails = each.told()["stats"]["unknown_losses"]
         self.figures["unknown losses"] += tails
@@ -490,15 +502,18 @@ class Bystanders(Play):
         for run in runs:
             untold += self._judge_run(f"{who} {run.epoch}", each, run)
         killed = any(run.ending == "killed" for run in runs)
-        self.expect(tails >= 1 or not (killed or untold), f"{who}: {untold} lost at its end, and no unknown loss told")
+        self.expect(tails >= 1 or not (killed or untold), f"{who}: {untold} lost at the end, unknown loss not reported")
         if not self.lying:
             bound = len(runs) if killed or self.trouble in ("freeze", "stall") else 0
-            self.expect(tails <= bound, f"{who}: {tails} unknown losses, of at most {bound}")
+            self.expect(tails <= bound, f"{who}: {tails} unknown losses, expected at most {bound}")
 
     def _judge_run(self, who: str, each: Subscriber, run: Run) -> int:
-        """Compare one run of A; return how many at its end are neither handled nor counted."""
+        """Compare one run of A.
+
+        Returns the number of messages that are neither handled nor counted.
+        """
         seen = each.seen("A", run.epoch)
-        self.expect(seen == sorted(set(seen)), f"{who}: out of order, or twice")
+        self.expect(seen == sorted(set(seen)), f"{who}: messages out of order or handled twice")
         if not seen:
             return 0
         missing = [number for number in run.sent() if number > seen[0] and number not in set(seen)]
@@ -507,22 +522,22 @@ class Bystanders(Play):
         self.figures["lost of A"] += lost
         self.expect(
             len(inside) <= lost <= len(missing),
-            f"{who}: {lost} counted as lost; {len(inside)} are missing inside, {len(missing)} altogether",
+            f"{who}: {lost} counted as lost; {len(inside)} missing before the last seen, {len(missing)} in all",
         )
         return len(missing) - lost
 
     def _judge_counters(self, who: str, each: Subscriber) -> None:
         stats = each.told()["stats"]
         parts = sum(stats[part] for part in ("routed", "unrouted", "malformed", "duplicate", "control"))
-        self.expect(stats["received"] == parts, f"{who}: received {stats['received']}, but its parts are {parts}")
+        self.expect(stats["received"] == parts, f"{who}: received {stats['received']}, but the parts are {parts}")
         self.expect(stats["malformed"] == 0, f"{who}: {stats['malformed']} malformed")
         if self.lying:
             self._judge_sum(who, each, stats["lost"])
 
     def _judge_sum(self, who: str, each: Subscriber, lost: int) -> None:
-        """After lies the sum must be right again: seen and lost are what B and C sent."""
+        """Check after lies that the messages seen and lost are those that B and C sent."""
         bystanders = [self.publishers[letter] for letter in each.letters if letter != "A"]
-        if not bystanders:  # what it was told of publishers that it is not connected to is the liar's alone
+        if not bystanders:  # without bystanders, all its losses come from the liar
             return
         epochs = {publisher.now.epoch for publisher in bystanders}
         others = sum(int(words[4]) - int(words[3]) + 1 for words in each.lines("g") if words[2] not in epochs)
@@ -531,9 +546,12 @@ class Bystanders(Play):
             after = {number for number in publisher.now.sent() if number > each.base[publisher.letter]}
             missing += len(after - set(each.seen(publisher.letter)))
         told = lost - others
-        self.expect(told == missing, f"{who}: {missing} of the bystanders not handled, and {told} counted as lost")
+        self.expect(told == missing, f"{who}: {missing} of the bystanders not handled, but {told} counted as lost")
 
 
 def _epoch(publisher: Publisher) -> str | None:
-    """Return by what a subscriber's record tells its runs apart; a plain one has one run, and no epoch."""
+    """Return the epoch of a publisher's runs in a record.
+
+    A plain publisher has one run and no epoch.
+    """
     return publisher.now.epoch if publisher.wire == "tracked" else None

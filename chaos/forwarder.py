@@ -1,7 +1,7 @@
-"""A stock XSUB/XPUB proxy that prints its connections: ``python -m chaos.forwarder BACK FRONT ...``.
+"""A stock XSUB/XPUB proxy: ``python -m chaos.forwarder BACK FRONT ...``.
 
-Endpoints begin with ``bind:`` or ``connect:``. A line is ``event front|back name address``, with the names of libzmq's
-monitor.
+Endpoints begin with ``bind:`` or ``connect:``. The proxy prints its connections, one line each: ``event front|back name
+address``, with the event names of libzmq's monitor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from chaos.parent import end_with_parent
 
 
 def main() -> None:
-    """Forward until killed."""
+    """Forward messages until the process is killed."""
     back_endpoint, *front_endpoints = sys.argv[1:]
     end_with_parent()
     context: zmq.Context[Any] = zmq.Context()
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def attach(socket: zmq.Socket[Any], endpoint: str) -> None:
-    """Bind or connect ``socket``, as the endpoint says."""
+    """Bind or connect ``socket``, as the prefix of the endpoint says."""
     verb, _, address = endpoint.partition(":")
     if "[" in address:
         socket.set(zmq.IPV6, 1)

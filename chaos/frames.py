@@ -1,7 +1,8 @@
-"""Frames that nobody should send, each lot of them made from (seed, number of the lot) alone.
+"""Invalid frames, made only from a seed and the number of their lot.
 
-Each is generated, or a good frame of one of the wires with bits flipped, bytes cut out, put in or doubled, its end
-missing, another frame's end, or another header. Forged answers need a marker: those to the newest ones are given.
+A frame is either generated, or a good frame of one of the wires after changes: flipped bits, removed, added or doubled
+bytes, a missing end, another frame's end, or another header. Forged answers need a marker, so the newest markers are
+passed in.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from zroute.messages.wire import FIXED, HEAD_SIZE, MAGIC, NUL, Kind, framer, pac
 
 ORDER = {"sku": "a", "count": 1, "price": 0.5, "tags": ["x", "y"], "notes": {"n": 1}}
 EDGES = (0, 1, 2, (1 << 40) - 1, 1 << 40, 1 << 60, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-"""Numbers at which a counter, a generation or an integer ends."""
+"""Numbers at the limits of a counter, a generation or an integer."""
 
 FLOODED = 3_000
-"""Parts of a message that is one of the longest."""
+"""Parts of one of the longest messages."""
 
 
 @attrs.frozen
@@ -52,7 +53,7 @@ class Mutations:
         )
 
     def frame(self) -> bytes:
-        """Return a good frame with none to five changes."""
+        """Return a good frame after up to five changes."""
         chance = self.chance
         frame = chance.choice(self._good)
         for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 5))):
@@ -63,7 +64,7 @@ class Mutations:
         return int(self.chance.random() * (len(frame) + 1))
 
     def flipped(self, frame: bytes) -> bytes:
-        """Return ``frame`` with one to eight bits flipped."""
+        """Return ``frame`` with one to eight flipped bits."""
         if not frame:
             return frame
         changed = bytearray(frame)
@@ -98,7 +99,7 @@ class Mutations:
         return frame[:at] + number.to_bytes(size, "big") + frame[at + size :]
 
     def _header_changed(self, frame: bytes) -> bytes:
-        """Another kind, codec, flags, span, epoch or sequence, where a header stands."""
+        """Return ``frame`` with another kind, codec, flags, span, epoch or sequence."""
         chance = self.chance
         at = frame.find(NUL + MAGIC) + 1
         if not at or len(frame) < at + HEAD_SIZE + 8:
@@ -121,7 +122,10 @@ class Mutations:
 
 
 def lot_of_messages(seed: int, lot: int, size: int, markers: list[bytes]) -> list[list[bytes]]:
-    """Return ``size`` messages to subscribers with these newest markers: of one part mostly, of thousands rarely."""
+    """Return ``size`` messages to subscribers with these newest markers.
+
+    Most messages have one part; a few have thousands.
+    """
     chance = random.Random(f"{seed} {lot}")
     mutations = Mutations(chance, good_frames(markers))
     return [_parted(chance, mutations.frame()) for _ in range(size)]
@@ -135,13 +139,16 @@ def _parted(chance: random.Random, frame: bytes) -> list[bytes]:
         return [frame, *([b"x"] * chance.randrange(20, FLOODED))]
     at = sorted(chance.randrange(len(frame) + 1) for _ in range(chance.choice((1, 1, 2, 5, chance.randrange(20)))))
     parts = [frame[start:end] for start, end in zip([0, *at], [*at, len(frame)], strict=True)]
-    if draw > 0.985 and (topic := parts[0].partition(NUL)[0]):  # a first part that begins a message of several
+    if draw > 0.985 and (topic := parts[0].partition(NUL)[0]):  # the first part begins a message of several parts
         parts[0] = topic
     return parts
 
 
 def lot_of_subscriptions(seed: int, lot: int, size: int, epoch: int) -> list[list[bytes]]:
-    """Return ``size`` messages to a publisher: subscriptions, markers and farewells, good and broken."""
+    """Return ``size`` messages to a publisher, good and broken.
+
+    They are subscriptions, markers and farewells.
+    """
     chance = random.Random(f"{seed} {lot} up")
     good = [
         b"p.",
@@ -169,20 +176,23 @@ def _subscription(chance: random.Random, mutations: Mutations) -> list[bytes]:
         return [chance.randbytes(chance.choice((0, 1, 1, 40)))]
     if draw < 0.95:
         return [frame]
-    if draw > 0.9999:  # over the limit of the publisher's socket, which ends the connection
+    if draw > 0.9999:  # exceeds the limit of the publisher's socket, which then closes the connection
         return [b"\1" + bytes(chance.choice((600, 100_000)))]
     return [b"\1" + frame, *(chance.randbytes(3) for _ in range(chance.choice((1, 2, 16, 40))))]
 
 
 def frames_of_topic(topic: bytes) -> list[bytes]:
-    """Return two good messages of one topic, a plain and a tracked one, without numbers that are judged."""
+    """Return two good messages of one topic, a plain and a tracked one.
+
+    Subscribers do not check their numbers.
+    """
     body = msgspec.msgpack.encode(ORDER)
     tracked = topic + NUL + FIXED.pack(pack_head(kind=Kind.DATA, codec=1, epoch=7), 0, 5) + body
     return [topic + NUL + body, tracked]
 
 
 def good_frames(markers: list[bytes]) -> list[bytes]:
-    """Return one of each frame that the wires know, with answers to these markers."""
+    """Return one frame of each kind on the wires, with answers to these markers."""
     frames = [frame for marker in markers for frame in _answers(marker)]
     bodies = {1: msgspec.msgpack.encode(ORDER), 2: msgspec.json.encode(ORDER), 3: b"text", 4: b"\0\1\2"}
     frame = framer("tracked", epoch=7, next_sequence=lambda: 1, clock_ns=lambda: 1_700_000_000_000_000_000)
@@ -215,7 +225,7 @@ def _answers(marker: bytes) -> list[bytes]:
 
 
 def messages_in(parts: list[bytes]) -> int:
-    """Return how many messages a whole one is; one that is none counts as one."""
+    """Return the number of messages in a frame; an invalid frame counts as one."""
     try:
         _, body = split(tuple(parts))
         header = parse_header(body) if body.startswith(MAGIC) else None
@@ -227,10 +237,10 @@ def messages_in(parts: list[bytes]) -> int:
 
 
 def counted(parts: list[bytes]) -> tuple[int, int]:
-    """Return how many messages a reader counts for these parts, and how many more that may be.
+    """Return how many messages a reader counts for these parts, and may add.
 
-    A first part with a NUL may be taken as a whole message, and those behind it as messages of their own: the rule of
-    parts, see docs/reference/wire.md.
+    A first part with a NUL may be read as a whole message, and the others as messages of their own. See the rule
+    of parts in docs/reference/wire.md.
     """
     if len(parts) > 1 and NUL in parts[0]:
         return 1, sum(messages_in([part]) for part in parts) - 1

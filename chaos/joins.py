@@ -1,7 +1,7 @@
-"""Joins into a running stream: ``python -m chaos.joins --joins 1000``.
+"""Join a running stream many times: ``python -m chaos.joins --joins 1000``.
 
-A publisher in another process never stops. Each reader waits until it is ready, and from then on must see all of its
-topics, without one missing: a join that is told to be complete and is not shows here. Prints how long they took.
+A publisher in another process never stops. Each reader waits until it is ready; from then on it must see all of its
+topics without a gap. This finds joins that are reported as complete too early. The command prints the join times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zroute.runtime.service import AppService
 
 TOPICS = 20
 ROUNDS = 3
-"""Messages of each topic that a reader waits for when it is ready."""
+"""Messages of each topic that a reader waits for once it is ready."""
 
 PUBLISHER = f"""
 import sys
@@ -47,7 +47,7 @@ app.run()
 
 
 class Reader:
-    """One join; `seen` are the numbers that came when it was ready."""
+    """One join; `seen` has the numbers that arrived after it was ready."""
 
     def __init__(self, endpoint: str) -> None:
         self.app = App(sub=endpoint, codec="json", name="reader")
@@ -68,7 +68,10 @@ class Reader:
 
 
 async def join(reactor: Any, endpoint: str) -> tuple[float, bool]:
-    """One reader comes and goes: the seconds until it was ready, and whether it saw everything since."""
+    """Start and stop one reader.
+
+    Returns the seconds until it was ready, and True if it missed no message since.
+    """
     reader = Reader(endpoint)
     service = AppService(reader.app.compile(), reactor)
     began = reactor.seconds()
@@ -88,7 +91,7 @@ async def join(reactor: Any, endpoint: str) -> tuple[float, bool]:
 
 
 async def play(reactor: Any, joins: int, together: int) -> dict[str, Any]:
-    """So many joins, ``together`` at a time."""
+    """Join ``joins`` times, with ``together`` readers at a time."""
     endpoint, times, incomplete = free_endpoint(), [], 0
     with Child("-c", PUBLISHER, endpoint) as publisher:
         publisher.line_with("publishing")
@@ -109,7 +112,7 @@ async def play(reactor: Any, joins: int, together: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints what `play` found; exit code 1 if a join was incomplete."""
+    """Print the figures of `play`; exit with 1 if a join was incomplete."""
     parser = argparse.ArgumentParser(prog="python -m chaos.joins", description=__doc__)
     parser.add_argument("--joins", type=int, default=1_000)
     parser.add_argument("--together", type=int, default=4)

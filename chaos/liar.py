@@ -1,8 +1,10 @@
-"""A peer that speaks the protocol and lies about another's numbers: ``python -m chaos.liar ENDPOINT ...``.
+"""A peer that forges frames of another publisher.
 
-Endpoints begin with ``bind:`` or ``connect:``. It answers each marker with an epoch of its own. A line ``lie KIND EPOCH
-NUMBER NAME`` on standard input makes it forge frames in the name of the publisher with this epoch and name, whose last
-number is about ``NUMBER``. Frames are packed here by hand, from ``docs/reference/wire.md``.
+``python -m chaos.liar ENDPOINT ...``
+
+Endpoints begin with ``bind:`` or ``connect:``. The liar answers each marker with an epoch of its own. After a line
+``lie KIND EPOCH NUMBER NAME`` on standard input it forges frames of the publisher with this epoch and name, whose last
+number is about ``NUMBER``. This module packs frames by hand, as docs/reference/wire.md describes them.
 """
 
 from __future__ import annotations
@@ -23,17 +25,20 @@ TOPIC = b"s.B"
 MARKER = b"\xff\xffzr"
 DATA, JOIN, BEAT, GOODBYE = range(4)
 FORGED = -1
-"""The body of a forged message: no publisher sends it."""
+"""The body of a forged message; no publisher sends it."""
 
 
 def pack(topic: bytes, kind: int, epoch: int, number: int, body: bytes, span: int = 0) -> bytes:
-    """Return a tracked frame, in JSON."""
+    """Return a tracked frame with a JSON body."""
     head = struct.pack(">3sBBBBBQQq", b"\xc1ZR", 1, kind, 2, 0, span, epoch, number, time.time_ns())
     return topic + b"\0" + head + body
 
 
 def pack_statement(marker: bytes, kind: int, epoch: int, name: str, number: int | None) -> bytes:
-    """Return a join or a goodbye of one part; with a number it says where the subscription stands."""
+    """Return a join or a goodbye of one part.
+
+    With a number, it states the subscription's last number.
+    """
     called = name.encode()
     entry = bytes([len(PREFIX)]) + PREFIX + struct.pack(">Q", number) if number is not None else b""
     body = struct.pack(">HHBB", 0, 1, 0, len(called)) + called + entry
@@ -41,22 +46,22 @@ def pack_statement(marker: bytes, kind: int, epoch: int, name: str, number: int 
 
 
 def numbers(last: int) -> Iterator[int]:
-    """Yield what B's numbers never are at that time."""
+    """Yield numbers that B has not reached."""
     yield from (last + 1_000, 1 << 60, (1 << 64) - 1)
 
 
 def ahead(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """Messages of B with numbers that it has not reached."""
+    """Return messages of B with numbers that it has not reached."""
     return [pack(TOPIC, DATA, epoch, number, b"%d" % FORGED, len(PREFIX)) for number in numbers(last)]
 
 
 def little_ahead(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """One message of B, 1,000 ahead: within the same generation of its counter."""
+    """Return a message of B that is 1,000 ahead, in the same generation."""
     return ahead(markers, epoch, last, name)[:1]
 
 
 def beats(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """Beats of B."""
+    """Return beats of B."""
     return [
         pack(PREFIX, BEAT, epoch, number, struct.pack(">I", milliseconds), len(PREFIX))
         for number in numbers(last)
@@ -65,12 +70,12 @@ def beats(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]
 
 
 def joins_as(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """Answers of B to the markers."""
+    """Return answers of B to the markers."""
     return [pack_statement(marker, JOIN, epoch, name, number) for marker in markers for number in numbers(last)]
 
 
 def joins_invented(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """Answers of publishers that do not exist, with names of their own."""
+    """Return answers of publishers that do not exist, with names of their own."""
     return [
         pack_statement(marker, JOIN, secrets.randbits(64), f"invented-{at}", last)
         for marker in markers
@@ -79,12 +84,12 @@ def joins_invented(markers: list[bytes], epoch: int, last: int, name: str) -> li
 
 
 def joins_with_name(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """Answers of an invented run of B: B would have ended with it."""
+    """Return answers of an invented second run of B, as if the first had ended."""
     return [pack_statement(marker, JOIN, secrets.randbits(64), name, last) for marker in markers]
 
 
 def goodbyes(markers: list[bytes], epoch: int, last: int, name: str) -> list[bytes]:
-    """The end of B, which goes on."""
+    """Return goodbyes of B, which still runs."""
     return [pack_statement(marker, GOODBYE, epoch, name, last) for marker in markers]
 
 
@@ -105,7 +110,7 @@ class Liar:
             attach(self.socket, endpoint)
 
     def listen(self) -> None:
-        """Answer a marker, and forget one that is withdrawn."""
+        """Answer a new marker, or forget a withdrawn one."""
         told = self.socket.recv()
         there, topic = told[:1] == b"\1", told[1:]
         if not topic.startswith(MARKER):
@@ -126,7 +131,7 @@ class Liar:
 
 
 def main() -> None:
-    """Lie as told, until killed."""
+    """Forge frames on command until the process is killed."""
     liar = Liar(sys.argv[1:])
     poller = zmq.Poller()
     poller.register(liar.socket, zmq.POLLIN)
@@ -137,7 +142,7 @@ def main() -> None:
         if liar.socket in ready:
             liar.listen()
         if sys.stdin.fileno() in ready:
-            line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]  # unbuffered, as poll sees it
+            line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]  # unbuffered, so poll sees all input
             if not line:
                 return
             liar.obey(line.decode())

@@ -1,4 +1,7 @@
-"""Starts and stops of apps in one process: ``python -m chaos.lives --lives 1000``, and what they leave behind."""
+"""Start and stop apps many times in one process, and print what remains.
+
+``python -m chaos.lives --lives 1000``
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from zroute.runtime.service import AppService
 
 
 async def live(reactor: Any, endpoint: str) -> None:
-    """A publisher and a reader start, join, exchange messages of several kinds, and stop."""
+    """Start a publisher and a reader, exchange messages of several kinds, and stop."""
     box: Mailbox[int] = Mailbox()
     feed, reader = App(pub=endpoint, name="feed"), App(sub=endpoint, name="reader")
     numbers = feed.publisher("numbers.{x}", int, keep="last")
@@ -40,11 +43,14 @@ async def live(reactor: Any, endpoint: str) -> None:
             await service.stopService()
     stats = reader.stats
     assert (stats.lost, stats.unknown_losses, stats.malformed) == (0, 0, 0), stats
-    assert stats.joins >= 1, stats  # two, where the connection is told of behind the first answer
+    assert stats.joins >= 1, stats  # 2 if the first answer arrives before the connection event
 
 
 async def lives(reactor: Any, number: int) -> tuple[Held, Held]:
-    """What is held before and after so many, the first ones not counted."""
+    """Return the resources held before and after ``number`` lives.
+
+    A tenth more lives, at least ten, run before the first look.
+    """
     warm = max(10, number // 10)
     before = held(reactor)
     for done in range(warm + number):
@@ -57,7 +63,7 @@ async def lives(reactor: Any, number: int) -> tuple[Held, Held]:
 
 
 def main() -> None:
-    """Prints what was held before and after."""
+    """Print the resources held before and after."""
     parser = argparse.ArgumentParser(prog="python -m chaos.lives", description=__doc__)
     parser.add_argument("--lives", type=int, default=1_000)
     options = parser.parse_args()

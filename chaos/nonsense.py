@@ -1,9 +1,11 @@
-"""Nonsense over real sockets: ``python -m chaos.nonsense --frames 1000000 --seed 1 --minutes 10``.
+"""Send invalid frames: ``python -m chaos.nonsense --frames 1000000 --seed 1``.
 
-Two lying publishers send broken and forged frames to the readers of a process of its own (`chaos.victim`); other
-peers send broken subscriptions to its publisher. Some lots are cut in the middle: a sender's socket is closed and bound
-again, or a proxy cuts or resets the connection. Behind each lot a good message must be handled, the counters must hold,
-and the publisher must answer a new marker. Each lot is made from (seed, its number), so ``--lot N`` goes on at one.
+Two lying publishers send broken and forged frames to the readers in another process (`chaos.victim`); other peers send
+broken subscriptions to its publisher. In the middle of some lots the connection is cut: a sender closes and binds its
+socket again, or a proxy cuts or resets the connection.
+
+After each lot a good message must be handled, the counters must match, and the publisher must answer a new marker. A
+lot depends only on the seed and its number, so ``--lot N`` continues a run.
 """
 
 from __future__ import annotations
@@ -32,30 +34,33 @@ from zroute.messages.control import MARKER, pack_marker, pack_statements, parse_
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 
 BATCH = 400
-"""Frames sent at once: fewer than the queue of a subscriber holds, so that none is lost."""
+"""Frames sent at once: fewer than the queue of a subscriber holds, so none is lost."""
 
 FILLING = 70_000
-"""Topics: more than readers keep."""
+"""Topics that fill the readers' caches."""
 
 READERS = 2
 CUT_EACH = 50
-"""In one of so many lots the connection is cut: to connect again takes as long as several lots."""
+"""One in CUT_EACH lots cuts the connection; a reconnect takes as long as several lots."""
 
 UP_EACH = 5
-"""One of so many lots goes to the publisher."""
+"""One in UP_EACH lots goes to the publisher."""
 
 FRESH_EACH = 20
-"""Lots to the publisher after which its peers are replaced, and with them their subscriptions go."""
+"""Lots to the publisher after which its peers are replaced, which ends their subscriptions."""
 
 GROWTH = 20.0
-"""MB that the victim may grow from the first tenth to the end."""
+"""MB by which the victim may grow from the first tenth of the run to its end."""
 
 WARM = 100_000
-"""Frames from which on memory is judged: in a shorter run it is printed only."""
+"""The lowest number of frames for a verdict on memory; shorter runs only print it."""
 
 
 class Liar:
-    """An XPUB socket that lies, beside an honest publisher of its own: it answers each marker with its own epoch."""
+    """An XPUB socket that sends forged frames, but answers markers honestly.
+
+    It answers each marker with an epoch of its own.
+    """
 
     def __init__(self, context: zmq.Context[Any], name: str, *, proxied: bool) -> None:
         self._context = context
@@ -69,10 +74,10 @@ class Liar:
         self.bind()
 
     def bind(self) -> None:
-        """Open a socket at the same port as before."""
+        """Open a socket on the same port as before."""
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.set(zmq.LINGER, 0)
-        self.socket.set(zmq.XPUB_VERBOSER, 1)  # says each subscription of each reader
+        self.socket.set(zmq.XPUB_VERBOSER, 1)  # reports each subscription of each reader
         self.socket.set(zmq.SNDHWM, 0)
         self._monitor: Any = self.socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         deadline = time.monotonic() + PATIENCE
@@ -80,13 +85,13 @@ class Liar:
             try:
                 self.socket.bind(f"tcp://127.0.0.1:{self._port}")
                 return
-            except zmq.ZMQError:  # libzmq's thread has not closed the old one yet
+            except zmq.ZMQError:  # libzmq's thread has not closed the old socket yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
     def close(self) -> None:
-        """Close the socket, and lose what it has not sent."""
+        """Close the socket and drop its unsent messages."""
         self.socket.disable_monitor()
         self.socket.unbind(f"tcp://127.0.0.1:{self._port}")
         self.socket.close(0)
@@ -101,19 +106,19 @@ class Liar:
             self.bind()
 
     def is_cut(self) -> bool:
-        """Return True if a connection has ended since `was_cut` was asked last."""
+        """Return True if a connection has ended since the last call of `was_cut`."""
         while self._monitor.poll(0):
             self._monitor.recv_multipart()
             self._broken = True
         return self._broken
 
     def was_cut(self) -> bool:
-        """Return True if a connection has ended since this was asked last."""
+        """Return True if a connection has ended since the last call."""
         cut, self._broken = self.is_cut(), False
         return cut
 
     def listen(self) -> int:
-        """Read what the readers subscribe to, and answer honestly; return how many answers that were."""
+        """Answer the readers' markers honestly; return the number of answers."""
         answers = 0
         while self.socket.poll(0):
             told = self.socket.recv()
@@ -129,11 +134,14 @@ class Liar:
         return answers
 
     def wait_for_readers(self) -> int:
-        """Wait until each reader has sent a marker over its new connection; return how many were answered."""
+        """Wait until each reader has sent a marker over its new connection.
+
+        Returns the number of answers.
+        """
         deadline, answers = time.monotonic() + PATIENCE, 0
         self.markers.clear()
         while len(self.markers) < READERS:
-            assert time.monotonic() < deadline, f"{self._name} waits in vain for the readers"
+            assert time.monotonic() < deadline, f"{self._name}: the readers sent no markers in time"
             self.socket.poll(100)
             answers += self.listen()
         return answers
@@ -145,7 +153,7 @@ def good(number: int) -> bytes:
 
 
 class Listener:
-    """Subscribes to the victim's publisher, asks it with honest markers, and checks its numbers."""
+    """An honest subscriber that checks the numbers of the victim's publisher."""
 
     def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
         self.socket = context.socket(zmq.SUB)
@@ -159,7 +167,7 @@ class Listener:
         self.socket.subscribe(b"p.")
 
     def ask(self) -> None:
-        """Send a new marker, and wait for its answer: it must state the number of the last message."""
+        """Send a new marker; its answer must state the last message's number."""
         old, self._asked = self._marker, self._asked + 1
         self._marker = pack_marker(self._id << 16 | self._asked & 0xFFFF, [b"p."])
         self.socket.subscribe(self._marker)
@@ -169,13 +177,13 @@ class Listener:
             pass
 
     def read(self, many: int) -> None:
-        """Read that many messages, each with the next number."""
+        """Read ``many`` messages, which must have consecutive numbers."""
         wanted = self.last + many
         while self.last < wanted:
             self._read()
 
     def _read(self) -> bool:
-        """Read one frame; True if it was the answer to the last marker."""
+        """Read one frame; return True if it was the answer to the last marker."""
         assert self.socket.poll(PATIENCE * 1000), f"the publisher is silent, after number {self.last}"
         frame = self.socket.recv()
         topic, _, body = frame.partition(NUL)
@@ -185,20 +193,20 @@ class Listener:
         header = parse_header(body)
         if header.kind is Kind.DATA:
             assert topic == b"p.x", f"{topic!r} was not subscribed to"
-            number = header.number(len(b"p."))  # others subscribe to more and to less of its topic
-            assert number == self.last + 1, f"number {number} after {self.last}"
+            number = header.number(len(b"p."))  # others have shorter and longer subscriptions to its topic
+            assert number == self.last + 1, f"number {number} follows {self.last}"
             self.last = number
             return False
         if header.kind is not Kind.JOIN or topic != self._marker:
             return False
         self.epoch = header.epoch
         stated = dict(parse_statement(body[header.size :]).numbers).get(b"p.", 0)
-        assert stated == self.last, f"the publisher states {stated} of 'p.', and the last was {self.last}"
+        assert stated == self.last, f"the publisher states {stated} for 'p.', but the last number was {self.last}"
         return True
 
 
 class Attack:
-    """The senders, the victim, and what it must have received."""
+    """The senders, the victim, and the messages that it must have received."""
 
     def __init__(self, stack: ExitStack, seed: int) -> None:
         self._seed = seed
@@ -228,7 +236,10 @@ class Attack:
         self.stats: dict[str, Any] = {}
 
     def fill_caches(self) -> None:
-        """Send good messages of more topics than the readers keep, so that what grows from then on is a leak."""
+        """Send good messages of more topics than the readers' caches hold.
+
+        All growth after that is a leak.
+        """
         for start in range(0, FILLING, BATCH // 2):
             self._listen(self._liars[:1])
             for number in range(start, start + BATCH // 2):
@@ -238,7 +249,7 @@ class Attack:
             self._send_good(self._liars[:1])
 
     def play(self, lot: int) -> None:
-        """Send one lot, and check what came of it."""
+        """Send one lot and check the effect."""
         chance = random.Random(f"{self._seed} {lot} kind")
         liars = self._liars if chance.random() < 0.2 else [chance.choice(self._liars)]
         if chance.randrange(UP_EACH) == 0:
@@ -268,11 +279,14 @@ class Attack:
         self._send_good(liars)
 
     def _listen(self, liars: list[Liar]) -> None:
-        """Let these answer the markers that came, before their good message; who takes all receives each answer."""
+        """Let these liars answer new markers, before they send their good message.
+
+        The reader of all topics receives each answer.
+        """
         self._expected += sum([liar.listen() for liar in liars])
 
     def _send_good(self, liars: list[Liar]) -> None:
-        """Each must be handled by each reader; then the counters are compared."""
+        """Send a good message that each reader must handle, then compare the counters."""
         waiting: dict[tuple[int, int], Liar] = {}
         for liar in liars:
             self._number += 1
@@ -295,13 +309,16 @@ class Attack:
         self._listener.read(PUBLISHED * len(liars))
 
     def _send_again(self, waiting: dict[tuple[int, int], Liar]) -> None:
-        """A reader has cut a liar that was silent for long, and what was under way is lost: it sends once more."""
+        """Send the good message again over connections that were cut.
+
+        A reader cuts a liar that was silent for long, and then loses the messages in flight.
+        """
         for number, liar in {(number, liar) for (_, number), liar in waiting.items() if liar.is_cut()}:
-            self._again += liar.listen() + 1  # they may arrive when this lot is counted already
+            self._again += liar.listen() + 1  # they may arrive after this lot has been counted
             liar.socket.send(good(number))
 
     def _compare(self) -> None:
-        """Never more than was sent, and no less unless a connection was cut."""
+        """Compare the sent and received counts; only a cut connection may lose some."""
         received = self.stats["received"]
         cut = sum([liar.was_cut() for liar in self._liars])
         if cut:
@@ -333,11 +350,11 @@ class Attack:
         self._peers = [self._context.socket(zmq.XSUB) for _ in range(2)]
         for peer in self._peers:
             peer.set(zmq.SNDHWM, 0)
-            peer.set(zmq.RCVHWM, 10)  # what it is sent is not read
+            peer.set(zmq.RCVHWM, 10)  # nothing reads its incoming messages
             peer.connect(self._publish)
 
     def end(self) -> None:
-        """Stop the victim: it must end with 0, and nothing must be wrong with it at its end."""
+        """Stop the victim; it must exit with 0 and report no fault."""
         code = self.victim.end(signal.SIGINT)
         assert code == 0, f"the victim ended with {code}: {self.victim.err[-20:]}"
         failures = [line for line in self.victim.err if "Traceback" in line or "Unhandled" in line]
@@ -354,9 +371,12 @@ def play(
     minutes: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Send that many frames, from this lot on, for that time at most, or until ``stopped()``; return the figures.
+    """Send ``frames`` frames, beginning with ``lot``; return the figures.
 
-    Raises AssertionError where something does not hold, with the lot to look at.
+    The run ends early after ``minutes``, or when ``stopped()`` is true.
+
+    Raises:
+        AssertionError: a check failed; the text names the seed and the lot.
     """
     began, first, last = time.monotonic(), lot, lot + -(-frames // BATCH)
     early = 0.0
@@ -393,12 +413,12 @@ def play(
 
 
 def main() -> None:
-    """Until all are sent; prints the counters, and the lot to go on with."""
+    """Send all frames; print the counters, and the lot to continue with."""
     parser = argparse.ArgumentParser(prog="python -m chaos.nonsense", description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lot", type=int, default=0, help=f"the first, of {BATCH} frames each (default 0)")
-    parser.add_argument("--minutes", type=float, help="stop after that time")
+    parser.add_argument("--lot", type=int, default=0, help=f"first lot, of {BATCH} frames each (default 0)")
+    parser.add_argument("--minutes", type=float, help="stop after this time")
     options = parser.parse_args()
     interrupted = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
@@ -406,7 +426,7 @@ def main() -> None:
     print(json.dumps(found))
     done = (found["next lot"] - options.lot) * BATCH
     if done < options.frames:
-        print(f"{done} of {options.frames} frames: go on with --seed {options.seed} --lot {found['next lot']}")
+        print(f"{done} of {options.frames} frames: continue with --seed {options.seed} --lot {found['next lot']}")
 
 
 if __name__ == "__main__":

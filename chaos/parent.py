@@ -1,4 +1,4 @@
-"""Processes of the chaos suite end with the one that started them, also when that was killed."""
+"""Let processes of the chaos suite end with their parent, even if it is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["end_with_parent"]
 
 
 def end_with_parent() -> None:
-    """Exit at once when standard input, a pipe from the parent, is closed; for programs that do not read it."""
+    """Exit at once when standard input, a pipe from the parent, is closed.
+
+    For programs that do not read standard input.
+    """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 1024):

@@ -1,4 +1,4 @@
-"""What all seeds of trouble have in common: processes, files, a story of what was done, and a verdict at the end."""
+"""The base of all seeds: processes, files, a log of actions, and a verdict."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chaos.proxy import TroubleProxy
 from tests.support import Child
 
 PATIENCE = 120.0
-"""Seconds until a wait fails: a flood whose handlers wait takes most of a minute on a busy machine."""
+"""Seconds until a wait fails. On a busy machine, a flood with slow handlers takes most of a minute."""
 
 
 @dataclass
 class Play:
     """One seed. A subclass acts in `perform` and judges the record files in `judge`.
 
-    ``done`` tells the story, ``wrong`` what did not hold, ``figures`` are numbers to be summed up over seeds.
+    ``done`` lists the actions and ``wrong`` the failed checks; ``figures`` are numbers to add up over seeds.
     """
 
     seed: int
@@ -38,7 +38,7 @@ class Play:
     def play(self) -> dict[str, int]:
         """Perform and judge; return the figures.
 
-        Raises AssertionError with the story and everything that did not hold; the record files are kept then.
+        Raises AssertionError with the actions and all failed checks; the record files are then kept.
         """
         self.chance = random.Random(self.seed)
         self.folder = Path(tempfile.mkdtemp(prefix=f"chaos-{self.seed}-"))
@@ -63,43 +63,49 @@ class Play:
         raise NotImplementedError
 
     def expect(self, holds: bool, otherwise: str) -> None:
-        """Note ``otherwise`` as wrong unless it ``holds``."""
+        """Record the text ``otherwise`` as a failed check unless ``holds`` is true."""
         if not holds:
             self.wrong.append(otherwise)
 
     def child(self, *arguments: str) -> Child:
-        """Start a process that ends with this seed at the latest.
+        """Start a process that is killed at the end of this seed, if it still runs.
 
-        It has a session of its own, so that Ctrl-C at a terminal reaches only who started the seeds.
+        It has a session of its own, so Ctrl-C in a terminal reaches only the command that plays the seeds.
         """
         child = self.stack.enter_context(Child(*arguments, start_new_session=True))
         self.children.append(child)
         return child
 
     def abandon(self) -> None:
-        """Kill all processes, from another thread: the command ends and does not wait for this seed."""
+        """Kill all processes, when the command ends before this seed.
+
+        Another thread may call this.
+        """
         for child in tuple(self.children):
             child.process.kill()
 
     def proxy(self, port: int, host: str = "127.0.0.1") -> TroubleProxy:
-        """Start a proxy before ``port`` that ends with this seed."""
+        """Start a proxy in front of ``port`` that ends with this seed."""
         return self.stack.enter_context(_closing(TroubleProxy(port, host)))
 
     def wait(self, what: str, found: Callable[[], bool]) -> None:
-        """Wait until ``found()``; raises AssertionError with `situation` when time is over."""
+        """Wait until ``found()`` is true.
+
+        Raises AssertionError with `situation` after `PATIENCE` seconds.
+        """
         deadline = time.monotonic() + PATIENCE
         while not found():
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited in vain for {what}\n{self.situation()}")
+                raise AssertionError(f"timed out while waiting for {what}\n{self.situation()}")
             time.sleep(0.1)
 
     def situation(self) -> str:
-        """Describe what the processes say now, for a wait that failed."""
+        """Return the present state of the processes, for the text of a failed wait."""
         return "\n".join(f"{child.out[-2:]} {child.err[-5:]}" for child in self.children)
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a record that are complete."""
+    """Return the complete lines of a record."""
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 

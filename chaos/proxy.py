@@ -1,4 +1,4 @@
-"""A TCP proxy that makes trouble: it cuts, resets, delays, throttles and stalls what goes through it."""
+"""A TCP proxy that cuts, resets, delays, throttles and stalls its connections."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _RST = struct.pack("ii", 1, 0)  # SO_LINGER with 0 seconds: close() sends RST
 
 
 class TroubleProxy:
-    """Listens on a port of its own, and forwards to ``port`` of the same ``host``.
+    """A proxy from a port of its own to ``port`` of the same ``host``.
 
-    Its troubles may be called from any thread.
+    Its methods may be called from any thread.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -34,19 +34,19 @@ class TroubleProxy:
 
     @property
     def endpoint(self) -> str:
-        """Where to connect."""
+        """The endpoint to connect to."""
         return f"tcp://[{self._host}]:{self.port}" if ":" in self._host else f"tcp://{self._host}:{self.port}"
 
     def cut(self) -> None:
-        """Close all connections; new ones are taken."""
+        """Close all connections; accept new ones."""
         self._call(self._close)
 
     def reset(self) -> None:
-        """The same with RST: what is under way is lost."""
+        """Reset all connections with RST; data in flight is lost."""
         self._call(lambda: self._close(reset=True))
 
     def stall(self) -> None:
-        """Forward nothing until `flow`; connections stay."""
+        """Forward nothing until `flow` is called; connections stay open."""
         self._call(self._flowing.clear)
 
     def slow(self, delay: float, piece: int) -> None:
@@ -58,7 +58,7 @@ class TroubleProxy:
         self._call(change)
 
     def flow(self) -> None:
-        """No trouble any more."""
+        """Forward at full speed again."""
 
         def change() -> None:
             self._delay, self._piece = 0.0, 1 << 16
@@ -67,7 +67,7 @@ class TroubleProxy:
         self._call(change)
 
     def close(self) -> None:
-        """The end."""
+        """Close all connections and stop."""
         self._call(self._loop.stop)
         self._thread.join(5)
 
@@ -92,7 +92,7 @@ class TroubleProxy:
     def _close(self, *, reset: bool = False) -> None:
         for writer in tuple(self._writers):
             if reset:
-                with suppress(OSError):  # closed by its other end already
+                with suppress(OSError):  # already closed by the other end
                     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
             writer.transport.abort() if reset else writer.close()
         self._writers.clear()
@@ -100,7 +100,7 @@ class TroubleProxy:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await asyncio.open_connection(self._host, self._target)
-        except (OSError, asyncio.CancelledError):  # nobody listens there, or the proxy stops
+        except (OSError, asyncio.CancelledError):  # no process listens there, or the proxy stops
             writer.close()
             return
         self._writers |= {writer, back}

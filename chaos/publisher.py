@@ -1,8 +1,13 @@
-"""A publisher that writes down what it sends: ``python -m chaos.publisher ENDPOINT RECORD SEED OVERFLOW TRAVEL``.
+"""A publisher that records its messages, for the chaos suite.
 
-``TRAVEL`` is ``alone``, with headers of several sizes, or ``together``: coalesced, without headers, which would part
-them, and in one turn of one topic, so that they are sent in the order of the record. On standard input: ``burst N`` and
-``stop``. A line of the record is ``topic number``, written before it is published.
+``python -m chaos.publisher ENDPOINT RECORD SEED OVERFLOW TRAVEL``
+
+``TRAVEL`` is ``alone`` or ``together``. Messages that travel ``alone`` have headers of several sizes. Those that travel
+``together`` are coalesced and have no headers, which would separate them; all messages of one turn have one topic, so
+the order on the wire is the order of the record.
+
+Standard input takes ``burst N`` and ``stop``. A line of the record is ``topic number``, written before the message is
+published.
 """
 
 from __future__ import annotations
@@ -19,11 +24,11 @@ TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
 
 
 def main() -> None:
-    """Publish as told, until told to stop."""
+    """Publish on command until the command ``stop``."""
     endpoint, record, seed, overflow, travel = sys.argv[1:]
     chance, together = random.Random(seed), travel == "together"
     app = App(pub=endpoint, codec="json", name="feed", overflow=overflow, coalesce=together)  # type: ignore[arg-type]
-    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     orders: deque[int] = deque()
     number = [0]
 

@@ -1,7 +1,7 @@
-"""One run of trouble, all of it drawn from a seed: who publishes, who listens, what breaks, and what must hold after.
+"""One run of trouble, drawn from a seed: peers, faults and the final checks.
 
-Publishers and subscribers are processes and write down what they sent and saw; `compare` holds the files against each
-other. A scenario that fails says what was done, and keeps its files.
+Publishers and subscribers are processes that record the messages they send and see; `compare` compares the files. A
+scenario that fails prints its actions and keeps its files.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from zroute.messages.topics import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
 RECONNECTED = 1.0
-"""Seconds in which a connection that was cut is back: ten times the time after which it is tried."""
+"""Seconds in which a cut connection is back: ten times the interval between attempts."""
 
-_INDEX = (1 << 40) - 1  # the part of a number that counts: see docs/reference/wire.md
+_INDEX = (1 << 40) - 1  # the counting part of a number: see docs/reference/wire.md
 
 
 @dataclass
 class Run:
-    """One process of a publisher: what it wrote down, and how it ended."""
+    """One process of a publisher: its record, and how it ended."""
 
     process: Child
     record: Path
     epoch: str = ""
     bursts: int = 0
     killed: bool = False
-    """Or stopped while a subscriber did not read, or while a connection was cut: its tail is not known to all."""
+    """True if it was killed, or stopped during a pause of a subscriber or a cut: its tail is not known to all."""
 
     def sent(self, subscription: str) -> list[int]:
-        """The numbers of what it sent that ``subscription`` matches, in order."""
+        """Return the numbers of sent messages that ``subscription`` matches, in order."""
         lines = (line.split() for line in whole_lines(self.record))
         return [int(number) for topic, number in lines if topic.startswith(subscription)]
 
 
 class Publisher:
-    """One publisher, and its runs."""
+    """One publisher and its runs."""
 
     def __init__(self, scenario: Scenario, name: int) -> None:
         self.scenario = scenario
@@ -81,7 +81,7 @@ class Publisher:
         self.now.process.write(f"burst {count}\n")
 
     def finish(self) -> None:
-        """Wait until all that was asked for is sent."""
+        """Wait until all requested messages are sent."""
         run = self.now
         self.scenario.wait(f"publisher {self.name} to send it all", lambda: run.process.out.count("done") >= run.bursts)
 
@@ -95,7 +95,7 @@ class Publisher:
 
 
 class Subscriber:
-    """One subscriber, or rather one process of it."""
+    """One process of a subscriber."""
 
     def __init__(self, scenario: Scenario, name: str, endpoints: list[str], prefixes: list[str], trouble: str) -> None:
         self.scenario, self.name, self.prefixes, self.trouble = scenario, name, prefixes, trouble
@@ -103,9 +103,9 @@ class Subscriber:
         self.record = scenario.folder / f"seen-{name}"
         self.cover = [each.decode() for each in minimal_cover(prefix.encode() for prefix in prefixes)]
         self.past = self._sent_until_now()
-        """How much had been sent before it was there, by epoch and subscription."""
+        """The number of messages sent before it started, by epoch and subscription."""
         self.left: dict[str, dict[str, int]] | None = None
-        """The same of when it was stopped."""
+        """The number of messages sent before it was stopped; None while it runs."""
         self._before = [*scenario.departed, *scenario.subscribers]
         self.process = scenario.child(
             "-m", "chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
@@ -115,7 +115,7 @@ class Subscriber:
         return {run.epoch: {each: len(run.sent(each)) for each in self.cover} for run in self.scenario.runs()}
 
     def told(self) -> dict[str, Any]:
-        """Its last words."""
+        """Return the last counters that it printed."""
         lines = [line for line in self.process.out if line.startswith("{")]
         return dict(json.loads(lines[-1])) if lines else {"totals": {}, "joined": [], "stats": {}}
 
@@ -123,7 +123,7 @@ class Subscriber:
         return set(self.told()["joined"]) >= {publisher.now.epoch for publisher in self.scenario.publishers}
 
     def has_all(self) -> bool:
-        """Whether all that the runs of now have sent is seen or counted as lost."""
+        """Return True if all messages of the current runs are seen or counted as lost."""
         totals = self.told()["totals"]
         runs = [publisher.now for publisher in self.scenario.publishers]
         return all(
@@ -133,7 +133,10 @@ class Subscriber:
         )
 
     def base(self, epoch: str, subscription: str) -> int:
-        """After how many messages the publisher began to count: with the first who subscribed, and that may be it."""
+        """Return the number of messages sent before the publisher began to count.
+
+        It begins with the first subscriber, which may be this one.
+        """
         for each in self._before:
             if subscription in each.cover and (each.left is None or epoch in each.left):
                 return each.base(epoch, subscription)
@@ -147,16 +150,16 @@ class Subscriber:
 
 @dataclass
 class Scenario(Play):
-    """See the module; `play` does it."""
+    """A seed of trouble; `play` runs it."""
 
     publishers: list[Publisher] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     departed: list[Subscriber] = field(default_factory=list)
     shaken: bool = False
-    """Whether a connection was cut that may not be back."""
+    """True if a connection was cut and may not be back."""
 
     def perform(self) -> None:
-        """Two to four troubles, one after the other, and at the end all must be as it was."""
+        """Make two to four troubles in a row, then check that losses have ended."""
         self._set_up()
         for _ in range(self.chance.randint(2, 4)):
             self._trouble()
@@ -165,7 +168,7 @@ class Scenario(Play):
         self._end()
 
     def judge(self) -> None:
-        """See `compare`."""
+        """Compare the records; see `compare`."""
         compare(self)
 
     def runs(self) -> Iterator[Run]:
@@ -189,7 +192,7 @@ class Scenario(Play):
             endpoints = [self.outlet.endpoint]
             if self.chance.random() < 0.3:
                 endpoints = [self._second_forwarder(self.outlet.endpoint)]
-        if self.chance.random() < 0.5:  # by name, which is another text than the address that libzmq tells of
+        if self.chance.random() < 0.5:  # by name: libzmq then reports an address that differs from the endpoint
             endpoints = [endpoint.replace("127.0.0.1", "localhost") for endpoint in endpoints]
             self.done.append("by name")
         for name in range(self.chance.randint(1, 3)):
@@ -201,7 +204,7 @@ class Scenario(Play):
         self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts)
 
     def _second_forwarder(self, front: str) -> str:
-        """Start a proxy behind the proxy, and return where it publishes."""
+        """Start a forwarder behind the forwarder, and return its publishing endpoint."""
         back = f"tcp://127.0.0.1:{free_port()}"
         self._forwarder(back, [front])
         self.done.append("two proxies")
@@ -257,7 +260,7 @@ class Scenario(Play):
     def cut(self) -> None:
         self._burst()
         for _ in range(self.chance.randint(1, 3)):
-            time.sleep(self.chance.uniform(0, 0.2))  # trouble comes at any moment: this one is the seed's
+            time.sleep(self.chance.uniform(0, 0.2))  # trouble comes at any moment, which the seed decides
             self.chance.choice(self.proxies()).cut()
         self.shaken = True
         self._finish()
@@ -321,7 +324,7 @@ class Scenario(Play):
         self.wait("a join to the new run", lambda: all(each.has_joined() for each in self.subscribers))
 
     def stop_publisher(self) -> None:
-        """In the middle of a burst: what it has sent until then is seen or counted."""
+        """Stop a publisher during a burst: its messages until then are seen or counted."""
         publisher = self.chance.choice(self.publishers)
         self._burst(5_000, 20_000)
         time.sleep(self.chance.uniform(0, 0.3))
@@ -339,7 +342,10 @@ class Scenario(Play):
         self.wait("the joins of the new one", self.subscribers[-1].has_joined)
 
     def come_and_go(self) -> None:
-        """One whose handler closes its own app in the middle of a stream; the others must not notice."""
+        """Add a subscriber whose handler closes its own app during a stream.
+
+        The others must not be affected.
+        """
         self._settle()
         endpoints = self.subscribers[0].endpoints
         guest = Subscriber(self, f"guest-{len(self.departed)}", endpoints, ["a", "a.b."], "closes")
@@ -361,19 +367,19 @@ class Scenario(Play):
     # -- after
 
     def situation(self) -> str:
-        """Describe what the subscribers say now."""
+        """Return the present counters and log of the subscribers."""
         return "\n".join(f"{each.name} {each.told()} {each.process.err[-5:]}" for each in self.subscribers)
 
     def _settle(self) -> None:
-        """Until everybody is connected and has accounted for everything."""
+        """Wait until all subscribers are connected and have accounted for all messages."""
         self._finish()
         if self.shaken:
-            time.sleep(RECONNECTED)  # whoever was sent nothing has accounted for all of it while it is away
+            time.sleep(RECONNECTED)  # a peer that is away and received nothing seems to have accounted for everything
             self.shaken = False
         self.wait("all that was sent", lambda: all(each.has_all() for each in self.subscribers))
 
     def _last_words(self) -> None:
-        """When the trouble is over all is as it was: soon, everyone sees all of a burst."""
+        """Check that soon after the trouble, every subscriber sees a whole burst."""
         deadline = time.monotonic() + PATIENCE
         while True:
             before = {run.epoch: len(whole_lines(run.record)) for run in self.runs()}
@@ -382,7 +388,7 @@ class Scenario(Play):
             if all(self._saw_all_since(each, before) for each in self.subscribers):
                 return
             self.figures["last words repeated"] += 1
-            assert time.monotonic() < deadline, "the trouble is over, and messages are still lost"
+            assert time.monotonic() < deadline, "messages are still lost after the end of the trouble"
             time.sleep(0.3)
 
     def _saw_all_since(self, subscriber: Subscriber, before: dict[str, int]) -> bool:
@@ -406,11 +412,11 @@ class Scenario(Play):
             publisher.stop()
 
 
-# -- what must hold ---------------------------------------------------------------------------------------
+# -- the verdict ------------------------------------------------------------------------------------------
 
 
 def compare(scenario: Scenario) -> None:
-    """Hold what was seen against what was sent."""
+    """Compare the seen messages with the sent ones."""
     for subscriber in (*scenario.departed, *scenario.subscribers):
         lines = [line.split() for line in whole_lines(subscriber.record)]
         unknown = 0
@@ -422,9 +428,10 @@ def compare(scenario: Scenario) -> None:
         bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
         tails = stats["unknown_losses"]
         scenario.figures["unknown losses"] += tails
-        scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown losses, and nobody was killed")
+        scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown losses, but no process was killed")
         scenario.expect(
-            tails > 0 or not unknown or subscriber.trouble == "closes", f"{subscriber.name}: {unknown} lost in silence"
+            tails > 0 or not unknown or subscriber.trouble == "closes",
+            f"{subscriber.name}: {unknown} lost, not reported",
         )
         _compare_identities(scenario, subscriber, stats, lines)
 
@@ -432,7 +439,10 @@ def compare(scenario: Scenario) -> None:
 def _compare_sums(
     scenario: Scenario, subscriber: Subscriber, run: Run, subscription: str, lines: list[list[str]]
 ) -> int:
-    """Each message of ``run`` was seen, or is in a gap. How many are not, behind the last: the tail."""
+    """Check that each message of ``run`` was seen or is in a gap.
+
+    Returns the length of the tail: the messages after the last one that are in neither.
+    """
     who = f"{subscriber.name}, {subscription!r} of {run.epoch}"
     sent = run.sent(subscription)
     past = subscriber.past.get(run.epoch, {}).get(subscription, 0)
@@ -448,17 +458,20 @@ def _compare_sums(
     scenario.figures["seen"] += len(seen)
     scenario.figures["lost"] += len(told)
     false = told - missing
-    scenario.expect(not false, f"{who}: {len(false)} counted as lost that were not: {_few(false)}")
+    scenario.expect(not false, f"{who}: {len(false)} counted as lost but seen: {_few(false)}")
     tail = missing - told
     if run.killed or subscriber.trouble == "closes":
         last = max(told | {index for index, number in enumerate(sent, 1) if number in seen}, default=0)
         tail = {index for index in tail if index <= last}
-    scenario.expect(not tail, f"{who}: {len(tail)} lost and not counted: {_few(tail)}; sent {len(sent)}, past {past}")
+    scenario.expect(not tail, f"{who}: {len(tail)} lost but not counted: {_few(tail)}; sent {len(sent)}, past {past}")
     return len(missing - told) - len(tail)
 
 
 def _compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, lines: list[list[str]]) -> None:
-    """None twice, each topic in order, and handlers whose patterns overlap saw the same."""
+    """Check that no message was seen twice and each topic is in order.
+
+    Handlers with overlapping patterns must have seen the same messages.
+    """
     by_prefix: dict[str, list[tuple[str, int]]] = {prefix: [] for prefix in subscriber.prefixes}
     for words in lines:
         if words[0] == "m" and words[2] == run.epoch:
@@ -466,13 +479,13 @@ def _compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, line
     for prefix, seen in by_prefix.items():
         who = f"{subscriber.name}, {prefix!r} of {run.epoch}"
         numbers = [number for _, number in seen]
-        scenario.expect(len(set(numbers)) == len(numbers), f"{who}: some came twice")
+        scenario.expect(len(set(numbers)) == len(numbers), f"{who}: some messages were handled twice")
         for topic in TOPICS:
             ordered = [number for each, number in seen if each == topic]
             scenario.expect(ordered == sorted(ordered), f"{who}: {topic} out of order")
         cover = next(each for each in subscriber.cover if prefix.startswith(each))
         expected = [each for each in by_prefix[cover] if each[0].startswith(prefix)]
-        scenario.expect(sorted(seen) == sorted(expected), f"{who}: {len(seen)} seen, {len(expected)} by {cover!r}")
+        scenario.expect(sorted(seen) == sorted(expected), f"{who}: {len(seen)} seen, but {len(expected)} by {cover!r}")
 
 
 def _compare_identities(
@@ -481,16 +494,16 @@ def _compare_identities(
     who = subscriber.name
     parts = ("routed", "unrouted", "malformed", "duplicate", "control")
     total = sum(stats[part] for part in parts)
-    scenario.expect(stats["received"] == total, f"{who}: received {stats['received']}, but its parts are {total}")
+    scenario.expect(stats["received"] == total, f"{who}: received {stats['received']}, but the parts are {total}")
     scenario.expect(stats["malformed"] == 0, f"{who}: {stats['malformed']} malformed")
     lost = sum((int(words[4]) - int(words[3]) + 1) for words in lines if words[0] == "g")
-    scenario.expect(stats["lost"] == lost, f"{who}: lost {stats['lost']}, told {lost}")
+    scenario.expect(stats["lost"] == lost, f"{who}: lost {stats['lost']}, but {lost} in gaps")
     calls = sum(words[0] == "m" for words in lines)
     routes = stats["routes"].values()
     given = sum(sum(route.values()) for route in routes)
-    scenario.expect(calls == given, f"{who}: {calls} calls, and the routes were given {given}: {stats['routes']}")
+    scenario.expect(calls == given, f"{who}: {calls} calls, but the routes received {given}: {stats['routes']}")
     covers = sum(words[0] == "m" and words[1] in subscriber.cover for words in lines)
-    scenario.expect(stats["routed"] == covers, f"{who}: routed {stats['routed']}, seen {covers}")
+    scenario.expect(stats["routed"] == covers, f"{who}: routed {stats['routed']}, but {covers} seen")
     unfinished = sum(route["queued"] + route["in_flight"] for route in routes)
     scenario.expect(unfinished == 0, f"{who}: {unfinished} unfinished at the end")
 

@@ -1,10 +1,11 @@
-"""All features at once, for long: ``python -m chaos.soak --minutes 30``. What a process holds must not grow.
+"""Run all features at once for long: ``python -m chaos.soak --minutes 30``.
 
-Two processes, a publisher and a reader, run apps that use every option and every kind of handler. Meanwhile peers of
-other kinds come and go: some read without tracking, some ask for long topics, some send nonsense. Each app tells every
-ten seconds how much memory, how many descriptors, threads and objects it holds. In the first third of the time caches
-fill; from then to the last third memory and objects may grow by `GROWTH`, descriptors and threads by `COMING`.
-Exits with 1 if they grow more, or if an app has ended.
+Two processes, a publisher and a reader, run apps that use every option and every kind of handler. Meanwhile other peers
+come and go: readers without tracking, readers of long topics, and senders of invalid frames.
+
+Each app prints every ten seconds its memory, descriptors, threads and objects. Caches fill in the first third of the
+time. From the second to the last third, memory and objects may grow by `GROWTH`, descriptors and threads by `COMING`.
+The command exits with 1 if they grow more, or if an app has ended.
 """
 
 from __future__ import annotations
@@ -38,32 +39,32 @@ from zroute.receiving import topic_cache as entries
 from zroute.runtime.runner import EXIT_DRAIN
 
 GROWTH = 0.03
-"""Share by which the median of the last third may exceed that of the second."""
+"""Allowed growth of the median from the second third to the last, as a share."""
 
 COMING = 2
-"""Descriptors and threads more than before that are no growth: a peer is just coming, or a thread just working."""
+"""Allowed growth of descriptors and threads: a peer may just be connecting, or a thread working."""
 
 CACHE = 2 * 1024 * 1024
-"""Bytes of what is known about topics, instead of `TOPIC_CACHE`, so that ever new topics fill them soon."""
+"""Bytes of topic caches, instead of `TOPIC_CACHE`, so that new topics fill them soon."""
 
 PERIOD = 10.0
-"""Seconds between two looks."""
+"""Seconds between two measurements."""
 
 
 @attrs.frozen
 class Tick:
-    """A body."""
+    """The body of a message."""
 
     number: int
     text: str = ""
 
 
 class Totals(Counter[str]):
-    """A resource: what handlers have seen."""
+    """A resource: counts of handled messages."""
 
 
 def tell(app: App, **more: Any) -> None:
-    """Print what this process holds, every so many seconds."""
+    """Print the resources of this process every `PERIOD` seconds."""
 
     @app.every(PERIOD)
     def look() -> None:
@@ -84,7 +85,10 @@ def tell(app: App, **more: Any) -> None:
 
 
 def publish(endpoint: str) -> None:
-    """Messages that are kept, that travel together, with headers, on long topics and on ever new ones."""
+    """Publish messages with every option.
+
+    Some are kept or coalesced, and some have headers, long topics or topics that are always new.
+    """
     chance = random.Random(1)
     limits = Limits(max_subscription_bytes=20_000)
     app = App(pub=endpoint, codec="json", name="feed", overflow="wait", coalesce=True, limits=limits)
@@ -115,7 +119,7 @@ def publish(endpoint: str) -> None:
 
 
 def read(feed: str, foreign: str, own: str) -> None:
-    """Handlers of every kind, loops that come and go, and what they publish in turn."""
+    """Receive with every kind of handler, and publish some of the results."""
     from twisted.internet import reactor
 
     clock: Any = reactor
@@ -166,7 +170,7 @@ def read(feed: str, foreign: str, own: str) -> None:
 
     @app.subscribe("alone.2")
     def fails(tick: Tick) -> None:
-        raise ValueError("one of many")  # and the error is handled
+        raise ValueError("one of many")  # the error hook handles it
 
     @app.on_error(ValueError)
     def failed(error: ValueError, envelope: Envelope) -> None: ...
@@ -179,7 +183,7 @@ def read(feed: str, foreign: str, own: str) -> None:
 
     @app.every(0.05)
     async def loops() -> None:
-        """A stream that is left with messages in it, with the caller's locals around."""
+        """Leave a stream that still contains messages, with large locals alive."""
         large = bytearray(100_000)
         async with app.stream("numbers.{n}", Tick, queue=500) as messages:
             async for message in messages:
@@ -202,7 +206,10 @@ def read(feed: str, foreign: str, own: str) -> None:
 
 
 def disturb(endpoint: str, foreign: zmq.Socket[bytes], until: float) -> int:
-    """Readers that come and go until then, and a publisher of anything; how many readers there were."""
+    """Start and stop readers until ``until``, and publish random frames.
+
+    Returns the number of readers.
+    """
     chance, peers = random.Random(2), 0
     while time.monotonic() < until:
         for _ in range(50):
@@ -225,7 +232,10 @@ def disturb(endpoint: str, foreign: zmq.Socket[bytes], until: float) -> int:
 
 
 def soak(minutes: float) -> dict[str, Any]:
-    """Run all of it; return the figures. Raises AssertionError where something has grown."""
+    """Run the whole soak test and return the figures.
+
+    Raises AssertionError if a resource has grown.
+    """
     feed, own = free_endpoint(), free_endpoint()
     program = ("-m", "chaos.soak")
     with ExitStack() as stack:
@@ -258,7 +268,7 @@ def soak(minutes: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Until the time is over; prints the figures."""
+    """Run the soak test and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--publish", metavar="ENDPOINT", help="be the publisher")

@@ -1,8 +1,11 @@
-"""A publisher with a steady stream: ``python -m chaos.streamer ENDPOINTS RECORD LETTER NAME WIRE PERIOD``.
+"""A publisher with a steady stream, for the chaos suite.
 
-It publishes 1, 2, 3 and so on to ``s.LETTER``, one each ``PERIOD`` seconds, from the line ``go`` on standard input to
-``pause``; ``stop`` ends it. ``WIRE`` is ``tracked`` or ``plain``. A line of the record is ``topic number``, written
-before it is published. It prints its epoch, its name, and each event of its socket's connections.
+``python -m chaos.streamer ENDPOINTS RECORD LETTER NAME WIRE PERIOD``
+
+It publishes 1, 2, 3 and so on to ``s.LETTER``, one message each ``PERIOD`` seconds. The line ``go`` on standard input
+starts the stream, ``pause`` pauses it, and ``stop`` ends the process. ``WIRE`` is ``tracked`` or ``plain``. A line of
+the record is ``topic number``, written before the message is published. The process prints its epoch, its name, and
+each connection event of its socket.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from zroute import App
 
 
 def main() -> None:
-    """Publish as told, until told to stop."""
+    """Publish on command until the command ``stop``."""
     endpoints, record, letter, name, wire, period = sys.argv[1:]
     app = App(pub=endpoints.split(","), codec="json", name=name, wire=wire)  # type: ignore[arg-type]
-    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     topic, number, flowing = f"s.{letter}", 0, False
 
     def obey(word: str) -> None:

@@ -1,8 +1,16 @@
-"""A subscriber that writes down what it sees: ``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE``.
+"""A subscriber that records its messages, for the chaos suite.
 
-Endpoints and prefixes are separated by commas. ``TROUBLE`` is what the handlers do: ``none``, ``raises`` (one call of
-101), ``slow`` (0.3 s each 1,000), ``hangs`` (1 s without blocking, one call of 997) or ``closes`` (its own app, after
-500). A line of the record is ``m prefix publisher topic number`` for a message that a handler of this prefix got, or
+``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE``
+
+Endpoints and prefixes are separated by commas. ``TROUBLE`` is the behaviour of the handlers:
+
+- ``none``
+- ``raises``: one message in 101 raises
+- ``slow``: one message in 1,000 blocks for 0.3 s
+- ``hangs``: one message in 997 takes 1 s without blocking
+- ``closes``: the app closes itself after 500 calls
+
+A line of the record is ``m prefix publisher topic number`` for a message that a handler of this prefix received, or
 ``g subscription publisher first last`` for a gap.
 """
 
@@ -19,11 +27,11 @@ from zroute import App, Envelope, Gap, startswith
 
 
 def main() -> None:
-    """Handle and write down, until it is stopped."""
+    """Handle and record messages until the process is stopped."""
     record, endpoints, prefixes, trouble = sys.argv[1:]
     end_with_parent()
     app = App(sub=endpoints.split(","), codec="json", name="reader")
-    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # to the end of the process
+    written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     totals: Counter[str] = Counter()
 
     def note(prefix: str, number: int, envelope: Envelope) -> None:

@@ -1,9 +1,13 @@
-"""The process that nonsense is sent to: ``python -m chaos.victim REPORTS PUBLISH ENDPOINT ...``.
+"""The target of invalid frames.
 
-Two readers are connected to the endpoints: one takes all, the other takes the short way for ``orders.*``. A publisher
-is bound to ``PUBLISH``. For each good message a reader checks its counters and sends a `report` to the socket
-``REPORTS``. At those of the first reader the publisher publishes `PUBLISHED` messages to ``p.x``, and as many to
-``k.x``, of which the last is kept.
+``python -m chaos.victim REPORTS PUBLISH ENDPOINT ...``
+
+Two readers connect to the endpoints: one reads all topics, the other takes the fast path for ``orders.*``. A publisher
+is bound to ``PUBLISH``.
+
+For each good message, a reader checks its counters and sends a `report` to the socket ``REPORTS``. For each one of
+the first reader, the publisher publishes `PUBLISHED` messages to ``p.x``, and the same number to ``k.x``, which
+keeps the last.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ PARTS = ("routed", "unrouted", "malformed", "duplicate", "control")
 
 @attrs.frozen
 class Order:
-    """What the handlers take."""
+    """The body that the handlers receive."""
 
     sku: str
     count: int
@@ -38,7 +42,7 @@ class Order:
 
 
 def is_valid(order: object) -> bool:
-    """Return True if it is what its annotations say, all the way down."""
+    """Return True if the types match the annotations, at all depths."""
     return (
         isinstance(order, Order)
         and isinstance(order.sku, str)
@@ -50,7 +54,10 @@ def is_valid(order: object) -> bool:
 
 
 class Reader:
-    """An app whose ``stats`` must count each message once: one that takes all, or the short way for ``orders.a``."""
+    """An app whose ``stats`` must count each message once.
+
+    It reads all topics, or takes the fast path for ``orders.a``.
+    """
 
     def __init__(self, endpoints: list[str], *, short: bool) -> None:
         self.app = app = App(sub=endpoints, name="short" if short else "reader")
@@ -59,7 +66,7 @@ class Reader:
 
         @app.on_error(PeerError)
         def refused(error: PeerError, envelope: Envelope) -> None:
-            """Called for each."""
+            """Accept each refused message, so that it is not logged."""
 
         if short:
             self._take_the_short_way(app)
@@ -67,7 +74,7 @@ class Reader:
             self._take_all(app)
 
     def _take_the_short_way(self, app: App) -> None:
-        """Where all handlers share one type, frames of several messages are decoded in one call."""
+        """Add handlers of one type, which decode a coalesced frame in one call."""
 
         @app.subscribe("orders.a")
         def first(order: Order) -> None:
@@ -100,30 +107,30 @@ class Reader:
             self.invalid.append(repr(order))
 
     def faults(self) -> list[str]:
-        """Return what is wrong: invalid data, a message in no counter or in two, a call that was not counted."""
+        """Return the faults: invalid data, messages not counted once, uncounted calls."""
         stats = self.app.stats.as_dict()
-        wrong = [f"a handler was called with {each}" for each in self.invalid[:3]]
+        wrong = [f"a handler received invalid data: {each}" for each in self.invalid[:3]]
         parts = {part: stats[part] for part in PARTS}
         if stats["received"] != sum(parts.values()):
-            wrong.append(f"received {stats['received']}, and its parts are {parts}")
+            wrong.append(f"received {stats['received']}, but the parts are {parts}")
         routes: dict[str, dict[str, int]] = stats["routes"]
         for_all = [route for name, route in routes.items() if "everything" in name]
         for_all = for_all or [route for name, route in routes.items() if "second" in name or "good" in name]
         given = sum(sum(route.values()) for route in for_all)
         if stats["routed"] != given:
-            wrong.append(f"routed {stats['routed']}, and the route for all was given {given}")
+            wrong.append(f"routed {stats['routed']}, but the route for all received {given}")
         for name, calls in self.calls.items():
             counted = [route for each, route in routes.items() if f"{name}(" in each]
             known = sum(route["handled"] + route["handler_error"] for route in counted)
             if known != calls:
-                wrong.append(f"{name}: {calls} calls, and {known} in the counters")
+                wrong.append(f"{name}: {calls} calls, but {known} in the counters")
         if stats["hook_errors"]:
-            wrong.append(f"{stats['hook_errors']} failures of hooks")
+            wrong.append(f"{stats['hook_errors']} hooks failed")
         return wrong
 
 
 def report(reader: Reader, which: int, number: int) -> dict[str, Any]:
-    """Return what is told for a good message: which reader and number, its counters, its faults, and memory."""
+    """Return the report of a good message, with counters, faults and memory."""
     stats = reader.app.stats.as_dict()
     del stats["routes"]
     return {"reader": which, "good": number, "stats": stats, "faults": reader.faults(), "rss": memory()}
@@ -158,7 +165,7 @@ def main() -> int:
         @reader.app.subscribe("good")
         def good(number: int) -> None:
             reader.calls["good"] += 1
-            later.callLater(0, told, number)  # when what was read with it is counted
+            later.callLater(0, told, number)  # after the messages that were read in the same turn have been counted
             for each in range(PUBLISHED if not which else 0):
                 plain.publish(each, x="x")
                 kept.publish(each, x="x")

@@ -1,8 +1,9 @@
-"""Whether a wake-up is ever missed: ``python -m chaos.wakeups --operations 1000000``, on each of four reactors.
+"""Search for missed wake-ups: ``python -m chaos.wakeups --operations 1000000``.
 
-libzmq's descriptor tells of a change once, and sending, reading or looking uses it up. Connections of several kinds
-send, answer from their handlers, pause, resume, look and change subscriptions, as a seed says; now and then everybody
-keeps still until what was sent is there. What never comes was not lost (no queue is bounded): its wake-up was.
+libzmq's descriptor reports a change once; each send, read or look clears it. On each of four reactors, connections of
+several kinds send, answer from handlers, pause, resume, look and change subscriptions, as a seed decides. From time to
+time all operations stop until every sent message has arrived. Queues are unbounded, so a message that does not arrive
+was not lost: its wake-up was missed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ UNBOUNDED = {"sndhwm": 0, "rcvhwm": 0}
 
 
 class Link:
-    """Two connections; ``sent`` were sent there and back, ``seen`` arrived."""
+    """Two connections that count ``sent`` and ``seen`` messages of both directions."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -56,7 +57,7 @@ class Link:
 
 
 class Echoing(Link):
-    """Both ends send and receive, and answer from within their handlers while there is life in the message."""
+    """Both ends send; their handlers answer until the counter in the message is 0."""
 
     def __init__(self, kind: str, make: Any, reactor: Any, context: Any, endpoint: str) -> None:
         super().__init__(kind)
@@ -76,7 +77,7 @@ class Echoing(Link):
 
 
 class Pushing(Link):
-    """One way."""
+    """One end pushes to the other."""
 
     def __init__(self, kind: str, reactor: Any, context: Any, endpoint: str) -> None:
         super().__init__(kind)
@@ -91,7 +92,10 @@ class Pushing(Link):
 
 
 class Publishing(Link):
-    """What is told back are changes of subscriptions, and what is sent are messages of the one that always stands."""
+    """A publisher and a subscriber.
+
+    Messages go to a lasting subscription; changes of other subscriptions go back to the publisher.
+    """
 
     def __init__(self, kind: str, reactor: Any, context: Any, endpoint: str) -> None:
         super().__init__(kind)
@@ -99,7 +103,7 @@ class Publishing(Link):
         sub = SubConnection(reactor, self.take, context=context, rcvhwm=0)
         xpub.open("bind:" + endpoint)
         sub.open("connect:" + endpoint)
-        self.sent += 1  # the subscription is told, too
+        self.sent += 1  # the subscription is a message, too
         sub.subscribe(b"always")
         self.ends = (xpub, sub)
         self._there: set[bytes] = set()
@@ -119,7 +123,7 @@ class Publishing(Link):
 
 
 async def play(reactor: Any, operations: int, seed: int) -> dict[str, Any]:
-    """Do so many; how many wake-ups were missed."""
+    """Run ``operations`` operations; return the figures, with the missed wake-ups."""
     chance = random.Random(seed)
     context: zmq.Context[Any] = zmq.Context()
     links: list[Any] = [
@@ -171,7 +175,7 @@ def _act(chance: random.Random, link: Any) -> None:
 
 
 async def _still(reactor: Any, link: Any) -> bool:
-    """Whether all that was sent arrives while nobody does anything."""
+    """Return True if all sent messages arrive without further operations."""
     if link.seen >= link.sent:
         return True
     arrived: Deferred[None] = Deferred()
@@ -187,7 +191,7 @@ async def _still(reactor: Any, link: Any) -> bool:
 
 
 def run(kind: str, operations: int, seed: int) -> dict[str, Any]:
-    """In a process of its own, on this reactor."""
+    """Run one reactor in a process of its own."""
     command = [sys.executable, "-m", "chaos.wakeups", "--reactor", kind, "--operations", str(operations)]
     ended = subprocess.run([*command, "--seed", str(seed)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -195,11 +199,11 @@ def run(kind: str, operations: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One line for each reactor; exit code 1 if a wake-up was missed."""
+    """Print one line for each reactor; exit with 1 if a wake-up was missed."""
     parser = argparse.ArgumentParser(prog="python -m chaos.wakeups", description=__doc__)
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--reactor", choices=REACTORS, help="this one only, in this process")
+    parser.add_argument("--reactor", choices=REACTORS, help="run only this reactor, in this process")
     options = parser.parse_args()
     if options.reactor is None:
         failed = False
