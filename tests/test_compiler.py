@@ -64,7 +64,7 @@ def test_the_same_function_on_the_same_pattern_twice_is_refused() -> None:
     def handle(x: str = "") -> None:
         raise AssertionError
 
-    with pytest.raises(DuplicateRouteError, match=r"handle\(\) takes .* twice") as caught:
+    with pytest.raises(DuplicateRouteError, match=r"handle\(\) subscribes to .* twice") as caught:
         app.compile()
     assert str(caught.value).count("test_compiler.py:") == 2
 
@@ -192,7 +192,7 @@ def test_a_byte_prefix_behind_captures_is_refused() -> None:
     app, group = App(), Routes("desk.{room}")
     group.add_route(lambda message: None, startswith("x"))
     app.include(group)
-    with pytest.raises(PatternError, match="can't stand behind the prefix") as caught:
+    with pytest.raises(PatternError, match="can't follow the prefix") as caught:
         app.compile()
     assert here(caught.value)
 
@@ -325,7 +325,7 @@ def test_a_generator_that_only_subscribes_is_refused() -> None:
     def handle(message: int) -> Iterator[int]:
         yield message
 
-    with pytest.raises(SignatureError, match="nothing takes what it yields") as caught:
+    with pytest.raises(SignatureError, match="no publisher takes its values") as caught:
         app.compile()
     assert here(caught.value)
 

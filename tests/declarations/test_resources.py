@@ -204,7 +204,7 @@ def test_a_hook_that_needs_what_nobody_yields_is_refused() -> None:
     def start(database: Database) -> None: ...
 
     with pytest.raises(
-        SignatureError, match=r"test_resources.py:\d+: start\(\) is called without arguments, .*'database'"
+        SignatureError, match=r"test_resources.py:\d+: start\(\) can't be called without arguments: .*'database'"
     ):
         app.compile()
 
@@ -227,7 +227,7 @@ def test_timers_take_resources_and_say_what_is_missing() -> None:
     @other.every(1.0)
     def tock(database: Database) -> None: ...
 
-    with pytest.raises(SignatureError, match=r"'database': .* let an @app.resource yield its type"):
+    with pytest.raises(SignatureError, match=r"'database': .* write an @app.resource that yields its type"):
         other.compile()
 
 
@@ -238,7 +238,9 @@ def test_a_handler_without_the_resource_is_told_how_to_get_one() -> None:
     @app.subscribe("a")
     def handle(message: int, database: Database) -> None: ...
 
-    with pytest.raises(SignatureError, match=r"'message' and 'database' .* function under @app.resource yield"):
+    with pytest.raises(
+        SignatureError, match=r"'message' and 'database' .* write an @app.resource that yields its type"
+    ):
         app.compile()
 
 
@@ -291,7 +293,7 @@ def test_a_resource_that_needs_itself_is_a_circle() -> None:
     def database(database: Database) -> Iterator[Database]:
         yield database
 
-    with pytest.raises(SignatureError, match="Database -> Database; let one of them be made inside another"):
+    with pytest.raises(SignatureError, match="Database -> Database; create one of them inside another"):
         app.compile()
 
 
@@ -331,7 +333,7 @@ def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
 
     wide.__annotations__["return"] = Iterator[kind]
     app.resource(wide)
-    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, and every parameter of that type would get it"):
+    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, and every parameter of that type would receive it"):
         app.compile()
 
 
@@ -386,7 +388,7 @@ def test_two_resources_of_one_type_are_refused() -> None:
 def test_a_resource_is_a_generator_function() -> None:
     """What returns its object can't close it: the error says open, yield once, close; at the decorator's line."""
     app = App()
-    with pytest.raises(SignatureError, match=r"and opened\(\) yields nothing: open, yield once, close"):
+    with pytest.raises(SignatureError, match=r"but opened\(\) yields nothing: open, yield once, close"):
 
         @app.resource
         def opened() -> Database:

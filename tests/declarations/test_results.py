@@ -241,7 +241,7 @@ def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
     for function in (timer, coroutine, generator, async_generator):
         app = App()
         app.publisher("out", Quote, every=1.0)(function)
-        with pytest.raises(SignatureError, match=rf"{function.__name__}\(\) (returns|yields) int, and pub") as caught:
+        with pytest.raises(SignatureError, match=rf"{function.__name__}\(\) (returns|yields) int, but pub") as caught:
             app.compile()
         assert "publisher('out', Quote) publishes Quote" in str(caught.value)
         assert "tests/declarations/test_results.py:" in str(caught.value)
@@ -399,7 +399,7 @@ def test_a_capture_that_nothing_fills_is_refused() -> None:
     @app.subscribe("stocks.{symbol}")
     def derive(number: int) -> Quote: ...
 
-    with pytest.raises(PatternError, match=r"derive\(\) publishes to 'out\.\{desk\}', and nothing fills") as caught:
+    with pytest.raises(PatternError, match=r"derive\(\) publishes to 'out\.\{desk\}', but nothing fills") as caught:
         app.compile()
     assert "'stocks.{symbol}' does not capture it, and Quote has no 'desk'" in str(caught.value)
     assert "tests/declarations/test_results.py:" in str(caught.value)

@@ -126,7 +126,7 @@ def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> No
         (lambda routes: routes.subscribe(), "needs a pattern"),
         (lambda routes: routes.subscribe(lambda message: None), "with parentheses"),
         (lambda routes: routes.subscribe("news.>.x"), "segment 2"),
-        (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "capture the same names"),
+        (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "must capture the same names"),
         (lambda routes: routes.add_route(lambda message: None), "needs a pattern"),
         (lambda routes: routes.publisher("a.*"), "stands for many"),
         (lambda routes: routes.publisher(startswith("a")), "stands for many"),

@@ -316,5 +316,5 @@ def test_a_wire_that_can_not_bring_it_is_refused_at_my_line() -> None:
     app.publisher("a.{b}", int, keep="last")
     with pytest.raises(SignatureError, match=r"test_kept\.py:\d+: keep='last' needs wire='tracked'"):
         app.compile()
-    with pytest.raises(SignatureError, match="keep='all': 'last' or None"):
+    with pytest.raises(SignatureError, match="keep='all': expected 'last' or None"):
         App().publisher("a", keep="all")  # type: ignore[call-overload]

@@ -465,7 +465,7 @@ def test_batch_is_a_number_of_messages(batch: Any) -> None:
 
 def test_a_list_that_the_queue_would_never_let_grow_is_refused() -> None:
     """What waits in a list is queued, so queue is at least batch; the error says what to write."""
-    with pytest.raises(SignatureError, match="give queue=2000 or more"):
+    with pytest.raises(SignatureError, match="use queue=2000 or more"):
         App().add_route(print, "a", batch=2000, queue=1000)
     App().add_route(print, "a", batch=2000, queue=2000)
 
@@ -489,7 +489,7 @@ def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:
 
     for function, text in (
         (single, r"declared as Quote: annotate it as a list .* such as list\[Quote\]"),
-        (with_envelope, "would get the envelope of one"),
+        (with_envelope, "expects the envelope of a single message"),
         (envelopes, r"such as list\[Quote\]"),
         (nothing, "has no parameter for them"),
     ):

@@ -263,7 +263,7 @@ async def test_a_second_running_service_of_one_app_is_refused_and_a_restart_is_n
     service, other = AppService(app.compile(), reactor), AppService(app.compile(), reactor)
     service.startService()
     await service.started
-    with pytest.raises(UsageError, match="runs already"):
+    with pytest.raises(UsageError, match="is already running"):
         other.startService()
     await subscribed(service, b"a")
     app.publish("a", 1)

@@ -1,1 +1,4 @@
-"""What decorators record, and what is planned for each function before anything runs. Pure: no socket, no reactor."""
+"""Decorators, their options, and the analysis of the decorated functions.
+
+All of it runs before the app starts, without sockets and without a reactor.
+"""

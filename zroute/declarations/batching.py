@@ -1,7 +1,7 @@
-"""Lists: what is handed to a handler with ``batch=``, worked out at compile time.
+"""The plan for lists of messages, which handlers with ``batch=`` receive.
 
-A list holds what has been received so far, up to so many messages. It is handed over when it is full, or when nothing
-more waits to be read: it never waits for a message that may not come.
+A list holds the messages received so far, up to the number in ``batch``. The handler is called when the list is full
+or when no further message waits to be read. A list never waits for a message that may not arrive.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ _LISTS = (list, Sequence, Collection, Iterable)
 
 @attrs.frozen
 class Lists:
-    """How messages of one route are handed over together: up to ``most``; with ``one_topic``, of one topic each.
+    """The way in which one route collects messages into lists.
 
-    ``keyword`` names the parameter that gets them, where it can't be given by position.
+    Attributes:
+        most: The maximum number of messages in a list.
+        one_topic: True if all messages of a list must have the same topic.
+        keyword: The name of the parameter that receives the list; None if the list is passed by position.
     """
 
     most: int
@@ -38,33 +41,37 @@ class Lists:
 
 
 def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication]) -> tuple[Call, Lists | None]:
-    """``call`` with the type of one message in place of that of the list, and how lists are made; None without.
+    """Return ``call`` with the schema of one message, and the plan for its lists.
 
-    A list is of one topic where the function, or a publisher of what it returns, takes something of the topic.
-    Raises SignatureError for a function that can't be given lists.
+    The plan is None for a route without ``batch``. Lists have one topic each if the function has a parameter for the
+    topic or for a capture, or if its results are published to a topic with one of the captures.
+
+    Raises:
+        SignatureError: The function cannot receive lists.
     """
     batch = route.options.batch
     if batch is None:
         return call, None
-    name, given = name_of(route.function), f"batch={batch} hands lists of messages over"
+    name, given = name_of(route.function), f"batch={batch} passes lists of messages"
     if call.envelope is not None:
         raise SignatureError(
-            f"{given}, and parameter {call.envelope!r} of {name} would get the envelope of one: take a Topic or a "
-            "capture, and each list is of one topic, or leave batch= out",
+            f"{given}, but parameter {call.envelope!r} of {name} expects the envelope of a single message: use a Topic "
+            "or a capture instead (each list then has one topic), or remove batch=",
             parameter=call.envelope,
             where=route.where,
         )
     if call.schema is NO_BODY:
-        raise SignatureError(f"{given}, and {name} has no parameter for them: add one", where=route.where)
+        raise SignatureError(f"{given}, but {name} has no parameter for them: add one", where=route.where)
     item = _item(call.schema)
     if item is None or item in (Envelope, Topic):
         wanted = describe(call.schema) if item is None and get_origin(call.schema) is None else "Quote"
         raise SignatureError(
-            f"{given}, and parameter {call.body!r} of {name} is declared as {describe(call.schema)}: annotate it as a "
+            f"{given}, but parameter {call.body!r} of {name} is declared as {describe(call.schema)}: annotate it as a "
             f"list of the type of one message, such as list[{wanted}]",
             parameter=call.body,
             where=route.where,
         )
+    # A capture of both patterns is filled from the topic of the list, so a list must not mix topics.
     captured = {name for outlet in outlets for name in outlet.pattern.captures} & set(route.patterns[0].captures)
     one_topic = bool(call.constants.converters or call.constants.topic or captured)
     lists = Lists(batch, one_topic, call.body if call.by_name else None)
@@ -72,7 +79,7 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
 
 
 def _item(schema: Any) -> Any:
-    """The type of one message of a list that is declared so; None for what is no list."""
+    """Return the element type of ``schema``, or None if it is not a list type."""
     if schema is Any or schema in _LISTS:
         return Any
     if get_origin(schema) not in _LISTS:

@@ -1,4 +1,4 @@
-"""Captures: segments of topics, converted to what the parameters of a handler declare."""
+"""Conversion of captured topic segments to the declared parameter types."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from zroute.errors import SignatureError
 __all__ = ["Converter", "converter_of", "hashable"]
 
 Converter = Callable[[bytes], Any]
-"""Makes an argument of a segment. Raises ValueError for one that is none."""
+"""Converts a segment to an argument. Raises ValueError if the segment is not a value of the type."""
 
+# Stricter than int() and float(), which also accept "1_000", " 1" and "nan".
 _INTEGER = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no point: a segment holds none
+_NUMBER = re.compile(r"-?[0-9]+([eE][-+]?[0-9]+)?")  # no decimal point: the dot separates segments
 
 
 def _text(segment: bytes) -> str:
@@ -45,7 +46,13 @@ _CONVERTERS: Mapping[Any, Converter] = {Any: _text, str: _text, int: _integer, f
 
 
 def converter_of(hint: Any, name: str, where: str) -> Converter:
-    """Return what turns a segment into an argument of type ``hint``. Raises SignatureError for another type."""
+    """Return the converter from a segment to an argument of type ``hint``.
+
+    An enum is looked up by the text of its values.
+
+    Raises:
+        SignatureError: ``hint`` is none of str, int, float, UUID, an enum or Any.
+    """
     if isinstance(hint, type) and issubclass(hint, Enum):
         by_text = {str(member.value).encode(): member for member in hint}
         return lambda segment: _member(by_text, segment)

@@ -1,7 +1,7 @@
-"""The options of handlers and of publishers: each one's name, type, default and meaning, once for all that take them.
+"""The options of handlers and publishers, with types, defaults and meaning.
 
-Functions take them as ``**options: Unpack[RouteOptions]``: type checkers and editors then know each keyword. What
-Python and ``help()`` show comes from `takes`.
+Functions accept them as ``**options: Unpack[RouteOptions]``, so type checkers and editors know each keyword. The
+decorator `takes` makes ``help()`` and `inspect.signature` list them too.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ Options = TypeVar("Options", "RouteOptions", "PublisherOptions")
 
 
 class RouteOptions(TypedDict, total=False):
-    """Options of a handler: of `Routes.subscribe`, `Routes.add_route` and `App.attach`."""
+    """The options of `Routes.subscribe`, `Routes.add_route` and `App.attach`."""
 
     codec: str | Codec | None
-    """How bodies are written if their publisher does not say it. Default: the app's codec."""
+    """The codec for bodies whose publisher does not name one. Default: the app's codec."""
     copy: bool
-    """Decode an object of its own for this handler, which changes it. Default: False, handlers of one type share it."""
+    """Decode a separate object for a handler that modifies it. Default: False; equal types share one object."""
     thread: bool
-    """Run the function, a plain one that blocks, in the reactor's thread pool. Default: False."""
+    """Run a plain, blocking function in the reactor's thread pool. Default: False."""
     max_in_flight: int
-    """Unfinished calls at a time, at most. Default: 100."""
+    """The maximum number of unfinished calls at a time. Default: 100."""
     ordered: bool
-    """Handle messages of one topic one after the other. Default: True."""
+    """Handle the messages of one topic one after the other. Default: True."""
     queue: int | None
-    """Messages that may wait; then reading pauses until half are handled. Default: 1,000, or four times ``batch``."""
+    """The maximum number of waiting messages, then reading pauses. Default: 1,000, or 4 times ``batch`` if more."""
     stale_after: float | None
-    """Seconds since a message was sent after which it is counted as stale and not handled. Default: no limit."""
+    """The age in seconds beyond which a message is skipped and counted as stale. Default: no limit."""
     batch: int | None
-    """Hand over lists of up to this many messages, 1 to 10,000. Default: single messages."""
+    """Pass lists of up to this number of messages, 1 to 10,000. Default: single messages."""
 
 
 ROUTE_DEFAULTS: RouteOptions = {
@@ -56,20 +56,20 @@ ROUTE_DEFAULTS: RouteOptions = {
 
 
 class PublisherOptions(TypedDict, total=False):
-    """Options of `Routes.publisher`."""
+    """The options of `Routes.publisher`."""
 
     every: float | None
-    """Period in seconds at which a decorated function is called. Default: none."""
+    """The period in seconds between calls of the decorated function. Default: no timer."""
     codec: str | Codec | None
-    """How messages are written. Default: the app's codec."""
+    """The codec of the messages. Default: the app's codec."""
     jitter: float
-    """Spread each period by up to this fraction of it, 0 to 1; with ``every`` only. Default: 0."""
+    """The random variation of each period as a fraction of it, 0 to 1; requires ``every``. Default: 0."""
     initial_delay: float
-    """Seconds before the first call; with ``every`` only. Default: 0."""
+    """The delay in seconds before the first call; requires ``every``. Default: 0."""
     keep: Keep
-    """``"last"``: a subscriber that joins gets the latest message of each topic. Default: None."""
+    """With ``"last"``, a new subscriber receives the latest message of each topic. Default: None."""
     coalesce: bool | Coalesce | None
-    """Messages of one topic travel together. Default: as the app has it."""
+    """Send messages of one topic together in one frame. Default: the app's ``coalesce``."""
 
 
 PUBLISHER_DEFAULTS: PublisherOptions = {
@@ -83,11 +83,14 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
 
 
 NEEDS = {"jitter": "every", "initial_delay": "every"}
-"""Options that mean something beside another one only: without that they are refused."""
+"""The options that have no effect without another option. Without it they are refused."""
 
 
 def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
-    """Show the options of ``kind`` one by one in the signature of the decorated function, in place of ``**options``."""
+    """Show the options of ``kind`` in the signature of the decorated function.
+
+    Python itself would show ``**options`` only. Calls of the function are not changed.
+    """
 
     def show(function: F) -> F:
         signature = inspect.signature(function)
@@ -105,9 +108,11 @@ def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
 
 
 def complete(function: str, given: Options, defaults: Options) -> Options:
-    """``given``, and ``defaults`` for all others.
+    """Return all options: those in ``given``, and ``defaults`` for the others.
 
-    Raises TypeError for what is no option of ``function``, and SignatureError for one without what it `NEEDS`.
+    Raises:
+        TypeError: A name in ``given`` is not an option; ``function`` is the name that the error shows.
+        SignatureError: An option lacks the option that it `NEEDS`.
     """
     for name in given:
         if name not in defaults:
@@ -118,6 +123,6 @@ def complete(function: str, given: Options, defaults: Options) -> Options:
     for name in NEEDS.keys() & given.keys():
         needed = NEEDS[name]
         if chosen[name] != defaults[name] and chosen[needed] is None:  # type: ignore[literal-required]
-            fault = f"{name}={chosen[name]!r} does nothing without {needed}=: add {needed}, or leave {name} out"
+            fault = f"{name}={chosen[name]!r} does nothing without {needed}=: add {needed}, or remove {name}"
             raise SignatureError(fault, parameter=name, where=users_line())
     return cast("Options", chosen)

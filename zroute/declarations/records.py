@@ -1,6 +1,7 @@
-"""What decorators record: handlers, timers, producers, resources and hooks, each with the user's line.
+"""The records of decorated handlers, timers, producers, resources and hooks.
 
-``where`` is that line (``file:line``), and ``namespace`` holds the local names at it, for annotations.
+In each record ``where`` is the user's line (``file:line``). ``namespace`` holds the local names at that line, because
+annotations may use them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ __all__ = ["ErrorHook", "HandlerOptions", "Hook", "Hooks", "Producer", "Resource
 
 @attrs.frozen(eq=False, kw_only=True)
 class HandlerOptions:
-    """What a user chose for a handler, checked and complete: see `zroute.declarations.options.RouteOptions`."""
+    """The options of one handler, checked and with all defaults filled in.
+
+    `zroute.declarations.options.RouteOptions` explains each option.
+    """
 
     codec: Codec | None
     copy: bool
@@ -33,7 +37,7 @@ class HandlerOptions:
 
 @attrs.frozen(eq=False)
 class Route:
-    """A handler and the patterns it takes."""
+    """A handler and the patterns that it subscribes to."""
 
     function: Callable[..., Any]
     patterns: tuple[Pattern, ...]
@@ -44,7 +48,7 @@ class Route:
 
 @attrs.frozen(eq=False)
 class Resource:
-    """A generator function that opens what others are given, yields it once, and closes it."""
+    """A generator function that opens an object, yields it once, and closes it."""
 
     function: Callable[..., Any]
     where: str
@@ -53,7 +57,10 @@ class Resource:
 
 @attrs.frozen(eq=False)
 class Producer:
-    """A function under a publisher (``publication``) or under ``every`` alone (None)."""
+    """A function decorated with a publisher or with ``every``.
+
+    ``publication`` is None for ``every`` alone.
+    """
 
     function: Callable[..., Any]
     publication: Publication[Any] | None
@@ -64,7 +71,7 @@ class Producer:
 
 @attrs.frozen(eq=False)
 class Hook:
-    """A function that is called at a start or a stop, or with messages that no route took."""
+    """A function called at a start or stop, or for a gap or an unrouted message."""
 
     function: Callable[..., Any]
     where: str
@@ -73,14 +80,14 @@ class Hook:
 
 @attrs.frozen(eq=False)
 class ErrorHook(Hook):
-    """A function that is given errors of ``kinds`` with the envelope they were met in."""
+    """A function called with errors of ``kinds`` and the failed envelope."""
 
     kinds: tuple[type[BaseException], ...]
 
 
 @attrs.frozen
 class Hooks:
-    """Functions of an app that a run calls."""
+    """All hooks of an app, grouped by the event that calls them."""
 
     startup: tuple[Hook, ...]
     shutdown: tuple[Hook, ...]

@@ -1,4 +1,7 @@
-"""Resources, compiled: which type each yields, what it needs itself, and the order in which they open."""
+"""Compilation of resources: their types, dependencies and opening order.
+
+Resources open in dependency order and close in reverse order. A cycle of dependencies is an error.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,14 @@ _YIELDS = (Iterator, Generator, Iterable, AsyncIterator, AsyncGenerator, AsyncIt
 
 @attrs.frozen(eq=False)
 class CompiledResource:
-    """What opens and closes the object of one type; ``call.needs`` are the types it needs itself.
+    """A resource with the type of its object and the way to call its function.
 
-    ``injected`` says that others than resources are given it.
+    Attributes:
+        kind: The type that it yields.
+        name: The name of its function, for logs and errors.
+        where: The user's line, as ``file:line``.
+        call: The plan of the call; ``call.needs`` are the types of the resources that it needs.
+        injected: True if a handler, timer, publisher or hook uses it; False if only other resources do.
     """
 
     kind: Any
@@ -50,7 +58,12 @@ class CompiledResource:
 def compile_resources(
     recorded: Sequence[Resource], given: Mapping[Any, Any]
 ) -> tuple[tuple[CompiledResource, ...], dict[Any, Any]]:
-    """The resources in the order in which they open, and ``given`` with their types added."""
+    """Return the resources in opening order, and ``given`` with their types added.
+
+    Raises:
+        SignatureError: A resource yields no usable type, a type is yielded twice, a dependency is missing, or the
+            dependencies form a cycle.
+    """
     by_kind: dict[Any, Resource] = {}
     for resource in recorded:
         kind = _kind(resource, given)
@@ -58,7 +71,7 @@ def compile_resources(
         if other is not resource:
             raise SignatureError(
                 f"{name_of(resource.function)} yields {describe(kind)}, and so does {name_of(other.function)} at "
-                f"{other.where}: one resource a type; tell two apart with typing.NewType or a class each",
+                f"{other.where}, but a type can have one resource only: use a typing.NewType or a class for each",
                 where=resource.where,
             )
     given = {**given, **{kind: Needed(kind) for kind in by_kind}}
@@ -68,7 +81,7 @@ def compile_resources(
     except CycleError as error:
         circle = [compiled[kind] for kind in reversed(error.args[1])]
         raise SignatureError(
-            f"resources need each other in a circle, so none can open first: {_drawn(circle)}; let one of them be made "
+            f"resources need each other in a circle, so none can open first: {_drawn(circle)}; create one of them "
             "inside another",
             where=circle[0].where,
         ) from None
@@ -80,21 +93,21 @@ def _drawn(chain: Sequence[CompiledResource]) -> str:
 
 
 def _kind(resource: Resource, given: Mapping[Any, Any]) -> Any:
-    """The type that a resource yields, as annotated."""
+    """Return the type that a resource yields, from its return annotation."""
     name = name_of(resource.function)
     hint = hints_of(resource.function, resource.namespace, resource.where).get("return")
     kind = get_args(hint)[0] if get_origin(hint) in _YIELDS and get_args(hint) else None
     if kind in (None, NoneType, Any, object):
         is_async = inspect.isasyncgenfunction(resource.function)
         raise SignatureError(
-            f"{name} does not say what it yields: annotate it, as in "
+            f"{name} does not declare what it yields: annotate it, as in "
             f"`{'async ' if is_async else ''}def {name[:-2]}() -> {'Async' if is_async else ''}Iterator[Database]`",
             where=resource.where,
         )
     if kind in given or kind in (Envelope, Topic) or _is_builtin(kind):
         raise SignatureError(
-            f"{name} yields {describe(kind)}, and every parameter of that type would get it: yield an object of a "
-            "class of your own, or of a typing.NewType",
+            f"{name} yields {describe(kind)}, and every parameter of that type would receive it: yield an object of "
+            "your own class, or of a typing.NewType",
             where=resource.where,
         )
     return kind
@@ -102,7 +115,8 @@ def _kind(resource: Resource, given: Mapping[Any, Any]) -> Any:
 
 def _is_builtin(kind: Any) -> bool:
     kind = get_origin(kind) or kind
-    # By identity: a class of a file that Twisted executes, such as a .tac, says that it is of this module, too.
+    # Compare by identity: a class from a file that Twisted executes, such as a .tac file, also has the
+    # module name "builtins".
     return getattr(builtins, getattr(kind, "__name__", ""), None) is kind
 
 

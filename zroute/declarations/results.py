@@ -1,6 +1,7 @@
-"""What a function under a publisher says that it returns: the type of its messages, and whether that can be published.
+"""Analysis of the return annotations of functions under a publisher.
 
-An annotation may say little, or not all: what is not certainly wrong counts as right.
+It finds the type of the messages, and annotations that contradict the publisher's schema. Annotations are often vague
+or partial, so a check reports only a certain contradiction.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, inspect, is_c
 __all__ = ["lacks", "message_type", "misfit"]
 
 _UNIONS = (Union, UnionType)
+# Methods in which a class can set attributes that are not fields.
 _HOOKS = ("__attrs_post_init__", "__post_init__", "__getattr__")
 
 
 def message_type(hint: Any) -> Any:
-    """T of ``T | None``, ``Iterator[T]``, ``Deferred[T]`` and the like; None if the annotation declares nothing."""
+    """Return the type of the messages that a return annotation declares.
+
+    This is T for ``T``, ``T | None``, ``Iterator[T]``, ``Deferred[T]`` and similar types. Return None if the
+    annotation declares no type, as Any does.
+    """
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in _UNIONS:
         kinds = [message_type(argument) for argument in arguments if argument is not NoneType]
@@ -31,7 +37,7 @@ def message_type(hint: Any) -> Any:
 
 
 def _is_wrapper(kind: Any) -> bool:
-    """True for what is awaited or iterated over, and not published itself."""
+    """Return True if values of ``kind`` are awaited or iterated over."""
     return (
         _is_later(kind) or kind in (Iterable, AsyncIterable) or hasattr(kind, "__next__") or hasattr(kind, "__anext__")
     )
@@ -42,10 +48,10 @@ def _is_later(kind: Any) -> bool:
 
 
 def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
-    """What comes of an awaitable or out of an iterator.
+    """Return the result type of an awaitable, or the element type of an iterator.
 
-    One whose elements are awaited, if only some of them, is written for inlineCallbacks: what that makes of it is what
-    the function returns. Only the annotation of a generator tells.
+    If some elements are awaitables, the generator is written for `inlineCallbacks`. Its result is then the generator's
+    return value, which only a ``Generator[…]`` annotation declares.
     """
     if _is_later(kind):
         return arguments[-1]
@@ -55,10 +61,12 @@ def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def misfit(hint: Any, schema: Any) -> Any:
-    """The part of a return annotation of which no value is a message of ``schema``; None if all of it may be.
+    """Return the part of a return annotation that contradicts ``schema``.
 
-    None as a result fits: it publishes nothing. ``schema`` is a type that a codec carries.
+    Return None if every part may fit. A function may return None, which publishes nothing. ``schema`` must be a type
+    that a codec supports.
     """
+    # "any": the values have no declared type, so no annotation contradicts them.
     if inspect(schema).engine == "any":
         return None
     hint = resolved(hint)
@@ -73,7 +81,7 @@ def misfit(hint: Any, schema: Any) -> Any:
 
 
 def _fits(hint: Any, schema: Any) -> bool:
-    """False if no value of type ``hint`` is one of ``schema``."""
+    """Return False if no value of type ``hint`` can be a value of ``schema``."""
     hint, schema = resolved(hint), resolved(schema)
     parts, others = _alternatives(hint), _alternatives(schema)
     if len(parts) > 1 or len(others) > 1:
@@ -91,7 +99,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _class_of(hint: Any) -> type | None:
-    """The class of the values of a type; None if it is not known, as for Any and a TypeVar."""
+    """Return the class of a type's values; None if unknown, as for Any or TypeVar."""
     kind = get_origin(hint) or hint
     if typing.is_typeddict(kind):
         return dict
@@ -99,15 +107,21 @@ def _class_of(hint: Any) -> type | None:
 
 
 def _are_related(one: type, other: type) -> bool:
-    """True if one may stand for the other: a subclass, a base, an int for a float."""
+    """Return True if a value of one class may be a value of the other.
+
+    This is so for subclasses in both directions, and for an int in place of a float.
+    """
     try:
         return issubclass(one, other) or issubclass(other, one) or (issubclass(one, int) and other is float)
-    except TypeError:  # a protocol that can't be asked
+    except TypeError:  # a Protocol without @runtime_checkable
         return True
 
 
 def _arguments_fit(one: type, hints: tuple[Any, ...], other: type, schemas: tuple[Any, ...]) -> bool:
-    """Compare ``list[int]`` with ``list[str]``; parameters that may mean something else are not compared."""
+    """Return True if the type arguments of two generic types may fit.
+
+    Arguments are compared only if both types are arrays or both are maps, or are the same class.
+    """
     comparable = one is other or any(one in kinds and other in kinds for kinds in (ARRAYS, MAPS))
     if not comparable or len(hints) != len(schemas):
         return True
@@ -115,7 +129,7 @@ def _arguments_fit(one: type, hints: tuple[Any, ...], other: type, schemas: tupl
 
 
 def lacks(schema: Any, name: str) -> bool:
-    """True if no message of type ``schema`` has an attribute or a key called ``name``."""
+    """Return True if no message of type ``schema`` has an attribute or key ``name``."""
     schema = resolved(schema)
     kind = get_origin(schema) or schema
     if kind in _UNIONS:
@@ -134,7 +148,11 @@ def _names(schema: Any) -> set[str]:
 
 
 def _adds_attributes(kind: type) -> bool:
-    """True if an instance may have attributes that are no fields: the class has code of the user's that makes some."""
+    """Return True if instances may have attributes besides their fields.
+
+    The user's code can add them in a handwritten ``__init__`` or in one of ``_HOOKS``. Generated code has a file name
+    such as ``<attrs generated init …>``.
+    """
     made = getattr(kind, "__init__", None)
     is_written = isinstance(made, FunctionType) and not made.__code__.co_filename.startswith("<")
     return is_written or any(hasattr(kind, hook) for hook in _HOOKS)

@@ -1,6 +1,8 @@
-"""A handler's signature, read once: what each parameter is given, and how the function is called.
+"""Analysis of function signatures: which argument each parameter receives.
 
-Everything here happens at compile time; what is left for a message is the call itself.
+Parameters are filled by name (captures) or by type (`Envelope`, `Topic`, the app, resources). The remaining parameter
+receives the message body. All of this happens at compile time. At run time a message costs only the call itself:
+arguments that are equal for all messages of a topic are bound in advance.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ __all__ = [
 ]
 
 NO_BODY: Any = inspect.Parameter.empty
-"""The schema of a function that takes no body: it is not decoded."""
+"""The schema of a function without a body parameter. The body is then not decoded."""
 
+# The kinds of *args and **kwargs. They take what is left, so no argument is planned for them.
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _UNTYPED = (
     Any,
@@ -54,22 +57,24 @@ _UNTYPED = (
     typing.Union,
     types.UnionType,
 )
-"""What bodies are made of where no type is declared."""
+"""The types of the values that a body contains when it is decoded without a declared type."""
 
 
 @attrs.frozen
 class Needed:
-    """Stands for the object of a resource, which exists only while the app runs."""
+    """A placeholder for a resource's object, which exists only while the app runs."""
 
     kind: Any
 
 
 @attrs.frozen
 class Constants:
-    """The parameters of a function that get the same for every message of a topic.
+    """The arguments that are equal for all messages of one topic.
 
-    ``converters`` turn captured segments into arguments; ``topic`` names the parameters that get the topic, ``given``
-    those that get the same object each time.
+    Attributes:
+        converters: For each parameter that is a capture, the converter of its segment.
+        topic: The names of the parameters that receive the topic.
+        given: For each parameter that is filled by type, its object, or `Needed` for a resource.
     """
 
     converters: Mapping[str, Converter]
@@ -80,17 +85,25 @@ class Constants:
         return bool(self.converters or self.topic or self.given)
 
     def of(self, captured: Mapping[str, Any], topic: Topic) -> dict[str, Any]:
-        """Return the arguments for messages of ``topic``, by name; ``captured`` are those that `Call.convert` made."""
+        """Return the arguments by name for messages of ``topic``.
+
+        ``captured`` is the result of `Call.convert`.
+        """
         return {**captured, **dict.fromkeys(self.topic, topic), **self.given}
 
 
 @attrs.frozen
 class Call:
-    """How one function is called.
+    """The plan for calls of one function.
 
-    ``schema`` is the declared type of the body, `NO_BODY` without one. ``body`` and ``envelope`` name the parameters
-    that get these, and ``constants`` are those that get the same for every message of a topic. ``order`` lists the
-    parameters that may be given by position.
+    Attributes:
+        function: The user's function.
+        schema: The declared type of the body, or `NO_BODY`.
+        body: The name of the parameter that receives the body, or None.
+        envelope: The name of the parameter that receives the `Envelope`, or None.
+        constants: The arguments that are equal for all messages of one topic.
+        by_name: True if body and envelope are passed by name; False if the body is passed by position.
+        order: The names of all parameters that can be passed by position.
     """
 
     function: Callable[..., Any]
@@ -102,7 +115,10 @@ class Call:
     order: tuple[str, ...]
 
     def convert(self, captures: Mapping[str, bytes]) -> dict[str, Any] | None:
-        """The captured segments as arguments, or None where one does not convert: then the route does not match."""
+        """Return the captured segments as arguments by name.
+
+        Return None if a segment has the wrong type. The route then does not match the topic.
+        """
         try:
             return {name: convert(captures[name]) for name, convert in self.constants.converters.items()}
         except ValueError:
@@ -110,11 +126,11 @@ class Call:
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """The types of the resources that it is given."""
+        """The types of the resources that the function needs."""
         return tuple(value.kind for value in self.constants.given.values() if isinstance(value, Needed))
 
     def supply(self, resources: Mapping[Any, Any]) -> Call:
-        """With the objects of the open resources in their places, so that a message pays nothing for them."""
+        """Return a copy of the plan with the objects of the open resources."""
         given = {
             name: resources[value.kind] if isinstance(value, Needed) else value
             for name, value in self.constants.given.items()
@@ -122,10 +138,11 @@ class Call:
         return attrs.evolve(self, constants=attrs.evolve(self.constants, given=given))
 
     def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
-        """The function with all arguments set that are the same for every message of ``topic``.
+        """Return the function with its constant arguments for ``topic`` bound.
 
-        What is left is called with the body by position, or ``by_name`` with what `body` and `envelope`
-        name. A `functools.partial` adds no Python frame to the call.
+        Constant arguments are equal for all messages of the topic. The caller adds the body by position, or, if
+        ``by_name``, the body and the envelope by name. A `functools.partial` adds no Python frame to the call. It is
+        fastest when it binds leading parameters by position, so those are bound in that way.
         """
         constants = self.constants.of(captured, topic)
         if not constants:
@@ -147,13 +164,24 @@ def plan(
     where: str,
     handler: bool = False,
 ) -> Call:
-    """Work out what each parameter of ``function`` is given.
+    """Return the plan for calls of ``function``: the source of each argument.
 
-    By name a capture; by annotation `Envelope`, `Topic` or a type in ``given``; the one that is left is the
-    body. Of a ``handler``, which is called with messages, and takes no `Envelope`, the body is also what ``*args`` gets
-    where nothing is named before it, as in ``print``, and else the one parameter left that has a default.
-    ``namespace`` holds the local names at the place of registration, for annotations of functions that are
-    defined inside others. Raises SignatureError, naming ``where`` and the parameter.
+    A parameter with the name of a capture receives that segment. A parameter annotated with `Envelope`, `Topic` or a
+    type in ``given`` receives that object. The remaining parameter without a default receives the body.
+
+    If a ``handler`` has no such parameter and no `Envelope`, the body goes to a leading ``*args``, as in ``print``,
+    or else to the only remaining parameter with a default.
+
+    Args:
+        function: The function to call.
+        captures: The names of the captures of its patterns.
+        given: The object, or `Needed`, for each type that is filled by annotation.
+        namespace: The local names at the registration, for annotations in nested functions.
+        where: The user's line, as ``file:line``, for errors.
+        handler: True if the function is called with messages.
+
+    Raises:
+        SignatureError: A parameter cannot be filled, or two parameters need the same argument.
     """
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
@@ -173,6 +201,7 @@ def plan(
     schema = _declared(hints.get(body, Any)) if body else NO_BODY
     order = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
     call = Call(function, schema, body, envelope, constants, by_name, tuple(order))
+    # A wrapper is planned like the function behind it. If the plans differ, the wrapper would pass wrong arguments.
     again = partial(plan, captures=captures, given=given, namespace=namespace, where=where, handler=handler)
     _refuse_hidden(call, again, namespace, where)
     return call
@@ -181,7 +210,10 @@ def plan(
 def _constants(
     hints: Mapping[str, Any], captures: tuple[str, ...], given: Mapping[Any, Any], where: str
 ) -> tuple[Constants, list[str]]:
-    """The parameters that get the same for every message of a topic, and the names of all others."""
+    """Split the parameters into constant arguments and other names.
+
+    Constant arguments are equal for all messages of a topic.
+    """
     converters: dict[str, Converter] = {}
     topics: list[str] = []
     objects: dict[str, Any] = {}
@@ -191,6 +223,7 @@ def _constants(
             converters[name] = converter_of(hint, name, where)
         elif hint is Topic:
             topics.append(name)
+        # An annotation may be any object, so it is tested for hash() before the look-up in a dict.
         elif hint is not Envelope and hashable(hint) and hint in given:
             objects[name] = given[hint]
         else:
@@ -206,9 +239,17 @@ def needs_of(
     namespace: Mapping[str, Any] | None,
     where: str,
 ) -> dict[str, Any]:
-    """What a hook is given by name: its parameters that are annotated with a type in ``given``.
+    """Return the arguments of a hook that are filled by type, by name.
 
-    The hook is called with ``arguments`` by position besides. Raises SignatureError where that can't be.
+    Args:
+        function: The hook.
+        given: The object, or `Needed`, for each type that is filled by annotation.
+        arguments: The names of the arguments that the hook receives by position.
+        namespace: The local names at the registration, for annotations in nested functions.
+        where: The user's line, as ``file:line``, for errors.
+
+    Raises:
+        SignatureError: The hook cannot be called with these arguments.
     """
     hints = hints_of(function, namespace, where)
     parameters = _parameters(function, where)
@@ -218,7 +259,7 @@ def needs_of(
     except TypeError as error:
         called = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise SignatureError(
-            f"{name_of(function)} is called {called}, and can't be: {error}; besides these it may take an App and "
+            f"{name_of(function)} can't be called {called}: {error}; further parameters may only be an App and "
             "resources, by their types",
             where=where,
         ) from error
@@ -229,7 +270,11 @@ def needs_of(
 
 
 def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """The annotations of ``function`` as types, also postponed ones. Raises SignatureError."""
+    """Return the annotations of ``function`` as types; postponed ones are evaluated.
+
+    Raises:
+        SignatureError: An annotation uses a name that does not exist, or is not a type.
+    """
     target = annotated(function)
     try:
         return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
@@ -239,14 +284,16 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
             "import it at run time too (not only under TYPE_CHECKING), above the handler",
             where=where,
         ) from error
-    except Exception as error:  # an annotation is an expression of the user's, and may raise whatever those do
-        raise SignatureError(f"{name_of(function)} has an annotation that is no type: {error}", where=where) from error
+    except Exception as error:  # evaluating an annotation runs the user's expression, which may raise any error
+        raise SignatureError(
+            f"{name_of(function)} has an annotation that is not a type: {error}", where=where
+        ) from error
 
 
 def has_copied_return(function: Callable[..., Any]) -> bool:
-    """Return True if the return annotation is that of the function that ``function`` wraps.
+    """Return True if ``functools.wraps`` copied the return annotation.
 
-    `functools.wraps` copies it, and the wrapper may return what it likes. An annotation of the wrapper's own differs.
+    A wrapper may return another type than the wrapped function, so a copied annotation is not reliable.
     """
     target = annotated(function)
     inner = getattr(target, "__wrapped__", None)
@@ -269,6 +316,7 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.P
         raise SignatureError(
             f"{name_of(function)} has no signature Python can read: wrap it in a function of your own", where=where
         ) from error
+    # The signature of a partial still lists arguments that are bound by keyword, as if they had defaults.
     bound = function.keywords if isinstance(function, partial) else {}
     return {
         name: parameter
@@ -278,17 +326,17 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.P
 
 
 def _declared(hint: Any) -> Any:
-    """The type that an annotation declares; ``*args: P.args`` of a typed decorator says nothing."""
+    """Return the type that an annotation declares; Any for ``*args: P.args``."""
     return Any if isinstance(hint, typing.ParamSpecArgs) else hint
 
 
 def _only(optional: list[str], function: Callable[..., Any], where: str) -> str | None:
-    """The one parameter left, which has a default."""
+    """Return the only remaining parameter with a default; None without one."""
     if len(optional) > 1:
         raise SignatureError(
-            f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, and either "
-            "could get the body: leave out the default of the one that gets it, and bind those that are no part of "
-            "the message with functools.partial",
+            f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, so either "
+            "could receive the body: remove the default of the one that receives it, and bind parameters that are "
+            "not part of the message with functools.partial",
             parameter=optional[1],
             where=where,
         )
@@ -296,13 +344,16 @@ def _only(optional: list[str], function: Callable[..., Any], where: str) -> str 
 
 
 def _rest_of(function: Callable[..., Any]) -> str | None:
-    """The name of ``*args`` in a function that names nothing before it."""
+    """Return the name of ``*args`` if it is the first parameter, else None."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
     return first.name if first and first.kind is inspect.Parameter.VAR_POSITIONAL else None
 
 
 def _names(function: Any, namespace: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Local names for annotations of nested functions: those at the registration, then those closed over."""
+    """Return the names that annotations of nested functions can use.
+
+    These are the module's globals and ``namespace``, the local names at the registration, which take precedence.
+    """
     if namespace is None:
         return None
     module = sys.modules.get(getattr(function, "__module__", ""))
@@ -323,17 +374,17 @@ def _refuse_unbound_self(function: Any, parameters: Mapping[str, inspect.Paramet
 
 
 def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str, Any] | None, where: str) -> None:
-    """Raise SignatureError if ``call`` reaches a function that is given something by name or type, and would not be."""
+    """Raise SignatureError if a wrapper hides parameters filled by name or type."""
     for hidden in forwarded(call.function):
         try:
             hints_of(hidden, namespace, where)
             named = _parameters(hidden, where)
-        except SignatureError:  # nothing can be told of it
+        except SignatureError:  # the inner function cannot be analysed, so it is not checked
             continue
         try:
             same = _same_call(plan(hidden), call)
         except SignatureError:
-            if not named:  # a wrapper, too, and the error speaks of what that hides
+            if not named:  # also a wrapper; the error describes the function behind it
                 raise
             same = False
         if not same:
@@ -341,14 +392,17 @@ def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str
 
 
 def _same_call(inner: Call, outer: Call) -> bool:
-    """True if a function planned as ``inner`` is given the same when it is called as ``outer``."""
+    """Return True if a call planned as ``outer`` passes what ``inner`` expects."""
     if inner.constants or inner.by_name or (inner.body is None) != (outer.body is None):
         return False
     return inner.schema == outer.schema or _comes_as_it_is(inner.schema)
 
 
 def _comes_as_it_is(hint: Any) -> bool:
-    """False for a type that a body is made into only where the type is known, such as a class or a datetime."""
+    """Return True if decoding without a declared type yields values of type ``hint``.
+
+    It does not for classes, datetimes and similar types, which the decoder creates only on request.
+    """
     hint = resolved(hint)
     kind = typing.get_origin(hint) or hint
     if isinstance(kind, type) and not typing.is_typeddict(kind) and kind not in _UNTYPED:
@@ -362,8 +416,8 @@ def _hides(function: Callable[..., Any], hidden: Callable[..., Any], where: str)
     wrapper = getattr(function, "__qualname__", None) or type(function).__qualname__
     names = ", ".join(inspect.signature(hidden).parameters)
     return SignatureError(
-        f"{wrapper}() hides the parameters of {name_of(hidden)[:-1]}{names}) behind *args, so that they can't be "
-        "filled by their names and types: put @functools.wraps(function) above the wrapper (a class calls "
+        f"{wrapper}() hides the parameters of {name_of(hidden)[:-1]}{names}) behind *args, so they can't be "
+        "filled by name and type: put @functools.wraps(function) above the wrapper (in a class, call "
         "functools.update_wrapper(self, function))",
         where=where,
     )
@@ -373,21 +427,24 @@ def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: s
     if len(names) > 1:
         captured = f"captures {', '.join(map(repr, captures))}" if captures else "captures nothing"
         raise SignatureError(
-            f"parameters {names[0]!r} and {names[1]!r} would both get the {what}, and a message has one: "
+            f"parameters {names[0]!r} and {names[1]!r} would both receive the {what}, but only one parameter can: "
             f"name a capture as in 'news.{{{names[1]}}}' (the pattern {captured}), "
-            "annotate one as Envelope, Topic or App to get that, let a function under @app.resource yield its type, "
-            "or give one of them a default",
+            "annotate one as Envelope, Topic or App, write an @app.resource that yields its type, "
+            "or give one a default",
             parameter=names[1],
             where=where,
         )
 
 
 def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_position: str | None, where: str) -> None:
-    """All but a leading body are given by name."""
+    """Raise SignatureError for a positional-only parameter, except a leading body.
+
+    All other arguments are passed by name.
+    """
     for index, (name, parameter) in enumerate(parameters.items()):
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and (index or name != by_position):
             raise SignatureError(
-                f"parameter {name!r} is positional-only and would have to be given by name: leave the '/' out",
+                f"parameter {name!r} is positional-only, but it is passed by name: remove the '/'",
                 parameter=name,
                 where=where,
             )

@@ -1,7 +1,9 @@
-"""Wrappers that hide the parameters of what they call, as ``lambda *args: function(*args)`` does.
+"""Detection of wrappers that hide the parameters of a function.
 
-With `functools.wraps` Python looks through such a wrapper. Without it only the wrapper's source tells which function
-it calls; where there is no source, nothing is known.
+An example of such a wrapper is ``lambda *args: function(*args)``.
+
+With `functools.wraps`, Python itself finds the wrapped function. Without it, only the source of the wrapper shows the
+function that it calls. If the source is not available, the wrapper is not checked.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from typing import Any
 __all__ = ["forwarded"]
 
 _READS = ("copy", "get", "items", "keys", "values")
-"""Methods of a dict that leave it as it is."""
+"""The methods of a dict that do not change it."""
 
 
 def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The functions that ``function`` calls with exactly the arguments it is given, as far as its source tells.
+    """Return the functions to which ``function`` passes all its arguments unchanged.
 
-    Those are functions that a decorator keeps, in a closure or on ``self``, and that are called as
-    ``function(*args, **kwargs)`` or handed over as in ``maybeDeferred(function, *args, **kwargs)``. A wrapper that
-    has positional parameters of its own, or changes what it was given, has none.
+    The source is searched for calls of the forms ``inner(*args, **kwargs)`` and
+    ``maybeDeferred(inner, *args, **kwargs)``, where ``inner`` is in a closure or on ``self``. The result is empty if
+    the wrapper has positional parameters of its own or changes its arguments.
     """
     function = inspect.unwrap(function)
     if isinstance(function, partial):
@@ -35,6 +37,7 @@ def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     code, instance = getattr(function, "__code__", None), getattr(function, "__self__", None)
     if not isinstance(code, CodeType) or not code.co_flags & inspect.CO_VARARGS:
         return []
+    # Positional parameters of its own, besides self, consume arguments.
     if code.co_argcount > (instance is not None):
         return []
     inner = [found for found in _called(function, code, instance) if callable(found) and not inspect.isclass(found)]
@@ -44,7 +47,7 @@ def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def _called(function: Callable[..., Any], code: CodeType, instance: object) -> Iterator[Any]:
-    """What ``function`` calls with its ``*args`` and ``**kwargs``, and nothing else."""
+    """Yield the objects that ``function`` calls with exactly its own arguments."""
     tree = _tree(function)
     first, args, kwargs = _names(code)
     if tree is None or any(_changes(node, args, kwargs) for node in ast.walk(tree)):
@@ -59,7 +62,7 @@ def _called(function: Callable[..., Any], code: CodeType, instance: object) -> I
 
 
 def _names(code: CodeType) -> tuple[str | None, str, str | None]:
-    """The names of ``self``, ``*args`` and ``**kwargs``."""
+    """Return the names of ``self``, ``*args`` and ``**kwargs``; None if missing."""
     names, index = code.co_varnames, code.co_argcount + code.co_kwonlyargcount
     has_kwargs = code.co_flags & inspect.CO_VARKEYWORDS
     return names[0] if code.co_argcount else None, names[index], names[index + 1] if has_kwargs else None
@@ -73,7 +76,10 @@ def _tree(function: Callable[..., Any]) -> ast.Module | None:
 
 
 def _changes(node: ast.AST, args: str, kwargs: str | None) -> bool:
-    """True if the arguments may be others from here on: ``args = …``, ``kwargs["x"] = …``, ``kwargs.pop("x")``."""
+    """Return True if ``node`` may change the arguments.
+
+    Examples are ``args = …``, ``kwargs["x"] = …`` and ``kwargs.pop("x")``.
+    """
     if isinstance(node, ast.Name):
         return node.id in (args, kwargs) and not isinstance(node.ctx, ast.Load)
     if isinstance(node, ast.Subscript):
@@ -82,7 +88,7 @@ def _changes(node: ast.AST, args: str, kwargs: str | None) -> bool:
 
 
 def _target(node: ast.AST, args: str, kwargs: str | None) -> ast.AST | None:
-    """``f`` of ``f(*args, **kwargs)`` and of ``g(f, *args, **kwargs)``."""
+    """Return ``f`` of ``f(*args, **kwargs)`` or ``g(f, *args, **kwargs)``, else None."""
     if not isinstance(node, ast.Call) or not node.args:
         return None
     *_, target, last = (node.func, *node.args)
@@ -96,7 +102,7 @@ def _is_name(node: ast.AST, name: str | None) -> bool:
 
 
 def _closure(function: Callable[..., Any], code: CodeType) -> dict[str, Any]:
-    """The variables of enclosing functions that ``function`` uses."""
+    """Return the variables of enclosing functions that ``function`` uses, by name."""
     held = {}
     for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=False):
         try:
@@ -107,7 +113,10 @@ def _closure(function: Callable[..., Any], code: CodeType) -> dict[str, Any]:
 
 
 def _attribute(instance: object, name: str) -> Any:
-    """What ``instance`` itself holds under ``name``; code of the user's, such as a property, does not run."""
+    """Return the attribute ``name`` of ``instance`` without running user code.
+
+    A property, for example, is not evaluated.
+    """
     found = inspect.getattr_static(instance, name, None)
     if isinstance(found, MemberDescriptorType):
         return found.__get__(instance)

@@ -1,1 +1,4 @@
-"""From what decorators recorded to a frozen plan, which knows both wings. Opens nothing."""
+"""Compilation of the recorded decorators to a frozen `Plan`.
+
+The plan connects the receiving side and the publishing side. Compiling an app opens no socket.
+"""

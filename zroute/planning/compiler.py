@@ -1,7 +1,10 @@
-"""From what decorators recorded to what runs: one pass over all groups, before anything is opened.
+"""Compilation of all groups of an app, in one pass before the app opens anything.
 
-Everything that can be wrong with an app is found here, with the user's line: signatures, schemas,
-duplicates, publishers that nothing triggers.
+The compiler checks signatures, schemas, duplicates, and publishers without a trigger. Its errors name the user's line
+(``file:line``).
+
+A group can be included under several prefixes. Its routes and publications are then compiled once for each prefix, but
+its timers, resources and hooks only once.
 """
 
 from __future__ import annotations
@@ -38,19 +41,29 @@ __all__ = [
 
 
 Group = tuple[str, Routes, tuple[Routes, ...]]
-"""A group with its whole prefix, and the groups that hold it, the innermost first."""
+"""A group's whole prefix, the group, and its chain of groups from itself to the outermost."""
 
 
 def compile_routes(
     root: Routes, *, given: Mapping[Any, Any], default: Codec, dispatch: Dispatch, hooks: Hooks
 ) -> Parts:
-    """Resolve, check and bind everything in ``root`` and the groups it includes.
+    """Compile ``root`` and all groups that it includes.
 
-    ``given`` maps types to the object that a parameter of that type gets; ``hooks`` are the app's own. Raises
-    SignatureError, SchemaError, DuplicateRouteError, PatternError (a joined pattern that is too long, a capture
-    that nothing fills).
+    Args:
+        root: The app, as the outermost group.
+        given: For each type that is filled by annotation, the object that parameters receive.
+        default: The app's codec.
+        dispatch: The app's ``dispatch``.
+        hooks: The hooks of the app.
+
+    Raises:
+        SignatureError: A function's signature does not fit its use.
+        SchemaError: No codec supports a declared type, or two codecs have the same number.
+        DuplicateRouteError: Two routes match the same topics in a way that is ambiguous.
+        PatternError: A pattern with its prefix is invalid, or nothing fills a capture of a publisher.
     """
     groups = list(root._walk())
+    # Resources come first: the analysis of every other function needs their types.
     recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
     resources, given = compile_resources(recorded, given)
     producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
@@ -72,6 +85,7 @@ def compile_routes(
     }
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.constants.given for call in calls), *hooked.values()]
+    # A resource that only other resources use need not open if a test replaces those.
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
     return Parts(
         routes=tuple(_named(routes)),
@@ -85,7 +99,7 @@ def compile_routes(
 
 
 def _called_with(groups: Sequence[Group], hooks: Hooks) -> Iterator[tuple[Hook, tuple[str, ...]]]:
-    """The hooks of all groups and of the app, each with the names of the arguments that it is called with."""
+    """Yield all hooks with the names of the arguments that they receive by position."""
     for _, group, _ in _once(groups):
         for error_hook in group._errors:
             yield error_hook, ("error", "envelope")
@@ -98,7 +112,7 @@ def _called_with(groups: Sequence[Group], hooks: Hooks) -> Iterator[tuple[Hook, 
 
 
 def _once(groups: Sequence[Group]) -> list[Group]:
-    """Each group once, though it may be included under several prefixes: its timers run once."""
+    """Return each group once, with its first prefix."""
     seen: dict[int, Group] = {}
     for group in groups:
         seen.setdefault(id(group[1]), group)
@@ -115,7 +129,7 @@ def _routes(
     given: Mapping[Any, Any],
     default: Codec,
 ) -> Iterator[CompiledRoute]:
-    """Those of all groups, in the order of registration."""
+    """Compile the routes of all groups, in the order of registration."""
     for prefix, group, chain in groups:
         errors = tuple(tuple(each._errors) for each in chain)
         for route in group._routes:
@@ -131,7 +145,21 @@ def compile_route(
     given: Mapping[Any, Any],
     default: Codec,
 ) -> CompiledRoute:
-    """One route behind ``prefix``, with the ``errors`` hooks of its groups (the innermost first)."""
+    """Compile one route.
+
+    Args:
+        route: The recorded route.
+        prefix: The whole prefix of its group.
+        errors: The error hooks of each of its groups, starting with the innermost group.
+        outlets: The publications that the handler's results are published to.
+        given: For each type that is filled by annotation, the object or `Needed`.
+        default: The app's codec.
+
+    Raises:
+        SignatureError: The function cannot be called with messages of the route.
+        SchemaError: The codec does not support the type of the body.
+        PatternError: A pattern with the prefix is invalid.
+    """
     patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
     call = plan(
         route.function,
@@ -146,8 +174,8 @@ def compile_route(
         _check_schema(call, route, default)
     if is_generator_function(route.function) and not outlets:
         raise SignatureError(
-            f"{name_of(route.function)} is a generator, and nothing takes what it yields: put a publisher above it, "
-            "or leave the yield out",
+            f"{name_of(route.function)} is a generator, but no publisher takes its values: put a publisher above it, "
+            "or remove the yield",
             where=route.where,
         )
     hooks = tuple(filter(None, errors))
@@ -168,7 +196,7 @@ R = TypeVar("R")
 
 
 def _at(where: str, make: Callable[[], R]) -> R:
-    """Give an error raised while compiling the user's line."""
+    """Call ``make``; an error without a line gets the user's line ``where``."""
     try:
         return make()
     except SetupError as error:
@@ -179,7 +207,10 @@ def _at(where: str, make: Callable[[], R]) -> R:
 
 
 def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
-    """Names for counters and logs: the function's, with a number where two have the same."""
+    """Make the names of the routes unique, for counters and logs.
+
+    The second route of the same function name gets the suffix ``#2``, and so on.
+    """
     count: dict[str, int] = {}
     named = []
     for route in routes:
@@ -189,7 +220,12 @@ def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
 
 
 def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> None:
-    """Raise DuplicateRouteError for two routes of which nobody could say which is called."""
+    """Raise DuplicateRouteError if two routes are ambiguous.
+
+    With ``dispatch="most_specific"`` these are any two routes with patterns of one shape, because only one can be
+    called. Otherwise they are two routes of one function with patterns of one shape, because a message calls a function
+    at most once.
+    """
     seen: dict[object, CompiledRoute] = {}
     for route in routes:
         function = identity(route.route.function)
@@ -200,11 +236,11 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
             if other is not None:
                 same = identity(other.route.function) == function
                 raise DuplicateRouteError(
-                    f"{route.name} takes {pattern.text!r} twice: leave one of the two out (the other is at "
+                    f"{route.name} subscribes to {pattern.text!r} twice: remove one of the two (the other is at "
                     f"{other.route.where})"
                     if same
-                    else f"{pattern.text!r} of {route.name} and that of {other.name} at {other.route.where}"
-                    " match the same topics, and dispatch='most_specific' calls one: make one more specific",
+                    else f"{pattern.text!r} of {route.name} and the pattern of {other.name} at {other.route.where}"
+                    " match the same topics, but dispatch='most_specific' calls only one: make one more specific",
                     where=route.route.where,
                 )
 
@@ -216,8 +252,8 @@ def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Co
     pattern = _at(publication.where, partial(joined, prefix, publication.pattern))
     if not pattern.is_template:
         raise PatternError(
-            f"publisher({publication.pattern.text!r}) behind the prefix {prefix!r} has no one topic to publish to: "
-            "write a capture such as {name} in place of each wildcard of the prefix",
+            f"publisher({publication.pattern.text!r}) can't publish behind the prefix {prefix!r}, which has a "
+            "wildcard: write a capture such as {name} in place of each wildcard",
             pattern=pattern.text,
             where=publication.where,
         )
@@ -231,9 +267,13 @@ def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Co
 
 
 def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any:
-    """The declared type of a publication's messages: its own, or what its one function says it returns."""
+    """Return the declared type of a publication's messages, or None.
+
+    Without a schema of its own, it is the type that the return annotation of its only function declares.
+    """
     if publication.schema is not None:
         return publication.schema
+    # Several functions may return different types, so the annotation of one alone does not count.
     functions = [producer for producer in producers if producer.publication is publication]
     if len(functions) != 1:
         return None
@@ -241,7 +281,7 @@ def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any
 
 
 def _returned(producer: Producer) -> Any:
-    """The return annotation; None without one."""
+    """Return the return annotation; None without one."""
     return hints_of(producer.function, producer.namespace, producer.where).get("return")
 
 
@@ -252,9 +292,9 @@ def _fed_by(
     producers: Sequence[Producer],
     placed: Sequence[tuple[str, CompiledPublication]],
 ) -> tuple[CompiledPublication, ...]:
-    """The outlets that what this handler returns is published to.
+    """Return the publications that receive the results of a handler.
 
-    A group that is included under several prefixes answers under the prefix it was asked under.
+    If a group is included under several prefixes, its handler publishes under the prefix of the received message.
     """
     wanted = [
         producer.publication
@@ -286,8 +326,8 @@ def _triggers(
         if function in subscribed:
             if schedule is not None:
                 raise SignatureError(
-                    f"{name_of(group[0].function)} has both a subscription and every=: a message would call it, "
-                    "and a timer without one; write two functions",
+                    f"{name_of(group[0].function)} has both a subscription and every=, but a timer calls it without "
+                    "a message: write two functions",
                     where=group[0].where,
                 )
             continue
@@ -316,18 +356,19 @@ def _trigger(
     name = name_of(first.function)
     if schedule is None and not is_generator_function(first.function):
         raise SignatureError(
-            f"nothing calls {name}: give its publisher every=1.0, make it a generator, or subscribe it too",
+            f"nothing calls {name}: give its publisher every=1.0, make it a generator, or also subscribe it",
             where=first.where,
         )
     call = plan(first.function, captures=(), given=given, namespace=first.namespace, where=first.where)
     wanted = call.body or call.envelope or next(iter(call.constants.topic), None)
     if wanted:
         raise SignatureError(
-            f"{name} is called without a message, so there is nothing for its parameter {wanted!r}: "
-            "take it out, subscribe the function to a pattern, or let an @app.resource yield its type",
+            f"{name} is called without a message, so nothing fills its parameter {wanted!r}: "
+            "remove it, subscribe the function to a pattern, or write an @app.resource that yields its type",
             parameter=wanted,
             where=first.where,
         )
+    # One call serves all publishers above the function: each of them publishes every result.
     publications = [producer.publication for producer in group]
     fed = tuple(outlet for outlet in outlets if outlet.publication in publications)
     return CompiledTrigger(name, first.where, call, fed, schedule)
@@ -339,7 +380,8 @@ def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Produce
         for publication in group._publications:
             if publication.schedule is not None and id(publication) not in used:
                 raise SignatureError(
-                    f"publisher({publication.pattern.text!r}, every=…) has no function to call: put it above one",
+                    f"publisher({publication.pattern.text!r}, every=…) has no function to call: put it above "
+                    "a function",
                     parameter="every",
                     where=publication.where,
                 )
@@ -351,12 +393,13 @@ def _refuse_what_cannot_be_published(
     triggers: Sequence[CompiledTrigger],
     default: Codec,
 ) -> None:
-    """Raise an error for a publisher above a function whose results it can't take.
+    """Raise an error if a publisher cannot publish the results of its function.
 
-    A codec of the user's own may take what it likes: its publishers are left alone.
+    Publishers with a user-defined codec are not checked, because such a codec may accept any type.
     """
     hints = {}
     for producer in producers:
+        # The wrapper may change the results, so the copied annotation of the inner function is not used.
         hint = None if has_copied_return(producer.function) else _returned(producer)
         hints[identity(producer.function)] = hint
         if producer.publication is not None and _is_strict(producer.publication, default):
@@ -380,7 +423,7 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         schema, pattern = describe(publication.schema), publication.pattern.text
         verb = "yields" if is_generator_function(producer.function) else "returns"
         raise SignatureError(
-            f"{name_of(producer.function)} {verb} {describe(found)}, and publisher({pattern!r}, {schema}) publishes "
+            f"{name_of(producer.function)} {verb} {describe(found)}, but publisher({pattern!r}, {schema}) publishes "
             f"{schema}: change the annotation or the schema; return None to publish nothing",
             where=publication.where,
         )
@@ -389,15 +432,18 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
 def _refuse_unfilled(
     function: Callable[..., Any], hint: Any, outlet: CompiledPublication, patterns: Sequence[Pattern]
 ) -> None:
-    """Raise PatternError for a capture that neither the message that came in nor the one that goes out has."""
+    """Raise PatternError if no message fills a capture of the publisher.
+
+    The received message fills captures by its topic, the published message by its fields.
+    """
     kinds = [kind for kind in (message_type(hint), outlet.schema) if kind is not None]
     captured = patterns[0].captures if patterns else ()
     for name in outlet.pattern.captures:
         if name not in captured and kinds and all(lacks(kind, name) for kind in kinds):
             came = f"{patterns[0].text!r} does not capture it" if patterns else "no message calls it"
             raise PatternError(
-                f"{name_of(function)} publishes to {outlet.pattern.text!r}, and nothing fills {{{name}}}: {came}, and "
-                f"{describe(kinds[0])} has no {name!r}; give the type such a field, capture {{{name}}} in a "
+                f"{name_of(function)} publishes to {outlet.pattern.text!r}, but nothing fills {{{name}}}: {came}, and "
+                f"{describe(kinds[0])} has no {name!r}; add such a field to the type, capture {{{name}}} in a "
                 f"subscription, or call publish(…, {name}=…) in the function",
                 pattern=outlet.pattern.text,
                 where=outlet.publication.where,
@@ -408,7 +454,7 @@ def _refuse_unfilled(
 
 
 def _codecs(root: Routes, default: Codec) -> Codecs:
-    """All codecs the app names."""
+    """Return all codecs that the app uses or that a peer may use."""
     named: list[tuple[Codec, str | None]] = [(default, None)]
     for _, group, _ in root._walk():
         named += [(route.options.codec, route.where) for route in group._routes if route.options.codec]
@@ -417,14 +463,20 @@ def _codecs(root: Routes, default: Codec) -> Codecs:
 
 
 def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Codecs:
-    """``known`` with those ``named`` at a line added. Raises SchemaError where two have one number."""
+    """Return ``known`` with the ``named`` codecs added.
+
+    ``named`` has each codec with the user's line that names it.
+
+    Raises:
+        SchemaError: Two codecs have the same number.
+    """
     by_number = dict(known.by_number)
     for codec, where in named:
         other = by_number.setdefault(codec.number, codec)
         if (type(other), other.name) != (type(codec), codec.name):  # two objects of one class are one codec
             raise SchemaError(
                 f"codecs {other.name!r} and {codec.name!r} have the same number {codec.number} on the wire: "
-                "give one of them another, from 128 to 255",
+                "give one of them another number, from 128 to 255",
                 schema=codec,
                 where=where,
             )

@@ -1,7 +1,7 @@
-"""Plan: an app as it can run, frozen; and `Live`, the slot that a run fills while it lasts.
+"""`Plan`, the compiled form of an app, and `Live`, the state of a run.
 
-A run knows the plan and not the `App`, which stands above it. What an app is at any time, a recipe, and what it is
-while it runs are different objects, so a plan can be run again, and another one in its place.
+A run uses the plan and does not know the `App`. Because plan and state are separate objects, a plan can run several
+times in succession.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ __all__ = ["Addresses", "CompiledTrigger", "Finishing", "Live", "Parts", "Plan",
 
 @attrs.frozen(eq=False)
 class CompiledTrigger:
-    """A function that a timer calls or that yields by itself, and the publications that its values go to."""
+    """A timer function or free-running generator, and the publications of its values.
+
+    ``schedule`` is None for a free-running generator.
+    """
 
     name: str
     where: str
@@ -41,10 +44,16 @@ class CompiledTrigger:
 
 @attrs.frozen(eq=False)
 class Parts:
-    """What was registered, checked and bound: routes, publications and triggers, and the codecs that a frame may name.
+    """The compiled parts of an app.
 
-    ``resources`` stand in the order in which they open. ``given`` maps types to what a parameter of that
-    type gets, and ``hooked`` the hook functions, by `identity`, to what they are given by name.
+    Attributes:
+        routes: The handlers, in the order of registration.
+        outlets: The publications.
+        triggers: The timer functions and free-running generators.
+        resources: The resources in opening order.
+        hooked: For each hook, by `identity` of its function, the arguments that it receives by name.
+        given: For each type that is filled by annotation, the object or `Needed`.
+        codecs: The codecs that a received frame may name.
     """
 
     routes: tuple[CompiledRoute, ...]
@@ -57,45 +66,57 @@ class Parts:
 
 
 class Finishing(Protocol):
-    """What ends with a run, such as a stream."""
+    """An object that ends with the run, such as a stream."""
 
     def finish(self) -> None:
-        """Nothing more will come."""
+        """End the object: it will receive nothing more."""
 
 
 class RunningApp(Protocol):
-    """One run of an app, as far as the app and what is attached to it use it."""
+    """One run of an app, as `App`, attached routes and streams use it."""
 
     def attach(self, route: Route) -> CompiledRoute:
-        """Compile ``route`` and swap in a table that has it."""
+        """Compile ``route`` and replace the routing table by one that has it."""
 
     def detach(self, route: CompiledRoute) -> None:
-        """Swap in a table without ``route``; what it has received is still handled."""
+        """Replace the routing table by one without ``route``.
+
+        Messages that the route has already received are still handled.
+        """
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
-        """Drop what waits for ``route``, and a call that is given up; counted and said."""
+        """Drop the messages that wait for ``route``, and give up an unfinished call.
+
+        Both are counted and logged.
+        """
 
     def open_stream(self, stream: Finishing) -> None:
-        """Call ``stream.finish()`` when nothing more will come."""
+        """Call ``stream.finish()`` at the end of the run."""
 
     def close_stream(self, stream: Finishing) -> None:
-        """``stream`` has been left."""
+        """Forget ``stream``, which the user has left."""
 
     def check_process(self, what: str) -> None:
-        """Raise ForkedContextError in a forked child."""
+        """Raise ForkedContextError in a forked child process."""
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
-        """Fires when publishers have confirmed the subscriptions; with ``state`` also sent what they keep."""
+        """Return a Deferred that fires when publishers have confirmed the subscriptions.
+
+        With ``state`` it also waits for the messages that the publishers keep.
+        """
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
-        """Call on the reactor's thread, wait for the result."""
+        """Call ``call`` on the reactor's thread and wait for its result."""
 
 
 @attrs.define
 class Live:
-    """What a run of an app fills, and empties at its end: the run, and what `App.publish` sends with.
+    """The state of an app that exists only during a run.
 
-    ``stats`` are those of the last run, or of this one.
+    Attributes:
+        run: The current run; None while the app does not run.
+        emit: The function with which `App.publish` sends; None while the app does not run.
+        stats: The counters of the current run, or of the last run.
     """
 
     run: RunningApp | None = None
@@ -105,9 +126,13 @@ class Live:
 
 @attrs.frozen
 class Addresses:
-    """Where an app was told to subscribe and to publish.
+    """The endpoints of an app, as its `App(…)` declares them.
 
-    ``loop``: without any its publishers feed its own subscribers. ``context``: what ``inproc://`` is shared by.
+    Attributes:
+        sub: The endpoints to subscribe to.
+        pub: The endpoints to publish at.
+        loop: True if an app without endpoints receives its own messages inside the process.
+        context: The ZeroMQ context; apps that share it can meet over ``inproc://``.
     """
 
     sub: tuple[Endpoint, ...]
@@ -118,7 +143,10 @@ class Addresses:
 
 @attrs.frozen(eq=False)
 class Plan:
-    """An app, checked and frozen: all that a run has to know of it. ``where`` is the line of its ``App(…)``."""
+    """A compiled and frozen app: everything that a run needs.
+
+    ``where`` is the line of its ``App(…)``, as ``file:line``.
+    """
 
     where: str
     choices: Choices
@@ -131,22 +159,30 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The app's, for logs and summaries."""
+        """The name of the app, for logs and summaries."""
         return self.choices.name
 
     def claim(self) -> None:
-        """Raises UsageError while the app runs, and ForkedContextError where its parent process runs it."""
+        """Check that the app can start.
+
+        Raises:
+            UsageError: The app is already running.
+            ForkedContextError: The app was started in the parent process, before a fork.
+        """
         if self.live.run is not None:
             self.live.run.check_process(f"{self} was started")
-            raise UsageError(f"{self} runs already: stop its other service first")
+            raise UsageError(f"{self} is already running: stop its other service first")
 
     def endpoints(
         self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
     ) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-        """Where to subscribe and where to publish, with ``sub`` and ``pub`` in place of the app's own.
+        """Return the endpoints to subscribe to and to publish at.
 
-        Without any it is a loop inside the process. Raises EndpointError when one side has routes and no
-        endpoint, and for ``inproc://`` to an app that shares no context with this one.
+        ``sub`` and ``pub`` replace the app's own endpoints. An app without endpoints gets a loop inside the process.
+
+        Raises:
+            EndpointError: A side has functions but no endpoint, or ``inproc://`` leads to an app that does not share
+                the context.
         """
         parts, own = self.parts, self.addresses
         sub = own.sub if sub is None else sub
@@ -154,16 +190,17 @@ class Plan:
         if not sub and not pub:
             if not own.loop:
                 raise EndpointError(
-                    "no endpoints, and loop=False: give App(sub=…) or App(pub=…); `zroute run` also takes --sub and "
+                    "no endpoints, and loop=False: write App(sub=…) or App(pub=…); `zroute run` also takes --sub and "
                     "--pub (in the environment ZROUTE_SUB and ZROUTE_PUB)",
                     where=self.where,
                 )
+            # The id of the plan makes the address unique within the context, which several apps may share.
             inside = f"inproc://zroute-{id(self):x}"
             return (Endpoint(inside, bind=False),), (Endpoint(inside, bind=True),)
         if parts.routes and not sub:
             route = parts.routes[0]
             raise EndpointError(
-                f"{route.name} at {route.route.where} subscribes, and the app has no endpoint to subscribe to: "
+                f"{route.name} at {route.route.where} subscribes, but the app has no endpoint to subscribe to: "
                 "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds",
                 where=self.where,
             )
@@ -178,14 +215,17 @@ class Plan:
         return sub, pub
 
     def _check_inproc(self, sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
-        """libzmq connects ``inproc://`` to what nobody in its context will ever bind, and never says so."""
+        """Raise EndpointError for an ``inproc://`` address that nothing can bind.
+
+        libzmq accepts a connect to an ``inproc://`` address before its bind, and waits forever without an error.
+        """
         bound = {endpoint.address for endpoint in (*sub, *pub) if endpoint.bind}
         for endpoint in (*sub, *pub):
             inside = endpoint.address.startswith("inproc://")
             if inside and endpoint.address not in bound and self.addresses.context.is_private:
                 raise EndpointError(
-                    f"connects to {endpoint.address}, where nobody can be: inproc:// joins apps that share a context, "
-                    "and no app shares this one's; write App(context=other.context), other being the app that binds it",
+                    f"connects to {endpoint.address}, but inproc:// needs a context that both apps share, and no other "
+                    "app shares this one: write App(context=other.context), where other is the app that binds it",
                     endpoint=str(endpoint),
                     where=self.where,
                 )
@@ -196,9 +236,15 @@ class Plan:
 
 @attrs.frozen(eq=False)
 class Request:
-    """What one run asks a transport for: to move the messages of ``plan`` from and to these endpoints.
+    """The request of one run to its transport.
 
-    ``stats`` are the run's. ``found`` is to be called with each `Gap`, `UnknownLoss` and `LostKept`.
+    Attributes:
+        plan: The app.
+        reactor: The reactor of the run.
+        subscribe_to: The endpoints to receive from.
+        publish_to: The endpoints to publish at.
+        stats: The counters of the run.
+        found: A function that the transport calls with each `Gap`, `UnknownLoss` and `LostKept`.
     """
 
     plan: Plan
