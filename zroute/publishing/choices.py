@@ -1,4 +1,4 @@
-"""What an app chose for all that it publishes."""
+"""The options of an app that concern publishing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["Choices"]
 
 @attrs.frozen
 class Choices:
-    """What holds for each publication of an app that says nothing else, and for `App.publish`; see `App`.
+    """The app's options for `App.publish` and for publications without their own.
 
-    ``codec`` is also what bodies are read with whose publisher does not say it, and ``max_message`` bounds both ways.
+    `App` explains each option. ``codec`` also decodes received bodies whose publisher does not name a codec, and
+    ``max_message`` also limits received bodies.
     """
 
     name: str
@@ -28,6 +29,9 @@ class Choices:
     max_message: int
 
     def coalesces(self, publication: Publication[Any] | None = None) -> Coalesce | None:
-        """How messages of ``publication``, or those of `publish`, travel together; None where each travels alone."""
+        """Return how messages of ``publication``, or of `App.publish`, are coalesced.
+
+        Return None if each message is sent separately.
+        """
         own = publication.coalesce if publication is not None else None
         return (self.coalesce if own is None else own) or None

@@ -1,9 +1,11 @@
-"""Coalescing: messages of one topic that are published close together travel in one frame.
+"""Coalescing: sending several messages of one topic in one frame.
 
-The first of a topic goes at once, so that a message that comes alone is as fast as without. Those behind it are held
-until the turn of the reactor, or the time that was asked for, is over, or as many are there as one frame brings, or
-somebody awaits one of them. They are encoded by then, so that errors stay at whoever publishes, and are numbered when
-they are sent.
+The first message of a topic is sent at once, so a single message has no extra delay, and opens a window: the rest of
+the reactor's turn, or the time that the user set. Later messages in the window are held. They are sent in one frame
+when the window ends, when the frame is full, or when the caller awaits one of them.
+
+Held messages are already encoded, so ``publish`` raises encoding errors to its caller. They are numbered only when
+they are sent, because a number must not be used for a message that is never sent.
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ __all__ = ["Coalescer", "Held"]
 
 @attrs.define(eq=False)
 class Held:
-    """What is held of one topic: ``bodies`` in one ``codec``, the first of them published ``at``.
+    """The held messages of one topic.
 
-    ``sent`` is what `publish` returns for them: whoever sends them may keep something of its own there. One of them
-    ``keeps``: the last is for those who join, too.
+    Attributes:
+        codec: The number of the codec of all bodies.
+        at: The time at which the first body was published, in nanoseconds.
+        bodies: The encoded messages.
+        size: The total size of the bodies in bytes.
+        sent: The awaitable that ``publish`` returned for these messages, if any.
+        keeps: True if the last message must be kept for new subscribers.
     """
 
     codec: int
@@ -39,12 +46,19 @@ class Held:
 
 
 class Coalescer:
-    """What is held by one run of a publisher.
+    """The held messages of one run of a publisher.
 
-    ``check`` raises for a message that can't be sent: it is over ``limit`` bytes or of another thread. ``hold`` is
-    called before one is held, with the topic, the `Held` and how many messages are held altogether; it may refuse by
-    raising, and returns what `publish` returns. None: nobody waits. ``send`` sends what is held of a topic; it
-    never raises, since it is not called by whoever published.
+    Args:
+        clock: The reactor's clock, for the windows.
+        clock_ns: The time in nanoseconds since the Unix epoch.
+        stats: The counters of the run.
+        limit: The maximum size of a body in bytes.
+        check: A function that raises an error for a message that is too large or comes from another thread.
+        hold: A function that is called before a message is held, with the topic, the `Held` and the number of all
+            held messages. It returns the awaitable for ``publish``, or raises an error to refuse the message. None if
+            publishing never waits.
+        send: A function that sends the held messages of a topic. It must not raise, because it is often called by a
+            timer instead of by ``publish``.
     """
 
     def __init__(
@@ -66,16 +80,17 @@ class Coalescer:
         self._hold = hold
         self._send = send
         self.windows: dict[bytes, Held] = {}
-        """What is held, by topic: of each to which a coalesced message was sent in this turn, or time."""
+        """The open windows, by topic. A window without held messages is open too."""
         self._windows: dict[float, list[bytes]] = {}
         self._timers: dict[float, Any] = {}
         self._held = 0
         self._ended = False
 
     def together(self, how: Coalesce, emit: Emit) -> Emit:
-        """``emit``, for messages that may travel with others.
+        """Return ``emit`` with coalescing as in ``how``.
 
-        Whoever awaits what is sent may publish again before `send_now` returns: what is held is looked at anew then.
+        `send_now` can call back the user's code, which may publish again. The held messages are therefore looked up
+        again after it.
         """
         topics, most, seconds, hold, clock_ns = self.windows, how.messages, how.seconds, self._hold, self._clock_ns
         stats, limit, thread = self._stats, self._limit, get_ident()
@@ -83,7 +98,7 @@ class Coalescer:
         def emit_together(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = topics.get(topic)
             if held is None:
-                sent = emit(topic, number, body, headers)  # first: it may refuse
+                sent = emit(topic, number, body, headers)  # before the window opens: it may raise an error
                 self._open(topic, number, seconds)
                 return sent
             size = held.size + len(body)
@@ -110,18 +125,21 @@ class Coalescer:
         return emit_together
 
     def kept(self, emit: Emit) -> Emit:
-        """``emit``, as `together` made it, for messages that are kept for those who join."""
+        """Return ``emit`` from `together` for messages that are kept for new subscribers."""
 
         def emit_kept(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = self.windows.get(topic)
             if held is not None:
-                held.keeps = True  # now: it may be the one that makes them enough
+                held.keeps = True  # set before emit, which may send the full frame
             return emit(topic, number, body, headers)
 
         return emit_kept
 
     def alone(self, emit: Emit) -> Emit:
-        """``emit``, for messages that travel alone, and never pass those of their topic that are held."""
+        """Return ``emit`` for messages that are sent separately.
+
+        They never overtake held messages of their topic.
+        """
 
         def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = self.windows.get(topic)
@@ -133,7 +151,7 @@ class Coalescer:
         return emit_alone
 
     def send_now(self, topic: bytes, held: Held) -> None:
-        """Send what is held of a topic, as when somebody awaits it. The window stays open."""
+        """Send the held messages of a topic. The window stays open."""
         if held.bodies:
             going = attrs.evolve(held)
             held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
@@ -141,14 +159,14 @@ class Coalescer:
             self._send(topic, going)
 
     def flush(self) -> None:
-        """Send all that is held, and hold nothing any more: the app stops, and no later turn sends it."""
+        """Send all held messages, and hold no further messages, because the app stops."""
         self._ended = True
         for seconds in tuple(self._windows):
             self._timers.pop(seconds).cancel()
             self._close(seconds)
 
     def _open(self, topic: bytes, codec: int, seconds: float) -> None:
-        """What follows on ``topic`` in the next ``seconds`` is held."""
+        """Open a window of ``seconds`` for ``topic``: hold the messages that follow."""
         if self._ended or topic in self.windows:
             return
         self.windows[topic] = Held(codec)

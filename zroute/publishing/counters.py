@@ -1,6 +1,11 @@
-"""Counting: the numbers that a publisher gives its messages on the tracked wire. Pure; the clock is an argument.
+"""Numbering of messages on the tracked wire, on the publisher's side.
 
-The other side is `zroute.receiving.tracker`, where the way of a message and the memory of both are described.
+A publisher has one counter for each subscription, because a subscriber receives only the messages of its own
+subscriptions. A gap in the numbers of a subscription therefore means a loss. After the last message, beats repeat its
+number, so that the subscriber also notices if that message was lost.
+
+The subscriber's side is `zroute.receiving.tracker`, which also describes the protocol and the memory on both sides.
+This module uses no sockets; times are arguments.
 """
 
 from __future__ import annotations
@@ -34,36 +39,53 @@ __all__ = [
 ]
 
 BEATS = (0.5, 2.0, 10.0)
-"""Seconds after the last message of a subscription at which beats say its number: soon, and again in case of loss."""
+"""The seconds after the last message of a subscription at which beats repeat its number.
+
+There are several beats because a beat may be lost too.
+"""
 
 WITHDRAWN_SECONDS = 120.0
-"""How long a withdrawn counter goes on: as long as TCP keep-alive takes to find out that a peer is gone."""
+"""The seconds for which a withdrawn counter keeps counting.
+
+TCP keep-alive needs this time to notice a lost peer, which may reconnect until then.
+"""
 
 WITHDRAWN_MAX = 10_000
-"""Withdrawn counters at a time: about 2 MB."""
+"""The maximum number of withdrawn counters, about 2 MB."""
 
 GRACE = 2.0
-"""Seconds that a beat may be late, and that a plain reader is waited for to send a marker."""
+"""The seconds by which a beat may be late, and for which a subscriber may delay its marker."""
 
 COVERS = 32 * 1024 * 1024
-"""Bytes of what is known about which counters a topic moves: some 70,000 topics."""
+"""The maximum bytes for the counters by topic, enough for about 70,000 topics."""
 
-COUNT_BITS = 40  # a number: 24 bits of generation, 40 of count
+# A number on the wire has 24 bits of generation and 40 bits of count. A new generation makes sure that a new counter
+# never repeats the numbers of a counter that was forgotten.
+COUNT_BITS = 40
 
 
 def is_counted(prefix: bytes) -> bool:
-    """Return True if a publisher has a counter for the subscription ``prefix``: a number names it by its length.
+    """Return True if a publisher counts messages for the subscription ``prefix``.
 
-    Subscriptions with a NUL are those of plain readers, which match topic and NUL together.
+    A header names a subscription by its length, so it must not be longer than a topic. A subscription with a NUL comes
+    from a plain reader, which matches topic and NUL together.
     """
     return len(prefix) <= MAX_TOPIC and NUL not in prefix
 
 
 @attrs.define(eq=False, slots=True)
 class Counter:
-    """The messages of one live subscription; ``number`` is that of the last.
+    """The counter of one subscription.
 
-    It counts from the first marker on that has ``wanted`` it: nobody else knows its number.
+    It counts only after a marker has asked for it, because no subscriber knows its number before that.
+
+    Attributes:
+        prefix: The subscription.
+        length: The length of the prefix.
+        number: The number of the last message.
+        noticed: The number for which beats are already scheduled.
+        withdrawn: True if no peer has the subscription any longer.
+        wanted: True if a marker has asked for it.
     """
 
     prefix: bytes
@@ -76,7 +98,13 @@ class Counter:
 
 @attrs.define(eq=False, slots=True)
 class Cover:
-    """The counters of one topic, those of them that its messages carry, and whether `beats` has to look at them."""
+    """The counters of one topic.
+
+    Attributes:
+        counters: All counters that a message of the topic increments.
+        carried: The counters whose numbers are in its header.
+        moved: True if `Counters.beats` already knows that the counters have changed.
+    """
 
     counters: tuple[Counter, ...]
     carried: tuple[Counter, ...]
@@ -84,13 +112,19 @@ class Cover:
 
 
 def _size(topic: bytes, cover: Cover) -> int:
-    """The bytes of a cover, from above: the subscribers decide how many counters it has."""
+    """Return an upper bound for the bytes of a cover."""
     return 400 + len(topic) + 16 * len(cover.counters)
 
 
 @attrs.frozen
 class Beat:
-    """A beat that is due: the last ``number`` of ``prefix``, and when the next follows (milliseconds; 0: none)."""
+    """A beat to send now.
+
+    Attributes:
+        prefix: The subscription.
+        number: The number of its last message.
+        next_ms: The milliseconds until the next beat; 0 if there is none.
+    """
 
     prefix: bytes
     number: int
@@ -100,42 +134,45 @@ class Beat:
 class Counters:
     """The counters of one run of a publisher.
 
-    Give it what the XPUB socket tells (`subscribe`, `withdraw`), count each message right before it is sent,
-    and send what `beats` returns, each `TICK` while it is `active`.
+    The caller reports the subscriptions that the XPUB socket receives (`subscribe`, `withdraw`), counts each message
+    directly before sending it, and sends the result of `beats` at each `TICK` while `active` is True.
     """
 
     def __init__(self) -> None:
         self.markers: dict[bytes, Marker] = {}
         self.partial = False
-        """Whether there ever were more live subscriptions than are counted."""
+        """True if there have ever been more subscriptions than counters."""
         self.version = 0
-        """Changes when topics may have got other counters: until then a `Cover` is that of its topic."""
+        """The version of all covers: a `Cover` is valid until this number changes."""
         self._counters: dict[bytes, Counter] = {}
-        self._ordered = Ordered()  # their prefixes
-        self._lengths: dict[int, int] = {}  # how many counters have a prefix of this length
+        self._ordered = Ordered()  # the prefixes of all counters
+        self._lengths: dict[int, int] = {}  # the number of counters for each prefix length
         self._covers: dict[bytes, Cover] = {}
         self._budget = Budget(COVERS)
         self._budget.share(self._drop_covers)
         self._moved: list[Cover] = []
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
-        self._withdrawn: dict[bytes, float] = {}  # when to forget it; the oldest first
+        self._withdrawn: dict[bytes, float] = {}  # the time at which to forget each counter, the earliest first
         self._generation = 0
-        self._unmarked: dict[bytes, float] | None = {}  # since when there are those that are still to be judged
+        self._unmarked: dict[bytes, float] | None = {}  # since when: may come from a plain reader
 
     # -- subscriptions
 
     def subscribe(self, prefix: bytes, now: float) -> Marker | None:
-        """``prefix`` is live from now on. A marker is returned, and is to be answered with `numbers`."""
+        """Add the subscription ``prefix``.
+
+        Return a `Marker` if the subscription is one; the caller answers it with `numbers`.
+        """
         if prefix.startswith(MARKER):
             return self._marked(prefix)
         if self._unmarked is not None and len(self._unmarked) < MAX_SUBSCRIPTIONS:
             self._unmarked[prefix] = now
         counter = self._counters.get(prefix)
-        if counter is not None:  # it never stopped counting
+        if counter is not None:  # it is withdrawn and still counts
             counter.withdrawn = False
             self._withdrawn.pop(prefix, None)
         elif not is_counted(prefix):
-            pass  # no number could name it
+            pass  # a header cannot name it
         elif len(self._counters) - len(self._withdrawn) >= MAX_SUBSCRIPTIONS:
             self.partial = True
         else:
@@ -150,15 +187,18 @@ class Counters:
         try:
             marker = parse_marker(topic)
         except EnvelopeError:
-            return None  # a plain reader's subscription that looks like one
-        if marker.is_ping:  # it is answered before joins, and comes behind a marker that stands for its subscriber
+            return None  # a plain reader's subscription that only looks like a marker
+        if marker.is_ping:  # a ping asks for numbers only; an earlier marker represents its subscriber
             return marker
         if len(self.markers) < MAX_SUBSCRIPTIONS:
             self.markers[topic] = marker
         return marker
 
     def withdraw(self, prefix: bytes, now: float) -> None:
-        """Nobody subscribes to ``prefix`` any more. It goes on counting for `WITHDRAWN_SECONDS`."""
+        """Remove the subscription ``prefix``, which its last subscriber has withdrawn.
+
+        Its counter continues for `WITHDRAWN_SECONDS`, in case the subscriber reconnects.
+        """
         self.markers.pop(prefix, None)
         if self._unmarked is not None:
             self._unmarked.pop(prefix, None)
@@ -181,7 +221,10 @@ class Counters:
         self._generation += 1
 
     def plain_reader(self, now: float) -> bool:
-        """Return True, once, if a subscription is `GRACE` seconds old that no marker wants: that of a plain reader."""
+        """Return True, once, if a subscription comes from a plain reader.
+
+        A subscription comes from a plain reader if no marker has asked for it within `GRACE` seconds.
+        """
         old = [] if self._unmarked is None else list(self._older(self._unmarked, now - GRACE))
         if self._unmarked is None or not old:
             return False
@@ -190,7 +233,7 @@ class Counters:
             del self._unmarked[prefix]
             at = bisect_right(wanted, prefix)
             if not at or not prefix.startswith(wanted[at - 1]):
-                self._unmarked = None  # no more are looked for
+                self._unmarked = None  # found: the search ends
                 return True
         return False
 
@@ -201,7 +244,10 @@ class Counters:
     # -- messages
 
     def count(self, topic: bytes, many: int = 1) -> tuple[Counter, ...]:
-        """Count ``many`` messages that are sent now; the counters they carry, the shorter subscription first."""
+        """Count ``many`` messages that are sent now.
+
+        Return the counters for their header, the shorter subscription first.
+        """
         cover = self._covers.get(topic) or self._cover(topic)
         for counter in cover.counters:
             counter.number += many
@@ -210,16 +256,19 @@ class Counters:
         return cover.carried
 
     def cover(self, topic: bytes) -> Cover:
-        """Return the counters of ``topic``, for a caller that counts on its own what it sends, and calls `note`."""
+        """Return the counters of ``topic``.
+
+        The caller increments them itself, and calls `note`.
+        """
         return self._covers.get(topic) or self._cover(topic)
 
     def note(self, cover: Cover) -> None:
-        """Have `beats` look at a cover that has not ``moved`` since it did so last, and moves now."""
+        """Tell `beats` that the counters of a cover change; only if ``moved`` is False."""
         cover.moved = True
         self._moved.append(cover)
 
     def take_back(self, topic: bytes, many: int = 1) -> None:
-        """The messages that were counted last, ``many`` of ``topic``, were not sent."""
+        """Undo the last `count`: the ``many`` messages of ``topic`` were not sent."""
         for counter in self.cover(topic).counters:
             counter.number -= many
 
@@ -227,7 +276,7 @@ class Counters:
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
         counters = tuple(counter for counter in found if counter is not None and counter.wanted)
         cover = Cover(counters, counters[:CARRIED], moved=not counters)
-        self._budget.take(_size(topic, cover))  # first: it drops none that is to be taken back
+        self._budget.take(_size(topic, cover))  # before the cover is stored, so that the budget does not drop it
         self._covers[topic] = cover
         return cover
 
@@ -241,7 +290,7 @@ class Counters:
         self._budget.give_back(self._budget.used)
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
-        """Yield what a statement to ``marker`` says: each wanted subscription that is live, and its last number."""
+        """Yield each active subscription that ``marker`` wants, with its last number."""
         named = self._ordered.below(apart(marker.prefixes)) if marker.summary else marker.prefixes
         for prefix in named:
             counter = self._counters.get(prefix)
@@ -255,11 +304,14 @@ class Counters:
 
     @property
     def active(self) -> bool:
-        """Whether `beats` has something to do, now or later."""
+        """True if `beats` has work to do, now or later."""
         return bool(self._moved or self._withdrawn or any(self._due))
 
     def beats(self, now: float) -> list[Beat]:
-        """The beats that are due; forgets withdrawn counters whose time is over. To be called each `TICK`."""
+        """Return the beats that are due, and forget expired withdrawn counters.
+
+        It must be called each `TICK`; ``now`` is in seconds.
+        """
         if expired := list(takewhile(lambda prefix: self._withdrawn[prefix] <= now, self._withdrawn)):
             self._forget(expired)
         self._notice(now)
@@ -269,14 +321,14 @@ class Counters:
             while waiting and waiting[0][0] <= now:
                 _, counter, number = waiting.popleft()
                 if counter.number != number or counter.withdrawn:
-                    continue  # a later message has its own beats; nobody hears this one
+                    continue  # a later message has its own beats, or no subscriber is left
                 if pause:
                     self._due[stage + 1].append((now + pause, counter, number))
                 beats.append(Beat(counter.prefix, number, round(pause * 1000)))
         return beats
 
     def _notice(self, now: float) -> None:
-        """Let beats follow the messages since the last call."""
+        """Schedule beats for the messages since the last call."""
         moved, self._moved = self._moved, []
         for cover in moved:
             cover.moved = False

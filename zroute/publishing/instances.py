@@ -1,8 +1,8 @@
-"""The name of a publisher: the same in the next run of the app, and no other publisher's that is alive.
+"""Names of publishers: unique among running publishers, and equal in the next run of the same app.
 
-Where the app binds addresses that others can reach, those tell it apart. Where it only connects, it takes the lowest
-instance number of its app that is free on this host. The number is the name of an abstract socket (unix(7)), which
-the kernel frees when the process dies, however it dies, and which needs no file.
+An app that binds addresses is identified by them, if other processes can reach them. An app that only connects takes
+the lowest instance number that is free for its name on this host. The number is reserved by an abstract socket
+(unix(7)). It needs no file, and the kernel frees it when the process ends for any reason.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from zroute.options import MAX_TOPIC
 __all__ = ["INSTANCES", "Instance", "publisher_name"]
 
 INSTANCES = 1000
-"""Numbers that are tried: more processes of one app on one host are told apart by their pids."""
+"""The number of instances with a number; further processes are identified by their pid."""
 
 _INSIDE = "inproc://"
 
 
 class Instance:
-    """A number of the app of this name that no other run on this host has, from here to `release`.
+    """An instance number of an app, reserved on this host until `release`.
 
-    It belongs to the network namespace: containers with one hostname need different app names. Without a free number,
-    or without abstract sockets, which only Linux has, the process identifies it.
+    The number is unique within the network namespace, so containers with the same hostname need different app names.
+    If no number is free, or on systems without abstract sockets (all but Linux), the process id is used instead.
     """
 
     def __init__(self, app: str, most: int = INSTANCES if sys.platform == "linux" else 0) -> None:
@@ -47,11 +47,11 @@ class Instance:
         _in_process.add(self._key)
 
     def __str__(self) -> str:
-        """Return ``#1``, or ``pid 4242`` (``pid 4242.2`` for a second run in that process)."""
+        """Return ``#1``, ``pid 4242``, or ``pid 4242.2`` for a second run in a process."""
         return self._text
 
     def release(self) -> None:
-        """Let the next run have the number. A second call does nothing."""
+        """Free the number for the next run. A second call does nothing."""
         if self._socket is not None:
             self._socket.close()
         else:
@@ -60,11 +60,15 @@ class Instance:
 
 _held: WeakSet[socket.socket] = WeakSet()
 _in_process: set[tuple[str, str]] = set()
-"""Apps' names and what tells their runs apart, of those that have no number."""
+"""The app name and process id of each run without a number."""
 
 
 def _close_in_child() -> None:
-    """A forked child would keep the number of a parent that has died. A child that is another program inherits none."""
+    """Close the inherited sockets in a forked child.
+
+    Otherwise the child would reserve the number after its parent has ended. A child that executes another program
+    inherits no socket.
+    """
     for held in tuple(_held):
         held.close()
 
@@ -74,15 +78,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def _address(app: str, number: int) -> str:
-    """The name of an abstract socket: hashed, since an app's name may be longer than the 107 bytes there are."""
+    """Return the name of an abstract socket.
+
+    The app's name is hashed because the socket's name is limited to 107 bytes.
+    """
     return f"\0zroute/{blake2b(app.encode(errors='surrogateescape'), digest_size=16).hexdigest()}/{number}"
 
 
 def _hold(address: str) -> socket.socket | None:
-    """A socket that has this name, and does not listen; None if another one has it."""
+    """Return a socket with this name; None if the name is taken.
+
+    The socket does not listen.
+    """
     try:
         held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError:  # no descriptor is left
+    except OSError:  # no file descriptor is left
         return None
     try:
         held.bind(address)
@@ -93,16 +103,18 @@ def _hold(address: str) -> socket.socket | None:
 
 
 def publisher_name(app: str, endpoints: Iterable[Endpoint], bound: Iterable[str]) -> tuple[str, Instance | None]:
-    """Return the name of a publisher of ``app``, and the number to release at its end, if it needed one.
+    """Return the name of a publisher, and its instance number if it needs one.
+
+    The caller releases the instance number at the end of the run.
 
     Args:
         app: The app's name.
-        endpoints: All that it publishes to.
+        endpoints: All endpoints that it publishes to.
         bound: The addresses that it has bound, as ZeroMQ resolved them.
 
     Returns:
         ``app@host tcp://127.0.0.1:5555`` or ``app@host #1``. The name is empty if the app publishes to nothing, or
-        only connects to ``inproc``: no other process can mistake it.
+        only connects to ``inproc``, because no other process can receive its messages.
     """
     addresses = list(bound)
     outside = [address for address in addresses if not address.startswith(_INSIDE)]
@@ -114,7 +126,7 @@ def publisher_name(app: str, endpoints: Iterable[Endpoint], bound: Iterable[str]
 
 
 def _named(app: str, identity: str) -> str:
-    """``app@host identity``, with the app's name cut where the wire has no room for all of it."""
+    """Return ``app@host identity``, with a long app name shortened for the wire."""
     rest = f"@{socket.gethostname()} {identity}"
     room = max(MAX_TOPIC - len(rest.encode()), 0)
     return app.encode()[:room].decode(errors="ignore") + rest

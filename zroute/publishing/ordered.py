@@ -1,4 +1,7 @@
-"""Names in order, so that those that begin with a prefix are found without a look at the others. Pure."""
+"""A sorted set of names that finds all names with a prefix quickly.
+
+Adding and removing is cheap, because sorting is delayed until the next search.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,39 @@ from collections.abc import Iterable, Iterator
 __all__ = ["Ordered", "apart"]
 
 _FEW = 64
-"""Changes that are made one by one: sorting 100,000 names again costs as much as 100 of these."""
+"""The number of changes up to which names are inserted one by one.
+
+Sorting 100,000 names again costs as much as about 100 insertions.
+"""
 
 
 class Ordered:
-    """A set of names that is put in order when it is asked, and not at each `add` and `discard`."""
+    """A set of names that is sorted at a search, not at each `add` and `discard`."""
 
     def __init__(self) -> None:
         self._names: list[bytes] = []
-        self._new: set[bytes] = set()  # none of _names
-        self._gone: set[bytes] = set()  # some of _names
+        self._new: set[bytes] = set()  # added, not yet in _names
+        self._gone: set[bytes] = set()  # removed, still in _names
 
     def add(self, name: bytes) -> None:
-        """Add a name that is not in it."""
+        """Add a name. It must not be in the set."""
         if name in self._gone:
             self._gone.remove(name)
         else:
             self._new.add(name)
 
     def discard(self, name: bytes) -> None:
-        """Remove a name that is in it."""
+        """Remove a name. It must be in the set."""
         if name in self._new:
             self._new.remove(name)
         else:
             self._gone.add(name)
 
     def below(self, prefixes: Iterable[bytes], after: bytes | None = None) -> Iterator[bytes]:
-        """Yield the names that begin with one of ``prefixes``, in order; only those behind ``after``, if that is given.
+        """Yield the names that begin with one of ``prefixes``, in order.
 
-        The prefixes are `apart`. No name may be added or removed meanwhile.
+        ``prefixes`` must be a result of `apart`. With ``after``, only later names are yielded. The set must not change
+        during the iteration.
         """
         names = self._sorted()
         first = 0 if after is None else bisect_right(names, after)
@@ -52,7 +59,7 @@ class Ordered:
         if len(new) + len(gone) > _FEW:
             self._names = [name for name in self._names if name not in gone]
             self._names += sorted(new)
-            self._names.sort()  # two parts in order: that is one merge
+            self._names.sort()  # both parts are sorted, so this is a single merge
         else:
             for name in gone:
                 del self._names[bisect_left(self._names, name)]
@@ -62,7 +69,7 @@ class Ordered:
 
 
 def apart(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Return ``prefixes`` in order, without those that begin with another one."""
+    """Return ``prefixes`` sorted, without those that begin with another of them."""
     found: list[bytes] = []
     for prefix in sorted(prefixes):
         if not found or not prefix.startswith(found[-1]):

@@ -1,4 +1,7 @@
-"""Pacing: how much work may be done at once for peers that can ask for any amount of it."""
+"""Rate limits for work that peers request.
+
+A flood of requests must not block the reactor.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ __all__ = ["Allowance"]
 
 
 class Allowance:
-    """``amount`` units of work in each ``period`` seconds.
+    """A budget of ``amount`` units of work per ``period`` seconds.
 
-    A piece of work that is larger is paid for by the periods behind it. ``renewed`` is called when there is something
-    to spend again. Since that is a timer of the reactor, the work of one turn is bounded, however slow the machine is.
-    What is not spent is not added.
+    A larger piece of work is allowed, and uses up the following periods too. Unused units expire. When units are
+    available again, ``renewed`` is called by a timer of the reactor. The work in one turn is therefore limited on a
+    slow machine too.
     """
 
     def __init__(self, clock: Clock, amount: int, period: float, renewed: Callable[[], None]) -> None:
@@ -25,16 +28,16 @@ class Allowance:
         self._renewed = renewed
         self._timer: Any = None
         self.left = amount
-        """Units that may be spent now; below 0 if the last piece of work was larger than that."""
+        """The units that may be spent now; negative after a piece of work that was too large."""
 
     def spend(self, units: int) -> None:
-        """Note that work was done."""
+        """Record ``units`` of completed work."""
         self.left -= units
         if self._timer is None:
             self._renew_later()
 
     def close(self) -> None:
-        """Call nothing any more, until something is spent again."""
+        """Cancel the timer and restore the full budget."""
         self.left = self._amount
         if self._timer is not None:
             self._timer.cancel()
