@@ -301,7 +301,7 @@ def test_a_publisher_knows_its_listeners_and_ends_with_them(
         with Child("-m", "zroute", "tail", endpoint, "-n", "130") as other:  # longer than the wait for a plain reader
             assert other.end(None) == 0
         assert publisher.end() == 0
-        assert "does not track" not in "".join(publisher.err)
+        assert "does not use the tracked wire" not in "".join(publisher.err)
         assert "have not read" not in "".join(publisher.err)
         assert tool.end() == 0
         assert "control" in tool.err[-1]

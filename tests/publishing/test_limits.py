@@ -30,7 +30,7 @@ def test_a_limit_that_is_none_is_refused_at_my_line(most: Any) -> None:
     with pytest.raises(SignatureError, match=r"test_limits\.py:\d+: max_subscription_bytes=.*4,096 or more") as caught:
         App(limits=Limits(max_subscription_bytes=most))
     assert caught.value.parameter == "max_subscription_bytes"
-    with pytest.raises(SignatureError, match=r"limits=\{\}: Limits") as caught:
+    with pytest.raises(SignatureError, match=r"limits=\{\}: expected Limits") as caught:
         App(limits={})  # type: ignore[arg-type]
     assert caught.value.parameter == "limits"
 

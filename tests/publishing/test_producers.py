@@ -162,7 +162,7 @@ def test_an_exception_does_not_end_the_schedule(error: type, is_async: bool) -> 
     run = Run(async_once_bad if is_async else once_bad, every=1.0)
     run.pump(2)
     assert run.out == [2, 3]
-    assert run.remedies == ["the schedule goes on"]
+    assert run.remedies == ["the schedule continues"]
     assert run.finished == 0
 
 
@@ -240,7 +240,7 @@ def test_a_generator_that_yielded_again_starts_its_back_off_anew(every: float | 
 
     run = Run(values, every=every)
     run.clock.pump([0.5] * 40)
-    assert set(run.remedies) == {"it starts anew in 1 s"}
+    assert set(run.remedies) == {"it restarts in 1 s"}
     assert len(run.out) > 5
 
 
@@ -262,7 +262,7 @@ def test_a_generator_that_cannot_be_made_is_tried_again() -> None:
     ).start()
     run.pump(5)
     assert run.out == [0, 1]
-    assert run.remedies == ["it starts anew in 1 s", "it starts anew in 2 s"]
+    assert run.remedies == ["it restarts in 1 s", "it restarts in 2 s"]
 
 
 # -- generators as fast as they yield --------------------------------------------------------------------
@@ -665,7 +665,7 @@ def test_in_an_app_failures_back_off_and_ends_are_told(kind: Any, caplog: pytest
         assert t.results(slow) == [None] * 3
     said = [record.getMessage() for record in caplog.records]
     assert [line.rpartition("; ")[2] for line in said if "not yet" in line] == [
-        f"it starts anew in {seconds} s" for seconds in (1, 2, 4)
+        f"it restarts in {seconds} s" for seconds in (1, 2, 4)
     ]
-    assert any("never" in line and line.endswith("; the schedule goes on") for line in said)
+    assert any("never" in line and line.endswith("; the schedule continues") for line in said)
     assert sum("values() has no more values" in line for line in said) == 1

@@ -129,7 +129,7 @@ async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
     publisher, reader = App(pub=endpoint), App(sub=endpoint)
     news = publisher.publisher("news.{kind}", int)
     reader.add_route(lambda number: None, "news.*")
-    with pytest.raises(NotRunningError, match="while no app with it runs"):
+    with pytest.raises(NotRunningError, match="no app that includes it is running"):
         await as_awaitable(Deferred.fromCoroutine(news.wait_for_subscribers()))
     async with running(publisher), running(reader):
         await news.wait_for_subscribers(timeout=PATIENCE)

@@ -388,10 +388,10 @@ def test_a_producer_that_fails_or_ends_is_said(caplog: pytest.LogCaptureFixture)
     producer = CompiledProducer("tick()", "app.py:3", lambda: None, lambda value: None, None, False)
     wired = Wired(App())
     with caplog.at_level(logging.INFO):
-        wired.outcomes.producer_failed(producer, CustomError("no"), "the schedule goes on")
+        wired.outcomes.producer_failed(producer, CustomError("no"), "the schedule continues")
         wired.outcomes.producer_finished(producer)
     assert caplog.messages == [
-        "tick() at app.py:3 failed: CustomError: no; the schedule goes on",
+        "tick() at app.py:3 failed: CustomError: no; the schedule continues",
         "tick() has no more values",
     ]
     assert wired.stats.publish_errors == 1

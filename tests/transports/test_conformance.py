@@ -222,7 +222,7 @@ async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
     reader.add_route(got.put, "a")
     kept = feed.publisher("a", int, keep="last")
     if make is LineTransport:
-        with pytest.raises(EndpointError, match=r"test_conformance.py:\d+: keep='last' needs a transport that tells"):
+        with pytest.raises(EndpointError, match=r"test_conformance.py:\d+: keep='last' needs a transport that reports"):
             async with met(make, feed):
                 pass
         assert feed.stats.published == 0

@@ -1,4 +1,4 @@
-"""Names of publishers: unique among running publishers, and equal in the next run of the same app.
+"""Names of publishers: unique, and equal in the next run of the same app.
 
 An app that binds addresses is identified by them, if other processes can reach them. An app that only connects takes
 the lowest instance number that is free for its name on this host. The number is reserved by an abstract socket

@@ -1,23 +1,26 @@
-"""Paths: what publishes a message of one publication, or to one topic, in the fewest steps that are right for it.
+"""The functions that publish messages, each with as few steps as possible.
 
 A message takes one of two paths:
 
-- The **fast path** of its topic does one thing only: encode, frame, send. Everything else is bound to it when it is
-  made, at the first message to its topic.
-- The **general path** of its publication (an `Emit`) takes any topic and headers, and does what else is to be done.
+- The **fast path** of its topic only encodes, frames and sends. It is created at the first message to the topic, and
+  everything that is equal for all messages of the topic is bound to it then.
+- The **general path** of its publication (an `Emit`) accepts any topic and headers, and supports all options.
 
-Three things can happen to a topic on behalf of another publication. Each is decided by patterns when a path is made,
-and costs those messages one look-up whose topic it may concern. All others pay nothing for it:
+Another publication can change how messages of a topic must be sent, in three ways. When a path is created, patterns
+decide which of the three can affect it. Each one that can costs one look-up per message; the others cost nothing.
 
-========== ======================================== =========================================================
-a topic is because                                  then a message of it, from any publication
-========== ======================================== =========================================================
-kept       a ``keep="last"`` publisher has used it  says so in its header, and becomes the one that is kept
-held       coalesced messages of it wait to be sent sends those first
-waiting    a subscriber has no room (not "drop")    waits behind the others, or is refused
-========== ======================================== =========================================================
+=============== =========================================== ===================================================
+state of a topic cause                                      effect on a message from any publication
+=============== =========================================== ===================================================
+kept            a ``keep="last"`` publisher has used it     its header says so, and it becomes the kept message
+held            coalesced messages wait to be sent          the held messages are sent first
+waiting         a queue is full (``overflow`` not "drop")   it waits behind the others, or is refused
+=============== =========================================== ===================================================
 
-A fast path leaves such a message to the general one, at the moment when its topic is any of these.
+While a topic is in one of these states, its fast path passes messages to the general path.
+
+The code of the fast path is written out instead of calling shared functions, because a Python call costs a noticeable
+part of the time that publishing takes.
 """
 
 from __future__ import annotations
@@ -45,25 +48,39 @@ from zroute.stats import Stats
 
 __all__ = ["Paths", "check_message"]
 
+# The bodies of these codecs never begin with the magic bytes of a tracked header, so they need no check for it.
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
 Guard = Callable[[], bool]
-"""True while a topic is kept, held or waiting."""
+"""Returns True while a topic is kept, held or waiting."""
 
 Settle = Callable[["bool | None", bytes], bool]
-"""Keeps a body that was sent, if that is to be; or takes back the number of one that was not (False), and is False."""
+"""Completes an attempt to send a body, and returns True if it was sent.
+
+It keeps a sent body, if necessary. If the attempt returned False, it takes back the number of the message.
+"""
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
-"""Sends ``(topic, codec number, body, headers, time of publishing in ns)``; False while there is no room."""
+"""Sends ``(topic, codec number, body, headers, time of publishing in ns)``.
+
+It returns False while a subscriber's queue is full.
+"""
 
 
 @attrs.define(eq=False)
 class Paths:
-    """The paths of one run of a publisher, made on its thread.
+    """The paths of one run of a publisher.
 
-    ``send`` takes a frame, or is False while there is no room for it. ``session`` numbers messages, on the tracked wire
-    of a real transport. ``kept`` holds the topics of which a message is kept; None on wires that keep none. `open`
-    comes first.
+    They are created on the reactor's thread. `open` must be called first.
+
+    Attributes:
+        choices: The app's options.
+        stats: The counters of the run.
+        clock_ns: The time in nanoseconds since the Unix epoch.
+        send: A function that sends a frame; it returns False while a subscriber's queue is full.
+        queue: The queue for messages that cannot be sent yet.
+        session: The session that numbers messages; None except on the tracked wire of a ZeroMQ transport.
+        kept: The topics with a kept message; None if the transport keeps no messages.
     """
 
     choices: Choices
@@ -83,7 +100,10 @@ class Paths:
     _thread: int = attrs.field(init=False, factory=get_ident)
 
     def open(self, publications: Iterable[tuple[Publication[Any], Pattern]], coalescer: Coalescer | None) -> None:
-        """Decide by all ``publications``, and their patterns with prefixes, which topics may be kept or held."""
+        """Collect the patterns of topics that may be kept or held.
+
+        ``publications`` has each publication with its whole pattern, including prefixes.
+        """
         self._coalescer = coalescer
         self._keeping = [pattern for publication, pattern in publications if publication.keep]
         self._holding = [pattern for publication, pattern in publications if self.choices.coalesces(publication)]
@@ -91,7 +111,7 @@ class Paths:
     # -- general paths
 
     def general(self, publication: Publication[Any] | None = None, pattern: Pattern | None = None) -> Emit:
-        """The path for all messages of ``publication``; without one, for those of any topic."""
+        """Return the general path of ``publication``; without one, a path for any topic."""
         keeps = publication is not None and publication.keep is not None
         emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)))
         if self._coalescer is None:
@@ -103,7 +123,10 @@ class Paths:
         return self._coalescer.alone(emit) if self._may_be_held(pattern) else emit
 
     def _emit(self, keeps: bool, may_be_kept: bool) -> Emit:
-        """What publishes messages that are kept (``keeps``), or whose topics others may keep."""
+        """Return the shared `Emit` for one kind of publication.
+
+        ``keeps`` means that it keeps its messages, ``may_be_kept`` that other publications may keep its topics.
+        """
         found = self._emits.get((keeps, may_be_kept))
         if found is None:
             kept = self.kept if may_be_kept and self.kept is not None else ()
@@ -112,7 +135,7 @@ class Paths:
         return found
 
     def _publish_or_drop(self, keeps: bool, kept: Container[bytes]) -> Emit:
-        """A subscriber without room misses the message, and counts it."""
+        """Return an `Emit` for ``overflow="drop"``: a full subscriber misses the message."""
         stats, limit, thread = self.stats, self.choices.max_message, self._thread
         clock_ns, send = self.clock_ns, self.send
         frame, attempt = self._frames(keeps=False), self._attempt(keeps, kept)
@@ -130,21 +153,24 @@ class Paths:
         return emit
 
     def _publish_or_wait(self, keeps: bool, kept: Container[bytes]) -> Emit:
-        """Nothing is dropped: see `zroute.publishing.send_queue`."""
+        """Return an `Emit` for ``overflow="raise"`` and ``"wait"``: it drops no message.
+
+        `zroute.publishing.send_queue` explains the queue.
+        """
         stats, limit, thread, clock_ns = self.stats, self.choices.max_message, self._thread, self.clock_ns
         queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             check_message(topic, body, limit, thread)
             if headers:
-                pack_headers(headers)  # a bad one is an error here, not when its turn has come
+                pack_headers(headers)  # raises an error for invalid headers now, instead of when the message is sent
             done, at = DONE, clock_ns()
             if waits:
                 done = queue.send(topic, partial(attempt, topic, number, body, headers, at))
             elif not attempt(topic, number, body, headers, at):
                 raise HighWaterMarkError(
-                    f"{topic.decode()!r}: the queue of a subscriber is full, and nobody was sent this: publish later, "
-                    "less often, or with App(overflow='wait')"
+                    f"{topic.decode()!r}: the queue of a subscriber is full, so the message was not sent to any "
+                    "subscriber: publish later or less often, or use App(overflow='wait')"
                 )
             stats.published += 1
             return done
@@ -152,7 +178,10 @@ class Paths:
         return emit
 
     def _attempt(self, keeps: bool, kept: Container[bytes]) -> Attempt:
-        """Frame, send and keep: how old a message is when it arrives, is counted from when it was published."""
+        """Return a function that frames, sends and keeps a message.
+
+        The header has the time of publishing, so the age of a message includes the time in the queue.
+        """
         published_at = 0
         plain, flagged = (self._framer(lambda: published_at, keeps=each) for each in (False, True))
         session, stats, send = self.session, self.stats, self.send
@@ -163,7 +192,7 @@ class Paths:
             if send((flagged if is_kept else plain)(topic, number, body, headers)) is False:
                 stats.send_retries += 1
                 if session is not None:
-                    session.counters.take_back(topic)  # a number that nobody was sent would be a loss to all
+                    session.counters.take_back(topic)  # an unused number would look like a loss to every subscriber
                 return False
             if is_kept and session is not None:
                 session.kept.keep(topic, number, body, headers, at)
@@ -172,13 +201,16 @@ class Paths:
         return attempt
 
     def _frames(self, *, keeps: bool) -> Framer:
-        """The framer of all paths that frame at the moment of publishing."""
+        """Return the shared framer of the paths that frame at the time of publishing."""
         if keeps not in self._framers:
             self._framers[keeps] = self._framer(self.clock_ns, keeps=keeps)
         return self._framers[keeps]
 
     def _framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
-        """What makes frames of any message; with ``keeps`` they say that the message is kept for those who join."""
+        """Return a framer for any message.
+
+        With ``keeps``, the headers say that the message is kept for new subscribers.
+        """
         if self.session is not None:
             return self.session.framer(clock_ns, keeps=keeps)
         if keeps and self.choices.wire == "tracked":
@@ -186,13 +218,16 @@ class Paths:
         return framer(self.choices.wire, epoch=self._epoch, next_sequence=self._number, clock_ns=clock_ns)
 
     def _count(self, _topic: bytes) -> tuple[Counter]:
-        """Number all messages in one row, on the tracked wire of a transport that does not tell of subscriptions."""
+        """Number all messages in one sequence.
+
+        This is for the tracked wire on a transport that does not report subscriptions.
+        """
         return (Counter(b"", 0, self._number(), 0),)
 
     # -- fast paths
 
     def fast(self, publication: Publication[Any], pattern: Pattern) -> MakeFastPath | None:
-        """What makes the fast paths of ``publication``; None if it has none."""
+        """Return a factory for the fast paths of ``publication``; None if it has none."""
         if self.choices.wire == "multipart" or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
@@ -206,14 +241,14 @@ class Paths:
     def _make_fast_path(
         self, topic: bytes, number: int, write: Write, general: FastPath, keeps: bool, guard: Guard | None
     ) -> FastPath:
-        """Publish messages to ``topic``: one function for all settings, since each one more would repeat these lines.
+        """Return the fast path of ``topic``, a single function for all settings.
 
-        What is not sent here is left to ``general``: it waits, is refused, or is an error that says where it is. This
-        function names as few variables of the outer one as it can, as each call copies them.
+        It passes messages that it does not send to ``general``, which queues them, refuses them or raises an error.
         """
         stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
         frame, settle = self._topic_framer(topic, number, keeps)
 
+        # It uses as few variables of the outer function as possible, because each call copies them.
         def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             if captures or (guard is not None and guard()):
                 return general(message, captures)
@@ -232,7 +267,10 @@ class Paths:
         return publish
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
-        """What says that a message of ``topic`` must take the general path now; None if that can't be."""
+        """Return a function that is True while ``topic`` must use the general path.
+
+        Return None if the fast path is always right.
+        """
         guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
             guards.append(self.queue.delays)
@@ -245,7 +283,7 @@ class Paths:
         return lambda: any(guard(topic) for guard in guards)
 
     def _topic_framer(self, topic: bytes, codec: int, keeps: bool) -> tuple[Callable[[bytes], Any], Settle | None]:
-        """What makes frames of bodies of one topic and codec; and what settles them, if they need it."""
+        """Return a framer for one topic and codec, and a `Settle` if one is necessary."""
         drops = self.choices.overflow == "drop"
         if self.session is not None:
             numbered, settle = _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
@@ -260,11 +298,11 @@ class Paths:
 
     @staticmethod
     def _meeting(pattern: Pattern | None, others: Sequence[Pattern]) -> Sequence[Pattern]:
-        """Return those of ``others`` that have a topic in common with ``pattern``, or with any if it is None."""
+        """Return the ``others`` that share a topic with ``pattern``; all if it is None."""
         return others if pattern is None else [each for each in others if each.overlaps(pattern)]
 
     def _may_be_held(self, which: Pattern | bytes | None) -> bool:
-        """Return True if messages of a topic, or of some topic of a pattern, may be held."""
+        """Return True if messages of a topic, or of any topic of a pattern, may be held."""
         if which is None or self.choices.coalesces() is not None:
             return True
         if isinstance(which, bytes):
@@ -275,10 +313,10 @@ class Paths:
 def _counting_framer(
     session: PublisherSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
 ) -> tuple[Callable[[bytes], bytes], Settle]:
-    """What makes numbered frames of one topic, and what settles the last one.
+    """Return a framer with numbers for one topic, and its `Settle`.
 
-    Most topics are under no subscription or under one, which is counted here: a call of `Counters.count` and one of a
-    header maker would cost a tenth of what publishing takes.
+    Most topics have at most one subscription. Its number is incremented here, because the calls of `Counters.count`
+    and of a header function would take a tenth of the time of publishing.
     """
     counters, count, keep = session.counters, session.counters.count, session.kept.keep
     version, sent_at = -1, 0
@@ -288,7 +326,7 @@ def _counting_framer(
 
     def frame(body: bytes) -> bytes:
         nonlocal sent_at
-        if version != counters.version:  # only when subscriptions have come or gone
+        if version != counters.version:  # subscriptions have changed
             look()
         sent_at = clock_ns()
         if one is None:
@@ -320,7 +358,12 @@ def _counting_framer(
 
 
 def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
-    """Raise WrongThreadError outside of ``thread``, and EncodeError for a body of more than ``limit`` bytes."""
+    """Check the thread and the size of a message.
+
+    Raises:
+        WrongThreadError: The caller is not on ``thread``.
+        EncodeError: The body has more than ``limit`` bytes.
+    """
     if get_ident() != thread:
         raise WrongThreadError(
             f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
@@ -328,6 +371,6 @@ def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
         )
     if len(body) > limit:
         raise EncodeError(
-            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send less, or "
-            "raise max_message here and at the readers"
+            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send a smaller message, or "
+            "increase max_message here and at the subscribers"
         )

@@ -1,7 +1,7 @@
-"""Timers and generators: what publishes without being asked by a message. The clock is an argument.
+"""Timers and generators: functions that publish without a received message.
 
-Periods never overlap, and an exception never ends a schedule; `twisted.internet.task.LoopingCall` keeps the
-time and counts what was missed.
+Calls of one timer never overlap, and an exception never ends a schedule. `twisted.internet.task.LoopingCall` schedules
+the calls and counts the skipped periods. The clock is an argument, so tests can use virtual time.
 """
 
 from __future__ import annotations
@@ -24,21 +24,33 @@ __all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Sta
 Start = Callable[[Awaitable[Any]], "Deferred[Any]"]
 
 Publish = Callable[[Any], "Deferred[None] | None"]
-"""Publishes a value; None, or what fires when that need not wait any more for subscribers that have no room."""
+"""Publishes a value.
+
+It returns a Deferred that fires when the value is sent, or None if it need not wait for full subscribers.
+"""
 
 TURN_SECONDS = 0.005
-"""Seconds a generator may run before the reactor is given its turn."""
+"""The seconds for which a generator may run before the reactor continues with other work."""
 
 TURN_VALUES = 256
-"""Values a generator may yield in one turn, for clocks that stand still (tests)."""
+"""The maximum number of values of a generator in one turn, for tests with a stopped clock."""
 
 BACK_OFF_MAX = 60.0
-"""Seconds between two starts of a generator that keeps failing: 1, 2, 4 … up to this."""
+"""The maximum seconds between restarts of a failing generator: 1, 2, 4 … up to this."""
 
 
 @attrs.frozen(eq=False)
 class CompiledProducer:
-    """A function, ready: ``call()`` runs it, ``publish`` takes each value and neither raises nor fails."""
+    """A timer function or generator function that is ready to run.
+
+    Attributes:
+        name: The name of the function, for logs.
+        where: The user's line, as ``file:line``.
+        call: Calls the function with its resources.
+        publish: Publishes one value. It never raises an error, and its Deferred never fails.
+        schedule: The schedule; None for a generator that runs without a timer.
+        generator: True if the function is a generator function.
+    """
 
     name: str
     where: str
@@ -49,13 +61,16 @@ class CompiledProducer:
 
 
 class ProducerOutcomes(Protocol):
-    """Where a producer's failures go. It doesn't raise."""
+    """The receiver of the outcomes of producers. Its methods do not raise errors."""
 
     def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
-        """The function or its publication raised; ``remedy`` says what happens next."""
+        """Handle an error of the function or of its publication.
+
+        ``remedy`` describes what happens next, for the log.
+        """
 
     def producer_finished(self, producer: CompiledProducer) -> None:
-        """A generator came to its end."""
+        """Handle the end of a generator."""
 
 
 def drive(
@@ -64,10 +79,17 @@ def drive(
     clock: Clock,
     start: Start,
 ) -> Deferred[None]:
-    """Publish all that ``values`` yields, a few milliseconds a turn.
+    """Publish all values of a generator, for a few milliseconds in each turn.
 
-    The Deferred fires when the generator ends and fails when it or ``publish`` raises; cancelling it closes
-    the generator.
+    Args:
+        values: The generator.
+        publish: Publishes one value.
+        clock: The reactor's clock.
+        start: Starts a coroutine.
+
+    Returns:
+        A Deferred that fires when the generator ends, and fails if the generator or ``publish`` raises an error.
+        Cancelling it closes the generator.
     """
     return start(_drive(values, publish, clock))
 
@@ -111,7 +133,7 @@ def _later(clock: Clock, delay: float) -> Deferred[None]:
 
 
 class Producers:
-    """All producers of one run, started together and stopped together."""
+    """All producers of one run."""
 
     def __init__(
         self,
@@ -124,17 +146,20 @@ class Producers:
         self._running = [_Running(producer, clock, start, stats, outcomes) for producer in producers]
 
     def start(self) -> None:
-        """Run what has no delay, schedule the rest."""
+        """Start all producers: those without a delay at once, the others by a timer."""
         for running in self._running:
             running.begin()
 
     def stop(self) -> list[tuple[str, Deferred[None]]]:
-        """Call nothing any more, cancel what runs, close generators: their names, and what fires at their ends."""
+        """Stop all producers: cancel timers and running calls, and close generators.
+
+        Return the name of each producer, with a Deferred that fires when it has ended.
+        """
         return [(running.name, running.stop()) for running in self._running]
 
 
 class _Running:
-    """One producer while the app runs."""
+    """The state of one producer while the app runs."""
 
     def __init__(
         self, producer: CompiledProducer, clock: Clock, start: Start, stats: Stats, outcomes: ProducerOutcomes
@@ -161,12 +186,12 @@ class _Running:
             self._loop_every(schedule)
 
     def stop(self) -> Deferred[None]:
-        """Fires, and never fails, when nothing of it runs any more."""
+        """Stop the producer; the Deferred fires when it has ended, and never fails."""
         self._stopped = True
         if self._loop is not None and self._loop.running:
             self._loop.stop()
         self._waiting.cancel()
-        return self._waiting.addCallback(lambda _: self._close())  # a task ends later than it is cancelled
+        return self._waiting.addCallback(lambda _: self._close())  # a cancelled task ends in a later turn
 
     def _close(self) -> Deferred[None]:
         if self._values is None:
@@ -196,7 +221,10 @@ class _Running:
         return self._once()
 
     def _once(self) -> Deferred[Any] | None:
-        """Call the function or take the generator's next value; never raises, never fails."""
+        """Call the function, or publish the generator's next value.
+
+        It never raises an error, and its Deferred never fails.
+        """
         try:
             result = self._next() if self._producer.generator else self._producer.call()
             if is_awaitable(result):
@@ -205,7 +233,7 @@ class _Running:
             sent = self._publish(result)
             if sent is not None:
                 return self._keep(sent.addErrback(self._call_failed))
-        except BaseException as error:  # also SystemExit, as for handlers: it would end the schedule in silence
+        except BaseException as error:  # SystemExit too, as in handlers: it would end the schedule silently
             self._failed(error)
         return None
 
@@ -228,11 +256,11 @@ class _Running:
         self._failed(failure.value)
 
     def _failed(self, error: BaseException) -> None:
-        """What the function raised, or the generator that is asked for one value a period."""
+        """Handle an error of a timer function, or of a generator with a timer."""
         if self._stopped:
             self._failed_to_stop(error)
         elif not self._producer.generator:
-            self._outcomes.producer_failed(self._producer, error, "the schedule goes on")
+            self._outcomes.producer_failed(self._producer, error, "the schedule continues")
         elif isinstance(error, StopIteration | StopAsyncIteration):
             self._finish()
         else:
@@ -259,10 +287,10 @@ class _Running:
             self._restart(failure.value)
 
     def _restart(self, error: BaseException) -> None:
-        """Begin anew with a new generator, after 1, 2, 4 … seconds."""
+        """Restart with a new generator, after 1, 2, 4 … seconds."""
         delay = min(2.0**self._failures, BACK_OFF_MAX)
         self._failures += 1
-        self._outcomes.producer_failed(self._producer, error, f"it starts anew in {delay:g} s")
+        self._outcomes.producer_failed(self._producer, error, f"it restarts in {delay:g} s")
         schedule = self._producer.schedule
         self._wait(delay, self._drive if schedule is None else lambda: self._loop_every(schedule))
 
@@ -272,7 +300,7 @@ class _Running:
         self._keep(_later(self._clock, delay).addCallbacks(lambda _: then(), lambda _: None))
 
     def _keep(self, waiting: Deferred[Any]) -> Deferred[Any]:
-        """Remember what to cancel at a stop."""
+        """Store a Deferred to cancel at a stop."""
         if not waiting.called:
             self._waiting = waiting
         return waiting

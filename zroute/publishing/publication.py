@@ -1,7 +1,8 @@
-"""Publications: what ``app.publisher`` returns, and its compiled form.
+"""`Publication`, the result of ``app.publisher``, and its compiled form.
 
-A message goes out as ``publish`` -> bound encoder -> framer -> the transport. All that does not depend on
-the message is worked out in `CompiledPublication`; who moves the frames is an argument (`Emit`).
+A message passes ``publish``, the bound encoder, the framer and the transport. Everything that does not depend on the
+message is computed in advance in `CompiledPublication`. Framing and transport are passed in as functions (`Emit`,
+`MakeFastPath`), so this module does not depend on a wire or on sockets.
 """
 
 from __future__ import annotations
@@ -45,35 +46,48 @@ Encode = Callable[[Any], tuple[int, bytes]]
 Write = Callable[[Any], bytes]
 
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
-"""Sends ``(topic, codec number, body, headers)``; returns an awaitable that is done when it need not wait."""
+"""Sends ``(topic, codec number, body, headers)``.
+
+It returns an awaitable that is done when the message is sent.
+"""
 
 FastPath = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
 """Publishes ``(message, captures)``."""
 
 MakeFastPath = Callable[[bytes, int, Write, FastPath], FastPath]
-"""Makes what publishes messages to one topic, of ``(topic, codec number, write, general)``.
+"""Returns the fast path of a topic, from ``(topic, codec number, write, general)``.
 
-``write`` makes the body; captures, and messages that it refuses, are left to ``general``.
+``write`` encodes the body. Calls with captures, and messages that ``write`` refuses, are passed to ``general``.
 """
 
 WaitForSubscribers = Callable[[Pattern, int, float], Awaitable[None]]
 """Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
 
 Keep = Literal["last"] | None
-"""Whether those who join get the latest message of each topic."""
+"""With ``"last"``, new subscribers receive the latest message of each topic."""
 
 Overflow = Literal["drop", "raise", "wait"]
-"""What a publisher does while the queue of a subscriber is full."""
+"""The reaction of a publisher while the queue of a subscriber is full."""
 
 
 @attrs.frozen
 class Coalesce:
-    """How messages of one topic travel together in one frame.
+    """Settings for sending several messages of one topic in one frame.
 
-    The first goes at once. Those that are published behind it within the same turn of the reactor, or within
-    ``seconds`` (0 to 1; default 0: the turn), go together at its end, or sooner: when there are ``messages`` of them
-    (2 to 1,000; default 100) or 64,000 bytes. With ``overflow="wait"`` they go when one of them is awaited, too. Other
-    numbers are refused by the app or the publisher that it is given to.
+    The first message of a topic is sent at once. Later messages are held and sent together at the end of the reactor's
+    turn, or after ``seconds``. They are sent earlier when ``messages`` or 64,000 bytes are held. With
+    ``overflow="wait"`` they are also sent as soon as one of them is awaited.
+
+    The app or publisher checks the values and raises SignatureError for a value out of range.
+
+    Example:
+        ```python
+        app = App(pub="tcp://0.0.0.0:5556", coalesce=Coalesce(seconds=0.01, messages=500))
+        ```
+
+    Attributes:
+        seconds: The seconds for which messages are held, 0 to 1. Default: 0, until the end of the turn.
+        messages: The maximum number of messages in a frame, 2 to 1,000. Default: 100.
     """
 
     seconds: float = 0.0
@@ -81,13 +95,21 @@ class Coalesce:
 
 
 _TOPIC, _SENDER, _COPIES = 300, 2_400, 3
-"""Bytes of a topic made from captures, and of what publishes to it by its fast path; and how often the topic is held.
-These are upper limits, which a test compares with what is really taken."""
+"""Upper limits of memory per topic: bytes of its entry, bytes of its fast path, and stored copies of its name.
+
+A test compares them with the real use of memory.
+"""
 
 
 @attrs.frozen
 class Schedule:
-    """When a timer runs: each ``every`` seconds, spread by ``jitter`` (a fraction), after ``initial_delay``."""
+    """The schedule of a timer.
+
+    Attributes:
+        every: The period in seconds.
+        jitter: The random variation of each period as a fraction of it.
+        initial_delay: The delay in seconds before the first call.
+    """
 
     every: float
     jitter: float = 0.0
@@ -95,7 +117,10 @@ class Schedule:
 
 
 class _Done:
-    """An awaitable that is done, for any event loop: one object for all sends, so that ignoring it is free."""
+    """An awaitable that is already done, for any event loop.
+
+    All sends share one object, so an ignored result costs nothing.
+    """
 
     __slots__ = ()
 
@@ -112,7 +137,10 @@ DONE: Awaitable[None] = _Done()
 
 @attrs.frozen
 class _All:
-    """An awaitable that is done when all of ``sent`` are; they go on by themselves."""
+    """An awaitable that is done when all of ``sent`` are done.
+
+    The messages are sent whether or not it is awaited.
+    """
 
     sent: tuple[Awaitable[None], ...]
 
@@ -122,9 +150,10 @@ class _All:
 
 
 class _Gives(Protocol[P, R_co, M_co]):
-    """A function of parameters P that returns R, and with that messages of type M, for type checkers.
+    """For type checkers: a function whose results are messages of type M.
 
-    A function is of this type if it is of both overloads: the first tells its result, the second bounds it.
+    It has parameters P and result R. A function must match both overloads. The first captures its result type, and the
+    second restricts that type.
     """
 
     @overload
@@ -137,10 +166,10 @@ class _Gives(Protocol[P, R_co, M_co]):
 
 
 class Publication(Generic[T]):
-    """One kind of message that an app publishes, made by ``app.publisher(pattern, schema)``.
+    """The messages of one type and pattern that an app publishes.
 
-    Call `publish` on it, or put it above a function as a decorator: see ``App.publisher`` for what is then
-    published when.
+    ``app.publisher(pattern, schema)`` returns it. Call `publish`, or use it as a decorator; ``App.publisher`` explains
+    which functions it can decorate.
     """
 
     def __init__(
@@ -166,9 +195,13 @@ class Publication(Generic[T]):
         self._fast_path: FastPath | None = None
 
     def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]:
-        """Publish what ``function`` returns or yields; returns the function unchanged.
+        """Publish the results of ``function``, and return it unchanged.
 
-        Type checkers compare its return type with the schema: T, None, or an awaitable or iterator of these.
+        For type checkers, its return type must be T, None, or an awaitable or iterator of these.
+
+        Raises:
+            SignatureError: ``function`` is not a function.
+            AppFrozenError: The app is already compiled.
         """
         self._register(self, function)
         return cast("Callable[P, R]", function)
@@ -176,16 +209,32 @@ class Publication(Generic[T]):
     def publish(
         self, message: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object
     ) -> Awaitable[None]:
-        """Encode ``message`` and hand it to ZeroMQ, without blocking.
+        """Encode ``message`` and pass it to ZeroMQ, without blocking.
 
-        ``captures`` fill the braces of the pattern; one that is not given is read from the message's
-        attribute or key of that name. ``headers`` is a small map with text keys (tracked wire only).
+        Errors are raised before anything is sent.
 
-        Returns an awaitable that is done at once unless the app has to wait; it can be ignored.
-        Raises, before anything is sent: NotRunningError; TopicError for a capture that is missing or makes
-        no topic; EncodeError for a message that is not of the schema, would not arrive as it was sent, or
-        is larger than the app's ``max_message``; HighWaterMarkError as the app's ``overflow`` says, which the awaitable
-        also raises when the message was given up.
+        Example:
+            ```python
+            alerts.publish(Alert("late"), level="high")
+            ```
+
+        Args:
+            message: A message of the schema.
+            headers: A small map with text keys (tracked wire only).
+            captures: Values for the captures of the pattern. A missing value is read from the attribute or key of
+                that name in the message.
+
+        Returns:
+            An awaitable that is done when the message is sent. That is at once, unless the app has
+            ``overflow="wait"``. It may be ignored. It raises HighWaterMarkError if the message could not be sent.
+
+        Raises:
+            NotRunningError: No app that includes this publication is running.
+            TopicError: A capture is missing, or its value is not valid in a topic.
+            EncodeError: The message is not of the schema, would not arrive unchanged, or exceeds ``max_message``.
+            HighWaterMarkError: The queue of a subscriber is full (``overflow="raise"``), or too many messages wait
+                (``overflow="wait"``).
+            WrongThreadError: The caller is not on the reactor's thread; use `App.from_thread`.
         """
         fast_path = self._fast_path
         if fast_path is not None and not headers:
@@ -195,12 +244,12 @@ class Publication(Generic[T]):
     def _publish(
         self, message: T, headers: Mapping[str, Any] | None, captures: Mapping[str, object]
     ) -> Awaitable[None]:
-        # Not in `publish`: what a comprehension uses stands in cells, whose making is a third of that call.
+        # Not part of `publish`: a comprehension keeps its variables in cells, which would add a third to each call.
         outlets = self._outlets
         if not outlets:
             raise NotRunningError(
-                f"{self} was published to while no app with it runs: publish from a handler, a timer, "
-                "or a function under @app.on_startup, and include its Routes in that app"
+                f"cannot publish to {self.pattern.text!r} ({self.where}): no app that includes it is running; publish "
+                "from a handler, a timer, or a function under @app.on_startup, and include its Routes in that app"
             )
         if len(outlets) == 1:
             return outlets[0].publish(message, headers, captures)
@@ -209,17 +258,27 @@ class Publication(Generic[T]):
         return _All(waiting) if waiting else DONE
 
     async def wait_for_subscribers(self, number: int = 1, timeout: float = 10.0) -> None:
-        """Wait until ``number`` subscribers take topics of this publication: what is published then is for them.
+        """Wait until ``number`` subscribers have subscribed to this publication.
 
-        Subscribers that track are counted one by one, also behind a proxy; all others together count as one, since
-        ZeroMQ tells of a subscription once. One that connects to several of the app's endpoints is one. Returns
-        at once where there are so many already. ``timeout`` is in seconds. Raises NotReadyError, which says how many
-        there were, and NotRunningError.
+        They receive messages that are published after it returns. It returns at once if they have already subscribed.
+
+        Subscribers on the tracked wire are counted individually, also behind a proxy. All others count as one
+        subscriber, because ZeroMQ reports equal subscriptions only once. A subscriber that connects to several
+        endpoints of the app counts once.
+
+        Args:
+            number: The number of subscribers.
+            timeout: The maximum time in seconds.
+
+        Raises:
+            NotReadyError: Fewer subscribers came in time. The error names their number.
+            NotRunningError: No app that includes this publication is running, or the app stops.
         """
         outlets = self._outlets
         if not outlets:
             raise NotRunningError(
-                f"wait_for_subscribers() of {self} while no app with it runs: call it from on_startup on"
+                f"cannot wait for subscribers of {self.pattern.text!r} ({self.where}): no app that includes it is "
+                "running; call it in on_startup or later"
             )
         for outlet in outlets:
             await outlet.wait_for_subscribers(number, timeout)
@@ -230,10 +289,17 @@ class Publication(Generic[T]):
 
 @attrs.define(eq=False)
 class CompiledPublication:
-    """A publication of one app, compiled: prefix joined, encoder bound.
+    """A publication of one app with its whole pattern and a bound encoder.
 
-    Where all its messages are of one type, ``write`` makes their bodies in ``codec``. Closed until `open` is given
-    where to send; `close` makes it refuse again.
+    It can publish between `open` and `close`.
+
+    Attributes:
+        publication: The publication that the user has.
+        pattern: The pattern, including prefixes.
+        encode: Returns the codec number and the body of a message.
+        write: Returns the body of a message; None if the messages have no common type.
+        codec: The number of the codec of ``write``; 0 without it.
+        schema: The type of the messages; None if it is unknown.
     """
 
     publication: Publication[Any]
@@ -260,10 +326,13 @@ class CompiledPublication:
         make_fast_path: MakeFastPath | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """From now on messages go to ``emit``, also those given to the publication itself.
+        """Enable publishing.
 
-        ``make_fast_path`` makes what does the same for one topic and codec, if nothing else is to be done with them.
-        ``budget`` bounds what all publications of a run keep of topics; by default this one has its own.
+        Args:
+            emit: The general path.
+            wait_for_subscribers: The function behind `Publication.wait_for_subscribers`.
+            make_fast_path: The factory for fast paths; None if there are none.
+            budget: The memory limit for topics, shared by all publications of a run. Default: a separate limit.
         """
         self._budget = budget or Budget(TOPIC_CACHE)
         self._budget.share(self._drop)
@@ -273,15 +342,19 @@ class CompiledPublication:
         self._among((*self.publication._outlets, self))
 
     def _among(self, outlets: tuple[CompiledPublication, ...]) -> None:
-        """From now on these are what the publication publishes to; one that is alone may have a fast path."""
+        """Make ``outlets`` the targets of the publication.
+
+        Only a single target can have a fast path.
+        """
         self.publication._outlets = outlets
         self.publication._fast_path = outlets[0]._fast_path if len(outlets) == 1 else None
 
     def _make_fast_path(self, make_fast_path: MakeFastPath) -> FastPath | None:
-        """`publish` for what is published most, with all that stays the same done before.
+        """Return a fast version of `publish` for the most common kind of message.
 
-        That are messages of one type, without headers, to a topic that is constant or has one capture, which is given
-        or which the message names. All else, and each error, takes the general path, which takes half as long again.
+        Return None if the publication cannot have one. It supports messages of one type, without headers, to a constant
+        topic or a topic with one capture. All other messages, and all errors, take the general path, which takes half
+        as long again.
         """
         if self.write is None or len(self.pattern.captures) > 1:
             return None
@@ -313,13 +386,20 @@ class CompiledPublication:
         return self.publish(message, None, captures, None, topic)
 
     def wait_for_subscribers(self, number: int, timeout: float) -> Awaitable[None]:
-        """See `Publication.wait_for_subscribers`. Raises NotRunningError when it is closed."""
+        """Wait as `Publication.wait_for_subscribers` does.
+
+        Raises:
+            NotRunningError: It is closed.
+        """
         if self._wait is None:
-            raise NotRunningError(f"{self.publication} has no subscribers any more: its app has stopped")
+            raise NotRunningError(f"{self.publication} has no subscribers: its app has stopped")
         return self._wait(self.pattern, number, timeout)
 
     def close(self) -> None:
-        """Publishing raises NotRunningError again, and nothing of the run is kept. Closing twice is nothing."""
+        """Disable publishing, and drop all data of the run. A second call does nothing.
+
+        After that publishing raises NotRunningError.
+        """
         self._emit = self._wait = self._fast_path = None
         self._topics.clear()
         self._senders.clear()
@@ -334,16 +414,22 @@ class CompiledPublication:
         inbound: Mapping[str, object] | None = None,
         topic: bytes | None = None,
     ) -> Awaitable[None]:
-        """See `Publication.publish`; ``inbound`` are the captures of the message that caused this one.
+        """Publish a message as `Publication.publish` does, by the general path.
 
-        With ``topic``, which is what captures have made already, they are not looked at.
+        Args:
+            message: The message.
+            headers: Headers for the tracked wire.
+            captures: Values for the captures of the pattern.
+            inbound: The captures of the received message whose handler publishes this one.
+            topic: The complete topic, if it is already known. Captures are then ignored.
         """
         if self._emit is None:
-            raise NotRunningError(f"{self.publication} was published to after its app stopped")
+            raise NotRunningError(f"cannot publish to {self.publication}: its app has stopped")
         try:
-            number, body = self.encode(message)  # first: a message of another type has other captures, too
+            # Before the topic: a message of a wrong type would otherwise be reported as a missing capture.
+            number, body = self.encode(message)
         except EncodeError as error:
-            error.args = (f"{self.publication} was given what it can't publish: {error}",)
+            error.args = (f"{self.publication} can't publish this message: {error}",)
             raise
         if topic is None:
             topic = self._constant
@@ -360,7 +446,7 @@ class CompiledPublication:
                 topic=self.pattern.text,
             )
         values = tuple(self._value(name, message, captures, inbound) for name in names)
-        if not all(type(value) is str for value in values):  # 1, True and 1.0 would share a key
+        if not all(type(value) is str for value in values):  # as keys, 1, True and 1.0 would be equal
             return self._joined(values)
         topic = self._topics.get(values)
         if topic is None:
@@ -370,7 +456,7 @@ class CompiledPublication:
         return topic
 
     def _size(self, topic: bytes) -> int:
-        """The bytes of what is kept of a topic, now or once something is published to it by its fast path."""
+        """Return the maximum bytes that a topic needs in memory, including a fast path."""
         return _TOPIC + _SENDER * (self._fast_path is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:
@@ -391,17 +477,27 @@ class CompiledPublication:
         found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
         if found is None:
             raise TopicError(
-                f"{self.pattern.text!r} needs a value for {name!r}: give publish(..., {name}=…), "
-                f"or publish a message with a {name!r} of its own",
+                f"{self.pattern.text!r} needs a value for {name!r}: call publish(..., {name}=…), "
+                f"or publish a message with an attribute or key {name!r}",
                 topic=self.pattern.text,
             )
         return found
 
 
 def bind_encoder(schema: Any, codec: Codec | None, default: Codec) -> tuple[Encode, Write | None, int]:
-    """What turns a message into ``(codec number, body)``: bound to ``schema``, or by each message's type.
+    """Return the encoder of a publication.
 
-    In the first case what makes the body alone, too, and the number.
+    Args:
+        schema: The type of the messages; None to encode each message by its own type.
+        codec: The codec of the publication, or None.
+        default: The app's codec.
+
+    Returns:
+        A function from a message to ``(codec number, body)``, and, with a schema, a function from a message to the
+        body and the number of the codec. Without a schema these two are None and 0.
+
+    Raises:
+        SchemaError: The codec does not support the type.
     """
     if schema is None:
         return encoder_by_type(codec, default), None, 0
@@ -411,12 +507,15 @@ def bind_encoder(schema: Any, codec: Codec | None, default: Codec) -> tuple[Enco
 
 
 def encoder_by_type(codec: Codec | None, default: Codec) -> Encode:
-    """What turns a message into ``(codec number, body)``, by its own type."""
+    """Return an encoder that encodes each message by its own type.
+
+    It returns ``(codec number, body)``.
+    """
     known: dict[type, tuple[int, Callable[[Any], bytes]]] = {}
 
     def encode(message: Any) -> tuple[int, bytes]:
         if message is None:
-            raise EncodeError("None is not a message: publish {} or an object of your own for 'nothing to say'")
+            raise EncodeError("None is not a message: publish {} or an object of your own class for an empty message")
         found = known.get(type(message))
         if found is None:
             chosen, function = runtime_encoder(message, codec=codec, default=default)

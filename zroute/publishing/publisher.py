@@ -1,7 +1,7 @@
-"""Publisher: what one run of an app publishes, on its way from the encoder to the transport.
+"""The publisher of one run of an app, between the encoder and the transport.
 
-Messages are framed and numbered, kept for those who join, and held back while a subscriber has no room, as the app
-says: see `zroute.publishing.paths`.
+It frames and numbers messages. According to the app's options it also keeps them for new subscribers, coalesces them,
+and queues them while a subscriber is full. `zroute.publishing.paths` selects these steps for each message.
 """
 
 from __future__ import annotations
@@ -43,11 +43,21 @@ __all__ = ["Publisher"]
 _log = logging.getLogger("zroute")
 
 Send = Callable[[Any], "bool | None"]
-"""Sends a frame, or the parts of a message; False while there is no room."""
+"""Sends a frame, or the parts of a message; returns False while a subscriber's queue is full."""
 
 
 class Publisher:
-    """The publishing side of one run of an app that made ``choices``, to ``endpoints``; ``wall`` gives Unix seconds."""
+    """The publishing side of one run of an app.
+
+    Args:
+        choices: The app's options.
+        clock: The reactor's clock.
+        transport: The transport of the run.
+        endpoints: The endpoints to publish at.
+        stats: The counters of the run.
+        reports: The log for events that may be frequent.
+        wall: The time in seconds since the Unix epoch.
+    """
 
     def __init__(
         self,
@@ -76,12 +86,15 @@ class Publisher:
         self._closed = False
         self._said_many = False
         self.session: PublisherSession | None = None
-        """What numbers messages, on the tracked wire."""
+        """The session that numbers messages; None except on the tracked wire."""
 
     def open(self, outlets: Iterable[CompiledPublication]) -> Emit:
-        """Let ``outlets`` publish from now on; what messages of no outlet are sent with is returned.
+        """Enable publishing for ``outlets``.
 
-        Raises EndpointError if one has ``keep``, and the transport can't give what is kept to those who join.
+        Return the function that publishes messages without a publication (`App.publish`).
+
+        Raises:
+            EndpointError: A publication has ``keep``, but the transport cannot send kept messages to new subscribers.
         """
         self._outlets = tuple(outlets)
         send = self._open_sender()
@@ -104,7 +117,10 @@ class Publisher:
         return paths.general()
 
     async def send_rest(self, timeout: float) -> dict[str, int]:
-        """Send what waits, within ``timeout`` seconds; what could not be, and how many of it. `close` comes next."""
+        """Send all held and queued messages within ``timeout`` seconds.
+
+        Return the number of unsent messages with a description; empty if there are none. `close` must follow.
+        """
         if self._coalescer is not None:
             self._coalescer.flush()
         with suppress(TimeoutError):
@@ -113,10 +129,11 @@ class Publisher:
         return {"messages for subscribers that have no room": given_up} if given_up else {}
 
     async def goodbye(self, timeout: float) -> dict[str, int]:
-        """Say goodbye to all, and wait until they have read it; how many have not, if that is a failure.
+        """Send a goodbye to all subscribers, and wait until they have read it.
 
-        For ``timeout`` seconds, and no longer than the sockets would be waited for. Nothing may be published behind
-        it: it could be lost, and nobody would count it.
+        It waits up to ``timeout`` seconds, but no longer than the sockets linger. Return the number of subscribers
+        that have not read it with a description; empty if ``overflow="drop"`` allows losses. Nothing may be published
+        after the goodbye, because subscribers could not count its loss.
         """
         left: dict[str, int] = {}
         if self.session is None:
@@ -125,7 +142,7 @@ class Publisher:
             await within(min(timeout, LINGER_DRAIN / 1000), self.session.goodbye(), self._clock)
         if unread := self.session.unread:
             _log.warning(
-                "%s: %d subscribers have not read all that was sent to them: what is queued for them may be lost",
+                "%s: %d subscribers have not read all that was sent to them: messages queued for them may be lost",
                 self._choices.name,
                 unread,
             )
@@ -134,20 +151,20 @@ class Publisher:
         return left
 
     def close(self) -> None:
-        """Nobody can publish any more, and who waits for subscribers is told."""
+        """Disable publishing, and end all waiting for subscribers with an error."""
         self._closed = True
         for outlet in self._outlets:
             outlet.close()
         self._subscribers.close()
 
     def release(self) -> None:
-        """Let another run of the app have the name of this one: everything has been said."""
+        """Free the publisher's name for another run of the app."""
         if self._instance is not None:
             self._instance.release()
 
     @property
     def identity(self) -> str:
-        """What subscribers' logs call this run; empty on a wire that does not say it."""
+        """The name of this run in subscribers' logs; empty on wires without names."""
         if self.session is None:
             return ""
         epoch = f"{self.session.epoch:016x}"
@@ -156,7 +173,7 @@ class Publisher:
     # -- what publications send through -------------------------------------------------------------------
 
     def _open_sender(self) -> Send | None:
-        """What sends a frame, or is False while there is no room; None if there is nowhere to publish at."""
+        """Return the function that sends frames; None without an endpoint."""
         choices, transport = self._choices, self._transport
         multipart = choices.wire == "multipart"
         drop, attempt = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
@@ -172,8 +189,8 @@ class Publisher:
         for publication in (outlet.publication for outlet in self._outlets):
             if publication.keep:
                 raise EndpointError(
-                    f"keep={publication.keep!r} needs a transport that tells of the subscribers that join, and "
-                    f"{type(self._transport).__name__} tells of none: leave keep out, or publish to ZeroMQ endpoints",
+                    f"keep={publication.keep!r} needs a transport that reports new subscribers, but "
+                    f"{type(self._transport).__name__} does not: remove keep, or publish to ZeroMQ endpoints",
                     endpoint=", ".join(map(str, self._endpoints)),
                     where=publication.where,
                 )
@@ -183,7 +200,8 @@ class Publisher:
         return PublisherSession(
             self._clock,
             self._send_queue,
-            # On a socket that refuses, one that is dropped blinds it to that peer.
+            # The same function as for messages: if a socket with ZMQ_XPUB_NODROP drops a frame, it no longer notices
+            # that the peer is full.
             lambda frame: send(frame) is not False,
             self._clock_ns,
             self._choices.name,
@@ -194,7 +212,7 @@ class Publisher:
     # -- messages that travel together --------------------------------------------------------------------
 
     def _make_coalescer(self, send: Send) -> Coalescer | None:
-        """None where nothing is to travel together, or where the wire can't carry it."""
+        """Return the coalescer; None if it is not used or the wire does not support it."""
         choices = self._choices
         wanted = any(choices.coalesces(outlet.publication) for outlet in self._outlets) or choices.coalesces()
         if not wanted or self.session is None:
@@ -249,7 +267,7 @@ class Publisher:
                     trying()
                 else:
                     self._send_queue.send(topic, trying, count=len(held.bodies), sent=held.sent)
-            except Exception as error:  # others have taken the room since, or the socket is gone
+            except Exception as error:  # the queue is full by now, or the socket is closed
                 self._unsent(topic, len(held.bodies), error)
                 if held.sent is not None:
                     held.sent.end(error)
@@ -259,13 +277,13 @@ class Publisher:
     # -- what is more than can be known -------------------------------------------------------------------
 
     def _many_topics(self) -> None:
-        """More topics are published than are kept; said once in a run."""
+        """Warn, once in a run, that the data of all topics does not fit in memory."""
         if self._said_many:
             return
         self._said_many = True
         _log.warning(
-            "%s: more topics are published than fit into the %d MiB for what is known about them: a message of "
-            "another topic takes about ten times as long, and is counted in stats.cache_misses; publish fewer, share "
+            "%s: more topics are published than fit into the %d MiB of the topic cache: a message to a topic outside "
+            "the cache takes about ten times as long and counts in stats.cache_misses; publish to fewer topics, split "
             "them among several processes, or move ids from topics into messages",
             self._choices.name,
             TOPIC_CACHE >> 20,
@@ -274,10 +292,10 @@ class Publisher:
     # -- what could not be sent ---------------------------------------------------------------------------
 
     def _unsent(self, topic: bytes, count: int, error: Exception) -> None:
-        """Messages that `publish` took are given up: counted and said, whether somebody awaits them or not."""
+        """Count and log ``count`` messages that are given up; 0 is a control frame."""
         name = self._choices.name
-        if not count:  # whoever misses a control frame asks again
-            text = "%s: a subscriber had no room for a control frame"
+        if not count:  # the subscriber repeats its request for a control frame
+            text = "%s: a control frame was not sent: the queue of a subscriber is full"
             self._reports("control", f"{name}: unsent control frames", logging.WARNING, text, name)
             return
         self._stats.published -= count
@@ -289,14 +307,14 @@ class Publisher:
     # -- subscribers --------------------------------------------------------------------------------------
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
-        """A subscription has come or gone."""
+        """Handle a new subscription, or a withdrawn one if ``there`` is False."""
         if not prefix.startswith(FAREWELL):
             self._subscribers.subscription(prefix, there)
         if self.session is not None:
             self.session.subscription(prefix, there)
 
     def _wait_for_subscribers(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
-        """See `zroute.publishing.publication.Publication.wait_for_subscribers`."""
+        """Wait as `Publication.wait_for_subscribers` does."""
         if not self._told:
             return DONE
         waiting: Deferred[None] = within(timeout, self._subscribers.wait_for(pattern, number), self._clock)
@@ -304,16 +322,19 @@ class Publisher:
 
     def _too_few_subscribers(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
         if self._closed:
-            raise NotRunningError(f"{self._choices.name!r} has stopped, and nobody subscribes to it any more")
+            raise NotRunningError(f"{self._choices.name!r} has stopped, so it has no subscribers")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
             f"{pattern.text!r}: {self._subscribers.number(pattern)} of {number} subscribers came within {timeout:g} s: "
-            "do they run, and connect to where this app publishes?"
+            "check that they are running and connect to the endpoints of this app"
         )
 
 
 def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
-    """What gives nanoseconds of a clock that may stand still, as in tests: a later message has a later time."""
+    """Return a clock in nanoseconds that advances at each call.
+
+    ``wall`` may stand still in tests, but a later message must have a later time.
+    """
     before = 0
 
     def clock_ns() -> int:
@@ -327,7 +348,7 @@ def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
 def _nowhere(name: str) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
         raise UsageError(
-            f"{topic.decode()!r} was published, and {name!r} has no endpoint to publish at: add App(pub=…)"
+            f"cannot publish to {topic.decode()!r}: {name!r} has no endpoint to publish at; add App(pub=…)"
         )
 
     return emit

@@ -1,8 +1,9 @@
-"""Kept: the latest message of each topic, for those who join late.
+"""The last-value cache: the latest message of each topic for new subscribers.
 
-A join is answered with what is kept of its topics, a little at a time: it neither fills the queue of the subscriber
-that asked nor holds up the others. All walk through the same topics in order, and each only notes where it is, so that
-a subscriber costs the same whether ten topics are kept or 100,000. The protocol is in ``docs/reference/wire.md``.
+When a subscriber joins, the publisher sends it the kept messages of its topics in small portions. This does not fill
+the subscriber's queue, and does not delay other subscribers. Each subscriber has a walk through the sorted topics,
+which stores only a position. A subscriber therefore needs the same memory for 10 topics and for 100,000. The protocol
+is described in ``docs/reference/wire.md``.
 """
 
 from __future__ import annotations
@@ -21,17 +22,27 @@ from zroute.publishing.pacing import Allowance
 
 __all__ = ["LastValue", "LastValueCache"]
 
+# The rate limit: 200 messages in each period of 10 ms, for all subscribers together.
 _AT_A_TIME = 200
-_PERIOD = 0.01  # seconds: 20,000 messages a second, over all who join
+_PERIOD = 0.01  # seconds
 _SENT = 20
-"""What a message costs, measured by the cost of a look at a topic whose message is not sent."""
+"""The cost of sending a message. The unit is the cost of checking a topic without sending."""
 _WALKS_MAX = 4
-"""Unfinished walks of one subscriber that are remembered: beyond that it is sent some messages twice."""
+"""The maximum number of unfinished walks of one subscriber that are stored.
+
+Beyond it the subscriber receives some messages twice.
+"""
 _SOON = 3.0
-"""Seconds: readers let a marker stand for 6 after they have replaced it."""
+"""The seconds within which a withdrawn marker counts as an old one.
+
+It is less than the 6 seconds for which subscribers keep a replaced marker.
+"""
 
 Send = Callable[[Marker, int, bytes, "LastValue | None"], bool]
-"""Sends ``(to whom, number, topic, message)``, at the end an empty topic and None; False while there is no room."""
+"""Sends ``(marker, number, topic, message)`` to the sender of the marker.
+
+The end is an empty topic and None. It returns False while the subscriber's queue is full.
+"""
 
 
 @attrs.frozen(slots=True, eq=False)
@@ -46,11 +57,22 @@ class LastValue:
 
 @attrs.define(eq=False)
 class _Joining:
-    """A subscriber that is given what is kept: the topics in order, behind ``after``, as they stood when it asked.
+    """The walk of one subscriber through the kept messages of its topics.
 
-    ``since`` is the number of messages that had been kept then, and ``asked`` when it asked for the same once more. A
-    walk that begins in the middle, at ``start``, goes on at the first topic when it has come to the last. ``before`` is
-    what the subscriber had asked for before.
+    A walk that starts in the middle continues at the first topic after it has reached the last.
+
+    Attributes:
+        marker: The subscriber's latest marker.
+        since: The number of the last message that was kept before the walk. The subscriber receives later messages
+            directly.
+        prefixes: The wanted subscriptions.
+        asked: As ``since``, for a repeated request.
+        before: The previous, unfinished walk of the subscriber.
+        start: The topic after which the walk started; None for the first topic.
+        after: The last topic that the walk has passed.
+        wrapped: True after the walk has continued at the first topic.
+        next: The number of the next message to the subscriber.
+        walks: The number of unfinished walks, including this one.
     """
 
     marker: Marker
@@ -64,25 +86,25 @@ class _Joining:
     next: int = attrs.field(init=False, default=1)
     walks: int = attrs.field(init=False, default=1)
     answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
-    """When it asked: by the markers of the last `_SOON` seconds."""
+    """The times of the markers of the last `_SOON` seconds, by their topics."""
 
     def __attrs_post_init__(self) -> None:
         self.prefixes, self.asked = apart(self.marker.prefixes), self.since
 
     def was_given(self, topic: bytes, at: int) -> bool:
-        """Return True if the message of ``topic`` that was kept as number ``at`` was sent already, as far as is known.
+        """Return True if message number ``at`` of ``topic`` was certainly sent before.
 
-        It is not where a marker is a summary, which does not say what was wanted. Readers know what they have.
+        This is unknown for a marker that is a summary, because it does not list the wanted subscriptions. Subscribers
+        ignore messages that they already have.
         """
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
         return self.before is not None and self.before.was_given(topic, at)
 
     def is_asked_again(self, marker: Marker) -> bool:
-        """Return True if ``marker`` wants the same, as far as is known: this walk is what it asks for, then.
+        """Return True if ``marker`` certainly repeats the request of this walk.
 
-        A walk may take longer than its subscriber waits until it asks again: walks that began again each time would
-        never end.
+        The walk then continues. If each repeated request restarted it, a long walk would never end.
         """
         return marker.wanted == self.marker.wanted and not (marker.summary or self.marker.summary)
 
@@ -93,7 +115,13 @@ class _Joining:
 
 
 class LastValueCache:
-    """What one run of a publisher keeps. ``said`` is called once, when it keeps too much."""
+    """The kept messages of one run of a publisher.
+
+    Args:
+        clock: The reactor's clock.
+        send: Sends a kept message to a subscriber.
+        said: A function that is called once, when the cache is full and drops topics.
+    """
 
     def __init__(self, clock: Clock, send: Send, said: Callable[[], None]) -> None:
         self._clock = clock
@@ -102,14 +130,20 @@ class LastValueCache:
         self._full = False
         self._number = 0
         self.messages: dict[bytes, tuple[int, int, bytes, Mapping[str, Any] | None, int]] = {}
-        """By topic, as `keep` was given it, behind its number. A tuple: it is made for each message."""
+        """The kept messages by topic: a number, followed by the arguments of `keep`.
+
+        They are tuples because tuples are the fastest to create, and one is created for each message.
+        """
         self._topics = Ordered()
         self._joining: dict[int, _Joining] = {}
-        self._busy: dict[int, None] = {}  # subscribers that are still to be given something, the next one first
+        self._busy: dict[int, None] = {}  # subscribers with an unfinished walk, the next one first
         self._allowance = Allowance(clock, _AT_A_TIME * _SENT, _PERIOD, self._give)
 
     def keep(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None, sent_at: int) -> None:
-        """Keep this message, which was sent now, as the latest of ``topic``; ``sent_at`` as in its header."""
+        """Keep a message that was just sent as the latest of ``topic``.
+
+        ``sent_at`` is the time in its header. The oldest topic is dropped when the cache is full.
+        """
         self._number += 1
         if topic not in self.messages:
             self._topics.add(topic)
@@ -123,7 +157,10 @@ class LastValueCache:
                 self._said()
 
     def join(self, marker: Marker) -> None:
-        """Give the sender of ``marker`` what is kept; if it has asked before, what is new since or was not wanted."""
+        """Send the kept messages to the sender of ``marker``.
+
+        If it has asked before, it receives only messages that it did not receive then.
+        """
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
             before.marker, before.asked = marker, self._number
@@ -151,10 +188,10 @@ class LastValueCache:
         joining.answered = {**recent, joining.marker.topic: now}
 
     def leave(self, marker: Marker) -> None:
-        """Its sender has withdrawn ``marker``; a subscriber that has sent a newer one stays.
+        """Handle the withdrawal of ``marker``. A subscriber with a newer marker stays.
 
-        If it does so soon, ``marker`` was an old one, which libzmq sends again with a new connection before the
-        subscriber says what it wants now. What was sent to it was dropped there, so all is sent again.
+        If a marker is withdrawn soon after it arrived, it was an old one: libzmq repeats old subscriptions on a new
+        connection. The subscriber has dropped the messages that were sent to the old marker, so all are sent again.
         """
         joining = self._joining.get(marker.subscriber)
         if joining is None:
@@ -167,13 +204,13 @@ class LastValueCache:
             self._give()
 
     def close(self) -> None:
-        """Nobody is given anything any more."""
+        """Stop all walks."""
         self._allowance.close()
         self._joining.clear()
         self._busy.clear()
 
     def _give(self) -> None:
-        """Some to each, in turn, as long as the allowance of this period lasts."""
+        """Send a portion to each subscriber in turn, within the allowance of this period."""
         turn = tuple(islice(self._busy, _AT_A_TIME))
         for others, subscriber in zip(range(len(turn), 0, -1), turn, strict=True):
             left = self._allowance.left
@@ -184,7 +221,10 @@ class LastValueCache:
                 self._busy[subscriber] = None
 
     def _give_some(self, joining: _Joining, share: int) -> bool:
-        """Go on with a walk until ``share`` is spent, or there is no room; True at its end."""
+        """Continue a walk until ``share`` is spent or the queue is full.
+
+        Return True at the end of the walk.
+        """
         least = self._allowance.left - max(share, _SENT)
         while True:
             for topic in self._topics.below(joining.prefixes, joining.after):
@@ -198,9 +238,12 @@ class LastValueCache:
             joining.wrapped, joining.after = True, None
 
     def _give_one(self, joining: _Joining, topic: bytes) -> bool:
-        """Send what is kept of ``topic``, if it is wanted; False while there is no room."""
+        """Send the kept message of ``topic``, unless the subscriber has it.
+
+        Return False while the subscriber's queue is full.
+        """
         at, codec, body, headers, sent_at = self.messages[topic]
-        newer = at > joining.since  # and has reached the subscriber itself
+        newer = at > joining.since  # the subscriber has received it directly
         if newer or (joining.before is not None and joining.before.was_given(topic, at)):
             self._allowance.spend(1)
             return True
@@ -211,12 +254,15 @@ class LastValueCache:
         return True
 
     def _end(self, joining: _Joining) -> bool:
-        """Tell the end behind each join: the one before may have been lost. It uses up no number."""
+        """Send the end of the walk, which uses up no number.
+
+        It is sent after each join, because an earlier end may have been lost.
+        """
         self._allowance.spend(_SENT)
         if not self._send(joining.marker, joining.next, b"", None):
             return False
         joining.wrapped, joining.before, joining.walks = True, None, 1
         joining.start = joining.after = None
-        if joining.asked > joining.since:  # a proxy may have dropped its subscription until it asked again
+        if joining.asked > joining.since:  # messages until the repeated request may have been lost in a proxy
             self._begin(joining.marker, joining.asked, joining)
         return True

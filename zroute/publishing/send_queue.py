@@ -1,7 +1,7 @@
-"""Send queue: what waits until every subscriber of its topic has room, in order, and not without bound.
+"""The send queue: messages that wait until all their subscribers have room.
 
-A publisher's socket takes a message for all who subscribe to it or for none (ZMQ_XPUB_NODROP), and does not say
-when it would: it is asked again when it wakes up, and every 10 ms.
+With ZMQ_XPUB_NODROP a publisher's socket accepts a message for all its subscribers or for none. libzmq does not report
+when a full subscriber has room again. The queue therefore retries when the socket wakes up, and every 10 ms.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from zroute.publishing.publication import DONE
 __all__ = ["SendQueue", "Sent"]
 
 Attempt = Callable[[], bool]
-"""Sends a message, or returns False while somebody has no room for it."""
+"""Sends a message, or returns False while a subscriber's queue is full."""
 
-_PERIOD = 0.01  # seconds between two attempts: the socket's descriptor wakes for some of the reasons only
+_PERIOD = 0.01  # seconds between two attempts: the socket's descriptor does not wake in all cases
 
 
 class Sent:
-    """An awaitable that is done when the message is sent, or fails; ignoring it is free.
+    """An awaitable that is done when a message is sent.
 
-    ``hurry`` is called when somebody awaits a message that is not sent.
+    It raises an error if the message is given up. It may be ignored. ``hurry`` is called when the message is awaited
+    before it is sent.
     """
 
     def __init__(self, hurry: Callable[[], None] | None = None) -> None:
@@ -50,11 +51,11 @@ class Sent:
             yield from as_awaitable(waiting).__await__()
 
     def goes(self) -> None:
-        """It is not held any more: nobody need hurry."""
+        """Record that the message is in the queue, so ``hurry`` is not needed any more."""
         self._hurry = None
 
     def end(self, error: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Resume all coroutines that wait, with ``error`` if there is one."""
         self._done, self._error = True, error
         waiting, self._waiting = self._waiting, []
         for one in waiting:
@@ -73,10 +74,15 @@ class _Message:
 
 
 class SendQueue:
-    """At most ``limit`` messages, each for at most ``timeout`` seconds.
+    """A queue of messages that could not be sent yet.
 
-    Those of one topic are sent in the order they were given; a topic that nobody holds up passes the others. ``lost``
-    is told of what is given up: its topic, how many messages that were, and why.
+    The messages of one topic are sent in order. A topic without full subscribers may overtake others.
+
+    Args:
+        clock: The reactor's clock.
+        limit: The maximum number of waiting messages.
+        timeout: The seconds after which a message is given up.
+        lost: A function that is called with the topic, the number of messages and the error of what is given up.
     """
 
     def __init__(
@@ -93,10 +99,20 @@ class SendQueue:
         self.waiting = 0
 
     def send(self, topic: bytes, attempt: Attempt, *, count: int = 1, sent: Sent | None = None) -> Awaitable[None]:
-        """Send now, or as soon as there is room: what ``attempt`` sends are ``count`` messages. Raises as `check`.
+        """Send now, or as soon as all subscribers have room.
 
-        With ``count`` 0 it is a control frame, which has its place also where `check` would refuse a message. ``sent``
-        is told of the end, where somebody has been given it before.
+        Args:
+            topic: The topic.
+            attempt: The function that sends.
+            count: The number of messages that it sends; 0 for a control frame, which is never refused.
+            sent: The awaitable that the caller already has, if any.
+
+        Returns:
+            An awaitable that is done when the message is sent.
+
+        Raises:
+            HighWaterMarkError: The queue is full.
+            NotRunningError: The app has stopped.
         """
         if self._closed:
             raise NotRunningError(f"{str(Topic.from_wire(topic))!r}: the app has stopped")
@@ -113,23 +129,32 @@ class SendQueue:
         return message.sent
 
     def check(self, topic: bytes, more: int = 0) -> None:
-        """Raise HighWaterMarkError when ``limit`` messages wait already, with ``more`` that wait elsewhere."""
+        """Raise HighWaterMarkError if the queue is full.
+
+        ``more`` is the number of messages that wait elsewhere and count too.
+        """
         if self.waiting + more >= self._limit:
             raise HighWaterMarkError(
-                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for subscribers that have "
-                "no room: await what publish returns, so that your program is no faster than they are"
+                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for full subscribers: "
+                "await the result of publish, so that your program does not publish faster than they read"
             )
 
     def delays(self, topic: bytes) -> bool:
-        """Return True if no message of ``topic`` may be sent now: others of it wait, or the app has stopped."""
+        """Return True if a new message of ``topic`` cannot be sent now.
+
+        This is so if others of the topic wait, or if the app has stopped.
+        """
         return topic in self._topics or self._closed
 
     def try_now(self, topic: bytes, attempt: Attempt) -> bool:
-        """Send now, or not at all: False while there is no room, or others of ``topic`` wait."""
+        """Send now or never.
+
+        Return False if a subscriber's queue is full, or if messages of ``topic`` wait.
+        """
         return topic not in self._topics and attempt()
 
     def retry(self) -> None:
-        """Perhaps there is room: send what can be sent, and give up what has waited too long."""
+        """Send all messages that can be sent, and give up those that waited too long."""
         now = self._clock.seconds()
         for topic, messages in tuple(self._topics.items()):
             while messages:
@@ -138,7 +163,7 @@ class SendQueue:
                     error = None
                 elif message.until <= now:
                     name = str(Topic.from_wire(topic))
-                    error = HighWaterMarkError(f"{name!r}: given up; a subscriber had no room for {self._timeout:g} s")
+                    error = HighWaterMarkError(f"{name!r}: given up: a subscriber was full for {self._timeout:g} s")
                 else:
                     break
                 messages.popleft()
@@ -149,7 +174,7 @@ class SendQueue:
         self._tell_idle()
 
     def idle(self) -> Deferred[None]:
-        """Fires when nothing waits."""
+        """Return a Deferred that fires when no message waits."""
         if not self.waiting:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
@@ -157,14 +182,14 @@ class SendQueue:
         return waiting
 
     def close(self) -> int:
-        """Give up what waits; how many messages that were."""
+        """Give up all waiting messages, and return their number."""
         self._closed = True
         left, self._topics = self._topics, {}
         count = self.waiting
         for topic, messages in left.items():
             for message in messages:
                 error = HighWaterMarkError(
-                    f"{str(Topic.from_wire(topic))!r}: the app has stopped before there was room for it"
+                    f"{str(Topic.from_wire(topic))!r}: the app has stopped before the message could be sent"
                 )
                 self._end(topic, message, error)
         if self._timer is not None:

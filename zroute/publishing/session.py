@@ -1,19 +1,19 @@
-"""The publishing end of the tracked wire in a running app: it numbers messages, answers markers, beats, says goodbye.
+"""The publishing end of the tracked wire: numbers, answers, beats and goodbyes.
 
-The other end is `zroute.receiving.session`. The protocol stands in ``docs/reference/wire.md``.
+The other end is `zroute.receiving.session`. The protocol is described in ``docs/reference/wire.md``.
 
-**States.** A subscriber is in the collection of its state, which is also the order in which it has its turn:
+**States.** The state of a subscriber is the collection that contains it. The collections are ordered, and subscribers
+are served in that order.
 
-- ``_asking``: its last marker waits for an answer. A newer one takes its place; a withdrawn one is answered no more.
-- in none: it was answered. `LastValueCache` sends it what is kept, and its counters go on.
-- ``_told``: a goodbye was sent to its last marker, and no farewell has come. The goodbye goes out in rounds, since a
-  full queue may drop it; ``_untold`` are those whose turn in this round is still to come. A farewell ends that, and so
-  does the end of its marker.
+- ``_asking``: Its last marker waits for an answer. A newer marker replaces it, and a withdrawal removes it.
+- No collection: Its marker was answered. `LastValueCache` sends it the kept messages.
+- ``_told``: A goodbye was sent to its last marker, but no farewell has arrived. The goodbye is repeated in rounds,
+  because a full queue may drop it. ``_untold`` has the subscribers that are not served yet in this round. The state
+  ends when a farewell arrives or the marker is withdrawn.
 
-``_all_told`` divides the life of the session: while it is None markers are answered; from `goodbye` on no one can join,
-and it fires when no one is left in ``_told``. Pings are in no state of their subscriber: they are answered from
-``_pings``, or dropped when they are withdrawn. These are sets with an order and an end, not steps that depend on one
-another, so there is no table of transitions.
+While ``_all_told`` is None, the session answers markers. `goodbye` sets it, and from then on no subscriber can join. It
+fires when ``_told`` is empty. Pings do not change the state of their subscriber. They are answered from ``_pings``, or
+dropped when they are withdrawn.
 """
 
 from __future__ import annotations
@@ -50,23 +50,37 @@ __all__ = ["PublisherSession"]
 
 _GOODBYE_PERIOD = 0.1
 _GOODBYE_PERIOD_MAX = 0.4
-"""Seconds between goodbyes to one who does not answer: the time doubles, but who reads late is told before the end."""
+"""The seconds between two goodbyes to a subscriber that does not answer.
+
+The time doubles up to the maximum, so that a slow subscriber still receives a goodbye before the end.
+"""
 
 _PERIOD = 0.01
 _ENTRIES = 5_000
-"""Entries of statements in each period: a peer may ask for all there are as often as it likes. They take about 3 ms."""
+"""The maximum entries of statements in each period, which take about 3 ms.
+
+The limit is necessary because a peer may ask for all entries at any rate.
+"""
 _STATEMENT = 50
-"""What a statement costs beside its entries, measured by the cost of one."""
+"""The fixed cost of a statement. The unit is the cost of one entry."""
 _PINGS = 50
-"""Pings that are answered between two joins: half of a period, so that a flood of them holds up no join for long."""
+"""The maximum pings that are answered between two joins.
+
+They cost half a period, so a flood of pings does not delay joins for long.
+"""
 
 
 class PublisherSession(Ticking):
-    """Numbers what an app publishes, answers the markers of those who join, and beats when nothing is published.
+    """The publisher's session: it numbers messages, answers markers and sends beats.
 
-    ``send`` takes a frame, or is False while there is no room for it; then it waits in ``send_queue``. ``clock_ns``
-    gives nanoseconds since the Unix epoch, ``app`` is the app's name, and ``name`` the publisher's own, the same in its
-    next run and no other's; empty, where there is none.
+    Args:
+        clock: The reactor's clock.
+        send_queue: The queue for frames that cannot be sent yet.
+        send: A function that sends a frame; it returns False while a subscriber's queue is full.
+        clock_ns: The time in nanoseconds since the Unix epoch.
+        app: The app's name, for logs.
+        name: The publisher's unique name, which is the same in its next run; empty if it has none.
+        log: The logger.
     """
 
     def __init__(
@@ -90,24 +104,30 @@ class PublisherSession(Ticking):
         self._said_plain = False
         self._allowance = Allowance(clock, _ENTRIES, _PERIOD, self._renewed)
         self._asking: dict[int, Marker] = {}  # the newest marker of each subscriber
-        self._pings: dict[bytes, Marker] = {}  # by their topics
-        self._told: dict[int, Marker] = {}  # who was told goodbye and has not answered, by subscriber
-        self._untold: dict[int, None] = {}  # who is still to be told in this round
+        self._pings: dict[bytes, Marker] = {}  # by the topic of the marker
+        self._told: dict[int, Marker] = {}  # subscribers with an unanswered goodbye
+        self._untold: dict[int, None] = {}  # subscribers without a goodbye in this round
         self._pause = _GOODBYE_PERIOD
         self._all_told: Deferred[None] | None = None
         self.epoch = secrets.randbits(64)
         self.counters = Counters()
 
     def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
-        """What makes frames of messages that are kept, or are not; ``clock_ns()`` is the time they were sent at."""
+        """Return a framer for messages.
+
+        ``clock_ns`` returns the time of sending; ``keeps`` says whether the messages are kept.
+        """
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
 
     def coalesced_framer(self, *, keeps: bool) -> CoalescedFramer:
-        """What makes one frame of several messages, the last of which is kept or is not."""
+        """Return a framer for several messages in one frame.
+
+        ``keeps`` says whether the last message is kept.
+        """
         return coalesced_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
 
     def subscription(self, prefix: bytes, there: bool) -> None:
-        """One has come or gone."""
+        """Handle a new subscription, or a withdrawn one if ``there`` is False."""
         if prefix.startswith(FAREWELL):
             if there:
                 self._heard(prefix)
@@ -118,7 +138,7 @@ class PublisherSession(Ticking):
 
     def _subscribed(self, prefix: bytes) -> None:
         marker = self.counters.subscribe(prefix, self._clock.seconds())
-        if self._all_told is not None:  # too late to join, but this is the marker that is listened for now
+        if self._all_told is not None:  # too late to join, but the subscriber now expects answers to this marker
             if marker is not None and marker.subscriber in self._told and not marker.is_ping:
                 self._told[marker.subscriber] = marker
             return
@@ -133,10 +153,10 @@ class PublisherSession(Ticking):
         self._answer_some()
 
     def _answer_some(self) -> None:
-        """Answer those who ask, as long as the allowance of this period lasts, and go on in the next one.
+        """Answer pings and joins within the allowance of this period.
 
-        Pings first: they are answered at little cost, and a subscriber waits for 2 s only before it takes a publisher
-        for silent, while the joins of many others may take longer than that.
+        Pings come first. Their answers are cheap, and a subscriber considers a publisher silent after 2 s, while the
+        joins of many subscribers may take longer.
         """
         while (self._pings or self._asking) and self._allowance.left > 0:
             for topic in tuple(islice(self._pings, _PINGS)):
@@ -154,7 +174,7 @@ class PublisherSession(Ticking):
             self._tell_some()
 
     def stop(self) -> None:
-        """See `Ticking.stop`."""
+        """Stop beats and answers; see `Ticking.stop`."""
         super().stop()
         self._allowance.close()
 
@@ -180,16 +200,19 @@ class PublisherSession(Ticking):
 
     def _keeps_too_much(self) -> None:
         self._log.warning(
-            "%s: more than %d topics have a message to keep: the oldest topics are given up, and new subscribers are "
-            "not sent their messages",
+            "%s: more than %d topics have a message to keep: the oldest topics are dropped, and new subscribers do not "
+            "receive their messages",
             self._app,
             KEPT_MAX,
         )
 
     def _state(self, kind: Any, marker: Marker) -> bool:
-        """Send where the counters stand now. False without room for all of it: then anew, with new numbers."""
+        """Send the current numbers to the sender of ``marker``.
+
+        Return False if a subscriber's queue is full. The caller then repeats the call, which reads the numbers again.
+        """
         numbers = tuple(self.counters.numbers(marker))
-        units = _STATEMENT + len(numbers)  # goodbyes leave no debt: they have little time, and nothing else goes on
+        units = _STATEMENT + len(numbers)  # goodbyes leave no debt: time is short, and no other work is left
         self._allowance.spend(units if self._all_told is None else min(units, _ENTRIES))
         frames = pack_statements(
             kind,
@@ -212,23 +235,23 @@ class PublisherSession(Ticking):
         if not self._said_plain and self.counters.plain_reader(self._clock.seconds()):
             self._said_plain = True
             self._log.warning(
-                "%s: a subscriber does not track: it sees the header as part of the body, and does not know what it "
-                "loses (wire='plain' is for readers of topic NUL body, wire='multipart' for those of [topic, body])",
+                "%s: a subscriber does not use the tracked wire: it sees the header as part of the body, and does not "
+                "notice losses (use wire='plain' for readers of topic NUL body, wire='multipart' for [topic, body])",
                 self._app,
             )
 
     def goodbye(self) -> Deferred[None]:
-        """Tell all who have joined that this was all, again and again; fires when they have read it, or left.
+        """Send a goodbye to all joined subscribers, repeatedly.
 
-        So whoever waits for it knows that nothing is queued for anybody any more. To be cancelled when that takes too
-        long: `unread` says by how many.
+        Return a Deferred that fires when all have read it or left. No message is then queued for any subscriber. The
+        caller may cancel it after a timeout; `unread` is then the number of subscribers that have not answered.
         """
         self.stop()
         self.kept.close()
         self._asking.clear()
         self._pings.clear()
         self._all_told = Deferred(lambda _: self.stop())
-        for marker in self.counters.markers.values():  # the last of each subscriber
+        for marker in self.counters.markers.values():  # a later marker of a subscriber replaces an earlier one
             self._told[marker.subscriber] = marker
         self._say_goodbye(_GOODBYE_PERIOD)
         self._answered()
@@ -236,17 +259,20 @@ class PublisherSession(Ticking):
 
     @property
     def unread(self) -> int:
-        """How many subscribers were told goodbye and have not read it."""
+        """The number of subscribers that have not read their goodbye."""
         return len(self._told)
 
     def _say_goodbye(self, period: float) -> None:
-        """Where there is no room for it, or it is dropped, the next one may get through."""
+        """Start a round of goodbyes; the next one follows in ``period`` seconds.
+
+        A goodbye that is not sent or is dropped is repeated in the next round.
+        """
         self._timer, self._pause = None, period
         self._untold = dict.fromkeys(self._told)
         self._tell_some()
 
     def _tell_some(self) -> None:
-        """Go on with this round, as long as the allowance of this period lasts."""
+        """Continue this round within the allowance of this period."""
         while self._untold and self._allowance.left > 0:
             subscriber, _ = self._untold.popitem()
             if subscriber in self._told:
@@ -256,7 +282,7 @@ class PublisherSession(Ticking):
             self._timer = self._clock.callLater(self._pause, self._say_goodbye, longer)
 
     def _heard(self, farewell: bytes) -> None:
-        with suppress(EnvelopeError):  # a plain reader's subscription that looks like one
+        with suppress(EnvelopeError):  # a plain reader's subscription that only looks like a farewell
             subscriber, epoch = parse_farewell(farewell)
             if epoch == self.epoch:
                 self._answered(subscriber)

@@ -1,7 +1,8 @@
-"""Subscriber count: how many subscribers a publication has, and who waits for them.
+"""The number of subscribers of a publication, and waiting for a number of them.
 
-Each subscriber that tracks sends a marker of its own, so these can be told apart, also behind a proxy. ZeroMQ tells of
-a plain subscription once, however many have it (zmq_setsockopt(3), ZMQ_XPUB_VERBOSE): plain readers count as one.
+Each subscriber on the tracked wire sends its own marker, so these are counted individually, also behind a proxy. ZeroMQ
+reports a plain subscription only once for all its subscribers (zmq_setsockopt(3), ZMQ_XPUB_VERBOSE), so all plain
+readers count as one.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from zroute.messages.topics import Pattern
 __all__ = ["SubscriberCount"]
 
 _PLAIN_AFTER = 0.25
-"""Seconds after which a subscription whose subscriber sent no marker is taken for that of a plain reader."""
+"""The seconds after which a subscription without a marker counts as that of a plain reader."""
 
 
 class SubscriberCount:
-    """The subscribers of one publishing socket, as far as it knows them."""
+    """The known subscribers of one publishing socket.
+
+    ``tracked`` is True if the publisher uses the tracked wire, whose subscribers send markers.
+    """
 
     def __init__(self, clock: Clock, *, tracked: bool) -> None:
         self._clock = clock
         self._patience = _PLAIN_AFTER if tracked else 0.0
-        self._live: dict[bytes, float] = {}  # since when
+        self._live: dict[bytes, float] = {}  # the time at which each subscription came
         self._markers: dict[bytes, Marker] = {}
         self._waiting: list[tuple[Pattern, int, Deferred[None]]] = []
         self._looking: Any = None
 
     def subscription(self, prefix: bytes, there: bool) -> None:
-        """One has come or gone."""
+        """Handle a new subscription, or a withdrawn one if ``there`` is False."""
         marker = _marker(prefix) if there else None
         if marker is not None:
             self._markers[prefix] = marker
@@ -45,7 +49,10 @@ class SubscriberCount:
             self._look_later(0.0)
 
     def number(self, pattern: Pattern) -> int:
-        """How many subscribe to topics of ``pattern``; all plain readers together count as one."""
+        """Return the number of subscribers to topics of ``pattern``.
+
+        All plain readers together count as one.
+        """
         prefix, overlaps = pattern.subscription, _covers if not pattern.captures else _overlaps
         subscribed = [each for each in self._live if overlaps(each, prefix)]
         tracking = [marker for marker in self._markers.values() if any(map(marker.wants, subscribed))]
@@ -55,7 +62,10 @@ class SubscriberCount:
         return len({marker.subscriber for marker in tracking}) + plain
 
     def wait_for(self, pattern: Pattern, number: int) -> Deferred[None]:
-        """Fires when there are so many; may be cancelled."""
+        """Return a Deferred that fires when there are ``number`` subscribers.
+
+        It may be cancelled.
+        """
         waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append((pattern, number, waiting))
         if self._looking is not None:
@@ -64,7 +74,7 @@ class SubscriberCount:
         return waiting
 
     def close(self) -> None:
-        """Nobody comes any more."""
+        """Cancel all waiting."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
@@ -73,7 +83,7 @@ class SubscriberCount:
             waiting.cancel()
 
     def _look_later(self, seconds: float) -> None:
-        """Once for all that came in this turn: a join brings thousands."""
+        """Check once for all changes of this turn; a join may bring thousands."""
         if self._looking is not None:
             self._looking.cancel()
         self._looking = self._clock.callLater(seconds, self._look)
@@ -98,7 +108,7 @@ def _marker(prefix: bytes) -> Marker | None:
     try:
         return parse_marker(prefix)
     except EnvelopeError:
-        return None  # a plain reader's subscription that looks like one
+        return None  # a plain reader's subscription that only looks like a marker
 
 
 def _covers(subscription: bytes, topic: bytes) -> bool:
@@ -106,5 +116,5 @@ def _covers(subscription: bytes, topic: bytes) -> bool:
 
 
 def _overlaps(subscription: bytes, prefix: bytes) -> bool:
-    """Whether some of the topics with ``prefix`` are subscribed to."""
+    """Return True if ``subscription`` covers some topics with ``prefix``."""
     return prefix.startswith(subscription) or subscription.startswith(prefix)
