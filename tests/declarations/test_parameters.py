@@ -1,4 +1,4 @@
-"""Signatures: what each parameter of a handler is given, and what is said when nothing fits."""
+"""Signatures: the argument of each parameter, and the errors if there is none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Desk:
 
 
 def planned(function: Any, *captures: str, given: Any = None, namespace: Any = None, handler: bool = False) -> Any:
-    """The plan of ``function`` at the line ``app.py:1``."""
+    """Return the plan of ``function`` at the line ``app.py:1``."""
     return plan(function, captures=captures, given=given or {}, namespace=namespace, where="app.py:1", handler=handler)
 
 
@@ -56,7 +56,7 @@ def planned(function: Any, *captures: str, given: Any = None, namespace: Any = N
     ],
 )
 def test_a_capture_is_converted_to_its_annotation(annotation: Any, text: str, value: Any) -> None:
-    """I annotate a capture and get a value of that type."""
+    """A capture is converted to the annotated type."""
 
     def handle(x: Any) -> None: ...
 
@@ -71,7 +71,7 @@ def test_a_capture_is_converted_to_its_annotation(annotation: Any, text: str, va
     [(int, "x"), (int, "1_0"), (int, "٣"), (float, "nan"), (float, "1_0"), (UUID, "no"), (Level, "low")],
 )
 def test_a_segment_that_does_not_convert_does_not_match(annotation: Any, text: str) -> None:
-    """A segment of another kind leaves the message to the next candidate."""
+    """If a segment has the wrong type, the next candidate receives the message."""
 
     def handle(x: Any) -> None: ...
 
@@ -80,7 +80,7 @@ def test_a_segment_that_does_not_convert_does_not_match(annotation: Any, text: s
 
 
 def test_a_capture_that_nobody_asks_for_is_left_out() -> None:
-    """A pattern may capture what my handler does not need."""
+    """A handler need not have a parameter for each capture."""
 
     def handle(message: int) -> None: ...
 
@@ -90,7 +90,7 @@ def test_a_capture_that_nobody_asks_for_is_left_out() -> None:
 
 @pytest.mark.parametrize("annotation", [bytes, list[int], Topic, Annotated[int, "x"], {"not": "a type"}])
 def test_a_capture_of_another_type_is_refused(annotation: Any) -> None:
-    """The types a segment converts to are few, and the error lists them."""
+    """The error for an unsupported capture type lists the supported types."""
 
     def handle(x: Any) -> None: ...
 
@@ -101,7 +101,7 @@ def test_a_capture_of_another_type_is_refused(annotation: Any) -> None:
 
 
 def test_a_body_that_is_not_asked_for_is_not_decoded() -> None:
-    """Without a body parameter even a broken body is no error."""
+    """A handler without a body parameter accepts an invalid body."""
     app, got = App(), []
 
     @app.subscribe("a.{x}")
@@ -113,7 +113,7 @@ def test_a_body_that_is_not_asked_for_is_not_decoded() -> None:
 
 
 def test_a_parameter_without_annotation_is_any() -> None:
-    """An unannotated body is decoded by what it looks like."""
+    """An unannotated body is decoded to built-in types."""
 
     def handle(message): ...
 
@@ -121,7 +121,7 @@ def test_a_parameter_without_annotation_is_any() -> None:
 
 
 def test_two_bodies_name_both_and_the_line() -> None:
-    """Two parameters are left for one body: the error names both, the line, and what to do."""
+    """If two parameters could receive the body, the error names both, the line and the remedies."""
 
     def handle(quote: int, symbool: str) -> None: ...
 
@@ -135,7 +135,7 @@ def test_two_bodies_name_both_and_the_line() -> None:
 
 
 def test_two_envelopes_are_refused() -> None:
-    """A message has one envelope."""
+    """A handler with two Envelope parameters is refused."""
 
     def handle(one: Envelope, two: Envelope) -> None: ...
 
@@ -144,7 +144,7 @@ def test_two_envelopes_are_refused() -> None:
 
 
 def test_leftovers_keep_their_defaults() -> None:
-    """A parameter with a default that nothing fills keeps it; variadic ones stay empty."""
+    """A parameter that nothing fills keeps its default, and variadic parameters stay empty."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -156,7 +156,7 @@ def test_leftovers_keep_their_defaults() -> None:
 
 
 def test_what_is_injected_goes_by_annotation() -> None:
-    """Envelope, Topic and App arrive wherever they stand, in any order, also keyword-only."""
+    """Envelope, Topic and App parameters may have any order and may be keyword-only."""
     app, got = App(), []
 
     @app.subscribe("a.{x}")
@@ -168,7 +168,7 @@ def test_what_is_injected_goes_by_annotation() -> None:
 
 
 def test_what_is_injected_may_be_keyword_only_without_a_body() -> None:
-    """A handler or a timer that takes nothing but what it names behind a `*` gets that, by name."""
+    """Keyword-only parameters of handlers and timers are filled by name."""
     app, got = App(), []
 
     @app.subscribe("a.{x}")
@@ -185,7 +185,7 @@ def test_what_is_injected_may_be_keyword_only_without_a_body() -> None:
 
 
 def test_a_function_of_nothing_but_args_is_given_the_body(capsys: pytest.CaptureFixture[str]) -> None:
-    """I register print, a Mock, or a handler behind a decorator that hides its parameters, and it gets the body."""
+    """print, a Mock, and a handler behind a decorator with *args receive the body."""
     app, mock, got = App(), Mock(), []
 
     def doubling(function: Callable[..., None]) -> Callable[..., None]:
@@ -210,7 +210,7 @@ def test_a_function_of_nothing_but_args_is_given_the_body(capsys: pytest.Capture
 
 
 def test_a_timer_of_nothing_but_args_is_called_without_any() -> None:
-    """There is no body for a timer; a decorator that hides its parameters does not make it need one."""
+    """A timer behind a decorator with *args needs no body."""
     app, got = App(), []
 
     @app.every(1.0)
@@ -222,7 +222,7 @@ def test_a_timer_of_nothing_but_args_is_called_without_any() -> None:
 
 
 def test_the_only_parameter_left_is_the_body_also_with_a_default() -> None:
-    """A default does not keep the body from its parameter: a message is decoded, and garbage is refused."""
+    """A body parameter with a default receives the decoded body, and an invalid body is refused."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -244,7 +244,7 @@ def test_the_only_parameter_left_is_the_body_also_with_a_default() -> None:
 
 
 def test_a_default_beside_an_envelope_stays() -> None:
-    """The body is in the envelope: names bound in a loop, settings and flags keep their values, whatever comes."""
+    """In a handler with an Envelope, parameters with a default keep it."""
     app, got = App(), []
 
     for name in ("rooms", "desks"):
@@ -264,11 +264,11 @@ def test_a_default_beside_an_envelope_stays() -> None:
 
 
 def test_lists_may_have_a_default() -> None:
-    """The parameter of a handler with batch= may have a default, too."""
+    """The list parameter of a handler with batch= may have a default."""
     app, got = App(), []
 
     @app.subscribe("a", batch=10)
-    def handle(numbers: list[int] = []) -> None:  # noqa: B006  # what people write
+    def handle(numbers: list[int] = []) -> None:  # noqa: B006  # a common mistake
         got.append(numbers)
 
     with TestApp(app) as t:
@@ -277,7 +277,7 @@ def test_lists_may_have_a_default() -> None:
 
 
 def test_two_parameters_left_that_have_defaults_are_refused() -> None:
-    """Either could get the body: I am told, and how to say which."""
+    """If two parameters with defaults could receive the body, the error says how to choose one."""
 
     def handle(x: str, limit: int = 3, unit: str = "m") -> None: ...
 
@@ -289,7 +289,7 @@ def test_two_parameters_left_that_have_defaults_are_refused() -> None:
 
 
 def test_what_is_called_without_a_message_keeps_its_defaults() -> None:
-    """A timer's parameter with a default is no body."""
+    """A timer's parameter with a default keeps it."""
     app, got = App(), []
 
     @app.every(1.0)
@@ -301,7 +301,7 @@ def test_what_is_called_without_a_message_keeps_its_defaults() -> None:
 
 
 def test_a_keyword_only_body_is_given_by_name() -> None:
-    """The body may be keyword-only."""
+    """The body parameter may be keyword-only."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -313,7 +313,7 @@ def test_a_keyword_only_body_is_given_by_name() -> None:
 
 
 def test_a_capture_before_and_one_behind_the_body_arrive() -> None:
-    """The body may stand anywhere among the captures."""
+    """The body parameter may stand anywhere among the captures."""
     app, got = App(), []
 
     @app.subscribe("{a}.{b}")
@@ -325,7 +325,7 @@ def test_a_capture_before_and_one_behind_the_body_arrive() -> None:
 
 
 def test_positional_only_parameters_but_the_body_are_refused() -> None:
-    """What is given by name can't be positional-only."""
+    """A positional-only parameter that is filled by name is refused."""
 
     def body_first(message: int, /, x: str) -> None: ...
     def capture_first(x: str, message: int, /) -> None: ...
@@ -340,7 +340,7 @@ def test_positional_only_parameters_but_the_body_are_refused() -> None:
 
 
 def test_bound_methods_are_handlers() -> None:
-    """A method of an instance gets its messages, each instance its own."""
+    """A bound method of each instance receives its messages."""
     app, one, two = App(), Desk(), Desk()
     app.add_route(one.on_message, "a")
     app.add_route(two.on_message, "a")
@@ -349,7 +349,7 @@ def test_bound_methods_are_handlers() -> None:
 
 
 def test_the_same_bound_method_is_the_same_function() -> None:
-    """Two accesses of one method are one handler, as the user sees it."""
+    """Two accesses of a bound method count as the same handler."""
     desk = Desk()
     assert identity(desk.on_message) == identity(desk.on_message)
     assert identity(desk.on_message) != identity(Desk().on_message)
@@ -357,7 +357,7 @@ def test_the_same_bound_method_is_the_same_function() -> None:
 
 
 def test_an_instance_with_call_is_a_handler() -> None:
-    """An object that can be called is called, with its annotations."""
+    """A callable object can be a handler, and its annotations are used."""
     app, desk = App(), Desk()
     app.add_route(desk, "a")
     Wired(app).feed(plain("a", 1), plain("a", "text"))
@@ -365,7 +365,7 @@ def test_an_instance_with_call_is_a_handler() -> None:
 
 
 def test_a_partial_is_a_handler() -> None:
-    """What a partial binds is not asked for, by position or by name."""
+    """Arguments bound by functools.partial are not filled, whether by position or by name."""
     app, got = App(), []
 
     def handle(tag: str, message: int, *, unit: str) -> None:
@@ -377,7 +377,7 @@ def test_a_partial_is_a_handler() -> None:
 
 
 def test_a_builtin_method_is_a_handler() -> None:
-    """received.append is the shortest handler there is."""
+    """A built-in method such as list.append can be a handler."""
     app, got = App(), []
     app.add_route(got.append, "a")
     Wired(app).feed(plain("a", {"x": 1}))
@@ -385,7 +385,7 @@ def test_a_builtin_method_is_a_handler() -> None:
 
 
 def test_a_method_without_its_instance_says_so() -> None:
-    """I decorated inside the class body: the error says how to register the bound method."""
+    """The error for a decorator in a class body says how to register the bound method."""
     app = App()
 
     class Inner:
@@ -400,7 +400,7 @@ def test_a_method_without_its_instance_says_so() -> None:
 
 
 def test_a_static_method_is_a_plain_function() -> None:
-    """A function in a class that takes no self is no method."""
+    """A function in a class without a self parameter is not a method."""
 
     class Inner:
         @staticmethod
@@ -410,7 +410,7 @@ def test_a_static_method_is_a_plain_function() -> None:
 
 
 def test_what_has_no_signature_or_is_no_function_is_refused() -> None:
-    """A callable whose parameters Python can't read is named."""
+    """The error names a callable without a readable signature."""
     with pytest.raises(SignatureError, match="no signature Python can read"):
         planned(dict)
     with pytest.raises(SignatureError, match="is not a function"):
@@ -421,7 +421,7 @@ def test_what_has_no_signature_or_is_no_function_is_refused() -> None:
 
 
 def test_postponed_annotations_of_nested_functions_resolve() -> None:
-    """A class defined in the function that registers is found by its name."""
+    """A class defined in the registering function can be used in postponed annotations."""
     app, got = App(), []
 
     class Local(enum.IntEnum):
@@ -436,7 +436,7 @@ def test_postponed_annotations_of_nested_functions_resolve() -> None:
 
 
 def test_a_type_imported_for_type_checkers_only_is_a_clear_error() -> None:
-    """An annotation under TYPE_CHECKING is named, with the remedy."""
+    """The error names an annotation imported under TYPE_CHECKING, with the remedy."""
 
     def handle(message: OrderedDict[str, int]) -> None: ...
 
@@ -447,7 +447,7 @@ def test_a_type_imported_for_type_checkers_only_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("annotation", ["int + str", "enum.Missing", "not python ("])
 def test_an_annotation_that_is_no_type_is_a_clear_error(annotation: str) -> None:
-    """A postponed annotation that makes no type is refused with the function's name and line."""
+    """The error for an annotation that is not a type names the function and the line."""
 
     def handle(message: Any) -> None: ...
 
@@ -458,7 +458,7 @@ def test_an_annotation_that_is_no_type_is_a_clear_error(annotation: str) -> None
 
 
 def test_an_unhashable_annotation_is_a_body() -> None:
-    """Annotated metadata that can't be hashed does not stop the plan."""
+    """Annotated metadata that can't be hashed is accepted."""
 
     def handle(message: Any) -> None: ...
 
@@ -468,17 +468,17 @@ def test_an_unhashable_annotation_is_a_body() -> None:
 
 
 def test_a_function_of_a_module_that_is_gone_is_still_read() -> None:
-    """A function made by exec in no module has the local names at its registration."""
+    """A function made by exec without a module uses the local names at its registration."""
     names: dict[str, Any] = {}
     exec("def handle(message: 'Mine') -> None: ...", {"__name__": "nowhere"}, names)
     assert planned(names["handle"], namespace={"Mine": int}).schema is int
 
 
-# -- small questions -------------------------------------------------------------------------------------
+# -- names and kinds -------------------------------------------------------------------------------------
 
 
 def test_names_are_short_and_readable() -> None:
-    """Logs and counters name functions as I wrote them."""
+    """Logs and counters use the qualified names of functions."""
     assert name_of(Desk().on_message) == "Desk.on_message()"
     assert name_of(partial(partial(planned))) == "planned()"
     assert name_of(Desk()) == "Desk()"
@@ -486,7 +486,7 @@ def test_names_are_short_and_readable() -> None:
 
 
 def test_generators_are_known_through_partials_and_callables() -> None:
-    """Plain and async generator functions count, whatever they are wrapped in."""
+    """Plain and async generator functions are recognised behind wrappers."""
 
     def plain_generator():
         yield
@@ -505,7 +505,7 @@ def test_generators_are_known_through_partials_and_callables() -> None:
 
 
 def test_a_call_without_constants_is_the_function_itself() -> None:
-    """A plain handler costs no wrapper."""
+    """A plain handler is called without a wrapper."""
 
     def handle(message: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Resources, compiled: which type each yields, who needs whom, and what can't be."""
+"""Compilation of resources: types, dependencies and errors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from zroute.messages.schema import describe
 
 
 class Settings:
-    """What the database needs."""
+    """The dependency of the database."""
 
 
 class Database:
-    """What handlers need."""
+    """The resource that handlers use."""
 
 
 class Cache:
-    """What needs both."""
+    """A resource that depends on both."""
 
 
 Reader = NewType("Reader", Database)
@@ -31,22 +31,22 @@ Writer = NewType("Writer", Database)
 
 
 def order(app: App) -> list[str]:
-    """The types of the resources in the order in which they open."""
+    """Return the types of the resources in opening order."""
     return [describe(one.kind) for one in app.compile().parts.resources]
 
 
 def settings() -> Iterator[Settings]:
-    """A resource that needs nothing."""
+    """A resource without dependencies."""
     yield Settings()
 
 
 def database(settings: Settings) -> Iterator[Database]:
-    """A resource that needs another."""
+    """A resource with one dependency."""
     yield Database()
 
 
 def cache(database: Database, settings: Settings) -> Iterator[Cache]:
-    """A resource that needs two."""
+    """A resource with two dependencies."""
     yield Cache()
 
 
@@ -54,7 +54,7 @@ def cache(database: Database, settings: Settings) -> Iterator[Cache]:
 
 
 def test_resources_open_in_order_of_dependency() -> None:
-    """However I register them, whoever is needed comes first."""
+    """Dependencies open first, in any order of registration."""
     app = App()
     for function in (cache, database, settings):
         assert app.resource(function) is function
@@ -62,7 +62,7 @@ def test_resources_open_in_order_of_dependency() -> None:
 
 
 def test_resources_that_need_nothing_keep_the_order_of_registration() -> None:
-    """Two that do not know each other open as I wrote them down."""
+    """Independent resources open in the order of registration."""
     app = App()
 
     @app.resource
@@ -78,7 +78,7 @@ def test_resources_that_need_nothing_keep_the_order_of_registration() -> None:
 )
 @pytest.mark.parametrize("is_async", [False, True])
 def test_each_annotation_of_a_generator_is_read(hint: Any, is_async: bool) -> None:
-    """Iterator, Generator and Iterable, plain and async, also as text, say the type that is injected."""
+    """All iterator annotations declare the type, plain or async, also as postponed text."""
     swapped = {
         Iterator[Database]: AsyncIterator[Database],
         Generator[Database, None, None]: AsyncGenerator[Database, None],
@@ -104,7 +104,7 @@ def test_each_annotation_of_a_generator_is_read(hint: Any, is_async: bool) -> No
 
 
 def test_methods_and_partials_are_resources_too() -> None:
-    """The method of an object that holds the address, or a partial, opens what I need."""
+    """A bound method or a functools.partial can be a resource."""
 
     class Opener:
         def database(self) -> Iterator[Database]:
@@ -120,7 +120,7 @@ def test_methods_and_partials_are_resources_too() -> None:
 
 
 def test_a_type_of_its_own_tells_two_apart() -> None:
-    """With typing.NewType one class is injected as two resources."""
+    """With typing.NewType, one class can have two resources."""
     app = App()
 
     @app.resource
@@ -142,7 +142,7 @@ def test_a_type_of_its_own_tells_two_apart() -> None:
 
 
 def test_a_group_brings_its_resources_and_shares_those_of_the_app() -> None:
-    """Routes.resource: what a group opens, all may take; what the app opens, the group may take."""
+    """The resources of groups and of the app are available to both."""
     app, desk = App(), Routes(prefix="desk")
     desk.resource(database)
     app.resource(settings)
@@ -162,7 +162,7 @@ def test_a_group_brings_its_resources_and_shares_those_of_the_app() -> None:
 
 
 def test_a_group_that_is_included_twice_has_its_resource_once() -> None:
-    """Under two prefixes the handlers share one object."""
+    """A group that is included twice has one object of its resource."""
     app, desk = App(), Routes()
     desk.resource(settings)
     app.include(desk, prefix="eu")
@@ -174,7 +174,7 @@ def test_a_group_that_is_included_twice_has_its_resource_once() -> None:
 
 
 def test_hooks_take_resources_beside_their_arguments() -> None:
-    """on_startup, on_shutdown, on_error and on_unrouted name what they need by its type."""
+    """Hooks receive resources by type."""
     app = App()
     app.resource(settings)
 
@@ -197,7 +197,7 @@ def test_hooks_take_resources_beside_their_arguments() -> None:
 
 
 def test_a_hook_that_needs_what_nobody_yields_is_refused() -> None:
-    """A start-up function with a parameter that nothing fills is an error at its line."""
+    """The error for a hook with an unknown parameter names its line."""
     app = App()
 
     @app.on_startup
@@ -210,7 +210,7 @@ def test_a_hook_that_needs_what_nobody_yields_is_refused() -> None:
 
 
 def test_timers_take_resources_and_say_what_is_missing() -> None:
-    """@app.every and publishers get resources; another parameter is refused with the remedy."""
+    """Timers and publishers receive resources, and the error for other parameters has the remedy."""
     app = App()
     app.resource(settings)
 
@@ -232,7 +232,7 @@ def test_timers_take_resources_and_say_what_is_missing() -> None:
 
 
 def test_a_handler_without_the_resource_is_told_how_to_get_one() -> None:
-    """Two parameters and one body: the error says that a resource may yield the second."""
+    """The error for two body parameters mentions resources."""
     app = App()
 
     @app.subscribe("a")
@@ -245,7 +245,7 @@ def test_a_handler_without_the_resource_is_told_how_to_get_one() -> None:
 
 
 def test_a_resource_may_take_the_app_and_defaults() -> None:
-    """App is injected as everywhere, and what has a default keeps it."""
+    """A resource can have an App parameter, and other parameters keep their defaults."""
     app = App()
 
     @app.resource
@@ -260,7 +260,7 @@ def test_a_resource_may_take_the_app_and_defaults() -> None:
 
 
 def test_a_circle_is_drawn() -> None:
-    """Three resources that need each other are shown as a chain, at a line."""
+    """The error for a cycle shows the chain and a line."""
     app = App()
 
     @app.resource
@@ -286,7 +286,7 @@ def test_a_circle_is_drawn() -> None:
 
 
 def test_a_resource_that_needs_itself_is_a_circle() -> None:
-    """The smallest circle is drawn as well."""
+    """The error for a resource that needs itself shows the cycle."""
     app = App()
 
     @app.resource
@@ -298,7 +298,7 @@ def test_a_resource_that_needs_itself_is_a_circle() -> None:
 
 
 def test_a_missing_one_is_drawn() -> None:
-    """Who needs what, and that nobody yields it."""
+    """The error for a missing resource names both types."""
     app = App()
     app.resource(database)
     with pytest.raises(SignatureError) as caught:
@@ -311,7 +311,7 @@ def test_a_missing_one_is_drawn() -> None:
 
 @pytest.mark.parametrize("parameter", [Topic, Envelope, Any])
 def test_a_resource_can_not_take_what_only_messages_have(parameter: Any) -> None:
-    """Topic, Envelope and bodies come with messages, and a resource opens before any."""
+    """A resource with a Topic, Envelope or body parameter is refused."""
     app = App()
 
     def needing(it: Any) -> Iterator[Database]:
@@ -325,7 +325,7 @@ def test_a_resource_can_not_take_what_only_messages_have(parameter: Any) -> None
 
 @pytest.mark.parametrize("kind", [str, int, dict, dict[str, int], list[Database], App, Envelope, Topic])
 def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
-    """A resource of str would be injected everywhere: the error says what to yield instead."""
+    """A resource of a built-in type is refused, with the alternatives."""
     app = App()
 
     def wide() -> Any:
@@ -338,7 +338,7 @@ def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
 
 
 def test_a_class_of_an_executed_file_is_no_builtin() -> None:
-    """In a .tac, which Twisted executes, my own class has the module builtins, and is a resource all the same."""
+    """A class from a .tac file, whose module is called builtins, can be a resource."""
     app, namespace = App(), {"__builtins__": __builtins__}
     exec("class Own: ...", namespace)
     own: Any = namespace["Own"]
@@ -356,7 +356,7 @@ def test_a_class_of_an_executed_file_is_no_builtin() -> None:
     "hint", [None, Database, Iterator, Iterator[Any], Iterator[object], Iterator[None], list[Database]]
 )
 def test_a_resource_without_its_type_is_shown_how_to_write_it(hint: Any) -> None:
-    """An annotation that is missing, or says nothing, is an error with the line to write."""
+    """The error for a missing or vague annotation shows the right one."""
     app = App()
 
     async def vague() -> Any:
@@ -372,7 +372,7 @@ def test_a_resource_without_its_type_is_shown_how_to_write_it(hint: Any) -> None
 
 
 def test_two_resources_of_one_type_are_refused() -> None:
-    """The error names both, and where the other one is."""
+    """The error for two resources of one type names both and their lines."""
     app, desk = App(), Routes()
     app.resource(settings)
 
@@ -386,7 +386,7 @@ def test_two_resources_of_one_type_are_refused() -> None:
 
 
 def test_a_resource_is_a_generator_function() -> None:
-    """What returns its object can't close it: the error says open, yield once, close; at the decorator's line."""
+    """A function that returns its object is refused at the decorator's line."""
     app = App()
     with pytest.raises(SignatureError, match=r"but opened\(\) yields nothing: open, yield once, close"):
 
@@ -399,7 +399,7 @@ def test_a_resource_is_a_generator_function() -> None:
 
 
 def test_a_resource_after_the_start_comes_too_late() -> None:
-    """A compiled app is frozen for resources as for routes."""
+    """A compiled app accepts no further resources."""
     app = App()
     app.compile()
     with pytest.raises(AppFrozenError, match="resource comes too late"):

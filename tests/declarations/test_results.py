@@ -1,4 +1,4 @@
-"""What functions under publishers return: refused when the app is compiled if it can't be published, and only then."""
+"""Return annotations under publishers: contradictions are refused at compile time."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Computed:
     ],
 )
 def test_what_may_be_published_is_not_refused(hint: Any, schema: Any) -> None:
-    """No false alarm: subclasses, wrappers, None, what says nothing, and what may be right."""
+    """Annotations that may fit are accepted: subclasses, wrappers, None and vague types."""
     assert misfit(hint, schema) is None
 
 
@@ -223,12 +223,12 @@ def test_what_may_be_published_is_not_refused(hint: Any, schema: Any) -> None:
     ],
 )
 def test_what_can_not_be_published_is_found(hint: Any, schema: Any, found: Any) -> None:
-    """The part of the annotation that is wrong is named."""
+    """The check finds the part of the annotation that does not fit."""
     assert misfit(hint, schema) == found
 
 
 def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
-    """The error names the function, both types, my line and the remedy; in timers, handlers and generators."""
+    """The error names the function, both types, the line and the remedy."""
 
     def timer() -> int: ...
     async def coroutine() -> int: ...
@@ -258,7 +258,7 @@ def test_a_publisher_refuses_a_function_that_returns_something_else() -> None:
 
 
 def quoted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that makes another type of what a function returns."""
+    """A decorator that changes the type of the results."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Quote:
@@ -268,7 +268,7 @@ def quoted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Quoted:
-    """The same as a class."""
+    """The same decorator as a class."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
@@ -279,7 +279,7 @@ class Quoted:
 
 
 def numbered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One that keeps its own annotation beside the copied ones."""
+    """A decorator that keeps its own annotation beside the copied ones."""
 
     @functools.wraps(function, assigned=("__name__", "__qualname__"))
     def wrapper() -> int:
@@ -290,7 +290,7 @@ def numbered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("decorate", [quoted, Quoted, lambda f: quoted(quoted(f)), lambda f: partial(quoted(f))])
 def test_an_annotation_that_wraps_has_copied_is_not_compared(decorate: Callable[..., Any]) -> None:
-    """It speaks of the function inside: timers, handlers and methods publish what the wrapper returns."""
+    """A copied annotation is ignored, because the wrapper may return another type."""
 
     class Desk:
         @quoted
@@ -315,7 +315,7 @@ def test_an_annotation_that_wraps_has_copied_is_not_compared(decorate: Callable[
 
 
 def test_an_annotation_of_the_wrapper_itself_is_compared() -> None:
-    """It differs from that of the function inside, and so it is no copy."""
+    """A wrapper's own annotation is checked."""
 
     def timer() -> Quote: ...
 
@@ -326,7 +326,7 @@ def test_an_annotation_of_the_wrapper_itself_is_compared() -> None:
 
 
 def test_what_declares_nothing_is_not_compared() -> None:
-    """Unannotated functions, None, Any, generators under inlineCallbacks: only their messages can tell."""
+    """Functions without a useful annotation are not checked."""
 
     def nothing(): ...
     def none() -> None: ...
@@ -346,7 +346,7 @@ def test_what_declares_nothing_is_not_compared() -> None:
 
 
 class Liberal:
-    """A codec that writes what it is given, whatever was declared."""
+    """A codec that accepts any object."""
 
     name, number = "liberal", 200
 
@@ -359,7 +359,7 @@ class Liberal:
 
 @pytest.mark.parametrize("of_app", [True, False])
 def test_a_codec_of_ones_own_may_take_anything(of_app: bool) -> None:
-    """What my codec makes of another type is its own matter."""
+    """Publishers with a user-defined codec are not checked."""
     app = App(codec=Liberal()) if of_app else App()
 
     @app.publisher("out.{room}", Quote, codec=None if of_app else Liberal(), every=1.0)
@@ -375,7 +375,7 @@ def test_a_codec_of_ones_own_may_take_anything(of_app: bool) -> None:
     "schema", [Quote, Alert, Point, Place, Box[int], int, str, bytes, list[int], tuple[int, ...], Quote | int | None]
 )
 def test_a_type_without_a_field_of_that_name_lacks_it(schema: Any) -> None:
-    """A class, a map with declared keys and builtins have no other names than they have."""
+    """Types with a fixed set of names lack all others."""
     assert lacks(schema, "room")
 
 
@@ -387,12 +387,12 @@ def test_a_type_without_a_field_of_that_name_lacks_it(schema: Any) -> None:
     ],
 )
 def test_a_type_that_has_or_may_have_it_does_not(schema: Any) -> None:
-    """Fields, properties, what code of mine adds, open maps, and what is not known."""
+    """Types that may have the name do not lack it."""
     assert not lacks(schema, "room")
 
 
 def test_a_capture_that_nothing_fills_is_refused() -> None:
-    """Neither the message that comes in nor the one that goes out has it: the error names both, and my line."""
+    """The error for an unfilled capture names both messages and the line."""
     app = App()
 
     @app.publisher("out.{desk}")
@@ -415,7 +415,7 @@ def test_a_capture_that_nothing_fills_is_refused() -> None:
 
 
 def test_a_capture_of_a_prefix_counts() -> None:
-    """The room of the group is in the topic that came in, but not for a timer of the group."""
+    """A capture in a group's prefix is filled for handlers but not for timers."""
     routes, app = Routes(prefix="desk.{room}"), App()
 
     @routes.publisher("answer", Quote)
@@ -435,7 +435,7 @@ def test_a_capture_of_a_prefix_counts() -> None:
 
 
 def test_a_capture_that_may_be_filled_is_left_to_the_message() -> None:
-    """By the topic, by a field, at the call, or by what is not declared."""
+    """A capture may be filled by the topic, by a field, at the call, or by an undeclared message."""
     app = App()
     app.publisher("calls.{desk}", Quote)
 

@@ -1,4 +1,4 @@
-"""What decorators record, and what they refuse at the user's line."""
+"""The decorators: their records, and their errors at the user's line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def test_a_decorator_returns_the_function_unchanged() -> None:
-    """Decorated functions stay callable and testable as they are."""
+    """A decorator returns the function unchanged."""
 
     def function(*args: Any) -> None: ...
 
@@ -40,7 +40,7 @@ def test_a_decorator_returns_the_function_unchanged() -> None:
 
 
 def test_the_decorator_is_sugar_over_one_method() -> None:
-    """add_route records what @subscribe does."""
+    """add_route and @subscribe make equal records."""
     routes = Routes()
 
     def function(message: Any) -> None: ...
@@ -58,14 +58,14 @@ def test_the_decorator_is_sugar_over_one_method() -> None:
 
 
 def test_a_route_knows_its_line() -> None:
-    """`zroute routes` and errors say where a handler was registered, relative to where I am."""
+    """The line of a registration is relative to the working directory."""
     route = Routes().add_route(lambda message: None, "a")
     line = sys._getframe().f_lineno - 1
     assert route.where == f"{os.path.relpath(__file__)}:{line}"
 
 
 def test_a_file_from_elsewhere_is_named_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Outside the working directory the whole path stands there."""
+    """The line of a file outside the working directory has the whole path."""
     monkeypatch.chdir(tmp_path)
 
     def who() -> str:
@@ -75,12 +75,12 @@ def test_a_file_from_elsewhere_is_named_in_full(monkeypatch: pytest.MonkeyPatch,
 
 
 def on(routes: Routes, pattern: str) -> Callable[[F], F]:
-    """A helper that makes the decorator."""
+    """A helper that returns the decorator."""
     return routes.subscribe(pattern)
 
 
 def on_quotes(routes: Routes) -> Callable[[F], F]:
-    """A helper that is the decorator."""
+    """A helper that is a decorator itself."""
 
     def register(function: F) -> F:
         return routes.subscribe("quotes")(routes.publisher("copies")(function))
@@ -89,7 +89,7 @@ def on_quotes(routes: Routes) -> Callable[[F], F]:
 
 
 def test_a_helper_around_the_decorators_reports_the_users_line() -> None:
-    """Errors and `zroute routes` name where I use my helper on a function, not a line inside it."""
+    """For a decorator in a helper, the line is the place of its use."""
     routes, here = Routes(), sys._getframe
 
     line = here().f_lineno + 2
@@ -106,7 +106,7 @@ def test_a_helper_around_the_decorators_reports_the_users_line() -> None:
 
 
 def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> None:
-    """The line of add_route is named, though the function is defined above, in a frame that has come further."""
+    """For add_route, the line is the call instead of the function's definition."""
 
     def handle(message: int) -> None: ...
 
@@ -135,7 +135,7 @@ def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> No
     ],
 )
 def test_a_bad_pattern_fails_at_its_line(register: Any, says: str) -> None:
-    """Patterns are parsed where I write them, and the error names that line."""
+    """The error for an invalid pattern names the line of the decorator."""
     with pytest.raises(PatternError, match=says) as caught:
         register(Routes())
     assert HERE in str(caught.value)
@@ -162,14 +162,14 @@ def test_a_bad_pattern_fails_at_its_line(register: Any, says: str) -> None:
     ],
 )
 def test_a_bad_registration_fails_at_its_line(register: Any, says: str) -> None:
-    """What can't be decorated or scheduled is refused where I write it."""
+    """The error for an invalid function or schedule names the line of the decorator."""
     with pytest.raises(SignatureError, match=says) as caught:
         register(Routes())
     assert HERE in str(caught.value)
 
 
 def test_a_circle_of_groups_is_refused() -> None:
-    """A group that holds this one can't be included in it."""
+    """A group can't include a group that contains it."""
     outer, inner = Routes(), Routes()
     outer.include(inner)
     with pytest.raises(SignatureError, match="can't include itself"):
@@ -178,13 +178,13 @@ def test_a_circle_of_groups_is_refused() -> None:
 
 @pytest.mark.parametrize("make", [Routes().subscribe, Routes().publisher])
 def test_an_unknown_codec_is_refused(make: Any) -> None:
-    """A codec that nobody knows is refused with the names of those there are."""
+    """The error for an unknown codec lists the known codecs."""
     with pytest.raises(SchemaError, match="msgpack"):
         make("a", codec="yaml")(lambda message: None)
 
 
 def test_an_include_keeps_a_reference() -> None:
-    """What I register in a group after including it belongs to the app."""
+    """Functions registered in a group after its inclusion belong to the app."""
     app, group = App(), Routes("g")
     app.include(group)
     group.add_route(lambda message: None, "late")
@@ -193,13 +193,13 @@ def test_an_include_keeps_a_reference() -> None:
 
 
 def test_a_bad_prefix_is_refused() -> None:
-    """A group's prefix follows the grammar of patterns."""
+    """An invalid prefix is refused."""
     with pytest.raises(PatternError):
         Routes("a..b")
 
 
 def test_joining_without_a_prefix_is_the_pattern() -> None:
-    """A group without a prefix changes nothing."""
+    """A group without a prefix does not change patterns."""
     pattern = parse("a.{x}")
     assert joined("", pattern) is pattern
     assert joined("p", pattern).text == "p.a.{x}"
@@ -219,14 +219,14 @@ ALONE: dict[str, Any] = {
     "keep": "last",
     "coalesce": True,
 }
-"""Options that mean something by themselves, with a value that is not the default."""
+"""Options that can be used alone, with a value other than the default."""
 
 BESIDE = {"jitter": 0.5, "initial_delay": 0.5}
-"""Options that need another one."""
+"""Options that need another option."""
 
 
 def test_each_option_says_what_it_needs() -> None:
-    """A new option belongs to those that mean something alone, or to those that are refused without another."""
+    """Each option is in ALONE or BESIDE, so a new option must be added to one of them."""
     every_option = {*RouteOptions.__annotations__, *PublisherOptions.__annotations__}
     assert every_option == {*ALONE, *BESIDE}
     assert set(NEEDS) == set(BESIDE)
@@ -234,7 +234,7 @@ def test_each_option_says_what_it_needs() -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_an_option_that_needs_no_other_is_taken_alone(name: str) -> None:
-    """Whatever takes it."""
+    """An option that can be used alone is accepted alone."""
     routes = Routes()
     if name in RouteOptions.__annotations__:
         routes.add_route(lambda body: None, "a", **{name: ALONE[name]})
@@ -244,11 +244,11 @@ def test_an_option_that_needs_no_other_is_taken_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_an_option_without_what_it_needs_is_refused(name: str) -> None:
-    """It would do nothing, and I would not know: the error is at my line, and says what is missing."""
+    """The error for a lonely option names the line and the missing option."""
     routes, needed = Routes(), NEEDS[name]
     with pytest.raises(SignatureError, match=f"{name}=0.5 does nothing without {needed}=") as raised:
         routes.publisher("a", int, **{name: BESIDE[name]})
     assert raised.value.parameter == name
     assert HERE in str(raised.value.where)
     routes.publisher("a", int, **{name: BESIDE[name], needed: ALONE[needed]})
-    routes.publisher("a", int, **{name: 0.0})  # as its default: it asks for nothing
+    routes.publisher("a", int, **{name: 0.0})  # the default is accepted alone

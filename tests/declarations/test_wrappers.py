@@ -1,5 +1,5 @@
-"""Decorators without functools.wraps: what they hide is found when the app is compiled, and only what matters."""
-# ruff: noqa: D103  # what is wrapped says what it is by its name and its parameters
+"""Decorators without functools.wraps: hidden parameters are found at compile time."""
+# ruff: noqa: D103  # the wrapped functions are explained by their names and parameters
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Database: ...
 
 
 def bare(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The decorator that people write."""
+    """The usual decorator without functools.wraps."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         print("called with", args, kwargs)
@@ -44,7 +44,7 @@ def bare(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """The same, as a type checker wants it."""
+    """The same decorator with types."""
 
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         return function(*args, **kwargs)
@@ -53,7 +53,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For coroutines."""
+    """A decorator for coroutines."""
 
     async def wrapper(*a: Any, **kw: Any) -> Any:
         return await function(*a, **kw)
@@ -62,12 +62,12 @@ def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def positional(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without names."""
+    """A decorator without keyword arguments."""
     return lambda *args: function(*args)
 
 
 def handing_over(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By way of another function."""
+    """A decorator that passes the function to another function."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return maybeDeferred(function, *args, **kwargs)
@@ -76,7 +76,7 @@ def handing_over(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def optional(function: Callable[..., Any]) -> Callable[..., Any]:
-    """With an option of its own."""
+    """A decorator with an option."""
 
     def wrapper(*args: Any, retries: int = 3, **kwargs: Any) -> Any:
         return function(*args, **kwargs) or retries
@@ -85,7 +85,7 @@ def optional(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reading(function: Callable[..., Any]) -> Callable[..., Any]:
-    """That looks at what it is given."""
+    """A decorator that reads its arguments."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         symbol = kwargs["symbol"] if "symbol" in kwargs else kwargs.get("symbol")
@@ -107,7 +107,7 @@ class Counting:
 
 @attrs.frozen
 class Slotted:
-    """The same, with slots."""
+    """The same class with slots."""
 
     function: Callable[..., Any]
 
@@ -145,7 +145,7 @@ HIDDEN = [
 
 
 def app_with(function: Any) -> App:
-    """An app with a resource, whose only handler is ``function``."""
+    """Return an app with a resource and the handler ``function``."""
     app = App()
 
     @app.resource
@@ -158,7 +158,7 @@ def app_with(function: Any) -> App:
 
 @pytest.mark.parametrize("decorate", DECORATORS)
 def test_a_wrapper_that_hides_a_capture_is_refused(decorate: Callable[..., Any]) -> None:
-    """I forgot functools.wraps: the error names the wrapper, the function, the line and the remedy."""
+    """The error for a missing functools.wraps names the wrapper, the function and the line."""
     with pytest.raises(SignatureError, match=r"hides the parameters of with_capture\(quote, symbol\)") as caught:
         app_with(decorate(with_capture)).compile()
     assert decorate.__name__ in str(caught.value)
@@ -168,21 +168,21 @@ def test_a_wrapper_that_hides_a_capture_is_refused(decorate: Callable[..., Any])
 
 @pytest.mark.parametrize("function", HIDDEN)
 def test_whatever_zroute_would_have_filled_is_missed(function: Callable[..., Any]) -> None:
-    """A name, a type, a class that the body is decoded into, and parameters that the call does not fit."""
+    """Hidden names, hidden types and parameters that do not fit the call are refused."""
     with pytest.raises(SignatureError, match=r"bare\.<locals>\.wrapper\(\) hides"):
         app_with(bare(function)).compile()
 
 
 @pytest.mark.parametrize("wrap", [partial, bare, lambda inner: functools.wraps(inner)(bare(inner))])
 def test_it_is_found_through_other_wrappers(wrap: Callable[..., Any]) -> None:
-    """Behind a partial, another such wrapper, and one with functools.wraps."""
+    """Wrappers are found behind partials and other wrappers."""
     function = wrap(bare(with_capture))
     with pytest.raises(SignatureError, match=r"bare\.<locals>\.wrapper\(\) hides the parameters of with_capture"):
         app_with(function).compile()
 
 
 def test_it_is_found_in_a_method() -> None:
-    """A decorated method, registered as the bound method."""
+    """A wrapper of a bound method is found."""
 
     class Desk:
         @bare
@@ -213,12 +213,12 @@ def with_default_only(quote: object = None) -> None: ...
     "function", [with_body, unannotated, with_number, with_rows, with_map, with_default, with_default_only]
 )
 def test_what_takes_just_a_body_works(decorate: Callable[..., Any], function: Callable[..., Any]) -> None:
-    """Where wraps would change nothing there is nothing to complain of."""
+    """A wrapper is accepted if functools.wraps would change nothing."""
     app_with(decorate(function)).compile()
 
 
 def test_with_wraps_everything_is_filled() -> None:
-    """The remedy helps."""
+    """With functools.wraps the handler is accepted."""
     got: list[Any] = []
 
     def on_quote(quote: Quote, symbol: str, database: Database) -> None:
@@ -231,7 +231,7 @@ def test_with_wraps_everything_is_filled() -> None:
 
 
 def test_a_wrapper_that_changes_the_arguments_is_left_alone() -> None:
-    """It may know what it does: what it adds, converts or replaces is its own matter."""
+    """A wrapper that changes its arguments is not checked."""
 
     def adding(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: function(*args, "symbol")
@@ -285,7 +285,7 @@ def test_a_wrapper_that_changes_the_arguments_is_left_alone() -> None:
 
 
 def test_a_wrapper_with_parameters_of_its_own_is_taken_as_it_is() -> None:
-    """Its own annotations count: what it calls is not looked at, and gets what it passes on."""
+    """A wrapper with its own parameters is planned by them."""
 
     def named(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(message: Any) -> Any:
@@ -303,7 +303,7 @@ def test_a_wrapper_with_parameters_of_its_own_is_taken_as_it_is() -> None:
 
 
 def test_a_helper_that_is_given_the_body_is_no_handler() -> None:
-    """A function that makes a class of the untyped body gets what it wants."""
+    """A wrapper that converts the untyped body is accepted."""
 
     def make(body: dict[str, Any]) -> Quote:
         return Quote(**body)
@@ -317,7 +317,7 @@ def test_a_helper_that_is_given_the_body_is_no_handler() -> None:
 
 
 def test_where_nothing_can_be_told_nothing_is_said() -> None:
-    """No source, an annotation that exists for checkers only, a class, a Mock, a variable not assigned yet."""
+    """Wrappers that cannot be analysed are accepted."""
     names: dict[str, Any] = {"with_capture": with_capture}
     exec("def make(f):\n    return lambda *args: f(*args)\nhidden = make(with_capture)", names)
 
@@ -337,7 +337,7 @@ def test_where_nothing_can_be_told_nothing_is_said() -> None:
 
 
 def test_timers_resources_and_hooks_are_looked_at_too() -> None:
-    """They are filled by types, and so their wrappers must not hide these."""
+    """Wrappers of hooks must not hide parameters that are filled by type."""
 
     def tick(database: Database) -> None: ...
     def idle(step: int = 1) -> None: ...

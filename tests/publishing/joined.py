@@ -1,4 +1,4 @@
-"""An app that publishes to a real socket, in a reactor that stands still, and a subscriber that has joined."""
+"""An app that publishes to a real socket in a stopped reactor, with one joined subscriber."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDRESS = "inproc://paths"
 
 @attrs.frozen
 class Frame:
-    """A frame as a subscriber read it."""
+    """A frame that the subscriber has received."""
 
     topic: str
     header: Header
@@ -31,7 +31,7 @@ class Frame:
 
 
 class Running:
-    """The app's service, and the subscriber's socket."""
+    """The app's service and the subscriber's socket."""
 
     def __init__(self, app: App, context: zmq.Context[Any], room: int = 0) -> None:
         self.clock = StillReactor()
@@ -45,7 +45,7 @@ class Running:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What is kept, by topic."""
+        """The kept messages, by topic."""
         messages = self.service._run._publisher.session.kept.messages  # type: ignore[union-attr]
         return {topic.decode(): json.loads(body) for topic, (_, _, body, _, _) in messages.items()}
 
@@ -54,7 +54,7 @@ class Running:
         self.clock.advance(0)
 
     def read(self) -> list[Frame]:
-        """All messages that arrived."""
+        """Return all messages that have arrived."""
         found = []
         while self.sub.poll(0):
             topic, _, rest = self.sub.recv().partition(NUL)
@@ -68,7 +68,10 @@ class Running:
 
 @contextmanager
 def joined(app: App, context: zmq.Context[Any], room: int = 0) -> Iterator[Running]:
-    """``app`` while it runs; ``context`` is the one it was made with, ``room`` is for messages (0: any number)."""
+    """Run ``app`` with a joined subscriber.
+
+    ``context`` is the ZeroMQ context of the app. ``room`` is the size of the queues in messages; 0 is unlimited.
+    """
     run = Running(app, context, room)
     try:
         yield run

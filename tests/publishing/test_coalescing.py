@@ -1,4 +1,4 @@
-"""Coalescing: what is published close together travels together, and nobody waits who comes alone."""
+"""Coalescing: messages in one turn share a frame, and a single message has no delay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A, B = b"a", b"b"
 
 
 class Publisher:
-    """A coalescer on a clock; `went` holds what was sent, each frame as (topic, codec, bodies)."""
+    """A coalescer on a test clock; `went` has the sent frames as (topic, codec, bodies)."""
 
     def __init__(self, *, limit: int = 1 << 20, waits: bool = False) -> None:
         self.clock, self.stats = Clock(), Stats()
@@ -81,17 +81,17 @@ class Publisher:
 
     @property
     def bodies(self) -> list[bytes]:
-        """All that went, in order."""
+        """Return all sent messages in order."""
         return [body for _, _, bodies in self.went for body in bodies]
 
 
 def publish(emit: Emit, *bodies: bytes, topic: bytes = A, codec: int = 2) -> list[Awaitable[None]]:
-    """All of them, one after the other."""
+    """Return the messages of all frames in order."""
     return [emit(topic, codec, body, None) for body in bodies]
 
 
 def test_the_first_goes_at_once_and_the_rest_at_the_end_of_the_turn() -> None:
-    """A message that comes alone is as early as ever; those that follow in the same turn are one frame."""
+    """The first message is sent at once; the others of the same turn share one frame."""
     publisher = Publisher()
     emit = publisher.together()
     assert publish(emit, b"1") == [DONE]
@@ -108,7 +108,7 @@ def test_the_first_goes_at_once_and_the_rest_at_the_end_of_the_turn() -> None:
 
 
 def test_topics_do_not_hold_each_other() -> None:
-    """Each topic has a first message of its own, and a frame of its own."""
+    """Each topic has its own first message and its own frame."""
     publisher = Publisher()
     emit = publisher.together()
     publish(emit, b"1", b"2", b"3")
@@ -119,7 +119,7 @@ def test_topics_do_not_hold_each_other() -> None:
 
 
 def test_with_seconds_they_are_held_for_so_long() -> None:
-    """I give up some latency: what comes within them, also in later turns, is one frame."""
+    """With seconds=, messages of several turns share one frame."""
     publisher = Publisher()
     emit = publisher.together(seconds=0.0625)
     publish(emit, b"1", b"2")
@@ -132,7 +132,7 @@ def test_with_seconds_they_are_held_for_so_long() -> None:
 
 
 def test_publications_with_windows_of_their_own() -> None:
-    """One holds for a turn and one for 10 ms; each topic goes at the end of its own."""
+    """Windows of different lengths end independently."""
     publisher = Publisher()
     publish(publisher.together(seconds=0.01), b"1", b"2")
     publish(publisher.together(), b"3", b"4", topic=B)
@@ -143,7 +143,7 @@ def test_publications_with_windows_of_their_own() -> None:
 
 
 def test_so_many_messages_are_a_frame_before_the_turn_ends() -> None:
-    """A burst goes out while it is published, 100 at a time by default, and memory stays small."""
+    """A burst is sent during publishing, 100 messages at a time, so memory stays small."""
     publisher = Publisher()
     publish(publisher.together(), *(b"%d" % number for number in range(2 * COALESCED + 11)))
     assert [len(bodies) for _, _, bodies in publisher.went] == [1, COALESCED, COALESCED]
@@ -153,7 +153,7 @@ def test_so_many_messages_are_a_frame_before_the_turn_ends() -> None:
 
 
 def test_so_many_bytes_are_a_frame_too() -> None:
-    """64,000 bytes travel in one frame; the message that would be too much for it begins the next."""
+    """A frame has up to 64,000 bytes; a message that does not fit begins the next frame."""
     publisher = Publisher()
     half = b"x" * (COALESCED_BYTES // 2)
     publish(publisher.together(), b"1", half, half, half, b"2")
@@ -162,7 +162,7 @@ def test_so_many_bytes_are_a_frame_too() -> None:
 
 
 def test_a_large_message_goes_alone_and_in_its_place() -> None:
-    """What is larger than a frame of many never waits, and does not pass what was published before it."""
+    """A message over the limit is sent at once, after the held messages."""
     publisher = Publisher()
     large = b"x" * (COALESCED_BYTES + 1)
     publish(publisher.together(), b"1", b"2", large, b"3", b"4")
@@ -171,7 +171,7 @@ def test_a_large_message_goes_alone_and_in_its_place() -> None:
 
 
 def test_another_codec_begins_another_frame() -> None:
-    """All messages of a frame are in one codec."""
+    """A message in another codec begins a new frame."""
     publisher = Publisher()
     emit = publisher.together()
     publish(emit, b"1", b"2", b"3")
@@ -182,7 +182,7 @@ def test_another_codec_begins_another_frame() -> None:
 
 
 def test_a_message_with_headers_travels_alone_and_in_its_place() -> None:
-    """Headers belong to one message: it has a frame of its own, and what is held goes before it."""
+    """A message with headers has its own frame, after the held messages."""
     publisher = Publisher()
     emit = publisher.together()
     publish(emit, b"1", b"2")
@@ -194,7 +194,7 @@ def test_a_message_with_headers_travels_alone_and_in_its_place() -> None:
 
 
 def test_what_travels_alone_never_passes_what_is_held() -> None:
-    """A publication that does not coalesce, on the topic of one that does: the order is that of publishing."""
+    """A publication without coalescing on a shared topic keeps the order."""
     publisher = Publisher()
     together, alone = publisher.together(), publisher.coalescer.alone(publisher.emit)
     publish(alone, b"0")
@@ -207,7 +207,7 @@ def test_what_travels_alone_never_passes_what_is_held() -> None:
 
 
 def test_a_message_that_is_refused_leaves_what_is_held() -> None:
-    """An error is raised at the publish that made it; the others travel as if it had never been."""
+    """publish raises the error of its own message, and the other messages are sent."""
     publisher = Publisher(limit=10)
     emit = publisher.together()
     for bodies in ([b"x" * 11], [b"1", b"2", b"3"]):
@@ -226,7 +226,7 @@ def test_a_message_that_is_refused_leaves_what_is_held() -> None:
 
 
 def test_a_message_that_is_refused_opens_no_window() -> None:
-    """The first message of a topic that is too large leaves no timer, and the next one goes at once."""
+    """If the first message is refused, no window opens."""
     publisher = Publisher(limit=10)
     emit = publisher.together()
     with pytest.raises(EncodeError):
@@ -238,7 +238,7 @@ def test_a_message_that_is_refused_opens_no_window() -> None:
 
 @pytest.mark.parametrize("form", ["first", "held", "alone"])
 def test_another_thread_is_refused_before_anything_is_touched(form: str) -> None:
-    """Publishing from a thread raises, and sends and schedules nothing there: the socket is the reactor's."""
+    """Publishing from a thread raises an error and sends nothing."""
     publisher = Publisher()
     emit, alone = publisher.together(), publisher.coalescer.alone(publisher.emit)
     if form != "first":
@@ -259,7 +259,7 @@ def test_another_thread_is_refused_before_anything_is_touched(form: str) -> None
 
 
 def test_who_awaits_does_not_wait_for_the_end_of_the_turn() -> None:
-    """With overflow="wait" all that travel together share one awaitable, and to await it sends them."""
+    """With overflow="wait" the messages of a frame share one awaitable; awaiting it sends them."""
     publisher = Publisher(waits=True)
     first, second, third = publish(publisher.together(seconds=1.0), b"1", b"2", b"3")
     assert first is DONE
@@ -276,7 +276,7 @@ async def _await(sent: Awaitable[None]) -> None:
 
 
 def test_who_awaits_each_message_may_publish_the_next_at_once() -> None:
-    """Two coroutines that await each of their messages, in two codecs: nothing is lost, mixed or sent twice."""
+    """Two coroutines that await each message in different codecs lose and repeat no message."""
     publisher = Publisher(waits=True)
     emit = publisher.together(messages=2)
 
@@ -296,7 +296,7 @@ def test_who_awaits_each_message_may_publish_the_next_at_once() -> None:
 
 
 def test_no_more_is_held_than_may_wait() -> None:
-    """While subscribers have no room, a publish that would be too much is refused, and what is held stays."""
+    """If the queue is full, publish refuses the message and the held messages stay."""
     publisher = Publisher(waits=True)
     publisher.room = 2
     emit = publisher.together()
@@ -310,7 +310,7 @@ def test_no_more_is_held_than_may_wait() -> None:
 
 
 def test_messages_that_are_kept_say_so_whoever_opened_the_frame() -> None:
-    """keep="last" holds for a message that travels behind those of another publication."""
+    """keep="last" keeps a message that shares a frame with those of another publication."""
     publisher = Publisher()
     emit = publisher.together()
     kept = publisher.coalescer.kept(emit)
@@ -326,7 +326,7 @@ def test_messages_that_are_kept_say_so_whoever_opened_the_frame() -> None:
 
 
 def test_at_the_end_all_that_is_held_is_sent_and_nothing_is_held_any_more() -> None:
-    """A stop sends what waits for its turn, leaves no timer, and what is published behind it goes at once."""
+    """A stop sends the held messages, leaves no timer, and later messages are sent at once."""
     publisher = Publisher()
     turn, window = publisher.together(), publisher.together(seconds=0.5)
     publish(turn, b"1", b"2")
@@ -354,7 +354,7 @@ ACTIONS = st.lists(
 
 @given(ACTIONS)
 def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tuple[str, bytes, int, int]]) -> None:
-    """However publications, codecs, sizes and pauses mix, each topic's messages are sent as they were published."""
+    """Each topic keeps its order for any mix of publications, codecs, sizes and pauses."""
     publisher = Publisher()
     together = publisher.together(messages=4)
     emits = {
@@ -381,7 +381,7 @@ def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tu
     assert not publisher.clock.getDelayedCalls()
 
 
-# -- how it is asked for ---------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_whatever_is_published_all_of_it_goes_once_and_in_order(actions: list[tu
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
-    """An hour of holding back, or frames of one message, are a mistake, and an error where I write it."""
+    """The error for a Coalesce out of range names the value and the line."""
     with pytest.raises(SignatureError, match=rf"test_coalescing.*coalesce=Coalesce\(.*\): .*{next(iter(how))}"):
         App(coalesce=Coalesce(**how))
     with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce="):
@@ -406,7 +406,7 @@ def test_numbers_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("coalesce", [1, 0.01, "yes"])
 def test_anything_but_true_false_and_coalesce_is_refused(coalesce: Any) -> None:
-    """The error says what may stand there, and which line it is about."""
+    """The error for an invalid coalesce= names the valid values and the line."""
     with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce=.*Coalesce\(seconds=…, messages=…\)"):
         App(coalesce=coalesce)
     with pytest.raises(SignatureError, match=r"test_coalescing.*coalesce="):
@@ -425,7 +425,7 @@ def test_anything_but_true_false_and_coalesce_is_refused(coalesce: Any) -> None:
     ],
 )
 def test_a_publication_says_it_for_itself(of_app: Any, own: Any, expected: Coalesce | None) -> None:
-    """App(coalesce=…) is for all publishers and for app.publish; one of them may say otherwise."""
+    """App(coalesce=…) is the default of publishers, and each may override it."""
     app = App(coalesce=of_app)
     publication = app.publisher("a", int, coalesce=own)
     assert app.compile().choices.coalesces(publication) == expected
@@ -433,7 +433,7 @@ def test_a_publication_says_it_for_itself(of_app: Any, own: Any, expected: Coale
 
 
 def test_with_overflow_raise_it_is_an_error_that_names_the_line() -> None:
-    """A publish that raises where a subscriber has no room can't be one that is sent later: said before any start."""
+    """coalesce with overflow="raise" is refused at compile time."""
     app = App(overflow="raise")
     app.publisher("a", int)
     app.publisher("b", int, coalesce=True)

@@ -1,4 +1,4 @@
-"""Names of publishers: unique among those that are alive, the same in the next run."""
+"""Names of publishers: unique, and equal in the next run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ sys.stdin.readline()
 
 @pytest.fixture
 def app() -> str:
-    """A name that no app on this machine has."""
+    """Return a name that no other app on this machine has."""
     return f"sensor-{secrets.token_hex(8)}"
 
 
 @contextmanager
 def numbered(app: str, *numbers: str) -> Iterator[list[Instance]]:
-    """So many instances, which got these numbers."""
+    """Hold instances with these numbers."""
     instances = [Instance(app) for _ in numbers]
     try:
         assert [str(each) for each in instances] == list(numbers)
@@ -49,7 +49,7 @@ def numbered(app: str, *numbers: str) -> Iterator[list[Instance]]:
 
 @linux
 def test_the_lowest_free_number_is_taken(app: str) -> None:
-    """Two runs in one process differ; the next run has the number of the one that has ended."""
+    """Two runs in one process differ; the next run reuses the number of an ended run."""
     with numbered(app, "#1", "#2", "#3") as (_, second, _):
         with numbered(f"{app}x", "#1"):
             second.release()
@@ -60,7 +60,7 @@ def test_the_lowest_free_number_is_taken(app: str) -> None:
 
 @linux
 def test_the_number_of_a_process_that_was_killed_is_free(app: str) -> None:
-    """While it lives nobody else has it; SIGKILL frees it, and the next run has the same."""
+    """A number is exclusive until its process ends, even by SIGKILL."""
     for _ in range(2):
         with Child("-c", HOLDER, app) as child:
             child.line_with("#1")
@@ -73,13 +73,13 @@ def test_the_number_of_a_process_that_was_killed_is_free(app: str) -> None:
 
 @linux
 def test_another_program_that_was_started_does_not_hold_the_number(app: str) -> None:
-    """A child that outlives its parent, or was given all its descriptors, inherits no number."""
+    """A child process with all descriptors of its parent does not keep the number."""
     with numbered(app, "#1"):
         program = [sys.executable, "-c", "print('here', flush=True); input()"]
         child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
     try:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"here\n"  # the kernel closes descriptors in the middle of an exec
+        assert child.stdout.readline() == b"here\n"  # the kernel closes descriptors during exec
         with numbered(app, "#1"):
             pass
     finally:
@@ -88,7 +88,7 @@ def test_another_program_that_was_started_does_not_hold_the_number(app: str) -> 
 
 @linux
 def test_a_forked_child_does_not_hold_the_number_and_takes_one_of_its_own(app: str) -> None:
-    """The parent keeps its number while it lives, and frees it although the child lives on."""
+    """A forked child does not keep the number of its parent, and takes its own."""
     program = HOLDER + (
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -108,7 +108,7 @@ def test_a_forked_child_does_not_hold_the_number_and_takes_one_of_its_own(app: s
 
 
 def test_without_numbers_the_process_identifies_a_run(app: str) -> None:
-    """On other systems it is the pid, and two runs in one process differ still."""
+    """Without abstract sockets the name has the pid, and two runs in one process differ."""
     first, second = Instance(app, 0), Instance(app, 0)
     other = Instance(f"{app}x", 0)
     assert [str(first), str(second)] == [f"pid {os.getpid()}", f"pid {os.getpid()}.2"]
@@ -122,7 +122,7 @@ def test_without_numbers_the_process_identifies_a_run(app: str) -> None:
 
 @linux
 def test_when_all_numbers_are_taken_the_process_identifies_a_run(app: str) -> None:
-    """The bound is a bound of work, not of apps."""
+    """Beyond the maximum of numbers, the name has the pid."""
     with numbered(app, "#1", "#2"):
         further = Instance(app, 2)
         assert str(further) == f"pid {os.getpid()}"
@@ -130,7 +130,7 @@ def test_when_all_numbers_are_taken_the_process_identifies_a_run(app: str) -> No
 
 
 def endpoints(*texts: str) -> tuple[Endpoint, ...]:
-    """What an app publishes to."""
+    """Return the endpoints of an app."""
     return parse_endpoints(texts, bind=True)
 
 
@@ -144,19 +144,19 @@ def endpoints(*texts: str) -> tuple[Endpoint, ...]:
     ],
 )
 def test_an_app_that_binds_is_known_by_its_addresses(app: str, given: list[str], bound: list[str], name: str) -> None:
-    """Nobody else on this host can bind them, so it needs no number."""
+    """A publisher with bound addresses needs no number."""
     assert publisher_name(app, endpoints(*given), bound) == (f"{app}@{HOST} {name}", None)
 
 
 def test_an_app_that_only_connects_inside_its_process_has_no_name(app: str) -> None:
-    """No other process can be taken for it."""
+    """A publisher that only connects to inproc has no name."""
     assert publisher_name(app, endpoints("connect:inproc://a"), []) == ("", None)
 
 
 @linux
 @pytest.mark.parametrize("given", [["connect:tcp://sink:5555"], ["inproc://a", "connect:ipc:///run/a"]])
 def test_an_app_that_connects_has_a_number(app: str, given: list[str]) -> None:
-    """Also where it binds addresses inside of its process, which another process can have too."""
+    """A publisher that connects has a number, even if it also binds inproc."""
     bound = [endpoint.address for endpoint in endpoints(*given) if endpoint.bind]
     name, instance = publisher_name(app, endpoints(*given), bound)
     assert instance is not None
@@ -166,7 +166,7 @@ def test_an_app_that_connects_has_a_number(app: str, given: list[str]) -> None:
 
 @linux
 def test_a_long_name_is_cut_before_its_number() -> None:
-    """What tells two publishers apart always has room on the wire."""
+    """A long app name is shortened so that the identity fits the wire."""
     long = f"{secrets.token_hex(8)}{'ü' * 300}"
     made = [publisher_name(long, endpoints("connect:tcp://sink:1"), []) for _ in range(2)]
     for _, instance in made:
@@ -179,7 +179,7 @@ def test_a_long_name_is_cut_before_its_number() -> None:
 
 @linux
 def test_nothing_can_be_sent_to_the_socket_that_holds_a_number(app: str) -> None:
-    """It is a name only: a stranger who connects to it is refused."""
+    """The socket of a number refuses connections."""
     with (
         numbered(app, "#1"),
         closing(socket.socket(socket.AF_UNIX)) as stranger,

@@ -1,4 +1,4 @@
-"""keep="last": who joins late gets the latest message of each topic, once, before newer ones."""
+"""keep="last": a new subscriber receives the latest message of each topic once, first."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from zroute.publishing.retained import LastValue, LastValueCache
 
 
 def marker(subscriber: int, attempt: int, *wanted: bytes) -> Marker:
-    """One of a subscriber's markers."""
+    """Return a marker of a subscriber."""
     return parse_marker(pack_marker(subscriber << 16 | attempt, wanted))
 
 
 def last(value: int) -> tuple[int, bytes, None, int]:
-    """A message: codec, body, headers, and when it was sent."""
+    """Return the arguments of a kept message: codec, body, headers and time."""
     return 1, b"%d" % value, None, value
 
 
 @attrs.define
 class Sent:
-    """What subscribers were sent; no more than ``room`` frames."""
+    """The messages sent to subscribers, at most ``room`` frames."""
 
     clock: Clock = attrs.field(factory=Clock)
     got: list[tuple[int, int, bytes, int | None]] = attrs.field(factory=list)
@@ -41,19 +41,19 @@ class Sent:
     said: int = 0
 
     def send(self, to: Marker, number: int, topic: bytes, message: LastValue | None) -> bool:
-        """See `zroute.publishing.retained.Send`."""
+        """Send a message, as `zroute.publishing.retained.Send`."""
         if len(self.got) < self.room:
             self.got.append((to.subscriber, number, topic, message and message.sent_at))
             return True
         return False
 
     def say(self) -> None:
-        """Too much is kept."""
+        """Record that the cache is full."""
         self.said += 1
 
 
 def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> None:
-    """Numbered from 1, nothing of others' topics, and only the newest of each."""
+    """A join receives the latest message of each of its topics, numbered from 1."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x", b"a.x"]):
@@ -65,7 +65,7 @@ def test_who_joins_is_given_the_latest_of_what_it_wants_and_told_the_end() -> No
 
 
 def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -> None:
-    """The subscriber gets it in the stream; an older one must not come behind it."""
+    """A newer message arrives directly, so the older one is not sent after it."""
     sent = Sent(room=1)
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
@@ -78,7 +78,7 @@ def test_a_newer_message_takes_the_place_of_a_kept_one_that_was_not_sent_yet() -
 
 
 def test_who_asks_again_is_given_nothing_twice() -> None:
-    """A new marker of the same subscriber goes on where the one before was, and adds what is new in it."""
+    """A new marker continues the walk of the previous one and adds its new topics."""
     sent = Sent(room=1)
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y", b"b.x"]):
@@ -95,7 +95,7 @@ def test_who_asks_again_is_given_nothing_twice() -> None:
 
 
 def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
-    """All of 20,000 topics was given before; a walk past them takes five turns, and it asks again in each third."""
+    """A subscriber that repeats its request during a long walk still reaches the end."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(20_000):
@@ -110,7 +110,7 @@ def test_who_asks_again_and_again_is_told_the_end_all_the_same() -> None:
 
 
 def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
-    """Behind the end of the walk that was under way: a proxy may have dropped its subscription until then."""
+    """A repeated request sends messages that were kept since the first request."""
     sent = Sent(room=1)
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number, topic in enumerate([b"a.x", b"a.y"]):
@@ -127,7 +127,7 @@ def test_who_asks_for_the_same_again_is_given_what_was_kept_meanwhile() -> None:
 
 @pytest.mark.parametrize(("seconds", "times"), [(0.01, 2), (6.0, 1)])
 def test_what_was_sent_to_a_marker_that_is_withdrawn_at_once_is_sent_again(seconds: float, times: int) -> None:
-    """libzmq sends old markers again with a new connection. The subscriber has withdrawn them: it drops the answers."""
+    """Messages sent to an old marker that libzmq has repeated are sent again."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
@@ -142,7 +142,7 @@ def test_what_was_sent_to_a_marker_that_is_withdrawn_at_once_is_sent_again(secon
 
 
 def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
-    """Two subscribers and 1,000 topics: neither waits for the other, and each turn is short."""
+    """Two subscribers to 1,000 topics are served side by side in short turns."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(1000):
@@ -162,7 +162,7 @@ def test_many_who_join_are_served_in_turn_a_little_at_a_time() -> None:
 
 
 def test_who_has_gone_is_given_nothing() -> None:
-    """A withdrawn marker ends it, and at the end no timer is left."""
+    """A withdrawn marker ends the walk and leaves no timer."""
     sent = Sent(room=0)
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     kept.keep(b"a", *last(1))
@@ -176,7 +176,7 @@ def test_who_has_gone_is_given_nothing() -> None:
 
 
 def test_what_is_kept_is_bounded_and_it_is_said() -> None:
-    """Over the bound the oldest topic is given up."""
+    """Beyond the maximum the oldest topic is dropped."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     for number in range(KEPT_MAX + 5):
@@ -189,13 +189,13 @@ def test_what_is_kept_is_bounded_and_it_is_said() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["keep", "join", "room", "full", "tick"]), st.integers(0, 3)), max_size=60))
 def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(steps: list[tuple[str, int]]) -> None:
-    """Against a record of what was published and when each subscriber joined."""
+    """For random joins and messages, no topic arrives twice or after a newer message."""
     sent = Sent()
     kept = LastValueCache(sent.clock, sent.send, sent.say)
     wanted = [b"a", b"b", b"c", b"d"]
     published: dict[bytes, int] = {}
     joined: dict[int, int] = {}
-    stream: list[tuple[int, bytes, int]] = []  # of live messages, as (how many frames were sent before, topic, time)
+    stream: list[tuple[int, bytes, int]] = []  # live messages as (number of frames sent before, topic, time)
     for now, (what, number) in enumerate(steps):
         if what == "keep":
             kept.keep(wanted[number], *last(now))
@@ -212,7 +212,7 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
     sent.clock.advance(1)
     for subscriber, since in joined.items():
         given_it = [(at, topic, time) for at, (to, _, topic, time) in enumerate(sent.got) if to == subscriber and topic]
-        for topic in wanted:  # who asks again is given only what is newer
+        for topic in wanted:  # a repeated request receives newer messages only
             times = [time for _, each, time in given_it if each == topic]
             assert times == sorted(set(times))  # type: ignore[type-var]
         for at, topic, time in given_it:
@@ -223,7 +223,7 @@ def test_whatever_happens_each_topic_comes_once_and_never_behind_a_newer_one(ste
 
 @pytest_twisted.ensureDeferred
 async def test_who_joins_a_stream_gets_no_message_twice(tmp_path: Path) -> None:
-    """A message that came while I was joining is the latest, too: it is not given to me again."""
+    """A message that arrives during the join is not sent again."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher = App(pub=endpoint)
     prices = publisher.publisher("prices.{symbol}", int, keep="last")
@@ -246,7 +246,7 @@ async def test_who_joins_a_stream_gets_no_message_twice(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_attached_later_is_given_what_is_kept_of_it(tmp_path: Path) -> None:
-    """Also where my subscriptions are too many to name, and where I had it before and was away meanwhile."""
+    """An attached route receives kept messages, also when it is attached again."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader = App(pub=endpoint), App(sub=endpoint)
     prices = publisher.publisher("prices.{symbol}", int, keep="last")
@@ -263,7 +263,7 @@ async def test_what_is_attached_later_is_given_what_is_kept_of_it(tmp_path: Path
         assert await box.until(1) == [1]
         attached.close()
         await reader.ready(1, timeout=PATIENCE)
-        publisher.publish("prices.late", 2)  # by whomever: it is the latest of its topic
+        publisher.publish("prices.late", 2)  # the latest of its topic, from any publisher
         reader.attach("prices.late", box.put)
         assert await box.until(2) == [1, 2]
         await reader.ready(1, timeout=PATIENCE)
@@ -275,7 +275,7 @@ async def test_what_is_attached_later_is_given_what_is_kept_of_it(tmp_path: Path
 async def test_a_late_reader_gets_the_latest_price_of_each_symbol_and_then_the_stream(
     tmp_path: Path, overflow: Any
 ) -> None:
-    """Marked as kept, with headers and topic; one who was there before gets nothing twice."""
+    """A kept message has topic, headers and mark; only new subscribers get it."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher = App(pub=endpoint, overflow=overflow)
     early, late = App(sub=endpoint), App(sub=endpoint)
@@ -311,7 +311,7 @@ async def test_a_late_reader_gets_the_latest_price_of_each_symbol_and_then_the_s
 
 
 def test_a_wire_that_can_not_bring_it_is_refused_at_my_line() -> None:
-    """keep needs the tracked wire; and there is one way to keep."""
+    """keep= is refused on other wires and with other values."""
     app = App(pub="tcp://127.0.0.1:1", wire="plain")
     app.publisher("a.{b}", int, keep="last")
     with pytest.raises(SignatureError, match=r"test_kept\.py:\d+: keep='last' needs wire='tracked'"):

@@ -1,4 +1,4 @@
-"""Limits and what holds them, without sockets: budgets, refusals, allowances, and names in order."""
+"""Limits without sockets: budgets, refusals, allowances and sorted names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = [b"", b"x"]  # a summary of all subscriptions
 
 @pytest.mark.parametrize("most", [0, 4095, -1, 4096.0, "1 MiB", None, True])
 def test_a_limit_that_is_none_is_refused_at_my_line(most: Any) -> None:
-    """The error names the parameter, what it may be, and where I have written it."""
+    """The error for an invalid limit names the parameter, the valid values and the line."""
     with pytest.raises(SignatureError, match=r"test_limits\.py:\d+: max_subscription_bytes=.*4,096 or more") as caught:
         App(limits=Limits(max_subscription_bytes=most))
     assert caught.value.parameter == "max_subscription_bytes"
@@ -36,7 +36,7 @@ def test_a_limit_that_is_none_is_refused_at_my_line(most: Any) -> None:
 
 
 def test_limits_are_given_by_name_and_do_not_change() -> None:
-    """The default is 1 MiB; an app in a test takes them, too."""
+    """The default limit is 1 MiB, and TestApp accepts limits."""
     assert App().limits == Limits() == Limits(max_subscription_bytes=1 << 20)
     with pytest.raises(TypeError):
         Limits(4096)  # type: ignore[misc]
@@ -48,7 +48,7 @@ def test_limits_are_given_by_name_and_do_not_change() -> None:
 
 
 def test_a_prefix_is_on_the_account_of_the_connection_that_asked_first() -> None:
-    """Until it is not live any more; a short one costs 20 bytes, and one over inproc is on no account."""
+    """An active subscription uses at least 20 bytes of the budget; inproc uses none."""
     budgets = Budgets()
     assert budgets.add(b"a" * 30, 1) == 30
     assert budgets.add(b"b", 1) == 50
@@ -66,7 +66,7 @@ def test_a_prefix_is_on_the_account_of_the_connection_that_asked_first() -> None
 
 
 def test_an_endpoint_is_left_alone_when_it_ends_connections_soon_and_again() -> None:
-    """After the second within 10 seconds; then for longer each time, up to 30 seconds."""
+    """The second refusal within 10 seconds starts pauses that grow to 30 seconds."""
     refusals = Refusals()
     pauses = []
     now = 0.0
@@ -77,7 +77,7 @@ def test_an_endpoint_is_left_alone_when_it_ends_connections_soon_and_again() -> 
         now += 1 + pauses[-1]
     assert pauses == [0, 1, 2, 4, 8, 16, 30, 30]
     refusals.began("a", now)
-    assert refusals.ended("a", now + 60) == 0  # it has lived: all is well again
+    assert refusals.ended("a", now + 60) == 0  # the connection was stable, so the pauses start over
     refusals.attempted("a")
     refusals.began("a", now + 61)
     assert refusals.ended("a", now + 62) == 0
@@ -85,7 +85,7 @@ def test_an_endpoint_is_left_alone_when_it_ends_connections_soon_and_again() -> 
 
 @pytest.mark.parametrize(("attempts", "between"), [(2, 0.3), (5, 3.0), (1, 12.0), (0, 1.0)])
 def test_a_publisher_that_is_started_again_is_connected_to_at_once(attempts: int, between: float) -> None:
-    """It can't be connected to for a while, or it has been long ago, or libzmq has ended the connection itself."""
+    """A connection that ends because the publisher restarts is not a refusal."""
     refusals = Refusals()
     refusals.began("a", 0.0)
     assert refusals.ended("a", 1.0) == 0
@@ -96,7 +96,7 @@ def test_a_publisher_that_is_started_again_is_connected_to_at_once(attempts: int
 
 
 def test_an_allowance_is_there_again_after_its_period() -> None:
-    """By a timer, so that a slow turn does not get more; what was not spent is not added."""
+    """A timer renews the allowance, and unused units expire."""
     clock, renewed = Clock(), list[int]()
     allowance = Allowance(clock, 10, 0.5, lambda: renewed.append(allowance.left))
     assert not clock.getDelayedCalls()
@@ -111,7 +111,7 @@ def test_an_allowance_is_there_again_after_its_period() -> None:
 
 
 def test_a_piece_of_work_that_is_larger_than_an_allowance_is_paid_for_later() -> None:
-    """20 times the amount: nothing more is done for 20 periods, however often it is asked for."""
+    """Work of 20 times the allowance uses up 20 periods."""
     clock, renewed = Clock(), list[int]()
     allowance = Allowance(clock, 10, 0.5, lambda: renewed.append(allowance.left))
     allowance.spend(205)
@@ -134,7 +134,7 @@ NAMES = st.binary(max_size=3)
 def test_names_are_found_by_their_prefixes_in_order(
     steps: list[tuple[bool, bytes]], asked: set[bytes], prefixes: list[bytes], after: bytes | None
 ) -> None:
-    """As a search through a set finds them, whatever was added and removed before."""
+    """Ordered finds the same names as a search through a set, for random changes."""
     ordered, known = Ordered(), set[bytes]()
     for adds, name in steps:
         if name in known and not adds:
@@ -150,7 +150,7 @@ def test_names_are_found_by_their_prefixes_in_order(
 
 
 class Compared(bytes):
-    """A name that counts how often names were compared."""
+    """A name that counts comparisons."""
 
     times = 0
 
@@ -162,7 +162,7 @@ class Compared(bytes):
 
 
 def test_names_that_come_and_go_cost_nothing_until_they_are_asked_for() -> None:
-    """One comes and one goes, 10,000 times: nothing is searched or moved, and nothing piles up."""
+    """10,000 additions and removals compare no names before the next search."""
     ordered = Ordered()
     names = [Compared(b"%06d" % number) for number in range(11_000)]
     for name in names[:1000]:
@@ -178,7 +178,7 @@ def test_names_that_come_and_go_cost_nothing_until_they_are_asked_for() -> None:
 
 
 def ending(clock: Clock, sent: list[bytes], many: int = 2000) -> PublisherSession:
-    """The publishing end of an app with ``many`` subscriptions; what it sends goes to ``sent``."""
+    """Return a publisher's session with ``many`` subscriptions that sends to ``sent``."""
 
     def send(frame: bytes) -> bool:
         sent.append(frame)
@@ -192,12 +192,12 @@ def ending(clock: Clock, sent: list[bytes], many: int = 2000) -> PublisherSessio
 
 
 def test_many_markers_are_answered_a_little_at_a_time() -> None:
-    """100 subscribers that want all of 2,000 numbers: no turn answers more than three, and each is answered once."""
+    """100 large joins are answered once each, at most three in a turn."""
     clock, sent = Clock(), list[bytes]()
     end = ending(clock, sent)
     for number in range(1, 101):
         end.subscription(pack_marker(number << 16, ALL), True)
-        end.subscription(pack_marker(number << 16 | 1, ALL), True)  # only the newest of each waits
+        end.subscription(pack_marker(number << 16 | 1, ALL), True)  # only the newest marker of each subscriber waits
     per_turn = [len({frame.partition(b"\0")[0] for frame in sent})]
     while len({frame.partition(b"\0")[0] for frame in sent}) < 101:
         before = len(sent)
@@ -209,12 +209,12 @@ def test_many_markers_are_answered_a_little_at_a_time() -> None:
 
 
 def topics(sent: list[bytes]) -> list[bytes]:
-    """Who was answered, in order."""
+    """Return the answered subscribers in order."""
     return list(dict.fromkeys(frame.partition(b"\0")[0] for frame in sent))
 
 
 def test_a_ping_overtakes_200_joins() -> None:
-    """It is answered within two periods: its sender waits for 2 s only, and joins may take longer."""
+    """A ping is answered within two periods, before many joins."""
     clock, sent = Clock(), list[bytes]()
     end = ending(clock, sent)
     for number in range(1, 201):
@@ -228,7 +228,7 @@ def test_a_ping_overtakes_200_joins() -> None:
 
 
 def test_pings_hold_up_no_join_and_are_not_answered_once_they_are_withdrawn() -> None:
-    """Of 10,000 pings 5,000 are withdrawn; a join behind them is answered when 150 pings are."""
+    """A join is answered among 10,000 pings, and withdrawn pings are not answered."""
     clock, sent = Clock(), list[bytes]()
     end = ending(clock, sent)
     pings = [pack_ping(number << 16) for number in range(1, 10_001)]
@@ -248,7 +248,7 @@ def test_pings_hold_up_no_join_and_are_not_answered_once_they_are_withdrawn() ->
 
 
 def test_many_subscribers_are_told_goodbye_a_little_at_a_time() -> None:
-    """Each is told in each round, and no turn tells more than three."""
+    """Each subscriber receives a goodbye in each round, at most three in a turn."""
     clock, sent = Clock(), list[bytes]()
     end = ending(clock, sent)
     for number in range(1, 51):
@@ -269,7 +269,7 @@ def test_many_subscribers_are_told_goodbye_a_little_at_a_time() -> None:
 
 
 def test_large_goodbyes_are_told_one_in_each_period() -> None:
-    """A join of that size would be paid for by three periods; but a stop has no time, and nothing else is done."""
+    """A large goodbye does not use up the allowance of later periods."""
     clock, sent = Clock(), list[bytes]()
     end = ending(clock, sent, 12_000)
     for number in range(1, 21):

@@ -1,4 +1,4 @@
-"""Paths: whichever way a message goes out, its topic is kept, held, counted and ordered as its publishers said."""
+"""Paths: all paths keep, hold, count and order messages in the same way."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.stats import Stats
 
-# -- topics that several publish to ---------------------------------------------------------------------------
+# -- topics with several publishers ---------------------------------------------------------------------------
 
 TOPICS = ("a.b", "a.c", "d.b")
 
 
 @attrs.frozen
 class Setting:
-    """How an app and its publishers are set up: who coalesces, and what becomes of a full queue."""
+    """The options of an app and its publishers."""
 
     overflow: Overflow
     of_app: bool
@@ -43,7 +43,7 @@ class Setting:
 SETTINGS = st.builds(
     Setting, st.sampled_from(get_args(Overflow)), st.booleans(), st.tuples(*[st.sampled_from([None, False, True])] * 4)
 )
-"""Of four publishers: the one that keeps, one of a topic, one of many topics, and one of unrelated topics."""
+"""The publishers: one that keeps, one of a topic, one of many topics, and an unrelated one."""
 
 WHO = ("keeps", "one", "many", "unrelated", "app", "headers", "turn")
 ACTIONS = st.lists(st.tuples(st.sampled_from(WHO), st.sampled_from(TOPICS)), max_size=40)
@@ -53,10 +53,10 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(WHO), st.sampled_from(TOPICS)), max
 def test_whoever_publishes_a_topic_it_is_kept_held_counted_and_in_order(
     setting: Setting, actions: list[tuple[str, str]]
 ) -> None:
-    """A topic that is kept stays so for messages of any publisher, at once; what is held goes before what follows.
+    """The state of a topic affects the messages of all its publishers at once.
 
-    Each frame says whether its topic is kept, each message has its number, and the last one of a kept topic is the one
-    that is kept.
+    Each header says whether its topic is kept, each message has the next number, and the last message of a kept topic
+    is the kept one.
     """
     coalesces = setting.overflow != "raise"
     context: zmq.Context[Any] = zmq.Context()
@@ -114,7 +114,7 @@ def test_whoever_publishes_a_topic_it_is_kept_held_counted_and_in_order(
 @pytest.mark.parametrize("overflow", get_args(Overflow))
 @pytest.mark.parametrize("symbol", [None, "b"])
 def test_a_path_sees_at_once_that_its_topic_is_kept(overflow: Overflow, symbol: str | None) -> None:
-    """A publisher that has used a topic for long has its next message kept, once another one keeps it."""
+    """An established fast path notices that another publisher keeps its topic."""
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ADDRESS, codec="json", context=context, overflow=overflow)
     keeps = app.publisher("a.{x}", int, keep="last")
@@ -132,19 +132,19 @@ def test_a_path_sees_at_once_that_its_topic_is_kept(overflow: Overflow, symbol: 
 
 @attrs.frozen
 class Numbered:
-    """A message that names its topic."""
+    """A message with the capture of its topic."""
 
     number: int
     x: str = "b"
 
 
 MANY = 10_500
-"""More messages than a publisher's queue takes, which is 10,000."""
+"""More messages than fit into a publisher's queue of 10,000."""
 
 
 @attrs.frozen
 class Plain:
-    """A message that does not."""
+    """A message without the capture."""
 
     number: int
 
@@ -159,7 +159,7 @@ NAMED = pytest.mark.parametrize(
 def test_messages_without_room_wait_whatever_names_their_topic(
     pattern: str, kind: Any, captures: dict[str, str], keep: Literal["last"] | None
 ) -> None:
-    """With overflow="wait" the topic of a message that waits is the one it was published to, and order is kept."""
+    """With overflow="wait" a waiting message keeps its topic and its order."""
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ADDRESS, codec="json", context=context, overflow="wait")
     publication = app.publisher(pattern, kind, keep=keep)
@@ -181,7 +181,7 @@ def test_messages_without_room_wait_whatever_names_their_topic(
 def test_a_message_without_room_is_refused_whatever_names_its_topic(
     pattern: str, kind: Any, captures: dict[str, str]
 ) -> None:
-    """With overflow="raise" it is HighWaterMarkError, and what could not be sent has used up no number."""
+    """With overflow="raise" a refused message uses up no number."""
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ADDRESS, codec="json", context=context, overflow="raise")
     publication = app.publisher(pattern, kind)
@@ -196,7 +196,7 @@ def test_a_message_without_room_is_refused_whatever_names_its_topic(
 
 @pytest.mark.parametrize("options", [{"keep": "last"}, {"coalesce": True}])
 def test_only_topics_that_another_publisher_may_use_are_looked_up(options: dict[str, Any]) -> None:
-    """Patterns decide which paths have to look whether their topic is kept or held: others have nothing to ask."""
+    """Only paths whose patterns overlap check for kept and held topics."""
     app, queue = App(), SendQueue(clock := Clock(), limit=1000, timeout=30, lost=lambda *_: None)
     app.publisher("a.{x}", int, **options)
     plain = app.publisher("{y}.{x}", int)
@@ -229,7 +229,7 @@ def test_only_topics_that_another_publisher_may_use_are_looked_up(options: dict[
     ],
 )
 def test_patterns_overlap_if_they_have_a_topic_in_common(one: str, other: str, overlap: bool) -> None:
-    """Two publishers can only meet on a topic that can be made of both of their patterns."""
+    """Two patterns overlap if both can produce the same topic."""
     assert parse(one).overlaps(parse(other)) == overlap
     assert parse(other).overlaps(parse(one)) == overlap
 
@@ -245,7 +245,7 @@ CHANGES = st.lists(
 
 
 def session(clock: Clock, times: Iterator[int]) -> PublisherSession:
-    """The publishing side of the tracked wire, whose control frames nobody reads."""
+    """Return a publisher's session whose control frames are ignored."""
     send_queue = SendQueue(clock, limit=1000, timeout=30, lost=lambda *_: None)
     log = logging.getLogger("test")
     return PublisherSession(clock, send_queue, lambda frame: True, times.__next__, "app", "name", log)
@@ -253,7 +253,7 @@ def session(clock: Clock, times: Iterator[int]) -> PublisherSession:
 
 @given(CHANGES, st.booleans())
 def test_a_fast_path_makes_the_frames_of_the_general_one(changes: list[tuple[str, bytes]], keeps: bool) -> None:
-    """Whatever subscriptions come and go: the same numbers, flags and beats, byte by byte."""
+    """For random subscriptions, both paths make identical frames and beats."""
     clock, times = Clock(), count(1)
     ends = [session(clock, iter(times)) for _ in range(2)]
     ends[1].epoch = ends[0].epoch
@@ -282,7 +282,7 @@ def test_a_fast_path_makes_the_frames_of_the_general_one(changes: list[tuple[str
 
 @pytest.mark.parametrize("number", [0, 1, 2, 16, 17, 20])
 def test_a_fast_path_carries_as_many_counters_as_the_general_one(number: int) -> None:
-    """None, one, several, and more than a frame carries."""
+    """Topics with none, one, several, and too many subscriptions for a header."""
     topic, clock = b"a" * 30, Clock()
     ends: Sequence[PublisherSession] = [session(clock, count(1)) for _ in range(2)]
     ends[1].epoch = ends[0].epoch

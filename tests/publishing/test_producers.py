@@ -1,4 +1,4 @@
-"""Timers and generators, on a clock that stands still until it is told."""
+"""Timers and generators, on a test clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zroute.testing import TestApp
 
 
 class Run:
-    """One function as a producer on a Clock; ``out`` holds what it published."""
+    """A function as a producer on a Clock; ``out`` has the published values."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class Run:
         self.finished += 1
 
     def pump(self, seconds: int) -> None:
-        """Let time pass, a second at a time."""
+        """Advance the clock in steps of a second."""
         self.clock.pump([1.0] * seconds)
 
     @property
     def remedies(self) -> list[str]:
-        """What the log says comes next, failure by failure."""
+        """The remedy of each failure, as in the log."""
         return [remedy for _, remedy in self.failures]
 
 
@@ -69,7 +69,7 @@ class Run:
 
 
 def test_a_function_is_called_at_once_and_each_period() -> None:
-    """every=1.0: the first value comes at the start, then one a second."""
+    """With every=1.0 the first value is published at the start, then one each second."""
     counter = iter(range(100))
     run = Run(lambda: next(counter), every=1.0)
     assert run.out == [0]
@@ -78,7 +78,7 @@ def test_a_function_is_called_at_once_and_each_period() -> None:
 
 
 def test_an_initial_delay_comes_before_the_first() -> None:
-    """initial_delay=5: nothing before five seconds are over, then each period."""
+    """initial_delay=5 delays the first value by five seconds."""
     run = Run(lambda: "x", every=1.0, initial_delay=5.0)
     run.pump(4)
     assert run.out == []
@@ -87,14 +87,14 @@ def test_an_initial_delay_comes_before_the_first() -> None:
 
 
 def test_none_publishes_nothing() -> None:
-    """A timer that has nothing to say returns None."""
+    """A timer that returns None publishes nothing."""
     run = Run(lambda: None, every=1.0)
     run.pump(3)
     assert run.out == []
 
 
 def test_missed_periods_are_skipped_and_counted() -> None:
-    """After a stall the timer runs once, not five times, and the counter says how many are missing."""
+    """After a stall the timer runs once, and the counter has the skipped periods."""
     run = Run(lambda: "x", every=1.0)
     run.clock.advance(5.5)
     assert run.out == ["x", "x"]
@@ -102,7 +102,7 @@ def test_missed_periods_are_skipped_and_counted() -> None:
 
 
 def test_periods_never_overlap() -> None:
-    """An async function that takes three periods is not called a second time meanwhile."""
+    """An async function is not called again before it has ended."""
     waiting: list[Deferred[str]] = []
 
     async def slow() -> str:
@@ -120,7 +120,7 @@ def test_periods_never_overlap() -> None:
 
 
 def test_jitter_spreads_within_its_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """jitter=0.5 puts a call up to half a period later, never earlier."""
+    """jitter=0.5 delays a call by up to half a period."""
     monkeypatch.setattr("random.random", lambda: 0.5)
     times: list[float] = []
     run = Run(lambda: times.append(run.clock.seconds()), every=10.0, jitter=0.5)
@@ -130,7 +130,7 @@ def test_jitter_spreads_within_its_fraction(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_jitter_holds_for_async_functions() -> None:
-    """An async function with jitter is awaited before the next period."""
+    """An async function with jitter is awaited before the next call."""
     waiting: list[Deferred[str]] = []
 
     async def slow() -> str:
@@ -147,7 +147,7 @@ def test_jitter_holds_for_async_functions() -> None:
 @pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_an_exception_does_not_end_the_schedule(error: type, is_async: bool) -> None:
-    """My timer raises once and is called again a period later; a bare next() that runs dry is such an error too."""
+    """A timer that raises an error, also StopIteration, is called again after a period."""
     calls: list[int] = []
 
     def once_bad() -> int:
@@ -167,7 +167,7 @@ def test_an_exception_does_not_end_the_schedule(error: type, is_async: bool) -> 
 
 
 def test_a_deferred_is_awaited() -> None:
-    """A timer may return a Deferred, and its result is published."""
+    """The result of a timer's Deferred is published."""
     later: Deferred[str] = Deferred()
     run = Run(lambda: later, every=1.0)
     assert run.out == []
@@ -175,11 +175,11 @@ def test_a_deferred_is_awaited() -> None:
     assert run.out == ["x"]
 
 
-# -- generators, one value a period ----------------------------------------------------------------------
+# -- generators with a period ----------------------------------------------------------------------
 
 
 def count_to(end: int) -> Callable[[], Iterator[int]]:
-    """A plain generator function that yields 0 … end - 1."""
+    """Return a plain generator function that yields 0 … end - 1."""
 
     def values() -> Iterator[int]:
         yield from range(end)
@@ -188,7 +188,7 @@ def count_to(end: int) -> Callable[[], Iterator[int]]:
 
 
 def async_count_to(end: int) -> Callable[[], AsyncIterator[int]]:
-    """The same, async."""
+    """Return an async generator function that yields 0 … end - 1."""
 
     async def values() -> AsyncIterator[int]:
         for number in range(end):
@@ -202,7 +202,7 @@ KINDS = pytest.mark.parametrize("count", [count_to, async_count_to])
 
 @KINDS
 def test_a_generator_gives_one_value_a_period_and_is_then_finished(count: Any) -> None:
-    """It is made once; when it has no more values, no further call is made and a line says so."""
+    """A generator is created once, and its end stops the timer and is logged."""
     run = Run(count(3), every=1.0)
     assert run.out == [0]
     run.pump(10)
@@ -214,7 +214,7 @@ def test_a_generator_gives_one_value_a_period_and_is_then_finished(count: Any) -
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("every", [None, 0.25])
 def test_a_generator_that_keeps_failing_is_started_again_ever_later(is_async: bool, every: float | None) -> None:
-    """Back-off is 1, 2, 4 … seconds and never more than a minute."""
+    """A failing generator restarts after 1, 2, 4 … seconds, at most a minute."""
 
     def values() -> Iterator[int]:
         raise ValueError("no")
@@ -232,7 +232,7 @@ def test_a_generator_that_keeps_failing_is_started_again_ever_later(is_async: bo
 
 @pytest.mark.parametrize("every", [None, 1.0])
 def test_a_generator_that_yielded_again_starts_its_back_off_anew(every: float | None) -> None:
-    """A failure after good values waits one second, every time."""
+    """A failure after published values restarts after one second."""
 
     def values() -> Iterator[int]:
         yield 1
@@ -245,7 +245,7 @@ def test_a_generator_that_yielded_again_starts_its_back_off_anew(every: float | 
 
 
 def test_a_generator_that_cannot_be_made_is_tried_again() -> None:
-    """What raises when it is called backs off as well."""
+    """A generator function that raises an error when called is retried in the same way."""
     calls: list[int] = []
 
     def values() -> Any:
@@ -265,12 +265,12 @@ def test_a_generator_that_cannot_be_made_is_tried_again() -> None:
     assert run.remedies == ["it restarts in 1 s", "it restarts in 2 s"]
 
 
-# -- generators as fast as they yield --------------------------------------------------------------------
+# -- generators without a period --------------------------------------------------------------------
 
 
 @KINDS
 def test_without_a_period_all_values_are_published(count: Any) -> None:
-    """A generator without every= is driven to its end."""
+    """A generator without every= runs to its end."""
     run = Run(count(10))
     run.pump(1)
     assert run.out == list(range(10))
@@ -278,7 +278,7 @@ def test_without_a_period_all_values_are_published(count: Any) -> None:
 
 
 class Turns(Clock):
-    """A clock that counts how often somebody asked for the reactor's next turn."""
+    """A clock that counts calls in the reactor's next turn."""
 
     turns = 0
 
@@ -289,7 +289,7 @@ class Turns(Clock):
 
 @KINDS
 def test_turns_are_bounded_by_values(count: Any) -> None:
-    """An endless generator leaves the reactor its turn, also where the clock stands still."""
+    """An endless generator yields to the reactor, also with a stopped clock."""
     clock = Turns()
     run = Run(count(TURN_VALUES * 3 - 1), clock=clock)
     assert len(run.out) == TURN_VALUES
@@ -299,7 +299,7 @@ def test_turns_are_bounded_by_values(count: Any) -> None:
 
 
 def test_turns_are_bounded_by_time() -> None:
-    """A generator whose values take long gives way after 5 ms."""
+    """A slow generator yields to the reactor after 5 ms."""
     clock = Turns()
 
     def slow() -> Iterator[int]:
@@ -315,7 +315,7 @@ def test_turns_are_bounded_by_time() -> None:
 
 
 def test_none_from_a_generator_publishes_nothing() -> None:
-    """A generator yields None where it has nothing to say."""
+    """A generator that yields None publishes nothing."""
 
     def values() -> Iterator[int | None]:
         yield None
@@ -325,7 +325,7 @@ def test_none_from_a_generator_publishes_nothing() -> None:
 
 
 def test_a_generator_may_await_twisted() -> None:
-    """An async generator that waits for a Deferred goes on when that fires."""
+    """An async generator that awaits a Deferred continues when it fires."""
     gate: Deferred[int] = Deferred()
 
     async def values() -> AsyncIterator[int]:
@@ -342,7 +342,7 @@ def test_a_generator_may_await_twisted() -> None:
 
 
 def closing(closed: list[str], endless: Deferred[int]) -> dict[str, Callable[[], Any]]:
-    """One producer of each kind that notes that it was closed."""
+    """Return a producer of each kind that records its closing."""
 
     def plain_values() -> Iterator[int]:
         try:
@@ -376,7 +376,7 @@ def closing(closed: list[str], endless: Deferred[int]) -> dict[str, Callable[[],
 @pytest.mark.parametrize("every", [None, 1.0])
 @pytest.mark.parametrize("kind", ["plain", "async", "waiting", "function"])
 def test_a_stop_closes_what_runs_and_leaves_no_timer(every: float | None, kind: str) -> None:
-    """finally: blocks of my generators run at a stop, and nothing is called afterwards."""
+    """A stop runs the finally blocks of generators, and calls no function afterwards."""
     closed: list[str] = []
     if kind == "function" and every is None:
         every = 2.0
@@ -391,7 +391,7 @@ def test_a_stop_closes_what_runs_and_leaves_no_timer(every: float | None, kind: 
 
 @pytest.mark.parametrize("options", [{"jitter": 1.0}, {"initial_delay": 3.0}, {}])
 def test_a_stop_while_waiting_is_silent(options: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
-    """A stop in the midst of a delay leaves neither a timer nor an unhandled error behind."""
+    """A stop during a delay leaves no timer and no unhandled error."""
     run = Run(lambda: "x", every=10.0, **options)
     run.producers.stop()
     out = list(run.out)
@@ -408,7 +408,7 @@ def test_a_stop_while_waiting_is_silent(options: dict[str, float], caplog: pytes
 
 
 def test_a_stop_between_two_starts_of_a_failing_generator_is_silent() -> None:
-    """A stop during the back-off ends it."""
+    """A stop during the back-off cancels the restart."""
 
     def values() -> Iterator[int]:
         raise ValueError("no")
@@ -421,7 +421,7 @@ def test_a_stop_between_two_starts_of_a_failing_generator_is_silent() -> None:
 
 
 def test_a_generator_that_fails_while_it_is_closed_says_so() -> None:
-    """An error in finally: is not lost."""
+    """An error in a finally block is reported."""
 
     def values() -> Iterator[int]:
         try:
@@ -435,18 +435,18 @@ def test_a_generator_that_fails_while_it_is_closed_says_so() -> None:
 
 
 def test_an_async_function_that_is_stopped_reports_nothing() -> None:
-    """Being cancelled by a stop is no failure of the function."""
+    """Cancellation by a stop is not reported as a failure."""
     endless: Deferred[int] = Deferred()
     run = Run(lambda: endless, every=1.0)
     run.producers.stop()
     assert run.failures == []
 
 
-# -- what the other tests leave open ------------------------------------------------------------------------
+# -- combinations ------------------------------------------------------------------------
 
 
 def test_a_slow_generator_is_not_asked_again_before_it_has_answered() -> None:
-    """An async generator that takes three periods for a value gives one value, and the skipped are counted."""
+    """A slow async generator publishes one value, and the skipped periods are counted."""
     gate: Deferred[int] = Deferred()
 
     async def values() -> AsyncIterator[int]:
@@ -466,7 +466,7 @@ def test_a_slow_generator_is_not_asked_again_before_it_has_answered() -> None:
 
 @KINDS
 def test_generators_know_delay_and_jitter(count: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """initial_delay comes before the first value, jitter before each."""
+    """initial_delay applies once and jitter to each value."""
     monkeypatch.setattr("random.random", lambda: 0.5)
     run = Run(count(3), every=2.0, jitter=0.5, initial_delay=4.0)
     times: list[float] = []
@@ -480,7 +480,7 @@ def test_generators_know_delay_and_jitter(count: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_none_from_a_generator_takes_its_period_and_publishes_nothing(is_async: bool) -> None:
-    """yield None says: nothing this time."""
+    """A generator with a period that yields None publishes nothing in that period."""
 
     def values() -> Iterator[int | None]:
         yield from (1, None, 3)
@@ -497,7 +497,7 @@ def test_none_from_a_generator_takes_its_period_and_publishes_nothing(is_async: 
 
 
 def test_jitter_moves_no_period() -> None:
-    """However late jitter puts a call, the next period begins where it would have."""
+    """Jitter does not shift later periods."""
     times: list[float] = []
     run = Run(lambda: times.append(run.clock.seconds()), every=10.0, jitter=1.0)
     run.clock.pump([0.5] * 2000)
@@ -509,7 +509,7 @@ def test_jitter_moves_no_period() -> None:
 
 
 def test_what_cleans_up_badly_while_it_is_stopped_is_reported() -> None:
-    """An error in the finally: of a timer or a driven generator is no part of the stop, and is not lost."""
+    """An error in a finally block during a stop is reported and does not disturb the stop."""
 
     async def function() -> int:
         try:
@@ -529,13 +529,13 @@ def test_what_cleans_up_badly_while_it_is_stopped_is_reported() -> None:
         assert [(str(error), remedy) for error, remedy in run.failures] == [("in finally", "it was being stopped")]
 
 
-# -- the table of the design, in an app ----------------------------------------------------------------------
+# -- in an app ----------------------------------------------------------------------
 
 REACTORS = pytest.mark.parametrize("kind", ["twisted", "asyncio"])
 
 
 def sources(app: App, kind: str) -> dict[str, Callable[..., Any]]:
-    """A function of each kind that gives 0, 1, 2 …, and None for 1."""
+    """Return a function of each kind that produces 0, None, 2 …."""
     counters = {name: itertools.count() for name in ("plain", "async", "deferred")}
 
     def nothing_at_one(number: int) -> int | None:
@@ -573,7 +573,7 @@ def sources(app: App, kind: str) -> dict[str, Callable[..., Any]]:
 @REACTORS
 @pytest.mark.parametrize("source", ["plain", "async", "deferred", "generator", "asyncgenerator"])
 def test_with_a_period_each_kind_publishes_a_value_a_period(kind: Any, source: str) -> None:
-    """every=1.0: functions are called, generators asked for one value; None publishes nothing."""
+    """With every=1.0 each kind of function publishes a value each second, except None."""
     app = App()
     app.publisher("out", every=1.0)(sources(app, kind)[source])
     with TestApp(app, reactor=kind) as t:
@@ -589,7 +589,7 @@ def test_with_a_period_each_kind_publishes_a_value_a_period(kind: Any, source: s
 @REACTORS
 @pytest.mark.parametrize("source", ["generator", "asyncgenerator"])
 def test_without_a_period_a_generator_publishes_all_it_has(kind: Any, source: str) -> None:
-    """It is created at the start, and driven to its end."""
+    """A generator without every= is created at the start and runs to its end."""
     app = App()
     app.publisher("out")(sources(app, kind)[source])
     with TestApp(app, reactor=kind) as t:
@@ -601,7 +601,7 @@ def test_without_a_period_a_generator_publishes_all_it_has(kind: Any, source: st
 @pytest.mark.parametrize("source", ["plain", "async", "deferred", "generator", "asyncgenerator"])
 @pytest.mark.parametrize("publisher_first", [False, True])
 def test_under_subscribe_each_message_makes_its_values(kind: Any, source: str, publisher_first: bool) -> None:
-    """What a handler returns, or yields, is published for each message; the decorators stand in any order."""
+    """The results of a handler are published, for both orders of the decorators."""
     app = App()
     function = sources(app, kind)[source]
     decorators = [app.publisher("out"), app.publisher("too"), app.subscribe("in")]
@@ -617,7 +617,7 @@ def test_under_subscribe_each_message_makes_its_values(kind: Any, source: str, p
 
 @pytest.mark.parametrize("make", ["plain", "async", "deferred"])
 def test_a_publisher_that_nothing_calls_is_refused(make: str) -> None:
-    """A function without every= and without subscribe has no trigger."""
+    """A publisher's function without a trigger is refused."""
     app = App()
     app.publisher("out")(sources(app, "twisted")[make])
     with pytest.raises(SignatureError, match=r"nothing calls .*: give its publisher every=1.0"):
@@ -625,7 +625,7 @@ def test_a_publisher_that_nothing_calls_is_refused(make: str) -> None:
 
 
 def test_a_list_is_one_message() -> None:
-    """A timer that returns a list publishes a list."""
+    """A list from a timer is published as one message."""
     app = App()
     app.publisher("out", every=1.0)(lambda: [1, 2])
     with TestApp(app) as t:
@@ -634,7 +634,7 @@ def test_a_list_is_one_message() -> None:
 
 @REACTORS
 def test_in_an_app_failures_back_off_and_ends_are_told(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """One log line says what comes next, counters say how often, and the schedule is kept on virtual time."""
+    """Failures are logged with their remedy and counted, and the schedule continues."""
     caplog.set_level("INFO")
     app, starts = App(), list[float]()
 
@@ -660,7 +660,7 @@ def test_in_an_app_failures_back_off_and_ends_are_told(kind: Any, caplog: pytest
         t.advance(10.2)
         assert t.published("values") == [4]
         assert [round(start) for start in starts] == [0, 1, 3, 7]
-        assert app.stats.skipped_periods == 6  # periods 1 and 2 of each three
+        assert app.stats.skipped_periods == 6  # periods 1 and 2 of every three
         assert app.stats.publish_errors == 3 + 11
         assert t.results(slow) == [None] * 3
     said = [record.getMessage() for record in caplog.records]

@@ -1,4 +1,4 @@
-"""Publications: where the topic comes from, and what is refused at the caller before anything is sent."""
+"""Publications: the source of the topic, and errors raised before sending."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Alert:
 
 
 def test_captures_come_from_the_arguments() -> None:
-    """publish(message, level="high") fills the braces."""
+    """publish(message, level="high") fills the capture."""
     app = App()
     alerts = app.publisher("alerts.{level}", Alert)
     wired = Wired(app)
@@ -33,7 +33,7 @@ def test_captures_come_from_the_arguments() -> None:
 
 @pytest.mark.parametrize("message", [Alert("x", "low"), {"text": "x", "level": "low"}])
 def test_captures_come_from_the_message(message: Any) -> None:
-    """What I don't give is read from the message's attribute or key of that name."""
+    """A missing capture is read from the message's attribute or key of that name."""
     app = App()
     alerts = app.publisher("alerts.{level}")
     wired = Wired(app)
@@ -42,7 +42,7 @@ def test_captures_come_from_the_message(message: Any) -> None:
 
 
 def test_an_argument_goes_before_the_message() -> None:
-    """What I say at the call counts."""
+    """A capture given at the call takes precedence over the message."""
     app = App()
     alerts = app.publisher("alerts.{level}", Alert)
     wired = Wired(app)
@@ -51,7 +51,7 @@ def test_an_argument_goes_before_the_message() -> None:
 
 
 def test_in_a_derived_stream_the_inbound_capture_goes_before_the_message() -> None:
-    """A handler's answer goes to the topic its message came by."""
+    """The captures of the received message fill those of the handler's publication."""
     app = App()
 
     @app.publisher("out.{level}")
@@ -65,7 +65,7 @@ def test_in_a_derived_stream_the_inbound_capture_goes_before_the_message() -> No
 
 @pytest.mark.parametrize("value", [7, 2e300, UUID(int=1), "a"])
 def test_values_of_simple_types_make_a_segment(value: Any) -> None:
-    """Numbers, UUIDs and texts make segments that convert back."""
+    """Numbers, UUIDs and texts become segments that convert back."""
     app = App()
     made = app.publisher("a.{x}")
     wired = Wired(app)
@@ -75,7 +75,7 @@ def test_values_of_simple_types_make_a_segment(value: Any) -> None:
 
 
 def test_equal_values_of_other_types_keep_their_own_topics() -> None:
-    """1 and "1" and True are different values, whatever was published before."""
+    """1, "1" and True are different captures, also after earlier messages."""
     app = App()
     made = app.publisher("a.{x}")
     wired = Wired(app)
@@ -86,7 +86,7 @@ def test_equal_values_of_other_types_keep_their_own_topics() -> None:
 
 @pytest.mark.parametrize("value", ["a.b", "a b", "", "*", "a\0", ">", None, object(), "x" * 300])
 def test_a_value_that_makes_no_segment_is_refused(value: Any) -> None:
-    """A dot, NUL, white space or wildcard in a capture would reach somebody else: TopicError, nothing sent."""
+    """A capture with a dot, NUL, white space or wildcard raises TopicError."""
     app = App()
     made = app.publisher("a.{x}")
     wired = Wired(app)
@@ -96,7 +96,7 @@ def test_a_value_that_makes_no_segment_is_refused(value: Any) -> None:
 
 
 def test_a_capture_that_is_not_there_is_named() -> None:
-    """A missing or unknown capture says which, and what to do."""
+    """The error for a missing or unknown capture names it."""
     app = App()
     alerts, fixed = app.publisher("alerts.{level}", Alert), app.publisher("fixed")
     Wired(app)
@@ -109,7 +109,7 @@ def test_a_capture_that_is_not_there_is_named() -> None:
 
 
 def test_a_message_of_another_type_is_refused() -> None:
-    """The schema is checked before anything is sent."""
+    """A message of another type is refused before sending."""
     app = App()
     alerts = app.publisher("alerts", Alert)
     wired = Wired(app)
@@ -119,7 +119,7 @@ def test_a_message_of_another_type_is_refused() -> None:
 
 
 def test_none_is_no_message() -> None:
-    """Publishing None explicitly is an error that says what to publish instead."""
+    """Publishing None raises an error that names the alternatives."""
     app = App()
     made = app.publisher("a")
     Wired(app)
@@ -128,7 +128,7 @@ def test_none_is_no_message() -> None:
 
 
 def test_without_a_schema_each_message_goes_by_its_own_type() -> None:
-    """Text travels as text, bytes raw, objects in the publisher's codec."""
+    """Without a schema, text is sent as text, bytes raw, and objects in the publisher's codec."""
     app = App()
     made = app.publisher("a", codec=None)
     wired = Wired(app)
@@ -138,7 +138,7 @@ def test_without_a_schema_each_message_goes_by_its_own_type() -> None:
 
 
 def test_a_publisher_may_have_its_own_codec() -> None:
-    """codec="json" holds for this publisher."""
+    """codec="json" applies to its publisher."""
     app = App()
     made = app.publisher("a", codec="json")
     wired = Wired(app)
@@ -147,7 +147,7 @@ def test_a_publisher_may_have_its_own_codec() -> None:
 
 
 def test_headers_are_handed_on() -> None:
-    """Headers go with the message."""
+    """Headers are sent with the message."""
     app = App()
     made = app.publisher("a")
     wired = Wired(app)
@@ -156,7 +156,7 @@ def test_headers_are_handed_on() -> None:
 
 
 def test_before_the_start_and_after_the_stop_publishing_is_refused() -> None:
-    """A publication that can't send says so instead of losing the message."""
+    """A publication without a running app raises NotRunningError."""
     app = App()
     made = app.publisher("a")
     with pytest.raises(NotRunningError, match="no app that includes it is running"):
@@ -167,12 +167,12 @@ def test_before_the_start_and_after_the_stop_publishing_is_refused() -> None:
     wired.close()
     with pytest.raises(NotRunningError):
         made.publish(1)
-    with pytest.raises(NotRunningError, match="after its app stopped"):
+    with pytest.raises(NotRunningError, match="its app has stopped"):
         outlet.publish(1)
 
 
 def test_a_group_included_twice_publishes_under_both_prefixes() -> None:
-    """One publication in a group with two prefixes has two topics."""
+    """A publication in a group with two prefixes publishes to two topics."""
     app, group = App(), Routes()
     made = group.publisher("out")
     app.include(group, prefix="a")
@@ -183,7 +183,7 @@ def test_a_group_included_twice_publishes_under_both_prefixes() -> None:
 
 
 def test_a_pattern_behind_wildcards_cannot_be_published_to() -> None:
-    """A group behind a wildcard prefix has no one topic to publish to, and the app does not compile."""
+    """A publisher behind a prefix with a wildcard is refused."""
     app, group = App(), Routes("*")
     group.publisher("out")
     app.include(group)
@@ -193,7 +193,7 @@ def test_a_pattern_behind_wildcards_cannot_be_published_to() -> None:
 
 
 def test_more_topics_than_are_remembered_are_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Topics made from captures are cached within bounds."""
+    """The cache of topics from captures has a limit."""
     monkeypatch.setattr(publications, "TOPIC_CACHE", 1_000)
     app = App()
     made = app.publisher("a.{x}")
@@ -205,7 +205,7 @@ def test_more_topics_than_are_remembered_are_published(monkeypatch: pytest.Monke
 
 
 def test_what_publish_returns_can_be_awaited_anywhere() -> None:
-    """await alerts.publish(…) works in asyncio and in a Deferred coroutine, and ignoring it never warns."""
+    """The result of publish can be awaited in asyncio and Twisted, or ignored."""
 
     async def use() -> str:
         await DONE
@@ -220,6 +220,6 @@ def test_what_publish_returns_can_be_awaited_anywhere() -> None:
 
 
 def test_a_publication_shows_its_pattern_and_line() -> None:
-    """In a traceback I recognise which publisher it is."""
+    """The repr of a publication names its pattern and line."""
     assert "Publication 'a.{x}' at " in repr(App().publisher("a.{x}"))
     assert "test_publications.py:" in repr(App().publisher("a.{x}"))

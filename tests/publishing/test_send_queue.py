@@ -1,4 +1,4 @@
-"""SendQueue: what waits for room is sent in order, or given up and told."""
+"""SendQueue: waiting messages are sent in order, or given up with an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zroute.publishing.send_queue import SendQueue, Sent
 
 
 class Peer:
-    """Has room, or not, for each topic."""
+    """A peer whose queue is full for some topics."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -24,7 +24,7 @@ class Peer:
         )
 
     def send(self, topic: bytes, number: int) -> object:
-        """Through the send_queue."""
+        """Send a message through the queue."""
 
         def attempt() -> bool:
             if topic not in self.full:
@@ -39,27 +39,27 @@ async def _awaited(sent: object) -> None:
 
 
 def outcome(sent: object) -> list[object]:
-    """Filled when it is done: with None, or the failure."""
+    """Return a list that receives None or the failure at the end."""
     ended: list[object] = []
     Deferred.fromCoroutine(_awaited(sent)).addBoth(ended.append)
     return ended
 
 
 def test_where_there_is_room_nothing_waits() -> None:
-    """The same awaitable for all, which is done."""
+    """A message that is sent at once returns a shared, finished awaitable."""
     peer = Peer()
     assert peer.send(b"a", 1) is DONE
     assert not peer.clock.getDelayedCalls()
 
 
 def test_order_holds_in_a_topic_and_topics_do_not_hold_each_other_up() -> None:
-    """Messages of a full topic wait for their turn; others pass."""
+    """Messages of a full topic wait in order; other topics are sent."""
     peer = Peer()
     peer.full = {b"a"}
     first = outcome(peer.send(b"a", 1))
     peer.send(b"b", 1)
     peer.full = set()
-    second = outcome(peer.send(b"a", 2))  # there is room, but not before the first
+    second = outcome(peer.send(b"a", 2))  # there is room, but the first message comes first
     assert peer.got == [(b"b", 1)]
     assert first == second == []
     peer.clock.advance(0.01)
@@ -69,7 +69,7 @@ def test_order_holds_in_a_topic_and_topics_do_not_hold_each_other_up() -> None:
 
 
 def test_a_full_outbox_refuses_at_once() -> None:
-    """The caller is told, and told what to do."""
+    """A full queue raises an error with the remedy."""
     peer = Peer()
     peer.full = {b"a"}
     for number in range(3):
@@ -80,7 +80,7 @@ def test_a_full_outbox_refuses_at_once() -> None:
 
 
 def test_what_waits_too_long_is_given_up_and_the_rest_goes_on() -> None:
-    """After its time a message fails, whoever awaits it is told, and those behind it have their own time."""
+    """A message that waits too long fails, and later messages have their own timeout."""
     peer = Peer()
     peer.full = {b"a"}
     first = outcome(peer.send(b"a", 1))
@@ -96,7 +96,7 @@ def test_what_waits_too_long_is_given_up_and_the_rest_goes_on() -> None:
 
 
 def test_at_the_end_the_number_of_those_left_is_told() -> None:
-    """What waits at a stop is given up, each told, and no timer stays behind."""
+    """A stop gives up all waiting messages with an error and leaves no timer."""
     peer = Peer()
     peer.full = {b"a", b"b"}
     waiting = [outcome(peer.send(topic, 1)) for topic in (b"a", b"b")]
@@ -110,7 +110,7 @@ def test_at_the_end_the_number_of_those_left_is_told() -> None:
 
 
 def test_who_awaits_what_is_held_hurries_it_and_nothing_behind_it() -> None:
-    """To await a message sends what is held with it; once that is under way, later ones have their own time."""
+    """Awaiting a message calls hurry, but not after the message has left."""
     hurried: list[int] = []
     held, gone = (Sent(lambda number=number: hurried.append(number)) for number in (1, 2))  # type: ignore[misc]
     gone.goes()

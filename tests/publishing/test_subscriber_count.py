@@ -1,4 +1,4 @@
-"""SubscriberCount: a publisher waits for those who are to hear it."""
+"""SubscriberCount: a publisher can wait for its subscribers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEWS = parse("news.{kind}")
 
 
 def seen(*prefixes: bytes) -> SubscriberCount:
-    """An subscribers that was told of these subscriptions a while ago."""
+    """Return a SubscriberCount that received these subscriptions a while ago."""
     clock = Clock()
     subscribers = SubscriberCount(clock, tracked=True)
     for prefix in prefixes:
@@ -49,18 +49,18 @@ def seen(*prefixes: bytes) -> SubscriberCount:
 def test_tracking_subscribers_are_counted_singly_and_all_others_as_one(
     prefixes: tuple[bytes, ...], number: int
 ) -> None:
-    """A marker is one subscriber; what no marker accounts for is a plain reader."""
+    """Each marker counts as a subscriber, and other subscriptions as one plain reader."""
     assert seen(*prefixes).number(NEWS) == number
 
 
 def test_a_topic_without_captures_is_heard_by_those_who_subscribe_to_all_of_it() -> None:
-    """Who subscribes to ``news.x`` does not hear ``news``."""
+    """A subscriber of ``news.x`` does not count for ``news``."""
     assert seen(b"news.x").number(parse("news")) == 0
     assert seen(b"new").number(parse("news")) == 1
 
 
 def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_more() -> None:
-    """Two subscribers, one of whom leaves before the second comes: only the third makes two."""
+    """A subscriber that left before the second came does not count."""
     clock = Clock()
     subscribers = SubscriberCount(clock, tracked=True)
     told: list[None] = []
@@ -76,7 +76,7 @@ def test_who_waits_is_told_in_the_next_turn_and_those_who_have_gone_count_no_mor
 
 
 def test_a_subscription_counts_when_its_marker_could_have_come() -> None:
-    """What I publish is for a subscriber that has joined; a plain reader is waited for a quarter of a second."""
+    """A tracked subscriber counts at once, a plain reader after a quarter of a second."""
     clock = Clock()
     subscribers = SubscriberCount(clock, tracked=True)
     told: list[None] = []
@@ -86,13 +86,13 @@ def test_a_subscription_counts_when_its_marker_could_have_come() -> None:
     assert not told
     clock.pump([0.1, 0.2])
     assert told == [None]
-    at_once = SubscriberCount(clock, tracked=False)  # on other wires nobody sends markers
+    at_once = SubscriberCount(clock, tracked=False)  # subscribers of other wires send no markers
     at_once.subscription(b"news.", there=True)
     assert at_once.number(NEWS) == 1
 
 
 def test_at_the_end_nobody_waits_on() -> None:
-    """A stop ends those who wait, and leaves no timer behind."""
+    """A stop ends all waiting and leaves no timer."""
     clock = Clock()
     subscribers = SubscriberCount(clock, tracked=True)
     waiting = subscribers.wait_for(NEWS, 1)
@@ -107,7 +107,7 @@ def test_at_the_end_nobody_waits_on() -> None:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("wire", ["tracked", "plain"])
 async def test_nothing_is_published_before_somebody_listens(tmp_path: Path, wire: str) -> None:
-    """I wait for one subscriber and publish: it gets the first message."""
+    """After waiting for one subscriber, the first message reaches it."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader, got = App(pub=endpoint, wire=wire), App(sub=endpoint), Mailbox[int]()  # type: ignore[arg-type]
     news = publisher.publisher("news.{kind}", int)
@@ -124,7 +124,7 @@ async def test_nothing_is_published_before_somebody_listens(tmp_path: Path, wire
 
 @pytest_twisted.ensureDeferred
 async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
-    """One of two came."""
+    """The error for a missing subscriber names the number that came."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader = App(pub=endpoint), App(sub=endpoint)
     news = publisher.publisher("news.{kind}", int)
@@ -138,7 +138,7 @@ async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
 
 
 def test_in_a_test_without_sockets_nobody_is_waited_for() -> None:
-    """TestApp runs code that waits for subscribers."""
+    """wait_for_subscribers works in TestApp."""
     app = App(pub="tcp://127.0.0.1:1")
     news = app.publisher("news", int)
 
