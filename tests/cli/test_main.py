@@ -47,8 +47,8 @@ def test_help_of_a_command_names_its_variables() -> None:
     ("typed", "hint"),
     [
         ("rum", "did you mean 'run'?"),
-        ("chekc", "did you mean 'check'?"),
-        ("recrod", "did you mean 'record'?"),
+        ("chekc", "did you mean 'check'?"),  # codespell:ignore chekc
+        ("recrod", "did you mean 'record'?"),  # codespell:ignore recrod
         ("zzzz", "there are new, run, check, "),
     ],
 )
