@@ -1,1 +1,1 @@
-"""The way in: from a frame to a handler, with what is counted, bounded and lost on the way."""
+"""Receive frames, call handlers, and count messages, losses and failures."""

@@ -1,10 +1,17 @@
-"""Accounts: what a subscriber was sent by one publisher, a `SubscriptionState` for each subscription. Pure.
+"""The account of one publisher's messages, and its state machine.
 
-An account is JOINING until the publisher has answered the last marker, and COMPLETE from then on: the numbers say what
-is lost. A marker that is sent makes it JOINING once more, since the answer says which subscriptions the publisher knows
-now. It has ENDED after a goodbye, a new run of the same name, a long silence, or when it was given up for others: then
-nothing is missing behind what was counted. An end may be a lie, so what is heard behind it begins the account again.
-`ACCOUNTS` has these transitions, and `Publisher.move` executes them.
+An account shows which messages a subscriber received from one publisher and which it lost. It contains a
+`SubscriptionState` for each subscription.
+
+The states of an account:
+
+- JOINING: the publisher has not answered the last marker yet.
+- COMPLETE: the publisher has answered, so its message numbers show every loss. Sending a marker makes the account
+  JOINING again, because the answer lists the subscriptions that the publisher knows now.
+- ENDED: the publisher said goodbye, restarted, stayed silent for long, or was evicted to make room for others. No loss
+  is counted after the end. A forged frame can end an account, so later signs of life begin it again.
+
+`ACCOUNTS` holds the transitions, and `Publisher.move` executes them. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -21,21 +28,24 @@ from zroute.receiving.hearing import Signs
 __all__ = ["ACCOUNTS", "AccountEvent", "Claim", "Publisher", "State", "SubscriptionState"]
 
 Claim = tuple[int, int, bool]
-"""The first and the last number of a loss that was found, and whether it is an unknown one."""
+"""A detected loss: its first number, its last number, and True if the number of lost messages is unknown."""
 
 _CLAIMS_MAX = 16
-"""Claims of one account that may still be found wrong; of more, the oldest are believed."""
+"""The number of claims of an account that can still be corrected; older claims are taken as true."""
 
 _TAKEN_MAX = 16
-"""Messages that may follow a claim that is found wrong: real ones are refused, so these are forged as well."""
+"""The number of accepted messages after which a claim can still be wrong.
+
+While a claim is wrong, real messages are refused as duplicates, so the accepted ones are forged too.
+"""
 
 
 @attrs.define(eq=False, slots=True)
 class SubscriptionState:
-    """One subscription at one publisher.
+    """The account of one subscription at one publisher.
 
-    ``expected`` is the next number; 0: not joined yet; -1: look it up once more. ``claims`` are the losses found
-    last, in order.
+    ``expected`` is the number of the next message. It is 0 before the join, and -1 if this object is out of date and
+    must be looked up again. ``claims`` holds the latest losses, in order.
     """
 
     publisher: int
@@ -44,11 +54,11 @@ class SubscriptionState:
     claims: list[Claim] | None = None
 
     def claim(self, first: int, last: int, unknown: bool) -> None:
-        """Note a loss that some frame claims."""
+        """Record a loss that a frame claims."""
         self.claims = [*(self.claims or ())[1 - _CLAIMS_MAX :], (first, last, unknown)]
 
     def is_claimed_beyond(self, number: int) -> bool:
-        """Return True if claims alone have moved the account from ``number``, or from before it, to where it stands."""
+        """Return True if claims alone moved the account past ``number``."""
         if not self.claims or self.expected > self.claims[-1][1] + 1 + _TAKEN_MAX:
             return False
         first = next((first for first, last, _ in self.claims if last > number), None)
@@ -56,7 +66,7 @@ class SubscriptionState:
 
 
 class State(Enum):
-    """Where an account stands."""
+    """The state of an account."""
 
     JOINING = "joining"
     COMPLETE = "complete"
@@ -64,10 +74,10 @@ class State(Enum):
 
 
 class AccountEvent(Enum):
-    """What moves an account from one state to another."""
+    """The events that change the state of an account."""
 
-    MARKER = "marker"  # was sent
-    SIGN = "sign"  # of life; also an answer that is to a marker before the last, or does not name all subscriptions
+    MARKER = "marker"  # we sent a marker
+    SIGN = "sign"  # of life; also an answer to an older marker, or one that omits a subscription
     ANSWER = "answer"  # to the last marker, with all subscriptions
     END = "end"
 
@@ -92,17 +102,21 @@ ACCOUNTS: Final[Mapping[State, Mapping[AccountEvent, State]]] = {
         AccountEvent.END: State.ENDED,
     },
 }
-"""The transitions of an account."""
+"""The transitions of an account: the next state, by state and event."""
 
 
 @attrs.define(eq=False)
 class Publisher:
-    """What is known of one epoch.
+    """All that is known about one run of a publisher, which its epoch identifies.
 
-    ``covered``: the subscriptions that its last answer named. ``leaving``: the accounts of such as have
-    given way to others of the same topics. They go on until an answer says where the others stand (``standing``, while
-    it comes in parts), so that a change loses nothing unnoticed. ``rival`` is a run of the same name that answered
-    later, until it is known whether this one is still alive.
+    ``covered`` holds the subscriptions that its last answer listed.
+
+    ``leaving`` holds the accounts of removed subscriptions that share topics with new ones. They continue until an
+    answer contains the numbers of the new subscriptions (``standing``, collected from the parts of an answer), so that
+    a change of subscriptions hides no loss.
+
+    ``rival`` is the epoch of a run with the same name that answered later. It is None once it is known whether this run
+    is still alive.
     """
 
     epoch: int
@@ -111,41 +125,41 @@ class Publisher:
     covered: frozenset[bytes] = attrs.field(init=False, default=frozenset())
     streams: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
     leaving: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
-    lengths: frozenset[int] = attrs.field(init=False, default=frozenset())  # of the leaving, which may be thousands
+    lengths: frozenset[int] = attrs.field(init=False, default=frozenset())  # of the prefixes in leaving, which may be thousands
     standing: dict[bytes, int] = attrs.field(init=False, factory=dict)
-    named: set[bytes] = attrs.field(init=False, factory=set)  # by the parts of an answer that have come
-    answering: bytes = attrs.field(init=False, default=b"")  # the marker that it answers, and how many parts came
+    named: set[bytes] = attrs.field(init=False, factory=set)  # the subscriptions in the parts of the answer so far
+    answering: bytes = attrs.field(init=False, default=b"")  # the marker of the current answer; parts counts its parts
     parts: int = attrs.field(init=False, default=0)
     signs: Signs = attrs.field(init=False, factory=Signs)
-    pulse: int | None = attrs.field(init=False, default=None)  # the sum of what is expected: each message moves it
+    pulse: int | None = attrs.field(init=False, default=None)  # the sum of the expected numbers
     rival: int | None = attrs.field(init=False, default=None)
-    active: bool = attrs.field(init=False, default=False)  # a message of it was counted
-    missed: int = attrs.field(init=False, default=0)  # answers in succession that did not name all subscriptions
-    kept: int = attrs.field(init=False, default=1)  # the number of the next kept message
-    kept_lost: int = attrs.field(init=False, default=0)  # how many before it are counted as lost
-    gave_all: bool = attrs.field(init=False, default=False)  # the end of its kept messages came, for the last marker
+    active: bool = attrs.field(init=False, default=False)  # True after the first counted message
+    missed: int = attrs.field(init=False, default=0)  # consecutive answers that omitted a subscription
+    kept: int = attrs.field(init=False, default=1)  # the number of the next retained message
+    kept_lost: int = attrs.field(init=False, default=0)  # number of the next retained message
+    gave_all: bool = attrs.field(init=False, default=False)  # retained messages counted as lost
 
     def move(self, event: AccountEvent) -> None:
-        """Do the transition of ``event``."""
+        """Change the state of the account for ``event``."""
         self.state = ACCOUNTS[self.state][event]
 
     @property
     def joined_once(self) -> bool:
-        """True from the first answer on: its account has begun."""
+        """True after the first answer, which begins the account."""
         return self.name is not None
 
     @property
     def subscriptions(self) -> tuple[bytes, ...]:
-        """Those that it has an account of."""
+        """The subscriptions with an account, sorted."""
         return tuple(sorted(self.covered.union(self.streams)))
 
     @property
     def size(self) -> int:
-        """How many accounts it has."""
+        """The number of accounts, including those in `leaving`."""
         return len(self.streams) + len(self.leaving)
 
     def change(self, subscriptions: frozenset[bytes]) -> None:
-        """Subscribe to these from now on."""
+        """Replace the subscriptions by ``subscriptions``."""
         gone = self.covered.union(self.streams) - subscriptions
         shared = _sharing(gone.union(self.leaving), subscriptions)
         for prefix in gone:
@@ -163,21 +177,27 @@ class Publisher:
         self.resync()
 
     def leave(self) -> None:
-        """The account of the others has begun, or ends with this run."""
+        """Discard the accounts in `leaving`.
+
+        Called when the accounts of the new subscriptions have begun, and when this run ends.
+        """
         for stream in self.leaving.values():
             stream.expected = -1
         self.leaving.clear()
         self.resync()
 
     def end(self) -> None:
-        """This run is over. Its numbers stay for a while, so that what comes late by another path is no news."""
+        """End the account.
+
+        Its numbers stay for a while, so that messages that arrive late over another path are recognized as duplicates.
+        """
         self.move(AccountEvent.END)
         self.rival = None
         self.signs.unnote()
         self.leave()
 
     def forget(self) -> None:
-        """Keep nothing but the name: a later answer begins a new account."""
+        """Discard all but the name: a later answer begins a new account."""
         for stream in self.streams.values():
             stream.expected = -1
         self.streams.clear()
@@ -185,7 +205,10 @@ class Publisher:
         self.resync()
 
     def begin_answer(self, marker: bytes) -> None:
-        """The first part of an answer has come; what is known of another one says nothing any more."""
+        """Begin to collect the parts of the answer to ``marker``.
+
+        Parts of an earlier answer are discarded.
+        """
         self.answering, self.parts = marker, 0
         self.standing.clear()
         self.named.clear()
@@ -199,18 +222,21 @@ class Publisher:
         return known is not None and known != pulse
 
     def resync(self) -> None:
-        """Accounts have come, gone or moved, and not by messages."""
+        """Adjust `pulse` after accounts changed for a reason other than a message."""
         if self.pulse is not None:
             self.moved()
 
     def shift(self, by: int) -> None:
-        """An account was moved by ``by``, and not by messages."""
+        """Adjust `pulse` by ``by``, the step of an account that no message caused."""
         if self.pulse is not None:
             self.pulse += by
 
 
 def _sharing(prefixes: Iterable[bytes], subscriptions: Iterable[bytes]) -> set[bytes]:
-    """Return those that share topics with one of ``subscriptions``, of which none is a prefix of another."""
+    """Return the prefixes that share topics with ``subscriptions``.
+
+    None of ``subscriptions`` is a prefix of another.
+    """
     ordered, found = sorted(subscriptions), set()
     for prefix in prefixes:
         at = bisect_left(ordered, prefix)

@@ -1,6 +1,7 @@
-"""The lists of handlers with ``batch=``: what takes their messages one by one, and when they are handed over.
+"""Collect messages into batches for handlers with ``batch=``.
 
-A list is a job of its route's `BatchFlow`, so that order, bounds and stops are those of every call that is unfinished.
+A batch is a job of its route's `BatchFlow`. So the rules for order, bounds and stopping are the same as for all other
+unfinished calls.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ Stale = Callable[[BoundRoute, RawFrames], bool]
 
 @attrs.define(eq=False)
 class BatchJob:
-    """A call with a list of messages, which grows until its turn has come.
+    """A call with a list of messages, which grows until the call is made.
 
-    ``delivery`` is that of the first, and ``first`` makes its frames; ``raws`` are those of all, where age matters.
+    ``delivery`` is the delivery of the first message, and ``first`` returns the frames of that message. ``raws`` holds
+    the frames of all messages if the route has ``stale_after``, and is empty otherwise.
     """
 
     delivery: BoundRoute
@@ -38,12 +40,12 @@ class BatchJob:
     many: int = 0
 
     def close(self) -> None:
-        """Count: from now on the list is the function's, which may change it."""
+        """Fix the number of messages: from now on the handler owns the list."""
         self.many = len(self.messages)
 
     @property
     def call(self) -> Callable[[], Any]:
-        """What is to be done."""
+        """The call to make."""
         return partial(self.function, self.messages)
 
     @property
@@ -52,7 +54,7 @@ class BatchJob:
         return self.raws[0] if self.raws else self.first()
 
     def is_stale(self, stale: Stale) -> bool:
-        """Leave out what is too old by now; whether that is all."""
+        """Remove the messages that are stale by now. Return True if none is left."""
         fresh = [pair for pair in zip(self.messages, self.raws, strict=True) if not stale(self.delivery, pair[1])]
         self.messages, self.raws = [message for message, _ in fresh], [raw for _, raw in fresh]
         self.close()
@@ -60,7 +62,13 @@ class BatchJob:
 
 
 class Batcher:
-    """The lists of one run that are held. ``waits`` is told of a route with a new one, ``go_on`` that some are due."""
+    """The held batches of one run.
+
+    Args:
+        clock: Schedules the handover of held batches.
+        waits: Called with a route when a batch of it begins.
+        go_on: Called with a route when batches of it may be ready to run.
+    """
 
     def __init__(
         self, clock: Clock, waits: Callable[[CompiledRoute], None], go_on: Callable[[CompiledRoute], None]
@@ -72,18 +80,24 @@ class Batcher:
         self._timer: Any = None
 
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
-        """What takes the messages of one topic for the lists of its route; ``function`` is given these."""
+        """Return the callables that add messages of a topic to its route's batches.
+
+        ``function`` is called with each batch.
+        """
         taking = _Taking(self, delivery, function)
         return BatchCall(taking.make_one(), taking.several, taking.room)
 
     def hold(self, route: CompiledRoute, flow: BatchFlow[BatchJob], job: BatchJob) -> None:
-        """A new list, until `release`."""
+        """Hold a new batch until `release`."""
         flow.begin(job)
         self._routes[route] = None
         self._waits(route)
 
     def due(self, route: CompiledRoute, flow: BatchFlow[BatchJob], job: BatchJob, *, complete: bool) -> None:
-        """A list is as long as may be (``complete``), or as many messages wait as may."""
+        """Make room after a batch or the queue of its route became full.
+
+        ``complete`` is True if the batch has its full length.
+        """
         if complete:
             flow.end(job)
         if flow.full:
@@ -91,7 +105,10 @@ class Batcher:
         self._go_on(route)
 
     def release(self) -> None:
-        """Hand over all lists: nothing more waits to be read, or that will take its time."""
+        """Hand over all held batches.
+
+        Called when no message waits to be read, or when the next read would take too long.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,14 +118,14 @@ class Batcher:
             self._go_on(route)
 
     def release_soon(self, seconds: float = BATCH_SECONDS) -> None:
-        """Hand them over within so many seconds, unless that happens before."""
+        """Hand the held batches over after at most ``seconds``."""
         if self._routes and self._timer is None:
             self._timer = self._clock.callLater(seconds, self._on_time)
         elif self._routes and not seconds:
             self._timer.reset(0)
 
     def forget(self, route: CompiledRoute) -> None:
-        """Its lists are dropped."""
+        """Forget the route, after its batches were dropped."""
         self._routes.pop(route, None)
         if not self._routes:
             self.release()
@@ -119,7 +136,7 @@ class Batcher:
 
 
 class _Taking:
-    """What takes the messages of one topic."""
+    """Adds the messages of one topic to the batches of its route."""
 
     def __init__(self, gathering: Batcher, delivery: BoundRoute, function: Callable[..., Any]) -> None:
         route = self._route = delivery.route
@@ -134,7 +151,10 @@ class _Taking:
         self._function = function if keyword is None else partial(_by_name, function, keyword)
 
     def make_one(self) -> Callable[[Any, RawFrames], None]:
-        """What takes a message: a closure, since it is called for each that comes alone."""
+        """Return the function that adds one message.
+
+        It is a closure because it is called for each message that arrives alone.
+        """
         gathering, route, flow, begin = self._gathering, self._route, self._flow, self._begin
         stats, growing, key, ages = route.stats, flow.open, self._key, self._ages
         most, queue = self._most, route.options.queue
@@ -155,7 +175,7 @@ class _Taking:
         return one
 
     def several(self, messages: list[Any], frames: Callable[[], Sequence[bytes]], at: int) -> None:
-        """Take messages that came in one frame, no more than there is `room` for."""
+        """Add messages of one coalesced frame, at most `room` of them."""
         flow = self._flow
         job = flow.open.get(self._key)
         if job is None:
@@ -170,7 +190,7 @@ class _Taking:
             self._gathering.due(self._route, flow, job, complete=complete)
 
     def room(self) -> int:
-        """How many messages may be added at once."""
+        """Return the number of messages that can be added at once, at least 1."""
         job = self._flow.open.get(self._key)
         left = self._most - (len(job.messages) if job is not None else 0)
         return max(min(left, self._route.options.queue - self._flow.queued), 1)

@@ -1,12 +1,13 @@
-"""What is done with a frame that brings several messages of one topic.
+"""Dispatch the messages of a coalesced frame: several messages of one topic.
 
-Where every handler is given the body and all share one type, the whole list is decoded in one call and handed out in
-a loop of its own. Where that does not go through (other handlers, a message that is broken, or that is two), each
-message takes the way of one that came alone, in a frame as it would have had. Either way it is counted, handled and
-reported like one.
+If all handlers take the body by position, and as the same type, one call decodes the whole list and one loop hands
+it out. If this is not possible (other handlers, or a body that is malformed or is two JSON values), each message is
+dispatched as if it had arrived alone, with the frame that it would have had. In both cases each message is counted,
+handled and reported individually.
 
-A frame takes no longer than a read may: every few messages the clock is looked at. What is left when time is over, or
-when reading is held in the middle of a frame, waits in `Remainder`, and is first at the next call.
+A frame must not take longer than one read (`READ_SECONDS`), so the loop checks the clock every few messages. The
+messages that remain when the time is up, or when reading is paused, wait in `Remainder`. The next call begins with
+them.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
 __all__ = ["HandOut", "Remainder", "Single", "make_hand_out"]
 
 Single = tuple[bytes, int, bytes, bytes]
-"""A message that came with others: topic, codec number, body, and the frame it would have had alone."""
+"""A message of a coalesced frame: topic, codec number, body, and the frame that it would have had alone."""
 
 HandOut = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
-"""Calls the handlers with each message of ``(coalesced, its frames)``; how many messages that were.
+"""Call the handlers with the messages of ``(coalesced, its frames)``, and return the number of messages handed out.
 
-0: the list is not what it should be, and no handler was called. Fewer than all after `Remainder.hold`, or when time is
-over.
+It returns 0, and calls no handler, if the list cannot be decoded or has another length than announced. It returns less
+than the length of the list after `Remainder.hold`, or when the time is up.
 """
 
 
 @attrs.define(eq=False)
 class Remainder:
-    """What is left of frames of several messages.
+    """The messages of coalesced frames that are not handed out yet.
 
-    While messages are handed out, `hold` ends the loop at no cost for those before: it takes away what the
-    loop goes over.
+    `hold` ends the loop that hands messages out by emptying the list that the loop iterates over. So the loop needs no
+    check for each message.
     """
 
     rest: deque[Single] = attrs.field(factory=deque)
@@ -51,7 +52,10 @@ class Remainder:
     _left: int | None = None
 
     def slices(self, messages: list[Any]) -> Iterator[Iterator[Any]]:
-        """``messages``, a few at a time, for as long as a read may take (see `zroute.sockets.connection`)."""
+        """Yield ``messages`` a few at a time, for up to `READ_SECONDS`.
+
+        See `zroute.sockets.connection`.
+        """
         self._messages, self._loop, self._left = messages, iter(messages), None
         began, size = perf_counter(), READ_SLICE
         while length_hint(self._loop):
@@ -64,11 +68,11 @@ class Remainder:
 
     @property
     def left(self) -> int:
-        """How many messages the loops have not come to."""
+        """The number of messages that the loops have not reached."""
         return length_hint(self._loop) if self._left is None else self._left
 
     def hold(self) -> None:
-        """End the loops after the message at hand."""
+        """End the loops after the current message."""
         self._left = self.left
         self._messages.clear()
 
@@ -76,7 +80,14 @@ class Remainder:
 def make_hand_out(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Remainder, outcomes: DispatchCallbacks
 ) -> HandOut:
-    """What does ``steps``, which share one type and are given the body by position; ``decode`` reads a list of them."""
+    """Return a function that passes the messages of coalesced frames to ``steps``.
+
+    Args:
+        steps: Their functions take the body by position, and as the same type.
+        decode: Decodes the list of messages.
+        unpacked: Holds the messages that are left when the loop ends early.
+        outcomes: Called with results and errors of the functions.
+    """
     if len(steps) == 1 and steps[0].gather is not None:
         return _make_hand_over(steps[0].gather, decode, unpacked)
     if len(steps) > 1:
@@ -108,10 +119,10 @@ def make_hand_out(
 
 
 def _decoded(coalesced: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] | None:
-    """The messages; None where they are not as many as they should be, or one of them can't be read."""
+    """Return the messages, or None if a message or their number is wrong."""
     try:
         messages: list[Any] = decode(coalesced.listing)
-    except BaseException:  # whichever message it is, it will be met again alone
+    except BaseException:  # each message is decoded again, alone: that finds the malformed one
         return None
     return messages if len(messages) == coalesced.many else None
 
@@ -143,7 +154,10 @@ def _several(
 
 
 def _make_hand_over(gather: BatchCall, decode: Callable[[bytes], Any], unpacked: Remainder) -> HandOut:
-    """What puts the messages of a frame into the lists of one route, as many at a time as there is room for."""
+    """Return a function that adds the messages of a frame to batches.
+
+    Each step adds as many messages as there is room for.
+    """
 
     def hand_over(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = coalesced.many, _decoded(coalesced, decode)

@@ -1,9 +1,9 @@
-"""The deliver closures: what is done for each message of one topic, once everything else is known.
+"""Build the deliver closure of a topic, which handles each message of that topic.
 
-A closure takes ``(body, raw)``: the body, and the frames it came in (one bytes, or
-a tuple of several). It returns None, or one of the four codes below, and raises nothing: what handlers raise and
-return beyond None goes to `DispatchCallbacks`. The closures repeat the same few lines on purpose: a shared helper would
-be a call per message.
+A closure takes ``(body, raw)``: the body, and the frames of the message (one ``bytes``, or a tuple of several). It
+returns None or one of the four codes below, and never raises. It passes exceptions and return values other than None
+to `DispatchCallbacks`. The closures repeat a few lines on purpose: a shared helper would cost one call for each
+message.
 """
 
 from __future__ import annotations
@@ -51,23 +51,27 @@ Deliver: TypeAlias = "Callable[[bytes, RawFrames], int | None]"
 Refuse: TypeAlias = "Callable[[Sequence[BoundRoute], BaseException, bytes, RawFrames], int]"
 
 UNDECODABLE = 1
-"""At least one route could not read the body: the message counts as routed; further parts may belong to it."""
+"""A route could not decode the body. The message counts as routed, and may continue in further parts."""
 TRACKED = 2
-"""The body has a tracked header that is still to be read: no route was given the message, and no counter has it."""
+"""The body begins with a tracked header that is still to be read. No route was called and no counter has changed."""
 MALFORMED = 3
-"""The closure counted the message as malformed; further parts may belong to it."""
+"""The closure counted the message as malformed. The message may continue in further parts."""
 COUNTED = 4
-"""The closure counted its messages itself: as unrouted or duplicate, or each of a coalesced frame by itself."""
+"""The closure counted the messages itself: as unrouted, as duplicate, or one by one for a coalesced frame."""
 
 
 @attrs.frozen(eq=False)
 class CompiledRoute:
-    """A route of one app, ready to call: prefixes joined, parameters planned, publications and hooks found.
+    """A route of one app, ready to call.
 
-    ``outlets`` publish what the function returns; ``hooks`` are tried for its errors, group by group.
-    ``stats`` and ``flow`` are those of one run: an evolved route has a ``flow`` of its own. Where the flow is active,
-    the closures do not call the function: they give `DispatchCallbacks.settle` the call, a `functools.partial`, to make
-    it when its turn has come. With ``lists`` they give each message to `BatchCall.one`.
+    Its prefixes are joined, its parameters planned, and its publications and hooks found.
+
+    ``outlets`` publish the return values of the function. ``hooks`` are tried for its errors, group by group.
+
+    ``stats`` and ``flow`` belong to one run: `attrs.evolve` gives the copy a ``flow`` of its own. If the flow is
+    active, the closures do not call the function. They pass the call, a `functools.partial`, to
+    `DispatchCallbacks.settle`, which makes it in its turn. If the route has ``lists``, they pass each message to
+    `BatchCall.one`.
     """
 
     name: str
@@ -100,7 +104,10 @@ class CompiledRoute:
 
 @attrs.frozen(eq=False)
 class BoundRoute:
-    """One route for one topic: the segments its pattern captured, as text and converted."""
+    """A route for one topic, with the segments that its pattern captured.
+
+    ``captures`` holds them as text, ``arguments`` converted.
+    """
 
     route: CompiledRoute
     topic: Topic
@@ -110,10 +117,11 @@ class BoundRoute:
 
 @attrs.frozen(eq=False)
 class BatchCall:
-    """Where the messages of one topic go that are handed over in lists.
+    """The callables that add the messages of one topic to the batches of a route.
 
-    ``one`` takes a message with its frames; ``several`` takes messages, what makes the frames of all that came with
-    them, and where among these they begin. ``room`` says for how many there is room at once, 1 at least.
+    ``one`` takes a message and its frames. ``several`` takes messages of a coalesced frame, a function that returns the
+    frames of all its messages, and the index of the first of these messages among them. ``room`` returns the number of
+    messages that can be added at once, at least 1.
     """
 
     one: Callable[[Any, RawFrames], None]
@@ -122,64 +130,85 @@ class BatchCall:
 
 
 class DispatchCallbacks(Protocol):
-    """What becomes of a message that was not just handled. No method raises, except `envelope`.
+    """Handle results and failures of handlers.
 
-    Everything on the way in calls these; `zroute.receiving.results.Results` implements them for a run.
+    Results are published, errors are counted, logged and passed to error hooks.
+
+    No method raises, except `envelope`. All of `zroute.receiving` calls these methods;
+    `zroute.receiving.results.Results` implements them for one run.
     """
 
     def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:
-        """The function raised, or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
+        """Handle an error of the function or of its result.
+
+        It was called with ``many`` messages, the first is ``raw``.
+        """
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """The body is not of the type these deliveries share. Returns `UNDECODABLE`."""
+        """Handle a body that is not of the type that these deliveries share.
+
+        Return `UNDECODABLE`.
+        """
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
-        """Whether the message is too old for the route, which is counted."""
+        """Return True if the message is too old for the route, and count it."""
 
     def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
-        """The function returned something: an awaitable, a generator, or what is to be published.
+        """Handle a result: an awaitable, a generator, or a value to publish.
 
-        Where the route's flow is active, ``result`` is the call that is still to be made.
+        If the route's flow is active, ``result`` is the call that is still to be made.
         """
 
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
-        """What takes the messages of a delivery whose route has lists; ``function`` will be given these."""
+        """Return the callables that add messages to the batches for ``function``."""
 
     def release(self) -> None:
-        """Nothing more waits to be read: hand over all lists."""
+        """Hand over all batches: no message waits to be read."""
 
     def release_soon(self) -> None:
-        """Hand them over before long, if they are not before."""
+        """Hand the batches over soon."""
 
     def publish(
         self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
     ) -> Deferred[None] | None:
-        """The function ``name`` returned ``value``; None, or what fires when that need not wait any more."""
+        """Publish ``value``, which the function ``name`` returned.
+
+        Returns:
+            A Deferred that fires when the next value need not wait any more, or None if it need not wait.
+        """
 
     def envelope(self, raw: RawFrames) -> Envelope:
-        """The message as it arrived. Raises EnvelopeError."""
+        """Return the message as it arrived.
+
+        Raises EnvelopeError if its header is malformed.
+        """
 
     def unrouted(self, raw: RawFrames) -> None:
-        """No route takes this topic."""
+        """Count a message whose topic matches no route."""
 
     def malformed(self, error: EnvelopeError, raw: RawFrames) -> None:
-        """These frames are no message."""
+        """Count frames that are not a message."""
 
     def many_topics(self, known: int) -> None:
-        """Log, once, that the cache is full; ``known`` is the number of topics in it."""
+        """Log, once, that the topic cache is full; ``known`` is the number of its topics."""
 
     def many_publishers(self, topic: Topic, known: int) -> None:
-        """Log, once, that a topic has more publishers than the cache holds; ``known`` is their number in it."""
+        """Log, once, that a topic has more publishers than the cache holds.
+
+        ``known`` is the number of its publishers in the cache.
+        """
 
     def long_topic(self, topic: Topic) -> None:
-        """A topic is too long to be kept."""
+        """Log a topic that is too long for the cache."""
 
 
 @attrs.frozen(eq=False)
 class Step:
-    """A delivery with its bound function; steps of one ``slot`` share the object that ``decode`` makes.
+    """A delivery with its bound function.
 
-    ``settle`` is given what the function returns, unless that is None. With ``gather`` messages go into lists.
+    Steps with the same ``slot`` share the object that ``decode`` returns.
+
+    ``settle`` is called with each result that is not None. If ``gather`` is set, messages are added to batches.
     """
 
     delivery: BoundRoute
@@ -191,19 +220,25 @@ class Step:
 
 
 def batching_step(delivery: BoundRoute, gather: BatchCall, decode: Decode | None, slot: int) -> Step:
-    """The step of a route with lists. Among others it is like one of an active flow: `BatchCall.one` is its call."""
+    """Return the step of a route with batches.
+
+    Beside steps of other routes it works like that of an active flow, with `BatchCall.one` as the call to make.
+    """
     return Step(delivery, partial(partial, gather.one), decode, slot, lambda _, call, raw: call(raw), gather)
 
 
 def make_deliver(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """The closure that does ``steps``, most specific first; ``refuse`` is told of bodies that don't decode."""
+    """Return the closure that runs ``steps`` in their order, most specific first.
+
+    ``refuse`` is called with bodies that can't be decoded.
+    """
     if share_one_type(steps):
         return _one(steps[0], outcomes, refuse) if len(steps) == 1 else _several_of_one_type(steps, outcomes, refuse)
     return _any(steps, outcomes, refuse)
 
 
 def share_one_type(steps: Sequence[Step]) -> bool:
-    """Whether each function is given the body by position, and all the same object."""
+    """Return True if all functions take the body by position, and as the same object."""
     by_position = all(
         step.decode and not step.delivery.route.call.by_name and not _may_be_stale(step) for step in steps
     )
@@ -211,7 +246,10 @@ def share_one_type(steps: Sequence[Step]) -> bool:
 
 
 def _may_be_stale(step: Step) -> bool:
-    """Whether its age is looked at here: where messages wait, it is when their turn has come."""
+    """Return True if the closure checks the age.
+
+    For messages that wait, it is checked when their turn comes.
+    """
     return step.delivery.route.options.stale_after is not None and not step.delivery.route.flow.active
 
 
@@ -243,10 +281,10 @@ def deliver(body, raw):
 
 
 def _one(step: Step, outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """One handler, given the body: by far the most frequent case.
+    """Return the closure for one handler that takes the body, the usual case.
 
-    The reader's own lines stand in the closure. Calling it instead costs 40 of 720 ns a message (typed
-    JSON, plain wire): 0.04 of a hand-written loop.
+    The code of the decoder is inlined in the closure. A call instead costs 40 of 720 ns per message (typed JSON, plain
+    wire): 0.04 of a hand-written loop.
     """
     delivery, inline = step.delivery, getattr(step.decode, "inline", _CALL)
     scope = {
@@ -296,7 +334,10 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, ref
 
 
 def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """The general form: several types, no body, envelopes, messages that may be too old."""
+    """Return the closure for all other cases.
+
+    It serves several types, and handlers without body, with envelope, or with ``stale_after``.
+    """
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     aging = frozenset(step for step in steps if _may_be_stale(step))
     envelope_of = outcomes.envelope

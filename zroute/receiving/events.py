@@ -1,4 +1,7 @@
-"""What tracking finds, as data: gaps, joins, ends, silence. `zroute.receiving.session` logs and counts it."""
+"""The findings of tracking as data: gaps, joins, ends, silence.
+
+`zroute.receiving.session` logs and counts them.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,7 @@ __all__ = [
 
 @attrs.frozen
 class Gap:
-    """Messages ``first`` to ``last`` of ``subscription`` were sent by the publisher of ``epoch`` and not received.
-
-    ``publisher`` names it as an `Envelope` does: the epoch as 16 hexadecimal digits.
-    """
+    """Messages ``first`` to ``last`` of ``subscription`` were sent but not received."""
 
     subscription: bytes
     epoch: int
@@ -41,20 +41,21 @@ class Gap:
 
     @property
     def publisher(self) -> str:
-        """The publisher's run, as in `Envelope.publisher`."""
+        """The epoch as 16 hexadecimal digits, as in `Envelope.publisher`."""
         return f"{self.epoch:016x}"
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of lost messages."""
         return self.last - self.first + 1
 
 
 @attrs.frozen
 class UnknownLoss:
-    """Messages of the publisher of ``epoch`` may be lost, and their number can't be known.
+    """An unknown number of messages of the publisher of ``epoch`` may be lost.
 
-    Those of ``subscriptions``. ``why`` says what the publisher did or did not do, as the rest of a sentence.
+    ``subscriptions`` are those concerned. ``why`` is the rest of a sentence that begins with the publisher: it says
+    what the publisher did or failed to do.
     """
 
     epoch: int
@@ -64,9 +65,9 @@ class UnknownLoss:
 
 @attrs.frozen
 class LostKept:
-    """``count`` of the messages that the publisher of ``epoch`` keeps for those who join were sent and not received.
+    """The publisher of ``epoch`` sent ``count`` retained messages that got lost.
 
-    A negative ``count``: that many of those counted as lost are sent again.
+    A negative ``count`` takes back a loss: the publisher sends that many of the lost messages again.
     """
 
     epoch: int
@@ -75,9 +76,11 @@ class LostKept:
 
 @attrs.frozen
 class Corrected:
-    """The publisher of ``epoch`` has not sent as much of ``subscription`` as a forged frame claimed.
+    """The publisher of ``epoch`` has sent less than a forged frame claimed.
 
-    Of the losses that were counted for the claim, ``wrong`` messages and ``unknown`` unknown losses are taken back.
+    The frame was about ``subscription``.
+
+    ``wrong`` lost messages and ``unknown`` unknown losses that were counted for the claim are taken back.
     """
 
     epoch: int
@@ -88,7 +91,10 @@ class Corrected:
 
 @attrs.frozen
 class Joined:
-    """``publisher`` has answered: it knows all subscriptions, and counts them (not all, if ``partial``)."""
+    """``publisher`` has answered, and counts all subscriptions.
+
+    If ``partial`` is True, it counts only some of them.
+    """
 
     publisher: int
     name: str
@@ -97,9 +103,11 @@ class Joined:
 
 @attrs.frozen
 class Missing:
-    """``publisher`` has answered, and does not know ``subscriptions``: they may have been lost on the way to it.
+    """``publisher`` has answered, but does not know ``subscriptions``.
 
-    It is its answer number ``times`` in succession that names too little.
+    They may have been lost on the way to it.
+
+    ``times`` counts its consecutive answers that omitted a subscription.
     """
 
     publisher: int
@@ -109,7 +117,7 @@ class Missing:
 
 @attrs.frozen
 class Restarted:
-    """``publisher`` is a new run of the one that was ``before``."""
+    """``publisher`` is a new run of the publisher with the epoch ``before``."""
 
     publisher: int
     name: str
@@ -118,7 +126,7 @@ class Restarted:
 
 @attrs.frozen
 class Namesake:
-    """``publisher`` has the same name as ``other``, and both are alive."""
+    """``publisher`` and ``other`` have the same name, and both are alive."""
 
     publisher: int
     name: str
@@ -127,7 +135,10 @@ class Namesake:
 
 @attrs.frozen
 class Ended:
-    """``publisher`` said goodbye; ``known`` is True if all it sent is received or counted."""
+    """``publisher`` said goodbye.
+
+    ``known`` is True if all that it sent was received or counted as lost.
+    """
 
     publisher: int
     name: str
@@ -136,23 +147,29 @@ class Ended:
 
 @attrs.frozen
 class Overdue:
-    """``publisher`` promised a beat, or owes an answer, that did not come: ask it with a new marker."""
+    """``publisher`` owes a heartbeat or an answer: send it a new marker."""
 
     publisher: int
 
 
 @attrs.frozen
 class Quiet:
-    """``publisher`` has not been heard for long, and promised nothing: ask for a sign of life."""
+    """``publisher`` has sent nothing for long: ask it for a sign of life.
+
+    It had announced no heartbeat.
+    """
 
     publisher: int
 
 
 @attrs.frozen
 class Silent:
-    """``publisher`` did not answer two questions, though all that arrived was read, and sent nothing: it seems dead.
+    """``publisher`` seems dead: it left two questions unanswered, and sent nothing.
 
-    By none of the connections ``links``, by which it was heard before, has anything come since the first question.
+    All that had arrived was read before this conclusion.
+
+    ``links`` are the connections over which it was heard before, and over which nothing has arrived since the first
+    ping.
     """
 
     publisher: int
@@ -162,7 +179,7 @@ class Silent:
 
 @attrs.frozen
 class Returned:
-    """``publisher`` was silent, and is heard again after that many ``seconds`` without a sign of life."""
+    """``publisher`` is heard again, after ``seconds`` without a sign of life."""
 
     publisher: int
     name: str
@@ -176,7 +193,7 @@ class Duplicate(Enum):
 
 
 DUPLICATE: Final = Duplicate.DUPLICATE
-"""This message was delivered before, or counted as lost: it is not to be delivered."""
+"""The message was already delivered, or counted as lost: do not deliver it."""
 
 Event: TypeAlias = (
     "Gap | UnknownLoss | LostKept | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue | Quiet"

@@ -1,7 +1,7 @@
-"""Flow: which of a route's messages may be handled now, and how many wait for it. Pure bookkeeping.
+"""Decide which messages of a route may be handled now, and which wait.
 
-Messages of one topic are handled one after the other, those of different topics side by side up to a
-bound. A message that waits is in exactly one place: the queue of its topic.
+Messages of one topic are handled one after the other. Those of different topics are handled side by side, up to a
+bound. A message that waits is in exactly one place: the queue of its topic. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Job = TypeVar("Job")
 class Flow(Generic[Job]):
     """The waiting and the running jobs of one route.
 
-    At most ``max_in_flight`` jobs run at a time; with ``ordered``, of one key one after the other. Topics
-    take turns: one with a long queue does not keep the others waiting. ``queue`` jobs may wait before the
-    flow is `full`; it is the caller's part to put no more then.
+    At most ``max_in_flight`` jobs run at a time, and if ``ordered``, only one of each key. Topics take turns, so a
+    topic with a long queue does not delay the others. The flow is `full` when ``queue`` jobs wait; the caller must not
+    `put` more then.
 
-    ``active`` says that jobs of this route may be unfinished when they return, so that they must go through
-    here. A plain function's route becomes active with the first Deferred that it returns.
+    ``active`` is True if a call of this route may return before its job is done, so that every call must go through the
+    flow. The route of a plain function becomes active when the function first returns a Deferred.
     """
 
     def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1, active: bool = True) -> None:
@@ -39,16 +39,19 @@ class Flow(Generic[Job]):
 
     @property
     def full(self) -> bool:
-        """Whether as many wait as may."""
+        """True if the queue is full."""
         return self.queued >= self._queue
 
     @property
     def eased(self) -> bool:
-        """Whether at most half as many wait as may: the mark to go on at, so that it is not at each message."""
+        """True if the queue is at most half full.
+
+        Reading resumes at this mark, and not at each message that leaves a full queue.
+        """
         return self.queued <= self._queue // 2
 
     def put(self, key: Hashable, job: Job) -> None:
-        """Let ``job`` wait for its turn."""
+        """Add ``job`` to the queue of ``key``."""
         if not self._ordered:
             key = object()
         waiting = self._waiting.get(key)
@@ -60,7 +63,11 @@ class Flow(Generic[Job]):
         self.queued += 1
 
     def take(self) -> tuple[Hashable, Job] | None:
-        """The next job that may run, and the key to call `done` with when it has ended; None if none may."""
+        """Take the next job that may run.
+
+        Returns:
+            The key to call `done` with when the job ends, and the job. None if no job may run.
+        """
         if not self._ready or self.in_flight >= self._max_in_flight:
             return None
         key = self._ready.popleft()
@@ -73,19 +80,19 @@ class Flow(Generic[Job]):
         return key, job
 
     def start(self, key: Hashable) -> None:
-        """A job of ``key`` runs that never waited."""
+        """Count a running job of ``key`` that never waited."""
         self._running.add(key)
         self.in_flight += 1
 
     def done(self, key: Hashable) -> None:
-        """The job that was taken under ``key`` has ended."""
+        """Note that the job that was taken under ``key`` has ended."""
         self.in_flight -= 1
         self._running.discard(key)
         if key in self._waiting:
             self._ready.append(key)
 
     def clear(self) -> list[Job]:
-        """Take all that wait, to be given up."""
+        """Remove and return all waiting jobs."""
         jobs = [job for waiting in self._waiting.values() for job in waiting]
         self._waiting.clear()
         self._ready.clear()
@@ -94,28 +101,30 @@ class Flow(Generic[Job]):
 
 
 class Growing(Protocol):
-    """A job of several messages, to which more are added until its turn has come."""
+    """A job that collects several messages until its turn comes."""
 
     @property
     def key(self) -> Hashable:
-        """The messages of one key are in one list at a time."""
+        """The key of the job. At most one open batch has this key."""
 
     many: int
-    """How many messages it holds, once it is closed."""
+    """The number of its messages, once it is closed."""
 
     def close(self) -> None:
-        """It grows no more."""
+        """Accept no more messages."""
 
 
 Listed = TypeVar("Listed", bound=Growing)
 
 
 class BatchFlow(Flow[Listed]):
-    """A flow whose jobs are lists: what waits is counted in messages, what runs in calls.
+    """A flow whose jobs are batches.
 
-    A list is held until `release`, while more messages may come for it at once; then it waits for its turn like any
-    job, and still grows: behind a slow handler a list fills up, and lists do not queue up. ``open`` has the
-    list that grows, by key. It is the caller's part to add to ``queued`` for each message.
+    The queue counts messages, ``in_flight`` counts calls.
+
+    A batch is held until `release`, since more messages for it may arrive at once. Then it waits for its turn like any
+    job, and still grows: behind a slow handler a batch fills up, instead of a queue of small batches. ``open`` holds
+    the growing batch of each key. The caller adds to ``queued`` for each message.
     """
 
     def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1) -> None:
@@ -124,28 +133,31 @@ class BatchFlow(Flow[Listed]):
         self._held: dict[Hashable, Listed] = {}
 
     def begin(self, job: Listed) -> None:
-        """A list that holds nothing yet."""
+        """Hold a new, empty batch."""
         self.open[job.key] = self._held[job.key] = job
 
     def end(self, job: Listed) -> None:
-        """The list is as long as may be; the next message of its key begins another."""
+        """Queue a batch that has its full length.
+
+        The next message of its key begins another one.
+        """
         del self.open[job.key]
         if self._held.pop(job.key, None) is not None:
             self.put(job.key, job)
 
     def release(self) -> None:
-        """Let all lists that are held wait for their turns."""
+        """Queue all held batches."""
         held, self._held = self._held, {}
         for key, job in held.items():
             self.put(key, job)
 
     def put(self, key: Hashable, job: Listed) -> None:
-        """See `Flow.put`; its messages are counted already."""
+        """Add the batch to the queue. See `Flow.put`; its messages are counted already."""
         super().put(key, job)
         self.queued -= 1
 
     def take(self) -> tuple[Hashable, Listed] | None:
-        """See `Flow.take`; the list is closed."""
+        """Take the next batch, and close it. See `Flow.take`."""
         taken = super().take()
         if taken is not None:
             job = taken[1]
@@ -154,7 +166,7 @@ class BatchFlow(Flow[Listed]):
         return taken
 
     def clear(self) -> list[Listed]:
-        """See `Flow.clear`; also those that are held."""
+        """Remove, close and return all waiting and held batches. See `Flow.clear`."""
         jobs = [*super().clear(), *self._held.values()]
         self._held.clear()
         for job in jobs:

@@ -1,4 +1,7 @@
-"""A message as it came: one frame, several parts, or a large frame that is still libzmq's."""
+"""The frames of a received message.
+
+A message consists of one frame, of several parts, or of one large frame in a buffer of libzmq.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ __all__ = ["RawFrames", "ZeroCopyFrame", "raw_frames", "uncopied"]
 
 @attrs.frozen(eq=False)
 class ZeroCopyFrame:
-    """A large frame where libzmq has put it: what is wanted of it is copied once, and mostly that is the body."""
+    """A large frame in the buffer of libzmq.
+
+    A slice copies only its part, which is the body in most cases.
+    """
 
     _held: memoryview
 
@@ -30,12 +36,15 @@ RawFrames: TypeAlias = "bytes | ZeroCopyFrame | tuple[bytes, ...]"
 
 
 def raw_frames(raw: RawFrames) -> tuple[bytes, ...]:
-    """All parts of a message, as a tuple."""
+    """Return all parts of a message as a tuple."""
     return raw if isinstance(raw, tuple) else (raw[:],)
 
 
 def uncopied(recv: Callable[..., Any]) -> Callable[[int], bytes | ZeroCopyFrame]:
-    """``recv`` that leaves large frames where they are. It takes half a microsecond longer: for rows of large ones."""
+    """Return a ``recv`` that does not copy large frames.
+
+    A call takes half a microsecond longer, so it pays for a succession of large frames.
+    """
     return partial(_receive, recv)
 
 

@@ -1,7 +1,7 @@
-"""Handlers that are unfinished when they return: their order, their bounds, and their end.
+"""Run handlers that may be unfinished when they return: their order, bounds and end.
 
-What a route's `Flow` decides happens here: calls are made when their turn has come, what they return is
-waited for, and reading pauses while one route is full. Nothing here raises.
+This module executes the decisions of each route's `Flow`: it makes calls in their turn, waits for their results, and
+pauses reading while a route is full. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ Dropped = Callable[[], None]
 
 
 class Reading(Protocol):
-    """Where messages come from, as far as full routes pause it."""
+    """The source of messages, which is paused while a route is full."""
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
-        """Read no more until `resume`, since the routes ``by`` are full; nothing that has arrived is lost."""
+        """Stop reading until `resume`, because the routes ``by`` are full.
+
+        Messages that have arrived are kept.
+        """
 
     def resume(self) -> None:
         """Read again."""
 
     def reclassify(self) -> None:
-        """A route's flow has become active: the closures that call its function themselves are to be made anew."""
+        """Build the deliver closures again, because the flow of a route has become active."""
 
 
 @attrs.frozen(eq=False)
@@ -51,15 +54,15 @@ class _Job:
     many: ClassVar[int] = 1
 
     def is_stale(self, stale: Stale) -> bool:
-        """Whether the message is too old by now."""
+        """Return True if the message is too old by now."""
         return stale(self.delivery, self.raw)
 
 
 @attrs.frozen(eq=False)
 class Executor:
-    """How the functions of an app are run.
+    """The means to run the functions of an app.
 
-    ``clock`` is the reactor. ``start`` runs an awaitable and returns its Deferred, ``in_thread`` a function in a
+    ``clock`` is the reactor. ``start`` runs an awaitable and returns its Deferred. ``in_thread`` runs a function in a
     thread. ``supply`` binds the resources that a hook takes.
     """
 
@@ -70,7 +73,7 @@ class Executor:
 
 
 class InFlight:
-    """What has begun in one run of an app and not ended, and what waits for its turn."""
+    """The unfinished and the waiting calls of one run of an app."""
 
     def __init__(
         self, outcomes: DispatchCallbacks, reports: ThrottledLog, executor: Executor, reading: Reading
@@ -91,7 +94,7 @@ class InFlight:
         self.release, self.release_soon = self._gathering.release, self._gathering.release_soon
 
     def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
-        """A handler returned something, or is to be called when its turn has come."""
+        """Handle a result of a handler, or queue the call of an active flow."""
         route = delivery.route
         if route.flow.active:
             self._enqueue(delivery, result, raw)
@@ -106,7 +109,7 @@ class InFlight:
             self._await(_Job(delivery, _begun_already, raw), delivery.topic, running)
 
     def _begun(self, delivery: BoundRoute, result: Any) -> Deferred[Any] | None:
-        """What to wait for, if ``result`` is not there yet or can't be published at once."""
+        """Return a Deferred if ``result`` is not available or not published at once."""
         if is_awaitable(result):
             return self._start(result).addCallback(lambda value: self._publish(delivery, value))
         if delivery.route.outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
@@ -123,7 +126,7 @@ class InFlight:
             self._pause(route)
 
     def _go_on(self, route: CompiledRoute) -> None:
-        """Lists of this route wait for their turn, or have grown."""
+        """Continue with a route whose batches are ready, or have grown."""
         self._pump(route)
         if route.flow.full and route not in self._full:
             self._pause(route)
@@ -135,13 +138,16 @@ class InFlight:
         self._gathering.release_soon(0)
 
     def _pump(self, route: CompiledRoute) -> None:
-        """Begin what may run, unless that is under way: in `_begin_some` below it, or in the reactor's next turn."""
+        """Begin the calls that may run, unless this is under way.
+
+        It is under way in `_begin_some` further up the stack, or will be in the reactor's next turn.
+        """
         if route not in self._pumping:
             self._pumping.add(route)
             self._begin_some(route)
 
     def _begin_some(self, route: CompiledRoute) -> None:
-        """Begin what may run, for a bounded time, and the rest in the next turn."""
+        """Begin the calls that may run, for a bounded time; the rest in the next turn."""
         flow = route.flow
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
@@ -201,7 +207,10 @@ class InFlight:
     def watch(
         self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped, many: int = 1
     ) -> None:
-        """Call ``ended`` with how ``running``, a call with ``many`` messages, ended, unless it is given up before."""
+        """Call ``ended`` with the result of ``running``, unless it is given up before.
+
+        ``running`` is a call with ``many`` messages. ``dropped`` is called if it is given up.
+        """
         if running in self._unfinished:
             running = _also(running)
         self._unfinished[running] = (name, dropped, many)
@@ -232,7 +241,11 @@ class InFlight:
         return self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
-        """Drop what waits for ``route``, and a call that is given up; counted as dropped; how many it were."""
+        """Drop the waiting calls of ``route``, and the call ``unfinished`` if given.
+
+        Returns:
+            The number of dropped messages, which are counted.
+        """
         dropped: int = sum([job.many for job in route.flow.clear()])
         route.stats.queued -= dropped
         route.stats.dropped_at_shutdown += dropped
@@ -248,14 +261,14 @@ class InFlight:
         return dropped
 
     def idle(self) -> Deferred[None]:
-        """Fires when no handler is unfinished and none waits for its turn."""
+        """Return a Deferred that fires when no handler is unfinished or waits."""
         waiting: Deferred[None] = Deferred()
         self._idle.append(waiting)
         self._tell_if_idle()
         return waiting
 
     def names(self) -> dict[str, int]:
-        """The handlers that are unfinished or wait for their turn, and how many messages of each."""
+        """Return the names of unfinished and waiting handlers, with their message counts."""
         names: Counter[str] = Counter()
         for name, _, many in self._unfinished.values():
             names[name] += many
@@ -264,9 +277,13 @@ class InFlight:
         return names
 
     def give_up(self) -> dict[str, int]:
-        """Drop what waits and cancel what is unfinished, counted: the names of the handlers, and how many of each."""
+        """Drop all waiting calls, and cancel the unfinished ones.
+
+        Returns:
+            The names of the handlers, with their numbers of dropped messages, which are counted.
+        """
         names: Counter[str] = Counter()
-        self._full.clear()  # nothing flows again
+        self._full.clear()  # a stop does not report that routes flow again
         for route in tuple(self._queued):
             names[route.name] += self.discard(route)
         unfinished, self._unfinished = self._unfinished, {}
@@ -286,16 +303,19 @@ class InFlight:
 
 
 def _begun_already() -> None:
-    """The call of a job that is begun."""
+    """The call of a job that has already begun."""
 
 
 def _also(running: Deferred[Any]) -> Deferred[None]:
-    """Ends after ``running`` has: a function may return one Deferred for several messages; the first has the result."""
+    """Return a Deferred that fires after ``running``, without its result.
+
+    A function may return one Deferred for several messages. Only the first message gets the result.
+    """
     waiting: Deferred[None] = Deferred()
     running.addCallback(lambda _: waiting.callback(None))
     return waiting
 
 
 def error_of(failure: Failure) -> BaseException:
-    """What ``failure`` holds."""
+    """Return the error of ``failure``."""
     return failure.value or RuntimeError("a failure without an error")

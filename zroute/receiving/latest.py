@@ -1,4 +1,7 @@
-"""Latest: which messages of publishers that keep them came last, so that a kept one is not delivered behind a newer."""
+"""Remember the latest messages of publishers with a last-value cache.
+
+A cached message that arrives after a newer live one is not delivered.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ __all__ = ["Latest"]
 
 @attrs.define(eq=False)
 class Latest:
-    """When the latest message of each topic was sent by publishers that keep it; a changed table takes this over.
+    """The send time of each topic's latest message, from publishers that cache it.
 
-    A note must not cost the loop more than a dict entry, so entries are not moved when they are noted again. Instead,
-    a full ``times`` becomes ``older``, whose former entries are dropped: they were noted before all that stay. So the
-    `TOPICS_NOTED` entries noted last are always known, and up to twice as many are held.
+    A changed table takes this object over from its predecessor.
+
+    A note must cost no more than a dict entry, so a further note does not move the entry. Instead, a full ``times``
+    becomes ``older``, and the former ``older`` is dropped: its entries are the oldest. So the `TOPICS_NOTED` entries
+    noted last are always known, and up to twice as many are held.
     """
 
     times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
@@ -28,13 +33,16 @@ class Latest:
     older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
 
     def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
-        """Whether a message came that is not older than one whose header begins with ``fixed``."""
+        """Return True if the message with this header is not newer than the latest one.
+
+        ``fixed`` is the beginning of the header.
+        """
         key = epoch, topic
         known = self.times.get(key) or self.older.get(key)
         return known is not None and known >= fixed[SENT_AT:]
 
     def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
-        """The one whose header begins so came last."""
+        """Note the message whose header begins with ``fixed`` as the latest of its topic."""
         if len(topic) > MAX_TOPIC:  # no publisher keeps it
             return
         if len(self.times) >= TOPICS_NOTED:
@@ -42,14 +50,17 @@ class Latest:
         self.times[epoch, topic] = fixed[SENT_AT:]
 
     def keep_only(self, subscriptions: Iterable[bytes]) -> None:
-        """Forget topics that begin with none of these: who subscribes to them again is sent their messages again."""
+        """Forget topics that begin with none of ``subscriptions``.
+
+        After a new subscription the publisher sends their cached messages again.
+        """
         prefixes = tuple(subscriptions)
         for notes in (self.times, self.older):
             for key in [key for key in notes if not key[1].startswith(prefixes)]:
                 del notes[key]
 
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
-        """``deliver``, for messages that are noted as the latest."""
+        """Return ``deliver`` for messages that are also noted as the latest."""
         start = len(topic) + 1
 
         def deliver_noted(body: bytes, raw: RawFrames) -> int | None:

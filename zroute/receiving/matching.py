@@ -1,4 +1,4 @@
-"""Matcher: which routes take a topic, and by which subscription it came."""
+"""Find the routes that take a topic, and the subscription that it matched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Matcher"]
 class Matcher:
     """The patterns of ``routes``, and the ``subscriptions`` that cover them.
 
-    With ``only_first`` a topic is delivered to its most specific route alone.
+    If ``only_first`` is True, a topic is delivered to its most specific route only.
     """
 
     def __init__(self, routes: Sequence[CompiledRoute], *, only_first: bool) -> None:
@@ -27,7 +27,10 @@ class Matcher:
         self._only_first = only_first
 
     def subscription(self, topic: bytes) -> bytes | None:
-        """Return the subscription that the topic came by. There may be thousands, of few lengths."""
+        """Return the subscription that matches the topic, or None.
+
+        There may be thousands of subscriptions, but they have only a few lengths.
+        """
         starts = (topic[:length] for length in self._lengths)
         return next((each for each in starts if each in self._subscribed), None)
 

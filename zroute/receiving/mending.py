@@ -1,8 +1,9 @@
-"""Mending: subscriptions that were lost on their way to a publisher are sent again, a slice at a time.
+"""Send subscriptions again that were lost on their way to a publisher.
 
-A stock proxy drops subscriptions over its high-water mark in silence, and passes the marker behind them. So a publisher
-names in its answer what it knows, and what it does not name is withdrawn and subscribed to again: a proxy hides a
-subscription that it has passed on once. Each slice has a ping behind it, and the next slice waits for the answers.
+A stock proxy silently drops subscriptions over its high-water mark, but passes the marker behind them. So the answer of
+a publisher lists the subscriptions that it knows. Missing ones are withdrawn and sent again, because a proxy passes
+each subscription on only once. They are sent in slices. A ping follows each slice, and the next slice waits for the
+answers.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ __all__ = ["Mender"]
 
 
 class Mender:
-    """Sends what is missing again.
+    """Sends missing subscriptions again.
 
-    ``resubscribe`` withdraws subscriptions and subscribes to them again, ``ping`` asks all publishers for a sign of
-    life and returns the ping's topic, and ``done`` is called when everything was sent: ask what is known now.
+    ``resubscribe`` withdraws subscriptions and sends them again. ``ping`` asks all publishers for a sign of life and
+    returns the topic of the ping. ``done`` is called when everything was sent, to ask which subscriptions are known
+    now.
     """
 
     def __init__(
@@ -36,20 +38,20 @@ class Mender:
         self._ping = ping
         self._done = done
         self._left: dict[bytes, None] = {}
-        self._publishers: set[int] = set()  # who does not know them
+        self._publishers: set[int] = set()  # those that do not know them
         self._asked = b""
         self._waiting: set[int] = set()
         self._timer: Any = None
 
     def add(self, publisher: int, missing: Iterable[bytes]) -> None:
-        """``publisher`` does not know these subscriptions."""
+        """Queue the subscriptions that ``publisher`` does not know."""
         self._left.update(dict.fromkeys(sorted(missing)))
         self._publishers.add(publisher)
-        if self._timer is None:  # the answers of other publishers may be there in this turn
+        if self._timer is None:  # wait for answers of other publishers that arrive in this turn
             self._timer = self._clock.callLater(0, self._next)
 
     def answered(self, publisher: int, ping: bytes) -> None:
-        """A publisher has answered a ping, and so has read everything before it that was not dropped."""
+        """Note an answer to a ping: the publisher has read all that arrived before it."""
         if self._asked and ping == self._asked:
             self._waiting.discard(publisher)
             if not self._waiting:
@@ -57,7 +59,7 @@ class Mender:
                 self._timer.reset(0)
 
     def close(self) -> None:
-        """Send nothing any more."""
+        """Stop sending."""
         self._rest()
         if self._timer is not None:
             self._timer.cancel()
@@ -80,4 +82,4 @@ class Mender:
             del self._left[prefix]
         self._resubscribe(some)
         self._asked, self._waiting = self._ping(), set(self._publishers)
-        self._timer = self._clock.callLater(ANSWER_SECONDS, self._next)  # a ping that is dropped holds up the rest
+        self._timer = self._clock.callLater(ANSWER_SECONDS, self._next)  # go on after this time, in case the ping was dropped

@@ -1,7 +1,7 @@
-"""What becomes of a message that was not just handled: published, counted, logged, given to a hook.
+"""Handle results and failures: publish return values, count and log errors, call error hooks.
 
-Nothing here raises. A peer's fault and a handler's failure each end as a counter, a log line (the first
-few in full, the rest counted), and a call of the nearest ``on_error`` function.
+Nothing here raises. An invalid message and a failed handler have the same three effects: a counter, a log line (the
+first few in full, the rest counted), and a call of the nearest ``on_error`` function.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ from zroute.throttle import ThrottledLog
 __all__ = ["Results"]
 
 _FIRST_BYTES = 48  # of a body or frame, in a log line
-_REASON = 300  # characters of what a decoder says, which may quote the body
+_REASON = 300  # characters of a decoder's text, which may quote the body
 
 
 class Results:
-    """Takes what the handlers of one run return and raise; ``executor`` runs what is to be run for that.
+    """Handles the results and errors of the handlers of one run.
 
-    ``wall`` gives Unix seconds, ``default`` is the app's codec. Of the app's ``hooks`` it calls those for errors that
-    belong to no route, and those for messages that no route took. ``reading`` pauses while a route is full.
-    ``observe`` is told of each error, and whether a hook took it.
+    Args:
+        stats: The counters of the app.
+        log: The logger of the app.
+        wall: Returns the time in Unix seconds.
+        executor: Runs awaitables and hooks.
+        default: The codec of the app.
+        hooks: The app's hooks. Called for errors without a route, and for messages that no route takes.
+        reading: Paused while a route is full.
+        observe: Called with each error, and True if a hook took it.
     """
 
     def __init__(
@@ -74,7 +80,10 @@ class Results:
     # -- from the deliver closures ----------------------------------------------------------------------
 
     def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:
-        """A handler raised or what it returned failed; it was given ``many`` messages, ``raw`` is the first."""
+        """Count and log an error of a handler or of its result, and call a hook.
+
+        The handler was called with ``many`` messages, of which ``raw`` is the first.
+        """
         route, topic = delivery.route, _shown(delivery.topic)
         route.stats.handler_error += many
         self._reports(
@@ -93,7 +102,7 @@ class Results:
         self._observe(error, self._hook(route.hooks, error, raw))
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
-        """Whether the message is older than the route takes; counted then."""
+        """Return True if the message is older than the route allows, and count it."""
         limit = delivery.route.options.stale_after
         sent = None if limit is None else sent_at(raw_frames(raw))
         if limit is None or sent is None:
@@ -104,7 +113,7 @@ class Results:
         return age > limit
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """The body is not of the type these deliveries declare."""
+        """Refuse a body that is not of the type that these deliveries declare."""
         names = ", ".join(delivery.route.name for delivery in deliveries)
         topic = deliveries[0].topic
         reason = _reason(error) + _codec_hint(body, deliveries[0].route.options.codec or self._default, raw)
@@ -129,7 +138,7 @@ class Results:
         return UNDECODABLE
 
     def malformed(self, error: EnvelopeError, raw: RawFrames) -> None:
-        """These frames are no message; the table has counted them."""
+        """Log frames that are not a message, which the table has counted."""
         first = raw_frames(raw)[0]
         self._reports(
             "malformed",
@@ -143,18 +152,24 @@ class Results:
         self._observe(error, self._hook((self._errors,), error, raw))
 
     def unrouted(self, raw: RawFrames) -> None:
-        """No route takes this topic; the table has counted it."""
+        """Call the hooks for a message without a route, which the table has counted."""
         for hook in self._unrouted:
             self._call_hook(hook, (self._any_envelope(raw),))
 
     def envelope(self, raw: RawFrames) -> Envelope:
-        """The message as it arrived. Raises EnvelopeError."""
+        """Return the message as it arrived.
+
+        Raises EnvelopeError if its header is malformed.
+        """
         return parse(raw_frames(raw), self._wall())
 
     # -- what is more than can be known -------------------------------------------------------------------
 
     def many_topics(self, known: int) -> None:
-        """See `zroute.receiving.dispatch.DispatchCallbacks`, also for the next two; each is logged once in a run."""
+        """Log that the topic cache is full.
+
+        This line and the next two are logged once in a run. See `zroute.receiving.dispatch.DispatchCallbacks`.
+        """
         self._once(
             "more than %d topics are received, which fill the %d MiB for what is known about topics: a message of "
             "another topic takes about ten times as long, and is counted in stats.cache_misses; subscribe to fewer, "
@@ -164,7 +179,7 @@ class Results:
         )
 
     def many_publishers(self, topic: Topic, known: int) -> None:
-        """A topic has more publishers than are known at a time."""
+        """Log that a topic has more publishers than the cache holds."""
         self._once(
             "more than %d publishers send to %r: a message of another one takes about ten times as long, and is "
             "counted in stats.cache_misses; give publishers topics of their own, such as 'sensors.{name}'",
@@ -173,7 +188,7 @@ class Results:
         )
 
     def long_topic(self, topic: Topic) -> None:
-        """A topic is too long to be known."""
+        """Log that a topic is too long for the cache."""
         self._once(
             "a topic of %d bytes was received, and nothing is kept for topics over %d: their messages take about ten "
             "times as long, and are counted in stats.cache_misses; the topic is what stands before the first NUL, or "
@@ -193,9 +208,11 @@ class Results:
     def publish(
         self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
     ) -> Deferred[None] | None:
-        """Publish what a function returned to all its publishers; a refusal is counted and logged.
+        """Publish ``value`` with all ``outlets``; count and log each refusal.
 
-        None, or what fires when nothing of it waits for subscribers without room any more. It does not fail.
+        Returns:
+            A Deferred that fires when no subscriber's full queue delays the value any more, or None if none does. It
+            never fails.
         """
         waiting = []
         for outlet in outlets:
@@ -219,7 +236,7 @@ class Results:
         return self._start(_all_of(waiting)) if waiting else None
 
     def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
-        """A timer's function or a generator raised."""
+        """Count and log an error of a timer's function or of a generator."""
         self._stats.publish_errors += 1
         self._reports(
             ("producer", producer),
@@ -237,13 +254,13 @@ class Results:
         self._observe(error, False)
 
     def producer_finished(self, producer: CompiledProducer) -> None:
-        """A generator came to its end."""
+        """Log that a generator has ended."""
         self._reports(("finished", producer), producer.name, logging.INFO, "%s has no more values", producer.name)
 
     # -- at the end -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say what the log held back."""
+        """Log the lines that were held back."""
         self._reports.close()
 
     # -- hooks ------------------------------------------------------------------------------------------
@@ -251,7 +268,10 @@ class Results:
     def _hook(
         self, chain: Sequence[Sequence[ErrorHook]], error: BaseException, raw: RawFrames, called: set[int] | None = None
     ) -> bool:
-        """Call the nearest hook, once for all in ``called``; whether there is one."""
+        """Call the nearest hook. Return True if there is one.
+
+        A hook that is in ``called`` is not called again.
+        """
         hook = _nearest(chain, error)
         if hook is None:
             return False
@@ -284,7 +304,7 @@ class Results:
         self._observe(error, False)
 
     def _any_envelope(self, raw: RawFrames) -> Envelope:
-        """`envelope`, also for frames that are no message."""
+        """Return the envelope, also for frames that are not a message."""
         try:
             return self.envelope(raw)
         except EnvelopeError:
@@ -295,12 +315,15 @@ class Results:
 
 async def _all_of(waiting: Iterable[Awaitable[None]]) -> None:
     for sent in waiting:
-        with suppress(HighWaterMarkError, NotRunningError):  # counted and said where it was given up
+        with suppress(HighWaterMarkError, NotRunningError):  # counted and logged when it was given up
             await sent
 
 
 def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> ErrorHook | None:
-    """The hook of the innermost group that has one for ``error``, by the distance in its class hierarchy."""
+    """Return the hook for ``error`` in the innermost group that has one.
+
+    Within a group, the hook whose error class is nearest in the class hierarchy wins.
+    """
     order = type(error).__mro__
     for hooks in chain:
         near = [
@@ -315,7 +338,7 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
 
 
 def _shown(topic: Topic) -> str:
-    """The topic as Python writes text; of one that is too long the beginning, and its length."""
+    """Return the topic as a Python literal; a long one is cut, with its length."""
     if len(topic) <= MAX_TOPIC:
         return repr(str(topic))
     return f"{str(topic[:MAX_TOPIC])!r}… ({len(topic)} characters)"
@@ -332,7 +355,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _codec_hint(body: bytes, codec: Codec, raw: RawFrames) -> str:
-    """What to do when the body seems to be in another codec than the one the reader was told."""
+    """Return a hint if the body seems to be encoded with another codec than expected."""
     looks = detect(body)
     _, whole = split(raw_frames(raw))
     if looks is None or looks.name == codec.name or whole.startswith(MAGIC):
