@@ -125,7 +125,7 @@ class Publisher:
     covered: frozenset[bytes] = attrs.field(init=False, default=frozenset())
     streams: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
     leaving: dict[bytes, SubscriptionState] = attrs.field(init=False, factory=dict)
-    lengths: frozenset[int] = attrs.field(init=False, default=frozenset())  # of the prefixes in leaving, which may be thousands
+    lengths: frozenset[int] = attrs.field(init=False, default=frozenset())  # of prefixes in leaving: maybe thousands
     standing: dict[bytes, int] = attrs.field(init=False, factory=dict)
     named: set[bytes] = attrs.field(init=False, factory=set)  # the subscriptions in the parts of the answer so far
     answering: bytes = attrs.field(init=False, default=b"")  # the marker of the current answer; parts counts its parts

@@ -1,7 +1,7 @@
-"""Run handlers that may be unfinished when they return: their order, bounds and end.
+"""Run handlers that may be unfinished when they return.
 
-This module executes the decisions of each route's `Flow`: it makes calls in their turn, waits for their results, and
-pauses reading while a route is full. Nothing here raises.
+It keeps their order and bounds, and ends them at a stop. It executes the decisions of each route's `Flow`: it makes
+calls in their turn, waits for their results, and pauses reading while a route is full. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Reading(Protocol):
         """Read again."""
 
     def reclassify(self) -> None:
-        """Build the deliver closures again, because the flow of a route has become active."""
+        """Build the deliver closures again: a flow has become active."""
 
 
 @attrs.frozen(eq=False)

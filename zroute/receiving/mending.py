@@ -82,4 +82,4 @@ class Mender:
             del self._left[prefix]
         self._resubscribe(some)
         self._asked, self._waiting = self._ping(), set(self._publishers)
-        self._timer = self._clock.callLater(ANSWER_SECONDS, self._next)  # go on after this time, in case the ping was dropped
+        self._timer = self._clock.callLater(ANSWER_SECONDS, self._next)  # the ping may be dropped

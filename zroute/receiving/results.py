@@ -1,4 +1,6 @@
-"""Handle results and failures: publish return values, count and log errors, call error hooks.
+"""Handle results and failures of handlers.
+
+Results are published; errors are counted, logged and passed to error hooks.
 
 Nothing here raises. An invalid message and a failed handler have the same three effects: a counter, a log line (the
 first few in full, the rest counted), and a call of the nearest ``on_error`` function.
