@@ -1,31 +1,33 @@
-"""Hearing: which publishers are alive, and by which connections they were heard. Pure; the clock is an argument.
+"""Track which publishers are alive, and over which connections they were heard.
 
 The rules, for one publisher:
 
-- Everything that is read of it is a **sign of life**: a message, a beat, an answer.
-- A sign may **promise** the next one: a message promises a beat, and a beat says when the next follows. If a promised
-  sign is `GRACE` seconds late, the publisher is asked. A publisher that promised nothing is asked after `QUIET_SECONDS`
-  of silence, so that a path that swallows everything is noticed on a quiet stream too.
-- A question has `ANSWER_SECONDS`. A publisher that answers two in succession with nothing at all is **silent**. It is
-  not asked again until it is heard: one silence has one judgement.
-- The judgement names the connections by which this publisher was heard, and by which *nothing of anybody* has come
-  since the first unanswered question. Only these may be cut: a connection by which another publisher is heard works.
+- Everything that is read from it is a **sign of life**: a message, a heartbeat, an answer.
+- A sign may **promise** the next one: a message promises a heartbeat, and a heartbeat announces when the next follows.
+  If a promised sign is `GRACE` seconds late, the publisher is asked. A publisher that promised nothing is asked after
+  `QUIET_SECONDS` of silence. So a path that loses everything is noticed on a quiet stream too.
+- A question has `ANSWER_SECONDS`. A publisher that sends nothing at all after two questions in succession is
+  **silent**. It is not asked again until it is heard: each silence is judged once.
+- The judgement names the connections over which this publisher was heard, and over which *no publisher* has sent
+  anything since the first unanswered question. Only these may be cut: a connection that carries another publisher
+  works.
 - A subscriber judges only when it has read everything that had arrived, however late it is.
-- After `AWAY_SECONDS` of silence the publisher's account is closed: its counters are forgotten there as well.
+- After `AWAY_SECONDS` of silence the account of the publisher is closed: the publisher forgets its counters then, too.
 
-A publisher is in two states at a time, since a question and a promise go on side by side: a message between a marker
-and its answer promises a beat, and the answer is still awaited. `PROMISES` and `QUESTIONS` are the transitions of the
-two, and `Signs` executes them; the same tables stand in ``docs/reference/wire.md``. A row that says `STAYS` changes
-neither the state nor its deadline; one that names the state itself begins it again, with a new deadline. An event that
-has no row in a table does not concern it, or can't happen in that state: only a state with a deadline can miss one.
+A publisher has two states at a time, because questions and promises are independent: a message between a marker and
+its answer promises a heartbeat, while the answer is still awaited. `PROMISES` and `QUESTIONS` hold the transitions, and
+`Signs` executes them. ``docs/reference/wire.md`` contains the same tables. `STAYS` keeps the state and its deadline. A
+transition to the same state begins that state again, with a new deadline. If a table has no row for an event, the event
+does not concern it, or can't happen in that state: only a state with a deadline can miss one.
 
-The states with a deadline, and what follows when it has passed:
+The states with a deadline, and what happens when it has passed:
 
-- `Promise.PROMISED`: `Signs.sign_by`, `HearingEvent.OVERDUE`, and the publisher is sent a marker.
-- `Promise.QUIET`: `Signs.quiet_at`, `HearingEvent.QUIETED`, and it is sent a ping; not while a question is out.
-- The four of `Question` in which one is out: `Signs.answer_by`, and `HearingEvent.UNANSWERED` or ``FORGIVEN``.
+- `Promise.PROMISED`: `Signs.sign_by`, `HearingEvent.OVERDUE`, and a marker is sent to the publisher.
+- `Promise.QUIET`: `Signs.quiet_at`, `HearingEvent.QUIETED`, and a ping is sent, unless a question is open.
+- The four states of `Question` with an open question: `Signs.answer_by`, `HearingEvent.UNANSWERED` or ``FORGIVEN``.
 
-Times are seconds of one monotonic clock. `zroute.receiving.tracker` says what follows from a state.
+Times are seconds of one monotonic clock, which is an argument of each call. This module does no I/O.
+`zroute.receiving.tracker` acts on the states.
 """
 
 from __future__ import annotations
@@ -54,22 +56,25 @@ __all__ = [
 ]
 
 ANSWER_SECONDS = 2.0
-"""Seconds that a publisher has for an answer to a question."""
+"""Seconds that a publisher has to answer a question."""
 
 ASKED_MAX = 10
-"""Questions in succession to one that never answered, so that invented publishers make no endless work."""
+"""Consecutive questions to a publisher that never answered.
+
+The limit bounds the work that forged ones cause.
+"""
 
 QUIET_SECONDS = 20.0
-"""Seconds of silence after which a publisher is asked for a sign of life, less up to 30 % so that readers spread."""
+"""Seconds of silence before a publisher is asked for a sign of life, less up to 30 % to spread the readers."""
 
 AWAY_SECONDS = WITHDRAWN_SECONDS
-"""Seconds of silence after which a publisher is given up: as long as it keeps the counters of a reader that is gone."""
+"""Seconds of silence until a publisher is given up: it forgets the counters of an absent reader then."""
 
 _SPREAD = 0.3
 
 
 class Promise(Enum):
-    """When the next sign of life is expected, if no question is sent."""
+    """The expectation of the next sign of life while no question is open."""
 
     NOTHING = "nothing"  # not heard yet, or asked since it was quiet
     PROMISED = "promised"
@@ -77,30 +82,30 @@ class Promise(Enum):
 
 
 class Question(Enum):
-    """What has become of the questions since the publisher was heard last."""
+    """The state of the questions since the last sign of life."""
 
     UNASKED = "unasked"
     ASKED = "asked"
     PINGED = "pinged"
-    LATE = "late"  # the time for an answer is over, and the next question is not sent yet
+    LATE = "late"  # no answer in time, and the next question is not sent yet
     ASKED_AGAIN = "asked again"
     PINGED_AGAIN = "pinged again"
     SILENT = "silent"
 
 
 class HearingEvent(Enum):
-    """What happens to one publisher, as its subscriber sees it."""
+    """The events of one publisher, as seen by its subscriber."""
 
     SIGN = "sign"  # of life, which promises nothing
     PROMISE = "promise"  # a sign that promises the next one
-    ANSWER = "answer"  # a complete one, to the last marker
-    MARKER = "marker"  # was sent; only an answer answers it
-    PING = "ping"  # was sent; any sign of life answers it
-    AWAIT = "await"  # a marker that it may have got owes an answer
+    ANSWER = "answer"  # complete, to the last marker
+    MARKER = "marker"  # we sent one; only an answer ends the wait
+    PING = "ping"  # we sent one; any sign of life ends the wait
+    AWAIT = "await"  # an earlier marker may have reached it, so wait for the answer
     OVERDUE = "overdue"
     QUIETED = "quieted"
     UNANSWERED = "unanswered"
-    FORGIVEN = "forgiven"  # unanswered by one that is not judged: it never has answered, or another run replaces it
+    FORGIVEN = "forgiven"  # no answer, but not judged: it never answered, or a new run replaces it
 
 
 STAYS: Final = None
@@ -127,7 +132,10 @@ PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
         HearingEvent.QUIETED: Promise.NOTHING,
     },
 }
-"""The transitions of the promise. A sign of life sets both deadlines: that of the quiet outlives the promised one."""
+"""The transitions of the promise.
+
+A sign of life sets both deadlines: the one of QUIET still runs when the promised one has passed.
+"""
 
 QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     Question.UNASKED: {
@@ -195,34 +203,38 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
         HearingEvent.AWAIT: STAYS,
     },
 }
-"""The transitions of the question. ``MARKER``, ``PING`` and ``AWAIT`` set the deadline unless the state stays."""
+"""The transitions of the question.
+
+``MARKER``, ``PING`` and ``AWAIT`` set the deadline unless the state stays.
+"""
 
 
 class LinkTimes:
-    """The connections of the socket that are alive, and when something was heard by each, while that was noted."""
+    """The live connections of the socket, and when each was last heard."""
 
     def __init__(self) -> None:
         self.alive: frozenset[int] = frozenset()
         self._heard: dict[int, float] = {}
 
     def update(self, alive: frozenset[int], heard: Iterable[int], now: float) -> None:
-        """These are alive now, and by those something was heard since the last call."""
+        """Set the live connections, and those that were heard since the last call."""
         self.alive = alive
         self._heard.update(dict.fromkeys(heard, now))
         for gone in self._heard.keys() - alive:
             del self._heard[gone]
 
     def unheard(self, links: Iterable[int], since: float) -> frozenset[int]:
-        """Return those of ``links`` that are alive, and by which nothing has been heard ``since`` then."""
+        """Return the live ones of ``links`` over which nothing was heard ``since``."""
         never = float("-inf")
         return frozenset(link for link in links if link in self.alive and self._heard.get(link, never) < since)
 
 
 @attrs.define(eq=False)
 class Signs:
-    """The signs of life of one publisher: its two states, their deadlines, and what a judgement needs besides.
+    """The signs of life of one publisher: two states and their deadlines.
 
-    A deadline means something only in a state that has it.
+    The further attributes serve the judgement that it is silent. A deadline is valid only in the state that it belongs
+    to.
     """
 
     promise: Promise = attrs.field(init=False, default=Promise.NOTHING)
@@ -231,18 +243,21 @@ class Signs:
     quiet_at: float = attrs.field(init=False, default=0.0)
     answer_by: float = attrs.field(init=False, default=0.0)
     heard_at: float | None = attrs.field(init=False, default=None)
-    asked_at: float | None = attrs.field(init=False, default=None)  # the first question since it was heard
-    unanswered: int = attrs.field(init=False, default=0)  # questions, in succession
-    was_silent: bool = attrs.field(init=False, default=False)  # until an answer that came since the last check
-    doubted_at: float | None = attrs.field(init=False, default=None)  # when it was asked as its numbers seemed wrong
-    links: set[int] = attrs.field(init=False, factory=set)  # the connections that its answers came by
-    linked: bool = attrs.field(init=False, default=False)  # the last answer came by a connection that is known
-    _noted: float | None = attrs.field(init=False, default=None)  # the promise of what came since the last check
+    asked_at: float | None = attrs.field(init=False, default=None)  # the first question since the last sign
+    unanswered: int = attrs.field(init=False, default=0)  # consecutive questions without answer
+    was_silent: bool = attrs.field(init=False, default=False)  # until the check after an answer
+    doubted_at: float | None = attrs.field(init=False, default=None)  # when its numbers seemed wrong and it was asked
+    links: set[int] = attrs.field(init=False, factory=set)  # the connections of its answers
+    linked: bool = attrs.field(init=False, default=False)  # the connection of the last answer is known
+    _noted: float | None = attrs.field(init=False, default=None)  # the promise of signs since the last check
 
     # -- the states
 
     def _move(self, event: HearingEvent) -> bool:
-        """Do the transitions of ``event``; return True if it begins a state of the question, even the same one."""
+        """Do the transitions of ``event``. Return True if a question state begins.
+
+        A state also begins if the transition leads to the same state.
+        """
         self.promise = PROMISES[self.promise].get(event) or self.promise
         question = QUESTIONS[self.question].get(event)
         self.question = question or self.question
@@ -250,21 +265,28 @@ class Signs:
 
     @property
     def is_silent(self) -> bool:
-        """True from the judgement until it is heard."""
+        """True from the judgement until the publisher is heard again."""
         return self.question is Question.SILENT
 
     @property
     def is_asked(self) -> bool:
-        """True while a question is out."""
+        """True while a question is open."""
         return HearingEvent.UNANSWERED in QUESTIONS[self.question]
 
     @property
     def is_pinged(self) -> bool:
-        """True while that question is a ping."""
+        """True while the open question is a ping."""
         return self.question in (Question.PINGED, Question.PINGED_AGAIN)
 
     def heard(self, now: float, *, moved: bool, beat: float, chance: Callable[[], float]) -> bool:
-        """Return True if there was a sign of life since the last call: a note, or messages that have ``moved`` it."""
+        """Return True if there was a sign of life since the last call.
+
+        Args:
+            now: The time of this call.
+            moved: True if messages have moved the account since the last call.
+            beat: Seconds until the heartbeat that a message promises.
+            chance: Returns a random number from 0 to 1, which spreads the questions of many readers.
+        """
         promise, self._noted = self._noted, None
         if moved:
             promise = max(promise or 0.0, beat)
@@ -276,19 +298,25 @@ class Signs:
         return True
 
     def ask(self, question: HearingEvent, now: float, *, seconds: float = ANSWER_SECONDS) -> None:
-        """``MARKER``, ``PING`` or ``AWAIT``: an answer is awaited for ``seconds``, unless the table says otherwise."""
+        """Note a question: ``MARKER``, ``PING`` or ``AWAIT``.
+
+        The answer is due after ``seconds``, unless the table says that the state stays.
+        """
         if self._move(question):
             self.answer_by = now + seconds
             self.asked_at = now if self.asked_at is None else self.asked_at
 
     def answered(self) -> None:
-        """The question has its answer."""
+        """Note that the question was answered."""
         self.was_silent |= self.is_silent
         self._move(HearingEvent.ANSWER)
         self.asked_at, self.unanswered = None, 0
 
     def miss_answer(self, since: float, *, judged: bool) -> bool:
-        """Return True if the answer was due by ``since``. If not ``judged``, this makes no publisher silent."""
+        """Return True if the answer was due by ``since``.
+
+        If not ``judged``, the publisher does not become silent.
+        """
         if not self.is_asked or self.answer_by > since:
             return False
         self._move(HearingEvent.UNANSWERED if judged else HearingEvent.FORGIVEN)
@@ -296,7 +324,11 @@ class Signs:
         return True
 
     def miss_sign(self, since: float) -> HearingEvent | None:
-        """Return ``OVERDUE`` if a promised sign was due by ``since``, ``QUIETED`` if it has long been quiet then."""
+        """Return the event of a missed deadline, or None.
+
+        The event is ``OVERDUE`` if a promised sign was due by ``since``, and ``QUIETED`` if the quiet time ended by
+        then.
+        """
         if self.promise is Promise.PROMISED and self.sign_by <= since:
             event = HearingEvent.OVERDUE
         elif self.promise is Promise.QUIET and not self.is_asked and self.quiet_at <= since:
@@ -307,26 +339,29 @@ class Signs:
         return event
 
     def begin_again(self, now: float) -> None:
-        """It was taken for ended, and is heard."""
+        """Begin again with a publisher that had ended and is heard."""
         self.answered()
         self.heard_at, self._noted, self.was_silent = now, None, False
 
     # -- what is read
 
     def note(self, link: int | None, promise: float = 0.0) -> None:
-        """Take note of a control frame that came by ``link``; the next follows in ``promise`` seconds (0: none)."""
+        """Note a control frame that came over ``link``.
+
+        The next one follows within ``promise`` seconds; 0 promises none.
+        """
         self._noted = max(self._noted or 0.0, promise)
         if link is not None:
             self.links.add(link)
             self.linked = True
 
     def note_answer(self, link: int | None) -> None:
-        """Take note of an answer; if its connection can't be told, the end of those before says nothing."""
+        """Note an answer. If its connection is unknown, `has_gone` returns False."""
         self.note(link)
         self.linked = link is not None
 
     def unnote(self) -> None:
-        """Forget what was noted since the last check: it says nothing about now."""
+        """Forget the signs since the last check: they say nothing about now."""
         self._noted = None
 
     @property
@@ -335,9 +370,9 @@ class Signs:
         return self._noted is not None
 
     def has_gone(self, links: LinkTimes) -> bool:
-        """Return True if every connection by which it was heard has ended."""
+        """Return True if every connection over which it was heard has ended."""
         return self.linked and not self.links & links.alive
 
     def is_away(self, now: float) -> bool:
-        """Return True if it has been silent for too long to be waited for."""
+        """Return True if it has been silent for `AWAY_SECONDS` or longer."""
         return self.is_silent and self.heard_at is not None and now - self.heard_at >= AWAY_SECONDS
