@@ -1,4 +1,4 @@
-"""``zroute new``: a small project that runs, passes ``zroute check``, and has a test that passes."""
+"""``zroute new``: write a small project that runs and passes its tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _SUFFIX = ".template"
 @click.command("new")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 def command(folder: Path) -> None:
-    """Write a small project into DIR, which must be new or empty: an app, its test and a README."""
+    """Write a small project into DIR: an app, its test and a README.
+
+    DIR must be new or empty.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if names := sorted(path.name for path in folder.iterdir()):
