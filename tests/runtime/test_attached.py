@@ -124,7 +124,7 @@ def test_the_same_function_twice_is_refused_and_changes_nothing() -> None:
 
     with TestApp(app) as t:
         before = table(app)
-        with pytest.raises(DuplicateRouteError, match=r"handle\(\) takes 'a' twice: .* at .*test_attached.py"):
+        with pytest.raises(DuplicateRouteError, match=r"handle\(\) subscribes to 'a' twice: .* at .*test_attached.py"):
             app.attach("a", handle)
         attached = app.attach("a", other)
         with pytest.raises(DuplicateRouteError):
