@@ -179,7 +179,7 @@ def test_state_is_no_parameter() -> None:
 
 @pytest.mark.parametrize("table", [PROMISES, QUESTIONS, ACCOUNTS])
 def test_the_tables_are_documented(table: Table) -> None:
-    """Whoever writes another implementation finds the tables of this one on the page of the wire."""
+    """The page of the wire has the same tables, for authors of other implementations."""
     expected = "\n".join(rendered(table))
     assert expected in (ROOT / "docs" / "reference" / "wire.md").read_text(), (
         f"docs/reference/wire.md needs\n{expected}"
