@@ -65,6 +65,7 @@ def wheel(session: nox.Session) -> None:
     with session.chdir(folder):
         session.run("user/bin/zroute", "--version", external=True)
         session.run("user/bin/zroute", "check", "--app-dir", examples, "alerts", external=True)
+        session.run("user/bin/twist", "zroute", "--help", external=True)
         session.run("user/bin/python", "-c", _CONTENTS, external=True)
 
 
@@ -77,6 +78,7 @@ _CONTENTS = """
 from importlib.metadata import files
 names = {str(path) for path in files("zroute")}
 assert "zroute/py.typed" in names, "type checkers would ignore the types"
+assert "twisted/plugins/zroute_plugin.py" in names, "twist would not find the plugin"
 assert any(name.endswith("licenses/LICENSE") for name in names), "the licence is missing"
 assert not [name for name in names if name.startswith(("tests/", "docs/", "examples/"))], names
 """

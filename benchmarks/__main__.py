@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     sizes, rounds = scale_of(options), 1 if options.quick else options.rounds
     groups = chosen((group for part in PARTS for group in part.groups(sizes)), options.only)
     console, described = Console(width=None if sys.stdout.isatty() else 180), machine.described()
-    settings = f"medians of {rounds} rounds, {sizes.count:,} small messages each, all contestants of a group in turn."
+    settings = f"medians of {rounds} rounds, {sizes.count:,} small messages each, all programs in each round."
     report.show_machine(console, described, settings)
     results: list[Result] = []
     with Console(stderr=True).status("") as status:

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import zmq
 
 from tests.support import Child, free_endpoint
-from zroute.messages.control import MARKER, pack_marker, pack_ping
-from zroute.publishing.counters import GRACE
+from zroute.messages.control import GRACE, MARKER, pack_marker, pack_ping
 from zroute.receiving.hearing import QUIET_SECONDS
 
 PUBLISHER = """

@@ -7,7 +7,7 @@ arrived. The subscriber's queue has room for everything. So a benchmark measures
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import cycle, islice
 
 import zmq
@@ -41,10 +41,11 @@ class Feed:
         for frame in islice(cycle(self.work.frames), self.work.total):
             send(frame)
 
-    def fill_counted(self, others: Iterable[bytes] = ()) -> None:
+    def fill_counted(self, others: Iterable[bytes] = (), headers: Mapping[str, str] | None = None) -> None:
         """Fill the queue like a tracked publisher, with answers and numbers.
 
-        ``others`` are the prefixes of other subscribers, which the publisher counts too.
+        ``others`` are the prefixes of other subscribers, which the publisher counts too. Each message has the
+        ``headers``.
         """
         counters, others = Counters(), tuple(others)
         for prefix in others:
@@ -60,7 +61,7 @@ class Feed:
         frame = counted_framer(epoch=7, count=counters.count, clock_ns=time.time_ns)
         codec, body, send = CODECS[self.work.codec], self.work.body, self.pub.send
         for topic in islice(cycle(self.work.topics), self.work.total):
-            made = frame(topic, codec, body, None)
+            made = frame(topic, codec, body, headers)
             assert isinstance(made, bytes)
             send(made)
 

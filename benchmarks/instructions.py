@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from benchmarks import publish, receive, workloads
 from benchmarks.children import python
@@ -23,7 +23,7 @@ from benchmarks.feeds import Feed, plain_subscriber
 from benchmarks.running import THREAD, Contestant, Figures, Group
 from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, Scale
 from tests.support import ROOT
-from zroute import App
+from zroute import App, Envelope
 
 __all__ = ["INSTRUCTIONS", "groups"]
 
@@ -32,6 +32,11 @@ MESSAGES = 10_000
 
 PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published tracked": TRACKED}
 """The contestants that publish, and the wire of each."""
+
+MIDDLEWARE, SCOPED = "one middleware", "a message-scoped resource"
+ISOLATE, HEADERS, ENVELOPE = "App(isolate=True)", "messages with headers", "a handler with an Envelope"
+AROUND = (TRACKED, MIDDLEWARE, SCOPED, ISOLATE, HEADERS, ENVELOPE)
+"""The contestants that read tracked messages; all but the first have one thing more."""
 
 
 def absent(scale: Scale) -> str | None:
@@ -59,11 +64,12 @@ def _measure(kind: str) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """Return one group for received and one for published messages."""
+    """Return the groups for received and published messages, and for what is around a handler."""
     title = f"instructions for a message {{}}, of {MESSAGES:,} JSON quotes"
     return [
         _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
         _group(f"{INSTRUCTIONS}-published", title.format("published"), tuple(PUBLISHED), scale),
+        _group(f"{INSTRUCTIONS}-around", title.format("received, with more around its handler"), AROUND, scale),
     ]
 
 
@@ -90,22 +96,45 @@ def run(kind: str, read: int) -> None:
         receive.loop(sub, work, [counter.handler()], read)
         assert counter.seen == read
         return
-    app = App(sub=feed.endpoint, codec="json", context=feed.context)
-    seen = 0
-
-    @app.subscribe("stocks.*")
-    def handler(_quote: workloads.Quote) -> None:
-        nonlocal seen
-        seen += 1
-
+    counter = receive.Counter()
+    app = _app(feed, kind, counter)
     with receive.reading(app, receive.StillReactor(), feed.endpoint) as sub_connection:
-        _read(sub_connection, feed, kind, read, lambda: seen)
+        if kind == PLAIN:
+            feed.fill()
+        else:
+            feed.fill_counted(headers={"x-tenant": "acme"} if kind == HEADERS else None)
+        receive.read_all(sub_connection, lambda: counter.seen, read)
+        assert counter.seen >= read
 
 
-def _read(sub: Any, feed: Feed, kind: str, read: int, seen: Any) -> None:
-    feed.fill_counted() if kind == TRACKED else feed.fill()
-    receive.read_all(sub, seen, read)
-    assert seen() >= read
+class Session:
+    """The resource of a message."""
+
+
+def _app(feed: Feed, kind: str, counter: receive.Counter) -> App:
+    """Return an app that counts quotes, with what ``kind`` has around its handler."""
+    app = App(sub=feed.endpoint, codec="json", context=feed.context, isolate=kind == ISOLATE)
+
+    def handler(_quote: workloads.Quote) -> None:
+        counter.seen += 1
+
+    def with_envelope(_quote: workloads.Quote, _envelope: Envelope) -> None:
+        counter.seen += 1
+
+    def with_session(_quote: workloads.Quote, _session: Session) -> None:
+        counter.seen += 1
+
+    if kind == MIDDLEWARE:
+        app.middleware(lambda call, route: lambda message: call(message))
+    if kind == SCOPED:
+
+        @app.resource(scope="message")
+        def session() -> Iterator[Session]:
+            yield Session()
+
+    chosen = {ENVELOPE: with_envelope, SCOPED: with_session}.get(kind, handler)
+    app.subscribe("stocks.*")(chosen)
+    return app
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.running import RATE, Result, Row
 
 __all__ = ["as_json", "as_markdown", "show", "show_goals", "show_machine"]
 
-CLOCKS = "CPU: `thread` is that of the thread that works, `process` that of the whole process with its I/O threads."
+CLOCKS = "CPU time is measured for one `thread`, or for the whole `process` with its I/O threads."
 HEADINGS = ("what", "at most", "found", "lowest to highest", "")
 
 

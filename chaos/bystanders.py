@@ -38,7 +38,7 @@ JUDGED = 12.0
 """Seconds in which a subscriber reports a publisher that streamed and fell silent, with a margin."""
 
 JUDGED_IDLE = 42.0
-"""The same for a publisher that was idle before: it sent no beats any more, so this takes longer."""
+"""The same for a publisher that was idle before: its heartbeats had ended, so this takes longer."""
 
 RECOVERED = 15.0
 """Seconds after the last forged frame in which a subscriber must recover."""
@@ -131,7 +131,7 @@ class Subscriber:
 
 @dataclass
 class Bystanders(Play):
-    """A seed of this module; parameters that are not given are drawn from the seed."""
+    """The trouble of one seed; parameters that are not given are drawn from the seed."""
 
     topology: str = ""
     trouble: str = ""
@@ -160,7 +160,7 @@ class Bystanders(Play):
         self.topology = self.topology or self.chance.choice(TOPOLOGIES)
         self.trouble = self.trouble or self.chance.choice(TROUBLES)
         self.host = self.host or self.chance.choice(HOSTS)
-        # A's past decides when it is reported: an idle publisher sends no beats any more.
+        # A's past decides when it is reported: an idle publisher no longer sends heartbeats.
         self.idle = not self.watched and self.trouble not in LIES_TOLD and self.chance.random() < 0.3
         self.watched = self.watched or (JUDGED_IDLE if self.idle else self.chance.choice((JUDGED, JUDGED, 20.0)))
         letters = "ABC" if self.topology == "mixed" else self.chance.choice(("AB", "ABC"))

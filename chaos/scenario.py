@@ -1,4 +1,4 @@
-"""One run of trouble, drawn from a seed: peers, faults and the final checks.
+"""Random trouble, drawn from a seed: peers, faults and the final checks.
 
 Publishers and subscribers are processes that record the messages they send and see; `compare` compares the files. A
 scenario that fails prints its actions and keeps its files.
@@ -22,7 +22,7 @@ from zroute.messages.topics import minimal_cover
 
 PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
 RECONNECTED = 1.0
-"""Seconds in which a cut connection is back: ten times the interval between attempts."""
+"""Seconds after which a cut connection is made again: ten times the interval between attempts."""
 
 _INDEX = (1 << 40) - 1  # the counting part of a number: see docs/reference/wire.md
 
@@ -36,7 +36,7 @@ class Run:
     epoch: str = ""
     bursts: int = 0
     killed: bool = False
-    """True if it was killed, or stopped during a pause of a subscriber or a cut: its tail is not known to all."""
+    """True if it was killed, or stopped with a subscriber paused or cut off: its last number may be unknown."""
 
     def sent(self, subscription: str) -> list[int]:
         """Return the numbers of sent messages that ``subscription`` matches, in order."""
@@ -88,7 +88,7 @@ class Publisher:
     def stop(self) -> None:
         self.now.process.write("stop\n")
         code = self.now.process.end(None, PATIENCE)
-        unread = any("have not read all" in line for line in self.now.process.err)
+        unread = any("have not confirmed the goodbye" in line for line in self.now.process.err)
         self.now.killed = unread or self.scenario.shaken
         expected = 75 if unread and self.overflow == "wait" else 0
         self.scenario.expect(code == expected, f"publisher {self.name} ended with {code}: {self.now.process.err[-5:]}")
@@ -150,7 +150,7 @@ class Subscriber:
 
 @dataclass
 class Scenario(Play):
-    """A seed of trouble; `play` runs it."""
+    """The trouble of one seed; `play` runs it."""
 
     publishers: list[Publisher] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)

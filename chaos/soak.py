@@ -36,7 +36,7 @@ from zroute.messages.control import MARKER, pack_marker, pack_ping
 from zroute.publishing import counters as counting
 from zroute.publishing import publisher as publishing
 from zroute.receiving import topic_cache as entries
-from zroute.runtime.runner import EXIT_DRAIN
+from zroute.runtime.exit_codes import EXIT_DRAIN
 
 GROWTH = 0.03
 """Allowed growth of the median from the second third to the last, as a share."""

@@ -1,9 +1,9 @@
-"""Record what the programs in examples/ print: the sessions that the documentation shows.
+"""Record the output of the programs in examples/ as sessions for the documentation.
 
-    python -m docs.examples              record all of them in docs/sessions/
-    python -m docs.examples chat bars    record these
+    python -m docs.examples              record all sessions in docs/sessions/
+    python -m docs.examples chat bars    record these sessions
 
-A session is a list of commands, each in a terminal of its own, which run together on a copy of the examples.
+A session is a list of commands, each in its own terminal, which run together on a copy of the examples.
 ``tests/programs/test_sessions.py`` plays every recorded session again and compares the lines.
 """
 
@@ -30,7 +30,7 @@ from tests.support import PATIENCE, ROOT, Child
 SESSIONS = Path(__file__).parent / "sessions"
 TERMINALS = ("first", "second", "third", "fourth")
 LINES = 16
-"""Lines that a terminal shows at most; an ellipsis stands for the rest."""
+"""The maximum number of lines of a terminal; an ellipsis replaces the rest."""
 
 _PORT = re.compile(r"(?<=127\.0\.0\.1[: ])\d+|(?<=\"tcp:)\d+")
 _FOR = re.compile(r" --for \S+$")
@@ -56,8 +56,8 @@ _PROGRAMS = {
 class Terminal:
     """Commands that are typed into one terminal, one after the other.
 
-    The last one goes on while the session runs, and stops by itself (``alone``) or by Ctrl-C, after the lines of
-    ``typed`` were written to it. Or ``goes_on`` is False: then all of them end.
+    The last command runs during the session, and the lines of ``typed`` are written to it. It stops by itself if
+    ``alone`` is True, otherwise by Ctrl-C. If ``goes_on`` is False, all commands end by themselves.
     """
 
     commands: tuple[str, ...]
@@ -68,7 +68,7 @@ class Terminal:
 
 @attrs.frozen
 class Session:
-    """The terminals of a session in the order of their start, and texts that are shown when it is complete."""
+    """The terminals of a session in the order of their start, and the texts that a complete session shows."""
 
     terminals: tuple[Terminal, ...]
     shows: tuple[str, ...] = ()
@@ -96,6 +96,14 @@ ALL = {
     "alerts": alone(f"{RUN} alerts:market alerts alerts:pager --for 10s"),
     "news_desk": alone(f"{RUN} news_desk:agency news_desk:desk --for 3s"),
     "weather": alone(f"{RUN} weather:stations weather:office --for 3s"),
+    "farm": Session(
+        (
+            run(f"{RUN} farm:worker"),
+            run(f"{RUN} farm:slow"),
+            Terminal((f"{RUN} farm:office --for 5s",), alone=True),
+        ),
+        ("dead    ann: nothing to compute", "slow    ann: order"),
+    ),
     "bars": alone(f"{RUN} ticker:feed bars bars:chart --for 10s"),
     "two_apps": Session(
         (
@@ -103,6 +111,14 @@ ALL = {
             sends(f'{PUB}:5745 hits.home \'{{"user": "ann"}}\' --every 100ms --count 20'),
         ),
         ("home",),
+    ),
+    "price_service": Session(
+        (
+            run(f"{RUN} price_service"),
+            Terminal((f"{RUN} price_service:client --for 5s",), alone=True),
+            sends("zroute request tcp://127.0.0.1:5773 prices.ACME '{\"size\": 3}'"),
+        ),
+        ("ACME: 3 cost", "LOST: 409", '"each"'),
     ),
     "most_specific": Session(
         (
@@ -209,7 +225,7 @@ ALL = {
 
 
 class Stage:
-    """A copy of the examples in ``folder``; ``port`` gives the port to use for one that an example names."""
+    """A copy of the examples in ``folder``; ``port`` maps a port in an example to the port to use."""
 
     def __init__(self, folder: Path, port: Callable[[str], str] = str) -> None:
         self.folder = folder
@@ -233,7 +249,7 @@ class Stage:
 
 
 class _Service(BaseHTTPRequestHandler):
-    """The HTTP service that some examples call: it takes what is posted, and knows the city of each customer."""
+    """The HTTP service that some examples call. It accepts any POST, and knows the city of each customer."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -267,7 +283,7 @@ def http_service(port: int) -> Iterator[None]:
 
 
 class Played:
-    """A terminal while its session runs: its commands, the process of the last one, and the lines of all."""
+    """A terminal of a running session: its commands, the process of the last one, and all printed lines."""
 
     def __init__(self, stage: Stage, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -275,10 +291,10 @@ class Played:
         self._environment: dict[str, str] = {}
         self._child: Child | None = None
         self.shown: list[tuple[str, list[str]]] = []
-        """Each command with the lines that it has printed, those of its last start."""
+        """Each command with the lines that it has printed since its last start."""
 
     def start(self, stack: ExitStack, *, endless: bool) -> None:
-        """Start what goes on; ``endless`` leaves out the time after which it would stop by itself."""
+        """Start the program of the terminal; ``endless`` removes its time limit."""
         for command in self.terminal.commands[:-1]:
             words = shlex.split(self._stage.moved(command))
             self._environment |= dict(word.split("=", 1) for word in words[1:])  # export NAME=VALUE
@@ -289,7 +305,7 @@ class Played:
         self.shown.append((command, [] if " twistd " in command else self._child.out))
 
     def act(self) -> None:
-        """Type what is typed while programs run: lines into the one that goes on, or commands that end."""
+        """Type lines into the running program, or run the commands that end by themselves."""
         if self._child is not None:
             if self._child.process.poll() is None:
                 self._child.write("".join(f"{line}\n" for line in self.terminal.typed))
@@ -314,15 +330,15 @@ class Played:
 def play(
     session: Session, stage: Stage, is_complete: Callable[[list[str]], bool], *, pause: float, endless: bool
 ) -> list[Played]:
-    """Run a session until ``is_complete`` is true of all lines that it has printed, and return its terminals.
+    """Run a session until ``is_complete`` returns True for its lines, and return its terminals.
 
     Args:
-        session: What to run.
-        stage: Where to run it.
+        session: The session to run.
+        stage: The copy of the examples to run it on.
         is_complete: Takes all lines, and returns True to end the session.
-        pause: Seconds to wait after each start, for a record in which everything is done once. Commands that end by
-            themselves are repeated until the session is complete: a reader may not have been there the first time.
-        endless: Let programs run until the session is complete that would stop by themselves.
+        pause: Seconds to wait after each start, so that a recording runs each command only once. Commands that end by
+            themselves are repeated until the session is complete, because a reader may have joined too late.
+        endless: Run programs with a time limit until the session is complete.
 
     Raises:
         TimeoutError: The session was not complete in time.
@@ -353,13 +369,13 @@ def play(
 
 
 def shape(line: str) -> str:
-    """Return what stays the same of a line from one run to the next: numbers, symbols and bars are replaced."""
+    """Return the part of a line that is the same in each run: numbers, symbols and bars are replaced."""
     line = re.sub(r"\b(ACME|AAPL|MSFT|NVR)\b", "SYMBOL", line)
     return re.sub(r"\s+", " ", re.sub(r"#+", "#", re.sub(r"-?\d+(\.\d+)?", "0", line))).strip()
 
 
 def shown_by(session: Session) -> Callable[[list[str]], bool]:
-    """Return a test for the lines of a session: everything that it is made to show is there."""
+    """Return a function that returns True if the lines contain all texts that the session has to show."""
     return lambda lines: all(any(text in line for line in lines) for text in session.shows)
 
 

@@ -1,8 +1,8 @@
-"""Pages that mkdocs makes at each build, so that no text has to be written twice.
+"""Generate pages at each build of mkdocs, so that no text is written twice.
 
 mkdocs.yml names this file under ``hooks``. There is a page for each program in examples/: the first paragraph of its
 docstring, its session as ``python -m docs.examples`` has recorded it, and its code. The landing page includes parts of
-README.md. Other pages are files of the checkout: the changelog, the guide for contributors, the usual mistakes.
+README.md. Other pages are files of the checkout: the changelog, the guide for contributors, the common mistakes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
     "First steps": ("ticker", "alerts", "news_desk", "weather"),
-    "Several apps": ("bars", "two_apps", "desk", "from_environment", "alarm"),
+    "Several apps": ("bars", "two_apps", "desk", "price_service", "from_environment", "alarm"),
     "Publishers that are not zroute": ("foreign", "most_specific", "bridge"),
     "State, databases and HTTP": ("inventory", "quotes_db", "webhook", "webhook_asyncio", "enrich"),
-    "Devices, threads and people": ("sensor_gateway", "thumbnails", "chat"),
+    "Devices, threads and people": ("sensor_gateway", "thumbnails", "farm", "chat"),
 }
-"""The examples by what a reader looks for."""
+"""The examples, grouped by subject."""
 
 _TITLES = {
     "desk": "Package of handlers",
@@ -66,7 +66,7 @@ def index() -> str:
     """Return the page that lists all examples."""
     parts = [
         "# Examples",
-        "Each program is short and runs as it is: its page has the commands, what they print, and the code. The output "
+        "Each program is short and runs unchanged. Its page has the commands, their output, and the code. The output "
         "is recorded from real runs, and a test plays each session again.",
     ]
     for group, names in EXAMPLES.items():
@@ -76,17 +76,18 @@ def index() -> str:
 
 
 def mistakes() -> str:
-    """Return the page of usual mistakes, from the file whose texts a test compares with what is printed."""
+    """Return the page of common mistakes, from a file that a test compares with the real output."""
     parts = [
         "# Mistakes and their messages",
-        "What zroute answers to usual mistakes; a test compares these texts with the real output. Search this page for "
-        "the text that you see.",
+        "This page shows common mistakes and the errors that zroute prints. A test compares these texts with the real "
+        "output. Search this page for the text that you see.",
     ]
     for piece in f"\n{(ROOT / 'tests/data/mistakes.txt').read_text()}".split("\n=== ")[1:]:
         name, _, rest = piece.partition("\n")
         source, _, shown = rest.partition("\n$ zroute ")
         parts.append(f"## {name[0].upper()}{name[1:]}")
-        parts.append(f"```python\n{source.strip()}\n```\n\n```console\n$ zroute {shown.strip()}\n```")
+        parts += [f"```python\n{source.strip()}\n```"] * bool(source.strip())
+        parts.append(f"```console\n$ zroute {shown.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -100,16 +101,17 @@ _PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "examples": "examples/index.md",
+    "examples/alerts.py": "examples/alerts.md",
     "tests/data/mistakes.txt": "reference/mistakes.md",
 }
 """Files of the checkout, and the pages that have their contents."""
 
 _WHOLE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-"""Those whose page is the file, with other links."""
+"""The files that become whole pages, with other links."""
 
 
 def linked(text: str) -> str:
-    """Return ``text`` of a file at the root of the checkout with its links as those of a page at the root of docs/."""
+    """Return ``text``, from the root of the checkout, with its links changed for a page at the root of docs/."""
 
     def page(found: re.Match[str]) -> str:
         target = found[1]
@@ -141,7 +143,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_config(config: Any) -> None:
-    """Put the pages of the examples into the menu, where it names their index."""
+    """Add the pages of the examples to the menu, below their index."""
 
     def filled(entry: Any) -> Any:
         match entry:

@@ -3,9 +3,9 @@
     python -m docs.pictures            write docs/explanation/{house,path-in,path-out}.svg
     python -m docs.pictures FOLDER     write them to another folder
 
-Nothing is drawn from memory. The rooms and their order are those of ``tests/test_house.py``, the imports are read from
-the syntax trees, and the two paths are recorded while an app runs over real sockets. Colours are of middle lightness
-on no ground, so that the pictures can be read in a light and in a dark theme.
+The pictures contain no manual data. The rooms and their order are those of ``tests/test_house.py``, the imports are
+read from the syntax trees, and the two paths are recorded while an app runs over real sockets. Colours have a medium
+lightness and no background, so that the pictures are readable in a light and in a dark theme.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TEXT, LINE, ROOM, EDGE = "#7d8590", "#7d859066", "#2f81f7", "#9a8c6f"
 WIDTH = 860
 GENERATED = "generated code"
 RECORDED = 4
-"""The message that is recorded on its way in: the first ones of a topic go a longer way."""
+"""The number of the recorded incoming message: the first messages of a topic take a longer path."""
 
 
 # -- SVG -------------------------------------------------------------------------------------------------
 
 
 def svg(title: str, height: int, parts: Sequence[str]) -> str:
-    """A whole picture of ``parts``; ``title`` is what a screen reader says."""
+    """Return a whole picture of ``parts``; screen readers read ``title``."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -51,13 +51,13 @@ def svg(title: str, height: int, parts: Sequence[str]) -> str:
 
 
 def text(x: float, y: float, words: str, **attributes: object) -> str:
-    """A line of text; ``font_weight`` is written as font-weight."""
+    """Return a line of text; ``font_weight`` is written as font-weight."""
     given = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
     return f'<text x="{x:g}" y="{y:g}"{given}>{escape(words)}</text>'
 
 
 def box(x: float, y: float, width: float, height: float, stroke: str) -> str:
-    """A rounded frame that is not filled."""
+    """Return a rounded frame without filling."""
     return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="none" stroke="{stroke}"/>'
 
 
@@ -66,7 +66,7 @@ def box(x: float, y: float, width: float, height: float, stroke: str) -> str:
 
 @attrs.frozen
 class Room:
-    """A room of the house: how many modules it has, what it is for, and which other rooms it imports from."""
+    """A room of the house: the number of its modules, its purpose, and the rooms that it imports from."""
 
     name: str
     modules: int
@@ -75,7 +75,7 @@ class Room:
 
 
 def rooms() -> list[Room]:
-    """All rooms, each behind those that it imports from, in the order of the import law."""
+    """Return all rooms in the order of the import law: each room follows the rooms that it imports from."""
     return [survey(name) for name in LAW]
 
 
@@ -88,7 +88,7 @@ def survey(name: str) -> Room:
 
 
 def purpose(name: str) -> str:
-    """The first line of a room's docstring, up to its first full stop."""
+    """Return the first line of a room's docstring, up to its first full stop."""
     if name == "ground":
         return ", ".join(module for module in modules() if room(module) == name)
     document = (ast_docstring(name) or "").partition("\n")[0]
@@ -96,12 +96,12 @@ def purpose(name: str) -> str:
 
 
 def ast_docstring(name: str) -> str | None:
-    """The docstring of a module, without importing it."""
+    """Return the docstring of a module, without importing it."""
     return ast.get_docstring(parsed(name))
 
 
 def draw_house() -> str:
-    """Rooms as floors, the lowest at the bottom; a dot says that the floor imports from the room of its column."""
+    """Draw rooms as floors, the lowest at the bottom; a dot marks an import from the room of its column."""
     floors = rooms()[::-1]
     names = [floor.name for floor in floors]
     left, head, height, step = 516, 96, 30, 24
@@ -129,7 +129,7 @@ def draw_house() -> str:
 
 
 def shortened(words: str, most: int) -> str:
-    """``words``, cut at a space where they are longer than ``most`` characters."""
+    """Return ``words``, cut at a space if they are longer than ``most`` characters."""
     return words if len(words) <= most else words[:most].rpartition(" ")[0].rstrip(",:;") + " …"
 
 
@@ -138,7 +138,7 @@ def shortened(words: str, most: int) -> str:
 
 @attrs.frozen
 class Step:
-    """A function that was called: its name, its file, and how many of the recorded functions it was called inside."""
+    """A called function: its name, its file, and the number of recorded functions that were active around it."""
 
     name: str
     file: str
@@ -152,7 +152,7 @@ class Recorder:
         self.steps: list[Step] = []
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """Take an event of sys.setprofile."""
+        """Handle an event of sys.setprofile."""
         if event == "call" and is_shown(frame.f_code):
             self.steps.append(Step(named(frame.f_code), filed(frame.f_code), sum(map(is_shown, callers(frame)))))
 
@@ -176,32 +176,32 @@ def callers(frame: FrameType) -> Iterator[CodeType]:
 
 
 def is_shown(code: CodeType) -> bool:
-    """True for a function of zroute's, also a generated one, and for the handler."""
+    """Return True for zroute's functions, including generated ones, and for the handler."""
     return code.co_filename.startswith((str(PACKAGE), "<zroute")) or code.co_name == "on_quote"
 
 
 def named(code: CodeType) -> str:
-    """The name of a function, with its class or with the function that made it; the handler's own name alone."""
+    """Return the name of a function with its class or enclosing function; for the handler, only its own name."""
     parts = [part for part in code.co_qualname.split(".") if part != "<locals>"]
     return ".".join(parts[-1:] if code.co_filename == __file__ else parts[-2:])
 
 
 def filed(code: CodeType) -> str:
-    """The file as the page names it."""
+    """Return the file name that the page shows."""
     if code.co_filename.startswith(str(PACKAGE)):
         return f"zroute/{Path(code.co_filename).relative_to(PACKAGE)}"
     return GENERATED if code.co_filename.startswith("<") else "your module"
 
 
 def outdented(steps: Sequence[Step]) -> list[Step]:
-    """``steps``, the least deep of them at 0."""
+    """Return ``steps`` with depths that begin at 0."""
     least = min((step.depth for step in steps), default=0)
     return [attrs.evolve(step, depth=step.depth - least) for step in steps]
 
 
 @attrs.define
 class Paths:
-    """What was called for one message on each path."""
+    """The functions that were called for one message on each path."""
 
     into: list[Step] = attrs.field(factory=list)
     out: list[Step] = attrs.field(factory=list)
@@ -209,7 +209,7 @@ class Paths:
 
 
 def record_paths() -> Paths:
-    """Run two apps over real sockets, and record what one message calls on each path."""
+    """Run two apps over real sockets, and record the calls for one message on each path."""
     found, recorder = Paths(), Recorder()
     app, keeping = App(name="plain"), App(name="keeping")
     alerts = app.publisher("alerts.{level}", float)
@@ -243,7 +243,7 @@ def record_paths() -> Paths:
 
 
 def draw_path(title: str, paths: Sequence[tuple[str, Sequence[Step]]]) -> str:
-    """Each path from top to bottom under its heading; a function is indented below the one that calls it."""
+    """Draw each path from top to bottom under its heading; a function is indented below its caller."""
     parts: list[str] = []
     y = 4.0
     for heading, steps in paths:
@@ -263,29 +263,29 @@ def draw_path(title: str, paths: Sequence[tuple[str, Sequence[Step]]]) -> str:
 
 
 def distance(steps: Sequence[Step]) -> int:
-    """How many rows are between the last of ``steps`` and its caller."""
+    """Return the number of rows between the last of ``steps`` and its caller."""
     last = steps[-1].depth
     return next(rows for rows, step in enumerate(reversed(steps[:-1])) if step.depth < last)
 
 
 def is_counted(step: Step) -> bool:
-    """True for a function of zroute's."""
+    """Return True for zroute's functions."""
     return step.file.startswith("zroute/") or step.file == GENERATED
 
 
 def headed(name: str, steps: Sequence[Step]) -> str:
-    """``name`` and what one message costs there, as ``tests/test_house.py`` counts it."""
+    """Return ``name`` with the cost of one message there, as counted by ``tests/test_house.py``."""
     counted = [step for step in steps if is_counted(step)]
     return f"{name}: {len(counted)} functions in {len({step.file for step in counted})} files"
 
 
 def inbound(steps: Sequence[Step]) -> tuple[str, list[Step]]:
-    """The path to the handler, below the reactor."""
+    """Return the path to the handler, below the reactor."""
     return headed("A message to a plain handler", steps), [Step("reactor", "Twisted", 0), *deeper(steps)]
 
 
 def outbound(name: str, steps: Sequence[Step]) -> tuple[str, list[Step]]:
-    """The path from a call of the user's; the first function in sockets/ gives the frame to ZeroMQ."""
+    """Return the path from the user's call; the first function in sockets/ passes the frame to ZeroMQ."""
     rows = [Step("your function", "your module", 0), *deeper(steps)]
     at = next(number for number, step in enumerate(rows) if step.file.startswith("zroute/sockets/"))
     rows.insert(at + 1, Step("socket.send", "ZeroMQ", rows[at].depth + 1))
@@ -293,7 +293,7 @@ def outbound(name: str, steps: Sequence[Step]) -> tuple[str, list[Step]]:
 
 
 def deeper(steps: Sequence[Step]) -> list[Step]:
-    """``steps`` one level down."""
+    """Return ``steps`` one level down."""
     return [attrs.evolve(step, depth=step.depth + 1) for step in steps]
 
 
@@ -301,7 +301,7 @@ def deeper(steps: Sequence[Step]) -> list[Step]:
 
 
 def draw() -> dict[str, str]:
-    """The pictures by their file names."""
+    """Return the pictures by their file names."""
     paths = record_paths()
     return {
         "house.svg": draw_house(),

@@ -41,7 +41,7 @@ def collect(quote: Quote, symbol: str) -> None:
 @app.every(1.0)
 def close() -> None:
     for bar in current.values():
-        bars.publish(bar)  # the topic takes the symbol from the bar
+        bars.publish(bar)  # zroute takes the symbol in the topic from the bar
     current.clear()
 
 

@@ -8,7 +8,7 @@ In another terminal, run `zroute tail tcp://127.0.0.1:5726`. In a third, send an
 
 zroute pub connect:tcp://127.0.0.1:5725 orders.ada '{"id": 7}'
 
-The environment variable CUSTOMERS is the URL of the service. The name of the customer is appended.
+The environment variable CUSTOMERS is the URL of the service. The app appends the name of the customer.
 """
 
 import json
@@ -28,7 +28,7 @@ from zroute import App, Envelope, as_awaitable
 
 URL = os.environ.get("CUSTOMERS", "http://127.0.0.1:8080/customers/")
 PAUSES = (0.2, 1.0)  # seconds before each retry
-DEADLINE = 5.0  # seconds for one order, with its retries
+DEADLINE = 5.0  # seconds for one order, including retries
 FAULTS = (LookupError, ConnectError, ResponseFailed, TimeoutError)  # errors that a retry may solve
 app = App(sub="bind:tcp://127.0.0.1:5725", pub="tcp://127.0.0.1:5726")
 

@@ -33,7 +33,7 @@ def log(line: str, level: str) -> None:
 
 @app.subscribe("metrics.>")
 def metrics(values: Any, topic: Topic) -> None:
-    """Receive JSON or msgpack: the first byte of an object tells which."""
+    """Receive JSON or msgpack: the first byte of an object shows the format."""
     print(f"{topic}: {values}")
 
 

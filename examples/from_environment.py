@@ -16,7 +16,7 @@ import attrs
 
 from zroute import App
 
-app = App(loop=False)  # ZROUTE_SUB and ZROUTE_PUB give the endpoints; without them it does not start
+app = App(loop=False)  # ZROUTE_SUB and ZROUTE_PUB set the endpoints; without them, the app does not start
 
 
 @attrs.frozen

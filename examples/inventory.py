@@ -7,8 +7,8 @@ In other terminals::
     zroute tail tcp://127.0.0.1:5771 'stock.>'
     zroute pub tcp://127.0.0.1:5770 orders.bolt 5
 
-``stock.{item}`` has each change. ``stock`` has all levels, every minute and after ``zroute pub … snapshot null``.
-The file named by the environment variable INVENTORY keeps the levels (default: inventory.json).
+Changes go to ``stock.{item}``. All levels go to ``stock``, every minute and after ``zroute pub … snapshot null``.
+The levels are stored in a file. The environment variable INVENTORY sets its name (default: inventory.json).
 """
 
 import json

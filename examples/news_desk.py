@@ -15,7 +15,10 @@ STORIES = cycle(
         ("sports.football.final", "Home side wins"),
         ("weather.oslo", "Snow by noon"),
         ("news.local.harbour", "New crane arrives"),
-        ("puzzle", "Seven across: brokerless"),  # no pattern of the desk has this prefix: the agency does not send it
+        (
+            "puzzle",
+            "Seven across: brokerless",
+        ),  # not sent: no pattern of the desk has this prefix
     ]
 )
 

@@ -42,8 +42,8 @@ progress = app.publisher("progress.{camera}", Progress)
 def shrink(picture: Picture, camera: str) -> Picture:
     """Make a thumbnail, in a thread.
 
-    Pictures of one camera are handled in order, and those of two cameras at the same time. Eight more pictures can
-    wait. Then the app stops reading until four are done.
+    Pictures of one camera are handled in order, and pictures of different cameras at the same time. Up to eight more
+    pictures can wait. When the queue is full, the app stops reading until four of them are handled.
     """
     small = bytearray()
     for top in range(0, picture.height, SCALE):

@@ -1,10 +1,10 @@
 """Send breaking news as HTTP requests with treq.
 
-A handler waits for the response, and the app continues meanwhile.
+While a handler waits for the response, the app handles other messages.
 
 zroute run --app-dir examples news_desk:agency webhook --for 3s
 
-The environment variable WEBHOOK is the URL. It works with any reactor, because of as_awaitable.
+The environment variable WEBHOOK is the URL. The app works with any reactor, because of as_awaitable.
 """
 
 import os

@@ -16,6 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.interpreters import template
 from tests.marks import marks_of
 from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
@@ -85,6 +86,12 @@ def pytest_collection_finish() -> None:
     """Exclude existing objects from garbage collection, which some tests run hundreds of times."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """End the process that programs are forked from."""
+    if template.cache_info().currsize:
+        template().end()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

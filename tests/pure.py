@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,10 +18,12 @@ from twisted.internet.task import Clock
 
 from zroute import App
 from zroute.awaiting import as_deferred
+from zroute.declarations.signatures import Needed
+from zroute.functions import identity
 from zroute.messages.wire import framer
-from zroute.publishing.publication import DONE
+from zroute.publishing.publication import DONE, Subscribers
+from zroute.receiving.attempts import Executor
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.in_flight import Executor
 from zroute.receiving.results import Results
 from zroute.receiving.session import SubscriberSession
 from zroute.receiving.table import RouteTable
@@ -84,14 +87,18 @@ class Wired:
                 self.clock,
                 start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
                 in_thread=self._refuse_threads,
-                supply=lambda function: function,
+                supply=self._supply,
+                emit=self._emit,
+                leave=lambda error, name, where: self.exits.append(error),
             ),
-            default=app.codec,
+            choices=plan.choices,
             hooks=plan.hooks,
             reading=self,
             observe=lambda error, hooked: self.errors.append((error, hooked)),
         )
+        self._hooked = compiled.hooked
         self.paused = False
+        self.exits: list[SystemExit] = []
         self.errors: list[tuple[BaseException, bool]] = []
         supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
         routes = [route.fresh() for route in supplied]
@@ -101,18 +108,23 @@ class Wired:
             routes,
             codecs=compiled.codecs,
             dispatch=app.dispatch,
-            max_message=app.max_message,
+            max_message=app.limits.max_message,
             stats=self.stats,
             outcomes=self.outcomes,
             accounts=self.accounts,
         )
         for outlet in compiled.outlets:
-            outlet.open(self._emit, lambda pattern, number, timeout: DONE)
-        app._live.emit = self._emit
-        self._app, self._outlets = app, compiled.outlets
+            outlet.open(self._emit, Subscribers(lambda pattern, number, timeout: DONE, lambda pattern: 0))
+        plan.publish_by(self._emit)
+        self._plan, self._outlets = plan, compiled.outlets
         self._parts: deque[tuple[bytes, bool]] = deque()
         self._more = False
         self.asked_for_more = 0
+
+    def _supply(self, function: Callable[..., Any], facts: Mapping[Any, Any]) -> Callable[..., Any]:
+        """Return ``function`` with the facts that it asks for; hooks here take no resources."""
+        needs = self._hooked[identity(function)].items()
+        return partial(function, **{name: facts[value.kind] for name, value in needs if isinstance(value, Needed)})
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
         """Record that a route is full."""
@@ -188,7 +200,7 @@ class Wired:
 
     def close(self) -> None:
         """Stop as a service does: refuse to publish, and write throttled log lines."""
-        self._app._live.emit = None
+        self._plan.publish_no_more()
         for outlet in self._outlets:
             outlet.close()
         self.outcomes.close()

@@ -64,7 +64,7 @@ async def turns(done: Callable[[], object]) -> None:
         if done():
             return
         await deferLater(reactor, 0.01)
-    raise AssertionError("waited in vain")
+    raise AssertionError(f"the condition was still false after {PATIENCE:g} s")
 
 
 @asynccontextmanager
@@ -74,7 +74,7 @@ async def running(app: App, **options: Any) -> AsyncIterator[AppService]:
     service.startService()
     try:
         await service.started
-        looped = any(endpoint.address.startswith("inproc://") for endpoint in service.publish_to)
+        looped = any(endpoint.address.startswith("inproc://") for endpoint in service.ends.pub)
         if looped and service.transport is not None:
             await subscribed(service, *service._run._table.subscriptions)
         yield service

@@ -7,7 +7,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-ROOT = Path(__file__).parent.parent
-PATIENCE = 120.0
-"""Seconds until a waiting test fails. The limit is long because machines are busy; a passing test never reaches it."""
-
-THOROUGH = os.environ.get("TESTS") == "thorough"
-"""True if tests run with the sizes of CI: all examples, all ways to connect, floods of full length."""
+from tests.interpreters import PATIENCE, ROOT, THOROUGH, start
 
 
 def sized(thorough: int, quick: int) -> int:
@@ -77,9 +71,9 @@ class Way:
 
 
 class Child:
-    """A child process whose output lines can be awaited.
+    """A child process of Python whose output lines can be awaited.
 
-    Use it in a ``with`` statement, which kills the process at its end.
+    Use it in a ``with`` statement, which kills the process at its end. `tests.interpreters` explains ``fresh``.
     """
 
     alive: ClassVar[set[Child]] = set()
@@ -90,13 +84,15 @@ class Child:
         *arguments: str,
         cwd: Path | str = ROOT,
         env: dict[str, str] | None = None,
+        fresh: bool = False,
         start_new_session: bool = False,
         pass_fds: tuple[int, ...] = (),
     ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+        self.process = start(
+            *arguments,
             cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(env or {})},
+            env={"PYTHONUNBUFFERED": "1", **(env or {})},
+            fresh=fresh,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -135,7 +131,9 @@ class Child:
             if time.monotonic() > deadline or (self.process.poll() is not None and not self._alive()):
                 if found(lines):
                     break
-                raise AssertionError(f"waited in vain; exit {self.process.poll()}\nout: {self.out}\nerr: {self.err}")
+                raise AssertionError(
+                    f"the expected lines did not arrive; exit {self.process.poll()}\nout: {self.out}\nerr: {self.err}"
+                )
             try:
                 self._news.get(timeout=0.5)
             except queue.Empty:

@@ -6,26 +6,28 @@ import inspect
 import re
 from typing import Any
 
+import attrs
 import pytest
 import zmq
 
 from tests.pure import Wired
 from zroute import App, EndpointError, NotRunningError, Routes, SchemaError, SignatureError, TopicError
 from zroute.declarations.options import PUBLISHER_DEFAULTS, ROUTE_DEFAULTS, PublisherOptions, RouteOptions
-from zroute.endpoints import parse_endpoint
+from zroute.endpoints import SIDES, Side, parse_endpoint, parse_ends
 from zroute.messages.codecs import JSON
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "says"),
     [
-        ({"sub": "127.0.0.1:1"}, EndpointError, "has no transport"),
-        ({"pub": ["tcp://127.0.0.1:x"]}, EndpointError, "tcp://host:port"),
-        ({"codec": "pickle"}, SchemaError, "'pickle' is not known"),
+        *(
+            ({side.name: ["tcp://127.0.0.1:x"]}, EndpointError, f"{side.name}: endpoint .* is not 'tcp://host:port'")
+            for side in SIDES
+        ),
+        ({"codec": "pickle"}, SchemaError, "unknown codec 'pickle'"),
         ({"wire": "fast"}, SignatureError, "wire='fast' is unknown: use one of 'plain', 'multipart', 'tracked'"),
         ({"dispatch": "some"}, SignatureError, "dispatch='some'"),
-        ({"max_message": 0}, SignatureError, "max_message=0"),
-        ({"max_message": "1MB"}, SignatureError, "max_message='1MB'"),
+        ({"max_message": 10}, SignatureError, r"no longer an option here: write limits=Limits\(max_message=10\)"),
     ],
 )
 def test_a_bad_choice_fails_at_the_app_with_its_line(options: Any, kind: type[Exception], says: str) -> None:
@@ -47,7 +49,8 @@ def test_sub_connects_and_pub_binds() -> None:
 
 def test_no_endpoints_are_a_loop_of_the_apps_own() -> None:
     """An app without endpoints receives its own messages; two such apps are not connected."""
-    (sub,), (pub,) = App().endpoints()
+    ends = App().endpoints()
+    (sub,), (pub,) = ends.sub, ends.pub
     assert sub.address == pub.address
     assert (sub.bind, pub.bind) == (False, True)
     app, other = App(), App()
@@ -80,14 +83,40 @@ def test_publishers_without_an_endpoint_to_publish_at_are_an_error() -> None:
 
 def test_given_endpoints_go_before_the_apps_own() -> None:
     """Endpoints of the command line replace those of the app, each side separately."""
-    app, other = App(sub="tcp://h:1", pub="tcp://127.0.0.1:2"), (parse_endpoint("tcp://h:9", bind=False),)
-    assert app.endpoints(sub=other) == (other, app.pub)
-    assert app.endpoints(pub=other) == (app.sub, other)
+    texts = {side.name: f"tcp://127.0.0.1:{port}" for port, side in enumerate(SIDES, 1)}
+    app, other = App(**texts), (parse_endpoint("tcp://h:9", bind=False),)
+    own = parse_ends(texts)
+    assert app.endpoints() == app.endpoints(**dict.fromkeys(texts)) == own
+    for side in SIDES:
+        assert app.endpoints(**{side.name: other}) == attrs.evolve(own, **{side.name: other})
+
+
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+def test_endpoints_on_any_side_replace_the_loop(side: Side) -> None:
+    """An app with endpoints on one side only has no loop inside the process."""
+    ends = App(**{side.name: "tcp://127.0.0.1:1"}).endpoints()
+    assert [str(endpoint) for endpoint in ends] == [str(parse_endpoint("tcp://127.0.0.1:1", bind=side.binds))]
+
+
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+def test_an_inproc_address_needs_an_app_that_binds_it(side: Side) -> None:
+    """An app that connects over inproc:// needs a shared context, or an endpoint of its own that binds."""
+    with pytest.raises(EndpointError, match="no other app shares this one"):
+        App(**{side.name: "connect:inproc://a"}).endpoints()
+    assert App(**{side.name: ["connect:inproc://a", "bind:inproc://a"]}).endpoints()
+    other = App()
+    assert App(**{side.name: "connect:inproc://a"}, context=other.context).endpoints()
+
+
+def test_the_new_endpoints_are_parameters_and_no_attributes() -> None:
+    """The names of the parameters are free for methods of the app."""
+    app = App(**{side.name: f"tcp://127.0.0.1:{port}" for port, side in enumerate(SIDES, 1)})
+    assert [side.name for side in SIDES if isinstance(getattr(app, side.name, None), tuple)] == ["sub", "pub"]
 
 
 def test_publishing_before_the_start_is_refused() -> None:
     """app.publish before the start is an error that says where to publish from."""
-    with pytest.raises(NotRunningError, match="does not run"):
+    with pytest.raises(NotRunningError, match="is not running"):
         App().publish("a", 1)
 
 
@@ -148,6 +177,21 @@ def test_run_is_zroute_run_for_scripts(code: int, monkeypatch: pytest.MonkeyPatc
     assert calls == [([app], {"drain_timeout": 1.0})]
 
 
+def test_the_options_of_run_are_those_of_the_runner() -> None:
+    """app.run() shows each option of the runner with its default, and the two lists of options agree."""
+    from zroute.runtime.runner import RUN_DEFAULTS, RunOptions
+    from zroute.runtime.runner import run as runner
+
+    expected = [
+        each for each in inspect.signature(runner).parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    _, *shown = inspect.signature(App.run).parameters.values()
+    assert list(RunOptions.__annotations__) == list(RUN_DEFAULTS)
+    assert [(each.name, each.annotation, each.default) for each in shown] == [
+        (each.name, each.annotation, each.default) for each in expected
+    ]
+
+
 def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
     """A parameter of the type of a program's own App class receives the app."""
 
@@ -203,5 +247,5 @@ def test_help_shows_each_option_with_its_default(name: str) -> None:
         text = source.partition(f"    {option}: ")[2].partition('"""')[2].partition('"""')[0]
         said = re.search(r"Default: ([\w.]+)", text)
         assert said, f"the documentation of {option} says no default"
-        if default is not None:
+        if isinstance(default, int | float):  # the text describes None and ()
             assert said[1].rstrip(".") == (f"{default:g}" if isinstance(default, float) else str(default))

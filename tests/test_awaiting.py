@@ -186,7 +186,7 @@ def test_under_the_asyncio_reactor_handlers_are_tasks() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_what_would_end_the_loop_is_an_error_of_the_task(error: type[BaseException]) -> None:
-    """sys.exit() in an async handler fails that handler, as in a plain one, and the loop continues."""
+    """sys.exit() in an async handler reaches its caller, as in a plain one, and the loop continues."""
 
     async def handler() -> None:
         await asyncio.sleep(0)
@@ -477,6 +477,7 @@ def test_started_can_be_awaited_in_both(kind: str) -> None:
         from zroute.awaiting import as_deferred
 
         app = App()
+        app.add_route(print, "a")
         service = app.service(reactor)
 
         async def main():

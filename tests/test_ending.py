@@ -41,7 +41,7 @@ def test_sigterm_ends_pytest_at_once_and_its_children_with_it(tmp_path: Path, re
     module = tmp_path / "test_hanging.py"
     module.write_text(HANGING)
     ours, held = os.pipe()
-    plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.conftest"]
+    plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio", "-p", "tests.conftest"]
     flags = ["-q", "-s", "-o", "addopts=", *plugins, "--reactor", reactor]
     command = ["-m", "pytest", *flags, f"--rootdir={ROOT}", "-c", "pyproject.toml", str(module)]
     with Child(*command, env={"PYTEST_ADDOPTS": "", "HELD": str(held)}, pass_fds=(held,)) as run:

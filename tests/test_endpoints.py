@@ -62,7 +62,7 @@ def test_what_would_never_deliver_is_refused(text: str, says: str) -> None:
 @pytest.mark.parametrize("given", [5, b"tcp://127.0.0.1:1", None])
 def test_what_is_no_text_is_refused(given: Any) -> None:
     """An endpoint that is not text is an error."""
-    with pytest.raises(EndpointError, match="an endpoint is text"):
+    with pytest.raises(EndpointError, match="an endpoint must be text"):
         parse_endpoint(given, bind=True)
 
 
@@ -91,6 +91,8 @@ def test_the_same_one_twice_is_refused() -> None:
         ("bind:tcp://127.0.0.1:1", False),
         ("bind:tcp://localhost:1", False),
         ("bind:tcp://[::1]:1", False),
+        ("bind:tcp://[::ffff:127.0.0.1]:1", False),
+        ("bind:tcp://[::ffff:10.0.0.1]:1", True),
         ("bind:tcp://127.1.2.3:1", False),
         ("bind:tcp://lo:1", False),
         ("bind:tcp://lo0:*", False),
@@ -104,3 +106,11 @@ def test_the_same_one_twice_is_refused() -> None:
 def test_what_other_hosts_can_reach_is_known(text: str, is_open: bool) -> None:
     """An address that other hosts can reach is recognized."""
     assert parse_endpoint(text, bind=True).is_open is is_open
+
+
+def test_a_bound_name_is_judged_by_its_address() -> None:
+    """A host name is open or not by the address that the socket has bound for it."""
+    endpoint = parse_endpoint("tcp://desk:*", bind=True)
+    assert not endpoint.resolved("tcp://127.0.0.1:5555").is_open
+    assert endpoint.resolved("tcp://10.0.0.1:5555").is_open
+    assert not parse_endpoint("tcp://desk:1", bind=False).resolved("tcp://10.0.0.1:1").is_open

@@ -26,7 +26,7 @@ from zroute.errors import (
 def tree() -> list[tuple[str, str]]:
     """Return the pairs (name, builtin base) of the tree in the module's docstring."""
     assert errors.__doc__ is not None
-    return re.findall(r"[├└]── (\w+Error)(?: +\((\w+)\))?", errors.__doc__)
+    return re.findall(r"[├└]── (\w+Error|Reject|RequestRefused)(?: +\((\w+)\))?", errors.__doc__)
 
 
 def test_the_docstring_draws_the_whole_tree() -> None:

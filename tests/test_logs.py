@@ -44,7 +44,7 @@ def test_an_object_is_shown_by_its_text() -> None:
             raise LookupError
 
     assert printable(ValueError("two\nlines")) == "two\\nlines"
-    assert printable(BrokenError()) == "<BrokenError, whose text can't be made: LookupError>"
+    assert printable(BrokenError()) == "<BrokenError, whose text can't be created: LookupError>"
 
 
 @pytest.mark.parametrize(

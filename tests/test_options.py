@@ -64,10 +64,10 @@ def test_what_i_give_stands_in_place_of_the_default() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"sendhwm": 1}, "there is no socket option 'sendhwm': choose from handshake_ivl"),
-        ({"sndhwm": "1"}, "the socket option sndhwm is int, not '1'"),
-        ({"identity": "me"}, "the socket option identity is bytes, not 'me'"),
-        ({"linger": -1}, "the socket option linger is int from 0, not -1"),
+        ({"sendhwm": 1}, "unknown socket option 'sendhwm': use one of backlog, connect_timeout, handshake_ivl"),
+        ({"sndhwm": "1"}, "socket option sndhwm: expected int, got '1'"),
+        ({"identity": "me"}, "socket option identity: expected bytes, got 'me'"),
+        ({"linger": -1}, "socket option linger: expected int of at least 0, got -1"),
     ],
 )
 def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> None:

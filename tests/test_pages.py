@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import socket
+import subprocess
 import time
+import urllib.error
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 
-from tests.support import PATIENCE, ROOT, Child
+from tests.support import PATIENCE, ROOT, Child, free_port
 from tests.test_snippets import HOW_TO, blocks, rows, write_files
 
 TWISTD = ("-c", "from twisted.scripts.twistd import run; run()")
@@ -70,8 +78,17 @@ def test_an_address_in_use_ends_the_program_with_its_reason(embedded: Path) -> N
         (*TWISTD, "--pidfile=", "--reactor", "asyncio", "-ny", "quotes.tac"),
         (*TWISTD, "--pidfile=", "-n", "quotes", "--verbose"),
         ("-m", "twisted", "quotes"),
+        (*TWISTD, "--pidfile=", "-n", "zroute", "quotes:app"),
+        ("-m", "twisted", "zroute", "quotes:app"),
     ],
-    ids=["tac", "tac on asyncio", "twistd plugin", "twist plugin"],
+    ids=[
+        "tac",
+        "tac on asyncio",
+        "twistd plugin",
+        "twist plugin",
+        "zroute's plugin of twistd",
+        "zroute's plugin of twist",
+    ],
 )
 def test_an_app_under_twistd_publishes_and_drains(embedded: Path, command: tuple[str, ...]) -> None:
     """Each way of the page runs the app, and Ctrl+C ends it after on_shutdown; the .tac file shows its log."""
@@ -87,8 +104,6 @@ def test_an_app_under_twistd_publishes_and_drains(embedded: Path, command: tuple
 
 def test_the_log_of_a_daemon_has_the_lines_of_zroute(embedded: Path) -> None:
     """twistd goes to the background, and its file has what zroute logs."""
-    tac = embedded / "quotes.tac"
-    tac.write_text(tac.read_text().replace("logging.INFO", "logging.DEBUG"))
     log = embedded / "twistd.log"
     command = (*TWISTD, "--pidfile", "twistd.pid", "--logfile", str(log), "-y", "quotes.tac")
     with Child(*command, cwd=embedded, env=path(embedded)) as starter:
@@ -97,7 +112,7 @@ def test_the_log_of_a_daemon_has_the_lines_of_zroute(embedded: Path) -> None:
         deadline = time.monotonic() + PATIENCE
         while "[zroute" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.05)  # the parent of the daemon is gone: its file is all there is
-        assert "listening" in log.read_text()
+        assert "[zroute#info] quotes: routes 0" in log.read_text()
     finally:
         os.kill(int((embedded / "twistd.pid").read_text()), signal.SIGKILL)
 
@@ -175,7 +190,9 @@ def test_the_tests_of_the_page_on_newest_values_pass(tmp_path: Path) -> None:
     """I copy the files of the page, and its tests pass."""
     write_files(HOW_TO / "newest-values.md", tmp_path)
     alone = {"PYTEST_ADDOPTS": ""}
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_newest.py", cwd=tmp_path, env=alone) as child:
+    with Child(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_newest.py", fresh=True, cwd=tmp_path, env=alone
+    ) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith("2 passed")
 
@@ -183,11 +200,13 @@ def test_the_tests_of_the_page_on_newest_values_pass(tmp_path: Path) -> None:
 def test_two_publishers_reach_a_subscriber_through_the_proxy_of_the_page(tmp_path: Path) -> None:
     """The proxy forwards both feeds, ready() waits for both, and a message of the shell arrives too."""
     page = HOW_TO / "many-to-many.md"
-    proxy = write_files(page, tmp_path)["proxy.py"]
-    front, back = (word for word in proxy.split('"') if word.startswith("tcp://"))
-    first, second = (block.text.splitlines() for block in blocks(page) if block.language == "console")
-    with Child("proxy.py", cwd=tmp_path) as forwarder:
-        forwarder.line_with("forwarding")
+    write_files(page, tmp_path)
+    (front,) = set(re.findall(r"connect:(tcp://127[^\"]*)", (tmp_path / "feeds.py").read_text()))
+    (back,) = set(re.findall(r"tcp://127[^\"]*", (tmp_path / "screen.py").read_text()))
+    started, first, second, _ = (block.text.splitlines() for block in blocks(page) if block.language == "console")
+    command = started[0].replace("tcp://127.0.0.1:5559", front).replace("tcp://127.0.0.1:5560", back)
+    with Child("-m", *shlex.split(command[2:])) as proxy:
+        proxy.line_with("for subscribers", stream="err")
         with (
             Child("-m", *shlex.split(first[0][2:]), cwd=tmp_path) as feeds,
             Child("-m", *shlex.split(second[0][2:]), cwd=tmp_path) as screen,
@@ -221,6 +240,58 @@ def test_programs_of_pyzmq_and_zroute_understand_each_other(tmp_path: Path, publ
         assert set(reader.out) == {"NVR at 5800.0"}
 
 
+# -- foreign-publishers.md ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("weather", "10001 23 60", "10001 warm 60"),
+        ("weather_json", '10001 {"celsius": 23, "humidity": 60}', "10001 {}"),
+    ],
+)
+def test_an_app_reads_a_topic_and_a_body_with_a_space_between(tmp_path: Path, name: str, good: str, bad: str) -> None:
+    """The programs of the page print the weather of one place, and a broken text does not stop them."""
+    source = write_files(HOW_TO / "foreign-publishers.md", tmp_path)[f"{name}.py"]
+    endpoint = next(word for word in source.split('"') if word.startswith("tcp://"))
+    with zmq.Context() as context, context.socket(zmq.XPUB) as station:
+        station.bind(endpoint)
+        with Child("-m", "zroute", "run", name, cwd=tmp_path) as app:
+            assert station.poll(PATIENCE * 1000)
+            assert station.recv() == b"\x0110001"  # its only subscription
+            for text in (bad, "10002 25 60", good):
+                station.send_string(text)
+            assert app.line_with("°C") == "10001: 23 °C, 60 %"
+            assert "show" in app.line_with("10001", stream="err")
+            assert app.end() == 0
+
+
+def test_the_test_of_the_page_of_foreign_publishers_passes(tmp_path: Path) -> None:
+    """The page's test passes without a port."""
+    write_files(HOW_TO / "foreign-publishers.md", tmp_path)
+    with Child(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}
+    ) as child:
+        assert child.end(None) == 0, child.out
+        assert child.out[-1].startswith("1 passed")
+
+
+def test_a_topic_that_ends_at_a_space_has_the_line_of_the_page(tmp_path: Path) -> None:
+    """A handler that subscribes to the place is not called, and the log has the line of the page."""
+    page = HOW_TO / "foreign-publishers.md"
+    (shown,) = [line for block in blocks(page) for line in block.text.splitlines() if line.startswith("WARNING")]
+    source = "from zroute import App, startswith\napp = App()\napp.subscribe(startswith('10001'))(print)\n"
+    (tmp_path / "place.py").write_text(source)
+    with zmq.Context() as context, context.socket(zmq.XPUB) as station:
+        port = station.bind_to_random_port("tcp://127.0.0.1")
+        endpoint = f"tcp://127.0.0.1:{port}"
+        with Child("-m", "zroute", "run", "place", "--sub", endpoint, cwd=tmp_path) as app:
+            assert station.poll(PATIENCE * 1000)  # its subscription
+            station.send_string("10001 23 60")
+            assert app.line_with("no NUL", stream="err")[9:] == shown
+            assert app.end() == 0
+
+
 # -- from-faststream.md ------------------------------------------------------------------------------------
 
 
@@ -230,7 +301,9 @@ def test_the_app_that_came_from_faststream_passes_its_test(tmp_path: Path) -> No
     alone = {"PYTEST_ADDOPTS": ""}
     with Child("-m", "zroute", "check", "after", cwd=tmp_path) as check:
         assert check.end(None) == 0, check.err
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_after.py", cwd=tmp_path, env=alone) as child:
+    with Child(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_after.py", fresh=True, cwd=tmp_path, env=alone
+    ) as child:
         assert child.end(None) == 0, child.out
 
 
@@ -253,3 +326,209 @@ asyncio.run(test())
     with Child("-c", program, cwd=tmp_path, env=path(tmp_path)) as child:
         assert child.end(None) == 0, child.err
         assert child.out == ["ACME at 1200.0"]
+
+
+# -- in-fastapi.md -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """The folder with the files of the page."""
+    write_files(HOW_TO / "in-fastapi.md", tmp_path)
+    return tmp_path
+
+
+def address_of(folder: Path, parameter: str) -> str:
+    """Return the address that the page's App has for ``sub`` or ``pub``."""
+    return (folder / "shop.py").read_text().partition(f'{parameter}="')[2].partition('"')[0]
+
+
+def get(url: str, method: str = "GET") -> str:
+    """Return the body of a response; retry until the server answers with 200."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method=method)) as response:
+                return str(response.read().decode())
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+SERVE_AIOHTTP = """
+from aiohttp import web
+from site_of_aiohttp import site
+web.run_app(site, host="127.0.0.1", port=PORT, print=None)
+"""
+
+
+@pytest.mark.parametrize("server", ["asyncio", "uvloop", "aiohttp"])
+def test_a_web_application_reads_and_publishes(shop: Path, server: str) -> None:
+    """A price reaches an endpoint of the server, an order is published, and Ctrl+C drains both."""
+    for name in ("fastapi", "uvicorn") if server != "aiohttp" else ("aiohttp", "fastapi"):
+        pytest.importorskip(name)
+    port = free_port()
+    uvicorn = ("-m", "uvicorn", "shop:web", "--host", "127.0.0.1", "--port", str(port), "--loop", server)
+    command = ("-c", SERVE_AIOHTTP.replace("PORT", str(port))) if server == "aiohttp" else uvicorn
+    publish = ("pub", address_of(shop, "sub"), "stocks.ACME", "990.5", "--wait", "60s")
+    with (
+        Child(*command, cwd=shop, env=path(shop)) as program,
+        Child("-m", "zroute", "tail", address_of(shop, "pub"), "--format", "{topic} {body}") as tail,
+    ):
+        with Child("-m", "zroute", *publish) as publisher:
+            assert publisher.end(None) == 0, publisher.err
+        assert get(f"http://127.0.0.1:{port}/prices/ACME") == "990.5"
+        if server != "aiohttp":
+            order = f"http://127.0.0.1:{port}/orders/ACME?quantity=3"
+            tail.wait_for(lambda lines: get(order, "POST") and "orders.ACME 3" in lines)  # until the tail has joined
+        assert program.end(signal.SIGINT) == 0, program.err
+    assert not [line for line in program.err if "Traceback" in line]
+
+
+def test_a_server_does_not_start_if_its_app_does_not(shop: Path) -> None:
+    """An address in use is the reason that uvicorn logs."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    host, _, port = address_of(shop, "pub").removeprefix("tcp://").partition(":")
+    command = ("-m", "uvicorn", "shop:web", "--port", str(free_port()))
+    with socket.create_server((host, int(port))), Child(*command, cwd=shop, env=path(shop)) as program:
+        assert program.end(None) == 3
+        assert any("EndpointError" in line for line in program.err)
+        assert any("startup failed" in line for line in program.err)
+
+
+def test_a_server_ends_with_its_app(shop: Path) -> None:
+    """The task of the page sees the app stop, and the server ends as after a signal."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    source = (shop / "shop.py").read_text()
+    (shop / "shop.py").write_text(source + "\n@app.every(0.05)\ndef end() -> None: app.stop(3)\n")
+    command = ("-m", "uvicorn", "together:web", "--port", str(free_port()))
+    with Child(*command, cwd=shop, env=path(shop)) as program:
+        program.end(None)
+        assert any("Application shutdown complete" in line for line in program.err), program.err
+
+
+def test_a_server_of_ones_own_ends_with_the_code_of_its_app(shop: Path) -> None:
+    """The program of the page exits with 3 after app.stop(3)."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    source = (shop / "shop.py").read_text()
+    (shop / "shop.py").write_text(source + "\n@app.every(0.05)\ndef end() -> None: app.stop(3)\n")
+    serve = (shop / "serve.py").read_text()
+    (shop / "serve.py").write_text(serve.replace("(web, ", f"(web, port={free_port()}, "))
+    with Child("serve.py", cwd=shop, env=path(shop)) as program:
+        assert program.end(None) == 3, program.err
+
+
+def test_a_program_of_asyncio_ends_with_the_code_of_its_app(shop: Path) -> None:
+    """The program of the page prints its beat and exits with 3."""
+    with Child("program.py", cwd=shop, env=path(shop)) as program:
+        assert program.end(None) == 3, program.err
+        assert "beat" in program.out
+
+
+def test_the_test_of_a_web_application_passes(shop: Path) -> None:
+    """The test file of the page passes with anyio's plugin."""
+    for name in ("fastapi", "httpx", "anyio"):
+        pytest.importorskip(name)
+    flags = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "test_shop.py")
+    with Child("-m", "pytest", *flags, fresh=True, cwd=shop, env={**path(shop), "PYTEST_ADDOPTS": ""}) as program:
+        assert program.end(None) == 0, program.out
+
+
+# -- in-a-notebook.md --------------------------------------------------------------------------------------
+
+
+def test_the_cells_of_the_page_run_in_a_notebook() -> None:
+    """A kernel of Jupyter executes the cells of the page, twice, and shows what they describe."""
+    pytest.importorskip("ipykernel")
+    manager = pytest.importorskip("jupyter_client.manager")
+    cells = [block.text for block in blocks(HOW_TO / "in-a-notebook.md") if block.title.startswith("cell")]
+    kernel, client = manager.start_new_kernel(kernel_name="python3", env=path(ROOT))
+    try:
+
+        def run(cell: str) -> str:
+            shown: list[str] = []
+
+            def show(message: dict[str, Any]) -> None:
+                content = message["content"]
+                if message["msg_type"] == "stream":
+                    shown.append(content["text"])
+                elif message["msg_type"] == "execute_result":
+                    shown.append(content["data"]["text/plain"])
+                elif message["msg_type"] == "error":
+                    shown.append(f"{content['ename']}: {content['evalue']}")
+
+            client.execute_interactive(cell, output_hook=show, timeout=PATIENCE)
+            return "".join(shown)
+
+        declare, start, look, late, publish, stop = cells
+        refused = run(declare + "\napp.run()")
+        assert refused.startswith("UsageError: ")
+        assert "async with app.running()" in refused
+        for _ in range(2):
+            assert run(start) == ""
+            assert "UsageError" in run(start)
+            assert "already running" in run(start)  # and it goes on
+            assert run(look) == "('ACME', 990.5)"
+            assert "streamed: 990.5" in run(late)
+            assert run(publish) == "True"
+            assert "AppFrozenError" in run("@app.subscribe('b')\ndef on(n: int): ...")
+            assert run(stop) == ""
+        assert "True" in run("import sys; print('twisted.internet.reactor' not in sys.modules)")
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+        pytest.importorskip("jupyter_core.utils").ensure_event_loop().close()  # the client keeps its loop open
+        asyncio.set_event_loop(None)
+
+
+# -- ask-and-answer.md -------------------------------------------------------------------------------------
+
+
+def test_two_programs_ask_and_answer_and_so_does_a_plain_socket(tmp_path: Path) -> None:
+    """The trader and the plain REQ socket of the page print what the page shows, and so does the shell."""
+    page = HOW_TO / "ask-and-answer.md"
+    written = write_files(page, tmp_path)
+    shown = {block.title: block.text.splitlines() for block in blocks(page) if block.language == "console"}
+    (endpoint,) = re.findall(r"tcp://[\d.:]+", written["prices.py"])
+    with Child("-m", "zroute", "run", "prices", cwd=tmp_path) as prices:
+        prices.line_with("answers requests", stream="err")
+        with Child("-m", "zroute", "run", "trader", cwd=tmp_path) as trader:
+            trader.wait_for(lambda lines: len(lines) >= 2)
+            assert trader.end() == 0, trader.err
+            assert trader.out[:2] == shown["second terminal"][1:]
+        command, expected = shown[""]
+        words = [
+            endpoint if word.startswith("tcp:") else word for word in shlex.split(command.removeprefix("$ zroute "))
+        ]
+        with Child("-m", "zroute", *words) as shell:
+            assert shell.end(None) == 0, shell.err
+            assert shell.out == [expected]
+        with Child("plain.py", cwd=tmp_path) as plain:
+            assert plain.end(None) == 0, plain.err
+        (expected_lines,) = [block.text for block in blocks(page) if block.text.startswith("{'symbol'")]
+        assert plain.out == expected_lines.splitlines()
+        assert prices.end() == 0, prices.err
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_program_in_node_asks(tmp_path: Path) -> None:
+    """The Node program of the page gets a reply; it needs zeromq from npm, in NODE_PATH or beside it."""
+    page = HOW_TO / "ask-and-answer.md"
+    folder = os.environ.get("ZROUTE_NODE_MODULES", "")
+    if not (Path(folder) / "zeromq").is_dir():
+        pytest.skip("set ZROUTE_NODE_MODULES to a folder with zeromq from npm")
+    (tmp_path / "node_modules").symlink_to(folder)
+    written = write_files(page, tmp_path)
+    (endpoint,) = re.findall(r"tcp://[\d.:]+", written["prices.py"])
+    (source,) = [block.text for block in blocks(page) if block.title == "plain.mjs"]
+    (tmp_path / "plain.mjs").write_text(re.sub(r"tcp://[\d.:]+", endpoint, source))
+    with Child("-m", "zroute", "run", "prices", cwd=tmp_path) as prices:
+        prices.line_with("answers requests", stream="err")
+        done = subprocess.run(
+            ["node", "plain.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "{ symbol: 'ACME', total: 2971.5 }\n"), done.stderr

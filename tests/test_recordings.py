@@ -77,7 +77,7 @@ def test_a_torn_end_is_noticed_wherever_it_is(tmp_path: Path) -> None:
     for size in range(len(full) + 1):
         torn.write_bytes(full[:size])
         if size < ends[0]:
-            with pytest.raises(RecordingError, match="is empty or has only part of a header"):
+            with pytest.raises(RecordingError, match="is empty or contains only a part of a header"):
                 read(torn)
             continue
         recording = read(torn)
@@ -133,14 +133,14 @@ def test_without_a_message_nothing_is_left_and_nothing_is_replaced(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "nothing was recorded"),
+        (b"", "no messages were recorded"),
         (b"hello, world\n", "is not a recording"),
         (b"\xc1", "is not a recording"),
         (b"\x81\xc0\xc0", "is not a recording"),
         (msgpack.packb({"format": "other"}), "is not a recording"),
         (msgpack.packb(HEADER | {"version": 2}), "version 2, but this zroute reads version 1: update zroute"),
-        (msgpack.packb({"format": "zroute recording", "version": 1}), "a broken header"),
-        (msgpack.packb(HEADER | {"began_at": None}), "a broken header"),
+        (msgpack.packb({"format": "zroute recording", "version": 1}), "an invalid header"),
+        (msgpack.packb(HEADER | {"began_at": None}), "an invalid header"),
     ],
 )
 def test_what_is_no_recording_is_told(tmp_path: Path, content: bytes, said: str) -> None:
@@ -193,7 +193,7 @@ def test_a_recording_of_another_language_may_have_whole_numbers_for_times(tmp_pa
 def test_a_message_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
     """A message over 64 MiB, which can't be read, is an error in the writer."""
     with Writer(tmp_path / "a", began_at=0, source="") as writer:
-        with pytest.raises(ValueError, match="at most"):
+        with pytest.raises(ValueError, match="of up to"):
             writer.write(0.0, [bytes(65 * 1024 * 1024)])
         writer.write(0.0, [b"a\0"])
     assert len(list(read(tmp_path / "a"))) == 1

@@ -6,6 +6,7 @@ a file or a part of one. The commands of such a page run beside these files, on 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -29,7 +30,7 @@ from sybil.parsers.markdown import CodeBlockParser
 import zroute.options
 from tests.pure import Wired, plain
 from tests.support import PATIENCE, ROOT, Child, free_port
-from zroute import App, startswith
+from zroute import App, RequestRefusedError, startswith
 from zroute.cli import main
 from zroute.messages.codecs import BUILTIN
 from zroute.messages.topics import Pattern, matches, parse
@@ -146,7 +147,7 @@ def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest
         app.feed((b"rawblock", b"abc", b"\x07\0\0\0"), b"\xff\x01\x02\0x", (b"a\0b", b"c"))
         out = capsys.readouterr().out.splitlines()
         assert out[:2] == ["7 3", "ff0102"]
-        assert out[2].startswith("a part after one that was whole")
+        assert out[2].startswith("a part after a complete message")
 
 
 def test_the_test_of_the_page_of_state_passes() -> None:
@@ -223,18 +224,158 @@ def test_what_the_page_of_attached_handlers_says_of_them(capsys: pytest.CaptureF
     assert capsys.readouterr().out == "hello\nattic anybody here?\nattic bye\n"
 
 
+def test_what_the_page_of_running_apps_says_of_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message adds an endpoint and another removes it, and the first subscriber switches a camera on."""
+    with executed(HOW_TO / "while-running.md") as page:
+        screen = App(sub="tcp://127.0.0.1:5555", name="screen")
+        screen.add_route(lambda frame: None, "frames")
+        with TestApp(page.desk) as t:
+            t.publish("feeds.started", "tcp://127.0.0.1:5556")
+            assert page.desk.addresses.sub == ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556")
+            t.publish("feeds.ended", "tcp://127.0.0.1:5556")
+            assert page.desk.addresses.sub == ("tcp://127.0.0.1:5555",)
+        with TestApp(page.camera, screen):
+            assert page.frames.subscribers == 1
+    assert capsys.readouterr().out == "publishing at tcp://127.0.0.1:*\ncamera on\n"
+
+
 def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
-    """The test files of the page pass under pytest and under trial."""
-    written = write_files(HOW_TO / "test-your-app.md", tmp_path)
+    """The test files of the page pass under pytest, also from another folder, and under trial."""
+    folder = tmp_path / "shop"
+    written = write_files(HOW_TO / "test-your-app.md", folder)
     number = written["test_quotes.py"].count("\ndef test_")
     assert number >= 12
     alone = {"PYTEST_ADDOPTS": ""}
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_quotes.py", cwd=tmp_path, env=alone) as child:
+    with Child(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "shop/test_quotes.py", fresh=True, cwd=tmp_path, env=alone
+    ) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith(f"{number} passed")
-    with Child("-m", "twisted.trial", "test_with_trial", cwd=tmp_path) as child:
+    anyio = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "test_async.py")
+    with Child("-m", "pytest", *anyio, fresh=True, cwd=folder, env=alone) as child:
+        assert child.end(None) == 0, child.out
+        assert child.out[-1].startswith("1 passed")
+    with Child("-m", "twisted.trial", "test_with_trial", fresh=True, cwd=folder) as child:
         assert child.end(None) == 0, child.out
         assert any("successes=1" in line for line in child.out)
+
+
+def test_what_the_page_of_retries_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    """The test of the page passes; four attempts are made, and a reader of dead letters prints the reason."""
+    with executed(HOW_TO / "retries-and-dead-letters.md") as page:
+        page.test_an_order_without_an_account_is_a_dead_letter()
+
+        async def refuse(account: str, amount: int) -> None:
+            raise ConnectionError("refused")
+
+        page.charge = refuse
+        with TestApp(page.app, page.watch) as t:
+            t.publish("orders.book", {"account": "alice", "amount": 5})
+            t.advance(36)
+        assert capsys.readouterr().out.startswith("orders.book ConnectionError: refused 4 ")
+
+
+def test_what_the_page_of_requests_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tests of the page pass, its middleware refuses a request, and its handlers ask and loop over a stream."""
+    with executed(HOW_TO / "ask-and-answer.md") as page:
+        for name in ("test_the_stock", "test_two_apps", "test_without_a_server"):
+            getattr(page, name)()
+        with TestApp(page.app, page.server) as t:
+            assert t.request("reports.a", None, bytes, headers={"user": "ann"}) == b"a" * 1000
+            with pytest.raises(RequestRefusedError, match="say who you are"):
+                t.request("reports.a")
+            t.publish("searches.orders", "open")
+            t.publish("quotes.ACME", 3)
+            assert page.server.stats.routes["rows()"].cancelled == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "{'table': 'orders', 'query': 'open', 'id': 7}",
+        "no price for ACME: 404 no handler for 'prices.ACME'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["middleware.md", "recipes-around-a-handler.md"])
+def test_the_tests_of_the_pages_on_middleware_pass(name: str) -> None:
+    """Each test on the page passes against the app above it."""
+    with executed(HOW_TO / name) as page:
+        tests = [value for key, value in vars(page).items() if key.startswith("test_")]
+        assert len(tests) >= 2
+        for test in tests:
+            test()
+
+
+def test_the_middleware_of_the_page_leaves_out_one_handler() -> None:
+    """Plain and async handlers are timed, and the one that the factory leaves as it is is not."""
+    with executed(HOW_TO / "middleware.md") as page, TestApp(page.app) as t:
+        t.publish("quotes.ACME", 1.5)
+        t.publish("orders.buy", {})
+        t.publish("beat", 1)
+        assert sorted(page.seconds) == ["on_order()", "on_quote()"]
+
+
+def recipe(name: str) -> ModuleType:
+    """Return a file of the page of recipes as a module."""
+    (text,) = [block.text for block in blocks(HOW_TO / "recipes-around-a-handler.md") if block.title == name]
+    made = ModuleType(name.removesuffix(".py"))
+    exec(compile(text, name, "exec"), vars(made))
+    return made
+
+
+def test_the_recipe_with_structlog_logs_the_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line has the facts of its message, and those of no other."""
+    structlog = pytest.importorskip("structlog")
+    made = recipe("logged.py")
+    try:
+        with TestApp(made.app) as t:
+            t.publish("orders.buy", 1, headers={"correlation-id": "c1"})
+            t.publish("orders.sell", 2)
+    finally:
+        structlog.reset_defaults()
+    facts = {"event": "booked", "handler": "on_order()"}
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {**facts, "topic": "orders.buy", "order": 1, "request": "c1"},
+        {**facts, "topic": "orders.sell", "order": 2, "request": None},
+    ]
+
+
+def test_the_recipe_with_prometheus_counts_and_times() -> None:
+    """Each handler has its own histogram and counter of errors."""
+    prometheus = pytest.importorskip("prometheus_client")
+    made = recipe("timed.py")
+    value = prometheus.REGISTRY.get_sample_value
+    with TestApp(made.app, raise_errors=False) as t:
+        t.publish("orders.a", 1)
+        t.publish("orders.a", -1)
+        t.publish("quotes.a", 1.5)
+    assert value("handler_seconds_count", {"handler": "on_order()"}) == 2
+    assert value("handler_errors_total", {"handler": "on_order()"}) == 1
+    assert value("handler_seconds_count", {"handler": "on_quote()"}) == 1
+
+
+def test_the_recipe_for_tracing_connects_three_programs(tmp_path: Path) -> None:
+    """A quote makes four spans of one trace, in three processes, and each names the one that caused it."""
+    write_files(HOW_TO / "recipes-around-a-handler.md", tmp_path)
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+    def spans(child: Child, name: str) -> dict[str, dict[str, Any]]:
+        found = [json.loads(line) for line in child.out if line.startswith('{"name"')]
+        return {each["trace"]: each for each in found if each["name"].split()[0] == name}
+
+    with ExitStack() as programs:
+        store, desk, feed = (
+            programs.enter_context(Child("-m", "zroute", "run", name, cwd=tmp_path, env=environment))
+            for name in ("store", "desk", "feed")
+        )
+        store.wait_for(lambda _: spans(store, "save()") and set(spans(store, "save()")) <= set(spans(store, "note()")))
+        trace, save = next(iter(spans(store, "save()").items()))
+        desk.wait_for(lambda _: trace in spans(desk, "double()"))
+        feed.wait_for(lambda _: trace in spans(feed, "read()"))
+        note, double, read = spans(store, "note()")[trace], spans(desk, "double()")[trace], spans(feed, "read()")[trace]
+        assert (save["name"], note["name"]) == ("save() doubled.ACME", "note() audit.ACME")
+        assert save["parent"] == note["parent"] == double["span"]
+        assert double["parent"] == read["span"]
+        assert read["parent"] is None
+        for program in (feed, desk, store):
+            assert program.end() == 0, program.err
 
 
 def test_the_test_of_the_readme_passes() -> None:
@@ -325,7 +466,9 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
 def test_the_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
     """The test file of the tutorial passes."""
     write_files(TUTORIAL, tmp_path)
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
+    with Child(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}
+    ) as child:
         assert child.end(None) == 0, child.out
 
 

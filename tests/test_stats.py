@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zroute.stats import RouteStats, Stats
+import pytest
+
+from zroute.stats import NOT_COUNTED, RouteStats, Stats, losses
 
 
 def test_no_message_counter_follows_from_the_others() -> None:
@@ -33,3 +35,21 @@ def test_counters_can_be_read_by_their_old_names() -> None:
     stats = Stats()
     stats.unknown_losses, stats.send_retries = 3, 4
     assert (stats.unknown_tail, stats.eagain) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("counted", "shown"),
+    [
+        ({}, {"lost": 0}),
+        ({"received": 5}, {"lost": NOT_COUNTED}),
+        ({"received": 5, "joins": 1}, {"lost": 0}),
+        ({"received": 5, "lost": 3}, {"lost": 3}),  # a full queue has dropped the answer to the join
+        ({"received": 5, "unknown_losses": 1}, {"lost": 0, "unknown_losses": 1}),
+    ],
+)
+def test_losses_are_shown_if_one_was_counted(counted: dict[str, int], shown: dict[str, object]) -> None:
+    """The last line says that losses are not counted only if no number has revealed one."""
+    stats = Stats()
+    for name, number in counted.items():
+        setattr(stats, name, number)
+    assert losses(stats) == shown

@@ -31,7 +31,7 @@ def test_the_rest_is_counted_when_the_window_closes(caplog: pytest.LogCaptureFix
     clock = Clock()
     say(ThrottledLog(LOG, clock), BURST + 7)
     clock.advance(WINDOW)
-    assert caplog.messages[BURST:] == ["kind: 7 more like these, not shown"]
+    assert caplog.messages[BURST:] == ["kind: 7 more lines like these were not shown"]
 
 
 def test_a_new_window_speaks_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +59,7 @@ def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCa
     say(reports, BURST + 1, "one")
     say(reports, 1, "two")
     reports.close()
-    assert caplog.messages[-1] == "one: 1 more like these, not shown"
+    assert caplog.messages[-1] == "one: 1 more lines like these were not shown"
     assert caplog.records[-1].levelno == logging.WARNING
     assert clock.getDelayedCalls() == []
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
-from tests.test_snippets import HOW_TO, blocks
+from tests.test_snippets import HOW_TO, TUTORIAL, UNHURRIED, blocks, write_files
 
 PAGE = HOW_TO / "troubleshooting.md"
 LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) +|Error: |zroute: |\w+Error: ")
@@ -22,6 +24,7 @@ THEIRS = (  # texts of the system, of Python, Twisted, msgspec and click that a 
     "No such file or directory",
     "File exists",
     "Connection reset by peer",
+    "Name or service not known",
     "ValidationError: Expected `str`, got `float`",
     "RuntimeError: no running event loop",
     "RuntimeError: Task got bad yield:",
@@ -31,7 +34,7 @@ THEIRS = (  # texts of the system, of Python, Twisted, msgspec and click that a 
 )
 FACTS = re.compile(
     r"publisher \S+@\S+ \S+ \([0-9a-f]{16}\)|"
-    r"(received|handled|failed|unrouted|malformed|lost|unmatched|control) \d+(,|$)"
+    r"(received|handled|failed|unrouted|malformed|lost|unmatched|control|published|publish_errors) \d+(,|$)"
 )
 """The name of a publisher, and counters, which the steps of the page show as well."""
 MOST = 3
@@ -39,13 +42,14 @@ MOST = 3
 
 
 def quoted_lines(page: Path) -> list[str]:
-    """The log lines of a page, and the errors: what is neither a command nor its output."""
+    """Return the log lines of a page, and its errors, without their times."""
     lines = [line for block in blocks(page) if block.language == "text" for line in block.text.splitlines()]
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in lines]
     return [line for line in lines if LEVEL.match(line)]
 
 
-def texts(folder: Path) -> Iterator[re.Pattern[str]]:
-    """Every text in the code, with its literal parts as groups and anything in place of its facts."""
+def texts(folder: Path) -> Iterator[tuple[str, str]]:
+    """The first words of every text in the code, and its pattern: literal parts as groups, anything for its facts."""
     for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text())
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -60,10 +64,13 @@ def texts(folder: Path) -> Iterator[re.Pattern[str]]:
                 continue
             parts = [part for part in parts if part]
             if len(re.findall(r"\w+", " ".join(parts))) > 1:  # one word is no text
-                yield re.compile(".*?".join(f"({re.escape(part)})" for part in parts))
+                yield parts[0], ".*?".join(f"({re.escape(part)})" for part in parts)
 
 
-TEXTS = tuple({each.pattern: each for each in texts(ROOT / "zroute")}.values())
+@cache
+def own_texts() -> frozenset[tuple[str, str]]:
+    """Every text in the code of zroute, once."""
+    return frozenset(texts(ROOT / "zroute"))
 
 
 def unknown(line: str) -> list[str]:
@@ -73,9 +80,9 @@ def unknown(line: str) -> list[str]:
     for text in THEIRS:
         if (at := line.find(text)) >= 0:
             known[at : at + len(text)] = [True] * len(text)
-    for text in TEXTS:
-        for found in text.finditer(line):
-            for group in range(1, text.groups + 1):
+    for pattern in [pattern for first, pattern in own_texts() if first in line]:
+        for found in re.finditer(pattern, line):
+            for group in range(1, found.re.groups + 1):
                 begin, end = found.span(group)
                 known[begin:end] = [True] * (end - begin)
     runs = [""]
@@ -87,8 +94,8 @@ def unknown(line: str) -> list[str]:
     return [run for run in runs if run]
 
 
-@pytest.mark.parametrize("line", quoted_lines(PAGE))
-def test_each_log_line_of_the_page_is_one_that_zroute_writes(line: str) -> None:
+@pytest.mark.parametrize("line", [line for page in (PAGE, TUTORIAL) for line in quoted_lines(page)])
+def test_each_log_line_of_the_pages_is_one_that_zroute_writes(line: str) -> None:
     """I search for a line of my log, and the page has it in the same words."""
     assert [run for run in unknown(line) if len(run.split()) > MOST] == []
 
@@ -96,6 +103,7 @@ def test_each_log_line_of_the_page_is_one_that_zroute_writes(line: str) -> None:
 def test_a_line_that_zroute_does_not_write_is_found() -> None:
     """The check above fails for a line in other words."""
     assert len(quoted_lines(PAGE)) > 50
+    assert len(quoted_lines(TUTORIAL)) == 9
     assert unknown("INFO    screen: the publisher at tcp://127.0.0.1:5555 does not want to talk to this app today")
 
 
@@ -120,18 +128,38 @@ def test_the_first_steps_print_what_the_page_says(tmp_path: Path) -> None:
         assert tail.err[-1].replace("0.2 s", "5 s") in said
     with Child("-m", "zroute", "run", "quiet", cwd=tmp_path) as quiet:
         quiet.line_with("bound to", stream="err")
-        assert "nothing came within 1 s, except control" in last_line(endpoint, found="control")
+        assert "no message arrived within 1 s, except control" in last_line(endpoint, found="control")
     with (
         Child("-m", "zroute", "run", "market", cwd=tmp_path),
         Child("-m", "zroute", "run", "screen", "--log-level", "debug", cwd=tmp_path) as screen,
     ):
         seen = last_line(endpoint, "stocks.{symbol}", found="unmatched")
-        assert re.fullmatch(r"zroute: nothing came within 1 s, except unmatched \d+, control \d+", seen)
+        assert re.fullmatch(r"zroute: no message arrived within 1 s, except unmatched \d+, control \d+", seen)
         screen.line_with("has joined", stream="err")
         assert screen.end() == 0
         for event in ("connect_delayed", "connected", "handshake_succeeded"):
             assert any(line.endswith(f": {event}") for line in screen.err)
         assert "handled 0, failed 0, unrouted" in screen.err[-1]
+
+
+def test_the_loss_of_the_page_is_seen(tmp_path: Path) -> None:
+    """I run the two apps of the page, and the reader logs losses; its counters add up, or it says that they can't."""
+    write_files(PAGE, tmp_path)
+    with (
+        Child("-m", "zroute", "run", "loss:market", cwd=tmp_path, env=UNHURRIED) as market,
+        Child("-m", "zroute", "run", "loss:screen", cwd=tmp_path, env=UNHURRIED) as screen,
+    ):
+        lost = screen.line_with(": lost ", stream="err", patience=3 * PATIENCE)
+        assert re.search(r"screen: lost \d+ messages of 'blobs' from publisher market@\S+ \S+ \(.*numbers", lost)
+        assert market.end() == 0
+        assert screen.end() == 0
+    read, sent = (numbers(child.err[-1]) for child in (screen, market))
+    assert read["unknown_losses"] or read["received"] + read["lost"] == sent["published"]
+
+
+def numbers(line: str) -> Counter[str]:
+    """Return the counters of a last line by name."""
+    return Counter({name: int(number) for name, number in re.findall(r"(\w+) (\d+)(?:,|$)", line)})
 
 
 def last_line(*arguments: str, found: str) -> str:

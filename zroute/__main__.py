@@ -8,8 +8,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line of this process.
 
-    Ctrl-C ends the process without a traceback, once `end_quietly` was called. So this module imports as little
-    as possible before that call.
+    After the call of `end_quietly`, Ctrl-C ends the process without a traceback. This module therefore imports as
+    little as possible before that call.
     """
     end_quietly()
     from zroute.cli import main as command

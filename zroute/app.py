@@ -1,34 +1,47 @@
 """App: the declarations of a program, and its start.
 
-An App is the outermost group of routes, with endpoints and settings for all of them. It opens no socket by itself:
+An App is the outermost group of routes, with endpoints and settings for all of them. It does not open sockets itself;
 `App.service` and `App.run` do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, get_args, overload
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, get_args, overload
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
 
 from zroute.awaiting import as_awaitable
-from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits
-from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, takes
+from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits, check_options
+from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, moved, takes
 from zroute.declarations.records import Hook, Hooks
-from zroute.declarations.routes import Routes, coalescing, make_route, parse_patterns
-from zroute.endpoints import Endpoint, parse_endpoints
-from zroute.errors import NotRunningError, SetupError, SignatureError
+from zroute.declarations.routes import Routes, check_attached, coalescing, make_route
+from zroute.endpoints import Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_ends
+from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, TopicError, UsageError
 from zroute.functions import local_names, name_of, users_line
-from zroute.messages.codecs import Codec, find_codec
+from zroute.messages.codecs import RAW, Codec, find_codec
+from zroute.messages.extras import Extras
+from zroute.messages.frames import Frames, stated_form
+from zroute.messages.schema import check_types
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
-from zroute.options import MAX_MESSAGE, STREAM_QUEUE
-from zroute.planning.compiler import compile_routes
-from zroute.planning.plan import Addresses, Live, Plan, RunningApp
+from zroute.options import DRAIN_TIMEOUT, REQUEST_TIMEOUT, STREAM_QUEUE, NetworkOptions
+from zroute.planning.compiler import compile_routes, refuse_dead
+from zroute.planning.plan import Addresses, Live, Plan, ReactorKind, RunningApp
 from zroute.publishing.choices import Choices
+from zroute.publishing.headers import PROPAGATED
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
+from zroute.requests.client import Client, ReplyStream
+from zroute.requests.requester import checked_wait
 from zroute.runtime import runner
+from zroute.runtime.on_loop import run_on_loop
+from zroute.runtime.runner import check_seconds
 from zroute.runtime.service import AppService
 from zroute.runtime.streams import Attached, Stream
 from zroute.sockets.pair import SharedContext
@@ -41,6 +54,8 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Gapped = TypeVar("Gapped", bound=Callable[Concatenate[Gap, ...], Any])
 Unrouted = TypeVar("Unrouted", bound=Callable[Concatenate[Envelope, ...], Any])
+
+_NO_OPTIONS: NetworkOptions = {}
 
 
 class App(Routes):
@@ -57,67 +72,106 @@ class App(Routes):
         app.run()
 
     Args:
-        sub: The endpoints to receive from: one or several. They connect unless an endpoint begins with ``bind:``.
-            Without ``sub`` and ``pub``, the app's publishers send to its own subscribers inside the process.
-        pub: The endpoints to publish to: one or several. They bind unless an endpoint begins with ``connect:``.
-        codec: The encoding of message bodies: "msgpack" (default; compact, keeps bytes and types apart), "json",
-            "text", "raw", or a `Codec`. Received messages that name their codec are decoded with that one.
+        sub: The endpoints to receive from: one or several. An endpoint connects unless it begins with ``bind:``. A
+            mapping specifies the form of the messages at each endpoint, as `Frames` or as a name: with "tracked", the
+            default, the three formats of zroute are recognised (see ``wire``); with "plain" or "multipart", only this
+            format is accepted. Without endpoints on any side, the app's publishers send to its own subscribers inside
+            the process.
+        pub: The endpoints to publish to: one or several. An endpoint binds unless it begins with ``connect:``.
+        rep: The endpoints to answer requests at: one or several. An endpoint binds unless it begins with ``connect:``.
+        req: The endpoints to send requests to: one or several. An endpoint connects unless it begins with ``bind:``.
+        jobs: The endpoints to hand out jobs at: one or several. An endpoint binds unless it begins with ``connect:``.
+        work: The endpoints to take jobs from: one or several. An endpoint connects unless it begins with ``bind:``.
+        codec: The encoding of message bodies: "msgpack" (default; compact, and supports bytes), "json", "text", "raw",
+            or a `Codec`. Received messages that name their codec are decoded with that codec.
+        types: Types that zroute's codecs do not support, each with two functions: ``types={Path: (str, Path)}``. The
+            first function converts a value to plain data (text, numbers, lists, dicts; bytes only in msgpack). The
+            second converts plain data back to a value, and may raise any exception for invalid data. Messages and their
+            fields may then have these types, in msgpack and JSON, and in your own codecs that are built on these.
         wire: The message format. "tracked" (default) adds codec, sequence number, time and headers, for zroute's
             subscribers. "plain" is ``topic NUL body``, as txZMQ sends it. "multipart" is ``[topic, body]``, for peers
-            in any language. An app receives all three formats.
+            in any language. A `Frames` specifies another format. To receive other formats, see ``sub``. A request
+            that is not tracked is ``[topic, body]``, for servers in any language.
         dispatch: Call "all" matching handlers (default), or only the "most_specific" one.
         overflow: What happens to a message while the queue of a subscriber is full (10,000 messages). "drop" (default)
             drops it for that subscriber, which counts the loss. "raise" makes ``publish`` raise HighWaterMarkError; no
             subscriber receives the message. "wait" queues up to 1,000 messages for up to 30 s each, and ``publish``
-            returns an awaitable to wait with. With "raise" and "wait" the slowest subscriber of a topic slows down all.
+            returns an awaitable to wait with. With "raise" and "wait", the slowest subscriber of a topic slows down all
+            its subscribers.
         coalesce: True or a `Coalesce`: send several messages of one topic in one frame, if they are published together.
-            A publisher can override it. Needs the tracked wire, and excludes ``overflow="raise"``. Default False.
-        max_message: The largest message body in bytes, sent or received (default 1 MiB). Larger bodies are refused.
-        limits: The limits on requests of peers, as `Limits`.
-        loop: False raises EndpointError at the start if the app has no endpoints. Default True.
+            A publisher can override this option. It requires the tracked wire, and can't be combined with
+            ``overflow="raise"``. Default False.
+        propagate_headers: The names of headers that zroute copies from a received message to the messages that its
+            handler returns or yields. ``traceparent``, ``tracestate``, ``baggage`` and ``correlation-id`` are always
+            copied (tracked wire only).
+        isolate: True to handle each message in its own context. If a plain handler sets a context variable, the
+            handlers of later messages then do not see the value. Handlers with middleware or with resources of a
+            message are always isolated, and so are ``async`` handlers and handlers in threads. Default False.
+        limits: The limits on the size of messages, on queues, subscriptions and numbers, as `Limits`.
+        options: Options of libzmq for the app's sockets, by their names in lower case, for example
+            ``{"tcp_keepalive_idle": 30, "ipv6": 1}``; see the page "Options and limits".
+        reactor: The kind of reactor that the app needs. With "asyncio", ``async`` functions run as asyncio tasks, and
+            can await asyncio code. "twisted" means any other reactor, on which they await Deferreds. `run`, ``zroute
+            run`` and ``TestApp`` choose accordingly, and refuse another choice. Default None: any reactor, by default
+            Twisted's for the platform.
+        separator: The character between the segments of topics and patterns (default "."), for example "/" for topics
+            such as ``/camera/front/pose``. With another character than the dot, a dot is ordinary text, and topics may
+            begin with the separator. The `Routes` of the app must have the same separator.
+        loop: False to raise EndpointError on start if the app has no endpoints. Default True.
         context: The ``context`` of another app, to connect to it over ``inproc://``, or a ``zmq.Context``.
         name: The name of the app in logs and summaries (default "app").
 
     Raises:
         EndpointError: An endpoint is invalid.
-        SchemaError: The codec is unknown.
+        SchemaError: The codec is unknown, or one of ``types`` is invalid.
         SignatureError: Another argument has an invalid value.
     """
 
+    @moved("max_message", "limits=Limits(max_message=…)")
     def __init__(
         self,
         *,
-        sub: str | Iterable[str] = (),
+        sub: str | Iterable[str] | Mapping[str, Frames | Wire] = (),
         pub: str | Iterable[str] = (),
+        rep: str | Iterable[str] = (),
+        req: str | Iterable[str] = (),
+        jobs: str | Iterable[str] = (),
+        work: str | Iterable[str] = (),
         codec: str | Codec = "msgpack",
-        wire: Wire = "tracked",
+        types: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = MappingProxyType({}),
+        wire: Wire | Frames = "tracked",
         dispatch: Dispatch = "all",
         overflow: Overflow = "drop",
         coalesce: bool | Coalesce = False,
-        max_message: int = MAX_MESSAGE,
+        propagate_headers: Iterable[str] = (),
+        isolate: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        options: NetworkOptions = _NO_OPTIONS,
+        reactor: ReactorKind | None = None,
+        separator: str = ".",
         loop: bool = True,
         context: Any = None,
         name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(separator=separator)
         self.where = users_line()
-        self.sub = self._set_up(lambda: parse_endpoints(sub, bind=False))
-        self.pub = self._set_up(lambda: parse_endpoints(pub, bind=True))
+        self._ends = self._set_up(lambda: _parse_ends(sub, pub=pub, rep=rep, req=req, jobs=jobs, work=work))
         self.codec = self._set_up(lambda: find_codec(codec))
-        self.wire: Wire = _one_of("wire", wire, WIRES, self.where)
+        self.wire: Wire | Frames = _checked_wire(wire, self.where)
+        if isinstance(wire, Frames):
+            self._set_up(lambda: stated_form(wire))
         self.dispatch: Dispatch = _one_of("dispatch", dispatch, get_args(Dispatch), self.where)
         self.overflow: Overflow = _one_of("overflow", overflow, get_args(Overflow), self.where)
         self.coalesce = coalescing(coalesce, self.where)
-        if not (isinstance(max_message, int) and max_message > 0):
-            raise SignatureError(
-                f"max_message={max_message!r}: expected a number of bytes, 1 or more", where=self.where
-            )
-        self.max_message = max_message
+        self.isolate = isolate
+        self.propagate_headers = _names_of_headers(propagate_headers, self.where)
         self.limits = check_limits(limits, self.where)
+        self.options = check_options(options, self.where)
+        self.reactor: ReactorKind | None = _one_of("reactor", reactor, (None, *get_args(ReactorKind)), self.where)
+        self._extras = Extras(self._set_up(lambda: check_types(types)), self.limits.allow_nan)
         self.loop = loop
         self.name = name or "app"
-        # inproc:// connects only sockets of one ZeroMQ context, so apps that use it must share theirs.
+        # inproc:// connects only sockets of one ZeroMQ context, so apps that use it must share a context.
         self.context = context.share() if isinstance(context, SharedContext) else SharedContext(context)
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
@@ -125,14 +179,29 @@ class App(Routes):
         self._gaps: list[Hook] = []
         self._plan: Plan | None = None
         self._live = Live()
-        self._encode: Encode = encoder_by_type(None, self.codec)
+        self._encode: Encode = encoder_by_type(None, self.codec, self._extras)
 
-    def _set_up(self, make: Callable[[], T]) -> T:
+    @property
+    def sub(self) -> tuple[Endpoint, ...]:
+        """The endpoints to receive from, as declared."""
+        return self._ends.sub
+
+    @property
+    def pub(self) -> tuple[Endpoint, ...]:
+        """The endpoints to publish to, as declared."""
+        return self._ends.pub
+
+    def _set_up(self, make: Callable[[], T], where: str | None = None) -> T:
+        """Return the result of ``make``. Its errors name the line ``where``.
+
+        The default is the line of the app.
+        """
         try:
             return make()
-        except SetupError as error:  # the parsers don't know the user's line
-            error.where = self.where
-            error.args = (f"{self.where}: {error}",)
+        except SetupError as error:
+            if error.where is None:  # the parsers don't know the line
+                error.where = where or self.where
+                error.args = (f"{error.where}: {error}",)
             raise
 
     # -- hooks ----------------------------------------------------------------------------------------
@@ -141,8 +210,8 @@ class App(Routes):
         """Call a function before the app subscribes.
 
         The sockets are already bound, so the function may publish. It may take resources by their types, and may be
-        ``async``: the app subscribes when it has ended. If it raises an error, the app does not start. Several
-        functions run one after the other, in the order of registration.
+        ``async``: the app subscribes when the function has ended. If it raises an error, the app does not start.
+        Several functions run one after the other, in the order of registration.
 
         For example:
 
@@ -159,8 +228,8 @@ class App(Routes):
     def on_shutdown(self, function: F) -> F:
         """Call a function when the app stops, after the last message is handled.
 
-        It may still publish, may be ``async``, and may take resources, which are still open. An error is logged and
-        counted, and the stop continues.
+        The function may publish, may be ``async``, and may take resources, which are still open. If it raises an error,
+        the error is logged and counted, and the stop continues.
 
         For example:
 
@@ -214,25 +283,22 @@ class App(Routes):
 
         Each message that they publish afterwards is handled or counted as lost.
 
-        With ``state=True``, also wait for the messages that they retain (``keep="last"``): all are then received, or
-        counted as lost. Plain functions have handled them. Other handlers are called with them, or have them in their
-        queue.
+        With ``state=True``, also wait for the messages that publishers keep (``keep="last"``), until all of them are
+        received or counted as lost. Plain functions have then handled these messages. Other handlers have been called
+        with them, or have them in their queue.
 
         Args:
-            publishers: The number of publishers to wait for; by default all that are connected. A publisher that does
-                not use the tracked wire is waited for at most 2 s.
-            timeout: Seconds to wait.
-            state: Also wait for retained messages.
+            publishers: The number of publishers to wait for; by default all that are connected. If a publisher does not
+                use the tracked wire, zroute waits at most 2 s for it.
+            timeout: The maximum time to wait in seconds.
+            state: True to also wait for kept messages.
 
         Raises:
             NotReadyError: The timeout has elapsed. The error lists the publishers that have answered.
-            NotRunningError: The app is not running, or stops.
+            NotRunningError: The app is not running, or stops during the call.
         """
-        if self._live.run is None:
-            raise NotRunningError(
-                f"ready() while {self.name!r} does not run: await it in a handler or a timer, after on_startup"
-            )
-        await as_awaitable(self._live.run.ready(publishers, timeout, state=state))
+        run = self._running("ready()", "await it in a handler or a timer, after on_startup")
+        await as_awaitable(run.ready(publishers, timeout, state=state))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
         where = users_line(function)
@@ -247,7 +313,7 @@ class App(Routes):
     def publish(self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None) -> Awaitable[None]:
         """Publish a message to a topic that is known only at run time.
 
-        The message is encoded by its own type, in the app's codec. For topics that are known in advance use
+        The message is encoded by its own type, with the app's codec. For topics that are known in advance, use
         `publisher`, which declares topic and type. Only ``startswith("")`` receives the empty topic. If an error is
         raised, nothing is sent.
 
@@ -265,26 +331,177 @@ class App(Routes):
             HighWaterMarkError: The queue of a subscriber is full (``overflow="raise"``), or 1,000 messages already wait
                 (``overflow="wait"``).
             NotRunningError: The app is not running.
+            UsageError: The app has no endpoint to publish to.
             WrongThreadError: The caller is not on the reactor's thread.
         """
         emit = self._live.emit
         if emit is None:
+            return self._publish_around(topic, message, headers)
+        raw = topic_bytes(topic, self.separator)
+        number, body = self._encode(message)
+        return emit(raw, number, body, headers)
+
+    def _publish_around(self, topic: str, message: object, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+        publish = self._live.publish
+        if publish is None:
             raise self._not_running(
                 f"publish({topic!r})", "publish from a handler, a timer, or a function under @app.on_startup"
             )
-        raw = topic_bytes(topic)
-        number, body = self._encode(message)
-        return emit(raw, number, body, headers)
+        return publish(message, headers, topic_bytes(topic, self.separator))
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        message: object,
+        reply: type[T],
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        message: object = None,
+        reply: Any = Any,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Any: ...
+
+    async def request(
+        self,
+        topic: str,
+        message: object = None,
+        reply: Any = Any,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Send a request, and return the reply.
+
+        A handler under `reply` answers it, in another app or in this one.
+
+        Declare a `requester` for requests of one pattern; it checks the types, and can try again. Cancelling the
+        coroutine tells the server. Of several servers, the one with the fewest unanswered requests gets it.
+
+        Example:
+            ```python
+            price = await app.request("prices.EURUSD", Ask(3), Price, timeout=2.0)
+            ```
+
+        Args:
+            topic: The topic, such as ``prices.EURUSD``.
+            message: The message; None for a handler without a body.
+            reply: The type of the reply (default: any); None to ignore its value.
+            timeout: The seconds to wait (default 10); None for no limit.
+            headers: A small map with text keys, for the handler's `Envelope`.
+
+        Returns:
+            The reply, decoded as the type ``reply``.
+
+        Raises:
+            NoServerError: No server was connected until the timeout.
+            NoHandlerError: The server has no handler for the topic.
+            BadRequestError: The server could not read the message as the type that its handler declares.
+            RequestRefusedError: The handler refused the request.
+            ServerError: The handler failed.
+            BusyError: The server has no room for the request, or stops.
+            RequestTimeoutError: No reply arrived in time.
+            RequestLostError: The server disconnected after it had received the request.
+            DecodeError: The reply is not of the type.
+            TopicError: The topic can't be used.
+            EncodeError: The message can't be encoded without loss, or is too large.
+            NotRunningError: The app is not running.
+            EndpointError: The app has no endpoint to send requests to.
+            SignatureError: ``timeout`` is no number of seconds.
+        """
+        client, raw, number, body = self._packed(topic, message, timeout)
+        return await client.request(raw, number, body, headers, client.decoder(reply), timeout)
+
+    @overload
+    def request_stream(
+        self,
+        topic: str,
+        message: object,
+        reply: type[T],
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> ReplyStream[T]: ...
+
+    @overload
+    def request_stream(
+        self,
+        topic: str,
+        message: object = None,
+        reply: Any = Any,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> ReplyStream[Any]: ...
+
+    def request_stream(
+        self,
+        topic: str,
+        message: object = None,
+        reply: Any = Any,
+        *,
+        timeout: float | None = REQUEST_TIMEOUT,
+        headers: Mapping[str, Any] | None = None,
+    ) -> ReplyStream[Any]:
+        """Send a request to a handler that yields replies, for ``async for``.
+
+        The handler runs at most 128 items ahead of the loop. When the loop is left, the handler is closed.
+
+        Example:
+            ```python
+            async for row in app.request_stream("rows.orders", Query("open"), Row, timeout=10):
+                print(row)
+            ```
+
+        Args:
+            topic: The topic.
+            message: The message; None for a handler without a body.
+            reply: The type of each reply (default: any).
+            timeout: The seconds to wait for each reply (default 10); None for no limit.
+            headers: A small map with text keys, for the handler's `Envelope`.
+
+        Returns:
+            A `ReplyStream`. Its loop raises the errors of `request`.
+        """
+        client, raw, number, body = self._packed(topic, message, timeout)
+        return client.stream(raw, number, body, headers, client.decoder(reply), timeout)
+
+    def _packed(self, topic: str, message: object, timeout: float | None) -> tuple[Client, bytes, int, bytes]:
+        client = self._live.client
+        if client is None:
+            self._running(f"request({topic!r})", "ask in a handler, a timer, or a function under @app.on_startup")
+            raise EndpointError(
+                f"request({topic!r}): {self.name!r} has no endpoint to send requests to: add "
+                "App(req='tcp://127.0.0.1:5557'), the address that the server binds",
+                where=self.where,
+            )
+        checked_wait(timeout)
+        raw = topic_bytes(topic, self.separator)
+        if not raw:
+            raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
+        return (client, raw, RAW.number, b"") if message is None else (client, raw, *self._encode(message))
 
     # -- while running --------------------------------------------------------------------------------
 
     @takes(RouteOptions, ROUTE_DEFAULTS)
     def attach(self, pattern: str | Pattern, function: Callable[..., Any], **options: Unpack[RouteOptions]) -> Attached:
-        """Add a handler while the app runs, until it is closed.
+        """Add a handler while the app runs. Close the result to remove it.
 
-        For example for a chat room that a user enters. Register handlers that are known in advance with `subscribe`,
-        which has the same options. The app subscribes if its subscriptions do not cover the pattern. Messages that a
-        publisher sends before it receives that subscription are missed. Other handlers are not affected.
+        For example, attach a handler when a user enters a chat room. Register handlers that are known in advance with
+        `subscribe`, which has the same options. If the app's subscriptions do not cover the pattern, the app
+        subscribes. It misses messages that a publisher sends before it receives the new subscription. Other handlers
+        are not affected.
 
         Handlers with the same function name share their counters in ``app.stats.routes``.
 
@@ -297,18 +514,22 @@ class App(Routes):
             An `Attached`, which removes the handler when it is closed.
 
         Raises:
-            NotRunningError: The app is not running.
+            NotRunningError: The app is not running, or has not opened its endpoints yet.
+            EndpointError: The app has no endpoint to subscribe to.
+            UsageError: The function needs a resource that was not opened, because only replaced resources need it.
             WrongThreadError: The caller is not on the reactor's thread.
+            ForkedContextError: The process was forked from the one that runs the app.
             SignatureError: The function or an option is invalid.
             SchemaError: The type of the body can't be decoded.
             PatternError: The pattern is invalid.
-            DuplicateRouteError: The function is already registered for this pattern; with
-                ``dispatch="most_specific"``, any function is.
+            DuplicateRouteError: The function is already registered for this pattern. With ``dispatch="most_specific"``,
+                the pattern has a handler already.
         """
         chosen = complete("attach", options, ROUTE_DEFAULTS)
-        run = self._running(f"attach({pattern!r})", "register handlers that are known in advance with @app.subscribe")
         where = users_line()
-        route = make_route(function, parse_patterns((pattern,), where), chosen, where)
+        check_attached(pattern, function, where)
+        run = self._running(f"attach({pattern!r})", "register handlers that are known in advance with @app.subscribe")
+        route = make_route(function, self._parse((pattern,), where), chosen, where)
         return Attached(run, run.attach(route))
 
     @overload
@@ -332,29 +553,37 @@ class App(Routes):
                 async for message in messages:
                     print(message.text)
 
-        Messages arrive in order, from the ``async with`` on. A message counts as handled when the loop asks for the
-        next one. Works in Deferred coroutines and in asyncio tasks.
+        Messages arrive in order, from the start of the ``async with`` block. A message counts as handled when the loop
+        asks for the next one. A stream works in coroutines that run as Deferreds and in asyncio tasks.
 
-        The loop ends when the app stops, after the messages that have already arrived. In a timer it ends at once,
-        because the stop cancels timers. Messages that still wait when the block is left are dropped and counted.
+        The loop ends when the app stops, after the messages that have already arrived. In a timer, it ends at once,
+        because the stop cancels timers. Messages that are still waiting when the block ends are dropped and counted.
 
         Args:
             pattern: The topics to receive.
             schema: The type of the message bodies, or `Envelope` for whole messages with their topics.
-            codec: The codec of the bodies, in place of the app's.
-            queue: The number of messages that may wait (default 100). When it is reached the app stops reading until
-                half of them are taken.
+            codec: The codec of the bodies. Default: the app's codec.
+            queue: The number of messages that may wait (default 100). At this number, the app stops reading until the
+                loop has taken half of the waiting messages.
 
         Raises:
-            NotRunningError: The app is not running when the block is entered.
-            WrongThreadError: The block is not entered on the reactor's thread.
-            SchemaError: The type can't be decoded; raised when the block is entered.
-            PatternError: The pattern is invalid; raised by this call.
+            PatternError: The pattern is invalid.
+            SignatureError: An option is invalid.
+
+        Entering the block raises:
+
+        - NotRunningError: The app is not running, or has not opened its endpoints yet.
+        - EndpointError: The app has no endpoint to subscribe to.
+        - UsageError: The stream was already used in another block.
+        - WrongThreadError: The caller is not on the reactor's thread.
+        - ForkedContextError: The process was forked from the one that runs the app.
+        - SchemaError: The type can't be decoded.
+        - DuplicateRouteError: With ``dispatch="most_specific"``, the pattern has a handler already.
         """
         where = users_line()
         return Stream(  # a stream may be made before the app runs, and is opened later
             lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
-            parse_patterns((pattern,), where),
+            self._parse((pattern,), where),
             schema,
             codec=codec,
             queue=queue,
@@ -370,11 +599,12 @@ class App(Routes):
     def from_thread(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call a function on the reactor's thread from another thread.
 
-        For handlers with ``thread=True``, since ZeroMQ sockets belong to the reactor's thread:
+        Use it in handlers with ``thread=True``, because ZeroMQ sockets belong to the reactor's thread:
 
             app.from_thread(alerts.publish, Alert("late"), level="high")
 
-        Waits until the call has ended. If the function returns an awaitable, that is awaited too.
+        The method waits until the call has ended. If the function returns an awaitable, it also waits for the result of
+        the awaitable.
 
         Args:
             function: The function to call.
@@ -387,6 +617,7 @@ class App(Routes):
         Raises:
             NotRunningError: The app is not running, or stops before the call has ended.
             WrongThreadError: The caller is on the reactor's thread, which would wait for itself.
+            ForkedContextError: The process was forked from the one that runs the app.
             Exception: Any error that the function raises.
         """
         run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
@@ -398,14 +629,17 @@ class App(Routes):
         return self._live.run
 
     def _not_running(self, what: str, remedy: str) -> NotRunningError:
-        return NotRunningError(f"{what} while {self.name!r} does not run: {remedy}")
+        if self._live.ended is None:
+            return NotRunningError(f"{what} while {self.name!r} is not running: {remedy}")
+        code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
+        return NotRunningError(f"{what}: {self.name!r} has stopped{code}: {remedy}")
 
     # -- running --------------------------------------------------------------------------------------
 
     def compile(self) -> Plan:
         """Check all declarations, and freeze the app. Opens no socket.
 
-        A registration after that raises AppFrozenError. Each error below names the line of the declaration.
+        Later registrations raise AppFrozenError. Each of the errors below names the line of the declaration.
 
         Returns:
             The plan that runs the app.
@@ -421,47 +655,128 @@ class App(Routes):
             startup, shutdown, unrouted, gaps = map(
                 tuple[Hook, ...], (self._startup, self._shutdown, self._fallbacks, self._gaps)
             )
-            hooks = Hooks(startup, shutdown, unrouted, gaps, tuple(self._errors))
+            hooks = Hooks(startup, shutdown, unrouted, gaps, tuple(self._errors), tuple(self._middleware), self.isolate)
             parts = compile_routes(
-                self, given={App: self, type(self): self}, default=self.codec, dispatch=self.dispatch, hooks=hooks
+                self,
+                given={App: self, type(self): self},
+                default=self.codec,
+                extras=self._extras,
+                dispatch=self.dispatch,
+                hooks=hooks,
+                skipped=self._live.skip,
             )
-            choices = Choices(self.name, self.codec, self.wire, self.overflow, self.coalesce, self.max_message)
+            propagates = tuple(dict.fromkeys((*PROPAGATED, *self.propagate_headers)))
+            choices = Choices(
+                self.name, self.codec, self.wire, self.overflow, self.coalesce, self.limits.max_message, propagates
+            )
             _check_kept(parts.outlets, self.wire)
             _check_coalescing(parts.outlets, choices, self.where)
-            addresses = Addresses(self.sub, self.pub, self.loop, self.context)
+            refuse_dead(parts.handlers, self.wire, parts.queues)
+            addresses = Addresses(self._ends, self.loop, self.context, self.options, self.reactor)
             self._plan = Plan(self.where, choices, self.dispatch, self.limits, addresses, hooks, parts, self._live)
             self._freeze(f"App {self.name!r}")
         return self._plan
 
     @property
     def stats(self) -> Stats:
-        """The counters of the current run, or of the last one."""
+        """The counters of the current run, or of the last run."""
         return self._live.stats
 
-    def endpoints(
-        self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
-    ) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-        """Return the endpoints to receive from and to publish to.
+    @property
+    def addresses(self) -> ResolvedAddresses:
+        """The addresses of the running app.
 
-        Args:
-            sub: Endpoints in place of the app's own ``sub``.
-            pub: Endpoints in place of the app's own ``pub``.
+        ``addresses.sub``, ``addresses.pub`` and so on are tuples of texts, in the order of the endpoints. A port
+        ``*`` is resolved to the port that the system has chosen. For example:
 
-        Returns:
-            Two tuples. Without any endpoints they hold an address inside the process.
+            app = App(pub="tcp://127.0.0.1:*")
+
+            @app.on_startup
+            def tell() -> None:
+                print("publishing at", app.addresses.pub[0])
+
+        Under `TestApp`, these are the addresses as declared.
 
         Raises:
-            EndpointError: One side has routes but no endpoint, or an ``inproc://`` address is of an app with another
-                ``context``.
+            NotRunningError: The app is not running, or has not opened its endpoints yet.
         """
-        return self.compile().endpoints(sub=sub, pub=pub)
+        return self._running("addresses", "read them in on_startup or later").addresses
+
+    def add_endpoints(
+        self,
+        *,
+        sub: str | Iterable[str] | Mapping[str, Frames | Wire] = (),
+        pub: str | Iterable[str] = (),
+    ) -> None:
+        """Open further endpoints while the app runs.
+
+        Handlers receive from them, and publishers send to them, as if they were in ``App(…)``. The new endpoints belong
+        only to this run. If one of them can't be opened, none of them is opened.
+
+        For example:
+
+            @app.subscribe("feeds.{name}")
+            def on_feed(address: str) -> None:
+                app.add_endpoints(sub=address)
+
+        Args:
+            sub: The endpoints to receive from: one or several, as in ``App(sub=…)``.
+            pub: The endpoints to publish to.
+
+        Raises:
+            NotRunningError: The app is not running, or its sockets are not open.
+            EndpointError: An endpoint is invalid, is in use, or already belongs to the app. It is also raised if the
+                app was started without an endpoint on that side, so that it has no socket for the new endpoint.
+            WrongThreadError: The caller is not on the reactor's thread.
+        """
+        run = self._running("add_endpoints()", "call it while the app runs")
+        self._set_up(lambda: run.add_endpoints(_parse_ends(sub, pub=pub)), users_line())
+
+    def remove_endpoints(self, *, sub: str | Iterable[str] = (), pub: str | Iterable[str] = ()) -> Awaitable[None]:
+        """Close endpoints while the app runs.
+
+        Messages that have arrived from the publishers at ``sub`` are still handled, for up to a second. Messages that
+        these publishers send later do not count as lost. Subscribers at ``pub`` are disconnected, and may lose messages
+        that are queued for them. After a restart, the app has the endpoints of ``App(…)`` again.
+
+        Args:
+            sub: The endpoints to receive from, as they were opened or as in `addresses`.
+            pub: The endpoints to publish to.
+
+        Returns:
+            An awaitable that is done when the endpoints are closed. The caller may ignore it.
+
+        Raises:
+            NotRunningError: The app is not running, or its sockets are not open.
+            EndpointError: The app does not have such an endpoint.
+            WrongThreadError: The caller is not on the reactor's thread.
+        """
+        run = self._running("remove_endpoints()", "call it while the app runs")
+        ends = self._set_up(lambda: _parse_ends(sub, pub=pub), users_line())
+        return as_awaitable(run.remove_endpoints(ends))
+
+    def endpoints(self, **given: Unpack[EndpointOptions]) -> Ends:
+        """Return the endpoints of the app.
+
+        Args:
+            given: Endpoints that replace the app's own, as ``sub=…``, ``pub=…`` and so on.
+
+        Returns:
+            The endpoints by side, for example ``ends.sub``. If there are no endpoints, the result contains an address
+                inside the process.
+
+        Raises:
+            EndpointError: One side has routes but no endpoint, or an ``inproc://`` address belongs to an app with
+                another ``context``.
+        """
+        return self.compile().endpoints(**given)
 
     def service(self, reactor: Any) -> AppService:
         """Return a Twisted ``IService`` that runs this app.
 
-        Give it a parent in any Twisted program. Starting the service opens the sockets; an endpoint that can't be
-        opened is an EndpointError. Stopping it handles the remaining messages, then closes the sockets. The app can
-        have a second service when the first has stopped.
+        Add the service to a parent service in any Twisted program. Starting the service opens the sockets, and raises
+        EndpointError if an endpoint can't be opened. Stopping it handles the remaining messages, then closes the
+        sockets. A second service of the app can run when the first has stopped.
 
         If a resource or an ``on_startup`` function fails, the error is logged and this service stops. Other services
         continue. To end the program in that case, use the Deferred ``started``:
@@ -473,24 +788,153 @@ class App(Routes):
 
         Raises:
             SetupError: The app can't be compiled; see `compile`.
+            EndpointError: An endpoint is missing; see `endpoints`.
+            UsageError: The app needs another kind of reactor.
         """
         return AppService(self.compile(), reactor)
 
-    def run(self, **options: Any) -> None:
-        """Run the app until SIGINT or SIGTERM, as ``zroute run`` does.
+    @takes(runner.RunOptions, runner.RUN_DEFAULTS)
+    def run(self, **options: Unpack[runner.RunOptions]) -> None:
+        """Run the app until SIGINT or SIGTERM, like ``zroute run``.
 
         Args:
             options: The options of `zroute.runtime.runner.run`.
 
         Raises:
+            SetupError: The app can't be compiled; see `compile`.
+            UsageError: An option is invalid, the app is already running, or a reactor or asyncio loop prevents the run.
             SystemExit: The app ended with an exit code other than 0.
         """
         code = runner.run([self], **options)
         if code:
             raise SystemExit(code)
 
+    @asynccontextmanager
+    async def running(self, *, drain_timeout: float = DRAIN_TIMEOUT) -> AsyncIterator[Self]:
+        """Run the app on the running asyncio loop, during an ``async with`` block.
+
+        Use it in an asyncio program, in the lifespan of a web application, or in a notebook:
+
+            async def main() -> None:
+                async with app.running():
+                    await app.publish("greetings", "hello")
+
+            asyncio.run(main())
+
+        The block begins when the app has subscribed. At the end of the block, the app handles the remaining messages,
+        and closes. The drain is completed even if the task is cancelled. ``async`` handlers run as tasks of the loop.
+        zroute does not install a reactor or signal handlers, and does not set up logging.
+
+        If the app stops by itself, with `stop` or a SystemExit in a handler, the block continues. `exit_code` is then
+        the code. To wait until the app stops, use `stopped`.
+
+        Args:
+            drain_timeout: The time in seconds that the end of the block waits for unfinished handlers (default 8).
+                Handlers that take longer are logged and abandoned.
+
+        Yields:
+            The app.
+
+        Raises:
+            SetupError: The app can't be compiled; see `compile`.
+            EndpointError: An endpoint is missing, or can't be opened.
+            NotRunningError: The app was stopped before it had started.
+            UsageError: No asyncio loop is running, the app is already running, or ``drain_timeout`` is invalid.
+            Exception: Any error of a resource or of an ``on_startup`` function.
+        """
+        check_seconds("drain_timeout", drain_timeout, "running")
+        async with run_on_loop(self.compile(), drain_timeout):
+            yield self
+
+    async def stopped(self) -> int | None:
+        """Wait until the app has stopped, and return its `exit_code`.
+
+        A program can use it to end together with the app. Do not await it in the app's own functions, because the stop
+        waits for these functions.
+
+        For example:
+
+            async with app.running():
+                raise SystemExit(await app.stopped())
+
+        Returns:
+            The exit code. If the app is not running, the exit code of the last run is returned at once.
+
+        Raises:
+            NotRunningError: The app has never been started.
+        """
+        ended = self._live.ended
+        if ended is None:
+            raise self._not_running("stopped()", "await it after the start, as in `async with app.running():`")
+        waiting: Deferred[None] = Deferred()
+        ended.addCallback(lambda _: waiting.callback(None))
+        await as_awaitable(waiting)
+        return self.exit_code
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code of `stop` or of a SystemExit in a function of the app, or None.
+
+        It is the code of the current run, or of the last run.
+        """
+        return self._live.exit_code
+
+    def stop(self, code: int = 0) -> None:
+        """Stop the app, and end its process with an exit code.
+
+        The app stops as after a signal: it handles the received messages, waits for unfinished handlers, and closes.
+        Under ``zroute run`` and `run`, all apps of the process stop, and the process ends with ``code``. If the drain
+        is incomplete, it ends with 75 instead of 0. If your own program runs the `service`, or uses `running`, it
+        continues, and `exit_code` contains the code.
+
+        `stop` returns at once, and can be called on any thread. ``sys.exit(code)`` in a handler, timer or hook has the
+        same effect.
+
+        For example:
+
+            @app.on_error(DatabaseError)
+            def give_up(error: DatabaseError, envelope: Envelope) -> None:
+                app.stop(3)
+
+        Args:
+            code: The exit code, 0 to 255.
+
+        Raises:
+            UsageError: ``code`` is not an exit code.
+            NotRunningError: The app is not running.
+        """
+        if not isinstance(code, int) or not 0 <= code <= 255:
+            raise UsageError(f"stop({code!r}): an exit code is a number from 0 to 255")
+        run = self._live.run or self._live.closing
+        if run is None:
+            raise self._not_running(f"stop({code})", "call it in a handler, a timer, a hook or a resource")
+        run.stop(int(code), f"stop({int(code)}) at {users_line()}")
+
     def __repr__(self) -> str:
         return f"<App {self.name!r} at {self.where}>"
+
+
+def _parse_ends(sub: str | Iterable[str] | Mapping[str, Frames | Wire], **others: str | Iterable[str]) -> Ends:
+    """Return the endpoints of all sides.
+
+    If ``sub`` is a mapping, its endpoints have the forms in the mapping.
+    """
+    ends = parse_ends({"sub": tuple(sub) if isinstance(sub, Mapping) else sub, **others})
+    if not isinstance(sub, Mapping):
+        return ends
+    forms = [stated_form(form) for form in sub.values()]
+    return evolve(ends, sub=tuple(evolve(each, form=form) for each, form in zip(ends.sub, forms, strict=True)))
+
+
+def _checked_wire(wire: Any, where: str) -> Wire | Frames:
+    """Return ``wire`` if an app can publish in this format."""
+    if not isinstance(wire, Frames):
+        known: Wire = _one_of("wire", wire, WIRES, where)
+        return known
+    problem = wire.problem_of_sending()
+    if problem is not None:
+        raise SignatureError(f"wire={wire}: {problem}", parameter="wire", where=where)
+    return wire
 
 
 def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
@@ -500,7 +944,19 @@ def _one_of(name: str, value: Any, known: tuple[Any, ...], where: str) -> Any:
     return value
 
 
-def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire) -> None:
+def _names_of_headers(names: Any, where: str) -> tuple[str, ...]:
+    """Return the checked names of ``propagate_headers``."""
+    found = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if found is None or not all(isinstance(name, str) and name for name in found):
+        raise SignatureError(
+            f"propagate_headers={names!r}: expected the names of headers, as in propagate_headers=('x-tenant',)",
+            parameter="propagate_headers",
+            where=where,
+        )
+    return found
+
+
+def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> None:
     for publication in (outlet.publication for outlet in outlets):
         if publication.keep and wire != "tracked":
             raise SignatureError(

@@ -1,17 +1,20 @@
-"""The interface of a clock, and a periodic timer that runs on one.
+"""The interface of a clock, a periodic timer, and deadlines.
 
-A clock is an argument everywhere, so tests replace it by a virtual one.
+All code receives its clock as an argument, so that tests can pass a virtual clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
-__all__ = ["TICK", "Clock", "Ticking"]
+from twisted.internet.task import LoopingCall
+
+__all__ = ["TICK", "Clock", "Deadline", "Deadlines", "Looping", "Ticking"]
 
 TICK = 0.25
-"""Seconds between two ticks, of `Counters.beats` and of `Tracker.check`.
+"""The time in seconds between two calls of `Counters.beats` or `Tracker.check`.
 
 It is half of the shortest time that they measure.
 """
@@ -30,6 +33,16 @@ class Clock(Protocol):
         """Call ``callable`` after ``delay`` seconds; return a timer with ``cancel()``."""
 
 
+class Looping(LoopingCall):
+    """A LoopingCall whose ``clock`` is set by the caller.
+
+    Twisted's constructor imports the global reactor, which installs a reactor. An app may run on another reactor.
+    """
+
+    def __init__(self, f: Callable[..., object], *a: object, **kw: object) -> None:
+        self.f, self.a, self.kw = f, a, kw
+
+
 class Ticking:
     """Calls `tick` every `TICK` seconds between `start` and `stop`."""
 
@@ -38,12 +51,12 @@ class Ticking:
         self._timer: Any = None
 
     def start(self) -> None:
-        """Start to tick."""
+        """Start calling `tick`."""
         if self._timer is None:
             self._timer = self._clock.callLater(TICK, self._ticked)
 
     def stop(self) -> None:
-        """Stop ticking."""
+        """Stop calling `tick`."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -56,3 +69,80 @@ class Ticking:
     def tick(self) -> None:
         """Do the periodic work. Subclasses implement it."""
         raise NotImplementedError
+
+
+Deadline = list[Any]
+"""An entry of `Deadlines`: its time, a number, and the call with its argument; no call when it is cancelled."""
+
+_FEW = 100
+"""Cancelled deadlines that are kept without a look at the others."""
+
+
+class Deadlines:
+    """Deadlines of many calls, which share one timer of the clock.
+
+    Most requests are answered long before their deadline. So a cancelled deadline only loses its call; it leaves the
+    heap when its time has come, or when more than half of the heap is cancelled.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[Deadline] = []
+        self._number = 0
+        self._cancelled = 0
+        self._timer: Any = None
+        self._at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._cancelled
+
+    def add(self, seconds: float, argument: Any, call: Callable[[Any], object]) -> Deadline:
+        """Call ``call(argument)`` after ``seconds``; return the deadline, for `cancel`."""
+        self._number += 1
+        at = self._clock.seconds() + seconds
+        deadline: Deadline = [at, self._number, call, argument]
+        heappush(self._heap, deadline)
+        if self._timer is None or at < self._at:
+            self._set_timer(at, seconds)
+        return deadline
+
+    def cancel(self, deadline: Deadline) -> None:
+        """Cancel a deadline that has not passed. A second call does nothing."""
+        if deadline[2] is None:
+            return
+        deadline[2] = deadline[3] = None
+        self._cancelled += 1
+        if self._cancelled > _FEW and self._cancelled > len(self._heap) // 2:
+            self._heap = [each for each in self._heap if each[2] is not None]
+            heapify(self._heap)
+            self._cancelled = 0
+
+    def close(self) -> None:
+        """Drop all deadlines, and stop the timer."""
+        self._heap.clear()
+        self._cancelled = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self, at: float, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._at = at
+        self._timer = self._clock.callLater(seconds, self._passed)
+
+    def _passed(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        heap = self._heap
+        while heap and (heap[0][2] is None or heap[0][0] <= now):
+            deadline = heappop(heap)
+            _, _, call, argument = deadline
+            if call is None:
+                self._cancelled -= 1
+                continue
+            deadline[2] = deadline[3] = None
+            call(argument)
+            heap = self._heap
+        if heap and (self._timer is None or heap[0][0] < self._at):  # a call may have added a later one
+            self._set_timer(heap[0][0], max(heap[0][0] - now, 0.0))

@@ -1,34 +1,64 @@
-"""An endpoint: a ZeroMQ address that is bound or connected.
+"""Endpoints: ZeroMQ addresses that are bound or connected, by side of an app.
 
-Parses and checks the texts of endpoints (zmq_tcp(7), zmq_ipc(7), zmq_inproc(7)). Opens nothing.
+This module parses and checks the texts of endpoints (zmq_tcp(7), zmq_ipc(7), zmq_inproc(7)). It opens no sockets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, Protocol, TypedDict
 
 import attrs
 
 from zroute.errors import EndpointError
 
-__all__ = ["Endpoint", "parse_endpoint", "parse_endpoints"]
+__all__ = [
+    "SIDES",
+    "Endpoint",
+    "EndpointOptions",
+    "Ends",
+    "Form",
+    "ResolvedAddresses",
+    "Side",
+    "parse_endpoint",
+    "parse_endpoints",
+    "parse_ends",
+]
 
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
-_LOOPBACK = re.compile(r"127(\.\d+){1,3}|localhost|lo0?|\[::1\]")  # lo and lo0 are names of the loopback interface
+_LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: its interface
 _IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
+
+
+class Form(Protocol):
+    """The stated form of messages: `zroute.messages.frames.Frames`."""
+
+    @property
+    def filters(self) -> bool:
+        """True if publishers can filter by topic: it is at the start of the first part."""
+
+    @property
+    def fixed_topic(self) -> bytes | None:
+        """The topic of all messages, or None if they have topics of their own."""
+
+    def parser(self, max_message: int, place: str) -> Callable[[tuple[bytes, ...]], Any]:
+        """Return the function that extracts topic and body from the parts of a message."""
 
 
 @attrs.frozen
 class Endpoint:
-    """A ZeroMQ address, and True to bind it or False to connect to it.
+    """A ZeroMQ address to bind or to connect to.
 
-    ``address`` is in libzmq's form, for example ``tcp://127.0.0.1:5555``.
+    ``address`` is in libzmq's form, for example ``tcp://127.0.0.1:5555``. ``bind`` is True to bind the address, and
+    False to connect to it. ``form`` is the specified form of received messages; with None, the wires of zroute are
+    recognised.
     """
 
     address: str
     bind: bool
+    form: Form | None = None
 
     def __str__(self) -> str:
         return f"{'bind' if self.bind else 'connect'}:{self.address}"
@@ -37,14 +67,177 @@ class Endpoint:
     def is_open(self) -> bool:
         """True if other hosts can connect.
 
-        That is an address bound over tcp that is not only of the loopback interface.
+        Such an endpoint binds a tcp address outside the loopback interface. A host name may be resolved to a loopback
+        address, so after the bind, check the endpoint that `resolved` returns.
         """
         transport, _, rest = self.address.partition("://")
         return self.bind and transport == "tcp" and not _LOOPBACK.fullmatch(rest.rpartition(":")[0])
 
+    def resolved(self, address: str) -> Endpoint:
+        """Return this endpoint with the address that its socket has bound.
+
+        The address before the bind may be a host name or contain ``*``.
+        """
+        return Endpoint(address, self.bind, self.form)
+
+
+SideName = Literal["sub", "pub", "rep", "req", "jobs", "work"]
+
+
+@attrs.frozen
+class Side:
+    """One use of endpoints by an app, such as publishing.
+
+    Each side is a parameter of ``App(…)`` and an attribute of `Ends`.
+
+    Attributes:
+        name: The name of the parameter.
+        binds: True if endpoints of this side bind by default, False if they connect by default.
+        verb: The action of the app at these endpoints, for log lines.
+        action: The same action, for help texts.
+    """
+
+    name: SideName
+    binds: bool
+    verb: str
+    action: str
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line."""
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that `zroute run` reads."""
+        return f"ZROUTE_{self.name.upper()}"
+
+    @property
+    def help(self) -> str:
+        """The help text of the option."""
+        return f"{self.action} here instead; may be repeated."
+
+
+SIDES = (
+    Side("sub", False, "subscribes", "Subscribe"),
+    Side("pub", True, "publishes", "Publish"),
+    Side("rep", True, "answers requests", "Answer requests"),
+    Side("req", False, "sends requests", "Send requests"),
+    Side("jobs", True, "hands out jobs", "Hand out jobs"),
+    Side("work", False, "takes jobs", "Take jobs"),
+)
+"""All sides, in the order of the attributes of `Ends`."""
+
+
+class EndpointOptions(TypedDict, total=False):
+    """Endpoints that replace the app's own.
+
+    A side that is absent or None keeps the endpoints of the app.
+    """
+
+    sub: tuple[Endpoint, ...] | None
+    """Endpoints that replace those from which the apps receive. Default: None, the apps' own."""
+    pub: tuple[Endpoint, ...] | None
+    """Endpoints that replace those to which the apps publish. Default: None, the apps' own."""
+    rep: tuple[Endpoint, ...] | None
+    """Endpoints that replace those at which the apps answer requests. Default: None, the apps' own."""
+    req: tuple[Endpoint, ...] | None
+    """Endpoints that replace those to which the apps send requests. Default: None, the apps' own."""
+    jobs: tuple[Endpoint, ...] | None
+    """Endpoints that replace those at which the apps hand out jobs. Default: None, the apps' own."""
+    work: tuple[Endpoint, ...] | None
+    """Endpoints that replace those from which the apps take jobs. Default: None, the apps' own."""
+
+
+@attrs.frozen
+class Ends:
+    """The endpoints of an app, by side.
+
+    Attributes:
+        sub: The endpoints to receive from.
+        pub: The endpoints to publish to.
+        rep: The endpoints to answer requests at.
+        req: The endpoints to send requests to.
+        jobs: The endpoints to hand out jobs at.
+        work: The endpoints to take jobs from.
+    """
+
+    sub: tuple[Endpoint, ...] = ()
+    pub: tuple[Endpoint, ...] = ()
+    rep: tuple[Endpoint, ...] = ()
+    req: tuple[Endpoint, ...] = ()
+    jobs: tuple[Endpoint, ...] = ()
+    work: tuple[Endpoint, ...] = ()
+
+    def of(self, side: Side) -> tuple[Endpoint, ...]:
+        """Return the endpoints of one side."""
+        endpoints: tuple[Endpoint, ...] = getattr(self, side.name)
+        return endpoints
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        """Iterate over the endpoints of all sides."""
+        for side in SIDES:
+            yield from self.of(side)
+
+    def __bool__(self) -> bool:
+        return any(self.of(side) for side in SIDES)
+
+    def __add__(self, other: Ends) -> Ends:
+        return Ends(**{side.name: self.of(side) + other.of(side) for side in SIDES})
+
+    def replaced(self, options: EndpointOptions) -> Ends:
+        """Return these endpoints, with the sides in ``options`` replaced."""
+        given: dict[str, Any] = {name: ends for name, ends in options.items() if ends is not None}
+        return attrs.evolve(self, **given)
+
+    @property
+    def hears_itself(self) -> bool:
+        """True if an app with these endpoints receives its own messages.
+
+        This is the case if it publishes to an address of ``sub``.
+        """
+        published = {endpoint.address for endpoint in self.pub}
+        return any(endpoint.address in published for endpoint in self.sub)
+
+    @property
+    def addresses(self) -> ResolvedAddresses:
+        """The addresses as declared."""
+        return ResolvedAddresses(**{side.name: tuple(each.address for each in self.of(side)) for side in SIDES})
+
+
+@attrs.frozen
+class ResolvedAddresses:
+    """The addresses of a running app: `App.addresses`.
+
+    Attributes:
+        sub: The addresses from which the app receives, in the order of its endpoints.
+        pub: The addresses to which it publishes.
+        rep: The addresses at which it answers requests.
+        req: The addresses to which it sends requests.
+        jobs: The addresses at which it hands out jobs.
+        work: The addresses from which it takes jobs.
+    """
+
+    sub: tuple[str, ...] = ()
+    pub: tuple[str, ...] = ()
+    rep: tuple[str, ...] = ()
+    req: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    work: tuple[str, ...] = ()
+
+    def of(self, side: Side) -> tuple[str, ...]:
+        """Return the addresses of one side."""
+        addresses: tuple[str, ...] = getattr(self, side.name)
+        return addresses
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the addresses of all sides."""
+        for side in SIDES:
+            yield from self.of(side)
+
 
 def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
-    """Return the endpoint in a text ``[bind:|connect:]transport://address``.
+    """Parse an endpoint of the form ``[bind:|connect:]transport://address``.
 
     Args:
         text: The text of the endpoint.
@@ -54,7 +247,7 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
         EndpointError: libzmq would refuse the address, or accept it and never deliver a message.
     """
     if not isinstance(text, str):
-        raise EndpointError(f"an endpoint is text like 'tcp://127.0.0.1:5555', not {text!r}")
+        raise EndpointError(f"an endpoint must be text such as 'tcp://127.0.0.1:5555', not {text!r}")
     verb, colon, address = text.partition(":")
     if colon and verb in ("bind", "connect"):
         bind = verb == "bind"
@@ -79,14 +272,37 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     """Return one or several endpoints, in the order given.
 
     Raises:
-        EndpointError: An endpoint is invalid, or given twice.
+        EndpointError: An endpoint is invalid, or given twice, or the endpoints have forms.
     """
+    if isinstance(given, Mapping):
+        raise EndpointError(
+            f"{dict(given)!r}: only sub= takes a form for each endpoint, to receive: give the endpoints alone, and "
+            "state a form for sending with wire=, as in App(pub='tcp://*:5556', wire=Frames(separator=b' '))"
+        )
+    if not isinstance(given, Iterable):
+        raise EndpointError(f"expected an endpoint like 'tcp://127.0.0.1:5555', or several of them, not {given!r}")
     texts = (given,) if isinstance(given, str) else tuple(given)
     endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
     for index, endpoint in enumerate(endpoints):
         if endpoint in endpoints[:index] and "*" not in endpoint.address:  # each * is a different port
-            raise _error(texts[index], "is given twice", "give it once, since each message would arrive twice")
+            raise _error(texts[index], "is given twice", "give it only once, because each message would arrive twice")
     return endpoints
+
+
+def parse_ends(given: Mapping[str, str | Iterable[str]]) -> Ends:
+    """Return the endpoints of all sides from their texts, by the name of the side.
+
+    Raises:
+        EndpointError: An endpoint is invalid, or given twice. The error names the side.
+    """
+    ends = {}
+    for side in SIDES:
+        try:
+            ends[side.name] = parse_endpoints(given.get(side.name, ()), bind=side.binds)
+        except EndpointError as error:
+            error.args = (f"{side.name}: {error}",)
+            raise
+    return Ends(**ends)
 
 
 def _check_tcp(text: str, rest: str, bind: bool) -> None:

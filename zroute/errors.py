@@ -13,24 +13,37 @@
     │   ├── EncodeError            (ValueError)  a message that would change on its way
     │   ├── HighWaterMarkError     the queues to the peers are full
     │   ├── UnknownPeerError       no peer with this identity is connected
-    │   ├── RequestTimeoutError    (TimeoutError)     a request without a reply in time
-    │   ├── RequestLostError       (ConnectionError)  a request whose server has disconnected
     │   ├── NotReadyError          (TimeoutError)     publishers or subscribers that did not answer in time
     │   ├── NotRunningError        a call before the start or after the stop
     │   ├── WrongThreadError       a socket used outside the reactor's thread
     │   └── ForkedContextError     a socket used in a forked child
+    ├── Reject                     raised by a handler: the message can't be handled, now or later
+    ├── RequestRefused             raised by a handler of requests: the caller gets this code and text
     └── PeerError                  an invalid message of a peer; counted and logged, never raised in the reactor
+        ├── JobFailedError         a job that workers could not do
         ├── EnvelopeError          frames that are not a message
-        └── DecodeError            a body that is not of the type that the route declares
+        ├── DecodeError            a body that is not of the type that the route declares
+        └── RequestError           a request that got no reply, raised at the caller
+            ├── NoServerError        (ConnectionError)  no server is connected
+            ├── NoHandlerError       404: the server has no handler for the topic
+            ├── BadRequestError      400: the server could not read the request
+            ├── RequestRefusedError  the handler refused the request, with a code of its own
+            ├── ServerError          500: the handler failed
+            ├── BusyError            503: the server has no room, or stops
+            ├── RequestTimeoutError  (TimeoutError)     no reply in time
+            └── RequestLostError     (ConnectionError)  the server has disconnected
 
-User code receives a `PeerError` in one way only: as the first argument of an ``on_error`` function. The text of each
-error says what was wrong, where, what was expected and what to do. Facts that a program may need are attributes.
+User code receives a `PeerError` in two ways: as the first argument of an ``on_error`` function, and from an awaited
+request, which raises a `RequestError`, or a `DecodeError` for a reply of another type. The text of each error explains
+what was wrong, where, what was expected and what to do. Attributes contain the facts that a program may need.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AppFrozenError",
+    "BadRequestError",
+    "BusyError",
     "DecodeError",
     "DuplicateRouteError",
     "EncodeError",
@@ -38,13 +51,21 @@ __all__ = [
     "EnvelopeError",
     "ForkedContextError",
     "HighWaterMarkError",
+    "JobFailedError",
+    "NoHandlerError",
+    "NoServerError",
     "NotReadyError",
     "NotRunningError",
     "PatternError",
     "PeerError",
+    "Reject",
+    "RequestError",
     "RequestLostError",
+    "RequestRefused",
+    "RequestRefusedError",
     "RequestTimeoutError",
     "SchemaError",
+    "ServerError",
     "SetupError",
     "SignatureError",
     "TopicError",
@@ -62,8 +83,8 @@ class ZrouteError(Exception):
 class SetupError(ZrouteError):
     """The app can't work as it is written.
 
-    Raised at the line of the declaration, or by ``app.compile()``. ``where`` is that line, as ``"file.py:12"``, or None
-    if the traceback itself shows it.
+    It is raised at the declaration, or by ``app.compile()``. ``where`` is the line of the declaration, as
+    ``"file.py:12"``, or None if the traceback shows the line.
     """
 
     def __init__(self, message: str, *, where: str | None = None) -> None:
@@ -102,7 +123,7 @@ class SchemaError(SetupError, TypeError):
 
 
 class SignatureError(SetupError, TypeError):
-    """A function that a message can't be passed to, or an invalid argument.
+    """A function that can't be called with a message, or an invalid argument.
 
     ``parameter`` is the name of the parameter.
     """
@@ -113,7 +134,10 @@ class SignatureError(SetupError, TypeError):
 
 
 class DuplicateRouteError(SetupError):
-    """Two routes without a defined order; the text has the lines of both."""
+    """Two routes without a defined order, or two equal job queues.
+
+    The text contains the lines of both.
+    """
 
 
 class AppFrozenError(SetupError):
@@ -121,7 +145,7 @@ class AppFrozenError(SetupError):
 
 
 class UsageError(ZrouteError):
-    """A call that can't be carried out; raised before anything is sent."""
+    """A call that can't be carried out. It is raised before a message is sent."""
 
 
 class TopicError(UsageError, ValueError):
@@ -154,14 +178,6 @@ class UnknownPeerError(UsageError):
     """A message for a peer that is not connected to this ROUTER."""
 
 
-class RequestTimeoutError(UsageError, TimeoutError):
-    """A request without a reply in time. If it is still unsent, it is never sent."""
-
-
-class RequestLostError(UsageError, ConnectionError):
-    """A request whose server has disconnected, perhaps after it handled the request."""
-
-
 class NotReadyError(UsageError, TimeoutError):
     """Publishers or subscribers did not answer in time.
 
@@ -172,8 +188,8 @@ class NotReadyError(UsageError, TimeoutError):
 class NotRunningError(UsageError):
     """A call before the app has started, or after it has stopped.
 
-    Raised by publishing, attaching, streaming and calls from other threads. All of these work from ``on_startup`` to
-    ``on_shutdown``. Use decorators to register handlers that are known in advance.
+    It is raised when a program publishes, attaches handlers, opens streams, or calls from other threads. All of these
+    work from ``on_startup`` to ``on_shutdown``. Use decorators to register handlers that are known in advance.
     """
 
 
@@ -181,23 +197,78 @@ class WrongThreadError(UsageError):
     """A socket was used outside the reactor's thread.
 
     ZeroMQ sockets are not thread-safe. From another thread, publish with ``app.from_thread(publication.publish,
-    message)``. On the reactor's own thread ``from_thread`` raises this error too, because the thread would wait for
+    message)``. In the reactor's own thread, ``from_thread`` raises this error too, because the thread would wait for
     itself.
     """
 
 
 class ForkedContextError(UsageError):
-    """A socket or the app was used in a child that was forked while the app ran.
+    """A socket or an app was used in a child that was forked while the app ran.
 
-    Its messages would be lost. Start processes before the app, or with multiprocessing's ``"spawn"``, and give each
-    process its own app.
+    Messages of the child would be lost. Start processes before the app, or with multiprocessing's ``"spawn"``, and give
+    each process its own app.
     """
 
 
-class PeerError(ZrouteError):
-    """An invalid message of a peer.
+class Reject(ZrouteError):  # noqa: N818  # a handler says it: raise Reject("no such account")
+    """Raised by a handler to refuse a message, without further attempts.
 
-    ``reason`` is a short text, the same for each message with this fault.
+    It is counted as a failure of the handler and logged as a warning without a traceback. The message is then published
+    to the route's ``dead`` topic, or passed to an ``on_error`` function.
+
+    Example:
+        ```python
+        @app.subscribe("orders.{kind}", retry=(1, 5, 30), dead="dead.{kind}")
+        async def on_order(order: Order) -> None:
+            if order.account not in accounts:
+                raise Reject(f"no account {order.account}")
+        ```
+    """
+
+
+class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise RequestRefused(409, "no such symbol")
+    """Raised by a handler of requests: the caller gets a `RequestRefusedError`.
+
+    It is not counted as a failure of the handler, and not logged.
+
+    Example:
+        ```python
+        @app.reply("prices.{symbol}")
+        def price(ask: Ask, symbol: str) -> Price:
+            if symbol not in prices:
+                raise RequestRefused(409, f"no symbol {symbol}")
+            return prices[symbol]
+        ```
+
+    Args:
+        code: A number from 100 to 999, without 400, 404, 500 and 503, which zroute uses itself.
+        reason: A text for the caller.
+
+    Raises:
+        UsageError: The code is not such a number.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        if not isinstance(code, int) or isinstance(code, bool) or not 100 <= code <= 999 or code in _OWN_CODES:
+            raise UsageError(
+                f"RequestRefused({code!r}, …): expected a code from 100 to 999, without "
+                f"{', '.join(map(str, _OWN_CODES))}, which zroute uses itself"
+            )
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = str(reason)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
+
+
+_OWN_CODES = (400, 404, 500, 503)
+
+
+class PeerError(ZrouteError):
+    """An invalid message from a peer.
+
+    ``reason`` is a short text, which is the same for each message with this fault.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -206,9 +277,9 @@ class PeerError(ZrouteError):
 
 
 class EnvelopeError(PeerError):
-    """Frames that are not a message: no topic, a broken header, too many parts.
+    """Frames that are not a message: no topic, a broken header, or too many parts.
 
-    ``frames`` are the frames, if they are known.
+    ``frames`` contains the frames, if they are known.
     """
 
     def __init__(self, reason: str, *, frames: tuple[bytes, ...] = ()) -> None:
@@ -217,7 +288,7 @@ class EnvelopeError(PeerError):
 
 
 class DecodeError(PeerError):
-    """A body that is not of the type that the route declares.
+    """A body that can't be decoded to the type that the route declares.
 
     ``topic`` and ``route`` are the topic of the message and the name of the route.
     """
@@ -226,3 +297,82 @@ class DecodeError(PeerError):
         super().__init__(f"{topic!r}: {reason}" if topic is not None else reason, reason=reason)
         self.topic = topic
         self.route = route
+
+
+class RequestError(PeerError):
+    """A request that got no reply; ``reason`` says why.
+
+    ``code`` is the number that the server answered with, or None if it did not answer.
+    """
+
+    code: int | None = None
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message, reason=message if reason is None else reason)
+
+
+class NoServerError(RequestError, ConnectionError):
+    """No server was connected until the timeout. The request was not sent."""
+
+
+class NoHandlerError(RequestError):
+    """The server has no handler for the topic (404)."""
+
+    code = 404
+
+
+class BadRequestError(RequestError):
+    """The server could not read the request (400).
+
+    ``reason`` names the field that has another type than the handler declares.
+    """
+
+    code = 400
+
+
+class RequestRefusedError(RequestError):
+    """The handler has refused the request with `RequestRefused`.
+
+    ``code`` and ``reason`` are those of the handler.
+    """
+
+    code: int
+
+    def __init__(self, message: str, *, code: int, reason: str) -> None:
+        super().__init__(message, reason=reason)
+        self.code = code
+
+
+class ServerError(RequestError):
+    """The handler failed (500). ``reason`` is the type and the text of its error."""
+
+    code = 500
+
+
+class BusyError(RequestError):
+    """The server has no room for the request, or is about to stop (503).
+
+    It has not handled the request.
+    """
+
+    code = 503
+
+
+class RequestTimeoutError(RequestError, TimeoutError):
+    """No reply arrived in time. If the request is still unsent, it is never sent."""
+
+
+class RequestLostError(RequestError, ConnectionError):
+    """The server has disconnected, perhaps after it handled the request."""
+
+
+class JobFailedError(PeerError):
+    """A job that was given up: its last attempt failed, or a worker rejected it.
+
+    ``topic`` is the topic of the job, and ``attempts`` the number of attempts. ``reason`` is the text of the worker.
+    """
+
+    def __init__(self, reason: str, *, topic: str, attempts: int) -> None:
+        super().__init__(f"{topic!r}: {reason}", reason=reason)
+        self.topic = topic
+        self.attempts = attempts

@@ -1,8 +1,11 @@
 """Inspect user functions without calling them: name, kind, line, local names.
 
 Errors name the line that decorates a function, even if a helper function of the user calls ``app.subscribe`` for it.
-`users_line` looks for the frame that defines the function and is executing one of its lines: the decorator. For a
-function that is passed along as an argument, it is the first line outside zroute.
+While a decorator runs, the frame with the ``def`` statement is at a line of the function, so `users_line` looks for
+that frame. For a function that is passed as an argument, the result is the first line outside zroute.
+
+There is one exception: an invalid pattern is refused before the function is known. That error names the line that
+passes the pattern to zroute, which may be in the helper.
 """
 
 from __future__ import annotations
@@ -14,18 +17,22 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "PACKAGE",
     "annotated",
+    "generator_of",
     "identity",
+    "is_async_generator_function",
     "is_coroutine_function",
     "is_generator_function",
     "local_names",
     "name_of",
+    "raised_at",
     "short_path",
     "users_line",
 ]
@@ -43,7 +50,7 @@ _WORD = re.compile(r"[^\W\d]\w*")
 def users_line(function: object = None) -> str:
     """Return ``file:line`` of the user's code that registers ``function``.
 
-    Without a function: the line that calls zroute. The path is relative to the working directory.
+    Without a function, the result is the line that calls zroute. The path is relative to the working directory.
     """
     frame = _first_frame()
     code = _code(function)
@@ -56,8 +63,22 @@ def users_line(function: object = None) -> str:
     return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
+def raised_at(error: BaseException) -> str:
+    """Return ``file:line`` of the innermost user line that raised an error.
+
+    The result is empty if no line outside zroute was involved.
+    """
+    where, traceback = "", error.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if not filename.startswith(_OWN):
+            where = f"{short_path(filename)}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return where
+
+
 def short_path(filename: str) -> str:
-    """Return a path relative to the working directory, if it is inside."""
+    """Return a path, relative to the working directory if it is inside."""
     try:
         return str(Path(filename).relative_to(os.getcwd()))
     except ValueError:
@@ -65,7 +86,7 @@ def short_path(filename: str) -> str:
 
 
 def _first_frame() -> types.FrameType:
-    """Return the innermost frame that is not of zroute."""
+    """Return the innermost frame outside zroute."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(_OWN) and frame.f_back is not None:
         frame = frame.f_back
@@ -95,11 +116,12 @@ def _code(function: object) -> types.CodeType | None:
 def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
     """Return the local names that the annotations of ``function`` mention.
 
-    ``function`` is being registered now. None if it is not defined inside another function.
+    It must be called while ``function`` is registered. The result is None if ``function`` is not defined inside another
+    function.
 
-    A registered function lives as long as the app. So it must not keep the frame or other local variables alive. Only
-    names that annotations mention as text are taken; with ``from __future__ import annotations`` all annotations are
-    text.
+    A registered function lives as long as the app, so it must not keep the frame or other local variables alive. The
+    result therefore contains only names that annotations mention as text. With ``from __future__ import annotations``,
+    all annotations are text.
     """
     target = annotated(function)
     if "<locals>" not in getattr(target, "__qualname__", ""):
@@ -120,7 +142,7 @@ def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
 def annotated(function: Callable[..., Any]) -> Any:
     """Return the object with the annotations of ``function``.
 
-    That is the function itself, or ``__call__`` of its class.
+    This is the function itself, or ``__call__`` of its class.
     """
     function = _innermost(function)
     if isinstance(function, types.FunctionType | types.MethodType | type) or hasattr(function, "__wrapped__"):
@@ -147,7 +169,7 @@ def name_of(function: Callable[..., Any]) -> str:
 def identity(function: Callable[..., Any]) -> object:
     """Return a key that is equal only for the same function.
 
-    Each access of a bound method makes a new object, so methods are compared by their parts.
+    Each access of a bound method creates a new object, so methods are compared by their parts.
     """
     if isinstance(function, types.MethodType):
         return id(function.__self__), id(function.__func__)
@@ -160,13 +182,37 @@ def is_generator_function(function: Callable[..., Any]) -> bool:
     return inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
 
 
+def is_async_generator_function(function: Callable[..., Any]) -> bool:
+    """Return True if ``function`` is an ``async`` generator function."""
+    return inspect.isasyncgenfunction(_code_of(function))
+
+
+def generator_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the generator function that a context manager function wraps.
+
+    Functions from ``contextlib.contextmanager`` and ``asynccontextmanager`` are context manager functions. Any other
+    function is returned unchanged.
+    """
+    if isinstance(function, partial):
+        return partial(generator_of(function.func), *function.args, **function.keywords)
+    if isinstance(function, types.MethodType):
+        return types.MethodType(generator_of(function.__func__), function.__self__)
+    if getattr(function, "__code__", None) in _MANAGERS:
+        return cast("Callable[..., Any]", function.__wrapped__)  # type: ignore[attr-defined]
+    return function
+
+
+# contextlib makes all of its functions from these two code objects.
+_MANAGERS = (contextmanager(iter).__code__, asynccontextmanager(aiter).__code__)
+
+
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
     """Return True if ``function`` is an ``async def``."""
     return inspect.iscoroutinefunction(_code_of(function))
 
 
 def _code_of(function: Callable[..., Any]) -> Any:
-    """Return the function whose code decides the kind of a callable."""
+    """Return the function whose code determines the kind of a callable."""
     function = _innermost(function)
     return function if inspect.isroutine(function) else type(function).__call__
 

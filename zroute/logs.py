@@ -1,11 +1,12 @@
 """The format of log lines: for people, terminals and machines.
 
-zroute logs through `logging`, below "zroute", to standard error. Twisted's log goes there too. No line holds a control
-character, because the texts of exceptions and the program's own log calls quote messages of peers.
+zroute logs to standard error through `logging`, with loggers below "zroute". Twisted's log is written there too. In a
+program that ``twistd`` or ``twist`` runs, zroute's lines are written to Twisted's log instead. Control characters are
+removed from every line, because the texts of exceptions and the program's own log calls may quote messages from peers.
 
 A peer chooses its name, topics, bodies and headers, and error messages quote them. Line feeds in them would forge log
-lines, escape sequences control the terminal, and bidirectional marks make a text look like another. So each text of a
-peer passes through `printable` when it is printed. Handlers receive it unchanged.
+lines, escape sequences control the terminal, and bidirectional marks make a text look like another text. Each text from
+a peer is therefore escaped by `printable` when it is printed. Handlers receive it unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, TextIO
 
 from zroute.errors import SetupError
 
-__all__ = ["FORMATS", "LEVELS", "has_colors", "printable", "set_up_logging"]
+__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "printable", "set_up_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
@@ -47,7 +48,7 @@ class _Text(logging.Formatter):
         return text
 
 
-_FAILURES = "failed|unrouted|malformed|lost|unknown_losses|stale|dropped_at_shutdown|publish_errors"
+_FAILURES = "failed|unrouted|malformed|lost|unknown_losses|stale|dropped_at_shutdown|timed_out|dead|publish_errors"
 _PARTS = re.compile(
     rf"""
     ^(?P<time>\d\d:\d\d:\d\d)[ ]
@@ -89,8 +90,9 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"}
 class _Json(logging.Formatter):
     """Formats each record as a line with a JSON object.
 
-    Its fields: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, and ``error`` with the traceback; then the
-    `extra` fields of the log call. The last line of an app has its counters there, with their names in `app.stats`.
+    The fields are ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, ``error`` with the traceback, and the
+    `extra` fields of the log call. In the last line of an app, the extra fields are its counters, with their names in
+    `app.stats`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -102,15 +104,20 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        extra = _extra(record)
         return printable(json.dumps(extra | line if extra else line, ensure_ascii=False, default=str), None)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the `extra` fields of a log call."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 def set_up_logging(level: str, form: str) -> None:
     """Send log records of at least ``level`` to standard error.
 
     The environment variables NO_COLOR and FORCE_COLOR turn colours off and on; see `has_colors`. If the program has its
-    own handlers at the root logger, they stay, and no handler is added: it would log each line twice.
+    own handlers at the root logger, zroute does not add a handler, because each line would be logged twice.
 
     Args:
         level: One of `LEVELS`.
@@ -144,8 +151,9 @@ def _handler(form: str) -> logging.Handler:
 def has_colors(stream: TextIO) -> bool:
     """Return True if output to ``stream`` is in colour.
 
-    That is on a terminal, unless the environment decides: NO_COLOR (no-color.org) turns colours off, FORCE_COLOR
-    (force-color.org) turns them on, also in a pipe. A variable counts if it is not empty; NO_COLOR comes first.
+    By default, only output to a terminal is in colour. NO_COLOR (no-color.org) turns colours off. FORCE_COLOR
+    (force-color.org) turns them on, also in a pipe. Empty variables are ignored. If both are set, NO_COLOR takes
+    precedence.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -153,12 +161,12 @@ def has_colors(stream: TextIO) -> bool:
 
 
 def _clean(text: str) -> str:
-    """Return ``text`` with its lines, but without control characters."""
+    """Return ``text`` without control characters, except line ends."""
     return "\n".join(printable(line, None) for line in text.replace("\t", "    ").split("\n"))
 
 
 def _said(error: BaseException) -> Iterator[tuple[str, str]]:
-    """Yield the texts of an error in a traceback, each with its prefix there."""
+    """Yield the texts of an error in a traceback, each with its prefix."""
     if not isinstance(error, SetupError):
         with suppress(Exception):  # its __str__ may fail; the traceback then says so
             yield ": ", str(error)
@@ -191,6 +199,48 @@ def _lead_twisted_here() -> None:
     _led = True
 
 
+_UNDER_TWISTD = ("twisted.scripts.twistd", "twisted.application.twist._twist")
+"""The modules of Twisted's two programs. One of them is loaded in each process that they run."""
+
+
+def log_to_twisted() -> None:
+    """Send zroute's log records to Twisted's log under ``twistd`` and ``twist``.
+
+    Each event has the level of its record, and the name of its logger as its namespace. The `extra` fields of a log
+    call are fields of the event. The level of the logger "zroute" is set to INFO, unless the program has set a level.
+
+    The function does nothing if the program has added a handler to the logger "zroute" or to the root logger. It also
+    does nothing in processes that ``twistd`` or ``twist`` do not run.
+    """
+    log = logging.getLogger("zroute")
+    if log.hasHandlers() or not any(name in sys.modules for name in _UNDER_TWISTD):
+        return
+    handler = _ToTwisted()
+    handler.setFormatter(_Text())
+    log.addHandler(handler)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+
+
+class _ToTwisted(logging.Handler):
+    """Emits records as events of `twisted.logger`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from twisted.logger import Logger, LogLevel
+
+        levels = (
+            (logging.CRITICAL, LogLevel.critical),
+            (logging.ERROR, LogLevel.error),
+            (logging.WARNING, LogLevel.warn),
+            (logging.INFO, LogLevel.info),
+        )
+        level = next((each for least, each in levels if record.levelno >= least), LogLevel.debug)
+        try:
+            Logger(record.name).emit(level, "{text}", **_extra(record) | {"text": self.format(record)})
+        except Exception:
+            self.handleError(record)
+
+
 # -- texts of peers -------------------------------------------------------------------------------------
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -212,8 +262,8 @@ def printable(text: object, most: int | None = 1000) -> str:
     Args:
         text: A text, UTF-8 bytes, or an object such as an exception, whose ``str()`` is used. A byte that is not valid
             UTF-8 becomes ``\udc80`` to ``\udcff``, as in the `repr` of a topic.
-        most: The maximum number of characters of the result. A longer text is cut, and its length is added. None
-            returns the whole text.
+        most: The maximum number of characters of the result. A longer text is cut, and its length is added. With None,
+            the whole text is returned.
 
     Returns:
         The printable text.
@@ -232,13 +282,13 @@ def _text_of(given: object) -> str:
     try:
         return str(given)
     except Exception as error:  # the __str__ of an exception that is being reported
-        return f"<{type(given).__name__}, whose text can't be made: {type(error).__name__}>"
+        return f"<{type(given).__name__}, whose text can't be created: {type(error).__name__}>"
 
 
 def _beginning(text: str, most: int) -> str:
     """Return the beginning of a text, escaped, in at most ``most`` characters.
 
-    It never ends inside an escape.
+    The result never ends in the middle of an escape.
     """
     shown, room = [], most
     for mark in text:

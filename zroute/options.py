@@ -1,7 +1,7 @@
 """Socket options and limits as data, each with its reason.
 
-Nothing here uses a socket: option names are libzmq's own, as text, and `zroute.sockets` sets them. Units are libzmq's
-(milliseconds, bytes, messages) unless a docstring names another.
+This module does not use sockets: option names are those of libzmq, as text, and `zroute.sockets` sets the options.
+Units are those of libzmq (milliseconds, bytes, messages) unless a docstring names another unit.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ from typing import TypedDict
 import attrs
 
 __all__ = [
+    "APP_WINDOW",
     "BATCH_MAX",
     "BATCH_SECONDS",
     "CARRIED",
     "COALESCED",
     "COALESCED_BYTES",
     "COALESCED_MAX",
+    "CREDITS_MAX",
+    "DEAD_ERROR",
     "DRAIN_TIMEOUT",
     "HEADERS_MAX",
+    "JOBS_WAITING",
+    "JOB_LOSSES",
+    "JOB_MESSAGES",
+    "JOB_TEXT",
     "KEPT_MAX",
     "LARGE_FRAME",
     "LINGER_ABORT",
     "LINGER_DRAIN",
+    "MAX_CREDIT",
     "MAX_IN_FLIGHT",
     "MAX_MESSAGE",
     "MAX_PARTS",
@@ -30,23 +38,39 @@ __all__ = [
     "MAX_SUBSCRIPTION_BYTES",
     "MAX_SUBSCRIPTION_BYTES_LEAST",
     "MAX_TOPIC",
+    "MAX_WORKERS",
+    "OFFER_MAX",
+    "OFFER_PATTERNS",
     "PUBLISHERS_KEPT",
     "READ_BUDGET",
     "READ_SECONDS",
     "READ_SLICE",
     "RECEIVED_MAX",
+    "REFUSAL_TEXT",
+    "REPLIES_HELD",
+    "REPLIES_HELD_BYTES",
+    "REPLIES_HELD_TOTAL",
+    "REPLY_AGAIN",
     "REQUEST_FORGOTTEN",
+    "REQUEST_TIMEOUT",
     "REQUEST_WINDOW",
+    "RETRIES_MAX",
     "ROUTE_QUEUE",
     "SEND_QUEUE",
     "SEND_QUEUE_SECONDS",
+    "SENT_MAX",
+    "SILENT_AFTER",
     "STATEMENT_MAX",
     "STREAM_QUEUE",
+    "STREAM_SILENCE",
+    "STREAM_WINDOW",
     "SUBSCRIPTIONS_SEEN",
     "SUBSCRIPTIONS_SLICE",
     "SUBSCRIPTION_COST",
     "TOPICS_NOTED",
     "TOPIC_CACHE",
+    "WORK_IN_FLIGHT",
+    "NetworkOptions",
     "Option",
     "SocketOptions",
     "frame_limit",
@@ -86,7 +110,7 @@ If more subscriptions cover the topic, those with the longest prefixes get no co
 STATEMENT_MAX = 4096
 """Bytes of one part of an answer to a marker.
 
-It passes the smallest MAXMSGSIZE of a subscriber.
+It fits into the smallest MAXMSGSIZE of a subscriber.
 """
 
 COALESCED = 100
@@ -108,7 +132,7 @@ The end of each message is written in two bytes.
 """
 
 LARGE_FRAME = 8192
-"""Bytes from which a body leaves the fast path.
+"""The size in bytes from which a body no longer takes the fast path.
 
 Its size and nesting are then checked before it is decoded. 8 KiB can't nest deeply enough to exhaust the C stack: that
 takes between 16,000 and 30,000 levels (measured with a stack of 8 MiB).
@@ -117,8 +141,8 @@ takes between 16,000 and 30,000 levels (measured with a stack of 8 MiB).
 TOPIC_CACHE = 128 * 1024 * 1024
 """Bytes of an app's cache of received topics, and of its cache of published ones.
 
-That is some 50,000 topics. When a cache is full, a part of its topics is dropped; their entries are made again with
-their next message. Topics over `MAX_TOPIC` bytes are not cached.
+This is enough for about 50,000 topics. When a cache is full, a part of its topics is dropped; their entries are made
+again with their next message. Topics over `MAX_TOPIC` bytes are not cached.
 """
 
 PUBLISHERS_KEPT = 1_024
@@ -128,7 +152,7 @@ It is also the number of publishers that a subscriber keeps counters of.
 """
 
 TOPICS_NOTED = 16_384
-"""Topics of which one fact is kept, for example the time of the latest message.
+"""Topics for which one fact is kept, for example the time of the latest message.
 
 Each takes up to 500 bytes.
 """
@@ -181,6 +205,67 @@ ROUTE_QUEUE = 1_000
 ZeroMQ itself queues the same number (RCVHWM).
 """
 
+RETRIES_MAX = 20
+"""Further attempts of a handler with ``retry=``."""
+
+DEAD_ERROR = 1024
+"""Bytes of the error in the headers of a dead letter, a quarter of `HEADERS_MAX`."""
+
+WORK_IN_FLIGHT = 4
+"""Jobs of one handler that run at a time, by default.
+
+Jobs are long more often than messages, and most run in the ten threads of the reactor's pool.
+"""
+
+JOBS_WAITING = 10_000
+"""Jobs of a queue that wait for workers, by default.
+
+The rest waits in its producers: ``put`` waits for room.
+"""
+
+SILENT_AFTER = 10.0
+"""Seconds without a sign of life after which an owner takes the jobs of a worker.
+
+A worker sends a sign of life each second; ten missing ones mean a frozen process or a dead connection.
+"""
+
+CREDITS_MAX = 1_000
+"""Unfinished jobs that one handler of a worker may have.
+
+They are lost together if the worker ends, so each must be done again.
+"""
+
+OFFER_PATTERNS = 100
+"""Patterns in the offer of one worker."""
+
+OFFER_MAX = 8_192
+"""Bytes of the offer of one worker.
+
+It is the largest message that an owner receives.
+"""
+
+JOB_MESSAGES = CREDITS_MAX * OFFER_PATTERNS + 1_000
+"""Messages that wait for a peer that exchanges jobs, at either side.
+
+All unfinished jobs of a worker fit, or all its reports, and some signs of life. A peer that reads nothing has a full
+queue in the end, and is dropped.
+"""
+
+MAX_WORKERS = 10_000
+"""Workers of one owner.
+
+Each takes about 2 KiB.
+"""
+
+JOB_TEXT = 1_024
+"""Bytes of the text with which a worker reports a failed job."""
+
+JOB_LOSSES = 20
+"""How often in total the worker of a job may end or fall silent before the job is given up.
+
+A job that ends the process of its worker would otherwise end all workers, one after the other.
+"""
+
 BATCH_MAX = 10_000
 """Messages in the largest batch of a handler with ``batch=``.
 
@@ -204,6 +289,48 @@ REQUEST_WINDOW = 64
 
 Enough to keep it busy, and few enough to work off after a pause.
 """
+
+APP_WINDOW = 1_024
+"""Requests of an app sent to one server and not answered.
+
+A server refuses what it has no room for, so the limit only keeps libzmq from queueing without bound.
+"""
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds that an app waits for a reply, by default."""
+
+REFUSAL_TEXT = 1024
+"""Bytes of the text of a failure."""
+
+REPLIES_HELD = 1_000
+"""Replies that a server holds for a client whose queue in libzmq is full."""
+
+REPLIES_HELD_BYTES = 32 * 1024 * 1024
+"""Bytes of the replies that a server holds for one client.
+
+Enough for `REPLIES_HELD` replies of 32 KiB, or for 32 of the largest size by default. One reply is held at any size.
+"""
+
+REPLIES_HELD_TOTAL = 128 * 1024 * 1024
+"""Bytes of the replies that a server holds for all clients: what four clients that do not read may use.
+
+One reply is held at any size.
+"""
+
+REPLY_AGAIN = 0.01
+"""Seconds until a server tries again to send the replies that it holds.
+
+libzmq does not tell which peer of a ROUTER socket has room again.
+"""
+
+STREAM_WINDOW = 128
+"""Items of a stream that were sent and not consumed."""
+
+MAX_CREDIT = 0xFFFF
+"""The highest number of items that a client can allow."""
+
+STREAM_SILENCE = 20.0
+"""Seconds after which a server ends a stream whose client gives no sign of life."""
 
 REQUEST_FORGOTTEN = 60.0
 """Seconds after which a request whose caller gave up no longer counts.
@@ -236,10 +363,13 @@ It is less than the 10 s that container runtimes wait before SIGKILL.
 """
 
 RECEIVED_MAX = 1_000
-"""Messages of each publisher that wait in a subscriber's socket.
+"""Messages of each publisher that wait in a subscriber's socket, by default.
 
 Few enough to bound memory and to resume the sender soon.
 """
+
+SENT_MAX = 10_000
+"""Frames that wait for each subscriber in a publisher's socket, by default."""
 
 SEND_QUEUE = 1_000
 """Messages that wait for subscribers with ``overflow="wait"``.
@@ -248,7 +378,7 @@ ZeroMQ itself queues a similar number for a subscriber.
 """
 
 SEND_QUEUE_SECONDS = 30.0
-"""Seconds that such a message waits at most.
+"""The longest time in seconds that a message waits with ``overflow="wait"``.
 
 It is longer than a short pause of a subscriber.
 """
@@ -273,14 +403,14 @@ class Option:
 
 
 _EVERY_SOCKET = (
-    Option("HANDSHAKE_IVL", 5_000, "a peer that connects and sends nothing is dropped"),
+    Option("HANDSHAKE_IVL", 5_000, "disconnects a peer that connects but sends nothing"),
     Option("RECONNECT_IVL", 100, "reconnects quickly after a restart"),
-    Option("RECONNECT_IVL_MAX", 5_000, "reconnects rarely to a host that stays away"),
+    Option("RECONNECT_IVL_MAX", 5_000, "reconnects less often to a host that stays unreachable"),
     Option("TCP_KEEPALIVE", 1, "NAT and firewalls forget silent connections"),
     Option("TCP_KEEPALIVE_IDLE", 60, "seconds of silence before the first probe"),
     Option("TCP_KEEPALIVE_INTVL", 15, "seconds between probes"),
     Option("TCP_KEEPALIVE_CNT", 4, "probes without an answer before the connection is closed"),
-    Option("LINGER", LINGER_DRAIN, "sends queued messages, and lets term return"),
+    Option("LINGER", LINGER_DRAIN, "sends queued messages for up to 3 s, and then lets `term` return"),
 )
 
 
@@ -299,10 +429,10 @@ def subscriber_options() -> tuple[Option, ...]:
     """Return the options of a SUB or XSUB socket."""
     return (
         *_EVERY_SOCKET,
-        Option("SNDHWM", 0, "subscriptions are messages: a limit would drop the rest silently"),
-        Option("RCVHWM", RECEIVED_MAX, "bounded memory, and the sender resumes soon"),
+        Option("SNDHWM", 0, "subscriptions are sent as messages: a limit would silently drop the rest"),
+        Option("RCVHWM", RECEIVED_MAX, "limits memory, and the sender can resume soon"),
         Option("MAXMSGSIZE", frame_limit(), "a giant frame cuts its connection instead of filling memory"),
-        Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
+        Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts when it sends a PING to a dead peer while the queue is full"),
     )
 
 
@@ -310,11 +440,11 @@ def publisher_options() -> tuple[Option, ...]:
     """Return the options of a PUB or XPUB socket."""
     return (
         *_EVERY_SOCKET,
-        Option("SNDHWM", 10_000, "bounded memory per peer, in frames; sequence numbers reveal dropped ones"),
+        Option("SNDHWM", SENT_MAX, "bounded memory per peer, in frames; sequence numbers reveal dropped ones"),
         Option(
             "RCVHWM", 1, "libzmq reads all waiting subscriptions in one call: 1,000 would block the reactor for seconds"
         ),
-        Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need room"),
+        Option("MAXMSGSIZE", 512, "bounds a subscription: 10 + 255 bytes, markers and CURVE need space"),
         Option("HEARTBEAT_IVL", 0, "a subscriber at its high-water mark answers no PING"),
     )
 
@@ -330,18 +460,63 @@ def socket_options(kind: str) -> tuple[Option, ...]:
         Option("SNDHWM", 1_000, "bounded memory per peer; a full queue is an error at the sender"),
         Option("RCVHWM", 1_000, "bounded memory per peer"),
         Option("MAXMSGSIZE", MAX_MESSAGE, "a giant part cuts its connection instead of filling memory"),
-        Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts over a PING to a dead peer while the queue is full"),
+        Option("HEARTBEAT_IVL", 0, "libzmq 4.3.5 aborts when it sends a PING to a dead peer while the queue is full"),
     )
     if kind == "PUSH":
         options += (Option("IMMEDIATE", 1, "no message is queued for a peer that may never connect"),)
     if kind == "ROUTER":
         options += (
-            Option("ROUTER_MANDATORY", 1, "a message to a disconnected peer is an error, and not dropped silently"),
+            Option(
+                "ROUTER_MANDATORY",
+                1,
+                "a message to a disconnected peer causes an error instead of a silent loss",
+            ),
         )
     return options
 
 
-class SocketOptions(TypedDict, total=False):
+class NetworkOptions(TypedDict, total=False):
+    """The options of the network, as they may be set for an app.
+
+    Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
+    defaults. Values are whole numbers.
+    """
+
+    tcp_keepalive: int
+    """1 enables TCP keepalive, 0 disables it, -1 uses the system's default."""
+    tcp_keepalive_idle: int
+    """Seconds of silence before the first probe; -1 uses the system's default."""
+    tcp_keepalive_intvl: int
+    """Seconds between two probes; -1 uses the system's default."""
+    tcp_keepalive_cnt: int
+    """Probes without an answer before the connection is ended; -1 uses the system's default."""
+    tcp_maxrt: int
+    """Milliseconds without an acknowledgement of sent bytes before the connection is ended; 0 is the system's default.
+    """
+    ipv6: int
+    """With 1, bound addresses also accept IPv6, and host names are resolved to IPv6 addresses. The default is 0.
+
+    Addresses in brackets, and host names that have only an IPv6 address, do not need this option.
+    """
+    sndbuf: int
+    """The size in bytes of the system's send buffer of a connection; -1 is the system's default."""
+    rcvbuf: int
+    """The size in bytes of the system's receive buffer of a connection; -1 is the system's default."""
+    tos: int
+    """The type of service in the IP header, 0 to 255."""
+    backlog: int
+    """The maximum number of connections that wait in the system until libzmq accepts them."""
+    connect_timeout: int
+    """The timeout of a connection attempt in milliseconds; 0 is the system's default."""
+    handshake_ivl: int
+    """The time in milliseconds within which a peer must complete the handshake."""
+    reconnect_ivl: int
+    """The time in milliseconds until the first attempt to reconnect; -1 never reconnects."""
+    reconnect_ivl_max: int
+    """The maximum reconnect interval in milliseconds. The interval doubles with each attempt; 0 keeps it constant."""
+
+
+class SocketOptions(NetworkOptions, total=False):
     """The options of a connection, as keywords.
 
     Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
@@ -349,57 +524,43 @@ class SocketOptions(TypedDict, total=False):
     """
 
     sndhwm: int
-    """Messages queued for each peer; 0 is unlimited."""
+    """The maximum number of messages queued for each peer; 0 is unlimited."""
     rcvhwm: int
-    """Messages queued from each peer; 0 is unlimited."""
+    """The maximum number of messages queued from each peer; 0 is unlimited."""
     linger: int
-    """Milliseconds that a closed socket continues to send.
+    """The time in milliseconds for which a closed socket continues to send.
 
-    Not negative: the program could not end then.
+    Negative values are refused, because they could prevent the program from ending.
     """
     maxmsgsize: int
-    """Bytes of the largest part that a peer may send; -1 is unlimited.
+    """The maximum size in bytes of a part that a peer may send; -1 is unlimited.
 
-    A larger part ends the connection of the peer.
+    libzmq closes the connection of a peer that sends a larger part.
     """
-    handshake_ivl: int
-    """Milliseconds that a peer has to complete the handshake."""
     heartbeat_ivl: int
-    """Milliseconds between two PINGs; 0 sends none."""
+    """The time in milliseconds between two PINGs; 0 sends no PINGs."""
     heartbeat_timeout: int
-    """Milliseconds to wait for the answer to a PING before the connection is ended."""
+    """The time in milliseconds to wait for the answer to a PING before the connection is closed."""
     heartbeat_ttl: int
-    """Milliseconds without a PING after which the peer ends the connection.
+    """The time in milliseconds without a PING after which the peer closes the connection.
 
-    libzmq sends it in tenths of a second.
+    libzmq sends this value in tenths of a second.
     """
-    reconnect_ivl: int
-    """Milliseconds until the first attempt to reconnect; -1 never reconnects."""
-    reconnect_ivl_max: int
-    """The maximum of that interval, which doubles with each attempt."""
-    tcp_keepalive: int
-    """1 enables TCP keepalive, 0 disables it, -1 uses the system's default."""
-    tcp_keepalive_idle: int
-    """Seconds of silence before the first probe."""
-    tcp_keepalive_intvl: int
-    """Seconds between two probes."""
-    tcp_keepalive_cnt: int
-    """Probes without an answer before the connection is ended."""
     immediate: int
-    """1 queues messages only for completed connections, 0 also during connecting.
+    """With 1, messages are queued only for completed connections; with 0, also while connecting.
 
-    Only for PUSH and PUB. With 1, libzmq 4.3.5 ends the process (``Assertion failed: !_more``, fq.cpp) if a connection
-    is lost while a message of several parts is read from it.
+    This option is only for PUSH and PUB. On sockets that receive, with the value 1, libzmq 4.3.5 ends the process
+    (``Assertion failed: !_more``, fq.cpp) if a connection is lost while a message of several parts is read from it.
     """
     identity: bytes
     """The identity of this socket at a ROUTER: 1 to 255 bytes, the first not 0.
 
-    Each peer of a ROUTER needs its own.
+    Each peer of a ROUTER needs a different identity.
     """
 
 
 def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Option, ...]:
-    """Return ``options`` with the ``given`` ones in place of the defaults.
+    """Return ``options``, with the defaults replaced by the ``given`` options.
 
     Raises:
         TypeError: A name is unknown, or a value has the wrong type.
@@ -407,11 +568,12 @@ def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Opt
     known = SocketOptions.__annotations__
     for name, value in given.items():
         if name not in known:
-            raise TypeError(f"there is no socket option '{name}': choose from {', '.join(sorted(known))}")
+            raise TypeError(f"unknown socket option '{name}': use one of {', '.join(sorted(known))}")
         wanted = bytes if name == "identity" else int
         if not isinstance(value, wanted) or (name == "linger" and value < 0):  # type: ignore[operator]
             raise TypeError(
-                f"the socket option {name} is {wanted.__name__}{' from 0' * (name == 'linger')}, not {value!r}"
+                f"socket option {name}: expected {wanted.__name__}{' of at least 0' * (name == 'linger')}, got "
+                f"{value!r}"
             )
     chosen = {option.name: option for option in options}
     chosen.update({name.upper(): Option(name.upper(), value, "set by the owner") for name, value in given.items()})  # type: ignore[arg-type]

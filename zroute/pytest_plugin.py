@@ -20,9 +20,9 @@ __all__ = ["free_endpoint", "test_app"]
 
 @pytest.fixture(name="test_app")
 def test_app() -> Iterator[Callable[..., TestApp]]:
-    """A function that enters a `zroute.testing.TestApp`; it is left after the test.
+    """A function that starts a `zroute.testing.TestApp`, which ends after the test.
 
-    It takes the arguments of `TestApp`:
+    The function takes the arguments of `TestApp`:
 
         def test_alert(test_app):
             t = test_app(app)

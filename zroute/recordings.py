@@ -1,8 +1,8 @@
 """Recordings: files of received messages and their times.
 
-Pure: reads and writes files of frames, without sockets and clocks. A recording is a stream of msgpack objects: a
-header, then an array ``[at, [frame, …]]`` for each message. It is only appended to. So if the writer is killed, at most
-the last record is torn. docs/reference/wire.md specifies the format.
+This module reads and writes files of frames, without sockets and clocks. A recording is a stream of msgpack objects: a
+header, then an array ``[at, [frame, …]]`` for each message. A writer only appends to the file, so if it is killed, at
+most the last record is incomplete. docs/reference/wire.md specifies the format.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FORMAT = "zroute recording"
 VERSION = 1
 
 _RECORD_MAX = 64 * 1024 * 1024
-"""Bytes of the largest record: more than 16 parts of the usual largest body.
+"""The maximum size of a record in bytes: more than 16 parts with the default maximum body.
 
-It also bounds the memory for a record with a broken length.
+It also limits the memory for a record with a broken length.
 """
 
 
 class RecordingError(UsageError, ValueError):
-    """A file that is not a recording, is broken, or has a newer version.
+    """A file that is not a recording, is damaged, or has a newer version.
 
     ``path`` is the path of the file.
     """
@@ -47,7 +47,8 @@ class RecordingError(UsageError, ValueError):
 class Recorded:
     """A recorded message.
 
-    ``at`` is in seconds since the recording began. ``frames`` are the frames as they arrived.
+    ``at`` is in seconds since the recording began. ``frames`` contains the unchanged frames. ``topic`` is only valid
+    for zroute's wires; if `Recording.frames` specifies another form, use that form to find the topic.
     """
 
     at: float
@@ -55,7 +56,7 @@ class Recorded:
 
     @property
     def topic(self) -> bytes:
-        """The topic: the first frame up to its first NUL, in all wire formats."""
+        """The topic in all wires of zroute: the first frame up to its first NUL."""
         return self.frames[0].partition(b"\0")[0]
 
 
@@ -64,17 +65,19 @@ class Recording:
     """An open recording. Iterating over it yields each `Recorded` message.
 
     Each iteration reads the file from the start, in small portions. ``began_at`` is in seconds since the Unix epoch;
-    ``source`` is the endpoint that was recorded. ``torn`` is the number of bytes after the last complete record, once
-    an iteration has reached the end: the writer was killed while it wrote them. They are skipped.
+    ``source`` is the endpoint that was recorded. ``torn`` is the number of bytes after the last complete record, which
+    are skipped. It is known when an iteration has reached the end; it is not 0 if the writer was killed during a write.
+    ``frames`` is the form of the messages as in ``zroute record --frames``, or None for zroute's wires.
 
     Raises:
-        RecordingError: While iterating, at a broken record, after all complete records before it.
+        RecordingError: An iteration has reached a damaged record. All complete records before it were yielded.
     """
 
     path: Path
     began_at: float
     source: str
     torn: int = 0
+    frames: str | None = None
 
     def __iter__(self) -> Iterator[Recorded]:
         with self.path.open("rb") as file:
@@ -93,8 +96,8 @@ class Recording:
 
     def _broken(self, end: int) -> RecordingError:
         return RecordingError(
-            f"the data at byte {end} is not a record: the file was changed, or its disk failed. The records before it "
-            f"are intact, and 'head -c {end}' makes a recording of them",
+            f"the data at byte {end} is not a record: the file was changed, or the disk failed. The records before it "
+            f"are intact; to extract them, use 'head -c {end}'",
             path=self.path,
         )
 
@@ -119,19 +122,24 @@ def read(path: str | os.PathLike[str]) -> Recording:
         try:
             header = _unpacker(file).unpack()
         except msgpack.OutOfData:
-            raise RecordingError("is empty or has only part of a header: nothing was recorded", path=path) from None
+            raise RecordingError(
+                "is empty or contains only a part of a header, so no messages were recorded", path=path
+            ) from None
         except (ValueError, TypeError):  # not msgpack: the same error as for msgpack of another program
             header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RecordingError("is not a recording: make one with 'zroute record'", path=path)
+        raise RecordingError("is not a recording: create recordings with 'zroute record'", path=path)
     version = header.get("version")
     if version != VERSION:
         remedy = f"this zroute reads version {VERSION}: update zroute"
         raise RecordingError(f"is a recording of version {version!r:.48}, but {remedy}", path=path)
     try:
-        return Recording(path, float(header["began_at"]), str(header["source"]))
+        frames = header.get("frames")
+        return Recording(
+            path, float(header["began_at"]), str(header["source"]), frames=None if frames is None else str(frames)
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordingError(f"is a recording with a broken header: {header!r:.200}", path=path) from error
+        raise RecordingError(f"is a recording with an invalid header: {header!r:.200}", path=path) from error
 
 
 def _unpacker(file: BinaryIO) -> Any:
@@ -159,15 +167,16 @@ class Writer:
         with Writer("feed.zroute", began_at=time.time(), source="tcp://127.0.0.1:5555") as writer:
             writer.write(0.0, [b"topic", b"body"])
 
-    The header is written with the first message. All messages are in the file after `flush`. Without any message there
-    is no recording: `close` removes a new file, and leaves an existing one unchanged. ``messages`` and ``bytes`` count
-    the written messages and bytes.
+    The header is written with the first message. After `flush`, all messages are in the file. If no message was
+    written, `close` removes a new file, and leaves an existing file unchanged. ``messages`` and ``bytes`` count the
+    written messages and bytes.
 
     Args:
         path: The path of the file.
         began_at: The time of the beginning, in seconds since the Unix epoch.
         source: The origin of the messages, for example an endpoint.
-        overwrite: Replace an existing file.
+        frames: The form of the messages as in ``zroute record --frames``, or None for zroute's wires.
+        overwrite: True to replace an existing file.
 
     Raises:
         FileExistsError: The file exists, and ``overwrite`` is False.
@@ -175,7 +184,15 @@ class Writer:
             closes the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, began_at: float, source: str, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        began_at: float,
+        source: str,
+        frames: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self._path = Path(path)
         try:
             self._file = self._path.open("xb")
@@ -186,6 +203,8 @@ class Writer:
             self._file = self._path.open("ab")  # unchanged until the first message
             self._made = False
         self._header = {"format": FORMAT, "version": VERSION, "began_at": began_at, "source": source}
+        if frames is not None:
+            self._header["frames"] = frames
         self._pack = msgpack.Packer().pack
         self.messages = 0
         self.bytes = 0
@@ -194,7 +213,7 @@ class Writer:
         """Append a message that arrived ``at`` seconds after the beginning.
 
         Raises:
-            ValueError: The message is larger than 64 MiB, the limit of readers. It is not written.
+            ValueError: The message is larger than 64 MiB, the limit of readers. The message is not written.
         """
         record = self._packed([float(at), list(frames)])
         if not self.messages:
@@ -203,14 +222,14 @@ class Writer:
         self.messages += 1
 
     def flush(self) -> None:
-        """Pass all written messages to the system.
+        """Pass all written messages to the operating system.
 
-        They then survive the end of this process.
+        After that, they are not lost if this process ends.
         """
         self._file.flush()
 
     def close(self) -> None:
-        """Flush and close the file. It may be called twice."""
+        """Flush and close the file. A second call has no effect."""
         unused = self._made and not self.messages and not self._file.closed and self._is_in_place()
         self._file.close()
         if unused:
@@ -233,7 +252,8 @@ class Writer:
         packed: bytes = self._pack(record)
         if len(packed) > _RECORD_MAX:
             raise ValueError(
-                f"the message has {len(packed)} bytes, but a recording holds messages of at most {_RECORD_MAX} bytes"
+                f"the message has {len(packed)} bytes, but a recording can only contain messages of up to "
+                f"{_RECORD_MAX} bytes"
             )
         return packed
 

@@ -1,8 +1,8 @@
 """The counters of one run of an app.
 
-Between any two reads ``received = routed + unrouted + malformed + duplicate + control``. All six are counted
-separately, so a message that is counted twice, or not at all, shows as a wrong sum. `RouteStats` counts the deliveries
-of each route.
+Between any two reads, ``received = routed + unrouted + malformed + duplicate + control``. All six counters are
+incremented separately, so a message that is counted twice, or not at all, makes the sum wrong. `RouteStats` counts the
+deliveries of each route.
 """
 
 from __future__ import annotations
@@ -11,73 +11,147 @@ from typing import Any
 
 import attrs
 
-__all__ = ["NOT_COUNTED", "RouteStats", "Stats", "losses"]
+__all__ = ["NOT_COUNTED", "JobStats", "RouteStats", "Stats", "losses"]
 
 NOT_COUNTED = "not counted"
-"""The text in place of the number of losses if no publisher numbers its messages."""
+"""The text that is shown instead of a number of losses if no publisher numbers its messages."""
 
 
 @attrs.define
 class RouteStats:
-    """The counters of the messages that were given to one route.
+    """The counters of the messages that were delivered to one route.
 
     - ``handled``: the handler returned without an error.
     - ``handler_error``: the handler raised an error, or its awaitable failed.
     - ``decode_error``: the body could not be decoded, so the handler was not called.
-    - ``stale``: the message was too old for the route when its turn came.
-    - ``queued``: the message waits, alone or in a batch.
-    - ``in_flight``: the handler has not ended.
+    - ``stale``: the message was too old for the route when it would have been handled.
+    - ``skipped``: middleware did not call the handler.
+    - ``queued``: the message is waiting, alone or in a batch.
+    - ``in_flight``: the handler is still handling the message.
     - ``dropped_at_shutdown``: the message was queued or in flight when the app or its stream was closed.
 
-    Their sum is the number of messages given to the route: a full queue pauses reading, and drops nothing.
+    The sum of these counters is the number of messages delivered to the route: a full queue pauses reading, but drops
+    no messages.
+
+    - ``cancelled``: the caller of a request no longer waited, before or while the handler ran.
+
+    Further counters are not part of the sum:
+
+    - ``retried``: further attempts; a list counts once for each of its messages.
+    - ``timed_out``: attempts that took longer than the route's ``timeout``.
+    - ``dead``: messages published to the route's ``dead`` topic. These messages also count as ``handler_error`` or
+      ``decode_error``.
+    - ``refused``: requests that the handler refused with `RequestRefused`. They also count as ``handled``.
     """
 
     handled: int = 0
     handler_error: int = 0
     decode_error: int = 0
     stale: int = 0
+    skipped: int = 0
     queued: int = 0
     in_flight: int = 0
     dropped_at_shutdown: int = 0
+    retried: int = 0
+    timed_out: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    refused: int = 0
+
+
+@attrs.define
+class JobStats:
+    """The counters of one job queue.
+
+    Each job that was put is counted once under one of these:
+
+    - ``waiting``: it waits for a worker, or for its next attempt.
+    - ``in_flight``: a worker has it.
+    - ``done``: a worker reported it as done.
+    - ``failed``: it was given up, after its last attempt or because a worker rejected it.
+    - ``dropped_at_shutdown``: it was not done when the app stopped.
+
+    So ``put``, the number of jobs that were put, is their sum. Further counters:
+
+    - ``retried``: further attempts after a failure.
+    - ``redelivered``: jobs that were taken from a worker that had ended or was silent. Each is given to another one.
+    - ``given_back``: jobs that a stopping worker gave back.
+    - ``done_twice``: reports of a worker that had lost the job, which another worker had done or given up by then.
+    - ``dead``: failed jobs that were published as dead letters.
+    """
+
+    put: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    done: int = 0
+    failed: int = 0
+    dropped_at_shutdown: int = 0
+    retried: int = 0
+    redelivered: int = 0
+    given_back: int = 0
+    done_twice: int = 0
+    dead: int = 0
 
 
 @attrs.define(init=False)
 class Stats:
-    """The counters of one run; they are zero when the app starts.
+    """The counters of one run. They are zero when the app starts.
 
     Received messages:
 
-    - ``received``: messages read. It is updated after every few messages, so a handler may see it slightly behind.
-    - ``routed``: messages given to at least one route.
+    - ``received``: messages read. The counter is updated after every few messages, so a handler may see a slightly
+      lower value.
+    - ``routed``: messages delivered to at least one route.
     - ``unrouted``: messages that match no route.
     - ``malformed``: frames that are not a valid message.
-    - ``duplicate``: messages that were delivered, or counted as lost, before.
-    - ``control``: messages without data, such as answers to a join, heartbeats and goodbyes.
+    - ``duplicate``: messages that were already delivered or counted as lost.
+    - ``control``: messages without data, such as answers to a join, heartbeats and goodbyes, and kept messages that the
+      app did not request or already has.
 
     Losses and publishers:
 
-    - ``lost``: messages that were sent and not received, in ``gaps`` gaps.
+    - ``lost``: messages that were sent but not received. ``gaps``: the number of gaps in which they were lost.
     - ``unknown_losses``: losses of an unknown number of messages.
-    - ``epochs``: runs of publishers that messages came from.
+    - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
     - ``peers``: publishers that are connected now.
     - ``negative_ages``: messages from a publisher whose clock is ahead, on routes that skip stale messages.
 
     Published messages:
 
-    - ``published``: messages given to ZeroMQ.
-    - ``send_retries``: how often ZeroMQ had no room for a message (``overflow`` "raise" and "wait").
-    - ``publish_errors``: messages that derived streams, timers and generators failed to make or to publish.
+    - ``published``: messages passed to ZeroMQ.
+    - ``send_retries``: attempts to send for which ZeroMQ had no room (``overflow`` "raise" and "wait").
+    - ``publish_skipped``: messages that a publish middleware did not publish.
+    - ``publish_errors``: results of handlers that could not be published, and messages that timers and generators
+      failed to create or publish.
+
+    Requests of clients, which are not part of ``received``:
+
+    - ``requests``: requests that arrived.
+    - ``bad_requests``: malformed requests, without those whose body a route could not decode.
+    - ``no_handler``: requests for topics without a handler.
+    - ``busy``: requests that were refused because a handler had no room, or the app stops.
+    - ``replies_undelivered``: replies to clients that had disconnected, or whose queue was full.
+
+    Requests of this app:
+
+    - ``requests_sent``: requests. A request with ``retry`` counts each time that it is sent.
+    - ``requests_failed``: requests that ended with an error.
+    - ``replies_late``: replies that arrived after the caller had given up.
 
     Other:
 
-    - ``cache_misses``: messages, received or published, whose topic or publisher was not cached. Each takes about ten
-      times as long as others.
-    - ``skipped_periods``: ticks of timers that came while the previous call was still running.
-    - ``hook_errors``: failures of ``on_error``, ``on_unrouted``, ``on_startup`` and ``on_shutdown`` functions.
-    - ``paused_since``: when reading was paused (seconds since the Unix epoch), or None. The routes ``paused_by`` are
-      full; no message of any route is read until half of theirs are handled.
+    - ``cache_misses``: messages, received or published, whose topic or publisher was not cached. Such a message takes
+      about ten times as long as others.
+    - ``skipped_periods``: periods of timers that began while the previous call was still running.
+    - ``hook_errors``: failures of ``on_error``, ``on_unrouted``, ``on_gap``, ``on_subscribers`` and ``on_shutdown``
+      functions, and of resources that close. A failed ``on_startup`` function ends the app instead, and a SystemExit is
+      not a failure.
+    - ``paused_since``: the time at which reading was paused (seconds since the Unix epoch), or None. ``paused_by``: the
+      routes whose queues are full. No messages are read until the queues of these routes are half empty.
     - ``routes``: the `RouteStats` of each route, by name.
+    - ``jobs``: the `JobStats` of each job queue, by its pattern.
+    - ``workers``: workers that are connected to the app's job queues now.
     """
 
     received: int = 0
@@ -98,11 +172,22 @@ class Stats:
     send_retries: int = 0
     cache_misses: int = 0
     publish_errors: int = 0
+    publish_skipped: int = 0
+    requests: int = 0
+    bad_requests: int = 0
+    no_handler: int = 0
+    busy: int = 0
+    replies_undelivered: int = 0
+    requests_sent: int = 0
+    requests_failed: int = 0
+    replies_late: int = 0
     skipped_periods: int = 0
     hook_errors: int = 0
     paused_since: float | None = None
     paused_by: tuple[str, ...] = ()
     routes: dict[str, RouteStats] = attrs.field(factory=dict)
+    jobs: dict[str, JobStats] = attrs.field(factory=dict)
+    workers: int = 0
 
     def __init__(self) -> None:
         self.__attrs_init__()
@@ -143,7 +228,8 @@ def losses(stats: Stats) -> dict[str, object]:
     ``lost`` is always included, other counters only if they are not zero. ``lost`` is `NOT_COUNTED` if no publisher
     numbers its messages.
     """
-    untracked = stats.received > 0 and not stats.joins  # publishers of other wires do not number messages
+    # Publishers of other wires do not number messages. A full queue may drop the answer to a join, but not the numbers.
+    untracked = stats.received > 0 and not (stats.joins or stats.lost or stats.unknown_losses)
     seldom = {"unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

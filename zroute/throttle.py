@@ -1,7 +1,7 @@
 """Throttled log lines for faults that can occur thousands of times.
 
-The first lines of a kind are logged in full, the rest are counted. The count is logged when the window closes, or by
-`ThrottledLog.close`, so no line is dropped silently. The clock is an argument.
+The first lines of each kind are logged in full; further lines are counted. The count is logged when the time window
+ends, or by `ThrottledLog.close`, so no line is dropped silently. The clock is an argument.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from zroute.clock import Clock
 __all__ = ["BURST", "WINDOW", "ThrottledLog"]
 
 BURST = 5
-"""Lines of one kind that are logged in full in a window; enough to see a pattern."""
+"""The number of lines of one kind that are logged in full per window. They are enough to see a pattern."""
 
 WINDOW = 10.0
-"""Seconds of a window; short enough to watch the count grow in the log."""
+"""The length of a window in seconds. It is short enough to follow the count in the log."""
 
 
 @attrs.define
@@ -35,8 +35,8 @@ class _Window:
 class ThrottledLog:
     """A logger that limits the number of lines of each kind.
 
-    It logs ``burst`` lines of a kind in ``window`` seconds (default `BURST` and `WINDOW`), then the number of the
-    others.
+    In ``window`` seconds (default `WINDOW`), it logs ``burst`` lines of each kind (default `BURST`), and then the
+    number of further lines.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class ThrottledLog:
         """Log ``text % args``, with the traceback of ``error``.
 
         Args:
-            key: The kind of the line. It must come from the program, never from a peer: each key uses memory for a
-                window.
+            key: The kind of the line. It must not contain data from a peer, because each key uses memory until its
+                window ends.
             subject: The name of the kind in the summary.
             level: The level, as in `logging`.
             text: The text of the line.
@@ -73,7 +73,7 @@ class ThrottledLog:
             window.held_back += 1
 
     def close(self) -> None:
-        """Log the counts that are left, and stop all timers."""
+        """Log the remaining counts, and stop all timers."""
         for key, window in tuple(self._windows.items()):
             window.timer.cancel()
             self._close(key)
@@ -81,4 +81,4 @@ class ThrottledLog:
     def _close(self, key: Hashable) -> None:
         window = self._windows.pop(key)
         if window.held_back:
-            self._log.log(window.level, "%s: %d more like these, not shown", window.subject, window.held_back)
+            self._log.log(window.level, "%s: %d more lines like these were not shown", window.subject, window.held_back)

@@ -1,14 +1,17 @@
 """The interface between an app and a transport: the guide for transport authors.
 
-**Calls.** A run of an app creates its transport first, from a `zroute.planning.plan.Request`; see
-`zroute.runtime.run.Environment`. It then calls these methods in the reactor's thread, in this order:
+**Calls.** A run of an app creates its transport first, from a `TransportRequest`; see `zroute.transports.choosing`. It
+then calls these methods in the reactor's thread, in this order:
 
 1. `open`. ``accounts.moved`` is set before.
 2. `sender` and `try_sender`, also for an app that publishes nothing; they return None then. If they return a function,
    `announce` follows.
 3. `listen`, and again after each change of the app's patterns.
-4. At the stop: `finish`, `leave` and `close`. They are called even if `open` failed or was never called, so they must
-   not raise in that state.
+4. At the stop: `finish`, ``accounts.close``, `leave` and `close`. They are called even if `open` failed or was never
+   called, so they must not raise in that state. `sender` is still used between `leave` and `close`.
+
+`ready` may be called at any time after `open`, also before the first `listen`: it then waits for that too. `pause` and
+`resume` may be called at any time, also twice. `add` and `remove` may be called between `open` and `finish`.
 
 **Receiving.** `open` and later `use` provide a `Receive`. The transport calls it whenever messages can be read:
 
@@ -17,21 +20,63 @@
 It reads up to ``budget`` messages (at most 256) and returns.
 
 - ``recv(1)`` returns the next frame. It raises if there is none; that exception leaves ``receive`` and returns to the
-  transport. ``recv(1, False)`` may return an object that does not copy the bytes.
-- ``more()`` returns True if another frame of the same message follows.
+  transport. ``recv(1, False)`` may return an object that does not copy the bytes: it has a length and slices, and
+  ``bytes(frame[a:b])`` works.
+- ``more()`` returns True if another frame of the same message follows. Pass the same function, or the same bound
+  method, in each call for a socket: ``receive`` identifies the socket by it.
+
+Both are called in the reactor's thread, inside ``receive``, and must not block. A transport that reads in a thread of
+its own puts its messages into a queue, and calls ``receive`` by ``reactor.callFromThread``.
+
+Values that a handler sets in context variables must not outlive the read. So a transport stores ``base =
+copy_context()`` when it is created, and calls ``base.copy().run(receive, recv, more, budget)``.
 
 A frame is ``topic NUL body``; the header of the tracked wire is the start of the body (``docs/reference/wire.md``). A
 transport that receives topic and body separately must join them. This costs a fifth of the time of a tracked message,
-but the reading loop needs only one form. A transport with several sockets calls ``receive`` for each of them in turn. A
-message of several parts is always read to its end.
+but the reading loop needs to support only one form. A transport with several sockets calls ``receive`` for the sockets
+in rotation. If a message has too many parts, ``receive`` returns early, and reads the remaining parts in the next calls
+for the same socket.
 
-**Guarantees.** A transport may deliver messages that no pattern asked for; the routes drop them. It must deliver each
-message once, even if patterns overlap, and keep the order of each publisher. Between `pause` and `resume` it must lose
-only what its publishers drop.
+**Stated forms.** An endpoint may have a `form`, which specifies the bytes of a message that are topic and body. The
+transport reads such endpoints separately, with a parser for each form, and calls another function for their messages:
 
-**Accounts.** `Accounts` finds messages that were sent and never arrived. Each transport brings its own, because each
-network has its own way to tell a publisher about subscriptions. ZeroMQ's is `zroute.receiving.session`. A transport
-without accounts returns None from `Accounts.account`; then no message is counted as lost.
+    parse = form.parser(request.app.max_message, "the endpoints, for errors")
+    request.receive_stated(parse, recv, more, budget)
+
+The parser is created in `open`. The publishers are foreign programs: they do not answer markers, and must not receive
+any. If ``form.filters`` is False, the transport subscribes to everything.
+
+**The reactor's turn.** ``receive`` may return early. Only an exception of ``recv`` means that all messages have been
+read. After one or a few budgets (ZeroMQ's transport: 256 messages or 5 ms) the transport returns to the reactor and
+continues in the next turn. Otherwise a flood of messages would stop all timers and other connections. After a `resume`
+or a `use`, it calls ``receive`` at least once, even if no message has arrived, because a frame that was already read
+may contain undelivered messages.
+
+**Calls from inside ``receive``.** Handlers run inside ``receive``. Handlers may therefore call `pause`, `resume`,
+`use`, `listen`, `ready` and the functions of `sender` and `try_sender` there. None of these may call ``receive``;
+reading must begin in the next turn of the reactor. After `pause`, ``receive`` returns without further messages, and the
+transport must not call it again before `resume`. `finish`, `leave` and `close` are never called from inside
+``receive``.
+
+**Sending.** `sender` returns a function that never blocks and never waits: it drops the frame for each subscriber whose
+queue is full. A transport without a high-water mark may keep every frame instead; its memory is then unlimited, and its
+documentation must say so. `try_sender` of such a transport always sends, so an app with ``overflow="wait"`` never
+waits, and an app with ``overflow="raise"`` never raises. Without a queue that fills up there is also no backpressure: a
+paused subscriber slows down a publisher only if the network does.
+
+**Guarantees.** A transport may deliver messages that match no pattern; the routes drop them. It must deliver each
+message once, even if patterns overlap, and keep the order of each publisher. Between `pause` and `resume`, no messages
+may be lost except those that publishers drop.
+
+**Accounts.** `Accounts` detects messages that were sent but never arrived. Each transport has its own accounts, because
+each network has its own way to inform a publisher about subscriptions. The accounts of ZeroMQ are
+`zroute.receiving.session`. A transport without accounts uses `NoAccounts`, and no message is counted as lost.
+``accounts.close`` is called after `finish`, when all messages are read and the handlers have finished, and before
+``on_shutdown`` functions, `leave` and `close`.
+
+**Defaults.** A transport may be a subclass of `Transport`. It then inherits `summary`, `addresses`, `kept`,
+`try_sender`, `announce`, `count_subscribers`, `add` and `remove`, with the behaviour of a transport that has no
+high-water mark, does not know its subscribers, and can't change its endpoints.
 """
 
 from __future__ import annotations
@@ -39,15 +84,97 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+import attrs
+from twisted.internet.defer import Deferred, succeed
 
+from zroute.endpoints import Ends, ResolvedAddresses
+from zroute.errors import EndpointError
+from zroute.messages.frames import Parse
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import Header
+from zroute.options import RECEIVED_MAX, SENT_MAX, NetworkOptions
+from zroute.requests.asked import Asked
+from zroute.requests.client import Client
+from zroute.stats import Stats
 
-__all__ = ["Account", "Accounts", "Reader", "Receive", "Transport"]
+__all__ = [
+    "Account",
+    "Accounts",
+    "AppOptions",
+    "JobOwner",
+    "JobWorker",
+    "MakeWorker",
+    "NoAccounts",
+    "OwnerLink",
+    "Reader",
+    "Receive",
+    "ReceiveStated",
+    "SendJob",
+    "Transport",
+    "TransportRequest",
+]
+
+_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run; restart the app"
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
 """A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""
+
+ReceiveStated = Callable[[Parse, Callable[..., Any], Callable[[], int], int], None]
+"""A function that does the same for messages of a stated form: ``receive_stated(parse, recv, more, budget)``."""
+
+
+@attrs.frozen(eq=False)
+class AppOptions:
+    """The options of an app that concern its transport.
+
+    Attributes:
+        name: The name of the app, for log lines.
+        max_message: The maximum size of a body in bytes. The routes refuse larger bodies; a transport should refuse
+            them before they fill memory. `zroute.options.frame_limit` is the size of the largest frame.
+        drops: True if only the function of `Transport.sender` is used (``overflow="drop"``), False if the function of
+            `Transport.try_sender` is used.
+        max_subscription_bytes: The maximum size in bytes of the active subscriptions of one connection. A transport
+            whose publishers do not store subscriptions ignores it.
+        context: The ZeroMQ context of the app; other transports ignore it.
+        send_queue: The number of frames that may wait for one subscriber.
+        receive_queue: The number of messages of one publisher that may wait to be read.
+        options: Options of libzmq for the sockets; other transports ignore them.
+    """
+
+    name: str
+    max_message: int
+    drops: bool
+    max_subscription_bytes: int
+    context: Any
+    send_queue: int = SENT_MAX
+    receive_queue: int = RECEIVED_MAX
+    options: NetworkOptions = attrs.field(factory=NetworkOptions)
+
+
+@attrs.frozen(eq=False)
+class TransportRequest:
+    """The request of one run to its transport.
+
+    A transport must honour the endpoints and the ``max_message`` and ``drops`` of the options.
+
+    Attributes:
+        app: The options of the app.
+        reactor: The reactor of the run.
+        ends: The endpoints by side: those to receive from are ``ends.sub``, and those to publish at are ``ends.pub``.
+            The transport must bind or connect each, as its ``bind`` says.
+        stats: The counters of the run. A transport with accounts adds to ``lost``, ``gaps``, ``unknown_losses``,
+            ``epochs``, ``joins``, ``join_retries`` and ``peers``; the run counts everything else.
+        found: A function that the accounts call with each `Gap`, `UnknownLoss` and `LostKept`; see
+            `zroute.receiving.events`.
+        receive_stated: A function that reads the messages of endpoints with a stated form.
+    """
+
+    app: AppOptions
+    reactor: Any
+    ends: Ends
+    stats: Stats
+    found: Callable[[Any], None]
+    receive_stated: ReceiveStated
 
 
 class Account(Protocol):
@@ -71,32 +198,31 @@ class Accounts(Protocol):
     """Called when returned accounts may belong to former subscriptions; the caller then asks for them again."""
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
-        """Return the account of a message, or None if it has none.
+        """Return the account of a message, or None if the message has no account.
 
         Args:
             epoch: the 64-bit number of the publisher's run.
             topic: the topic of the message.
-            subscription: the subscription of this app that it matched.
+            subscription: the subscription of this app that the topic matches.
         """
 
     def admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Return True if a message that was not expected next is to be delivered.
+        """Return True if a message with an unexpected number must be delivered.
 
         Args:
             account: the account that `account` returned.
             number: the number of the message.
-            many: the number of messages in its frame; ``number`` is that of the first.
+            many: the number of messages in the frame; ``number`` is the number of the first one.
         """
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Return True if a kept message is to be delivered to this app.
+        """Return True if a kept message must be delivered to this app.
 
-        A publisher sends its kept messages to each subscriber that joins. ``marker`` shows which subscriber a message
-        is for.
+        A publisher sends its kept messages to each subscriber that joins. ``marker`` identifies the subscriber.
         """
 
     def untracked(self, topic: bytes) -> None:
-        """Note a message of ``topic`` that carries no number."""
+        """Handle a message of ``topic`` without a number."""
 
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
         """Process a control frame. Raises EnvelopeError if it is malformed."""
@@ -106,6 +232,97 @@ class Accounts(Protocol):
 
     def close(self) -> None:
         """Report the last losses; no message is read after this call."""
+
+
+class NoAccounts:
+    """The `Accounts` of a transport that finds no losses."""
+
+    moved: Callable[[], None] = staticmethod(lambda: None)
+
+    def account(self, epoch: int, topic: bytes, subscription: bytes) -> None:
+        """Return None: no message has an account."""
+
+    def admit(self, account: Any, number: int, many: int = 1) -> bool:
+        """Return True: every message is delivered."""
+        return True
+
+    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+        """Return False, because no kept message is for this app: it never joins."""
+        return False
+
+    def untracked(self, topic: bytes) -> None:
+        """Ignore the message."""
+
+    def control(self, header: Header, topic: bytes, body: bytes) -> None:
+        """Ignore the frame."""
+
+    def named(self, epoch: int) -> str:
+        """Return the epoch as text."""
+        return f"publisher {epoch:016x}"
+
+    def close(self) -> None:
+        """Report no losses."""
+
+
+class JobOwner(Protocol):
+    """The owner of an app's jobs, as the transport sees it; see `zroute.jobs.owner`."""
+
+    def received(self, id: bytes, parts: Sequence[bytes]) -> object:
+        """Process a message from the worker ``id``.
+
+        Raises EnvelopeError if it is malformed.
+        """
+
+    def probe(self) -> None:
+        """Send to all workers, to find those whose connections have ended."""
+
+
+class JobWorker(Protocol):
+    """The worker of one owner, as the transport sees it; see `zroute.jobs.worker`."""
+
+    def connected(self) -> None:
+        """Make an offer: a connection was made."""
+
+    def disconnected(self) -> None:
+        """Forget the jobs that have not begun."""
+
+    def received(self, parts: Sequence[bytes]) -> None:
+        """Process a message of the owner. Raises EnvelopeError if it is malformed."""
+
+    def stop(self) -> Deferred[None]:
+        """Accept no more jobs.
+
+        Return a Deferred that fires when those that run have ended.
+        """
+
+    def close(self) -> None:
+        """Stop all timers."""
+
+
+SendJob = Callable[[bytes, Sequence[bytes]], object]
+"""Sends the parts of a message to a worker, by its identity.
+
+It raises UnknownPeerError if the worker has disconnected.
+"""
+
+
+@attrs.frozen(eq=False)
+class OwnerLink:
+    """The connection of a worker to one owner.
+
+    Attributes:
+        address: The address of the owner.
+        tell: Sends the parts of a message. Returns False if that is impossible.
+        reconnect: Ends the connection, and makes another one.
+    """
+
+    address: str
+    tell: Callable[[Sequence[bytes]], bool]
+    reconnect: Callable[[], object]
+
+
+MakeWorker = Callable[[OwnerLink], JobWorker]
+"""Returns the worker of a connection."""
 
 
 class Reader(Protocol):
@@ -137,45 +354,103 @@ class Transport(Protocol):
     def open(self, receive: Receive) -> None:
         """Bind and connect all endpoints.
 
-        ``receive`` gets all messages that arrive after the first `listen`. Raises EndpointError if an endpoint can't be
-        bound or connected; then all others are closed again.
+        ``receive`` is called for all messages that arrive after the first `listen`. Raises EndpointError if an endpoint
+        can't be bound or connected; all other endpoints are then closed again.
         """
 
     def summary(self) -> Iterable[tuple[int, str]]:
         """Return log lines about the endpoints, each as a `logging` level and a text.
 
-        It is called after `open`.
+        This method is called after `open`. The default returns no lines.
         """
+        return ()
+
+    @property
+    def addresses(self) -> ResolvedAddresses | None:
+        """The addresses of the open endpoints, with the actual ports.
+
+        The addresses are in the order of the endpoints. If the value is None, which is the default, the run uses the
+        addresses of its endpoints unchanged.
+        """
+        return None
+
+    def add(self, ends: Ends) -> None:
+        """Bind or connect further endpoints of an open transport, all or none.
+
+        The patterns of the last `listen` also apply to these endpoints. The run has checked that the endpoints are new.
+        The default is for a transport that can't change its endpoints.
+
+        Raises:
+            EndpointError: An endpoint can't be opened, or the transport has no socket for it.
+        """
+        for endpoint in ends:
+            raise EndpointError(_FIXED.format(what="add", endpoint=endpoint), endpoint=str(endpoint))
+
+    def remove(self, addresses: ResolvedAddresses) -> Deferred[None]:
+        """Close some endpoints of an open transport, named by their `addresses`.
+
+        Messages that have already arrived from their publishers are read first. Later messages do not count as lost.
+        The run has checked that the transport has these endpoints. The Deferred fires when they are closed. The default
+        is for a transport that can't change its endpoints.
+
+        Raises:
+            EndpointError: The transport can't close an endpoint.
+        """
+        for address in addresses:
+            raise EndpointError(_FIXED.format(what="remove", endpoint=address), endpoint=address)
+        return succeed(None)
+
+    # -- requests
+
+    def open_requests(self, client: Client | None, on_request: Callable[[Asked], object] | None) -> None:
+        """Open the endpoints for requests, after `open`.
+
+        A transport sends the requests of ``client`` through lanes; see `zroute.requests.lanes`. It makes an `Asked` of
+        each request that arrives, once `answer` was called, and gives it to ``on_request``. It does so until `close`.
+        The default is for a transport without requests.
+
+        Args:
+            client: The requests of the app; None if it sends none.
+            on_request: Takes a request of a client; None if the app answers none.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        raise EndpointError("this transport carries no requests: use tcp://, ipc:// or inproc:// for rep and req")
+
+    def answer(self) -> None:
+        """Begin to read requests: the app has started."""
 
     # -- receiving
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
-        """Receive messages of these patterns, in place of the patterns of the last call."""
+        """Receive messages of these patterns instead of those of the last call."""
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when publishers know the patterns.
 
-        See `App.ready`.
+        See `App.ready`. The run cancels the Deferred at a timeout and at a stop; it must then end, and later calls of
+        `ready` must still work. If `listen` was not called yet, the Deferred also waits for the first call.
 
         Args:
             publishers: the number of publishers to wait for; None waits for all connected publishers.
-            state: True to wait also until all kept messages are read.
+            state: True to also wait until all kept messages are read.
         """
 
     def unready(self, *, state: bool) -> str:
-        """Return which publishers have answered and which have not.
+        """Return a text that describes which publishers have answered.
 
         The text is a part of the error for a `ready` that timed out.
         """
 
     def use(self, receive: Receive) -> None:
-        """Give all messages to another ``receive`` from now on."""
+        """Pass all messages to another ``receive`` from now on."""
 
     def pause(self) -> None:
         """Stop reading until `resume`, without losing messages."""
 
     def resume(self) -> None:
-        """Start reading again."""
+        """Start reading again, in the next turn of the reactor."""
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
         """Read the messages that were sent before this call, even while paused.
@@ -195,10 +470,11 @@ class Transport(Protocol):
 
     @property
     def kept(self) -> Container[bytes] | None:
-        """The topics with a kept message, if the transport itself sends these.
+        """The topics with a kept message, if the transport itself sends kept messages.
 
-        The value is None if the publisher must send them to new subscribers.
+        The default is None: the publisher must send kept messages to new subscribers.
         """
+        return None
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Return a function that sends a frame, or None if no endpoint publishes.
@@ -209,16 +485,65 @@ class Transport(Protocol):
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """Return a function that sends a frame only if every subscriber has room.
 
-        The function returns False if a subscriber's queue is full. Then the frame was sent to no subscriber.
+        The function returns False if a subscriber's queue is full; the frame was then not sent to any subscriber. The
+        default is for a transport without a high-water mark: the frame is always sent.
         """
+        send = self.sender(multipart=multipart)
+        if send is None:
+            return None
+
+        def try_send(sent: Any) -> bool:
+            send(sent)
+            return True
+
+        return try_send
 
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Report each subscription that arrives (True) or ends (False), by its prefix.
 
-        The result is False if the transport does not know the subscriptions. Then all messages are numbered in one
-        sequence, and the app can't wait for subscribers. A publisher with ``keep`` is refused, unless the transport
-        itself sends kept messages (`kept`).
+        The result is False, which is the default, if the transport does not know the subscriptions. All messages are
+        then numbered in one sequence. A publisher with ``keep``, and a call of ``wait_for_subscribers``, then raise
+        EndpointError, unless the transport itself sends kept messages to new subscribers (`kept`); in that case, the
+        call returns at once.
         """
+        return False
+
+    def count_subscribers(self, changed: Callable[[], None]) -> Callable[[Pattern], int] | None:
+        """Return a function that counts the subscribers to topics of a pattern.
+
+        A transport calls ``changed`` after each change of the number. The default returns None: the run then counts the
+        subscriptions that `announce` reports.
+        """
+        return None
+
+    # -- jobs
+
+    def hand_out(self, owner: JobOwner) -> SendJob:
+        """Open the endpoints of ``ends.jobs`` for the owner of the app's jobs.
+
+        It follows `open`, and is called once, only if the app has jobs. Return the function that sends to a worker. The
+        default is for a transport without jobs.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+
+    def take_jobs(self, make: MakeWorker) -> None:
+        """Connect to the endpoints of ``ends.work``, and take jobs there.
+
+        It follows `open`, and is called once, only if the app has handlers of jobs. ``make`` is called for each
+        endpoint. The default is for a transport without jobs.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+
+    @property
+    def workers(self) -> Sequence[JobWorker]:
+        """The workers that `take_jobs` has made. The default returns none."""
+        return ()
 
     def close(self) -> Deferred[None]:
         """Close all endpoints.

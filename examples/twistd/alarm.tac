@@ -1,4 +1,4 @@
-"""Run an app beside a web server in one Twisted program.
+"""Run an app and a web server in one Twisted program.
 
 The app is a fire alarm, and the web page is its panel.
 

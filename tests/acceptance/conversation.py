@@ -1,4 +1,4 @@
-"""A publisher process and a zroute app process that talk over tcp, and what the app said about it."""
+"""A publisher process and a zroute app process that are connected by tcp, and the app's output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ADDRESS = Way("address")
 
 
 class Conversation:
-    """The two processes. `send` sends, `heard` waits for the end and gives what the handlers said."""
+    """The two processes: `send` publishes messages, and `heard` returns the output of the handlers."""
 
     def __init__(self, publisher: Child, app: Child) -> None:
         self.publisher = publisher
@@ -58,14 +58,14 @@ class Conversation:
         self.publisher.write(json.dumps([[part.hex() for part in parts] for parts in messages]) + "\n")
 
     def heard(self, end: Sequence[bytes] = END) -> list[Any]:
-        """All that the handlers said until the message ``end``, in order."""
+        """Publish ``end``, and return all earlier output of the handlers, in order."""
         self.send(end)
         self.app.line_with('["end"]')
         said = [json.loads(line) for line in self.app.out if line.startswith("[")]
         return [words for words in said if words[0] not in ("sync", "end")]
 
     def stats(self) -> dict[str, Any]:
-        """Stop the app; its counters."""
+        """Stop the app, and return its counters."""
         assert self.app.end(signal.SIGINT) == 0, self.app.err
         line = next(line for line in self.app.out if line.startswith('["stats"'))
         counters: dict[str, Any] = json.loads(line)[1]
@@ -87,7 +87,7 @@ def conversation(
     options: Sequence[str] = (),
     way: Way = ADDRESS,
 ) -> Iterator[Conversation]:
-    """Start ``peer`` and an app of ``source`` that connects to it by ``way``, and wait until the app receives."""
+    """Start ``peer`` and an app of ``source`` that connects to it by ``way``; wait until the app receives."""
     (folder / "reader.py").write_text(PRELUDE + source + CODA)
     address = way.meeting().bind if peer.startswith("txzmq") else way.wildcard
     with Child("-m", "tests.acceptance.peers", peer, address) as publisher:

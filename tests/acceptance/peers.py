@@ -1,8 +1,8 @@
-"""Publishers and subscribers that know nothing of zroute, each run as a process of its own.
+"""Publishers and subscribers without zroute, each run as a separate process.
 
-A PUB socket can't see who subscribes, so a publisher repeats the topic "sync" until it is told on standard
-input, by a line with the messages to send, that the reader has received it. Each is run with its name and the
-endpoint, to which the publishers bind; a port ``*`` is one that the system chooses. A publisher prints its endpoint.
+A PUB socket does not report its subscribers. So a publisher repeats the topic "sync" until the test, which sees it at
+the reader, writes a line with the messages to send to standard input. The arguments are the peer's name and its
+endpoint. A publisher binds the endpoint, with ``*`` as its port to let the system choose one, and prints it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Parts = list[bytes]
 
 
 def bound(kind: int) -> Any:
-    """Return a socket without a send limit that is bound to the endpoint of the command line; print where."""
+    """Return a socket without a send limit, bound to the endpoint of the command line; print the endpoint."""
     context = zmq.Context()
     context.set(zmq.IPV6, "[" in sys.argv[2])
     socket = context.socket(kind)
@@ -33,7 +33,7 @@ def bound(kind: int) -> Any:
 
 
 def serve(send: Callable[[Parts], None], sync: Parts) -> None:
-    """Repeat ``sync`` until a line comes, then send the messages of each line; ends with the input."""
+    """Send ``sync`` repeatedly until the first line of input, then the messages of each line until the input ends."""
     told = threading.Event()
     lines: list[str] = []
 
@@ -50,13 +50,13 @@ def serve(send: Callable[[Parts], None], sync: Parts) -> None:
 
 
 def pyzmq_publisher() -> None:
-    """A PUB socket that sends whatever parts it is told."""
+    """Run a PUB socket that sends the messages of the input."""
     socket = bound(zmq.PUB)
     serve(socket.send_multipart, [b"sync\0"])
 
 
 def watching_publisher() -> None:
-    """An XPUB socket that says when somebody subscribes, and answers with "sync"; then as `pyzmq_publisher`."""
+    """Run an XPUB socket that prints "subscribed" and answers "sync" at a subscription, and sends the input."""
     socket = bound(zmq.XPUB)
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
@@ -78,7 +78,7 @@ def watching_publisher() -> None:
 
 
 def million_parts() -> None:
-    """One message of 1,000,001 empty parts, and a good one behind it."""
+    """Run a publisher that sends one message of 1,000,001 parts, and good ones."""
     socket = bound(zmq.PUB)
 
     def send(parts: Parts) -> None:
@@ -94,7 +94,7 @@ def million_parts() -> None:
 
 
 def logging_publisher() -> None:
-    """pyzmq's own logging handler, which publishes records under their level."""
+    """Run pyzmq's logging handler, which publishes records with their level as the topic."""
     from zmq.log.handlers import PUBHandler
 
     socket = bound(zmq.PUB)
@@ -112,7 +112,7 @@ def logging_publisher() -> None:
 
 
 def txzmq_publisher() -> None:
-    """txZMQ's ZmqPubConnection; the parts are tag and message."""
+    """Run txZMQ's ZmqPubConnection; the parts are tag and message."""
     from twisted.internet import reactor
     from txzmq import ZmqEndpoint, ZmqFactory, ZmqPubConnection
 
@@ -134,7 +134,7 @@ def txzmq_publisher() -> None:
 
 
 def txzmq_subscriber() -> None:
-    """txZMQ's ZmqSubConnection with its gotMessage, subscribed to everything; prints tag and message."""
+    """Run txZMQ's ZmqSubConnection, subscribed to everything; its gotMessage prints tag and message."""
     from twisted.internet import reactor
     from txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
 

@@ -1,7 +1,7 @@
-"""Publishers, readers and a proxy as programs, and the objects by which a test commands them and reads what they say.
+"""Publishers, readers and a proxy as processes, with objects through which a test controls them.
 
-A publisher publishes numbers from 0 on while its test wants so, and a reader says which ones it has handled, so that
-both can be compared to the message.
+A publisher publishes the numbers from 0 on while the test wants it to. A reader prints the numbers that it has handled,
+so that a test can compare both exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from zroute import App
 
 endpoint, name, options = sys.argv[1], sys.argv[2], dict(option.split("=") for option in sys.argv[3:])
 each, total = int(options.get("each", 2)), int(options.get("total", 10**9))
-app = App(pub=endpoint, codec="json", name=name, overflow=options.get("overflow", "drop"), wire=options.get("wire"))
+overflow, wire = options.get("overflow", "drop"), options.get("wire")
+app = App(pub=endpoint.split(","), codec="json", name=name, overflow=overflow, wire=wire)
 published, running = 0, False
 
 def publish(number):
@@ -138,39 +139,39 @@ class Stream:
         self.name = name
 
     def command(self, word: str) -> None:
-        """Have it "go" or "halt"; or "die": publish 500 more at once and end by SIGKILL before they are all sent."""
+        """Send a command: "go", "halt", or "die" to publish 500 messages and end by SIGKILL before all are sent."""
         self.child.write(word + "\n")
 
     def halt(self) -> int:
-        """Publish no more; return how many messages were published."""
+        """Stop publishing, and return the number of published messages."""
         self.command("halt")
         return self.published()
 
     def published(self) -> int:
-        """Wait until it has published its total, or has halted; return how many messages these are."""
+        """Wait until it has published its total, or has halted; return the number of published messages."""
         return int(self.child.line_with("published").split()[1])
 
     def kill(self) -> None:
-        """End it by SIGKILL, and wait for the end."""
+        """End the process by SIGKILL, and wait for its end."""
         self.child.end(signal.SIGKILL)
 
     def cuts(self) -> list[str]:
-        """Return the ends of connections that it has seen."""
+        """Return the ends of connections that it has reported."""
         return [line for line in self.child.out if line == "event disconnected"]
 
 
 class Reader:
-    """A reader's process: what it has handled of each publisher, and what it has counted."""
+    """A reader's process, with the messages that it has handled of each publisher, and its counters."""
 
     def __init__(self, child: Child) -> None:
         self.child = child
 
     def state(self) -> Any:
-        """Return what it said last."""
+        """Return the latest state that it has printed."""
         return next((json.loads(line) for line in reversed(self.child.out) if line.startswith("{")), {"seen": {}})
 
     def handled(self, name: str) -> int:
-        """Return how many messages of the publisher ``name`` it has handled."""
+        """Return the number of handled messages of the publisher ``name``."""
         return int(self.state()["seen"].get(name, (0, 0))[1])
 
     def wait_for(self, name: str, number: int) -> None:
@@ -178,17 +179,17 @@ class Reader:
         self.child.wait_for(lambda _: self.handled(name) >= number)
 
     def connections(self, address: str) -> int:
-        """Return how many connections to ``address`` it has had so far.
+        """Return the number of connections to ``address`` so far.
 
-        What a test compares: libzmq does not report the end of a connection that its own side has given up, but it
-        reports the next one. The host may be written in another way there, so the port decides.
+        Tests compare this number: libzmq does not report the end of a connection that its own side has given up, but it
+        reports the next one. The reports may write the host in another way, so only the port is compared.
         """
         port = address.rpartition(":")[2]
         lines = (line for line in self.child.out if line.startswith("event handshake_succeeded"))
         return sum(line.endswith(f":{port}") for line in lines)
 
     def stop(self) -> Any:
-        """End it by SIGTERM; return what it said in the end, when it may have dropped messages that it had read."""
+        """End it by SIGTERM, and return its final state; the exit code is 75 if it has dropped messages."""
         assert self.child.end(signal.SIGTERM) == (75 if self.state()["dropped"] else 0), self.child.err
         return self.state()
 
@@ -198,10 +199,10 @@ def stream(endpoint: str, name: str, **options: object) -> Iterator[Stream]:
     """Run a publisher.
 
     Args:
-        endpoint: What it binds, or connects to with ``connect:`` before it.
-        name: Its app's name, and the last part of its topic ``numbers.{name}``.
-        options: ``each``, how many messages it publishes in 10 ms; ``total``, after which it publishes no more;
-            ``overflow`` and ``wire`` of the app; ``waits=True`` to start the app only when a line is written.
+        endpoint: The endpoint to bind, or to connect to if it begins with ``connect:``; several with commas.
+        name: The name of the app, and the last part of its topic ``numbers.{name}``.
+        options: ``each``, the number of messages in 10 ms; ``total``, the number after which it stops; ``overflow`` and
+            ``wire`` of the app; ``waits=True`` to start the app only when a line is written.
     """
     arguments = [f"{option}={value}" for option, value in {"wire": "tracked", **options}.items()]
     with Child("-c", _PUBLISHER, endpoint, name, *arguments) as child:
@@ -214,9 +215,9 @@ def reader(*endpoints: str, **options: object) -> Iterator[Reader]:
     """Run a reader and, unless its publishers are plain, wait until it is ready.
 
     Args:
-        endpoints: What it connects to.
-        options: ``ready``, how many publishers it waits for; ``pause``, the seconds for which its handler blocks;
-            ``slow``, the seconds for which its handler, one at a time, waits; ``wire="plain"``.
+        endpoints: The endpoints to connect to.
+        options: ``ready``, the number of publishers to wait for; ``pause``, the seconds for which the handler blocks;
+            ``slow``, the seconds for which the handler, one call at a time, waits; ``wire="plain"``.
     """
     with Child(
         "-c", _READER, ",".join(endpoints), *(f"{option}={value}" for option, value in options.items())

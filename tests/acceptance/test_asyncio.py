@@ -1,4 +1,4 @@
-"""``zroute run --reactor asyncio`` and without: the awaitables of zroute in both, asyncio's own in the first."""
+"""``zroute run`` with and without ``--reactor asyncio``: zroute's awaitables work in both, asyncio's in the first."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def stop(clock: Clock):
 
 @KINDS
 def test_every_awaitable_of_zroute_works_in_a_program_of_each_kind(kind: str, tmp_path: Path) -> None:
-    """Resources, hooks, timers, handlers, streams, threads: as tasks under asyncio, on Deferreds elsewhere."""
+    """Resources, hooks, timers, handlers, streams and threads run as tasks under asyncio, else on Deferreds."""
     (tmp_path / "both.py").write_text(PRELUDE + BOTH)
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "both", "--reactor", kind) as child:
         child.line_with('["end"]')
@@ -167,7 +167,7 @@ async def show(word: str):
 
 
 def test_asyncios_own_things_work_in_a_program(tmp_path: Path) -> None:
-    """Streams, locks, task groups, timeouts and threads of asyncio, in handlers, timers and a resource."""
+    """Streams, locks, task groups, timeouts and threads of asyncio work in handlers, timers and resources."""
     source = ONLY_ASYNCIO.replace("PORT", str(free_port())).replace("PATIENCE", str(PATIENCE))
     (tmp_path / "echo.py").write_text(PRELUDE + source)
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "echo", "--reactor", "asyncio") as child:
@@ -180,11 +180,10 @@ def test_asyncios_own_things_work_in_a_program(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_a_handler_that_calls_exit_does_not_end_the_program(kind: str, tmp_path: Path) -> None:
-    """sys.exit() in an async handler is an error of that handler, and the next message is handled."""
+def test_a_handler_that_is_interrupted_does_not_end_the_program(kind: str, tmp_path: Path) -> None:
+    """KeyboardInterrupt in an async handler is an error of that handler, and the next message is handled."""
     source = """
-import sys
-app = App(name="exit")
+app = App(name="interrupted")
 
 @app.publisher("go", every=0.01)
 def go() -> int:
@@ -193,10 +192,10 @@ def go() -> int:
 @app.subscribe("go")
 async def handle(number: int):
     say("handled")
-    sys.exit(7)
+    raise KeyboardInterrupt("of mine")
 """
-    (tmp_path / "leaving.py").write_text(PRELUDE + source)
-    with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "leaving", "--reactor", kind) as child:
+    (tmp_path / "interrupted.py").write_text(PRELUDE + source)
+    with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "interrupted", "--reactor", kind) as child:
         child.wait_for(lambda lines: len(lines) >= 3)
         assert child.end() == 0, child.err
-    assert any("handle() at" in line and "SystemExit: 7" in line for line in child.err)
+    assert any("handle() at" in line and "KeyboardInterrupt: of mine" in line for line in child.err)

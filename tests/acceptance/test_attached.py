@@ -1,4 +1,4 @@
-"""Attached handlers and streams in ``zroute run``, on both kinds of reactor, beside a stream of messages."""
+"""Attached handlers and streams in ``zroute run``, on both kinds of reactor, during a stream of messages."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def bye() -> None:
 @pytest.mark.slow
 @KINDS
 def test_a_thousand_cycles_beside_a_stream_of_messages_disturb_nobody(kind: str, tmp_path: Path) -> None:
-    """No loss, no duplicate, the order kept, and in the end the subscriptions of the beginning."""
+    """1,000 cycles of attach and close lose, repeat or reorder no message, and leave the first subscriptions."""
     (tmp_path / "churning.py").write_text(PRELUDE + APPS.format(folder=tmp_path))
     run = ("-m", "zroute", "run", "--app-dir", str(tmp_path), "churning:publisher", "churning:app")
     with Child(*run, "--reactor", kind) as child:
@@ -137,10 +137,10 @@ def bye():
 
 @KINDS
 def test_the_loop_over_a_stream_ends_with_the_program(kind: str, tmp_path: Path) -> None:
-    """At Ctrl-C what has arrived is taken, slowly as it may be; then the loop ends, and nothing was dropped."""
+    """At Ctrl-C, a loop over a stream reads all that has arrived and then ends; no message is dropped."""
     (tmp_path / "rooms.py").write_text(PRELUDE + ROOMS.format(is_asyncio=kind == "asyncio"))
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "rooms", "--reactor", kind) as child:
-        child.line_with("is full", stream="err")
+        child.line_with("queue full", stream="err")
         assert child.end() == 0, child.err
     said: list[Any] = [json.loads(line) for line in child.out]
     assert said[0] == ["listening"]

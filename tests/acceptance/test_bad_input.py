@@ -1,4 +1,4 @@
-"""A publisher of nonsense, in a process of its own: all is counted and said, nobody is called, work goes on."""
+"""Invalid input from a publisher process: each message is counted and logged, and calls no handler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ LIMIT = 300_000
 LEVELS = 100_000
 
 READER = f"""
-app = App(sub="tcp://127.0.0.1:1", codec="json", max_message={LIMIT})
+from zroute import Limits
+app = App(sub="tcp://127.0.0.1:1", codec="json", limits=Limits(max_message={LIMIT}))
 
 @attrs.frozen
 class Line:
@@ -72,7 +73,7 @@ numbers = count(1)
 
 
 class Nonsense:
-    """A conversation in which each question is answered with what changed since the one before."""
+    """A conversation that compares the counters before and after each set of messages."""
 
     def __init__(self, talk: Conversation) -> None:
         self.talk = talk
@@ -86,7 +87,7 @@ class Nonsense:
         return counters
 
     def changes(self, *messages: list[bytes]) -> dict[str, int]:
-        """Send these, then a good message, and see which counters have moved; the good one is left out."""
+        """Send these messages and then a good one; return the changed counters without the good one."""
         before, heard = self.before, len(self.talk.app.out)
         self.talk.send(*messages)
         self.before = now = self._ask()
@@ -100,31 +101,31 @@ class Nonsense:
         return {name: change for name, change in moved.items() if change}
 
     def lines(self, text: str) -> list[str]:
-        """The log lines with ``text``, of which at least one comes."""
+        """Return the log lines that contain ``text``; wait for the first."""
         self.talk.app.line_with(text, stream="err")
         return [line for line in self.talk.app.err if text in line]
 
 
 def here(function: str) -> str:
-    """How a handler of the reader is called."""
+    """Return the name of a handler of the reader."""
     return f"{function}()"
 
 
 @pytest.fixture(scope="module")
 def nonsense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nonsense]:
-    """One app for all cases: that it is alive in the end is part of the test."""
+    """One app for all cases, since it has to survive them all."""
     with conversation(tmp_path_factory.mktemp("bad"), EVERY_LINE + READER) as talk:
         yield Nonsense(talk)
 
 
 def tracked(body: bytes, *, codec: int = 2, topic: bytes = b"json", headers: bytes = b"", **head: Any) -> bytes:
-    """A tracked frame, whatever is in it."""
+    """Return a tracked frame with any header and body, valid or not."""
     flags = head.pop("flags", 1 if headers else 0)
     return topic + b"\0" + FIXED.pack(pack_head(codec=codec, flags=flags, epoch=7, **head), 1, 2) + headers + body
 
 
 def with_byte(frame: bytes, offset: int, value: int) -> bytes:
-    """``frame`` with one byte of its header changed."""
+    """Return ``frame`` with one byte of its header changed."""
     at = frame.index(MAGIC) + offset
     return frame[:at] + bytes([value]) + frame[at + 1 :]
 
@@ -136,32 +137,33 @@ WHOLE = tracked(GOOD)
 MALFORMED = {
     "an empty frame": ([b""], "an empty frame"),
     "no NUL": ([b"json{}"], "no NUL after the topic"),
+    "a space in place of NUL": ([b"json {}"], "no NUL after the topic (if a space ends the topic"),
     "a head that is only its magic": ([b"json\0" + MAGIC], "a tracked header of 3 bytes"),
     "a head that ends early": ([WHOLE[: 5 + HEADER_SIZE - 1]], "a tracked header of 31 bytes"),
     "a version to come": ([with_byte(WHOLE, 3, 2)], "version 2"),
     "an unknown kind": ([with_byte(WHOLE, 4, 99)], "unknown kind 99"),
     "a batch that is none": (
         [tracked(b"\0\2\0\1", kind=Kind.COALESCED)],
-        "a coalesced frame of 4 bytes that claims 2 messages",
+        "a coalesced frame with an invalid number of messages: 2 in 4 bytes",
     ),
     "unknown flags": ([tracked(GOOD, flags=0x84)], "unknown flags 0x84"),
-    "a length that is cut": ([tracked(b"\0\0", flags=1)], "ends inside the length"),
+    "a length that is cut": ([tracked(b"\0\0", flags=1)], "ends in the middle of the length"),
     "headers past the end": ([tracked(GOOD, headers=b"\0\0\x03\xe8")], "headers that claim 1000 bytes"),
     "headers that claim it all": ([tracked(GOOD, headers=b"\xff\xff\xff\xff")], "headers that claim 4294967295 bytes"),
-    "headers that are no map": ([tracked(GOOD, headers=b"\0\0\0\x01\x05")], "headers that are no msgpack map"),
-    "headers of nested arrays": ([tracked(GOOD, headers=b"\0\0\x0f\xa0" + b"\x91" * 4000)], "no msgpack map"),
+    "headers that are not a map": ([tracked(GOOD, headers=b"\0\0\0\x01\x05")], "headers that are not a msgpack map"),
+    "headers of nested arrays": ([tracked(GOOD, headers=b"\0\0\x0f\xa0" + b"\x91" * 4000)], "not a msgpack map"),
     "17 parts": ([b"json"] + [b"x"] * 16, "more than 16 parts"),
-    "a whole part with another behind": ([b"fresh\0{}", b"admin.rm\0{}"], "a part after one that was whole"),
+    "a whole part with another behind": ([b"fresh\0{}", b"admin.rm\0{}"], "a part after a complete message"),
     "a topic that is not UTF-8": ([b"js\xffon\0" + GOOD], "not UTF-8"),
-    "a body over the limit": ([b"json\0" + b" " * (LIMIT + 1)], f"over max_message={LIMIT}"),
-    "a second part over the limit": ([b"json", b" " * (LIMIT + 1)], f"over max_message={LIMIT}"),
-    "a tracked body over the limit": ([tracked(b" " * (LIMIT + 1))], f"over max_message={LIMIT}"),
+    "a body over the limit": ([b"json\0" + b" " * (LIMIT + 1)], f"max_message={LIMIT} is the limit"),
+    "a second part over the limit": ([b"json", b" " * (LIMIT + 1)], f"max_message={LIMIT} is the limit"),
+    "a tracked body over the limit": ([tracked(b" " * (LIMIT + 1))], f"max_message={LIMIT} is the limit"),
 }
 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_what_is_no_message_is_counted_and_said(nonsense: Nonsense, case: str) -> None:
-    """Frames that break the wire's rules reach no handler; one line says why, and the next message is handled."""
+    """A frame that breaks the rules of the wire reaches no handler; one line says why, and the app continues."""
     parts, reason = MALFORMED[case]
     seen = len([line for line in nonsense.talk.app.err if reason in line])
     assert nonsense.changes(parts) == {"received": 1, "malformed": 1}
@@ -225,7 +227,7 @@ ROUTES = {"json": "typed_json", "msgpack": "typed_msgpack", "any": "untyped", "t
 
 @pytest.mark.parametrize("case", UNDECODABLE)
 def test_a_body_that_is_not_of_its_type_is_counted_and_said(nonsense: Nonsense, case: str) -> None:
-    """A body that does not decode, however hostile, calls nobody; a line names topic, route, reason, first bytes."""
+    """A body that does not decode calls no handler; a line names topic, route, reason and first bytes."""
     topic, body = UNDECODABLE[case]
     route = here(ROUTES[topic])
     start = f"{route}: body of {topic!r} refused: "
@@ -241,17 +243,17 @@ def test_a_body_that_is_not_of_its_type_is_counted_and_said(nonsense: Nonsense, 
 
 @pytest.mark.parametrize("codec", [5, 77, 200])
 def test_a_codec_nobody_knows_is_said(nonsense: Nonsense, codec: int) -> None:
-    """A body in a codec this app was not told of is refused by its number, and others of the topic are read."""
+    """A body with an unknown codec is refused with the codec's number; other messages of the topic are read."""
     route = here("typed_json")
     assert nonsense.changes([tracked(GOOD, codec=codec)]) == {"received": 1, f"{route}.decode_error": 1}
-    assert f"codec {codec} is not known here" in nonsense.said[0][2]
+    assert f"unknown codec {codec}: pass the codec to this app" in nonsense.said[0][2]
     assert nonsense.changes([WHOLE]) == {"received": 1, f"{route}.handled": 1}
 
 
 @pytest.mark.parametrize(("topic", "body"), [("json", GOOD), ("msgpack", GOOD_MSGPACK)])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_bodies_cut_at_every_byte_are_refused(nonsense: Nonsense, topic: str, body: bytes, parts: int) -> None:
-    """Wherever a body ends too early, it is refused, in one frame and in two; the whole one is handled."""
+    """A body cut at any byte is refused, in one frame or two; the whole body is handled."""
     route = here(ROUTES[topic])
     cuts = [[topic.encode(), body[:end]] for end in range(len(body) + 1)]
     if parts == 1:
@@ -262,7 +264,7 @@ def test_bodies_cut_at_every_byte_are_refused(nonsense: Nonsense, topic: str, bo
 
 
 def test_tracked_frames_cut_at_every_byte_are_refused(nonsense: Nonsense) -> None:
-    """Topic, header or body: wherever a tracked frame is cut, nobody is called for what is left."""
+    """A tracked frame cut at any byte of topic, header or body calls no handler."""
     frame = tracked(GOOD, headers=b"\0\0\0\x05\x81\xa1k\xa1v")
     changes = nonsense.changes(*([frame[:end]] for end in range(len(frame) + 1)))
     refused = changes["malformed"] + changes[f"{here('typed_json')}.decode_error"]
@@ -273,7 +275,7 @@ def test_tracked_frames_cut_at_every_byte_are_refused(nonsense: Nonsense) -> Non
 
 
 def test_the_app_is_alive_and_its_counters_balance(tmp_path: Path) -> None:
-    """After a message of every kind each was counted once, and the app stops in peace."""
+    """After a message of each kind, the counters balance, and the app stops cleanly."""
     with conversation(tmp_path, READER) as talk:
         nonsense = Nonsense(talk)
         bodies = [[topic.encode() + b"\0" + body] for topic, body in UNDECODABLE.values()]
@@ -284,14 +286,14 @@ def test_the_app_is_alive_and_its_counters_balance(tmp_path: Path) -> None:
         assert (refused, changes[f"{here('typed_json')}.handled"]) == (len(bodies), 1)
         stats = talk.stats()
         shown = [line for line in talk.app.err if "malformed message refused" in line]
-        held = next(line for line in talk.app.err if "more like these" in line and "malformed" in line)
+        held = next(line for line in talk.app.err if "more lines like these" in line and "malformed" in line)
     assert stats["hook_errors"] == 0
     assert len(shown) == 5
-    assert f"{len(frames) - 5} more like these" in held
+    assert f"{len(frames) - 5} more lines like these" in held
 
 
 def test_bombs_do_not_end_the_stack_where_i_raised_the_recursion_limit(tmp_path: Path) -> None:
-    """100,000 nested arrays kill no process, whatever sys.setrecursionlimit says."""
+    """100,000 nested arrays do not end the process, even with a raised recursion limit."""
     with conversation(tmp_path, "import sys\nsys.setrecursionlimit(10_000_000)\n" + READER) as talk:
         nonsense = Nonsense(talk)
         bombs = [(topic, body) for topic, body in UNDECODABLE.values() if len(body) > 50_000]
@@ -305,14 +307,14 @@ def test_bombs_do_not_end_the_stack_where_i_raised_the_recursion_limit(tmp_path:
 
 @pytest.mark.slow
 def test_a_million_parts_are_one_refused_message(tmp_path: Path) -> None:
-    """1,000,001 empty parts fill no memory and reach nobody; the next message is handled."""
+    """A message of 1,000,001 parts uses little memory and calls no handler; the next one is handled."""
     with conversation(tmp_path, READER, peer="million_parts") as talk:
         changes = Nonsense(talk).changes([b"million"])
     assert changes == {"received": 1, "malformed": 1}
 
 
 def test_a_giant_frame_costs_its_publisher_the_connection_and_no_more(tmp_path: Path, way: Way) -> None:
-    """A frame far over the limit is not read into memory: the app cuts it off, comes back, and goes on."""
+    """For a frame far over the limit the app cuts the connection, connects again, and continues."""
     with conversation(tmp_path, READER, peer="watching_publisher", way=way) as talk:
         nonsense = Nonsense(talk)
         talk.send([b"json\0" + b" " * (4 * LIMIT)])

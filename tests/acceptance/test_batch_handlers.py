@@ -1,4 +1,4 @@
-"""Handlers of lists, between real processes over real sockets: the lists joined are what was sent."""
+"""Handlers of lists between processes: the lists joined are the sent messages."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ app.add_route(take_slowly if os.environ["SLOW"] == "yes" else take, "numbers", b
 
 
 def worked(folder: Path, *, coalesce: str, slow: str) -> tuple[dict[str, Any], list[str]]:
-    """What the sink says in the end, and its log."""
+    """Return the sink's outcome and its log."""
     settings = {"ENDPOINT": free_endpoint(), "COALESCE": coalesce, "SLOW": slow}
     module(folder, SOURCE, "source")
     module(folder, SINK, "sink")
@@ -100,7 +100,7 @@ def worked(folder: Path, *, coalesce: str, slow: str) -> tuple[dict[str, Any], l
 @pytest.mark.slow
 @pytest.mark.parametrize("coalesce", ["yes", "no"])
 def test_20000_messages_in_lists_are_what_was_sent_in_order(tmp_path: Path, coalesce: str) -> None:
-    """Whether or not they travelled together: each once, in order, in lists of 1 to 100."""
+    """Messages in lists of 1 to 100 arrive once and in order, whether they travel together or alone."""
     outcome, log = worked(tmp_path, coalesce=coalesce, slow="no")
     assert (outcome["same"], outcome["lost"]) == (True, 0)
     assert 1 <= outcome["shortest"] <= outcome["longest"] <= 100
@@ -111,8 +111,8 @@ def test_20000_messages_in_lists_are_what_was_sent_in_order(tmp_path: Path, coal
 
 @pytest.mark.parametrize("coalesce", ["yes", "no"])
 def test_a_slow_handler_of_lists_pauses_reading_and_loses_nothing(tmp_path: Path, coalesce: str) -> None:
-    """What is sent faster than it is handled waits, here up to the queue and else outside; the log says for whom."""
+    """A slow handler fills its queue and pauses reading; no message is lost, and the log names the handler."""
     outcome, log = worked(tmp_path, coalesce=coalesce, slow="yes")
     assert (outcome["same"], outcome["longest"], outcome["lost"]) == (True, 100, 0)
     assert (outcome["together"] > TOTAL // 2) == (coalesce == "yes")
-    assert any("take_slowly() at sink.py" in line and "is full: 500 messages wait" in line for line in log)
+    assert any("take_slowly() at sink.py" in line and "queue full (500 messages)" in line for line in log)

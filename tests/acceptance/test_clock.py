@@ -1,4 +1,4 @@
-"""The clock of the machine is set, or the machine sleeps, while an app runs: timers and timeouts know nothing of it."""
+"""If the clock of the machine is set, or the machine sleeps, timers and timeouts of a running app are not affected."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 STEPS = pytest.mark.parametrize("step", [-100_000, 100_000])
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
-# In Python's eyes the clock is set: all that reads it reads it by `time.time`. The line that says so comes by standard
-# input, to a thread: the main thread may have nothing to do.
+# In Python the clock is set, since all code that reads it calls `time.time`. The command to set it arrives by standard
+# input in a thread, since the main thread may be idle.
 SET_BY_INPUT = """
 import sys, threading, time
 wall, step = time.time, 0
@@ -94,7 +94,7 @@ reactor.run()
     ],
 )
 def test_timers_and_drain_timeouts_go_on_when_the_clock_is_set(program: str, reactor: str, step: int) -> None:
-    """The clock jumps by a day: my app ticks on, no timeout ends early, a stop ends in time, and the log tells."""
+    """If the clock jumps by a day, timers go on, timeouts and stops keep their time, and the log reports it."""
     if reactor == "uvloop":
         pytest.importorskip("uvloop")
     with Child("-c", SET_BY_INPUT + APP + program, reactor) as child:
@@ -107,7 +107,7 @@ def test_timers_and_drain_timeouts_go_on_when_the_clock_is_set(program: str, rea
         child.wait_for(lambda lines: len(lines) > seen + 20)
         code = child.end(signal.SIGTERM)
     if program is RUN:
-        assert code == 75, child.err  # the handlers that wait for ever are given up after the drain timeout
+        assert code == 75, child.err  # handlers that wait for ever are given up after the drain timeout
     else:
         assert (code, "complete False" in child.out) == (0, True), child.err
     assert not [line for line in child.out if "over" in line]
@@ -121,7 +121,7 @@ app.subscribe("a")(print)
 
 
 def test_an_app_that_nothing_happens_to_notices_it_too() -> None:
-    """No message and no timer of my own is needed."""
+    """An app without messages and timers notices the change as well."""
     with Child("-c", SET_BY_INPUT + "from zroute import App\n" + IDLE + RUN, "epoll") as child:
         child.line_with("subscribes, connects", stream="err")
         child.write("-3600\n")
@@ -157,7 +157,7 @@ app.run()
 @pytest.mark.skipif(not FAKETIME.exists(), reason="needs libfaketime")
 @pytest.mark.parametrize("faked", [PUBLISHER, READER], ids=["publisher", "reader"])
 def test_the_clock_of_the_system_is_set_back(tmp_path: Path, faked: str) -> None:
-    """As by `date -s` or NTP: libfaketime gives one of the two processes another time, and messages go on."""
+    """If libfaketime sets the clock of one of two processes back, messages still arrive."""
     shift = tmp_path / "shift"
     shift.write_text("+0s")
     environment = {

@@ -1,4 +1,4 @@
-"""Coalescing between processes: bursts, slow readers, stops, joins; what is counted and what is on the wire."""
+"""Coalescing between processes: bursts, slow readers, stops and joins, with their counters and frames."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ app.run()
 
 
 def run(way: Way, overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
-    """How many were sent, and what the reader says: seen, in order, lost, unknown losses, duplicates."""
+    """Return the number sent, and the reader's report: seen, in order, lost, unknown losses, duplicates."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, str(pause)) as reader,
@@ -131,20 +131,20 @@ def run(way: Way, overflow: str, pause: float, how: str = "goes on") -> tuple[in
 
 
 def test_a_slow_reader_loses_frames_and_counts_messages(way: Way) -> None:
-    """100,000 in bursts past a reader that sleeps: what it sees and what it counts as lost is what was sent."""
+    """If bursts overflow a sleeping reader, the messages seen and counted as lost are exactly those sent."""
     sent, (seen, ordered, lost, tails, duplicates) = run(way, "drop", 3)
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
     assert sent == MANY
 
 
 def test_one_that_waits_loses_nothing(way: Way) -> None:
-    """With overflow="wait" all of them arrive at the same slow reader, in order."""
+    """With overflow="wait" a slow reader receives all messages, in order."""
     assert run(way, "wait", 3) == (MANY, [MANY, True, 0, 0, 0])
 
 
 @pytest.mark.parametrize("overflow", ["drop", "wait"])
 def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(way: Way, overflow: str) -> None:
-    """My publisher stops in a turn in which it has published: every message of it arrives, and no tail is unknown."""
+    """A publisher that stops in the turn of its last publish still sends every message before the goodbye."""
     sent, (seen, ordered, lost, tails, duplicates) = run(way, overflow, 0, "stops")
     assert sent == MANY // 2 + 1
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
@@ -152,7 +152,7 @@ def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(way: Way, ov
 
 
 def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on(way: Way) -> None:
-    """A second reader joins while bursts go on: from the first that it sees, it sees or counts each."""
+    """A reader that joins during bursts misses no message after its first one."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, "0") as first,
@@ -169,7 +169,7 @@ def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on(way: Way)
         assert publisher.end() == 0
         assert first.end() == 0
     assert seen == [sent, True, 0, 0, 0]
-    assert at_ready is None or begins <= at_ready  # it may know of its join before the first message
+    assert at_ready is None or begins <= at_ready  # it may have joined before the first message
     assert 0 < begins <= last == sent - 1
     assert (gapless, lost, duplicate) == (True, 0, 0)
 
@@ -211,7 +211,7 @@ app.run()
 
 @pytest_twisted.ensureDeferred
 async def test_who_joins_late_gets_the_last_of_a_frame(way: Way) -> None:
-    """keep="last" and coalesce: the newest message of the burst is what a late reader is given, once."""
+    """With keep="last" and coalesce, a late reader receives the newest message of a burst once."""
     meeting = way.meeting()
     feed = App(pub=meeting.bind, codec="json", name="feed")
     numbers = feed.publisher("numbers.{x}", int, keep="last", coalesce=True)
@@ -243,7 +243,7 @@ def _putting(box: Mailbox[int]) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_what_can_not_be_encoded_is_an_error_where_it_is_published() -> None:
-    """A wrong message among those that are held raises at its publish, and the others arrive."""
+    """A message that cannot be encoded raises at its publish; the other messages of the batch arrive."""
     endpoint = free_endpoint()
     feed, reader = App(pub=endpoint, codec="json"), App(sub=endpoint, codec="json")
     numbers = feed.publisher("numbers", int, coalesce=Coalesce(seconds=0.05))
@@ -293,17 +293,17 @@ app.run()
 
 
 def test_what_is_held_when_the_socket_goes_is_counted_as_not_sent() -> None:
-    """Whoever destroys the context under an app is told of each topic, and who publishes later gets the error."""
+    """If the context is destroyed under an app, held messages are counted and logged; publish raises."""
     with Child("-c", GONE, free_endpoint()) as program:
         program.line_with("taken 9")
         program.line_with("counted 3 6 3")
-        program.line_with("not sent, messages: 2: 'numbers.a': ", stream="err")
+        program.line_with("messages not sent: 2 ('numbers.a': ", stream="err")
 
 
 @pytest.mark.parametrize("wire", ["plain", "multipart", "tracked"])
 @pytest_twisted.ensureDeferred
 async def test_plain_wires_carry_single_messages(wire: Any) -> None:
-    """A reader that knows nothing of zroute gets one message a frame on the plain wires, whatever I ask for."""
+    """On the plain wires each frame has one message, whatever coalesce says; on the tracked one, several."""
     endpoint = free_endpoint()
     feed = App(pub=endpoint, codec="json", wire=wire, coalesce=True)
     numbers = feed.publisher("numbers", int)
@@ -337,7 +337,7 @@ async def test_plain_wires_carry_single_messages(wire: Any) -> None:
 async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left of the frame is not in the socket, so no event tells of it: it is read all the same, and at once."""
+    """If reading pauses inside a frame, the rest is read as soon as there is room, without a socket event."""
     monkeypatch.setattr(clock, "TICK", 3600.0)  # no beat that would wake the reader
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader, box = App(pub=endpoint, coalesce=True), App(sub=endpoint), Mailbox[int]()
@@ -358,7 +358,7 @@ async def test_a_pause_in_the_middle_of_a_frame_ends_when_there_is_room(
 
 @pytest_twisted.ensureDeferred
 async def test_a_derived_stream_that_waits_for_room_waits_for_no_window(tmp_path: Path) -> None:
-    """Each message of mine is awaited before the next one is made: a hundred windows of a second would take minutes."""
+    """A derived stream with overflow="wait" does not wait a coalescing window for each message."""
     source, sink = f"ipc://{tmp_path}/a", f"ipc://{tmp_path}/b"
     feed, reader, box = App(pub=source), App(sub=sink), Mailbox[int]()
     app = App(sub=source, pub=sink, overflow="wait", coalesce=Coalesce(seconds=1.0))
@@ -380,7 +380,7 @@ async def test_a_derived_stream_that_waits_for_room_waits_for_no_window(tmp_path
 
 @pytest_twisted.ensureDeferred
 async def test_timers_run_in_the_middle_of_a_frame_of_slow_messages(tmp_path: Path) -> None:
-    """My function takes 2 ms, and a frame of a thousand messages does not stop my program for two seconds."""
+    """A frame of a thousand messages for a handler that takes 2 ms does not stop the timers for two seconds."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher = App(pub=endpoint, coalesce=Coalesce(messages=1000))
     reader, box, ticks = App(sub=endpoint), Mailbox[int](), []
@@ -406,7 +406,7 @@ async def test_timers_run_in_the_middle_of_a_frame_of_slow_messages(tmp_path: Pa
 
 @pytest_twisted.ensureDeferred
 async def test_a_number_of_messages_is_kept_also_in_the_middle_of_a_frame(tmp_path: Path) -> None:
-    """zroute run --max-messages 10: ten are handled, though they came with fifty others."""
+    """--max-messages 10 stops after ten messages, even if they arrived in a frame with fifty others."""
     endpoint = f"ipc://{tmp_path}/s"
     publisher, reader, box = App(pub=endpoint, coalesce=True), App(sub=endpoint), Mailbox[int]()
     numbers = publisher.publisher("n", int)
@@ -426,7 +426,7 @@ async def test_a_number_of_messages_is_kept_also_in_the_middle_of_a_frame(tmp_pa
 
 
 def test_a_publication_can_be_patched_while_an_app_runs() -> None:
-    """publish stays the method that it is: a test may replace it, and whoever has kept it finds out about a stop."""
+    """publish can be patched while an app runs, and a kept reference to it raises after the stop."""
     app = App(pub="tcp://127.0.0.1:1")
     numbers = app.publisher("n", int)
     with mock.patch.object(numbers, "publish") as patched, TestApp(app):

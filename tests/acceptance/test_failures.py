@@ -1,4 +1,4 @@
-"""Handlers that fail, and publishers that are refused: said where it belongs, and nothing else stops."""
+"""Handlers that fail, and publishers that are refused: the error is reported in its place, and all else continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 from tests.acceptance.conversation import conversation
 from tests.running import running, subscribed
 from tests.support import PATIENCE
-from zroute import App, EncodeError, NotRunningError, TopicError
+from zroute import App, EncodeError, Limits, NotRunningError, TopicError
 from zroute.messages.control import MARKER, pack_marker
 
 READER = """
@@ -44,16 +44,6 @@ FAILING = {
 def failing(number: int):
     if number:
         raise ValueError("of mine")
-    say("handled")
-""",
-    ),
-    "a function that exits": (
-        "SystemExit",
-        """
-@app.subscribe("fail")
-def failing(number: int):
-    if number:
-        raise SystemExit("of mine")
     say("handled")
 """,
     ),
@@ -99,13 +89,13 @@ async def failing(number: int):
     say("handled")
 """,
     ),
-    "a coroutine that exits": (
-        "SystemExit",
+    "a coroutine that is interrupted": (
+        "KeyboardInterrupt",
         """
 @app.subscribe("fail")
 async def failing(number: int):
     if number:
-        raise SystemExit("of mine")
+        raise KeyboardInterrupt("of mine")
     say("handled")
 """,
     ),
@@ -147,7 +137,7 @@ def failing(number: int):
 
 @pytest.mark.parametrize("case", FAILING)
 def test_a_handler_that_fails_stops_nothing(tmp_path: Path, case: str) -> None:
-    """It is counted, logged with its traceback, and given to on_error; other handlers and messages go on."""
+    """A failing handler is counted, logged with its traceback, and given to on_error; others continue."""
     kind, source = FAILING[case]
     pub = ["--pub", "tcp://127.0.0.1:*"] if "publisher" in source else []
     with conversation(tmp_path, READER + source, options=pub) as talk:
@@ -174,7 +164,7 @@ def test_a_handler_that_fails_stops_nothing(tmp_path: Path, case: str) -> None:
 
 
 def test_a_flood_of_failures_is_a_few_lines_and_a_number(tmp_path: Path) -> None:
-    """A thousand failures are all counted and given to on_error; the log shows five, and says how many more."""
+    """Of a thousand failures, all are counted and given to on_error; the log shows five, and a number."""
     with conversation(tmp_path, READER + FAILING["a function that raises"][1]) as talk:
         talk.send(*[[b"fail\0" + b"1"]] * 1000)
         heard = talk.heard()
@@ -182,7 +172,7 @@ def test_a_flood_of_failures_is_a_few_lines_and_a_number(tmp_path: Path) -> None
     assert sum(words[0] == "told" for words in heard) == 1000
     assert stats["routes"]["failing()"]["handler_error"] == 1000
     assert sum("failed on 'fail'" in line for line in talk.app.err) == 5
-    assert sum("995 more like these" in line for line in talk.app.err) == 1
+    assert sum("995 more lines like these" in line for line in talk.app.err) == 1
 
 
 # -- at the caller ---------------------------------------------------------------------------------------
@@ -195,7 +185,7 @@ class Quote:
 
 
 def refusals(app: App) -> dict[str, tuple[type[Exception], Any]]:
-    """What must raise, and how it is called."""
+    """Return the calls that must raise, with their errors."""
     quotes, anything = app.publisher("stocks.{symbol}", Quote), app.publisher("any")
     good = Quote("A", 1.0)
     deep: list[Any] = []
@@ -222,8 +212,8 @@ def refusals(app: App) -> dict[str, tuple[type[Exception], Any]]:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("wire", ["tracked", "plain", "multipart"])
 async def test_what_cannot_be_sent_raises_at_the_caller(wire: Any) -> None:
-    """A bad topic, an object that can't be encoded, a body too large: I am told at once, and nothing is sent."""
-    app = App(pub="tcp://127.0.0.1:*", max_message=1000, wire=wire)
+    """A bad topic, a message that cannot be encoded and a body that is too large raise at publish."""
+    app = App(pub="tcp://127.0.0.1:*", limits=Limits(max_message=1000), wire=wire)
     cases = refusals(app)
     with pytest.raises(NotRunningError):
         app.publish("a", 1)
@@ -250,7 +240,7 @@ async def test_what_cannot_be_sent_raises_at_the_caller(wire: Any) -> None:
             frames = peer.recv_multipart(zmq.NOBLOCK)
             assert frames[0].startswith(b"good")
             assert frames[-1].endswith(b"fine")
-            if wire == "tracked":  # not even a number was used up
+            if wire == "tracked":  # not even a number was used
                 assert frames[0][5 + 16 : 5 + 24] == (1).to_bytes(8, "big")
         finally:
             peer.close(0)

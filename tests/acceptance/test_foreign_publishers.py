@@ -1,4 +1,4 @@
-"""Real publishers of other kinds, in processes of their own, feed handlers over tcp."""
+"""Publishers of other libraries, in separate processes, feed handlers over tcp."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def everything(envelope: Envelope):
 
 
 def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path, way: Way) -> None:
-    """What txZMQ publishes reaches the handlers whose patterns match, typed, in order, and once each."""
+    """Messages of txZMQ reach the matching handlers, typed, in order, and once each."""
     with conversation(tmp_path, TYPED, peer="txzmq_publisher", way=way) as talk:
         talk.send(
             [b"news.breaking", b"b"],
@@ -82,7 +82,7 @@ def test_a_txzmq_publisher_feeds_typed_handlers(tmp_path: Path, way: Way) -> Non
 
 
 def test_a_txzmq_subscriber_reads_a_plain_app(tmp_path: Path, way: Way) -> None:
-    """gotMessage gets tag and message as from txZMQ itself, the empty topic too: all, in order, none twice."""
+    """A txZMQ subscriber of a plain app gets each tag and message once, in order, with the empty topic."""
     meeting = way.meeting()
     (tmp_path / "sender.py").write_text(
         f"""
@@ -110,7 +110,7 @@ def send():
 
 
 def test_a_two_frame_publisher_is_read(tmp_path: Path, way: Way) -> None:
-    """[topic, body], as the guide's envelopes and most other languages send it."""
+    """Messages of the form [topic, body], as most other languages send them, are received."""
     with conversation(tmp_path, TYPED, way=way) as talk:
         talk.send([b"stocks.AAPL", QUOTE], [b"news", b"n"], [b"news.x", b"y"], [b"stocks.MSFT", QUOTE])
         heard = [words for words in talk.heard() if words[0] in ("stock", "news")]
@@ -131,7 +131,7 @@ def binary(body: bytes, envelope: Envelope):
 
 
 def test_three_and_seven_parts_are_read(tmp_path: Path, way: Way) -> None:
-    """[topic, body, 4-byte sequence] of a Bitcoin node, and seven parts: the rest is in the envelope."""
+    """In messages of three or seven parts, such as a Bitcoin node's, the extra parts are in the envelope."""
     with conversation(tmp_path, PARTS, way=way) as talk:
         talk.send(
             [b"rawblock", b"\xab\0\xcd", (7).to_bytes(4, "little")],
@@ -159,7 +159,7 @@ def image(body: bytes, envelope: Envelope):
 
 
 def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path, way: Way) -> None:
-    """Images of 100 KB, one of them in two parts, and words between them: each arrives as it was sent, in order."""
+    """Images of 100 KB, one in two parts, and words between them arrive whole and in order."""
     bodies = [bytes([number]) * size for number, size in enumerate((100_000, 100_001, 5, 100_002, 100_003, 8_193))]
     sent = [[b"image.%d\0" % number + body] for number, body in enumerate(bodies)]
     sent[3] = [b"image.3", bodies[3]]
@@ -173,7 +173,7 @@ def test_large_messages_among_small_ones_are_read_whole(tmp_path: Path, way: Way
 
 
 def test_topics_that_are_no_text_reach_their_prefix(tmp_path: Path, way: Way) -> None:
-    """A startswith of bytes receives topics that are not UTF-8, and I get them back as they were."""
+    """startswith() with bytes receives topics that are not UTF-8, and the handler gets the original bytes."""
     with conversation(tmp_path, PARTS, way=way) as talk:
         talk.send([b"\xff\x01\xfe\0body"], [b"\xff\x01", b"two"], [b"\xff\x02\0no"])
         assert talk.heard() == [["binary", "ff01fe", b"body".hex()], ["binary", "ff01", b"two".hex()]]

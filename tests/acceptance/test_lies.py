@@ -1,4 +1,4 @@
-"""A peer that lies about another's numbers, and a path that swallows everything, against real apps and sockets."""
+"""A peer that forges the numbers of another, and a path that drops everything, with real apps and sockets."""
 
 from __future__ import annotations
 
@@ -80,19 +80,19 @@ tell()
 
 
 def told(lines: list[str]) -> list[Any]:
-    """What the reader has said last: seen, lost, unknown losses, whether they were in order and once, connections."""
+    """Return the reader's latest report: seen, lost, unknown losses, in order and once, connections."""
     found = [line for line in lines if line.startswith("[")]
     return list(json.loads(found[-1])) if found else [0, 0, 0, True, 0]
 
 
 def published(lines: list[str]) -> int:
-    """The last number that the publisher has published."""
+    """Return the last number that the publisher has published."""
     return int([line for line in lines if line.startswith("published")][-1].split()[1])
 
 
 @pytest.mark.parametrize("lie", ["ahead", "beats", "joins_as", "goodbyes", "joins_with_name"])
 def test_a_lie_heals_and_the_count_is_right_at_the_end(lie: str) -> None:
-    """Frames in the name of an honest publisher claim what it never sent: it is heard again, and the sum is exact."""
+    """After forged frames in a publisher's name, its messages are handled again, and its losses are exact."""
     honest, lying = Way("address").meeting(), Way("address").meeting()
     with (
         Child("-c", PUBLISHER, honest.bind) as publisher,
@@ -102,7 +102,7 @@ def test_a_lie_heals_and_the_count_is_right_at_the_end(lie: str) -> None:
         liar.line_with("epoch")
         with Child("-c", READER, f"{honest.connect},{lying.connect}", "2") as reader:
             reader.line_with("ready")
-            publisher.write("+600\n")  # only now, so that a slow start leaves as many to be heard after the lie
+            publisher.write("+600\n")  # only now, so that a slow start leaves as many messages after the lie
             reader.wait_for(lambda lines: told(lines)[0] >= 20)
             liar.write(f"lie {lie} {epoch} {published(publisher.out)} honest@host\n")
             liar.line_with("lied")
@@ -113,12 +113,12 @@ def test_a_lie_heals_and_the_count_is_right_at_the_end(lie: str) -> None:
         seen, lost, unknown, ordered, _ = told(reader.out)
     assert ordered
     assert seen > 300
-    assert unknown == 0 or lie == "joins_with_name"  # the invented runs have gone without a goodbye
+    assert unknown == 0 or lie == "joins_with_name"  # the invented runs have ended without a goodbye
     assert seen + lost == 600
 
 
 def test_a_path_that_swallows_everything_is_noticed_on_a_quiet_stream() -> None:
-    """The connection stays open and brings nothing: it is noticed and cut, and what was lost meanwhile is counted."""
+    """An open connection that delivers nothing is noticed and cut, and its losses are counted."""
     meeting = Way("address").meeting()
     proxy = TroubleProxy(int(meeting.bind.rpartition(":")[2]))
     try:

@@ -1,4 +1,4 @@
-"""First parts that are no topics: a publisher sends JSON headers or pickles of 200 kB before its messages."""
+"""First parts that are not topics: a publisher sends JSON headers or pickles of 200 kB before its messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MEGABYTES = 400
 SIZE = 200_000
 AT_ONCE = 100
 GROWTH = 100
-"""MB that the reader may have grown by at the end; all that was sent is four times as much."""
+"""The MB that the reader may have grown by at the end; it has received four times as much."""
 
 READER = """
 import resource, sys
-from zroute import App, startswith
+from zroute import App, Limits, startswith
 
-app = App(sub=sys.argv[1], max_message=1_000_000)
+app = App(sub=sys.argv[1], limits=Limits(max_message=1_000_000))
 handled = 0
 
 @app.subscribe(startswith(""))
@@ -36,7 +36,7 @@ app.run()
 
 
 def test_headers_before_messages_fill_no_memory() -> None:
-    """400 MB of unique first parts, without any attacker: the reader handles all, grows little, and says why."""
+    """400 MB of unique first parts are all handled with bounded memory, and one log line explains them."""
     endpoint = free_endpoint()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Child("-c", READER, endpoint) as reader:
@@ -54,6 +54,6 @@ def test_headers_before_messages_fill_no_memory() -> None:
             sent += AT_ONCE + 1
             rss.append(float(reader.line_with(f" {sent}").split()[1]))
         assert rss[-1] - rss[0] < GROWTH
-        assert any("nothing is kept for topics over 255" in line for line in reader.err)
-        assert sum("nothing is kept for topics over 255" in line for line in reader.err) == 1
+        assert any("topics over 255 bytes are not cached" in line for line in reader.err)
+        assert sum("topics over 255 bytes are not cached" in line for line in reader.err) == 1
     context.destroy(linger=0)

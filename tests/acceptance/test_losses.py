@@ -1,4 +1,4 @@
-"""Loss between processes is counted, to the message: at full queues, over restarts, to the last one."""
+"""Losses between processes are counted exactly: at full queues, over restarts, and at the end."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ app.run()
 
 
 def told(child: Child, least: int) -> None:
-    """Wait until it has received or counted so many."""
+    """Wait until the reader has received or counted ``least`` messages."""
     child.wait_for(lambda lines: any(line.startswith("[") and sum(json.loads(line)[1:3]) >= least for line in lines))
 
 
 @pytest.mark.parametrize(("pause", "every"), [(0.0, 10**9), (0.6, 3_000), (2.0, 9_000)])
 def test_what_a_slow_reader_loses_is_counted_exactly(way: Way, pause: float, every: int) -> None:
-    """Messages of 600 bytes: handled and lost together are all of them, the last one too; none twice."""
+    """Handled and lost messages are together all that were sent, including the last one, and none repeats."""
     meeting, total = way.meeting(), sized(100_000, 40_000)
     with (
         Child("-c", SUBSCRIBER, meeting.connect, str(pause), str(every)) as reader,
@@ -145,7 +145,7 @@ def tell():
 
 
 def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count(way: Way) -> None:
-    """I attach one while messages are lost, and take it away again: all are handled or counted, as without it."""
+    """If a wider pattern is attached and closed while messages are lost, the counters stay exact."""
     meeting, total = way.meeting(), sized(100_000, 40_000)
     with (
         Child("-c", ATTACHING, meeting.connect, "0.6", "3000") as reader,
@@ -205,7 +205,7 @@ app.run()
 
 
 def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap(way: Way) -> None:
-    """Seventeen others cover the topic, and sixteen numbers are in a message: what I received is not lost."""
+    """A subscription whose number does not fit into a message sees no false gap."""
     meeting = way.meeting()
     context: zmq.Context[Any] = zmq.Context()
     others = context.socket(zmq.SUB)
@@ -216,21 +216,21 @@ def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap
     with Child("-c", NARROW, meeting.connect) as reader, Child("-c", MANY_COVER, meeting.bind) as publisher:
         publisher.line_with("sent")
         assert publisher.end() == 0
-        reader.line_with("was received or counted", stream="err")
+        reader.line_with("were received or counted", stream="err")
         assert reader.end() == 0
         assert reader.line_with("seen") == "seen 1000 lost 0 0"
     context.destroy(linger=0)
 
 
 def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of(way: Way) -> None:
-    """After a goodbye nothing is missing; after SIGKILL and a restart the tail of the first is unknown, not zero."""
+    """A goodbye leaves no loss; SIGKILL and a restart leave an unknown loss, not zero."""
     meeting = way.meeting()
     with Child("-c", SUBSCRIBER, meeting.connect, "0", "1000000") as reader:
         with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as first:
             first.line_with("sent")
             told(reader, 1000)
             assert first.end() == 0
-        reader.line_with("was received or counted", stream="err")
+        reader.line_with("were received or counted", stream="err")
         with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as second:
             second.line_with("sent")
             told(reader, 2000)

@@ -1,4 +1,4 @@
-"""What a publisher does while a subscriber has no room: drop and be counted, raise, or wait."""
+"""A publisher whose subscriber has no room drops and counts messages, raises, or waits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ app.run()
 
 
 def run(way: Way, overflow: str) -> tuple[list[int], list[str]]:
-    """What the reader has seen at the end, and what the publisher says."""
+    """Return the reader's final report, and the publisher's words."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, "3") as reader,
@@ -88,27 +88,27 @@ def run(way: Way, overflow: str) -> tuple[list[int], list[str]]:
     ):
         publisher.line_with("refused")
         assert publisher.end() == 0, publisher.err
-        line = reader.line_with("[")  # at the latest behind the goodbye
+        line = reader.line_with("[")  # at the latest after the goodbye
         assert reader.end() == 0
     return json.loads(line), publisher.line_with("refused").split()
 
 
 def test_one_that_waits_loses_nothing(way: Way) -> None:
-    """Many messages past a reader that sleeps for 3 s: all arrive, in order, and another topic was never held up."""
+    """With overflow="wait" a reader that sleeps for 3 s receives all, in order, and other topics go on."""
     (seen, ordered, lost, gaps), said = run(way, "wait")
     assert (seen, ordered, lost, gaps) == (MANY, True, 0, 0)
     assert int(said[3]) > 0
 
 
 def test_one_that_raises_loses_nothing_that_was_not_refused(way: Way) -> None:
-    """Each refusal is told at the caller, who publishes again; no number is used up for it."""
+    """With overflow="raise" the caller gets each refusal and publishes again, without a gap in the numbers."""
     (seen, ordered, lost, gaps), said = run(way, "raise")
     assert (seen, ordered, lost, gaps) == (MANY, True, 0, 0)
     assert int(said[1]) > 0
 
 
 def test_one_that_drops_is_not_held_up(way: Way) -> None:
-    """What the reader had no room for is lost, and counted there."""
+    """With overflow="drop" the publisher does not wait, and the reader counts its losses."""
     (seen, _, lost, gaps), said = run(way, "drop")
     assert said == ["refused", "0", "waited", "0"]
     assert seen + lost == MANY

@@ -1,4 +1,4 @@
-"""Producers of all kinds in ``zroute run``, once for real: counts and order, since clocks of machines differ."""
+"""Producers of all kinds in ``zroute run``; the test checks counts and order, since clocks of machines differ."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def bye():
 
 @KINDS
 def test_producers_of_all_kinds_publish_all_in_order(kind: str, tmp_path: Path) -> None:
-    """every=, jitter, delays, generators plain and async, back-off, exhaustion, overlap: as the design has it."""
+    """every=, jitter, delays, generators, back-off and overlap behave as documented, and keep their order."""
     (tmp_path / "producers.py").write_text(PRELUDE + PRODUCERS)
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "producers", "--reactor", kind) as child:
         child.wait_for(lambda lines: enough(lines))
@@ -147,7 +147,7 @@ def test_producers_of_all_kinds_publish_all_in_order(kind: str, tmp_path: Path) 
 
 
 def enough(lines: list[str]) -> bool:
-    """Whether the slowest of them has published."""
+    """Return True if the slowest producers have published."""
     seen = Counter(line.partition(",")[0].strip('["') for line in lines)
     return (
         seen["again"] >= 2
@@ -208,7 +208,7 @@ def bye():
 
 @KINDS
 def test_a_stop_waits_until_what_it_cancels_has_cleaned_up(kind: str, tmp_path: Path) -> None:
-    """The finally: of my timers and generators may await and publish; then comes on_shutdown, and exit 0."""
+    """At a stop, timers and generators may await and publish in finally:; on_shutdown and exit 0 follow."""
     (tmp_path / "closing.py").write_text(PRELUDE + CLOSING)
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "closing", "--reactor", kind) as child:
         child.wait_for(lambda lines: {"periodic runs", "driven runs", "function runs"} <= set(lines))
@@ -220,7 +220,7 @@ def test_a_stop_waits_until_what_it_cancels_has_cleaned_up(kind: str, tmp_path: 
 
 @KINDS
 def test_what_can_not_be_cancelled_is_named_by_the_stop(kind: str, tmp_path: Path) -> None:
-    """A timer that goes on whatever happens is given up after the drain timeout, and the exit code says so."""
+    """A timer that ignores its cancellation is given up after the drain timeout, named, and exits with 75."""
     source = """
 import asyncio
 app = App(name="stubborn")

@@ -1,4 +1,4 @@
-"""A join is complete when it says so: many subscriptions, and through a proxy that knows nothing of zroute."""
+"""A reported join is complete: with thousands of subscriptions, and through a proxy without zroute."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ print(json.dumps([len(set(seen)), app.stats.lost, app.stats.unknown_losses, app.
 
 
 def exchanged(publisher: Child, reader: Child, total: int) -> None:
-    """Ready, then one message for each subscription: all arrive, and nothing is missing."""
+    """Wait for ready, then check that one message for each subscription arrives."""
     reader.line_with("started")
     reader.line_with("ready")
     publisher.write("go\n")
@@ -76,12 +76,12 @@ def exchanged(publisher: Child, reader: Child, total: int) -> None:
     reader.line_with("all")
     assert reader.end() == 0
     assert publisher.end() == 0
-    seen, lost, _, joined = json.loads(reader.out[-1])  # a stop may have no time for 20,000 beats: that is told
+    seen, lost, _, joined = json.loads(reader.out[-1])  # losses may be unknown: a stop may not send 20,000 beats
     assert (seen, lost, joined) == (total, 0, True)
 
 
 def test_thousands_of_subscriptions_are_all_active_when_the_reader_is_ready(way: Way) -> None:
-    """ZeroMQ drops some of so many at once in silence; ready is told only when the publisher has them all."""
+    """ZeroMQ may drop subscriptions sent at once; ready() returns only when the publisher has them all."""
     meeting = way.meeting()
     with (
         Child("-c", PUBLISHER, meeting.bind, str(MANY)) as publisher,
@@ -92,7 +92,7 @@ def test_thousands_of_subscriptions_are_all_active_when_the_reader_is_ready(way:
 
 
 def test_ready_works_through_a_stock_proxy(way: Way) -> None:
-    """An XSUB/XPUB forwarder of plain pyzmq between us: the join goes through, and nothing after it is missing."""
+    """A join through an XSUB/XPUB forwarder of plain pyzmq completes, and no later message is missing."""
     front, back = way.meeting(), way.meeting()
     with (
         Child("-c", PUBLISHER, front.bind, "500") as publisher,
@@ -125,7 +125,7 @@ app.run()
 
 
 def test_who_waits_in_on_startup_is_told_that_it_waits_for_itself() -> None:
-    """Subscriptions are sent after on_startup; the error says so, not that no publisher runs."""
+    """ready() in on_startup raises an error that says that it cannot succeed there."""
     with Child("-c", WAITS_FOR_ITSELF, "tcp://127.0.0.1:1") as reader:
         assert "not in on_startup itself" in reader.line_with("not ready within 0.2 s: on_startup has not ended")
         assert reader.end() == 0
@@ -156,7 +156,7 @@ app.run()
 
 
 def test_who_is_not_ready_is_told_which_endpoints_are_silent(way: Way) -> None:
-    """Of three endpoints one answers, at one a publisher is frozen, and at one nobody is: the last two are named."""
+    """The error of ready() names the two endpoints of three that did not answer."""
     there, frozen, nobody = (way.meeting() for _ in range(3))
     with (
         Child("-c", PUBLISHER, there.bind, "1") as publisher,

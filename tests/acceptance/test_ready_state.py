@@ -1,4 +1,4 @@
-"""`ready(state=True)`: all that publishers keep has been received, or counted as lost, when it returns."""
+"""`ready(state=True)` returns when all kept messages have been received or counted as lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zroute.messages.wire import NUL, Kind, parse_header, parse_kept
 
 
 def feed(endpoint: str, name: str, number: int, **options: Any) -> App:
-    """An app that keeps a message of ``number`` topics from its start on."""
+    """Return an app that keeps a message on each of ``number`` topics from its start."""
     app = App(pub=endpoint, name=name, **options)
     state = app.publisher(f"state.{name}.{{n}}", int, keep="last" if options.get("wire") != "plain" else None)
 
@@ -32,7 +32,7 @@ def feed(endpoint: str, name: str, number: int, **options: Any) -> App:
 
 
 def reader(*endpoints: str, **options: Any) -> tuple[App, list[tuple[str, int, bool]]]:
-    """An app, and what it was given."""
+    """Return an app and the list of the messages that it has handled."""
     app, got = App(sub=endpoints), list[tuple[str, int, bool]]()
 
     @app.subscribe("state.{name}.*", **options)
@@ -43,14 +43,14 @@ def reader(*endpoints: str, **options: Any) -> tuple[App, list[tuple[str, int, b
 
 
 def kept(name: str, number: int) -> set[tuple[str, int, bool]]:
-    """What a `feed` keeps, as a `reader` is given it."""
+    """Return the kept messages of a `feed` as a `reader` lists them."""
     return {(name, n, True) for n in range(number)}
 
 
 @pytest.mark.parametrize("overflow", ["drop", "raise", "wait"])
 @pytest_twisted.ensureDeferred
 async def test_all_that_is_kept_has_been_handled(tmp_path: Path, overflow: str) -> None:
-    """More than is sent in one turn; without state=True it is still to come."""
+    """ready(state=True) waits for more kept messages than one turn sends; ready() alone does not."""
     endpoint = f"ipc://{tmp_path}/s"
     late, got = reader(endpoint)
     async with running(feed(endpoint, "a", 700, overflow=overflow)), running(late):
@@ -59,13 +59,13 @@ async def test_all_that_is_kept_has_been_handled(tmp_path: Path, overflow: str) 
         await late.ready(timeout=PATIENCE, state=True)
         assert set(got) == kept("a", 700)
         assert len(got) == 700
-        await late.ready(timeout=PATIENCE, state=True)  # once more: at once
+        await late.ready(timeout=PATIENCE, state=True)  # the second time it returns at once
         assert late.stats.lost == 0
 
 
 @pytest_twisted.ensureDeferred
 async def test_all_publishers_are_waited_for_also_those_that_keep_nothing(tmp_path: Path) -> None:
-    """Several endpoints, with more, less and nothing to give; by default all that are connected."""
+    """By default ready(state=True) waits for all connected publishers, also those that keep nothing."""
     endpoints = [f"ipc://{tmp_path}/{name}" for name in "abc"]
     late, got = reader(*endpoints)
     first, second, third = (feed(to, name, many) for to, name, many in zip(endpoints, "abc", (900, 3, 0), strict=True))
@@ -77,7 +77,7 @@ async def test_all_publishers_are_waited_for_also_those_that_keep_nothing(tmp_pa
 
 @pytest_twisted.ensureDeferred
 async def test_lists_have_been_handed_over(tmp_path: Path) -> None:
-    """A plain function with batch= has been called with all of it, too."""
+    """Kept messages have also been handed to a plain function with batch=."""
     endpoint = f"ipc://{tmp_path}/s"
     late, got = App(sub=endpoint), list[int]()
 
@@ -92,7 +92,7 @@ async def test_lists_have_been_handed_over(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_attached_is_waited_for(tmp_path: Path) -> None:
-    """A later subscription has kept messages of its own, and one that nothing is kept of ends as well."""
+    """After an attach, it waits for the kept messages of the new subscription, even if there are none."""
     endpoint = f"ipc://{tmp_path}/s"
     late, got = App(sub=endpoint), list[int]()
     async with running(feed(endpoint, "a", 300)), running(late):
@@ -104,7 +104,7 @@ async def test_what_is_attached_is_waited_for(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_newer_message_takes_the_place_of_a_kept_one(tmp_path: Path) -> None:
-    """What is published while kept messages are given is there in their place when all have come."""
+    """A message published while kept messages are sent is received in place of the kept one."""
     endpoint = f"ipc://{tmp_path}/s"
     source = feed(endpoint, "a", 600)
     late, got = reader(endpoint)
@@ -119,7 +119,7 @@ async def test_a_newer_message_takes_the_place_of_a_kept_one(tmp_path: Path) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_a_plain_publisher_keeps_nothing(tmp_path: Path) -> None:
-    """It is not waited for, as without state=True; a tracked one beside it is."""
+    """It does not wait for a plain publisher, but for a tracked one beside it."""
     endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
     late, got = reader(*endpoints)
     async with running(feed(endpoints[0], "a", 5, wire="plain")), running(feed(endpoints[1], "b", 300)), running(late):
@@ -127,12 +127,12 @@ async def test_a_plain_publisher_keeps_nothing(tmp_path: Path) -> None:
         assert set(got) == kept("b", 300)
 
 
-# -- through a proxy, which may drop what it likes ------------------------------------------------------------
+# -- through a proxy that drops frames ------------------------------------------------------------------------
 
 
 @contextmanager
 def proxy(front: str, back: str, passes: Callable[[bytes], bool]) -> Iterator[None]:
-    """Forward between a publisher at ``front`` and subscribers to ``back`` the frames that ``passes`` takes."""
+    """Forward subscriptions, and those frames of the publisher for which ``passes`` returns True."""
     context: zmq.Context[Any] = zmq.Context()
     xsub, xpub = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
     control, stop = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
@@ -170,7 +170,7 @@ def kept_number(frame: bytes) -> tuple[int, bool] | None:
 
 @pytest_twisted.ensureDeferred
 async def test_through_a_proxy(tmp_path: Path) -> None:
-    """The proxy hides how many there are, so the number is given."""
+    """Behind a proxy, which hides the number of publishers, ready() takes the number."""
     front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
     late, got = reader(back)
     with proxy(front, back, lambda frame: True):
@@ -181,7 +181,7 @@ async def test_through_a_proxy(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_kept_messages_that_are_dropped_on_the_way_are_counted_and_not_waited_for(tmp_path: Path) -> None:
-    """Also if their end is dropped: the publisher is asked again, and tells it again."""
+    """Dropped kept messages are counted, and not waited for; a dropped end is asked for again."""
     front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
     ends, dropped = list[int](), list[int]()
 
@@ -209,7 +209,7 @@ async def test_kept_messages_that_are_dropped_on_the_way_are_counted_and_not_wai
 
 @pytest_twisted.ensureDeferred
 async def test_an_end_that_never_comes_is_an_error_that_says_so(tmp_path: Path) -> None:
-    """A publisher of another make may never tell the end: ready does not wait for ever."""
+    """If the end of kept messages never arrives, ready() raises an error that says so."""
     front, back = f"ipc://{tmp_path}/front", f"ipc://{tmp_path}/back"
     late, got = reader(back)
     with proxy(front, back, lambda frame: not (kept_number(frame) or (0, False))[1]):
@@ -237,7 +237,7 @@ app.run()
 
 @pytest_twisted.ensureDeferred
 async def test_a_publisher_that_dies_while_it_gives_is_not_waited_for(tmp_path: Path) -> None:
-    """The one that lives has given all. What the dead one had not sent is not counted, since it is not known."""
+    """A publisher that dies while it sends kept messages is not waited for; the other one's have arrived."""
     endpoints = [f"ipc://{tmp_path}/{name}" for name in "ab"]
     late, got = reader(*endpoints)
     with Child("-c", FEED, endpoints[0]) as dying:
@@ -252,7 +252,7 @@ async def test_a_publisher_that_dies_while_it_gives_is_not_waited_for(tmp_path: 
 
 @pytest_twisted.ensureDeferred
 async def test_messages_that_wait_for_a_slow_handler_are_there_but_not_handled(tmp_path: Path) -> None:
-    """An async function has been called, or its messages wait in the route's queue."""
+    """Messages for an async handler have been received, but may still be queued or in flight."""
     endpoint = f"ipc://{tmp_path}/s"
     late, box, never = App(sub=endpoint), Mailbox[int](), Mailbox[int]()
 

@@ -1,4 +1,4 @@
-"""Requests between processes: a thousand at once, with servers that die."""
+"""Requests between processes: a thousand at a time, with servers that die."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ reactor.run()
 
 @contextmanager
 def server(reactor: str, endpoint: str, name: str) -> Iterator[Child]:
-    """A server that is ready."""
+    """Run a server, and wait until it is ready."""
     with Child("-c", SERVER, reactor, endpoint, name) as child:
         child.line_with("ready")
         yield child
@@ -97,7 +97,7 @@ def server(reactor: str, endpoint: str, name: str) -> Iterator[Child]:
 
 @reactors
 def test_a_thousand_at_once_end_exactly_once_each(way: Way, reactor: str) -> None:
-    """Thousands of requests, 1,000 under way, 2.5 % that nobody answers and 2.5 % cancelled: each ends once."""
+    """Of thousands of requests, some unanswered and some cancelled, each ends exactly once."""
     bind, connect = way.meeting()
     with server(reactor, bind, "one"), Child("-c", CLIENT, reactor, "7", str(TOTAL), connect) as client:
         counts = json.loads(client.line_with("{"))
@@ -110,7 +110,7 @@ def test_a_thousand_at_once_end_exactly_once_each(way: Way, reactor: str) -> Non
 
 @reactors
 def test_a_server_that_is_killed_takes_only_its_own_with_it(way: Way, reactor: str) -> None:
-    """Two servers, one ended by SIGKILL in the middle: at most its window is lost, the other answers all the rest."""
+    """If one of two servers is killed, at most its window of requests is lost; the other answers the rest."""
     first, second = way.meeting(), way.meeting()
     with (
         server(reactor, first.bind, "one") as one,
@@ -123,6 +123,6 @@ def test_a_server_that_is_killed_takes_only_its_own_with_it(way: Way, reactor: s
         assert client.end(None) == 0, client.err
     assert sum(counts.values()) == TOTAL
     assert 0 < counts["RequestLostError"] <= 64
-    assert counts["RequestTimeoutError"] < 0.04 * TOTAL, "what nobody answers on purpose; none of the dead server's"
+    assert counts["RequestTimeoutError"] < 0.04 * TOTAL, "more than the requests that stay unanswered on purpose"
     assert counts["one"] > 0
     assert counts["two"] > 0

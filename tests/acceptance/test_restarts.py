@@ -44,7 +44,7 @@ app.run(log_level="debug")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="instance numbers need abstract sockets")
 def test_a_sink_names_a_publisher_that_was_killed_and_says_that_it_restarted() -> None:
-    """The log of the sink has the name of the app, its host and its number, and an unknown loss of the first run."""
+    """The sink's log names the killed publisher, reports its restart, and an unknown loss of the first run."""
     endpoint, app = free_endpoint(), f"sensor-{secrets.token_hex(4)}"
     name = f"{app}@{socket.gethostname()} #1"
     with Child("-c", SINK, endpoint) as sink:
@@ -59,7 +59,7 @@ def test_a_sink_names_a_publisher_that_was_killed_and_says_that_it_restarted() -
             epoch = shown.rpartition("(")[2]
             restarted = sink.line_with(f"restarted: publisher {name} (", stream="err")
             assert epoch in restarted
-            lost = sink.line_with("was replaced by a new run, without a goodbye", stream="err")
+            lost = sink.line_with("was replaced by a new run without saying goodbye", stream="err")
             assert f"publisher {name} (" in lost
             assert epoch not in lost
             assert second.end() == 0
@@ -69,7 +69,7 @@ def test_a_sink_names_a_publisher_that_was_killed_and_says_that_it_restarted() -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="instance numbers need abstract sockets")
 def test_two_publishers_of_one_name_are_two() -> None:
-    """Neither is taken for a restart of the other, however many connect to one sink."""
+    """Two publishers of one name at a sink are not taken for a restart."""
     endpoint, app = free_endpoint(), f"sensor-{secrets.token_hex(4)}"
     with (
         Child("-c", SINK, endpoint) as sink,

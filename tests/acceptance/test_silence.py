@@ -1,4 +1,4 @@
-"""A publisher that freezes is noticed and connected to anew; a reader that is slow, or frozen itself, cuts nobody."""
+"""A frozen publisher is noticed and connected to again; a slow or frozen reader cuts no connection."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ app.run()
 
 
 def accounted(lines: list[str]) -> int:
-    """How many the reader has received or counted as lost."""
+    """Return the number of messages that the reader has received or counted as lost."""
     told = [json.loads(line) for line in lines if line.startswith("[")]
     return sum(told[-1][:2]) if told else 0
 
 
 def begin(reader: Child, publisher: Child) -> None:
-    """Let the publisher begin when the reader has joined it: losses before that are not counted."""
+    """Let the publisher begin when the reader has joined it, since earlier losses are not counted."""
     reader.wait_for(lambda lines: any(json.loads(line)[-1] for line in lines if line.startswith("[")))
     publisher.write("go\n")
 
 
 def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(way: Way) -> None:
-    """SIGSTOP in the middle of a stream, until the reader has connected anew; then SIGCONT: the sum is exact."""
+    """A publisher that is stopped until the reader connects again, and then continued, has exact losses."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, "1000000", "0") as reader,
@@ -90,7 +90,7 @@ def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(
         publisher.line_with("at 5000")
         publisher.process.send_signal(signal.SIGSTOP)
         reader.line_with(
-            f"is silent: frozen, dead, or behind a dead connection; connecting again to {meeting.connect}",
+            f"is silent: frozen, dead, or behind a dead connection; reconnecting to {meeting.connect}",
             stream="err",
         )
         publisher.process.send_signal(signal.SIGCONT)
@@ -104,7 +104,7 @@ def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(
 
 
 def test_no_slow_reader_is_ever_cut(way: Way) -> None:
-    """A reader that is slow, with a backlog over every bound, and stops for longer than any timeout: no disconnect."""
+    """A slow reader with a full backlog, stopped for longer than any timeout, cuts no connection."""
     meeting = way.meeting()
     with (
         Child("-c", READER, meeting.connect, "3000", "2.5") as reader,
@@ -115,7 +115,7 @@ def test_no_slow_reader_is_ever_cut(way: Way) -> None:
         reader.wait_for(lambda lines: accounted(lines) >= 3_000)
         began = time.monotonic()
         reader.process.send_signal(signal.SIGSTOP)
-        while time.monotonic() - began < 7:  # three times what is waited for anything
+        while time.monotonic() - began < 7:  # three times the longest timeout
             time.sleep(0.1)
         reader.process.send_signal(signal.SIGCONT)
         reader.wait_for(lambda lines: accounted(lines) >= 40_000)

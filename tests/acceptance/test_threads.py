@@ -1,4 +1,4 @@
-"""Threads and forked processes: what may be used from where, and what happens to the rest. Real processes."""
+"""Threads and forked processes: which calls are allowed, and how the others fail. Real processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 
 import pytest
 
-from tests.cli.test_run import module, zroute
+from tests.cli.test_run import module
+from tests.commands import zroute
 from tests.support import Child
 from zroute import App, Attached, WrongThreadError
 from zroute.testing import TestApp
@@ -39,13 +40,13 @@ def go() -> int: return 1
 
 
 def run(tmp_path: Path, source: str, *flags: str) -> Child:
-    """An app of its own process."""
+    """Return an app in a separate process."""
     return Child("-m", "zroute", "run", "mine", *flags, cwd=module(tmp_path, HEAD + source, "mine"))
 
 
 @reactors
 def test_from_a_thread_calls_go_to_the_reactor_and_come_back(tmp_path: Path, reactor: str) -> None:
-    """Results, errors and awaitables of functions that are called with app.from_thread."""
+    """app.from_thread calls functions on the reactor, and returns their results, errors and awaited values."""
     source = """
 def on_reactor(a, b=0):
     assert threading.current_thread() is threading.main_thread()
@@ -82,7 +83,7 @@ def work(message: int):
 
 @reactors
 def test_everything_else_in_a_thread_is_refused_and_names_the_way(tmp_path: Path, reactor: str) -> None:
-    """publish, attach, stream and close raise before ZeroMQ can abort the process; from_thread on the reactor too."""
+    """publish, attach, stream and close raise in a thread, and from_thread raises on the reactor."""
     source = """
 handles = []
 
@@ -120,7 +121,7 @@ def work(message: int):
 
 @reactors
 def test_a_thread_that_waits_for_a_stopped_app_is_let_go(tmp_path: Path, reactor: str) -> None:
-    """Its call raises NotRunningError, and the program ends with 75, since the handler was unfinished."""
+    """A thread that waits for a stopped app gets NotRunningError, and the program exits with 75."""
     source = """
 @app.subscribe("go", thread=True)
 def work(message: int):
@@ -140,7 +141,7 @@ def work(message: int):
 
 @pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
 def test_a_test_app_refuses_the_same(reactor: Literal["twisted", "asyncio"]) -> None:
-    """What would raise in production raises under TestApp: nobody finds it out later."""
+    """Calls that raise in production raise under TestApp as well."""
     app = App()
     said = app.publisher("said", str)
     handles: list[Attached] = []
@@ -172,7 +173,7 @@ def test_a_test_app_refuses_the_same(reactor: Literal["twisted", "asyncio"]) -> 
 
 
 def test_what_waited_for_a_thread_when_it_was_given_up_is_not_called_later(tmp_path: Path) -> None:
-    """Twisted's pool has ten threads; what the stop counts as dropped must not touch resources that are closed."""
+    """A queued thread=True call that a stop counts as dropped does not run after resources are closed."""
     source = """
 gate = threading.Event()
 work = app.publisher("work.{number}", int)
@@ -203,7 +204,7 @@ def bye():
 
 
 def test_what_has_to_be_awaited_is_refused_from_a_thread(tmp_path: Path) -> None:
-    """A Deferred or coroutine that a thread=True function returns is a failure that names the way."""
+    """A Deferred or coroutine from a thread=True function is a failure that names app.from_thread."""
     source = """
 async def later(): ...
 
@@ -222,7 +223,7 @@ def coroutine(message: int): return later()
 
 
 def test_a_call_that_raised_not_running_is_not_made_afterwards(tmp_path: Path) -> None:
-    """What a thread asked for when the app ended has either been done, with its result, or not been done."""
+    """A call that raised NotRunningError is not made afterwards."""
     source = """
 done = []
 
@@ -309,13 +310,13 @@ def on_a_reactor(name):
 
 on_a_reactor(sys.argv[1])
 """
-"""An app embedded in a program of its own, in place of ``zroute run``."""
+"""An app embedded in another program, instead of ``zroute run``."""
 
 
 @pytest.mark.parametrize("way", ["fork", "multiprocessing"])
 @reactors
 def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path, reactor: str, way: str) -> None:
-    """All that would touch the parent's sockets raises in the child; a thousand messages pass before and after."""
+    """In a forked child, calls that would use the parent's sockets raise; the parent loses no message."""
     source = HEAD + FORKING + ON_A_REACTOR
     with Child(str(module(tmp_path, source, "mine") / "mine.py"), reactor, way) as child:
         child.line_with("parent got all")
@@ -332,7 +333,7 @@ def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path, reactor: 
 
 @reactors
 def test_zroute_run_goes_on_too_when_a_handler_forks(tmp_path: Path, reactor: str) -> None:
-    """The same under the command, whose signals and reactor are set up otherwise."""
+    """Under zroute run a handler may fork as well, and the parent continues."""
     with run(tmp_path, FORKING, "--reactor", reactor) as child:
         child.line_with("parent got all")
         assert [line.split()[1] for line in child.out[:-2]] == ["ForkedContextError"] * 6
@@ -342,7 +343,7 @@ def test_zroute_run_goes_on_too_when_a_handler_forks(tmp_path: Path, reactor: st
 
 @reactors
 def test_an_app_can_start_in_a_child_that_was_forked_before(tmp_path: Path, reactor: str) -> None:
-    """With nothing running, fork and then run is fine: multiprocessing's old default."""
+    """An app can start in a process that was forked before any app ran."""
     source = (
         HEAD
         + """
@@ -378,7 +379,7 @@ if __name__ == "__main__":
     ],
 )
 def test_what_can_not_run_in_a_thread_is_said_at_its_line(tmp_path: Path, function: str, says: str) -> None:
-    """thread=True is for plain functions that block."""
+    """thread=True with a function that cannot run in a thread raises at its line."""
     folder = module(tmp_path, HEAD + f"@app.subscribe('go', thread=True)\n{function}\n", "mine")
     done = zroute("check", "mine", cwd=folder)
     assert done.returncode == 4

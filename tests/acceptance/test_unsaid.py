@@ -1,4 +1,4 @@
-"""What a reader has not received when it stops is counted, or reported as an unknown loss: never as no loss."""
+"""Messages that a reader has not received when it stops count as lost or as an unknown loss, not as zero."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def two_publishers(way: Way, hop: str) -> Iterator[tuple[Stream, Stream, Reader]]:
-    """Run two publishers and a reader that is joined to both, directly or behind a proxy."""
+    """Run two publishers and a reader that is joined to both, directly or through a proxy."""
     first, second = way.meeting(), way.meeting()
     if hop == "direct":
         with (
@@ -46,7 +46,7 @@ def two_publishers(way: Way, hop: str) -> Iterator[tuple[Stream, Stream, Reader]
     indirect=["way"],
 )
 def test_a_killed_publisher_is_an_unknown_loss_at_the_stop(way: Way, hop: str, seconds: float) -> None:
-    """It dies with messages unsent, and another one stays; the reader stops soon after, or a while after."""
+    """A publisher killed with unsent messages is an unknown loss when the reader stops, soon or later."""
     with two_publishers(way, hop) as (dying, healthy, heard):
         dying.command("go")
         healthy.command("go")
@@ -59,11 +59,11 @@ def test_a_killed_publisher_is_an_unknown_loss_at_the_stop(way: Way, hop: str, s
         assert state["unknown"] >= 1
         lines = [line for line in heard.child.err if "unknown losses of" in line]
         assert lines
-        assert hop == "proxy" or "publisher a@" in lines[0]  # behind a proxy it has no name until it gives one
+        assert hop == "proxy" or "publisher a@" in lines[0]  # behind a proxy it has no name until it sends one
 
 
 def check_truth(state: Any, published: int) -> None:
-    """Check that some messages were not handled, and that the counters do not hide it."""
+    """Check that some messages were not handled, and that the counters show it."""
     handled = state["seen"]["a"][1]
     assert handled < published, "the reader had no backlog"
     assert handled + state["dropped"] + state["lost"] == published or state["unknown"] >= 1
@@ -82,7 +82,7 @@ def check_truth(state: Any, published: int) -> None:
     indirect=["way"],
 )
 def test_a_reader_that_stops_behind_a_publisher_hides_no_backlog(way: Way, overflow: str, beside: bool) -> None:
-    """The publisher stops cleanly while the slow reader has a backlog; then the reader stops as well."""
+    """If a publisher and then its slow reader stop, the reader's backlog is counted."""
     first, second = way.meeting(), way.meeting()
     with (
         stream(second.bind, "b"),
@@ -101,7 +101,7 @@ def test_a_reader_that_stops_behind_a_publisher_hides_no_backlog(way: Way, overf
     indirect=["way"],
 )
 def test_a_reader_that_stops_hides_no_backlog(way: Way, overflow: str) -> None:
-    """20,000 messages in a second, a handler that takes 1 ms, and a stop in the middle; the publisher goes on."""
+    """If a slow reader stops while its publisher continues, its backlog is counted."""
     meeting = way.meeting()
     with (
         stream(meeting.bind, "a", overflow=overflow, each=200, total=20_000) as publisher,

@@ -1,8 +1,8 @@
-"""Two apps of the tests of order and bounds: ``source`` sends numbers as the ``sink`` asks for more.
+"""Two apps for the tests of order and bounds: ``source`` sends more numbers as the ``sink`` asks for them.
 
-``source`` never has more than a window of messages under way, so that no high-water mark drops any: what is
-tested is that the sink loses none. Set up by variables: TOTAL, TOPICS, BOUND, MODE (ordered, unordered, thread),
-SEED, SOURCE and SINK (endpoints).
+``source`` has at most one window of messages in transit, so that no high-water mark drops any: the tests check that the
+sink loses none. Environment variables configure them: TOTAL, TOPICS, BOUND, MODE (ordered, unordered, thread), SEED,
+SOURCE and SINK (endpoints).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HELLO = -1
 
 @source.every(0.02)
 def hello() -> None:
-    """Until it is heard: a subscription takes its time to arrive here, and what is sent before is lost."""
+    """Repeat a first message until it is received, since messages before the subscription are lost."""
     if not sent:
         work.publish(HELLO, number="hello")
 
 
 @source.subscribe("handled")
 def on_handled(handled: int) -> None:
-    """Send on, up to a window beyond what has been handled."""
+    """Send further numbers, up to a window beyond the handled ones."""
     global sent
     while sent < min(handled + WINDOW, TOTAL):
         work.publish(sent, number=sent % TOPICS)
@@ -56,7 +56,7 @@ lock = threading.Lock()
 
 
 def begin(topic: str, number: int) -> bool:
-    """Note who runs, and whether that may be; False for a hello."""
+    """Record the start of a call, and a fault if its topic runs already; return False for a hello."""
     global peak, joined
     if number == HELLO:
         joined = True
@@ -70,14 +70,14 @@ def begin(topic: str, number: int) -> bool:
 
 
 def end(topic: str, number: int) -> None:
-    """Note who has ended."""
+    """Record the end of a call."""
     with lock:
         running.remove(topic)
         seen.append((topic, number))
 
 
 async def pause(seconds: float) -> None:
-    """Under either kind of reactor."""
+    """Wait under either kind of reactor."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -91,7 +91,7 @@ async def pause(seconds: float) -> None:
 
 
 async def on_work(number: int, topic: Topic) -> None:
-    """Ends at random, now and then at once, now and then with an error."""
+    """End after a random time, sometimes at once."""
     if not begin(topic, number):
         return
     chance = dice.random()
@@ -101,7 +101,7 @@ async def on_work(number: int, topic: Topic) -> None:
 
 
 def on_work_in_a_thread(number: int, topic: Topic) -> None:
-    """The same, blocking."""
+    """End after a random time, blocking."""
     if not begin(topic, number):
         return
     time.sleep(dice.random() / 1000)
@@ -120,7 +120,7 @@ sink.add_route(
 
 @sink.every(0.02)
 def ask() -> None:
-    """Say how far it is; at the end, what came of it."""
+    """Publish the progress; at the end, print the outcome and stop."""
     if joined:
         handled.publish(len(seen))
     if len(seen) < TOTAL or running:

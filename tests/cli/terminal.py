@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pty
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.support import PATIENCE, ROOT
+from tests.interpreters import start
+from tests.support import PATIENCE
 
 
 def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str) -> tuple[str, int]:
@@ -18,11 +17,12 @@ def on_terminal(*arguments: str, cwd: Path, until: str | None = None, **env: str
     The terminal has 200 columns. The command gets SIGINT as soon as it has printed ``until``.
     """
     ours, theirs = pty.openpty()
-    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "zroute", *arguments],
+    child = start(
+        "-m",
+        "zroute",
+        *arguments,
         cwd=cwd,
-        env={**plain, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "200", **env},
+        env={"NO_COLOR": None, "FORCE_COLOR": None, "TERM": "xterm-256color", "COLUMNS": "200", **env},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

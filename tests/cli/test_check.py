@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_run import module, zroute
+from tests.cli.test_run import module
+from tests.commands import zroute
 from tests.support import PATIENCE, ROOT
+from zroute.endpoints import SIDES
 
 GOOD = """
 from zroute import App
@@ -173,7 +175,7 @@ def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: P
     folder = module(tmp_path, source)
     done = zroute("check", "quotes", cwd=folder)
     assert done.returncode == 5
-    assert "`zroute run` also takes --sub and --pub (in the environment ZROUTE_SUB and ZROUTE_PUB)" in done.stderr
+    assert "`zroute run` also takes them as --sub, --pub, --rep, --req, --jobs and --work" in done.stderr
     done = zroute("check", "quotes", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
     assert done.returncode == 5
     assert "publisher('b') at quotes.py:3 has no endpoint" in done.stderr
@@ -181,7 +183,11 @@ def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: P
     assert done.returncode == 0, done.stderr
     done = zroute("check", "quotes", "quotes:app", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
     assert done.returncode == 2
-    assert "--sub and --pub can't be used with several apps" in done.stderr
+    assert "--sub can't be used with several apps" in done.stderr
+    variables = {side.variable: "tcp://127.0.0.1:1" for side in SIDES}
+    done = zroute("check", "quotes", "quotes:app", cwd=folder, **variables)
+    flags = "--sub and --pub and --rep and --req and --jobs and --work"
+    assert f"{flags} can't be used with several apps" in done.stderr
 
 
 def test_all_apps_are_checked_and_the_first_fault_counts(tmp_path: Path) -> None:
@@ -240,7 +246,12 @@ try zroute completion ""
 """
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.stdout.splitlines() == ["record replay", "--reactor --reload", "asyncio", "bash zsh fish"], done.stderr
+    assert done.stdout.splitlines() == [
+        "request record replay",
+        "--rep --req --reactor --reload",
+        "asyncio",
+        "bash zsh fish",
+    ], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_run import EMPTY, module, zroute
+from tests.cli.test_run import EMPTY, module
+from tests.commands import zroute
 from tests.support import Child
+from zroute.endpoints import SIDES, Side
 
 BRIEF = ("--for", "10ms", "--log-level", "error")
 
@@ -110,16 +112,18 @@ def test_an_error_that_ctrl_c_has_led_to_is_quiet_too(tmp_path: Path, source: st
     assert (done.returncode, done.stderr) == (130, "")
 
 
-@pytest.mark.parametrize("side", ["--sub", "--pub"])
-def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: str) -> None:
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+def test_an_endpoint_given_twice_is_refused(tmp_path: Path, side: Side) -> None:
     """An endpoint that is given twice is refused: each message would arrive twice."""
-    twice = (side, "tcp://127.0.0.1:1", side, "tcp://127.0.0.1:1")
+    twice = (side.flag, "tcp://127.0.0.1:1", side.flag, "tcp://127.0.0.1:1")
     done = zroute("run", "quotes", *twice, cwd=module(tmp_path, EMPTY))
-    assert (done.returncode, "is given twice" in done.stderr) == (2, True)
+    assert done.returncode == 2
+    verb = "bind" if side.binds else "connect"
+    assert f"{side.name}: endpoint '{verb}:tcp://127.0.0.1:1' is given twice" in done.stderr
 
 
 def test_an_app_under_two_names_is_still_one(tmp_path: Path) -> None:
     """`quotes` and `quotes:app` are the same app, so naming both is a usage error."""
     done = zroute("run", "quotes", "quotes:app", cwd=module(tmp_path, EMPTY))
-    assert (done.returncode, "name each once" in done.stderr) == (2, True)
+    assert (done.returncode, "is given twice" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.cli.terminal import on_terminal
-from tests.cli.test_run import EMPTY, LOOP, module, zroute
-from tests.support import PATIENCE, ROOT
+from tests.cli.test_run import EMPTY, LOOP, module
+from tests.commands import zroute
+from tests.interpreters import run
 
 BASIC = "import logging\nlogging.getLogger('mine').warning('early')\nlogging.basicConfig()\n" + EMPTY
 
@@ -99,7 +98,7 @@ app = App(sub="tcp://127.0.0.1:1")
 app.subscribe("a")(print)
 app.run(seconds=0.01)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = run("-c", program)
     stopping = [line for line in done.stderr.splitlines() if "stopping" in line]
     assert stopping == ["MINE stopping: 0.01 s elapsed"]
 

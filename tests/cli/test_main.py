@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import PATIENCE, ROOT
+from zroute.endpoints import SIDES
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -39,7 +40,8 @@ def test_help_lists_the_commands() -> None:
 def test_help_of_a_command_names_its_variables() -> None:
     """The help of each option of run names its environment variable."""
     done = zroute("run", "--help")
-    for variable in ("ZROUTE_SUB", "ZROUTE_PUB", "ZROUTE_FOR", "ZROUTE_LOG_LEVEL", "ZROUTE_DRAIN_TIMEOUT"):
+    sides = [side.variable for side in SIDES]
+    for variable in (*sides, "ZROUTE_FOR", "ZROUTE_LOG_LEVEL", "ZROUTE_DRAIN_TIMEOUT"):
         assert variable in done.stdout
 
 
@@ -49,7 +51,7 @@ def test_help_of_a_command_names_its_variables() -> None:
         ("rum", "did you mean 'run'?"),
         ("chekc", "did you mean 'check'?"),  # codespell:ignore chekc
         ("recrod", "did you mean 'record'?"),  # codespell:ignore recrod
-        ("zzzz", "there are new, run, check, "),
+        ("zzzz", "the commands are new, run, check, "),
     ],
 )
 def test_an_unknown_command_is_a_usage_error_that_suggests_the_nearest(typed: str, hint: str) -> None:

@@ -5,16 +5,14 @@ If a text changes, `python -m tests.cli.test_mistakes` writes the file again. Re
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, ROOT
+from tests.commands import zroute
+from tests.support import ROOT
 
 MISTAKES = ROOT / "tests" / "data" / "mistakes.txt"
 _MARK = re.compile(r"^=== (.*)\n", re.MULTILINE)
@@ -39,14 +37,7 @@ def shown(source: str, command: str) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "mine.py").write_text(source)
-        done = subprocess.run(
-            [sys.executable, "-m", "zroute", *command.split()],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = zroute(*command.split(), cwd=folder, NO_COLOR="1")
         text = (done.stdout + done.stderr).replace(str(folder), "FOLDER")
     text = re.sub(r"^\d\d:\d\d:\d\d (\w+) +", r"\1 ", text, flags=re.MULTILINE)
     text = re.sub(r"\d+\.\d s\b", "N s", text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import ROOT, Child
 
 
@@ -22,7 +22,16 @@ def test_a_new_project_runs_is_sound_and_passes_its_tests(tmp_path: Path) -> Non
     assert (folder / "README.md").read_text().startswith("# first\n")
     checked = zroute("check", "app", cwd=folder)
     assert (checked.returncode, checked.stderr) == (0, "")
-    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder, env={"PYTEST_ADDOPTS": "-W error"}) as child:
+    with Child(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        fresh=True,
+        cwd=folder,
+        env={"PYTEST_ADDOPTS": "-W error -p no:asyncio"},
+    ) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith("3 passed")
     with Child("-m", "zroute", "run", "app", "--for", "2s", cwd=folder) as child:
@@ -41,7 +50,9 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_left_alone(tmp_path: Path) 
     app.write_text("mine")
     done = zroute("new", ".", cwd=tmp_path)
     assert done.returncode == 2
-    assert ". is not empty (it contains 'README.md', 'app.py', 'test_app.py'): name a new folder" in done.stderr
+    assert (
+        ". is not empty (it contains 'README.md', 'app.py', 'test_app.py'): choose a new or empty folder" in done.stderr
+    )
     assert app.read_text() == "mine"
 
 

@@ -15,14 +15,17 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from tests.cli.test_run import zroute
+from tests.commands import zroute
+from tests.interpreters import run
 from tests.support import PATIENCE, ROOT, Child, free_endpoint
 from zroute.messages.wire import Envelope, parse
 
 
 def listener(endpoint: str, prefix: str = "", pause: int = 0, heartbeat: int = 0) -> Child:
-    """Start a subscriber that prints the messages it receives."""
-    return Child("-m", "tests.cli.listener", endpoint, prefix, str(pause), str(heartbeat))
+    """Start a subscriber that prints the messages it receives, and wait until it has subscribed."""
+    child = Child("-m", "tests.cli.listener", endpoint, prefix, str(pause), str(heartbeat))
+    child.line_with("ready")
+    return child
 
 
 def received(child: Child, number: int) -> list[tuple[bytes, ...]]:
@@ -33,9 +36,7 @@ def received(child: Child, number: int) -> list[tuple[bytes, ...]]:
 
 def piped(given: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end, with ``given`` as its standard input."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "zroute", *arguments]
-    return subprocess.run(command, input=given, env=environment, capture_output=True, timeout=PATIENCE)
+    return run("-m", "zroute", *arguments, given=given, text=False)
 
 
 def drained(reader: zmq.Socket[bytes], pub: Child) -> int:
@@ -68,6 +69,18 @@ def test_a_json_message_arrives_with_its_headers() -> None:
     assert abs((got.sent_at or 0) - time.time()) < 60
 
 
+def test_a_topic_with_slashes_is_checked_by_them() -> None:
+    """With --separator / a topic may begin with a slash, have a dot anywhere, and has no empty level."""
+    endpoint = free_endpoint()
+    with listener(endpoint, "/a/") as child:
+        done = zroute("pub", endpoint, "/a/.b.", "1", "--separator", "/")
+        (frames,) = received(child, 1)
+    assert (done.returncode, envelope(frames).topic) == (0, "/a/.b.")
+    done = zroute("pub", endpoint, "/a//b", "1", "--separator", "/")
+    assert done.returncode == 2
+    assert "two slashes in a row" in done.stderr
+
+
 READER = """
 import sys
 from zroute import App
@@ -93,13 +106,15 @@ def test_the_summary_of_a_reader_counts_exactly() -> None:
         reader.wait_for(lambda lines: len(lines) == 320)
         unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", "3s")
         assert unreached.returncode == 124
-        live = unreached.stderr.partition("live subscriptions: ")[2].strip().split(", ")
+        live = unreached.stderr.partition("active subscriptions: ")[2].strip().split(", ")
         assert live, unreached.stderr
         assert {*live} <= {"'news.'", "'other.'"}, "each of them reconnects when its pause is over"
         assert (reader.end(), other.end()) == (0, 0)
     assert reader.err[-1].endswith("received 320, handled 320, failed 0, unrouted 0, malformed 0, lost 0")
     assert other.err[-1].endswith("received 0, handled 0, failed 0, unrouted 0, malformed 0, lost 0")
-    ended = [line for line in reader.err if "has ended, and all it sent since the join was received or counted" in line]
+    ended = [
+        line for line in reader.err if "has ended, all its messages since the join were received or counted" in line
+    ]
     assert len(ended) == 3
 
 
@@ -202,7 +217,7 @@ def test_a_subscriber_that_subscribes_to_too_much_is_cut_and_the_others_are_sent
         flood.connect(endpoint)
         for number in range(2_500):
             flood.send(b"\1" + b"%06d" % number * 80)
-        line = pub.line_with("is cut", stream="err")
+        line = pub.line_with("was closed", stream="err")
         assert "max_subscription_bytes=1,048,576" in line
         assert "Limits" not in line
         flood.disconnect(endpoint)
@@ -217,8 +232,9 @@ def test_timeout_ends_it_as_one_signal_does() -> None:
     endpoint = free_endpoint()
     with listener(endpoint) as child, Child("-m", "zroute", "pub", endpoint, "a", "1", "--every", "10ms") as pub:
         received(child, 2)
-        pub.process.send_signal(signal.SIGTERM)
-        assert pub.end(signal.SIGTERM) == 0
+        for _ in range(2):  # without a poll of the process between them, which takes time on a busy machine
+            os.kill(pub.process.pid, signal.SIGTERM)
+        assert pub.end(None) == 0
         assert "zroute: sent " in pub.err[-1]
 
 
@@ -229,10 +245,10 @@ def test_nobody_came() -> None:
         child.line_with("ready")
         done = zroute("pub", endpoint, "news", "1", "--wait", "3s")
     assert done.returncode == 124
-    assert "nothing was sent: waited 3 s for a subscriber to 'news'; live subscriptions: 'other.'" in done.stderr
+    assert "nothing was sent: waited 3 s for a subscriber to 'news'; active subscriptions: 'other.'" in done.stderr
     assert "sent 1" not in done.stderr
     unreached = zroute("pub", "connect:tcp://127.0.0.1:1", "news", "1", "--wait", "50ms")
-    assert (unreached.returncode, "live subscriptions: none" in unreached.stderr) == (124, True)
+    assert (unreached.returncode, "active subscriptions: none" in unreached.stderr) == (124, True)
 
 
 def test_wait_0_sends_at_once_and_says_that_nobody_heard_it() -> None:
@@ -257,7 +273,7 @@ def test_another_kind_of_socket_is_named_in_the_words_of_the_command() -> None:
         wrong.bind("tcp://127.0.0.1:*")
         endpoint = wrong.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         with Child("-m", "zroute", "pub", f"connect:{endpoint}", "a", "1", "--wait", "60s") as child:
-            line = child.line_with("another kind of socket", stream="err")
+            line = child.line_with("socket of the peer is not compatible", stream="err")
             assert f"zroute pub: {endpoint}: " in line
             assert line.endswith("XPUB needs SUB or XSUB: check ENDPOINT")
 
@@ -295,7 +311,7 @@ def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(mess
             got = drained(reader, pub)
             assert got < messages
             assert pub.end(None) == 75, pub.err
-            assert "1 subscriber reset the connection before reading everything, connected again" in pub.err[-1]
+            assert "1 subscriber reset the connection before reading all messages, reconnected" in pub.err[-1]
 
 
 def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
@@ -307,7 +323,7 @@ def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
         reader.connect(endpoint)
         with Child("-m", "zroute", "pub", endpoint, "a", json.dumps("x" * 10_000), "--count", "600") as pub:
             reader.recv()
-            pub.line_with("waiting for subscribers to read the rest", stream="err")
+            pub.line_with("waiting for subscribers to read the remaining messages", stream="err")
             reader.close(0)
             assert pub.end(None) == 0, pub.err
             assert pub.err[-1] == "zroute: sent 600 messages"
@@ -336,15 +352,15 @@ def test_a_second_signal_ends_at_once() -> None:
         (("a", "[1,\n 2"), "line 2, column 3"),
         (("a", " " * 100 + "x"), "column 101"),
         (("a", "[" * 100_000), "can't be sent"),
-        (("a", "123456789012345678901234567890"), "over 64 bits"),
+        (("a", "123456789012345678901234567890"), "exceeds 64 bits"),
         (("a", "NaN"), "not finite"),
         (("a", '"\\ud800"'), "can't be sent"),
-        (("a", "1", "-H", "x"), "'x' is not KEY=VALUE"),
+        (("a", "1", "-H", "x"), "'x' has no '='"),
         (("a", "1", "-H", "x=1", "-H", "x=2"), "given twice"),
         (("a", "1", "-H", "x=1", "--wire", "plain"), "needs the tracked wire"),
         (("a", "1", "-H", "x=" + "y" * 5000), "headers take"),
         (("a b", "1"), "white space"),
-        (("a.*", "1"), "wildcards are for patterns"),
+        (("a.*", "1"), "use a topic without wildcards"),
         (("a", "1", "--lines"), "omit BODY and --count"),
         (("a", "--lines", "--count", "2"), "omit BODY and --count"),
         (("a", "1", "--every", "soon"), "not a duration"),
@@ -363,9 +379,13 @@ def test_standard_input_that_can_not_be_sent() -> None:
     """Standard input that is not text, looks tracked or is too large is a usage error."""
     endpoint = free_endpoint()
     for given, arguments, said in (
-        (b"ab\xff", ("--codec", "text"), b"from byte 2 on: send bytes with --codec raw"),
+        (b"ab\xff", ("--codec", "text"), b"(invalid byte at position 2): send bytes with --codec raw"),
         (b"\xc1ZR", ("--codec", "raw", "--wire", "plain"), b"wire='tracked'"),
-        (bytes(1024 * 1024 + 1), ("--codec", "raw"), b"becomes 1048577 bytes, but subscribers accept at most 1048576"),
+        (
+            bytes(1024 * 1024 + 1),
+            ("--codec", "raw"),
+            b"is encoded to 1048577 bytes, but apps accept at most 1048576",
+        ),
         (bytes(17 * 1024 * 1024), ("--codec", "raw"), b"more than 16777216 bytes"),
     ):
         done = piped(given, "pub", endpoint, "a", *arguments)
@@ -380,20 +400,20 @@ def test_an_endpoint_in_use_is_5() -> None:
         other.line_with("bound to", stream="err")
         done = zroute("pub", endpoint, "a", "1")
         assert (done.returncode, done.stderr.count("\n")) == (5, 1)
-        assert "another program uses it" in done.stderr
+        assert "another program uses this address" in done.stderr
         assert other.end(signal.SIGTERM) == 0
 
 
 def test_a_port_of_the_systems_choice_and_an_open_one_are_told() -> None:
     """The command prints its address, and warns if it is open to the network."""
     done = zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms")
-    assert "is open to the network, without authentication" in done.stderr
+    assert "is reachable from the network, without authentication" in done.stderr
     assert "bound to tcp://0.0.0.0:" in done.stderr
 
 
 def test_help_loads_neither_zeromq_nor_twisted(tmp_path: Path) -> None:
-    """`zroute pub --help` imports none of the large modules."""
-    for name in ("pub", "replay"):
+    """The help of commands that send imports none of the large modules."""
+    for name in ("pub", "request", "replay"):
         program = (
             "import sys\nfrom zroute.cli import main\n"
             f"try:\n    main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.terminal import on_terminal
 from tests.cli.test_pub import listener, received
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import Child, free_endpoint
 from zroute import App
 from zroute.messages.wire import parse
@@ -120,7 +120,7 @@ def test_nothing_within_the_wait_is_124(tmp_path: Path) -> None:
     """If no message arrives in time, the exit code is 124, and there is no file."""
     done = zroute("record", free_endpoint(), str(tmp_path / "r"), "--wait", "50ms")
     assert done.returncode == 124
-    assert "nothing came within 0.05 s" in done.stderr
+    assert "no message arrived within 0.05 s" in done.stderr
     assert f"no message arrived, so {tmp_path / 'r'} was not written" in done.stderr
     assert not (tmp_path / "r").exists()
 

@@ -67,7 +67,7 @@ def test_a_syntax_error_is_shown_and_waited_on(tmp_path: Path, watching: str) ->
         child.line_with("one")
         module(tmp_path, "from zroute import App\napp = App(\n")
         child.line_with("SyntaxError", stream="err")
-        child.line_with("the program has ended with exit code 3: waiting for a change", stream="err")
+        child.line_with("the program ended with exit code 3: waiting for a file to change", stream="err")
         module(tmp_path, APP.format(word="three"))
         child.line_with("three")
         assert child.end(signal.SIGTERM) == 0
@@ -141,10 +141,23 @@ def test_an_app_that_ended_by_itself_gives_its_code(tmp_path: Path) -> None:
     """Ctrl-C after the child ended ends with its exit code; lines of the parent can be JSON."""
     options = ("--log-format", "json", "--log-level", "debug")
     with reloading(module(tmp_path, "from zroute import App\napp = App(pub='5')\n"), "polling", *options) as child:
-        child.line_with("waiting for a change", stream="err")
+        child.line_with("waiting for a file to change", stream="err")
         assert child.end(signal.SIGINT) == 5
         messages = [json.loads(line)["message"] for line in child.err if not line.startswith("zroute: ")]
         assert sum("watchfiles is not installed" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("changes", [0, 1])
+def test_the_command_ends_after_its_time(tmp_path: Path, changes: int) -> None:
+    """--for counts from the start of the command, also after a change."""
+    with reloading(module(tmp_path, APP.format(word="word 0")), "polling", "--for", "4s") as child:
+        child.line_with("word 0")
+        if changes:
+            module(tmp_path, APP.format(word="word 1"))  # the time may be over before that runs
+        assert child.end(None) == 0
+        assert child.out[:2] == ["word 0", "end"]
+        assert child.out[2:] in ([], ["word 1", "end"][: 2 * changes])
+        assert not any("waiting for a file to change" in line for line in child.err)
 
 
 ON_A_TERMINAL = """

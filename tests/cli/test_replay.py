@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.terminal import on_terminal
 from tests.cli.test_pub import listener, received
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import Child, free_endpoint, sized
 from zroute.messages.wire import Wire, framer
 from zroute.recordings import Writer
@@ -44,7 +44,7 @@ def test_the_frames_are_those_that_were_recorded(tmp_path: Path, wire: Wire) -> 
         done = zroute("replay", file, endpoint)
         assert done.returncode == 0, done.stderr
         assert received(child, 5) == frames + odd
-    assert "holds 5 messages" in done.stderr
+    assert "contains 5 messages" in done.stderr
     assert "zroute: sent 5 messages\n" in done.stderr
 
 
@@ -86,9 +86,20 @@ def test_only_and_ignore_choose_topics(tmp_path: Path) -> None:
         assert done.returncode == 0
         got = received(child, 90)
     assert "sent 90 messages" in done.stderr
-    assert "holds 101 messages" in done.stderr
-    assert "11 of them left out by --only and --ignore" in done.stderr
+    assert "contains 101 messages" in done.stderr
+    assert "11 of them excluded by --only and --ignore" in done.stderr
     assert not [frames for frames in got if frames[0].startswith((b"t.3\0", b"end"))]
+
+
+def test_only_and_ignore_with_slashes_choose_topics(tmp_path: Path) -> None:
+    """With --separator / the patterns of --only and --ignore have levels between slashes."""
+    names = ("/a/x", "/a/y.z", "/b/x", "/a/b/x")
+    file = recording(tmp_path / "r", *((0.0, (f"{name}\0{name}".encode(),)) for name in names))
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        options = ("--only", "/a/*", "--ignore", "/*/x", "--separator", "/")
+        assert zroute("replay", file, endpoint, *options).returncode == 0
+        assert received(child, 1) == [(b"/a/y.z\0/a/y.z",)]
 
 
 def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
@@ -110,7 +121,7 @@ def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
         child.line_with("ready")
         done = zroute("replay", file, endpoint, "--wait", "3s")
     assert done.returncode == 124
-    assert "live subscriptions: 'other'" in done.stderr
+    assert "active subscriptions: 'other'" in done.stderr
     with listener(endpoint, "t.7") as child:
         done = zroute("replay", file, endpoint)
         assert received(child, 1) == [(b"t.7\x007",)]
@@ -134,11 +145,11 @@ def test_what_can_not_be_replayed(tmp_path: Path) -> None:
     empty.write_bytes(msgpack.packb({"format": "zroute recording", "version": 1, "began_at": 1.0, "source": ""}))
     for arguments, code, said in (
         ((str(tmp_path / "none"), endpoint), 2, "does not exist"),
-        ((str(other), endpoint), 1, f"{other}: is not a recording: make one with 'zroute record'"),
-        ((str(empty), endpoint), 1, "nothing to replay"),
+        ((str(other), endpoint), 1, f"{other}: is not a recording: create recordings with 'zroute record'"),
+        ((str(empty), endpoint), 1, "no messages to replay"),
         ((str(other), endpoint, "--speed", "0x"), 2, "write 10x, 0.5x or max"),
         ((str(other), endpoint, "--speed", "fast"), 2, "write 10x, 0.5x or max"),
-        ((str(other), endpoint, "--only", "new*"), 2, "a wildcard is a whole segment"),
+        ((str(other), endpoint, "--only", "new*"), 2, "a wildcard must be a whole segment"),
     ):
         done = zroute("replay", *arguments)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.support import PATIENCE, ROOT, Child, free_endpoint, free_port
+from tests.commands import zroute
+from tests.interpreters import run
+from tests.support import Child, free_endpoint, free_port
+from zroute import App
+from zroute.cli import main
+from zroute.endpoints import SIDES, Ends, Side, parse_ends
 
 LOOP = """
 from zroute import App
@@ -37,20 +42,6 @@ def module(folder: Path, source: str, name: str = "quotes") -> Path:
     """Write a module and return its folder."""
     (folder / f"{name}.py").write_text(source)
     return folder
-
-
-def zroute(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-m", "zroute", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -151,6 +142,28 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) 
     assert "tcp://127.0.0.1:2\n" not in flag.stderr
 
 
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+def test_a_flag_wins_over_the_variable_of_each_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: Side
+) -> None:
+    """Each side has a flag and a variable; other sides keep the endpoints of the app."""
+    own = {each.name: f"tcp://127.0.0.1:{port}" for port, each in enumerate(SIDES, 1)}
+    folder = module(tmp_path, f"from zroute import App\napp = App(**{own})\n", f"all_sides_{side.name}")
+    runs: list[Ends] = []
+
+    def run(apps: list[App], **options: Any) -> int:
+        runs.append(apps[0].endpoints(**{each.name: options[each.name] for each in SIDES}))
+        return 0
+
+    monkeypatch.setattr("zroute.runtime.runner.run", run)
+    for flags, variable in (((), ""), ((), "ipc://x, bind:ipc://y"), ((side.flag, "connect:ipc://z"), "ipc://x")):
+        command = ["run", f"all_sides_{side.name}", "--app-dir", str(folder), *flags]
+        done = CliRunner().invoke(main, command, env={side.variable: variable}, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    expected = (own[side.name], ["ipc://x", "bind:ipc://y"], "connect:ipc://z")
+    assert runs == [parse_ends({**own, side.name: texts}) for texts in expected]
+
+
 def test_logs_as_json_can_be_parsed(tmp_path: Path) -> None:
     """Each line is an object with time, level, logger and message, and perhaps a traceback."""
     source = LOOP + "\n@app.subscribe('tick')\ndef fails(n: int):\n    raise ValueError('no')\n"
@@ -168,7 +181,7 @@ def test_the_log_shows_what_happens_to_connections(tmp_path: Path) -> None:
     source = LOOP.replace("App()", f"App(sub='{endpoint}', pub='tcp://127.0.0.1:*')")
     options = ("--app-dir", str(module(tmp_path, source)), "--log-level", "debug")
     with Child("-m", "zroute", "run", "quotes", *options) as child:
-        child.line_with(f"SubConnection {endpoint}: connect_retried, the next attempt is in", stream="err")
+        child.line_with(f"SubConnection {endpoint}: connect_retried, next attempt in", stream="err")
         with Child("-m", "zroute", "pub", endpoint, "tick", "5", "--wait", "30s") as publisher:
             child.line_with(f"SubConnection {endpoint}: handshake_succeeded", stream="err")
             assert publisher.end(None) == 0
@@ -256,8 +269,8 @@ def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
         ("app = App(loop=False)", 5, "no endpoints"),
         ("app = App(pub='tcp://127.0.0.1:*')\n@app.subscribe('news')\ndef f(x): ...", 5, "add App(sub="),
         ("app = App(sub='tcp://127.0.0.1:1')\napp.publisher('news')", 5, "add App(pub="),
-        ("app = App(pub='tcp://192.0.2.1:5555')", 5, "no such address"),
-        ("app = App(pub='ipc:///no/such/folder/s')", 5, "no such directory"),
+        ("app = App(pub='tcp://192.0.2.1:5555')", 5, "does not have this address"),
+        ("app = App(pub='ipc:///no/such/folder/s')", 5, "the directory does not exist"),
         ("app = App()\n@app.on_startup\ndef f(): raise OSError('no database')", 1, "no database"),
     ],
 )
@@ -279,7 +292,7 @@ def test_a_port_in_use_is_one_line_and_5(tmp_path: Path) -> None:
         done = zroute("run", "quotes", cwd=module(tmp_path, source))
     assert done.returncode == 5
     assert done.stderr.count("\n") == 1
-    assert "another program uses it" in done.stderr
+    assert "another program uses this address" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -310,7 +323,7 @@ sys.path.insert(0, {str(module(tmp_path, EMPTY))!r})
 from zroute.cli import main
 main(["run", "quotes", "--reactor", "poll"])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = run("-c", program)
     assert (done.returncode, "SelectReactor is already installed" in done.stderr) == (2, True)
 
 
@@ -318,8 +331,8 @@ def test_open_endpoints_and_catch_alls_are_warned_about(tmp_path: Path) -> None:
     """The log warns of a bind to all interfaces, and of a pattern that matches all topics."""
     source = "from zroute import App\napp = App(pub='tcp://*:*', sub='tcp://127.0.0.1:1')\napp.subscribe('*.urgent')(print)\n"
     done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
-    assert "is open to the network, without authentication" in done.stderr
-    assert "receives every message" in done.stderr
+    assert "is reachable from the network, without authentication" in done.stderr
+    assert "receives all messages" in done.stderr
 
 
 def test_unhandled_failures_of_my_deferreds_are_logged_and_counted(tmp_path: Path) -> None:
@@ -353,7 +366,7 @@ def test_app_run_is_the_same_in_a_script(tmp_path: Path) -> None:
 def test_an_app_is_named_once() -> None:
     """Naming an app twice is refused before it starts."""
     done = zroute("run", "quotes", "quotes")
-    assert (done.returncode, "name each once" in done.stderr) == (2, True)
+    assert (done.returncode, "is given twice" in done.stderr) == (2, True)
 
 
 def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:

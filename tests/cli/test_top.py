@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.feeding import feed, listening, ticker
 from tests.cli.terminal import on_terminal
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.pure import plain, tracked
 from zroute.cli.top import Measured, Traffic
 from zroute.messages.wire import parse

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
+from msgspec import Meta
 
 from tests.pure import Wired, plain
 from zroute import App, Envelope, SignatureError, Topic
@@ -53,6 +55,16 @@ def planned(function: Any, *captures: str, given: Any = None, namespace: Any = N
         (UUID, str(UUID(int=1)), UUID(int=1)),
         (Level, "high", Level.HIGH),
         (Level, "2", Level.TWO),
+        (bool, "true", True),
+        (bool, "false", False),
+        (date, "2026-01-02", date(2026, 1, 2)),
+        (datetime, "2026-01-02T12:00:00+00:00", datetime(2026, 1, 2, 12, tzinfo=UTC)),
+        (datetime, "2026-01-02T12:00:00", datetime(2026, 1, 2, 12)),
+        (Literal["a", "b"], "b", "b"),
+        (Literal[1, "x"], "1", 1),
+        (Annotated[int, "a note"], "7", 7),
+        (Annotated[int, Meta(gt=0)], "7", 7),
+        (NewType("Key", str), "k", "k"),
     ],
 )
 def test_a_capture_is_converted_to_its_annotation(annotation: Any, text: str, value: Any) -> None:
@@ -68,7 +80,34 @@ def test_a_capture_is_converted_to_its_annotation(annotation: Any, text: str, va
 
 @pytest.mark.parametrize(
     ("annotation", "text"),
-    [(int, "x"), (int, "1_0"), (int, "٣"), (float, "nan"), (float, "1_0"), (UUID, "no"), (Level, "low")],
+    [
+        (int, "x"),
+        (int, "1_0"),
+        (int, "٣"),
+        (float, "nan"),
+        (float, "1_0"),
+        (UUID, "no"),
+        (UUID, "urn:uuid:00000000-0000-0000-0000-00000000000a"),
+        (UUID, "{00000000-0000-0000-0000-00000000000a}"),
+        (UUID, "0000000000000000000000000000000a"),
+        (UUID, "00000000-0000-0000-0000-00000000000A"),
+        (date, "20260102"),
+        (date, "2026-W01-5"),
+        (datetime, "2026-01-02 12:00:00"),
+        (datetime, "2026-01-02x12:00:00"),
+        (datetime, "20260102T120000"),
+        (datetime, "2026-01-02T12"),
+        (datetime, "2026-01-02T12:00:00Z"),
+        (datetime, "2026-01-02T12:00:00+0000"),
+        (Level, "low"),
+        (bool, "1"),
+        (bool, "True"),
+        (date, "2026-13-01"),
+        (date, "2026-01-01T00:00:00"),
+        (datetime, "2026-01-02"),
+        (Literal["a"], "b"),
+        (Annotated[int, Meta(gt=0)], "0"),
+    ],
 )
 def test_a_segment_that_does_not_convert_does_not_match(annotation: Any, text: str) -> None:
     """If a segment has the wrong type, the next candidate receives the message."""
@@ -88,7 +127,7 @@ def test_a_capture_that_nobody_asks_for_is_left_out() -> None:
     assert (call.convert({"x": b"1"}), call.body, call.schema) == ({}, "message", int)
 
 
-@pytest.mark.parametrize("annotation", [bytes, list[int], Topic, Annotated[int, "x"], {"not": "a type"}])
+@pytest.mark.parametrize("annotation", [bytes, list[int], Topic, int | None, Literal[True], {"not": "a type"}])
 def test_a_capture_of_another_type_is_refused(annotation: Any) -> None:
     """The error for an unsupported capture type lists the supported types."""
 
@@ -411,7 +450,7 @@ def test_a_static_method_is_a_plain_function() -> None:
 
 def test_what_has_no_signature_or_is_no_function_is_refused() -> None:
     """The error names a callable without a readable signature."""
-    with pytest.raises(SignatureError, match="no signature Python can read"):
+    with pytest.raises(SignatureError, match="no signature that Python can read"):
         planned(dict)
     with pytest.raises(SignatureError, match="is not a function"):
         planned(5)

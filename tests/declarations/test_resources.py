@@ -232,14 +232,14 @@ def test_timers_take_resources_and_say_what_is_missing() -> None:
 
 
 def test_a_handler_without_the_resource_is_told_how_to_get_one() -> None:
-    """The error for two body parameters mentions resources."""
+    """The error for a second parameter that can't be a body mentions resources."""
     app = App()
 
     @app.subscribe("a")
     def handle(message: int, database: Database) -> None: ...
 
     with pytest.raises(
-        SignatureError, match=r"'message' and 'database' .* write an @app.resource that yields its type"
+        SignatureError, match=r"'database' of handle\(\) .* write an @app.resource that yields Database"
     ):
         app.compile()
 
@@ -278,7 +278,7 @@ def test_a_circle_is_drawn() -> None:
     with pytest.raises(SignatureError) as caught:
         app.compile()
     text = str(caught.value)
-    drawn = text.partition("open first: ")[2].partition(";")[0].split(" -> ")
+    drawn = text.partition("opened first: ")[2].partition(";")[0].split(" -> ")
     needs = {"Settings": "Database", "Database": "Cache", "Cache": "Settings"}
     assert len(drawn) == 4
     assert [needs[name] for name in drawn[:-1]] == drawn[1:]
@@ -293,7 +293,7 @@ def test_a_resource_that_needs_itself_is_a_circle() -> None:
     def database(database: Database) -> Iterator[Database]:
         yield database
 
-    with pytest.raises(SignatureError, match="Database -> Database; create one of them inside another"):
+    with pytest.raises(SignatureError, match="Database -> Database; create one of them inside the function of another"):
         app.compile()
 
 
@@ -303,14 +303,22 @@ def test_a_missing_one_is_drawn() -> None:
     app.resource(database)
     with pytest.raises(SignatureError) as caught:
         app.compile()
-    assert "database() needs 'settings', and no resource yields Settings: Database -> Settings (missing)" in str(
+    assert "database() needs 'settings', but no resource yields Settings: Database -> Settings (missing)" in str(
         caught.value
     )
     assert caught.value.parameter == "settings"
 
 
-@pytest.mark.parametrize("parameter", [Topic, Envelope, Any])
-def test_a_resource_can_not_take_what_only_messages_have(parameter: Any) -> None:
+@pytest.mark.parametrize("scope", ["app", "message"])
+@pytest.mark.parametrize(
+    ("parameter", "text"),
+    [
+        (Topic, "a resource does not receive the message: set a ContextVar in a middleware"),
+        (Envelope, "a resource does not receive the message: set a ContextVar in a middleware"),
+        (Any, r"no resource yields .*\(missing\)"),
+    ],
+)
+def test_a_resource_can_not_take_what_only_messages_have(parameter: Any, text: str, scope: Any) -> None:
     """A resource with a Topic, Envelope or body parameter is refused."""
     app = App()
 
@@ -318,8 +326,8 @@ def test_a_resource_can_not_take_what_only_messages_have(parameter: Any) -> None
         yield Database()
 
     needing.__annotations__["it"] = parameter
-    app.resource(needing)
-    with pytest.raises(SignatureError, match=r"needing\(\) needs 'it', and no resource yields .*\(missing\)"):
+    app.resource(scope=scope)(needing)
+    with pytest.raises(SignatureError, match=rf"needing\(\) needs 'it', (and|but) {text}"):
         app.compile()
 
 
@@ -333,7 +341,7 @@ def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
 
     wide.__annotations__["return"] = Iterator[kind]
     app.resource(wide)
-    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, and every parameter of that type would receive it"):
+    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, so every parameter of that type would receive it"):
         app.compile()
 
 
@@ -388,7 +396,7 @@ def test_two_resources_of_one_type_are_refused() -> None:
 def test_a_resource_is_a_generator_function() -> None:
     """A function that returns its object is refused at the decorator's line."""
     app = App()
-    with pytest.raises(SignatureError, match=r"but opened\(\) yields nothing: open, yield once, close"):
+    with pytest.raises(SignatureError, match=r"but opened\(\) has no yield: open the object, yield it once, close"):
 
         @app.resource
         def opened() -> Database:

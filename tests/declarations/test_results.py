@@ -453,3 +453,27 @@ def test_a_capture_that_may_be_filled_is_left_to_the_message() -> None:
     def nothing() -> None: ...
 
     app.compile()
+
+
+def test_a_publisher_of_several_segments_is_refused_by_its_name() -> None:
+    """The error names the capture, which is no wildcard, and what to do."""
+    with pytest.raises(
+        PatternError, match=r"test_results\.py:\d+: .*\{rest\+\} can be several segments; use app\.publish\("
+    ) as caught:
+        App().publisher("out.{rest+}", int)
+    assert "wildcard" not in str(caught.value)
+
+
+def test_a_capture_of_several_segments_fills_no_publisher() -> None:
+    """The error says that a publisher's topic has one segment there."""
+    app = App()
+
+    @app.publisher("out.{rest}", int)
+    @app.subscribe("in.{rest+}")
+    def copy(n: int, rest: str) -> int:
+        return n
+
+    with pytest.raises(PatternError, match=r"\{rest\} can be several segments of a topic of 'in\.\{rest\+\}'"):
+        app.compile()
+    with pytest.raises(SignatureError, match=r"\{rest\+\} can be several segments"):
+        app.subscribe("in.{rest+}", dead="dead.{rest}")(lambda n: None)

@@ -128,8 +128,9 @@ def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> No
         (lambda routes: routes.subscribe("news.>.x"), "segment 2"),
         (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "must capture the same names"),
         (lambda routes: routes.add_route(lambda message: None), "needs a pattern"),
-        (lambda routes: routes.publisher("a.*"), "stands for many"),
-        (lambda routes: routes.publisher(startswith("a")), "stands for many"),
+        (lambda routes: routes.publisher("a.*"), "more than one topic, but a publisher needs one: replace each"),
+        (lambda routes: routes.publisher("a.{rest+}"), r"\{rest\+\} can be several segments; use app.publish"),
+        (lambda routes: routes.publisher(startswith("a")), "instead of startswith, or use app.publish"),
         (lambda routes: routes.publisher("a..b"), "empty"),
         (lambda routes: routes.include(Routes(), prefix="a b"), "a b"),
     ],
@@ -215,11 +216,19 @@ ALONE: dict[str, Any] = {
     "queue": 5,
     "stale_after": 5.0,
     "batch": 5,
+    "retry": (1, 5),
+    "dead": "dead",
+    "timeout": 5.0,
     "every": 5.0,
     "keep": "last",
     "coalesce": True,
 }
 """Options that can be used alone, with a value other than the default."""
+
+
+async def _coroutine(body: Any) -> None:
+    """A handler that can be cancelled."""
+
 
 BESIDE = {"jitter": 0.5, "initial_delay": 0.5}
 """Options that need another option."""
@@ -237,7 +246,7 @@ def test_an_option_that_needs_no_other_is_taken_alone(name: str) -> None:
     """An option that can be used alone is accepted alone."""
     routes = Routes()
     if name in RouteOptions.__annotations__:
-        routes.add_route(lambda body: None, "a", **{name: ALONE[name]})
+        routes.add_route(_coroutine if name == "timeout" else lambda body: None, "a", **{name: ALONE[name]})
     if name in PublisherOptions.__annotations__:
         routes.publisher("a", int, **{name: ALONE[name]})
 
@@ -246,7 +255,7 @@ def test_an_option_that_needs_no_other_is_taken_alone(name: str) -> None:
 def test_an_option_without_what_it_needs_is_refused(name: str) -> None:
     """The error for a lonely option names the line and the missing option."""
     routes, needed = Routes(), NEEDS[name]
-    with pytest.raises(SignatureError, match=f"{name}=0.5 does nothing without {needed}=") as raised:
+    with pytest.raises(SignatureError, match=f"{name}=0.5 has no effect without {needed}=") as raised:
         routes.publisher("a", int, **{name: BESIDE[name]})
     assert raised.value.parameter == name
     assert HERE in str(raised.value.where)

@@ -70,6 +70,14 @@ class Converted:
 
 
 @attrs.define
+class Ranked:
+    """A class for cattrs with an enum of int."""
+
+    level: Level
+    count: int = attrs.field(converter=int)
+
+
+@attrs.define
 class Aliased:
     kind: str = attrs.field(alias="type")
     size: int = attrs.field(alias="n", default=0)
@@ -205,6 +213,7 @@ DECLARED: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "generic of attrs": (Box[Plain], st.builds(Box, plain, text)),
     "stamped": (Stamped[Plain], st.builds(Stamped, plain, floats)),
     "attrs with converters": (Converted, converted),
+    "attrs with a converter and an enum of int": (Ranked, st.builds(Ranked, st.sampled_from(Level), ints)),
     "attrs with aliases": (Aliased, aliased),
     "attrs with private names": (Private, private),
     "attrs with a validator": (Validated, st.builds(Validated, st.integers(0, 100))),

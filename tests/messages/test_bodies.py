@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal, NewType, get_args
 
 import msgpack
 import pytest
 
+from tests.interpreters import run
 from tests.messages.bound import FORMATS, QUOTE, decode, encode
 from tests.messages.kinds import Plain, Private
-from tests.support import PATIENCE, ROOT
+from zroute import App
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.bodies import body_decoder, body_encoder, guarded, runtime_encoder
 from zroute.messages.codecs import (
@@ -23,6 +23,7 @@ from zroute.messages.codecs import (
     Codec,
     detect,
 )
+from zroute.testing import TestApp
 
 
 def bomb(codec: Codec, inside: bool) -> bytes:
@@ -82,7 +83,7 @@ for codec in (JSON, MSGPACK):
             raise SystemExit(f"{codec.name} {schema} was accepted")
 print("alive")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = run("-c", program)
     assert done.stdout.strip() == "alive", done.stderr
 
 
@@ -150,7 +151,7 @@ def test_raw_bytes_where_the_type_does_not_decode() -> None:
 
 def test_a_type_in_text_or_raw_is_refused() -> None:
     """A typed handler refuses a text or raw body, and a route with codec='text' is an error."""
-    with pytest.raises(DecodeError, match="sends text"):
+    with pytest.raises(DecodeError, match="states text"):
         decode(Plain, b"{}", stated=TEXT)
     with pytest.raises(SchemaError, match="carries only str"):
         decode(Plain, b"{}", route=TEXT)
@@ -176,7 +177,7 @@ def test_publishers_choose_by_type() -> None:
     assert body_encoder(str, codec=JSON, default=MSGPACK)[0] is JSON
     assert body_encoder(Plain, codec=None, default=MSGPACK)[0] is MSGPACK
     assert body_encoder(Plain, codec=JSON, default=MSGPACK)[0] is JSON
-    with pytest.raises(SchemaError, match="bytes travel raw"):
+    with pytest.raises(SchemaError, match="bytes are always sent raw"):
         body_encoder(bytes, codec=JSON, default=MSGPACK)
     assert encode(Plain | bytes, QUOTE) == encode(Plain, QUOTE)
 
@@ -187,6 +188,37 @@ def test_without_a_schema_a_message_goes_by_its_own_type() -> None:
         chosen, write = runtime_encoder(message, codec=None, default=MSGPACK)
         assert chosen is codec
         assert decode(type(message), write(message), stated=chosen) == message
-    assert json.loads(encode(Any, {"q": QUOTE})) == {"q": {"symbol": "AAPL", "price": 187.23, "volume": 1200}}
     with pytest.raises(EncodeError, match="carries only str"):
         runtime_encoder(QUOTE, codec=TEXT, default=MSGPACK)
+
+
+Name = NewType("Name", str)
+
+
+@pytest.mark.parametrize("schema", [int | str, str | None, Plain | str, Plain | str | bytes, Plain | Private | Name])
+@pytest.mark.parametrize("default", FORMATS, ids=repr)
+def test_a_union_with_text_takes_a_text_body(schema: Any, default: Codec) -> None:
+    """Text that a publisher without a type sends reaches a handler of such a union, and so do its other members."""
+    for text in ("hello", "5", "null", "é", ""):
+        codec, write = runtime_encoder(text, codec=None, default=default)
+        assert decode(schema, write(text), stated=codec, default=default) == text
+    if Plain in get_args(schema):
+        assert decode(schema, encode(Plain, QUOTE, codec=default), stated=default, default=default) == QUOTE
+
+
+@pytest.mark.parametrize("schema", [int | None, Plain | None, Literal["a"] | int, list[str]])
+def test_a_union_without_text_refuses_a_text_body(schema: Any) -> None:
+    """Only plain text stands for any text."""
+    with pytest.raises(DecodeError, match="the sender states text"):
+        decode(schema, b"a", stated=TEXT)
+
+
+def test_a_publisher_of_a_type_or_bytes_takes_the_type_only() -> None:
+    """The error says why, and what to declare for raw bodies."""
+    app = App()
+    out = app.publisher("out", Plain | bytes)
+    with TestApp(app) as t:
+        out.publish(QUOTE)
+        with pytest.raises(EncodeError, match=r"expected Plain, got bytes.*declare another publisher, of type bytes"):
+            out.publish(b"raw")
+        assert t.published("out") == [QUOTE]

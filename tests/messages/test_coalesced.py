@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import ROOT
+from tests.support import ROOT, sized
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import coalesced_framer, parse_coalesced, split_frame
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
@@ -237,19 +237,19 @@ def test_ends_that_go_back_and_forth_fill_no_memory() -> None:
 @pytest.mark.parametrize(
     ("codec", "body", "reason"),
     [
-        (2, "", "a coalesced frame that ends inside its number of messages"),
-        (2, "00", "a coalesced frame that ends inside its number of messages"),
-        (2, "0000", "a coalesced frame of 2 bytes that claims 0 messages"),
-        (2, "0000 5b5d", "a coalesced frame of 4 bytes that claims 0 messages"),
-        (2, "0002 0002", "a coalesced frame of 4 bytes that claims 2 messages"),
-        (2, "0001 0002 5b31", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 5b315d5d", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 7b317d", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (2, "0001 0002 5b3132", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (1, "0001 0004 dc000201", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (1, "0001 0002 9101", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (1, "0001 0000", "a coalesced frame of 1 messages that does not end where the last of them does"),
-        (3, "0001 0002 61", "a coalesced frame of 1 messages that does not end where the last of them does"),
+        (2, "", "a coalesced frame that is too short to contain its number of messages"),
+        (2, "00", "a coalesced frame that is too short to contain its number of messages"),
+        (2, "0000", "a coalesced frame with an invalid number of messages: 0 in 2 bytes"),
+        (2, "0000 5b5d", "a coalesced frame with an invalid number of messages: 0 in 4 bytes"),
+        (2, "0002 0002", "a coalesced frame with an invalid number of messages: 2 in 4 bytes"),
+        (2, "0001 0002 5b31", "a coalesced frame of 1 messages whose index does not match its length"),
+        (2, "0001 0002 5b315d5d", "a coalesced frame of 1 messages whose index does not match its length"),
+        (2, "0001 0002 7b317d", "a coalesced frame of 1 messages whose index does not match its length"),
+        (2, "0001 0002 5b3132", "a coalesced frame of 1 messages whose index does not match its length"),
+        (1, "0001 0004 dc000201", "a coalesced frame of 1 messages whose index does not match its length"),
+        (1, "0001 0002 9101", "a coalesced frame of 1 messages whose index does not match its length"),
+        (1, "0001 0000", "a coalesced frame of 1 messages whose index does not match its length"),
+        (3, "0001 0002 61", "a coalesced frame of 1 messages whose index does not match its length"),
     ],
 )
 def test_what_a_broken_batch_is_refused_for(codec: int, body: str, reason: str) -> None:
@@ -262,24 +262,24 @@ def test_more_messages_than_travel_together_are_refused() -> None:
     """A frame of more than 1,000 messages is refused, so it can't block the reactor."""
     many: Callable[[int], bytes] = lambda number: struct.pack(f">{number + 1}H", number, *[0] * number)  # noqa: E731
     assert parse_coalesced(RAW.number, many(1000)).many == 1000
-    with pytest.raises(EnvelopeError, match="claims 1001 messages"):
+    with pytest.raises(EnvelopeError, match="an invalid number of messages: 1001"):
         parse_coalesced(RAW.number, many(1001))
 
 
 def test_coalesced_frames_that_were_damaged_at_random_harm_nobody() -> None:
-    """100,000 frames with one changed byte are refused, or give slices of their bodies."""
+    """Frames with one changed byte, 100,000 in CI, are refused, or give slices of their bodies."""
     chance = random.Random(5)
     good = [
         (codec, body_of(framed(codec, [encode(n) for n in range(chance.randrange(1, 9))])))
         for codec, encode in ((1, msgspec.msgpack.encode), (2, msgspec.json.encode), (4, bytes))
     ]
-    kept = 0
-    for _ in range(100_000):
+    kept, frames = 0, sized(100_000, 20_000)
+    for _ in range(frames):
         codec, body = chance.choice(good)
         changed = bytearray(body)
         changed[chance.randrange(len(body))] = chance.randrange(256)
         kept += harmless(codec, bytes(changed))
-    assert 0 < kept < 100_000
+    assert 0 < kept < frames
 
 
 def test_a_frame_begins_as_all_frames_do() -> None:

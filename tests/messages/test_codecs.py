@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -17,9 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.messages.bound import FORMATS, QUOTE, decode, encode
-from tests.messages.kinds import AWARE, DECLARED, Box, Circle, Loose, Nested, Plain, Point, Private, Square, Validated
+from tests.messages.kinds import (
+    AWARE,
+    DECLARED,
+    Box,
+    Circle,
+    Level,
+    Loose,
+    Nested,
+    Plain,
+    Point,
+    Private,
+    Side,
+    Square,
+    Validated,
+)
 from tests.support import sized
-from zroute import Stamped
+from zroute import App, Stamped
 from zroute.errors import EncodeError, SchemaError
 from zroute.messages.bodies import body_encoder
 from zroute.messages.codecs import (
@@ -242,14 +257,39 @@ def test_an_object_that_cannot_be_shown_is_refused_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)
-def test_objects_in_untyped_data_are_written_as_their_type_says(codec: Codec) -> None:
-    """A class instance inside a dict is encoded, and checked against its own annotations."""
-    sent = encode(Any, {"q": QUOTE, "p": [Point(1, 2.5)], "s": Private("x")}, codec)
-    quote = {"symbol": "AAPL", "price": 187.23, "volume": 1200}
-    arrived = {"q": quote, "p": [[1, 2.5]], "s": {"_secret": "x", "open": True}}
-    assert decode(Any, sent, stated=codec) == arrived
-    with pytest.raises(EncodeError, match=r"Plain\.volume: expected int"):
-        encode(Any, [Plain("A", 1.0, "1")], codec)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"q": QUOTE}, "would arrive as a dict"),
+        ([Point(1, 2.5)], "would arrive as a dict"),
+        ({"s": Private("x")}, "would arrive as a dict"),
+        ({"e": Side.BUY}, "would arrive as its value"),
+        ({"e": Level.LOW}, "would arrive as its value"),
+        ([uuid.UUID(int=5)], "would arrive as its text"),
+        ([Decimal("1.1")], "would arrive as its text"),
+        ([datetime.datetime(2026, 1, 1)], "would arrive as its text"),
+        ([datetime.date(2026, 1, 1)], "would arrive as its text"),
+        ([datetime.time(1)], "would arrive as its text"),
+        ([datetime.timedelta(1)], "would arrive as its text"),
+        ([(1, 2)], "would not arrive unchanged"),
+        ([{1}], "would not arrive unchanged"),
+    ],
+    ids=repr,
+)
+def test_untyped_data_of_another_type_is_refused(codec: Codec, message: Any, why: str) -> None:
+    """A part that an untyped reader would get with another type is an EncodeError that says what to do."""
+    with pytest.raises(EncodeError, match=f"{why}.* in an untyped message: declare the type of the message"):
+        encode(Any, message, codec)
+
+
+@given(when=AWARE)
+def test_an_aware_datetime_in_untyped_msgpack_stays_the_same_moment(when: datetime.datetime) -> None:
+    """msgpack has a form for a moment, so no type is needed to read it; JSON has none."""
+    (handled,) = decode(Any, encode(Any, [when], MSGPACK), stated=MSGPACK)
+    assert handled == when
+    assert handled.tzinfo is not None
+    with pytest.raises(EncodeError, match="its text"):
+        encode(Any, [when], JSON)
 
 
 def test_the_error_of_a_wrong_field_names_it() -> None:
@@ -378,7 +418,31 @@ def test_a_codec_that_is_none_is_named() -> None:
         find_codec("pickle")
     with pytest.raises(SchemaError, match="needs name, number"):
         find_codec(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "says"),
+    [
+        *(("number", number, f"codec 'hex' has the number {number!r}: codecs of your own use an int from 128 to 255")
+          for number in (2, 127, 256, -1, True, 200.0, "200", None, [])),
+        *(("name", name, f"codec Hex has the name {name!r}: expected a printable text, such as 'cbor'")
+          for name in ("", "a\nb", "\x1b[31m", "\ud800", 5, None, b"hex")),
+        ("name", "json", "codec Hex has the name 'json' of a codec of zroute: give it another name"),
+        ("encoder", 5, "codec 'hex' has no method encoder(schema): it is 5"),
+        ("decoder", "x", "codec 'hex' has no method decoder(schema): it is 'x'"),
+    ],
+)  # fmt: skip
+def test_a_codec_with_a_bad_member_is_refused_at_once(member: str, value: Any, says: str) -> None:
+    """The error names the codec, its member, what is allowed and the line, wherever a codec is given."""
     wrong = Hex()
-    wrong.number = 2
-    with pytest.raises(SchemaError, match="128 to 255"):
-        find_codec(wrong)
+    setattr(wrong, member, value)
+    app = App()
+    for give in (
+        lambda: App(codec=wrong),
+        lambda: app.subscribe("a", codec=wrong)(print),
+        lambda: app.publisher("a", codec=wrong),
+        lambda: app.stream("a", int, codec=wrong),
+        lambda: app.requester("a", int, int, codec=wrong),
+    ):
+        with pytest.raises(SchemaError, match=rf"test_codecs\.py:\d+: {re.escape(says)}$"):
+            give()

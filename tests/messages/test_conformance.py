@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import attrs
 import msgspec
@@ -34,23 +32,8 @@ from zroute.errors import EncodeError
 from zroute.messages.codecs import JSON, MSGPACK
 from zroute.messages.encode_checks import conforms, misfit
 
-if TYPE_CHECKING:
-    from decimal import Context as OnlyForTheTypeChecker
-
-Blob = NewType("Blob", bytes)
-Word = NewType("Word", str)
 Short = Annotated[str, msgspec.Meta(max_length=3)]
 Few = Annotated[list[int], msgspec.Meta(max_length=2)]
-
-
-@attrs.define
-class Missing:
-    context: OnlyForTheTypeChecker
-
-
-@attrs.define
-class Calls:
-    back: list[Callable[[], None]]
 
 
 @attrs.define
@@ -67,15 +50,6 @@ class Limited:
 class Asked(TypedDict):
     name: str
     side: NotRequired[Side]
-
-
-class Odd(Enum):
-    PAIR = (1, 2)
-
-
-@dataclass
-class Seeded:
-    seed: InitVar[int]
 
 
 def fits(schema: Any, message: Any) -> bool:

@@ -143,6 +143,38 @@ def test_each_malformed_vector_is_refused_for_its_reason(vector: dict[str, Any])
     assert caught.value.reason == vector["reason"]
 
 
+UNNAMED = (
+    "if the message has no topic, state one: App(sub={endpoint: Frames(topic='name')}), or --frames topic=name of "
+    "zroute tail"
+)
+SPACED = (
+    "if a space ends the topic, specify this form: App(sub={endpoint: Frames(separator=b' ')}), or "
+    "--frames 'separator= ' of zroute tail"
+)
+COMPRESSED = (
+    "it looks compressed: if so, specify Frames(topic='…', decompress='zlib'), or --frames 'topic=…,decompress=zlib'"
+)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"stocks.ACME 990.5", f"no NUL after the topic ({SPACED})"),
+        (b"x" * MAX_TOPIC + b" 990.5", "no NUL after the topic"),  # no topic is that long
+        (b"stocks.ACME", "no NUL after the topic"),
+        (b'{"n": 0}', f"no NUL after the topic ({UNNAMED})"),
+        (b"[1, 2]", f"no NUL after the topic ({UNNAMED})"),
+        (b"x\x9c\x8a\x05 a", f"no NUL after the topic ({COMPRESSED})"),
+        (b"", "an empty frame"),
+    ],
+)
+def test_a_message_of_another_form_is_refused_with_a_hint(frame: bytes, reason: str) -> None:
+    """A frame of another form, as `send_string(f"{topic} {body}")` sends it, is refused; the reason says what to do."""
+    with pytest.raises(EnvelopeError) as refused:
+        split((frame,))
+    assert refused.value.reason == reason
+
+
 @pytest.mark.parametrize("vector", named([each for each in VECTORS["messages"] if "further" in each]))
 def test_each_vector_with_counters_is_sent_as_it_says(vector: dict[str, Any]) -> None:
     """A message carries the numbers of its subscriptions, byte for byte as in the vectors."""
@@ -388,7 +420,7 @@ def test_a_tracked_frame_cut_at_any_byte_is_never_taken_for_another_message(head
 @pytest.mark.parametrize("wire", ["plain", "multipart"])
 def test_headers_are_refused_where_they_can_not_travel(wire: Wire) -> None:
     """Headers on a wire without headers raise EncodeError."""
-    with pytest.raises(EncodeError, match=f"tracked wire only.*{wire}"):
+    with pytest.raises(EncodeError, match=f"only sent on the tracked wire.*{wire}"):
         made(wire)(b"a", 1, b"x", {"trace": "1"})
 
 
@@ -407,13 +439,13 @@ def test_the_tracked_wire_carries_a_body_that_looks_tracked() -> None:
 @pytest.mark.parametrize(
     ("headers", "fault"),
     [
-        ({1: "x"}, "name of a header is text, not int"),
+        ({1: "x"}, "name of a header must be text, not int"),
         ({"a": object()}, "can't be packed"),
         ({"a": (1, 2)}, "can't be packed"),
         ({"a": 2**64}, "can't be packed"),
         ({"a": {1: 2}}, "can't be packed"),
         ({"a": "\ud800"}, "can't be packed"),
-        ({"a": "x" * HEADERS_MAX}, f"of at most {HEADERS_MAX}"),
+        ({"a": "x" * HEADERS_MAX}, f"but only {HEADERS_MAX} are allowed"),
     ],
     ids=["name", "object", "tuple", "integer", "key inside", "surrogate", "size"],
 )

@@ -59,12 +59,14 @@ def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
             assert not row.get("failed")
 
 
+@pytest.mark.slow
 def test_who_is_not_installed_is_skipped_by_name(found: dict[str, Any]) -> None:
     """Rows that need a missing compiler or nats-server state what to install."""
     rows = found["groups"]["receive-json"]["rows"]
     assert all("is installed" in rows[peer]["skipped"] or "not installed" in rows[peer]["skipped"] for peer in PEERS)
 
 
+@pytest.mark.slow
 def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
     """The plot has a bar for zroute, the Markdown a table per group; a quick run judges no goal."""
     texts = [element.text or "" for element in ElementTree.fromstring(found["files"]["svg"]).iter()]

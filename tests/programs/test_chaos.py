@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from chaos import joins, lives, nonsense, wakeups
+from chaos import asking, jobs, joins, lives, nonsense, wakeups
 from chaos.bystanders import Bystanders
 from chaos.scenario import Scenario
 from tests.running import reactor
@@ -32,6 +32,13 @@ def test_no_wake_up_is_missed(kind: str) -> None:
     assert found["handled"] > 0.75 * operations
 
 
+def test_strangers_end_no_job_and_reach_no_handler() -> None:
+    """After each lot of invalid messages all jobs are done, and no handler gets invalid data."""
+    found = jobs.play(sized(50_000, 3_000), seed=3)
+    assert found["jobs"]["done"] + found["jobs"]["failed"] == found["jobs"]["put"]
+    assert found["refused"] > 1_000
+
+
 def test_nonsense_is_counted_once_and_reaches_no_handler() -> None:
     """Each broken frame is counted once and reaches no handler; the good message after it is handled."""
     frames = sized(20_000, 5_000)
@@ -40,6 +47,16 @@ def test_nonsense_is_counted_once_and_reaches_no_handler() -> None:
     assert found["control"] > 0.05 * frames
     assert found["routed"] > 0.15 * frames
     assert found["frames to the publisher"] > 0.05 * frames
+
+
+def test_broken_requests_and_replies_are_answered_and_reach_no_handler() -> None:
+    """Broken frames of clients and servers call no handler with invalid data, and every request has one end."""
+    frames = sized(40_000, 10_000)
+    found = asking.play(frames, seed=3)
+    assert found["bad"] > 0.3 * found["requests"]
+    assert found["answers"] > 0.5 * found["requests"]
+    assert sum(found["ended"].values()) > 50
+    assert found["faults"] == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import Child, Way, free_endpoint
 from zroute.testing import TestApp
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_run import zroute
+from tests.commands import zroute
 from tests.support import Child, Way
 from zroute.testing import TestApp
 

@@ -80,7 +80,7 @@ def test_more_than_can_wait_pauses_reading_and_loses_nothing(
         t = test_app(program.app, burst(program, *["door"] * 40))
         t.publish("now", None)
     assert [picture.pixels[0] for picture in t.published("thumbnails.door")] == list(range(40))
-    assert any("shrink() at" in text and "is full: 8 messages wait" in text for text in caplog.messages)
+    assert any("shrink() at" in text and "queue full (8 messages)" in text for text in caplog.messages)
 
 
 def test_a_picture_that_is_none_fails_alone(test_app: Callable[..., TestApp], example: Example) -> None:

@@ -37,6 +37,13 @@ class Running:
         self.clock = StillReactor()
         self.service = AppService(app.compile(), self.clock, pub=(Endpoint(ADDRESS, bind=True),))
         self.service.startService()
+        if room:
+            assert self.service.transport is not None
+            assert self.service.transport.pub is not None
+            bound = self.service.transport.pub._socket
+            bound.unbind(ADDRESS)  # over inproc, a limit counts from the next bind
+            bound.set(zmq.SNDHWM, room)
+            bound.bind(ADDRESS)
         self.sub = subscriber(context, (b"",))
         self.sub.set(zmq.RCVHWM, room)
         self.sub.connect(ADDRESS)

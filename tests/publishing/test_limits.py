@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from zroute import App, Limits, SignatureError
+from zroute.declarations import limits as module
 from zroute.messages.control import pack_marker, pack_ping
+from zroute.options import NetworkOptions
 from zroute.publishing.ordered import Ordered, apart
 from zroute.publishing.pacing import Allowance
 from zroute.publishing.send_queue import SendQueue
@@ -24,15 +26,60 @@ from zroute.testing import TestApp
 ALL = [b"", b"x"]  # a summary of all subscriptions
 
 
-@pytest.mark.parametrize("most", [0, 4095, -1, 4096.0, "1 MiB", None, True])
-def test_a_limit_that_is_none_is_refused_at_my_line(most: Any) -> None:
+LEAST = {"max_message": 1, "send_queue": 1, "receive_queue": 1, "max_subscription_bytes": 4096}
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, 4096.0, "1 MiB", None, True, 2**31])
+@pytest.mark.parametrize("name", LEAST)
+def test_a_limit_that_is_none_is_refused_at_my_line(name: str, wrong: Any) -> None:
     """The error for an invalid limit names the parameter, the valid values and the line."""
-    with pytest.raises(SignatureError, match=r"test_limits\.py:\d+: max_subscription_bytes=.*4,096 or more") as caught:
-        App(limits=Limits(max_subscription_bytes=most))
-    assert caught.value.parameter == "max_subscription_bytes"
-    with pytest.raises(SignatureError, match=r"limits=\{\}: expected Limits") as caught:
+    with pytest.raises(
+        SignatureError, match=rf"test_limits\.py:\d+: {name}=.*a number of .* from {LEAST[name]:,} to"
+    ) as caught:
+        App(limits=Limits(**{name: wrong}))
+    assert caught.value.parameter == name
+    assert getattr(App(limits=Limits(**{name: LEAST[name]})).limits, name) == LEAST[name]
+
+
+def test_limits_that_are_no_limits_are_refused() -> None:
+    """A mapping is no `Limits`."""
+    with pytest.raises(SignatureError, match=r"limits=\{\}: expected a Limits object") as caught:
         App(limits={})  # type: ignore[arg-type]
     assert caught.value.parameter == "limits"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tcp_keepalive": 2}, "tcp_keepalive=2: expected a number from -1 to 1"),
+        ({"sndbuf": "1 MB"}, "sndbuf='1 MB': expected a number"),
+        ({"ipv6": True}, "ipv6=True: expected a number from 0 to 1"),
+        ({"reconnect_ivl": -1}, "reconnect_ivl=-1: expected a number from 100"),
+        ({"IPV6": 1}, "'IPV6' must be written in lower case and without ZMQ_: use 'ipv6'"),
+        ({"ZMQ_RCVHWM": 1}, r"'ZMQ_RCVHWM' can't be set in an app: use limits=Limits\(receive_queue=…\)"),
+        ({"sndhwm": 1}, r"use limits=Limits\(send_queue=…\)"),
+        ({"maxmsgsize": 1}, r"use limits=Limits\(max_message=…\)"),
+        ({"heartbeat_ivl": 1000}, "ends the process with this option if a publisher dies.*use tcp_keepalive_idle"),
+        ({"conflate": 1}, r"use limits=Limits\(receive_queue=1\)"),
+        ({"linger": 0}, "use the drain timeout"),
+        ({"curve_serverkey": b"k"}, "neither encryption"),
+        ({"nodelay": 1}, "'nodelay' is unknown: use one of tcp_keepalive, "),
+        ({1: 1}, "1 is unknown"),
+        (7, "options=7: expected a mapping"),
+    ],
+)
+def test_a_socket_option_that_is_none_is_refused_at_my_line(options: Any, says: str) -> None:
+    """The error for an unknown, owned or invalid socket option says what to write, and names the line."""
+    with pytest.raises(SignatureError, match=rf"test_limits\.py:\d+: .*{says}") as caught:
+        App(options=options)
+    assert caught.value.parameter == "options"
+
+
+def test_each_socket_option_of_an_app_has_a_range() -> None:
+    """Every option in the type has a range, and none of them is refused for another reason."""
+    assert module._VALUES.keys() == NetworkOptions.__annotations__.keys()
+    assert not module._VALUES.keys() & module._OWNED.keys()
+    assert module._RANGES.keys() == {each.name for each in attrs.fields(Limits) if each.type == "int"}
 
 
 def test_limits_are_given_by_name_and_do_not_change() -> None:

@@ -138,8 +138,8 @@ class Numbered:
     x: str = "b"
 
 
-MANY = 10_500
-"""More messages than fit into a publisher's queue of 10,000."""
+ROOM, MANY = 100, 600
+"""The size of a queue, and more messages than fit into the queues of a publisher and its subscriber."""
 
 
 @attrs.frozen
@@ -163,7 +163,7 @@ def test_messages_without_room_wait_whatever_names_their_topic(
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ADDRESS, codec="json", context=context, overflow="wait")
     publication = app.publisher(pattern, kind, keep=keep)
-    with joined(app, context, room=1) as run:
+    with joined(app, context, room=ROOM) as run:
         waits = [publication.publish(kind(number), **captures) is not DONE for number in range(MANY)]
         assert not waits[0]
         assert waits[-1]
@@ -185,7 +185,7 @@ def test_a_message_without_room_is_refused_whatever_names_its_topic(
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ADDRESS, codec="json", context=context, overflow="raise")
     publication = app.publisher(pattern, kind)
-    with joined(app, context, room=1) as run:
+    with joined(app, context, room=ROOM) as run:
         with pytest.raises(HighWaterMarkError, match=r"'a\.b'"):
             deque((publication.publish(kind(number), **captures) for number in range(MANY)), 0)
         got = run.read()

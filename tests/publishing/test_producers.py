@@ -431,7 +431,7 @@ def test_a_generator_that_fails_while_it_is_closed_says_so() -> None:
 
     run = Run(values, every=1.0)
     run.producers.stop()
-    assert run.remedies == ["it was being stopped"]
+    assert run.remedies == ["the app is stopping"]
 
 
 def test_an_async_function_that_is_stopped_reports_nothing() -> None:
@@ -526,7 +526,7 @@ def test_what_cleans_up_badly_while_it_is_stopped_is_reported() -> None:
     for run in (Run(function, every=1.0), Run(values), Run(values, every=1.0)):
         endings = run.producers.stop()
         assert [name for name, ending in endings if ending.called] == ["f()"]
-        assert [(str(error), remedy) for error, remedy in run.failures] == [("in finally", "it was being stopped")]
+        assert [(str(error), remedy) for error, remedy in run.failures] == [("in finally", "the app is stopping")]
 
 
 # -- in an app ----------------------------------------------------------------------
@@ -620,7 +620,7 @@ def test_a_publisher_that_nothing_calls_is_refused(make: str) -> None:
     """A publisher's function without a trigger is refused."""
     app = App()
     app.publisher("out")(sources(app, "twisted")[make])
-    with pytest.raises(SignatureError, match=r"nothing calls .*: give its publisher every=1.0"):
+    with pytest.raises(SignatureError, match=r"nothing calls .*: set every= at its publisher"):
         app.compile()
 
 

@@ -187,7 +187,7 @@ def test_a_pattern_behind_wildcards_cannot_be_published_to() -> None:
     app, group = App(), Routes("*")
     group.publisher("out")
     app.include(group)
-    with pytest.raises(PatternError, match="can't publish behind the prefix") as caught:
+    with pytest.raises(PatternError, match="can't publish under the prefix") as caught:
         app.compile()
     assert "test_publications.py:" in str(caught.value)
 

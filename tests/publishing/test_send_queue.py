@@ -89,7 +89,7 @@ def test_what_waits_too_long_is_given_up_and_the_rest_goes_on() -> None:
     peer.clock.advance(2.5)
     assert peer.lost == [b"a"]
     (failure,) = first
-    assert "given up: a subscriber was full for 5 s" in str(failure.value)  # type: ignore[attr-defined]
+    assert "given up: the queue of a subscriber was full for 5 s" in str(failure.value)  # type: ignore[attr-defined]
     peer.full = set()
     peer.clock.advance(0.02)
     assert (peer.got, second) == ([(b"a", 2)], [None])
@@ -104,7 +104,7 @@ def test_at_the_end_the_number_of_those_left_is_told() -> None:
     peer.send_queue.idle().addCallback(idle.append)
     assert not idle
     assert peer.send_queue.close() == 2
-    assert all("the app has stopped" in str(ended[0].value) for ended in waiting)  # type: ignore[attr-defined]
+    assert all("the app stopped" in str(ended[0].value) for ended in waiting)  # type: ignore[attr-defined]
     assert (idle, peer.lost) == ([None], [b"a", b"b"])
     assert not peer.clock.getDelayedCalls()
 

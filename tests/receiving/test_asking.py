@@ -1,4 +1,4 @@
-"""SubscriberSession: what a subscriber tells its publishers, and when."""
+"""SubscriberSession: which questions a subscriber sends to its publishers, and when."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from twisted.internet.task import Clock
 
 from tests.pure import LOG
 from zroute.clock import TICK
-from zroute.messages.control import FAREWELL, MARKER, Statement, pack_statements, parse_marker
+from zroute.messages.control import FAREWELL, GRACE, MARKER, Statement, pack_statements, parse_marker
 from zroute.messages.wire import NUL, Kind, pack_kept, parse_header
 from zroute.options import SUBSCRIPTIONS_SLICE
-from zroute.publishing.counters import GRACE
 from zroute.receiving.events import LostKept
 from zroute.receiving.hearing import ANSWER_SECONDS, QUIET_SECONDS
 from zroute.receiving.session import SubscriberSession
@@ -25,7 +24,7 @@ EPOCH = 7
 
 
 class Network:
-    """A transport to publishers that the test plays: it notes what it is told, and hears what the test says."""
+    """A transport that records each call; the test decides what it receives."""
 
     def __init__(self, *links: int) -> None:
         self.links = frozenset(links)
@@ -65,7 +64,7 @@ class Network:
         return f"tcp://127.0.0.1:{5000 + link % 10}" if link in self.links else None
 
     def cut(self, link: int) -> str | None:
-        """The new connection to the same endpoint has another number."""
+        """Cut a connection; the new one to the same endpoint has another number."""
         self.cuts.append(link)
         address = self.dialled(link)
         self.links = self.links - {link} | {link + 10}
@@ -73,7 +72,7 @@ class Network:
 
 
 class Talk:
-    """A subscriber on a virtual clock, and what publishers say to it."""
+    """A subscriber on a virtual clock, and the frames that publishers send to it."""
 
     def __init__(self, *subscriptions: bytes, links: tuple[int, ...] = (1,)) -> None:
         self.clock, self.network, self.stats = Clock(), Network(*links), Stats()
@@ -89,7 +88,7 @@ class Talk:
         return self.network.told[-1][-1]
 
     def asked(self) -> list[bytes]:
-        """The markers and pings that stand now."""
+        """Return the markers and pings that are subscribed to now."""
         return [each for each in self.network.told[-1] if each.startswith(MARKER)]
 
     def pings(self) -> list[bytes]:
@@ -98,7 +97,7 @@ class Talk:
     def answer(
         self, marker: bytes, known: Iterable[bytes], *, link: int = 1, epoch: int = EPOCH, name: str = "p"
     ) -> None:
-        """A publisher answers a marker, or a ping, by a connection."""
+        """Receive a publisher's answer to a marker or a ping on connection ``link``."""
         self.network.hear(link)
         numbers = [(each, 0) for each in known]
         for frame in pack_statements(Kind.JOIN, marker, numbers, epoch=epoch, name=name, partial=False, sent_at=5):
@@ -107,7 +106,7 @@ class Talk:
             self.end.control(header, topic, body[header.size :])
 
     def keep(self, marker: bytes, number: int, topic: bytes = b"", *, epoch: int = EPOCH) -> None:
-        """A publisher gives a kept message, or tells their end."""
+        """Receive a kept message or, without a topic, the end of the kept messages."""
         frame = pack_kept(marker, number, topic, 0, b"", None, epoch=epoch, sent_at=5)
         self.end.kept(parse_header(frame.partition(NUL)[2]), marker, topic)
 
@@ -118,7 +117,7 @@ class Talk:
 
 @pytest.fixture
 def talk() -> Talk:
-    """A subscriber of one prefix that one publisher has answered, by connection 1."""
+    """A subscriber of one prefix; one publisher has answered its marker on connection 1."""
     talk = Talk(b"a")
     talk.answer(talk.marker, [b"a"])
     talk.wait(1)
@@ -127,7 +126,7 @@ def talk() -> Talk:
 
 
 def test_a_subscription_that_gives_way_is_given_up_with_the_publisher_that_needed_it() -> None:
-    """A flood of publishers drives one out that has not answered about my new pattern: the old one is not kept."""
+    """A publisher that is given up before it answers about a new pattern no longer keeps the old one subscribed."""
     talk = Talk(b"a.b")
     end, told = talk.end, talk.network.told
     talk.answer(talk.marker, [b"a.b"], epoch=1)
@@ -143,7 +142,7 @@ def test_a_subscription_that_gives_way_is_given_up_with_the_publisher_that_neede
 
 
 def test_whoever_connects_during_a_stop_is_not_subscribed_to() -> None:
-    """A publisher that comes while my app waits for its own goodbyes is asked nothing any more."""
+    """An app that waits for its own goodbyes does not ask a publisher that connects meanwhile."""
     talk = Talk(b"a")
     talk.end.rejoin()
     talk.clock.advance(0)
@@ -157,7 +156,7 @@ def test_whoever_connects_during_a_stop_is_not_subscribed_to() -> None:
 
 
 def test_a_quiet_publisher_is_pinged_now_and_then_and_read_closely_only_meanwhile(talk: Talk) -> None:
-    """Nothing is published: a ping each 20 seconds, more at first, withdrawn again, and read closely only meanwhile."""
+    """If nothing is published, pings go out every 20 seconds, and connections are watched only until the answer."""
     pinged, answered = 0, set[bytes]()
     for _ in range(round(95 / TICK)):
         talk.clock.advance(TICK)
@@ -175,7 +174,7 @@ def test_a_quiet_publisher_is_pinged_now_and_then_and_read_closely_only_meanwhil
 
 
 def test_a_dead_connection_is_cut_once_and_the_new_one_is_left_alone(talk: Talk) -> None:
-    """No answer to two pings: the connection is cut. By the new one no publisher was heard yet: it is not judged."""
+    """A connection that leaves two pings unanswered is cut; the new one, on which nothing has arrived, is not."""
     talk.wait(QUIET_SECONDS + 2 * ANSWER_SECONDS + 2)
     assert talk.network.cuts == [1]
     talk.end.rejoin()
@@ -186,7 +185,7 @@ def test_a_dead_connection_is_cut_once_and_the_new_one_is_left_alone(talk: Talk)
 
 
 def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) -> None:
-    """Behind a proxy one of two publishers dies: the connection works, and is left alone for ever."""
+    """If one of two publishers behind a proxy dies, the connection to the proxy works and is never cut."""
     talk.end.rejoin()
     talk.clock.advance(0)
     talk.answer(talk.marker, [b"a"], epoch=EPOCH)
@@ -203,7 +202,7 @@ def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) 
 
 
 def test_between_two_cuts_of_an_endpoint_the_pause_doubles() -> None:
-    """A connection comes and dies, again and again: 2, 4, 8 … 60 seconds are between the cuts."""
+    """If a connection dies again and again, the pauses between the cuts double, up to 60 seconds."""
     talk = Talk(b"a", links=(1,))
     at: list[float] = []
     link = 1
@@ -223,7 +222,7 @@ def test_between_two_cuts_of_an_endpoint_the_pause_doubles() -> None:
 
 
 def test_what_a_publisher_does_not_know_is_sent_again_in_slices() -> None:
-    """A proxy dropped 900 subscriptions: 400 at a time, each slice behind the answer to the one before, then a join."""
+    """If a proxy drops 900 subscriptions, they are sent again in slices of 400, each after the answer to the last."""
     wanted = [b"t.%05d" % number for number in range(2_000)]
     talk = Talk(*wanted)
     talk.answer(talk.marker, wanted[:1_100])
@@ -235,7 +234,7 @@ def test_what_a_publisher_does_not_know_is_sent_again_in_slices() -> None:
         if len(talk.network.again) > len(slices):
             slices.append(talk.network.again[-1])
             talk.clock.advance(ANSWER_SECONDS / 2)
-            assert len(talk.network.again) == len(slices)  # not before it is answered
+            assert len(talk.network.again) == len(slices)  # not before the answer to the last slice
             for ping in talk.pings():
                 talk.answer(ping, [])
     assert [len(each) for each in slices] == [SUBSCRIPTIONS_SLICE, SUBSCRIPTIONS_SLICE, 100]
@@ -248,7 +247,7 @@ def test_what_a_publisher_does_not_know_is_sent_again_in_slices() -> None:
 
 
 def test_peers_that_name_nothing_disturb_others_a_bounded_number_of_times() -> None:
-    """Each invented publisher knows nothing of what it was sent: that is sent again ten times in ten minutes."""
+    """If invented publishers know no subscription, all are sent again at most ten times in ten minutes."""
     talk = Talk(b"a", b"b")
     for epoch in range(100, 150):
         talk.answer(talk.marker, [], epoch=epoch)
@@ -258,7 +257,7 @@ def test_peers_that_name_nothing_disturb_others_a_bounded_number_of_times() -> N
 
 
 def test_a_publisher_that_never_names_what_it_was_sent_is_sent_it_three_times() -> None:
-    """What can't be mended disturbs others no more."""
+    """Subscriptions that a publisher never learns are sent to it three times, and then no more."""
     wanted = [b"t.%05d" % number for number in range(1_000)]
     talk = Talk(*wanted)
     answered = set[bytes]()
@@ -272,7 +271,7 @@ def test_a_publisher_that_never_names_what_it_was_sent_is_sent_it_three_times() 
 
 
 def test_a_ping_that_is_dropped_does_not_end_the_mending() -> None:
-    """The answer to a slice never comes: the next slice is sent after a while all the same."""
+    """If the answer to a slice is lost, the next slice is sent after a timeout."""
     wanted = [b"t.%05d" % number for number in range(1_000)]
     talk = Talk(*wanted)
     talk.answer(talk.marker, wanted[:100])
@@ -282,7 +281,7 @@ def test_a_ping_that_is_dropped_does_not_end_the_mending() -> None:
 
 
 def test_a_marker_that_a_proxy_may_have_dropped_is_sent_again() -> None:
-    """Thousands of subscriptions and no answer: I am not taken for ready after two seconds, and ask again."""
+    """With thousands of subscriptions and no answer, the app is not ready after two seconds, but asks again."""
     talk = Talk(*(b"t.%05d" % number for number in range(1_000)))
     ready: list[object] = []
     talk.end.ready(None).addCallback(ready.append)
@@ -295,7 +294,7 @@ def test_a_marker_that_a_proxy_may_have_dropped_is_sent_again() -> None:
 
 
 def test_a_publisher_that_answers_nothing_is_taken_for_one_without_numbers() -> None:
-    """Few subscriptions, one connection, no answer: after two seconds I am as ready as I can be."""
+    """With few subscriptions, one connection and no answer, the app is ready after two seconds."""
     talk = Talk(b"a")
     ready: list[object] = []
     talk.end.ready(None).addCallback(ready.append)
@@ -307,7 +306,7 @@ def test_a_publisher_that_answers_nothing_is_taken_for_one_without_numbers() -> 
 
 
 def test_a_publisher_whose_marker_was_dropped_is_found_by_a_ping() -> None:
-    """It came late behind a proxy that passes another's answers: it answers a ping, is asked, and joins."""
+    """A late publisher behind a proxy answers a ping, is asked for its numbers, and joins."""
     talk = Talk(b"a")
     talk.answer(talk.marker, [b"a"], epoch=8)
     answered = set[bytes]()
@@ -317,14 +316,14 @@ def test_a_publisher_whose_marker_was_dropped_is_found_by_a_ping() -> None:
             answered.add(each)
             is_ping = parse_marker(each).is_ping
             talk.answer(each, [] if is_ping else [b"a"], epoch=8)
-            if talk.clock.seconds() > 20:  # the late one
+            if talk.clock.seconds() > 20:  # the late publisher
                 talk.answer(each, [] if is_ping else [b"a"], epoch=9)
     assert talk.end._tracker.complete.keys() == {8, 9}
     talk.end.close()
 
 
 def test_an_answer_to_a_ping_that_comes_late_disturbs_nothing() -> None:
-    """The mending is over, or was given up for other subscriptions, when a slow publisher answers."""
+    """An answer to a ping after the repair has ended, or after the subscriptions have changed, has no effect."""
     wanted = [b"t.%05d" % number for number in range(500)]
     talk = Talk(*wanted)
     talk.answer(talk.marker, [])
@@ -341,7 +340,7 @@ def test_an_answer_to_a_ping_that_comes_late_disturbs_nothing() -> None:
 
 
 def test_at_the_end_everybody_is_asked_once_more(talk: Talk) -> None:
-    """My app stops: a publisher that answers has told everything, one that does not has an unknown loss."""
+    """When the app stops, a publisher that answers the last question has reported all; no loss is unknown."""
     talk.end.ask_last()
     assert talk.end.awaited
     talk.clock.advance(0)
@@ -354,7 +353,7 @@ def test_at_the_end_everybody_is_asked_once_more(talk: Talk) -> None:
 
 
 def test_a_publisher_that_does_not_answer_the_last_question_has_an_unknown_tail(talk: Talk) -> None:
-    """It died a moment ago, and nothing has told me: that is not zero."""
+    """A publisher that does not answer the last question is an unknown loss, not zero."""
     talk.end.ask_last()
     talk.clock.advance(0)
     talk.end.close()
@@ -362,7 +361,7 @@ def test_a_publisher_that_does_not_answer_the_last_question_has_an_unknown_tail(
 
 
 def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.LogCaptureFixture) -> None:
-    """The counters say what was lost, not what a stranger claimed."""
+    """The counters show what was lost, not what a forged message claimed."""
     account = talk.end.account(EPOCH, b"ab", b"a")
     assert talk.end.admit(account, 1000)
     assert not talk.end.admit(account, 1)
@@ -372,7 +371,7 @@ def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         talk.network.hear(1)
         talk.end._tell(talk.end._tracker.stated(EPOCH, talk.marker, Statement(0, 1, "p", False, ((b"a", 1),))))
-    assert "was forged, or wrong: the account of 'a' is put right" in caplog.text
+    assert "was forged or wrong: the losses of 'a' that it implied are no longer counted" in caplog.text
     assert (talk.stats.lost, talk.stats.unknown_losses) == (1, 0)
     talk.end.close()
 
@@ -381,14 +380,14 @@ def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.Log
 
 
 def waiting_for_state(talk: Talk, publishers: int | None = None) -> list[object]:
-    """Fills when ready(state=True) is over."""
+    """Return a list that is filled when ready(state=True) has ended."""
     ready: list[object] = []
     talk.end.ready(publishers, state=True).addCallback(ready.append)
     return ready
 
 
 def test_the_state_is_there_with_the_end_for_the_last_marker() -> None:
-    """Not with the answer, not with messages, and not with the end for other subscriptions."""
+    """The state is complete at the end for the last marker: not at the answer, a message, or an earlier end."""
     talk = Talk(b"a")
     before = talk.marker
     talk.end.listen(talk.network, (b"a", b"b"))
@@ -407,7 +406,7 @@ def test_the_state_is_there_with_the_end_for_the_last_marker() -> None:
 
 
 def test_all_that_are_connected_have_to_give_all() -> None:
-    """By default each publisher, else as many as wanted; one that has given all waits for no other."""
+    """ready(state=True) waits for all publishers, or for the given number of them that have sent everything."""
     talk = Talk(b"a", links=(1, 2))
     ready, one = waiting_for_state(talk), waiting_for_state(talk, 1)
     for epoch in (1, 2):
@@ -420,7 +419,7 @@ def test_all_that_are_connected_have_to_give_all() -> None:
 
 
 def test_an_end_that_was_dropped_is_asked_for_less_and_less_often() -> None:
-    """Only while I wait, only when nothing comes, and a lost end is no lost message."""
+    """A lost end of kept messages is asked for again, only while ready() waits, and less and less often."""
     talk = Talk(b"a")
     first = talk.marker
     talk.answer(first, (b"a",))
@@ -431,7 +430,7 @@ def test_an_end_that_was_dropped_is_asked_for_less_and_less_often() -> None:
     for step in range(400):
         before = talk.marker
         if step < 20:
-            talk.keep(before, step + 1, b"a.%d" % step)  # it is still giving
+            talk.keep(before, step + 1, b"a.%d" % step)  # it is still sending
         talk.wait(TICK)
         if talk.marker != before and not parse_marker(talk.marker).is_ping:
             talk.answer(talk.marker, (b"a",))
@@ -450,7 +449,7 @@ def test_an_end_that_was_dropped_is_asked_for_less_and_less_often() -> None:
 
 
 def test_what_was_lost_of_kept_messages_is_counted_at_their_end() -> None:
-    """It does not come again, so it is not waited for."""
+    """Lost kept messages are counted when their end arrives, and ready() does not wait for them."""
     talk = Talk(b"a")
     ready = waiting_for_state(talk)
     talk.answer(talk.marker, (b"a",))
@@ -458,14 +457,14 @@ def test_what_was_lost_of_kept_messages_is_counted_at_their_end() -> None:
     talk.keep(talk.marker, 5)
     assert ready == [None]
     assert (talk.stats.lost, talk.found) == (3, [LostKept(EPOCH, 3)])
-    talk.keep(talk.marker, 5)  # told again
-    talk.keep(talk.marker, 5, b"a.2")  # and what is kept later goes on with its number
+    talk.keep(talk.marker, 5)  # the end is repeated
+    talk.keep(talk.marker, 5, b"a.2")  # and a message that is kept later has the next number
     assert talk.stats.lost == 3
     talk.end.close()
 
 
 def test_invented_goodbyes_are_answered_up_to_a_bound() -> None:
-    """Twice as many publishers say goodbye as are followed: no more farewells stand than that, and none remains."""
+    """The number of goodbyes that are answered at one time is bounded, and no answer stays subscribed to."""
     talk = Talk(b"a")
     marker = talk.marker
     for epoch in range(2 * PUBLISHERS_MAX):
@@ -480,7 +479,7 @@ def test_invented_goodbyes_are_answered_up_to_a_bound() -> None:
 
 
 def test_a_publisher_that_has_ended_is_not_waited_for() -> None:
-    """It said goodbye before its end of kept messages came: the others have given all."""
+    """ready(state=True) does not wait for a publisher that has said goodbye before its end of kept messages."""
     talk = Talk(b"a", links=(1, 2))
     ready = waiting_for_state(talk)
     for epoch in (1, 2):

@@ -1,4 +1,4 @@
-"""Handlers with ``batch=``: lists of what has been received, without delay, and counted message by message."""
+"""Handlers with ``batch=`` receive lists of messages without delay; the counters count messages."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Quote:
 
 
 def numbers(count: int, topic: str = "a.x", start: int = 0) -> list[bytes]:
-    """So many messages, each a number."""
+    """Return ``count`` messages, each a number."""
     return [plain(topic, number) for number in range(start, start + count)]
 
 
 def together(topic: str, bodies: Sequence[bytes]) -> bytes:
-    """One frame that brings all of these."""
+    """Return one frame that contains all these messages."""
     return coalesced_framer(epoch=7, count=lambda *_: ())(topic.encode(), 1, bodies, 5_000_000_000)
 
 
 def wired(function: Callable[..., Any], *patterns: str, **options: Any) -> tuple[Wired, RouteStats]:
-    """An app with one handler, and the counters of its route."""
+    """Return an app with one handler, and the counters of its route."""
     app = App()
     app.add_route(function, *(patterns or ("a.*",)), **options)
     made = Wired(app)
@@ -45,16 +45,16 @@ def wired(function: Callable[..., Any], *patterns: str, **options: Any) -> tuple
 
 
 def given_out(stats: RouteStats) -> int:
-    """What became of all messages that a route was given."""
+    """Return the number of messages given to a route: the sum of its counters."""
     ended = stats.handled + stats.handler_error + stats.decode_error + stats.stale + stats.dropped_at_shutdown
     return ended + stats.queued + stats.in_flight
 
 
-# -- what a list holds -----------------------------------------------------------------------------------
+# -- the content of a list -------------------------------------------------------------------------------
 
 
 def test_a_list_holds_what_has_been_received_up_to_its_bound() -> None:
-    """Ten messages with batch=4 come as 4, 4 and 2: nobody waits for an eleventh."""
+    """Ten messages with batch=4 arrive as lists of 4, 4 and 2, without waiting for an eleventh."""
     got: list[list[int]] = []
 
     def on(items: list[int]) -> None:
@@ -67,7 +67,7 @@ def test_a_list_holds_what_has_been_received_up_to_its_bound() -> None:
 
 
 def test_one_message_comes_at_once_and_no_list_is_empty() -> None:
-    """A list of one, in the same turn; a turn without messages calls nobody."""
+    """One message is a list of one, in the same turn; without messages no handler is called."""
     got: list[Any] = []
     made, _ = wired(lambda items: got.append(items), batch=100)
     made.feed(plain("a.x", 1))
@@ -77,7 +77,7 @@ def test_one_message_comes_at_once_and_no_list_is_empty() -> None:
 
 
 def test_what_waits_in_a_list_counts_as_queued() -> None:
-    """Between two reads of a flood the counters say where each message is."""
+    """Between two reads of a flood, the messages that wait in a list are counted as queued."""
     got: list[Any] = []
     made, stats = wired(lambda items: got.append(items), batch=100)
     made.queue(*numbers(30))
@@ -89,7 +89,7 @@ def test_what_waits_in_a_list_counts_as_queued() -> None:
 
 
 def test_a_flood_to_others_holds_up_no_list() -> None:
-    """While there is always more to read, a list is handed over all the same before long."""
+    """A list is handed over soon even if messages for other handlers keep arriving."""
     app, got = App(), []
     app.add_route(lambda items: got.append(items), "a", batch=100)
     app.add_route(lambda item: None, "flood")
@@ -104,7 +104,7 @@ def test_a_flood_to_others_holds_up_no_list() -> None:
 
 
 def test_a_broken_message_costs_itself_only() -> None:
-    """The others of its list are handled; it is a decode error with its own envelope."""
+    """A broken message in a list is a decode error with its own envelope; the others are handled."""
     app, got, dead = App(), [], []
 
     @app.on_error(DecodeError)
@@ -125,7 +125,7 @@ def test_a_broken_message_costs_itself_only() -> None:
 
 
 def test_without_captures_one_list_holds_all_topics_in_order_of_arrival() -> None:
-    """What is written to one table is one list, whatever topics it came by."""
+    """A pattern without captures receives one list of all topics, in order of arrival."""
     got: list[Any] = []
 
     def on(items: Sequence[int]) -> None:
@@ -138,7 +138,7 @@ def test_without_captures_one_list_holds_all_topics_in_order_of_arrival() -> Non
 
 @pytest.mark.parametrize("how", ["capture", "topic"])
 def test_who_takes_something_of_the_topic_is_given_lists_of_one_topic(how: str) -> None:
-    """Each list has one symbol, or one Topic."""
+    """A handler with a capture or a Topic parameter receives lists of one topic each."""
     got: list[Any] = []
 
     def by_capture(items: list[int], x: int) -> None:
@@ -154,7 +154,7 @@ def test_who_takes_something_of_the_topic_is_given_lists_of_one_topic(how: str) 
 
 
 def test_a_handler_may_do_what_it_likes_with_its_list() -> None:
-    """The list is its own: emptied, it still counts as what it was, and the next one is another."""
+    """A handler may change its list: the counters and the next list are not affected."""
     kept: list[Any] = []
 
     def on(items: list[int]) -> None:
@@ -167,7 +167,7 @@ def test_a_handler_may_do_what_it_likes_with_its_list() -> None:
 
 
 def test_the_list_may_be_a_keyword_only_parameter_or_bare() -> None:
-    """Annotations list, Sequence[T], Iterable[T] and none at all, `*args`, and a parameter behind a star."""
+    """The list parameter may be a list, Sequence[T], Iterable[T], bare, `*args` or keyword-only."""
     app, got = App(), []
 
     def by_keyword(*, items: list[int]) -> None:
@@ -189,7 +189,7 @@ def test_the_list_may_be_a_keyword_only_parameter_or_bare() -> None:
 
 
 def test_handlers_with_and_without_lists_share_a_topic() -> None:
-    """One decoded object for all of one type, each by its own rules; also with envelopes and other types."""
+    """Handlers with and without lists on one topic get the same decoded object, each with its own options."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -216,12 +216,12 @@ def test_handlers_with_and_without_lists_share_a_topic() -> None:
     assert [stats.handled for stats in made.stats.routes.values()] == [2, 2, 1, 1]
 
 
-# -- frames that bring several ----------------------------------------------------------------------------
+# -- frames of several messages ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("others", [False, True])
 def test_lists_do_not_depend_on_the_frames_that_messages_came_in(others: bool) -> None:
-    """Messages that travelled together and alone, in one order: the same lists."""
+    """Lists are the same whether messages arrive together in a frame or alone."""
     app, got = App(), []
     app.add_route(lambda items: got.append(items), "a.*", batch=4)
     if others:
@@ -235,7 +235,7 @@ def test_lists_do_not_depend_on_the_frames_that_messages_came_in(others: bool) -
 
 
 def test_a_frame_with_a_broken_message_gives_the_others() -> None:
-    """Of those that travelled together, one that is broken costs itself only."""
+    """A broken message in a frame of several is refused alone; the others are handled."""
     got: list[Any] = []
 
     def on(quotes: list[Quote]) -> None:
@@ -249,7 +249,7 @@ def test_a_frame_with_a_broken_message_gives_the_others() -> None:
 
 
 def test_a_frame_that_fills_a_queue_is_taken_in_the_end() -> None:
-    """The bound counts messages, also those that came in one frame; the rest waits outside, and none is lost."""
+    """The queue's bound counts messages, also of one frame; the rest waits in the socket, and none is lost."""
     open_: list[Deferred[None]] = []
     got: list[int] = []
 
@@ -279,7 +279,7 @@ def test_a_frame_that_fills_a_queue_is_taken_in_the_end() -> None:
 def test_an_error_counts_for_all_of_its_list_and_is_told_once(
     frame_of_many: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """on_error is called once, with the envelope of the first message, and the error is none of zroute's own."""
+    """An error counts for all messages of its list, and calls on_error once with the first envelope."""
     app, told = App(), []
 
     @app.on_error()
@@ -302,7 +302,7 @@ def test_an_error_counts_for_all_of_its_list_and_is_told_once(
 
 
 def test_an_error_of_the_last_list_of_a_turn_has_no_foreign_context() -> None:
-    """A list that is handed over since nothing more waits fails by itself, not while something else was handled."""
+    """An error of the last list of a turn does not carry an unrelated exception as its context."""
     made, stats = wired(lambda items: 1 / 0, batch=10)
     made.feed(*numbers(2))
     ((error, hooked),) = made.errors
@@ -313,7 +313,7 @@ def test_an_error_of_the_last_list_of_a_turn_has_no_foreign_context() -> None:
 
 
 class Slow:
-    """Hands a Deferred out for each list."""
+    """A handler that returns a new Deferred for each list."""
 
     def __init__(self) -> None:
         self.lists: list[list[Any]] = []
@@ -326,12 +326,12 @@ class Slow:
         return await waiting
 
     def end(self, result: Any = None) -> None:
-        """The oldest."""
+        """End the oldest call."""
         self.open.pop(0).callback(result)
 
 
 def test_behind_a_slow_handler_a_list_fills_up() -> None:
-    """Messages that arrive one by one while a list is at work come as one list, and not as one call each."""
+    """Messages that arrive while a slow handler runs become one list."""
     slow = Slow()
     made, stats = wired(slow, batch=4)
     for frame in numbers(8):
@@ -345,7 +345,7 @@ def test_behind_a_slow_handler_a_list_fills_up() -> None:
 
 
 def test_lists_of_one_topic_take_turns_and_those_of_others_run_beside_them() -> None:
-    """As single messages do; max_in_flight is of calls."""
+    """Lists of one topic take turns, lists of other topics run beside them, and max_in_flight counts calls."""
     slow = Slow()
     seen: list[Any] = []
 
@@ -364,7 +364,7 @@ def test_lists_of_one_topic_take_turns_and_those_of_others_run_beside_them() -> 
 
 
 def test_one_list_over_all_topics_is_one_turn_unless_order_is_lifted() -> None:
-    """ordered=False lets lists run side by side."""
+    """Lists over all topics take turns unless ordered=False."""
     for ordered, running in ((True, 1), (False, 3)):
         slow = Slow()
         made, _ = wired(slow, batch=2, ordered=ordered)
@@ -373,7 +373,7 @@ def test_one_list_over_all_topics_is_one_turn_unless_order_is_lifted() -> None:
 
 
 def test_a_full_queue_counts_messages_and_pauses_reading() -> None:
-    """queue=6 is six messages, in lists or in front of them; the drain ends with the one that fills it."""
+    """queue=6 allows six messages, in lists or before them; reading pauses after the message that fills it."""
     slow = Slow()
     made, stats = wired(slow, batch=4, queue=6)
     made.queue(*numbers(20))
@@ -391,7 +391,7 @@ def test_a_full_queue_counts_messages_and_pauses_reading() -> None:
 
 
 def test_when_reading_pauses_for_another_route_lists_are_handed_over() -> None:
-    """In the next turn, since nothing more is read for now."""
+    """If a full queue of another route pauses reading, the lists are handed over in the next turn."""
     app, got, slow = App(), [], Slow()
     app.add_route(lambda items: got.append(items), "a", batch=10)
     app.add_route(slow, "slow", queue=1)
@@ -404,9 +404,9 @@ def test_when_reading_pauses_for_another_route_lists_are_handed_over() -> None:
 
 
 def test_what_is_too_old_is_left_out_when_its_turn_has_come() -> None:
-    """Each message by its own age; a list of nothing else is not handed over."""
+    """Stale messages are removed from a list when its turn comes; a list without others is not handed over."""
     got: list[Any] = []
-    frame = together("a.x", [packed(0), packed(1)])  # of second 5; the clock of the tests says 100
+    frame = together("a.x", [packed(0), packed(1)])  # sent in second 5; the clock of the tests shows 100
     for limit, lists, stale in ((96.0, [[0, 1, 2]], 0), (50.0, [[2]], 2)):
         got.clear()
         made, stats = wired(lambda items: got.append(items), batch=3, stale_after=limit)
@@ -420,7 +420,7 @@ def test_what_is_too_old_is_left_out_when_its_turn_has_come() -> None:
 
 
 def test_giving_up_counts_messages() -> None:
-    """At a drain that is cut, what was not handled is dropped, in messages: running, waiting and gathered ones."""
+    """A drain that is cut short counts each unhandled message as dropped: running, waiting or gathered."""
     slow = Slow()
     made, stats = wired(slow, batch=3)
     made.queue(*numbers(10))
@@ -436,7 +436,7 @@ def test_giving_up_counts_messages() -> None:
 
 
 def test_what_a_handler_makes_of_a_list_is_published() -> None:
-    """A capture of the publisher makes lists of one topic each; without one, a list is over all topics."""
+    """A result is published with the captures of its list; without captures, lists span all topics."""
     app = App()
 
     @app.publisher("sum.{x}", int)
@@ -458,13 +458,13 @@ def test_what_a_handler_makes_of_a_list_is_published() -> None:
 
 @pytest.mark.parametrize("batch", [0, -1, True, 2.0, "10", BATCH_MAX + 1])
 def test_batch_is_a_number_of_messages(batch: Any) -> None:
-    """From 1 to 10,000; the error says so."""
+    """batch= takes 1 to 10,000; the error names these bounds."""
     with pytest.raises(SignatureError, match="from 1 to 10,000"):
         App().add_route(print, "a", batch=batch)
 
 
 def test_a_list_that_the_queue_would_never_let_grow_is_refused() -> None:
-    """What waits in a list is queued, so queue is at least batch; the error says what to write."""
+    """queue= must be at least batch=, since a list's messages are queued; the error proposes a value."""
     with pytest.raises(SignatureError, match="use queue=2000 or more"):
         App().add_route(print, "a", batch=2000, queue=1000)
     App().add_route(print, "a", batch=2000, queue=2000)
@@ -472,12 +472,12 @@ def test_a_list_that_the_queue_would_never_let_grow_is_refused() -> None:
 
 @pytest.mark.parametrize(("batch", "queue"), [(None, 1000), (100, 1000), (2000, 8000)])
 def test_long_lists_have_room_to_wait_without_a_word_of_mine(batch: int | None, queue: int) -> None:
-    """Four lists may wait, or a thousand messages where that is more."""
+    """The default queue holds four lists, or a thousand messages if that is more."""
     assert App().add_route(print, "a", batch=batch).options.queue == queue
 
 
 def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:
-    """One message, its envelope, or nothing at all: each error says what to annotate."""
+    """A parameter for one message, its envelope or nothing is refused; each error names the right annotation."""
 
     def single(quote: Quote) -> None: ...
 
@@ -489,9 +489,9 @@ def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:
 
     for function, text in (
         (single, r"declared as Quote: annotate it as a list .* such as list\[Quote\]"),
-        (with_envelope, "expects the envelope of a single message"),
+        (with_envelope, "is the Envelope of a single message"),
         (envelopes, r"such as list\[Quote\]"),
-        (nothing, "has no parameter for them"),
+        (nothing, "has no parameter for the list"),
     ):
         app = App()
         app.add_route(function, "a", batch=10)
@@ -501,7 +501,7 @@ def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:
 
 
 def test_the_type_of_one_message_is_checked_when_the_app_is_compiled() -> None:
-    """list[T] with a T that nothing decodes is a SchemaError."""
+    """list[T] with a T that cannot be decoded is a SchemaError when the app is compiled."""
 
     def on(items: list[Callable[[], None]]) -> None: ...
 
@@ -523,7 +523,7 @@ def test_the_type_of_one_message_is_checked_when_the_app_is_compiled() -> None:
 def test_the_lists_of_each_topic_are_what_arrived(
     sent: list[tuple[str, int]], most: int, budgets: list[int], by_topic: bool
 ) -> None:
-    """Frames of one or several messages, drains of any length: joined, the lists are what was sent, in order."""
+    """Frames of one or several messages, drains of any length: the lists joined equal the sent messages."""
     got: list[tuple[str, list[int]]] = []
 
     def with_capture(items: list[int], x: str) -> None:

@@ -1,4 +1,4 @@
-"""The counters of messages: each way that a message can take moves exactly one of them."""
+"""The counters of messages: each way through the reader moves exactly one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.pure import NothingThereError, Parts, Wired, plain
 from tests.receiving.test_unpacking import EPOCH, Joined, batch
-from zroute import App, Envelope, startswith
+from zroute import App, Envelope, Limits, startswith
 from zroute.messages.wire import COUNTER, HEADER_SIZE, NUL, Kind, pack_head, pack_kept
 from zroute.options import LARGE_FRAME, MAX_PARTS
 from zroute.testing import TestApp
@@ -25,13 +25,13 @@ DO: dict[int, Callable[[Wired], Any]] = {
     61: lambda wired: wired.table.reclassify(),
     62: lambda wired: setattr(wired, "table", wired.table.changed(wired.table.routes, wired.codecs)),
 }
-"""What the handler of topic ``a`` does with these numbers."""
+"""The handler's outcome on topic ``a`` for each of these numbers."""
 
 
 def single(
     topic: str, body: bytes, number: int = 0, *, span: int = 1, further: Sequence[tuple[int, int]] = (), codec: int = 2
 ) -> bytes:
-    """One message of the tracked wire, with ``number`` for the subscription of length ``span``, if it is not 0."""
+    """Return a tracked message with ``number`` for the subscription of length ``span``, unless ``number`` is 0."""
     frame = batch(topic, [body], first=number, span=span if number else 0, further=further, codec=codec)
     kind = frame.index(NUL) + 5
     behind = kind + HEADER_SIZE - 4 + COUNTER.size * len(further)
@@ -39,13 +39,13 @@ def single(
 
 
 def beat(topic: str, body: bytes = bytes(4)) -> bytes:
-    """A frame without a message, or a broken one."""
+    """Return a frame without a message, valid or broken."""
     return plain(topic, body=pack_head(kind=Kind.BEAT, codec=0, epoch=1) + bytes(16) + body)
 
 
 def joined(dispatch: Any = "all") -> Joined:
-    """An app that has joined a publisher, with a route of each kind; each topic but ``both`` has one route."""
-    app = App(dispatch=dispatch, codec="json", max_message=MAX_MESSAGE)
+    """Return an app that has joined a publisher, with a route of each kind; only topic ``both`` has two routes."""
+    app = App(dispatch=dispatch, codec="json", limits=Limits(max_message=MAX_MESSAGE))
 
     @app.subscribe("a")
     def on_number(number: int) -> None:
@@ -81,17 +81,17 @@ def joined(dispatch: Any = "all") -> Joined:
 
 
 def counts(wired: Wired) -> dict[str, int]:
-    """The counters of messages."""
+    """Return the counters of messages."""
     return {name: getattr(wired.stats, name) for name in COUNTERS}
 
 
 def given_to_routes(wired: Wired) -> int:
-    """How many deliveries there were."""
+    """Return the number of deliveries."""
     return sum(sum(attrs.astuple(route)) for route in wired.stats.routes.values())
 
 
 def moved(wired: Wired, *messages: Parts) -> dict[str, int]:
-    """By how much each counter moves that does while ``messages`` are read to the end."""
+    """Return the difference of each counter that changes while ``messages`` are read to the end."""
     before = counts(wired)
     wired.feed(*messages)
     return {name: now - before[name] for name, now in counts(wired).items() if now != before[name]}
@@ -99,7 +99,7 @@ def moved(wired: Wired, *messages: Parts) -> dict[str, int]:
 
 @attrs.frozen
 class Way:
-    """What moves the ``counter`` by ``many``: the last of ``frames``, when the others have been read before it."""
+    """The last of ``frames``, read after the others, adds ``many`` to ``counter``."""
 
     name: str
     counter: str
@@ -114,17 +114,17 @@ NO_UTF_8 = b"\xff"
 
 
 def twice(frame: Parts) -> list[Parts]:
-    """The second goes the short way."""
+    """Repeat a frame; the second takes the fast path."""
     return [frame, frame]
 
 
 def behind(topic: str, body: bytes, number: int, span: int = 1) -> bytes:
-    """A message whose number for subscriptions of length ``span`` is a further counter."""
+    """Return a message whose number for subscriptions of length ``span`` is a further counter."""
     return single(topic, body, 50, span=0, further=[(span, number)])
 
 
 def cut_behind(topic: str, body: bytes, number: int) -> bytes:
-    """One that ends inside its further counters."""
+    """Return a message that ends inside its further counters."""
     frame = behind(topic, body, number)
     return frame[: frame.index(NUL) + 1 + HEADER_SIZE + COUNTER.size - 2]
 
@@ -201,7 +201,7 @@ WAYS = [
         [behind("a", GOOD, 1), (cut_behind("a", GOOD, 2), b"rest")]),
     Way("a broken header on the plain short way of envelopes", "malformed",
         [plain("envelope", body=GOOD), behind("envelope", GOOD, 0, span=8)]),
-    Way("a broken header on the tracked short way of envelopes", "malformed",
+    Way("a broken header on the tracked short way, in an envelope that is not read", "routed",
         [behind("envelope", GOOD, 1, span=8), behind("envelope", GOOD, 0, span=8)]),
     # -- large ones
     *(Way(f"large, {topic}", "routed", twice(plain(topic, body=LARGE))) for topic in TOPICS),
@@ -239,7 +239,7 @@ BOTH = {way.name for way in WAYS if ", both" in way.name}
 @pytest.mark.parametrize("dispatch", ["all", "most_specific"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_each_way_moves_one_counter(way: Way, dispatch: str) -> None:
-    """A message is in `received` and in one other counter, and in those of routes only if it was routed."""
+    """A message counts as received and in one other counter, and for routes only if it was routed."""
     wired = joined(dispatch)
     *before, last = way.frames
     wired.feed(*before)
@@ -251,7 +251,7 @@ def test_each_way_moves_one_counter(way: Way, dispatch: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_one_drain_for_all_counts_as_one_for_each(way: Way) -> None:
-    """How many messages a drain reads does not matter, on whichever way they are."""
+    """The counters do not depend on the number of messages that one drain reads, on any path."""
     together, alone = joined(), joined()
     together.feed(*way.frames, *way.frames)
     for frame in (*way.frames, *way.frames):
@@ -272,7 +272,7 @@ def test_one_drain_for_all_counts_as_one_for_each(way: Way) -> None:
     ],
 )
 def test_a_kept_message_moves_one_counter(topic: bytes, body: bytes, expected: str) -> None:
-    """Kept messages are routed or not as others; those I don't subscribe to, and the end of all, are control frames."""
+    """Kept messages count like others; those without a subscription, and the end of all, are control frames."""
     wired = joined()
     marker = wired.table._accounts.make_marker()  # type: ignore[attr-defined]
     frame = pack_kept(marker, 1, topic, 2, body, None, epoch=EPOCH, sent_at=5)
@@ -280,7 +280,7 @@ def test_a_kept_message_moves_one_counter(topic: bytes, body: bytes, expected: s
 
 
 def test_a_kept_message_that_is_not_the_latest_is_a_control_frame() -> None:
-    """It came live before, or it is for another subscriber."""
+    """A kept message that arrived live before, or that is for another subscriber, is a control frame."""
     wired = joined()
     marker = wired.table._accounts.make_marker()  # type: ignore[attr-defined]
     frame = pack_kept(marker, 1, b"a", 2, GOOD, None, epoch=EPOCH, sent_at=5)
@@ -296,7 +296,7 @@ def test_a_kept_message_that_is_not_the_latest_is_a_control_frame() -> None:
 def test_a_frame_that_is_cut_counts_what_was_delivered(
     bodies: list[bytes], earlier: list[bytes], most: int | None
 ) -> None:
-    """After a hold, or at the limit of a drain, the rest of the frame is in no counter until it is delivered."""
+    """If a hold or a limit cuts a frame, its rest is in no counter until it is delivered."""
     wired = joined()
     wired.feed(*earlier)
     wired.table.most = most
@@ -312,8 +312,8 @@ def test_a_frame_that_is_cut_counts_what_was_delivered(
 
 
 def test_one_frame_may_move_two_counters() -> None:
-    """Among the messages of a frame one is too large: it is malformed, and the others are routed."""
-    app = App(max_message=10, codec="json")
+    """If one message of a frame is too large, it is malformed, and the others are routed."""
+    app = App(limits=Limits(max_message=10), codec="json")
     app.add_route(lambda message: None, "a")
     assert moved(Wired(app), *twice(batch("a", [b"1", b"1" * 11, b"3"]))) == {
         "received": 6,
@@ -322,12 +322,12 @@ def test_one_frame_may_move_two_counters() -> None:
     }
 
 
-# -- errors of the socket --------------------------------------------------------------------------------
+# -- socket errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", [b"a", plain("a", body=LARGE), single("a", GOOD)])
 def test_a_message_whose_rest_cannot_be_read_is_in_no_counter(first: bytes) -> None:
-    """The socket fails between two parts: what was delivered before is counted, and nothing else."""
+    """If the socket fails between two parts, only the messages delivered before are counted."""
     wired = joined().feed(plain("a", body=GOOD))
     wired.queue(plain("a", body=GOOD))
     wired._parts.append((first, True))
@@ -347,7 +347,7 @@ def test_a_message_whose_rest_cannot_be_read_is_in_no_counter(first: bytes) -> N
 def test_a_message_that_was_dealt_with_is_counted_if_the_socket_fails_then(
     good: bytes, bad: bytes, counter: str
 ) -> None:
-    """An error hook closes the socket, so that it can't be asked for further parts."""
+    """If an error hook closes the socket, the message that caused the error is still counted."""
     wired = joined()
     wired.feed(good)
 
@@ -362,7 +362,7 @@ def test_a_message_that_was_dealt_with_is_counted_if_the_socket_fails_then(
     assert counts(wired) == {**before, "received": before["received"] + many, counter: before[counter] + many}
 
 
-# -- all together ----------------------------------------------------------------------------------------
+# -- all ways together -----------------------------------------------------------------------------------
 
 _TOPIC = st.sampled_from(["a", "a", "a", "raises", "envelope", "empty", "text", "list", "stale", "ax", "", "\udcff"])
 _BODY = st.sampled_from([GOOD, GOOD, b"2", b"", BAD, LARGE, HUGE, b"60", b"61", b"62"])
@@ -374,7 +374,7 @@ def _raw(topic: str) -> bytes:
 
 
 def _changed(frame: bytes, topic: str) -> bytes:
-    """``frame``, which was made for topic ``a``, for another one."""
+    """Return ``frame``, made for topic ``a``, with another topic."""
     return _raw(topic) + frame[1:]
 
 
@@ -410,7 +410,7 @@ _MESSAGES = st.one_of(
 def test_after_every_drain_each_message_is_in_one_counter(
     messages: list[Parts], drains: list[tuple[int, int | None]]
 ) -> None:
-    """Whatever arrives and however reading is cut, the sum holds, and what was routed is what the routes were given."""
+    """After each drain every counter sum holds, and the routes received exactly the routed messages."""
     wired = joined()
     wired.queue(*messages)
     for budget, most in drains:
@@ -425,7 +425,7 @@ def test_after_every_drain_each_message_is_in_one_counter(
 
 @pytest.mark.parametrize("wire", ["plain", "multipart", "tracked"])
 def test_what_apps_send_each_other_in_memory_is_counted(wire: Any) -> None:
-    """Also without sockets, on each wire, every message is in one counter."""
+    """In-memory apps count every message once as well, on each wire."""
     sender, reader = App(pub="tcp://127.0.0.1:1", wire=wire), App(sub="tcp://127.0.0.1:1")
 
     @reader.subscribe("a")

@@ -1,4 +1,4 @@
-"""The transition tables of the tracked wire: complete, without dead ends, executed by the code, and documented."""
+"""The state tables of the tracked wire: complete, without dead ends, executed by the code, and documented."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from zroute.publishing.counters import BEATS, GRACE
-from zroute.receiving.accounts import ACCOUNTS, AccountEvent, Publisher, State
+from zroute.messages.control import BEATS, GRACE
+from zroute.receiving.accounts import ACCOUNTS, AccountEvent, RemotePublisher, State
 from zroute.receiving.hearing import (
     ANSWER_SECONDS,
     PROMISES,
@@ -37,11 +37,11 @@ DEADLINES: dict[HearingEvent, set[Enum]] = {
     HearingEvent.UNANSWERED: {Question.ASKED, Question.PINGED, Question.ASKED_AGAIN, Question.PINGED_AGAIN},
     HearingEvent.FORGIVEN: {Question.ASKED, Question.PINGED, Question.ASKED_AGAIN, Question.PINGED_AGAIN},
 }
-"""The states that have a deadline, by what happens when it has passed."""
+"""The states whose deadline raises the event when it passes."""
 
 
 def reached(table: Table, first: Enum) -> set[Enum]:
-    """All states that can follow ``first``, and itself."""
+    """Return ``first`` and all states that can follow it."""
     found, new = {first}, [first]
     while new:
         after = {state for state in table[new.pop()].values() if state is not None} - found
@@ -51,7 +51,7 @@ def reached(table: Table, first: Enum) -> set[Enum]:
 
 
 def cell(state: Enum, row: Mapping[Any, Any], event: Enum) -> str:
-    """What follows an event in a state."""
+    """Return the cell of a Markdown table: the state after the event, "stays", or a dash."""
     if event not in row:
         return "-"
     after: Enum | None = row[event]
@@ -59,7 +59,7 @@ def cell(state: Enum, row: Mapping[Any, Any], event: Enum) -> str:
 
 
 def rendered(table: Table) -> list[str]:
-    """A table in Markdown: a row for each state, a column for each event; what says nothing is a dash."""
+    """Return a table as lines of Markdown, with a row for each state and a column for each event."""
     events = list(dict.fromkeys(event for row in table.values() for event in row))
     lines = [["", *(event.value for event in events)]]
     for state, row in table.items():
@@ -69,7 +69,7 @@ def rendered(table: Table) -> list[str]:
 
 
 def signs(promise: Promise = Promise.NOTHING, question: Question = Question.UNASKED) -> Signs:
-    """The signs of a publisher in these two states."""
+    """Return the signs of a publisher in these two states."""
     found = Signs()
     found.promise, found.question = promise, question
     return found
@@ -77,7 +77,7 @@ def signs(promise: Promise = Promise.NOTHING, question: Question = Question.UNAS
 
 @pytest.mark.parametrize(("table", "states", "first"), TABLES)
 def test_each_event_is_decided_in_each_state(table: Table, states: type[Enum], first: Enum) -> None:
-    """No state is forgotten: only the passing of a deadline has no row, where a state has no such deadline."""
+    """Each state has a row for each event, except for the deadlines of other states."""
     assert set(table) == set(states)
     events = {event for row in table.values() for event in row}
     for state, row in table.items():
@@ -85,14 +85,14 @@ def test_each_event_is_decided_in_each_state(table: Table, states: type[Enum], f
 
 
 def test_each_event_is_an_event_of_a_table() -> None:
-    """No event is decided nowhere."""
+    """The tables decide each event."""
     assert {event for table in (PROMISES, QUESTIONS) for row in table.values() for event in row} == set(HearingEvent)
     assert {event for row in ACCOUNTS.values() for event in row} == set(AccountEvent)
 
 
 @pytest.mark.parametrize(("table", "states", "first"), TABLES)
 def test_each_state_is_reached_and_left(table: Table, states: type[Enum], first: Enum) -> None:
-    """There is no dead state: from each one all others can follow."""
+    """Each state can be reached, and all others can follow it."""
     assert reached(table, first) == set(states)
     for state in states:
         assert reached(table, state) >= set(states) - {Promise.NOTHING, first}
@@ -100,7 +100,7 @@ def test_each_state_is_reached_and_left(table: Table, states: type[Enum], first:
 
 @pytest.mark.parametrize("event", [HearingEvent.SIGN, HearingEvent.PROMISE, HearingEvent.ANSWER])
 def test_a_publisher_that_is_heard_is_silent_no_more(event: HearingEvent) -> None:
-    """Each path into silence leads out again with one sign of life, and a judgement needs two new questions then."""
+    """One sign of life ends a silence, and a new judgement then needs two new questions."""
     for question in (Question.SILENT, Question.LATE, Question.PINGED_AGAIN, Question.ASKED_AGAIN):
         after = QUESTIONS[question][event]
         assert after in (Question.UNASKED, Question.ASKED)
@@ -108,7 +108,7 @@ def test_a_publisher_that_is_heard_is_silent_no_more(event: HearingEvent) -> Non
 
 
 def test_only_two_unanswered_questions_make_a_publisher_silent() -> None:
-    """One lost question or answer is no judgement, and a publisher that is not judged is never silent."""
+    """A publisher becomes silent only after two unanswered questions in a row."""
     ways = {(state, event) for state, row in QUESTIONS.items() for event in row if row[event] is Question.SILENT}
     assert ways == {(state, HearingEvent.UNANSWERED) for state in (Question.ASKED_AGAIN, Question.PINGED_AGAIN)}
     before = {state for state, row in QUESTIONS.items() for each in row.values() if each in {way[0] for way in ways}}
@@ -118,7 +118,7 @@ def test_only_two_unanswered_questions_make_a_publisher_silent() -> None:
 @pytest.mark.parametrize("promise", Promise)
 @pytest.mark.parametrize("question", Question)
 def test_the_code_executes_the_tables(promise: Promise, question: Question) -> None:
-    """In each pair of states each method does what the tables say, and sets the deadline of what it begins."""
+    """In each pair of states, each method does what the tables say and sets the deadline of the new state."""
     for event in (HearingEvent.MARKER, HearingEvent.PING, HearingEvent.AWAIT):
         asked = signs(promise, question)
         asked.ask(event, 100.0)
@@ -142,7 +142,7 @@ def test_the_code_executes_the_tables(promise: Promise, question: Question) -> N
 @pytest.mark.parametrize("promise", Promise)
 @pytest.mark.parametrize("question", Question)
 def test_a_deadline_is_missed_in_its_state_only(promise: Promise, question: Question) -> None:
-    """Deadlines of former states are no deadlines, and none is missed before its time."""
+    """A deadline is missed only in its own state, and not before its time."""
     for judged, event in ((True, HearingEvent.UNANSWERED), (False, HearingEvent.FORGIVEN)):
         late = signs(promise, question)
         late.answer_by = 100.0
@@ -164,22 +164,22 @@ def test_a_deadline_is_missed_in_its_state_only(promise: Promise, question: Ques
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", AccountEvent)
 def test_an_account_executes_its_table(state: State, event: AccountEvent) -> None:
-    """An account moves as the table says."""
-    publisher = Publisher(7)
+    """An account moves from state to state as its table says."""
+    publisher = RemotePublisher(7)
     publisher.state = state
     publisher.move(event)
     assert publisher.state is ACCOUNTS[state][event]
 
 
 def test_state_is_no_parameter() -> None:
-    """A publisher is made of its epoch, and its signs of nothing."""
-    assert list(inspect.signature(Publisher).parameters) == ["epoch"]
+    """No constructor takes a state: a publisher starts from its epoch, and its signs from nothing."""
+    assert list(inspect.signature(RemotePublisher).parameters) == ["epoch"]
     assert not inspect.signature(Signs).parameters
 
 
 @pytest.mark.parametrize("table", [PROMISES, QUESTIONS, ACCOUNTS])
 def test_the_tables_are_documented(table: Table) -> None:
-    """The page of the wire has the same tables, for authors of other implementations."""
+    """The page of the wire shows the same tables, for authors of other implementations."""
     expected = "\n".join(rendered(table))
     assert expected in (ROOT / "docs" / "reference" / "wire.md").read_text(), (
         f"docs/reference/wire.md needs\n{expected}"

@@ -1,4 +1,4 @@
-"""`stale_after`: messages that come too late are counted, not handled."""
+"""`stale_after`: messages that are too old are counted and not handled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zroute.messages.wire import framer
 
 
 def sent(at: float, topic: str = "a", message: Any = 1) -> bytes:
-    """A tracked message that was sent then; the readers of these tests have 100.0."""
+    """Return a tracked message with this send time; the readers of these tests are at 100.0."""
     frame = framer("tracked", epoch=7, next_sequence=lambda: 0, clock_ns=lambda: int(at * 1e9))
     made = frame(topic.encode(), 1, packed(message), None)
     assert isinstance(made, bytes)
@@ -21,14 +21,14 @@ def sent(at: float, topic: str = "a", message: Any = 1) -> bytes:
 
 
 def balanced(wired: Wired, name: str, given: int) -> bool:
-    """Whether what the route was given is all accounted for."""
+    """Return True if all messages given to the route are accounted for."""
     one = wired.stats.routes[name]
     ended = one.handled + one.handler_error + one.decode_error + one.stale + one.dropped_at_shutdown
     return ended + one.queued + one.in_flight == given
 
 
 def test_an_old_message_is_counted_and_the_next_one_handled() -> None:
-    """I get what is at most as old as I said."""
+    """A message older than the limit is counted as stale, and the next one is handled."""
     app, got = App(), []
 
     @app.subscribe("a", stale_after=2.0)
@@ -44,7 +44,7 @@ def test_an_old_message_is_counted_and_the_next_one_handled() -> None:
 
 
 def test_each_route_has_its_own_patience() -> None:
-    """Two handlers of one message: it is too old for one, and the other gets it."""
+    """Of two handlers with different limits, only the one with the longer limit gets an old message."""
     app, got = App(), []
 
     @app.subscribe("a", stale_after=1)
@@ -60,7 +60,7 @@ def test_each_route_has_its_own_patience() -> None:
 
 
 def test_the_age_counts_when_the_turn_has_come() -> None:
-    """A message that grew old behind a handler that takes long is not handled either."""
+    """A message that grows too old while it waits behind a slow handler is not handled."""
     app, gate, got = App(), Deferred[None](), []
 
     @app.subscribe("a", stale_after=2.0)
@@ -77,7 +77,7 @@ def test_the_age_counts_when_the_turn_has_come() -> None:
 
 
 def test_a_message_from_the_future_is_handled_and_told_of() -> None:
-    """Where the publisher's clock is ahead, I see it in a counter."""
+    """A message from a publisher whose clock is ahead is handled and counted in `negative_ages`."""
     app, got = App(), []
 
     @app.subscribe("a", stale_after=2.0)
@@ -89,7 +89,7 @@ def test_a_message_from_the_future_is_handled_and_told_of() -> None:
 
 
 def test_a_message_that_does_not_say_when_it_was_sent_is_handled() -> None:
-    """Plain publishers have no time, and lose nothing by it; also where one topic has both."""
+    """A message without a send time is handled, also if other messages of its topic have one."""
     app, got = App(), []
 
     @app.subscribe("a", stale_after=2.0)
@@ -103,7 +103,7 @@ def test_a_message_that_does_not_say_when_it_was_sent_is_handled() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1.0, "2"])
 def test_a_time_that_is_none_is_refused_at_my_line(wrong: Any) -> None:
-    """The error names the parameter and what it takes."""
+    """An invalid `stale_after` raises an error that names the line, the parameter and the accepted values."""
     app = App()
     with pytest.raises(SignatureError, match=r"stale_after=.*a number of seconds, more than 0"):
         app.subscribe("a", stale_after=wrong)(print)

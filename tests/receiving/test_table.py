@@ -1,4 +1,4 @@
-"""The table: which handlers a message reaches, in which order, and what is counted when it reaches none."""
+"""The table: which handlers receive a message, in which order, and what is counted if none does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from tests.pure import Wired, packed, plain, tracked
-from zroute import App, Envelope, Topic, startswith
+from zroute import App, Envelope, Limits, Topic, startswith
 from zroute.messages.wire import Kind, pack_head, split
 from zroute.options import LARGE_FRAME, MAX_PARTS
 from zroute.stats import Stats
@@ -28,7 +28,7 @@ class Other:
 
 
 def test_a_handler_gets_the_typed_object_of_its_topic() -> None:
-    """I subscribe to a topic, annotate a class, and am called with an instance of it."""
+    """A handler receives an instance of its annotated class for each message of its topic."""
     app, got = App(), []
 
     @app.subscribe("stocks")
@@ -41,7 +41,7 @@ def test_a_handler_gets_the_typed_object_of_its_topic() -> None:
 
 @pytest.mark.parametrize("frame", [plain, tracked])
 def test_all_that_match_are_called_most_specific_first(frame: Any) -> None:
-    """Handlers with overlapping patterns are each called once, the most specific first."""
+    """All handlers with a matching pattern are called once each, the most specific first."""
     app, order = App(), []
     for name, pattern in [("rest", startswith("a")), ("tail", "a.>"), ("one", "a.*"), ("exact", "a.b")]:
         app.add_route(lambda message, name=name: order.append(name), pattern)
@@ -50,7 +50,7 @@ def test_all_that_match_are_called_most_specific_first(frame: Any) -> None:
 
 
 def test_the_most_specific_alone_is_called_where_i_ask_for_it() -> None:
-    """With dispatch="most_specific" breaking news go to the breaking handler and to no other."""
+    """With dispatch="most_specific", only the handler with the most specific pattern is called."""
     app, order = App(dispatch="most_specific"), []
     app.add_route(lambda message: order.append("any"), "news.>")
     app.add_route(lambda message: order.append("breaking"), "news.breaking")
@@ -59,7 +59,7 @@ def test_the_most_specific_alone_is_called_where_i_ask_for_it() -> None:
 
 
 def test_one_function_is_called_once_by_its_most_specific_pattern() -> None:
-    """My function subscribes to overlapping patterns in two decorators and runs once per message."""
+    """A function with two overlapping patterns is called once per message."""
     app, got = App(), []
 
     def on_news(message: Any, kind: str = "none") -> None:
@@ -73,7 +73,7 @@ def test_one_function_is_called_once_by_its_most_specific_pattern() -> None:
 
 
 def test_a_capture_that_does_not_convert_leaves_the_message_to_the_next_candidate() -> None:
-    """An int capture takes numbers only; the text goes on to the handler behind it."""
+    """A handler with an int capture receives numbers only; other text goes to the next handler."""
     app, got = App(dispatch="most_specific"), []
 
     @app.subscribe("room.{number}.*")
@@ -89,7 +89,7 @@ def test_a_capture_that_does_not_convert_leaves_the_message_to_the_next_candidat
 
 
 def test_the_fallback_of_a_function_is_its_own_broader_pattern() -> None:
-    """Where my typed capture does not convert, my function's broader pattern is tried."""
+    """If a typed capture does not convert, the broader pattern of the same function is tried."""
     app, got = App(), []
 
     def handle(message: Any, number: int = -1) -> None:
@@ -102,7 +102,7 @@ def test_the_fallback_of_a_function_is_its_own_broader_pattern() -> None:
 
 
 def test_handlers_of_one_type_share_the_object() -> None:
-    """The body is decoded once for all handlers of its type."""
+    """The body is decoded once for all handlers of the same type."""
     app, seen = App(), []
     app.add_route(lambda message: seen.append(message), "a")
     app.add_route(lambda message: seen.append(message), "a.>", "a")
@@ -113,7 +113,7 @@ def test_handlers_of_one_type_share_the_object() -> None:
 
 
 def test_copy_gives_a_handler_an_object_of_its_own() -> None:
-    """With copy=True I may change what I was given, and nobody else sees it."""
+    """With copy=True a handler may change its object without effect on other handlers."""
     app, seen = App(), []
 
     @app.subscribe("a", copy=True)
@@ -129,7 +129,7 @@ def test_copy_gives_a_handler_an_object_of_its_own() -> None:
 
 
 def test_one_type_that_does_not_decode_keeps_nothing_from_the_other() -> None:
-    """Two handlers declare two types; the one whose type it is gets the message."""
+    """If two handlers declare two types, the one whose type fits receives the message."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -149,7 +149,7 @@ def test_one_type_that_does_not_decode_keeps_nothing_from_the_other() -> None:
 
 
 def test_a_tracked_message_after_a_plain_one_reaches_handlers_of_two_types() -> None:
-    """A topic may be published plain first and tracked later: the handlers miss nothing."""
+    """A topic that is published plain first and tracked later reaches handlers of two types."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -167,7 +167,7 @@ def test_a_tracked_message_after_a_plain_one_reaches_handlers_of_two_types() -> 
 
 @pytest.mark.parametrize("annotation", [Quote, dict, Any, bytes, str, Quote | bytes])
 def test_tracked_and_plain_on_one_topic_are_told_apart(annotation: Any) -> None:
-    """Publishers of both wires share a topic, and my handler sees the same bodies from both."""
+    """Publishers of both wires share a topic, and the handler receives the same bodies from both."""
     app, got = App(), []
 
     def handle(message: Any) -> None:
@@ -188,7 +188,7 @@ def test_tracked_and_plain_on_one_topic_are_told_apart(annotation: Any) -> None:
 
 
 def test_tracked_headers_reach_the_envelope() -> None:
-    """I ask for the Envelope and find headers, sequence, publisher and times in it."""
+    """An Envelope parameter has the headers, sequence, publisher and times of a tracked message."""
     app, got = App(), []
 
     @app.subscribe("a.{x}")
@@ -210,7 +210,7 @@ def test_tracked_headers_reach_the_envelope() -> None:
     [("news", ["news", "ne"]), ("newsletter", ["ne"]), ("news.a", ["news.*", "ne"]), ("news.a.b", ["ne"])],
 )
 def test_a_pattern_takes_its_own_topics_only(topic: str, matched: list[str]) -> None:
-    """`news` does not receive `newsletter`, `news.*` not `news.a.b`, startswith("ne") all of them."""
+    """`news` does not match `newsletter`, `news.*` does not match `news.a.b`, startswith("ne") matches all."""
     app, got = App(), []
     for name, pattern in [("news", "news"), ("news.*", "news.*"), ("ne", startswith("ne"))]:
         app.add_route(lambda message, name=name: got.append(name), pattern)
@@ -219,7 +219,7 @@ def test_a_pattern_takes_its_own_topics_only(topic: str, matched: list[str]) -> 
 
 
 def test_topics_that_are_not_text_reach_a_prefix() -> None:
-    """A foreign publisher's binary topic reaches startswith(b"…"), and its bytes can be had back."""
+    """A binary topic matches startswith(b"…"), and its bytes can be read from the envelope."""
     app, got = App(), []
 
     @app.subscribe(startswith(b"\xff"))
@@ -231,7 +231,7 @@ def test_topics_that_are_not_text_reach_a_prefix() -> None:
 
 
 def test_a_topic_that_is_not_text_and_that_nobody_takes_is_malformed() -> None:
-    """Invalid UTF-8 in a topic is counted as malformed, said once, and harms nothing."""
+    """A topic with invalid UTF-8 that matches no route is malformed, logged once, and harmless."""
     app, unrouted = App(), []
     app.add_route(lambda message: None, "a.>")
     app.on_unrouted(unrouted.append)
@@ -249,7 +249,7 @@ def test_the_empty_topic_reaches_the_empty_prefix() -> None:
 
 
 def test_what_no_route_takes_goes_to_the_fallback_and_is_counted() -> None:
-    """on_unrouted is given the envelope of what arrived for nobody."""
+    """on_unrouted receives the envelope of a message that matches no route."""
     app, got = App(), []
     app.add_route(lambda message: None, "a")
     app.on_unrouted(got.append)
@@ -262,7 +262,7 @@ def test_what_no_route_takes_goes_to_the_fallback_and_is_counted() -> None:
 
 
 def test_the_guides_two_frames_are_understood() -> None:
-    """A publisher that sends [topic, body] is received without configuration, and again, and again."""
+    """Messages of the form [topic, body] are received without configuration."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app).feed((b"a", packed(1)), (b"a", packed(2)), plain("a", 3))
@@ -271,7 +271,7 @@ def test_the_guides_two_frames_are_understood() -> None:
 
 
 def test_extra_parts_are_in_the_envelope() -> None:
-    """[topic, body, sequence] gives me the body, and the rest in envelope.frames."""
+    """A message [topic, body, sequence] gives the body to the handler, and all parts in envelope.frames."""
     app, got = App(), []
 
     @app.subscribe("hashblock")
@@ -284,7 +284,7 @@ def test_extra_parts_are_in_the_envelope() -> None:
 
 
 def test_a_multipart_body_that_looks_whole_is_asked_about_from_then_on() -> None:
-    """Parts behind a frame that holds a NUL: the fault is counted, and the next good message is handled."""
+    """If extra parts follow a frame that looks complete, the error is counted; the next message is handled."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -301,7 +301,7 @@ def test_a_multipart_body_that_looks_whole_is_asked_about_from_then_on() -> None
 
 
 def test_a_known_topic_is_read_without_asking_for_parts() -> None:
-    """The short way asks RCVMORE once per topic and not per message."""
+    """The fast path asks RCVMORE once per topic, and not for each message."""
     app = App()
     app.add_route(lambda message: None, "a")
     wired = Wired(app).feed(plain("a", 1))
@@ -311,7 +311,7 @@ def test_a_known_topic_is_read_without_asking_for_parts() -> None:
 
 
 def test_tracked_bodies_that_break_inside_several_parts_are_skipped() -> None:
-    """The rest of a tracked message whose body is refused is no message of its own."""
+    """The remaining parts of a refused tracked message are not read as a message."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -325,7 +325,7 @@ def test_tracked_bodies_that_break_inside_several_parts_are_skipped() -> None:
 
 
 def test_a_refused_message_whose_rest_is_gone_takes_nothing_else_with_it() -> None:
-    """Its connection was taken back, and the rest of it dropped: the next message is handled, not skipped."""
+    """If a connection ends and drops the rest of a refused message, the next message is not skipped."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
@@ -341,7 +341,7 @@ def test_a_refused_message_whose_rest_is_gone_takes_nothing_else_with_it() -> No
 
 @pytest.mark.parametrize("parts", [MAX_PARTS + 1, 1000])
 def test_too_many_parts_are_one_malformed_message(parts: int) -> None:
-    """A peer that sends parts without end is refused, bounded in each turn, and the next message is handled."""
+    """A message with too many parts is malformed, and the parts read in one turn are bounded."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
@@ -352,8 +352,43 @@ def test_too_many_parts_are_one_malformed_message(parts: int) -> None:
     assert (wired.stats.received, wired.stats.malformed) == (2, 1)
 
 
+@pytest.mark.parametrize("parts", [MAX_PARTS + 1, 1000])
+def test_a_refused_message_of_one_socket_is_skipped_there_and_nowhere_else(parts: int) -> None:
+    """Two sockets are read in turn: one is in the middle of a refused message while the other one is read."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    one, other = Wired(app), Wired(app)
+    other.table = one.table
+    one.queue((b"a", *[plain("a", 0)] * (parts - 1)), plain("a", 1))
+    other.queue(*[plain("a", 2)] * 3)
+    assert not one.receive()
+    other.feed()
+    assert got == [2, 2, 2]
+    one.feed()
+    other.feed(plain("a", 3))
+    assert got == [2, 2, 2, 1, 3]
+    assert (one.stats.received, one.stats.malformed) == (6, 1)
+    assert one.balanced()
+
+
+def test_both_of_two_sockets_may_be_in_a_refused_message() -> None:
+    """Each socket skips its own refused message, also after the routes have changed."""
+    app, got = App(), []
+    app.add_route(lambda message: got.append(message), "a")
+    one, other = Wired(app), Wired(app)
+    for wired, message in (one, 1), (other, 2):
+        wired.table = one.table
+        wired.queue((b"a", *[plain("a", 0)] * 1000), plain("a", message))
+        assert not wired.receive()
+    one.table = other.table = one.table.changed(one.table.routes, one.codecs)
+    other.feed()
+    one.feed()
+    assert got == [2, 1]
+    assert (one.stats.received, one.stats.malformed) == (4, 2)
+
+
 def test_the_largest_number_of_parts_is_a_message() -> None:
-    """Sixteen parts are still read."""
+    """A message of sixteen parts is still accepted."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     Wired(app).feed((b"a", packed(1), *[b""] * (MAX_PARTS - 2)))
@@ -375,7 +410,7 @@ def test_the_largest_number_of_parts_is_a_message() -> None:
 def test_broken_frames_are_counted_logged_and_followed_by_good_ones(
     frame: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a peer sends, the next good message is handled, and a line says what was refused."""
+    """Each kind of broken frame is refused and logged, and the next good message is handled."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app).feed(plain("a", 0), frame, tracked("a", 1), frame, plain("a", 2))
@@ -387,7 +422,7 @@ def test_broken_frames_are_counted_logged_and_followed_by_good_ones(
 
 @pytest.mark.parametrize("kind", [Kind.JOIN, Kind.BEAT, Kind.GOODBYE])
 def test_control_frames_are_counted_and_reach_no_handler(kind: Kind) -> None:
-    """Joins, beats and goodbyes of other publishers never look like messages."""
+    """Joins, beats and goodbyes of other publishers never reach a handler."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     said = bytes(4) if kind is Kind.BEAT else b"\0\0\0\1\0\0"
@@ -401,8 +436,8 @@ def test_control_frames_are_counted_and_reach_no_handler(kind: Kind) -> None:
 
 @pytest.mark.parametrize("frame", [plain, tracked])
 def test_a_large_body_is_handled_up_to_the_limit(frame: Any) -> None:
-    """A body as large as max_message arrives, one byte more is malformed."""
-    app, got = App(max_message=LARGE_FRAME * 2), []
+    """A body of exactly max_message bytes is received; one byte more is malformed."""
+    app, got = App(limits=Limits(max_message=LARGE_FRAME * 2)), []
 
     @app.subscribe("a")
     def handle(body: bytes) -> None:
@@ -422,8 +457,8 @@ def _parts(topic: str, *, body: bytes, **_: Any) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("limit", [10, 500, LARGE_FRAME - 1, LARGE_FRAME + 1])
 @pytest.mark.parametrize("frame", [plain, tracked, _parts])
 def test_the_limit_holds_for_every_message_of_a_topic(frame: Any, limit: int) -> None:
-    """Also the second message of a topic, which takes the short way, is refused when it is too large."""
-    app, got = App(max_message=limit), []
+    """The second message of a topic, on the fast path, is refused if it is too large."""
+    app, got = App(limits=Limits(max_message=limit)), []
 
     @app.subscribe("a")
     def handle(body: bytes) -> None:
@@ -438,7 +473,7 @@ def test_the_limit_holds_for_every_message_of_a_topic(frame: Any, limit: int) ->
 
 
 def large_ones() -> list[Any]:
-    """Large frames of all kinds, a small one among them, each with a body of its own."""
+    """Return large frames of all kinds and one small one, each with its own body."""
     bodies = [bytes([number]) * (LARGE_FRAME + number) for number in range(8)]
     return [
         plain("a.plain", body=bodies[0]),
@@ -458,7 +493,7 @@ def large_ones() -> list[Any]:
 
 
 def received_of(messages: list[Any], budget: int) -> tuple[list[Any], list[Any], Stats]:
-    """What a handler got, what was said of the rest, and the counts; so many messages in one drain."""
+    """Return the handled messages, the errors, and the counters, with ``budget`` messages per drain."""
     app, got = App(), []
 
     @app.subscribe(startswith("a"))
@@ -474,7 +509,7 @@ def received_of(messages: list[Any], budget: int) -> tuple[list[Any], list[Any],
 
 
 def test_large_messages_in_a_row_are_received_as_each_alone() -> None:
-    """Bodies, topics, envelopes, errors and counts are the same, whether libzmq's frames are copied or not."""
+    """Bodies, topics, envelopes, errors and counters are the same whether libzmq's frames are copied or not."""
     got, said, stats = received_of(large_ones(), 16)
     assert (got, said, stats) == received_of(large_ones(), 1)
     assert [str(topic)[:9] for topic, *_ in got] == [
@@ -485,7 +520,7 @@ def test_large_messages_in_a_row_are_received_as_each_alone() -> None:
 
 
 def test_the_header_names_the_codec() -> None:
-    """A publisher in another codec is understood, because its header says which."""
+    """The header of a message names its codec, so a publisher may use another one than the subscriber."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -497,7 +532,7 @@ def test_the_header_names_the_codec() -> None:
 
 
 def test_an_unknown_codec_is_a_decode_error_that_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """A codec number this app has never heard of is refused with a remedy."""
+    """An unknown codec number is a decode error that says how to fix it."""
     app = App()
 
     @app.subscribe("a")
@@ -506,11 +541,11 @@ def test_an_unknown_codec_is_a_decode_error_that_says_what_to_do(caplog: pytest.
 
     wired = Wired(app).feed(tracked("a", body=b"?", codec=200))
     assert wired.stats.routes["handle()"].decode_error == 1
-    assert "codec 200 is not known here" in caplog.text
+    assert "unknown codec 200" in caplog.text
 
 
 def test_many_publishers_of_one_topic_are_all_heard() -> None:
-    """More publishers than the table remembers headers of: each message arrives."""
+    """All messages of one topic arrive, from more publishers than the table caches headers of."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     Wired(app).feed(*[tracked("a", number, epoch=number) for number in range(200)])
@@ -518,7 +553,7 @@ def test_many_publishers_of_one_topic_are_all_heard() -> None:
 
 
 def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache forgets the oldest topic and finds it again."""
+    """If more topics arrive than the cache holds, all messages are delivered."""
     monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", 4 * 3_000)
     app, got = App(), []
 
@@ -533,7 +568,7 @@ def test_more_topics_than_the_cache_holds_are_all_delivered(monkeypatch: pytest.
 
 
 def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer can't fill memory with topics that were seen in several parts."""
+    """The number of topics remembered as multipart is bounded."""
     monkeypatch.setattr("zroute.receiving.table.TOPICS_NOTED", 2)
     app = App()
 
@@ -550,7 +585,7 @@ def test_topics_known_as_multipart_are_forgotten_beyond_the_bound(monkeypatch: p
 
 
 def test_a_budget_bounds_a_drain() -> None:
-    """One turn reads no more messages than its budget."""
+    """One drain reads no more messages than its budget."""
     app, got = App(), []
     app.add_route(lambda message: got.append(message), "a")
     wired = Wired(app)
@@ -560,7 +595,7 @@ def test_a_budget_bounds_a_drain() -> None:
 
 
 def test_a_hold_ends_the_drain_under_way_and_no_later_one() -> None:
-    """Whoever has had enough in the midst of a turn is given no further message in it."""
+    """A handler that holds the table receives no further message in this drain, but does in the next."""
     app, got = App(), []
 
     @app.subscribe("a")
@@ -579,7 +614,7 @@ def test_a_hold_ends_the_drain_under_way_and_no_later_one() -> None:
 
 
 def test_a_type_that_cannot_be_hashed_is_decoded() -> None:
-    """Annotated metadata may be anything."""
+    """A type that cannot be hashed, such as one with unhashable metadata, is decoded."""
     app, got = App(), []
 
     def handle(message: Any) -> None:
@@ -592,14 +627,14 @@ def test_a_type_that_cannot_be_hashed_is_decoded() -> None:
 
 
 def test_subscriptions_are_the_minimal_cover() -> None:
-    """A SUB socket is asked for no prefix that another one contains."""
+    """A SUB socket does not subscribe to a prefix that another prefix covers."""
     app = App()
     app.add_route(lambda message: None, "news.*", "news.sports", "weather.NYC", startswith("weather"))
     assert set(Wired(app).table.subscriptions) == {b"news.", b"weather"}
 
 
 def test_captures_come_converted() -> None:
-    """A UUID segment arrives as a UUID."""
+    """A UUID capture arrives as a UUID."""
     app, got = App(), []
 
     @app.subscribe("job.{key}")
@@ -612,10 +647,10 @@ def test_captures_come_converted() -> None:
 
 
 def test_decoding_errors_name_topic_route_reason_and_first_bytes(caplog: pytest.LogCaptureFixture) -> None:
-    """The log line of a refused body has all I need to find its publisher, and a hint at the codec."""
+    """The log line of a refused body names topic, route, reason and first bytes, and suggests the codec."""
     app = App()
 
-    @app.subscribe("stocks")
+    @app.subscribe("stocks", codec="msgpack")
     def on_quote(quote: Quote) -> None:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""The trie says at speed what `matches` says slowly; the cover is minimal."""
+"""The trie finds quickly what `matches` finds slowly, and the cover is minimal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zroute.errors import PatternError
 from zroute.messages.topics import Pattern, matches, minimal_cover, parse, startswith
 from zroute.receiving.trie import build
 
@@ -20,11 +21,11 @@ TOPICS = st.one_of(
 
 @st.composite
 def segment_patterns(draw: st.DrawFn) -> Pattern:
-    """Patterns over few segments, so that they meet; captures get names that differ from pattern to pattern."""
+    """Draw patterns of few segments, so that they overlap; the names of captures differ between patterns."""
     name = draw(st.sampled_from(["x", "y"]))
     parts = [f"{{{name}{i}}}" if part == "{}" else part for i, part in enumerate(draw(PARTS))]
     if not parts or draw(st.booleans()):
-        parts.append(">")
+        parts.append(draw(st.sampled_from([">", "{rest+}"])))
     return parse(".".join(parts))
 
 
@@ -44,49 +45,69 @@ def test_the_trie_equals_asking_each_pattern(patterns: list[Pattern], topics: li
         assert [(m.value, m.pattern.text, m.captures) for m in trie.match(topic)] == expected
 
 
+@given(st.lists(st.lists(st.sampled_from(["", "a", ".", "*", "{x}"]), min_size=1, max_size=3), max_size=8), st.data())
+def test_the_trie_equals_asking_each_pattern_also_with_slashes(parts: list[list[str]], data: st.DataObject) -> None:
+    """With slashes, topics and patterns may begin with one, and the trie still finds what the patterns match."""
+    texts = {"/".join(dict.fromkeys(part)) + data.draw(st.sampled_from(["", "/>", "/{rest+}"])) for part in parts}
+    patterns = [pattern for text in sorted(texts) if (pattern := _parsed(text)) is not None]
+    patterns.append(parse(">", "/"))
+    trie = build((pattern, pattern.text) for pattern in patterns)
+    topic = b"/".join(data.draw(st.lists(st.sampled_from([b"", b"a", b".", b"\xff"]), max_size=4)))
+    expected = {pattern.text: captures for pattern in patterns if (captures := matches(pattern, topic)) is not None}
+    assert {m.value: m.captures for m in trie.match(topic)} == expected
+    assert all(topic.startswith(pattern.subscription) for pattern in patterns if pattern.text in expected)
+
+
+def _parsed(text: str) -> Pattern | None:
+    try:
+        return parse(text, "/")
+    except PatternError:
+        return None
+
+
 @given(st.lists(PREFIXES, max_size=20), PREFIXES)
 def test_many_prefixes_are_all_found(prefixes: list[bytes], topic: bytes) -> None:
-    """Prefixes within prefixes, of many lengths, all receive, the longest first."""
+    """Nested prefixes of many lengths are all found, the longest first."""
     trie = build((startswith(prefix), prefix) for prefix in prefixes)
     found = [match.value for match in trie.match(topic)]
     assert found == sorted((p for p in prefixes if topic.startswith(p)), key=len, reverse=True)
 
 
 def test_values_need_no_order() -> None:
-    """Two handlers on one pattern come in the order they were registered, whatever they are."""
+    """Two handlers on one pattern are called in the order of registration; they need not be comparable."""
     values = [object(), {}, len, object()]
     trie = build((parse(text), v) for text, v in zip(["a.{x}", "a.*", "a.{y}", "a.>"], values, strict=True))
     assert [match.value for match in trie.match(b"a.b")] == values
 
 
 def test_a_route_may_come_more_than_once() -> None:
-    """A handler with several patterns is listed by each of them, so that the best can be picked."""
+    """A handler with several patterns is listed for each of them, so that the best can be chosen."""
     trie = build([(parse("a.>"), "h"), (parse("a.{x}"), "h")])
     assert [(match.value, match.pattern.text) for match in trie.match(b"a.b")] == [("h", "a.{x}"), ("h", "a.>")]
 
 
 def test_captures_of_one_topic_do_not_change_with_the_next() -> None:
-    """What I was given for one message stays as it was."""
+    """The captures of one message do not change when the next one is matched."""
     trie = build([(parse("a.{x}"), 1)])
     first, second = trie.match(b"a.1"), trie.match(b"a.2")
     assert (first[0].captures, second[0].captures) == ({"x": b"1"}, {"x": b"2"})
 
 
 def test_an_empty_trie_matches_nothing() -> None:
-    """An app without routes is no special case."""
+    """A trie without patterns matches no topic."""
     assert build([]).match(b"a.b") == []
     assert build([]).match(b"") == []
 
 
 def test_a_wildcard_from_a_peer_is_a_name_like_any_other() -> None:
-    """A peer that publishes to `*` or `>` does not reach more handlers than it should."""
+    """A message whose topic contains `*` or `>` reaches only the handlers that match these characters."""
     trie = build([(parse("a"), 1), (parse("*"), 2), (parse("a.>"), 3)])
     assert [match.value for match in trie.match(b"*")] == [2]
     assert [match.value for match in trie.match(b">")] == [2]
 
 
 def test_the_number_of_steps_does_not_explode() -> None:
-    """Wildcards in every place, against a topic that fails only at its end, cost no more than the patterns."""
+    """With wildcards in every segment and a mismatch at the end, the steps grow no faster than the patterns."""
     masks = [f"{n:08b}".translate({48: "a.", 49: "*."}) + "b" for n in range(256)]
     trie = build((parse(text), text) for text in masks)
     assert trie.match(b".".join([b"a"] * 9)) == []
@@ -97,7 +118,7 @@ def test_the_number_of_steps_does_not_explode() -> None:
 
 
 def brute_force_cover(prefixes: list[bytes]) -> tuple[bytes, ...]:
-    """The smallest subset of which each of ``prefixes`` begins with one."""
+    """Return the smallest subset such that each of ``prefixes`` begins with a member of it."""
     distinct = sorted(set(prefixes))
     for size in range(len(distinct) + 1):
         for chosen in combinations(distinct, size):
@@ -108,15 +129,15 @@ def brute_force_cover(prefixes: list[bytes]) -> tuple[bytes, ...]:
 
 @given(st.lists(PREFIXES, max_size=7))
 def test_the_cover_is_the_smallest_there_is(prefixes: list[bytes]) -> None:
-    """As few subscriptions as possible are sent, and none is missing."""
+    """The cover has as few subscriptions as possible, and misses no prefix."""
     assert minimal_cover(prefixes) == brute_force_cover(prefixes)
 
 
 def test_the_empty_prefix_covers_all() -> None:
-    """Who subscribes to everything sends one subscription."""
+    """The empty prefix covers all others."""
     assert minimal_cover([b"news", b"", b"a"]) == (b"",)
 
 
 def test_no_prefixes_need_no_cover() -> None:
-    """Without routes nothing is subscribed to."""
+    """Without prefixes the cover is empty."""
     assert minimal_cover([]) == ()

@@ -1,4 +1,4 @@
-"""Several messages in a frame: to handlers, hooks and counters they are single ones, whatever is among them."""
+"""Several messages in one frame: handlers, hooks and counters see single messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from tests.pure import LOG, Wired, plain, tracked
-from zroute import App, Envelope, Topic, startswith
+from zroute import App, Envelope, Limits, Topic, startswith
 from zroute.errors import DecodeError, EnvelopeError, PeerError
 from zroute.messages.coalesced import coalesced_framer
 from zroute.messages.control import pack_statements
@@ -52,7 +52,7 @@ def batch(
     keeps: bool = False,
     epoch: int = EPOCH,
 ) -> bytes:
-    """One frame of ``bodies``; ``first`` is the number of the first of them, and 0: they have none."""
+    """Return one frame of ``bodies``; ``first`` is the number of the first message, or 0 for no numbers."""
     many = len(bodies)
     counters = [Counter(span, first + many - 1)] if first else []
     counters += [Counter(length, number + many - 1) for length, number in further]
@@ -62,12 +62,12 @@ def batch(
 
 
 def written(codec: int, *messages: Any) -> list[bytes]:
-    """The bodies of ``messages``."""
+    """Return the encoded bodies of ``messages``."""
     return [CODECS[codec](message) for message in messages]
 
 
 class Reader:
-    """An app with one handler, and what became of what it was fed."""
+    """An app with one handler, the messages that it handled, and the bodies that it refused."""
 
     def __init__(self, kind: Any = int, **options: Any) -> None:
         self.app = App(**options)
@@ -85,18 +85,18 @@ class Reader:
             self.refused.append(envelope.body)
 
     def feed(self, *frames: bytes) -> Wired:
-        """All of them, to the end; the identities hold."""
+        """Receive all frames, and check that the counters balance."""
         wired = Wired(self.app).feed(*frames)
         assert wired.balanced()
         return wired
 
 
-# -- good ones -------------------------------------------------------------------------------------------
+# -- valid messages --------------------------------------------------------------------------------------
 
 
 @EACH_CODEC
 def test_messages_that_came_together_are_handled_one_by_one(codec: int) -> None:
-    """My handler is called with each, typed, in the order they were published; each stands in the counters."""
+    """The handler is called for each message of a frame, typed and in order, and each is counted."""
     reader = Reader(Order)
     orders = [Order("x", number) for number in range(100)]
     wired = reader.feed(*[batch("a", written(codec, *orders), codec=codec)] * 3)
@@ -107,7 +107,7 @@ def test_messages_that_came_together_are_handled_one_by_one(codec: int) -> None:
 @pytest.mark.parametrize("kind", [Any, dict, Order, Order | None, Order | bytes, dict[str, Any]])
 @EACH_CODEC
 def test_every_type_is_what_it_is_alone(codec: int, kind: Any) -> None:
-    """Whatever my handler declares, it gets from a batch what it gets from single messages."""
+    """Each type of handler receives the same objects from a batch as from single messages."""
     together, alone = Reader(kind), Reader(kind)
     bodies = written(codec, Order("x", 1), Order("y", 2))
     together.feed(*[batch("a", bodies, codec=codec)] * 2)
@@ -118,7 +118,7 @@ def test_every_type_is_what_it_is_alone(codec: int, kind: Any) -> None:
 
 @pytest.mark.parametrize(("codec", "kind"), [(3, str), (4, bytes), (200, Any), (3, bytes), (2, str), (1, bytes)])
 def test_text_bytes_and_codecs_without_lists_travel_together_too(codec: int, kind: Any) -> None:
-    """What can't be decoded as a list is decoded one by one; a codec that is not known is refused one by one."""
+    """Bodies that cannot be decoded as a list are decoded one by one; an unknown codec is refused for each."""
     together, alone = Reader(kind), Reader(kind)
     bodies = [b'"a"', b'"b"', b""]
     counted = together.feed(batch("a", bodies, codec=codec)).stats
@@ -181,10 +181,10 @@ KINDS = [Any, object, dict, list, int, float, bool, Order, dict[str, int], dict[
     st.sampled_from(KINDS),
 )
 def test_a_batch_is_handled_as_its_messages_are_alone(what: tuple[int, list[bytes]], kind: Any) -> None:
-    """With one odd message among good ones, handler, hook and counters see what they see without batches."""
+    """With one unusual message among good ones, handler, hook and counters are the same as without batches."""
     codec, odd = what
     good = written(codec, 5, {"sku": "s", "count": 1}, {"a": 2})
-    for each in odd:  # one at a time: two may make up for each other
+    for each in odd:  # one at a time: two broken ones may complete each other
         bodies = [good[0], good[1], each, good[2]]
         together, alone = Reader(kind), Reader(kind)
         counted = together.feed(batch("a", bodies, codec=codec)).stats
@@ -193,7 +193,7 @@ def test_a_batch_is_handled_as_its_messages_are_alone(what: tuple[int, list[byte
         assert (together.refused, counted) == (alone.refused, expected)
 
 
-# -- bad ones --------------------------------------------------------------------------------------------
+# -- broken messages -------------------------------------------------------------------------------------
 
 _MANY = 20_000  # levels; a frame has room for 64,000 bytes
 BAD: dict[str, dict[int, bytes]] = {
@@ -223,7 +223,7 @@ BAD: dict[str, dict[int, bytes]] = {
 @pytest.mark.parametrize("kind", [int, Any])
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_bad_message_costs_itself_only(codec: int, bad: bytes, kind: Any, place: int) -> None:
-    """One that somebody broke is refused and told with its own body; all others of its frame are handled, once."""
+    """A broken message is refused with its own body; all others of its frame are handled once."""
     reader = Reader(kind)
     bodies = written(codec, 1, 2, 3, 4)
     bodies.insert(place, bad)
@@ -242,7 +242,7 @@ def test_a_bad_message_costs_itself_only(codec: int, bad: bytes, kind: Any, plac
 
 
 def test_with_a_raised_recursion_limit_no_frame_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """My program has raised the interpreter's limit; a deep message is refused all the same, before it is decoded."""
+    """With a raised recursion limit, a deeply nested message is still refused before it is decoded."""
     monkeypatch.setattr("sys.getrecursionlimit", lambda: 1_000_000)
     for codec, bad in BAD["nested as deep as a frame allows"].items():
         reader = Reader(Any)
@@ -264,7 +264,7 @@ def test_with_a_raised_recursion_limit_no_frame_ends_the_process(monkeypatch: py
 def test_bad_ones_that_make_up_for_each_other_reach_no_handler_that_wants_something_else(
     codec: int, kind: Any, bodies: list[bytes]
 ) -> None:
-    """However broken messages complete each other, my handler is called with its own type, and each is counted once."""
+    """If broken messages complete each other, handlers still get their own type; each message counts once."""
     reader = Reader(kind)
     wired = reader.feed(batch("a", bodies, codec=codec))
     (route,) = wired.stats.routes.values()
@@ -276,7 +276,7 @@ def test_bad_ones_that_make_up_for_each_other_reach_no_handler_that_wants_someth
 
 
 def test_a_frame_of_lies_is_refused_and_the_next_one_is_handled() -> None:
-    """A batch that is no batch is one malformed message, on the long way and on the short one."""
+    """A frame with a broken batch layout is one malformed message, on the slow path and on the fast one."""
     good = batch("a", [b"1", b"2"])
     start = good.index(NUL) + 1 + HEADER_SIZE
     broken = [good[:start], good[: start + 1], good[:-1], good + b"]", good[:start] + b"\xff\xff" + good[start + 2 :]]
@@ -287,7 +287,7 @@ def test_a_frame_of_lies_is_refused_and_the_next_one_is_handled() -> None:
 
 
 def test_the_last_number_there_is_ends_no_reading() -> None:
-    """A header that somebody invented, with a bad message in the frame, is an error of that message."""
+    """A broken message in a frame with an invented number is an error of that message only."""
     frame = bytearray(batch("a", [b"1", b"x", b"3"], first=5, span=1))
     frame[2 + 16 : 2 + 24] = b"\xff" * 8
     reader = Reader()
@@ -296,8 +296,8 @@ def test_the_last_number_there_is_ends_no_reading() -> None:
 
 
 def test_messages_over_the_limit_are_refused_one_by_one() -> None:
-    """max_message bounds each message, not what they are together."""
-    reader = Reader(str, max_message=100)
+    """max_message bounds each message of a frame, not the frame."""
+    reader = Reader(str, limits=Limits(max_message=100))
     bodies = [msgspec.json.encode("x" * size) for size in (60, 99, 60, 98)]
     wired = reader.feed(batch("a", bodies), batch("a", bodies))
     assert [len(text) for text in reader.seen] == [60, 60, 98] * 2
@@ -305,19 +305,19 @@ def test_messages_over_the_limit_are_refused_one_by_one() -> None:
 
 
 def test_large_frames_take_the_long_way_and_arrive() -> None:
-    """Over 8 KiB, all that holds of small frames holds too."""
+    """Frames over 8 KiB, which take the slow path, are handled like small ones."""
     reader = Reader(str)
     text = "x" * (LARGE_FRAME // 2)
     reader.feed(*[batch("a", written(2, text, text, text), first=1, span=1)] * 2)
     assert reader.seen == [text] * 6
 
 
-# -- handlers of all kinds -------------------------------------------------------------------------------
+# -- kinds of handlers -----------------------------------------------------------------------------------
 
 
 @EACH_CODEC
 def test_several_handlers_of_one_type_share_each_message(codec: int) -> None:
-    """All are called with the same object, message by message, the most specific first."""
+    """Each message is decoded once, and all handlers get the same object, the most specific first."""
     app, seen = App(), []
     app.add_route(lambda order: seen.append(("first", order)), "a")
 
@@ -335,7 +335,7 @@ def test_several_handlers_of_one_type_share_each_message(codec: int) -> None:
 
 
 def test_a_first_handler_that_raises_keeps_the_others_from_nothing() -> None:
-    """Every message of the batch reaches those behind it, also the one that the first failed on."""
+    """If the first handler raises, every message of the batch still reaches the others."""
     app, seen = App(), []
 
     def first(number: Any) -> None:
@@ -350,7 +350,7 @@ def test_a_first_handler_that_raises_keeps_the_others_from_nothing() -> None:
 
 
 def test_handlers_of_several_types_each_get_their_own() -> None:
-    """One wants an Order, one bytes, one nothing, one a copy: each is called for each message, in order."""
+    """Handlers of an Order, of bytes, of nothing and of a copy are each called for each message, in order."""
     app, seen = App(), []
 
     @app.subscribe("a")
@@ -380,7 +380,7 @@ def test_handlers_of_several_types_each_get_their_own() -> None:
 
 
 def test_a_copy_is_of_ones_own() -> None:
-    """With copy=True my handler may change what it gets, also of a batch."""
+    """With copy=True a handler may change its object, also in a batch."""
     app, seen = App(), []
 
     def spoils(items: Any) -> None:
@@ -393,7 +393,7 @@ def test_a_copy_is_of_ones_own() -> None:
 
 
 def test_envelopes_are_those_of_single_messages() -> None:
-    """Numbers that count up, the time of the first, the codec, and a body and a frame of its own."""
+    """Envelopes have their own numbers, bodies and frames, and the time and codec of the batch."""
     app, seen = App(), []
 
     @app.subscribe("a")
@@ -415,7 +415,7 @@ def test_envelopes_are_those_of_single_messages() -> None:
 
 
 def test_captures_and_topics_are_those_of_the_frame() -> None:
-    """Handlers that take segments of the topic get them with each message."""
+    """A handler with captures or a Topic gets them for each message."""
     app, seen = App(), []
 
     @app.subscribe("stocks.{symbol}")
@@ -427,7 +427,7 @@ def test_captures_and_topics_are_those_of_the_frame() -> None:
 
 
 def test_the_hook_gets_the_message_that_failed() -> None:
-    """on_error sees the envelope of the one message of the batch that my handler failed on."""
+    """on_error receives the envelope of the one message of the batch that failed."""
     app, seen = App(), []
 
     @app.subscribe("a")
@@ -447,7 +447,7 @@ def test_the_hook_gets_the_message_that_failed() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_whatever_a_handler_raises_the_rest_is_handled(error: type[BaseException]) -> None:
-    """sys.exit() in a handler is an error of that message, also in a batch."""
+    """A handler that is interrupted or calls sys.exit() loses no other message of a batch."""
     app, seen = App(), []
 
     @app.subscribe("a")
@@ -461,7 +461,7 @@ def test_whatever_a_handler_raises_the_rest_is_handled(error: type[BaseException
 
 
 def test_what_handlers_return_is_published_message_by_message() -> None:
-    """A derived stream has one message for each of the batch, in order."""
+    """A derived stream publishes one result for each message of the batch, in order."""
     app = App(codec="json")
 
     @app.publisher("b.{symbol}")
@@ -473,7 +473,7 @@ def test_what_handlers_return_is_published_message_by_message() -> None:
 
 
 def test_messages_that_are_too_old_are_counted_and_not_handled() -> None:
-    """stale_after looks at each; the time is that of the first of the batch."""
+    """stale_after applies to each message, with the send time of the batch."""
     app, seen = App(), []
     app.add_route(lambda number: seen.append(number), "a", stale_after=94.0)
     app.add_route(lambda number: seen.append(-number), startswith("a"), stale_after=96.0)
@@ -484,7 +484,7 @@ def test_messages_that_are_too_old_are_counted_and_not_handled() -> None:
 
 
 def test_nobody_subscribed_to_this_topic() -> None:
-    """A batch that no route takes is as many messages that no route takes, each told."""
+    """A batch that matches no route counts and calls on_unrouted once for each message."""
     app, seen = App(), []
     app.add_route(lambda number: None, "a.x")
 
@@ -496,11 +496,11 @@ def test_nobody_subscribed_to_this_topic() -> None:
     assert (wired.stats.unrouted, wired.stats.received, seen) == (4, 4, [b"1", b"2"] * 2)
 
 
-# -- handlers that are not done at once ------------------------------------------------------------------
+# -- asynchronous handlers -------------------------------------------------------------------------------
 
 
 class Slow:
-    """A handler that begins a message and ends it when it is told to."""
+    """A handler that begins a message, and ends it when the test calls `end`."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -520,7 +520,7 @@ class Slow:
 
 @pytest.mark.parametrize("form", ["begin", "handle"])
 def test_handlers_that_wait_take_turns(form: str) -> None:
-    """The second message of a batch is begun when the first is done, also by the first Deferred that ever came."""
+    """The second message of a batch begins when the first ends, even if it returned the first Deferred."""
     slow, app = Slow(), App()
     function: Callable[[int], Awaitable[None]] = getattr(slow, form)
     app.add_route(function, "a")
@@ -535,7 +535,7 @@ def test_handlers_that_wait_take_turns(form: str) -> None:
 
 
 def test_a_deferred_in_the_middle_of_a_batch_holds_those_behind_it() -> None:
-    """My function returns a Deferred now and then: what came behind waits for it, and nothing is called wrongly."""
+    """If a function returns a Deferred for one message, the messages behind it wait; others do not."""
     slow, app, seen = Slow(), App(), []
 
     def sometimes(number: Any) -> Any:
@@ -555,7 +555,7 @@ def test_a_deferred_in_the_middle_of_a_batch_holds_those_behind_it() -> None:
 
 @pytest.mark.parametrize("bad", [[], [b"bad"]])
 def test_a_full_route_ends_reading_in_the_middle_of_a_batch(bad: list[bytes]) -> None:
-    """What is left of the frame waits, is first when reading goes on, and comes once; with a bad one among it too."""
+    """The rest of a frame waits while a route is full, is read first afterwards, and arrives once."""
     slow, app = Slow(), App()
     app.add_route(slow.handle, "a", queue=2)
     wired = Wired(app)
@@ -577,7 +577,7 @@ def test_a_full_route_ends_reading_in_the_middle_of_a_batch(bad: list[bytes]) ->
 @pytest.mark.parametrize("bad", [[], [b"bad"]])
 @pytest.mark.parametrize("company", [0, 1])
 def test_a_hold_in_the_middle_of_a_batch_ends_it_after_this_message(bad: list[bytes], company: int) -> None:
-    """Nothing is lost, nothing comes twice, the order is kept: however often reading is held."""
+    """However often reading is held in a batch, no message is lost or repeated, and the order is kept."""
     app, seen = App(), []
 
     def handle(number: int) -> None:
@@ -604,7 +604,7 @@ def test_a_hold_in_the_middle_of_a_batch_ends_it_after_this_message(bad: list[by
 
 @pytest.mark.parametrize("bad", [[], [b"bad"]])
 def test_a_route_that_is_attached_in_the_middle_gets_the_messages_behind(bad: list[bytes]) -> None:
-    """From the message behind the one at hand on the new handler is called, and the old one goes on."""
+    """A handler attached in the middle of a batch receives the messages after the current one."""
     app, old, new = App(), [], []
     later = App()
     later.add_route(lambda number: old.append(number), "a")
@@ -625,7 +625,7 @@ def test_a_route_that_is_attached_in_the_middle_gets_the_messages_behind(bad: li
 
 
 def test_what_is_left_is_worked_off_within_the_budget() -> None:
-    """A held batch of a thousand does not stop the world when reading goes on: so many a time as the loop allows."""
+    """The rest of a held batch is read within the budget of each drain."""
     app, seen = App(), []
 
     def handle(number: int) -> None:
@@ -644,18 +644,18 @@ def test_what_is_left_is_worked_off_within_the_budget() -> None:
 
 
 def one(got: list[int], app: App) -> None:
-    """A plain function."""
+    """Add a plain function."""
     app.add_route(lambda number: got.append(number), "a")
 
 
 def two(got: list[int], app: App) -> None:
-    """Two of one type."""
+    """Add two functions of one type."""
     one(got, app)
     app.add_route(lambda number: None, startswith("a"))
 
 
 def with_envelope(got: list[int], app: App) -> None:
-    """One that each message is made for."""
+    """Add a function with an envelope, so that each message is built."""
 
     @app.subscribe("a")
     def handle(number: int, envelope: Envelope) -> None:
@@ -663,7 +663,7 @@ def with_envelope(got: list[int], app: App) -> None:
 
 
 def in_lists(got: list[int], app: App) -> None:
-    """One that is given lists."""
+    """Add a function that receives lists."""
 
     @app.subscribe("a", batch=8)
     def handle(numbers: list[int]) -> None:
@@ -671,7 +671,7 @@ def in_lists(got: list[int], app: App) -> None:
 
 
 def that_raises(got: list[int], app: App) -> None:
-    """One that fails each time."""
+    """Add a function that always fails."""
 
     @app.subscribe("a")
     def handle(number: int) -> None:
@@ -683,8 +683,8 @@ def that_raises(got: list[int], app: App) -> None:
 def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
     handlers: Callable[[list[int], App], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frame of a thousand messages takes no longer than single ones: the rest waits for the next drain."""
-    monkeypatch.setattr("zroute.receiving.coalesced.perf_counter", count().__next__)  # a second between two looks
+    """A frame of a thousand messages takes no longer per turn than single ones: the rest waits."""
+    monkeypatch.setattr("zroute.receiving.coalesced.perf_counter", count().__next__)  # a second between two calls
     app, got = App(), []
     handlers(got, app)
     wired = Wired(app)
@@ -700,7 +700,7 @@ def test_slow_handlers_do_not_make_a_frame_longer_than_a_turn(
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: bool) -> None:
-    """Frames of four are no reason to read twenty messages a turn where it could be a few hundred."""
+    """A drain reads as many messages from frames of four as from single frames."""
     app, got = App(), []
 
     def handle(number: int) -> None:
@@ -708,7 +708,7 @@ def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: b
 
     app.add_route(handle, "a")
     if not at_once:
-        app.add_route(lambda: None, "a")  # it is given no body, so each message goes its own way
+        app.add_route(lambda: None, "a")  # it has no body parameter, so that each message is dispatched alone
     wired = Wired(app)
     wired.queue(*(batch("a", [b"1"] * 4, first=1 + 4 * number, span=1) for number in range(100)))
     wired.receive(64)
@@ -719,7 +719,7 @@ def test_a_read_takes_as_many_messages_in_small_frames_as_single_ones(at_once: b
 
 
 def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
-    """Large messages of many topics, each kept by its publisher, are not kept here a second time."""
+    """Of messages that a publisher keeps, a subscriber stores only the send times, not the bodies."""
     app = App()
     app.add_route(lambda text: None, startswith("a"))
     wired = Wired(app)
@@ -731,7 +731,7 @@ def test_of_what_a_publisher_keeps_a_reader_holds_the_times_alone() -> None:
 
 @pytest.mark.parametrize("many", [1, 2])
 def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more topics than are remembered, a joining reader gets none a second time whose message came recently."""
+    """If more topics arrive than are remembered, the most recent ones are still not delivered twice."""
     monkeypatch.setattr("zroute.receiving.latest.TOPICS_NOTED", 4)
     app, seen = App(), []
 
@@ -752,11 +752,11 @@ def test_the_send_times_noted_last_stay_when_there_are_too_many(many: int, monke
     assert seen == ["7"]
 
 
-# -- account ---------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------------
 
 
 class Joined(Wired):
-    """An app that has joined a publisher whose counters stand at 0; `gaps` are those it found."""
+    """An app that has joined a publisher whose counters are at 0; `gaps` are the gaps it found."""
 
     def __init__(self, app: App) -> None:
         super().__init__(app)
@@ -773,7 +773,7 @@ class Joined(Wired):
 
 
 def test_the_whole_batch_comes_a_second_time() -> None:
-    """Duplicates, counted one by one: none of them reaches my handler."""
+    """A batch that arrives again is counted as duplicates one by one, and not handled."""
     reader = Reader()
     wired = Joined(reader.app)
     frame = batch("a", [b"1", b"2", b"3"], first=1, span=1)
@@ -785,7 +785,7 @@ def test_the_whole_batch_comes_a_second_time() -> None:
 
 
 def test_what_is_missing_before_a_batch_is_counted() -> None:
-    """A frame that was lost loses as many as were in it: the next one tells how many."""
+    """A lost frame counts as many losses as it had messages, found by the next frame's number."""
     reader = Reader()
     wired = Joined(reader.app)
     wired.feed(
@@ -800,12 +800,12 @@ def test_what_is_missing_before_a_batch_is_counted() -> None:
 
 
 def tracked_with(topic: str, body: bytes, *, span: int, sequence: int) -> bytes:
-    """A single message with the number of one counter."""
+    """Return a single message with the number of one counter."""
     return batch_to_single(batch(topic, [body], first=sequence, span=span), body)
 
 
 def batch_to_single(frame: bytes, body: bytes) -> bytes:
-    """The same message as it would have come alone."""
+    """Return the only message of a frame as it would be sent alone."""
     at = frame.index(NUL) + 1
     head = bytearray(frame[at : at + HEADER_SIZE])
     head[4] = 0
@@ -813,7 +813,7 @@ def batch_to_single(frame: bytes, body: bytes) -> bytes:
 
 
 def test_overlapping_subscriptions_each_have_their_own_numbers() -> None:
-    """My number may be the first of the frame or a further one; both count the messages of a batch one by one."""
+    """Each subscription has its own number, the first of the frame or a further one, for each message."""
     for pattern, span in (("a.>", 2), ("a.b.>", 4)):
         app, seen = App(), []
 
@@ -833,7 +833,7 @@ def test_overlapping_subscriptions_each_have_their_own_numbers() -> None:
 
 
 def test_messages_without_numbers_are_the_next_ones() -> None:
-    """Where more than sixteen subscriptions cover a topic, a batch that does not carry mine counts as many."""
+    """A batch without a number for this subscription advances it by the number of its messages."""
     reader = Reader()
     wired = Joined(reader.app)
     wired.feed(
@@ -847,14 +847,14 @@ def test_messages_without_numbers_are_the_next_ones() -> None:
 
 
 def test_a_publisher_that_was_not_joined_is_not_judged() -> None:
-    """Before the join numbers say nothing: all is handled, and nothing counted as lost."""
+    """Before the join numbers are ignored: all messages are handled, and none counts as lost."""
     reader = Reader()
     wired = reader.feed(batch("a", [b"1"], first=90, span=1), batch("a", [b"2"], first=3, span=1))
     assert (reader.seen, wired.stats.lost, wired.stats.duplicate) == ([1, 2], 0, 0)
 
 
 def test_what_is_kept_does_not_come_again() -> None:
-    """The publisher keeps the last message of a batch: who got it live is not given it again when it joins."""
+    """A subscriber that received a batch live does not get its kept last message again at a join."""
     reader = Reader()
     end = reader.app
     wired = Wired(end)
@@ -871,7 +871,7 @@ def test_what_is_kept_does_not_come_again() -> None:
 
 
 def test_a_batch_in_two_parts_is_read_like_any_message() -> None:
-    """A forwarder that splits topic and rest changes nothing."""
+    """A batch that a forwarder splits into topic and rest is read like any message."""
     reader = Reader()
     topic, _, rest = batch("a", [b"1", b"x", b"3"], first=4, span=1).partition(NUL)
     wired = Wired(reader.app).feed((topic, rest), (topic, rest, b"more"))
@@ -881,7 +881,7 @@ def test_a_batch_in_two_parts_is_read_like_any_message() -> None:
 
 
 def test_batches_and_single_messages_of_several_publishers_mix() -> None:
-    """Two publishers of one topic, one of them plain: each message once, in the order it came."""
+    """Batches and single messages of several publishers, one of them plain, each arrive once and in order."""
     reader = Reader()
     plain_wire = framer("plain", epoch=0, next_sequence=lambda: 0, clock_ns=lambda: 0)(b"a", 1, b"\x05", None)
     assert isinstance(plain_wire, bytes)
@@ -898,7 +898,7 @@ def test_batches_and_single_messages_of_several_publishers_mix() -> None:
 
 
 def test_a_refused_message_is_told_as_a_decode_error() -> None:
-    """The error of one of many names topic and route, as ever."""
+    """The error of one broken message of a batch names its topic and route."""
     reader = Reader()
     wired = reader.feed(batch("a", [b"1", b"x"]))
     ((error, hooked),) = wired.errors
@@ -907,7 +907,7 @@ def test_a_refused_message_is_told_as_a_decode_error() -> None:
 
 
 def test_a_number_at_the_end_of_the_layout_is_no_counter() -> None:
-    """A header that says it has further counters and has not is malformed, in a batch too."""
+    """A header that claims further counters beyond its end is malformed, in a batch too."""
     frame = bytearray(batch("a", [b"1"]))
     frame[2 + 6] |= 0xF0
     frame[2 + 32 :] = struct.pack(">H", 1)

@@ -7,7 +7,6 @@ import gc
 import threading
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -38,12 +37,6 @@ REACTORS = pytest.mark.parametrize("kind", ["twisted", "asyncio"])
 class Quote:
     symbol: str
     price: float
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> str:
-    """Return an ipc address for this test only."""
-    return f"ipc://{tmp_path}/s"
 
 
 def table(app: App) -> Any:
@@ -233,7 +226,7 @@ def test_a_codec_of_the_app_outlives_what_is_attached() -> None:
 def test_misuse_of_attach_says_what_to_do(endpoint: str) -> None:
     """Each wrong call of attach raises an error that says what to do."""
     app, publisher = App(), App(pub=endpoint)
-    with pytest.raises(NotRunningError, match=r"attach\('a'\) while 'app' does not run: register .* @app.subscribe"):
+    with pytest.raises(NotRunningError, match=r"attach\('a'\) while 'app' is not running: register .* @app.subscribe"):
         app.attach("a", print)
     with TestApp(app), TestApp(publisher):
         handle = app.attach("a", lambda message: None)
@@ -255,12 +248,37 @@ def test_misuse_of_attach_says_what_to_do(endpoint: str) -> None:
             app.attach("a.", lambda message: None)
         with pytest.raises(SignatureError, match=r"test_attached.py:\d+"):
             app.attach("a", lambda one, two: None)
-        with pytest.raises(SignatureError, match="decorates a function, not 3"):
+        wanted = "expected a pattern and a function, as in app.attach"
+        with pytest.raises(SignatureError, match=rf"attach\('a', 3\): {wanted}"):
             app.attach("a", 3)  # type: ignore[arg-type]
+        with pytest.raises(SignatureError, match=rf"attach\('a', <class 'int'>\): {wanted}"):
+            app.attach("a", int)
+        with pytest.raises(SignatureError, match=rf"attach\(print\(\), 'a'\): the arguments are swapped, {wanted}"):
+            app.attach(print, "a")  # type: ignore[arg-type]
         with pytest.raises(SignatureError, match="queue=0"):
             app.attach("a", lambda message: None, queue=0)
         with pytest.raises(EndpointError, match=r"attach\('a'\) has no endpoint to subscribe to: add App\(sub="):
             publisher.attach("a", lambda message: None)
+
+
+def test_a_task_of_another_loop_is_told_to_use_the_loop_of_the_app() -> None:
+    """`from_thread` would block that loop, as in an endpoint under a test client with a thread of its own."""
+    app, raised = App(), list[str]()
+    publisher = app.publisher("a", int)
+
+    async def endpoint() -> None:
+        for call in (lambda: publisher.publish(1), lambda: app.attach("b", print)):
+            try:
+                call()
+            except WrongThreadError as error:
+                raised.append(str(error))
+
+    with TestApp(app):
+        thread = threading.Thread(target=lambda: asyncio.run(endpoint()))
+        thread.start()
+        thread.join()
+    assert len(raised) == 2
+    assert all("another event loop" in text and "from_thread" not in text for text in raised)
 
 
 def test_a_close_from_another_thread_may_be_done_again_on_the_right_one() -> None:
@@ -466,8 +484,8 @@ def test_a_full_stream_pauses_reading_until_half_are_taken(kind: Any, caplog: py
         assert not transport._paused
         assert stats.handled == 12
     said = [record.getMessage() for record in caplog.records]
-    assert sum("is full: 4 messages wait" in line for line in said) >= 1
-    assert sum("flows again" in line for line in said) >= 1
+    assert sum("queue full (4 messages)" in line for line in said) >= 1
+    assert sum("reading resumed" in line for line in said) >= 1
 
 
 @REACTORS
@@ -494,7 +512,7 @@ def test_leaving_a_stream_drops_and_counts_what_waits_and_lets_others_flow(
         assert got == list(range(10))
         stats = next(one for name, one in app.stats.routes.items() if "stream" in name)
         assert (stats.handled, stats.dropped_at_shutdown, stats.queued, stats.in_flight) == (1, 4, 0, 0)
-    assert "was closed with 4 messages waiting; they are dropped" in caplog.text
+    assert "was closed: 4 waiting messages were dropped" in caplog.text
 
 
 @REACTORS
@@ -678,7 +696,7 @@ def test_misuse_of_a_stream_says_what_to_do(kind: Any) -> None:
     with TestApp(app, reactor=kind) as t:
         consume(t, kind, misuse())
         assert "not open: use `async with app.stream(…) as messages`" in said[0]
-        assert "entered before: call app.stream(…) for each block" in said[1]
+        assert "already used: call app.stream(…) again for each block" in said[1]
         assert "another loop already reads this stream" in said[2]
         assert "test_attached.py:" in said[3]
         assert table(app).routes == ()
@@ -699,7 +717,7 @@ def test_misuse_of_a_stream_says_what_to_do(kind: Any) -> None:
         assert "app.from_thread" in str(raised[1])
     entering = Deferred.fromCoroutine(app.stream("a").__aenter__())
     entering.addErrback(lambda failure: said.append(str(failure.value)))
-    assert "stream('a') while 'app' does not run: open it in a handler or a timer" in said[-1]
+    assert "stream('a'): 'app' has stopped: open it in a handler or a timer" in said[-1]
 
 
 # -- leaks -------------------------------------------------------------------------------------------------

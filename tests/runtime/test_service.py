@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 from typing import Any
 
 import attrs
@@ -14,22 +14,18 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tests.running import Mailbox, reactor, running, subscribed, turns
 from tests.support import free_endpoint
-from zroute import App, EncodeError, EndpointError, NotRunningError, Topic, as_awaitable, startswith
+from zroute import App, EncodeError, EndpointError, Limits, NotRunningError, Topic, as_awaitable, startswith
+from zroute.endpoints import SIDES, ResolvedAddresses, Side
 from zroute.errors import UsageError
 from zroute.runtime.run import Environment, MessageLimit, Run, StopReport, Transport
 from zroute.runtime.service import AppService
+from zroute.testing import TestApp
 
 
 @attrs.frozen
 class Quote:
     symbol: str
     price: float
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> str:
-    """Return an ipc address for this test only."""
-    return f"ipc://{tmp_path}/s"
 
 
 # -- delivery --------------------------------------------------------------------------------------------
@@ -232,7 +228,7 @@ async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_ope
     endpoint = free_endpoint()
     first, second = App(pub=endpoint), AppService(App(pub=endpoint).compile(), reactor)
     async with running(first):
-        with pytest.raises(EndpointError, match="another program uses it"):
+        with pytest.raises(EndpointError, match="another program uses this address"):
             second.startService()
         assert not second.running
     second.startService()
@@ -313,11 +309,11 @@ async def test_any_twisted_program_can_parent_it() -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_body_over_the_limit_is_refused_at_the_caller() -> None:
     """A body larger than max_message is refused before it is sent."""
-    app = App(max_message=10, codec="raw")
+    app = App(limits=Limits(max_message=10), codec="raw")
     made = app.publisher("a", bytes)
     async with running(app):
         made.publish(bytes(10))
-        with pytest.raises(EncodeError, match="over max_message=10"):
+        with pytest.raises(EncodeError, match="but max_message=10"):
             made.publish(bytes(11))
         assert app.stats.published == 1
 
@@ -490,6 +486,22 @@ async def test_a_handler_may_stop_its_own_app_and_is_waited_for() -> None:
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+async def test_an_app_with_endpoints_on_one_side_starts_and_stops(side: Side) -> None:
+    """An app needs no other sockets than those of its only side; it runs its functions, and is open."""
+    app, box = App(**{side.name: free_endpoint()}, loop=False), Mailbox[ResolvedAddresses]()
+    app.on_startup(lambda: box.put(app.addresses))
+    app.every(0.001)(lambda: box.put(app.addresses))
+    async with running(app) as service:
+        await box.until(2)
+        assert service.transport is not None
+        assert service.transport.is_open
+        assert [each for each in SIDES if service.ends.of(each)] == [side]
+    with pytest.raises(NotRunningError):
+        _ = app.addresses
+
+
+@pytest_twisted.ensureDeferred
 async def test_whoever_asks_late_whether_it_started_is_told_too() -> None:
     """Each ``started`` fires, also after the start, with the error if it failed."""
     fine, broken = App(), App()
@@ -541,3 +553,64 @@ async def test_a_stop_during_a_slow_start_up_cancels_it() -> None:
     assert never.called
     with pytest.raises(CancelledError):
         await started
+
+
+# -- log lines -------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_logs_its_start_and_its_counters(caplog: pytest.LogCaptureFixture, endpoint: str) -> None:
+    """A service logs the lines of ``zroute run``: routes, endpoints, the stop, and the counters as fields."""
+    app = App(pub=endpoint, name="logged")
+    app.publisher("a", int)
+    with caplog.at_level(logging.INFO, "zroute"):
+        async with running(app):
+            app.publish("a", 1)
+    lines = [record.getMessage() for record in caplog.records if record.name == "zroute"]
+    assert lines[0] == "logged: routes 0, publications 1, timers and generators 0"
+    assert lines[1] == f"logged: publishes, bound to {endpoint}"
+    assert lines[-2:] == ["logged: stopping", "logged: published 1, publish_errors 0"]
+    assert vars(caplog.records[-1])["published"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_that_does_not_start_logs_no_counters(caplog: pytest.LogCaptureFixture) -> None:
+    """A failed start is one line, with neither start lines nor counters."""
+    app = App(name="broken")
+
+    @app.on_startup
+    def fail() -> None:
+        raise OSError("no disk")
+
+    service = app.service(reactor)
+    with caplog.at_level(logging.INFO, "zroute"):
+        service.startService()
+        with pytest.raises(OSError, match="no disk"):
+            await service.started
+        await service.stopService()
+    assert [record.getMessage() for record in caplog.records] == ["broken did not start: no disk"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_names_the_handlers_that_it_abandons(caplog: pytest.LogCaptureFixture) -> None:
+    """A service whose stop is incomplete logs the unfinished handlers."""
+    app, box = App(name="slow"), Mailbox[int]()
+
+    @app.subscribe("a")
+    async def never(message: int) -> None:
+        box.put(message)
+        await as_awaitable(Deferred())
+
+    async with running(app, drain_timeout=0.05):
+        app.publish("a", 1)
+        await box.until(1)
+    assert "slow: unfinished after the drain timeout, abandoned: never(): 1" in caplog.messages
+
+
+def test_a_test_app_logs_neither_start_nor_counters(caplog: pytest.LogCaptureFixture) -> None:
+    """TestApp logs no lines about the start and the end."""
+    app = App(name="tested")
+    app.publisher("a", int)
+    with caplog.at_level(logging.INFO, "zroute"), TestApp(app) as t:
+        t.publish("a", 1)
+    assert not [text for text in caplog.messages if text.startswith("tested: ")]

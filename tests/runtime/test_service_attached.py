@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,6 @@ from zroute import (
     as_awaitable,
 )
 from zroute.messages.control import MARKER
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> str:
-    """Return an ipc address for this test only."""
-    return f"ipc://{tmp_path}/s"
 
 
 @pytest_twisted.ensureDeferred

@@ -6,12 +6,10 @@ delivered only the first part. So each case runs in its own process, and its exi
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.support import PATIENCE, ROOT
+from tests import interpreters
+from tests.support import PATIENCE
 
 PRELUDE = """
 import logging
@@ -99,13 +97,7 @@ sub.open(pub.open("tcp://127.0.0.1:*"))
 
 def run(program: str) -> list[str]:
     """Run a program that must succeed; return its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program + "\nreactor.run()"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = interpreters.run("-c", PRELUDE + program + "\nreactor.run()")
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
 

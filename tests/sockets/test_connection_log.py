@@ -47,15 +47,25 @@ class Dialled:
             "refused, nothing listens there (libzmq: closed)",
         ),
         (PATH, ("closed", "connect_retried"), 0, "nothing listens at this path (libzmq: closed)"),
-        (HERE, ("connect_delayed",), 0, "the host does not reply: it is down, or a firewall is between"),
-        (NAMED, ("connect_retried", "connect_retried"), 0, "its name can't be resolved (libzmq: connect_retried)"),
+        (HERE, ("connect_delayed",), 0, "the host does not reply: it is down, or a firewall blocks the connection"),
+        (NAMED, ("connect_retried", "connect_retried"), 0, "the host name can't be resolved (libzmq: connect_retried)"),
         (HERE, ("connect_retried",), 0, "there is no route to it (libzmq: connect_retried)"),
-        (HERE, ("connect_delayed", "connected"), 0, "takes the connection, and sends no greeting of ZMTP 3"),
-        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EAGAIN, "sends no greeting"),
-        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "ends it in the handshake"),
-        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "(an HTTP server)"),
+        (HERE, ("connect_delayed", "connected"), 0, "accepts the connection, but does not send a greeting of ZMTP 3"),
+        (
+            HERE,
+            ("connected", "handshake_failed_no_detail", "connect_retried"),
+            errno.EAGAIN,
+            "does not send a greeting",
+        ),
+        (
+            HERE,
+            ("connected", "handshake_failed_no_detail", "connect_retried"),
+            errno.EPIPE,
+            "closes it during the handshake",
+        ),
+        (HERE, ("connected", "handshake_failed_no_detail", "connect_retried"), errno.EPIPE, "(such as an HTTP server)"),
         (HERE, (), 0, "no attempt yet; trying"),
-        (NAMED, (), 0, "no attempt yet, since its name is still being looked up; trying"),
+        (NAMED, (), 0, "no attempt yet, because the host name is still being looked up; trying"),
     ],
 )
 def test_an_absence_is_one_line_with_its_reason(
@@ -156,7 +166,7 @@ def test_refusals_are_said_once_a_minute_and_their_end_is_a_line(caplog: pytest.
         dialled.log.refused(HERE, "no", handshake=True)
         dialled.clock.advance(1)
     dialled.clock.advance(1)
-    assert dialled.lines() == [f"app: {HERE}: no", f"app: {HERE}: 58 more like these, not shown"]
+    assert dialled.lines() == [f"app: {HERE}: no", f"app: {HERE}: 58 more lines like these were not shown"]
     dialled.log.connected(HERE)
     assert dialled.lines() == [f"app: connected to {HERE}"]
 
@@ -177,7 +187,7 @@ def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.Lo
         f"app: connected to {HERE}",
         f"app: {HERE}: a frame",
         f"app: connected to {HERE} again",
-        f"app: {HERE}: 58 more like these, not shown",
+        f"app: {HERE}: 58 more lines like these were not shown",
     ]
 
 
@@ -205,7 +215,7 @@ def test_connections_that_come_and_go_are_summed_up(caplog: pytest.LogCaptureFix
     dialled.log.close()
     lines = dialled.lines()
     assert len(lines) == 6
-    assert lines[-1] == f"app: {HERE}: connected: 95 more like these, not shown"
+    assert lines[-1] == f"app: {HERE}: connected: 95 more lines like these were not shown"
     assert dialled.clock.getDelayedCalls() == []
 
 

@@ -197,7 +197,7 @@ async def test_a_protocol_error_at_a_name_is_mended_once(sockets: Sockets, caplo
         await told(raw, b"\0", b"\1")
         raw.send(b"x" * 1001)
         await told(raw, b"\0")
-        await turns(lambda: f"{endpoint}: cut off" in caplog.text)
+        await turns(lambda: f"{endpoint}: connection closed" in caplog.text)
     await told(raw, b"\1")
     raw.send(b"small")
     assert await box.until(1) == [[b"small"]]

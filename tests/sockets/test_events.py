@@ -42,7 +42,7 @@ async def test_attempts_in_vain_are_told_with_the_time_of_the_next(sockets: Sock
     pull.open(free_endpoint())
     await turns(lambda: any(event.name == "connect_retried" for event in seen.items))
     (event, *_) = (event for event in seen.items if event.name == "connect_retried")
-    assert str(event).endswith(f"connect_retried, the next attempt is in {event.value} ms")
+    assert str(event).endswith(f"connect_retried, next attempt in {event.value} ms")
 
 
 @pytest_twisted.ensureDeferred
@@ -51,7 +51,7 @@ async def test_a_failed_bind_is_told_and_raised_with_the_same_reason(sockets: So
     address, seen = bound(sockets.raw(zmq.PUSH)), Mailbox[SocketEvent]()
     push = sockets.make(PushConnection)
     push.watch(seen.put)
-    with pytest.raises(EndpointError, match="another program uses it"):
+    with pytest.raises(EndpointError, match="another program uses this address"):
         push.open(address)
     assert any(str(event).endswith(": bind_failed (Address already in use)") for event in seen.items)
     assert push.endpoints == []
@@ -127,5 +127,7 @@ async def test_unbind_cuts_those_who_have_connected_there_and_tells_no_end(socke
 async def test_what_is_not_open_cannot_be_taken_back(sockets: Sockets, method: str) -> None:
     """The error says which address is expected."""
     push = sockets.make(PushConnection)
-    with pytest.raises(EndpointError, match=rf"can't {method} tcp://127.0.0.1:1: it is not open: give the address"):
+    with pytest.raises(
+        EndpointError, match=rf"can't {method} tcp://127.0.0.1:1: this address is not open: pass the address"
+    ):
         getattr(push, method)("tcp://127.0.0.1:1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 import pytest_twisted
 import zmq
+from twisted.internet.task import Clock
 
 from tests.running import reactor, turns
 from tests.sockets.opened import bound
 from tests.support import PATIENCE, Child
+from zroute.errors import EndpointError
 from zroute.sockets import names as module
-from zroute.sockets.names import Lookups, host_name, only_ipv6
+from zroute.sockets.names import Lookups, Names, host_name, only_ipv6
 
 FOUR, SIX = socket.AF_INET, socket.AF_INET6
 
@@ -110,6 +113,48 @@ async def test_a_name_is_looked_up_again_until_it_is_known(monkeypatch: pytest.M
     lookups.forget("tcp://gone.test:1")
     await turns(lambda: not lookups._under_way)
     assert found == ["tcp://feed.test:1"]
+
+
+class Immediate(Clock):
+    """A virtual clock, whose calls from threads are made at once."""
+
+    def callFromThread(self, call: Callable[..., object], *given: Any) -> None:
+        call(*given)
+
+
+class Started:
+    """A thread that runs when it is started, in the caller's thread."""
+
+    def __init__(self, target: Callable[..., object], args: tuple[Any, ...], **_: Any) -> None:
+        self.start = lambda: target(*args)
+
+
+@pytest.mark.parametrize("error", [EndpointError("no", endpoint=""), zmq.ZMQError(errno.EMFILE), OSError(errno.EMFILE)])
+def test_an_address_that_cannot_be_connected_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """A lack of descriptors ends no look-ups: it is connected later, others are now, and one line is logged."""
+    refused, connected, clock = {"tcp://10.0.0.1:1"}, list[str](), Immediate()
+
+    def connect(address: str) -> None:
+        if address in refused:
+            raise error
+        connected.append(address)
+
+    monkeypatch.setattr(module, "addresses_of", lambda host, _: ["10.0.0.1", "10.0.0.2"])
+    monkeypatch.setattr(module.threading, "Thread", Started)
+    names = Names(clock, "app", connect, connected.remove)
+    names.follow("tcp://feed.test:1")
+    clock.pump([module.EVERY] * 3)
+    assert connected == ["tcp://10.0.0.2:1"] == list(names.of("tcp://feed.test:1"))
+    assert [each.getMessage().partition(":1, ")[0] for each in caplog.records if each.levelname == "WARNING"] == [
+        "app: can't connect to tcp://10.0.0.1"
+    ]
+    refused.clear()
+    clock.advance(module.EVERY)
+    assert set(connected) == {"tcp://10.0.0.1:1", "tcp://10.0.0.2:1"} == set(names.of("tcp://feed.test:1"))
+    names.close()
+    assert clock.getDelayedCalls() == []
 
 
 # -- with a name of our own --------------------------------------------------------------------------------

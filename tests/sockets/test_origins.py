@@ -14,10 +14,11 @@ from tests.sockets.opened import Sockets, bound
 from tests.sockets.test_connection import bindable, told, turn
 from tests.support import free_endpoint
 from zroute.endpoints import parse_endpoints
+from zroute.options import MAX_SUBSCRIPTION_BYTES
 from zroute.sockets.links import Links
 from zroute.sockets.origins import Origins
 from zroute.sockets.pair import SharedContext, SocketPair
-from zroute.transport import Receive
+from zroute.transport import AppOptions, Receive
 
 Noted = tuple[bytes, int | None]
 
@@ -30,10 +31,9 @@ def opened(sockets: Sockets) -> Iterator[Callable[..., SocketPair]]:
     def make(drain: Callable[[SocketPair], Receive], *endpoints: str) -> SocketPair:
         transport = SocketPair(
             reactor,
-            SharedContext(sockets.context),
+            AppOptions("app", 1000, True, MAX_SUBSCRIPTION_BYTES, SharedContext(sockets.context)),
             subscribe_to=parse_endpoints(endpoints, bind=False),
             publish_to=(),
-            max_message=1000,
         )
         made.append(transport)
         transport.open(drain(transport))

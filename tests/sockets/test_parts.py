@@ -63,7 +63,7 @@ async def test_the_number_of_parts_is_bounded_on_both_sides(sockets: Sockets, ca
     box = Mailbox[list[bytes]]()
     push, pull = await pair(sockets, box.put)
     for parts in ([], [b""] * (MAX_PARTS + 1)):
-        with pytest.raises(ValueError, match=f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}"):
+        with pytest.raises(ValueError, match=f"a message must have 1 to {MAX_PARTS} parts, not {len(parts)}"):
             push.send(*parts)
     raw = sockets.raw(zmq.PUSH)
     pull.open("connect:" + bound(raw))
@@ -175,7 +175,7 @@ async def test_failures_by_the_thousand_do_not_fill_the_log(sockets: Sockets, ca
     pull.close()
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(messages) == 6
-    assert messages[-1].endswith("failed: 95 more like these, not shown")
+    assert messages[-1].endswith("failed: 95 more lines like these were not shown")
 
 
 @pytest_twisted.ensureDeferred
@@ -206,7 +206,7 @@ async def test_a_giant_part_cuts_the_connection_which_comes_back(
     raw.send(b"x" * 1000)
     await box.until(1)
     raw.send(b"x" * 1001)
-    await turns(lambda: "a frame of more than 1000 bytes, or one that is no ZMTP: raise maxmsgsize" in caplog.text)
+    await turns(lambda: "a frame of more than 1000 bytes, or invalid ZMTP: increase maxmsgsize" in caplog.text)
     raw.send(b"small")
     assert (await box.until(2))[1] == [b"small"]
 
@@ -226,6 +226,13 @@ EVERY_OPTION: dict[str, Any] = {
     "tcp_keepalive_idle": 22,
     "tcp_keepalive_intvl": 23,
     "tcp_keepalive_cnt": 24,
+    "tcp_maxrt": 26,
+    "ipv6": 1,
+    "sndbuf": 27,
+    "rcvbuf": 28,
+    "tos": 29,
+    "backlog": 30,
+    "connect_timeout": 31,
     "immediate": 0,
     "identity": b"twenty-five",
 }
@@ -243,7 +250,9 @@ async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
 @pytest.mark.parametrize("kind", [PullConnection, DealerConnection])
 def test_an_option_that_ends_the_process_is_refused(kind: type[PullConnection] | type[DealerConnection]) -> None:
     """IMMEDIATE on a socket that reads is a TypeError at the caller's line, since libzmq could abort."""
-    with pytest.raises(TypeError, match=f"immediate=1 is for sockets that only send, and this is a {kind.__name__}"):
+    with pytest.raises(
+        TypeError, match=f"immediate=1 works only for sockets that only send, but this is a {kind.__name__}"
+    ):
         kind(reactor, list, immediate=1)
 
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from tests.support import sized
-from zroute.sockets.reqrep import Lane, Requests
+from zroute.requests.lanes import Lane, Requests
 
 WINDOW, FORGOTTEN = 3, 60.0
 
@@ -101,7 +101,7 @@ def test_what_is_not_sent_when_it_is_given_up_never_is(way: str) -> None:
     wire.open = True
     wire.lane.writable()
     assert wire.bodies == [b"1"]
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
@@ -152,7 +152,7 @@ def test_a_server_that_answers_later_requests_is_not_held_up_by_those_it_ignored
     assert wire.reply(1, b"at last")
     assert not wire.reply(0, b"late")
     assert case.requests.late == 1
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 def test_a_reply_counts_once() -> None:
@@ -191,7 +191,7 @@ def test_what_a_lost_server_had_fails_and_the_rest_goes_elsewhere() -> None:
     for number in range(10 - had):
         assert second.reply(number, b"ok")
     assert case.ended[had:] == [[b"ok"]] * (10 - had)
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 def test_a_loss_without_an_error_makes_room_and_still_takes_replies() -> None:
@@ -229,7 +229,7 @@ def test_the_end_fails_what_is_left() -> None:
         case.ask(b"%d" % number, timeout=10.0)
     case.requests.close(ConnectionError)
     assert case.ended == [ConnectionError] * 5
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 def test_a_request_that_is_cancelled_during_the_end_leaves_no_timer() -> None:
@@ -239,7 +239,7 @@ def test_a_request_that_is_cancelled_during_the_end_leaves_no_timer() -> None:
     replies[0].addBoth(lambda _: replies[1].cancel())
     case.requests.close(ConnectionError)
     assert case.ended == [ConnectionError, CancelledError]
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 def test_callbacks_may_ask_and_cancel() -> None:
@@ -254,7 +254,7 @@ def test_callbacks_may_ask_and_cancel() -> None:
     wire.lane.lost(ConnectionError)
     assert case.ended[2:] == [ConnectionError] * 3
     assert wire.bodies == [b"0", b"1", b"2", b"3", b"from a reply", b"from a loss"]
-    assert case.clock.getDelayedCalls() == []
+    assert case.requests.timed == 0
 
 
 class Conversation(RuleBasedStateMachine):
@@ -323,7 +323,7 @@ class Conversation(RuleBasedStateMachine):
             assert 0 <= wire.lane.load <= WINDOW
             unanswered = wire.lane.sent.values()
             assert wire.lane.load == sum(request.counts for request in unanswered)
-            assert wire.lane.given_up == sum(request.reply is None for request in unanswered)
+            assert wire.lane.given_up == sum(not request.waits for request in unanswered)
 
     @invariant()
     def each_is_sent_once_and_none_after_its_end(self) -> None:

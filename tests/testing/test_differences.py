@@ -75,10 +75,10 @@ def test_there_is_room_for_each_message(overflow: str) -> None:
         return Deferred()
 
     with TestApp(one, other, raise_errors=False) as t:
-        for number in range(20_000):
+        for number in range(12_000):  # over sockets, there is room for 11,000
             numbers.publish(number)
         t.advance(60)
-        assert one.stats.published == 20_000
+        assert one.stats.published == 12_000
         assert one.stats.send_retries == 0
 
 

@@ -11,9 +11,24 @@ from tests.support import PATIENCE
 
 
 def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Return the output of pytest for ``source`` in an empty project."""
+    """Return the output of pytest for ``source`` in an empty project.
+
+    pytest-asyncio is loaded only if the source uses it: without a configured scope of its loop, it warns.
+    """
     (folder / "test_mine.py").write_text(source)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *flags]
+    disabled = () if "pytest_asyncio" in source else ("-p", "no:asyncio")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *disabled,
+        "-W",
+        "error",
+        *flags,
+    ]
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
@@ -71,7 +86,7 @@ def test_it(test_app):
     test_app(app).publish("a", 1)
 """
     done = pytest_run(tmp_path, source)
-    assert "UnfinishedError: still at work when the test ended: on_a(): 1" in done.stdout
+    assert "UnfinishedError: still running when the test ended: on_a(): 1" in done.stdout
     assert "1 passed, 1 error" in done.stdout
 
 

@@ -7,7 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import attrs
 import msgspec
@@ -15,7 +20,8 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from zroute import App, DecodeError, EncodeError, Envelope, NotRunningError, Routes, TopicError, UsageError
-from zroute.errors import EnvelopeError, SignatureError
+from zroute.endpoints import SIDES
+from zroute.errors import EnvelopeError, SchemaError, SignatureError
 from zroute.testing import RestlessError, TestApp, UnfinishedError
 
 Reactor = Literal["twisted", "asyncio"]
@@ -123,9 +129,18 @@ def test_an_app_that_is_given_its_endpoints_when_it_is_run() -> None:
     with TestApp(app) as t:
         t.publish("stocks.A", Quote("A", 2000.0))
         assert t.published("alerts.high") == [Alert("A at 2000.0")]
+        assert all(app.addresses.of(side) for side in SIDES)
         assert t.results(echo) == []
         t.publish("alerts.low", Alert("from outside"))
         assert t.results(echo) == ["from outside"]
+
+
+def test_addresses_are_those_of_the_app() -> None:
+    """Under TestApp, an app has the addresses that it declares, on every side."""
+    texts = {side.name: (f"tcp://127.0.0.1:{port}", "ipc://x") for port, side in enumerate(SIDES, 1)}
+    app = App(**texts)
+    with TestApp(app):
+        assert {side.name: app.addresses.of(side) for side in SIDES} == texts
 
 
 def test_undeclared_messages_are_decoded_as_asked() -> None:
@@ -178,6 +193,120 @@ def test_what_nobody_subscribes_to_is_unheard() -> None:
         t.publish("stocks.A.B", Quote("A", 1.0))  # the subscription is the prefix "stocks."
         assert [envelope.topic for envelope in t.unheard] == ["stock.A"]
         assert unrouted == ["stocks.A.B"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (([b"a", b"1"],), r"not \[b'a', b'1'\]: unpack it, as in receive\(\*parts\)"),
+        (("a", b"1"), r"not 'a': encode it, as in receive\('a'.encode\(\)\)"),
+        ((b"a", 1), "not 1: give bytes"),
+        ((), r"as in receive\(b'topic', b'body'\)"),
+    ],
+)
+def test_parts_that_are_not_bytes_are_refused(parts: tuple[Any, ...], says: str) -> None:
+    """The error shows what to write, and the app goes on."""
+    with TestApp(alerting()) as t:
+        with pytest.raises(UsageError, match=says):
+            t.receive(*parts)
+        t.receive(b"stocks.A", b'{"symbol": "A", "price": 1.0}')
+
+    async def main() -> None:
+        async with TestApp(alerting()) as t:
+            with pytest.raises(UsageError, match=says):
+                await t.receive(*parts)
+
+    asyncio.run(main())
+
+
+def test_a_message_that_no_handler_receives_is_unheard() -> None:
+    """It is in ``unheard`` if no app has a handler whose pattern and captures fit, also among other messages."""
+    app, other, got = App(), App(), list[Any]()
+
+    @app.subscribe("a.{n}")
+    def number(n: int, body: Any) -> None:
+        got.append(n)
+
+    @other.subscribe("a.*.*")
+    @other.subscribe("a.y")
+    def several(body: Any) -> None:
+        got.append(body)
+
+    with TestApp(app, other) as t:
+        t.publish("a.x", "one", "two")
+        t.publish("a.y", "three")  # of one app only
+        t.publish("a.1", "four")
+        t.receive(b"a.x\0five")
+        t.receive(b"a.x", b"six")
+        assert [(envelope.topic, envelope.body) for envelope in t.unheard] == [
+            ("a.x", b"one"),
+            ("a.x", b"two"),
+            ("a.x", b"five"),
+            ("a.x", b"six"),
+        ]
+    assert got == ["three", 1]
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (Decimal, Decimal("1.5")),
+        (UUID, UUID(int=5)),
+        (Color, Color.RED),
+        (date, date(2026, 1, 2)),
+        (timedelta, timedelta(1)),
+        (set[int], {1, 2}),
+        (tuple[int, str], (1, "a")),
+        (list[Quote], [Quote("A", 1.0)]),
+        (dict[int, Quote], {1: Quote("A", 1.0)}),
+        (list[Path], [Path("a")]),
+        (Quote | None, Quote("A", 1.0)),
+    ],
+    ids=repr,
+)
+def test_a_message_is_published_as_its_handler_declares(schema: Any, message: Any, codec: Any) -> None:
+    """The test needs no publisher to publish a message whose own type is ambiguous."""
+    app, got = App(codec=codec, types={Path: (str, Path)}), list[Any]()
+
+    @app.subscribe("a")
+    def without_a_body() -> None: ...
+
+    @app.subscribe("a")
+    @app.subscribe("b.{n}")
+    def handler(body: Any) -> None:
+        got.append(body)
+
+    handler.__annotations__["body"] = schema
+    with TestApp(app) as t:
+        t.publish("a", message)
+        t.publish("b.1", message, message)
+        t.publish("b.1", message, schema=schema)
+    assert got == [message] * 4
+    assert type(got[0]) is type(message)
+
+
+def test_an_ambiguous_message_without_a_handler_needs_a_schema() -> None:
+    """The error names the parameter; a stated schema is obeyed."""
+    app = App()
+
+    @app.subscribe("a.{n}")
+    def handler(body: list[Quote]) -> None: ...
+
+    with TestApp(app) as t:
+        for topic, message in (("a.1", [Decimal(1)]), ("b", [Quote("A", 1.0)])):
+            with pytest.raises(EncodeError, match=r"untyped message: .*in a test.*schema=list\[Quote\]"):
+                t.publish(topic, message)
+        t.publish("b", [Quote("A", 1.0)], schema=list[Quote])
+        assert len(t.unheard) == 1
+        with pytest.raises(EncodeError, match="expected int, got str"):
+            t.publish("a.1", "x", schema=int)
+        with pytest.raises(SchemaError):
+            t.publish("a.1", 1j, schema=complex)
 
 
 def test_what_can_not_be_published_raises_at_the_line_of_the_test() -> None:
@@ -377,9 +506,9 @@ def test_time_passes_as_the_test_says(reactor: Reactor) -> None:
         assert t.published() == [1]
         t.advance(3)
         assert t.published() == [1, 2, 1, 1, 2, 1]
-        t.advance(3600)
+        t.advance(600)
         assert app.stats.skipped_periods == 0
-        assert len(t.published("fast")) == 3604
+        assert len(t.published("fast")) == 604
 
 
 def test_asyncio_sleeps_on_virtual_time() -> None:

@@ -138,6 +138,6 @@ def test_a_failing_handler_fails_its_test_only(tmp_path: Path) -> None:
     assert "FAILED (failures=1, errors=2, successes=1)" in said, said
     assert "builtins.LookupError: no 7" in said
     assert "test_mine.py" in said
-    assert "UnfinishedError: still at work when the test ended: slow(): 1" in said
+    assert "UnfinishedError: still running when the test ended: slow(): 1" in said
     assert "Lists differ: [0, 2] != [3]" in said
     assert "Dirty" not in said

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -18,42 +20,11 @@ from twisted.protocols.basic import LineReceiver
 from zroute.errors import EndpointError
 from zroute.messages.topics import Pattern, matches
 from zroute.options import READ_BUDGET
-from zroute.planning.plan import Request
-from zroute.transport import Reader, Receive
+from zroute.transport import NoAccounts, Reader, Receive, Transport, TransportRequest
 
 
 class NothingLeftError(Exception):
     """The end of the lines that have arrived."""
-
-
-class NoAccounts:
-    """Accounts of a transport that counts no losses."""
-
-    moved: Callable[[], None] = staticmethod(lambda: None)
-
-    def account(self, epoch: int, topic: bytes, subscription: bytes) -> None:
-        """Return no account."""
-
-    def admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Deliver every message."""
-        return True
-
-    def kept(self, header: Any, marker: bytes, topic: bytes) -> bool:
-        """Deliver no kept message: subscribers do not join here."""
-        return False
-
-    def untracked(self, topic: bytes) -> None:
-        """Ignore the message."""
-
-    def control(self, header: Any, topic: bytes, body: bytes) -> None:
-        """Ignore the frame."""
-
-    def named(self, epoch: int) -> str:
-        """Return the epoch as text."""
-        return f"{epoch:016x}"
-
-    def close(self) -> None:
-        """Report no losses."""
 
 
 class Peer(LineReceiver):
@@ -66,7 +37,7 @@ class Peer(LineReceiver):
 
     def __init__(self, peers: list[Peer], arrived: Callable[[bytes], None]) -> None:
         self.peers, self.arrived = peers, arrived
-        self.read_to_here: Deferred[None] = Deferred()
+        self.asked = deque[Deferred[None]]()
 
     def connectionMade(self) -> None:  # Twisted's name
         """Ask for a first answer."""
@@ -75,16 +46,17 @@ class Peer(LineReceiver):
 
     def ask(self) -> Deferred[None]:
         """Return a Deferred that fires when everything sent before is read."""
+        answer: Deferred[None] = Deferred()
+        self.asked.append(answer)
         self.sendLine(b"?")
-        return self.read_to_here
+        return answer
 
     def lineReceived(self, line: bytes) -> None:  # Twisted's name
         """Handle a question, an answer or a message."""
         if line == b"?":
             self.sendLine(b"!")
         elif line == b"!":
-            answered, self.read_to_here = self.read_to_here, Deferred()
-            answered.callback(None)
+            self.asked.popleft().callback(None)
         else:
             self.arrived(line)
 
@@ -93,14 +65,14 @@ class Peer(LineReceiver):
         self.peers.remove(self)
 
 
-class LineTransport:
-    """See `zroute.transport.Transport`."""
+class LineTransport(Transport):
+    """See `zroute.transport.Transport`. Queues are Twisted's, and have no bound."""
 
-    kept = None
+    accounts, is_open, bound = NoAccounts(), False, ()
 
-    def __init__(self, request: Request) -> None:
-        self.request, self.reactor, self.accounts = request, request.reactor, NoAccounts()
-        self.is_open, self.paused, self.bound = False, False, list[str]()
+    def __init__(self, request: TransportRequest) -> None:
+        self.request, self.reactor, self.context = request, request.reactor, copy_context()
+        self.paused = self.listening = self.woken = False
         self.publishers, self.subscribers = list[Peer](), list[Peer]()
         self.patterns: Sequence[Pattern] = ()
         self.lines, self.parts = deque[bytes](), deque[bytes]()
@@ -110,7 +82,7 @@ class LineTransport:
     def open(self, receive: Receive) -> None:
         """Listen and connect."""
         self.receive, self.is_open = receive, True
-        for endpoint in self.request.publish_to:
+        for endpoint in self.request.ends.pub:
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             server = Factory.forProtocol(lambda: Peer(self.subscribers, lambda line: None))
             try:
@@ -118,20 +90,16 @@ class LineTransport:
             except CannotListenError as error:
                 self.close()
                 raise EndpointError(f"{endpoint}: {error}", endpoint=str(endpoint)) from error
-            self.bound.append(endpoint.address)
-        for endpoint in self.request.subscribe_to:
+            self.bound = (*self.bound, endpoint.address)
+        for endpoint in self.request.ends.sub:
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             client = ReconnectingClientFactory.forProtocol(lambda: Peer(self.publishers, self.arrived))
             client.initialDelay = client.maxDelay = 0.05
             self.connectors.append(self.reactor.connectTCP(host, int(port), client))
 
-    def summary(self) -> list[tuple[int, str]]:
-        """Return no log lines."""
-        return []
-
     def listen(self, patterns: Sequence[Pattern]) -> None:
         """Filter by these patterns from now on."""
-        self.patterns = patterns
+        self.patterns, self.listening = patterns, True
 
     def leave(self) -> None:
         """Receive no more messages."""
@@ -139,14 +107,15 @@ class LineTransport:
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when all publishers have answered."""
-        return Deferred.fromCoroutine(self._ready(publishers or len(self.request.subscribe_to)))
+        return Deferred.fromCoroutine(self._ready(publishers or len(self.request.ends.sub)))
 
     async def _ready(self, number: int) -> None:
-        while len(self.publishers) < number:
+        while len(self.publishers) < number or not self.listening:
             turn: Deferred[None] = Deferred()
             self.reactor.callLater(0.01, turn.callback, None)
             await turn
-        await DeferredList([peer.ask() for peer in self.publishers])
+        for answer in [peer.ask() for peer in self.publishers]:
+            await answer
 
     def unready(self, *, state: bool) -> str:
         """Return the number of connected publishers."""
@@ -157,15 +126,23 @@ class LineTransport:
         topic = bytes.fromhex(line.split()[0].decode()).partition(b"\0")[0]
         if any(matches(pattern, topic) is not None for pattern in self.patterns):
             self.lines.append(line)
-            self.read()
+            self.wake()
+
+    def wake(self) -> None:
+        """Read in the next turn of the reactor."""
+        if not self.woken and not self.paused:
+            self.woken = True
+            self.reactor.callLater(0, self.read)
 
     def read(self) -> None:
-        """Deliver the messages in the inbox, unless reading is paused."""
-        try:
-            while not self.paused:
-                self.receive(self.recv, lambda: len(self.parts), READ_BUDGET)
-        except NothingLeftError:
-            pass
+        """Deliver some messages of the inbox, unless reading is paused."""
+        self.woken = False
+        if self.is_open and not self.paused:
+            try:
+                self.context.copy().run(self.receive, self.recv, self.more, READ_BUDGET)
+            except NothingLeftError:
+                return
+            self.wake()
 
     def recv(self, flags: int, copy: bool = True) -> bytes:
         """Return the next frame."""
@@ -175,9 +152,14 @@ class LineTransport:
             self.parts.extend(bytes.fromhex(part.decode()) for part in self.lines.popleft().split())
         return self.parts.popleft()
 
+    def more(self) -> int:
+        """Return the number of frames of the current message that are left."""
+        return len(self.parts)
+
     def use(self, receive: Receive) -> None:
         """Deliver to another ``receive`` from now on."""
         self.receive = receive
+        self.wake()
 
     def pause(self) -> None:
         """Stop reading; TCP then slows the sender down."""
@@ -188,10 +170,9 @@ class LineTransport:
     def resume(self) -> None:
         """Continue with the messages in the inbox."""
         self.paused = False
-        self.read()
-        if not self.paused:
-            for peer in self.publishers:
-                peer.resumeProducing()
+        self.wake()
+        for peer in self.publishers:
+            peer.resumeProducing()
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
         """Read until every publisher has answered."""
@@ -204,14 +185,14 @@ class LineTransport:
 
     def _finished(self, _: object, reader: Reader) -> int:
         while reader.reads_on and (self.lines or reader.unpacked):
-            self.paused = False
-            self.read()
+            with suppress(NothingLeftError):
+                self.context.copy().run(self.receive, self.recv, self.more, READ_BUDGET)
         self.paused = True  # messages that arrive now were sent after the stop
         return len(self.lines)
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Return a function that sends to all connected subscribers."""
-        if not self.request.publish_to:
+        if not self.request.ends.pub:
             return None
 
         def send(sent: Any) -> None:
@@ -220,15 +201,6 @@ class LineTransport:
                 peer.sendLine(line)
 
         return send
-
-    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """Return a function that always sends."""
-        send = self.sender(multipart=multipart)
-        return None if send is None else lambda sent: send(sent) is None
-
-    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Return False: subscribers do not announce their subscriptions."""
-        return False
 
     def close(self) -> Deferred[None]:
         """Close all connections."""

@@ -5,29 +5,34 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, redirect_stdout
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, redirect_stdout
 from importlib import import_module
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_twisted
-from twisted.internet.task import deferLater
+import zmq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
 
+from tests.pure import Wired, plain
 from tests.running import Mailbox, reactor, turns
-from tests.support import ROOT, free_endpoint
+from tests.support import PATIENCE, ROOT, free_endpoint
 from tests.transports.lines import LineTransport
 from zroute import App, Envelope, Topic, startswith
-from zroute.errors import EndpointError
-from zroute.planning.plan import Request
+from zroute.endpoints import Ends, parse_endpoint
+from zroute.errors import EndpointError, NotReadyError, NotRunningError
+from zroute.options import READ_BUDGET
 from zroute.runtime.run import Environment
 from zroute.runtime.service import AppService
+from zroute.sockets.pubsub import SubConnection
 from zroute.testing.transport import Bus, MemoryTransport
-from zroute.transport import Transport
+from zroute.transport import Transport, TransportRequest
 from zroute.transports.zeromq import ZmqTransport
 
-Make = Callable[[Request], Transport]
+Make = Callable[[TransportRequest], Transport]
 
 
 @pytest.fixture(params=["zeromq", "memory", "lines"])
@@ -51,7 +56,7 @@ async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterat
             service.startService()
             await service.started
         for app, service in zip(apps, services, strict=True):
-            if service.subscribe_to:
+            if service.ends.sub:
                 await app.ready(publishers)
         yield services
     finally:
@@ -214,6 +219,60 @@ async def test_one_reader_hears_several_publishers(make: Make) -> None:
         assert [number for each, number in map(tuple, got.items) if each == index] == list(range(200))
 
 
+async def outcome(waiting: Awaitable[None]) -> Exception | None:
+    """Return the error that ``waiting`` fails with, or None."""
+    try:
+        await waiting
+    except Exception as error:
+        return error
+    return None
+
+
+def readies(app: App, **options: Any) -> list[Deferred[Exception | None]]:
+    """Return the outcome of each kind of `App.ready`."""
+    kinds = [{"publishers": number, "state": state} for number in (None, 1) for state in (False, True)]
+    return [Deferred.fromCoroutine(outcome(app.ready(**kind, **options))) for kind in kinds]
+
+
+@pytest_twisted.ensureDeferred
+async def test_ready_waits_for_the_first_subscriptions(make: Make) -> None:
+    """ready() may be called before the app subscribes, and then waits for that too."""
+    endpoint = free_endpoint()
+    feed, reader, got, gate = App(pub=endpoint), App(sub=endpoint), Mailbox[int](), Deferred[None]()
+    reader.add_route(got.put, "a")
+    reader.on_startup(lambda: gate)
+    async with met(make, feed):
+        service = AppService(reader.compile(), reactor, environment=Environment(make, asyncio=False))
+        service.startService()
+        asked = readies(reader)
+        await deferLater(reactor, 0.1)
+        assert not any(each.called for each in asked)
+        gate.callback(None)
+        assert [await each for each in asked] == [None] * len(asked)
+        feed.publish("a", 1)
+        assert await got.until(1) == [1]
+        await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("listens", [False, True])
+async def test_a_stop_ends_each_wait_for_publishers(make: Make, listens: bool) -> None:
+    """ready() fails with NotRunningError when the app stops, long before its timeout."""
+    reader, gate = App(sub=free_endpoint()), Deferred[None]()
+    reader.add_route(lambda message: None, "a")
+    reader.on_startup(lambda: None if listens else gate)
+    bus_has_no_publisher_to_wait_for = listens and make not in (ZmqTransport, LineTransport)
+    service = AppService(reader.compile(), reactor, environment=Environment(make, asyncio=False))
+    service.startService()
+    asked = readies(reader, timeout=100 * PATIENCE)
+    stopping = service.stopService()
+    asked += readies(reader, timeout=100 * PATIENCE)
+    await stopping
+    for each in asked:
+        error = await each
+        assert isinstance(error, NotRunningError) or (bus_has_no_publisher_to_wait_for and error is None)
+
+
 @pytest_twisted.ensureDeferred
 async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
     """keep="last" is refused on a transport that can't give kept messages to new subscribers."""
@@ -235,6 +294,51 @@ async def test_what_is_to_be_kept_is_kept_or_refused(make: Make) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_app_waits_for_subscribers_or_is_refused(make: Make) -> None:
+    """wait_for_subscribers() is refused on a transport that reports no subscribers, and never ends early."""
+    feed = App(pub=free_endpoint())
+    a = feed.publisher("a", int)
+    async with met(make, feed):
+        error = await outcome(a.wait_for_subscribers(1, timeout=0.1))
+    expected = {ZmqTransport: NotReadyError, LineTransport: EndpointError}.get(make, type(None))  # type: ignore[call-overload]
+    assert isinstance(error, expected)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_number_of_subscribers_is_known_or_refused(make: Make) -> None:
+    """A publication's number of subscribers is right, or raises on a transport that does not know it."""
+    endpoint = free_endpoint()
+    feed, reader = App(pub=endpoint), App(sub=endpoint)
+    a, b = feed.publisher("a", int), feed.publisher("b.{x}", int)
+    reader.add_route(print, "a")
+    async with met(make, feed, reader):
+        if make is LineTransport:
+            with pytest.raises(EndpointError, match="reports new subscribers"):
+                a.subscribers  # noqa: B018  # the access is under test
+            return
+        assert (a.subscribers, b.subscribers) == (1, 0)
+    assert a.subscribers == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_endpoints_can_change_or_are_refused(make: Make) -> None:
+    """An added endpoint is among the addresses until it is removed; a fixed transport refuses both."""
+    endpoint, further = free_endpoint(), free_endpoint()
+    feed = App(pub=endpoint)
+    async with met(make, feed):
+        if make is LineTransport:
+            with pytest.raises(EndpointError, match="can't change endpoints during a run"):
+                feed.add_endpoints(pub=further)
+            with pytest.raises(EndpointError, match="can't change endpoints during a run"):
+                feed.remove_endpoints(pub=endpoint)
+        else:
+            feed.add_endpoints(pub=further)
+            assert feed.addresses.pub == (endpoint, further)
+            feed.remove_endpoints(pub=further)
+        assert feed.addresses.pub == (endpoint,)
+
+
+@pytest_twisted.ensureDeferred
 async def test_it_can_run_again(make: Make) -> None:
     """Apps that were stopped can start again and connect."""
     endpoint = free_endpoint()
@@ -247,6 +351,37 @@ async def test_it_can_run_again(make: Make) -> None:
     assert got.items == [1, 2]
 
 
+def test_a_transport_of_two_sockets_receives_from_each_what_was_sent_to_it() -> None:
+    """A message with too many parts at one socket is refused, and each other message of both sockets is delivered."""
+    app, got, context = App(), list[int](), zmq.Context()
+    app.add_route(got.append, "a")
+    wired, clock = Wired(app), Clock()
+    clock.addReader = clock.removeReader = lambda reader: None  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        stack.callback(context.term)
+        pairs = []
+        for name in "one", "other":
+            publisher = stack.enter_context(context.socket(zmq.XPUB))
+            publisher.linger = 0
+            publisher.bind(f"inproc://{name}")
+            connection = SubConnection(clock, list, context=context)
+            stack.callback(connection.close, 0)
+            connection.receive = wired.table.receive
+            connection.open(parse_endpoint(f"inproc://{name}", bind=False))
+            connection.subscribe(b"a")
+            assert publisher.poll(PATIENCE * 1000)
+            publisher.recv()
+            pairs.append((publisher, connection))
+        (feed, reading), (other_feed, other) = pairs
+        feed.send_multipart([b"a", *[plain("a", 0)] * (2 * READ_BUDGET)])
+        feed.send(plain("a", 1))
+        other_feed.send(plain("a", 2))
+        for connection in (reading, other) * 8:
+            connection.doRead()
+    assert got == [2, 1]
+    assert (wired.stats.received, wired.stats.malformed) == (3, 1)
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_example_runs_unchanged_over_the_line_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ticker example runs unchanged over the line protocol."""
@@ -255,7 +390,7 @@ async def test_an_example_runs_unchanged_over_the_line_protocol(monkeypatch: pyt
     ticker = import_module("ticker")
     address = free_endpoint()
     for app in (ticker.feed, ticker.screen):
-        app.sub, app.pub = (tuple(_at(each, address) for each in given) for given in (app.sub, app.pub))
+        app._ends = Ends(*(tuple(_at(each, address) for each in given) for given in (app.sub, app.pub)))
     shown = io.StringIO()
     with redirect_stdout(shown):
         async with met(LineTransport, ticker.feed, ticker.screen):

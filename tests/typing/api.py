@@ -3,14 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
-from zroute import App, Envelope, Publication, Routes, Topic, as_awaitable, startswith
+from zroute import (
+    App,
+    Envelope,
+    Frames,
+    JobQueue,
+    Publication,
+    ReplyStream,
+    Requester,
+    RequestRefused,
+    RouteInfo,
+    Routes,
+    Topic,
+    WithHeaders,
+    as_awaitable,
+    startswith,
+)
 
 
 @attrs.frozen
@@ -32,7 +47,14 @@ class Loud(Alert):
 app = App(sub="tcp://127.0.0.1:5555", pub=["tcp://127.0.0.1:5556"], wire="plain", dispatch="most_specific")
 App(wire="fast")  # E
 App(dispatch="some")  # E
+App(propagate_headers=["x-tenant"])
+App(propagate_headers=5)  # E
 App("tcp://127.0.0.1:5555")  # E
+App(sub={"tcp://127.0.0.1:5555": "tracked", "tcp://127.0.0.1:9500": Frames(topic="eddn", decompress="zlib")})
+App(pub="tcp://127.0.0.1:5556", wire=Frames(separator=b" "))
+Frames(topic=lambda parts: parts[0].decode(), body=lambda parts: parts[1])
+Frames(separator=" ")  # E
+Frames(decompress="gzip")  # E
 
 alerts = app.publisher("alerts.{level}", Alert)
 anything = app.publisher("anything")
@@ -146,12 +168,60 @@ def alert(quote: Quote) -> Alert:
     return Alert(quote.symbol)
 
 
+@alerts
+def headed(quote: Quote) -> WithHeaders[Alert]:
+    return WithHeaders(Alert(quote.symbol), {"priority": "high"})
+
+
+@alerts
+def headed_or_not(quote: Quote) -> WithHeaders[Loud] | Alert | None:
+    return WithHeaders(Loud(quote.symbol), {}) if quote.price else Alert(quote.symbol)
+
+
+@alerts
+async def headed_later(quote: Quote) -> WithHeaders[Alert]:
+    return WithHeaders(Alert(quote.symbol), {})
+
+
+@alerts
+def several_headed(quote: Quote) -> Iterator[WithHeaders[Alert] | None]:
+    yield WithHeaders(Alert(quote.symbol), {})
+
+
+@app.publish_middleware
+def stamp(call: Callable[[Any], Awaitable[None]], route: RouteInfo) -> Callable[..., Awaitable[None]]:
+    def around(message: Any, topic: Topic) -> Awaitable[None]:
+        return call(WithHeaders(message, {"topic": topic, "kind": route.kind}))
+
+    return around
+
+
+app.publish_middleware(5)  # E
+
+
+@app.middleware
+def timed(call: Callable[[Any], Any], route: RouteInfo) -> Callable[..., Any]:
+    return call
+
+
+app.middleware(5)  # E
+app.resource(scope="request")  # E
+
+
 class Desk:
     @alerts
     def on_quote(self, quote: Quote) -> Alert:
         return Alert(quote.symbol)
 
 
+@app.resource(scope="message")
+def session() -> Iterator[Desk]:
+    yield Desk()
+
+
+text_of: str = headed(Quote("A", 1.0)).value.text
+WithHeaders(Alert("a"), "no")  # E
+alerts.publish(WithHeaders(Alert("a"), {}))  # E
 loudness: int = loud(Quote("A", 1.0)).loudness
 silent(Quote("A", 1.0), level="high")
 silent("A")  # E
@@ -166,6 +236,10 @@ alerts(lambda: Alert("a"))
 
 def other(quote: Quote) -> Quote:
     return quote
+
+
+def other_headed(quote: Quote) -> WithHeaders[Quote]:
+    return WithHeaders(quote, {})
 
 
 def other_or_none(quote: Quote) -> Quote | None:
@@ -197,6 +271,7 @@ def no_text() -> int:
 
 
 alerts(other)  # E
+alerts(other_headed)  # E
 alerts(other_or_none)  # E
 alerts(other_later)  # E
 alerts(others)  # E
@@ -250,6 +325,13 @@ def on_error(error: Exception, envelope: Envelope) -> int:
 
 
 app.on_error("ValueError")  # E
+
+
+@app.on_error()
+def on_any_error(error: Exception, envelope: Envelope, route: RouteInfo | None, attempts: int) -> str:
+    return f"{route.name} {route.where} {attempts}" if route is not None else ""
+
+
 zero: int = on_error(ValueError(), Envelope(Topic("a"), b"", (), 0.0))
 
 
@@ -283,6 +365,57 @@ nothing: int = ask("?", "north")  # E
 as_awaitable(5)  # E
 
 
+views = app.publisher("views", memoryview)
+raw = app.publisher("raw", bytes)
+held: Publication[memoryview] = views
+packed: Publication[bytes] = raw
+
+
+@views
+@raw
+@app.subscribe("crops.{name}")
+def crop(picture: memoryview) -> memoryview:
+    views.publish(b"")
+    views.publish(bytearray())
+    views.publish(memoryview(b""), headers={"a": 1}, name="x")
+    raw.publish(b"", name="x")
+    raw.publish(bytearray())
+    raw.publish(memoryview(b""))
+    held.publish(b"")
+    views.publish("")  # E
+    raw.publish("")  # E
+    views.publish(5)  # E
+    views.publish()  # E
+    views.publish(b"", headers="no")  # E
+    return picture
+
+
+@views
+@raw
+@app.subscribe("copies")
+def copied(picture: memoryview) -> bytes | None:
+    return picture.tobytes()
+
+
+@views  # E
+@app.subscribe("texts")
+def spelled(picture: memoryview) -> str:
+    return ""
+
+
+same_result: memoryview = crop(memoryview(b""))
+wrong_result: str = crop(memoryview(b""))  # E
+
+
+async def send_views(later: Awaitable[None]) -> None:
+    await views.publish(b"")
+    await raw.publish(bytearray())
+    app.from_thread(views.publish, b"", name="x")
+    app.from_thread(raw.publish, bytearray(), headers={"a": 1})
+    app.from_thread(anything.publish, 5)
+    app.from_thread(views.publish, "")  # E
+
+
 async def counted(text: str) -> int:
     return len(text)
 
@@ -304,3 +437,102 @@ async def embedded(reactor: Any) -> bool:
     await service.started
     print(service.starts)  # E
     return (await service.stopService()).complete
+
+
+App(reactor="asyncio")
+App(reactor="epoll")  # E
+app.run(reactor="epoll", log_level="debug", log_format="json", seconds=1.5)
+app.run(reactor="trio")  # E
+app.run(log_level="loud")  # E
+
+
+async def inside() -> int | None:
+    async with app.running(drain_timeout=20) as running:
+        app.running(patience=1)  # E
+        same: App = running
+        await same.ready()
+        number: int = app.exit_code  # E
+        return await app.stopped() or number
+
+
+jobs = app.job_queue("jobs.{kind}", Quote, retry=(1, 5), dead="dead.{kind}", waiting=5, silent_after=1.0)
+untyped_jobs = app.job_queue("others")
+typed_jobs: JobQueue[Quote] = jobs
+mistyped_jobs: JobQueue[Alert] = jobs  # E
+app.job_queue("jobs", Quote, timeout=5)  # E
+app.job_queue("jobs", Quote, retry=5)  # E
+
+
+@app.work("jobs.{kind}", startswith("more."), max_in_flight=2, timeout=1.0, thread=False, batch=None)
+async def on_job(quote: Quote, kind: str) -> None:
+    await jobs.put(quote, kind=kind, headers={"trace": 1})
+    jobs.put_nowait(quote, kind=kind)
+    await jobs.put(Alert("x"), kind=kind)  # E
+    jobs.put_nowait("text")  # E
+    await jobs.put()  # E
+    await untyped_jobs.put("text")
+    done: int = jobs.stats.done
+    reveal_name: str = jobs.stats.done  # E
+    print(done, reveal_name)
+
+
+app.work("jobs", retry=(1, 5))  # E
+app.work("jobs", thread="yes")  # E
+worked: Callable[[Quote, str], Any] = on_job
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+alerting = app.requester("alerts.{level}", Quote, Alert, timeout=2.0, retry=(0.05,))
+asking_anything = app.requester("anything")
+typed_requester: Requester[Quote, Alert] = alerting
+wider_reply: Requester[Quote, object] = alerting
+mistyped_message: Requester[Alert, Alert] = alerting  # E
+mistyped_reply: Requester[Quote, Quote] = alerting  # E
+app.requester("alerts", Quote, Alert, queue=5)  # E
+app.requester("alerts", Quote, Alert, retry=5)  # E
+
+
+@app.reply("quotes.{symbol}", startswith("more."), codec="json", max_in_flight=2, queue=5, timeout=1.0)
+async def reply_to(quote: Quote, symbol: str) -> Alert:
+    if not symbol:
+        raise RequestRefused(409, "no symbol")
+    alert: Alert = await app.request("alerts.high", quote, Alert, timeout=2.0, headers={"trace": 1})
+    found = await app.request("alerts.high", quote, Alert)
+    other: Quote = found  # E
+    anything: Any = await app.request("alerts.high", quote)
+    await app.request("alerts.high", quote, Alert, retry=(1,))  # E
+    await app.request("alerts.high", quote, Alert, timeout="1 s")  # E
+    answer: Alert = await alerting.request(quote, level="high", timeout=None)
+    wrong: Quote = await alerting.request(quote, level="high")  # E
+    await alerting.request(alert, level="high")  # E
+    await alerting.request()  # E
+    number: int = await asking_anything.request("text")
+    print(alert, other, anything, answer, wrong, number)
+    return alert
+
+
+@app.reply("rows")
+async def reply_with_rows(quote: Quote) -> AsyncIterator[Alert]:
+    async for alert in app.request_stream("rows.{table}", quote, Alert, timeout=10):
+        text: str = alert.text
+        print(text)
+        yield alert
+    async with alerting.stream(quote, level="high") as stream:
+        same: ReplyStream[Alert] = stream
+        other: ReplyStream[Quote] = stream  # E
+        async for each in stream:
+            yield each
+        print(same, other)
+    async for row in app.request_stream("rows.{table}", quote, Alert):
+        mistyped: Quote = row  # E
+        print(mistyped)
+    async for unknown in app.request_stream("rows.{table}"):
+        print(unknown.text)
+
+
+app.reply("rows", batch=5)  # E
+app.reply("rows", stale_after=5.0)  # E
+app.reply("rows", queue="all")  # E
+replied: Awaitable[Alert] = reply_to(Quote("A", 1.0), "A")
+RequestRefused("409", "no")  # E

@@ -1,8 +1,7 @@
 """The ``zroute`` command.
 
-Each subcommand has a module of its own, which is imported only when the subcommand is called. Commands
-write data to standard output, and errors and remarks to standard error. docs/reference/cli.md lists the
-exit codes.
+Each subcommand has its own module, which is imported only when the subcommand is called. Commands write data to
+standard output, and errors and notes to standard error. docs/reference/cli.md lists the exit codes.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ _COMMANDS = {
     "new": ("zroute.cli.new", "Start a project in a new folder."),
     "run": ("zroute.cli.run", "Run apps until a signal."),
     "check": ("zroute.cli.check", "Check that apps can start."),
-    "routes": ("zroute.cli.routes", "Show what an app subscribes to and publishes."),
+    "routes": ("zroute.cli.routes", "Show the subscriptions and publications of an app."),
     "pub": ("zroute.cli.pub", "Publish messages from the shell."),
+    "request": ("zroute.cli.request", "Send a request from the shell, and print the reply."),
     "tail": ("zroute.cli.tail", "Show the messages of a publisher."),
     "top": ("zroute.cli.top", "Show the rate of messages and bytes per topic."),
     "record": ("zroute.cli.record", "Write the messages of a publisher to a file."),
     "replay": ("zroute.cli.replay", "Publish a recording again, with its original pauses."),
+    "proxy": ("zroute.cli.proxy", "Forward messages from many publishers to many subscribers."),
     "bench": ("zroute.cli.bench", "Measure message rate, CPU time and latency."),
     "info": ("zroute.cli.info", "Show versions, for bug reports."),
     "completion": ("zroute.cli.completion", "Print a completion script for a shell."),
@@ -33,9 +34,9 @@ _COMMANDS = {
 
 
 class _Lazy(click.Group):
-    """A group that imports a command when it is called.
+    """A group that imports each command only when it is called.
 
-    ``zroute --help`` imports no command: it takes the one-line help texts from ``_COMMANDS``.
+    ``zroute --help`` imports no command, because ``_COMMANDS`` contains the one-line help texts.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,8 +51,8 @@ class _Lazy(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            near = get_close_matches(name, _COMMANDS, 1)  # click compares with the commands that are imported: none
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_COMMANDS)}"
+            near = get_close_matches(name, _COMMANDS, 1)  # click compares only with imported commands: none
+            hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(_COMMANDS)}"
             ctx.fail(f"No such command {name!r}: {hint}")
         return super().resolve_command(ctx, args)
 

@@ -1,7 +1,8 @@
 """``zroute bench``: measure message rate, CPU time and latency.
 
-Each end runs in a process of its own (`zroute.cli.measuring`), even if only one of them runs here. This process
-draws the progress bar and waits for signals, which then does not affect the figures.
+The publisher and the subscriber, the two ends, each run in their own process (`zroute.cli.measuring`), even if this
+command starts only one of them. The main process draws the progress bar and waits for signals, so that this work does
+not affect the figures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +22,9 @@ import click
 
 from zroute.cli.options import DURATION, EndpointType
 from zroute.endpoints import Endpoint
-from zroute.options import MAX_MESSAGE
-from zroute.runtime.signals import ENDING, waking_descriptor
+from zroute.options import MAX_MESSAGE, SENT_MAX
+from zroute.runtime.exit_codes import EXIT_FAILED
+from zroute.runtime.signals import ENDING, StopSignals, waking_descriptor
 
 __all__ = ["command"]
 
@@ -31,33 +32,33 @@ _ANYWHERE = Endpoint("tcp://127.0.0.1:*", bind=True)
 _SECONDS = 5.0
 _SIZE = 128  # bytes: a small record
 _QUEUE_MAX = 1_000_000_000
-"""Bytes that full queues may hold without a rate. As fast as possible, the queues do become full."""
-_QUEUED = 10_000  # messages: SNDHWM of `zroute.options.publisher_options`
+"""The maximum memory of full queues in bytes. Without ``--rate``, the queues become full."""
+_QUEUED = SENT_MAX
 _BEHIND = 0.05  # seconds that a publisher may be behind its rate without a remark
 _SMALLEST = 64  # bytes of a body: number, time and their names take most of them
-
-_ONE_SIGNAL = 0.2
-"""Seconds in which several signals count as one.
-
-timeout(1) signals the process, and immediately afterwards its process group.
-"""
 
 _NAMES = {"pub": "publisher", "sub": "subscriber"}
 
 _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//127.0.0.1:"}
-"""Addresses bound on all interfaces, and the addresses at which this machine connects to them."""
+"""The addresses that bind all interfaces, and the local addresses to connect to them."""
 
 
 @click.command("bench")
 @click.argument("endpoint", type=EndpointType(bind=True), required=False)
 @click.option(
-    "--pub", type=EndpointType(bind=True), metavar="ENDPOINT", help="Only publish, to a bench in another terminal."
+    "--pub",
+    type=EndpointType(bind=True),
+    metavar="ENDPOINT",
+    help="Only publish, to zroute bench --sub in another terminal.",
 )
 @click.option(
-    "--sub", type=EndpointType(bind=False), metavar="ENDPOINT", help="Only subscribe, to a bench in another terminal."
+    "--sub",
+    type=EndpointType(bind=False),
+    metavar="ENDPOINT",
+    help="Only subscribe, to zroute bench --pub in another terminal.",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages per second. [default: the maximum]")
-@click.option("--size", type=click.IntRange(_SMALLEST, MAX_MESSAGE), help="Bytes of a body. [default: 128]")
+@click.option("--size", type=click.IntRange(_SMALLEST, MAX_MESSAGE), help="The size of a body in bytes. [default: 128]")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are sent.")
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time. [default: 5s without --count]")
 @click.option("--wait", type=DURATION, default="30s", show_default=True, help="How long to wait for the other end.")
@@ -75,24 +76,24 @@ def command(
 ) -> None:
     """Measure message rate, CPU time and latency.
 
-    By default both ends run here, over a free port of this machine or over ENDPOINT, which the publisher binds. With
-    --pub in one terminal and --sub in another, or on another machine, each command runs one end. With both --pub and
-    --sub, both ends run here and meet at something between them, such as a proxy: --pub connect:tcp://…
+    By default, this command runs both ends, the publisher and the subscriber. They use a free port of this machine, or
+    ENDPOINT, which the publisher binds. To measure between two terminals or machines, run one command with --pub and
+    one with --sub. With both options, this command runs both ends, connected through something between them, such as a
+    proxy: --pub connect:tcp://…
 
-    Without --rate, the publisher sends as fast as the subscriber reads, and drops no message. With --rate, a full
-    queue drops messages, as with any zroute publisher, and the subscriber counts them as lost. Ctrl-C ends the
+    Without --rate, the publisher sends as fast as the subscriber reads, and no message is dropped. With --rate, a full
+    queue drops messages, as in any zroute publisher, and the subscriber counts them as lost. Ctrl-C ends the
     measurement early.
     """
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
-        raise click.UsageError("--rate, --size, --count and --for belong to the publisher: give them to the other end")
+        raise click.UsageError(
+            "--rate, --size, --count and --for are options of the publisher: give them to the command with --pub"
+        )
     size = size or _SIZE
     _check_endpoints(endpoint, pub, sub)
     _check_load(rate, size, seconds)
     if seconds is None and count is None:
         seconds = _SECONDS
-    for given in filter(None, (endpoint, pub, sub)):
-        if given.is_open:
-            _say(f"{given.address} is open to the network, without authentication")
     orders = _orders(endpoint, pub, sub, wait)
     if "pub" in orders:
         orders["pub"]["workload"] = {"rate": rate, "size": size, "count": count, "seconds": seconds}
@@ -100,42 +101,47 @@ def command(
         code, result = _Bench(orders, show).run()
     if result is None:
         if not code:
-            _say("ended before the first message")
+            _say("stopped before the first message")
         raise SystemExit(code)
     print(json.dumps(_document(result), indent=2) if as_json else _table(result), flush=True)
     raise SystemExit(code or _verdict(result))
 
 
 def _check_endpoints(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None) -> None:
-    """Raise a usage error for endpoints that two processes can't use together."""
+    """Raise a usage error for endpoints that do not connect the two processes."""
     if endpoint is not None and (pub or sub):
-        raise click.UsageError("ENDPOINT is for both ends: omit it with --pub or --sub")
+        raise click.UsageError("ENDPOINT can't be combined with --pub or --sub: omit it")
     if endpoint is not None and not endpoint.bind:
-        raise click.UsageError("one of the two ends must bind: if both connect to a proxy, give --pub and --sub")
+        raise click.UsageError(
+            "one of the two ends must bind the endpoint: to connect both ends to a proxy, use --pub and --sub"
+        )
     for given in filter(None, (endpoint, pub, sub)):
         if given.address.startswith("inproc:"):
             raise click.UsageError(
-                f"{given.address} can only be reached inside its own process, but each end has one: use tcp:// or ipc://"
+                f"{given.address} can only be reached inside one process, but each end runs in its own process: use "
+                "tcp:// or ipc://"
             )
 
 
 def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
     """Raise a usage error for a load that is unmeasurable or takes too much memory."""
     if seconds == 0:
-        raise click.UsageError("--for 0 leaves no time to measure: give a longer time")
+        raise click.UsageError("--for 0 leaves no time to measure: use a longer time")
     if rate is not None and not math.isfinite(rate):
-        raise click.UsageError(f"--rate {rate}: give a number of messages per second, or omit it for the maximum")
+        raise click.UsageError(
+            f"--rate {rate} is not a number of messages per second: use a finite number, or omit --rate for the maximum"
+        )
     if rate is None and size * _QUEUED > _QUEUE_MAX:
         raise click.UsageError(
             f"--size {size} without --rate could fill a queue of {_QUEUED:,} messages with "
-            f"{_amount(size * _QUEUED)}: give a --rate"
+            f"{_amount(size * _QUEUED)}: add --rate, or use a smaller --size"
         )
 
 
 def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float) -> dict[str, Any]:
     """Return the known fields of `zroute.cli.measuring.Order`, by role.
 
-    A subscriber without an address gets that of the publisher, when the publisher has bound it.
+    A subscriber without an address gets the publisher's address as soon as the publisher has bound it.
     """
     both = not (pub or sub)
     publish_to = pub or (endpoint or _ANYWHERE if both else None)
@@ -156,7 +162,7 @@ Show = Callable[[dict[str, Any]], None]
 class _Child:
     """A process that runs one end.
 
-    Its standard input is closed to make it stop. The system closes it too if this process dies.
+    Closing its standard input stops the process. The system also closes it if the main process dies.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -171,7 +177,7 @@ class _Child:
     def told(self) -> list[dict[str, Any]] | None:
         """Return the new reports of the process, or None if it has ended.
 
-        Call this only when its output is readable.
+        Call this only when the output of the process is readable.
         """
         assert self.process.stdout is not None
         chunk = os.read(self.process.stdout.fileno(), 65_536)
@@ -194,7 +200,7 @@ class _Child:
 class _Bench:
     """The processes of one measurement.
 
-    Starts the ends, the publisher first. If one end fails, stops the other one.
+    It starts both ends, the publisher first. If one end fails, it stops the other one.
     """
 
     def __init__(self, orders: dict[str, Any], show: Show) -> None:
@@ -202,20 +208,20 @@ class _Bench:
         self._show = show
         self._children: dict[str, _Child] = {}
         self._selector = selectors.DefaultSelector()
-        self._subscribes = "sub" in orders
+        self._publishes, self._subscribes = "pub" in orders, "sub" in orders
         self._result: dict[str, Any] | None = None
-        self._signalled_at: float | None = None
+        self._signals = StopSignals(self._stop, self._end_now)
         self._code = 0
 
     def run(self) -> tuple[int, dict[str, Any] | None]:
         """Run the measurement, and return the exit code and the result.
 
-        The code is the first exit code of an end that is not 0. The result is None if nothing was measured.
+        The code is the first exit code of an end that is not 0. The result is None if no message was measured.
         """
         woken = waking_descriptor()
         self._selector.register(woken, selectors.EVENT_READ)
         for number in ENDING:
-            signal.signal(number, self._signal)
+            signal.signal(number, self._signals)
         try:
             self._start(next(iter(self._orders)))
             while self._children:
@@ -227,24 +233,18 @@ class _Bench:
         finally:
             for child in self._children.values():
                 child.end_now()
-        if (
-            self._subscribes
-            and not self._code
-            and self._signalled_at is None
-            and "received" not in (self._result or {})
-        ):
-            self._code = 1  # the sum was not checked
-            _say("the subscriber has ended without a result")
+        interrupted = self._signals.arrived
+        if self._subscribes and not self._code and not interrupted and "received" not in (self._result or {}):
+            self._code = EXIT_FAILED  # the sum was not checked
+            _say("the subscriber ended without a result")
         if self._result is not None:
-            self._result["interrupted"] = self._signalled_at is not None
+            self._result["interrupted"] = interrupted
         return self._code, self._result
 
     def _start(self, role: str) -> None:
         order = self._orders.pop(role)
         child = self._children[role] = _Child(order)
         self._selector.register(child.process.stdout, selectors.EVENT_READ, role)  # type: ignore[arg-type]  # piped
-        if role == "sub" and not order["alone"]:
-            _say(f"subscribes to {order['address']}, waits for zroute bench --pub")
 
     def _read(self, role: str) -> None:
         """Handle the new reports of one end."""
@@ -256,7 +256,7 @@ class _Bench:
         for line in told:
             ((what, value),) = list(line.items())[:1]
             if what == "open":
-                self._opened(value)
+                self._opened(role, value)
             elif what == "progress":
                 self._show(value | {"role": role})
             elif what == "say":
@@ -266,39 +266,35 @@ class _Bench:
             ):  # the result of the subscriber includes the publisher's
                 self._result = value
 
-    def _opened(self, address: str) -> None:
-        """Start the subscriber, now that the publisher has opened ``address``."""
-        if "sub" not in self._orders:
-            _say(f"publishes at {address}, waits for zroute bench --sub")
+    def _opened(self, role: str, address: str) -> None:
+        """Start the subscriber at ``address``, or print which end is missing."""
+        if role == "sub":
+            if not self._publishes:
+                _say(f"subscribing to {address}, waiting for zroute bench --pub")
+            return
+        if not self._subscribes:
+            _say(f"publishing to {address}, waiting for zroute bench --sub")
             return
         if self._orders["sub"]["address"] is None:
             for bound, reachable in _OPEN_HOSTS.items():
                 address = address.replace(bound, reachable)
             self._orders["sub"]["address"] = address
-        if self._signalled_at is None:
+        if not self._signals.arrived:
             self._start("sub")
 
     def _ended(self, role: str, child: _Child) -> None:
-        """Take the exit code of an end, and stop the other end if its work is done."""
+        """Record the exit code of one end, and stop the other if it has no more work."""
         self._selector.unregister(child.process.stdout)  # type: ignore[arg-type]
         del self._children[role]
         child.stop()
         code = child.process.wait()
         if code < 0:
-            _say(f"{signal.Signals(-code).name} has ended the process of the {_NAMES[role]}")
-        self._code = self._code or (1 if code < 0 else code)
-        unsent = self._signalled_at is not None and self._result is None  # the subscriber would wait for the load
+            _say(f"the process of the {_NAMES[role]} was ended by {signal.Signals(-code).name}")
+        self._code = self._code or (EXIT_FAILED if code < 0 else code)
+        unsent = self._signals.arrived and self._result is None  # the subscriber would wait for the load
         if code or role == "sub" or unsent:
             for other in self._children.values():
                 other.stop()
-
-    def _signal(self, number: int, _frame: object) -> None:
-        now = time.monotonic()
-        if self._signalled_at is None:
-            self._signalled_at = now
-            self._stop()
-        elif now - self._signalled_at > _ONE_SIGNAL:
-            raise SystemExit(128 + number)
 
     def _stop(self) -> None:
         """Stop the publisher if it runs here, else the subscriber.
@@ -308,6 +304,9 @@ class _Bench:
         first = self._children.get("pub") or self._children.get("sub")
         if first is not None:
             first.stop()
+
+    def _end_now(self, number: int) -> None:
+        raise SystemExit(128 + number)
 
 
 def _say(text: str) -> None:
@@ -346,10 +345,10 @@ def _progress() -> Iterator[Show]:
 
 
 def _verdict(result: dict[str, Any]) -> int:
-    """Return 1 if the sum does not hold or was not complete, else 0.
+    """Return 0 if every message is accounted for, else 1.
 
-    The sum holds if every message is received or counted as lost. It is complete if the publisher has reported the
-    number of messages. An interrupted measurement need not be complete.
+    The sum must hold: every message is received or counted as lost. It must also be complete: the publisher has
+    reported the number of messages. An interrupted measurement may be incomplete.
     """
     if "received" not in result:
         return 0
@@ -359,7 +358,7 @@ def _verdict(result: dict[str, Any]) -> int:
 def _document(result: dict[str, Any]) -> dict[str, Any]:
     """Return the document of ``--json``.
 
-    It has the measured figures, and the rates and times per message that follow from them.
+    It contains the measured figures, and the rates and times per message calculated from them.
     """
     publisher, here = result["publisher"], "received" in result
     workload: dict[str, Any] = publisher["workload"] if publisher else {"rate": None, "size": 0}
@@ -383,8 +382,8 @@ def _document(result: dict[str, Any]) -> dict[str, Any]:
 def _quotients(number: int, size: int, measured: dict[str, Any]) -> dict[str, Any]:
     """Return the rates and the CPU time per message of one end.
 
-    ``number`` messages have ``number - 1`` pauses between them, so rates need two messages. A figure that needs more
-    messages is None. ``size`` is that of a body in bytes.
+    ``number`` messages have ``number - 1`` intervals between them, so a rate needs at least two messages. A figure is
+    None if there are too few messages for it. ``size`` is the size of a body in bytes.
     """
     seconds = measured["seconds"]
     rate = (number - 1) / seconds if number > 1 and seconds > 0 else None
@@ -417,7 +416,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _asked(document: dict[str, Any]) -> Iterator[str]:
-    """Yield a line that describes the load, if it is known here."""
+    """Yield a line that describes the load, if this command knows the load."""
     if document["publisher"]:
         rate = f"{document['rate']:,.12g} messages per second requested" if document["rate"] else "as fast as possible"
         sent, seconds = document["sent"], document["publisher"]["seconds"]
@@ -426,7 +425,7 @@ def _asked(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _remarks(document: dict[str, Any]) -> Iterator[str]:
-    """Yield the remarks that a reader needs to understand the figures."""
+    """Yield the notes that a user needs to understand the figures."""
     publisher, subscriber = document["publisher"], document.get("subscriber")
     if document["interrupted"]:
         yield "A signal ended the measurement early."
@@ -435,11 +434,11 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
     if publisher and subscriber and publisher["host"] != subscriber["host"]:
         yield f"The latency compares the clocks of two hosts: {publisher['host']} and {subscriber['host']}."
     if document.get("early"):
-        yield f"{document['early']:,} messages arrived before they were sent: the two clocks disagree."
+        yield f"{document['early']:,} messages seem to have arrived before they were sent: the clocks differ."
     if publisher and subscriber and document["rate"] is None:
-        yield "Without --rate, the latency is mostly that of full queues: give a --rate to measure that of the wire."
+        yield "Without --rate, the latency is mostly time in full queues: use --rate for the latency of the wire."
     if document.get("complete") is False:
-        yield "The sum ends at the last received message: the publisher did not report how many it sent."
+        yield "Messages after the last received one are not counted, because the publisher did not report its total."
     if document.get("before_join"):
         yield f"{document['before_join']:,} messages were sent before this subscriber joined."
 
@@ -447,19 +446,19 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
 def _behind(rate: float, publisher: dict[str, Any]) -> Iterator[str]:
     """Yield a line if the publisher was slower than its rate.
 
-    The latency begins when a message is published, so it does not include this delay.
+    The latency is measured from the time of publishing, so it does not include this delay.
     """
     reached, behind = publisher["messages_per_second"], publisher["behind"]
     if reached is not None and reached < 0.95 * rate:
-        yield f"The publisher did not reach the rate: {reached:,.0f} of {rate:,.12g} messages per second."
+        yield f"The publisher did not reach the requested rate: {reached:,.0f} of {rate:,.12g} messages per second."
     elif behind > _BEHIND:
-        yield f"The publisher was up to {_duration(behind * 1e6)} late; the latency does not include this delay."
+        yield f"The publisher sent up to {_duration(behind * 1e6)} late; the latency does not include this delay."
 
 
 def _sum(document: dict[str, Any]) -> str:
-    """Return the last line: sent = received + lost, with numbers."""
+    """Return the last line: the equation sent = received + lost, with numbers."""
     if "received" not in document:
-        return f"sent = {document['sent']:,}; the other end shows how many arrived"
+        return f"sent = {document['sent']:,}; the subscriber shows the number of received messages"
     sent, received, lost = document["sent"], document["received"], document["lost"]
     if document["holds"]:
         return f"sent = received + lost: {sent:,} = {received:,} + {lost:,}"

@@ -1,7 +1,7 @@
 """``zroute check``: check that apps can start.
 
-It loads and compiles the apps, but opens no socket, no resource and no port. So it does not find an
-endpoint that is in use, or a resource that fails to open.
+It loads and compiles the apps, but opens no sockets, ports or resources. It therefore can't detect an endpoint that is
+already in use, or a resource that fails to open.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zroute.cli.loading import EXIT_INTERRUPTED, EXIT_INVALID, fail_of_setup, find
+from zroute.cli.loading import fail_of_setup, find
 from zroute.cli.options import app_options, complete_target, endpoint_options, for_one_app
 from zroute.cli.unused import never_included
-from zroute.endpoints import Endpoint
-from zroute.errors import SetupError
+from zroute.endpoints import EndpointOptions
+from zroute.errors import SetupError, UsageError
+from zroute.publishing.publication import Bridge
+from zroute.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_INVALID
 
 if TYPE_CHECKING:
     from zroute.app import App
@@ -30,23 +32,24 @@ __all__ = ["command"]
 @click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…", shell_complete=complete_target)
 @endpoint_options
 @app_options
-def command(
-    apps: tuple[str, ...], sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...], app_dir: str, factory: bool
-) -> None:
-    """Load and compile apps without opening anything.
+def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory: bool) -> None:
+    """Load and compile apps without opening sockets or resources.
 
     Checks signatures, schemas, patterns, resources and endpoints of all apps.
 
-    The exit code is that of the first fault. 3: an app can't be loaded. 4: routes, schemas or resources are
-    invalid, no app includes a Routes object, or nothing is registered in an app. 5: an endpoint is missing.
+    The exit code is that of the first error. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
+    schemas or resources are invalid, a Routes object is not included in any app, or nothing is registered in an app. 5:
+    an endpoint is missing.
     """
-    for_one_app(apps, sub, pub)
+    for_one_app(apps, ends)
     found = [_load(target, app_dir, factory) for target in apps]
     loaded = [each[0] for each in found if not isinstance(each, int)]
     codes = [
-        each if isinstance(each, int) else _check(target, *each, loaded, sub or None, pub or None)
+        each if isinstance(each, int) else _check(target, *each, loaded, ends)
         for target, each in zip(apps, found, strict=True)
     ]
+    if not any(codes):
+        _check_reactor(loaded)
     raise SystemExit(next(filter(None, codes), 0))
 
 
@@ -70,14 +73,13 @@ def _check(
     app: App,
     module: ModuleType,
     loaded: list[App],
-    sub: tuple[Endpoint, ...] | None,
-    pub: tuple[Endpoint, ...] | None,
+    ends: EndpointOptions,
 ) -> int:
-    """Check one app, print the result or the faults, and return its exit code."""
+    """Check one app, print the result or the errors, and return its exit code."""
     try:
         with redirect_stdout(sys.stderr):
             compiled = app.compile().parts
-            app.endpoints(sub=sub, pub=pub)
+            given = app.endpoints(**ends)
     except SetupError as error:
         return _code_of(error)
     faults = list(_faults(target, app, module, loaded))
@@ -87,12 +89,32 @@ def _check(
         return EXIT_INVALID
     counts = f"routes {len(compiled.routes)}, publications {len(compiled.outlets)}"
     counts += f", timers and generators {len(compiled.triggers)}, resources {len(compiled.resources)}"
-    click.echo(f"{target} is fine: {counts}")
+    counts += f", handlers of requests {len(compiled.replies)}" * bool(compiled.replies)
+    counts += f", requesters {len(compiled.requesters)}" * bool(compiled.requesters)
+    counts += f", handlers of jobs {len(compiled.works)}" * bool(compiled.works)
+    counts += f", job queues {len(compiled.queues)}" * bool(compiled.queues)
+    bridges = sum(isinstance(outlet, Bridge) for route in compiled.handlers for outlet in route.outlets)
+    counts += f", bridges to other apps {bridges}" * bool(bridges)
+    counts += f", needs reactor {app.reactor!r}" if app.reactor else ""
+    forms = "".join(f", {each} is read as {each.form}" for each in given.sub if each.form is not None)
+    for warning in app.compile().dropped_feeds(given):
+        click.echo(f"{target}: warning: {warning}", err=True)
+    click.echo(f"{target} is fine: {counts}{forms}")
     return 0
 
 
+def _check_reactor(loaded: list[App]) -> None:
+    """Raise a usage error, as ``zroute run`` does, if the apps can't share a reactor."""
+    from zroute.runtime.runner import check_reactor
+
+    try:
+        check_reactor([app.compile() for app in loaded], None)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _faults(target: str, app: App, module: ModuleType, loaded: list[App]) -> Iterator[SetupError]:
-    """Yield an error for each mistake with which an app starts and does nothing."""
+    """Yield an error for each mistake that lets an app start but do nothing."""
     for name, group in never_included(module, loaded):
         yield SetupError(
             f"no app includes Routes {name!r}: write app.include({name}), or add the app that includes it to this "
@@ -102,7 +124,7 @@ def _faults(target: str, app: App, module: ModuleType, loaded: list[App]) -> Ite
     if not (any(group._holds_anything for group in app._groups()) or app._startup or app._shutdown):
         yield SetupError(
             f"nothing is registered in {target}: put @app.subscribe, @app.publisher or @app.every above a function, or "
-            "include a Routes object that has some",
+            "include a Routes object with handlers",
             where=app.where,
         )
 

@@ -34,8 +34,8 @@ def command(as_json: bool) -> None:
 def _rows() -> dict[str, Any]:
     """Return the values to show, by name, in the order of the output.
 
-    A package that is not installed has None. ``reactors`` lists the reactors that work on this platform.
-    zmq and Twisted are imported here, because ``zroute info --help`` does not need them.
+    The value is None for a package that is not installed. ``reactors`` lists the reactors that this platform supports.
+    zmq and Twisted are imported inside this function, because ``zroute info --help`` does not need them.
     """
     import zmq
     from twisted.internet import default
@@ -66,7 +66,7 @@ def _version(name: str) -> str | None:
 def _importable(module: str) -> bool:
     """Return True if the platform supports the reactor of this module.
 
-    Importing the module of a reactor does not install the reactor.
+    Importing the module of a reactor does not install that reactor.
     """
     try:
         return find_spec(module) is not None and bool(__import__(module))

@@ -1,6 +1,7 @@
 """The histogram of latencies of ``zroute bench``.
 
-Its memory is fixed, and adding a latency takes about 0.2 µs. So it hardly affects the measurement.
+The histogram uses a fixed amount of memory, and adding a latency takes about 0.2 µs, so it hardly affects the
+measurement.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from itertools import accumulate
 __all__ = ["Latencies"]
 
 _STEPS = 64
-"""Steps per doubling of the latency. The error of a percentile is one step: 2 ** (1 / 64), or 1.1 %."""
+"""The number of steps for each doubling of the latency. A percentile is accurate to one step: 2 ** (1 / 64), or 1.1 %.
+"""
 
 
 class Latencies:
     """A histogram of latencies in nanoseconds, in steps of 1.1 %.
 
     Attributes:
-        early: The number of latencies of 0 or less. The clocks of two hosts disagree: a message seems to arrive
-            before it was sent.
-        longest: The longest latency in nanoseconds, exactly.
+        early: The number of latencies of 0 or less. They occur if the clocks of two hosts differ, so that a message
+            seems to arrive before it was sent.
+        longest: The exact value of the longest latency in nanoseconds.
     """
 
     def __init__(self) -> None:
@@ -44,8 +46,8 @@ class Latencies:
     def at(self, part: float) -> float:
         """Return a percentile in nanoseconds.
 
-        The fraction ``part`` of all latencies, from 0 to 1, does not exceed it. The result is within 1.1 %, and 0 if
-        no latency was added.
+        The fraction ``part`` (0 to 1) of all latencies is at most the result, which is accurate to 1.1 %. The result is
+        0 if no latency was added.
         """
         rank = max(math.ceil(part * len(self)), 1)
         for step, number in enumerate(accumulate(self._counts, initial=self.early)):
@@ -54,7 +56,7 @@ class Latencies:
         return 0.0
 
     def told(self) -> dict[str, float]:
-        """Return the usual percentiles and the maximum by name, in microseconds."""
+        """Return the common percentiles and the maximum in microseconds, by name."""
         parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
         found = {name: self.at(part) for name, part in parts.items()} | {"max": self.longest}
         return {name: round(latency / 1000, 1) for name, latency in found.items()}

@@ -1,14 +1,13 @@
 """The subscriber behind ``zroute tail``, ``top`` and ``record``.
 
-It is an ordinary `App` with one handler, which receives each message as it arrived. So it joins its
-publishers, and counts and logs lost messages, exactly like an app under ``zroute run``.
+It is an ordinary `App` with one handler, which receives each message undecoded. It therefore joins its publishers, and
+counts and logs lost messages, exactly like an app under ``zroute run``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -20,37 +19,32 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from zroute.app import App
-from zroute.cli.loading import EXIT_ENDPOINT
+from zroute.cli.options import reachable
+from zroute.declarations.limits import Limits
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.logs import set_up_logging
 from zroute.messages.topics import Pattern, any_of, minimal_cover, startswith
 from zroute.messages.wire import Envelope
 from zroute.options import MAX_MESSAGE
+from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_TIMED_OUT
 from zroute.runtime.runner import install_reactor
 from zroute.runtime.service import AppService
-from zroute.runtime.signals import run_reactor
+from zroute.runtime.signals import StopSignals, run_reactor
 from zroute.sockets.pair import SocketPair
 from zroute.stats import NOT_COUNTED, Stats, losses
 
 __all__ = ["Listening", "say", "while_read"]
 
-EXIT_NOTHING = 124  # the code of timeout(1) for an expired time
-
 _MAX_BODY = 16 * MAX_MESSAGE
-"""Bytes of the largest message to receive. It exceeds the default of an app, because apps may raise theirs."""
-
-_ONE_SIGNAL = 0.2
-"""Seconds in which several signals count as one.
-
-timeout(1) signals the process, and immediately afterwards its process group.
+"""The maximum size of a received message in bytes. It is larger than the default of apps, which may raise their limit.
 """
 
 _LAST = 2.0
-"""The longest time of a stop, in seconds.
+"""The maximum duration of a stop in seconds.
 
-In this time the app reads the messages sent before the stop, and asks publishers for their last numbers, to
-count the lost ones.
+During the stop, the app reads the messages that were sent before the stop, and asks publishers for their last numbers
+to count lost messages.
 """
 
 
@@ -59,17 +53,17 @@ class Listening:
 
     Args:
         endpoints: The endpoints to subscribe to.
-        patterns: The topics to receive. Without patterns, all topics.
-        take: Called with the envelope of each message, which has the raw frames in `Envelope.frames`. It may
-            call `stop`. An error that it raises ends the listening, and `run` raises it again.
-        ignore: Topics to leave out, even if they match ``patterns``.
+        patterns: The topics to receive; all topics if empty.
+        take: Called with the envelope of each message; `Envelope.frames` contains the raw frames. It may call `stop`.
+            If it raises an error, the subscriber stops, and `run` raises the error again.
+        ignore: Topics to omit, even if they match ``patterns``.
 
     Every received message is counted once:
     ``received = taken + ignored + unmatched + control + malformed + duplicate``.
 
-    - ``unmatched`` messages match a subscription, but no pattern: subscriptions are prefixes of topics, which
-      admit more topics than the patterns.
-    - ``control`` frames carry no data, or a last value that the publisher keeps for new subscribers.
+    - ``unmatched`` messages match a subscription, but no pattern, because subscriptions are prefixes and match more
+      topics than the patterns.
+    - ``control`` frames carry no data, or a kept message that was sent before this subscriber joined.
     - ``malformed`` frames are not messages.
 
     ``stats`` are the counters of the app. After a stop they no longer change.
@@ -94,11 +88,14 @@ class Listening:
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
         prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
-        self._app = App(name=click.get_current_context().command_path, max_message=_MAX_BODY)
+        self._app = App(name=click.get_current_context().command_path, limits=Limits(max_message=_MAX_BODY))
         self._app.add_route(self._receive, *map(startswith, prefixes))
         self._service: AppService | None = None
         self._timers: list[tuple[float, Callable[[], object]]] = []
-        self._signalled_at: float | None = None
+        self._signals = StopSignals(
+            lambda: self.reactor.callFromThread(self.finish),
+            lambda number: os._exit(128 + number),  # the output blocks, otherwise the process would have ended
+        )
         self._stopped = False
         self._code = 0
         self._failure: BaseException | None = None
@@ -106,19 +103,19 @@ class Listening:
     def every(self, seconds: float, function: Callable[[], object]) -> None:
         """Call ``function`` every ``seconds`` seconds while `run` runs.
 
-        Call this before `run`. An error in ``function`` ends the listening, like an error in ``take``.
+        Call this before `run`. An error in ``function`` stops the subscriber, like an error in ``take``.
         """
         self._timers.append((seconds, function))
 
     def run(self, *, wait: float | None = None, seconds: float | None = None) -> int:
         """Listen until `stop`, SIGINT or SIGTERM, and return the exit code.
 
-        It runs the reactor, so it can be called once. A second signal n ends the process at once, with the exit
-        code 128 + n.
+        It runs the reactor, so it can be called only once. If a second signal arrives, with the number n, the process
+        ends at once with the exit code 128 + n.
 
         Args:
-            wait: Give up if no message was taken in this time, in seconds. None waits forever.
-            seconds: Stop after this time, in seconds. None listens forever.
+            wait: The time in seconds after which to give up if no message was taken. None waits forever.
+            seconds: The time in seconds after which to stop. None listens forever.
 
         Returns:
             0 after a stop for any reason. 5 if an endpoint can't be opened; the error was printed. 124 if no
@@ -128,7 +125,7 @@ class Listening:
             BaseException: The error that ``take``, or a function given to `every`, has raised.
         """
         set_up_logging("warning", "auto")
-        run_reactor(self.reactor, self._signal, self.guarded, self._open, wait, seconds)
+        run_reactor(self.reactor, self._signals, self.guarded, self._open, wait, seconds)
         if self._failure is not None:
             raise self._failure
         return self._code
@@ -136,14 +133,14 @@ class Listening:
     def stop(self, code: int = 0) -> None:
         """Stop without taking more messages; `run` then returns ``code``.
 
-        Further calls have no effect. The app stops like any other, but without draining, so its log still writes
-        the lines that it held back.
+        Further calls have no effect. The app stops normally, but without draining. Its log still writes the summaries
+        of repeated lines.
         """
         if self._stopped:
             return
         self._stopped, self._code = True, code
         self.stats = copy(self.stats)  # the app still counts while it stops
-        self.stats.received = self.received  # the app's is behind while it delivers
+        self.stats.received = self.received  # the app's count is behind while it delivers
         if self._service is None:
             self._end()
         else:
@@ -153,20 +150,20 @@ class Listening:
     def finish(self) -> None:
         """Take the messages that were sent before this call, then stop.
 
-        The lost ones among them are counted too. It takes at most ``_LAST`` seconds.
+        Messages among them that were lost are counted. The stop takes at most ``_LAST`` seconds.
         """
         if self._service is not None and not self._stopped:
             self._service.stopService().addErrback(self._stop_failed).addCallback(lambda _: self.stop())
 
     @property
     def received(self) -> int:
-        """The number of received messages, including control frames and malformed ones."""
+        """The number of received messages, including control and malformed frames."""
         counted = self.stats.malformed + self.stats.duplicate
         return self.taken + self.ignored + self.unmatched + self._control + counted
 
     @property
     def _control(self) -> int:
-        """The number of frames without data, and of last values that publishers keep."""
+        """The number of control frames, and of kept messages."""
         return self.stats.control + self._kept
 
     def told(self) -> dict[str, object]:
@@ -183,19 +180,19 @@ class Listening:
     def _open(self, wait: float | None, seconds: float | None) -> None:
         """Start the app and the timers, in the running reactor."""
         try:
-            endpoints = tuple(map(_reachable, self._endpoints))
+            endpoints = tuple(map(reachable, self._endpoints))
             service = AppService(self._app.compile(), self.reactor, sub=endpoints, pub=(), drain_timeout=_LAST)
             self._service = service
+            service.reports = False
             service.startService()
         except EndpointError as error:
             say(str(error))
             self.stop(EXIT_ENDPOINT)
             return
         self.stats = self._app.stats
-        connection = cast("SocketPair", service.transport).sub
-        assert connection is not None
+        (connection,) = cast("SocketPair", service.transport).readers
         connection.endpoint_option, connection.size_option = "ENDPOINT", None  # the names that its log lines use
-        for endpoint, resolved in zip(endpoints, connection.endpoints, strict=True):
+        for endpoint, resolved in zip(endpoints, self._app.addresses.sub, strict=True):
             _say_opened(endpoint, resolved)
         for period, function in self._timers:
             LoopingCall(self.guarded, function).start(period, now=False)
@@ -213,12 +210,12 @@ class Listening:
 
     def _give_up(self, wait: float) -> None:
         """Stop with exit code 124 if no message was taken so far."""
-        if not self.taken and not self._stopped and self._signalled_at is None:
+        if not self.taken and not self._stopped and not self._signals.arrived:
             others = ", ".join(
                 f"{name} {count}" for name, count in self.told().items() if count and count != NOT_COUNTED
             )
-            say(f"nothing came within {wait:g} s" + (f", except {others}" if others else ""))
-            self.stop(EXIT_NOTHING)
+            say(f"no message arrived within {wait:g} s" + (f", except {others}" if others else ""))
+            self.stop(EXIT_TIMED_OUT)
 
     def guarded(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call ``function``. If it raises an error, stop, and let `run` raise that error."""
@@ -228,15 +225,6 @@ class Listening:
         except BaseException as error:
             self._failure = error
             self.stop()
-
-    def _signal(self, number: int, _frame: object) -> None:
-        """Finish at the first signal, and end the process at a second one."""
-        now = time.monotonic()
-        if self._signalled_at is None:
-            self._signalled_at = now
-            self.reactor.callFromThread(self.finish)
-        elif now - self._signalled_at > _ONE_SIGNAL:  # the output blocks, otherwise the process would have ended
-            os._exit(128 + number)
 
     # -- messages ---------------------------------------------------------------------------------------
 
@@ -255,21 +243,11 @@ class Listening:
             self.guarded(self._take, envelope)
 
 
-def _reachable(endpoint: Endpoint) -> Endpoint:
-    """Return ``endpoint``. Raise EndpointError if it is inside another process."""
-    if endpoint.address.startswith("inproc:"):
-        raise EndpointError(
-            f"{endpoint.address} can only be reached inside its own process: publish to tcp:// or ipc:// too",
-            endpoint=str(endpoint),
-        )
-    return endpoint
-
-
 def _say_opened(endpoint: Endpoint, resolved: str) -> None:
     """Print the opened address, and a warning if other machines can connect to it."""
     say(f"{'bound to' if endpoint.bind else 'connects to'} {resolved}")
-    if endpoint.is_open:
-        say(f"{resolved} is open to the network, without authentication")
+    if endpoint.resolved(resolved).is_open:
+        say(f"{resolved} is reachable from the network, without authentication")
 
 
 def say(text: str) -> None:
@@ -281,7 +259,7 @@ def say(text: str) -> None:
 def while_read() -> Iterator[None]:
     """End the program silently, with exit code 0, if its output pipe is closed.
 
-    ``head`` closes it in ``zroute tail … | head``.
+    For example, ``head`` closes the pipe in ``zroute tail … | head``.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """Load the App objects that a command names, as in ``module:app``.
 
-If an app can't be loaded, one or two lines say what zroute looked for, where, and what is there instead.
-If a module fails during its import, the traceback shows the frames of the user's own code only.
+If an app can't be loaded, one or two lines report what zroute looked for, where, and what it found instead. If the
+import of a module fails, the traceback shows only frames of the user's own code.
 """
 
 from __future__ import annotations
@@ -18,25 +18,17 @@ import click
 
 from zroute.errors import EndpointError, SetupError
 from zroute.functions import PACKAGE
+from zroute.runtime.exit_codes import EXIT_CANT_LOAD, EXIT_ENDPOINT, EXIT_INTERRUPTED, EXIT_INVALID
 
 if TYPE_CHECKING:
     from zroute.app import App
 
 __all__ = [
-    "EXIT_CANT_LOAD",
-    "EXIT_ENDPOINT",
-    "EXIT_INTERRUPTED",
-    "EXIT_INVALID",
     "fail",
     "fail_of_setup",
     "find",
     "load",
 ]
-
-EXIT_CANT_LOAD = 3  # the app can't be found or imported
-EXIT_INVALID = 4  # routes, schemas or resources are invalid
-EXIT_ENDPOINT = 5  # an endpoint is missing, or can't be opened
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, before there was anything to drain
 
 _DEFAULT_NAMES = ("app", "create_app")
 
@@ -45,27 +37,28 @@ _NOT_THE_USERS = (
     str(Path(importlib.__file__).parent) + os.sep,
     PACKAGE,
 )
-"""The beginnings of file names of frames that are not the user's: zroute's, and those of Python's import."""
+"""The beginnings of the file names of frames that do not belong to user code: zroute and Python's import system."""
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
-    """Return the App that ``target`` names. Parameters and exit codes: see `find`."""
+    """Return the App that ``target`` names; see `find`."""
     return find(target, app_dir=app_dir, factory=factory)[0]
 
 
 def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
     """Return the App that ``target`` names, and its module.
 
-    An App with the default name ``app`` gets the name of its module, so that log lines of several apps differ.
+    An App with the default name ``app`` gets the name of its module, so that the log lines of several apps can be
+    distinguished.
 
     Args:
-        target: ``module:name``, or a ``module`` that has an ``app`` or a ``create_app``. Instead of the module,
-            the path of its file or package folder, relative to ``app_dir``.
-        app_dir: The folder in which to look for modules first. It is added to `sys.path`.
+        target: ``module:name``, or a ``module`` that contains ``app`` or ``create_app``. The module may also be given
+            by the path of its file or package folder, relative to ``app_dir``.
+        app_dir: The folder in which modules are searched first. It is added to `sys.path`.
         factory: True if the name is a function that returns the App.
 
     Raises:
-        SystemExit: After a message on standard error. 3: the app can't be found or imported. 4: its routes are
+        SystemExit: An error was printed on standard error. 3: the app can't be found or imported. 4: its routes are
             invalid. 5: an endpoint is invalid. 130: Ctrl-C interrupted the import.
     """
     name, _, attribute = target.partition(":")
@@ -109,8 +102,8 @@ def _look_in(folder: Path) -> None:
 def _module_of(path: Path) -> tuple[str, Path]:
     """Return the dotted name of the module at ``path``, and its import folder.
 
-    The name of a file in a package includes the package, so that relative imports work. If there is no such
-    file, the program ends with exit code 3.
+    The module name of a file in a package includes the package, so that relative imports work. If the path does not
+    exist, the program ends with exit code 3.
     """
     path = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).resolve()
     if not path.is_file():
@@ -124,15 +117,15 @@ def _module_of(path: Path) -> tuple[str, Path]:
 def _import(name: str, folder: Path) -> ModuleType:
     """Import and return the module ``name``.
 
-    If the import fails, print the reason and end the program. The text differs if the module itself is missing,
-    or if a module that it imports is missing.
+    If the import fails, print the reason and end the program. The text distinguishes between a missing module and a
+    module whose own imports are missing.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-            modules = f"; there are {', '.join(there[:8])}" if there else ""
+            modules = f"; modules there: {', '.join(there[:8])}" if there else ""
             fail(EXIT_CANT_LOAD, f"no module {error.name!r} in {folder} or on Python's path{modules}")
         _show_user_frames(error, name)
     except SetupError as error:
@@ -162,7 +155,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
         fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
     if not isinstance(value, App):
         what = f"{module.__name__}:{name}"
-        call = "; if it is a function that returns one, add --factory" if callable(value) else ""
+        call = "; if it is a function that returns an App, add --factory" if callable(value) else ""
         fail(EXIT_CANT_LOAD, f"{what} is a {type(value).__name__}, not a zroute App{call}; {_apps_in(module)}")
     if value.name == "app":
         value.name = module.__name__ if name in _DEFAULT_NAMES else f"{module.__name__}:{name}"
@@ -209,8 +202,8 @@ def fail_of_setup(error: SetupError) -> NoReturn:
 def _show_user_frames(error: BaseException, name: str) -> NoReturn:
     """Print the traceback of ``error`` and end the program with exit code 3.
 
-    The frames of zroute and of Python's import system are left out. After Ctrl-C, the program ends with 130
-    and prints no traceback.
+    The traceback omits the frames of zroute and Python's import system. After Ctrl-C, the program ends with 130 and
+    prints no traceback.
     """
     if _was_interrupted(error):
         raise SystemExit(EXIT_INTERRUPTED)
@@ -221,7 +214,7 @@ def _show_user_frames(error: BaseException, name: str) -> NoReturn:
 
 
 def _hide_other_frames(report: traceback.TracebackException) -> None:
-    """Remove all frames but the user's from ``report`` and from its causes."""
+    """Remove all frames that are not user code from ``report`` and its causes."""
     report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_NOT_THE_USERS)]
     for before in (report.__cause__, report.__context__):
         if before is not None:

@@ -1,8 +1,8 @@
 """One end of ``zroute bench``, a publisher or a subscriber.
 
-It runs in a process of its own. It is an ordinary App with typed messages, the tracked wire and the platform's
-default reactor. It measures, and draws nothing. It reports to the command on standard output, one JSON object
-per line. It stops when standard input ends, so it also stops when the command dies.
+Each end runs in its own process. It is an ordinary App with typed messages, the tracked wire and the platform's default
+reactor. It only measures, and reports to the command on standard output, with one JSON object per line. It stops when
+its standard input is closed, so it also stops when the command dies.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ from zroute.logs import set_up_logging
 from zroute.messages.bodies import body_encoder
 from zroute.options import READ_BUDGET
 from zroute.receiving.events import Gap
-from zroute.runtime.runner import EXIT_ENDPOINT, EXIT_FAILED, install_reactor
+from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED, EXIT_TIMED_OUT
+from zroute.runtime.runner import install_reactor
 from zroute.runtime.service import AppService
 
-__all__ = ["EXIT_NOBODY", "Load", "Order", "Report", "Workload", "main", "padding"]
-
-EXIT_NOBODY = 124  # the code of timeout(1) for an expired time
+__all__ = ["Load", "Order", "Report", "Workload", "main", "padding"]
 
 _PERIOD = 0.25
-"""Seconds between two reports of progress: short enough for a bar, and too long to affect latencies."""
+"""The time in seconds between two progress reports: short enough for a progress bar, and too long to affect latencies.
+"""
 
 _FAREWELL = 10.0
-"""Seconds in which a publisher repeats its last report. A subscriber reads a full queue in less time."""
+"""The time in seconds for which a publisher repeats its last report. A subscriber reads a full queue in less time."""
 
 _AGAIN = 0.1  # seconds between two of these reports: a full queue may drop one, like any message
 
 _TAIL = 5.0
-"""Seconds that a subscriber waits for messages, or for news of their loss, after the publisher's last report.
+"""The time in seconds for which a subscriber waits for messages or their loss after the publisher's last report.
 
-These are ten beats. After them, messages that were neither received nor counted as lost are missing.
+It is the time of ten beats. After that time, messages that were neither received nor counted as lost are missing.
 """
 
 _TOPIC = "zroute.bench.load"
 _REPORTS = "zroute.bench.report"
 
 _FIRST = 1 << 32
-"""The number of the first message. From this number on, msgpack takes nine bytes, so all bodies have one size."""
+"""The number of the first message. msgpack encodes this and all larger numbers in nine bytes, so all bodies have the
+same size.
+"""
 
 _log = logging.getLogger("zroute")
 
@@ -65,10 +67,10 @@ class Workload:
     """The load that the publisher sends.
 
     Attributes:
-        rate: Messages per second. None sends as fast as the subscribers read.
-        size: Bytes of a body.
+        rate: The number of messages per second. None sends as fast as the subscribers read.
+        size: The size of a body in bytes.
         count: The number of messages, or None for no limit.
-        seconds: The duration, or None for no limit. The first limit that is reached ends the load.
+        seconds: The duration in seconds, or None for no limit. The limit that is reached first ends the load.
     """
 
     rate: float | None = None
@@ -79,14 +81,14 @@ class Workload:
 
 @attrs.frozen
 class Order:
-    """The task of one end.
+    """The task of one end of a measurement: a publisher or a subscriber.
 
     Attributes:
         role: ``pub`` or ``sub``.
         address: The address to bind or connect.
         bind: True to bind the address, False to connect to it.
-        wait: How long to wait for the other end, in seconds.
-        alone: For a subscriber: True if it is the only one, and so the load begins when it has joined.
+        wait: The time in seconds to wait for the other end.
+        alone: For a subscriber: True if it is the only subscriber. The load then begins when it has joined.
         workload: For a publisher: the load to send.
     """
 
@@ -103,9 +105,9 @@ class Load:
     """A message of the load.
 
     Attributes:
-        number: Counts the messages, from ``_FIRST``.
-        sent_ns: The time of the publish, in nanoseconds since the Unix epoch.
-        fill: Zeros that bring the body to its size.
+        number: The number of the message. The first is ``_FIRST``.
+        sent_ns: The time of publishing, in nanoseconds since the Unix epoch.
+        fill: Zeros that fill the body up to its size.
     """
 
     number: int
@@ -125,7 +127,7 @@ class Report:
         cpu: The CPU time from the first message to the last, in seconds.
         workload: The ordered load, with the real size of the bodies.
         host: The name of the publisher's machine.
-        behind: The longest delay of a message against the rate, in seconds.
+        behind: The maximum delay in seconds of a message, compared with the requested rate.
     """
 
     sent: int
@@ -139,9 +141,9 @@ class Report:
 
 
 def padding(app: App, size: int) -> tuple[bytes, int]:
-    """Return the filling for a body of ``size`` bytes, and the real size of the body.
+    """Return the padding for a body of ``size`` bytes, and the real size of the body.
 
-    The real size is one byte less for a few sizes, because the length of the filling is part of the body.
+    For a few sizes, the real size is one byte less, because the body also contains the length of the padding.
     """
     _, encode = body_encoder(Load, codec=None, default=app.codec)
 
@@ -155,7 +157,7 @@ def padding(app: App, size: int) -> tuple[bytes, int]:
 
 
 class _End:
-    """The common part of both ends: an app that runs during one coroutine, `measure`."""
+    """The base class of both ends: an app that runs during the coroutine `measure`."""
 
     def __init__(self, app: App, order: Order, reactor: Any) -> None:
         self.app = app
@@ -168,26 +170,36 @@ class _End:
     async def run(self) -> None:
         """Start the app, measure, and stop the app. Sets ``code``, the exit code."""
         self.service = AppService(self.app.compile(), self.reactor)
+        self.service.reports = False
         try:
             self.service.startService()
             await self.service.started
+            self._say_opened()
             await self.measure()
         except EndpointError as error:
             self.fail(EXIT_ENDPOINT, str(error))
         except CancelledError:  # stopped while it waited for the other end
             pass
         except Exception:
-            _log.exception("this end of the measurement has failed")
+            _log.exception("this end of the measurement failed")
             self.code = EXIT_FAILED
         finally:
             await self.service.stopService()
+
+    def _say_opened(self) -> None:
+        """Report the opened address, and warn if other hosts can connect to it."""
+        transport, endpoint = self.service.transport, Endpoint(self.order.address, self.order.bind)
+        (opened,) = transport.pub.endpoints if transport.pub else transport.subscribed
+        if endpoint.resolved(opened).is_open:
+            _tell(say=f"{opened} is reachable from the network, without authentication")
+        _tell(open=opened)
 
     async def measure(self) -> None:
         """Send or receive the load, and report the result."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop early. The end still reports what it has measured."""
+        """Stop early. The end still reports its measurements."""
         self.stopped = True
 
     def fail(self, code: int, why: str) -> None:
@@ -203,7 +215,7 @@ class _End:
 class _Publisher(_End):
     """The publisher, which sends the load.
 
-    It sends at the ordered rate. Without one, it sends as fast as the slowest subscriber reads.
+    It sends at the requested rate. Without a rate, it sends as fast as the slowest subscriber reads.
     """
 
     def __init__(self, order: Order, reactor: Any) -> None:
@@ -225,11 +237,10 @@ class _Publisher(_End):
             self._waiting.cancel()
 
     async def measure(self) -> None:
-        _tell(open=self.service.transport.pub.endpoints[0])
         try:
             await self._subscriber()
         except NotReadyError:
-            self.fail(EXIT_NOBODY, f"nothing was sent: no subscriber within {self.order.wait:g} s")
+            self.fail(EXIT_TIMED_OUT, f"nothing was sent: no subscriber within {self.order.wait:g} s")
             return
         if self.stopped:
             return
@@ -243,7 +254,7 @@ class _Publisher(_End):
     async def _subscriber(self) -> None:
         """Wait for a subscriber.
 
-        Raises NotReadyError if there is none in time, and CancelledError after `stop`.
+        Raises NotReadyError if no subscriber joins in time, and CancelledError after `stop`.
         """
         self._waiting = _deferred(self._load.wait_for_subscribers(1, self.order.wait))
         try:
@@ -272,13 +283,13 @@ class _Publisher(_End):
                 self._reports.publish(self._report(done=False))
                 self.progress(self._part(), self._sent)
                 if await self._is_alone():
-                    self.fail(EXIT_FAILED, "the subscriber has disconnected before the end")
+                    self.fail(EXIT_FAILED, "the subscriber disconnected before the end")
                     return
             await deferLater(self.reactor, self._pause())
             self._look_at_clock()
 
     async def _burst(self, number: int) -> None:
-        """Send the next ``number`` messages, all that are due."""
+        """Send the next ``number`` messages, which are due now."""
         publish, clock, fill, rate = self._load.publish, time.time_ns, self._fill, self._workload.rate
         waits = rate is None
         if number and rate is not None:
@@ -298,14 +309,14 @@ class _Publisher(_End):
     def _due(self) -> int:
         """Return the number of messages to send in this turn of the reactor.
 
-        It is limited, so that timers and subscriptions are handled too.
+        The number is limited, so that the reactor can also handle timers and subscriptions.
         """
         rate, count = self._workload.rate, self._workload.count
         due = READ_BUDGET if rate is None else int(min(self._seconds * rate + 1 - self._sent, READ_BUDGET))
         return due if count is None else min(due, count - self._sent)
 
     def _pause(self) -> float:
-        """Return the seconds until the next message is due."""
+        """Return the time in seconds until the next message is due."""
         rate = self._workload.rate
         return 0.0 if rate is None else min(max(self._sent / rate - self._seconds, 0.0), _PERIOD)
 
@@ -374,7 +385,7 @@ class _Subscriber(_End):
             pass
         except NotReadyError:
             if not self._has_heard():
-                self.fail(EXIT_NOBODY, f"no publisher answered within {self.order.wait:g} s")
+                self.fail(EXIT_TIMED_OUT, f"no publisher answered within {self.order.wait:g} s")
                 return
         self._heard = self.reactor.seconds()
         looking = LoopingCall(self._look)
@@ -431,7 +442,7 @@ class _Subscriber(_End):
             self._fall_silent()
 
     def _look_whether_all(self) -> None:
-        """Finish if all messages are received or lost, or ``_TAIL`` seconds have passed."""
+        """Finish if all messages are received or lost, or after ``_TAIL`` seconds."""
         assert self._report is not None
         assert self._done_at is not None
         complete = len(self._latencies) + self._lost + self._before >= self._report.sent
@@ -440,9 +451,9 @@ class _Subscriber(_End):
 
     def _fall_silent(self) -> None:
         if not self._has_heard():
-            self.fail(EXIT_NOBODY, f"no message arrived within {self.order.wait:g} s")
+            self.fail(EXIT_TIMED_OUT, f"no message arrived within {self.order.wait:g} s")
         else:
-            self.fail(EXIT_FAILED, f"the publisher has been silent for {self.order.wait:g} s")
+            self.fail(EXIT_FAILED, f"the publisher has sent nothing for {self.order.wait:g} s")
         self._finish()
 
     def _finish(self) -> None:

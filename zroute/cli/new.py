@@ -11,7 +11,7 @@ import click
 __all__ = ["command"]
 
 _SUFFIX = ".template"
-"""What a template is named with, so that tools do not take it for a module of zroute."""
+"""The suffix of template files. Without it, tools would treat them as modules of zroute."""
 
 
 @click.command("new")
@@ -25,7 +25,7 @@ def command(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if names := sorted(path.name for path in folder.iterdir()):
             some = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-            raise click.UsageError(f"{folder} is not empty (it contains {some}): name a new folder")
+            raise click.UsageError(f"{folder} is not empty (it contains {some}): choose a new or empty folder")
         for name, text in _contents(folder.resolve().name).items():
             (folder / name).write_text(text, encoding="utf-8")
             click.echo(f"wrote {folder / name}")
@@ -35,7 +35,7 @@ def command(folder: Path) -> None:
 
 
 def _contents(project: str) -> dict[str, str]:
-    """Return the text of each file of a project by its name."""
+    """Return the text of each file of a project, by file name."""
     templates = sorted(files("zroute.cli").joinpath("project").iterdir(), key=lambda each: each.name)
     return {
         each.name.removesuffix(_SUFFIX): Template(each.read_text(encoding="utf-8")).substitute(project=project)

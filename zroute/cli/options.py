@@ -1,21 +1,24 @@
 """Options that several commands share, and the types of their values.
 
-Options made with `option` can also be set by an environment variable: ``--app-dir`` by
-``ZROUTE_APP_DIR``. The commands that load apps use them: run, check and routes.
+Options created with `option` can also be set by an environment variable, for example ``--app-dir`` by
+``ZROUTE_APP_DIR``. They are used by the commands that load apps: run, check and routes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
+import attrs
 import click
 from click.shell_completion import CompletionItem
 
-from zroute.endpoints import Endpoint, parse_endpoint
-from zroute.errors import EndpointError, PatternError
-from zroute.messages.topics import Pattern, parse, startswith
+from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_endpoint
+from zroute.errors import EndpointError, PatternError, SetupError
+from zroute.messages.frames import parse_form, stated_form
+from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 
 __all__ = [
     "DURATION",
@@ -24,14 +27,20 @@ __all__ = [
     "app_options",
     "complete_target",
     "endpoint_options",
+    "fault_of_several",
     "for_one_app",
+    "frames_option",
+    "in_form",
     "option",
+    "reachable",
+    "separator_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_SEPARATOR = "zroute.separator"  # the key in the context of click
 _STARTSWITH = re.compile(r"""startswith\((["'])(.*)\1\)""")
 
 
@@ -59,8 +68,8 @@ DURATION = _Duration()
 class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """An endpoint, converted to `Endpoint`.
 
-    ``bind`` is the default: True binds and False connects, unless the value begins with ``bind:`` or
-    ``connect:``.
+    If the value begins with neither ``bind:`` nor ``connect:``, ``bind`` decides: True binds the address, and False
+    connects to it.
     """
 
     name = "endpoint"
@@ -76,8 +85,18 @@ class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in new
             self.fail(str(error), param, ctx)
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        """Split the value of a variable into endpoints, at commas and white space."""
+        """Split the value of an environment variable at commas and white space."""
         return [part for part in re.split(r"[,\s]+", rv) if part]
+
+
+def reachable(endpoint: Endpoint) -> Endpoint:
+    """Return ``endpoint``, or raise EndpointError if other processes can't reach it."""
+    if endpoint.address.startswith("inproc:"):
+        raise EndpointError(
+            f"{endpoint.address} can only be reached inside its own process: give the app tcp:// or ipc:// too",
+            endpoint=str(endpoint),
+        )
+    return endpoint
 
 
 class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
@@ -88,11 +107,12 @@ class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in new
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
         """Return the `Pattern`. A pattern that can't be parsed is a usage error.
 
-        ``startswith("news")`` has the same meaning as in Python.
+        ``startswith("news")`` has the same meaning as in Python. The separator is the value of `separator_option`.
         """
+        separator = "." if ctx is None else ctx.meta.get(_SEPARATOR, ".")
         try:
             prefix = _STARTSWITH.fullmatch(str(value))
-            return parse(value) if prefix is None else startswith(prefix[2])
+            return parse(value, separator) if prefix is None else startswith(prefix[2])
         except PatternError as error:
             self.fail(str(error), param, ctx)
 
@@ -100,13 +120,67 @@ class _PatternType(click.ParamType):  # type: ignore[type-arg]  # generic in new
 PATTERN = _PatternType()
 
 
+class _FramesType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A message form, given as text.
+
+    The value is not converted, because a recording stores the text in its head.
+    """
+
+    name = "form"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text unchanged. A text that is not a valid form is a usage error."""
+        try:
+            in_form(Endpoint("", bind=False), str(value))
+        except SetupError as error:
+            self.fail(str(error).removeprefix(f"{error.where}: "), param, ctx)
+        return str(value)
+
+
+def frames_option(command: F) -> F:
+    """Add ``--frames``, which specifies the form of foreign messages."""
+    text = "Form of the messages: 'separator= ', 'topic=0,body=2', 'topic=eddn,decompress=zlib', 'whole,topic=weather'."
+    return click.option("--frames", type=_FramesType(), metavar="'FORM'", help=text)(command)
+
+
+def in_form(endpoint: Endpoint, frames: str | None) -> Endpoint:
+    """Return ``endpoint`` with the form from ``--frames``, if that option is set.
+
+    Raises:
+        SetupError: The text is not a valid form, or the package for the compression is not installed.
+    """
+    return endpoint if frames is None else attrs.evolve(endpoint, form=stated_form(parse_form(frames) or "tracked"))
+
+
 def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
     """Return a click option that can also be set by its ``ZROUTE_…`` variable.
 
-    ``--help`` shows the name of the variable. ``names`` and ``attributes`` are those of `click.option`.
+    ``--help`` shows the name of the variable. ``names`` and ``attributes`` are passed to `click.option`.
     """
     variable = "ZROUTE_" + flag.lstrip("-").replace("-", "_").upper()
     return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
+
+
+def separator_option(*, what: str = "patterns", expose_value: bool = False) -> Callable[[F], F]:
+    """Return the option ``--separator``, for commands with patterns or topics.
+
+    Pattern arguments (`PATTERN`) use its value, even if the command has no parameter for it.
+    """
+
+    def remember(ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+        ctx.meta[_SEPARATOR] = value
+        return value
+
+    return click.option(
+        "--separator",
+        type=click.Choice(tuple(SEPARATORS)),
+        default=".",
+        show_default=True,
+        is_eager=True,  # before the patterns are parsed
+        expose_value=expose_value,
+        callback=remember,
+        help=f"The character between the segments of {what}.",
+    )
 
 
 def complete_target(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -120,25 +194,43 @@ def _complete_folder(_ctx: click.Context, _parameter: click.Parameter, incomplet
 
 
 def app_options(command: F) -> F:
-    """Add the options that tell how to find an app, for commands that load one."""
+    """Add the options that control where an app is found."""
     command = option("--factory", is_flag=True, help="The name is a function that returns the App.")(command)
     where = "Look for the module in this folder first."
     return option("--app-dir", default=".", metavar="DIR", help=where, shell_complete=_complete_folder)(command)
 
 
-def endpoint_options(command: F) -> F:
-    """Add ``--sub`` and ``--pub``, which replace the endpoints of an app."""
-    pub = option("--pub", multiple=True, type=EndpointType(bind=True), help="Publish here instead; may be repeated.")
-    sub = option("--sub", multiple=True, type=EndpointType(bind=False), help="Subscribe here instead; may be repeated.")
-    return sub(pub(command))
+def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--sub``, ``--pub`` and so on, which replace the endpoints of an app.
+
+    The command takes them as one argument ``ends``, an `EndpointOptions`.
+    """
+
+    @wraps(command)
+    def gathered(**arguments: Any) -> None:
+        ends: EndpointOptions = {}
+        for side in SIDES:
+            ends[side.name] = arguments.pop(side.name) or None
+        command(ends=ends, **arguments)
+
+    for side in reversed(SIDES):
+        option(side.flag, multiple=True, type=EndpointType(bind=side.binds), help=side.help)(gathered)
+    return gathered
 
 
-def for_one_app(apps: tuple[str, ...], sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
-    """Raise a usage error if ``--sub`` or ``--pub`` is given for several apps.
+def for_one_app(apps: tuple[str, ...], ends: EndpointOptions) -> None:
+    """Raise a usage error if endpoints are given for several apps.
 
     With several apps it would be unclear which app the endpoints belong to.
     """
-    if len(apps) > 1 and (sub or pub):
-        raise click.UsageError(
-            "--sub and --pub can't be used with several apps: set the endpoints of each app in its code"
-        )
+    fault = fault_of_several(apps, ends)
+    if fault is not None:
+        raise click.UsageError(fault)
+
+
+def fault_of_several(apps: tuple[str, ...], ends: EndpointOptions) -> str | None:
+    """Return the reason why endpoints can't be set for these apps, or None."""
+    flags = [side.flag for side in SIDES if ends.get(side.name)]
+    if len(apps) < 2 or not flags:
+        return None
+    return f"{' and '.join(flags)} can't be used with several apps: set the endpoints of each app in its code"

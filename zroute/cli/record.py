@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from zroute.cli.loading import fail
-from zroute.cli.options import DURATION, PATTERN, EndpointType
+from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
 from zroute.endpoints import Endpoint
 from zroute.messages.topics import Pattern
 from zroute.recordings import Writer
+from zroute.runtime.exit_codes import EXIT_FAILED
 
 if TYPE_CHECKING:
     from zroute.messages.wire import Envelope
 
 __all__ = ["command"]
 
-_EXIT_FAILED = 1
 _SHOWN_EVERY = 0.25  # seconds between two looks at the counters, on a terminal
 
 
@@ -35,8 +35,10 @@ _SHOWN_EVERY = 0.25  # seconds between two looks at the counters, on a terminal
 )
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are recorded.")
-@click.option("--wait", type=DURATION, help="End with 124 if no message arrived in this time.")
+@click.option("--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@frames_option
+@separator_option()
 def command(
     endpoint: Endpoint,
     file: Path,
@@ -46,23 +48,24 @@ def command(
     count: int | None,
     wait: float | None,
     force: bool,
+    frames: str | None,
 ) -> None:
     """Write the messages of a publisher to FILE, until a signal.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. Stores the frames of each message as they arrive,
-    in any wire form, and the time of arrival. zroute replay publishes them again. If no message arrives, the
-    command leaves no file.
+    Connects to ENDPOINT, or binds it if it begins with bind:. Stores the unchanged frames of each message, and the time
+    of arrival. Reads all wires of zroute, or the form in --frames. zroute replay publishes the messages again. If no
+    message arrives, no file is written.
 
     Quote patterns, because shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
     from zroute.cli.listening import Listening, say
 
     try:
-        writer = Writer(file, began_at=time.time(), source=str(endpoint), overwrite=force)
+        writer = Writer(file, began_at=time.time(), source=str(endpoint), frames=frames, overwrite=force)
     except FileExistsError:
         raise click.UsageError(f"{file} already exists: choose another name, or replace it with --force") from None
     except OSError as error:
-        fail(_EXIT_FAILED, f"{file} can't be written: {error.strerror}")
+        fail(EXIT_FAILED, f"{file} can't be written: {error.strerror}")
     began = time.monotonic()
 
     def take(envelope: Envelope) -> None:
@@ -77,14 +80,14 @@ def command(
         listening.guarded(writer.flush)
 
     pending: list[object] = []
-    listening = Listening((endpoint,), patterns, take, ignore=ignore)
+    listening = Listening((in_form(endpoint, frames),), patterns, take, ignore=ignore)
     try:
         with writer, _progress(writer) as show:
             if show is not None:
                 listening.every(_SHOWN_EVERY, show)
             code = listening.run(wait=wait, seconds=seconds)
     except OSError as error:  # for example a full disk; the flushed messages remain a valid recording
-        fail(_EXIT_FAILED, f"{file}: {error.strerror or error}, after {writer.messages} messages")
+        fail(EXIT_FAILED, f"{file}: writing failed after {writer.messages} messages: {error.strerror or error}")
     if not writer.messages:
         say(f"no message arrived, so {file} was not written")
     told = {"recorded": writer.messages, "bytes": writer.bytes} | listening.told()

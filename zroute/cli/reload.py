@@ -1,11 +1,11 @@
 """``zroute run --reload``: run apps, and restart them when a file changes.
 
-The apps run in a child process. The parent only watches files and restarts the child, so each start begins in a
-new process. The parent holds the writing end of a pipe, and the child waits for the end of that pipe. The
-parent closes the pipe to stop the child; the system closes it if the parent dies.
+The apps run in a child process. The parent only watches files and restarts the child, so each start uses a new process.
+A pipe connects the two: the parent has the writing end, and the child waits until it is closed. The parent closes the
+pipe to stop the child, and the system closes it if the parent dies.
 
-A signal would not do: Ctrl-C and timeout(1) signal both processes, and a second signal ends the child without
-a drain.
+Signals would not work for this purpose: Ctrl-C and timeout(1) signal both processes, and a second signal would end the
+child without a drain.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two checks of all files, without watchfiles
 _GRACE = 5.0  # seconds beyond the drain timeout: to handle received messages, flush sockets, and one in reserve
-_HURRY = 1.0  # seconds that a child has at a second signal: a terminal sends it to the child too
+_HURRY = 1.0  # seconds that a child has after a second signal: a terminal sends it to the child too
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
 
 Snapshot = dict[Path, tuple[int, int]]
-"""The Python files of some folders, with their modification time (ns) and size (bytes)."""
+"""The modification time (in ns) and size (in bytes) of Python files, by path."""
 
 
-def supervise(arguments: Sequence[str], folders: Iterable[Path]) -> int:
+def supervise(arguments: Sequence[str], folders: Iterable[Path], seconds: float | None) -> int:
     """Run ``zroute run`` with ``arguments`` until a signal, and return the exit code.
 
-    A change of a Python file in ``folders`` restarts it. If the child ends by itself, the next change starts it
-    again.
+    A change of a Python file in ``folders`` restarts the child. If the child has ended by itself, the next change
+    starts it again. The command ends after ``seconds``; the first child has the same limit and ends by itself.
 
     Returns:
-        The exit code of the last child. 128 + n after a second signal n.
+        The exit code of the last child, or 128 + n after a second signal with the number n.
     """
-    return _Supervisor(arguments, tuple(folders)).run()
+    return _Supervisor(arguments, tuple(folders), seconds).run()
 
 
 def end_with_parent(drain_timeout: float) -> None:
-    """Make this process, the child, stop when its parent asks for it or is gone.
+    """Make this child process stop when its parent requests it or has ended.
 
     If the stop takes longer than ``drain_timeout`` and a few more seconds, the process ends with exit code 75.
     Does nothing in a process that is not a child of ``zroute run --reload``.
@@ -64,23 +64,25 @@ def end_with_parent(drain_timeout: float) -> None:
 
 
 def _end(descriptor: int, patience: float) -> None:
-    """Wait for the end of the pipe, then stop the apps.
+    """Wait until the pipe is closed, then stop the apps.
 
-    If the process still runs ``patience`` seconds later, end it.
+    If the process is still running ``patience`` seconds later, end it.
     """
-    from zroute.runtime.runner import EXIT_DRAIN, end_now, stop
+    from zroute.runtime.exit_codes import EXIT_DRAIN
+    from zroute.runtime.runner import end_now, stop
 
     os.read(descriptor, 1)  # nothing is written: it returns when the other end is closed
     if not stop("--reload"):
         os.kill(os.getpid(), signal.SIGTERM)  # no app runs yet, so there is nothing to drain
     time.sleep(patience)
-    end_now(EXIT_DRAIN, f"still running {patience:g} s after the stop began: ending at once")
+    end_now(EXIT_DRAIN, f"still running {patience:g} s after the stop began: ending now")
 
 
 class _Child:
     """A child process that runs the apps.
 
-    ``ended`` is called with its exit code, in a thread. The code is -n if signal n ended the process.
+    When the process ends, ``ended`` is called with its exit code, in a thread. The code is -n if a signal with the
+    number n ended the process.
     """
 
     def __init__(self, command: Sequence[str], ended: Callable[[int], None]) -> None:
@@ -110,18 +112,20 @@ class _Child:
 class _Supervisor:
     """The parent process, which handles one event after the other.
 
-    Events are signals, changed files and the end of the child. Other threads put them into a queue. Only the
-    main thread starts and stops the child.
+    Events are signals, changed files, the end of the run time, and the end of the child. Other threads put events into
+    a queue. Only the main thread starts and stops the child.
     """
 
-    def __init__(self, arguments: Sequence[str], folders: tuple[Path, ...]) -> None:
-        # Python identifies cached bytecode by the second and size of the file. Without -B, a file that is saved twice
-        # in a second, with the same size, would run as it was compiled the first time.
+    def __init__(self, arguments: Sequence[str], folders: tuple[Path, ...], seconds: float | None) -> None:
+        # Python identifies cached bytecode by the file's size and its modification time in seconds. Without -B, a file
+        # that is saved twice in a second, with the same size, would run as it was compiled the first time.
         self._command = [sys.executable, "-B", "-m", "zroute", "run", *arguments]
         self._folders = folders
         self._events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._child: _Child | None = None
         self._code = 0
+        self._seconds = seconds
+        self._over = self._restarted = False
         self._ending = threading.Event()
 
     def run(self) -> int:
@@ -132,6 +136,8 @@ class _Supervisor:
         _start_thread(lambda: self._wake(woken))
         watching = _start_thread(lambda: _watch(self._folders, self._changed, self._ending))
         _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
+        if self._seconds is not None:
+            _start_thread(self._wait_for_end)
         self._start()
         try:
             return self._supervise()
@@ -140,9 +146,9 @@ class _Supervisor:
             watching.join(_HURRY)  # a thread inside watchfiles can delay the end of the process
 
     def _supervise(self) -> int:
-        """Handle events until a signal has arrived and the child has ended."""
+        """Handle events until the command and the child have ended."""
         signalled = None
-        while self._child is not None or signalled is None:
+        while self._child is not None or not (self._over or signalled is not None):
             event, value = self._events.get()
             if event == "signal" and signalled is not None and self._child is not None:
                 self._child.end_now()
@@ -150,7 +156,11 @@ class _Supervisor:
             elif event == "signal":
                 signalled = value
                 self._stop()
-            elif event == "changed" and signalled is None:
+            elif event == "over":
+                self._over = True
+                if self._restarted:
+                    self._stop()
+            elif event == "changed" and signalled is None and not self._over:
                 self._change(value)
             elif event == "ended":
                 self._ended(value, signalled)
@@ -164,12 +174,16 @@ class _Supervisor:
             self._child.stop()
 
     def _wake(self, woken: int) -> None:
-        """Wake the main thread at each signal.
+        """Wake the main thread on each signal.
 
-        Python runs signal handlers in the main thread, which waits for the queue.
+        This is needed because Python runs signal handlers in the main thread, which is waiting for the queue.
         """
         while os.read(woken, 1):
             self._events.put(("woken", None))
+
+    def _wait_for_end(self) -> None:
+        self._ending.wait(self._seconds)
+        self._events.put(("over", None))
 
     def _changed(self, path: Path) -> None:
         self._events.put(("changed", path))
@@ -179,7 +193,7 @@ class _Supervisor:
         if self._child is None:
             _log.info("%s has changed: restarting", path)
             self._start()
-        elif not self._child.stopping:  # the restart under way will include this change
+        elif not self._child.stopping:  # the restart that has begun will include this change
             _log.info("%s has changed: restarting", path)
             self._child.stop()
 
@@ -190,17 +204,22 @@ class _Supervisor:
         self._child.stop()  # close the pipe if the child ended by itself
         self._child = None
         self._code = 128 + (signalled or -code) if code < 0 else code  # the code that a shell shows
-        if signalled is None and stopped:
+        if self._over and stopped and code == -signal.SIGTERM:  # it had not begun to run its apps
+            self._code = 0
+        if self._over or signalled is not None:
+            return
+        self._restarted = True
+        if stopped:
             self._start()
-        elif signalled is None:
-            _log.warning("the program has ended with exit code %d: waiting for a change", self._code)
+        else:
+            _log.warning("the program ended with exit code %d: waiting for a file to change", self._code)
 
 
 def _start_thread(work: Callable[[], None]) -> threading.Thread:
     """Start and return a thread that receives no signals.
 
-    If signals arrive in quick succession, the system may pass one of them to another thread. The main thread,
-    which runs Python's handlers, would then sleep on.
+    If signals arrive in quick succession, the system may deliver one of them to another thread. The main thread, which
+    runs Python's signal handlers, would then not wake up.
     """
     thread = threading.Thread(target=work, daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -231,7 +250,7 @@ def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: t
 
 
 def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
-    """Do the same as `_watch`, by comparing all files every ``_PERIOD`` seconds."""
+    """Watch folders like `_watch`, by comparing all files every ``_PERIOD`` seconds."""
     before = snapshot(folders)
     while not ending.wait(_PERIOD):
         now = snapshot(folders)
@@ -244,7 +263,7 @@ def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: th
 def snapshot(folders: Iterable[Path]) -> Snapshot:
     """Return the current state of the Python files in ``folders``.
 
-    Subfolders are included. Hidden folders, ``__pycache__``, ``venv`` and ``node_modules`` are left out.
+    Subfolders are included, except hidden folders, ``__pycache__``, ``venv`` and ``node_modules``.
     """
     found: Snapshot = {}
     for folder in folders:
@@ -260,17 +279,17 @@ def snapshot(folders: Iterable[Path]) -> Snapshot:
 
 
 def difference(before: Snapshot, now: Snapshot) -> Path | None:
-    """Return the first file, by name, that was added, removed or changed, or None."""
+    """Return the first file, by name, that was added, removed or changed; else None."""
     return min((path for path in before.keys() | now.keys() if before.get(path) != now.get(path)), default=None)
 
 
 def _is_source(path: Path, folders: tuple[Path, ...]) -> bool:
-    """Return True if ``path`` is a Python file in no ignored folder."""
+    """Return True if ``path`` is a Python file that is not in an ignored folder."""
     folder = next((folder for folder in folders if path.is_relative_to(folder)), None)
     parts = path.relative_to(folder).parts if folder else path.parts
     return path.suffix == ".py" and not any(map(_is_ignored, parts[:-1]))
 
 
 def _is_ignored(name: str) -> bool:
-    """Return True if a folder of this name is not watched."""
+    """Return True if folders with this name are not watched."""
     return name.startswith(".") or name in _IGNORED

@@ -12,18 +12,20 @@ import attrs
 import click
 
 from zroute.cli.loading import fail
-from zroute.cli.options import DURATION, PATTERN, EndpointType
+from zroute.cli.options import DURATION, PATTERN, EndpointType, in_form, separator_option
 from zroute.endpoints import Endpoint
+from zroute.errors import PeerError, SetupError
 from zroute.messages.topics import Pattern, any_of
 from zroute.options import MAX_TOPIC
-from zroute.recordings import Recording, RecordingError, read
+from zroute.recordings import Recorded, Recording, RecordingError, read
+from zroute.runtime.exit_codes import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from zroute.cli.sending import Outlet
+    from zroute.cli.sending import Sender
 
 __all__ = ["command"]
 
-_EXIT_FAILED = 1
+_BODY_MAX = 64 * 1024 * 1024  # bytes; a record is no larger
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)x?")
 
 
@@ -35,7 +37,7 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the factor, which is infinite for ``max``.
 
-        0 and any other text are usage errors.
+        0 and text in any other form are usage errors.
         """
         match = _SPEED.fullmatch(str(value))
         if value != "max" and (match is None or float(match[1]) == 0):
@@ -46,39 +48,42 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("endpoint", type=EndpointType(bind=True))
-@click.option("--speed", type=_Speed(), default="1x", show_default=True, help="10x, 0.5x, or max: without pauses.")
-@click.option("--only", type=PATTERN, multiple=True, help="Only topics that match; may be repeated.")
+@click.option("--speed", type=_Speed(), default="1x", show_default=True, help="10x, 0.5x, or max (without pauses).")
+@click.option("--only", type=PATTERN, multiple=True, help="Send only topics that match; may be repeated.")
 @click.option("--ignore", type=PATTERN, multiple=True, help="Omit topics that match; may be repeated.")
 @click.option(
     "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
 )
+@separator_option()
 def command(
     file: Path, endpoint: Endpoint, speed: float, only: tuple[Pattern, ...], ignore: tuple[Pattern, ...], wait: float
 ) -> None:
     """Publish the messages in FILE again, with the original pauses.
 
-    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until there is a subscriber to one of the
-    topics. Sends the frames exactly as they were recorded, with the old headers, sequence numbers and times.
+    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until one of the topics has a subscriber. Sends
+    the frames exactly as they were recorded, including the original headers, sequence numbers and times, also in a form
+    from zroute record --frames.
     """
     chosen = _chooser(only, ignore)
     try:
         recording = read(file)
-        found = _look_through(recording, chosen)
-    except (RecordingError, OSError) as error:
-        fail(_EXIT_FAILED, str(error))
+        topic_of = _topics(recording)
+        found = _look_through(recording, topic_of, chosen)
+    except (RecordingError, PeerError, OSError) as error:
+        fail(EXIT_FAILED, str(error))
     click.echo(f"zroute: {found.told(recording)}", err=True)
     if not found.chosen:
-        fail(_EXIT_FAILED, "there is nothing to replay")
+        fail(EXIT_FAILED, "there are no messages to replay")
 
     from zroute.cli.sending import covers, send
 
-    async def replay(outlet: Outlet) -> None:
+    async def replay(sender: Sender) -> None:
         with _progress(found.chosen) as show:
             for recorded in recording:
-                if chosen(recorded.topic):
-                    await outlet.until((recorded.at - found.first) / speed)
-                    await outlet.send(recorded.frames)
-                    show(outlet.sent)
+                if chosen(topic_of(recorded)):
+                    await sender.until((recorded.at - found.first) / speed)
+                    await sender.send(recorded.frames)
+                    show(sender.sent)
 
     raise SystemExit(
         send(
@@ -97,10 +102,10 @@ class _Found:
 
     Attributes:
         messages: The number of messages in the file.
-        chosen: The number of messages that ``--only`` and ``--ignore`` admit.
+        chosen: The number of messages that ``--only`` and ``--ignore`` select.
         first: The time of the first chosen message, in seconds since the recording began.
         last: The time of the last chosen message.
-        topics: The topics of the chosen messages, cut to the length that a subscription can have.
+        topics: The topics of the chosen messages, cut to the maximum length of a subscription.
     """
 
     messages: int = 0
@@ -110,28 +115,50 @@ class _Found:
     topics: set[bytes] = attrs.field(factory=set)
 
     def told(self, recording: Recording) -> str:
-        """Return a line that describes the contents, and the bytes that were skipped."""
+        """Return a line that describes the contents and the skipped bytes."""
         others = self.messages - self.chosen
-        filtered = f", {others} of them left out by --only and --ignore" if others else ""
+        filtered = f", {others} of them excluded by --only and --ignore" if others else ""
         torn = f"; its last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
-        return f"{recording.path} holds {self.messages} messages in {self.last - self.first:.3g} s{filtered}{torn}"
+        return f"{recording.path} contains {self.messages} messages in {self.last - self.first:.3g} s{filtered}{torn}"
 
 
-def _look_through(recording: Recording, chosen: Callable[[bytes], bool]) -> _Found:
-    """Read the whole recording once, before anything is sent.
+def _topics(recording: Recording) -> Callable[[Recorded], bytes]:
+    """Return the function that finds the topic of a recorded message.
 
-    So a broken file is reported at once, and the command knows for which topics it waits for a subscriber.
+    Raises RecordingError if the head of the recording contains an unknown message form. The function raises
+    EnvelopeError for a message of another form.
+    """
+    if recording.frames is None:
+        return lambda recorded: recorded.topic
+    try:
+        form = in_form(Endpoint("", bind=False), recording.frames).form
+        parse = None if form is None else form.parser(_BODY_MAX, str(recording.path))
+    except SetupError as error:
+        text = str(error).removeprefix(f"{error.where}: ")
+        raise RecordingError(f"contains messages of an unknown form: {text}", path=recording.path) from error
+    if parse is None:
+        return lambda recorded: recorded.topic
+    return lambda recorded: bytes(parse(recorded.frames).topic)
+
+
+def _look_through(
+    recording: Recording, topic_of: Callable[[Recorded], bytes], chosen: Callable[[bytes], bool]
+) -> _Found:
+    """Read the whole recording once before sending.
+
+    A broken file is then reported at once, and the command knows the topics for which it must wait for a subscriber.
     Raises RecordingError if the file is broken.
     """
     found = _Found()
     for recorded in recording:
         found.messages += 1
-        if chosen(recorded.topic):
+        topic = topic_of(recorded)
+        if chosen(topic):
             if not found.chosen:
                 found.first = recorded.at
             found.last = recorded.at
             found.chosen += 1
-            found.topics.add(recorded.topic[:MAX_TOPIC])
+            found.topics.add(topic[:MAX_TOPIC])
     return found
 
 

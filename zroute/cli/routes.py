@@ -1,4 +1,4 @@
-"""``zroute routes``: show the subscriptions and publications of a compiled app."""
+"""``zroute routes``: show what an app receives, publishes, asks and answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import app_options, complete_target
+from zroute.declarations.replies import reply_type
 from zroute.declarations.signatures import NO_BODY
-from zroute.errors import SetupError
+from zroute.errors import SchemaError, SetupError
+from zroute.messages.codecs import Codec, is_own
+from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.schema import describe, inspect
 from zroute.messages.topics import minimal_cover
+from zroute.planning.compiler import bridges_from_outside
 from zroute.planning.plan import CompiledTrigger, Parts
+from zroute.publishing.publication import Bridge, Publication
+from zroute.receiving.dispatch import CompiledRoute
 
 __all__ = ["command"]
 
@@ -28,9 +34,9 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the decoding engine, and the reason for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
-    """Show the routes, publications and subscriptions of an app.
+    """Show the routes, publications, requests and subscriptions of an app.
 
-    Opens no socket.
+    Also shows the specified forms of foreign messages. Opens no socket.
     """
     try:
         with redirect_stdout(sys.stderr):  # prints of the module must not mix with the result
@@ -38,84 +44,148 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
             compiled = loaded.compile().parts
     except SetupError as error:
         fail_of_setup(error)
-    rows = _routes(compiled, loaded.codec.name) + _publications(compiled, loaded.codec.name)
+    rows = _routes(compiled) + _publications(compiled, bridges_from_outside(loaded))
     prefixes = minimal_cover(pattern.subscription for route in compiled.routes for pattern in route.patterns)
     subscriptions = [prefix.decode(errors="backslashreplace") for prefix in prefixes]
+    forms = {str(endpoint): str(endpoint.form) for endpoint in loaded.sub if endpoint.form is not None}
     if as_json:
-        click.echo(json.dumps({"routes": rows, "subscriptions": subscriptions}, indent=2))
+        document = {"routes": rows, "subscriptions": subscriptions} | ({"forms": forms} if forms else {})
+        click.echo(json.dumps(document, indent=2))
         return
     _print_table(rows, (*_COLUMNS, "engine") if verbose else _COLUMNS)
     click.echo(f"\nsubscriptions: {', '.join(map(repr, subscriptions)) or 'none'}")
+    for endpoint, form in forms.items():
+        click.echo(f"{endpoint} is read as {form}")
     if verbose:
         for row in rows:
             for reason in row["reasons"]:
                 click.echo(f"{row['handler']}: {reason}")
 
 
-def _routes(compiled: Parts, default: str) -> list[dict[str, Any]]:
+def _routes(compiled: Parts) -> list[dict[str, Any]]:
     """Return a row for each pattern of each route.
 
-    ``default`` is the name of the app's codec.
+    Rows for the route's dead letters and its bridges to other apps follow.
     """
-    rows = []
-    for route in compiled.routes:
+    rows, codecs = [], compiled.codecs
+    for route in compiled.handlers:
         options = route.route.options
-        codec, batch = options.codec.name if options.codec else default, options.batch
+        codec, batch = options.codec or codecs.default, options.batch
         for pattern in route.patterns:
-            row = _row(pattern.text, pattern.kind, route.name, route.route.where, route.call.schema, codec)
+            answers = route.route.kind == "reply"
+            kind = {"reply": "reply", "work": "job"}.get(route.route.kind, pattern.kind)
+            row = _row(pattern.text, kind, route.name, route.route.where, route.call.schema, codec, codecs.extras)
+            if answers:
+                row["reply"] = _reply_of(route)
             if batch is not None:
                 row.update(type=f"list[{row['type']}] up to {batch}", batch=batch)
+            if options.retry:
+                row["retry"] = options.retry
+            if options.timeout is not None:
+                row["timeout"] = options.timeout
             rows.append(row)
+        if options.dead is not None:
+            rows.append(_row(options.dead.text, "dead letters", route.name, route.route.where, None))
+        for outlet in route.outlets:
+            if isinstance(outlet, Bridge):
+                one = outlet.publication
+                rows.append(_row(one.pattern.text, "bridge", route.name, one.where, outlet.schema, one.codec))
     return rows
 
 
-def _publications(compiled: Parts, default: str) -> list[dict[str, Any]]:
+def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) -> list[dict[str, Any]]:
     """Return a row for each publication and for each timer that publishes nothing.
 
-    The handler of a publication is the list of functions whose return value it sends, or ``publish()`` if it
-    is only called. ``default`` is the name of the app's codec.
+    The handler of a publication is the list of functions whose return value it sends. Without such functions it is
+    ``publish()``. If only other apps call these functions, as ``bridged`` says, the kind is "bridge".
     """
-    rows = []
+    rows, codecs = [], compiled.codecs
     for outlet in compiled.outlets:
         names = [trigger.name for trigger in compiled.triggers if outlet in trigger.outlets]
-        names += [route.name for route in compiled.routes if outlet in route.outlets]
-        codec = outlet.publication.codec.name if outlet.publication.codec else default
-        handler = ", ".join(names) or "publish()"
-        rows.append(_row(outlet.pattern.text, "publishes", handler, outlet.publication.where, outlet.schema, codec))
+        names += [route.name for route in compiled.handlers if outlet in route.outlets]
+        bridges = [name for publication, name in bridged if publication is outlet.publication]
+        codec, where = outlet.publication.codec or codecs.default, outlet.publication.where
+        handler, kind = ", ".join(names + bridges) or "publish()", "publishes" if names or not bridges else "bridge"
+        rows.append(_row(outlet.pattern.text, kind, handler, where, outlet.schema, codec, codecs.extras))
+    for each in compiled.requesters:
+        asked = each.requester
+        codec = asked.codec or codecs.default
+        row = _row(each.pattern.text, "requests", "request()", asked.where, asked.schema, codec, codecs.extras)
+        rows.append(row | {"reply": _described(asked.reply)})
+    for queued in compiled.queues:
+        queue, codec = queued.queue, queued.queue.codec or codecs.default
+        row = _row(queued.pattern.text, "job queue", "put()", queue.where, queue.schema, codec, codecs.extras)
+        rows.append(row | ({"retry": queue.settings.retry} if queue.settings.retry else {}))
+        if queued.dead is not None:
+            rows.append(_row(queued.dead.text, "dead letters", "put()", queue.where, None))
     timers = [trigger for trigger in compiled.triggers if not trigger.outlets]
-    return rows + [_row(_period(timer), "timer", timer.name, timer.where, NO_BODY, "") for timer in timers]
+    return rows + [_row(_period(timer), "timer", timer.name, timer.where, NO_BODY) for timer in timers]
 
 
 def _period(timer: CompiledTrigger) -> str:
-    """Return the period of a timer as text, or "" for a generator, which has none."""
+    """Return the period of a timer as text, or "" for a generator without a period."""
     return f"every {timer.schedule.every:g} s" if timer.schedule else ""
 
 
-def _row(pattern: str, kind: str, handler: str, where: str, schema: Any, codec: str) -> dict[str, Any]:
+def _row(
+    pattern: str,
+    kind: str,
+    handler: str,
+    where: str,
+    schema: Any,
+    codec: Codec | None = None,
+    extras: Extras = NO_EXTRAS,
+) -> dict[str, Any]:
     """Return the fields of one row, as ``--json`` prints them.
 
-    The type is ``none`` without a body, and ``any`` without a type. A raw or text body has that codec, whatever
-    the codec of the app is. ``engine`` decodes the type, and ``reasons`` say why it is not msgspec.
+    The type is ``none`` without a body, and ``any`` without a declared type. A raw or text body always has that codec,
+    regardless of the app's codec. ``engine`` is the engine that decodes the type, and ``reasons`` explain why it is not
+    msgspec. For a user's own codec, the engine is ``codec``.
     """
-    row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": codec}
+    name = codec.name if codec else ""
+    row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": name}
     if schema is NO_BODY or schema is None:
         row.update(type="none" if schema is NO_BODY else "any", engine="", reasons=[])
         return row
-    found = inspect(schema)
-    fixed = found.engine if found.engine in ("raw", "text") else codec
+    try:
+        found = inspect(schema, extras) if codec is None or not is_own(codec) else None
+    except SchemaError:  # a bridge to an app whose own codec carries the type
+        found = None
+    if found is None:
+        row.update(type=describe(schema), engine="codec", reasons=[])
+        return row
+    fixed = found.engine if found.engine in ("raw", "text") else name
     row.update(type=describe(schema), engine=found.engine, codec=fixed, reasons=list(found.reasons))
     return row
 
 
+def _reply_of(route: CompiledRoute) -> str:
+    """Return the type of the replies of a handler as text."""
+    declared, may_be_none = reply_type(route.route)
+    if route.info.is_generator:
+        return f"stream of {_described(declared)}"
+    return f"{_described(declared)} | None" if may_be_none and declared is not None else _described(declared)
+
+
+def _described(schema: Any) -> str:
+    return "any" if schema is None or schema is Any else describe(schema)
+
+
 def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the cells of one line. The handler is followed by its place in the code."""
-    return tuple(f"{row['handler']} {row['where']}" if column == "handler" else row[column] for column in columns)
+    """Return the cells of one line.
+
+    The place in the code follows the handler, and the type of the reply follows the type of a request.
+    """
+    cells = row | {"handler": f"{row['handler']} {row['where']}"}
+    if "reply" in row:
+        cells["type"] = f"{row['type']} -> {row['reply']}"
+    return tuple(cells[column] for column in columns)
 
 
 def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Print the rows as a table.
 
-    A terminal gets bold headers, and long cells are wrapped. Otherwise, columns are separated by two spaces or more.
+    On a terminal, headers are bold and long cells are wrapped. Otherwise, columns are separated by two or more spaces.
     """
     lines = [_cells(row, columns) for row in rows]
     if sys.stdout.isatty():

@@ -6,15 +6,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import DURATION, app_options, complete_target, endpoint_options, for_one_app, option
-from zroute.endpoints import Endpoint, parse_endpoints
+from zroute.endpoints import SIDES, EndpointOptions, parse_ends
 from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
+
+if TYPE_CHECKING:
+    from zroute.runtime.runner import LogFormat, LogLevel, Reactor
 
 __all__ = ["command"]
 
@@ -27,56 +31,65 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 @app_options
 @option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
 @option("--max-messages", type=click.IntRange(min=1), help="Stop after N received messages.", metavar="N")
-@option("--drain-timeout", type=DURATION, default=DRAIN_TIMEOUT, help="How long a stop waits for unfinished handlers.")
-@option("--reactor", type=click.Choice(_REACTORS), help="Twisted's reactor. Default: the best of the platform.")
+@option(
+    "--drain-timeout",
+    type=DURATION,
+    default=DRAIN_TIMEOUT,
+    help="The maximum time that a stop waits for unfinished handlers.",
+)
+@option(
+    "--reactor",
+    type=click.Choice(_REACTORS),
+    help="Twisted's reactor. Default: what the apps need.",
+)
 @option("--uvloop", is_flag=True, help="Run asyncio's reactor on uvloop.")
 @option("--reload", is_flag=True, help="Restart when a Python file in --app-dir changes.")
 @option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
 def command(
     apps: tuple[str, ...],
-    sub: tuple[Endpoint, ...],
-    pub: tuple[Endpoint, ...],
+    ends: EndpointOptions,
     app_dir: str,
     factory: bool,
     seconds: float | None,
     max_messages: int | None,
     drain_timeout: float,
-    reactor: str | None,
+    reactor: Reactor | None,
     uvloop: bool,
     reload: bool,
-    log_level: str,
-    log_format: str,
+    log_level: LogLevel,
+    log_format: LogFormat,
 ) -> None:
     """Run apps until SIGINT or SIGTERM.
 
-    With MODULE alone, zroute looks for its `app`, then for its `create_app`. Several apps share one process and
-    one reactor. --sub and --pub can be used with one app only.
+    If only MODULE is given, zroute looks for `app` in the module, then for `create_app`. Several apps share one process
+    and one reactor. Endpoints (--sub and so on) can be given for one app only.
 
-    The first signal stops the apps, after the handlers have finished. A second signal ends the program at once.
+    The first signal stops the apps after their handlers have finished. A second signal ends the program at once.
     """
-    for_one_app(apps, sub, pub)
-    if len(set(apps)) < len(apps):
-        raise click.UsageError("an app is named twice, but runs only once in a process: name each once")
-    for given, bind in ((sub, False), (pub, True)):
-        _refuse_repeated(given, bind)
+    for_one_app(apps, ends)
+    if (twice := next((name for name in apps if apps.count(name) > 1), None)) is not None:
+        raise click.UsageError(f"{twice} is given twice, but a process can run each app only once: give it once")
+    _refuse_repeated(ends)
     if reload:
         from zroute.cli.reload import supervise
 
         set_up_logging(log_level, log_format)
-        raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir)))
+        raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir), seconds))
     from zroute.cli.reload import end_with_parent
     from zroute.runtime.runner import install_reactor, run
 
     end_with_parent(drain_timeout)  # before the imports, which may take long or never end
     try:
-        install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another
-        set_up_logging(log_level, log_format)  # before they log
+        if reactor is not None or uvloop:  # else `run` installs what the apps need, when they are loaded
+            install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another
+        set_up_logging(log_level, log_format)  # before the modules log
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
             loaded,
-            sub=sub or None,
-            pub=pub or None,
+            **ends,
+            reactor=reactor,
+            uvloop=uvloop,
             seconds=seconds,
             max_messages=max_messages,
             drain_timeout=drain_timeout,
@@ -91,7 +104,7 @@ def command(
 
 
 def _without_reload(argv: Sequence[str]) -> list[str]:
-    """Return the arguments after ``run`` for the child: without ``--reload``."""
+    """Return the arguments after ``run`` for the child, without ``--reload``."""
     after = argv[list(argv).index("run") + 1 :]
     return [argument for argument in after if argument != "--reload"]
 
@@ -121,12 +134,12 @@ def _folder(name: str, app_dir: Path) -> Path:
     return Path(spec.origin).parent if spec and spec.has_location and spec.origin else app_dir
 
 
-def _refuse_repeated(given: tuple[Endpoint, ...], bind: bool) -> None:
-    """Raise a usage error if one endpoint is given twice.
+def _refuse_repeated(ends: EndpointOptions) -> None:
+    """Raise a usage error if an endpoint is given twice.
 
-    Its messages would arrive twice.
+    Otherwise its messages would arrive twice.
     """
     try:
-        parse_endpoints(map(str, given), bind=bind)
+        parse_ends({side.name: map(str, ends.get(side.name) or ()) for side in SIDES})
     except EndpointError as error:
         raise click.UsageError(str(error)) from error

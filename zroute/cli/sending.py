@@ -1,9 +1,9 @@
 """The publisher behind ``zroute pub`` and ``zroute replay``.
 
-It waits for a subscriber, runs a job that sends messages through an `Outlet`, and ends when the subscribers
-have read everything. If a queue is full, the outlet waits, so it drops no message. It counts messages to
-topics without a subscriber. On the tracked wire it numbers messages like an app and ends with a goodbye, so
-subscribers count exactly what they receive and lose.
+The publisher waits for a subscriber, runs a job that sends messages through a `Sender`, and ends when the subscribers
+have read all messages. If a queue is full, the sender waits instead of dropping messages. It counts messages to topics
+without a subscriber. On the tracked wire, it numbers messages like an app and ends with a goodbye, so that subscribers
+can count received and lost messages exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from zroute.awaiting import within
-from zroute.cli.loading import EXIT_ENDPOINT
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.logs import set_up_logging
@@ -31,46 +30,39 @@ from zroute.messages.topics import Topic
 from zroute.options import READ_BUDGET, SEND_QUEUE
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
-from zroute.runtime.runner import EXIT_DRAIN, install_reactor
-from zroute.runtime.signals import run_reactor
+from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_TIMED_OUT
+from zroute.runtime.runner import install_reactor
+from zroute.runtime.signals import StopSignals, run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
 
-__all__ = ["EXIT_NOBODY", "Job", "Outlet", "covers", "send"]
-
-EXIT_NOBODY = 124  # the code of timeout(1) for an expired time
+__all__ = ["Job", "Sender", "covers", "send"]
 
 _FLUSH = 30.0
-"""Seconds that subscribers have at the end, to read the messages sent.
+"""The time in seconds in which subscribers must read the remaining messages at the end.
 
-A slow subscriber needs less. A dead one must not keep the command waiting forever.
+A slow subscriber needs less time, and a dead subscriber must not keep the command waiting forever.
 """
 
 _SETTLE = 0.05
-"""Seconds without a new subscription, after which a subscriber has sent all of them.
+"""The time in seconds without a new subscription after which all subscriptions of a subscriber have arrived.
 
 Subscriptions arrive one by one.
 """
 
 _RETRY = 0.002
-"""Seconds until the next attempt if a queue is full.
+"""The time in seconds until the next attempt if a queue is full.
 
 libzmq makes room for thousands of messages at once, so these pauses do not reduce the rate.
 """
 
-_ONE_SIGNAL = 0.2
-"""Seconds in which several signals count as one.
-
-timeout(1) signals the process, and immediately afterwards its process group.
-"""
-
 _PATIENCE = 1.0
-"""Seconds of a full queue, or of the flush, until a line says so."""
+"""The time in seconds for which a queue is full, or a flush takes, until a line is printed."""
 
 _log = logging.getLogger("zroute")
 
 
-class Outlet:
-    """The means by which a job sends messages.
+class Sender:
+    """Sends the messages of a job.
 
     Attributes:
         sent: The number of messages sent.
@@ -101,7 +93,10 @@ class Outlet:
         return float(self.reactor.seconds() - self._began)
 
     async def until(self, at: float) -> None:
-        """Wait until ``at`` seconds after the job began. A past time does not wait."""
+        """Wait until ``at`` seconds after the job began.
+
+        If that time has passed, return at once.
+        """
         left = at - self.elapsed
         if left > 0:
             await deferLater(self.reactor, left)
@@ -109,14 +104,14 @@ class Outlet:
     def track(self) -> None:
         """Let subscribers join: answer their markers and send beats.
 
-        Call this before the socket is opened, if the job uses `publish`.
+        If the job uses `publish`, call this before the socket is opened.
         """
         self._connection.on_subscription = self._publishing.subscription
 
     async def goodbye(self, seconds: float) -> bool:
-        """Tell joined subscribers that no message follows.
+        """Tell joined subscribers that no more messages follow.
 
-        Returns True if all of them have read it within ``seconds``.
+        Returns True if all subscribers have read this goodbye within ``seconds``.
         """
         with suppress(TimeoutError):
             await within(seconds, self._publishing.goodbye(), self.reactor)
@@ -126,7 +121,7 @@ class Outlet:
     async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
         """Send one message to the subscribers of its topic, on the tracked wire.
 
-        Waits until the queue of each subscriber has room for it. ``codec`` is the codec's number on the wire.
+        Waits until the queue of each subscriber has room for the message. ``codec`` is the codec's number on the wire.
         """
         counters = self._publishing.counters
 
@@ -143,7 +138,7 @@ class Outlet:
     async def send(self, frames: tuple[bytes, ...]) -> None:
         """Send the frames of one message, unchanged, to the subscribers of its topic.
 
-        Waits until the queue of each subscriber has room for them.
+        Waits until the queue of each subscriber has room for the message.
         """
         topic = frames[0].partition(b"\0")[0]
         await self._when_there_is_room(topic, lambda: self._connection.try_send(frames))
@@ -169,10 +164,10 @@ class Outlet:
         self._slow_since = self._slow_since or now
         if now - self._slow_since > _PATIENCE and not self._said:
             self._said = True
-            _say("a subscriber reads slowly or not at all: waiting for it, so that it loses no message")
+            _say("a subscriber reads slowly or not at all: waiting for it to avoid losing messages")
 
 
-Job = Callable[[Outlet], Coroutine[Any, Any, None]]
+Job = Callable[[Sender], Coroutine[Any, Any, None]]
 
 
 def covers(subscriptions: Container[bytes], topic: bytes) -> bool:
@@ -191,29 +186,29 @@ def send(
 ) -> int:
     """Open ``endpoint``, wait for a subscriber, run ``job`` and flush.
 
-    A first signal cancels the job, and the flush follows. A second signal n ends the process at once, with the
-    exit code 128 + n.
+    The first signal cancels the job, and the flush follows. A second signal, with the number n, ends the process at
+    once with the exit code 128 + n.
 
     Args:
         endpoint: The endpoint to bind or connect.
-        job: A coroutine function that sends all messages through the `Outlet`.
-        wait: How long to wait for a subscriber, in seconds. 0 begins at once.
-        wanted: Called with the live subscriptions. Returns True if the job should begin.
-        whom: A description of the subscriber that is waited for, for texts.
-        tracked: True if the job uses `Outlet.publish`. Subscribers can then join.
+        job: A coroutine function that sends all messages through the `Sender`.
+        wait: The time in seconds to wait for a subscriber. With 0, the job begins at once.
+        wanted: Called with the active subscriptions. Returns True if the job can begin.
+        whom: A description of the expected subscriber, for messages to the user.
+        tracked: True if the job uses `Sender.publish`. Subscribers can then join.
 
     Returns:
-        0 if everything that was sent was read, also after a signal. 5 if the endpoint can't be opened. 75 if
-        subscribers had not read everything after 30 s, or lost messages with their connection. 124 if no
-        subscriber arrived in time, and so nothing was sent.
+        0 if the subscribers have read all sent messages, also after a signal. 5 if the endpoint can't be opened. 75 if
+            subscribers had not read all messages after 30 s, or lost messages because their connection was reset. 124
+            if no subscriber arrived in time, so that nothing was sent.
 
     Raises:
-        Exception: The error that the job has raised, after the flush.
+        Exception: The error that the job has raised. It is raised again after the flush.
     """
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
     sending = _Sending(reactor, endpoint, job, wait, wanted, whom, tracked)
-    run_reactor(reactor, sending.signalled, sending.start)
+    run_reactor(reactor, sending.signals, sending.start)
     if sending.failure is not None:
         sending.failure.raiseException()
     return sending.code
@@ -240,20 +235,20 @@ class _Sending:
         self._wait = wait
         self._wanted = wanted
         self._whom = whom
-        self._signalled_at: float | None = None
+        self.signals = StopSignals(lambda: reactor.callFromThread(self._stop), self._end_now)
         self._changed: Deferred[None] = Deferred()
         self._connection = LosslessPubConnection(reactor, self._on_change)
         self._connection.log.name = click.get_current_context().command_path
         # The names that the log lines of the connection use for its options.
         self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
-        self._outlet = Outlet(reactor, self._connection)
+        self._sender = Sender(reactor, self._connection)
         if tracked:
-            self._outlet.track()
+            self._sender.track()
         self._began = False
         self._work: Deferred[None] = Deferred()
 
     def start(self) -> None:
-        """Begin the run, in the running reactor, and stop the reactor at its end."""
+        """Start the run in the running reactor, and stop the reactor at the end."""
         self._work = Deferred.fromCoroutine(self._run())
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: Deferred.fromCoroutine(self._finish()))
@@ -268,45 +263,46 @@ class _Sending:
             _say(str(error))
             self.code = EXIT_ENDPOINT
             return
-        if self._endpoint.is_open:
-            _say(f"{resolved} is open to the network, without authentication")
+        if self._endpoint.resolved(resolved).is_open:
+            _say(f"{resolved} is reachable from the network, without authentication")
         if self._wait and not await self._subscriber(resolved):
-            self.code = EXIT_NOBODY
+            self.code = EXIT_TIMED_OUT
             return
         self._began = True
-        self._outlet.begin()
-        await self._job(self._outlet)
+        self._sender.begin()
+        await self._job(self._sender)
 
     def _failed(self, failure: Failure) -> None:
         if not isinstance(failure.value, CancelledError):  # a signal cancels the job
             self.failure = failure
 
     async def _finish(self) -> None:
-        """Wait until the subscribers have read everything, and print the numbers.
+        """Wait until the subscribers have read all messages, and print the numbers.
 
-        Sets the exit code if they have not. If the job has not begun, there is nothing to wait for.
+        Set the exit code if a subscriber has not read all messages. If the job has not begun, return at once.
         """
-        outlet, until = self._outlet, self._reactor.seconds() + _FLUSH
+        sender, until = self._sender, self._reactor.seconds() + _FLUSH
         if not self._began:
-            await outlet.goodbye(_PATIENCE)  # to subscribers of other topics, which may have joined
+            await sender.goodbye(_PATIENCE)  # to subscribers of other topics, which may have joined
             await self._connection.finish(0)
             return
-        said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read the rest")
-        complete = await outlet.goodbye(_FLUSH)
+        said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read the remaining messages")
+        complete = await sender.goodbye(_FLUSH)
         complete = await self._connection.finish(max(until - self._reactor.seconds(), 0)) and complete
         if said.active():
             said.cancel()
-        unheard = f", {outlet.unheard} of them to topics without a subscriber" if outlet.unheard else ""
-        _say(f"sent {outlet.sent} {'message' if outlet.sent == 1 else 'messages'}{unheard}")
+        unheard = f", {sender.unheard} of them to topics without a subscriber" if sender.unheard else ""
+        _say(f"sent {sender.sent} {'message' if sender.sent == 1 else 'messages'}{unheard}")
         if lost_to := self._connection.lost_to:
             _say(
                 f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before reading "
-                "everything, connected again, and lost messages. Their heartbeat does that while their queue is full: "
-                "set a longer ZMQ_HEARTBEAT_TIMEOUT there, or none"
+                "all messages, reconnected, and lost messages. Their ZeroMQ heartbeat causes this while their queue "
+                "is full: "
+                "set a longer ZMQ_HEARTBEAT_TIMEOUT in the subscriber, or remove it"
             )
             self.code = EXIT_DRAIN
         elif not complete:
-            _say(f"subscribers had not read everything after {_FLUSH:g} s: they may lose the last messages")
+            _say(f"subscribers had not read all messages after {_FLUSH:g} s: they may lose the last messages")
             self.code = EXIT_DRAIN
 
     # -- waiting for a subscriber -----------------------------------------------------------------------
@@ -316,9 +312,9 @@ class _Sending:
             self._changed.callback(None)
 
     async def _subscriber(self, resolved: str) -> bool:
-        """Wait for a wanted subscription. Return True if there was one in time."""
+        """Wait for a wanted subscription. Return True if it arrives in time."""
         how = "bound to" if self._endpoint.bind else "connects to"
-        _say(f"{how} {resolved}, waits for {self._whom}")
+        _say(f"{how} {resolved}, waiting for {self._whom}")
         live = self._connection.subscriptions
         deadline = self._reactor.seconds() + self._wait
         while not self._wanted(live):
@@ -331,7 +327,7 @@ class _Sending:
                 others = ", ".join(sorted(repr(Topic.from_wire(prefix)) for prefix in plain)[:8])
                 _say(
                     f"nothing was sent: waited {self._wait:g} s for {self._whom}; "
-                    f"live subscriptions: {others or 'none'}"
+                    f"active subscriptions: {others or 'none'}"
                 )
                 return False
             await deferLater(self._reactor, _SETTLE)
@@ -339,22 +335,15 @@ class _Sending:
 
     # -- signals ----------------------------------------------------------------------------------------
 
-    def signalled(self, number: int, _frame: object) -> None:
-        """Cancel the job at the first signal, and end the process at the second."""
-        now = self._reactor.seconds()
-        if self._signalled_at is None:
-            self._signalled_at = now
-            self._reactor.callFromThread(self._stop)
-        if now - self._signalled_at < _ONE_SIGNAL:
-            return
-        with suppress(Exception):  # a signal may come in the middle of a print
-            _say(f"{signal.Signals(number).name} again: ending at once")
-        os._exit(128 + number)
-
     def _stop(self) -> None:
-        """Cancel the job. The flush follows, and is not cancelled."""
+        """Cancel the job. The flush follows; it is not cancelled."""
         if not self._work.called:
             self._work.cancel()
+
+    def _end_now(self, number: int) -> None:
+        with suppress(Exception):  # a signal may arrive in the middle of a print
+            _say(f"{signal.Signals(number).name} received again: ending now")
+        os._exit(128 + number)
 
 
 def _say(text: str) -> None:

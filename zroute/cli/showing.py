@@ -10,25 +10,29 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from zroute.logs import printable
 from zroute.messages.codecs import BUILTIN, RAW, TEXT, Codec, detect
+from zroute.messages.compression import compression_of
 from zroute.messages.wire import Envelope
 
-__all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "decoded", "one_line", "template"]
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "coloured", "decoded", "one_line", "template"]
 
 _CODECS = {codec.number: codec for codec in BUILTIN.values()}
 _MAX_DEPTH = 100  # levels of nesting in a body: deeper ones can't be read in a line, and Python limits recursion
 
 _BINARY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
-"""The control characters that no text contains, so a body that has one is shown as bytes.
+"""The control characters that do not occur in text. A body that contains one of them is shown as bytes.
 
-Tab, line feed, carriage return and escape (1B) are not in the set: log lines may contain them, for example
-for colours.
+Tab, line feed, carriage return and escape (1B) are not included, because log lines may contain them, for example for
+colours.
 """
 _NOTHING = "-"
 
@@ -39,9 +43,9 @@ class Body:
 
     Attributes:
         value: A value that can be written as JSON, or bytes if the body can't be decoded.
-        codec: The name of the codec that the publisher states, or that the body seems to have. If the publisher
-            states a codec that is not one of zroute's own, its number.
-        fault: The reason why the body is not in that codec, or "".
+        codec: The name of the codec that the publisher states or that was guessed from the body, or the number of a
+            stated codec that is not built in.
+        fault: The reason why the body can't be decoded with that codec, or "".
     """
 
     value: Any
@@ -49,21 +53,20 @@ class Body:
     fault: str = ""
 
 
-def decoded(envelope: Envelope) -> Body:
-    """Decode the body of ``envelope``.
+def decoded(body: bytes, number: int) -> Body:
+    """Decode a body in the codec ``number``.
 
-    The header may state the codec. Otherwise it is guessed: by the first byte, then as text, then as bytes.
-    Raises no error: `Body.fault` describes a body that does not match its codec.
+    If the number is 0, the codec is guessed: from the first byte, then text, then bytes. The function raises no error;
+    `Body.fault` describes a body that does not match its codec.
     """
-    body = envelope.body
-    if envelope.codec:
-        codec = _CODECS.get(envelope.codec)
+    if number:
+        codec = _CODECS.get(number)
         if codec is None:
-            return Body(body, str(envelope.codec))
+            return Body(body, str(number))
         try:
             return Body(_read(codec, body), codec.name)
         except Exception as error:  # decoders raise errors of any class for a peer's faults
-            return Body(body, codec.name, f"it is not {codec.name}: {error}")
+            return Body(body, codec.name, f"not valid {codec.name}: {error}")
     for codec in filter(None, (detect(body), TEXT)):
         try:
             value = _read(codec, body)
@@ -71,6 +74,9 @@ def decoded(envelope: Envelope) -> Body:
             continue
         if codec is not TEXT or not _BINARY.search(value):
             return Body(value, codec.name)
+    compression = compression_of(body)
+    if compression is not None:
+        return Body(body, RAW.name, f"it looks compressed: add decompress={compression} to --frames")
     return Body(body, RAW.name)
 
 
@@ -84,13 +90,13 @@ def _read(codec: Codec, body: bytes) -> Any:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Return ``value`` in types that JSON has.
+    """Return ``value`` in types that JSON supports.
 
-    Bytes become ``{"base64": …}``, and values of any other type become text. ``depth`` is the level of nesting.
-    Raises ValueError beyond ``_MAX_DEPTH`` levels.
+    Bytes become ``{"base64": …}``, and values of any other type become text. ``depth`` is the level of nesting. Raises
+    ValueError if it exceeds ``_MAX_DEPTH``.
     """
     if depth > _MAX_DEPTH:
-        raise ValueError(f"it nests deeper than {_MAX_DEPTH} levels")
+        raise ValueError(f"the body nests deeper than {_MAX_DEPTH} levels")
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
@@ -108,8 +114,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def one_line(text: str) -> str:
     """Return ``text`` in one line that can't control a terminal.
 
-    Line ends, control characters and invisible ones are escaped. JSON text keeps its meaning, because the
-    escapes are those of JSON.
+    Line ends, control characters and invisible characters are escaped. JSON text keeps its meaning, because JSON
+    escapes are used.
     """
     return printable(text, None)
 
@@ -123,10 +129,23 @@ def as_text(value: Any) -> str:
     return one_line(json.dumps(value, ensure_ascii=False))
 
 
+def coloured(body: Body, shown: str) -> Text:
+    """Return ``shown``, the text of a body or its beginning, in colours."""
+    from rich.highlighter import JSONHighlighter
+    from rich.text import Text
+
+    text = Text(shown)
+    if isinstance(body.value, bytes):
+        text.stylize("yellow")
+    elif not isinstance(body.value, str):
+        JSONHighlighter().highlight(text)
+    return text
+
+
 def clock_time(seconds: float) -> str:
     """Return the local time of day, with milliseconds.
 
-    ``seconds`` count from the Unix epoch.
+    ``seconds`` is a time in seconds since the Unix epoch.
     """
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]
 
@@ -138,7 +157,7 @@ def as_line(envelope: Envelope, body: Body) -> tuple[str, str, str, str]:
 
 
 def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
-    """Return the fields that ``--json`` prints, and that a template may name."""
+    """Return the fields for ``--json``, which a template may also use."""
     return {
         "topic": envelope.topic,
         "body": body.value,
@@ -155,7 +174,7 @@ def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
 def as_json(envelope: Envelope, body: Body) -> str:
     """Return the message as a JSON object in one line.
 
-    It has a field ``error`` only if the body does not match the codec that the publisher states.
+    The object has a field ``error`` only if the body does not match the codec that the publisher states.
     """
     fields = _fields(envelope, body)
     fields["body"] = _plain(body.value)
@@ -168,10 +187,10 @@ def as_json(envelope: Envelope, body: Body) -> str:
 
 
 class _Field:
-    """A value as a template sees it, for example in ``{body[price]:.2f}``.
+    """A value in a template, for example in ``{body[price]:.2f}``.
 
-    An item that the value does not have is shown as ``-``. If ``strict``, a format that does not fit the value
-    raises ValueError; otherwise the value is shown without it.
+    A missing item is shown as ``-``. If ``strict`` is True, a format that does not suit the value raises ValueError;
+    otherwise the value is shown without the format.
     """
 
     def __init__(self, value: Any, *, strict: bool = False) -> None:
@@ -194,7 +213,7 @@ class _Field:
         number = isinstance(self._value, int | float) and spec
         try:
             return format(self._value, spec) if number else format(str(self), spec.lstrip("0"))  # "0" pads numbers only
-        except ValueError:  # this value is text, and that of other messages a number
+        except ValueError:  # this value is text, but it may be a number in other messages
             if self._strict:
                 raise
             return str(self)
@@ -211,9 +230,9 @@ _SAMPLE = {
     "tracked": _Field(True, strict=True),
     "headers": _Field({}),
 }
-"""A message to check a template with.
+"""A message with which a template is checked.
 
-The items of body and headers can't be checked: they are known only when a message arrives.
+The items of body and headers can't be checked, because they are known only when a message arrives.
 """
 
 
@@ -229,10 +248,10 @@ def template(text: str) -> Callable[[Envelope, Body], str]:
         text.format_map(_SAMPLE)
     except KeyError as error:
         known = ", ".join(f"{{{name}}}" for name in _SAMPLE)
-        raise click.UsageError(f"--format {text!r} has an unknown field {error}: there are {known}") from error
+        raise click.UsageError(f"--format {text!r} has an unknown field {error}: the fields are {known}") from error
     except AttributeError as error:
         raise click.UsageError(
-            f"--format {text!r} has a dot in a field: write {{body[name]}} to show a part of the body"
+            f"--format {text!r} has a dot in a field: write {{body[name]}} to show an item of the body"
         ) from error
     except (ValueError, LookupError, TypeError) as error:
         example = "for example, write '{topic} {body[price]:.2f}'"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType
-from zroute.cli.showing import Body, as_json, as_line, decoded, one_line, template
+from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
+from zroute.cli.showing import Body, as_json, as_line, coloured, decoded, one_line, template
 from zroute.endpoints import Endpoint
 from zroute.logs import has_colors
 from zroute.messages.topics import Pattern
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _CLIP = 2000
-"""Characters of a body that a terminal shows. A longer body would push all others off the screen."""
+"""The maximum number of characters of a body on a terminal. A longer body would push other messages off the screen."""
 
 
 @click.command("tail")
@@ -34,7 +34,11 @@ _CLIP = 2000
 )
 @click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Show the first of each N messages.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are shown.")
-@click.option("--wait", type=DURATION, help="End with 124 if no message arrived in this time: 10s, 500ms, 2m.")
+@click.option(
+    "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time: 10s, 500ms, 2m."
+)
+@frames_option
+@separator_option()
 def command(
     endpoint: Endpoint,
     patterns: tuple[Pattern, ...],
@@ -45,16 +49,17 @@ def command(
     sample: int,
     count: int | None,
     wait: float | None,
+    frames: str | None,
 ) -> None:
     """Show the messages of a publisher, until a signal.
 
-    Shows messages whose topics match one of the PATTERNs, or all messages without a pattern. Connects to
-    ENDPOINT, or binds it if it begins with bind:. Reads any wire form.
+    Shows the messages whose topics match one of the PATTERNs, or all messages if no pattern is given. Connects to
+    ENDPOINT, or binds it if it begins with bind:. Reads all wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
     """
     if as_objects + topics_only + (text is not None) > 1:
-        raise click.UsageError("--json, --format and --topics-only exclude each other: choose one")
+        raise click.UsageError("--json, --format and --topics-only are mutually exclusive: choose one of them")
     if as_objects:
         show = _printed(as_json)
     elif text is not None:
@@ -74,14 +79,14 @@ def command(
         if (listening.taken - 1) % sample:
             counts["sampled out"] += 1
             return
-        body = decoded(envelope)
+        body = decoded(envelope.body, envelope.codec)
         counts["undecodable"] += bool(body.fault)
         show(envelope, body)
         counts["shown"] += 1
         if counts["shown"] == count:
             listening.stop()
 
-    listening = Listening((endpoint,), patterns, take, ignore=ignore)
+    listening = Listening((in_form(endpoint, frames),), patterns, take, ignore=ignore)
     with while_read():
         code = listening.run(wait=wait)
     if not code:
@@ -97,7 +102,7 @@ Show = Callable[["Envelope", Body], None]
 def _printed(line: Callable[[Envelope, Body], str]) -> Show:
     """Return a function that prints a message as one line, formatted by ``line``.
 
-    Each line is flushed, so a program that reads it does not wait.
+    Each line is flushed, so that a program that reads the output gets it immediately.
     """
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # JSON is UTF-8
     return lambda envelope, body: print(line(envelope, body), flush=True)
@@ -106,22 +111,16 @@ def _printed(line: Callable[[Envelope, Body], str]) -> Show:
 def _pretty() -> Show:
     """Return a function that prints a message in colours.
 
-    It cuts bodies after ``_CLIP`` characters, and says how many follow.
+    It cuts bodies after ``_CLIP`` characters, and shows the number of omitted characters.
     """
     from rich.console import Console
-    from rich.highlighter import JSONHighlighter
     from rich.text import Text
 
     console = Console(highlight=False)
-    highlight = JSONHighlighter().highlight
 
     def show(envelope: Envelope, body: Body) -> None:
         time, topic, shown, fault = as_line(envelope, body)
-        value = Text(shown[:_CLIP])
-        if isinstance(body.value, bytes):
-            value.stylize("yellow")
-        elif not isinstance(body.value, str):
-            highlight(value)
+        value = coloured(body, shown[:_CLIP])
         line = Text.assemble((time, "dim"), " ", (topic, "bold cyan"), " ", value)
         if len(shown) > _CLIP:
             line.append(f" … and {len(shown) - _CLIP} characters more", "dim")

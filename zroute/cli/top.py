@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType
+from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
 from zroute.cli.showing import clock_time, one_line
 from zroute.endpoints import Endpoint
 from zroute.messages.topics import Pattern
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["Traffic", "command"]
 
 _KEPT = 1000
-"""The largest number of topics with a line of their own.
+"""The maximum number of topics with their own line.
 
-It exceeds what people read, and limits the memory if a publisher invents topics.
+It is more than people read, and limits the memory if a publisher sends ever new topics.
 """
 
 _SHORTEST = 0.1
-"""The shortest interval in seconds. Rates of a shorter one would be noise."""
+"""The shortest interval in seconds. In a shorter interval, rates would be mostly noise."""
 
 _COLUMNS = ("topic", "messages/s", "bytes/s", "messages", "bytes", "last seen")
 _TOPIC = 16
-"""The least width of the topic column. A narrow terminal shows only the first of the other columns."""
+"""The minimum width of the topic column. On a narrow terminal, only the first of the other columns are shown."""
 
 _AROUND = 5  # lines of the screen besides the topics: header, others, total, lost, cursor
 
@@ -45,13 +45,18 @@ _AROUND = 5  # lines of the screen besides the topics: header, others, total, lo
 @click.command("top")
 @click.argument("endpoint", type=EndpointType(bind=False))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Length of each measurement.")
-@click.option("--once", is_flag=True, help="Measure one interval, print it and end.")
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="The length of each measurement.")
+@click.option("--once", is_flag=True, help="Measure one interval, print it and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line and interval.")
-def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, once: bool, as_json: bool) -> None:
+@frames_option
+@separator_option()
+def command(
+    endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, once: bool, as_json: bool, frames: str | None
+) -> None:
     """Show messages and bytes per second for each topic.
 
-    The fastest topic comes first. Connects to ENDPOINT, or binds it if it begins with bind:.
+    The topic with the highest rate comes first. Connects to ENDPOINT, or binds it if it begins with bind:. Reads all
+    wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute top tcp://127.0.0.1:5555 'stocks.>'
     """
@@ -60,7 +65,7 @@ def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, 
 
     from zroute.cli.listening import Listening, say, while_read
 
-    listening = Listening((endpoint,), patterns, lambda envelope: traffic.take(envelope))
+    listening = Listening((in_form(endpoint, frames),), patterns, lambda envelope: traffic.take(envelope))
     traffic = Traffic()  # after the line above, whose time must not count
 
     def measure() -> None:
@@ -86,7 +91,7 @@ def command(endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, 
 class Rate:
     """The rates of one topic in one interval.
 
-    ``messages`` and ``bytes`` are totals since the start. ``last_seen`` is the arrival of the last message, in
+    ``messages`` and ``bytes`` are totals since the start. ``last_seen`` is the arrival time of the last message, in
     seconds since the Unix epoch.
     """
 
@@ -104,10 +109,10 @@ class Measured:
 
     Attributes:
         time: The end of the interval, in seconds since the Unix epoch.
-        interval: Its length in seconds.
-        topics: The rates by topic, the fastest first.
-        others: The sum of the topics without a line of their own. None if there are none.
-        lost: The number of messages lost since the start. None if no publisher numbers its messages.
+        interval: The length of the interval in seconds.
+        topics: The rates by topic, the highest rate first.
+        others: The sum of the topics without their own line, or None.
+        lost: The number of messages lost since the start; None if no publisher numbers its messages.
     """
 
     time: float
@@ -119,7 +124,7 @@ class Measured:
 
 @attrs.define
 class _Count:
-    """The counters of one topic: totals, and ``recent`` ones since the last interval."""
+    """The counters of one topic: totals, and counts since the last interval."""
 
     messages: int = 0
     bytes: int = 0
@@ -144,9 +149,10 @@ class _Count:
 class Traffic:
     """Counters of messages and bytes by topic, for a limited number of topics.
 
-    After each interval, only the ``kept`` fastest topics remain. All others are added up. Within an interval, twice
-    as many topics are counted, so that a new topic can become one of the fastest. A topic of more than `MAX_TOPIC`
-    characters always belongs to the others. ``clock`` returns seconds.
+    After each interval, only the ``kept`` topics with the highest rates keep their counters. The counters of all other
+    topics are added up. Within an interval, up to twice as many topics are counted, so that a new topic can become one
+    of the fastest. A topic of more than `MAX_TOPIC` characters always belongs to the other topics. ``clock`` returns
+    the time in seconds.
     """
 
     def __init__(self, kept: int = _KEPT, clock: Callable[[], float] = time.monotonic) -> None:
@@ -157,7 +163,7 @@ class Traffic:
         self._others = _Count()
 
     def take(self, envelope: Envelope) -> None:
-        """Count one message. Its size is that of all its frames, with topic and header."""
+        """Count one message. Its size includes all frames, with topic and header."""
         count = self._topics.get(envelope.topic)
         if count is None:
             count = self._others
@@ -202,7 +208,8 @@ Show = Callable[[Measured], None]
 def _output(as_json: bool, *, live: bool) -> Iterator[Show]:
     """Yield a function that shows an interval.
 
-    It prints JSON, or refreshes a table on a terminal if ``live``, or prints plain tables one after the other.
+    It prints JSON if ``as_json`` is True. Otherwise it refreshes a table on a terminal if ``live`` is True, or prints
+    plain tables one after the other.
     """
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # the encoding of JSON and of topics
     if as_json:
@@ -234,8 +241,8 @@ def _document(measured: Measured) -> str:
 def _lines(measured: Measured, height: int | None = None) -> list[tuple[str, ...]]:
     """Return the cells of the table, line by line.
 
-    Topics that do not fit on a screen of ``height`` lines are added to the others. Without ``height``, all topics
-    have a line.
+    Topics that do not fit on a screen of ``height`` lines are added to the other topics. If ``height`` is None, all
+    topics have a line.
     """
     fitting = len(measured.topics) if height is None else max(height - _AROUND, 1)
     shown, rest = measured.topics[:fitting], measured.topics[fitting:]

@@ -1,8 +1,8 @@
 """Find groups of routes that no app includes, so that their handlers never run.
 
-A group may belong to another app that is not loaded here. So the search is careful: it reports a group only
-if the app's own module has a name for it and does not use it. A module uses a group if it includes it, even
-under a condition, or passes it to a function.
+A group may belong to an app that this command does not load. The search therefore reports a group only if the app's own
+module has a name for the group but does not use it. A module uses a group if it includes the group, even under a
+condition, or passes it to a function.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["never_included"]
 
 
 def never_included(module: ModuleType, apps: Iterable[App]) -> list[tuple[str, Routes]]:
-    """Return the groups that ``module`` does not use, with their names in it.
+    """Return the groups that ``module`` does not use, with their names in the module.
 
-    Groups are left out if one of ``apps`` includes them, or an app that is a global of any loaded module.
-    Groups without any handler or publication are left out too.
+    The result omits groups that are included by one of ``apps``, or by an app that is a global of any loaded module. It
+    also omits groups that have neither handlers nor publications.
     """
     included = {id(group) for app in (*apps, *_global_apps()) for group in app._groups()}
     found = {id(group): (name, group) for name, group in _forgotten(module) if group._holds_anything}
@@ -40,8 +40,9 @@ def _global_apps() -> Iterator[App]:
 def _forgotten(module: ModuleType) -> Iterator[tuple[str, Routes]]:
     """Yield the groups that ``module`` does not use, with their names.
 
-    These are its own or imported groups that only decorate functions, and all groups of imported modules that
-    it never uses. The source text of the module decides; without a source there are no groups.
+    These are groups of the module, and groups that it imports, if they only decorate functions. Groups of imported
+    modules that ``module`` never uses are included too. They are found in the source text of the module; without a
+    source text, there is no result.
     """
     try:
         tree = ast.parse(inspect.getsource(module))
@@ -59,7 +60,8 @@ def _forgotten(module: ModuleType) -> Iterator[tuple[str, Routes]]:
 def _handed_on(tree: ast.Module) -> set[str]:
     """Return the names that are used as values.
 
-    For example as an argument, in a list or in an assignment. ``group`` in ``group.subscribe`` is not.
+    A value is, for example, an argument, an item of a list, or the right side of an assignment. ``group`` in
+    ``group.subscribe`` is not a value.
     """
     bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))

@@ -1,7 +1,7 @@
-"""The plan for lists of messages, which handlers with ``batch=`` receive.
+"""The plan for the lists of messages that handlers with ``batch=`` receive.
 
-A list holds the messages received so far, up to the number in ``batch``. The handler is called when the list is full
-or when no further message waits to be read. A list never waits for a message that may not arrive.
+A list collects received messages, up to the number in ``batch``. The handler is called when the list is full or when no
+further message is ready to be read. A list never waits for a message that may not arrive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zroute.functions import name_of
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
-from zroute.publishing.publication import CompiledPublication
+from zroute.publishing.publication import Outlet
 
 __all__ = ["Lists", "plan_lists"]
 
@@ -27,7 +27,7 @@ _LISTS = (list, Sequence, Collection, Iterable)
 
 @attrs.frozen
 class Lists:
-    """The way in which one route collects messages into lists.
+    """The settings with which a route collects messages into lists.
 
     Attributes:
         most: The maximum number of messages in a list.
@@ -40,11 +40,14 @@ class Lists:
     keyword: str | None
 
 
-def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication]) -> tuple[Call, Lists | None]:
-    """Return ``call`` with the schema of one message, and the plan for its lists.
+def plan_lists(
+    call: Call, route: Route, outlets: Sequence[Outlet], captures: Sequence[str]
+) -> tuple[Call, Lists | None]:
+    """Return ``call`` with the schema of one message, and the plan for the lists.
 
-    The plan is None for a route without ``batch``. Lists have one topic each if the function has a parameter for the
-    topic or for a capture, or if its results are published to a topic with one of the captures.
+    The plan is None for a route without ``batch``. All messages of a list have the same topic if the function has a
+    parameter for the topic or for a capture, or if its results or dead letters are published to a topic with one of the
+    ``captures`` of the route and its group.
 
     Raises:
         SignatureError: The function cannot receive lists.
@@ -55,13 +58,13 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
     name, given = name_of(route.function), f"batch={batch} passes lists of messages"
     if call.envelope is not None:
         raise SignatureError(
-            f"{given}, but parameter {call.envelope!r} of {name} expects the envelope of a single message: use a Topic "
-            "or a capture instead (each list then has one topic), or remove batch=",
+            f"{given}, but parameter {call.envelope!r} of {name} is the Envelope of a single message: use a Topic "
+            "or a capture instead (all messages of a list then have the same topic), or remove batch=",
             parameter=call.envelope,
             where=route.where,
         )
     if call.schema is NO_BODY:
-        raise SignatureError(f"{given}, but {name} has no parameter for them: add one", where=route.where)
+        raise SignatureError(f"{given}, but {name} has no parameter for the list: add one", where=route.where)
     item = _item(call.schema)
     if item is None or item in (Envelope, Topic):
         wanted = describe(call.schema) if item is None and get_origin(call.schema) is None else "Quote"
@@ -72,7 +75,10 @@ def plan_lists(call: Call, route: Route, outlets: Sequence[CompiledPublication])
             where=route.where,
         )
     # A capture of both patterns is filled from the topic of the list, so a list must not mix topics.
-    captured = {name for outlet in outlets for name in outlet.pattern.captures} & set(route.patterns[0].captures)
+    published = [outlet.pattern for outlet in outlets]
+    if route.options.dead is not None:
+        published.append(route.options.dead)
+    captured = {name for pattern in published for name in pattern.captures} & set(captures)
     one_topic = bool(call.constants.converters or call.constants.topic or captured)
     lists = Lists(batch, one_topic, call.body if call.by_name else None)
     return attrs.evolve(call, schema=item, by_name=False), lists

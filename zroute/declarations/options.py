@@ -1,46 +1,71 @@
-"""The options of handlers and publishers, with types, defaults and meaning.
+"""The options of handlers and publishers: their types, defaults and meaning.
 
-Functions accept them as ``**options: Unpack[RouteOptions]``, so type checkers and editors know each keyword. The
-decorator `takes` makes ``help()`` and `inspect.signature` list them too.
+Functions accept them as ``**options: Unpack[RouteOptions]``, so type checkers and editors know each keyword. With the
+decorator `takes`, ``help()`` and `inspect.signature` list them too.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import Any, TypedDict, TypeVar, cast
 
 from zroute.errors import SignatureError
 from zroute.functions import users_line
 from zroute.messages.codecs import Codec
-from zroute.options import MAX_IN_FLIGHT
+from zroute.options import JOBS_WAITING, MAX_IN_FLIGHT, SILENT_AFTER, WORK_IN_FLIGHT
 from zroute.publishing.publication import Coalesce, Keep
 
-__all__ = ["PUBLISHER_DEFAULTS", "ROUTE_DEFAULTS", "PublisherOptions", "RouteOptions", "complete", "takes"]
+__all__ = [
+    "JOB_QUEUE_DEFAULTS",
+    "NOT_FOR_REPLIES",
+    "NOT_FOR_WORK",
+    "PUBLISHER_DEFAULTS",
+    "REPLY_DEFAULTS",
+    "ROUTE_DEFAULTS",
+    "WORK_DEFAULTS",
+    "JobQueueOptions",
+    "PublisherOptions",
+    "ReplyOptions",
+    "RouteOptions",
+    "WorkOptions",
+    "complete",
+    "moved",
+    "refuse",
+    "takes",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
-Options = TypeVar("Options", "RouteOptions", "PublisherOptions")
+Options = TypeVar("Options", "RouteOptions", "ReplyOptions", "PublisherOptions", "WorkOptions", "JobQueueOptions")
 
 
 class RouteOptions(TypedDict, total=False):
     """The options of `Routes.subscribe`, `Routes.add_route` and `App.attach`."""
 
     codec: str | Codec | None
-    """The codec for bodies whose publisher does not name one. Default: the app's codec."""
+    """The codec for bodies whose publisher does not name a codec. Default: the app's codec."""
     copy: bool
-    """Decode a separate object for a handler that modifies it. Default: False; equal types share one object."""
+    """Decode a separate object for this handler, which may then modify it. Default: False, handlers share the object.
+    """
     thread: bool
     """Run a plain, blocking function in the reactor's thread pool. Default: False."""
     max_in_flight: int
-    """The maximum number of unfinished calls at a time. Default: 100."""
+    """The maximum number of unfinished calls at the same time. Default: 100."""
     ordered: bool
     """Handle the messages of one topic one after the other. Default: True."""
     queue: int | None
-    """The maximum number of waiting messages, then reading pauses. Default: 1,000, or 4 times ``batch`` if more."""
+    """The number of waiting messages at which reading pauses. Default: 1,000, or 4 times ``batch`` if that is more."""
     stale_after: float | None
-    """The age in seconds beyond which a message is skipped and counted as stale. Default: no limit."""
+    """The maximum age of a message in seconds. Older messages are skipped and counted as stale. Default: no limit."""
     batch: int | None
     """Pass lists of up to this number of messages, 1 to 10,000. Default: single messages."""
+    retry: Sequence[float]
+    """Retry a failed call after these delays in seconds, one per retry; at most 20. Default: no retries."""
+    dead: str | None
+    """The topic, as a publisher's pattern, that receives a message when its last attempt has failed. Default: none."""
+    timeout: float | None
+    """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
 
 
 ROUTE_DEFAULTS: RouteOptions = {
@@ -52,7 +77,49 @@ ROUTE_DEFAULTS: RouteOptions = {
     "queue": None,
     "stale_after": None,
     "batch": None,
+    "retry": (),
+    "dead": None,
+    "timeout": None,
 }
+
+
+class ReplyOptions(TypedDict, total=False):
+    """The options of `Routes.reply`."""
+
+    codec: str | Codec | None
+    """The codec of replies, and of requests that do not name one. Default: the app's codec."""
+    thread: bool
+    """Run a plain, blocking function in the reactor's thread pool. Default: False."""
+    max_in_flight: int
+    """The maximum number of unfinished calls at a time. Default: 100."""
+    queue: int | None
+    """The number of waiting requests at which further ones are refused. Default: 1,000."""
+    retry: Sequence[float]
+    """Call a failed handler again, after each of these delays in seconds; at most 20. Default: no retries."""
+    dead: str | None
+    """The topic that receives a request after its last attempt, as a publisher's pattern. Default: none."""
+    timeout: float | None
+    """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
+
+
+REPLY_DEFAULTS: ReplyOptions = {
+    "codec": None,
+    "thread": False,
+    "max_in_flight": MAX_IN_FLIGHT,
+    "queue": None,
+    "retry": (),
+    "dead": None,
+    "timeout": None,
+}
+
+NOT_FOR_REPLIES = {
+    "batch": "each request gets its own reply",
+    "stale_after": "a request ends with its caller's timeout",
+    "ordered": "requests of one topic are answered at the same time",
+    "keep": "a reply is sent to its caller only",
+    "copy": "one handler answers each request, so its message is its own",
+}
+"""The options of other handlers that replies refuse, and the reasons."""
 
 
 class PublisherOptions(TypedDict, total=False):
@@ -82,14 +149,72 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
 }
 
 
+class WorkOptions(TypedDict, total=False):
+    """The options of `Routes.work`."""
+
+    codec: str | Codec | None
+    """The codec for bodies whose owner does not name one. Default: the app's codec."""
+    thread: bool | None
+    """Run the function in the reactor's thread pool. Default: None, True for a plain function."""
+    max_in_flight: int
+    """The maximum number of unfinished calls at a time. Default: 4."""
+    batch: int | None
+    """Pass lists of up to this number of jobs, 1 to 10,000. Default: single jobs."""
+    timeout: float | None
+    """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
+
+
+WORK_DEFAULTS: WorkOptions = {
+    "codec": None,
+    "thread": None,
+    "max_in_flight": WORK_IN_FLIGHT,
+    "batch": None,
+    "timeout": None,
+}
+
+NOT_FOR_WORK = {
+    "retry": "only the owner tries a job again: write app.job_queue(…, retry=…) there",
+    "dead": "only the owner publishes dead letters: write app.job_queue(…, dead=…) there",
+    "ordered": "jobs have no order, since they are shared among workers",
+    "stale_after": "a job is done however long it has waited",
+    "queue": "jobs wait at their owner: write app.job_queue(…, waiting=…) there",
+    "copy": "one handler does each job, so its message is its own",
+}
+"""The options of other handlers that work refuses, and the reasons."""
+
+
+class JobQueueOptions(TypedDict, total=False):
+    """The options of `Routes.job_queue`."""
+
+    codec: str | Codec | None
+    """The codec of the jobs. Default: the app's codec."""
+    retry: Sequence[float]
+    """Give a failed job to a worker again, after each of these delays in seconds; at most 20. Default: no retries."""
+    dead: str | None
+    """The topic that receives a job after its last attempt, as a publisher's pattern. Default: none."""
+    waiting: int
+    """The number of jobs that may wait for workers. Default: 10,000."""
+    silent_after: float
+    """The seconds without a sign of life after which a worker loses its jobs. Default: 10."""
+
+
+JOB_QUEUE_DEFAULTS: JobQueueOptions = {
+    "codec": None,
+    "retry": (),
+    "dead": None,
+    "waiting": JOBS_WAITING,
+    "silent_after": SILENT_AFTER,
+}
+
+
 NEEDS = {"jitter": "every", "initial_delay": "every"}
-"""The options that have no effect without another option. Without it they are refused."""
+"""The options that require another option, and the option that each of them requires."""
 
 
 def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
     """Show the options of ``kind`` in the signature of the decorated function.
 
-    Python itself would show ``**options`` only. Calls of the function are not changed.
+    Without this decorator, Python would only show ``**options``. Calls of the function are not affected.
     """
 
     def show(function: F) -> F:
@@ -107,12 +232,41 @@ def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
     return show
 
 
+def moved(name: str, now: str) -> Callable[[F], F]:
+    """Raise SignatureError if the removed keyword ``name`` is passed.
+
+    The error shows ``now``, the text to write instead, in which ``…`` is replaced by the value.
+    """
+
+    def guard(function: F) -> F:
+        @wraps(function)
+        def guarded(*args: Any, **options: Any) -> Any:
+            if name in options:
+                fault = f"{name}= is no longer an option here: write {now.replace('…', repr(options[name]))}"
+                raise SignatureError(fault, parameter=name, where=users_line())
+            return function(*args, **options)
+
+        return cast("F", guarded)
+
+    return guard
+
+
+def refuse(decorator: str, given: Iterable[str], reasons: Mapping[str, str]) -> None:
+    """Raise SignatureError for an option that ``decorator`` refuses.
+
+    ``reasons`` has the refused options."""
+    for name in given:
+        if name in reasons:
+            fault = f"{decorator} takes no {name}: {reasons[name]}; remove it"
+            raise SignatureError(fault, parameter=name, where=users_line())
+
+
 def complete(function: str, given: Options, defaults: Options) -> Options:
     """Return all options: those in ``given``, and ``defaults`` for the others.
 
     Raises:
-        TypeError: A name in ``given`` is not an option; ``function`` is the name that the error shows.
-        SignatureError: An option lacks the option that it `NEEDS`.
+        TypeError: A name in ``given`` is not an option. The error shows ``function`` as the name of the function.
+        SignatureError: An option is set without the option that it requires, see `NEEDS`.
     """
     for name in given:
         if name not in defaults:
@@ -123,6 +277,6 @@ def complete(function: str, given: Options, defaults: Options) -> Options:
     for name in NEEDS.keys() & given.keys():
         needed = NEEDS[name]
         if chosen[name] != defaults[name] and chosen[needed] is None:  # type: ignore[literal-required]
-            fault = f"{name}={chosen[name]!r} does nothing without {needed}=: add {needed}, or remove {name}"
+            fault = f"{name}={chosen[name]!r} has no effect without {needed}=: add {needed}=, or remove {name}="
             raise SignatureError(fault, parameter=name, where=users_line())
     return cast("Options", chosen)

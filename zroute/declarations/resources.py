@@ -23,42 +23,103 @@ from typing import Any, get_args, get_origin
 
 import attrs
 
-from zroute.declarations.records import Resource
-from zroute.declarations.signatures import Call, Needed, hints_of, plan
+from zroute.declarations.providers import Needed
+from zroute.declarations.records import Resource, ResourceScope
+from zroute.declarations.signatures import Call, hints_of, plan
 from zroute.errors import SignatureError
-from zroute.functions import name_of
+from zroute.functions import is_async_generator_function, name_of
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
 
-__all__ = ["CompiledResource", "compile_resources"]
+__all__ = ["CompiledResource", "MessageResources", "compile_resources", "opened_for", "take_message_resources"]
 
 _YIELDS = (Iterator, Generator, Iterable, AsyncIterator, AsyncGenerator, AsyncIterable)
 
 
 @attrs.frozen(eq=False)
 class CompiledResource:
-    """A resource with the type of its object and the way to call its function.
+    """A resource, with the type of its object and the plan to call its function.
 
     Attributes:
-        kind: The type that it yields.
+        kind: The type that the resource yields.
         name: The name of its function, for logs and errors.
         where: The user's line, as ``file:line``.
-        call: The plan of the call; ``call.needs`` are the types of the resources that it needs.
-        injected: True if a handler, timer, publisher or hook uses it; False if only other resources do.
+        call: The plan of the call; ``call.needs`` contains the types of the resources that it needs.
+        scope: The time for which it is open, "app" or "message".
+        injected: True if a handler, timer, publisher or hook uses it; False if only other resources use it.
     """
 
     kind: Any
     name: str
     where: str
     call: Call
+    scope: ResourceScope
     injected: bool = False
+
+    @property
+    def is_async(self) -> bool:
+        """True for an async generator function."""
+        return is_async_generator_function(self.call.function)
+
+
+@attrs.frozen(eq=False)
+class MessageResources:
+    """The resources with ``scope="message"`` that one route needs.
+
+    Attributes:
+        parameters: For each parameter of the handler, the type of the resource that it receives.
+        resources: All needed resources in opening order, including those that other resources need.
+        around_chain: True if a middleware needs one of the resources.
+    """
+
+    parameters: Mapping[str, Any]
+    resources: tuple[CompiledResource, ...]
+    around_chain: bool = False
+
+    @property
+    def is_async(self) -> bool:
+        """True if at least one of the resources is async."""
+        return any(resource.is_async for resource in self.resources)
+
+    @property
+    def makes_handler_wait(self) -> bool:
+        """True if the handler itself takes an async resource.
+
+        Its middleware must then await the call.
+        """
+        return any(resource.is_async for resource in opened_for(self.parameters.values(), self.resources))
+
+
+def take_message_resources(call: Call, resources: Sequence[CompiledResource]) -> tuple[Call, MessageResources | None]:
+    """Return ``call`` without the resources of a message, and these or None."""
+    of_messages = {resource.kind for resource in resources if resource.scope == "message"}
+    given = call.constants.given
+    parameters = {
+        name: value.kind for name, value in given.items() if isinstance(value, Needed) and value.kind in of_messages
+    }
+    if not parameters:
+        return call, None
+    left = {name: value for name, value in given.items() if name not in parameters}
+    by_name = call.by_name or call.body in call.order  # a resource may precede the body
+    call = attrs.evolve(call, constants=attrs.evolve(call.constants, given=left), by_name=by_name)
+    return call, MessageResources(parameters, opened_for(parameters.values(), resources))
+
+
+def opened_for(kinds: Iterable[Any], resources: Sequence[CompiledResource]) -> tuple[CompiledResource, ...]:
+    """Return the resources of a message that are needed for ``kinds``, in order."""
+    of_messages = {resource.kind for resource in resources if resource.scope == "message"}
+    wanted = of_messages & set(kinds)
+    for resource in reversed(resources):  # a resource comes before all of its users
+        if resource.kind in wanted:
+            wanted |= of_messages & set(resource.call.needs)
+    return tuple(resource for resource in resources if resource.kind in wanted)
 
 
 def compile_resources(
     recorded: Sequence[Resource], given: Mapping[Any, Any]
 ) -> tuple[tuple[CompiledResource, ...], dict[Any, Any]]:
-    """Return the resources in opening order, and ``given`` with their types added.
+    """Return the resources in opening order, and ``given`` with their types.
 
     Raises:
         SignatureError: A resource yields no usable type, a type is yielded twice, a dependency is missing, or the
@@ -71,21 +132,40 @@ def compile_resources(
         if other is not resource:
             raise SignatureError(
                 f"{name_of(resource.function)} yields {describe(kind)}, and so does {name_of(other.function)} at "
-                f"{other.where}, but a type can have one resource only: use a typing.NewType or a class for each",
+                f"{other.where}, but each type can have only one resource: use a different class or typing.NewType "
+                "for each",
                 where=resource.where,
             )
     given = {**given, **{kind: Needed(kind) for kind in by_kind}}
-    compiled = {kind: _resource(kind, resource, given) for kind, resource in by_kind.items()}
+    # A resource that wraps another one of its kind may ask for a base class of both, which means the other one.
+    compiled = {
+        kind: _resource(kind, resource, {**given, kind: Needed(kind, exact=True)}) for kind, resource in by_kind.items()
+    }
     try:
         order = tuple(TopologicalSorter({kind: one.call.needs for kind, one in compiled.items()}).static_order())
     except CycleError as error:
         circle = [compiled[kind] for kind in reversed(error.args[1])]
         raise SignatureError(
-            f"resources need each other in a circle, so none can open first: {_drawn(circle)}; create one of them "
-            "inside another",
+            f"resources depend on each other in a cycle, so none can be opened first: {_drawn(circle)}; create one of "
+            "them inside the function of another",
             where=circle[0].where,
         ) from None
-    return tuple(compiled[kind] for kind in order), given
+    resources = tuple(compiled[kind] for kind in order)
+    _refuse_short_lived(resources)
+    return resources, given
+
+
+def _refuse_short_lived(resources: Sequence[CompiledResource]) -> None:
+    """Raise SignatureError if a resource of the app needs a resource of a message."""
+    of_messages = {one.kind for one in resources if one.scope == "message"}
+    for one in resources:
+        for kind in one.call.needs:
+            if one.scope == "app" and kind in of_messages:
+                raise SignatureError(
+                    f"{one.name} is open while the app runs, but {describe(kind)} has scope='message' and is open for "
+                    f"one message only: give {one.name} scope='message' too",
+                    where=one.where,
+                )
 
 
 def _drawn(chain: Sequence[CompiledResource]) -> str:
@@ -106,8 +186,8 @@ def _kind(resource: Resource, given: Mapping[Any, Any]) -> Any:
         )
     if kind in given or kind in (Envelope, Topic) or _is_builtin(kind):
         raise SignatureError(
-            f"{name} yields {describe(kind)}, and every parameter of that type would receive it: yield an object of "
-            "your own class, or of a typing.NewType",
+            f"{name} yields {describe(kind)}, so every parameter of that type would receive it: yield an object of "
+            "your own class or of a typing.NewType",
             where=resource.where,
         )
     return kind
@@ -123,13 +203,23 @@ def _is_builtin(kind: Any) -> bool:
 def _resource(kind: Any, resource: Resource, given: Mapping[Any, Any]) -> CompiledResource:
     call = plan(resource.function, captures=(), given=given, namespace=resource.namespace, where=resource.where)
     name = name_of(resource.function)
-    missing = call.body or call.envelope or next(iter(call.constants.topic), None)
+    of_message = call.envelope or next(iter(call.constants.topic), None)
+    if of_message:
+        raise SignatureError(
+            f"{name} needs {of_message!r}, but a resource does not receive the message: set a ContextVar in a "
+            "middleware "
+            "that takes an Envelope or a Topic, and read it here"
+            + (", in a resource with scope='message'" if resource.scope == "app" else ""),
+            parameter=of_message,
+            where=resource.where,
+        )
+    missing = call.body
     if missing:
         wanted = describe(hints_of(resource.function, resource.namespace, resource.where).get(missing, Any))
         raise SignatureError(
-            f"{name} needs {missing!r}, and no resource yields {wanted}: {describe(kind)} -> {wanted} (missing); "
+            f"{name} needs {missing!r}, but no resource yields {wanted}: {describe(kind)} -> {wanted} (missing); "
             f"write an @app.resource that yields {wanted}, or give the parameter a default",
             parameter=missing,
             where=resource.where,
         )
-    return CompiledResource(kind, name, resource.where, call)
+    return CompiledResource(kind, name, resource.where, call, resource.scope)

@@ -1,7 +1,7 @@
 """Analysis of the return annotations of functions under a publisher.
 
-It finds the type of the messages, and annotations that contradict the publisher's schema. Annotations are often vague
-or partial, so a check reports only a certain contradiction.
+This module finds the type of the messages, and annotations that contradict the publisher's schema. Annotations are
+often vague or incomplete, so a check only reports certain contradictions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from enum import Enum
 from types import FunctionType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, inspect, is_class, resolved
+from zroute.messages.codecs import BYTES_LIKE
+from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, resolved
+from zroute.publishing.headers import WithHeaders
 
-__all__ = ["lacks", "message_type", "misfit"]
+__all__ = ["has_headers", "lacks", "may_be_none", "message_type", "misfit"]
 
 _UNIONS = (Union, UnionType)
+_UNTYPED = (Any, object, dict, list)
 # Methods in which a class can set attributes that are not fields.
 _HOOKS = ("__attrs_post_init__", "__post_init__", "__getattr__")
 
@@ -24,8 +27,8 @@ _HOOKS = ("__attrs_post_init__", "__post_init__", "__getattr__")
 def message_type(hint: Any) -> Any:
     """Return the type of the messages that a return annotation declares.
 
-    This is T for ``T``, ``T | None``, ``Iterator[T]``, ``Deferred[T]`` and similar types. Return None if the
-    annotation declares no type, as Any does.
+    This is T for ``T``, ``T | None``, ``WithHeaders[T]``, ``Iterator[T]``, ``Deferred[T]`` and similar types. Return
+    None if the annotation does not declare a type, for example Any.
     """
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in _UNIONS:
@@ -36,10 +39,35 @@ def message_type(hint: Any) -> Any:
     return None if hint in (None, NoneType, Any, object) else hint
 
 
+def may_be_none(hint: Any) -> bool:
+    """Return True if the values of a return annotation may be None.
+
+    That is also true if it declares no type.
+    """
+    if hint in (None, NoneType, Any, object):
+        return True
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in _UNIONS:
+        return any(map(may_be_none, arguments))
+    return _is_wrapper(origin) and (not arguments or may_be_none(_inside(origin, arguments)))
+
+
+def has_headers(hint: Any) -> bool:
+    """Return True if a return annotation has a `WithHeaders`."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    return origin is WithHeaders or ((origin in _UNIONS or _is_wrapper(origin)) and any(map(has_headers, arguments)))
+
+
 def _is_wrapper(kind: Any) -> bool:
-    """Return True if values of ``kind`` are awaited or iterated over."""
+    """Return True if values of ``kind`` contain messages.
+
+    Wrappers are awaitables, iterators and `WithHeaders`.
+    """
     return (
-        _is_later(kind) or kind in (Iterable, AsyncIterable) or hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+        _is_later(kind)
+        or kind in (Iterable, AsyncIterable, WithHeaders)
+        or hasattr(kind, "__next__")
+        or hasattr(kind, "__anext__")
     )
 
 
@@ -48,10 +76,12 @@ def _is_later(kind: Any) -> bool:
 
 
 def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
-    """Return the result type of an awaitable, or the element type of an iterator.
+    """Return the type of the content of a wrapper.
 
-    If some elements are awaitables, the generator is written for `inlineCallbacks`. Its result is then the generator's
-    return value, which only a ``Generator[…]`` annotation declares.
+    The content is the result of an awaitable, the element of an iterator, or the message of a `WithHeaders`.
+
+    A generator that yields awaitables is written for `inlineCallbacks`. Its content is the generator's return value,
+    which only a ``Generator[…]`` annotation declares.
     """
     if _is_later(kind):
         return arguments[-1]
@@ -63,11 +93,10 @@ def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
 def misfit(hint: Any, schema: Any) -> Any:
     """Return the part of a return annotation that contradicts ``schema``.
 
-    Return None if every part may fit. A function may return None, which publishes nothing. ``schema`` must be a type
-    that a codec supports.
+    Return None if every part may be compatible. A part None is always allowed, because a function that returns None
+    publishes nothing. ``schema`` must be a type that a codec supports.
     """
-    # "any": the values have no declared type, so no annotation contradicts them.
-    if inspect(schema).engine == "any":
+    if resolved(schema) in _UNTYPED:  # the values have no declared type, so no annotation contradicts them
         return None
     hint = resolved(hint)
     origin, arguments = get_origin(hint) or hint, get_args(hint)
@@ -99,7 +128,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _class_of(hint: Any) -> type | None:
-    """Return the class of a type's values; None if unknown, as for Any or TypeVar."""
+    """Return the class of a type's values; None if unknown, as for Any or a TypeVar."""
     kind = get_origin(hint) or hint
     if typing.is_typeddict(kind):
         return dict
@@ -109,8 +138,10 @@ def _class_of(hint: Any) -> type | None:
 def _are_related(one: type, other: type) -> bool:
     """Return True if a value of one class may be a value of the other.
 
-    This is so for subclasses in both directions, and for an int in place of a float.
+    This is the case for subclasses in both directions, for an int where a float is declared, and for raw bodies.
     """
+    if one in BYTES_LIKE and other in (bytes, memoryview):
+        return True
     try:
         return issubclass(one, other) or issubclass(other, one) or (issubclass(one, int) and other is float)
     except TypeError:  # a Protocol without @runtime_checkable
@@ -118,9 +149,9 @@ def _are_related(one: type, other: type) -> bool:
 
 
 def _arguments_fit(one: type, hints: tuple[Any, ...], other: type, schemas: tuple[Any, ...]) -> bool:
-    """Return True if the type arguments of two generic types may fit.
+    """Return True if the type arguments of two generic types may be compatible.
 
-    Arguments are compared only if both types are arrays or both are maps, or are the same class.
+    Arguments are compared only if both types are arrays, both are maps, or both are the same class.
     """
     comparable = one is other or any(one in kinds and other in kinds for kinds in (ARRAYS, MAPS))
     if not comparable or len(hints) != len(schemas):
@@ -150,7 +181,7 @@ def _names(schema: Any) -> set[str]:
 def _adds_attributes(kind: type) -> bool:
     """Return True if instances may have attributes besides their fields.
 
-    The user's code can add them in a handwritten ``__init__`` or in one of ``_HOOKS``. Generated code has a file name
+    A handwritten ``__init__`` or one of ``_HOOKS`` can add attributes. Generated code is recognised by its file name,
     such as ``<attrs generated init …>``.
     """
     made = getattr(kind, "__init__", None)

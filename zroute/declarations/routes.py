@@ -9,28 +9,60 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, Unpack, overload
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar, Unpack, get_args, overload
 
+from zroute.declarations.bridges import Stack, end_stack, stacked
 from zroute.declarations.options import (
+    JOB_QUEUE_DEFAULTS,
+    NOT_FOR_REPLIES,
+    NOT_FOR_WORK,
     PUBLISHER_DEFAULTS,
+    REPLY_DEFAULTS,
     ROUTE_DEFAULTS,
+    WORK_DEFAULTS,
+    JobQueueOptions,
     PublisherOptions,
+    ReplyOptions,
     RouteOptions,
+    WorkOptions,
     complete,
+    refuse,
     takes,
 )
-from zroute.declarations.records import ErrorHook, HandlerOptions, Producer, Resource, Route
+from zroute.declarations.records import (
+    ErrorHook,
+    HandlerOptions,
+    Hook,
+    Producer,
+    Resource,
+    ResourceScope,
+    Route,
+    RouteKind,
+)
 from zroute.errors import AppFrozenError, PatternError, SignatureError
-from zroute.functions import is_coroutine_function, is_generator_function, local_names, name_of, users_line
-from zroute.messages.codecs import find_codec
-from zroute.messages.topics import Pattern, parse, startswith
-from zroute.options import BATCH_MAX, COALESCED_MAX, ROUTE_QUEUE
+from zroute.functions import (
+    generator_of,
+    is_coroutine_function,
+    is_generator_function,
+    local_names,
+    name_of,
+    users_line,
+)
+from zroute.jobs.owner import Settings
+from zroute.jobs.queue import JobQueue
+from zroute.messages.codecs import Codec, find_codec
+from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
+from zroute.options import BATCH_MAX, COALESCED_MAX, REQUEST_TIMEOUT, RETRIES_MAX, ROUTE_QUEUE
 from zroute.publishing.publication import Coalesce, Publication, Schedule
+from zroute.requests.requester import Requester, checked_wait, is_seconds
 
-__all__ = ["Routes", "coalescing", "joined", "make_route", "parse_patterns"]
+__all__ = ["Routes", "check_attached", "coalescing", "joined", "make_route", "parse_patterns"]
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,22 +83,30 @@ class Routes:
 
     Args:
         prefix: Segments that precede each pattern of the group, joined by a dot. It may contain captures.
+        separator: The character between the segments of topics (default "."), as in the app that includes the group.
 
     Raises:
         PatternError: The prefix is not a valid pattern.
+        SignatureError: The character can't be used as a separator.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str = "", *, separator: str = ".") -> None:
         self.prefix = prefix
         self.where = users_line()
+        self.separator = _checked_separator(separator, self.where)
         if prefix:
-            parse_patterns((prefix,), self.where)
+            self._parse((prefix,), self.where)
         self._routes: list[Route] = []
         self._resources: list[Resource] = []
         self._publications: list[Publication[Any]] = []
+        self._requesters: list[Requester[Any, Any]] = []
+        self._job_queues: list[JobQueue[Any]] = []
         self._producers: list[Producer] = []
         self._errors: list[ErrorHook] = []
+        self._middleware: list[Hook] = []
+        self._publish_middleware: list[Hook] = []
         self._included: list[tuple[str, Routes]] = []
+        self._stacks: dict[Stack, None] = {}
         self._frozen_by: str | None = None
 
     # -- subscribing ----------------------------------------------------------------------------------
@@ -94,7 +134,7 @@ class Routes:
             AppFrozenError: The app is already compiled.
         """
         chosen = complete("subscribe", options, ROUTE_DEFAULTS)
-        parsed = parse_patterns(patterns, users_line())
+        parsed = self._parse(patterns, users_line())
 
         def register(function: F) -> F:
             self._add_route(make_route(function, parsed, chosen, users_line(function)))
@@ -108,22 +148,22 @@ class Routes:
     ) -> Route:
         """Register ``function`` for ``patterns``, as ``@subscribe`` does.
 
-        A message calls a function at most once, by its most specific pattern. Errors in the function's signature are
-        raised when the app is compiled.
+        If several patterns of ``function`` match a message, the function is called once, for the most specific pattern.
+        Errors in the function's signature are raised when the app is compiled.
 
         ``ordered``, ``max_in_flight`` and ``queue`` concern functions that return before they have finished: ``async``
         functions, functions that return a Deferred, and functions in threads.
 
         **Batches.** With ``batch`` the function receives lists of messages, and its parameter is a ``list[T]``. Each
-        message is decoded as T separately, so an invalid message does not affect the others. Lists are never empty.
-        The function is called when a list is full, when no further message waits to be read, and after 10 ms of
+        message is decoded as T separately, so an invalid message does not affect the others. Lists are never empty. The
+        function is called when a list is full, when no further message is ready to be read, and after 10 ms of
         continuous reading. While a call is unfinished, the next list keeps growing.
 
-        A list has messages of a single topic if the function has a parameter for the topic or a capture, or if its
-        results are published to a topic with one of the captures. Otherwise a list has messages of all topics in order
-        of arrival, and one list is handled at a time unless ``ordered=False``. Counters and ``queue`` count messages;
-        ``max_in_flight`` counts calls. An error counts for all messages of its list, and ``on_error`` is called once
-        with the envelope of the first message.
+        All messages of a list have the same topic if the function has a parameter for the topic or a capture, or if its
+        results or dead letters are published to a topic with one of the captures. Otherwise, a list contains messages
+        of all topics in order of arrival, and only one list is handled at a time unless ``ordered=False``. Counters and
+        ``queue`` count messages; ``max_in_flight`` counts calls. An error counts for all messages of its list, and
+        ``on_error`` is called once with the envelope of the first message.
 
         Example:
             ```python
@@ -135,54 +175,339 @@ class Routes:
             patterns: One or more patterns with the same captures.
 
         Keyword Args:
-            codec: The codec for bodies whose publisher does not name one. Default: the app's codec.
-            copy: True to decode a separate object for a handler that modifies it. By default handlers with the same
-                type share one object.
-            thread: True to run a plain, blocking function in the reactor's thread pool. `App.from_thread` explains
-                how it can publish there.
+            codec: The codec for bodies whose publisher does not name a codec. Default: the app's codec.
+            copy: True to decode a separate object for this handler, which may then modify it. By default, handlers with
+                the same type share one object.
+            thread: True to run a plain, blocking function in the reactor's thread pool. `App.from_thread` explains how
+                it can publish there.
             max_in_flight: The maximum number of unfinished calls at a time (default 100).
-            ordered: False to handle messages of the same topic concurrently. By default they are handled one after
-                the other; messages of different topics are always handled concurrently.
+            ordered: False to handle messages of the same topic concurrently. By default they are handled one after the
+                other; messages of different topics are always handled concurrently.
             queue: The maximum number of waiting messages (default 1,000, or four times ``batch`` if that is more; at
                 least ``batch``). When the queue is full, the app logs the route and stops reading from its sockets
                 until half of the messages are handled.
-            stale_after: The maximum age in seconds (default: no limit). An older message is skipped when its turn
-                comes, and is counted as ``stale``. The age compares the clocks of two hosts, so they must agree to
-                less than this time. A message from the future is handled and counted under ``negative_ages``. Only
-                messages of the tracked wire have a time.
+            stale_after: The maximum age in seconds (default: no limit). An older message is skipped instead of handled,
+                and is counted as ``stale``. The age is the difference between the clocks of two hosts, so their error
+                must be much smaller than this limit. A message with a time in the future is handled and counted under
+                ``negative_ages``. Only messages of the tracked wire have a time.
             batch: The maximum number of messages in a list, 1 to 10,000 (default: single messages).
+            retry: The delays in seconds before further attempts, at most 20 (default: one attempt). With ``retry=(1, 5,
+                30)`` a function that keeps failing is called four times. Between the attempts, later messages of the
+                same topic wait too, unless ``ordered=False``. A list is passed again as a whole. There are no further
+                attempts after `Reject`, or while the app stops.
+            dead: The topic that receives a message after its last attempt, or if its body can't be decoded: a pattern
+                such as ``"dead.{kind}"``, whose captures are those of ``patterns``. The prefixes of the group apply.
+                The body is unchanged; headers contain the topic, the error and the number of attempts. ``on_error``
+                functions are then not called. Requires the tracked wire, and an endpoint to publish to.
+            timeout: The maximum duration of a call in seconds (default: no limit), for ``async`` functions and
+                ``thread=True``. A call that takes longer fails with TimeoutError. An ``async`` function is cancelled. A
+                thread can't be interrupted: the call stays unfinished until the thread ends, and its result is
+                discarded.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
             SchemaError: The codec is unknown.
-            SignatureError: ``function`` is not a function, or an option is out of range.
+            SignatureError: ``function`` is not a function, an option is out of range, or two options, or an option and
+                the function, can't be combined.
             AppFrozenError: The app is already compiled.
         """
         chosen = complete("add_route", options, ROUTE_DEFAULTS)
         where = users_line(function)
-        route = make_route(function, parse_patterns(patterns, where), chosen, where)
+        route = make_route(function, self._parse(patterns, where), chosen, where)
         self._add_route(route)
         return route
 
     def _add_route(self, route: Route) -> None:
-        self._check_open(f"subscribe({route.patterns[0].text!r})", route.where)
+        self._check_open(f"{route.kind}({route.patterns[0].text!r})", route.where)
         self._routes.append(route)
+        stacked(self, route)
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    @takes(ReplyOptions, REPLY_DEFAULTS)
+    def reply(self, *patterns: str | Pattern, **options: Unpack[ReplyOptions]) -> Callable[[F], F]:
+        """Answer requests whose topic matches with the result of the decorated function.
+
+        The function takes the same parameters as one under `subscribe`: the message, captures, resources, an
+        `Envelope`. Its return value is the reply; None is a reply too. A generator, plain or ``async``, answers with a
+        stream of its values, for `App.request_stream`.
+
+        The most specific pattern answers. While the function has no room for a request, that request is refused with
+        BusyError at once. If the caller no longer waits, a waiting request is dropped, and an ``async`` call is
+        cancelled. Raise `RequestRefused` to refuse a request with a code and a text of your own. Any other error
+        reaches the caller as ServerError, with its type and its text.
+
+        Example:
+            ```python
+            @app.reply("prices.{symbol}")
+            async def price(ask: Ask, symbol: str, db: Database) -> Price:
+                return await db.price(symbol, ask.size)
+            ```
+
+        Args:
+            patterns: One or more patterns with the same captures.
+
+        Keyword Args:
+            codec: The codec of replies, and of requests that do not name one (default: the app's codec).
+            thread: True to run a plain, blocking function in the reactor's thread pool.
+            max_in_flight: The maximum number of unfinished calls at a time (default 100).
+            queue: The maximum number of waiting requests (default 1,000).
+            retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits meanwhile.
+            dead: The topic that receives a request after its last attempt, as for `subscribe`.
+            timeout: The maximum number of seconds of a call (default: only the caller's timeout).
+
+        Raises:
+            PatternError: A pattern is invalid, or the patterns have different captures.
+            SchemaError: The codec is unknown.
+            SignatureError: The decorated object is not a function, or an option is out of range or not for requests.
+            AppFrozenError: The app is already compiled.
+        """
+        refuse("reply", options, NOT_FOR_REPLIES)
+        chosen = complete("reply", options, REPLY_DEFAULTS)
+        parsed = self._parse(patterns, users_line(), "reply")
+
+        def register(function: F) -> F:
+            all_options: RouteOptions = {**ROUTE_DEFAULTS, **chosen}
+            self._add_route(make_route(function, parsed, all_options, users_line(function), "reply"))
+            return function
+
+        return register
+
+    @overload
+    def requester(
+        self,
+        pattern: str,
+        schema: type[Q],
+        reply: type[A],
+        *,
+        codec: str | Codec | None = None,
+        timeout: float | None = REQUEST_TIMEOUT,
+        retry: Sequence[float] = (),
+    ) -> Requester[Q, A]: ...
+
+    @overload
+    def requester(
+        self,
+        pattern: str,
+        schema: Any = None,
+        reply: Any = Any,
+        *,
+        codec: str | Codec | None = None,
+        timeout: float | None = REQUEST_TIMEOUT,
+        retry: Sequence[float] = (),
+    ) -> Requester[Any, Any]: ...
+
+    def requester(
+        self,
+        pattern: str,
+        schema: Any = None,
+        reply: Any = Any,
+        *,
+        codec: str | Codec | None = None,
+        timeout: float | None = REQUEST_TIMEOUT,
+        retry: Sequence[float] = (),
+    ) -> Requester[Any, Any]:
+        """Return a requester, to send requests of one pattern with.
+
+        Example:
+            ```python
+            prices = app.requester("prices.{symbol}", Ask, Price, timeout=2.0, retry=(0.05,))
+
+            @app.subscribe("orders.{symbol}")
+            async def on_order(order: Order, symbol: str) -> None:
+                price = await prices.request(Ask(order.size), symbol=symbol)
+            ```
+
+        Args:
+            pattern: The topic, without ``*`` and ``>``. Captures are filled at each request.
+            schema: The type of the messages. Without it, each message is encoded by its own type.
+            reply: The type of the replies (default: any).
+            codec: The codec of the messages (default: the app's codec).
+            timeout: The seconds to wait for a reply (default 10); None for no limit. It includes further attempts.
+            retry: The delays in seconds before further attempts, at most 20 (default: one attempt). A request is sent
+                again if its server was lost or busy. After a loss it may be handled twice. Without a server, a request
+                waits until its timeout, so there is no further attempt.
+
+        Raises:
+            PatternError: The pattern is invalid, or has wildcards.
+            SchemaError: The codec is unknown.
+            SignatureError: ``timeout`` or ``retry`` is out of range.
+            AppFrozenError: The app is already compiled.
+        """
+        where = users_line()
+        self._check_open(f"requester({pattern!r})", where)
+        parsed = self._parse((pattern,), where, "requester")[0]
+        if not parsed.is_template:
+            raise PatternError(
+                f"requester({parsed.text!r}) can't send a request to several topics: write a capture such as {{name}} "
+                "in place of each wildcard",
+                pattern=parsed.text,
+                where=where,
+            )
+        made: Requester[Any, Any] = Requester(
+            parsed,
+            schema,
+            reply,
+            find_codec(codec, where) if codec is not None else None,
+            checked_wait(timeout, where),
+            _checked_retry(retry, None, where),
+            where,
+        )
+        self._requesters.append(made)
+        return made
+
+    # -- jobs -----------------------------------------------------------------------------------------
+
+    @takes(WorkOptions, WORK_DEFAULTS)
+    def work(self, *patterns: str | Pattern, **options: Unpack[WorkOptions]) -> Callable[[F], F]:
+        """Call the decorated function for each job that an owner gives to this worker.
+
+        An owner is an app with a `job_queue`; it shares its jobs among all of its workers. Parameters, resources and
+        middleware are those of `subscribe`. If the function returns, the job is done, and its return value is ignored
+        unless a publisher takes it. If it raises an error, the owner tries the job again as its ``retry`` says. If it
+        raises `Reject`, or the body can't be decoded, the owner gives the job up at once.
+
+        A plain function runs in a thread, because jobs take long and the worker must go on sending signs of life.
+
+        A job is given to another worker if this one ends, or is silent for too long. So a function may be called twice
+        with one job, and its effects should be the same then.
+
+        Example:
+            ```python
+            @app.work("jobs.{kind}", max_in_flight=4)
+            def run(job: Resize, kind: str) -> None: ...
+            ```
+
+        Args:
+            patterns: One or more patterns with the same captures. If a topic matches several handlers, the most
+                specific one gets the job.
+
+        Keyword Args:
+            codec: The codec for bodies whose owner does not name one. Default: the app's codec.
+            thread: False to run a plain function on the reactor. It must then take less than half of the owner's
+                ``silent_after``. Default: True for a plain function.
+            max_in_flight: The maximum number of unfinished calls at a time (default 4). The worker asks for up to
+                twice that number, at most 16 more, so that the next job is there when one has ended.
+            batch: The maximum number of jobs in a list, 1 to 10,000 (default: single jobs). The parameter is then a
+                ``list[T]``. The jobs of a list are done or fail one by one: all of them as the call does.
+            timeout: The maximum number of seconds of a call, as in `add_route`.
+
+        Raises:
+            PatternError: A pattern is invalid, or the patterns have different captures.
+            SchemaError: The codec is unknown.
+            SignatureError: The decorated object is not a function, an option is out of range, or does not fit jobs.
+            AppFrozenError: The app is already compiled.
+        """
+        refuse("work", options, NOT_FOR_WORK)
+        chosen = complete("work", options, WORK_DEFAULTS)
+        parsed = self._parse(patterns, users_line(), "work")
+
+        def register(function: F) -> F:
+            as_route = _as_route_options(chosen, function)
+            self._add_route(make_route(function, parsed, as_route, users_line(function), "work"))
+            return function
+
+        return register
+
+    @overload
+    def job_queue(self, pattern: str, schema: type[T], **options: Unpack[JobQueueOptions]) -> JobQueue[T]: ...
+
+    @overload
+    def job_queue(self, pattern: str, schema: Any = None, **options: Unpack[JobQueueOptions]) -> JobQueue[Any]: ...
+
+    @takes(JobQueueOptions, JOB_QUEUE_DEFAULTS)
+    def job_queue(self, pattern: str, schema: Any = None, **options: Unpack[JobQueueOptions]) -> JobQueue[Any]:
+        """Return a queue of jobs that this app shares among workers.
+
+        A worker is an app with a handler under `work`. The worker with room that was served least recently gets the
+        next job. Each job is done at least once while this process lives: it is given to another worker if its worker
+        ends, and tried again if it fails. What waits when this process is killed is lost.
+
+        Example:
+            ```python
+            resize = app.job_queue("jobs.{kind}", Resize, retry=(1, 5, 30), dead="dead.{kind}")
+
+            await resize.put(Resize("cat.png", 640), kind="resize")
+            ```
+
+        Args:
+            pattern: The topics of the jobs, without ``*`` and ``>``. Captures are filled at each put.
+            schema: The type of the jobs. Default: the type of each job.
+
+        Keyword Args:
+            codec: The codec of the jobs. Default: the app's codec.
+            retry: The delays in seconds before further attempts, at most 20 (default: one attempt). With
+                ``retry=(1, 5, 30)`` a job that keeps failing is tried four times. A job is not tried again after
+                `Reject`, nor while the app stops.
+            dead: The topic that receives a job after its last attempt: a pattern such as ``"dead.{kind}"``, whose
+                captures are those of ``pattern``. The body is unchanged; headers tell the topic, the error and the
+                attempts. Needs the tracked wire, and an endpoint to publish at. Without it, the job is passed to an
+                ``on_error`` function as a `JobFailedError`.
+            waiting: The number of jobs that may wait (default 10,000). Then ``put`` waits for room.
+            silent_after: The seconds without a sign of life after which a worker loses its jobs (default 10). The
+                smallest value of an app's queues counts.
+
+        Raises:
+            PatternError: ``pattern`` is invalid, or has a wildcard.
+            SchemaError: The codec is unknown.
+            SignatureError: An option is out of range.
+            AppFrozenError: The app is already compiled.
+        """
+        chosen = complete("job_queue", options, JOB_QUEUE_DEFAULTS)
+        where = users_line()
+        self._check_open(f"job_queue({pattern!r})", where)
+        parsed = self._parse((pattern,), where, "job_queue")[0]
+        if not parsed.is_template:
+            raise PatternError(
+                f"the pattern of a job queue can't have a wildcard, and {parsed.text!r} stands for many topics: write "
+                "a capture such as {name} for the part that varies",
+                pattern=pattern,
+                where=where,
+            )
+        waiting, silent_after, codec = chosen["waiting"], chosen["silent_after"], chosen["codec"]
+        if not (isinstance(waiting, int) and waiting >= 1):
+            fault = f"waiting={waiting!r}: expected a number of jobs, 1 or more"
+            raise SignatureError(fault, parameter="waiting", where=where)
+        if not (is_seconds(silent_after) and silent_after > 0):
+            fault = f"silent_after={silent_after!r}: expected a number of seconds, more than 0"
+            raise SignatureError(fault, parameter="silent_after", where=where)
+        retry = _checked_retry(chosen["retry"], None, where)
+        dead = _checked_dead(chosen["dead"], (parsed,), where)
+        settings = Settings(parsed.text, where, retry, waiting, float(silent_after))
+        found = find_codec(codec) if codec is not None else None
+        queue: JobQueue[Any] = JobQueue(parsed, schema, found, settings, dead, where)
+        self._job_queues.append(queue)
+        return queue
 
     # -- resources ------------------------------------------------------------------------------------
 
-    def resource(self, function: F) -> F:
+    @overload
+    def resource(self, function: F, /) -> F: ...
+
+    @overload
+    def resource(self, function: None = None, /, *, scope: ResourceScope = "app") -> Callable[[F], F]: ...
+
+    def resource(self, function: Any = None, /, *, scope: ResourceScope = "app") -> Any:
         """Provide an object by its type to handlers and other functions.
 
         The decorated generator function, plain or ``async``, opens an object, yields it once, and closes it after the
-        ``yield``. The return annotation declares the type. Handlers, timers, publishers, hooks and other resources
-        receive the object in a parameter of that type.
+        ``yield``. It may also be decorated with ``contextlib.contextmanager`` or ``asynccontextmanager``. The return
+        annotation declares the type. Handlers, timers, publishers, hooks and other resources receive the object in a
+        parameter of that type, or of a Protocol or base class that only this resource satisfies.
 
         Resources open in dependency order, before the sockets. They close in reverse order after the last message is
         handled. If a resource fails to open, the app does not start, and the resources that are already open are
         closed.
 
+        With ``scope="message"`` a resource opens when a handler is called with a message, and closes when the handler
+        has ended, before its result is published. If the handler raises an error, the error is raised at the ``yield``,
+        so the resource can roll back; it can't hide the error. Each attempt of ``retry`` and each list of ``batch`` has
+        its own object. Such a resource is opened around the handler, or also around the middleware if the middleware
+        takes the resource. Handlers, their middleware and other resources of a message can take it. An ``async``
+        resource makes a plain handler wait, like an ``async`` handler.
+
         Compiling the app raises SignatureError if the type is missing or too general, if two resources yield the same
-        type, or if resources need each other in a circle.
+        type, or if resources depend on each other in a cycle.
 
         Example:
             ```python
@@ -195,21 +520,33 @@ class Routes:
 
         Args:
             function: A generator function that yields once.
+            scope: "app" (default) to open it once, or "message" to open it for each message.
 
         Raises:
-            SignatureError: ``function`` is not a generator function.
+            SignatureError: ``function`` is not a generator function, or the scope is unknown.
             AppFrozenError: The app is already compiled.
         """
+        if scope not in get_args(ResourceScope):
+            raise SignatureError(
+                f"scope={scope!r}: expected 'app' or 'message'", parameter="scope", where=users_line(function)
+            )
+        if function is None:
+            return partial(self._add_resource, scope)
+        return self._add_resource(scope, function)
+
+    def _add_resource(self, scope: ResourceScope, function: F) -> F:
         where = users_line(function)
         self._check_open("resource", where)
         _check_callable(function, "resource", where)
-        if not is_generator_function(function):
+        opener = generator_of(function)
+        if not is_generator_function(opener):
             raise SignatureError(
-                f"resource decorates a generator function, but {name_of(function)} yields nothing: open, yield once, "
+                f"resource decorates a generator function, but {name_of(function)} has no yield: open the object, "
+                "yield it once, "
                 "close",
                 where=where,
             )
-        self._resources.append(Resource(function, where, local_names(function)))
+        self._resources.append(Resource(opener, where, local_names(function), scope))
         return function
 
     # -- publishing -----------------------------------------------------------------------------------
@@ -255,13 +592,13 @@ class Routes:
             initial_delay: The delay in seconds before the first call (default 0); requires ``every``.
             keep: With ``"last"``, a new subscriber receives the latest message of each topic before newer messages of
                 that topic. This needs the tracked wire. Up to 100,000 topics are kept, in memory (default None).
-            coalesce: True to send messages of one topic that are published in one turn of the reactor together in one
-                frame, which reduces the cost on both sides. `Coalesce` sets the number and the delay (default: the
-                app's ``coalesce``). Handlers still receive single messages. A message over 64,000 bytes, a message
-                with headers and a message on another wire than "tracked" is always sent separately.
+            coalesce: True to send messages together in one frame if they have the same topic and are published in the
+                same turn of the reactor. This reduces the cost on both sides. `Coalesce` sets the number and the delay
+                (default: the app's ``coalesce``). Handlers still receive single messages. A message over 64,000 bytes,
+                a message with headers and a message on another wire than "tracked" is always sent separately.
 
         Raises:
-            PatternError: ``pattern`` is invalid, or has a wildcard.
+            PatternError: ``pattern`` is invalid, or contains a wildcard.
             SchemaError: The codec is unknown.
             SignatureError: An option is out of range, or requires another option.
             AppFrozenError: The app is already compiled.
@@ -270,14 +607,13 @@ class Routes:
         every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
         where = users_line()
         self._check_open(f"publisher({pattern!r})", where)
-        parsed = parse_patterns((pattern,), where)[0]
+        parsed = self._parse((pattern,), where)[0]
         if not parsed.is_template:
-            raise PatternError(
-                f"a publisher's pattern can't have a wildcard, and {parsed.text!r} stands for many topics: "
-                "write a capture such as {name} for the part that varies",
-                pattern=pattern,
-                where=where,
+            fault = (
+                f"pattern {parsed.text!r} matches more than one topic, but a publisher needs one: "
+                f"{parsed.single_topic_advice}"
             )
+            raise PatternError(fault, pattern=pattern, where=where)
         if keep not in (None, "last"):
             raise SignatureError(f"keep={keep!r}: expected 'last' or None", parameter="keep", where=where)
         schedule = _schedule(every, chosen["jitter"], chosen["initial_delay"], where) if every is not None else None
@@ -288,13 +624,22 @@ class Routes:
             _check_callable(function, "publisher", where)
             names = local_names(function)
             self._producers.append(Producer(function, publication, schedule, where, names))
+            stacked(self, self._producers[-1])
 
         # None means "as the app": the app that includes this group may not exist yet.
-        found = find_codec(codec) if codec is not None else None
+        found = find_codec(codec, where) if codec is not None else None
         together = None if coalesce is None else coalescing(coalesce, where)
         publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, together, where, register)
+        publication.register_hook = self._register_hook
         self._publications.append(publication)
         return publication
+
+    def _register_hook(self, hooks: list[Hook], function: Callable[..., Any]) -> None:
+        """Add a function of `Publication.on_subscribers`."""
+        where = users_line(function)
+        self._check_open("on_subscribers", where)
+        _check_callable(function, "on_subscribers", where)
+        hooks.append(Hook(function, where, local_names(function)))
 
     def every(self, period: float, *, jitter: float = 0.0, initial_delay: float = 0.0) -> Callable[[F], F]:
         """Call the decorated function every ``period`` seconds while the app runs.
@@ -311,7 +656,7 @@ class Routes:
             ```
 
         Args:
-            period: Seconds between calls, more than 0.
+            period: The time in seconds between calls, more than 0.
             jitter: The random variation of each period as a fraction of it, 0 to 1.
             initial_delay: The delay in seconds before the first call.
 
@@ -332,14 +677,111 @@ class Routes:
 
         return register
 
+    def middleware(self, function: F) -> F:
+        """Call a function around the handlers of this group.
+
+        The decorated function is a factory. It is called once for each route of the group when the app is compiled,
+        with ``call`` and the `RouteInfo` of the route. It returns a function ``around(message)``, which calls the
+        handler with ``call(message)``. It may also return ``call`` itself to leave this route unchanged, at no cost.
+
+        - The return value of ``around`` is the result of the handler. If the handler has a publisher, it publishes this
+          value. ``WithHeaders(call(message), {…})`` adds headers, which override those of the handler.
+        - If ``around`` does not call ``call``, the message counts as ``skipped`` in ``app.stats.routes``.
+        - ``call`` works only in the context of its message. In a callback of a Deferred, it raises UsageError.
+        - An error of ``around`` counts as an error of the handler.
+        - Parameters annotated `Topic`, `Envelope` or with the type of a resource are filled as for handlers.
+        - For an ``async`` handler (``route.is_async``), ``around`` is ``async`` too, and awaits ``call(message)``.
+        - A handler with ``batch`` is surrounded once for each list. A generator handler is surrounded only while the
+          generator is created. Streams are not surrounded.
+
+        Each message has its own context: if ``around`` sets a context variable, the handler of this message sees the
+        value, but other handlers do not. Middleware that is registered first is outermost. The middleware of an app
+        surrounds the middleware of its groups.
+
+        Example:
+            ```python
+            @app.middleware
+            def timed(call, route):
+                seconds = HISTOGRAM.labels(route.name)
+
+                def around(message):
+                    with seconds.time():
+                        return call(message)
+
+                return around
+            ```
+
+        Args:
+            function: The factory, a plain function with the parameters ``call`` and ``route``.
+
+        Raises:
+            SignatureError: ``function`` is not a plain function. Compiling the app raises it if ``around`` is not
+                ``async`` for an ``async`` handler, or can't be called with a message.
+            AppFrozenError: The app is already compiled.
+        """
+        return self._add_factory("middleware", self._middleware, function)
+
+    def _add_factory(self, what: str, factories: list[Hook], function: F) -> F:
+        where = users_line(function)
+        self._check_open(what, where)
+        _check_callable(function, what, where)
+        if is_coroutine_function(function) or is_generator_function(function):
+            inner = "publish" if what == "publish_middleware" else "the handler"
+            raise SignatureError(
+                f"{what} calls {name_of(function)} once to get the function around {inner}, so it can't be "
+                f"async or a generator: write def {name_of(function)[:-2]}(call, route), and return a function",
+                where=where,
+            )
+        factories.append(Hook(function, where, local_names(function)))
+        return function
+
+    def publish_middleware(self, function: F) -> F:
+        """Call a function around the publishing of each message of this group.
+
+        The decorated function is a factory. It is called once for each publication of the group when the app is
+        compiled, with ``call`` and the `RouteInfo` of the publication. It returns a function ``around(message)``, which
+        publishes with ``call(message)``. It may also return ``call`` itself to leave this publication unchanged, at no
+        cost.
+
+        ``around`` may pass on another message, or ``WithHeaders(message, {…})`` to add headers, which override those of
+        ``publish(…, headers=…)`` and of outer middleware. A parameter annotated `Topic` receives the topic, which can't
+        be changed. A parameter named ``headers`` receives the headers from ``publish`` and outer middleware, as a
+        read-only map. ``publish`` returns the return value of ``around``: the awaitable of ``call``, or None. If
+        ``around`` does not call ``call``, the message is not published, and is counted in ``stats.publish_skipped``.
+        ``publish`` raises the errors of ``around``; for results of handlers, timers and generators they are logged and
+        counted in ``stats.publish_errors``.
+
+        The middleware of an app is also around `App.publish` and the publications of the groups that it includes.
+        Middleware that is registered first is outermost. The middleware of an app surrounds the middleware of its
+        groups. Example: ```python @app.publish_middleware def stamp(call, route): def around(message): return
+        call(WithHeaders(message, {"version": 2}))
+
+                return around
+            ```
+
+        Args:
+            function: The factory, a plain function with the parameters ``call`` and ``route``.
+
+        Raises:
+            SignatureError: ``function`` is not a plain function. Compiling the app raises it if ``around`` is
+                ``async``, or can't be called with a message.
+            AppFrozenError: The app is already compiled.
+        """
+        return self._add_factory("publish_middleware", self._publish_middleware, function)
+
     # -- errors and groups ----------------------------------------------------------------------------
 
     def on_error(self, *kinds: type[BaseException]) -> Callable[[F], F]:
         """Call the decorated function when a handler of this group fails.
 
-        The arguments are the error and the envelope of the message. Messages that cannot be read (dead letters) reach
-        it too, as `DecodeError` or `EnvelopeError`. zroute has already counted and logged the error. The function may
-        be ``async``.
+        The arguments are the error and the envelope of the message. Messages that cannot be read (dead letters) are
+        passed too, as `DecodeError` or `EnvelopeError`. zroute has already counted and logged the error. The function
+        may be ``async``.
+
+        The function may have further parameters. A parameter annotated `RouteInfo` receives the route whose handler
+        failed. With the annotation ``RouteInfo | None``, the function is also called for an `EnvelopeError`, which has
+        no route; the parameter is then None. A parameter named ``attempts`` receives the number of calls of the handler
+        with the message: 0 for a message that cannot be read. Resources are filled by their types.
 
         Only one function is called for an error. It is found in the innermost group that has a function for the
         error's class. Within a group, the function for the most specific class is called.
@@ -380,8 +822,9 @@ class Routes:
     def include(self, routes: Routes, *, prefix: str = "") -> None:
         """Add the handlers and publishers of ``routes`` to this group.
 
-        Their patterns follow ``prefix`` and the prefix of ``routes``. Functions registered in ``routes`` later are
-        included too, until the app is compiled. A group may be included several times under different prefixes.
+        Each pattern is preceded by ``prefix`` and the prefix of ``routes``. Functions that are registered in ``routes``
+        later are included too, until the app is compiled. A group may be included several times under different
+        prefixes.
 
         Example:
             ```python
@@ -393,7 +836,7 @@ class Routes:
             prefix: Segments that precede each pattern of ``routes``, joined by a dot.
 
         Raises:
-            SignatureError: ``routes`` is not a group, or it contains this group.
+            SignatureError: ``routes`` is not a group, contains this group, or has another separator.
             PatternError: The prefix is not a valid pattern.
             AppFrozenError: The app is already compiled.
         """
@@ -403,14 +846,22 @@ class Routes:
             raise SignatureError(f"include takes a zroute.Routes, not {routes!r}", where=where)
         if self in routes._groups():
             raise SignatureError("a group can't include itself", where=where)
+        if routes.separator != self.separator:
+            raise SignatureError(
+                f"the patterns of the group at {routes.where} have {routes.separator!r} between segments, and the "
+                f"patterns here have {self.separator!r}: write Routes(separator={self.separator!r})",
+                parameter="separator",
+                where=where,
+            )
         if prefix:
-            parse_patterns((prefix,), where)
+            self._parse((prefix,), where)
         self._included.append((prefix, routes))
 
     @property
     def _holds_anything(self) -> bool:
         """True if a handler, publisher, timer or resource is registered in this group."""
-        return bool(self._routes or self._publications or self._producers or self._resources)
+        senders = self._publications or self._requesters or self._job_queues
+        return bool(self._routes or senders or self._producers or self._resources)
 
     def _groups(self) -> Iterator[Routes]:
         yield self
@@ -424,35 +875,51 @@ class Routes:
 
         The chain starts with the group itself and ends with the outermost group.
         """
-        here = ".".join(part for part in (prefix, self.prefix) if part)
+        here = self.separator.join(part for part in (prefix, self.prefix) if part)
         chain = (self, *errors)
         yield here, self, chain
         for outer, routes in self._included:
-            yield from routes._walk(".".join(part for part in (here, outer) if part), chain)
+            yield from routes._walk(self.separator.join(part for part in (here, outer) if part), chain)
+
+    def _parse(
+        self, patterns: tuple[str | Pattern, ...], where: str, decorator: str = "subscribe"
+    ) -> tuple[Pattern, ...]:
+        return parse_patterns(patterns, where, self.separator, decorator)
 
     def _freeze(self, by: str) -> None:
         for group in self._groups():
             group._frozen_by = by
+            end_stack(group)
 
     def _check_open(self, what: str, where: str) -> None:
         if self._frozen_by:
+            ways = {
+                "subscribe": ", or use app.attach while it runs",
+                "publisher": ", or use app.publish(topic, message)",
+            }
             raise AppFrozenError(
-                f"{what} comes too late: {self._frozen_by} is already compiled; register before it starts, or use "
-                "app.attach while it runs",
+                f"{what} comes too late: {self._frozen_by} is already compiled; register before the app starts"
+                + ways.get(what.partition("(")[0], ""),
                 where=where,
             )
 
 
-def make_route(function: Callable[..., Any], patterns: tuple[Pattern, ...], options: RouteOptions, where: str) -> Route:
+def make_route(
+    function: Callable[..., Any],
+    patterns: tuple[Pattern, ...],
+    options: RouteOptions,
+    where: str,
+    kind: RouteKind = "subscribe",
+) -> Route:
     """Check the complete ``options`` of a handler and return its record.
 
-    Raises the errors of `Routes.add_route`.
+    ``kind`` is also the name of the decorator, for errors. Raises the errors of `Routes.add_route`.
     """
-    _check_callable(function, "subscribe", where)
+    _check_callable(function, kind, where)
     codec, queue, stale_after, batch = options["codec"], options["queue"], options["stale_after"], options["batch"]
     if batch is not None:
         _check_batch(batch, queue, where)
-    if queue is None:  # room for two lists only would let each wait for half of the other
+    if queue is None:  # with room for two lists only, each list would wait for a half of the other one
         queue = max(ROUTE_QUEUE, 4 * (batch or 0))
     for name, bound in (("max_in_flight", options["max_in_flight"]), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
@@ -469,45 +936,90 @@ def make_route(function: Callable[..., Any], patterns: tuple[Pattern, ...], opti
             parameter="thread",
             where=where,
         )
-    found = find_codec(codec) if codec is not None else None
-    checked: dict[str, Any] = {**options, "codec": found, "queue": queue}
-    return Route(function, patterns, HandlerOptions(**checked), where, local_names(function))
+    failing = {
+        "retry": _checked_retry(options["retry"], function, where),
+        "dead": _checked_dead(options["dead"], patterns, where),
+        "timeout": _checked_timeout(options["timeout"], function, where, thread=options["thread"]),
+    }
+    found = find_codec(codec, where) if codec is not None else None
+    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue}
+    return Route(function, patterns, HandlerOptions(**checked), where, local_names(function), kind)
+
+
+def check_attached(pattern: Any, function: Any, where: str) -> None:
+    """Raise SignatureError for swapped arguments of `App.attach`, or no function."""
+    if callable(function) and not inspect.isclass(function):
+        return
+    text = f"attach({pattern!r}, {function!r}): "
+    if callable(pattern) and not callable(function):
+        text = f"attach({name_of(pattern)}, {function!r}): the arguments are swapped, "
+    raise SignatureError(
+        f"{text}expected a pattern and a function, as in app.attach('rooms.*', on_message)",
+        parameter="function",
+        where=where,
+    )
+
+
+def _as_route_options(options: WorkOptions, function: Callable[..., Any]) -> RouteOptions:
+    """Return the options of a handler of jobs as those of a route."""
+    thread = options["thread"]
+    if thread is None:
+        thread = not (is_coroutine_function(function) or is_generator_function(function))
+    given: RouteOptions = {
+        "codec": options["codec"],
+        "thread": thread,
+        "max_in_flight": options["max_in_flight"],
+        "ordered": False,
+        "batch": options["batch"],
+        "timeout": options["timeout"],
+    }
+    return complete("work", given, ROUTE_DEFAULTS)
 
 
 def joined(prefix: str, pattern: Pattern) -> Pattern:
-    """Return the pattern that joins ``prefix`` and ``pattern`` by a dot.
+    """Return the pattern that joins ``prefix`` and ``pattern``.
+
+    The parts are joined by the separator of the pattern.
 
     Raises:
         PatternError: The result is not a valid pattern.
     """
     if not prefix:
         return pattern
+    separator = pattern.separator.decode()
     if pattern.kind == "prefix":
-        if not parse(prefix).is_concrete:
+        if not parse(prefix, separator).is_concrete:
             raise PatternError(
-                f"{pattern.text} can't follow the prefix {prefix!r}, which varies from topic to topic: "
+                f"{pattern.text} can't follow the prefix {prefix!r}, which contains a wildcard or capture: "
                 "write the pattern with '>', or use a prefix without wildcards and captures",
                 pattern=pattern.text,
             )
-        return startswith(f"{prefix}.".encode() + (pattern.prefix or b""))
-    return parse(f"{prefix}.{pattern.text}")
+        return parse(startswith(f"{prefix}{separator}".encode() + (pattern.prefix or b"")), separator)
+    return parse(f"{prefix}{separator}{pattern.text}", separator)
 
 
-def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pattern, ...]:
+def parse_patterns(
+    patterns: tuple[str | Pattern, ...], where: str, separator: str, decorator: str = "subscribe"
+) -> tuple[Pattern, ...]:
     """Parse the patterns of one route.
 
+    ``separator`` is the character between segments. ``decorator`` is the name of the decorator, for errors.
+
     Raises:
-        PatternError: A pattern is missing or invalid, or the patterns have different captures. It names ``where``,
-            the user's line.
+        PatternError: A pattern is missing or invalid, or the patterns have different captures. The error names
+            ``where``, the user's line.
     """
     if not patterns:
-        raise PatternError("subscribe needs a pattern, as in @app.subscribe('news.*')", pattern=None, where=where)
+        text = f"{decorator} needs a pattern, as in @app.{decorator}('news.*')"
+        raise PatternError(text, pattern=None, where=where)
     if callable(patterns[0]):
         raise PatternError(
-            "subscribe needs a pattern: write @app.subscribe('news.*'), with parentheses", pattern=None, where=where
+            f"{decorator} needs a pattern: write @app.{decorator}('news.*'), with parentheses",
+            pattern=None,
+            where=where,
         )
     try:
-        parsed = tuple(parse(pattern) for pattern in patterns)
+        parsed = tuple(parse(pattern, separator) for pattern in patterns)
     except PatternError as error:
         raise PatternError(str(error), pattern=error.pattern, where=where) from None
     names = set(parsed[0].captures)
@@ -522,17 +1034,93 @@ def parse_patterns(patterns: tuple[str | Pattern, ...], where: str) -> tuple[Pat
     return parsed
 
 
+def _checked_separator(separator: Any, where: str) -> str:
+    if isinstance(separator, str) and len(separator) == 1 and separator in SEPARATORS:
+        return separator
+    raise SignatureError(
+        f"separator={separator!r}: expected one of the characters {' '.join(SEPARATORS)}",
+        parameter="separator",
+        where=where,
+    )
+
+
 def _check_batch(batch: Any, queue: Any, where: str) -> None:
     if not (isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= BATCH_MAX):
         fault = f"batch={batch!r}: expected a number of messages, from 1 to {BATCH_MAX:,}"
         raise SignatureError(fault, parameter="batch", where=where)
     if isinstance(queue, int) and batch > queue:
         raise SignatureError(
-            f"batch={batch} with queue={queue}: the queue holds the messages of a list, so no list would be that long; "
-            f"use queue={batch} or more",
+            f"batch={batch} with queue={queue}: the queue has no room for a whole list; use queue={batch} or more",
             parameter="batch",
             where=where,
         )
+
+
+def _checked_retry(retry: Any, function: Callable[..., Any] | None, where: str) -> tuple[float, ...]:
+    """Return the delays in seconds before further attempts."""
+    fault = None
+    if not isinstance(retry, tuple | list):
+        fault = "expected a tuple of delays in seconds, such as retry=(1, 5, 30)"
+    elif len(retry) > RETRIES_MAX:
+        fault = f"expected at most {RETRIES_MAX} delays"
+    elif not all(is_seconds(delay) and delay >= 0 for delay in retry):
+        fault = "expected delays of 0 seconds or more"
+    elif retry and function is not None and is_generator_function(function):
+        fault = (
+            f"{name_of(function)} is a generator, so a further attempt would publish its first values again: catch "
+            "errors inside it, or remove retry"
+        )
+    if fault is not None:
+        raise SignatureError(f"retry={retry!r}: {fault}", parameter="retry", where=where)
+    return tuple(retry)
+
+
+def _checked_dead(dead: Any, patterns: tuple[Pattern, ...], where: str) -> Pattern | None:
+    """Return the pattern of the topics that get messages after their last attempt."""
+    if dead is None:
+        return None
+    separator = patterns[0].separator.decode()
+    pattern = parse_patterns((dead,), where, separator)[0] if isinstance(dead, str | Pattern) and dead else None
+    fault = None
+    if pattern is None:
+        fault = 'expected the topic for messages after their last attempt, such as dead="dead.{kind}"'
+    elif pattern.rest is not None:
+        fault = (
+            f"it has {{{pattern.rest}+}}, which captures several segments, and a topic to publish to has one there: "
+            "write a capture of one segment"
+        )
+    elif not pattern.is_template:
+        fault = (
+            "it contains a wildcard, but a message is published to one topic: use a capture of the subscription instead"
+        )
+    elif several := {each.rest for each in patterns} & set(pattern.captures):
+        fault = f"{{{min(map(str, several))}+}} can be several segments, but a published topic needs a single one there"
+    elif unknown := set(pattern.captures) - set(patterns[0].captures):
+        fault = (
+            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of the "
+            "subscription"
+        )
+    if fault is not None:
+        raise SignatureError(f"dead={dead!r}: {fault}", parameter="dead", where=where)
+    return pattern
+
+
+def _checked_timeout(timeout: Any, function: Callable[..., Any], where: str, *, thread: bool) -> float | None:
+    """Return the checked maximum duration of a call in seconds."""
+    if timeout is None:
+        return None
+    fault = None
+    if not (is_seconds(timeout) and timeout > 0):
+        fault = "expected a number of seconds, more than 0"
+    elif not (thread or is_coroutine_function(function)):
+        kind = "a generator" if is_generator_function(function) else "a plain function"
+        fault = (
+            f"{name_of(function)} is {kind}, which can't be interrupted: write an async function, or use thread=True "
+            "for a function that blocks"
+        )
+    if fault is not None:
+        raise SignatureError(f"timeout={timeout!r}: {fault}", parameter="timeout", where=where)
+    return float(timeout)
 
 
 def _check_callable(function: Any, decorator: str, where: str) -> None:
@@ -551,7 +1139,7 @@ def coalescing(coalesce: Any, where: str) -> Coalesce | Literal[False]:
     """Return the checked value of ``coalesce``: a `Coalesce`, or False.
 
     Raises:
-        SignatureError: It is none of True, False and a `Coalesce` with values in range.
+        SignatureError: The value is not True, False or a `Coalesce` with values in range.
     """
     fault = None
     if not isinstance(coalesce, Coalesce | bool):

@@ -1,8 +1,8 @@
 """Analysis of function signatures: which argument each parameter receives.
 
 Parameters are filled by name (captures) or by type (`Envelope`, `Topic`, the app, resources). The remaining parameter
-receives the message body. All of this happens at compile time. At run time a message costs only the call itself:
-arguments that are equal for all messages of a topic are bound in advance.
+receives the message body. This analysis runs when the app is compiled. Arguments that are the same for all messages of
+a topic are bound in advance, so a message costs only the call itself.
 """
 
 from __future__ import annotations
@@ -11,34 +11,36 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
-from zroute.declarations.captures import Converter, converter_of, hashable
+from zroute.declarations.captures import Converter, converter_of
+from zroute.declarations.providers import Needed, asked, find_marker, may_be_body, provided
 from zroute.declarations.wrappers import forwarded
-from zroute.errors import SignatureError
+from zroute.errors import SchemaError, SignatureError
 from zroute.functions import annotated, name_of
-from zroute.messages.schema import MAPS, resolved
+from zroute.messages.schema import MAPS, describe, refuse_name, resolved
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Envelope
 
 __all__ = [
     "NO_BODY",
     "Call",
-    "Needed",
     "has_copied_return",
     "hints_of",
     "needs_of",
     "plan",
+    "unfilled",
 ]
 
 NO_BODY: Any = inspect.Parameter.empty
 """The schema of a function without a body parameter. The body is then not decoded."""
 
-# The kinds of *args and **kwargs. They take what is left, so no argument is planned for them.
+# The kinds of *args and **kwargs. They receive all other arguments, so no argument is planned for them.
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _UNTYPED = (
     Any,
@@ -48,6 +50,7 @@ _UNTYPED = (
     float,
     str,
     bytes,
+    memoryview,
     types.NoneType,
     list,
     dict,
@@ -61,15 +64,8 @@ _UNTYPED = (
 
 
 @attrs.frozen
-class Needed:
-    """A placeholder for a resource's object, which exists only while the app runs."""
-
-    kind: Any
-
-
-@attrs.frozen
 class Constants:
-    """The arguments that are equal for all messages of one topic.
+    """The arguments that are the same for all messages of one topic.
 
     Attributes:
         converters: For each parameter that is a capture, the converter of its segment.
@@ -101,7 +97,7 @@ class Call:
         schema: The declared type of the body, or `NO_BODY`.
         body: The name of the parameter that receives the body, or None.
         envelope: The name of the parameter that receives the `Envelope`, or None.
-        constants: The arguments that are equal for all messages of one topic.
+        constants: The arguments that are the same for all messages of one topic.
         by_name: True if body and envelope are passed by name; False if the body is passed by position.
         order: The names of all parameters that can be passed by position.
     """
@@ -117,7 +113,7 @@ class Call:
     def convert(self, captures: Mapping[str, bytes]) -> dict[str, Any] | None:
         """Return the captured segments as arguments by name.
 
-        Return None if a segment has the wrong type. The route then does not match the topic.
+        Return None if a segment can't be converted. The route then does not match the topic.
         """
         try:
             return {name: convert(captures[name]) for name, convert in self.constants.converters.items()}
@@ -140,9 +136,9 @@ class Call:
     def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
         """Return the function with its constant arguments for ``topic`` bound.
 
-        Constant arguments are equal for all messages of the topic. The caller adds the body by position, or, if
-        ``by_name``, the body and the envelope by name. A `functools.partial` adds no Python frame to the call. It is
-        fastest when it binds leading parameters by position, so those are bound in that way.
+        Constant arguments are the same for all messages of the topic. The caller passes the body by position or, if
+        ``by_name`` is True, the body and the envelope by name. A `functools.partial` adds no Python frame to the call.
+        It is fastest when it binds leading parameters by position, so these are bound by position.
         """
         constants = self.constants.of(captured, topic)
         if not constants:
@@ -163,14 +159,16 @@ def plan(
     namespace: Mapping[str, Any] | None = None,
     where: str,
     handler: bool = False,
+    own_codec: bool = False,
 ) -> Call:
-    """Return the plan for calls of ``function``: the source of each argument.
+    """Return the plan for calls of ``function``, with the source of each argument.
 
-    A parameter with the name of a capture receives that segment. A parameter annotated with `Envelope`, `Topic` or a
-    type in ``given`` receives that object. The remaining parameter without a default receives the body.
+    A parameter with the name of a capture receives the captured segment. A parameter annotated with `Envelope`, `Topic`
+    or a type in ``given`` receives the object of that type; see `zroute.declarations.providers`. The remaining
+    parameter without a default receives the body.
 
-    If a ``handler`` has no such parameter and no `Envelope`, the body goes to a leading ``*args``, as in ``print``,
-    or else to the only remaining parameter with a default.
+    If a ``handler`` has no such parameter and no `Envelope`, the body is passed to a leading ``*args``, as in
+    ``print``, or otherwise to the only remaining parameter with a default.
 
     Args:
         function: The function to call.
@@ -179,6 +177,7 @@ def plan(
         namespace: The local names at the registration, for annotations in nested functions.
         where: The user's line, as ``file:line``, for errors.
         handler: True if the function is called with messages.
+        own_codec: True if a user's own codec decodes the bodies.
 
     Raises:
         SignatureError: A parameter cannot be filled, or two parameters need the same argument.
@@ -186,10 +185,14 @@ def plan(
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
     _refuse_unbound_self(function, parameters, where)
-    constants, left = _constants({name: hints.get(name, Any) for name in parameters}, captures, given, where)
-    envelopes = [name for name in left if hints.get(name) is Envelope]
+    fill = partial(provided, given=given, own_codec=own_codec, where=where)
+    constants, left = _constants({name: hints.get(name, Any) for name in parameters}, captures, fill, where)
+    _refuse_markers(function, left, parameters, hints, where)
+    envelopes = [name for name in left if asked(hints.get(name)) is Envelope]
     others = [name for name in left if name not in envelopes]
-    bodies = [name for name in others if parameters[name].default is inspect.Parameter.empty]
+    bodies = _bodies(others, parameters)
+    if len(bodies) > 1 and not own_codec:
+        _refuse_unprovided(function, {name: hints.get(name, Any) for name in bodies}, given, where)
     _refuse_two(bodies, "body", captures, where)
     _refuse_two(envelopes, "envelope", captures, where)
     envelope = envelopes[0] if envelopes else None
@@ -202,17 +205,43 @@ def plan(
     order = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
     call = Call(function, schema, body, envelope, constants, by_name, tuple(order))
     # A wrapper is planned like the function behind it. If the plans differ, the wrapper would pass wrong arguments.
-    again = partial(plan, captures=captures, given=given, namespace=namespace, where=where, handler=handler)
+    again = partial(
+        plan,
+        captures=captures,
+        given=given,
+        namespace=namespace,
+        where=where,
+        handler=handler,
+        own_codec=own_codec,
+    )
     _refuse_hidden(call, again, namespace, where)
     return call
 
 
-def _constants(
-    hints: Mapping[str, Any], captures: tuple[str, ...], given: Mapping[Any, Any], where: str
-) -> tuple[Constants, list[str]]:
-    """Split the parameters into constant arguments and other names.
+def unfilled(
+    function: Callable[..., Any], *, given: Mapping[Any, Any], namespace: Mapping[str, Any] | None, where: str
+) -> list[str]:
+    """Return the parameters of a middleware that would receive the message.
 
-    Constant arguments are equal for all messages of a topic.
+    At most one parameter can receive it. Arguments and errors are the same as for `plan`.
+    """
+    parameters = _parameters(function, where)
+    hints = hints_of(function, namespace, where)
+    fill = partial(provided, given=given, own_codec=True, where=where)
+    _, left = _constants({name: hints.get(name, Any) for name in parameters}, (), fill, where)
+    return _bodies([name for name in left if asked(hints.get(name)) is not Envelope], parameters)
+
+
+def _bodies(names: Iterable[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [name for name in names if parameters[name].default is inspect.Parameter.empty]
+
+
+def _constants(
+    hints: Mapping[str, Any], captures: tuple[str, ...], fill: Callable[[str, Any], Any], where: str
+) -> tuple[Constants, list[str]]:
+    """Return the constant arguments, and the names of the other parameters.
+
+    Constant arguments are the same for all messages of a topic.
     """
     converters: dict[str, Converter] = {}
     topics: list[str] = []
@@ -221,13 +250,17 @@ def _constants(
     for name, hint in hints.items():
         if name in captures:
             converters[name] = converter_of(hint, name, where)
-        elif hint is Topic:
+        elif asked(hint) is Topic:
             topics.append(name)
-        # An annotation may be any object, so it is tested for hash() before the look-up in a dict.
-        elif hint is not Envelope and hashable(hint) and hint in given:
-            objects[name] = given[hint]
+        elif (found := fill(name, hint)) is not None:
+            objects[name] = found
         else:
             left.append(name)
+            continue
+        try:
+            refuse_name(hint)
+        except SchemaError as error:
+            raise SchemaError(f"parameter {name!r}: {error}", schema=hint, where=where) from error
     return Constants(converters, tuple(topics), objects), left
 
 
@@ -236,15 +269,17 @@ def needs_of(
     given: Mapping[Any, Any],
     arguments: tuple[str, ...],
     *,
+    named: Mapping[str, Any] = MappingProxyType({}),
     namespace: Mapping[str, Any] | None,
     where: str,
 ) -> dict[str, Any]:
-    """Return the arguments of a hook that are filled by type, by name.
+    """Return the arguments of a hook that are filled by type or by name.
 
     Args:
         function: The hook.
         given: The object, or `Needed`, for each type that is filled by annotation.
         arguments: The names of the arguments that the hook receives by position.
+        named: The object, or `Needed`, for each further parameter that is filled by its name.
         namespace: The local names at the registration, for annotations in nested functions.
         where: The user's line, as ``file:line``, for errors.
 
@@ -253,24 +288,32 @@ def needs_of(
     """
     hints = hints_of(function, namespace, where)
     parameters = _parameters(function, where)
-    needs = {name: given[hints[name]] for name in parameters if hashable(hints.get(name)) and hints.get(name) in given}
+    found = {
+        name: provided(name, hints[name], given, own_codec=False, where=where) for name in parameters if name in hints
+    }
+    needs = {name: value for name, value in found.items() if value is not None}
+    _refuse_markers(function, [name for name in parameters if name not in needs], parameters, hints, where)
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*arguments, **needs)
+        taken = signature.bind_partial(*arguments).arguments
+        needs |= {name: named[name] for name in parameters if name in named and name not in (*taken, *needs)}
+        signature.bind(*arguments, **needs)
     except TypeError as error:
         called = f"with {', '.join(arguments)}" if arguments else "without arguments"
+        by_name = f", or be named {' or '.join(named)}" if named else ""
         raise SignatureError(
-            f"{name_of(function)} can't be called {called}: {error}; further parameters may only be an App and "
-            "resources, by their types",
+            f"{name_of(function)} can't be called {called}: {error}; further parameters must be annotated as App or "
+            f"with the type of a resource{by_name}",
             where=where,
         ) from error
     for hidden in forwarded(function):
-        if needs_of(hidden, given, arguments, namespace=namespace, where=where):
+        if needs_of(hidden, given, arguments, named=named, namespace=namespace, where=where):
             raise _hides(function, hidden, where)
     return needs
 
 
 def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """Return the annotations of ``function`` as types; postponed ones are evaluated.
+    """Return the annotations of ``function``, with strings evaluated to types.
 
     Raises:
         SignatureError: An annotation uses a name that does not exist, or is not a type.
@@ -280,8 +323,8 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
         return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
     except NameError as error:
         raise SignatureError(
-            f"{name_of(function)} is annotated with {error.name!r}, which does not exist when the app is compiled: "
-            "import it at run time too (not only under TYPE_CHECKING), above the handler",
+            f"{name_of(function)} is annotated with {error.name!r}, which can't be resolved at run time: "
+            "import it outside of TYPE_CHECKING, above the handler",
             where=where,
         ) from error
     except Exception as error:  # evaluating an annotation runs the user's expression, which may raise any error
@@ -309,12 +352,12 @@ def _return_of(function: Any) -> Any:
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.Parameter]:
     if not callable(function):
-        raise SignatureError(f"{function!r} is not a function: decorate or pass one", where=where)
+        raise SignatureError(f"{function!r} is not a function: decorate a function, or pass one", where=where)
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:
         raise SignatureError(
-            f"{name_of(function)} has no signature Python can read: wrap it in a function of your own", where=where
+            f"{name_of(function)} has no signature that Python can read: wrap it in a function of your own", where=where
         ) from error
     # The signature of a partial still lists arguments that are bound by keyword, as if they had defaults.
     bound = function.keywords if isinstance(function, partial) else {}
@@ -331,7 +374,7 @@ def _declared(hint: Any) -> Any:
 
 
 def _only(optional: list[str], function: Callable[..., Any], where: str) -> str | None:
-    """Return the only remaining parameter with a default; None without one."""
+    """Return the only remaining parameter with a default, or None if there is none."""
     if len(optional) > 1:
         raise SignatureError(
             f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, so either "
@@ -374,7 +417,7 @@ def _refuse_unbound_self(function: Any, parameters: Mapping[str, inspect.Paramet
 
 
 def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str, Any] | None, where: str) -> None:
-    """Raise SignatureError if a wrapper hides parameters filled by name or type."""
+    """Raise SignatureError if a wrapper hides parameters that zroute must fill."""
     for hidden in forwarded(call.function):
         try:
             hints_of(hidden, namespace, where)
@@ -401,7 +444,7 @@ def _same_call(inner: Call, outer: Call) -> bool:
 def _comes_as_it_is(hint: Any) -> bool:
     """Return True if decoding without a declared type yields values of type ``hint``.
 
-    It does not for classes, datetimes and similar types, which the decoder creates only on request.
+    The decoder creates classes, datetimes and similar types only if they are declared.
     """
     hint = resolved(hint)
     kind = typing.get_origin(hint) or hint
@@ -421,6 +464,48 @@ def _hides(function: Callable[..., Any], hidden: Callable[..., Any], where: str)
         "functools.update_wrapper(self, function))",
         where=where,
     )
+
+
+def _refuse_markers(
+    function: Callable[..., Any],
+    names: Iterable[str],
+    parameters: Mapping[str, inspect.Parameter],
+    hints: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Raise SignatureError for a marker of another framework, such as ``Depends(f)``.
+
+    ``names`` contains the parameters that have no source yet.
+    """
+    for name in names:
+        found = find_marker(name, hints.get(name), parameters[name].default)
+        if found is not None:
+            marker, remedy = found
+            raise SignatureError(
+                f"parameter {name!r} of {name_of(function)} has a {marker}(…), a marker of another framework that "
+                f"zroute does not call: {remedy}",
+                parameter=name,
+                where=where,
+            )
+
+
+def _refuse_unprovided(
+    function: Callable[..., Any], hints: Mapping[str, Any], given: Mapping[Any, Any], where: str
+) -> None:
+    """Raise SignatureError if no message and no resource can have a parameter's type."""
+    yielded = [describe(value.kind) for value in given.values() if isinstance(value, Needed)]
+    for name, hint in hints.items():
+        if not may_be_body(asked(hint)):
+            wanted = describe(asked(hint))
+            raise SignatureError(
+                f"parameter {name!r} of {name_of(function)} is annotated with {wanted}, but no message can have that "
+                "type and no "
+                f"resource yields it (the app's resources: {', '.join(yielded) or 'none'}): write an @app.resource "
+                "that "
+                f"yields {wanted}, name a capture {{{name}}} in the pattern, or give the parameter a default",
+                parameter=name,
+                where=where,
+            )
 
 
 def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: str) -> None:
@@ -444,7 +529,8 @@ def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_posi
     for index, (name, parameter) in enumerate(parameters.items()):
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and (index or name != by_position):
             raise SignatureError(
-                f"parameter {name!r} is positional-only, but it is passed by name: remove the '/'",
+                f"parameter {name!r} is positional-only, but zroute passes it by name: remove the '/' from the "
+                "signature",
                 parameter=name,
                 where=where,
             )

@@ -1,6 +1,6 @@
 """Detection of wrappers that hide the parameters of a function.
 
-An example of such a wrapper is ``lambda *args: function(*args)``.
+An example is ``lambda *args: function(*args)``.
 
 With `functools.wraps`, Python itself finds the wrapped function. Without it, only the source of the wrapper shows the
 function that it calls. If the source is not available, the wrapper is not checked.
@@ -25,9 +25,9 @@ _READS = ("copy", "get", "items", "keys", "values")
 def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     """Return the functions to which ``function`` passes all its arguments unchanged.
 
-    The source is searched for calls of the forms ``inner(*args, **kwargs)`` and
-    ``maybeDeferred(inner, *args, **kwargs)``, where ``inner`` is in a closure or on ``self``. The result is empty if
-    the wrapper has positional parameters of its own or changes its arguments.
+    The source is searched for calls of the forms ``inner(*args, **kwargs)`` and ``maybeDeferred(inner, *args,
+    **kwargs)``, where ``inner`` is in a closure or on ``self``. The result is empty if the wrapper has other positional
+    parameters or changes its arguments.
     """
     function = inspect.unwrap(function)
     if isinstance(function, partial):

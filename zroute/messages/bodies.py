@@ -1,7 +1,11 @@
 """Choose the codec of a message body, and refuse bodies that nest too deeply.
 
-The header of the publisher states the codec. Without a header, the codec is that of the program. Only a body of
-undeclared type without a stated codec is detected, by its first byte.
+The header of a tracked message names the codec. A message without a header is decoded with the codec of the route or
+the app. If the type is undeclared, the first byte of the body shows the codec. If the type is declared and the app's
+codec is msgpack, `json_too` also accepts JSON.
+
+A user's own codec handles every declared type itself. This module then neither checks the type nor guesses the codec
+from the body.
 
 A body that nests thousands of levels can exhaust the C stack of a decoder and end the process. `guarded` refuses such
 a body before a codec reads it.
@@ -10,71 +14,153 @@ a body before a codec reads it.
 from __future__ import annotations
 
 import sys
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, Union, get_args, get_origin
 
 import msgpack
 
 from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT, Codec, Decode, Encode, detect
-from zroute.messages.schema import describe, inspect, is_class
+from zroute.messages.codecs import (
+    BYTES_LIKE,
+    JSON,
+    MSGPACK,
+    RAW,
+    TEXT,
+    Codec,
+    Decode,
+    Encode,
+    describe_failure,
+    detect,
+    is_own,
+    with_extras,
+)
+from zroute.messages.decode_checks import PLAIN_READ, Inline, make_reader
+from zroute.messages.extras import NO_EXTRAS, Extras
+from zroute.messages.schema import describe, inspect, is_class, refuse_name, takes_text
 
-__all__ = ["body_decoder", "body_encoder", "guarded", "runtime_encoder"]
+__all__ = ["body_decoder", "body_encoder", "guarded", "json_first", "json_too", "may_be_json", "runtime_encoder"]
 
 # Up to this recursion limit of the interpreter, decoders raise RecursionError before the C stack is exhausted.
 _SAFE_RECURSION = 8192
 _MAX_DEPTH = 1000  # levels of lists and maps, checked only above _SAFE_RECURSION
 
 
-def body_decoder(schema: Any, *, stated: Codec | None, route: Codec | None, default: Codec) -> Decode:
-    """Return the function that decodes bodies of ``schema``.
+def body_decoder(
+    schema: Any, *, stated: Codec | None, route: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
+) -> Decode:
+    """Return the function that decodes bodies to values of type ``schema``.
 
-    The codec depends on the declared type:
+    If the subscriber's codec (``route``, else ``default``) is a user's own codec, every type is decoded with
+    ``stated``, or with that codec if ``stated`` is None. ``T | bytes`` gives the decoded T, or the raw body if decoding
+    fails.
 
-    - bytes: the body, unchanged.
+    With a built-in codec, the codec depends on the declared type:
+
+    - bytes or memoryview: the unchanged body.
     - str: UTF-8 text, unless ``stated`` or ``route`` is another codec.
-    - an undeclared type: ``stated``, else the codec that the first byte shows, else ``route``, else ``default``.
+    - an undeclared type: ``stated``, else the codec that the first byte indicates, else ``route``, else ``default``.
     - ``T | bytes``: the decoded T, or the raw body if decoding fails.
+    - ``T | str``: UTF-8 text if ``stated`` is text.
     - any other type: ``stated``, else ``route``, else ``default``.
 
     Args:
         schema: the declared type of the message.
-        stated: the codec that the publisher's header names, if it names one.
-        route: the codec that the subscriber declared, if any.
+        stated: the codec named in the publisher's header, or None.
+        route: the codec that the route declares, or None.
         default: the codec of the app.
+        extras: the additional values that the built-in codecs carry in this app.
 
     Raises:
-        SchemaError: no codec can carry the type.
+        SchemaError: ``stated`` is None, and no codec can carry the type. If ``stated`` can't carry the type, the
+            returned decoder raises DecodeError for each body instead.
     """
-    found = inspect(schema)
+    subscribed = route or default
+    if is_own(stated or subscribed) and (stated is None or is_own(subscribed)):
+        return _own_decoder(schema, stated or subscribed, extras, is_stated=stated is not None)
+    try:
+        return _built_in_decoder(schema, stated, route, default, extras)
+    except SchemaError as error:
+        if stated is None:
+            raise
+        return _refuse(f"the sender states {stated.name}, which can't carry {describe(schema)}: {error!s:.200}")
+
+
+def _own_decoder(schema: Any, codec: Codec, extras: Extras, *, is_stated: bool) -> Decode:
+    """Return the decoder of a user's own codec."""
+    inner = _without_bytes(schema)
+    try:
+        with extras.used():
+            decode = codec.decoder(inner)
+    except Exception as error:
+        failed = _cannot_carry(codec, inner, error)
+        if not is_stated:
+            raise failed from error
+        decode = _refuse(str(failed))
+    return decode if inner is schema else _or_raw(decode, None)
+
+
+def _cannot_carry(codec: Codec, schema: Any, error: Exception) -> SchemaError:
+    """Return the error for a type that a user's own codec refuses."""
+    why = str(error) if isinstance(error, SchemaError) else describe_failure(error)
+    return SchemaError(f"codec {codec.name!r} can't carry {describe(schema)}: {why}", schema=schema)
+
+
+def _without_bytes(schema: Any) -> Any:
+    """Return T for ``T | bytes``, else the type itself."""
+    members = get_args(schema) if get_origin(schema) in (Union, types.UnionType) else ()
+    if bytes not in members:
+        return schema
+    return Union[tuple(member for member in members if member is not bytes)]  # noqa: UP007  # built at run time
+
+
+def _built_in_decoder(schema: Any, stated: Codec | None, route: Codec | None, default: Codec, extras: Extras) -> Decode:
+    refuse_name(schema)
+    found = inspect(schema, extras)
     if found.engine == "raw":
-        return bytes
+        return memoryview if found.type is memoryview else bytes
     if found.raw_fallback:
-        return _or_raw(body_decoder(found.inner, stated=stated, route=route, default=default))
+        decode = _built_in_decoder(found.inner, stated, route, default, extras)
+        maybe = may_be_json(found.inner, stated=stated, route=route, default=default, extras=extras)
+        return _or_raw(decode, with_extras(JSON, extras).decoder(found.inner) if maybe else None)
     if found.engine == "text":
         codec = stated or route or TEXT
-        return (TEXT if codec is RAW else codec).decoder(str)
+        return _decoder(TEXT if codec is RAW else codec, str, extras)
     if found.engine == "any" and stated is None:
-        return _detected(found.type, route or default)
+        return _detected(found.type, route or default, extras)
     codec = stated or route or default
     if codec in (TEXT, RAW) and found.type is not Any:  # dict and list have the engine "any" too
         if stated is None:
             return codec.decoder(schema)  # raises SchemaError, since the program declared this codec
-        return _refuse(f"the publisher sends {codec.name}, but {describe(schema)} is expected")
-    return codec.decoder(found.type)
+        if codec is TEXT and takes_text(schema):
+            return codec.decoder(str)
+        return _refuse(f"the sender states {codec.name}, but {describe(schema)} is expected")
+    return _decoder(codec, found.type, extras)
 
 
-def _or_raw(decode: Decode) -> Decode:
+def _decoder(codec: Codec, schema: Any, extras: Extras) -> Decode:
+    if is_own(codec):
+        return _own_decoder(schema, codec, extras, is_stated=True)
+    return with_extras(codec, extras).decoder(schema)
+
+
+def _or_raw(decode: Decode, as_json: Decode | None) -> Decode:
     def decode_or_raw(body: bytes) -> Any:
         try:
             return decode(body)
         except Exception:  # any error: the declared type allows a body in another form
+            if as_json is None or detect(body) is not JSON:
+                return body
+        try:
+            return as_json(body)
+        except Exception:
             return body
 
     return decode_or_raw
 
 
-def _detected(kind: Any, otherwise: Codec) -> Decode:
-    decoders = {codec.name: codec.decoder(kind) for codec in (JSON, MSGPACK)}
+def _detected(kind: Any, otherwise: Codec, extras: Extras) -> Decode:
+    decoders = {codec.name: with_extras(codec, extras).decoder(kind) for codec in (JSON, MSGPACK)}
     fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
     if kind is not Any and otherwise in (TEXT, RAW):
         fallback = _refuse(f"neither JSON nor msgpack, but {describe(kind)} is expected")
@@ -86,6 +172,86 @@ def _detected(kind: Any, otherwise: Codec) -> Decode:
     return decode
 
 
+# -- JSON where msgpack is expected ------------------------------------------------------------------------
+
+
+def may_be_json(
+    schema: Any, *, stated: Codec | None, route: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
+) -> bool:
+    """Return True if bodies of ``schema`` may also be JSON.
+
+    JSON is possible if neither publisher nor route names a codec, and the app's codec is msgpack. A msgpack map or
+    array never begins with ``{`` or ``[``, so a body that does is JSON. The arguments are those of `body_decoder`.
+    """
+    if stated is not None or route is not None or default is not MSGPACK:
+        return False
+    found = inspect(schema, extras)
+    return found.engine in ("msgspec", "cattrs", "pydantic") and not found.raw_fallback
+
+
+def json_too(decode: Decode, read: Callable[[], Decode], found: Callable[[], None]) -> Decode:
+    """Return a decoder that tries ``decode`` first, and JSON if that fails.
+
+    Bodies that ``decode`` accepts have no extra cost. Each JSON body costs an exception, so the caller should switch to
+    `json_first` after the first JSON body. If both decoders fail, the DecodeError quotes both errors.
+
+    Args:
+        decode: the msgpack decoder of a type.
+        read: returns the JSON decoder of the type. It is called only when a body looks like JSON, because most topics
+            never carry JSON.
+        found: called without arguments after each decoded JSON body.
+    """
+    inline: Inline = getattr(decode, "inline", PLAIN_READ)
+
+    def as_json(body: bytes, error: Exception) -> Any:
+        if detect(body) is not JSON:
+            raise error
+        try:
+            message = read()(body)
+        except Exception as in_json:
+            raise _neither(error, in_json) from in_json
+        found()
+        return message
+
+    lines = (
+        "try:",
+        *(f"    {line}" for line in inline.lines),
+        "except Exception as error:",
+        "    m = as_json(body, error)",
+    )
+    return make_reader(lines, {"decode": decode, **inline.names, "as_json": as_json})
+
+
+def json_first(decode: Decode, read: Decode) -> Decode:
+    """Return a decoder that tries JSON first, for bodies that look like JSON.
+
+    ``read`` decodes bodies that begin with ``{`` or ``[``. ``decode`` decodes all other bodies, and those that ``read``
+    refuses. If both fail, the DecodeError quotes both errors.
+    """
+
+    def decode_either(body: bytes) -> Any:
+        if detect(body) is not JSON:
+            return decode(body)
+        try:
+            return read(body)
+        except Exception as error:
+            in_json = error
+        try:
+            return decode(body)
+        except Exception as error:
+            raise _neither(error, in_json) from in_json
+
+    return decode_either
+
+
+def _neither(error: Exception, in_json: Exception) -> DecodeError:
+    return DecodeError(f"{_says(error)} (as JSON: {_says(in_json)})")
+
+
+def _says(error: Exception) -> str:
+    return error.reason if isinstance(error, DecodeError) else describe_failure(error)
+
+
 def _refuse(reason: str) -> Decode:
     def decode(_body: bytes) -> Any:
         raise DecodeError(reason)
@@ -93,39 +259,76 @@ def _refuse(reason: str) -> Decode:
     return decode
 
 
-def body_encoder(schema: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
-    """Return the codec of messages of ``schema``, and the function that encodes them.
+def body_encoder(
+    schema: Any, *, codec: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
+) -> tuple[Codec, Encode]:
+    """Return the codec for messages of type ``schema``, and their encoder.
 
-    bytes travel raw and str as text, unless ``codec`` is set. A publisher states one codec, so a publisher of
-    ``T | bytes`` accepts only T. It refuses bytes with an EncodeError; declare a publisher of bytes for those.
+    A user's own codec encodes every type. With the built-in codecs, bytes are sent raw, and str is sent as text unless
+    ``codec`` is set. A publisher uses one codec for all its messages, so a publisher of ``T | bytes`` accepts only T
+    and raises EncodeError for bytes. Declare another publisher, of type bytes, for those.
 
     Args:
         schema: the declared type of the message.
-        codec: the codec that the publisher declared, if any.
+        codec: the codec that the publisher declares, or None.
         default: the codec of the app.
+        extras: the additional values that the built-in codecs carry in this app.
 
     Raises:
         SchemaError: ``codec`` is not raw for bytes, or no codec can carry the type.
     """
-    found = inspect(schema)
+    chosen = codec or default
+    if is_own(chosen):
+        return chosen, _own_encoder(_without_bytes(schema), chosen, extras)
+    refuse_name(schema)
+    found = inspect(schema, extras)
     if found.engine == "raw":
         if codec not in (None, RAW):
-            raise SchemaError(f"bytes travel raw: remove codec={codec.name!r}", schema=schema)
+            raise SchemaError(f"bytes are always sent raw: remove codec={chosen.name!r}", schema=schema)
         return RAW, RAW.encoder(bytes)
     chosen = codec or (TEXT if found.engine == "text" else default)
-    return chosen, chosen.encoder(found.inner)
+    return chosen, with_extras(chosen, extras).encoder(found.inner)
 
 
-def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tuple[Codec, Encode]:
+def _own_encoder(schema: Any, codec: Codec, extras: Extras) -> Encode:
+    """Return the encoder of a user's own codec. It raises only EncodeError."""
+    try:
+        with extras.used():
+            write = codec.encoder(schema)
+    except Exception as error:
+        raise _cannot_carry(codec, schema, error) from error
+
+    def encode(message: Any) -> bytes:
+        try:
+            body = write(message)
+        except EncodeError:
+            raise
+        except Exception as error:
+            raise EncodeError(f"codec {codec.name!r}: {describe_failure(error)}", schema=schema) from error
+        if type(body) is not bytes:
+            raise EncodeError(f"codec {codec.name!r} returned {type(body).__name__}, not bytes", schema=schema)
+        return body
+
+    return encode
+
+
+def runtime_encoder(
+    message: Any, *, codec: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
+) -> tuple[Codec, Encode]:
     """Return the codec and encoder for one message of a publisher without a schema.
 
-    The type of ``message`` takes the place of the schema; see `body_encoder`. Raises EncodeError if no codec can carry
-    that type.
+    The type of ``message`` is used as the schema of `body_encoder`; plain data, such as a list, has the schema Any.
+    Raises EncodeError if no codec can carry the type.
     """
     kind = type(message)
-    schema = kind if is_class(kind) or kind in (bytes, str) else Any
+    if is_own(codec or default):
+        plain = kind.__module__ == "builtins" and kind is not str
+        schema = extras.kind_of(kind) or (bytes if kind in BYTES_LIKE else Any if plain else kind)
+    else:
+        known = kind if is_class(kind) or kind is str else bytes if kind in BYTES_LIKE else Any
+        schema = extras.kind_of(kind) or known
     try:
-        return body_encoder(schema, codec=codec, default=default)
+        return body_encoder(schema, codec=codec, default=default, extras=extras)
     except SchemaError as error:
         raise EncodeError(str(error), schema=kind) from error
 
@@ -136,19 +339,20 @@ def runtime_encoder(message: Any, *, codec: Codec | None, default: Codec) -> tup
 def guarded(decode: Decode, codec: Codec) -> Decode:
     """Return ``decode`` with a check of the nesting depth, for large bodies.
 
-    The check runs only if the program has raised the interpreter's recursion limit above 8192. Below it, decoders raise
-    RecursionError by themselves. Text and raw bytes do not nest, so their decoders are returned unchanged.
+    The check runs only if the program has raised the interpreter's recursion limit above 8192. With a lower limit, the
+    decoders raise RecursionError themselves. Text and raw bytes do not nest, and a user's own codec may use any format,
+    so their decoders are returned unchanged.
 
     Args:
         decode: a function that `body_decoder` returned.
-        codec: the assumed codec of a body that `detect` does not recognise, such as JSON behind white space.
+        codec: the codec to assume for a body that `detect` does not recognise, such as JSON after white space.
     """
-    if decode in (TEXT.decoder(str), RAW.decoder(bytes)):
+    if is_own(codec) or decode in (TEXT.decoder(str), RAW.decoder(bytes), memoryview):
         return decode
 
     def decode_guarded(body: bytes) -> Any:
         if sys.getrecursionlimit() > _SAFE_RECURSION and _is_deep(body, detect(body) or codec):
-            raise DecodeError(f"it nests deeper than {_MAX_DEPTH} levels")
+            raise DecodeError(f"the body nests deeper than {_MAX_DEPTH} levels")
         return decode(body)
 
     return decode_guarded

@@ -1,8 +1,8 @@
-"""A limit in bytes for caches whose entries peers or messages choose.
+"""A size limit for caches whose entries come from peers or messages.
 
-A look-up costs as much as in a plain dict, because the caches record no order of use. When the budget is exhausted, a
-cache drops a part of its entries: the oldest one, and others at even distances. A cache that is slightly too small
-therefore misses only slightly more often, even if keys are used in a fixed cycle.
+A look-up is as fast as in a plain dict, because the caches do not record the order of use. When the budget is
+exhausted, each cache drops one in 64 of its entries, evenly spread from the oldest to the newest. A cache that is
+slightly too small therefore misses only slightly more often, even if keys are used in a fixed cycle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PART = 64  # a cache drops one in 64 entries at a time: about 1.6 %
 
 
 def part(cache: Iterable[K]) -> list[K]:
-    """Return one in 64 keys of ``cache``, starting with the oldest.
+    """Return every 64th key of ``cache``, starting with the oldest.
 
     The result holds at least one key unless the cache is empty.
     """
@@ -34,7 +34,7 @@ def part(cache: Iterable[K]) -> list[K]:
 class Budget:
     """A number of bytes that several caches share.
 
-    Each cache reports its own use with `take` and `give_back`.
+    Each cache reports the bytes that it uses with `take`, and those that it frees with `give_back`.
 
     Attributes:
         limit: the most bytes that the caches may use together.
@@ -61,7 +61,7 @@ class Budget:
         self.stats.cache_misses += 1
 
     def take(self, size: int) -> None:
-        """Count ``size`` more bytes as used; if that exceeds the limit, drop entries."""
+        """Count ``size`` more bytes as used, and drop entries if that exceeds the limit."""
         self.used += size
         if self.used > self.limit:
             self.full()
@@ -72,5 +72,5 @@ class Budget:
                 drop()
 
     def give_back(self, size: int) -> None:
-        """Count ``size`` bytes as free again."""
+        """Count ``size`` bytes as no longer used."""
         self.used -= size

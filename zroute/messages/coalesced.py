@@ -1,8 +1,8 @@
 """Coalesced frames: several messages of one topic in one tracked frame.
 
 The bodies form one list in the codec's own format, so a reader decodes all of them in one call. An index before the
-list holds the end of each body. With it a reader can also decode each body alone, so one invalid message does not
-spoil the others.
+list holds the end of each body. A reader can use the index to decode each body separately, so one invalid message does
+not affect the others.
 
 Like `zroute.messages.wire`, this module only converts bytes. ``docs/reference/wire.md`` specifies the layout.
 """
@@ -51,10 +51,10 @@ class Coalesced:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The messages, each as its publisher encoded it.
+        """The encoded messages, one by one.
 
-        If the index is not ascending, an end before its predecessor counts as equal to it. So no byte belongs to two
-        messages, and together they are never larger than the frame.
+        In a malformed frame, an end may be smaller than the previous end. Such an end is raised to the previous one, so
+        no byte belongs to two messages, and all messages together are never larger than the frame.
         """
         before, between = _LAYOUT.get(self.codec, (0, 0))
         ends = list(accumulate(unpack(f">{self.many}H", self.ends), max))
@@ -64,9 +64,9 @@ class Coalesced:
 
 
 _LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
-"""By codec number: the size in bytes of what precedes the first body, and of what follows each body.
+"""By codec number: the bytes before the first body, and the bytes after each body.
 
-For other codecs the bodies follow each other directly.
+In other codecs, the bodies follow each other directly.
 """
 
 
@@ -75,13 +75,13 @@ def coalesced_framer(
 ) -> CoalescedFramer:
     """Return the function that packs several messages of one topic into one frame.
 
-    The function takes the topic, the codec number, the bodies, and the time of the first message. The time is in
-    nanoseconds since the Unix epoch.
+    The function takes the topic, the codec number, the bodies, and the time of the first message in nanoseconds since
+    the Unix epoch.
 
     Args:
         epoch: the 64-bit number of this run of the publisher.
-        count: ``count(topic, many)`` counts ``many`` messages and returns the counters that the frame carries, with
-            their values after the last message. It is called last, after everything that can fail.
+        count: ``count(topic, many)`` counts ``many`` messages and returns the counters for the frame, with their values
+            after the last message. It is called last, after all steps that can fail.
         keeps: True if the publisher keeps the messages for new subscribers.
     """
     heads = Heads(Kind.COALESCED, epoch)
@@ -117,25 +117,25 @@ _LISTINGS: dict[int, Callable[[Sequence[bytes]], bytes]] = {JSON.number: _json_l
 
 
 def parse_coalesced(codec: int, body: bytes) -> Coalesced:
-    """Parse the content of a COALESCED frame, which follows the header.
+    """Parse the content of a COALESCED frame.
 
     Args:
         codec: the number of the codec in the header.
         body: the bytes after the header.
 
     Raises:
-        EnvelopeError: the count, the index and the list contradict each other.
+        EnvelopeError: the number of messages, the index and the list do not match.
     """
     if len(body) < _COUNT.size:
-        raise EnvelopeError("a coalesced frame that ends inside its number of messages")
+        raise EnvelopeError("a coalesced frame that is too short to contain its number of messages")
     (many,) = _COUNT.unpack_from(body)
     start = _COUNT.size * (many + 1)
     if not 0 < many <= COALESCED_MAX or len(body) < start:
-        raise EnvelopeError(f"a coalesced frame of {len(body)} bytes that claims {many} messages")
+        raise EnvelopeError(f"a coalesced frame with an invalid number of messages: {many} in {len(body)} bytes")
     (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
     listing = body[start:]
     if len(listing) != end + _LAYOUT.get(codec, (0, 0))[1] or not _is_list(codec, many, listing):
-        raise EnvelopeError(f"a coalesced frame of {many} messages that does not end where the last of them does")
+        raise EnvelopeError(f"a coalesced frame of {many} messages whose index does not match its length")
     return Coalesced(codec, many, body[_COUNT.size : start], listing)
 
 
@@ -149,8 +149,8 @@ def _is_list(codec: int, many: int, listing: bytes) -> bool:
 def split_frame(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:
     """Return one DATA frame for each of ``bodies``.
 
-    Each frame equals the one that would have carried its message alone. ``header`` is that of the coalesced frame.
-    Sequence numbers wrap at 64 bits; only a forged header leads to such numbers.
+    Each frame is the same as if its message had been sent alone. ``header`` is the header of the coalesced frame.
+    Sequence numbers wrap at 64 bits; only a forged header can reach that limit.
     """
     head, sequence, sent_at = FIXED.unpack_from(header)
     start = topic + NUL

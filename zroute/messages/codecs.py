@@ -1,26 +1,29 @@
 """Codecs: functions that encode and decode messages of one type.
 
-A codec is bound to a type once, before any message. For a declared type, the handler receives exactly the published
-value: equal, and of the same types. A message that can't arrive like that raises an EncodeError in the publisher.
+Each codec creates its encoder and decoder for a type once, before the first message. For a declared type, the handler
+receives exactly the published value: equal, and of the same types. A message that cannot round-trip raises an
+EncodeError in the publisher.
 
-Two checks keep this promise:
+One of two checks guarantees this:
 
 - Most types: the publisher checks the message against its type before it encodes it.
-- Types with converters or hooks that run again in the reader, and values of undeclared type: no check of the message
-  alone is enough. The publisher decodes the encoded body and compares the result with the message.
+- Types with converters, constructors or hooks that run again in the reader, pydantic models, and values of undeclared
+  type: checking the message alone is not enough, so the publisher also decodes the encoded body and compares the result
+  with the message.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import reprlib
 import types
 import uuid
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache
-from typing import Any, Protocol, TypeAlias, get_origin, is_typeddict, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, TypeAlias, Union, get_args, get_origin, is_typeddict, runtime_checkable
 
 import attrs
 import msgpack
@@ -28,13 +31,17 @@ import msgspec
 
 from zroute.codegen import define
 from zroute.errors import DecodeError, EncodeError, SchemaError
-from zroute.messages.cattrs_engine import structurer, unstructure
-from zroute.messages.decode_checks import compile_reader, is_bounded
+from zroute.messages import pydantic_engine
+from zroute.messages.cattrs_engine import structurer, unstructurer
+from zroute.messages.constraints import show_constraints
+from zroute.messages.decode_checks import are_64_bits, compile_reader, is_bounded
 from zroute.messages.encode_checks import conforms, misfit
-from zroute.messages.schema import Schema, describe, inspect, is_class
+from zroute.messages.extras import NO_EXTRAS, Extras, current
+from zroute.messages.schema import LEAVES, Schema, describe, fields_of, inspect, is_class, limits
 
 __all__ = [
     "BUILTIN",
+    "BYTES_LIKE",
     "JSON",
     "MSGPACK",
     "RAW",
@@ -43,26 +50,37 @@ __all__ = [
     "Codecs",
     "Decode",
     "Encode",
+    "describe_failure",
     "detect",
     "find_codec",
+    "is_own",
+    "with_extras",
 ]
 
 Decode: TypeAlias = Callable[[bytes], Any]
 Encode: TypeAlias = Callable[[Any], bytes]
+
+BYTES_LIKE = (bytes, bytearray, memoryview)
+"""The types that a publisher accepts as a raw body.
+
+All except bytes are copied, because the caller may change them.
+"""
 
 _OWN_NUMBERS = range(128, 256)  # 0 to 127 are reserved for codecs of zroute
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """How message bodies are written; ``codec=`` accepts any object of this shape.
+    """The interface of codecs, which encode and decode message bodies.
+
+    The option ``codec=`` accepts any object with these attributes and methods.
 
     ``encoder`` and ``decoder`` are called once per declared type, when the app is compiled.
 
     There is no pickle codec. Decoding a pickle runs code that the sender chose, and anyone who can reach the port can
     send.
 
-    This codec is used with ``App(codec=Cbor())``:
+    An example, used as ``App(codec=Cbor())``:
 
         class Cbor:
             name = "cbor"
@@ -77,11 +95,14 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """The name for errors and tables, such as ``"msgpack"``."""
+        """The name for errors and tables, such as ``"cbor"``.
+
+        It is printable text, and not the name of a built-in codec.
+        """
 
     @property
     def number(self) -> int:
-        """The number of the codec on the tracked wire: 128 to 255 for your own."""
+        """The number of the codec on the tracked wire: 128 to 255 for a user's own codec."""
 
     def encoder(self, schema: Any) -> Encode:
         """Return the function that encodes objects of ``schema`` to bytes.
@@ -112,55 +133,110 @@ class _Format:
     """A self-describing codec: msgpack or JSON.
 
     Attributes:
-        name: as in `Codec`.
-        number: as in `Codec`.
-        str_keys: True if all keys of maps are text (JSON).
-        write: encodes any object.
-        read_as: returns the decoder of a type.
-        read_untyped: decodes a body to plain data.
+        name: see `Codec`.\n        number: see `Codec`.
+        natural: True if the format supports bytes, aware datetimes, and keys of any simple type (msgpack).
+        writer: takes a hook for unknown types and the extras, and returns the function that encodes any object.
+        reader: returns the decoder of a type.
+        untyped_reader: returns the function that decodes a body to plain data.
+        extras: the additional values that the codec carries.
     """
 
     name: str
     number: int
-    str_keys: bool
-    write: Encode
-    read_as: Callable[[Any], Decode]
-    read_untyped: Decode
+    natural: bool
+    writer: Callable[[Callable[[Any], Any], Extras], Encode]
+    reader: Callable[[Any, Extras], Decode]
+    untyped_reader: Callable[[Extras], Decode]
+    extras: Extras = NO_EXTRAS
+    write: Encode = attrs.field(init=False)
+
+    @write.default
+    def _make_write(self) -> Encode:
+        return self.writer(self._plain_of, self.extras)
 
     def __repr__(self) -> str:
         return f"<codec {self.name}>"
 
     def encoder(self, schema: Any) -> Encode:
         """Return an encoder with the checks that ``schema`` needs; see `Codec`."""
-        found = inspect(schema)
+        inner = with_extras(self, current())
+        if inner is not self:
+            return inner.encoder(schema)
+        found = inspect(schema, self.extras)
         if found.raw_fallback:
             return self.encoder(found.inner)
         if found.engine == "any":
             return self._untyped_encoder()
+        if found.engine == "pydantic":
+            return _verified(found, self._pydantic_writer(schema), self.decoder(schema), self)
         if found.engine == "cattrs":
-            return _verified(found, lambda message: self.write(unstructure(message)), self.decoder(schema))
-        if found.holds & {"any", "hook"}:
-            return _verified(found, self.write, self.decoder(schema))
-        return _tested(found, self.write)
+            write, plain = self._write_leaves, unstructurer(self._mode, self.extras, self._plain_of)
+            return _verified(found, lambda message: write(plain(message)), self.decoder(schema), self)
+        if found.holds & {"any", "hook", "taught"}:
+            return _verified(found, self.write, self.decoder(schema), self)
+        return _tested(found, self.write, allow_nan=self.extras.allow_nan)
 
     def decoder(self, schema: Any) -> Decode:
         """Return a decoder with the checks that ``schema`` needs; see `Codec`."""
-        found = inspect(schema)
+        inner = with_extras(self, current())
+        if inner is not self:
+            return inner.decoder(schema)
+        found = inspect(schema, self.extras)
+        decode = self._decoder(found, schema)
+        return _limited(decode, schema, self.extras.allow_nan) if "limit" in found.holds else decode
+
+    def _decoder(self, found: Schema, schema: Any) -> Decode:
         if found.engine == "any":
             return self._untyped_decoder(found.type)
+        if found.engine == "pydantic":
+            if not self.natural:
+                return pydantic_engine.json_reader(schema, self._fits)
+            return _after(self._untyped_decoder(Any), pydantic_engine.plain_reader(schema, self._fits))
         if found.engine == "cattrs":
-            structure, read = structurer(schema, str_keys=self.str_keys), self._untyped_decoder(Any)
-            return lambda body: structure(read(body))
-        json = self is JSON
-        return compile_reader(self.read_as(schema), schema, utf8=json, ints=json, floats=not json)
+            structure = structurer(schema, str_keys=not self.natural, extras=self.extras)
+            return _after(self._untyped_decoder(Any), structure)
+        text, finite = not self.natural, not self.extras.allow_nan
+        return compile_reader(
+            self.reader(schema, self.extras),
+            schema,
+            utf8=text,
+            ints=text,
+            floats=finite and not text,
+            decimals=finite,
+            extras=self.extras,
+        )
+
+    def _plain_of(self, value: Any) -> Any:
+        """Return the plain data of a value of a registered type."""
+        kind = self.extras.kind_of(type(value))
+        if kind is None:
+            raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+        return _plain(self.extras.types[kind].encode(value), self.natural, self._fits)
+
+    @property
+    def _fits(self) -> Callable[[Any], bool]:
+        """The function that checks the numbers in untyped values."""
+        return are_64_bits if self.extras.allow_nan else is_bounded
+
+    @property
+    def _mode(self) -> pydantic_engine.Mode:
+        return "python" if self.natural else "json"
+
+    @property
+    def _write_leaves(self) -> Encode:
+        """The encoder of plain data that may contain values that only pydantic supports."""
+        return pydantic_engine.encode_msgpack if self.natural else self.write
+
+    def _pydantic_writer(self, schema: Any) -> Encode:
+        dump = pydantic_engine.writer(schema, self._mode)
+        return (lambda message: pydantic_engine.encode_msgpack(dump(message))) if self.natural else dump
 
     def _untyped_encoder(self) -> Encode:
-        write, natural = self.write, self is MSGPACK
+        write, natural, fits = self.write, self.natural, self._fits
 
         def encode(message: Any) -> bytes:
             try:
-                plain = _plain(message, natural)
-                return write(plain)
+                return write(_plain(message, natural, fits))
             except EncodeError:  # it already names the part of the message
                 raise
             except Exception as error:
@@ -169,12 +245,13 @@ class _Format:
         return encode
 
     def _untyped_decoder(self, kind: Any) -> Decode:
-        read = self.read_untyped
+        read = self.untyped_reader(self.extras)
+        fits = self._fits
 
         def decode(body: bytes) -> Any:
             value = read(body)
-            if not is_bounded(value):
-                raise DecodeError("a number over 64 bits or not finite")
+            if not fits(value):
+                raise DecodeError("a number is over 64 bits or not finite")
             if kind in (dict, list) and type(value) is not kind:
                 raise DecodeError(f"expected a {kind.__name__}, got {type(value).__name__}")
             return value
@@ -182,14 +259,34 @@ class _Format:
         return decode
 
 
-def _tested(found: Schema, write: Encode) -> Encode:
+def _after(read: Decode, make: Callable[[Any], Any]) -> Decode:
+    return lambda body: make(read(body))
+
+
+def _limited(decode: Decode, schema: Any, allow_nan: bool) -> Decode:
+    """Return ``decode`` with checks for the constraints that the engine ignores."""
+    fits = conforms(schema, allow_nan=allow_nan)
+
+    def decode_limited(body: bytes) -> Any:
+        value, error = decode(body), None
+        try:
+            if fits(value):
+                return value
+        except Exception as raised:
+            error = raised
+        raise DecodeError(str(_unfit(schema, allow_nan, value, error))) from error
+
+    return decode_limited
+
+
+def _tested(found: Schema, write: Encode, *, allow_nan: bool) -> Encode:
     """Return an encoder that checks a message before it encodes it.
 
-    The check is compiled into the function. A separate call would cost 60 ns, and the whole function takes 400 ns.
+    The check is compiled into the encoder, which takes 400 ns. A separate call of the check would add 60 ns.
     """
-    schema, fits = found.type, conforms(found.type)
+    schema, fits = found.type, conforms(found.type, allow_nan=allow_nan)
     expression, names = getattr(fits, "expression", ("fits(m)", {"fits": fits}))
-    scope = {**names, "write": write, "unfit": lambda message, error=None: _unfit(message, schema, error)}
+    scope = {**names, "write": write, "unfit": partial(_unfit, schema, allow_nan)}
     encode: Encode = define(_TESTED.format(expression=expression), "encode", scope)
     return encode
 
@@ -205,26 +302,29 @@ def encode(m):
 """
 
 
-def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
+def _verified(found: Schema, write: Encode, decode: Decode, codec: _Format) -> Encode:
     """Return an encoder that decodes each body again and compares it.
 
-    It serves the types that `conforms` can't check.
+    It is used for the types that `conforms` can't check.
     """
     kind = get_origin(found.type) or found.type
     exact = kind if is_class(kind) and not is_typeddict(kind) else None
 
     def encode(message: Any) -> bytes:
         if exact is not None and type(message) is not exact:
-            raise _unfit(message, found.type)
+            raise _unfit(found.type, codec.extras.allow_nan, message)
         try:
             body = write(message)
+        except Exception as error:
+            raise _unfit_part(found.type, codec.extras.allow_nan, message, error) from error
+        try:
             arrives = decode(body)
-            same = _same(arrives, message)
+            same = _same(arrives, message, codec)
         except Exception as error:
             raise _refused(message, found.type, error) from error
         if not same:
             raise EncodeError(
-                f"{describe(found.type)} would arrive as {_short(arrives)}, and {_short(message)} was published: "
+                f"{describe(found.type)} would arrive as {_short(arrives)} instead of the published {_short(message)}: "
                 "declare precise types, and write converters and hooks that leave their own results unchanged",
                 schema=found.type,
             )
@@ -233,101 +333,110 @@ def _verified(found: Schema, write: Encode, decode: Decode) -> Encode:
     return encode
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any, codec: _Format) -> bool:
     """Return True if both values are equal, with equal types at every level.
 
-    ``one`` is the decoded value. It may hold a float in place of an equal int, as in `conforms`.
+    ``one`` is the decoded value. It may contain a float where the message has an equal int, as in `conforms`. Two
+    values of a registered type are the same if their plain data is the same, because the type may not define equality.
     """
-    if type(one) is not type(other):
-        return type(one) is float and type(other) is int and one == other  # `conforms` allows this too
+    kind, same = type(one), partial(_same, codec=codec)
+    if kind is not type(other):
+        return kind is float and type(other) is int and bool(one == other)  # `conforms` allows this too
+    if kind is float:
+        return bool(one == other or (one != one and other != other))  # NaN arrives only if the app allows it
+    if kind is decimal.Decimal:
+        return bool((one.is_nan() and other.is_nan()) or one == other)  # a comparison with a signaling NaN raises
+    if kind in LEAVES:
+        return bool(one == other)
+    if codec.extras.kind_of(kind) is not None:
+        return same(codec._plain_of(one), codec._plain_of(other))
     if isinstance(one, dict):
         return len(one) == len(other) and all(
-            _same(*keys) and _same(*values)
+            same(*keys) and same(*values)
             for keys, values in zip(
                 zip(one, other, strict=True), zip(one.values(), other.values(), strict=True), strict=True
             )
         )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, set | frozenset):  # with types, because {1} == {True}
         return {(type(item), item) for item in one} == {(type(item), item) for item in other}
-    if is_class(type(one)):
-        return _same(_fields_of(one), _fields_of(other))
+    if is_class(kind):
+        return same(fields_of(one), fields_of(other))
     return bool(one == other)
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of a class instance by name, with their values unchanged."""
-    if attrs.has(type(value)):
-        return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    names = getattr(value, "__struct_fields__", None) or tuple(getattr(value, "__dataclass_fields__", ()))
-    return {name: getattr(value, name) for name in names}
 
 
 # -- untyped values --------------------------------------------------------------------------------------
 
-_ANY_CODEC = (type(None), bool, str)
-# Written in their standard form. A reader without the type receives text, or a timestamp of msgpack.
-_LEAVES = (
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-)
+_SIMPLE = (type(None), bool, str)
+_READ_AS_TEXT = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 
 
-def _plain(value: Any, natural: bool) -> Any:
-    """Return ``value`` as data that arrives equal at an untyped reader.
-
-    Class instances in it are encoded by their own type.
+def _plain(value: Any, natural: bool, fits: Callable[[Any], bool]) -> Any:
+    """Return ``value`` if an untyped reader would receive an equal value.
 
     Args:
         value: the message.
-        natural: True if the format keeps bytes, and keys of any simple type (msgpack).
+        natural: see `_Format`.
+        fits: returns True if a number is allowed.
 
     Raises:
         EncodeError: a part of the value would arrive as another value or type.
     """
     kind: Any = type(value)
-    if kind in _ANY_CODEC:
+    if kind in _SIMPLE:
         return value
     if kind in (int, float):
-        if not is_bounded(value):
-            raise EncodeError(f"{value!r} is over 64 bits or not finite, so readers would refuse it")
-        return value
-    if kind is bytes:
-        if not natural:
-            raise EncodeError("bytes in untyped JSON would arrive as text: declare a type, or use codec='msgpack'")
+        if not fits(value):
+            raise EncodeError(f"{value!r} {_WHY_NUMBER[kind]}, so subscribers would refuse it{_allow_nan(value)}")
         return value
     if kind is list:
-        return [_plain(item, natural) for item in value]
+        return [_plain(item, natural, fits) for item in value]
     if kind is dict:
-        return {_key(key, natural): _plain(item, natural) for key, item in value.items()}
-    if isinstance(value, (Enum, *_LEAVES)):
-        return value
-    if is_class(kind):
-        return msgspec.Raw(_written_as(kind, natural)(value))
-    raise EncodeError(
-        f"{_short(value)} of type {kind.__name__} would arrive as something else in an untyped message: declare the "
-        "type at the publisher, or publish lists and dicts"
-    )
+        return {_key(key, natural, fits): _plain(item, natural, fits) for key, item in value.items()}
+    if natural and (kind is bytes or (kind is datetime.datetime and value.utcoffset() is not None)):
+        return value  # msgpack has a form of its own for both
+    raise EncodeError(f"{_short(value)} of type {kind.__name__} {_why_not_plain(value, natural)}")
 
 
-@cache  # unbounded: one entry per class of the program
-def _written_as(kind: Any, natural: bool) -> Encode:
-    return (MSGPACK if natural else JSON).encoder(kind)
+def _why_not_plain(value: Any, natural: bool) -> str:
+    """Return how ``value`` would change in an untyped body, and the remedy."""
+    kind = type(value)
+    if kind is bytes:
+        return "would arrive as text in untyped JSON: declare a type, or use codec='msgpack'"
+    remedy = "declare the type of the message at the publisher, or publish lists and dicts of text and numbers"
+    if isinstance(value, (Enum, *_READ_AS_TEXT)):
+        form = "value" if isinstance(value, Enum) else "text"
+        return f"would arrive as its {form} in an untyped message: {remedy}"
+    if is_class(kind) and kind is not dict:
+        return f"would arrive as a dict in an untyped message: {remedy}"
+    return f"would not arrive unchanged in an untyped message: {remedy}{_numpy(value)}"
 
 
-def _key(key: Any, natural: bool) -> Any:
+_WHY_NUMBER = {int: "exceeds 64 bits", float: "is not finite"}
+
+
+def _allow_nan(value: Any) -> str:
+    return "; allow NaN and infinity with App(limits=Limits(allow_nan=True))" if type(value) is float else ""
+
+
+def _numpy(value: Any) -> str:
+    """Return the remedy for an array or a scalar of numpy, or ""."""
+    if not hasattr(value, "dtype"):
+        return ""
+    if getattr(value, "ndim", 0):
+        return "; convert it with .tolist(), or give the publisher a codec for arrays"
+    return "; convert it with .item()"
+
+
+def _key(key: Any, natural: bool, fits: Callable[[Any], bool]) -> Any:
     if type(key) is str or (natural and type(key) in (int, bytes, bool, float, type(None))):
-        return _plain(key, natural)
+        return _plain(key, natural, fits)
     raise EncodeError(
         f"the key {_short(key)} would arrive as text in untyped JSON: declare a type such as dict[int, str], or use "
         "codec='msgpack'"
         if not natural
-        else f"the key {_short(key)} of type {type(key).__name__} can't be a key in an untyped message: "
+        else f"the key {_short(key)} of type {type(key).__name__} can't be a dict key in an untyped message: "
         "declare the type"
     )
 
@@ -335,7 +444,7 @@ def _key(key: Any, natural: bool) -> Any:
 def _short(value: Any) -> str:
     """Return a representation for errors, bounded in length and depth.
 
-    It works for any value: a failing ``__repr__`` raises nothing here.
+    This works for any value, even if its ``__repr__`` raises.
     """
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = shown.maxlong = 120
@@ -344,61 +453,142 @@ def _short(value: Any) -> str:
 
 _WHY: Mapping[type, str] = {
     int: "an integer must fit into 64 bits, and in place of a float it must equal a float",
-    float: "a float must be finite, and can't take the place of an int",
-    decimal.Decimal: "NaN is not equal to itself",
+    float: "a float can't take the place of an int",
     datetime.datetime: "the year in UTC must be 1 to 9999, and the zone a whole number of minutes",
     datetime.time: "the zone must be a whole number of minutes",
 }
 
 
-def _unfit(message: Any, schema: Any, error: Exception | None = None) -> EncodeError:
-    """Return the error that names the first part that does not fit its type.
+_NOT_FINITE = "a {} must be finite; allow others with App(limits=Limits(allow_nan=True))"
+
+
+def _unfit(schema: Any, allow_nan: bool, message: Any, error: Exception | None = None) -> EncodeError:
+    """Return the error that names the first part that does not match its type.
 
     If no such part is found, the error quotes ``error``.
     """
     try:
-        path, hint, value = misfit(schema, message)
+        path, hint, value = misfit(schema, message, allow_nan=allow_nan)
     except Exception:  # the message nests too deeply, or one of its properties raises
         path, hint, value = "", schema, message
     expected, kind = get_origin(hint) or hint, type(value)
     why = f": {_WHY[kind]}" if kind in _WHY and (kind is expected or expected in (int, float)) else ""
+    members = get_args(hint) if expected in (Union, types.UnionType) else (expected,)
+    if kind in (float, decimal.Decimal) and kind in members:
+        why = f": {_NOT_FINITE.format(kind.__name__)}"
     below = isinstance(expected, type) and not is_typeddict(expected) and issubclass(kind, expected)
     if below and not why and kind is not expected:
-        why = f": an instance of a subclass would arrive as its base; give {describe(expected)}(…)"
+        why = f": an instance of a subclass would arrive as its base class; publish {describe(expected)}(…) instead"
+    why = why or _numpy(value)
     where = f"{describe(schema)}{path}: " if path else ""
     if error is not None and not why:
         why = f" ({type(error).__name__}: {error!s:.200})"
-    return EncodeError(f"{where}expected {describe(hint)}, got {kind.__name__}: {_short(value)}{why}", schema=schema)
+    wanted = " with ".join(filter(None, [describe(hint), show_constraints(limits(hint))]))
+    return EncodeError(f"{where}expected {wanted}, got {kind.__name__}: {_short(value)}{why}", schema=schema)
+
+
+def _unfit_part(schema: Any, allow_nan: bool, message: Any, error: Exception) -> EncodeError:
+    """Return the error that names the misfitting part, or else quotes ``error``."""
+    try:
+        path, _, _ = misfit(schema, message, allow_nan=allow_nan)
+    except Exception:  # as in `_unfit`
+        path = ""
+    return _unfit(schema, allow_nan, message, error) if path else _refused(message, schema, error)
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the type of an error and the beginning of its text."""
+    return f"{type(error).__name__}: {error!s:.200}"
 
 
 def _refused(message: Any, schema: Any, error: Exception) -> EncodeError:
     return EncodeError(
-        f"{_short(message)} can't be encoded as {describe(schema)}: {type(error).__name__}: {error!s:.200}",
+        f"{_short(message)} can't be encoded as {describe(schema)}: {describe_failure(error)}",
         schema=schema,
     )
 
 
-def _read_msgpack(body: bytes) -> Any:
+def _msgpack_untyped(_extras: Extras) -> Decode:
     # Keys of any simple type are allowed, as msgspec writes them. 3 decodes timestamps to datetime.
-    return msgpack.unpackb(body, strict_map_key=False, timestamp=3)
+    return partial(msgpack.unpackb, strict_map_key=False, timestamp=3)
 
 
 MSGPACK: Codec = _Format(
     "msgpack",
     1,
-    False,
-    msgspec.msgpack.Encoder().encode,
-    lambda schema: msgspec.msgpack.Decoder(schema).decode,
-    _read_msgpack,
+    True,
+    lambda hook, _extras: msgspec.msgpack.Encoder(enc_hook=hook).encode,
+    lambda schema, extras: msgspec.msgpack.Decoder(schema, dec_hook=extras.decode).decode,
+    _msgpack_untyped,
 )
+
+
+def _json_writer(hook: Callable[[Any], Any], extras: Extras) -> Encode:
+    fast = msgspec.json.Encoder(enc_hook=hook).encode
+
+    def write(message: Any) -> bytes:
+        body = fast(message)
+        if b"null" not in body:
+            return body
+        # msgspec writes NaN and infinity as null, so a null may stand for one. Python's json writes them by name.
+        plain = msgspec.to_builtins(message, str_keys=True, enc_hook=hook)
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+
+    return write if extras.allow_nan else fast
+
+
+def _json_reader(schema: Any, extras: Extras) -> Decode:
+    fast = msgspec.json.Decoder(schema, dec_hook=extras.decode).decode
+
+    def convert(body: bytes) -> Any:
+        return msgspec.convert(json.loads(body.decode()), schema, str_keys=True, dec_hook=extras.decode)
+
+    return _with_nan(fast, convert) if extras.allow_nan else fast
+
+
+def _json_untyped(extras: Extras) -> Decode:
+    read: Decode = msgspec.json.decode
+    return _with_nan(read, lambda body: json.loads(body.decode())) if extras.allow_nan else read
+
+
+def _with_nan(fast: Decode, slow: Decode) -> Decode:
+    """Return a decoder that uses ``slow`` for JSON with NaN or infinity.
+
+    msgspec refuses such JSON.
+    """
+
+    def read(body: bytes) -> Any:
+        try:
+            return fast(body)
+        except Exception:
+            if b"NaN" not in body and b"Infinity" not in body:
+                raise
+        return slow(body)
+
+    return read
+
+
 JSON: Codec = _Format(
     "json",
     2,
-    True,
-    msgspec.json.Encoder().encode,
-    lambda schema: msgspec.json.Decoder(schema).decode,
-    msgspec.json.decode,
+    False,
+    _json_writer,
+    _json_reader,
+    _json_untyped,
 )
+
+
+def with_extras(codec: Codec, extras: Extras) -> Codec:
+    """Return a built-in codec with the additional values of an app.
+
+    A user's own codec is returned unchanged.
+    """
+    if extras is NO_EXTRAS or not isinstance(codec, _Format):
+        return codec
+    if codec.name not in extras.formats:
+        extras.formats[codec.name] = attrs.evolve(codec, extras=extras)
+    made: Codec = extras.formats[codec.name]
+    return made
 
 
 # -- text and raw ----------------------------------------------------------------------------------------
@@ -423,8 +613,8 @@ class _Plain:
         kind, write = self.kind, self.write
 
         def encode(message: Any) -> bytes:
-            if type(message) is not kind:
-                raise _unfit(message, kind)
+            if type(message) is not kind and not (kind is bytes and isinstance(message, bytearray | memoryview)):
+                raise _unfit(kind, False, message)
             try:
                 return write(message)
             except UnicodeEncodeError as error:
@@ -455,50 +645,82 @@ class Codecs:
     """The codecs that an app knows.
 
     Attributes:
-        default: the codec of bodies whose publisher states none.
-        by_number: the codecs that a publisher may state, by their number.
+        default: the codec for bodies whose publisher does not name a codec.
+        by_number: the codecs that a publisher's header can name, by their number.
+        extras: the additional values that the built-in codecs carry in this app.
     """
 
     default: Codec
     by_number: Mapping[int, Codec]
+    extras: Extras = NO_EXTRAS
 
 
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})
 
 
+def is_own(codec: Codec) -> bool:
+    """Return True for a user's own codec.
+
+    Such a codec may carry any type, so zroute checks no types for it.
+    """
+    return codec not in BUILTIN.values()
+
+
 # -- find and detect codecs ------------------------------------------------------------------------------
 
 
-def find_codec(codec: str | Codec) -> Codec:
+def find_codec(codec: str | Codec, where: str | None = None) -> Codec:
     """Return the built-in codec with that name, or check a user's codec.
 
     Args:
         codec: ``"msgpack"``, ``"json"``, ``"text"``, ``"raw"``, or an object with the members of `Codec`.
+        where: the user's line, for the error.
 
     Raises:
-        SchemaError: the name is unknown, a member is missing, or the number is not 128 to 255.
+        SchemaError: the name is unknown, a member is missing, the name is no printable text or that of another codec,
+            or the number is not 128 to 255.
     """
     if isinstance(codec, str):
         if codec in BUILTIN:
             return BUILTIN[codec]
         raise SchemaError(
-            f"codec {codec!r} is not known: use {', '.join(map(repr, BUILTIN))}, or an object with name, number, "
+            f"unknown codec {codec!r}: use {', '.join(map(repr, BUILTIN))}, or an object with name, number, "
             "encoder and decoder",
             schema=codec,
+            where=where,
         )
     if not isinstance(codec, Codec):
-        raise SchemaError(f"{codec!r} is not a codec: it needs name, number, encoder and decoder", schema=codec)
-    if codec not in BUILTIN.values() and codec.number not in _OWN_NUMBERS:
         raise SchemaError(
-            f"codec {codec.name!r} has the number {codec.number!r}: codecs of your own use 128 to 255", schema=codec
+            f"{_short(codec)} is not a codec: it needs name, number, encoder and decoder", schema=codec, where=where
         )
+    if isinstance(codec, type):
+        raise SchemaError(
+            f"codec={codec.__name__} is a class: pass an instance, {codec.__name__}()", schema=codec, where=where
+        )
+    if is_own(codec) and (fault := _fault_of(codec)):
+        raise SchemaError(f"codec {fault}", schema=codec, where=where)
     return codec
 
 
-def detect(body: bytes) -> Codec | None:
-    """Return the codec that the first byte of a body shows, or None.
+def _fault_of(codec: Codec) -> str | None:
+    """Return what is wrong with the members of a user's codec, or None."""
+    name, number = codec.name, codec.number
+    if not isinstance(name, str) or not name or not name.isprintable():
+        return f"{type(codec).__name__} has the name {_short(name)}: expected a printable text, such as 'cbor'"
+    if name in BUILTIN:
+        return f"{type(codec).__name__} has the name {name!r} of a codec of zroute: give it another name"
+    if not isinstance(number, int) or number not in _OWN_NUMBERS:
+        return f"{name!r} has the number {_short(number)}: codecs of your own use an int from 128 to 255"
+    for member in ("encoder", "decoder"):
+        if not callable(getattr(codec, member)):
+            return f"{name!r} has no method {member}(schema): it is {_short(getattr(codec, member))}"
+    return None
 
-    ``{`` and ``[`` show JSON; the first byte of a msgpack map or array shows msgpack.
+
+def detect(body: bytes) -> Codec | None:
+    """Return the codec that the first byte of a body indicates, or None.
+
+    ``{`` and ``[`` indicate JSON; the first byte of a msgpack map or array indicates msgpack.
     """
     if not len(body):
         return None

@@ -1,15 +1,16 @@
-"""Control frames of the tracked wire: the messages that account for losses.
+"""The control frames of the tracked wire, from which losses are counted.
 
-A subscriber and a publisher exchange these frames; `zroute.receiving.tracker` uses their contents:
+Subscribers and publishers exchange these frames, and `zroute.receiving.tracker` evaluates them:
 
 - A marker asks a publisher for its counters. A subscriber sends it as a subscription.
-- A statement answers a marker, when a subscriber joins (JOIN) and when a publisher stops (GOODBYE).
+- A statement lists a publisher's counters. The publisher sends it to answer a marker (JOIN) and when it stops
+  (GOODBYE).
 - A farewell confirms a GOODBYE. A subscriber sends it as a subscription.
-- A ping is a marker that asks about no real subscription. The answer only shows that the publisher is alive.
+- A ping is a marker that names no real subscription. The answer only shows that the publisher is alive.
 - A beat repeats the last number of a subscription that has no new messages.
 
-Like `zroute.messages.wire`, this module only converts bytes. ``docs/reference/wire.md`` specifies the layout, with
-test vectors.
+This module also defines the times and numbers on which both sides must agree. Like `zroute.messages.wire`, it only
+converts bytes. ``docs/reference/wire.md`` specifies the layout, with test vectors.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ from zroute.messages.wire import FIXED, NUL, Kind, pack_head
 from zroute.options import MAX_TOPIC, STATEMENT_MAX
 
 __all__ = [
+    "BEATS",
+    "COUNT_BITS",
     "FAREWELL",
+    "GRACE",
     "MARKER",
+    "WITHDRAWN_SECONDS",
     "Marker",
     "Statement",
+    "is_counted",
     "pack_beat",
     "pack_farewell",
     "pack_marker",
@@ -41,9 +47,28 @@ __all__ = [
 ]
 
 MARKER = b"\xff\xffzr"
-"""The first bytes of a marker's topic. They are not UTF-8, so no segment pattern of an app matches them."""
+"""The first bytes of a marker's topic. They are not UTF-8, so no segment pattern matches a marker."""
 FAREWELL = b"\xff\xffzg"
 """The first bytes of a farewell."""
+
+BEATS = (0.5, 2.0, 10.0)
+"""The times of the beats, in seconds after the last message of a subscription.
+"""
+
+GRACE = 2.0
+"""The time in seconds by which a beat may be late, and by which a subscriber may delay its marker."""
+
+WITHDRAWN_SECONDS = 120.0
+"""The time in seconds for which a publisher keeps counting for a withdrawn subscription.
+
+TCP keep-alive needs this time to detect a lost peer, and until then the peer may reconnect.
+"""
+
+COUNT_BITS = 40
+"""The bits of a number that count messages. The upper 24 bits are the counter's generation.
+
+A new counter gets a new generation, so it never repeats the numbers of a counter that the publisher has dropped.
+"""
 
 _BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
@@ -54,17 +79,28 @@ _SUMMARY = b"\xff"  # greater than the length of any listed prefix, so it can't 
 _ALL = (b"",)
 
 
+def is_counted(prefix: bytes) -> bool:
+    """Return True if a publisher counts messages for the subscription ``prefix``.
+
+    A header identifies a subscription by its length, so a counted subscription must not be longer than a topic. A
+    subscription that contains a NUL comes from a plain reader, which subscribes to the topic and the NUL together.
+    """
+    return len(prefix) <= MAX_TOPIC and NUL not in prefix
+
+
 @attrs.frozen(slots=True)
 class Marker:
     """A subscription by which a subscriber asks a publisher for its counters.
 
-    The subscriber sends it after its real subscriptions. libzmq keeps that order, so the publisher knows them by then.
+    The subscriber sends its real subscriptions first. libzmq keeps this order, so the publisher already knows them when
+    the marker arrives.
 
     Attributes:
-        topic: the bytes of the marker itself.
+        topic: the complete marker as bytes.
         id: a 64-bit number that is used only once.
-        wanted: the subscriptions that the answer is about. Without any, it is about the subscription to everything.
-        summary: True if ``wanted`` is not a list of subscriptions, but at most one prefix that all of them share.
+        wanted: the subscriptions that the answer must list. If empty, the answer lists the subscription to everything.
+        summary: True if ``wanted`` contains at most one prefix, which all subscriptions share, instead of the
+            subscriptions.
     """
 
     topic: bytes
@@ -74,20 +110,21 @@ class Marker:
 
     @property
     def subscriber(self) -> int:
-        """The upper 48 bits of the id, equal in all markers of one subscriber."""
+        """The upper 48 bits of the id, which are the same in all markers of a subscriber."""
         return self.id >> 16
 
     @property
     def is_ping(self) -> bool:
-        """True if the marker asks only for a sign of life.
+        """True if the marker only asks whether the publisher is alive.
 
-        Counted subscriptions never begin with `MARKER`, so it serves as a wanted subscription that matches none.
+        A ping has `MARKER` as its wanted subscription. It matches no counted subscription, because those never begin
+        with `MARKER`.
         """
         return self.wanted == (MARKER,)
 
     @property
     def prefixes(self) -> tuple[bytes, ...]:
-        """The wanted subscriptions, or the prefix of a summary."""
+        """The wanted subscriptions, or the shared prefix of a summary."""
         return self.wanted or _ALL
 
     def wants(self, prefix: bytes) -> bool:
@@ -100,14 +137,15 @@ class Marker:
 
 @attrs.frozen(slots=True)
 class Statement:
-    """One part of a list of a publisher's counters: the body of a JOIN or GOODBYE.
+    """The body of a JOIN or GOODBYE: one part of the list of a publisher's counters.
 
-    All parts together name every wanted subscription that is live at the publisher, also those with the number 0.
+    All parts together list every wanted subscription that is active at the publisher, including those with the number
+    0.
 
     Attributes:
         part: the index of this part, from 0.
         parts: the number of parts.
-        name: the publisher's name, which survives a restart, or "" without one.
+        name: the publisher's name, which stays the same after a restart, or "" if it has no name.
         partial: True if the publisher has subscriptions that it does not count.
         numbers: each subscription in this part with the number of its last message.
     """
@@ -125,12 +163,13 @@ class Statement:
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
     """Return the topic of a marker for these subscriptions.
 
-    The marker lists the subscriptions if they fit into a topic. Otherwise it is a summary with their common prefix. A
-    prefix of no bytes can't be listed: alone, it becomes a marker that lists none; with others, a summary of all.
+    The marker lists the subscriptions if the list fits into a topic. Otherwise the marker is a summary with their
+    common prefix. The empty prefix can't be listed: if it is the only subscription, the marker has no list; if there
+    are others, the marker is a summary with an empty prefix.
 
     Args:
         number: the 64-bit id, used only once; see `Marker.subscriber`.
-        subscriptions: the subscriptions that the answer is to be about.
+        subscriptions: the subscriptions that the answer must list.
     """
     wanted, summary = sorted(subscriptions), b""
     if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX or (b"" in wanted and len(wanted) > 1):
@@ -142,7 +181,7 @@ def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
 
 
 def pack_ping(number: int) -> bytes:
-    """Return the topic of a marker that asks only for a sign of life.
+    """Return the topic of a marker that only asks whether the publisher is alive.
 
     ``number`` is the 64-bit id, as in `pack_marker`.
     """
@@ -150,9 +189,9 @@ def pack_ping(number: int) -> bytes:
 
 
 def _in_common(first: bytes, last: bytes) -> bytes:
-    """Return the common prefix of the first and last of sorted values.
+    """Return the common prefix of sorted values, given the first and the last value.
 
-    All values between them share it.
+    All values between the two have this prefix too.
     """
     length = 0
     for one, other in zip(first, last, strict=False):
@@ -179,7 +218,7 @@ def pack_statements(
         marker: the topic of the marker.
         numbers: each subscription with the number of its last message.
         epoch: the 64-bit number of this run of the publisher.
-        name: the publisher's name, cut to `MAX_TOPIC` bytes.
+        name: the publisher's name. At most `MAX_TOPIC` bytes of it are sent.
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
     """
@@ -196,7 +235,7 @@ def pack_statements(
 def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
     """Yield the entries of a statement in pieces of at most ``size`` bytes.
 
-    Without entries it yields one empty piece.
+    If there are no entries, it yields one empty piece.
     """
     piece = b""
     for prefix, number in numbers:
@@ -209,9 +248,11 @@ def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
 
 
 def pack_farewell(subscriber: int, epoch: int) -> bytes:
-    """Return the subscription that confirms the goodbye of ``epoch``.
+    """Return the subscription that confirms the GOODBYE of a publisher's run.
 
-    ``subscriber`` is the number from `Marker.subscriber`.
+    Args:
+        subscriber: the number from `Marker.subscriber`.
+        epoch: the 64-bit number of this run of the publisher.
     """
     return FAREWELL + b"%012x%016x" % (subscriber, epoch)
 
@@ -236,14 +277,14 @@ def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: 
 def parse_marker(topic: bytes) -> Marker:
     """Parse a subscription that starts with `MARKER`.
 
-    Raises EnvelopeError if the id is malformed or the list of subscriptions is cut off.
+    Raises EnvelopeError if the id is missing or malformed, or the list of subscriptions is incomplete.
     """
     try:
         number = int(topic[len(MARKER) : len(MARKER) + _ID_SIZE].decode("ascii"), 16)
     except ValueError as error:
-        raise EnvelopeError("a marker without an id") from error
+        raise EnvelopeError("a marker without a valid id") from error
     if topic[: len(MARKER) + _ID_SIZE] != MARKER + b"%016x" % number:  # int() also accepts signs and spaces
-        raise EnvelopeError("a marker without an id")
+        raise EnvelopeError("a marker without a valid id")
     wanted, at, summary = [], len(MARKER) + _ID_SIZE, False
     while at < len(topic):
         if topic[at:] == _SUMMARY:
@@ -251,7 +292,7 @@ def parse_marker(topic: bytes) -> Marker:
             break
         end = at + 1 + topic[at]
         if end > len(topic) or topic[at] == 0:
-            raise EnvelopeError("a marker that ends inside a prefix")
+            raise EnvelopeError("a marker that ends in the middle of a subscription")
         wanted.append(topic[at + 1 : end])
         at = end
     return Marker(topic, number, tuple(wanted), summary)
@@ -260,31 +301,31 @@ def parse_marker(topic: bytes) -> Marker:
 def parse_farewell(topic: bytes) -> tuple[int, int]:
     """Return the subscriber and epoch of a subscription that starts with `FAREWELL`.
 
-    Raises EnvelopeError for anything but 12 and 16 lower-case hexadecimal digits.
+    Raises EnvelopeError unless 12 and then 16 lower-case hexadecimal digits follow.
     """
     digits = topic[len(FAREWELL) :]
     try:
         subscriber, epoch = int(digits[:12], 16), int(digits[12:], 16)
     except ValueError as error:
-        raise EnvelopeError("a farewell without a subscriber and an epoch") from error
+        raise EnvelopeError("a farewell without a valid subscriber and epoch") from error
     if topic != pack_farewell(subscriber, epoch):
-        raise EnvelopeError("a farewell without a subscriber and an epoch")
+        raise EnvelopeError("a farewell without a valid subscriber and epoch")
     return subscriber, epoch
 
 
 def parse_statement(body: bytes) -> Statement:
     """Parse the body of a JOIN or a GOODBYE, after the header.
 
-    Raises EnvelopeError if the body is cut off, or its numbers contradict each other.
+    Raises EnvelopeError if the body is incomplete or its numbers are inconsistent.
     """
     if len(body) < _STATEMENT.size:
-        raise EnvelopeError(f"a statement of {len(body)} bytes, of at least {_STATEMENT.size}")
+        raise EnvelopeError(f"a statement of {len(body)} bytes; at least {_STATEMENT.size} are needed")
     part, parts, flags, length = _STATEMENT.unpack_from(body)
     if part >= parts:
-        raise EnvelopeError(f"part {part} of a statement of {parts}, counted from 0")
+        raise EnvelopeError(f"a statement with the part number {part}, but {parts} parts (part numbers start at 0)")
     at = _STATEMENT.size + length
     if at > len(body):
-        raise EnvelopeError("a statement that ends inside its name")
+        raise EnvelopeError("a statement that ends in the middle of its name")
     try:
         name = body[_STATEMENT.size : at].decode()
     except UnicodeDecodeError as error:
@@ -294,7 +335,7 @@ def parse_statement(body: bytes) -> Statement:
         start, end = at + 1, at + 1 + body[at]
         at = end + _NUMBER.size
         if at > len(body):
-            raise EnvelopeError("a statement that ends inside an entry")
+            raise EnvelopeError("a statement that ends in the middle of an entry")
         numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
     return Statement(part, parts, name, bool(flags & 1), tuple(numbers))
 
@@ -302,9 +343,9 @@ def parse_statement(body: bytes) -> Statement:
 def parse_beat(body: bytes) -> int:
     """Return the milliseconds until the next beat, or 0 if none will follow.
 
-    ``body`` is that of a BEAT, after the header. Raises EnvelopeError if it is too short.
+    ``body`` is the body of a BEAT without the header. Raises EnvelopeError if the body is too short.
     """
     if len(body) < _BEAT.size:
-        raise EnvelopeError(f"a beat of {len(body)} bytes, of at least {_BEAT.size}")
+        raise EnvelopeError(f"a beat of {len(body)} bytes; at least {_BEAT.size} are needed")
     milliseconds: int = _BEAT.unpack_from(body)[0]
     return milliseconds

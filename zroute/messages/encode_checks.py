@@ -1,7 +1,7 @@
-"""Checks of messages against their type, before a publisher encodes them.
+"""Check messages against their declared type before a publisher encodes them.
 
-The engines encode any object, whatever the annotation says. Readers would refuse such a message, or receive another
-value. These checks raise the error where the mistake is made: in the publisher.
+The engines encode any object, even if its type differs from the annotation. A subscriber would then refuse the message
+or receive another value. With these checks, the error is raised where the mistake was made: in the publisher.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from enum import Enum
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import attrs
-import msgspec
 
 from zroute.codegen import make_lambda
+from zroute.messages.constraints import compile_constraint
 from zroute.messages.decode_checks import HIGHEST, LOWEST, SMALL
-from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, limits, resolved
+from zroute.messages.schema import ARRAYS, LEAVES, MAPS, children, is_class, is_pydantic, limits, resolved
 
 __all__ = ["conforms", "misfit"]
 
@@ -32,38 +32,44 @@ _READ_AS: Mapping[Any, type] = {
     Mapping: dict,
     MutableMapping: dict,
 }
-"""The concrete type that a reader receives for an abstract type."""
+"""The concrete type that a subscriber receives for each abstract type."""
 
 
-def conforms(hint: Any) -> Test:
-    """Return a function that checks if a value arrives unchanged.
+def conforms(hint: Any, *, allow_nan: bool = False) -> Test:
+    """Return a function that checks if a value would arrive unchanged.
 
-    The function returns True if a reader of ``hint`` receives a value of the same types, with numbers in bounds. It
-    returns False or raises for any other value. An int in place of a float passes if it equals a float, because PEP 484
-    allows an int there. Values of undeclared type always pass.
+    The function returns True if a subscriber that decodes the message as ``hint`` receives a value of the same types,
+    and all numbers are in the range of their type. For any other value, it returns False or raises an exception. PEP
+    484 allows an int where a float is declared; such an int passes if it is exactly representable as a float. Values of
+    undeclared types, and of types that the app registers, always pass.
+
+    Args:
+        hint: the type.
+        allow_nan: True if floats and Decimals may be NaN or infinite.
     """
-    return _Tests().of(hint)
+    return _Tests(allow_nan).of(hint)
 
 
-def misfit(hint: Any, value: Any, path: str = "") -> tuple[str, Any, Any]:
-    """Return the path, the expected type and the value of the first part that fails.
+def misfit(hint: Any, value: Any, path: str = "", *, allow_nan: bool = False) -> tuple[str, Any, Any]:
+    """Return the path, expected type and value of the first part that is refused.
 
     Args:
         hint: the type of the whole value.
         value: a value that `conforms` has refused.
         path: the path of ``value`` in the message, such as ``.legs[2]``.
+        allow_nan: see `conforms`.
     """
     bare = resolved(hint)
     for step, child, item in _parts(bare, value):
-        if not _holds(conforms(child), item):
-            return misfit(child, item, path + step)
+        if not _holds(conforms(child, allow_nan=allow_nan), item):
+            return misfit(child, item, path + step, allow_nan=allow_nan)
     return path, hint, value
 
 
 def _parts(bare: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the parts of a class instance, list or map with their types.
+    """Yield the parts of a class instance, list or map: path step, type and value.
 
-    It yields nothing if ``value`` is not of the type ``bare``.
+    It yields nothing if ``value`` is not an instance of ``bare``.
     """
     origin, kinds = get_origin(bare) or bare, list(children(bare))
     if is_class(origin) and type(value) is origin:
@@ -88,9 +94,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def _in_minutes(value: Any) -> bool:
-    """Return True if the offset of the zone is a whole number of minutes.
+    """Return True if the UTC offset is a whole number of minutes.
 
-    Messages carry zones as hours and minutes (RFC 3339). Some historical zones have seconds, which would be lost.
+    Messages carry UTC offsets as hours and minutes (RFC 3339). Some historical offsets also have seconds, which would
+    be lost.
     """
     offset = value.utcoffset()
     return not offset or not offset % datetime.timedelta(minutes=1)
@@ -100,34 +107,37 @@ def _in_minutes(value: Any) -> bool:
 _LEAF_TESTS: Mapping[Any, str] = {
     int: f"({{n}} := {{v}}).__class__ is int and ({-SMALL} < {{n}} < {SMALL} or {LOWEST} <= {{n}} <= {HIGHEST})",
     float: "(({n} := {v}).__class__ is float and {n} - {n} == 0.0 or is_whole({n}))",
-    decimal.Decimal: "({n} := {v}).__class__ is kind{n} and {n} == {n}",
+    decimal.Decimal: "({n} := {v}).__class__ is kind{n} and {n}.is_finite()",
     datetime.datetime: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
     datetime.time: "({n} := {v}).__class__ is kind{n} and in_minutes({n})",
+}
+
+_WITH_NAN: Mapping[Any, str] = {
+    float: "(({n} := {v}).__class__ is float or is_whole({n}))",
+    decimal.Decimal: "{v}.__class__ is kind{n}",
 }
 
 
 class _Tests:
     """A compiler of checks, with one check per type.
 
-    The check of a class is one expression. It runs before each message, and takes half the time of a loop over fields.
+    The check of a class is a single expression, which runs before each message is sent. It takes half the time of a
+    loop over the fields.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allow_nan: bool) -> None:
+        self._leaves = {**_LEAF_TESTS, **_WITH_NAN} if allow_nan else dict(_LEAF_TESTS)
         self._made: dict[Any, Test] = {}
 
     def of(self, hint: Any) -> Test:
-        bare, metas = resolved(hint), limits(hint)
+        if is_pydantic(hint):
+            return lambda value: True  # pydantic makes its own checks
+        bare, parts = resolved(hint), limits(hint)
         test = self._bare(bare)
-        if not metas:
+        if not parts:
             return test
-        origin = get_origin(bare)
-        limited: Any = Annotated[(origin if origin in ARRAYS + MAPS else bare, *metas)]
-
-        def test_limited(value: Any) -> bool:
-            msgspec.convert(value, limited)  # raises if the value violates a limit
-            return test(value)
-
-        return test_limited
+        meets = compile_constraint(bare, parts)
+        return lambda value: meets(value) and test(value)
 
     def _bare(self, hint: Any) -> Test:
         if hint in self._made:
@@ -165,7 +175,7 @@ class _Tests:
         bare = resolved(hint)
         if bare in LEAVES and not limits(hint):
             names[f"kind{name}"] = bare
-            return _LEAF_TESTS.get(bare, "{v}.__class__ is kind{n}").format(v=value, n=name)
+            return self._leaves.get(bare, "{v}.__class__ is kind{n}").format(v=value, n=name)
         names[f"test{name}"] = self.of(hint)
         return f"test{name}({value})"
 

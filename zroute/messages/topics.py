@@ -1,8 +1,9 @@
 """Topics and patterns: parsing, validation, and a slow reference `matches`.
 
-A topic is concrete and travels with each message. A pattern stays in the program: sockets receive only its
-subscription, a byte prefix. The grammar is that of NATS (docs.nats.io, "Subject-Based Messaging"). It adds captures,
-which are named ``*`` wildcards, and `startswith` for prefixes (zmq_setsockopt(3), ZMQ_SUBSCRIBE).
+A topic is concrete and is sent with each message. A pattern is only known in the program: a socket gets the pattern's
+subscription, which is a byte prefix. The grammar is the one of NATS subjects (docs.nats.io, "Subject-Based Messaging").
+In addition, zroute has captures, which are named ``*`` wildcards, and `startswith`, which matches a prefix of bytes
+(zmq_setsockopt(3), ZMQ_SUBSCRIBE).
 
 `zroute.receiving.trie` is the fast implementation of `matches`. Tests compare the two.
 
@@ -13,17 +14,24 @@ pattern             matches                           subscription
 ``news.*``          ``news.sports``                   ``news.``
 ``news.{kind}``     the same, captured                ``news.``
 ``news.>``          ``news.a``, ``news.a.b``          ``news.``
+``news.{rest+}``    the same, captured                ``news.``
 ``*.urgent``        ``a.urgent``                      all
 startswith("news")  ``news``, ``newsletter``, bytes   ``news``
 =================== ================================= ==============
 
-Only `startswith` matches a topic that is empty, has an empty segment, or is not UTF-8.
+A topic that is empty, has an empty segment, or is not UTF-8 is only matched by `startswith`.
+
+An app may use another separator than the dot, for topics such as ``/camera/front/pose``. A dot is then ordinary text,
+and a topic may begin with the separator. The first segment of such a topic is empty, and ``*`` and captures do not
+match an empty segment. A pattern for it must therefore begin with the separator, ``>`` or ``{rest+}``, or use
+`startswith`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import date
 from enum import Enum
 from functools import cached_property, lru_cache
 from keyword import iskeyword
@@ -39,6 +47,7 @@ from zroute.options import TOPICS_NOTED
 __all__ = [
     "ANY",
     "MAX_TOPIC",
+    "SEPARATORS",
     "Pattern",
     "Segment",
     "Topic",
@@ -46,6 +55,7 @@ __all__ = [
     "any_of",
     "is_text",
     "matches",
+    "may_begin_with",
     "minimal_cover",
     "parse",
     "segment_bytes",
@@ -54,12 +64,33 @@ __all__ = [
 ]
 
 MAX_TOPIC: Final = 255
-"""The longest topic in bytes. A subscription travels in up to 10 bytes more; a publisher's ZMQ_MAXMSGSIZE is 512."""
+"""The maximum length of a topic in bytes.
+
+A subscription is sent with up to 10 more bytes, and a publisher's ZMQ_MAXMSGSIZE is 512.
+"""
+
+SEPARATORS: Final = "./:|,;-~"
+"""The characters that may separate segments.
+
+All other characters are letters or digits, or have a meaning in patterns of zroute or other tools.
+"""
+
+_SEPARATOR_NAMES = {".": ("a dot", "dots"), "/": ("a slash", "slashes"), ":": ("a colon", "colons")}
 
 # NUL ends a topic on the wire. The wildcards and braces are reserved for patterns.
 _NOT_IN_A_TOPIC = re.compile(r"[\0\s*>{}]")
 _NOT_IN_A_PATTERN = re.compile(r"[\0\s]")
+_STARTSWITH = re.compile(r"\s*(zroute\.)?startswith\s*\(")  # a call in quotes
 _WILDCARD_MARK = re.compile(r"[*>{}]")
+
+_ONE, _SEVERAL = "write '*' for one segment", "write '>' at the end for one or more segments"
+_OF_OTHER_TOOLS = {"+": _ONE, "#": _SEVERAL, "**": _SEVERAL}
+"""The wildcards of MQTT, AMQP and file names, and the remedy for each of them."""
+_OTHER_REST = re.compile(r"\{([^\W\d]\w*)(?:\+|\*|>|:path)\}")
+
+_OTHER_CAPTURE = re.compile(r"<(?:\w+:)?([^\W\d]\w*)>|:([^\W\d]\w*)")
+"""Captures of Flask and Express, as whole segments."""
+_TYPED = re.compile(r"\{([^\W\d]\w*):.*\}")
 
 
 class Topic(str):
@@ -80,41 +111,44 @@ class Topic(str):
 
     @property
     def wire(self) -> bytes:
-        """The bytes of the topic, equal to those that `from_wire` received."""
+        """The bytes of the topic, exactly as `from_wire` received them."""
         return self.encode("utf-8", "surrogateescape")
 
 
-def topic_bytes(topic: str) -> bytes:
-    """Return the bytes of a concrete topic, to publish to it.
+def topic_bytes(topic: str, separator: str = ".") -> bytes:
+    """Return a concrete topic as bytes, to publish to it.
 
-    ``""`` is a valid topic and gives ``b""``.
+    ``""`` is a valid topic, with the bytes ``b""``. ``separator`` is the character between segments.
 
     Raises:
-        TopicError: the topic is not text, is too long, or no segment pattern could match it. The error names the
-            position.
+        TopicError: the topic is not text, is too long, or contains an empty segment, white space, NUL or a wildcard.
+            The error names the position.
     """
     if not isinstance(topic, str):
-        raise TopicError(f"a topic is text such as 'news.sports', not {topic!r}", topic=topic)
+        raise TopicError(f"a topic must be text such as 'news.sports', not {topic!r}", topic=topic)
     if bad := _NOT_IN_A_TOPIC.search(topic):
-        advice = "wildcards are for patterns" if bad[0] in "*>{}" else "leave it out"
-        fault = f"holds {_named(bad[0])} at position {bad.start()}: {advice}"
+        advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove it"
+        if bad[0] == "{":
+            advice += f", or fill the captures with a publisher: app.publisher({topic!r}, T).publish(message, name=…)"
+        fault = f"contains {_named(bad[0])} at position {bad.start()}: {advice}"
     else:
-        fault = _empty_segment(topic.split(".")) if topic else ""
+        fault = _empty_segment(topic.split(separator), separator) if topic else ""
     if fault:
         raise TopicError(f"topic {topic!r} {fault}", topic=topic)
     return _bounded(_utf8(topic))
 
 
-def segment_bytes(name: str, value: object) -> bytes:
-    """Return the segment for ``value`` in place of the capture ``name``.
+def segment_bytes(name: str, value: object, separator: bytes = b".") -> bytes:
+    """Return the topic segment that replaces the capture ``name`` by ``value``.
 
-    The value is text, an int, a finite float, a UUID or an enum.
+    The value is text, an int, a finite float, a bool, a UUID, a date, a datetime or an enum. ``separator`` is the
+    separator of the topic.
 
     Raises:
-        TopicError: the value has another type, is empty text, or is text that would not arrive as one segment.
+        TopicError: the value has another type, or its text is empty or not a single segment.
     """
     text = _segment_text(value)
-    if fault := _segment_fault(text):
+    if fault := _segment_fault(text, separator.decode(), plain=isinstance(value, str)):
         raise TopicError(f"capture {{{name}}}: {value!r} {fault}", topic=value)
     return _bounded(_utf8(text or ""))
 
@@ -147,15 +181,20 @@ class Pattern:
 
     Attributes:
         text: the pattern as the program wrote it.
-        segments: the literal segments and wildcards, without a final ``>``.
-        tail: True if the pattern ends with ``>``.
+        segments: the literal segments and wildcards, without a final ``>`` or ``{rest+}``.
+        tail: True if the pattern ends with ``>`` or ``{rest+}``, both of which match one or more segments.
+        rest: the name of the last capture if it has the form ``{rest+}``, else None.
         prefix: the bytes of a `startswith`, which has no segments; None for other patterns.
+        separator: the character between segments, as a byte. A `startswith` does not use it itself; it is the separator
+            of its `Routes`.
     """
 
     text: str
     segments: tuple[Segment, ...] = attrs.field(default=(), repr=False)
     tail: bool = attrs.field(default=False, repr=False)
+    rest: str | None = attrs.field(default=None, repr=False)
     prefix: bytes | None = attrs.field(default=None, repr=False)
+    separator: bytes = attrs.field(default=b".", repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -164,7 +203,8 @@ class Pattern:
     def kind(self) -> Literal["exact", "segments", "prefix"]:
         """The kind of the pattern.
 
-        It is "exact" for one topic, "segments" for a pattern with wildcards or captures, and "prefix" for `startswith`.
+        The kind is "exact" for a single topic, "segments" for a pattern with wildcards or captures, and "prefix" for
+        `startswith`.
         """
         if self.prefix is not None:
             return "prefix"
@@ -172,24 +212,36 @@ class Pattern:
 
     @property
     def is_concrete(self) -> bool:
-        """True if the pattern is one topic, without wildcards and captures."""
+        """True if the pattern is a single topic, without wildcards and captures."""
         return self._is_segments and all(isinstance(segment, bytes) for segment in self.segments)
 
     @property
     def is_template(self) -> bool:
-        """True if `topic` can fill the pattern: all of its wildcards are captures."""
+        """True if all wildcards are captures, so that `topic` can fill the pattern."""
         return self._is_segments and ANY not in self.segments
 
     @cached_property
     def captures(self) -> tuple[str, ...]:
         """The names of the captures, in order."""
-        return tuple(s.name for s in self.segments if isinstance(s, Wildcard) and s.name is not None)
+        names = tuple(s.name for s in self.segments if isinstance(s, Wildcard) and s.name is not None)
+        return names if self.rest is None else (*names, self.rest)
+
+    def captured(self, found: Sequence[bytes]) -> dict[str, bytes]:
+        """Return the captures of a matching topic, by name.
+
+        ``found`` contains the segments of the topic.
+        """
+        pairs = zip(self.segments, found, strict=False)
+        named = {s.name: segment for s, segment in pairs if isinstance(s, Wildcard) and s.name is not None}
+        if self.rest is not None:
+            named[self.rest] = self.separator.join(found[len(self.segments) :])
+        return named
 
     @property
     def subscription(self) -> bytes:
         """The longest byte prefix that all matching topics share.
 
-        A SUB socket filters by it; ``b""`` lets all topics pass.
+        A SUB socket uses this prefix as its filter; ``b""`` matches all topics.
         """
         if self.prefix is not None:
             return self.prefix
@@ -197,15 +249,15 @@ class Pattern:
         for segment in self.segments:
             if isinstance(segment, Wildcard):
                 break
-            literal += segment + b"."
+            literal += segment + self.separator
         return literal[:-1] if self.is_concrete else literal
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """A sort key: of two patterns that match a topic, the more specific is smaller.
+        """A sort key in which a more specific pattern comes first.
 
-        It has one number per segment: 0 for a literal, 1 for a capture or ``*``, 2 for ``>``. A `startswith` sorts
-        after all of these, a longer one before a shorter one.
+        It has one number per segment: 0 for a literal, 1 for a capture or ``*``, 2 for ``>``. A `startswith` comes
+        after all of these, and a longer prefix before a shorter one.
         """
         if self.prefix is not None:
             return (3, -len(self.prefix))
@@ -214,8 +266,17 @@ class Pattern:
 
     @property
     def shape(self) -> Hashable:
-        """A value that is equal for patterns with the same topics and the same rank."""
+        """A value that is the same for patterns with the same topics and the same rank."""
         return (tuple(s if isinstance(s, bytes) else None for s in self.segments), self.tail, self.prefix)
+
+    @property
+    def single_topic_advice(self) -> str:
+        """The remedy for a pattern that matches more than one topic, for errors."""
+        if self.rest is not None:
+            return f"{{{self.rest}+}} can be several segments; use app.publish(topic, message) instead"
+        if self.prefix is not None:
+            return "write a topic or captures instead of startswith, or use app.publish(topic, message)"
+        return "replace each wildcard with a capture such as {name}"
 
     def topic(self, values: Mapping[str, bytes]) -> bytes:
         """Return the topic with ``values`` in place of the captures.
@@ -228,53 +289,71 @@ class Pattern:
             TopicError: a value is missing, or the topic is too long.
         """
         if not self.is_template:
-            advice = "write a capture such as {name} in place of each wildcard"
-            raise _error(self.text, f"does not name one topic to publish to: {advice}")
+            fault = f"matches more than one topic, so it can't be published to: {self.single_topic_advice}"
+            raise _error(self.text, fault)
         for name in self.captures:
             if name not in values:
                 raise TopicError(f"topic {self.text!r} needs a value for {{{name}}}", topic=self.text)
-        return _bounded(b".".join(s if isinstance(s, bytes) else values[s.name or ""] for s in self.segments))
+        return _bounded(self.separator.join(s if isinstance(s, bytes) else values[s.name or ""] for s in self.segments))
 
     def overlaps(self, other: Pattern) -> bool:
-        """Return True if some topic can be made from both patterns.
+        """Return True if the same topic can be made from both patterns.
 
-        Both must be templates.
+        All wildcards of both patterns must be captures or ``*``.
         """
         return len(self.segments) == len(other.segments) and all(
-            one == two or isinstance(one, Wildcard) or isinstance(two, Wildcard)
+            one == two or (isinstance(one, Wildcard) and two != b"") or (isinstance(two, Wildcard) and one != b"")
             for one, two in zip(self.segments, other.segments, strict=True)
         )
+
+    def meets(self, template: Pattern) -> bool:
+        """Return True if this pattern may match a topic that is made from ``template``."""
+        if self.prefix is not None:
+            begin = template.subscription
+            return begin.startswith(self.prefix) or (not template.is_concrete and self.prefix.startswith(begin))
+        if self.tail and len(template.segments) <= len(self.segments):
+            return False
+        if self.tail:
+            template = Pattern(template.text, template.segments[: len(self.segments)])
+        return self.overlaps(template)
 
     @property
     def _is_segments(self) -> bool:
         return self.prefix is None and not self.tail
 
 
-def parse(pattern: str | Pattern) -> Pattern:
+def parse(pattern: str | Pattern, separator: str = ".") -> Pattern:
     """Parse a pattern such as ``news.*``, ``stocks.{symbol}`` or ``logs.>``.
 
-    A Pattern is returned unchanged.
+    ``separator`` is the character between segments. A Pattern is returned unchanged, except that a `startswith` gets
+    this separator.
 
     Raises:
-        PatternError: the pattern is invalid. The error names the segment, counted from 1, and says what to write
-            instead.
+        PatternError: the pattern is invalid. The error names the segment, counted from 1, and the remedy.
     """
     if isinstance(pattern, Pattern):
-        return pattern
-    _refuse_no_pattern(pattern)
-    parts = pattern.split(".")
-    if fault := _empty_segment(parts):
+        if pattern.separator == separator.encode():
+            return pattern
+        if pattern.prefix is None:
+            raise _error(
+                pattern.text, f"was created with another separator than {separator!r}: pass the pattern as text"
+            )
+        return attrs.evolve(pattern, separator=separator.encode())
+    _refuse_no_pattern(pattern, separator)
+    parts = pattern.split(separator)
+    if fault := _empty_segment(parts, separator):
         raise _error(pattern, fault)
-    tail = parts[-1] == ">"
-    segments = tuple(_segment(pattern, i, part) for i, part in enumerate(parts[: len(parts) - tail], 1))
-    parsed = Pattern(pattern, segments, tail)
+    rest = _rest(pattern, len(parts), parts[-1])
+    tail = rest is not None or parts[-1] == ">"
+    segments = tuple(_segment(pattern, i, part, separator) for i, part in enumerate(parts[: len(parts) - tail], 1))
+    parsed = Pattern(pattern, segments, tail, rest, separator=separator.encode())
     _refuse_twice(parsed)
     _refuse_too_long(parsed)
     return parsed
 
 
 def startswith(prefix: str | bytes) -> Pattern:
-    """Match every topic whose bytes begin with ``prefix``, whatever its segments are.
+    """Match every topic whose bytes begin with ``prefix``, regardless of segments.
 
     For example, this handler receives ``news``, ``news.sports`` and ``newsletter``:
 
@@ -285,48 +364,44 @@ def startswith(prefix: str | bytes) -> Pattern:
         prefix: text or bytes; ``""`` matches every topic, including the empty one.
 
     Raises:
-        PatternError: the prefix contains NUL, is too long, or is text with wildcards, which would be taken literally.
-            Use bytes for a topic that really contains ``*``, ``>`` or braces.
+        PatternError: the prefix contains NUL, is too long, or is text with wildcards, which would be matched literally.
+            Use bytes as the prefix of topics that really contain ``*``, ``>`` or braces.
     """
     if not isinstance(prefix, str | bytes):
-        raise PatternError(f"startswith() takes text or bytes, not {prefix!r}", pattern=prefix)
+        raise PatternError(f"the prefix of startswith() must be text or bytes, not {prefix!r}", pattern=prefix)
     raw = _prefix_bytes(prefix) if isinstance(prefix, str) else bytes(prefix)
     text = _prefix_text(raw)
     if b"\0" in raw:
-        raise _error(text, "holds NUL, which ends a topic on the wire: leave it out")
+        raise _error(text, "contains NUL, which ends a topic on the wire: remove it")
     if len(raw) > MAX_TOPIC:
-        raise _error(text, f"is {len(raw)} bytes long, and a topic has at most {MAX_TOPIC}: shorten it")
+        raise _error(text, f"is {len(raw)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it")
     return Pattern(text, prefix=raw)
 
 
 def matches(pattern: str | Pattern, topic: bytes) -> dict[str, bytes] | None:
     """Return the captures of ``topic``, or None if the pattern does not match.
 
-    This slow implementation is the reference for the trie.
+    Patterns given as text use dots between segments. This slow implementation is the reference for the trie.
     """
-    pattern = parse(pattern)
+    pattern = parse(pattern) if isinstance(pattern, str) else pattern
     if pattern.prefix is not None:
         return {} if topic.startswith(pattern.prefix) else None
-    found = topic.split(b".")
-    if b"" in found or not is_text(topic):
+    found = topic.split(pattern.separator)
+    if b"" in found[may_begin_with(pattern.separator) :] or not topic or not is_text(topic):
         return None
     rest = len(found) - len(pattern.segments)
     if rest < 1 if pattern.tail else rest != 0:
         return None
-    captures = {}
     for expected, segment in zip(pattern.segments, found, strict=False):
-        if isinstance(expected, bytes):
-            if expected != segment:
-                return None
-        elif expected.name is not None:
-            captures[expected.name] = segment
-    return captures
+        if expected != segment if isinstance(expected, bytes) else not segment:
+            return None
+    return pattern.captured(found)
 
 
 def any_of(patterns: Sequence[str | Pattern]) -> Callable[[bytes], bool]:
-    """Return a function that tells if a topic matches any of ``patterns``.
+    """Return a function that checks if a topic matches any of ``patterns``.
 
-    A new topic is matched slowly; the result for recent topics is cached. Topics longer than `MAX_TOPIC` are not
+    The first check of a topic is slow; results for recent topics are cached. Topics longer than `MAX_TOPIC` are not
     cached.
     """
 
@@ -337,61 +412,131 @@ def any_of(patterns: Sequence[str | Pattern]) -> Callable[[bytes], bool]:
     return lambda topic: known(topic) if len(topic) <= MAX_TOPIC else matches_any(topic)
 
 
-def _segment(pattern: str, number: int, part: str) -> Segment:
+def may_begin_with(separator: bytes | str) -> bool:
+    """Return True if topics may begin with this separator.
+
+    The first segment of such a topic is empty.
+    """
+    return separator not in (".", b".")
+
+
+def _rest(pattern: str, number: int, part: str) -> str | None:
+    """Return the name in a segment such as ``{rest+}``, or None for another segment."""
+    if part[:1] != "{" or part[-2:] != "+}":
+        return None
+    return _capture_name(pattern, number, f"{part[:-2]}}}")
+
+
+def _segment(pattern: str, number: int, part: str, separator: str) -> Segment:
+    if ours := _OF_OTHER_TOOLS.get(part):
+        raise _error(pattern, f"has {part!r} in segment {number}, which is not a wildcard of zroute: {ours}")
+    if separator == ".":
+        _refuse_slashes(pattern, number, part)
+    if capture := _OTHER_CAPTURE.fullmatch(part):
+        raise _error(
+            pattern, f"has {part!r} in segment {number}, a capture of other tools: write {{{capture[1] or capture[2]}}}"
+        )
+    if other := _OTHER_REST.fullmatch(part):
+        raise _error(pattern, f"has {part!r} in segment {number}: write {{{other[1]}+}}, as the last segment")
     if part == "*":
         return ANY
     if part == ">":
-        raise _error(pattern, f"has '>' in segment {number}, and '>' is allowed only at the end: write '*' here")
+        raise _error(
+            pattern, f"has '>' in segment {number}, but '>' is allowed only at the end: write '*' for this segment"
+        )
     if len(part) > 1 and part[0] == "{" and part[-1] == "}":
         return Wildcard(_capture_name(pattern, number, part))
     if mark := _WILDCARD_MARK.search(part):
-        raise _partial_wildcard(pattern, number, part, mark)
+        raise _partial_wildcard(pattern, number, part, mark, separator)
     return part.encode()
+
+
+def _refuse_slashes(pattern: str, number: int, part: str) -> None:
+    """Raise PatternError for wildcards between slashes if the separator is a dot."""
+    levels = part.split("/")
+    wild = [
+        level
+        for level in levels
+        if level in ("*", ">", *_OF_OTHER_TOOLS) or level[:1] == "{" or _OTHER_CAPTURE.fullmatch(level)
+    ]
+    if len(levels) > 1 and wild:
+        known = {"+": "*", "#": ">", "**": ">"}
+        named = (_OTHER_CAPTURE.sub(r"{\1\2}", level) for level in pattern.split("/") if level)
+        ours = ".".join(known.get(level, level) for level in named)
+        raise _error(
+            pattern,
+            f"has {wild[0]!r} between slashes in segment {number}, but the separator is a dot: "
+            f"write {ours!r} for topics with dots, or App(separator='/') for topics with slashes",
+        )
 
 
 def _capture_name(pattern: str, number: int, part: str) -> str:
     name = part[1:-1]
     if not name:
-        raise _error(pattern, f"has a capture without a name in segment {number}: write {{name}} or '*'")
+        raise _error(
+            pattern, f"has a capture without a name in segment {number}: write a capture such as {{name}}, or '*'"
+        )
+    if typed := _TYPED.fullmatch(part):
+        raise _error(
+            pattern,
+            f"has {part!r} in segment {number}, a capture of other tools: write {{{typed[1]}}}, and annotate the "
+            f"parameter with its type, as in `{typed[1]}: int`",
+        )
     if not name.isidentifier() or iskeyword(name):
         advice = "write a Python identifier that is not a keyword, such as {name}"
-        raise _error(pattern, f"has the capture {part} in segment {number}, which is not a parameter name: {advice}")
+        raise _error(
+            pattern, f"has the capture {part} in segment {number}, which can't be the name of a parameter: {advice}"
+        )
     return name
 
 
-def _partial_wildcard(pattern: str, number: int, part: str, mark: re.Match[str]) -> PatternError:
+def _partial_wildcard(pattern: str, number: int, part: str, mark: re.Match[str], separator: str) -> PatternError:
     at = f"segment {number} {part!r}"
     if mark[0] in "{}":
         fault = "a capture" if part.count("{") == part.count("}") else "an unbalanced brace"
-        return _error(pattern, f"has {fault} as a part of {at}: a capture is a whole segment, such as {{name}}")
-    before = ".".join([*pattern.split(".")[: number - 1], part[:-1]])
+        between = "" if separator == "." else f", between {_separator_names(separator)[1]}"
+        return _error(
+            pattern, f"has {fault} as a part of {at}: a capture must be a whole segment, such as {{name}}{between}"
+        )
+    before = separator.join([*pattern.split(separator)[: number - 1], part[:-1]])
     if mark.end() == len(part) and not _WILDCARD_MARK.search(before):  # `new*` can only mean a prefix
         advice = f'use startswith("{before}")'
     else:
-        advice = f"write '{mark[0]}' between dots"
-    return _error(pattern, f"has '{mark[0]}' as a part of {at}, and a wildcard is a whole segment: {advice}")
+        advice = f"write '{mark[0]}' between {_separator_names(separator)[1]}"
+    return _error(pattern, f"has '{mark[0]}' as a part of {at}, but a wildcard must be a whole segment: {advice}")
 
 
-def _refuse_no_pattern(pattern: object) -> None:
+def _refuse_no_pattern(pattern: object, separator: str) -> None:
     if not isinstance(pattern, str):
-        advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else "write it as 'news.*'"
-        raise PatternError(f"a pattern is text, not {pattern!r}: {advice}", pattern=pattern)
+        example = f"news{separator}*"
+        advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else f"write it as {example!r}"
+        raise PatternError(f"a pattern must be text, not {pattern!r}: {advice}", pattern=pattern)
     if not pattern:
         raise _error(pattern, 'is empty: write startswith("") for every topic, including the empty one')
+    if _STARTSWITH.match(pattern):
+        raise PatternError(
+            f"pattern {pattern!r} is text: write {pattern.strip()} without the outer quotes", pattern=pattern
+        )
     if bad := _NOT_IN_A_PATTERN.search(pattern):
-        number = pattern.count(".", 0, bad.start()) + 1
-        raise _error(pattern, f"holds {_named(bad[0])} in segment {number}, and no topic does: leave it out")
+        number = pattern.count(separator, 0, bad.start()) + 1
+        advice = "remove it"
+        if bad[0] != "\0" and not _WILDCARD_MARK.search(pattern):
+            advice += f', or write startswith("{pattern}") for topics of other programs that contain it'
+        raise _error(
+            pattern, f"contains {_named(bad[0])} in segment {number}, but topics of zroute can't contain it: {advice}"
+        )
     try:
         pattern.encode()
     except UnicodeEncodeError as error:
-        number = pattern.count(".", 0, error.start) + 1
-        advice = "use startswith(b'...') for bytes"
+        number = pattern.count(separator, 0, error.start) + 1
+        advice = "for a prefix of other bytes, use startswith(b'...')"
         raise _error(pattern, f"is not UTF-8 text in segment {number}: {advice}") from None
 
 
 def _refuse_twice(pattern: Pattern) -> None:
     seen: dict[str, int] = {}
-    for number, segment in enumerate(pattern.segments, 1):
+    rest = () if pattern.rest is None else (Wildcard(pattern.rest),)
+    for number, segment in enumerate((*pattern.segments, *rest), 1):
         name = segment.name if isinstance(segment, Wildcard) else None
         if name is None:
             continue
@@ -409,20 +554,20 @@ def _refuse_too_long(pattern: Pattern) -> None:
     sizes = [len(s) if isinstance(s, bytes) else 1 for s in pattern.segments] + [1] * pattern.tail
     shortest = sum(sizes) + len(sizes) - 1
     if shortest > MAX_TOPIC:
-        limit = f"and a topic has at most {MAX_TOPIC}"
-        raise _error(pattern.text, f"needs topics of {shortest} bytes or more, {limit}: shorten it")
+        limit = f"but topics are limited to {MAX_TOPIC} bytes"
+        raise _error(pattern.text, f"only matches topics of at least {shortest} bytes, {limit}: shorten it")
 
 
 def _prefix_bytes(prefix: str) -> bytes:
     text = f'startswith("{prefix}")'
     if mark := _WILDCARD_MARK.search(prefix):
         literal = prefix.encode("utf-8", "replace")
-        advice = f"write the pattern without startswith, or {literal!r} where topics really hold it"
-        raise _error(text, f"holds '{mark[0]}', and a prefix is taken literally: {advice}")
+        advice = f"write the pattern without startswith, or {literal!r} if topics really contain it"
+        raise _error(text, f"contains '{mark[0]}', but a prefix is matched literally: {advice}")
     try:
         return prefix.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise _error(text, "is not UTF-8 text: give it as bytes") from None
+        raise _error(text, "is not UTF-8 text: pass the prefix as bytes") from None
 
 
 def _prefix_text(raw: bytes) -> str:
@@ -436,39 +581,60 @@ def _error(pattern: str, fault: str) -> PatternError:
     return PatternError(f"pattern {shown} {fault}", pattern=pattern)
 
 
-def _empty_segment(parts: list[str]) -> str:
-    """Return what is wrong with the first empty segment, or "" if there is none."""
+def _empty_segment(parts: list[str], separator: str) -> str:
+    """Return the error text for the first empty segment, or "" if there is none."""
     if "" not in parts:
         return ""
-    number = parts.index("") + 1
-    places = {1: "begins with a dot", len(parts): "ends with a dot"}
-    where = places.get(number, "has two dots in a row")
-    return f"{where}, so segment {number} is empty: remove the dot or write the segment"
+    first = int(may_begin_with(separator))
+    if "" not in parts[first:]:
+        return ""
+    number = parts.index("", first) + 1
+    one, several = _separator_names(separator)
+    places = {1: f"begins with {one}", len(parts): f"ends with {one}"}
+    where = places.get(number, f"has two {several} in a row")
+    return f"{where}, so segment {number} is empty: remove the {one.removeprefix('a ')}, or add the missing segment"
+
+
+def _separator_names(separator: str) -> tuple[str, str]:
+    """Return the name of the separator in the singular and in the plural."""
+    return _SEPARATOR_NAMES.get(separator, (repr(separator), repr(separator)))
 
 
 def _segment_text(value: object) -> str | None:
     """Return the text that a handler's annotation converts back to ``value``.
 
-    The result is None if there is no such text.
+    The result is None if the value can't be converted.
     """
     if isinstance(value, Enum):
         return str(value.value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, date):  # also a datetime
+        return value.isoformat()
     if isinstance(value, float) and not isfinite(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float | UUID):
+    if not isinstance(value, str | int | float | UUID):
         return None
     return str(value)
 
 
-def _segment_fault(text: str | None) -> str:
+def _segment_fault(text: str | None, separator: str, *, plain: bool) -> str:
+    """Return why a text is no segment, or "".
+
+    ``plain`` is True if the value itself was text.
+    """
     if text is None:
-        return "can't be a segment: use a str, an int, a finite float, a UUID or an enum"
+        a_float = "" if separator == "." else "a finite float, "  # the text of a float has a dot
+        return f"can't be a segment: use a str, an int, {a_float}a bool, a UUID, a date, a datetime or an enum"
     if not text:
-        return "is empty, and a segment has at least one character: use other text"
-    if "." in text:
-        return "holds a dot, which would make two segments of it: replace it"
+        return "is empty, but a segment needs at least one character"
+    if separator in text:
+        advice = "replace it"
+        if separator == "." and not plain:  # a float, or a time with a fraction of a second
+            advice = "publish it in the body, or use another separator, as in App(separator='/')"
+        return f"contains {_separator_names(separator)[0]}, which would split it into two segments: {advice}"
     if bad := _NOT_IN_A_TOPIC.search(text):
-        return f"holds {_named(bad[0])} at position {bad.start()}: replace it"
+        return f"contains {_named(bad[0])} at position {bad.start()}: replace it"
     return ""
 
 
@@ -476,13 +642,13 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        fault = f"holds a lone surrogate at position {error.start}, which is not UTF-8: replace it"
+        fault = f"contains a lone surrogate at position {error.start}, which is not UTF-8: replace it"
         raise TopicError(f"topic {text!r} {fault}", topic=text) from None
 
 
 def _bounded(topic: bytes) -> bytes:
     if len(topic) > MAX_TOPIC:
-        fault = f"is {len(topic)} bytes long, and a topic has at most {MAX_TOPIC}: shorten it"
+        fault = f"is {len(topic)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it"
         raise TopicError(f"topic {topic[:32]!r}... {fault}", topic=Topic.from_wire(topic))
     return topic
 
@@ -496,8 +662,8 @@ def _named(mark: str) -> str:
 def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
     """Return the fewest byte prefixes that cover all ``prefixes``, sorted.
 
-    None of them is a prefix of another. ``b""`` covers everything, so it is the only one if present. Without prefixes
-    the result is empty.
+    No prefix in the result is a prefix of another. ``b""`` covers everything, so it is then the only result. Without
+    prefixes, the result is empty.
     """
     cover: list[bytes] = []
     for prefix in sorted(prefixes):  # a prefix sorts directly before all prefixes that it covers

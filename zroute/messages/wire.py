@@ -1,8 +1,8 @@
-"""Convert between bytes and envelopes: the three wire forms of zroute.
+"""Convert between bytes and envelopes, in the three wire formats of zroute.
 
 This module only converts bytes; it opens no socket. ``docs/reference/wire.md`` specifies the layout and the rules for
-malformed input, with test vectors. `RouteTable.receive` implements the layout a second time: one more function call
-per message would cost a tenth of its time.
+malformed input, with test vectors. `RouteTable.receive` implements the layout again, because another function call per
+message would add a tenth to its time.
 
 ========= ================================= ==================================================
 wire      frames                            for
@@ -13,29 +13,33 @@ tracked   ``topic NUL header body``         zroute: codec, sequence numbers, tim
 ========= ================================= ==================================================
 
 The tracked wire also has control frames (`zroute.messages.control`), coalesced frames (`zroute.messages.coalesced`),
-and frames with kept messages. A publisher keeps a topic's last message for subscribers that join later.
+and frames with kept messages: the last message of a topic, kept by the publisher for subscribers that join later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from struct import Struct
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import attrs
 import msgpack
 
+from zroute.codegen import define
 from zroute.errors import EncodeError, EnvelopeError
-from zroute.messages.topics import Topic
+from zroute.messages.compression import compression_of
+from zroute.messages.frames import Frames, StatedMessage
+from zroute.messages.topics import MAX_TOPIC, Topic
 from zroute.options import HEADERS_MAX, MAX_PARTS
 
 __all__ = [
     "COUNTER",
     "COUNTERS_SHIFT",
     "FIXED",
+    "HEADERS_LENGTH",
     "HEADER_MAX",
     "HEADER_SIZE",
     "HEAD_SIZE",
@@ -46,14 +50,17 @@ __all__ = [
     "Envelope",
     "Flags",
     "Framer",
-    "Frames",
     "Header",
     "Heads",
     "Kind",
     "Numbered",
+    "Parts",
     "Wire",
     "counted_framer",
     "framer",
+    "headers_of",
+    "lazy_envelopes",
+    "may_have_headers",
     "pack_head",
     "pack_headers",
     "pack_kept",
@@ -62,17 +69,30 @@ __all__ = [
     "parse_kept",
     "sent_at",
     "several_numbers",
+    "skip_headers",
     "split",
     "topic_header",
 ]
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
-Frames: TypeAlias = "bytes | tuple[bytes, ...]"
-Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Frames]
+Parts: TypeAlias = "bytes | tuple[bytes, ...]"
+"""A message to send: one frame, or its parts."""
+Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Parts]
 
 WIRES: tuple[Wire, ...] = ("plain", "multipart", "tracked")
 
 NUL = b"\0"
+_UNNAMED = (
+    "if the message has no topic, state one: App(sub={endpoint: Frames(topic='name')}), or --frames topic=name of "
+    "zroute tail"
+)
+_SPACED = (
+    "if a space ends the topic, specify this form: App(sub={endpoint: Frames(separator=b' ')}), or "
+    "--frames 'separator= ' of zroute tail"
+)
+_COMPRESSED = (
+    "it looks compressed: if so, specify Frames(topic='…', decompress='{0}'), or --frames 'topic=…,decompress={0}'"
+)
 MAGIC = b"\xc1ZR"
 """The start of a tracked header. msgpack never uses the byte 0xC1, and no JSON or UTF-8 text starts with it."""
 VERSION = 1
@@ -81,9 +101,12 @@ _HEAD = Struct(">3sBBBBBQ")  # magic, version, kind, codec, flags, span, epoch
 FIXED = Struct(">16sQq")  # the head as one piece, sequence, time sent
 _LENGTH = Struct(">I")
 COUNTER = Struct(">BQ")  # length of the prefix, number
+HEADERS_LENGTH = _LENGTH.size  # the bytes of the length before the application's headers
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
 SENT_AT = HEADER_SIZE - 8  # the offset of the time in a header
+_FLAGS = 6  # the offset of the flags in a header
+_MAGIC_BYTE = MAGIC[0]
 # The longest header: the fixed part, 15 further counters (four bits of the flags), and the application's headers.
 HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
@@ -106,7 +129,7 @@ class Flags(IntFlag):
     """The flags of a tracked header.
 
     HEADERS: the application's headers follow the counters. KEEPS: the publisher keeps this message for subscribers that
-    join later. The four bits above hold the number of further counters.
+    join later. The upper four bits contain the number of further counters.
     """
 
     HEADERS = 0x01
@@ -114,10 +137,11 @@ class Flags(IntFlag):
 
 
 COUNTERS_SHIFT = 4
+_HEADERS = int(Flags.HEADERS)  # an operation with a Flag takes ten times as long
 
 
 class Numbered(Protocol):
-    """A counter in a frame: a subscription and the number of this message in it.
+    """A counter in a frame: the number of the message within a subscription.
 
     ``length`` is the length of the subscription in bytes.
     """
@@ -135,11 +159,11 @@ class Header:
 
     Attributes:
         kind: the kind of the frame.
-        codec: the number of the codec, or 0 if the publisher states none.
+        codec: the number of the codec, or 0 if the header does not name a codec.
         epoch: the 64-bit number of this run of the publisher.
-        counters: for each subscription that counts the frame, its length in bytes of the topic and the number of the
-            frame. Shorter subscriptions come first. There is at least one pair; its number is 0 if no subscription
-            counts the frame.
+        counters: pairs of two numbers, one pair for each subscription that counts the frame: the length of the
+            subscription in bytes, and the number of the frame in it. Shorter subscriptions come first. If no
+            subscription counts the frame, there is one pair with the number 0.
         sent_at: nanoseconds since the Unix epoch, by the publisher's clock.
         headers: the application's headers.
         size: the length of the header in bytes; the body starts there.
@@ -162,13 +186,13 @@ class Header:
 
     @property
     def sequence(self) -> int:
-        """The number of the frame in the first counter's subscription."""
+        """The number of the frame within the first counter's subscription."""
         return self.counters[0][1]
 
     def number(self, length: int) -> int:
         """Return the number of this frame in the subscription of ``length`` bytes.
 
-        The result is 0 if the frame carries no such number.
+        The result is 0 if the frame has no number for this subscription.
         """
         for span, number in self.counters:
             if span == length:
@@ -176,9 +200,34 @@ class Header:
         return 0
 
 
+class _Undecoded:
+    """The base of `Envelope`, which decodes the message on first use of a field.
+
+    Handlers that take an envelope usually read one field, or read a field only for a few messages. Decoding takes ten
+    times as long as creating the object.
+    """
+
+    __slots__ = ("_source",)
+
+    if not TYPE_CHECKING:  # a type checker would then accept any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Decode the message. Python calls this method for a field without a value."""
+            if name not in _FIELDS:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            raw, received_at = self._source
+            values = _decoded(raw if isinstance(raw, tuple) else (raw[:],), received_at)
+            for keep, value in zip(_FIELDS.values(), values, strict=True):
+                keep(self, value)
+            return getattr(self, name)
+
+
 @attrs.frozen(slots=True)
-class Envelope:
+class Envelope(_Undecoded):
     """A received message, for handlers with a parameter of this type.
+
+    The message is decoded when a field is first read. Reading a field raises EnvelopeError if the headers of the
+    message are malformed.
 
     Attributes:
         topic: the topic as text; bytes that are not UTF-8 become surrogate escapes.
@@ -188,12 +237,12 @@ class Envelope:
         codec: the number of the codec that the publisher stated, or 0 if it stated none. 1 is msgpack, 2 JSON, 3 text,
             4 raw; the application's own codecs are 128 to 255.
         sent_at: seconds since the Unix epoch, by the publisher's clock; None unless ``tracked``.
-        sequence: the number of the message in the subscription; None unless ``tracked``. It is 0 for kept messages, and
-            for messages that were sent before the publisher knew the subscription.
-        publisher: the epoch of the publisher's run as 16 hexadecimal digits; None unless ``tracked``.
+        sequence: the number of the message within the subscription; None unless ``tracked``. It is 0 for kept messages,
+            and for messages that were sent before the subscription reached the publisher.
+        publisher: the 64-bit number of the publisher's run as 16 hexadecimal digits; None unless ``tracked``.
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
-        kept: True if the message was sent before this app joined. Its publisher keeps it for new subscribers.
+        kept: True if the message was sent before this app joined, and its publisher had kept it for new subscribers.
     """
 
     topic: Topic
@@ -209,6 +258,26 @@ class Envelope:
     kept: bool = False
 
 
+_FIELDS = {field.name: Envelope.__dict__[field.name].__set__ for field in attrs.fields(Envelope)}
+_keep_source = _Undecoded.__dict__["_source"].__set__  # a frozen class refuses setattr()
+
+
+def lazy_envelopes(clock: Callable[[], float]) -> Callable[[Any], Envelope]:
+    """Return a function that creates the `Envelope` of a valid message.
+
+    The function takes a tuple of all parts, or a single frame. The envelope is decoded when a field is first read.
+    ``clock`` returns the time in Unix seconds.
+    """
+    new = Envelope.__new__
+
+    def envelope(raw: Any) -> Envelope:
+        made = new(Envelope)
+        _keep_source(made, (raw, clock()))
+        return made
+
+    return envelope
+
+
 # -- encode frames --------------------------------------------------------------------------------------
 
 
@@ -217,28 +286,30 @@ def pack_head(*, kind: Kind = Kind.DATA, codec: int, flags: int = 0, span: int =
     return _HEAD.pack(MAGIC, VERSION, kind, codec, flags, span, epoch)
 
 
-def framer(wire: Wire, *, epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
+def framer(wire: Wire | Frames, *, epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
     """Return the function that packs a message into the frames of ``wire``.
 
     The function takes the topic, the codec number, the body and the headers. It raises EncodeError for headers that the
     wire can't carry. On the plain and multipart wires it also raises EncodeError for a body that starts with `MAGIC`.
+    In a stated form, it raises TopicError for a topic that a reader could not recover from the message.
 
     Args:
-        wire: "plain", "multipart" or "tracked".
+        wire: "plain", "multipart", "tracked", or a stated form.
         epoch: the 64-bit number of this run of the publisher.
         next_sequence: counts a message and returns its number, from 1.
         clock_ns: returns nanoseconds since the Unix epoch.
     """
     if wire == "tracked":
         return _tracked_framer(epoch, next_sequence, clock_ns)
-    join: Callable[[bytes, bytes], Frames] = _plain if wire == "plain" else _multipart
+    stated = isinstance(wire, Frames)
+    join: Callable[[bytes, bytes], Parts] = wire.framer() if isinstance(wire, Frames) else _JOINS[wire]
 
-    def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Frames:
+    def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Parts:
         if headers:
-            raise EncodeError(f"headers travel on the tracked wire only, but this publisher uses wire={wire!r}")
-        if body.startswith(MAGIC):
+            raise EncodeError(f"headers are only sent on the tracked wire, but this publisher uses wire={wire!r}")
+        if body.startswith(MAGIC) and not stated:
             raise EncodeError(
-                "the body starts with C1 5A 52, which readers take for a tracked header: publish it with wire='tracked'"
+                "the body starts with C1 5A 52, like a tracked header, so readers would misread it: use wire='tracked'"
             )
         return join(topic, body)
 
@@ -251,6 +322,9 @@ def _plain(topic: bytes, body: bytes) -> bytes:
 
 def _multipart(topic: bytes, body: bytes) -> tuple[bytes, bytes]:
     return topic, body
+
+
+_JOINS: Mapping[Wire, Callable[[bytes, bytes], Parts]] = {"plain": _plain, "multipart": _multipart}
 
 
 def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
@@ -268,20 +342,22 @@ def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Call
 
 
 def pack_headers(headers: Mapping[str, Any]) -> bytes:
-    """Return the headers of a message with their length.
+    """Return the packed headers of a message, after their length.
 
     Raises EncodeError if a name is not text, a value is not a msgpack type, or the headers exceed `HEADERS_MAX` bytes.
     """
     for key in headers:
         if not isinstance(key, str):
-            raise EncodeError(f"header {key!r}: the name of a header is text, not {type(key).__name__}")
+            raise EncodeError(f"header {key!r}: the name of a header must be text, not {type(key).__name__}")
     try:
         packed: bytes = msgpack.packb(dict(headers), strict_types=True)
         msgpack.unpackb(packed)  # a reader refuses a key that is not text or bytes, at any depth
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
     if len(packed) > HEADERS_MAX:
-        raise EncodeError(f"the headers take {len(packed)} bytes of at most {HEADERS_MAX}: move data into the body")
+        raise EncodeError(
+            f"the headers take {len(packed)} bytes, but only {HEADERS_MAX} are allowed: move data into the body"
+        )
     return _LENGTH.pack(len(packed)) + packed
 
 
@@ -294,9 +370,9 @@ def counted_framer(
 
     Args:
         epoch: the 64-bit number of this run of the publisher.
-        count: ``count(topic)`` counts the message and returns up to `zroute.options.CARRIED` counters, by ascending
-            length of their subscription. Without counters, the message has no number. It is called last, after
-            everything that can fail.
+        count: ``count(topic)`` counts the message and returns up to `zroute.options.CARRIED` counters, sorted by the
+            length of their subscriptions. Without counters, the message has no number. ``count`` is called last, after
+            all steps that can fail.
         clock_ns: returns nanoseconds since the Unix epoch.
         keeps: True if the publisher keeps the messages for subscribers that join later.
     """
@@ -327,10 +403,10 @@ def counted_framer(
 def topic_header(
     topic: bytes, codec: int, lengths: Sequence[int], *, epoch: int, keeps: bool = False
 ) -> Callable[..., bytes]:
-    """Return a function that packs the bytes before a body of one topic and codec.
+    """Return a function that packs topic and header for one topic and codec.
 
     The function takes the number of the first counter (0 without counters), the time, and the length and number of each
-    further counter. The header has no application headers.
+    further counter. The header contains no application headers.
 
     Args:
         topic: the topic.
@@ -347,16 +423,25 @@ def topic_header(
 HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]
 
 
-@lru_cache(maxsize=256)  # bounded, because subscribers choose the lengths
 def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], HeaderMaker]:
     """Return a function that adapts a `topic_header` to counters of these lengths.
 
-    The adapted function takes the counters and the time. The lengths are written into generated code. For four
-    counters, that takes a third of the time of a loop over them.
+    The adapted function takes the counters and the time. Its code is generated: for four counters, it takes a third of
+    the time of a loop.
     """
-    further = "".join(f", {length}, c[{at}].number" for at, length in enumerate(lengths) if at)
-    made: Callable[[Callable[..., bytes]], HeaderMaker] = eval(
-        f"lambda header: lambda c, sent_at: header({'c[0].number' if lengths else 0}, sent_at{further})"
+    made: Callable[[Callable[..., bytes]], HeaderMaker] = _numbers_maker(len(lengths))(*lengths)
+    return made
+
+
+@cache  # the number of counters has a limit; subscribers choose the lengths, so these are not part of the code
+def _numbers_maker(many: int) -> Callable[..., Any]:
+    names = ", ".join(f"l{at}" for at in range(many))
+    further = "".join(f", l{at}, c[{at}].number" for at in range(1, many))
+    first = "c[0].number" if many else 0
+    made: Callable[..., Any] = define(
+        f"several_numbers = lambda {names}: lambda header: lambda c, sent_at: header({first}, sent_at{further})",
+        "several_numbers",
+        {},
     )
     return made
 
@@ -364,7 +449,7 @@ def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], 
 class Heads(dict[int, bytes]):
     """The first 16 bytes of headers, by span, flags and codec.
 
-    An entry is created when it is first needed. A run needs a few dozen of them.
+    An entry is created when it is first needed. A run usually needs a few dozen entries.
     """
 
     def __init__(self, kind: Kind, epoch: int) -> None:
@@ -397,8 +482,8 @@ def pack_kept(
 
     Args:
         marker: the marker that the subscriber sent.
-        number: the number of this frame in the answer to the marker, from 1. The frame after the last message has an
-            empty topic.
+        number: the number of this frame in the answer to the marker, from 1. The last frame of an answer contains no
+            message and has an empty topic.
         topic: the topic of the message.
         codec: the number of the codec.
         body: the encoded message.
@@ -420,22 +505,41 @@ def pack_kept(
 def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     """Return the topic and the body of a message; a tracked body includes its header.
 
-    A message of one frame is ``topic NUL body``. Of several frames, the first is the topic and the second the body; the
-    others appear only in `Envelope.frames`.
+    A message of one frame is ``topic NUL body``. In a message of several frames, the first is the topic and the second
+    the body; further frames appear only in `Envelope.frames`. A `StatedMessage` has its topic and body as attributes.
 
-    Raises EnvelopeError for anything else.
+    Raises EnvelopeError for any other message.
     """
+    if isinstance(frames, StatedMessage):
+        return frames.topic, frames.body
     if len(frames) > MAX_PARTS:
         raise EnvelopeError(f"more than {MAX_PARTS} parts", frames=frames)
     if len(frames) > 1:
         topic, body = frames[0], frames[1]
         if NUL in topic:
-            raise EnvelopeError("a part after one that was whole (it holds a NUL)", frames=frames)
+            raise EnvelopeError("a part after a complete message (the first part contains a NUL)", frames=frames)
         return topic, body
     topic, nul, body = frames[0].partition(NUL)
     if not nul:
-        raise EnvelopeError("an empty frame" if not frames[0] else "no NUL after the topic", frames=frames)
+        raise EnvelopeError(_without_nul(frames[0]), frames=frames)
     return topic, body
+
+
+def _without_nul(frame: bytes) -> str:
+    """Return the error text for a frame that contains no NUL.
+
+    Many programs send a topic, a space and a body as one text (zguide, chapter 1). A topic may itself contain spaces,
+    so zroute can't know where it ends.
+    """
+    if not frame:
+        return "an empty frame"
+    if frame[:1] in (b"{", b"["):  # JSON without a topic, as `send_json` of pyzmq sends it
+        return f"no NUL after the topic ({_UNNAMED})"
+    compression = compression_of(frame)
+    if compression is not None:
+        return f"no NUL after the topic ({_COMPRESSED.format(compression)})"
+    spaced = b" " in frame[:MAX_TOPIC]
+    return "no NUL after the topic" + (f" ({_SPACED})" if spaced else "")
 
 
 def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
@@ -443,25 +547,30 @@ def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
 
     Raises EnvelopeError if the message is malformed.
     """
+    return Envelope(*_decoded(frames, received_at))
+
+
+def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
+    """Return the values of the fields of an `Envelope`, in their order."""
     topic, body = split(frames)
-    if not body.startswith(MAGIC):
-        return Envelope(Topic.from_wire(topic), body, frames, received_at)
+    if isinstance(frames, StatedMessage) or not body.startswith(MAGIC):
+        return Topic.from_wire(topic), body, tuple(frames), received_at, 0, None, None, None, False, {}, False
     header = parse_header(body)
     body = body[header.size :]
     if kept := header.kind is Kind.KEPT:
         topic, body = parse_kept(body)
-    return Envelope(
+    return (
         Topic.from_wire(topic),
         body,
         frames,
         received_at,
-        codec=header.codec,
-        sent_at=header.sent_at / 1e9,
-        sequence=0 if kept else header.counters[0][1],
-        publisher=f"{header.epoch:016x}",
-        tracked=True,
-        headers=header.headers,
-        kept=kept,
+        header.codec,
+        header.sent_at / 1e9,
+        0 if kept else header.counters[0][1],
+        f"{header.epoch:016x}",
+        True,
+        header.headers,
+        kept,
     )
 
 
@@ -471,24 +580,50 @@ def sent_at(frames: tuple[bytes, ...]) -> float | None:
     The result is None if the message does not carry a time.
     """
     body = split(frames)[1]
-    return FIXED.unpack_from(body)[2] / 1e9 if body.startswith(MAGIC) else None
+    tracked = body.startswith(MAGIC) and not isinstance(frames, StatedMessage)
+    return FIXED.unpack_from(body)[2] / 1e9 if tracked else None
+
+
+def may_have_headers(frame: bytes) -> bool:
+    """Return False if a valid message of one frame has no headers.
+
+    It only checks two bytes, because it is called for each received message that leads to a published one.
+    """
+    start = frame.find(0) + 1
+    try:
+        return frame[start] == _MAGIC_BYTE and bool(frame[start + _FLAGS] & _HEADERS)
+    except IndexError:  # an empty body
+        return False
+
+
+def headers_of(frame: bytes) -> Mapping[str, Any]:
+    """Return the application's headers of a message of one frame.
+
+    ``frame`` may end inside the body.
+
+    Raises EnvelopeError if the message has headers and its header is malformed.
+    """
+    start = frame.find(NUL) + 1
+    if not may_have_headers(frame) or not frame.startswith(MAGIC, start):
+        return {}
+    return parse_header(frame[start : start + HEADER_MAX]).headers
 
 
 def parse_header(body: bytes) -> Header:
     """Parse and validate the tracked header at the start of ``body``.
 
-    ``body`` starts with `MAGIC`. Raises EnvelopeError if the version, kind, flags, length or headers are invalid.
+    ``body`` must start with `MAGIC`. Raises EnvelopeError if the version, kind, flags, length or headers are invalid.
     """
     if len(body) < HEADER_SIZE:
-        raise EnvelopeError(f"a tracked header of {len(body)} bytes, of {HEADER_SIZE}")
+        raise EnvelopeError(f"a tracked header of {len(body)} bytes; at least {HEADER_SIZE} are needed")
     head, sequence, sent_at = FIXED.unpack_from(body)
     _magic, version, kind, codec, flags, span, epoch = _HEAD.unpack(head)
     if version != VERSION:
-        raise EnvelopeError(f"a tracked header of version {version}; this reader knows {VERSION}")
+        raise EnvelopeError(f"a tracked header of version {version}; this reader supports only version {VERSION}")
     if kind not in Kind.__members__.values():
-        raise EnvelopeError(f"a tracked header of unknown kind {kind}")
+        raise EnvelopeError(f"a tracked header with the unknown kind {kind}")
     if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # int(): ~ of a Flag keeps only the named members
-        raise EnvelopeError(f"a tracked header with unknown flags 0x{flags:02x}")
+        raise EnvelopeError(f"a tracked header with the unknown flags 0x{flags:02x}")
     counters, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
     headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
     return Header(Kind(kind), codec, epoch, counters, sent_at, headers, size, bool(flags & Flags.KEEPS))
@@ -499,36 +634,49 @@ def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple
     if not count:
         return (first,), end
     if len(body) < end:
-        raise EnvelopeError(f"a tracked header that ends inside its {count} further counters")
+        raise EnvelopeError(f"a tracked header that ends in the middle of its {count} further counters")
     counters = (first, *COUNTER.iter_unpack(body[HEADER_SIZE:end]))
     if any(longer <= shorter for (shorter, _), (longer, _) in pairwise(counters)):
-        raise EnvelopeError("further counters whose lengths do not ascend")
+        raise EnvelopeError("further counters whose lengths are not in ascending order")
     if not all(number for _, number in counters):
         raise EnvelopeError("further counters with the number 0")
     return counters, end
 
 
-def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    start = offset + _LENGTH.size
+def skip_headers(body: bytes, offset: int = 0) -> int:
+    """Return the end of the application's headers, without decoding them.
+
+    ``offset`` is the position of their length field.
+
+    Raises EnvelopeError if the length is incomplete or too large.
+    """
+    start = offset + HEADERS_LENGTH
     if len(body) < start:
-        raise EnvelopeError("a tracked header that ends inside the length of its headers")
+        raise EnvelopeError("a tracked header that ends in the middle of the length of its headers")
     (length,) = _LENGTH.unpack_from(body, offset)
-    end = start + length
+    end: int = start + length
     if length > HEADERS_MAX or end > len(body):
-        raise EnvelopeError(f"headers that claim {length} bytes, of {len(body) - start} left and {HEADERS_MAX} allowed")
+        raise EnvelopeError(
+            f"headers that claim {length} bytes; {len(body) - start} bytes are left, and {HEADERS_MAX} are allowed"
+        )
+    return end
+
+
+def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
+    end = skip_headers(body, offset)
     try:
-        headers = msgpack.unpackb(body[start:end])
+        headers = msgpack.unpackb(body[offset + HEADERS_LENGTH : end])
     except Exception as error:  # msgpack raises many kinds of errors, and each means a malformed peer message
-        raise EnvelopeError("headers that are no msgpack map") from error
+        raise EnvelopeError("headers that are not a msgpack map") from error
     if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
-        raise EnvelopeError("headers that are no msgpack map with text keys")
+        raise EnvelopeError("headers that are not a msgpack map with text keys")
     return headers, end
 
 
 def parse_kept(body: bytes) -> tuple[bytes, bytes]:
     """Return the topic and the body of the message in a KEPT frame.
 
-    ``body`` follows the header. Raises EnvelopeError if the topic does not end.
+    ``body`` is the content of the frame without the header. Raises EnvelopeError if no NUL ends the topic.
     """
     topic, nul, message = body.partition(NUL)
     if not nul:

@@ -9,92 +9,136 @@ its timers, resources and hooks only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 
 from zroute.declarations.batching import plan_lists
-from zroute.declarations.records import ErrorHook, Hook, Hooks, Producer, Route
-from zroute.declarations.resources import compile_resources
+from zroute.declarations.bridges import Stack
+from zroute.declarations.providers import Needed
+from zroute.declarations.publish_middleware import surround_publication
+from zroute.declarations.records import ATTEMPTS, ErrorHook, Hook, Hooks, Producer, Route, RouteInfo
+from zroute.declarations.replies import reply_type
+from zroute.declarations.resources import CompiledResource, compile_resources, take_message_resources
 from zroute.declarations.results import lacks, message_type, misfit
 from zroute.declarations.routes import Routes, joined
-from zroute.declarations.signatures import NO_BODY, Call, Needed, has_copied_return, hints_of, needs_of, plan
+from zroute.declarations.signatures import NO_BODY, Call, has_copied_return, hints_of, needs_of, plan
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.functions import identity, is_generator_function, name_of
+from zroute.jobs.queue import CompiledJobQueue, JobQueue
 from zroute.messages.bodies import body_decoder
-from zroute.messages.codecs import BUILTIN, Codec, Codecs
+from zroute.messages.codecs import BUILTIN, Codec, Codecs, is_own
+from zroute.messages.extras import Extras
+from zroute.messages.frames import Frames
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern
-from zroute.planning.plan import CompiledTrigger, Parts
-from zroute.publishing.publication import CompiledPublication, Publication, Schedule, bind_encoder
-from zroute.receiving.dispatch import CompiledRoute
+from zroute.messages.wire import Wire
+from zroute.planning.plan import CompiledTrigger, Parts, Senders
+from zroute.planning.surrounding import surround
+from zroute.publishing.middleware import Middleware, SurroundedPublication
+from zroute.publishing.publication import Bridge, CompiledPublication, Outlet, Publication, Schedule, bind_encoder
+from zroute.receiving.dispatch import CompiledRoute, Surroundings
 from zroute.receiving.table import Dispatch
+from zroute.requests.client import reply_decoder
+from zroute.requests.requester import CompiledRequester, Requester
 
 __all__ = [
+    "bridges_from_outside",
     "compile_route",
     "compile_routes",
     "known_codecs",
+    "refuse_dead",
     "refuse_duplicates",
 ]
 
 
 Group = tuple[str, Routes, tuple[Routes, ...]]
-"""A group's whole prefix, the group, and its chain of groups from itself to the outermost."""
+"""The whole prefix of a group, the group, and the chain of groups from this group to the outermost."""
 
 
 def compile_routes(
-    root: Routes, *, given: Mapping[Any, Any], default: Codec, dispatch: Dispatch, hooks: Hooks
+    root: Routes,
+    *,
+    given: Mapping[Any, Any],
+    default: Codec,
+    extras: Extras,
+    dispatch: Dispatch,
+    hooks: Hooks,
+    skipped: Callable[[], None],
 ) -> Parts:
     """Compile ``root`` and all groups that it includes.
 
     Args:
         root: The app, as the outermost group.
-        given: For each type that is filled by annotation, the object that parameters receive.
+        given: The objects that parameters receive by annotation, by their type.
         default: The app's codec.
+        extras: The additional values that the built-in codecs carry.
         dispatch: The app's ``dispatch``.
         hooks: The hooks of the app.
+        skipped: A function that counts a message that publish middleware did not publish.
 
     Raises:
-        SignatureError: A function's signature does not fit its use.
+        SignatureError: A function's signature does not match its use.
         SchemaError: No codec supports a declared type, or two codecs have the same number.
-        DuplicateRouteError: Two routes match the same topics in a way that is ambiguous.
+        DuplicateRouteError: Two routes match the same topics in a way that is ambiguous, or two job queues have the
+            same pattern.
         PatternError: A pattern with its prefix is invalid, or nothing fills a capture of a publisher.
     """
     groups = list(root._walk())
-    # Resources come first: the analysis of every other function needs their types.
+    codecs = Codecs(default, {codec.number: codec for codec in BUILTIN.values()}, extras)
+    # Resources are compiled first: the analysis of every other function needs their types.
     recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
     resources, given = compile_resources(recorded, given)
     producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
     subscribed = {identity(route.function) for _, group, _ in groups for route in group._routes}
     placed = [
-        (prefix, _outlet(publication, prefix, _schema(publication, producers), default))
-        for prefix, group, _ in groups
+        (prefix, _outlet(publication, prefix, chain, _schema(publication, producers), codecs, skipped))
+        for prefix, group, chain in groups
         for publication in group._publications
     ]
     outlets = [outlet for _, outlet in placed]
-    routes = list(_routes(groups, producers, placed, given, default))
-    refuse_duplicates(routes, dispatch)
-    triggers = _triggers(producers, subscribed, outlets, given)
+    bridges = _bridges(groups)
+    compiled = list(_routes(groups, producers, placed, bridges, given, resources, codecs))
+    refuse_duplicates([route for route, _ in compiled if route.route.kind == "subscribe"], dispatch)
+    refuse_duplicates([route for route, _ in compiled if route.route.kind == "reply"], "most_specific")
+    refuse_duplicates([route for route, _ in compiled if route.route.kind == "work"], "most_specific")
+    queues = tuple(_job_queue(each, prefix, codecs) for prefix, group, _ in groups for each in group._job_queues)
+    _refuse_equal_queues(queues)
+    routes = _named([route for route, _ in compiled])
+    triggers = _triggers(producers, subscribed | _called_outside(groups), outlets, given)
     _refuse_idle_publishers(groups, producers)
-    _refuse_what_cannot_be_published(producers, routes, triggers, default)
+    _refuse_what_cannot_be_published(producers, bridges, routes, triggers, default)
     hooked = {
-        identity(hook.function): needs_of(hook.function, given, arguments, namespace=hook.namespace, where=hook.where)
+        identity(hook.function): _needs_of_hook(hook, arguments, given)
         for hook, arguments in _called_with(groups, hooks)
     }
+    _refuse_message_resources(resources, triggers, _called_with(groups, hooks), hooked)
+    routes = [
+        surround(route, factories, resources, given, isolate=hooks.isolate)
+        for route, (_, factories) in zip(routes, compiled, strict=True)
+    ]
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.constants.given for call in calls), *hooked.values()]
     # A resource that only other resources use need not open if a test replaces those.
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
+    around = [route.around for route in routes]
+    injected |= {kind for each in around if each.chain for kind in each.chain.kinds}
+    injected |= {one.kind for each in around if each.needs for one in each.needs.resources}
     return Parts(
-        routes=tuple(_named(routes)),
-        outlets=tuple(outlets),
+        handlers=tuple(routes),
+        senders=Senders(
+            tuple(outlets),
+            tuple(_requester(each, prefix, codecs) for prefix, group, _ in groups for each in group._requesters),
+            queues,
+        ),
         triggers=tuple(triggers),
         resources=tuple(attrs.evolve(one, injected=one.kind in injected) for one in resources),
         hooked=hooked,
         given=given,
-        codecs=_codecs(root, default),
+        codecs=_codecs(root, codecs),
+        middleware=_middleware((root,), RouteInfo("app.publish", "publish", (), None, False, root.where), skipped),
     )
 
 
@@ -103,12 +147,53 @@ def _called_with(groups: Sequence[Group], hooks: Hooks) -> Iterator[tuple[Hook, 
     for _, group, _ in _once(groups):
         for error_hook in group._errors:
             yield error_hook, ("error", "envelope")
+        for publication in group._publications:
+            for hook in publication.subscriber_hooks:
+                yield hook, ("number",)
     for hook in (*hooks.startup, *hooks.shutdown):
         yield hook, ()
     for hook in hooks.unrouted:
         yield hook, ("envelope",)
     for hook in hooks.gaps:
         yield hook, ("gap",)
+
+
+def _needs_of_hook(hook: Hook, arguments: tuple[str, ...], given: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arguments that a hook receives by name.
+
+    A function for errors may also have parameters for the route and for the number of attempts.
+    """
+    named = {}
+    if isinstance(hook, ErrorHook):
+        route = Needed(RouteInfo)
+        given = {**given, RouteInfo: route, RouteInfo | None: route}
+        named = {ATTEMPTS: Needed(ATTEMPTS)}
+    return needs_of(hook.function, given, arguments, named=named, namespace=hook.namespace, where=hook.where)
+
+
+def _refuse_message_resources(
+    resources: Sequence[CompiledResource],
+    triggers: Sequence[CompiledTrigger],
+    called: Iterable[tuple[Hook, tuple[str, ...]]],
+    hooked: Mapping[object, Mapping[str, Any]],
+) -> None:
+    """Refuse a resource of a message for a function without a message.
+
+    Raises SignatureError.
+    """
+    of_messages = {one.kind for one in resources if one.scope == "message"}
+    needed = [(trigger.name, trigger.where, trigger.call.constants.given) for trigger in triggers]
+    needed += [(name_of(hook.function), hook.where, hooked[identity(hook.function)]) for hook, _ in called]
+    for name, where, given in needed:
+        for parameter, value in given.items():
+            if isinstance(value, Needed) and value.kind in of_messages:
+                raise SignatureError(
+                    f"parameter {parameter!r} of {name} needs {describe(value.kind)}, which has scope='message' and is "
+                    "only open while a handler handles a message: remove scope='message', or open the object in "
+                    f"{name}",
+                    parameter=parameter,
+                    where=where,
+                )
 
 
 def _once(groups: Sequence[Group]) -> list[Group]:
@@ -126,34 +211,44 @@ def _routes(
     groups: Sequence[Group],
     producers: Sequence[Producer],
     placed: Sequence[tuple[str, CompiledPublication]],
+    bridges: Mapping[object, Sequence[Producer]],
     given: Mapping[Any, Any],
-    default: Codec,
-) -> Iterator[CompiledRoute]:
-    """Compile the routes of all groups, in the order of registration."""
+    resources: Sequence[CompiledResource],
+    codecs: Codecs,
+) -> Iterator[tuple[CompiledRoute, Sequence[Hook]]]:
+    """Compile the routes of all groups, in the order of registration.
+
+    Yield each with the factories of its middleware.
+    """
     for prefix, group, chain in groups:
         errors = tuple(tuple(each._errors) for each in chain)
         for route in group._routes:
-            fed = _fed_by(route, prefix, group, producers, placed)
-            yield compile_route(route, prefix, errors, fed, given, default)
+            own = _fed_by(route, prefix, group, producers, placed)
+            others = bridges.get(identity(route.function), ())
+            fed = [Bridge(one.publication, _schema(one.publication, others)) for one in others if one.publication]
+            factories = [factory for each in reversed(chain) for factory in each._middleware]
+            yield compile_route(route, prefix, errors, (*own, *fed), given, resources, codecs), factories
 
 
 def compile_route(
     route: Route,
     prefix: str,
     errors: tuple[tuple[ErrorHook, ...], ...],
-    outlets: tuple[CompiledPublication, ...],
+    outlets: tuple[Outlet, ...],
     given: Mapping[Any, Any],
-    default: Codec,
+    resources: Sequence[CompiledResource],
+    codecs: Codecs,
 ) -> CompiledRoute:
-    """Compile one route.
+    """Compile one route, without its middleware and its resources of a message.
 
     Args:
         route: The recorded route.
         prefix: The whole prefix of its group.
         errors: The error hooks of each of its groups, starting with the innermost group.
-        outlets: The publications that the handler's results are published to.
-        given: For each type that is filled by annotation, the object or `Needed`.
-        default: The app's codec.
+        outlets: The publications for the handler's results.
+        given: The available objects, or `Needed`, by their type.
+        resources: The resources of the app.
+        codecs: The codecs of the app.
 
     Raises:
         SignatureError: The function cannot be called with messages of the route.
@@ -161,6 +256,8 @@ def compile_route(
         PatternError: A pattern with the prefix is invalid.
     """
     patterns = tuple(_at(route.where, partial(joined, prefix, pattern)) for pattern in route.patterns)
+    if route.options.dead is not None:
+        route = _with_dead(route, prefix)
     call = plan(
         route.function,
         captures=patterns[0].captures,
@@ -168,24 +265,80 @@ def compile_route(
         namespace=route.namespace,
         where=route.where,
         handler=True,
+        own_codec=is_own(route.options.codec or codecs.default),
     )
-    call, lists = plan_lists(call, route, outlets)
+    call, needs = take_message_resources(call, resources)
+    call, lists = plan_lists(call, route, outlets, patterns[0].captures)
     if call.schema is not NO_BODY:
-        _check_schema(call, route, default)
-    if is_generator_function(route.function) and not outlets:
+        _check_schema(call, route, codecs)
+    if is_generator_function(route.function) and not outlets and route.kind != "reply":
         raise SignatureError(
-            f"{name_of(route.function)} is a generator, but no publisher takes its values: put a publisher above it, "
+            f"{name_of(route.function)} is a generator, but no publisher publishes its values: put a publisher above "
+            "it, "
             "or remove the yield",
             where=route.where,
         )
     hooks = tuple(filter(None, errors))
     name = name_of(route.function)
-    return CompiledRoute(name, route, patterns, call, lists, outlets, hooks)
+    if route.kind == "reply":
+        _check_reply(route, codecs)
+    return CompiledRoute(name, route, patterns, call, lists, outlets, Surroundings(hooks, needs))
 
 
-def _check_schema(call: Call, route: Route, default: Codec) -> None:
+def _check_reply(route: Route, codecs: Codecs) -> None:
+    """Raise an error if the replies of a handler can't be sent."""
+    declared, _ = reply_type(route)
     try:
-        body_decoder(call.schema, stated=None, route=route.options.codec, default=default)
+        bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
+    except SchemaError as error:
+        raise SchemaError(
+            f"the reply of {name_of(route.function)}: {error}", schema=declared, where=route.where
+        ) from error
+
+
+def _requester(requester: Requester[Any, Any], prefix: str, codecs: Codecs) -> CompiledRequester:
+    pattern = _at(requester.where, partial(joined, prefix, requester.pattern))
+    if not pattern.is_template:
+        raise PatternError(
+            f"requester({requester.pattern.text!r}) can't send requests behind the prefix {prefix!r}, which has a "
+            "wildcard: write a capture such as {name} in place of each wildcard",
+            pattern=pattern.text,
+            where=requester.where,
+        )
+    try:
+        encode, _, _ = bind_encoder(requester.schema, requester.codec, codecs.default, codecs.extras)
+        reply_decoder(requester.reply, codecs)
+    except SchemaError as error:
+        raise SchemaError(
+            f"requester {requester.pattern.text!r}: {error}", schema=error.schema, where=requester.where
+        ) from error
+    return CompiledRequester(requester, pattern, encode)
+
+
+def _with_dead(route: Route, prefix: str) -> Route:
+    """Return the route with the prefix of its group in ``dead``."""
+    assert route.options.dead is not None
+    dead = _behind(prefix, route.options.dead, route.where)
+    return attrs.evolve(route, options=attrs.evolve(route.options, dead=dead))
+
+
+def _behind(prefix: str, dead: Pattern, where: str) -> Pattern:
+    """Return the pattern of dead letters with the prefix of its group."""
+    pattern = _at(where, partial(joined, prefix, dead))
+    if not pattern.is_template:
+        raise SignatureError(
+            f"dead={dead.text!r} can't be published under the prefix {prefix!r}, which contains a wildcard: "
+            "replace each wildcard with a capture such as {name}",
+            parameter="dead",
+            where=where,
+        )
+    return pattern
+
+
+def _check_schema(call: Call, route: Route, codecs: Codecs) -> None:
+    codec = route.options.codec
+    try:
+        body_decoder(call.schema, stated=None, route=codec, default=codecs.default, extras=codecs.extras)
     except SchemaError as error:
         raise SchemaError(
             f"parameter {call.body!r} of {name_of(route.function)}: {error}", schema=call.schema, where=route.where
@@ -219,12 +372,20 @@ def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
     return named
 
 
+_ONLY_ONE = {
+    "subscribe": "topics, but dispatch='most_specific' calls only one",
+    "reply": "requests, but only one handler can answer",
+    "work": "jobs, but only one handler gets a job",
+}
+_VERBS = {"subscribe": "subscribes to", "reply": "answers", "work": "works on"}
+
+
 def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> None:
     """Raise DuplicateRouteError if two routes are ambiguous.
 
-    With ``dispatch="most_specific"`` these are any two routes with patterns of one shape, because only one can be
-    called. Otherwise they are two routes of one function with patterns of one shape, because a message calls a function
-    at most once.
+    With ``dispatch="most_specific"``, two routes are ambiguous if they have patterns of the same shape, because only
+    one of them can be called. Otherwise, two routes are ambiguous if they also have the same function, because a
+    message calls a function at most once.
     """
     seen: dict[object, CompiledRoute] = {}
     for route in routes:
@@ -236,40 +397,112 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
             if other is not None:
                 same = identity(other.route.function) == function
                 raise DuplicateRouteError(
-                    f"{route.name} subscribes to {pattern.text!r} twice: remove one of the two (the other is at "
-                    f"{other.route.where})"
+                    f"{route.name} {_VERBS[route.route.kind]} {pattern.text!r} twice: remove one of the two (the other "
+                    f"is at {other.route.where})"
                     if same
                     else f"{pattern.text!r} of {route.name} and the pattern of {other.name} at {other.route.where}"
-                    " match the same topics, but dispatch='most_specific' calls only one: make one more specific",
+                    f" match the same {_ONLY_ONE[route.route.kind]}: make one of the patterns more specific",
                     where=route.route.where,
                 )
+
+
+def refuse_dead(routes: Sequence[CompiledRoute], wire: Wire | Frames, queues: Sequence[CompiledJobQueue] = ()) -> None:
+    """Raise SignatureError for ``dead`` on a wire that does not carry headers."""
+    declared = [(route.options.dead, route.route.where) for route in routes]
+    declared += [(queue.dead, queue.queue.where) for queue in queues]
+    for dead, where in declared:
+        if dead is not None and wire != "tracked":
+            raise SignatureError(
+                f"dead={dead.text!r} needs wire='tracked', but this app has wire={wire!r}, which does "
+                "not carry the headers with the reason: set wire='tracked', or remove dead",
+                parameter="dead",
+                where=where,
+            )
+
+
+# -- job queues ------------------------------------------------------------------------------------------
+
+
+def _refuse_equal_queues(queues: Iterable[CompiledJobQueue]) -> None:
+    """Raise DuplicateRouteError if two job queues have the same pattern.
+
+    The pattern names their counters.
+    """
+    seen: dict[str, CompiledJobQueue] = {}
+    for queue in queues:
+        other = seen.setdefault(queue.pattern.text, queue)
+        if other is not queue:
+            raise DuplicateRouteError(
+                f"the job queue {queue.pattern.text!r} is declared twice: use one of the two for all its jobs, or give "
+                f"them different topics (the other is at {other.queue.where})",
+                where=queue.queue.where,
+            )
+
+
+def _job_queue(queue: JobQueue[Any], prefix: str, codecs: Codecs) -> CompiledJobQueue:
+    pattern = _at(queue.where, partial(joined, prefix, queue.pattern))
+    if not pattern.is_template:
+        raise PatternError(
+            f"job_queue({queue.pattern.text!r}) can't put jobs behind the prefix {prefix!r}, which has a wildcard: "
+            "write a capture such as {name} in place of each wildcard",
+            pattern=pattern.text,
+            where=queue.where,
+        )
+    dead = None if queue.dead is None else _behind(prefix, queue.dead, queue.where)
+    try:
+        encode, _, _ = bind_encoder(queue.schema, queue.codec, codecs.default, codecs.extras)
+    except SchemaError as error:
+        raise SchemaError(
+            f"job_queue({queue.pattern.text!r}): {error}", schema=queue.schema, where=queue.where
+        ) from error
+    return CompiledJobQueue(queue, pattern, dead, encode, queue.schema)
 
 
 # -- publications ----------------------------------------------------------------------------------------
 
 
-def _outlet(publication: Publication[Any], prefix: str, schema: Any, default: Codec) -> CompiledPublication:
+def _outlet(
+    publication: Publication[Any],
+    prefix: str,
+    chain: tuple[Routes, ...],
+    schema: Any,
+    codecs: Codecs,
+    skipped: Callable[[], None],
+) -> CompiledPublication:
     pattern = _at(publication.where, partial(joined, prefix, publication.pattern))
     if not pattern.is_template:
         raise PatternError(
-            f"publisher({publication.pattern.text!r}) can't publish behind the prefix {prefix!r}, which has a "
+            f"publisher({publication.pattern.text!r}) can't publish under the prefix {prefix!r}, which contains a "
             "wildcard: write a capture such as {name} in place of each wildcard",
             pattern=pattern.text,
             where=publication.where,
         )
     try:
-        encode, write, number = bind_encoder(schema, publication.codec, default)
+        encode, write, number = bind_encoder(schema, publication.codec, codecs.default, codecs.extras)
     except SchemaError as error:
         raise SchemaError(
             f"publisher {publication.pattern.text!r}: {error}", schema=schema, where=publication.where
         ) from error
-    return CompiledPublication(publication, pattern, encode, write, number, schema)
+    parts = publication, pattern, encode, write, number, schema
+    info = RouteInfo(pattern.text, "publish", (pattern.text,), schema, False, publication.where)
+    middleware = _middleware(chain, info, skipped)
+    return SurroundedPublication(*parts, middleware=middleware) if middleware else CompiledPublication(*parts)
+
+
+def _middleware(chain: tuple[Routes, ...], info: RouteInfo, skipped: Callable[[], None]) -> Middleware | None:
+    """Return the publish middleware around a publication, or None.
+
+    ``chain`` contains the groups, starting with the innermost group.
+    """
+    factories = [factory for group in reversed(chain) for factory in group._publish_middleware]
+    middleware = Middleware(f"{info.name!r} ({info.where})", skipped)
+    return middleware if surround_publication(middleware, factories, info) else None
 
 
 def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any:
     """Return the declared type of a publication's messages, or None.
 
-    Without a schema of its own, it is the type that the return annotation of its only function declares.
+    A publication without a schema has the type that the return annotation of its only function declares.
     """
     if publication.schema is not None:
         return publication.schema
@@ -281,7 +514,7 @@ def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any
 
 
 def _returned(producer: Producer) -> Any:
-    """Return the return annotation; None without one."""
+    """Return the return annotation, or None."""
     return hints_of(producer.function, producer.namespace, producer.where).get("return")
 
 
@@ -326,7 +559,8 @@ def _triggers(
         if function in subscribed:
             if schedule is not None:
                 raise SignatureError(
-                    f"{name_of(group[0].function)} has both a subscription and every=, but a timer calls it without "
+                    f"{name_of(group[0].function)} has both a subscription and every=, but a timer would call it "
+                    "without "
                     "a message: write two functions",
                     where=group[0].where,
                 )
@@ -335,11 +569,58 @@ def _triggers(
     return triggers
 
 
+def _bridges(groups: Sequence[Group]) -> dict[object, list[Producer]]:
+    """Return the producers of other apps, by the function that they decorate.
+
+    See `zroute.declarations.bridges`.
+    """
+    own = [group for _, group, _ in groups]
+    return {
+        stack.key: [producer for group, producer in stack.publishers() if group not in own]
+        for stack in _stacks(groups)
+        if any(caller in own for caller in stack.callers())
+    }
+
+
+def _called_outside(groups: Sequence[Group]) -> set[object]:
+    """Return the functions that only other apps call.
+
+    This app publishes their results.
+    """
+    own = [group for _, group, _ in groups]
+    return {
+        stack.key
+        for stack in _stacks(groups)
+        if stack.callers() and not any(caller in own for caller in stack.callers())
+        if any(group in own for group, _ in stack.publishers())
+    }
+
+
+def bridges_from_outside(root: Routes) -> list[tuple[Publication[Any], str]]:
+    """Return the publications of the results of other apps.
+
+    Each has the name of the function, with the app that calls it.
+    """
+    groups = list(root._walk())
+    own, found = [group for _, group, _ in groups], []
+    for stack in _stacks(groups):
+        apps = [repr(caller.name) if hasattr(caller, "name") else "another app" for caller in stack.callers()]
+        for group, producer in stack.publishers():
+            if group in own and producer.publication is not None:
+                found.append((producer.publication, f"{name_of(producer.function)} of {' and '.join(apps)}"))
+    return found
+
+
+def _stacks(groups: Sequence[Group]) -> list[Stack]:
+    return [stack for _, group, _ in _once(groups) for stack in group._stacks]
+
+
 def _schedule(group: Sequence[Producer]) -> Schedule | None:
     schedules = {producer.schedule for producer in group if producer.schedule is not None}
     if len(schedules) > 1:
         raise SignatureError(
-            f"{name_of(group[0].function)} has two periods: publish to both at one period, or write two functions",
+            f"{name_of(group[0].function)} has publishers with different schedules: use the same every, jitter and "
+            "initial_delay for all of them, or write one function for each publisher",
             parameter="every",
             where=group[0].where,
         )
@@ -356,14 +637,14 @@ def _trigger(
     name = name_of(first.function)
     if schedule is None and not is_generator_function(first.function):
         raise SignatureError(
-            f"nothing calls {name}: give its publisher every=1.0, make it a generator, or also subscribe it",
+            f"nothing calls {name}: set every= at its publisher, make it a generator, or add @app.subscribe above it",
             where=first.where,
         )
     call = plan(first.function, captures=(), given=given, namespace=first.namespace, where=first.where)
     wanted = call.body or call.envelope or next(iter(call.constants.topic), None)
     if wanted:
         raise SignatureError(
-            f"{name} is called without a message, so nothing fills its parameter {wanted!r}: "
+            f"{name} is called without a message, so no argument is available for its parameter {wanted!r}: "
             "remove it, subscribe the function to a pattern, or write an @app.resource that yields its type",
             parameter=wanted,
             where=first.where,
@@ -389,6 +670,7 @@ def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Produce
 
 def _refuse_what_cannot_be_published(
     producers: Sequence[Producer],
+    bridges: Mapping[object, Sequence[Producer]],
     routes: Sequence[CompiledRoute],
     triggers: Sequence[CompiledTrigger],
     default: Codec,
@@ -398,7 +680,7 @@ def _refuse_what_cannot_be_published(
     Publishers with a user-defined codec are not checked, because such a codec may accept any type.
     """
     hints = {}
-    for producer in producers:
+    for producer in (*producers, *(one for outside in bridges.values() for one in outside)):
         # The wrapper may change the results, so the copied annotation of the inner function is not used.
         hint = None if has_copied_return(producer.function) else _returned(producer)
         hints[identity(producer.function)] = hint
@@ -414,7 +696,7 @@ def _refuse_what_cannot_be_published(
 
 
 def _is_strict(publication: Publication[Any], default: Codec) -> bool:
-    return (publication.codec or default) in BUILTIN.values()
+    return not is_own(publication.codec or default)
 
 
 def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any) -> None:
@@ -429,13 +711,20 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         )
 
 
-def _refuse_unfilled(
-    function: Callable[..., Any], hint: Any, outlet: CompiledPublication, patterns: Sequence[Pattern]
-) -> None:
+def _refuse_unfilled(function: Callable[..., Any], hint: Any, outlet: Outlet, patterns: Sequence[Pattern]) -> None:
     """Raise PatternError if no message fills a capture of the publisher.
 
-    The received message fills captures by its topic, the published message by its fields.
+    Captures are filled from the topic of the received message and from the fields of the published message.
     """
+    for pattern in patterns:
+        if pattern.rest in outlet.pattern.captures:
+            raise PatternError(
+                f"{name_of(function)} publishes to {outlet.pattern.text!r}, but {{{pattern.rest}}} can be several "
+                "segments "
+                f"of a topic of {pattern.text!r}: capture single segments, or call app.publish(topic, message)",
+                pattern=outlet.pattern.text,
+                where=outlet.publication.where,
+            )
     kinds = [kind for kind in (message_type(hint), outlet.schema) if kind is not None]
     captured = patterns[0].captures if patterns else ()
     for name in outlet.pattern.captures:
@@ -453,19 +742,21 @@ def _refuse_unfilled(
 # -- codecs ----------------------------------------------------------------------------------------------
 
 
-def _codecs(root: Routes, default: Codec) -> Codecs:
+def _codecs(root: Routes, known: Codecs) -> Codecs:
     """Return all codecs that the app uses or that a peer may use."""
-    named: list[tuple[Codec, str | None]] = [(default, None)]
+    named: list[tuple[Codec, str | None]] = [(known.default, None)]
     for _, group, _ in root._walk():
         named += [(route.options.codec, route.where) for route in group._routes if route.options.codec]
         named += [(publication.codec, publication.where) for publication in group._publications if publication.codec]
-    return known_codecs(Codecs(default, {codec.number: codec for codec in BUILTIN.values()}), named)
+        named += [(requester.codec, requester.where) for requester in group._requesters if requester.codec]
+        named += [(queue.codec, queue.where) for queue in group._job_queues if queue.codec]
+    return known_codecs(known, named)
 
 
 def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Codecs:
     """Return ``known`` with the ``named`` codecs added.
 
-    ``named`` has each codec with the user's line that names it.
+    ``named`` contains each codec with the user's line that names it.
 
     Raises:
         SchemaError: Two codecs have the same number.
@@ -480,4 +771,4 @@ def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Co
                 schema=codec,
                 where=where,
             )
-    return Codecs(known.default, by_number)
+    return attrs.evolve(known, by_number=by_number)

@@ -6,8 +6,9 @@ times in succession.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal, Protocol, Unpack
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -16,21 +17,38 @@ from zroute.declarations.limits import Limits
 from zroute.declarations.records import Hooks, Route
 from zroute.declarations.resources import CompiledResource
 from zroute.declarations.signatures import Call
-from zroute.endpoints import Endpoint
-from zroute.errors import EndpointError, UsageError
+from zroute.endpoints import SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses
+from zroute.errors import EndpointError, SignatureError, UsageError
+from zroute.jobs.queue import CompiledJobQueue
 from zroute.messages.codecs import Codecs
+from zroute.messages.topics import Pattern, matches
+from zroute.options import NetworkOptions
 from zroute.publishing.choices import Choices
-from zroute.publishing.publication import CompiledPublication, Emit, Schedule
+from zroute.publishing.middleware import Middleware, Send
+from zroute.publishing.publication import CompiledPublication, Emit, Schedule, encoder_by_type
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
+from zroute.requests.client import Client
+from zroute.requests.requester import CompiledRequester
 from zroute.stats import Stats
 
-__all__ = ["Addresses", "CompiledTrigger", "Finishing", "Live", "Parts", "Plan", "Request", "RunningApp"]
+__all__ = [
+    "Addresses",
+    "CompiledTrigger",
+    "Finishing",
+    "Live",
+    "Parts",
+    "Plan",
+    "ReactorKind",
+    "RunningApp",
+    "Senders",
+    "reactor_kind",
+]
 
 
 @attrs.frozen(eq=False)
 class CompiledTrigger:
-    """A timer function or free-running generator, and the publications of its values.
+    """A timer function or free-running generator, with its publications.
 
     ``schedule`` is None for a free-running generator.
     """
@@ -43,40 +61,90 @@ class CompiledTrigger:
 
 
 @attrs.frozen(eq=False)
+class Senders:
+    """Everything of an app that sends.
+
+    Attributes:
+        outlets: The publications.
+        requesters: The requesters.
+        queues: The job queues.
+    """
+
+    outlets: tuple[CompiledPublication, ...]
+    requesters: tuple[CompiledRequester, ...]
+    queues: tuple[CompiledJobQueue, ...]
+
+
+@attrs.frozen(eq=False)
 class Parts:
     """The compiled parts of an app.
 
     Attributes:
-        routes: The handlers, in the order of registration.
-        outlets: The publications.
+        handlers: The handlers of all kinds, in the order of registration.
+        senders: The publications, requesters and job queues.
         triggers: The timer functions and free-running generators.
         resources: The resources in opening order.
-        hooked: For each hook, by `identity` of its function, the arguments that it receives by name.
-        given: For each type that is filled by annotation, the object or `Needed`.
+        hooked: The arguments that each hook receives by name, by the `identity` of its function.
+        given: The objects that parameters receive by annotation, or `Needed`, by their type.
         codecs: The codecs that a received frame may name.
+        middleware: The publish middleware around `App.publish`, or None.
     """
 
-    routes: tuple[CompiledRoute, ...]
-    outlets: tuple[CompiledPublication, ...]
+    handlers: tuple[CompiledRoute, ...]
+    senders: Senders
     triggers: tuple[CompiledTrigger, ...]
     resources: tuple[CompiledResource, ...]
     hooked: Mapping[object, Mapping[str, Any]]
     given: Mapping[Any, Any]
     codecs: Codecs
+    middleware: Middleware | None
+
+    @property
+    def routes(self) -> tuple[CompiledRoute, ...]:
+        """The handlers of messages."""
+        return tuple(each for each in self.handlers if each.route.kind == "subscribe")
+
+    @property
+    def replies(self) -> tuple[CompiledRoute, ...]:
+        """The handlers of requests."""
+        return tuple(each for each in self.handlers if each.route.kind == "reply")
+
+    @property
+    def works(self) -> tuple[CompiledRoute, ...]:
+        """The handlers of jobs."""
+        return tuple(each for each in self.handlers if each.route.kind == "work")
+
+    @property
+    def queues(self) -> tuple[CompiledJobQueue, ...]:
+        """The job queues."""
+        return self.senders.queues
+
+    @property
+    def outlets(self) -> tuple[CompiledPublication, ...]:
+        """The publications."""
+        return self.senders.outlets
+
+    @property
+    def requesters(self) -> tuple[CompiledRequester, ...]:
+        """The requesters."""
+        return self.senders.requesters
 
 
 class Finishing(Protocol):
     """An object that ends with the run, such as a stream."""
 
     def finish(self) -> None:
-        """End the object: it will receive nothing more."""
+        """End the object. It will not receive any more messages."""
 
 
 class RunningApp(Protocol):
     """One run of an app, as `App`, attached routes and streams use it."""
 
-    def attach(self, route: Route) -> CompiledRoute:
-        """Compile ``route`` and replace the routing table by one that has it."""
+    def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
+        """Compile ``route`` and replace the routing table by one that contains it.
+
+        ``surrounded`` is False for a route without the middleware of the app.
+        """
 
     def detach(self, route: CompiledRoute) -> None:
         """Replace the routing table by one without ``route``.
@@ -85,7 +153,7 @@ class RunningApp(Protocol):
         """
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None) -> None:
-        """Drop the messages that wait for ``route``, and give up an unfinished call.
+        """Drop the waiting messages of ``route``, and abandon an unfinished call.
 
         Both are counted and logged.
         """
@@ -94,7 +162,17 @@ class RunningApp(Protocol):
         """Call ``stream.finish()`` at the end of the run."""
 
     def close_stream(self, stream: Finishing) -> None:
-        """Forget ``stream``, which the user has left."""
+        """Remove ``stream``, whose block the user has left."""
+
+    @property
+    def addresses(self) -> ResolvedAddresses:
+        """The resolved addresses. Raises NotRunningError while the sockets are not open."""
+
+    def add_endpoints(self, ends: Ends) -> None:
+        """Open further endpoints; see `App.add_endpoints`."""
+
+    def remove_endpoints(self, ends: Ends) -> Deferred[None]:
+        """Close endpoints; see `App.remove_endpoints`."""
 
     def check_process(self, what: str) -> None:
         """Raise ForkedContextError in a forked child process."""
@@ -102,8 +180,11 @@ class RunningApp(Protocol):
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when publishers have confirmed the subscriptions.
 
-        With ``state`` it also waits for the messages that the publishers keep.
+        With ``state``, it also waits for the messages that the publishers keep.
         """
+
+    def stop(self, code: int, why: str) -> None:
+        """End the app with an exit code; see `App.stop`. ``why`` is for the log."""
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """Call ``call`` on the reactor's thread and wait for its result."""
@@ -115,30 +196,53 @@ class Live:
 
     Attributes:
         run: The current run; None while the app does not run.
-        emit: The function with which `App.publish` sends; None while the app does not run.
+        closing: The last run while its resources close; only `App.stop` still uses it.
+        emit: The function with which `App.publish` sends. None if the app is not running, or if `App.publish` has
+            middleware.
+        publish: The function with which `App.publish` publishes through middleware; None without middleware.
+        client: The requests of the current run; None if the app is not running, or has no endpoint for requests.
         stats: The counters of the current run, or of the last run.
+        exit_code: The requested exit code of the current or last run, or None.
+        ended: Fires when the current or last run has ended; None before the first run.
     """
 
     run: RunningApp | None = None
+    closing: RunningApp | None = None
     emit: Emit | None = None
+    publish: Send | None = None
+    client: Client | None = None
     stats: Stats = attrs.field(factory=Stats)
+    exit_code: int | None = None
+    ended: Deferred[Any] | None = None
+
+    def skip(self) -> None:
+        """Count a message that publish middleware did not publish."""
+        self.stats.publish_skipped += 1
+
+
+ReactorKind = Literal["twisted", "asyncio"]
+"""The kind of reactor that an app needs: "asyncio", or "twisted" for any other, on which ``async`` functions await
+Deferreds.
+"""
 
 
 @attrs.frozen
 class Addresses:
-    """The endpoints of an app, as its `App(…)` declares them.
+    """The network settings of an app, as declared in `App(…)`.
 
     Attributes:
-        sub: The endpoints to subscribe to.
-        pub: The endpoints to publish at.
+        ends: The endpoints.
         loop: True if an app without endpoints receives its own messages inside the process.
         context: The ZeroMQ context; apps that share it can meet over ``inproc://``.
+        options: The socket options that the user has set.
+        reactor: The kind of reactor that the app needs; None for any.
     """
 
-    sub: tuple[Endpoint, ...]
-    pub: tuple[Endpoint, ...]
+    ends: Ends
     loop: bool
     context: Any
+    options: NetworkOptions
+    reactor: ReactorKind | None = None
 
 
 @attrs.frozen(eq=False)
@@ -162,6 +266,20 @@ class Plan:
         """The name of the app, for logs and summaries."""
         return self.choices.name
 
+    def publish_by(self, emit: Emit) -> None:
+        """Enable `App.publish`, through its middleware if there is any."""
+        middleware = self.parts.middleware
+        if middleware is None:
+            self.live.emit = emit
+            return
+        encode = encoder_by_type(None, self.choices.codec, self.parts.codecs.extras)
+        middleware.send = lambda message, headers, topic: emit(topic, *encode(message), headers)
+        self.live.publish = middleware.publish
+
+    def publish_no_more(self) -> None:
+        """Disable `App.publish`."""
+        self.live.emit = self.live.publish = None
+
     def claim(self) -> None:
         """Check that the app can start.
 
@@ -171,56 +289,137 @@ class Plan:
         """
         if self.live.run is not None:
             self.live.run.check_process(f"{self} was started")
-            raise UsageError(f"{self} is already running: stop its other service first")
+            raise UsageError(
+                f"{self} is already running: leave its `async with app.running()` block, stop its other service, or "
+                "call app.stop() and wait for app.stopped()"
+            )
 
-    def endpoints(
-        self, *, sub: tuple[Endpoint, ...] | None = None, pub: tuple[Endpoint, ...] | None = None
-    ) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-        """Return the endpoints to subscribe to and to publish at.
+    def check_reactor(self, *, on_asyncio: bool, advice: str = "use one of that kind") -> None:
+        """Raise UsageError if the app needs another kind of reactor.
 
-        ``sub`` and ``pub`` replace the app's own endpoints. An app without endpoints gets a loop inside the process.
+        The error ends with ``advice``.
+        """
+        needs = self.addresses.reactor
+        if needs is not None and on_asyncio != (needs == "asyncio"):
+            got = "asyncio's" if on_asyncio else "not asyncio's"
+            raise UsageError(f"{self} needs reactor={needs!r}, but the given reactor is {got}: {advice}")
+
+    def endpoints(self, **given: Unpack[EndpointOptions]) -> Ends:
+        """Return the endpoints of a run.
+
+        Given endpoints replace the app's own. An endpoint in ``sub`` without a stated form gets the form of the app's
+        endpoint at the same address, or else the form that all endpoints of the app have in common. An app without
+        endpoints on any side gets a loop inside the process.
 
         Raises:
-            EndpointError: A side has functions but no endpoint, or ``inproc://`` leads to an app that does not share
-                the context.
+            EndpointError: A side has functions but no endpoint, ``inproc://`` leads to an app that does not share the
+                context, or the form of an endpoint is unclear.
         """
         parts, own = self.parts, self.addresses
-        sub = own.sub if sub is None else sub
-        pub = own.pub if pub is None else pub
-        if not sub and not pub:
+        ends = own.ends.replaced(given)
+        if given.get("sub"):
+            ends = attrs.evolve(ends, sub=tuple(map(self._in_its_form, ends.sub)))
+        if not ends:
             if not own.loop:
+                *flags, last = (side.flag for side in SIDES)
                 raise EndpointError(
-                    "no endpoints, and loop=False: write App(sub=…) or App(pub=…); `zroute run` also takes --sub and "
-                    "--pub (in the environment ZROUTE_SUB and ZROUTE_PUB)",
+                    "no endpoints, and loop=False: write for example App(sub=…); `zroute run` also takes them as "
+                    f"{', '.join(flags)} and {last} (in the environment ZROUTE_SUB and so on)",
                     where=self.where,
                 )
             # The id of the plan makes the address unique within the context, which several apps may share.
             inside = f"inproc://zroute-{id(self):x}"
-            return (Endpoint(inside, bind=False),), (Endpoint(inside, bind=True),)
-        if parts.routes and not sub:
-            route = parts.routes[0]
-            raise EndpointError(
-                f"{route.name} at {route.route.where} subscribes, but the app has no endpoint to subscribe to: "
-                "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds",
-                where=self.where,
-            )
-        if parts.outlets and not pub:
-            publication = parts.outlets[0].publication
-            raise EndpointError(
-                f"publisher({publication.pattern.text!r}) at {publication.where} has no endpoint to publish at: "
-                "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
-                where=self.where,
-            )
-        self._check_inproc(sub, pub)
-        return sub, pub
+            ends = Ends(sub=(Endpoint(inside, bind=False),), pub=(Endpoint(inside, bind=True),))
+            if parts.replies or parts.requesters:
+                asked = f"{inside}-requests"
+                ends += Ends(rep=(Endpoint(asked, bind=True),), req=(Endpoint(asked, bind=False),))
+            if parts.queues:
+                jobs = f"{inside}-jobs"
+                ends += Ends(jobs=(Endpoint(jobs, bind=True),), work=(Endpoint(jobs, bind=False),))
+            self._check_sides(ends)
+            self.check_dead(parts.handlers, ends)
+            return ends
+        self._check_sides(ends)
+        self.check_dead(parts.handlers, ends)
+        self.check_inproc(ends)
+        return ends
 
-    def _check_inproc(self, sub: tuple[Endpoint, ...], pub: tuple[Endpoint, ...]) -> None:
+    def dropped_feeds(self, ends: Ends) -> Iterator[str]:
+        """Yield a warning for each endpoint with a fixed topic that no route takes.
+
+        A route for them may still be attached while the app runs, as in an app without any routes.
+        """
+        patterns = [pattern for route in self.parts.routes for pattern in route.patterns]
+        if self.hooks.unrouted or not patterns:
+            return
+        for endpoint in ends.sub:
+            topic = None if endpoint.form is None else endpoint.form.fixed_topic
+            if topic is not None and not any(matches(pattern, topic) is not None for pattern in patterns):
+                shown = topic.decode(errors="backslashreplace")
+                known = ", ".join(pattern.text for pattern in patterns[:5])
+                yield (
+                    f"{endpoint} gives all messages the topic {shown!r}, which no pattern of the app matches ({known}),"
+                    " so they are dropped: subscribe to that topic, or state another one in Frames(topic=…)"
+                )
+
+    def _check_sides(self, ends: Ends) -> None:
+        """Raise EndpointError if a side has functions but no endpoint."""
+        missing = next(_missing(self.parts, ends), None)
+        if missing is not None:
+            raise EndpointError(missing, where=self.where)
+
+    def _in_its_form(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that replaces one of the app's, with its message form."""
+        own = self.addresses.ends.sub
+        if endpoint.form is not None or not own:
+            return endpoint
+        forms = {each.form for each in own if each.address == endpoint.address} or {each.form for each in own}
+        if len(forms) > 1:
+            stated = ", ".join(f"{each.form or 'tracked'} at {each}" for each in own)
+            raise EndpointError(
+                f"cannot choose the form of the messages at {endpoint}: this app declares more than one form "
+                f"({stated}). Change "
+                "the endpoints in its App(…) instead of replacing them from outside, for example with --sub",
+                endpoint=str(endpoint),
+                where=self.where,
+            )
+        return attrs.evolve(endpoint, form=forms.pop())
+
+    def check_dead(self, routes: Sequence[CompiledRoute], ends: Ends, others: Sequence[CompiledRoute] = ()) -> None:
+        """Check that dead letters of ``routes`` can be published, and do not come back.
+
+        ``others`` contains the routes that the app already has.
+
+        Raises:
+            EndpointError: There is no endpoint to publish to.
+            SignatureError: The app receives its own messages, and a route would receive its own dead letters, directly
+                or through other routes.
+        """
+        for route in routes:
+            dead = route.options.dead
+            if dead is not None and not ends.pub:
+                raise EndpointError(
+                    f"dead={dead.text!r} of {route.name} at {route.route.where} has no endpoint to publish to: "
+                    "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
+                    where=self.where,
+                )
+        for queue in self.parts.queues:
+            if queue.dead is not None and not ends.pub:
+                raise EndpointError(
+                    f"dead={queue.dead.text!r} of job_queue({queue.pattern.text!r}) at {queue.queue.where} has no "
+                    "endpoint to publish at: add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
+                    where=self.where,
+                )
+        if ends.hears_itself and (ring := _ring_of_dead((*routes, *others))):
+            raise SignatureError(_why_refused(ring), parameter="dead", where=ring[0].route.where)
+
+    def check_inproc(self, ends: Ends) -> None:
         """Raise EndpointError for an ``inproc://`` address that nothing can bind.
 
         libzmq accepts a connect to an ``inproc://`` address before its bind, and waits forever without an error.
         """
-        bound = {endpoint.address for endpoint in (*sub, *pub) if endpoint.bind}
-        for endpoint in (*sub, *pub):
+        bound = {endpoint.address for endpoint in ends if endpoint.bind}
+        for endpoint in ends:
             inside = endpoint.address.startswith("inproc://")
             if inside and endpoint.address not in bound and self.addresses.context.is_private:
                 raise EndpointError(
@@ -234,22 +433,96 @@ class Plan:
         return f"<App {self.name!r} at {self.where}>"
 
 
-@attrs.frozen(eq=False)
-class Request:
-    """The request of one run to its transport.
+def _ring_of_dead(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
+    """Return a cycle of routes that pass on dead letters, or an empty list.
 
-    Attributes:
-        plan: The app.
-        reactor: The reactor of the run.
-        subscribe_to: The endpoints to receive from.
-        publish_to: The endpoints to publish at.
-        stats: The counters of the run.
-        found: A function that the transport calls with each `Gap`, `UnknownLoss` and `LostKept`.
+    Each route of the cycle may receive the dead letters of the previous route, and the first route those of the last.
+    The list begins with the route that comes first in ``routes``.
     """
+    failing: dict[Hashable, CompiledRoute] = {}
+    for route in routes:
+        if route.options.dead is not None:
+            failing.setdefault((route.options.dead.shape, *(each.shape for each in route.patterns)), route)
+    senders = {
+        route: [other for other in failing.values() if _received(route, other) is not None]
+        for route in failing.values()
+    }
+    try:
+        TopologicalSorter(senders).prepare()
+    except CycleError as error:
+        ring: list[CompiledRoute] = error.args[1][1:]
+        begin = ring.index(min(ring, key=list(failing.values()).index))
+        return ring[begin:] + ring[:begin]
+    return []
 
-    plan: Plan
-    reactor: Any
-    subscribe_to: tuple[Endpoint, ...]
-    publish_to: tuple[Endpoint, ...]
-    stats: Stats
-    found: Callable[[Any], None]
+
+def _received(route: CompiledRoute, sender: CompiledRoute) -> Pattern | None:
+    """Return the pattern of ``route`` that dead letters of ``sender`` may match."""
+    dead = sender.options.dead
+    return next((each for each in route.patterns if dead is not None and each.meets(dead)), None)
+
+
+def _why_refused(ring: Sequence[CompiledRoute]) -> str:
+    first, *further = ring
+    assert first.options.dead is not None
+    begin = f"dead={first.options.dead.text!r} of {first.name}"
+    end = "and the app receives its own messages, so dead letters would come back forever: use another topic"
+    if not further:
+        met = _received(first, first)
+        assert met is not None
+        return f"{begin} matches its own pattern {met.text!r}, {end}"
+    names = " and ".join(f"{each.name} at {each.route.where}" for each in further)
+    return f"{begin} reaches {names}, whose own dead letters reach {first.name}, {end}"
+
+
+def reactor_kind(plans: Sequence[Plan]) -> ReactorKind | None:
+    """Return the kind of reactor that all ``plans`` need, or None for any.
+
+    Raises:
+        UsageError: Two apps need different kinds.
+    """
+    needing = {plan.addresses.reactor: plan for plan in plans if plan.addresses.reactor is not None}
+    if len(needing) > 1:
+        texts = " and ".join(f"{plan} needs reactor={kind!r}" for kind, plan in needing.items())
+        raise UsageError(f"{texts}: run them in separate processes")
+    return next(iter(needing), None)
+
+
+def _missing(parts: Parts, ends: Ends) -> Iterator[str]:
+    """Yield the error message for each side that has functions but no endpoint."""
+    if parts.routes and not ends.sub:
+        route = parts.routes[0]
+        yield (
+            f"{route.name} at {route.route.where} subscribes, but the app has no endpoint to subscribe to: "
+            "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds"
+        )
+    if parts.outlets and not ends.pub:
+        publication = parts.outlets[0].publication
+        yield (
+            f"publisher({publication.pattern.text!r}) at {publication.where} has no endpoint to publish to: "
+            "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds"
+        )
+    if parts.replies and not ends.rep:
+        route = parts.replies[0]
+        yield (
+            f"{route.name} at {route.route.where} answers requests, but the app has no endpoint to answer at: "
+            "add App(rep='tcp://127.0.0.1:5557'), an address that this app binds"
+        )
+    if parts.requesters and not ends.req:
+        requester = parts.requesters[0].requester
+        yield (
+            f"requester({requester.pattern.text!r}) at {requester.where} has no endpoint to send requests to: "
+            "add App(req='tcp://127.0.0.1:5557'), the address that the server binds"
+        )
+    if parts.queues and not ends.jobs:
+        queue = parts.queues[0].queue
+        yield (
+            f"job_queue({queue.pattern.text!r}) at {queue.where} has no endpoint to hand out jobs at: "
+            "add App(jobs='tcp://127.0.0.1:5558'), an address that this app binds"
+        )
+    if parts.works and not ends.work:
+        route = parts.works[0]
+        yield (
+            f"{route.name} at {route.route.where} works, but the app has no endpoint to take jobs from: "
+            "add App(work='tcp://127.0.0.1:5558'), the address that the owner of the jobs binds"
+        )

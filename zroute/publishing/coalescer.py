@@ -1,11 +1,11 @@
 """Coalescing: sending several messages of one topic in one frame.
 
-The first message of a topic is sent at once, so a single message has no extra delay, and opens a window: the rest of
-the reactor's turn, or the time that the user set. Later messages in the window are held. They are sent in one frame
-when the window ends, when the frame is full, or when the caller awaits one of them.
+The first message of a topic is sent at once, so a single message has no extra delay. It opens a window, which lasts for
+the rest of the reactor's turn or for the time that the user has set. Later messages in the window are held. They are
+sent in one frame when the window ends, when the frame is full, or when the caller awaits one of them.
 
-Held messages are already encoded, so ``publish`` raises encoding errors to its caller. They are numbered only when
-they are sent, because a number must not be used for a message that is never sent.
+Held messages are already encoded, so ``publish`` raises encoding errors directly. Messages are numbered only when they
+are sent, because an unsent message must not use a number.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ class Coalescer:
         self._hold = hold
         self._send = send
         self.windows: dict[bytes, Held] = {}
-        """The open windows, by topic. A window without held messages is open too."""
+        """The open windows, by topic. A window may be open without held messages."""
         self._windows: dict[float, list[bytes]] = {}
         self._timers: dict[float, Any] = {}
         self._held = 0
         self._ended = False
 
     def together(self, how: Coalesce, emit: Emit) -> Emit:
-        """Return ``emit`` with coalescing as in ``how``.
+        """Return ``emit`` with coalescing according to ``how``.
 
-        `send_now` can call back the user's code, which may publish again. The held messages are therefore looked up
-        again after it.
+        `send_now` may run user code that publishes again. The held messages are therefore looked up again after each
+        call of `send_now`.
         """
         topics, most, seconds, hold, clock_ns = self.windows, how.messages, how.seconds, self._hold, self._clock_ns
         stats, limit, thread = self._stats, self._limit, get_ident()
@@ -138,7 +138,7 @@ class Coalescer:
     def alone(self, emit: Emit) -> Emit:
         """Return ``emit`` for messages that are sent separately.
 
-        They never overtake held messages of their topic.
+        Such a message never overtakes held messages of its topic.
         """
 
         def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
@@ -159,14 +159,14 @@ class Coalescer:
             self._send(topic, going)
 
     def flush(self) -> None:
-        """Send all held messages, and hold no further messages, because the app stops."""
+        """Send all held messages, and hold no more messages. Called when the app stops."""
         self._ended = True
         for seconds in tuple(self._windows):
             self._timers.pop(seconds).cancel()
             self._close(seconds)
 
     def _open(self, topic: bytes, codec: int, seconds: float) -> None:
-        """Open a window of ``seconds`` for ``topic``: hold the messages that follow."""
+        """Open a window of ``seconds`` for ``topic``, in which messages are held."""
         if self._ended or topic in self.windows:
             return
         self.windows[topic] = Held(codec)

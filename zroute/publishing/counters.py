@@ -2,7 +2,7 @@
 
 A publisher has one counter for each subscription, because a subscriber receives only the messages of its own
 subscriptions. A gap in the numbers of a subscription therefore means a loss. After the last message, beats repeat its
-number, so that the subscriber also notices if that message was lost.
+number, so that the subscriber also notices the loss of that message.
 
 The subscriber's side is `zroute.receiving.tracker`, which also describes the protocol and the memory on both sides.
 This module uses no sockets; times are arguments.
@@ -19,71 +19,46 @@ import attrs
 
 from zroute.errors import EnvelopeError
 from zroute.messages.budget import Budget, part
-from zroute.messages.control import MARKER, Marker, parse_marker
-from zroute.messages.wire import NUL
-from zroute.options import CARRIED, MAX_SUBSCRIPTIONS, MAX_TOPIC
+from zroute.messages.control import (
+    BEATS,
+    COUNT_BITS,
+    GRACE,
+    MARKER,
+    WITHDRAWN_SECONDS,
+    Marker,
+    is_counted,
+    parse_marker,
+)
+from zroute.options import CARRIED, MAX_SUBSCRIPTIONS
 from zroute.publishing.ordered import Ordered, apart
 
 __all__ = [
-    "BEATS",
-    "COUNT_BITS",
     "COVERS",
-    "GRACE",
     "WITHDRAWN_MAX",
-    "WITHDRAWN_SECONDS",
     "Beat",
     "Counter",
     "Counters",
     "Cover",
-    "is_counted",
 ]
-
-BEATS = (0.5, 2.0, 10.0)
-"""The seconds after the last message of a subscription at which beats repeat its number.
-
-There are several beats because a beat may be lost too.
-"""
-
-WITHDRAWN_SECONDS = 120.0
-"""The seconds for which a withdrawn counter keeps counting.
-
-TCP keep-alive needs this time to notice a lost peer, which may reconnect until then.
-"""
 
 WITHDRAWN_MAX = 10_000
 """The maximum number of withdrawn counters, about 2 MB."""
 
-GRACE = 2.0
-"""The seconds by which a beat may be late, and for which a subscriber may delay its marker."""
-
 COVERS = 32 * 1024 * 1024
-"""The maximum bytes for the counters by topic, enough for about 70,000 topics."""
-
-# A number on the wire has 24 bits of generation and 40 bits of count. A new generation makes sure that a new counter
-# never repeats the numbers of a counter that was forgotten.
-COUNT_BITS = 40
-
-
-def is_counted(prefix: bytes) -> bool:
-    """Return True if a publisher counts messages for the subscription ``prefix``.
-
-    A header names a subscription by its length, so it must not be longer than a topic. A subscription with a NUL comes
-    from a plain reader, which matches topic and NUL together.
-    """
-    return len(prefix) <= MAX_TOPIC and NUL not in prefix
+"""The maximum size in bytes of the cache of counters by topic, enough for about 70,000 topics."""
 
 
 @attrs.define(eq=False, slots=True)
 class Counter:
     """The counter of one subscription.
 
-    It counts only after a marker has asked for it, because no subscriber knows its number before that.
+    It counts only after a marker has asked for its number. Before that, no subscriber knows the number.
 
     Attributes:
         prefix: The subscription.
         length: The length of the prefix.
         number: The number of the last message.
-        noticed: The number for which beats are already scheduled.
+        noticed: The last number for which beats have been scheduled.
         withdrawn: True if no peer has the subscription any longer.
         wanted: True if a marker has asked for it.
     """
@@ -103,7 +78,7 @@ class Cover:
     Attributes:
         counters: All counters that a message of the topic increments.
         carried: The counters whose numbers are in its header.
-        moved: True if `Counters.beats` already knows that the counters have changed.
+        moved: True if `Counters.beats` has already been informed that the counters have changed.
     """
 
     counters: tuple[Counter, ...]
@@ -123,7 +98,7 @@ class Beat:
     Attributes:
         prefix: The subscription.
         number: The number of its last message.
-        next_ms: The milliseconds until the next beat; 0 if there is none.
+        next_ms: The time until the next beat in milliseconds; 0 if there is no next beat.
     """
 
     prefix: bytes
@@ -134,14 +109,15 @@ class Beat:
 class Counters:
     """The counters of one run of a publisher.
 
-    The caller reports the subscriptions that the XPUB socket receives (`subscribe`, `withdraw`), counts each message
-    directly before sending it, and sends the result of `beats` at each `TICK` while `active` is True.
+    The caller reports the subscriptions that the XPUB socket receives (`subscribe`, `withdraw`), and counts each
+    message directly before sending it. While `active` is True, the caller also sends the result of `beats` at each
+    `TICK`.
     """
 
     def __init__(self) -> None:
         self.markers: dict[bytes, Marker] = {}
         self.partial = False
-        """True if there have ever been more subscriptions than counters."""
+        """True if the number of subscriptions has ever exceeded the maximum number of counters."""
         self.version = 0
         """The version of all covers: a `Cover` is valid until this number changes."""
         self._counters: dict[bytes, Counter] = {}
@@ -154,14 +130,14 @@ class Counters:
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # the time at which to forget each counter, the earliest first
         self._generation = 0
-        self._unmarked: dict[bytes, float] | None = {}  # since when: may come from a plain reader
+        self._unmarked: dict[bytes, float] | None = {}  # the times of those that may be plain readers'
 
     # -- subscriptions
 
     def subscribe(self, prefix: bytes, now: float) -> Marker | None:
         """Add the subscription ``prefix``.
 
-        Return a `Marker` if the subscription is one; the caller answers it with `numbers`.
+        If the subscription is a marker, return the `Marker`, which the caller must answer with `numbers`.
         """
         if prefix.startswith(MARKER):
             return self._marked(prefix)
@@ -197,7 +173,7 @@ class Counters:
     def withdraw(self, prefix: bytes, now: float) -> None:
         """Remove the subscription ``prefix``, which its last subscriber has withdrawn.
 
-        Its counter continues for `WITHDRAWN_SECONDS`, in case the subscriber reconnects.
+        The counter keeps counting for `WITHDRAWN_SECONDS`, in case the subscriber reconnects.
         """
         self.markers.pop(prefix, None)
         if self._unmarked is not None:
@@ -221,9 +197,9 @@ class Counters:
         self._generation += 1
 
     def plain_reader(self, now: float) -> bool:
-        """Return True, once, if a subscription comes from a plain reader.
+        """Return True if a subscription belongs to a plain reader, but only once per run.
 
-        A subscription comes from a plain reader if no marker has asked for it within `GRACE` seconds.
+        A subscription belongs to a plain reader if no marker has asked for its number within `GRACE` seconds.
         """
         old = [] if self._unmarked is None else list(self._older(self._unmarked, now - GRACE))
         if self._unmarked is None or not old:
@@ -246,7 +222,7 @@ class Counters:
     def count(self, topic: bytes, many: int = 1) -> tuple[Counter, ...]:
         """Count ``many`` messages that are sent now.
 
-        Return the counters for their header, the shorter subscription first.
+        Return the counters to put into their header, sorted from the shortest to the longest subscription.
         """
         cover = self._covers.get(topic) or self._cover(topic)
         for counter in cover.counters:
@@ -263,7 +239,10 @@ class Counters:
         return self._covers.get(topic) or self._cover(topic)
 
     def note(self, cover: Cover) -> None:
-        """Tell `beats` that the counters of a cover change; only if ``moved`` is False."""
+        """Inform `beats` that the counters of a cover have changed.
+
+        It must be called only if ``moved`` is False.
+        """
         cover.moved = True
         self._moved.append(cover)
 
@@ -290,7 +269,7 @@ class Counters:
         self._budget.give_back(self._budget.used)
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
-        """Yield each active subscription that ``marker`` wants, with its last number."""
+        """Yield each active subscription that ``marker`` asks for, with its last number."""
         named = self._ordered.below(apart(marker.prefixes)) if marker.summary else marker.prefixes
         for prefix in named:
             counter = self._counters.get(prefix)
@@ -308,9 +287,9 @@ class Counters:
         return bool(self._moved or self._withdrawn or any(self._due))
 
     def beats(self, now: float) -> list[Beat]:
-        """Return the beats that are due, and forget expired withdrawn counters.
+        """Return the beats that are due, and delete expired withdrawn counters.
 
-        It must be called each `TICK`; ``now`` is in seconds.
+        It must be called at each `TICK`; ``now`` is in seconds.
         """
         if expired := list(takewhile(lambda prefix: self._withdrawn[prefix] <= now, self._withdrawn)):
             self._forget(expired)
@@ -328,7 +307,7 @@ class Counters:
         return beats
 
     def _notice(self, now: float) -> None:
-        """Schedule beats for the messages since the last call."""
+        """Schedule beats for the messages that were sent since the last call."""
         moved, self._moved = self._moved, []
         for cover in moved:
             cover.moved = False

@@ -1,8 +1,8 @@
-"""Names of publishers: unique, and equal in the next run of the same app.
+"""Names of publishers: unique, and the same in the next run of an app.
 
-An app that binds addresses is identified by them, if other processes can reach them. An app that only connects takes
-the lowest instance number that is free for its name on this host. The number is reserved by an abstract socket
-(unix(7)). It needs no file, and the kernel frees it when the process ends for any reason.
+An app that binds addresses is identified by these addresses, if other processes can reach them. An app that only
+connects takes the lowest instance number that is free for its name on this host. The number is reserved by an abstract
+socket (unix(7)). An abstract socket needs no file, and the kernel frees it when the process ends for any reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zroute.options import MAX_TOPIC
 __all__ = ["INSTANCES", "Instance", "publisher_name"]
 
 INSTANCES = 1000
-"""The number of instances with a number; further processes are identified by their pid."""
+"""The maximum number of numbered instances. Further processes are identified by their pid."""
 
 _INSIDE = "inproc://"
 
@@ -66,7 +66,7 @@ _in_process: set[tuple[str, str]] = set()
 def _close_in_child() -> None:
     """Close the inherited sockets in a forked child.
 
-    Otherwise the child would reserve the number after its parent has ended. A child that executes another program
+    Otherwise the child would keep the number reserved after its parent has ended. A child that executes another program
     inherits no socket.
     """
     for held in tuple(_held):
@@ -78,15 +78,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _address(app: str, number: int) -> str:
-    """Return the name of an abstract socket.
+    """Return the name of the abstract socket for an instance number.
 
-    The app's name is hashed because the socket's name is limited to 107 bytes.
+    The app's name is hashed because the name of a socket is limited to 107 bytes.
     """
     return f"\0zroute/{blake2b(app.encode(errors='surrogateescape'), digest_size=16).hexdigest()}/{number}"
 
 
 def _hold(address: str) -> socket.socket | None:
-    """Return a socket with this name; None if the name is taken.
+    """Return an abstract socket with this name, or None if the name is in use.
 
     The socket does not listen.
     """
@@ -105,16 +105,16 @@ def _hold(address: str) -> socket.socket | None:
 def publisher_name(app: str, endpoints: Iterable[Endpoint], bound: Iterable[str]) -> tuple[str, Instance | None]:
     """Return the name of a publisher, and its instance number if it needs one.
 
-    The caller releases the instance number at the end of the run.
+    The caller must release the instance number at the end of the run.
 
     Args:
         app: The app's name.
-        endpoints: All endpoints that it publishes to.
-        bound: The addresses that it has bound, as ZeroMQ resolved them.
+        endpoints: All endpoints that the app publishes to.
+        bound: The addresses that the app has bound, as ZeroMQ resolved them.
 
     Returns:
-        ``app@host tcp://127.0.0.1:5555`` or ``app@host #1``. The name is empty if the app publishes to nothing, or
-        only connects to ``inproc``, because no other process can receive its messages.
+        ``app@host tcp://127.0.0.1:5555`` or ``app@host #1``. The name is empty if the app has no endpoint to publish
+            to, or only connects to ``inproc``: no other process can then receive its messages.
     """
     addresses = list(bound)
     outside = [address for address in addresses if not address.startswith(_INSIDE)]

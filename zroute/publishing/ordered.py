@@ -18,7 +18,7 @@ Sorting 100,000 names again costs as much as about 100 insertions.
 
 
 class Ordered:
-    """A set of names that is sorted at a search, not at each `add` and `discard`."""
+    """A set of names that is sorted on a search, not on each `add` and `discard`."""
 
     def __init__(self) -> None:
         self._names: list[bytes] = []
@@ -42,8 +42,8 @@ class Ordered:
     def below(self, prefixes: Iterable[bytes], after: bytes | None = None) -> Iterator[bytes]:
         """Yield the names that begin with one of ``prefixes``, in order.
 
-        ``prefixes`` must be a result of `apart`. With ``after``, only later names are yielded. The set must not change
-        during the iteration.
+        ``prefixes`` must be a result of `apart`. With ``after``, only names after it in the sort order are yielded. The
+        set must not change during the iteration.
         """
         names = self._sorted()
         first = 0 if after is None else bisect_right(names, after)
@@ -69,7 +69,7 @@ class Ordered:
 
 
 def apart(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Return ``prefixes`` sorted, without those that begin with another of them."""
+    """Return the sorted ``prefixes``, without those that begin with another prefix."""
     found: list[bytes] = []
     for prefix in sorted(prefixes):
         if not found or not prefix.startswith(found[-1]):

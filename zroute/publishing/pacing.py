@@ -16,9 +16,9 @@ __all__ = ["Allowance"]
 class Allowance:
     """A budget of ``amount`` units of work per ``period`` seconds.
 
-    A larger piece of work is allowed, and uses up the following periods too. Unused units expire. When units are
-    available again, ``renewed`` is called by a timer of the reactor. The work in one turn is therefore limited on a
-    slow machine too.
+    A larger piece of work is allowed, but also uses the units of the following periods. Unused units expire. When units
+    are available again, a timer of the reactor calls ``renewed``. This limits the work in one turn of the reactor even
+    on a slow machine.
     """
 
     def __init__(self, clock: Clock, amount: int, period: float, renewed: Callable[[], None]) -> None:
@@ -28,10 +28,10 @@ class Allowance:
         self._renewed = renewed
         self._timer: Any = None
         self.left = amount
-        """The units that may be spent now; negative after a piece of work that was too large."""
+        """The units that may be spent now; negative after work that cost more than the available units."""
 
     def spend(self, units: int) -> None:
-        """Record ``units`` of completed work."""
+        """Subtract ``units`` for completed work."""
         self.left -= units
         if self._timer is None:
             self._renew_later()

@@ -1,13 +1,14 @@
-"""The functions that publish messages, each with as few steps as possible.
+"""The functions that publish messages, with as few steps as possible.
 
 A message takes one of two paths:
 
-- The **fast path** of its topic only encodes, frames and sends. It is created at the first message to the topic, and
-  everything that is equal for all messages of the topic is bound to it then.
+- The **fast path** of its topic only encodes, frames and sends. It is created for the first message to the topic, and
+  all values that are the same for every message of the topic are bound to it at that time.
 - The **general path** of its publication (an `Emit`) accepts any topic and headers, and supports all options.
 
-Another publication can change how messages of a topic must be sent, in three ways. When a path is created, patterns
-decide which of the three can affect it. Each one that can costs one look-up per message; the others cost nothing.
+Other publications can put a topic into one of three states, which change how its messages must be sent. When a path is
+created, the patterns of all publications show which states are possible. Each possible state costs one look-up per
+message; the others cost nothing.
 
 =============== =========================================== ===================================================
 state of a topic cause                                      effect on a message from any publication
@@ -34,8 +35,10 @@ from typing import Any
 
 import attrs
 
+from zroute.awaiting import way_to_the_reactor
 from zroute.errors import EncodeError, HighWaterMarkError, WrongThreadError
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
+from zroute.messages.frames import Frames
 from zroute.messages.topics import Pattern, matches
 from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers, several_numbers, topic_header
 from zroute.publishing.choices import Choices
@@ -52,16 +55,16 @@ __all__ = ["Paths", "check_message"]
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
 Guard = Callable[[], bool]
-"""Returns True while a topic is kept, held or waiting."""
+"""A function that returns True while a topic is kept, held or waiting."""
 
 Settle = Callable[["bool | None", bytes], bool]
-"""Completes an attempt to send a body, and returns True if it was sent.
+"""A function that completes an attempt to send a body, and returns True if the body was sent.
 
-It keeps a sent body, if necessary. If the attempt returned False, it takes back the number of the message.
+It keeps a sent body, if necessary. If the attempt returned False, it releases the number of the message.
 """
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
-"""Sends ``(topic, codec number, body, headers, time of publishing in ns)``.
+"""A function that sends ``(topic, codec number, body, headers, time of publishing in ns)``.
 
 It returns False while a subscriber's queue is full.
 """
@@ -111,7 +114,7 @@ class Paths:
     # -- general paths
 
     def general(self, publication: Publication[Any] | None = None, pattern: Pattern | None = None) -> Emit:
-        """Return the general path of ``publication``; without one, a path for any topic."""
+        """Return the general path of ``publication``, or a path for all topics if None."""
         keeps = publication is not None and publication.keep is not None
         emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)))
         if self._coalescer is None:
@@ -125,7 +128,8 @@ class Paths:
     def _emit(self, keeps: bool, may_be_kept: bool) -> Emit:
         """Return the shared `Emit` for one kind of publication.
 
-        ``keeps`` means that it keeps its messages, ``may_be_kept`` that other publications may keep its topics.
+        ``keeps`` is True if the publication keeps its messages. ``may_be_kept`` is True if other publications may keep
+        messages of its topics.
         """
         found = self._emits.get((keeps, may_be_kept))
         if found is None:
@@ -135,7 +139,10 @@ class Paths:
         return found
 
     def _publish_or_drop(self, keeps: bool, kept: Container[bytes]) -> Emit:
-        """Return an `Emit` for ``overflow="drop"``: a full subscriber misses the message."""
+        """Return an `Emit` for ``overflow="drop"``.
+
+        A subscriber whose queue is full does not receive the message.
+        """
         stats, limit, thread = self.stats, self.choices.max_message, self._thread
         clock_ns, send = self.clock_ns, self.send
         frame, attempt = self._frames(keeps=False), self._attempt(keeps, kept)
@@ -153,7 +160,7 @@ class Paths:
         return emit
 
     def _publish_or_wait(self, keeps: bool, kept: Container[bytes]) -> Emit:
-        """Return an `Emit` for ``overflow="raise"`` and ``"wait"``: it drops no message.
+        """Return an `Emit` for ``overflow="raise"`` and ``"wait"``. It drops no message.
 
         `zroute.publishing.send_queue` explains the queue.
         """
@@ -175,12 +182,30 @@ class Paths:
             stats.published += 1
             return done
 
-        return emit
+        return self._with_topics_checked(emit)
+
+    def _with_topics_checked(self, emit: Emit) -> Emit:
+        """Return ``emit`` with a check of topics if the wire is a stated form.
+
+        Topics are checked before messages are queued, because the error must be raised to the caller of ``publish``.
+        """
+        wire = self.choices.wire
+        if not isinstance(wire, Frames):
+            return emit
+
+        def checked(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            wire.check_topic(topic)
+            if headers:
+                frame(topic, number, body, headers)  # raises an error: a stated form carries no headers
+            return emit(topic, number, body, headers)
+
+        frame = self._frames(keeps=False)
+        return checked
 
     def _attempt(self, keeps: bool, kept: Container[bytes]) -> Attempt:
         """Return a function that frames, sends and keeps a message.
 
-        The header has the time of publishing, so the age of a message includes the time in the queue.
+        The header contains the time of publishing, so the age of a message includes its time in the queue.
         """
         published_at = 0
         plain, flagged = (self._framer(lambda: published_at, keeps=each) for each in (False, True))
@@ -209,7 +234,7 @@ class Paths:
     def _framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """Return a framer for any message.
 
-        With ``keeps``, the headers say that the message is kept for new subscribers.
+        If ``keeps`` is True, the headers state that the message is kept for new subscribers.
         """
         if self.session is not None:
             return self.session.framer(clock_ns, keeps=keeps)
@@ -218,9 +243,9 @@ class Paths:
         return framer(self.choices.wire, epoch=self._epoch, next_sequence=self._number, clock_ns=clock_ns)
 
     def _count(self, _topic: bytes) -> tuple[Counter]:
-        """Number all messages in one sequence.
+        """Number all messages in one sequence, regardless of their topic.
 
-        This is for the tracked wire on a transport that does not report subscriptions.
+        This is used for the tracked wire on a transport that does not report subscriptions.
         """
         return (Counter(b"", 0, self._number(), 0),)
 
@@ -228,7 +253,7 @@ class Paths:
 
     def fast(self, publication: Publication[Any], pattern: Pattern) -> MakeFastPath | None:
         """Return a factory for the fast paths of ``publication``; None if it has none."""
-        if self.choices.wire == "multipart" or (self._coalescer is not None and self.choices.coalesces(publication)):
+        if self.choices.multipart or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
         keeping = () if keeps else self._meeting(pattern, self._keeping)
@@ -243,7 +268,7 @@ class Paths:
     ) -> FastPath:
         """Return the fast path of ``topic``, a single function for all settings.
 
-        It passes messages that it does not send to ``general``, which queues them, refuses them or raises an error.
+        A message that it can't send is passed to ``general``, which queues the message or raises an error.
         """
         stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
         frame, settle = self._topic_framer(topic, number, keeps)
@@ -267,9 +292,9 @@ class Paths:
         return publish
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
-        """Return a function that is True while ``topic`` must use the general path.
+        """Return a function that returns True while ``topic`` must use the general path.
 
-        Return None if the fast path is always right.
+        Return None if the topic can always use the fast path.
         """
         guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
@@ -283,7 +308,7 @@ class Paths:
         return lambda: any(guard(topic) for guard in guards)
 
     def _topic_framer(self, topic: bytes, codec: int, keeps: bool) -> tuple[Callable[[bytes], Any], Settle | None]:
-        """Return a framer for one topic and codec, and a `Settle` if one is necessary."""
+        """Return a framer for one topic and codec, and a `Settle` or None."""
         drops = self.choices.overflow == "drop"
         if self.session is not None:
             numbered, settle = _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
@@ -294,11 +319,11 @@ class Paths:
         frame: Callable[..., Any] = self._frames(keeps=keeps)
         return lambda body: frame(topic, codec, body, None), refused
 
-    # -- which topics may be kept or held
+    # -- kept and held topics
 
     @staticmethod
     def _meeting(pattern: Pattern | None, others: Sequence[Pattern]) -> Sequence[Pattern]:
-        """Return the ``others`` that share a topic with ``pattern``; all if it is None."""
+        """Return the ``others`` that share a topic with ``pattern``; all if that is None."""
         return others if pattern is None else [each for each in others if each.overlaps(pattern)]
 
     def _may_be_held(self, which: Pattern | bytes | None) -> bool:
@@ -315,8 +340,8 @@ def _counting_framer(
 ) -> tuple[Callable[[bytes], bytes], Settle]:
     """Return a framer with numbers for one topic, and its `Settle`.
 
-    Most topics have at most one subscription. Its number is incremented here, because the calls of `Counters.count`
-    and of a header function would take a tenth of the time of publishing.
+    Most topics have at most one subscription. The number of that subscription is incremented here, because calls of
+    `Counters.count` and of a header function would take a tenth of the time of publishing.
     """
     counters, count, keep = session.counters, session.counters.count, session.kept.keep
     version, sent_at = -1, 0
@@ -362,15 +387,17 @@ def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
 
     Raises:
         WrongThreadError: The caller is not on ``thread``.
-        EncodeError: The body has more than ``limit`` bytes.
+        EncodeError: The body exceeds ``limit`` bytes.
     """
     if get_ident() != thread:
         raise WrongThreadError(
-            f"{topic.decode()!r} was published from another thread, which ZeroMQ does not survive: use "
-            "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
+            f"{topic.decode()!r} was published from another thread, and ZeroMQ sockets are not thread-safe: "
+            + way_to_the_reactor(
+                "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
+            )
         )
     if len(body) > limit:
         raise EncodeError(
-            f"{topic.decode()!r}: a body of {len(body)} bytes, over max_message={limit}: send a smaller message, or "
-            "increase max_message here and at the subscribers"
+            f"{topic.decode()!r}: the body has {len(body)} bytes, but max_message={limit}: send a smaller message, or "
+            "increase App(limits=Limits(max_message=…)) here and at the subscribers"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextvars import copy_context
 from typing import Any, Protocol
 
 import attrs
@@ -15,28 +16,29 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
 from zroute.awaiting import as_awaitable, is_awaitable, was_cancelled
-from zroute.clock import Clock
+from zroute.clock import Clock, Looping
 from zroute.publishing.publication import Schedule
 from zroute.stats import Stats
 
-__all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Start", "drive"]
+__all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Publish", "Start", "close_values", "drive"]
 
 Start = Callable[[Awaitable[Any]], "Deferred[Any]"]
 
 Publish = Callable[[Any], "Deferred[None] | None"]
-"""Publishes a value.
+"""A function that publishes a value.
 
-It returns a Deferred that fires when the value is sent, or None if it need not wait for full subscribers.
+It returns a Deferred that fires when the value is sent, or None if no subscriber's queue is full.
 """
 
 TURN_SECONDS = 0.005
-"""The seconds for which a generator may run before the reactor continues with other work."""
+"""The time in seconds for which a generator may run before the reactor continues with other work."""
 
 TURN_VALUES = 256
-"""The maximum number of values of a generator in one turn, for tests with a stopped clock."""
+"""The maximum number of values of a generator in one turn. It ends a turn in tests, where the clock does not advance.
+"""
 
 BACK_OFF_MAX = 60.0
-"""The maximum seconds between restarts of a failing generator: 1, 2, 4 … up to this."""
+"""The maximum delay in seconds before a failed generator restarts. The delays are 1, 2, 4 … up to this value."""
 
 
 @attrs.frozen(eq=False)
@@ -49,7 +51,7 @@ class CompiledProducer:
         call: Calls the function with its resources.
         publish: Publishes one value. It never raises an error, and its Deferred never fails.
         schedule: The schedule; None for a generator that runs without a timer.
-        generator: True if the function is a generator function.
+        generator: True for a generator function.
     """
 
     name: str
@@ -83,13 +85,13 @@ def drive(
 
     Args:
         values: The generator.
-        publish: Publishes one value.
+        publish: Publishes one value, which may be None.
         clock: The reactor's clock.
         start: Starts a coroutine.
 
     Returns:
         A Deferred that fires when the generator ends, and fails if the generator or ``publish`` raises an error.
-        Cancelling it closes the generator.
+        Cancelling the Deferred closes the generator.
     """
     return start(_drive(values, publish, clock))
 
@@ -98,7 +100,7 @@ async def _drive(values: Any, publish: Publish, clock: Clock) -> None:
     deadline, count = clock.seconds() + TURN_SECONDS, 0
     try:
         async for value in values if hasattr(values, "__anext__") else _asynchronous(values):
-            sent = publish(value) if value is not None else None
+            sent = publish(value)
             if sent is not None:
                 await as_awaitable(sent)
             count += 1
@@ -106,7 +108,7 @@ async def _drive(values: Any, publish: Publish, clock: Clock) -> None:
                 await as_awaitable(_later(clock, 0))
                 deadline, count = clock.seconds() + TURN_SECONDS, 0
     finally:
-        await _close(values)
+        await close_values(values)
 
 
 async def _asynchronous(values: Generator[Any, None, None]) -> AsyncGenerator[Any, None]:
@@ -114,10 +116,14 @@ async def _asynchronous(values: Generator[Any, None, None]) -> AsyncGenerator[An
         yield value
 
 
-async def _close(values: Any) -> None:
+async def close_values(values: Any) -> None:
+    """Close a generator, plain or async.
+
+    Other iterators, such as a ``map``, need no closing.
+    """
     if hasattr(values, "aclose"):
         await values.aclose()
-    else:
+    elif hasattr(values, "close"):
         values.close()
 
 
@@ -146,7 +152,7 @@ class Producers:
         self._running = [_Running(producer, clock, start, stats, outcomes) for producer in producers]
 
     def start(self) -> None:
-        """Start all producers: those without a delay at once, the others by a timer."""
+        """Start all producers: at once, or after their delay."""
         for running in self._running:
             running.begin()
 
@@ -170,6 +176,7 @@ class _Running:
         self._start = start
         self._stats = stats
         self._outcomes = outcomes
+        self._context = self._calling = copy_context()
         self._values: Any = None
         self._failures = 0
         self._waiting: Deferred[Any] = succeed(None)
@@ -196,19 +203,19 @@ class _Running:
     def _close(self) -> Deferred[None]:
         if self._values is None:
             return succeed(None)
-        return self._start(_close(self._values)).addErrback(self._not_closed)
+        return self._start(close_values(self._values)).addErrback(self._not_closed)
 
     def _not_closed(self, failure: Any) -> None:
         self._failed_to_stop(failure.value)
 
     def _failed_to_stop(self, error: BaseException) -> None:
         if not was_cancelled(error):
-            self._outcomes.producer_failed(self._producer, error, "it was being stopped")
+            self._outcomes.producer_failed(self._producer, error, "the app is stopping")
 
-    # -- a period at a time ----------------------------------------------------------------------------
+    # -- timers ----------------------------------------------------------------------------------------
 
     def _loop_every(self, schedule: Schedule) -> None:
-        self._loop = LoopingCall.withCount(self._tick)
+        self._loop = Looping.withCount(self._tick)
         self._loop.clock = self._clock  # type: ignore[assignment]  # any clock with seconds and callLater
         self._loop.start(schedule.every)
 
@@ -223,8 +230,14 @@ class _Running:
     def _once(self) -> Deferred[Any] | None:
         """Call the function, or publish the generator's next value.
 
-        It never raises an error, and its Deferred never fails.
+        Each call of a function runs in its own context. A generator has one context for all its values. This method
+        never raises an error, and its Deferred never fails.
         """
+        if self._values is None:
+            self._calling = self._context.copy()
+        return self._calling.run(self._once_here)
+
+    def _once_here(self) -> Deferred[Any] | None:
         try:
             result = self._next() if self._producer.generator else self._producer.call()
             if is_awaitable(result):
@@ -269,15 +282,16 @@ class _Running:
                 self._loop.stop()
             self._restart(error)
 
-    # -- as fast as it yields --------------------------------------------------------------------------
+    # -- generators without a timer --------------------------------------------------------------------
 
     def _drive(self) -> None:
+        context = self._context.copy()
         try:
-            values = self._producer.call()
+            values = context.run(self._producer.call)
         except Exception as error:
             self._restart(error)
             return
-        driven = drive(values, self._publish, self._clock, self._start)
+        driven = context.run(drive, values, self._publish, self._clock, self._start)
         self._keep(driven.addCallbacks(lambda _: self._finish(), self._drive_failed))
 
     def _drive_failed(self, failure: Any) -> None:
@@ -291,6 +305,8 @@ class _Running:
         delay = min(2.0**self._failures, BACK_OFF_MAX)
         self._failures += 1
         self._outcomes.producer_failed(self._producer, error, f"it restarts in {delay:g} s")
+        if self._stopped:  # the error was SystemExit, which stops the app
+            return
         schedule = self._producer.schedule
         self._wait(delay, self._drive if schedule is None else lambda: self._loop_every(schedule))
 
@@ -300,7 +316,7 @@ class _Running:
         self._keep(_later(self._clock, delay).addCallbacks(lambda _: then(), lambda _: None))
 
     def _keep(self, waiting: Deferred[Any]) -> Deferred[Any]:
-        """Store a Deferred to cancel at a stop."""
+        """Store a Deferred that `stop` must cancel."""
         if not waiting.called:
             self._waiting = waiting
         return waiting

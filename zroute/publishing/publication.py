@@ -1,27 +1,32 @@
 """`Publication`, the result of ``app.publisher``, and its compiled form.
 
-A message passes ``publish``, the bound encoder, the framer and the transport. Everything that does not depend on the
-message is computed in advance in `CompiledPublication`. Framing and transport are passed in as functions (`Emit`,
+``publish`` passes a message to the bound encoder, the framer and the transport. `CompiledPublication` computes in
+advance all values that do not depend on the message. Framing and transport are functions that are passed in (`Emit`,
 `MakeFastPath`), so this module does not depend on a wire or on sockets.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from types import MappingProxyType
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from zroute.errors import EncodeError, NotRunningError, TopicError
 from zroute.messages.bodies import body_encoder, runtime_encoder
 from zroute.messages.budget import Budget, part
 from zroute.messages.codecs import Codec
+from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, TOPIC_CACHE
+from zroute.publishing.headers import USE_HEADERS, WithHeaders
 
 __all__ = [
     "DONE",
+    "Bridge",
     "Coalesce",
     "CompiledPublication",
     "Emit",
@@ -29,39 +34,59 @@ __all__ = [
     "FastPath",
     "Keep",
     "MakeFastPath",
+    "Outlet",
     "Overflow",
     "Publication",
     "Schedule",
+    "Subscribers",
     "Write",
     "bind_encoder",
+    "capture_values",
     "encoder_by_type",
+    "filled",
+    "released",
 ]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 R_co = TypeVar("R_co", covariant=True)
 M_co = TypeVar("M_co", covariant=True)
+BytesLike: TypeAlias = bytes | bytearray | memoryview
 Encode = Callable[[Any], tuple[int, bytes]]
 Write = Callable[[Any], bytes]
 
 Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]]
-"""Sends ``(topic, codec number, body, headers)``.
+"""A function that sends ``(topic, codec number, body, headers)``.
 
 It returns an awaitable that is done when the message is sent.
 """
 
 FastPath = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
-"""Publishes ``(message, captures)``."""
+"""A function that publishes ``(message, captures)``."""
 
 MakeFastPath = Callable[[bytes, int, Write, FastPath], FastPath]
-"""Returns the fast path of a topic, from ``(topic, codec number, write, general)``.
+"""A function that takes ``(topic, codec number, write, general)`` and returns the fast path of the topic.
 
 ``write`` encodes the body. Calls with captures, and messages that ``write`` refuses, are passed to ``general``.
 """
 
-WaitForSubscribers = Callable[[Pattern, int, float], Awaitable[None]]
-"""Waits for ``(pattern, number of subscribers, timeout in seconds)``."""
+
+@attrs.frozen
+class Subscribers:
+    """The functions of an app that report the subscribers of a publication.
+
+    Attributes:
+        wait: A function that waits, from ``(pattern, number of subscribers, timeout in seconds)``.
+        number: A function that returns the number of subscribers to topics of a pattern.
+    """
+
+    wait: Callable[[Pattern, int, float], Awaitable[None]]
+    number: Callable[[Pattern], int]
+
+
+NO_CAPTURES: Mapping[str, object] = MappingProxyType({})
 
 Keep = Literal["last"] | None
 """With ``"last"``, new subscribers receive the latest message of each topic."""
@@ -76,7 +101,7 @@ class Coalesce:
 
     The first message of a topic is sent at once. Later messages are held and sent together at the end of the reactor's
     turn, or after ``seconds``. They are sent earlier when ``messages`` or 64,000 bytes are held. With
-    ``overflow="wait"`` they are also sent as soon as one of them is awaited.
+    ``overflow="wait"``, held messages are also sent as soon as the program awaits one of them.
 
     The app or publisher checks the values and raises SignatureError for a value out of range.
 
@@ -86,7 +111,8 @@ class Coalesce:
         ```
 
     Attributes:
-        seconds: The seconds for which messages are held, 0 to 1. Default: 0, until the end of the turn.
+        seconds: The time in seconds for which messages are held, 0 to 1. Default: 0, which means until the end of the
+            turn.
         messages: The maximum number of messages in a frame, 2 to 1,000. Default: 100.
     """
 
@@ -95,9 +121,9 @@ class Coalesce:
 
 
 _TOPIC, _SENDER, _COPIES = 300, 2_400, 3
-"""Upper limits of memory per topic: bytes of its entry, bytes of its fast path, and stored copies of its name.
+"""Upper bounds for the memory of a topic: bytes of its entry, bytes of its fast path, and copies of its name.
 
-A test compares them with the real use of memory.
+A test compares them with the real memory use.
 """
 
 
@@ -119,7 +145,7 @@ class Schedule:
 class _Done:
     """An awaitable that is already done, for any event loop.
 
-    All sends share one object, so an ignored result costs nothing.
+    All calls return the same object, so an ignored result costs nothing.
     """
 
     __slots__ = ()
@@ -139,7 +165,7 @@ DONE: Awaitable[None] = _Done()
 class _All:
     """An awaitable that is done when all of ``sent`` are done.
 
-    The messages are sent whether or not it is awaited.
+    The messages are sent even if the program does not await it.
     """
 
     sent: tuple[Awaitable[None], ...]
@@ -149,11 +175,15 @@ class _All:
             yield from each.__await__()
 
 
+_Result: TypeAlias = M_co | WithHeaders[M_co] | None
+"""The result of a function for one message; None publishes nothing."""
+
+
 class _Gives(Protocol[P, R_co, M_co]):
     """For type checkers: a function whose results are messages of type M.
 
-    It has parameters P and result R. A function must match both overloads. The first captures its result type, and the
-    second restricts that type.
+    P are the parameters of the function, and R is its result. A function must match both overloads: the first captures
+    the result type, and the second restricts it.
     """
 
     @overload
@@ -162,7 +192,7 @@ class _Gives(Protocol[P, R_co, M_co]):
     @overload
     def __call__(  # type: ignore[overload-cannot-match]  # it is never called by this one
         self, *args: P.args, **kwargs: P.kwargs
-    ) -> M_co | Awaitable[M_co | None] | Iterable[M_co | None] | AsyncIterable[M_co | None] | None: ...
+    ) -> _Result[M_co] | Awaitable[_Result[M_co]] | Iterable[_Result[M_co]] | AsyncIterable[_Result[M_co]]: ...
 
 
 class Publication(Generic[T]):
@@ -193,25 +223,53 @@ class Publication(Generic[T]):
         self._register = register
         self._outlets: tuple[CompiledPublication, ...] = ()
         self._fast_path: FastPath | None = None
+        self._holds: list[Deferred[None]] = []
+        self.subscriber_hooks: list[Any] = []
+        """The records of the functions of `on_subscribers`."""
+        self.register_hook: Callable[[list[Any], Callable[..., Any]], None] = list.append
+        self._had_subscribers = False
 
-    def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]:
+    @overload
+    def __call__(
+        self: Publication[bytes] | Publication[memoryview], function: _Gives[P, R, BytesLike]
+    ) -> Callable[P, R]: ...
+
+    @overload
+    def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]: ...
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Publish the results of ``function``, and return it unchanged.
 
-        For type checkers, its return type must be T, None, or an awaitable or iterator of these.
+        For type checkers, its return type must be T, ``WithHeaders[T]``, None, or an awaitable or iterator of these.
 
         Raises:
             SignatureError: ``function`` is not a function.
             AppFrozenError: The app is already compiled.
         """
         self._register(self, function)
-        return cast("Callable[P, R]", function)
+        return function
 
+    @overload
+    def publish(
+        self: Publication[bytes] | Publication[memoryview],
+        message: BytesLike,
+        /,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        **captures: object,
+    ) -> Awaitable[None]: ...
+
+    @overload
     def publish(
         self, message: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object
+    ) -> Awaitable[None]: ...
+
+    def publish(
+        self, message: Any, /, *, headers: Mapping[str, Any] | None = None, **captures: object
     ) -> Awaitable[None]:
         """Encode ``message`` and pass it to ZeroMQ, without blocking.
 
-        Errors are raised before anything is sent.
+        If it raises an error, the message is not sent to any subscriber.
 
         Example:
             ```python
@@ -219,21 +277,23 @@ class Publication(Generic[T]):
             ```
 
         Args:
-            message: A message of the schema.
+            message: A message of the schema. If that is bytes or memoryview, it may be bytes, a bytearray or a
+                memoryview.
             headers: A small map with text keys (tracked wire only).
-            captures: Values for the captures of the pattern. A missing value is read from the attribute or key of
-                that name in the message.
+            captures: Values for the captures of the pattern. If a value is missing, the attribute or key of that name
+                in the message is used.
 
         Returns:
-            An awaitable that is done when the message is sent. That is at once, unless the app has
-            ``overflow="wait"``. It may be ignored. It raises HighWaterMarkError if the message could not be sent.
+            An awaitable that is done when the message is sent. Unless the app has ``overflow="wait"``, it is already
+                done. The program may ignore it. Awaiting it raises HighWaterMarkError if the message could not be sent.
 
         Raises:
             NotRunningError: No app that includes this publication is running.
+            UsageError: The app has no endpoint to publish to.
             TopicError: A capture is missing, or its value is not valid in a topic.
-            EncodeError: The message is not of the schema, would not arrive unchanged, or exceeds ``max_message``.
-            HighWaterMarkError: The queue of a subscriber is full (``overflow="raise"``), or too many messages wait
-                (``overflow="wait"``).
+            EncodeError: The message does not match the schema, would not arrive unchanged, or exceeds ``max_message``.
+            HighWaterMarkError: The queue of a subscriber is full (``overflow="raise"``), or too many messages are
+                waiting (``overflow="wait"``).
             WrongThreadError: The caller is not on the reactor's thread; use `App.from_thread`.
         """
         fast_path = self._fast_path
@@ -249,7 +309,8 @@ class Publication(Generic[T]):
         if not outlets:
             raise NotRunningError(
                 f"cannot publish to {self.pattern.text!r} ({self.where}): no app that includes it is running; publish "
-                "from a handler, a timer, or a function under @app.on_startup, and include its Routes in that app"
+                "from a handler, a timer, a function under @app.on_startup, or in `async with app.running():`, and "
+                "include its Routes in that app"
             )
         if len(outlets) == 1:
             return outlets[0].publish(message, headers, captures)
@@ -260,10 +321,11 @@ class Publication(Generic[T]):
     async def wait_for_subscribers(self, number: int = 1, timeout: float = 10.0) -> None:
         """Wait until ``number`` subscribers have subscribed to this publication.
 
-        They receive messages that are published after it returns. It returns at once if they have already subscribed.
+        These subscribers receive all messages that are published after the method returns. The method returns at once
+        if they have already subscribed.
 
-        Subscribers on the tracked wire are counted individually, also behind a proxy. All others count as one
-        subscriber, because ZeroMQ reports equal subscriptions only once. A subscriber that connects to several
+        Subscribers on the tracked wire are counted individually, even behind a proxy. All other subscribers together
+        count as one, because ZeroMQ reports equal subscriptions only once. A subscriber that connects to several
         endpoints of the app counts once.
 
         Args:
@@ -271,8 +333,10 @@ class Publication(Generic[T]):
             timeout: The maximum time in seconds.
 
         Raises:
-            NotReadyError: Fewer subscribers came in time. The error names their number.
-            NotRunningError: No app that includes this publication is running, or the app stops.
+            NotReadyError: Fewer subscribers have subscribed before the timeout. The error contains their number.
+            EndpointError: The app uses a transport that does not report subscribers. The ZeroMQ transport reports them.
+                Under `TestApp`, the call returns at once, because all apps of the test are connected.
+            NotRunningError: No app that includes this publication is running, or the app stops during the call.
         """
         outlets = self._outlets
         if not outlets:
@@ -282,6 +346,52 @@ class Publication(Generic[T]):
             )
         for outlet in outlets:
             await outlet.wait_for_subscribers(number, timeout)
+
+    @property
+    def subscribers(self) -> int:
+        """The number of subscribers, as `wait_for_subscribers` counts them.
+
+        This is the sum over all running apps that include this publication, or 0 if no such app is running. Under
+        `TestApp`, it is the number of the test's apps that subscribe.
+
+        Raises:
+            EndpointError: The app uses a transport that does not report subscribers. The ZeroMQ transport reports them.
+        """
+        return sum(outlet.subscribers for outlet in self._outlets)
+
+    def on_subscribers(self, function: F) -> F:
+        """Call a function when the first subscriber joins, and when the last one leaves.
+
+        The function receives the number of subscribers: at least 1 after the first join, and 0 after the last
+        subscriber has left. It can, for example, run an expensive producer only while it is needed. The function is not
+        called when the number changes otherwise, or when the app stops.
+
+        The function may be ``async``, and may take resources. If it raises an error, the error is logged and counted in
+        ``app.stats.hook_errors``.
+
+        Example:
+            ```python
+            frames = app.publisher("camera", bytes)
+
+            @frames.on_subscribers
+            def switch(number: int) -> None:
+                camera.power(on=number > 0)
+            ```
+
+        Raises:
+            SignatureError: The decorated object is not a function.
+            AppFrozenError: The app is already compiled.
+        """
+        self.register_hook(self.subscriber_hooks, function)
+        return function
+
+    def notes_subscribers(self) -> bool:
+        """Return True if the first subscriber has joined, or the last has left.
+
+        The number is compared with that at the last call.
+        """
+        before, self._had_subscribers = self._had_subscribers, self.subscribers > 0
+        return before != self._had_subscribers
 
     def __repr__(self) -> str:
         return f"<Publication {self.pattern.text!r} at {self.where}>"
@@ -294,12 +404,13 @@ class CompiledPublication:
     It can publish between `open` and `close`.
 
     Attributes:
-        publication: The publication that the user has.
+        publication: The publication as seen by the user.
         pattern: The pattern, including prefixes.
-        encode: Returns the codec number and the body of a message.
-        write: Returns the body of a message; None if the messages have no common type.
-        codec: The number of the codec of ``write``; 0 without it.
+        encode: A function that returns the codec number and the body of a message.
+        write: A function that returns the body of a message; None if the messages have no common type.
+        codec: The number of the codec that ``write`` uses; 0 if ``write`` is None.
         schema: The type of the messages; None if it is unknown.
+        carries_headers: True if its wire carries headers.
     """
 
     publication: Publication[Any]
@@ -308,8 +419,9 @@ class CompiledPublication:
     write: Write | None
     codec: int
     schema: Any
+    carries_headers: bool = attrs.field(init=False, default=True)
     _emit: Emit | None = attrs.field(init=False, default=None)
-    _wait: WaitForSubscribers | None = attrs.field(init=False, default=None)
+    _subscribers: Subscribers | None = attrs.field(init=False, default=None)
     _fast_path: FastPath | None = attrs.field(init=False, default=None)
     _topics: dict[tuple[object, ...], bytes] = attrs.field(init=False, factory=dict)
     _senders: dict[object, FastPath] = attrs.field(init=False, factory=dict)
@@ -322,22 +434,26 @@ class CompiledPublication:
     def open(
         self,
         emit: Emit,
-        wait_for_subscribers: WaitForSubscribers,
+        subscribers: Subscribers,
         make_fast_path: MakeFastPath | None = None,
         budget: Budget | None = None,
+        *,
+        carries_headers: bool = True,
     ) -> None:
         """Enable publishing.
 
         Args:
             emit: The general path.
-            wait_for_subscribers: The function behind `Publication.wait_for_subscribers`.
-            make_fast_path: The factory for fast paths; None if there are none.
+            subscribers: The functions behind `Publication.wait_for_subscribers` and `Publication.subscribers`.
+            make_fast_path: The factory for fast paths; None if the publication has no fast paths.
             budget: The memory limit for topics, shared by all publications of a run. Default: a separate limit.
+            carries_headers: True if the wire carries headers.
         """
+        self.carries_headers = carries_headers
         self._budget = budget or Budget(TOPIC_CACHE)
         self._budget.share(self._drop)
         self._emit = emit
-        self._wait = wait_for_subscribers
+        self._subscribers = subscribers
         self._fast_path = self._make_fast_path(make_fast_path) if make_fast_path is not None else None
         self._among((*self.publication._outlets, self))
 
@@ -352,9 +468,9 @@ class CompiledPublication:
     def _make_fast_path(self, make_fast_path: MakeFastPath) -> FastPath | None:
         """Return a fast version of `publish` for the most common kind of message.
 
-        Return None if the publication cannot have one. It supports messages of one type, without headers, to a constant
-        topic or a topic with one capture. All other messages, and all errors, take the general path, which takes half
-        as long again.
+        Return None if the publication cannot have a fast path. A fast path supports messages of one type, without
+        headers, to a constant topic or a topic with one capture. All other messages, and all errors, take the general
+        path, which is 50 % slower.
         """
         if self.write is None or len(self.pattern.captures) > 1:
             return None
@@ -386,25 +502,31 @@ class CompiledPublication:
         return self.publish(message, None, captures, None, topic)
 
     def wait_for_subscribers(self, number: int, timeout: float) -> Awaitable[None]:
-        """Wait as `Publication.wait_for_subscribers` does.
+        """Wait for subscribers; see `Publication.wait_for_subscribers`.
 
         Raises:
-            NotRunningError: It is closed.
+            NotRunningError: The publication is closed.
         """
-        if self._wait is None:
+        if self._subscribers is None:
             raise NotRunningError(f"{self.publication} has no subscribers: its app has stopped")
-        return self._wait(self.pattern, number, timeout)
+        return self._subscribers.wait(self.pattern, number, timeout)
+
+    @property
+    def subscribers(self) -> int:
+        """The number of subscribers."""
+        return 0 if self._subscribers is None else self._subscribers.number(self.pattern)
 
     def close(self) -> None:
         """Disable publishing, and drop all data of the run. A second call does nothing.
 
-        After that publishing raises NotRunningError.
+        After the call, publishing raises NotRunningError.
         """
-        self._emit = self._wait = self._fast_path = None
+        self._emit = self._subscribers = self._fast_path = None
         self._topics.clear()
         self._senders.clear()
         self._budget = Budget(TOPIC_CACHE)
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
+        self.publication.notes_subscribers()
 
     def publish(
         self,
@@ -414,14 +536,14 @@ class CompiledPublication:
         inbound: Mapping[str, object] | None = None,
         topic: bytes | None = None,
     ) -> Awaitable[None]:
-        """Publish a message as `Publication.publish` does, by the general path.
+        """Publish a message on the general path; see `Publication.publish`.
 
         Args:
             message: The message.
             headers: Headers for the tracked wire.
             captures: Values for the captures of the pattern.
             inbound: The captures of the received message whose handler publishes this one.
-            topic: The complete topic, if it is already known. Captures are then ignored.
+            topic: The complete topic, if the caller already knows it. Captures are then ignored.
         """
         if self._emit is None:
             raise NotRunningError(f"cannot publish to {self.publication}: its app has stopped")
@@ -429,7 +551,14 @@ class CompiledPublication:
             # Before the topic: a message of a wrong type would otherwise be reported as a missing capture.
             number, body = self.encode(message)
         except EncodeError as error:
-            error.args = (f"{self.publication} can't publish this message: {error}",)
+            reason: object = error
+            if type(message) is WithHeaders:
+                reason = USE_HEADERS
+            elif type(message) is bytes and bytes in get_args(self.schema):
+                reason = (
+                    f"{error} (a publisher has one codec: declare another publisher, of type bytes, for raw bodies)"
+                )
+            error.args = (f"{self.publication} can't publish this message: {reason}",)
             raise
         if topic is None:
             topic = self._constant
@@ -438,25 +567,18 @@ class CompiledPublication:
         return self._emit(topic, number, body, headers)
 
     def _topic(self, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> bytes:
-        names = self.pattern.captures
-        unknown = captures.keys() - set(names)
-        if unknown:
-            raise TopicError(
-                f"{self.pattern.text!r} has no capture {sorted(unknown)[0]!r}; it has {', '.join(names) or 'none'}",
-                topic=self.pattern.text,
-            )
-        values = tuple(self._value(name, message, captures, inbound) for name in names)
+        values = capture_values(self.pattern, message, captures, inbound)
         if not all(type(value) is str for value in values):  # as keys, 1, True and 1.0 would be equal
-            return self._joined(values)
+            return filled(self.pattern, values)
         topic = self._topics.get(values)
         if topic is None:
-            topic = self._topics[values] = self._joined(values)
+            topic = self._topics[values] = filled(self.pattern, values)
             self._budget.miss()
             self._budget.take(self._size(topic))
         return topic
 
     def _size(self, topic: bytes) -> int:
-        """Return the maximum bytes that a topic needs in memory, including a fast path."""
+        """Return the maximum memory of a topic in bytes, including its fast path."""
         return _TOPIC + _SENDER * (self._fast_path is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:
@@ -464,52 +586,179 @@ class CompiledPublication:
             self._budget.give_back(self._size(self._topics.pop(values)))
             self._senders.pop(values[0], None)
 
-    def _joined(self, values: tuple[object, ...]) -> bytes:
-        names = self.pattern.captures
-        segments = {name: segment_bytes(name, value) for name, value in zip(names, values, strict=True)}
-        return self.pattern.topic(segments)
 
-    def _value(self, name: str, message: Any, captures: Mapping[str, object], inbound: Mapping[str, object]) -> object:
-        if name in captures:
-            return captures[name]
-        if name in inbound:
-            return inbound[name]
-        found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
-        if found is None:
-            raise TopicError(
-                f"{self.pattern.text!r} needs a value for {name!r}: call publish(..., {name}=…), "
-                f"or publish a message with an attribute or key {name!r}",
-                topic=self.pattern.text,
+def capture_values(
+    pattern: Pattern,
+    message: Any,
+    captures: Mapping[str, object],
+    inbound: Mapping[str, object] = NO_CAPTURES,
+    *,
+    call: str = "publish",
+) -> tuple[object, ...]:
+    """Return the values of the captures of ``pattern``, in order.
+
+    Args:
+        pattern: The pattern of a topic.
+        message: The message, whose attributes or keys fill captures without a value.
+        captures: The values that the caller gave.
+        inbound: The captures of the received message whose handler sends this one.
+        call: The name of the method, for errors.
+
+    Raises:
+        TopicError: A capture has no value, or there is a value without a capture.
+    """
+    unknown = captures.keys() - set(pattern.captures)
+    if unknown:
+        names = ", ".join(pattern.captures) or "none"
+        raise TopicError(f"{pattern.text!r} has no capture {sorted(unknown)[0]!r}; it has {names}", topic=pattern.text)
+    return tuple([_value(name, pattern, message, captures, inbound, call) for name in pattern.captures])
+
+
+def _value(
+    name: str,
+    pattern: Pattern,
+    message: Any,
+    captures: Mapping[str, object],
+    inbound: Mapping[str, object],
+    call: str,
+) -> object:
+    if name in captures:
+        return captures[name]
+    if name in inbound:
+        return inbound[name]
+    found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+    if found is None:
+        raise TopicError(
+            f"{pattern.text!r} needs a value for {name!r}: call {call}(..., {name}=…), or {call} a message with an "
+            f"attribute or key {name!r}",
+            topic=pattern.text,
+        )
+    return found
+
+
+def filled(pattern: Pattern, values: Sequence[object]) -> bytes:
+    """Return the topic of ``pattern`` with ``values`` for its captures.
+
+    Raises:
+        TopicError: A value can't be a segment, or the topic is too long.
+    """
+    names, separator = pattern.captures, pattern.separator
+    return pattern.topic(
+        {name: segment_bytes(name, value, separator) for name, value in zip(names, values, strict=True)}
+    )
+
+
+@attrs.frozen(eq=False)
+class Bridge:
+    """A publication of another app, which publishes the results of a handler.
+
+    Each call publishes with all apps that include the publication and are running at that time.
+    """
+
+    publication: Publication[Any]
+    schema: Any
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern of the publication, without the prefixes of the other app."""
+        return self.publication.pattern
+
+    @property
+    def carries_headers(self) -> bool:
+        """True if the wires of all running apps with the publication carry headers."""
+        return all(outlet.carries_headers for outlet in self.publication._outlets)
+
+    def publish(
+        self,
+        message: Any,
+        headers: Mapping[str, Any] | None = None,
+        captures: Mapping[str, object] | None = None,
+        inbound: Mapping[str, object] | None = None,
+    ) -> Awaitable[None]:
+        """Publish a message with each running app that includes the publication.
+
+        Arguments and errors are the same as for `CompiledPublication.publish`.
+
+        Raises:
+            NotRunningError: No app that includes the publication is running.
+        """
+        outlets = self.publication._outlets
+        if not outlets:
+            raise NotRunningError(
+                f"cannot publish to {self.publication}: its app is not running; run it together with the app of this "
+                "handler, "
+                "as in `zroute run module:one module:other`"
             )
-        return found
+        sent = [outlet.publish(message, headers, captures, inbound) for outlet in outlets]
+        waiting = tuple(each for each in sent if each is not DONE)
+        return _All(waiting) if waiting else DONE
+
+    def hold(self) -> Callable[[], None]:
+        """Let the apps of the publication publish, even while they stop.
+
+        They can publish until the returned function is called.
+        """
+        draining, holds = Deferred[None](), self.publication._holds
+        holds.append(draining)
+
+        def release() -> None:
+            holds.remove(draining)
+            draining.callback(None)
+
+        return release
 
 
-def bind_encoder(schema: Any, codec: Codec | None, default: Codec) -> tuple[Encode, Write | None, int]:
+def released(publications: Iterable[Publication[Any]]) -> Deferred[None]:
+    """Return a Deferred that fires when no `Bridge.hold` is active any more."""
+    left = {hold for publication in publications for hold in publication._holds}
+    waiting: Deferred[None] = Deferred()
+
+    def end(_: None, hold: Deferred[None]) -> None:
+        left.discard(hold)
+        if not left and not waiting.called:
+            waiting.callback(None)
+
+    for hold in tuple(left):
+        hold.addCallback(end, hold)
+    if not left:
+        waiting.callback(None)
+    return waiting
+
+
+Outlet = CompiledPublication | Bridge
+"""A publication that receives the results of a handler."""
+
+
+def bind_encoder(
+    schema: Any, codec: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
+) -> tuple[Encode, Write | None, int]:
     """Return the encoder of a publication.
 
     Args:
         schema: The type of the messages; None to encode each message by its own type.
         codec: The codec of the publication, or None.
         default: The app's codec.
+        extras: The additional values that the built-in codecs carry in this app.
 
     Returns:
-        A function from a message to ``(codec number, body)``, and, with a schema, a function from a message to the
-        body and the number of the codec. Without a schema these two are None and 0.
+        Three values. The first is a function that converts a message to ``(codec number, body)``. With a schema, the
+            second is a function that converts a message to the body, and the third is the number of the codec. Without
+            a schema, they are None and 0.
 
     Raises:
         SchemaError: The codec does not support the type.
     """
     if schema is None:
-        return encoder_by_type(codec, default), None, 0
-    chosen, write = body_encoder(schema, codec=codec, default=default)
+        return encoder_by_type(codec, default, extras), None, 0
+    chosen, write = body_encoder(schema, codec=codec, default=default, extras=extras)
     number = chosen.number
     return lambda message: (number, write(message)), write, number
 
 
-def encoder_by_type(codec: Codec | None, default: Codec) -> Encode:
+def encoder_by_type(codec: Codec | None, default: Codec, extras: Extras = NO_EXTRAS) -> Encode:
     """Return an encoder that encodes each message by its own type.
 
-    It returns ``(codec number, body)``.
+    The encoder returns ``(codec number, body)``. The arguments are the same as for `bind_encoder`.
     """
     known: dict[type, tuple[int, Callable[[Any], bytes]]] = {}
 
@@ -518,7 +767,9 @@ def encoder_by_type(codec: Codec | None, default: Codec) -> Encode:
             raise EncodeError("None is not a message: publish {} or an object of your own class for an empty message")
         found = known.get(type(message))
         if found is None:
-            chosen, function = runtime_encoder(message, codec=codec, default=default)
+            if type(message) is WithHeaders:
+                raise EncodeError(USE_HEADERS)
+            chosen, function = runtime_encoder(message, codec=codec, default=default, extras=extras)
             found = known[type(message)] = (chosen.number, function)
         return found[0], found[1](message)
 

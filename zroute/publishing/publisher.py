@@ -1,7 +1,8 @@
 """The publisher of one run of an app, between the encoder and the transport.
 
-It frames and numbers messages. According to the app's options it also keeps them for new subscribers, coalesces them,
-and queues them while a subscriber is full. `zroute.publishing.paths` selects these steps for each message.
+The publisher frames and numbers messages. Depending on the app's options, it also keeps them for new subscribers,
+coalesces them, and queues them while a subscriber's queue is full. `zroute.publishing.paths` selects these steps for
+each message.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.instances import Instance, publisher_name
 from zroute.publishing.paths import Paths, check_message
-from zroute.publishing.publication import DONE, CompiledPublication, Emit
+from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, Subscribers
 from zroute.publishing.send_queue import SendQueue, Sent
 from zroute.publishing.session import PublisherSession
 from zroute.publishing.subscriber_count import SubscriberCount
@@ -43,7 +44,7 @@ __all__ = ["Publisher"]
 _log = logging.getLogger("zroute")
 
 Send = Callable[[Any], "bool | None"]
-"""Sends a frame, or the parts of a message; returns False while a subscriber's queue is full."""
+"""A function that sends a frame, or the parts of a message. It returns False while a subscriber's queue is full."""
 
 
 class Publisher:
@@ -53,10 +54,15 @@ class Publisher:
         choices: The app's options.
         clock: The reactor's clock.
         transport: The transport of the run.
-        endpoints: The endpoints to publish at.
+        endpoints: The endpoints to publish to.
         stats: The counters of the run.
         reports: The log for events that may be frequent.
         wall: The time in seconds since the Unix epoch.
+    """
+
+    on_subscribers: Callable[[Publication[Any]], None] = staticmethod(lambda publication: None)
+    """A function that is called when the first subscriber of a publication joins, or the last leaves. Set it before
+    `open`.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Publisher:
         self._reports = reports
         self._clock_ns = time.time_ns if wall is time.time else _ascending(wall)
         self._subscribers = SubscriberCount(clock, tracked=choices.wire == "tracked")
+        self._number: Callable[[Pattern], int] | None = None
         self._send_queue = SendQueue(clock, limit=SEND_QUEUE, timeout=SEND_QUEUE_SECONDS, lost=self._unsent)
         self._outlets: tuple[CompiledPublication, ...] = ()
         self._coalescer: Coalescer | None = None
@@ -101,7 +108,7 @@ class Publisher:
         if send is None:
             emit = _nowhere(self._choices.name)
             for outlet in self._outlets:
-                outlet.open(emit, self._wait_for_subscribers)
+                outlet.open(emit, self._subscriptions())
             return emit
         session = self.session
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
@@ -113,27 +120,29 @@ class Publisher:
         budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
         for outlet in self._outlets:
             made_for = outlet.publication, outlet.pattern
-            outlet.open(paths.general(*made_for), self._wait_for_subscribers, paths.fast(*made_for), budget)
+            given = paths.general(*made_for), self._subscriptions(), paths.fast(*made_for), budget
+            outlet.open(*given, carries_headers=self._choices.wire == "tracked")
         return paths.general()
 
     async def send_rest(self, timeout: float) -> dict[str, int]:
         """Send all held and queued messages within ``timeout`` seconds.
 
-        Return the number of unsent messages with a description; empty if there are none. `close` must follow.
+        Return the number of unsent messages by their description; empty if all messages were sent. The caller must then
+        call `close`.
         """
         if self._coalescer is not None:
             self._coalescer.flush()
         with suppress(TimeoutError):
             await within(timeout, self._send_queue.idle(), self._clock)
         given_up = self._send_queue.close()
-        return {"messages for subscribers that have no room": given_up} if given_up else {}
+        return {"messages for subscribers whose queue is full": given_up} if given_up else {}
 
     async def goodbye(self, timeout: float) -> dict[str, int]:
         """Send a goodbye to all subscribers, and wait until they have read it.
 
-        It waits up to ``timeout`` seconds, but no longer than the sockets linger. Return the number of subscribers
-        that have not read it with a description; empty if ``overflow="drop"`` allows losses. Nothing may be published
-        after the goodbye, because subscribers could not count its loss.
+        It waits up to ``timeout`` seconds, but no longer than the sockets linger. Return the number of subscribers that
+        have not read the goodbye, by a description; empty if ``overflow="drop"`` allows losses. The caller must not
+        publish after the goodbye, because subscribers could not count the loss of such a message.
         """
         left: dict[str, int] = {}
         if self.session is None:
@@ -142,12 +151,12 @@ class Publisher:
             await within(min(timeout, LINGER_DRAIN / 1000), self.session.goodbye(), self._clock)
         if unread := self.session.unread:
             _log.warning(
-                "%s: %d subscribers have not read all that was sent to them: messages queued for them may be lost",
+                "%s: %d subscribers have not confirmed the goodbye: messages that are queued for them may be lost",
                 self._choices.name,
                 unread,
             )
             if self._choices.overflow != "drop":
-                left["subscribers that have not read all"] = unread
+                left["subscribers that have not confirmed the goodbye"] = unread
         return left
 
     def close(self) -> None:
@@ -170,12 +179,12 @@ class Publisher:
         epoch = f"{self.session.epoch:016x}"
         return f"{printable(self._name)} ({epoch})" if self._name else epoch
 
-    # -- what publications send through -------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------
 
     def _open_sender(self) -> Send | None:
         """Return the function that sends frames; None without an endpoint."""
         choices, transport = self._choices, self._transport
-        multipart = choices.wire == "multipart"
+        multipart = choices.multipart
         drop, attempt = transport.sender(multipart=multipart), transport.try_sender(multipart=multipart)
         if drop is None or attempt is None:
             return None
@@ -183,17 +192,22 @@ class Publisher:
         self._told = transport.announce(self._subscription)
         if choices.wire == "tracked" and self._told:
             self.session = self._make_session(send)
+        self._watch_subscribers()
         return send
 
     def _refuse_to_keep(self) -> None:
         for publication in (outlet.publication for outlet in self._outlets):
             if publication.keep:
-                raise EndpointError(
-                    f"keep={publication.keep!r} needs a transport that reports new subscribers, but "
-                    f"{type(self._transport).__name__} does not: remove keep, or publish to ZeroMQ endpoints",
-                    endpoint=", ".join(map(str, self._endpoints)),
-                    where=publication.where,
-                )
+                raise self._unreported(f"keep={publication.keep!r}", "remove keep", publication.where)
+
+    def _unreported(self, what: str, remedy: str, where: str | None = None) -> EndpointError:
+        """Return the error for an option or call that needs reports of new subscribers."""
+        return EndpointError(
+            f"{what} needs a transport that reports new subscribers, but {type(self._transport).__name__} does not: "
+            f"{remedy}, or publish to ZeroMQ endpoints",
+            endpoint=", ".join(map(str, self._endpoints)),
+            where=where,
+        )
 
     def _make_session(self, send: Send) -> PublisherSession:
         self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
@@ -209,7 +223,7 @@ class Publisher:
             _log,
         )
 
-    # -- messages that travel together --------------------------------------------------------------------
+    # -- coalescing ---------------------------------------------------------------------------------------
 
     def _make_coalescer(self, send: Send) -> Coalescer | None:
         """Return the coalescer; None if it is not used or the wire does not support it."""
@@ -274,25 +288,26 @@ class Publisher:
 
         return send_held
 
-    # -- what is more than can be known -------------------------------------------------------------------
+    # -- full caches --------------------------------------------------------------------------------------
 
     def _many_topics(self) -> None:
-        """Warn, once in a run, that the data of all topics does not fit in memory."""
+        """Warn once per run that the published topics do not fit in the topic cache."""
         if self._said_many:
             return
         self._said_many = True
         _log.warning(
             "%s: more topics are published than fit into the %d MiB of the topic cache: a message to a topic outside "
-            "the cache takes about ten times as long and counts in stats.cache_misses; publish to fewer topics, split "
+            "the cache takes about ten times as long and is counted in stats.cache_misses; publish to fewer topics, "
+            "split "
             "them among several processes, or move ids from topics into messages",
             self._choices.name,
             TOPIC_CACHE >> 20,
         )
 
-    # -- what could not be sent ---------------------------------------------------------------------------
+    # -- unsent messages ----------------------------------------------------------------------------------
 
     def _unsent(self, topic: bytes, count: int, error: Exception) -> None:
-        """Count and log ``count`` messages that are given up; 0 is a control frame."""
+        """Count and log ``count`` messages that could not be sent; 0 is a control frame."""
         name = self._choices.name
         if not count:  # the subscriber repeats its request for a control frame
             text = "%s: a control frame was not sent: the queue of a subscriber is full"
@@ -301,7 +316,7 @@ class Publisher:
         self._stats.published -= count
         self._stats.publish_errors += count
         why = error if isinstance(error, HighWaterMarkError) else f"{topic.decode()!r}: {error}"
-        text = "%s: not sent, messages: %d: %s"
+        text = "%s: messages not sent: %d (%s)"
         self._reports("unsent", f"{name}: unsent messages", logging.WARNING, text, name, count, why)
 
     # -- subscribers --------------------------------------------------------------------------------------
@@ -313,9 +328,34 @@ class Publisher:
         if self.session is not None:
             self.session.subscription(prefix, there)
 
+    def _subscriptions(self) -> Subscribers:
+        return Subscribers(self._wait_for_subscribers, self._number_of_subscribers)
+
+    def _number_of_subscribers(self, pattern: Pattern) -> int:
+        """Return the number of subscribers to topics of ``pattern``."""
+        if self._number is None:
+            raise self._unreported(f"the number of subscribers of {pattern.text!r}", "remove the call of subscribers")
+        return self._number(pattern)
+
+    def _watch_subscribers(self) -> None:
+        """Call the functions of `Publication.on_subscribers` from now on."""
+        watched = any(outlet.publication.subscriber_hooks for outlet in self._outlets)
+        self._number = self._transport.count_subscribers(self._subscribers_changed)
+        if self._number is None and self._told:
+            self._number = self._subscribers.number
+            self._subscribers.changed = self._subscribers_changed if watched else None
+
+    def _subscribers_changed(self) -> None:
+        """Report publications whose first subscriber has joined or whose last has left."""
+        for publication in dict.fromkeys(outlet.publication for outlet in self._outlets):
+            if publication.subscriber_hooks and publication.notes_subscribers():
+                self.on_subscribers(publication)
+
     def _wait_for_subscribers(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
-        """Wait as `Publication.wait_for_subscribers` does."""
+        """Wait for subscribers; see `Publication.wait_for_subscribers`."""
         if not self._told:
+            if self._transport.kept is None:
+                raise self._unreported(f"wait_for_subscribers() of {pattern.text!r}", "remove the call")
             return DONE
         waiting: Deferred[None] = within(timeout, self._subscribers.wait_for(pattern, number), self._clock)
         return as_awaitable(waiting.addErrback(self._too_few_subscribers, pattern, number, timeout))
@@ -325,15 +365,15 @@ class Publisher:
             raise NotRunningError(f"{self._choices.name!r} has stopped, so it has no subscribers")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
-            f"{pattern.text!r}: {self._subscribers.number(pattern)} of {number} subscribers came within {timeout:g} s: "
-            "check that they are running and connect to the endpoints of this app"
+            f"{pattern.text!r}: {self._subscribers.number(pattern)} of {number} subscribers joined within {timeout:g} "
+            "s: check that they are running and connect to the endpoints of this app"
         )
 
 
 def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
     """Return a clock in nanoseconds that advances at each call.
 
-    ``wall`` may stand still in tests, but a later message must have a later time.
+    In tests, ``wall`` may return the same time twice, but a later message must have a later time.
     """
     before = 0
 
@@ -348,7 +388,7 @@ def _ascending(wall: Callable[[], float]) -> Callable[[], int]:
 def _nowhere(name: str) -> Emit:
     def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
         raise UsageError(
-            f"cannot publish to {topic.decode()!r}: {name!r} has no endpoint to publish at; add App(pub=…)"
+            f"cannot publish to {topic.decode()!r}: {name!r} has no endpoint to publish to; add App(pub=…)"
         )
 
     return emit

@@ -1,9 +1,9 @@
 """The last-value cache: the latest message of each topic for new subscribers.
 
-When a subscriber joins, the publisher sends it the kept messages of its topics in small portions. This does not fill
-the subscriber's queue, and does not delay other subscribers. Each subscriber has a walk through the sorted topics,
-which stores only a position. A subscriber therefore needs the same memory for 10 topics and for 100,000. The protocol
-is described in ``docs/reference/wire.md``.
+When a subscriber joins, the publisher sends the kept messages of its topics to it. It sends them in small portions,
+which do not fill the subscriber's queue and do not delay other subscribers. Each subscriber has a walk through the
+sorted topics, which stores only a position. A walk therefore needs the same memory for 10 topics and for 100,000. The
+protocol is described in ``docs/reference/wire.md``.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ __all__ = ["LastValue", "LastValueCache"]
 _AT_A_TIME = 200
 _PERIOD = 0.01  # seconds
 _SENT = 20
-"""The cost of sending a message. The unit is the cost of checking a topic without sending."""
+"""The cost of sending a message, relative to the cost of checking a topic without sending."""
 _WALKS_MAX = 4
-"""The maximum number of unfinished walks of one subscriber that are stored.
+"""The maximum number of stored, unfinished walks per subscriber.
 
-Beyond it the subscriber receives some messages twice.
+If a subscriber starts more walks, it receives some messages twice.
 """
 _SOON = 3.0
-"""The seconds within which a withdrawn marker counts as an old one.
+"""The time in seconds after its arrival in which a withdrawn marker counts as an old marker.
 
-It is less than the 6 seconds for which subscribers keep a replaced marker.
+It must be less than the 6 seconds for which subscribers keep a replaced marker.
 """
 
 Send = Callable[[Marker, int, bytes, "LastValue | None"], bool]
-"""Sends ``(marker, number, topic, message)`` to the sender of the marker.
+"""A function that sends ``(marker, number, topic, message)`` to the sender of the marker.
 
-The end is an empty topic and None. It returns False while the subscriber's queue is full.
+The end message has an empty topic and None as the message. The function returns False while the subscriber's queue is
+full.
 """
 
 
 @attrs.frozen(slots=True, eq=False)
 class LastValue:
-    """The latest message of a topic; ``sent_at`` in nanoseconds since the Unix epoch."""
+    """The latest message of a topic.
+
+    ``sent_at`` is in nanoseconds since the Unix epoch.
+    """
 
     codec: int
     body: bytes
@@ -59,18 +63,18 @@ class LastValue:
 class _Joining:
     """The walk of one subscriber through the kept messages of its topics.
 
-    A walk that starts in the middle continues at the first topic after it has reached the last.
+    A walk may start in the middle. After the last topic, it then continues with the first topic.
 
     Attributes:
         marker: The subscriber's latest marker.
         since: The number of the last message that was kept before the walk. The subscriber receives later messages
             directly.
         prefixes: The wanted subscriptions.
-        asked: As ``since``, for a repeated request.
+        asked: The same number as ``since``, but for the latest repetition of the request.
         before: The previous, unfinished walk of the subscriber.
         start: The topic after which the walk started; None for the first topic.
         after: The last topic that the walk has passed.
-        wrapped: True after the walk has continued at the first topic.
+        wrapped: True if the walk has continued with the first topic.
         next: The number of the next message to the subscriber.
         walks: The number of unfinished walks, including this one.
     """
@@ -86,7 +90,7 @@ class _Joining:
     next: int = attrs.field(init=False, default=1)
     walks: int = attrs.field(init=False, default=1)
     answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
-    """The times of the markers of the last `_SOON` seconds, by their topics."""
+    """The arrival times of the markers in the last `_SOON` seconds, by their topics."""
 
     def __attrs_post_init__(self) -> None:
         self.prefixes, self.asked = apart(self.marker.prefixes), self.since
@@ -94,8 +98,8 @@ class _Joining:
     def was_given(self, topic: bytes, at: int) -> bool:
         """Return True if message number ``at`` of ``topic`` was certainly sent before.
 
-        This is unknown for a marker that is a summary, because it does not list the wanted subscriptions. Subscribers
-        ignore messages that they already have.
+        The result is False for a summary marker, because it does not list the wanted subscriptions. The message is then
+        sent again, and the subscriber ignores it if it already has it.
         """
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
@@ -104,7 +108,7 @@ class _Joining:
     def is_asked_again(self, marker: Marker) -> bool:
         """Return True if ``marker`` certainly repeats the request of this walk.
 
-        The walk then continues. If each repeated request restarted it, a long walk would never end.
+        The walk then continues. If each repeated request restarted the walk, a long walk would never end.
         """
         return marker.wanted == self.marker.wanted and not (marker.summary or self.marker.summary)
 
@@ -120,7 +124,7 @@ class LastValueCache:
     Args:
         clock: The reactor's clock.
         send: Sends a kept message to a subscriber.
-        said: A function that is called once, when the cache is full and drops topics.
+        said: A function that is called once, when the cache is full and drops a topic for the first time.
     """
 
     def __init__(self, clock: Clock, send: Send, said: Callable[[], None]) -> None:
@@ -130,9 +134,9 @@ class LastValueCache:
         self._full = False
         self._number = 0
         self.messages: dict[bytes, tuple[int, int, bytes, Mapping[str, Any] | None, int]] = {}
-        """The kept messages by topic: a number, followed by the arguments of `keep`.
+        """The kept messages by topic, as tuples of a number and the arguments of `keep`.
 
-        They are tuples because tuples are the fastest to create, and one is created for each message.
+One object is created for each message, and tuples are the fastest to create.
         """
         self._topics = Ordered()
         self._joining: dict[int, _Joining] = {}
@@ -159,7 +163,7 @@ class LastValueCache:
     def join(self, marker: Marker) -> None:
         """Send the kept messages to the sender of ``marker``.
 
-        If it has asked before, it receives only messages that it did not receive then.
+        If the sender has asked before, it receives only messages that it has not received yet.
         """
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
@@ -188,10 +192,10 @@ class LastValueCache:
         joining.answered = {**recent, joining.marker.topic: now}
 
     def leave(self, marker: Marker) -> None:
-        """Handle the withdrawal of ``marker``. A subscriber with a newer marker stays.
+        """Handle the withdrawal of ``marker``, unless the subscriber has a newer marker.
 
-        If a marker is withdrawn soon after it arrived, it was an old one: libzmq repeats old subscriptions on a new
-        connection. The subscriber has dropped the messages that were sent to the old marker, so all are sent again.
+        A marker that is withdrawn soon after it arrived was an old marker: libzmq repeats old subscriptions on a new
+        connection. The subscriber has dropped the messages that answered the old marker, so all of them are sent again.
         """
         joining = self._joining.get(marker.subscriber)
         if joining is None:
@@ -210,7 +214,7 @@ class LastValueCache:
         self._busy.clear()
 
     def _give(self) -> None:
-        """Send a portion to each subscriber in turn, within the allowance of this period."""
+        """Send a portion to each subscriber, within the allowance of this period."""
         turn = tuple(islice(self._busy, _AT_A_TIME))
         for others, subscriber in zip(range(len(turn), 0, -1), turn, strict=True):
             left = self._allowance.left
@@ -238,7 +242,7 @@ class LastValueCache:
             joining.wrapped, joining.after = True, None
 
     def _give_one(self, joining: _Joining, topic: bytes) -> bool:
-        """Send the kept message of ``topic``, unless the subscriber has it.
+        """Send the kept message of ``topic``, unless the subscriber already has it.
 
         Return False while the subscriber's queue is full.
         """
@@ -254,9 +258,9 @@ class LastValueCache:
         return True
 
     def _end(self, joining: _Joining) -> bool:
-        """Send the end of the walk, which uses up no number.
+        """Send the message that ends the walk; it uses no number.
 
-        It is sent after each join, because an earlier end may have been lost.
+        It is sent after each join, because an earlier end message may have been lost.
         """
         self._allowance.spend(_SENT)
         if not self._send(joining.marker, joining.next, b"", None):

@@ -1,7 +1,7 @@
 """The send queue: messages that wait until all their subscribers have room.
 
-With ZMQ_XPUB_NODROP a publisher's socket accepts a message for all its subscribers or for none. libzmq does not report
-when a full subscriber has room again. The queue therefore retries when the socket wakes up, and every 10 ms.
+With ZMQ_XPUB_NODROP, a publisher's socket accepts a message for all its subscribers or for none. libzmq does not report
+when the queue of a subscriber has room again. The queue therefore retries when the socket wakes up, and every 10 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zroute.publishing.publication import DONE
 __all__ = ["SendQueue", "Sent"]
 
 Attempt = Callable[[], bool]
-"""Sends a message, or returns False while a subscriber's queue is full."""
+"""A function that sends a message, or returns False while a subscriber's queue is full."""
 
 _PERIOD = 0.01  # seconds between two attempts: the socket's descriptor does not wake in all cases
 
@@ -30,8 +30,8 @@ _PERIOD = 0.01  # seconds between two attempts: the socket's descriptor does not
 class Sent:
     """An awaitable that is done when a message is sent.
 
-    It raises an error if the message is given up. It may be ignored. ``hurry`` is called when the message is awaited
-    before it is sent.
+    Awaiting it raises an error if the message can't be sent in time. The caller may ignore the awaitable. ``hurry`` is
+    called if it is awaited before the message is sent.
     """
 
     def __init__(self, hurry: Callable[[], None] | None = None) -> None:
@@ -51,7 +51,7 @@ class Sent:
             yield from as_awaitable(waiting).__await__()
 
     def goes(self) -> None:
-        """Record that the message is in the queue, so ``hurry`` is not needed any more."""
+        """Record that the message is in the queue, so ``hurry`` is no longer needed."""
         self._hurry = None
 
     def end(self, error: Exception | None) -> None:
@@ -76,13 +76,14 @@ class _Message:
 class SendQueue:
     """A queue of messages that could not be sent yet.
 
-    The messages of one topic are sent in order. A topic without full subscribers may overtake others.
+    The messages of a topic are sent in order. A message whose subscribers all have room may overtake messages of other
+    topics.
 
     Args:
         clock: The reactor's clock.
         limit: The maximum number of waiting messages.
-        timeout: The seconds after which a message is given up.
-        lost: A function that is called with the topic, the number of messages and the error of what is given up.
+        timeout: The time in seconds after which the queue gives up a message.
+        lost: A function that is called with the topic, the number and the error of messages that the queue gives up.
     """
 
     def __init__(
@@ -99,12 +100,12 @@ class SendQueue:
         self.waiting = 0
 
     def send(self, topic: bytes, attempt: Attempt, *, count: int = 1, sent: Sent | None = None) -> Awaitable[None]:
-        """Send now, or as soon as all subscribers have room.
+        """Send a message now, or as soon as all its subscribers have room.
 
         Args:
             topic: The topic.
-            attempt: The function that sends.
-            count: The number of messages that it sends; 0 for a control frame, which is never refused.
+            attempt: The function that sends the message.
+            count: The number of messages that ``attempt`` sends; 0 for a control frame, which is never refused.
             sent: The awaitable that the caller already has, if any.
 
         Returns:
@@ -135,26 +136,27 @@ class SendQueue:
         """
         if self.waiting + more >= self._limit:
             raise HighWaterMarkError(
-                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for full subscribers: "
-                "await the result of publish, so that your program does not publish faster than they read"
+                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for subscribers whose queue "
+                "is full: "
+                "await the result of publish() to avoid publishing faster than they read"
             )
 
     def delays(self, topic: bytes) -> bool:
         """Return True if a new message of ``topic`` cannot be sent now.
 
-        This is so if others of the topic wait, or if the app has stopped.
+        This is the case if other messages of the topic are waiting, or if the app has stopped.
         """
         return topic in self._topics or self._closed
 
     def try_now(self, topic: bytes, attempt: Attempt) -> bool:
-        """Send now or never.
+        """Send a message now if possible, and never queue it.
 
-        Return False if a subscriber's queue is full, or if messages of ``topic`` wait.
+        Return False if a subscriber's queue is full, or if other messages of ``topic`` are waiting.
         """
         return topic not in self._topics and attempt()
 
     def retry(self) -> None:
-        """Send all messages that can be sent, and give up those that waited too long."""
+        """Send all messages that can be sent, and give up those that have expired."""
         now = self._clock.seconds()
         for topic, messages in tuple(self._topics.items()):
             while messages:
@@ -163,7 +165,9 @@ class SendQueue:
                     error = None
                 elif message.until <= now:
                     name = str(Topic.from_wire(topic))
-                    error = HighWaterMarkError(f"{name!r}: given up: a subscriber was full for {self._timeout:g} s")
+                    error = HighWaterMarkError(
+                        f"{name!r}: message given up: the queue of a subscriber was full for {self._timeout:g} s"
+                    )
                 else:
                     break
                 messages.popleft()
@@ -174,7 +178,7 @@ class SendQueue:
         self._tell_idle()
 
     def idle(self) -> Deferred[None]:
-        """Return a Deferred that fires when no message waits."""
+        """Return a Deferred that fires when no message is waiting."""
         if not self.waiting:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
@@ -189,7 +193,7 @@ class SendQueue:
         for topic, messages in left.items():
             for message in messages:
                 error = HighWaterMarkError(
-                    f"{str(Topic.from_wire(topic))!r}: the app has stopped before the message could be sent"
+                    f"{str(Topic.from_wire(topic))!r}: the app stopped before the message could be sent"
                 )
                 self._end(topic, message, error)
         if self._timer is not None:

@@ -1,19 +1,19 @@
-"""The publishing end of the tracked wire: numbers, answers, beats and goodbyes.
+"""The publisher's side of the tracked wire: numbers, answers, beats and goodbyes.
 
-The other end is `zroute.receiving.session`. The protocol is described in ``docs/reference/wire.md``.
+The subscriber's side is `zroute.receiving.session`. The protocol is described in ``docs/reference/wire.md``.
 
 **States.** The state of a subscriber is the collection that contains it. The collections are ordered, and subscribers
 are served in that order.
 
-- ``_asking``: Its last marker waits for an answer. A newer marker replaces it, and a withdrawal removes it.
+- ``_asking``: Its last marker waits for an answer. A newer marker replaces that marker, and a withdrawal removes it.
 - No collection: Its marker was answered. `LastValueCache` sends it the kept messages.
 - ``_told``: A goodbye was sent to its last marker, but no farewell has arrived. The goodbye is repeated in rounds,
-  because a full queue may drop it. ``_untold`` has the subscribers that are not served yet in this round. The state
-  ends when a farewell arrives or the marker is withdrawn.
+  because a full queue may drop it. ``_untold`` contains the subscribers that were not served yet in this round. The
+  state ends when a farewell arrives or the marker is withdrawn.
 
-While ``_all_told`` is None, the session answers markers. `goodbye` sets it, and from then on no subscriber can join. It
-fires when ``_told`` is empty. Pings do not change the state of their subscriber. They are answered from ``_pings``, or
-dropped when they are withdrawn.
+While ``_all_told`` is None, the session answers markers. `goodbye` sets ``_all_told`` to a Deferred, which fires when
+``_told`` is empty. From then on, no subscriber can join. Pings do not change the state of their subscriber. They wait
+in ``_pings`` until they are answered or withdrawn.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ __all__ = ["PublisherSession"]
 
 _GOODBYE_PERIOD = 0.1
 _GOODBYE_PERIOD_MAX = 0.4
-"""The seconds between two goodbyes to a subscriber that does not answer.
+"""The minimum and maximum time in seconds between two goodbyes to a subscriber that does not answer.
 
-The time doubles up to the maximum, so that a slow subscriber still receives a goodbye before the end.
+The time doubles each round, up to the maximum. Even a slow subscriber then receives a goodbye in time.
 """
 
 _PERIOD = 0.01
 _ENTRIES = 5_000
-"""The maximum entries of statements in each period, which take about 3 ms.
+"""The maximum number of statement entries per period. Sending them takes about 3 ms.
 
-The limit is necessary because a peer may ask for all entries at any rate.
+The limit is necessary because a peer can ask for all entries at any rate.
 """
 _STATEMENT = 50
-"""The fixed cost of a statement. The unit is the cost of one entry."""
+"""The fixed cost of a statement, relative to the cost of one entry."""
 _PINGS = 50
-"""The maximum pings that are answered between two joins.
+"""The maximum number of pings that are answered between two joins.
 
-They cost half a period, so a flood of pings does not delay joins for long.
+Answering them takes half a period, so a flood of pings does not delay joins for long.
 """
 
 
@@ -115,14 +115,14 @@ class PublisherSession(Ticking):
     def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """Return a framer for messages.
 
-        ``clock_ns`` returns the time of sending; ``keeps`` says whether the messages are kept.
+        ``clock_ns`` returns the time of sending. ``keeps`` is True if the messages are kept for new subscribers.
         """
         return counted_framer(epoch=self.epoch, count=self.counters.count, clock_ns=clock_ns, keeps=keeps)
 
     def coalesced_framer(self, *, keeps: bool) -> CoalescedFramer:
         """Return a framer for several messages in one frame.
 
-        ``keeps`` says whether the last message is kept.
+        ``keeps`` is True if the last message is kept for new subscribers.
         """
         return coalesced_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
 
@@ -155,8 +155,8 @@ class PublisherSession(Ticking):
     def _answer_some(self) -> None:
         """Answer pings and joins within the allowance of this period.
 
-        Pings come first. Their answers are cheap, and a subscriber considers a publisher silent after 2 s, while the
-        joins of many subscribers may take longer.
+        Pings are answered first, because their answers are cheap. A subscriber considers a publisher silent after 2 s
+        without an answer, and the joins of many subscribers may take longer than that.
         """
         while (self._pings or self._asking) and self._allowance.left > 0:
             for topic in tuple(islice(self._pings, _PINGS)):
@@ -200,7 +200,7 @@ class PublisherSession(Ticking):
 
     def _keeps_too_much(self) -> None:
         self._log.warning(
-            "%s: more than %d topics have a message to keep: the oldest topics are dropped, and new subscribers do not "
+            "%s: more than %d topics have a kept message: the oldest topics are dropped, so new subscribers do not "
             "receive their messages",
             self._app,
             KEPT_MAX,
@@ -209,7 +209,8 @@ class PublisherSession(Ticking):
     def _state(self, kind: Any, marker: Marker) -> bool:
         """Send the current numbers to the sender of ``marker``.
 
-        Return False if a subscriber's queue is full. The caller then repeats the call, which reads the numbers again.
+        Return False if a subscriber's queue is full. The caller must then call again later; that call reads the numbers
+        again.
         """
         numbers = tuple(self.counters.numbers(marker))
         units = _STATEMENT + len(numbers)  # goodbyes leave no debt: time is short, and no other work is left
@@ -243,8 +244,9 @@ class PublisherSession(Ticking):
     def goodbye(self) -> Deferred[None]:
         """Send a goodbye to all joined subscribers, repeatedly.
 
-        Return a Deferred that fires when all have read it or left. No message is then queued for any subscriber. The
-        caller may cancel it after a timeout; `unread` is then the number of subscribers that have not answered.
+        Return a Deferred that fires when all subscribers have read the goodbye or left. At that time, no message is
+        queued for any subscriber. The caller may cancel the Deferred after a timeout; `unread` is then the number of
+        subscribers that have not answered.
         """
         self.stop()
         self.kept.close()
@@ -263,9 +265,9 @@ class PublisherSession(Ticking):
         return len(self._told)
 
     def _say_goodbye(self, period: float) -> None:
-        """Start a round of goodbyes; the next one follows in ``period`` seconds.
+        """Start a round of goodbyes; the next round follows in ``period`` seconds.
 
-        A goodbye that is not sent or is dropped is repeated in the next round.
+        A goodbye that could not be sent, or was dropped, is repeated in the next round.
         """
         self._timer, self._pause = None, period
         self._untold = dict.fromkeys(self._told)

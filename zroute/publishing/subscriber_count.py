@@ -1,12 +1,13 @@
-"""The number of subscribers of a publication, and waiting for a number of them.
+"""Count the subscribers of a publication, and wait for a number of subscribers.
 
-Each subscriber on the tracked wire sends its own marker, so these are counted individually, also behind a proxy. ZeroMQ
-reports a plain subscription only once for all its subscribers (zmq_setsockopt(3), ZMQ_XPUB_VERBOSE), so all plain
-readers count as one.
+Each subscriber on the tracked wire sends its own marker, so these subscribers are counted individually, even behind a
+proxy. ZeroMQ reports a plain subscription only once for all its subscribers (zmq_setsockopt(3), ZMQ_XPUB_VERBOSE), so
+all plain readers count as one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -19,7 +20,7 @@ from zroute.messages.topics import Pattern
 __all__ = ["SubscriberCount"]
 
 _PLAIN_AFTER = 0.25
-"""The seconds after which a subscription without a marker counts as that of a plain reader."""
+"""The time in seconds after which a subscription without a marker counts as one of a plain reader."""
 
 
 class SubscriberCount:
@@ -31,10 +32,12 @@ class SubscriberCount:
     def __init__(self, clock: Clock, *, tracked: bool) -> None:
         self._clock = clock
         self._patience = _PLAIN_AFTER if tracked else 0.0
-        self._live: dict[bytes, float] = {}  # the time at which each subscription came
+        self._live: dict[bytes, float] = {}  # the time at which each subscription arrived
         self._markers: dict[bytes, Marker] = {}
         self._waiting: list[tuple[Pattern, int, Deferred[None]]] = []
         self._looking: Any = None
+        self.changed: Callable[[], None] | None = None
+        """A function that is called when the number of subscribers of any publication has changed, or None."""
 
     def subscription(self, prefix: bytes, there: bool) -> None:
         """Handle a new subscription, or a withdrawn one if ``there`` is False."""
@@ -45,7 +48,7 @@ class SubscriberCount:
             self._live[prefix] = self._clock.seconds()
         elif self._markers.pop(prefix, None) is None:
             self._live.pop(prefix, None)
-        if self._waiting:
+        if self._waiting or self.changed is not None:
             self._look_later(0.0)
 
     def number(self, pattern: Pattern) -> int:
@@ -64,7 +67,7 @@ class SubscriberCount:
     def wait_for(self, pattern: Pattern, number: int) -> Deferred[None]:
         """Return a Deferred that fires when there are ``number`` subscribers.
 
-        It may be cancelled.
+        The caller may cancel the Deferred.
         """
         waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append((pattern, number, waiting))
@@ -74,16 +77,17 @@ class SubscriberCount:
         return waiting
 
     def close(self) -> None:
-        """Cancel all waiting."""
+        """Cancel the Deferreds of all waiting callers."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
+        self.changed = None
         left, self._waiting = self._waiting, []
         for _, _, waiting in left:
             waiting.cancel()
 
     def _look_later(self, seconds: float) -> None:
-        """Check once for all changes of this turn; a join may bring thousands."""
+        """Schedule one check for all changes of this turn; a join may cause thousands."""
         if self._looking is not None:
             self._looking.cancel()
         self._looking = self._clock.callLater(seconds, self._look)
@@ -95,8 +99,15 @@ class SubscriberCount:
             if self.number(pattern) >= number:
                 self._waiting.remove(one)
                 waiting.callback(None)
-        if self._waiting and self._patience and self._looking is None:
+        if self.changed is not None:
+            self.changed()
+        if self._patience and self._looking is None and (self._waiting or self._has_new()):
             self._look_later(self._patience)
+
+    def _has_new(self) -> bool:
+        """Return True if a subscription may soon count as that of a plain reader."""
+        known = self._clock.seconds() - self._patience
+        return self.changed is not None and any(arrived > known for arrived in self._live.values())
 
     def _forget(self, waiting: Deferred[None]) -> None:
         self._waiting = [one for one in self._waiting if one[2] is not waiting]

@@ -1,17 +1,17 @@
 """The account of one publisher's messages, and its state machine.
 
-An account shows which messages a subscriber received from one publisher and which it lost. It contains a
+An account records which messages of a publisher a subscriber has received and which were lost. It contains a
 `SubscriptionState` for each subscription.
 
 The states of an account:
 
 - JOINING: the publisher has not answered the last marker yet.
-- COMPLETE: the publisher has answered, so its message numbers show every loss. Sending a marker makes the account
-  JOINING again, because the answer lists the subscriptions that the publisher knows now.
-- ENDED: the publisher said goodbye, restarted, stayed silent for long, or was evicted to make room for others. No loss
-  is counted after the end. A forged frame can end an account, so later signs of life begin it again.
+- COMPLETE: the publisher has answered, so its message numbers show every loss. Sending another marker makes the account
+  JOINING again, because the answer to that marker lists the subscriptions that the publisher knows now.
+- ENDED: the publisher said goodbye, restarted, was silent for too long, or was evicted to make room for others. No loss
+  is counted after the end. A forged frame can end an account, so later signs of life from the publisher reopen it.
 
-`ACCOUNTS` holds the transitions, and `Publisher.move` executes them. This module does no I/O.
+`ACCOUNTS` contains the transitions, and `RemotePublisher.move` executes them. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import attrs
 
 from zroute.receiving.hearing import Signs
 
-__all__ = ["ACCOUNTS", "AccountEvent", "Claim", "Publisher", "State", "SubscriptionState"]
+__all__ = ["ACCOUNTS", "AccountEvent", "Claim", "RemotePublisher", "State", "SubscriptionState"]
 
 Claim = tuple[int, int, bool]
 """A detected loss: its first number, its last number, and True if the number of lost messages is unknown."""
 
 _CLAIMS_MAX = 16
-"""The number of claims of an account that can still be corrected; older claims are taken as true."""
+"""The maximum number of claims per account that can still be corrected. Older claims are considered true."""
 
 _TAKEN_MAX = 16
-"""The number of accepted messages after which a claim can still be wrong.
+"""The maximum number of messages accepted after a claim for which the claim may still be wrong.
 
-While a claim is wrong, real messages are refused as duplicates, so the accepted ones are forged too.
+While a claim is wrong, real messages are refused as duplicates, so all accepted messages are forged too.
 """
 
 
@@ -44,8 +44,8 @@ While a claim is wrong, real messages are refused as duplicates, so the accepted
 class SubscriptionState:
     """The account of one subscription at one publisher.
 
-    ``expected`` is the number of the next message. It is 0 before the join, and -1 if this object is out of date and
-    must be looked up again. ``claims`` holds the latest losses, in order.
+    ``expected`` is the number of the next message. It is 0 before the join. It is -1 if this object is out of date; the
+    caller must then look up the current one. ``claims`` contains the latest claimed losses, in order.
     """
 
     publisher: int
@@ -54,11 +54,11 @@ class SubscriptionState:
     claims: list[Claim] | None = None
 
     def claim(self, first: int, last: int, unknown: bool) -> None:
-        """Record a loss that a frame claims."""
+        """Record a loss that the number in a frame implies."""
         self.claims = [*(self.claims or ())[1 - _CLAIMS_MAX :], (first, last, unknown)]
 
     def is_claimed_beyond(self, number: int) -> bool:
-        """Return True if claims alone moved the account past ``number``."""
+        """Return True if only claimed losses have moved the account past ``number``."""
         if not self.claims or self.expected > self.claims[-1][1] + 1 + _TAKEN_MAX:
             return False
         first = next((first for first, last, _ in self.claims if last > number), None)
@@ -106,17 +106,17 @@ ACCOUNTS: Final[Mapping[State, Mapping[AccountEvent, State]]] = {
 
 
 @attrs.define(eq=False)
-class Publisher:
-    """All that is known about one run of a publisher, which its epoch identifies.
+class RemotePublisher:
+    """The state of one run of a publisher, which is identified by its epoch.
 
-    ``covered`` holds the subscriptions that its last answer listed.
+    ``covered`` contains the subscriptions in its last answer.
 
-    ``leaving`` holds the accounts of removed subscriptions that share topics with new ones. They continue until an
-    answer contains the numbers of the new subscriptions (``standing``, collected from the parts of an answer), so that
-    a change of subscriptions hides no loss.
+    ``leaving`` contains the accounts of removed subscriptions that share topics with new subscriptions. These accounts
+    continue until an answer contains the numbers of the new subscriptions, so that a change of subscriptions hides no
+    loss. ``standing`` collects the numbers from the parts of the answer.
 
-    ``rival`` is the epoch of a run with the same name that answered later. It is None once it is known whether this run
-    is still alive.
+    ``rival`` is the epoch of a run with the same name that answered later. It becomes None when the subscriber knows
+    whether this run is still alive.
     """
 
     epoch: int
@@ -135,9 +135,9 @@ class Publisher:
     rival: int | None = attrs.field(init=False, default=None)
     active: bool = attrs.field(init=False, default=False)  # True after the first counted message
     missed: int = attrs.field(init=False, default=0)  # consecutive answers that omitted a subscription
-    kept: int = attrs.field(init=False, default=1)  # the number of the next retained message
-    kept_lost: int = attrs.field(init=False, default=0)  # number of the next retained message
-    gave_all: bool = attrs.field(init=False, default=False)  # retained messages counted as lost
+    kept: int = attrs.field(init=False, default=1)  # the number of the next kept message
+    kept_lost: int = attrs.field(init=False, default=0)  # the number of kept messages counted as lost
+    gave_all: bool = attrs.field(init=False, default=False)  # the end of its kept messages arrived, for the last marker
 
     def move(self, event: AccountEvent) -> None:
         """Change the state of the account for ``event``."""
@@ -159,7 +159,7 @@ class Publisher:
         return len(self.streams) + len(self.leaving)
 
     def change(self, subscriptions: frozenset[bytes]) -> None:
-        """Replace the subscriptions by ``subscriptions``."""
+        """Set the subscriptions; accounts of removed ones move to `leaving` if needed."""
         gone = self.covered.union(self.streams) - subscriptions
         shared = _sharing(gone.union(self.leaving), subscriptions)
         for prefix in gone:
@@ -179,7 +179,7 @@ class Publisher:
     def leave(self) -> None:
         """Discard the accounts in `leaving`.
 
-        Called when the accounts of the new subscriptions have begun, and when this run ends.
+        This happens when the accounts of the new subscriptions have begun, and when this run ends.
         """
         for stream in self.leaving.values():
             stream.expected = -1
@@ -189,7 +189,8 @@ class Publisher:
     def end(self) -> None:
         """End the account.
 
-        Its numbers stay for a while, so that messages that arrive late over another path are recognized as duplicates.
+        The numbers are kept for a while, so that messages that arrive late on another path are recognised as
+        duplicates.
         """
         self.move(AccountEvent.END)
         self.rival = None
@@ -197,7 +198,7 @@ class Publisher:
         self.leave()
 
     def forget(self) -> None:
-        """Discard all but the name: a later answer begins a new account."""
+        """Discard everything except the name; a later answer begins a new account."""
         for stream in self.streams.values():
             stream.expected = -1
         self.streams.clear()
@@ -214,7 +215,7 @@ class Publisher:
         self.named.clear()
 
     def moved(self) -> bool:
-        """Return True if messages have moved an account since the last call."""
+        """Return True if messages have advanced an account since the last call."""
         pulse = sum([stream.expected for stream in self.streams.values()])
         if self.leaving:
             pulse += sum([stream.expected for stream in self.leaving.values()])
@@ -222,12 +223,12 @@ class Publisher:
         return known is not None and known != pulse
 
     def resync(self) -> None:
-        """Adjust `pulse` after accounts changed for a reason other than a message."""
+        """Set `pulse` again after a change of accounts that no message caused."""
         if self.pulse is not None:
             self.moved()
 
     def shift(self, by: int) -> None:
-        """Adjust `pulse` by ``by``, the step of an account that no message caused."""
+        """Add ``by`` to `pulse`: the step of an account that no message caused."""
         if self.pulse is not None:
             self.pulse += by
 
@@ -235,7 +236,7 @@ class Publisher:
 def _sharing(prefixes: Iterable[bytes], subscriptions: Iterable[bytes]) -> set[bytes]:
     """Return the prefixes that share topics with ``subscriptions``.
 
-    None of ``subscriptions`` is a prefix of another.
+    No item of ``subscriptions`` may be a prefix of another item.
     """
     ordered, found = sorted(subscriptions), set()
     for prefix in prefixes:

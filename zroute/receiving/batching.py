@@ -1,7 +1,7 @@
 """Collect messages into batches for handlers with ``batch=``.
 
-A batch is a job of its route's `BatchFlow`. So the rules for order, bounds and stopping are the same as for all other
-unfinished calls.
+A batch is a job of its route's `BatchFlow`. The rules for order, limits and stopping are therefore the same as for all
+other unfinished calls.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Stale = Callable[[BoundRoute, RawFrames], bool]
 class BatchJob:
     """A call with a list of messages, which grows until the call is made.
 
-    ``delivery`` is the delivery of the first message, and ``first`` returns the frames of that message. ``raws`` holds
-    the frames of all messages if the route has ``stale_after``, and is empty otherwise.
+    ``delivery`` is the delivery of the first message, and ``first`` returns the frames of that message. If the route
+    has ``stale_after`` or ``dead``, ``raws`` contains the frames of all messages; otherwise it is empty.
     """
 
     delivery: BoundRoute
@@ -40,7 +40,7 @@ class BatchJob:
     many: int = 0
 
     def close(self) -> None:
-        """Fix the number of messages: from now on the handler owns the list."""
+        """Fix the number of messages. From now on, the handler owns the list."""
         self.many = len(self.messages)
 
     @property
@@ -49,12 +49,17 @@ class BatchJob:
         return partial(self.function, self.messages)
 
     @property
+    def attempt(self) -> Callable[[], Any]:
+        """The call to make if it may be repeated. The handler gets a copy of the list."""
+        return partial(self.function, self.messages.copy())
+
+    @property
     def raw(self) -> RawFrames:
         """The frames of the first message."""
         return self.raws[0] if self.raws else self.first()
 
     def is_stale(self, stale: Stale) -> bool:
-        """Remove the messages that are stale by now. Return True if none is left."""
+        """Remove the stale messages. Return True if no message is left."""
         fresh = [pair for pair in zip(self.messages, self.raws, strict=True) if not stale(self.delivery, pair[1])]
         self.messages, self.raws = [message for message, _ in fresh], [raw for _, raw in fresh]
         self.close()
@@ -65,9 +70,9 @@ class Batcher:
     """The held batches of one run.
 
     Args:
-        clock: Schedules the handover of held batches.
-        waits: Called with a route when a batch of it begins.
-        go_on: Called with a route when batches of it may be ready to run.
+        clock: Schedules the release of held batches.
+        waits: Called with a route when one of its batches begins.
+        go_on: Called with a route when some of its batches may be ready to run.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Batcher:
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
         """Return the callables that add messages of a topic to its route's batches.
 
-        ``function`` is called with each batch.
+        Each batch is passed to ``function``.
         """
         taking = _Taking(self, delivery, function)
         return BatchCall(taking.make_one(), taking.several, taking.room)
@@ -94,7 +99,7 @@ class Batcher:
         self._waits(route)
 
     def due(self, route: CompiledRoute, flow: BatchFlow[BatchJob], job: BatchJob, *, complete: bool) -> None:
-        """Make room after a batch or the queue of its route became full.
+        """Handle a batch that is complete, or the full queue of its route.
 
         ``complete`` is True if the batch has its full length.
         """
@@ -144,11 +149,10 @@ class _Taking:
         self._gathering = gathering
         self._most = route.lists.most
         self._flow = _flow_of(route)
-        self._ages = route.options.stale_after is not None
+        self._frames = route.options.stale_after is not None or route.options.dead is not None
         self._key = delivery.topic if route.lists.one_topic else None
         self._delivery = delivery if route.lists.one_topic else attrs.evolve(delivery, captures={})
-        keyword = route.lists.keyword
-        self._function = function if keyword is None else partial(_by_name, function, keyword)
+        self._function = function
 
     def make_one(self) -> Callable[[Any, RawFrames], None]:
         """Return the function that adds one message.
@@ -156,7 +160,7 @@ class _Taking:
         It is a closure because it is called for each message that arrives alone.
         """
         gathering, route, flow, begin = self._gathering, self._route, self._flow, self._begin
-        stats, growing, key, ages = route.stats, flow.open, self._key, self._ages
+        stats, growing, key, keeps_frames = route.stats, flow.open, self._key, self._frames
         most, queue = self._most, route.options.queue
 
         def one(message: Any, raw: RawFrames) -> None:
@@ -165,7 +169,7 @@ class _Taking:
                 job = begin(lambda: raw)
             messages = job.messages
             messages.append(message)
-            if ages:
+            if keeps_frames:
                 job.raws.append(raw)
             stats.queued += 1
             flow.queued += 1
@@ -175,13 +179,13 @@ class _Taking:
         return one
 
     def several(self, messages: list[Any], frames: Callable[[], Sequence[bytes]], at: int) -> None:
-        """Add messages of one coalesced frame, at most `room` of them."""
+        """Add messages of one coalesced frame; at most `room` messages."""
         flow = self._flow
         job = flow.open.get(self._key)
         if job is None:
             job = self._begin(lambda: frames()[at])
         job.messages += messages
-        if self._ages:
+        if self._frames:
             job.raws += frames()[at : at + len(messages)]
         self._route.stats.queued += len(messages)
         flow.queued += len(messages)
@@ -204,7 +208,3 @@ class _Taking:
 def _flow_of(route: CompiledRoute) -> BatchFlow[BatchJob]:
     assert isinstance(route.flow, BatchFlow)
     return route.flow
-
-
-def _by_name(function: Callable[..., Any], name: str, messages: list[Any]) -> Any:
-    return function(**{name: messages})

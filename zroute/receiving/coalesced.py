@@ -1,13 +1,13 @@
 """Dispatch the messages of a coalesced frame: several messages of one topic.
 
-If all handlers take the body by position, and as the same type, one call decodes the whole list and one loop hands
-it out. If this is not possible (other handlers, or a body that is malformed or is two JSON values), each message is
-dispatched as if it had arrived alone, with the frame that it would have had. In both cases each message is counted,
+If all handlers take the body by position, and as the same type, one call decodes the whole list and one loop calls the
+handlers. This is not possible with other handlers, or if a body is malformed or consists of two JSON values. Each
+message is then dispatched as if it had arrived alone, in a frame of its own. In both cases, each message is counted,
 handled and reported individually.
 
-A frame must not take longer than one read (`READ_SECONDS`), so the loop checks the clock every few messages. The
-messages that remain when the time is up, or when reading is paused, wait in `Remainder`. The next call begins with
-them.
+Handling a frame must not take longer than one read (`READ_SECONDS`), so the loop checks the clock every few messages.
+Messages that remain when the time is up, or when reading is paused, wait in `Remainder`. The next read of the socket
+delivers them first.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from zroute.messages.coalesced import Coalesced
 from zroute.options import READ_SECONDS, READ_SLICE
 from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
 
-__all__ = ["HandOut", "Remainder", "Single", "make_hand_out"]
+__all__ = ["DeliverCoalesced", "Remainder", "Single", "make_deliver_coalesced"]
 
 Single = tuple[bytes, int, bytes, bytes]
-"""A message of a coalesced frame: topic, codec number, body, and the frame that it would have had alone."""
+"""A message of a coalesced frame: topic, codec number, body, and its frame if it had been sent alone."""
 
-HandOut = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
-"""Call the handlers with the messages of ``(coalesced, its frames)``, and return the number of messages handed out.
+DeliverCoalesced = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
+"""A function that takes ``(coalesced, its frames)``, calls the handlers, and returns the number of delivered messages.
 
-It returns 0, and calls no handler, if the list cannot be decoded or has another length than announced. It returns less
-than the length of the list after `Remainder.hold`, or when the time is up.
+If the list cannot be decoded, or does not have the announced length, the function calls no handler and returns 0. After
+`Remainder.hold`, or when the time is up, it returns less than the length of the list.
 """
 
 
 @attrs.define(eq=False)
 class Remainder:
-    """The messages of coalesced frames that are not handed out yet.
+    """The messages of coalesced frames that are not delivered yet.
 
-    `hold` ends the loop that hands messages out by emptying the list that the loop iterates over. So the loop needs no
+    `hold` empties the list over which the delivering loop iterates, which ends the loop. The loop therefore needs no
     check for each message.
     """
 
@@ -68,7 +68,7 @@ class Remainder:
 
     @property
     def left(self) -> int:
-        """The number of messages that the loops have not reached."""
+        """The number of messages that the loops have not delivered yet."""
         return length_hint(self._loop) if self._left is None else self._left
 
     def hold(self) -> None:
@@ -77,25 +77,25 @@ class Remainder:
         self._messages.clear()
 
 
-def make_hand_out(
+def make_deliver_coalesced(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Remainder, outcomes: DispatchCallbacks
-) -> HandOut:
+) -> DeliverCoalesced:
     """Return a function that passes the messages of coalesced frames to ``steps``.
 
     Args:
-        steps: Their functions take the body by position, and as the same type.
+        steps: The steps. Their functions take the body by position, and as the same type.
         decode: Decodes the list of messages.
-        unpacked: Holds the messages that are left when the loop ends early.
+        unpacked: Stores the messages that are left when the loop ends early.
         outcomes: Called with results and errors of the functions.
     """
     if len(steps) == 1 and steps[0].gather is not None:
-        return _make_hand_over(steps[0].gather, decode, unpacked)
+        return _batched(steps[0].gather, decode, unpacked)
     if len(steps) > 1:
         return _several(steps, decode, unpacked, outcomes)
     (step,) = steps
-    function, delivery, stats, settle = step.function, step.delivery, step.delivery.route.stats, step.settle
+    function, delivery, stats, settle = step.call.of_message(), step.delivery, step.delivery.route.stats, step.settle
 
-    def dispatch_all(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+    def deliver_coalesced(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
@@ -115,11 +115,11 @@ def make_hand_out(
         stats.handled += done - unhandled
         return done
 
-    return dispatch_all
+    return deliver_coalesced
 
 
 def _decoded(coalesced: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] | None:
-    """Return the messages, or None if a message or their number is wrong."""
+    """Return the messages, or None if a message is malformed or the number is wrong."""
     try:
         messages: list[Any] = decode(coalesced.listing)
     except BaseException:  # each message is decoded again, alone: that finds the malformed one
@@ -129,10 +129,10 @@ def _decoded(coalesced: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] 
 
 def _several(
     steps: Sequence[Step], decode: Callable[[bytes], Any], unpacked: Remainder, outcomes: DispatchCallbacks
-) -> HandOut:
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
+) -> DeliverCoalesced:
+    calls = tuple((step.call.of_message(), step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
-    def dispatch_all(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+    def deliver_coalesced(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
@@ -150,16 +150,16 @@ def _several(
                             settle(delivery, result, frames()[many - unpacked.left - 1])
         return many - unpacked.left
 
-    return dispatch_all
+    return deliver_coalesced
 
 
-def _make_hand_over(gather: BatchCall, decode: Callable[[bytes], Any], unpacked: Remainder) -> HandOut:
+def _batched(gather: BatchCall, decode: Callable[[bytes], Any], unpacked: Remainder) -> DeliverCoalesced:
     """Return a function that adds the messages of a frame to batches.
 
-    Each step adds as many messages as there is room for.
+    In each step, it adds as many messages as the batch has room for.
     """
 
-    def hand_over(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
+    def deliver_coalesced(coalesced: Coalesced, frames: Callable[[], Sequence[bytes]]) -> int:
         many, messages = coalesced.many, _decoded(coalesced, decode)
         if messages is None:
             return 0
@@ -168,4 +168,4 @@ def _make_hand_over(gather: BatchCall, decode: Callable[[bytes], Any], unpacked:
                 gather.several(taken, frames, many - unpacked.left - len(taken))
         return many - unpacked.left
 
-    return hand_over
+    return deliver_coalesced

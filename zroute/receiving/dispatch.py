@@ -1,32 +1,36 @@
-"""Build the deliver closure of a topic, which handles each message of that topic.
+"""Build the closure that handles the messages of one topic.
 
-A closure takes ``(body, raw)``: the body, and the frames of the message (one ``bytes``, or a tuple of several). It
-returns None or one of the four codes below, and never raises. It passes exceptions and return values other than None
-to `DispatchCallbacks`. The closures repeat a few lines on purpose: a shared helper would cost one call for each
-message.
+A closure takes ``(body, raw)``: the body, and the frames of the message (``bytes`` for one frame, or a tuple of
+several). It returns None or one of the four codes below, and never raises. It passes exceptions and return values other
+than None to `DispatchCallbacks`. The closures repeat a few lines on purpose, because a shared helper would cost one
+more call per message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred
 
-from zroute.codegen import define
+from zroute.codegen import define, make_lambda
 from zroute.declarations.batching import Lists
-from zroute.declarations.records import ErrorHook, HandlerOptions, Route
+from zroute.declarations.records import ErrorHook, HandlerOptions, Route, RouteInfo
+from zroute.declarations.resources import MessageResources
 from zroute.declarations.signatures import NO_BODY, Call
 from zroute.errors import EnvelopeError
 from zroute.functions import is_coroutine_function, is_generator_function
-from zroute.messages.decode_checks import Inline
+from zroute.messages.decode_checks import PLAIN_READ
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Envelope
-from zroute.publishing.publication import CompiledPublication
-from zroute.receiving.flow import BatchFlow, Flow
+from zroute.publishing.publication import Outlet
+from zroute.receiving.around import Chain, Here, awaited, finished, from_here, here
+from zroute.receiving.flow import BatchFlow, Flow, ReplyFlow
 from zroute.receiving.frames import RawFrames
+from zroute.receiving.scoped import Scope, scoped
 from zroute.stats import RouteStats
 
 __all__ = [
@@ -40,8 +44,11 @@ __all__ = [
     "Decode",
     "Deliver",
     "DispatchCallbacks",
+    "Invocation",
     "Step",
+    "Surroundings",
     "batching_step",
+    "invocation",
     "make_deliver",
     "share_one_type",
 ]
@@ -51,27 +58,56 @@ Deliver: TypeAlias = "Callable[[bytes, RawFrames], int | None]"
 Refuse: TypeAlias = "Callable[[Sequence[BoundRoute], BaseException, bytes, RawFrames], int]"
 
 UNDECODABLE = 1
-"""A route could not decode the body. The message counts as routed, and may continue in further parts."""
+"""A route could not decode the body. The message counts as routed, and may have further parts."""
 TRACKED = 2
-"""The body begins with a tracked header that is still to be read. No route was called and no counter has changed."""
+"""The body begins with a tracked header that must still be parsed. No route was called, and no counter has changed."""
 MALFORMED = 3
-"""The closure counted the message as malformed. The message may continue in further parts."""
+"""The closure counted the message as malformed. The message may have further parts."""
 COUNTED = 4
-"""The closure counted the messages itself: as unrouted, as duplicate, or one by one for a coalesced frame."""
+"""The closure counted the messages itself: as unrouted, as duplicates, or individually for a coalesced frame."""
+
+
+@attrs.frozen(eq=False)
+class Surroundings:
+    """The hooks, resources and middleware that surround the calls of a handler.
+
+    Attributes:
+        hooks: The functions for errors, grouped, in the order in which they are tried.
+        needs: The resources of a message that the handler and its middleware take, or None.
+        scope: Opens these resources in a run.
+        chain: The middleware, or None.
+        isolated: True if each message gets its own context.
+    """
+
+    hooks: tuple[tuple[ErrorHook, ...], ...]
+    needs: MessageResources | None = None
+    scope: Scope | None = None
+    chain: Chain | None = None
+    isolated: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """True if a resource is async, so that a call can't end immediately."""
+        return self.needs is not None and self.needs.is_async
 
 
 @attrs.frozen(eq=False)
 class CompiledRoute:
-    """A route of one app, ready to call.
+    """A route of one app, ready to be called.
 
-    Its prefixes are joined, its parameters planned, and its publications and hooks found.
+    The prefixes of its patterns are added, the arguments of its function are planned, and its publications and hooks
+    are known.
 
-    ``outlets`` publish the return values of the function. ``hooks`` are tried for its errors, group by group.
+    ``outlets`` publish the return values of the function. ``around`` contains the surroundings of its calls.
 
-    ``stats`` and ``flow`` belong to one run: `attrs.evolve` gives the copy a ``flow`` of its own. If the flow is
-    active, the closures do not call the function. They pass the call, a `functools.partial`, to
-    `DispatchCallbacks.settle`, which makes it in its turn. If the route has ``lists``, they pass each message to
+    ``stats`` and ``flow`` belong to one run; `attrs.evolve` gives each copy a new ``flow``. If the flow is active, the
+    closures do not call the function. They pass the call, a `functools.partial`, to `DispatchCallbacks.settle`, which
+    makes the call when the flow allows it. If the route has ``lists``, the closures pass each message to
     `BatchCall.one`.
+
+    ``info`` describes the route to users. ``direct`` is True if the flow makes calls in the simplest way: in the
+    reactor's thread, without retries and without a timeout. ``takes_values`` is True if the values of a generator have
+    a receiver: publications, or the caller of a request.
     """
 
     name: str
@@ -79,11 +115,15 @@ class CompiledRoute:
     patterns: tuple[Pattern, ...]
     call: Call
     lists: Lists | None
-    outlets: tuple[CompiledPublication, ...]
-    hooks: tuple[tuple[ErrorHook, ...], ...]
+    outlets: tuple[Outlet, ...]
+    around: Surroundings
     stats: RouteStats = attrs.field(factory=RouteStats)
     options: HandlerOptions = attrs.field(init=False)
     flow: Flow[Any] = attrs.field(init=False)
+    info: RouteInfo = attrs.field(init=False)
+    direct: bool = attrs.field(init=False)
+    takes_values: bool = attrs.field(init=False)
+    may_be_stale: bool = attrs.field(init=False)
 
     @options.default
     def _options(self) -> HandlerOptions:
@@ -95,10 +135,48 @@ class CompiledRoute:
         if self.lists is not None:
             return BatchFlow(options.max_in_flight, ordered=options.ordered, queue=options.queue)
         slow = options.thread or is_coroutine_function(function) or is_generator_function(function)
-        return Flow(options.max_in_flight, ordered=options.ordered, queue=options.queue, active=slow)
+        active = slow or bool(options.retry) or self.around.waits or self.route.kind == "work"
+        if self.route.kind == "reply":
+            return ReplyFlow(options.max_in_flight, queue=options.queue, active=active)
+        return Flow(options.max_in_flight, ordered=options.ordered, queue=options.queue, active=active)
+
+    @direct.default
+    def _direct(self) -> bool:
+        options = self.route.options
+        return not (options.thread or options.retry) and options.timeout is None
+
+    @may_be_stale.default
+    def _may_be_stale(self) -> bool:
+        return self.route.options.stale_after is not None or self.route.kind == "reply"
+
+    @takes_values.default
+    def _takes_values(self) -> bool:
+        return bool(self.outlets) or self.route.kind == "reply"
+
+    @info.default
+    def _info(self) -> RouteInfo:
+        needs = self.around.needs
+        yields = is_generator_function(self.function)
+        # A generator opens its resources later, while it runs.
+        waits = needs is not None and needs.makes_handler_wait and not yields
+        return RouteInfo(
+            self.name,
+            self.route.kind,
+            tuple(pattern.text for pattern in self.patterns),
+            None if self.call.schema is NO_BODY else self.call.schema,
+            is_coroutine_function(self.function) or waits,
+            self.route.where,
+            self.lists is not None,
+            yields,
+        )
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The user's function."""
+        return self.route.function
 
     def fresh(self) -> CompiledRoute:
-        """Return this route with counters at zero and nothing in flight, for a new run."""
+        """Return a copy of this route for a new run, with all counters at zero."""
         return attrs.evolve(self, stats=RouteStats())
 
 
@@ -106,7 +184,7 @@ class CompiledRoute:
 class BoundRoute:
     """A route for one topic, with the segments that its pattern captured.
 
-    ``captures`` holds them as text, ``arguments`` converted.
+    ``captures`` contains the segments as text, and ``arguments`` contains them converted.
     """
 
     route: CompiledRoute
@@ -117,11 +195,11 @@ class BoundRoute:
 
 @attrs.frozen(eq=False)
 class BatchCall:
-    """The callables that add the messages of one topic to the batches of a route.
+    """The functions that add the messages of one topic to the batches of a route.
 
-    ``one`` takes a message and its frames. ``several`` takes messages of a coalesced frame, a function that returns the
-    frames of all its messages, and the index of the first of these messages among them. ``room`` returns the number of
-    messages that can be added at once, at least 1.
+    ``one`` takes a message and its frames. ``several(messages, frames, first)`` takes messages of one coalesced frame.
+    ``frames()`` returns the frames of all messages in that frame, and ``first`` is the index of ``messages[0]`` among
+    them. ``room`` returns the number of messages that can be added at once, at least 1.
     """
 
     one: Callable[[Any, RawFrames], None]
@@ -130,25 +208,54 @@ class BatchCall:
 
 
 class DispatchCallbacks(Protocol):
-    """Handle results and failures of handlers.
+    """The methods that handle the results and failures of handlers.
 
-    Results are published, errors are counted, logged and passed to error hooks.
-
-    No method raises, except `envelope`. All of `zroute.receiving` calls these methods;
-    `zroute.receiving.results.Results` implements them for one run.
+    Results are published. Errors are counted, logged and passed to error hooks. No method raises. All of
+    `zroute.receiving` calls these methods; `zroute.receiving.results.Results` implements them for one run.
     """
 
-    def failed(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int = 1) -> None:
+    def failed(
+        self,
+        delivery: BoundRoute,
+        error: BaseException,
+        raw: RawFrames,
+        many: int = 1,
+        *,
+        raws: Sequence[RawFrames] = (),
+        attempts: int = 1,
+    ) -> None:
         """Handle an error of the function or of its result.
 
-        It was called with ``many`` messages, the first is ``raw``.
+        The error belongs to the last of ``attempts`` calls. The function was called with ``many`` messages; ``raw``
+        contains the frames of the first message. If ``many`` is more than 1 and the route has ``dead``, ``raws``
+        contains the frames of all messages.
         """
 
+    def attempt_failed(
+        self, delivery: BoundRoute, error: BaseException, many: int, attempts: int, delay: float
+    ) -> None:
+        """Log a failed attempt that is not the last one.
+
+        The next attempt follows after ``delay`` seconds.
+        """
+
+    def thread_late(self, delivery: BoundRoute, many: int) -> None:
+        """Log that a call in a thread takes longer than the route's timeout."""
+
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """Handle a body that is not of the type that these deliveries share.
+        """Handle a body that can't be decoded to the common type of ``deliveries``.
 
         Return `UNDECODABLE`.
         """
+
+    def abandoned(self, raw: RawFrames) -> bool:
+        """Return True if the caller of a request no longer waits.
+
+        Its handler is then not called again.
+        """
+
+    def exits(self, error: SystemExit) -> None:
+        """Stop the app: a function that finds topics or bodies has raised SystemExit."""
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
         """Return True if the message is too old for the route, and count it."""
@@ -156,31 +263,50 @@ class DispatchCallbacks(Protocol):
     def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
         """Handle a result: an awaitable, a generator, or a value to publish.
 
-        If the route's flow is active, ``result`` is the call that is still to be made.
+        If the route's flow is active, ``result`` is the call that must still be made.
         """
 
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
-        """Return the callables that add messages to the batches for ``function``."""
+        """Return the functions that add messages to the batches for ``function``."""
 
     def release(self) -> None:
-        """Hand over all batches: no message waits to be read."""
+        """Hand over all batches, because no message is waiting to be read."""
 
     def release_soon(self) -> None:
         """Hand the batches over soon."""
 
+    def propagated(self, delivery: BoundRoute, raw: RawFrames) -> Mapping[str, Any] | None:
+        """Return the headers of a message that are copied to its results, or None."""
+
     def publish(
-        self, outlets: Iterable[CompiledPublication], value: Any, inbound: Mapping[str, object], name: str
+        self,
+        outlets: Iterable[Outlet],
+        value: Any,
+        inbound: Mapping[str, object],
+        name: str,
+        headers: Mapping[str, Any] | None = None,
     ) -> Deferred[None] | None:
         """Publish ``value``, which the function ``name`` returned.
 
+        ``headers`` are copied from the received message; the headers of ``value`` override them.
+
         Returns:
-            A Deferred that fires when the next value need not wait any more, or None if it need not wait.
+            A Deferred that fires when the next value can be published, or None if it can be published now.
         """
 
-    def envelope(self, raw: RawFrames) -> Envelope:
-        """Return the message as it arrived.
+    @property
+    def context(self) -> Context:
+        """The context of the run. Handlers get copies of it."""
 
-        Raises EnvelopeError if its header is malformed.
+    @property
+    def resources(self) -> Mapping[Any, Any]:
+        """The open resources of the app, by type."""
+
+    @property
+    def envelope(self) -> Callable[[RawFrames], Envelope]:
+        """The function that returns a message as it arrived.
+
+        The envelope is decoded when a field is read. Reading raises EnvelopeError if the header is malformed.
         """
 
     def unrouted(self, raw: RawFrames) -> None:
@@ -203,8 +329,134 @@ class DispatchCallbacks(Protocol):
 
 
 @attrs.frozen(eq=False)
+class InlinedCall:
+    """The source text of a call, which uses ``m``, ``raw``, ``stats`` and ``names``.
+
+    ``before`` and ``after`` contain statements to run before and after the call. ``after`` runs if the call raises no
+    error; otherwise ``failed`` runs.
+    """
+
+    before: str
+    expression: str
+    after: str
+    failed: str
+    names: Mapping[str, Any]
+
+
+@attrs.frozen(eq=False)
+class Invocation:
+    """The call of a handler, as an expression that the closures contain.
+
+    Attributes:
+        function: The function, with its constant arguments bound.
+        arguments: The source of the other arguments, which uses ``m``, the decoded body, and ``raw``, the frames.
+        names: The other objects that ``arguments`` refers to, by name.
+        fresh: Returns the context in which to call the function; None for the current context.
+        inlined: The code that `_one` puts into its closure instead of `expression`; None to use `expression`.
+    """
+
+    function: Callable[..., Any]
+    arguments: str = "m"
+    names: Mapping[str, Any] = attrs.field(factory=dict)
+    fresh: Callable[[], Context] | None = None
+    inlined: InlinedCall | None = None
+
+    @property
+    def expression(self) -> str:
+        """The source of the call, which uses ``m``, ``raw`` and the names in `scope`."""
+        if self.fresh is None:
+            return f"function({self.arguments})"
+        return f"fresh().run(function, {self.arguments})"
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """The names in `expression`."""
+        return {"function": self.function, "fresh": self.fresh, **self.names}
+
+    @property
+    def takes_body_only(self) -> bool:
+        """True if the function takes only the body, by position."""
+        return self.arguments == "m"
+
+    def of_message(self) -> Callable[[Any], Any]:
+        """Return the call as a function of the decoded body, if it `takes_body_only`."""
+        return self.function if self.fresh is None else make_lambda(self.expression, self.scope)
+
+    def of_both(self) -> Callable[[Any, RawFrames], Any]:
+        """Return the call as a function of the decoded body and the frames."""
+        made: Callable[[Any, RawFrames], Any] = make_lambda(self.expression, self.scope, "m, raw")
+        return made
+
+
+def invocation(delivery: BoundRoute, topic: Topic, outcomes: DispatchCallbacks) -> Invocation:
+    """Return the call of a handler for messages of ``topic``.
+
+    The call includes the middleware and the resources of a message.
+    """
+    route = delivery.route
+    call, chain, scope = route.call, route.around.chain, route.around.scope
+    function = call.bind(delivery.arguments, topic)
+    if route.lists is not None and route.lists.keyword is not None:
+        function = partial(_by_name, function, route.lists.keyword)
+    if scope is not None:
+        function = (
+            partial(from_here, function, scope) if scope.around_chain else scoped(function, scope, route.function)
+        )
+    later = route.flow.active or route.lists is not None  # the call is made in a context of its own
+    context, inlined = outcomes.context, None
+    if chain is not None:
+        if route.info.is_async and not is_coroutine_function(route.function):
+            function = partial(awaited, function)
+        current = Here(function, topic, outcomes.envelope, outcomes.resources, chain.names)
+        if later:
+            function = chain.enter_later(current, scope, route.function, lists=route.lists is not None)
+        else:
+            function = chain.enter_at_once(current, scope, route.function)
+            context = context.copy()
+            context.run(here.set, current)
+            inlined = _inlined(chain, current, route)
+    fresh = context.copy if route.around.isolated and not later else None
+    return Invocation(function, *_arguments(call, chain, outcomes), fresh, inlined)
+
+
+def _inlined(chain: Chain, current: Here, route: CompiledRoute) -> InlinedCall | None:
+    """Return the call that `Chain.enter_at_once` makes, as source text.
+
+    Inlining it saves one Python call per message.
+    """
+    if route.around.scope is not None and route.around.scope.around_chain:
+        return None
+    keep, forget = ("; at.raw = raw", "; at.raw = b''") if chain.needs_frames else ("", "")
+    clear = f"at.called = None{forget}"
+    return InlinedCall(
+        f"at.called = False; inside = fresh(){keep}",
+        f"inside.run(outermost, {'None' if route.call.schema is NO_BODY else 'm'})",
+        f"if result is None and at.called: {clear}\n        else: result = finished(result, at, inside)",
+        clear,
+        {"at": current, "outermost": chain.outermost, "finished": finished},
+    )
+
+
+def _arguments(call: Call, chain: Chain | None, outcomes: DispatchCallbacks) -> tuple[str, Mapping[str, Any]]:
+    """Return the arguments of an `Invocation`, and their names."""
+    if chain is not None:
+        message = "None" if call.schema is NO_BODY else "m"
+        return (f"{message}, raw" if chain.needs_frames else message), {}
+    arguments = []
+    if call.schema is not NO_BODY:
+        arguments.append(f"{call.body}=m" if call.by_name else "m")
+    if call.envelope:
+        arguments.append(f"{call.envelope}=envelope(raw)")
+    return ", ".join(arguments), {"envelope": outcomes.envelope} if call.envelope else {}
+
+
+def _by_name(function: Callable[..., Any], name: str, messages: list[Any], **named: Any) -> Any:
+    return function(**{name: messages}, **named)
+
+
+@attrs.frozen(eq=False)
 class Step:
-    """A delivery with its bound function.
+    """A delivery, with the call of its function and its decoder.
 
     Steps with the same ``slot`` share the object that ``decode`` returns.
 
@@ -212,7 +464,7 @@ class Step:
     """
 
     delivery: BoundRoute
-    function: Callable[..., Any]
+    call: Invocation
     decode: Decode | None
     slot: int
     settle: Callable[[BoundRoute, Any, RawFrames], None]
@@ -222,46 +474,54 @@ class Step:
 def batching_step(delivery: BoundRoute, gather: BatchCall, decode: Decode | None, slot: int) -> Step:
     """Return the step of a route with batches.
 
-    Beside steps of other routes it works like that of an active flow, with `BatchCall.one` as the call to make.
+    If the topic also has steps of other routes, this step works like a step of an active flow, with `BatchCall.one` as
+    the call to make.
     """
-    return Step(delivery, partial(partial, gather.one), decode, slot, lambda _, call, raw: call(raw), gather)
+    call = Invocation(partial(partial, gather.one))
+    return Step(delivery, call, decode, slot, lambda _, call, raw: call(raw), gather)
 
 
 def make_deliver(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """Return the closure that runs ``steps`` in their order, most specific first.
+    """Return the closure that runs ``steps`` in order, the most specific first.
 
-    ``refuse`` is called with bodies that can't be decoded.
+    Bodies that can't be decoded are passed to ``refuse``.
     """
-    if share_one_type(steps):
-        return _one(steps[0], outcomes, refuse) if len(steps) == 1 else _several_of_one_type(steps, outcomes, refuse)
-    return _any(steps, outcomes, refuse)
+    if len(steps) == 1:
+        return _one(steps[0], outcomes, refuse)
+    return (_several_of_one_type if share_one_type(steps) else _any)(steps, outcomes, refuse)
 
 
 def share_one_type(steps: Sequence[Step]) -> bool:
     """Return True if all functions take the body by position, and as the same object."""
-    by_position = all(
-        step.decode and not step.delivery.route.call.by_name and not _may_be_stale(step) for step in steps
-    )
+    by_position = all(step.decode and step.call.takes_body_only and not _may_be_stale(step) for step in steps)
     return by_position and len({step.slot for step in steps}) == 1
 
 
 def _may_be_stale(step: Step) -> bool:
-    """Return True if the closure checks the age.
+    """Return True if the closure must check the age of messages.
 
-    For messages that wait, it is checked when their turn comes.
+    The age of messages that wait in a queue is checked when they leave the queue.
     """
     return step.delivery.route.options.stale_after is not None and not step.delivery.route.flow.active
 
 
-_ONE = """
-def deliver(body, raw):
+_READ = """
     try:
         {read}
     except BaseException as error:  # also RecursionError, MemoryError and what user code in a schema raises
-        return refuse(deliveries, error, body, raw)
+        return refuse(deliveries, error, body, raw)"""
+
+_AGE = """
+    if stale(delivery, raw):
+        return"""
+
+_CALL = """
     try:
-        result = function(m)
+        {before}
+        result = {call}
+        {after}
     except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+        {failed}
         failed(delivery, error, raw)
     else:
         if result is None:
@@ -270,48 +530,50 @@ def deliver(body, raw):
             settle(delivery, result, raw)
 """
 
-_ONE_OF_A_LIST = """
-def deliver(body, raw):
-    try:
-        {read}
-    except BaseException as error:
-        return refuse(deliveries, error, body, raw)
+_GATHER = """
     gather(m, raw)
 """
 
 
 def _one(step: Step, outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """Return the closure for one handler that takes the body, the usual case.
+    """Return the closure for one handler, the usual case.
 
-    The code of the decoder is inlined in the closure. A call instead costs 40 of 720 ns per message (typed JSON, plain
-    wire): 0.04 of a hand-written loop.
+    The code of the decoder is inlined in the closure. A call of the decoder would cost 40 of 720 ns per message (typed
+    JSON, plain wire), which is 0.04 of the time of a handwritten loop.
     """
-    delivery, inline = step.delivery, getattr(step.decode, "inline", _CALL)
+    delivery, inline = step.delivery, getattr(step.decode, "inline", PLAIN_READ)
+    inlined = step.call.inlined or InlinedCall("", step.call.expression, "", "", {})
     scope = {
+        **step.call.scope,
+        **inlined.names,
         "decode": step.decode,
         **inline.names,
-        "function": step.function,
         "delivery": delivery,
         "deliveries": (delivery,),
         "stats": delivery.route.stats,
         "refuse": refuse,
         "failed": outcomes.failed,
+        "stale": outcomes.stale,
         "settle": step.settle,
         "gather": step.gather and step.gather.one,
     }
-    form = _ONE_OF_A_LIST if step.gather else _ONE
-    deliver: Deliver = define(form.format(read="\n        ".join(inline.lines)), "deliver", scope)
+    form = [
+        "def deliver(body, raw):",
+        _AGE if _may_be_stale(step) else "",
+        _READ.format(read="\n        ".join(inline.lines)) if step.decode else "",
+        _GATHER
+        if step.gather
+        else _CALL.format(before=inlined.before, call=inlined.expression, failed=inlined.failed, after=inlined.after),
+    ]
+    deliver: Deliver = define("".join(form), "deliver", scope)
     return deliver
-
-
-_CALL = Inline(("m = decode(body)",), {})
 
 
 def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     decode = steps[0].decode
     assert decode is not None
     deliveries = tuple(step.delivery for step in steps)
-    calls = tuple((step.function, step.delivery, step.delivery.route.stats, step.settle) for step in steps)
+    calls = tuple((step.call.of_message(), step.delivery, step.delivery.route.stats, step.settle) for step in steps)
 
     def deliver(body: bytes, raw: RawFrames) -> int | None:
         try:
@@ -336,22 +598,21 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, ref
 def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     """Return the closure for all other cases.
 
-    It serves several types, and handlers without body, with envelope, or with ``stale_after``.
+    These are several types, and handlers without a body, with an envelope, or with ``stale_after``.
     """
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
-    aging = frozenset(step for step in steps if _may_be_stale(step))
-    envelope_of = outcomes.envelope
-    wants_envelope = any(step.delivery.route.call.envelope for step in steps)
+    calls: list[tuple[Step, Callable[..., Any], bool, bool]] = [
+        (step, step.call.of_message(), False, _may_be_stale(step))
+        if step.call.takes_body_only
+        else (step, step.call.of_both(), True, _may_be_stale(step))
+        for step in steps
+    ]
 
     def deliver(body: bytes, raw: RawFrames) -> int | None:
-        try:
-            envelope = envelope_of(raw) if wants_envelope else None
-        except EnvelopeError:  # only in the loop, which has not looked at the header: the long way refuses it
-            return TRACKED
         decoded: dict[int, Any] = {}
         undecodable: set[int] = set()
-        for step in steps:
-            if step in aging and outcomes.stale(step.delivery, raw):
+        for step, call, takes_frames, ages in calls:
+            if ages and outcomes.stale(step.delivery, raw):
                 continue
             slot = step.slot
             if step.decode and slot not in decoded and slot not in undecodable:
@@ -364,7 +625,7 @@ def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> 
             if slot in undecodable:
                 continue
             try:
-                result = _call(step, decoded.get(slot), envelope)
+                result = call(decoded.get(slot), raw) if takes_frames else call(decoded.get(slot))
             except BaseException as error:
                 outcomes.failed(step.delivery, error, raw)
             else:
@@ -375,15 +636,3 @@ def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> 
         return UNDECODABLE if undecodable else None
 
     return deliver
-
-
-def _call(step: Step, message: Any, envelope: Envelope | None) -> Any:
-    call = step.delivery.route.call
-    if not call.by_name:
-        return step.function() if call.schema is NO_BODY else step.function(message)
-    dynamic: dict[str, Any] = {}
-    if call.body:
-        dynamic[call.body] = message
-    if call.envelope:
-        dynamic[call.envelope] = envelope
-    return step.function(**dynamic)

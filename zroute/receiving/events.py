@@ -1,4 +1,4 @@
-"""The findings of tracking as data: gaps, joins, ends, silence.
+"""The events that the tracker reports, such as gaps, joins, ends and silence.
 
 `zroute.receiving.session` logs and counts them.
 """
@@ -52,10 +52,10 @@ class Gap:
 
 @attrs.frozen
 class UnknownLoss:
-    """An unknown number of messages of the publisher of ``epoch`` may be lost.
+    """An unknown number of messages of the publisher with ``epoch`` may be lost.
 
-    ``subscriptions`` are those concerned. ``why`` is the rest of a sentence that begins with the publisher: it says
-    what the publisher did or failed to do.
+    ``subscriptions`` contains the affected subscriptions. ``why`` is the predicate of a sentence about the publisher,
+    such as "has ended".
     """
 
     epoch: int
@@ -65,9 +65,9 @@ class UnknownLoss:
 
 @attrs.frozen
 class LostKept:
-    """The publisher of ``epoch`` sent ``count`` retained messages that got lost.
+    """``count`` kept messages of the publisher with ``epoch`` were lost.
 
-    A negative ``count`` takes back a loss: the publisher sends that many of the lost messages again.
+    A negative ``count`` corrects an earlier loss: the publisher sends that number of the lost messages again.
     """
 
     epoch: int
@@ -76,11 +76,10 @@ class LostKept:
 
 @attrs.frozen
 class Corrected:
-    """The publisher of ``epoch`` has sent less than a forged frame claimed.
+    """The losses that a forged frame had implied did not happen.
 
-    The frame was about ``subscription``.
-
-    ``wrong`` lost messages and ``unknown`` unknown losses that were counted for the claim are taken back.
+    The publisher with ``epoch`` has sent fewer messages of ``subscription`` than the frame claimed. Because of the
+    claim, ``wrong`` messages were counted as lost, and ``unknown`` unknown losses were counted.
     """
 
     epoch: int
@@ -91,9 +90,9 @@ class Corrected:
 
 @attrs.frozen
 class Joined:
-    """``publisher`` has answered, and counts all subscriptions.
+    """``publisher`` has answered, and counts the messages of all subscriptions.
 
-    If ``partial`` is True, it counts only some of them.
+    If ``partial`` is True, it counts only the messages of some subscriptions.
     """
 
     publisher: int
@@ -105,9 +104,8 @@ class Joined:
 class Missing:
     """``publisher`` has answered, but does not know ``subscriptions``.
 
-    They may have been lost on the way to it.
-
-    ``times`` counts its consecutive answers that omitted a subscription.
+    These subscriptions may have been lost on the way to the publisher. ``times`` is the number of its consecutive
+    answers in which a subscription was missing.
     """
 
     publisher: int
@@ -135,9 +133,9 @@ class Namesake:
 
 @attrs.frozen
 class Ended:
-    """``publisher`` said goodbye.
+    """``publisher`` has said goodbye.
 
-    ``known`` is True if all that it sent was received or counted as lost.
+    ``known`` is True if all its messages were received or counted as lost.
     """
 
     publisher: int
@@ -147,16 +145,16 @@ class Ended:
 
 @attrs.frozen
 class Overdue:
-    """``publisher`` owes a heartbeat or an answer: send it a new marker."""
+    """A heartbeat or an answer of ``publisher`` is late: send it a new marker."""
 
     publisher: int
 
 
 @attrs.frozen
 class Quiet:
-    """``publisher`` has sent nothing for long: ask it for a sign of life.
+    """``publisher`` has not sent anything for a long time: ask it for a sign of life.
 
-    It had announced no heartbeat.
+    It had not announced a heartbeat.
     """
 
     publisher: int
@@ -164,12 +162,10 @@ class Quiet:
 
 @attrs.frozen
 class Silent:
-    """``publisher`` seems dead: it left two questions unanswered, and sent nothing.
+    """``publisher`` seems dead: it has sent nothing since two unanswered questions.
 
-    All that had arrived was read before this conclusion.
-
-    ``links`` are the connections over which it was heard before, and over which nothing has arrived since the first
-    ping.
+    The subscriber had read all frames that had arrived before it came to this conclusion. ``links`` contains the
+    connections over which the publisher was heard before, and over which nothing has arrived since the first ping.
     """
 
     publisher: int
@@ -179,7 +175,7 @@ class Silent:
 
 @attrs.frozen
 class Returned:
-    """``publisher`` is heard again, after ``seconds`` without a sign of life."""
+    """``publisher`` has sent a sign of life again, after ``seconds`` without one."""
 
     publisher: int
     name: str

@@ -1,7 +1,7 @@
-"""Decide which messages of a route may be handled now, and which wait.
+"""Decide which messages of a route may be handled now, and which must wait.
 
-Messages of one topic are handled one after the other. Those of different topics are handled side by side, up to a
-bound. A message that waits is in exactly one place: the queue of its topic. This module does no I/O.
+Messages of one topic are handled one after the other. Messages of different topics are handled concurrently, up to a
+limit. A waiting message is in exactly one place: the queue of its topic. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BatchFlow", "Flow", "Growing"]
+__all__ = ["BatchFlow", "Flow", "Growing", "ReplyFlow"]
 
 Job = TypeVar("Job")
 
@@ -18,9 +18,9 @@ Job = TypeVar("Job")
 class Flow(Generic[Job]):
     """The waiting and the running jobs of one route.
 
-    At most ``max_in_flight`` jobs run at a time, and if ``ordered``, only one of each key. Topics take turns, so a
-    topic with a long queue does not delay the others. The flow is `full` when ``queue`` jobs wait; the caller must not
-    `put` more then.
+    At most ``max_in_flight`` jobs run at the same time; if ``ordered`` is True, also at most one job per key. Topics
+    take turns, so a topic with a long queue does not delay the others. The flow is `full` when ``queue`` jobs are
+    waiting; the caller must then not call `put`.
 
     ``active`` is True if a call of this route may return before its job is done, so that every call must go through the
     flow. The route of a plain function becomes active when the function first returns a Deferred.
@@ -46,7 +46,7 @@ class Flow(Generic[Job]):
     def eased(self) -> bool:
         """True if the queue is at most half full.
 
-        Reading resumes at this mark, and not at each message that leaves a full queue.
+        Reading resumes at this level, instead of resuming for each single message that leaves a full queue.
         """
         return self.queued <= self._queue // 2
 
@@ -80,12 +80,12 @@ class Flow(Generic[Job]):
         return key, job
 
     def start(self, key: Hashable) -> None:
-        """Count a running job of ``key`` that never waited."""
+        """Record that a job of ``key`` has started without waiting."""
         self._running.add(key)
         self.in_flight += 1
 
     def done(self, key: Hashable) -> None:
-        """Note that the job that was taken under ``key`` has ended."""
+        """Record that a running job of ``key`` has ended."""
         self.in_flight -= 1
         self._running.discard(key)
         if key in self._waiting:
@@ -100,15 +100,80 @@ class Flow(Generic[Job]):
         return jobs
 
 
+class ReplyFlow(Flow[Job]):
+    """The waiting and the running requests of one route.
+
+    Requests of one client are not kept in order; clients take turns. It is never `full`, because reading goes on:
+    requests without room are refused.
+    """
+
+    @property
+    def full(self) -> bool:
+        """False: reading is never paused."""
+        return False
+
+    @property
+    def has_room(self) -> bool:
+        """True if another request may wait."""
+        return self.queued < self._queue
+
+    @property
+    def begins_at_once(self) -> bool:
+        """True if a further request need not wait."""
+        return not self.queued and self.in_flight < self._max_in_flight
+
+    def done(self, key: Hashable) -> None:
+        """Note that a request has ended."""
+        self.in_flight -= 1
+
+    def start(self, key: Hashable) -> None:
+        """Count a running request."""
+        self.in_flight += 1
+
+    def take(self) -> tuple[Hashable, Job] | None:
+        """Take the next request, of the client whose turn it is."""
+        taken = super().take()
+        if taken is not None and taken[0] in self._waiting:
+            self._ready.append(taken[0])
+        return taken
+
+    def last_of_longest(self, key: Hashable) -> Job | None:
+        """Remove and return the newest request of the client with the longest queue.
+
+        The result is None if no client has a longer queue than ``key``.
+        """
+        if not self._waiting:
+            return None
+        own = len(self._waiting.get(key, ()))
+        longest = max(self._waiting, key=lambda each: len(self._waiting[each]))
+        if len(self._waiting[longest]) <= own + 1:
+            return None
+        self.queued -= 1
+        return self._waiting[longest].pop()
+
+    def remove(self, key: Hashable, job: Job) -> bool:
+        """Remove a request that is over; return False if it does not wait."""
+        waiting = self._waiting.get(key, deque())
+        try:
+            waiting.remove(job)
+        except ValueError:
+            return False
+        if not waiting:
+            del self._waiting[key]
+            self._ready.remove(key)
+        self.queued -= 1
+        return True
+
+
 class Growing(Protocol):
-    """A job that collects several messages until its turn comes."""
+    """A job that collects several messages until it begins."""
 
     @property
     def key(self) -> Hashable:
-        """The key of the job. At most one open batch has this key."""
+        """The key of the job. At most one open batch has a given key."""
 
     many: int
-    """The number of its messages, once it is closed."""
+    """The number of messages of the job, once it is closed."""
 
     def close(self) -> None:
         """Accept no more messages."""
@@ -120,11 +185,11 @@ Listed = TypeVar("Listed", bound=Growing)
 class BatchFlow(Flow[Listed]):
     """A flow whose jobs are batches.
 
-    The queue counts messages, ``in_flight`` counts calls.
+    The length of the queue is counted in messages, but ``in_flight`` counts calls.
 
-    A batch is held until `release`, since more messages for it may arrive at once. Then it waits for its turn like any
-    job, and still grows: behind a slow handler a batch fills up, instead of a queue of small batches. ``open`` holds
-    the growing batch of each key. The caller adds to ``queued`` for each message.
+    A batch is held until `release`, because more messages for it may arrive immediately. It then waits for its turn
+    like any other job, and continues to grow. While a handler is slow, its batch fills up instead of a queue of small
+    batches. ``open`` contains the growing batch of each key. The caller must increment ``queued`` for each message.
     """
 
     def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1) -> None:
@@ -137,9 +202,9 @@ class BatchFlow(Flow[Listed]):
         self.open[job.key] = self._held[job.key] = job
 
     def end(self, job: Listed) -> None:
-        """Queue a batch that has its full length.
+        """Queue a batch that is full.
 
-        The next message of its key begins another one.
+        The next message of its key begins a new batch.
         """
         del self.open[job.key]
         if self._held.pop(job.key, None) is not None:
@@ -152,7 +217,7 @@ class BatchFlow(Flow[Listed]):
             self.put(key, job)
 
     def put(self, key: Hashable, job: Listed) -> None:
-        """Add the batch to the queue. See `Flow.put`; its messages are counted already."""
+        """Add the batch to the queue; its messages are already counted. See `Flow.put`."""
         super().put(key, job)
         self.queued -= 1
 

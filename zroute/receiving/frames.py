@@ -1,6 +1,6 @@
 """The frames of a received message.
 
-A message consists of one frame, of several parts, or of one large frame in a buffer of libzmq.
+A message consists of one frame, several parts, or one large frame in a buffer of libzmq.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from zroute.options import LARGE_FRAME
+from zroute.messages.frames import StatedMessage
+from zroute.messages.topics import Topic
+from zroute.messages.wire import HEADER_MAX, NUL
+from zroute.options import LARGE_FRAME, MAX_TOPIC
 
-__all__ = ["RawFrames", "ZeroCopyFrame", "raw_frames", "uncopied"]
+__all__ = ["RawFrames", "ZeroCopyFrame", "head_of", "raw_frames", "uncopied", "uncopied_body"]
 
 
 @attrs.frozen(eq=False)
 class ZeroCopyFrame:
-    """A large frame in the buffer of libzmq.
+    """A large frame in a buffer of libzmq.
 
-    A slice copies only its part, which is the body in most cases.
+    A slice copies only the selected bytes, which are usually the body.
     """
 
     _held: memoryview
@@ -31,6 +34,13 @@ class ZeroCopyFrame:
     def __getitem__(self, part: slice) -> bytes:
         return bytes(self._held[part])
 
+    def view(self, start: int) -> memoryview:
+        """Return the bytes from ``start`` to the end without copying them.
+
+        The result keeps the frame in memory.
+        """
+        return self._held[start:].toreadonly()
+
 
 RawFrames: TypeAlias = "bytes | ZeroCopyFrame | tuple[bytes, ...]"
 
@@ -40,12 +50,31 @@ def raw_frames(raw: RawFrames) -> tuple[bytes, ...]:
     return raw if isinstance(raw, tuple) else (raw[:],)
 
 
+def head_of(raw: RawFrames, topic: Topic) -> bytes:
+    """Return the beginning of a message of ``topic`` as one frame.
+
+    The result contains at least the whole header. A message of a stated form has no header, so the result is empty.
+    """
+    if isinstance(raw, bytes):
+        return raw
+    if isinstance(raw, StatedMessage):
+        return b""
+    if isinstance(raw, tuple):
+        return NUL.join(raw[:2])
+    return raw[: max(len(topic.wire), MAX_TOPIC) + 1 + HEADER_MAX]
+
+
 def uncopied(recv: Callable[..., Any]) -> Callable[[int], bytes | ZeroCopyFrame]:
     """Return a ``recv`` that does not copy large frames.
 
-    A call takes half a microsecond longer, so it pays for a succession of large frames.
+    A call takes half a microsecond longer, so use it only while several large frames arrive in succession.
     """
     return partial(_receive, recv)
+
+
+def uncopied_body(raw: bytes | ZeroCopyFrame, start: int) -> memoryview:
+    """Return the body that begins at ``start`` in a frame, without copying it."""
+    return raw.view(start) if isinstance(raw, ZeroCopyFrame) else memoryview(raw)[start:]
 
 
 def _receive(recv: Callable[..., Any], flags: int) -> bytes | ZeroCopyFrame:

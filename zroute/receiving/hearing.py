@@ -1,26 +1,28 @@
 """Track which publishers are alive, and over which connections they were heard.
 
-The rules, for one publisher:
+The rules for each publisher:
 
-- Everything that is read from it is a **sign of life**: a message, a heartbeat, an answer.
-- A sign may **promise** the next one: a message promises a heartbeat, and a heartbeat announces when the next follows.
-  If a promised sign is `GRACE` seconds late, the publisher is asked. A publisher that promised nothing is asked after
-  `QUIET_SECONDS` of silence. So a path that loses everything is noticed on a quiet stream too.
-- A question has `ANSWER_SECONDS`. A publisher that sends nothing at all after two questions in succession is
-  **silent**. It is not asked again until it is heard: each silence is judged once.
-- The judgement names the connections over which this publisher was heard, and over which *no publisher* has sent
-  anything since the first unanswered question. Only these may be cut: a connection that carries another publisher
-  works.
-- A subscriber judges only when it has read everything that had arrived, however late it is.
-- After `AWAY_SECONDS` of silence the account of the publisher is closed: the publisher forgets its counters then, too.
+- Every frame from it is a **sign of life**: a message, a heartbeat or an answer.
+- A sign of life may **promise** the next one: a message promises a heartbeat, and a heartbeat announces the next one.
+  If a promised sign is `GRACE` seconds late, the subscriber asks the publisher. A publisher without a promise is asked
+  after `QUIET_SECONDS` of silence, so a path that drops everything is also noticed on a quiet stream.
+- The publisher has `ANSWER_SECONDS` to answer a question. If it sends nothing at all after two consecutive questions,
+  it is **silent**. It is then not asked again until it is heard, so each silence is reported once.
+- The report contains the connections over which this publisher was heard, and over which *no publisher* has sent
+  anything since the first unanswered question. Only these connections may be cut, because a connection over which
+  another publisher is heard works.
+- A subscriber decides only when it has read all frames that had arrived, even if that takes a long time.
+- After `AWAY_SECONDS` of silence, the account of the publisher is closed, because the publisher then drops its counters
+  for this subscriber too.
 
-A publisher has two states at a time, because questions and promises are independent: a message between a marker and
-its answer promises a heartbeat, while the answer is still awaited. `PROMISES` and `QUESTIONS` hold the transitions, and
-`Signs` executes them. ``docs/reference/wire.md`` contains the same tables. `STAYS` keeps the state and its deadline. A
-transition to the same state begins that state again, with a new deadline. If a table has no row for an event, the event
-does not concern it, or can't happen in that state: only a state with a deadline can miss one.
+A publisher has two states at the same time, because questions and promises are independent. For example, a message
+between a marker and its answer promises a heartbeat while the answer is still outstanding. `PROMISES` and `QUESTIONS`
+contain the transitions, and `Signs` executes them. ``docs/reference/wire.md`` contains the same tables. `STAYS` keeps
+the state and its deadline. A transition of `QUESTIONS` to the same state begins that state again, with a new deadline.
+The deadline of a promise depends only on the last sign of life. If a table has no row for an event, the event does not
+affect this table, or can't happen in that state. For example, a deadline can pass only in a state that has one.
 
-The states with a deadline, and what happens when it has passed:
+The states with a deadline, and the effects of a passed deadline:
 
 - `Promise.PROMISED`: `Signs.sign_by`, `HearingEvent.OVERDUE`, and a marker is sent to the publisher.
 - `Promise.QUIET`: `Signs.quiet_at`, `HearingEvent.QUIETED`, and a ping is sent, unless a question is open.
@@ -38,7 +40,7 @@ from typing import Final
 
 import attrs
 
-from zroute.publishing.counters import GRACE, WITHDRAWN_SECONDS
+from zroute.messages.control import GRACE, WITHDRAWN_SECONDS
 
 __all__ = [
     "ANSWER_SECONDS",
@@ -56,25 +58,31 @@ __all__ = [
 ]
 
 ANSWER_SECONDS = 2.0
-"""Seconds that a publisher has to answer a question."""
+"""The time in seconds within which a publisher must answer a question."""
 
 ASKED_MAX = 10
-"""Consecutive questions to a publisher that never answered.
+"""The maximum number of consecutive questions to a publisher that has never answered.
 
-The limit bounds the work that forged ones cause.
+It limits the work that forged publishers can cause.
 """
 
 QUIET_SECONDS = 20.0
-"""Seconds of silence before a publisher is asked for a sign of life, less up to 30 % to spread the readers."""
+"""The silence in seconds after which a subscriber asks a publisher for a sign of life.
+
+The actual time is shorter by a random part of up to 30 %, so that subscribers do not all ask at the same time.
+"""
 
 AWAY_SECONDS = WITHDRAWN_SECONDS
-"""Seconds of silence until a publisher is given up: it forgets the counters of an absent reader then."""
+"""The silence in seconds after which the account of a publisher is closed.
+
+After the same time, the publisher drops the counters for an absent subscriber.
+"""
 
 _SPREAD = 0.3
 
 
 class Promise(Enum):
-    """The expectation of the next sign of life while no question is open."""
+    """The state that determines when the next sign of life is due."""
 
     NOTHING = "nothing"  # not heard yet, or asked since it was quiet
     PROMISED = "promised"
@@ -94,7 +102,7 @@ class Question(Enum):
 
 
 class HearingEvent(Enum):
-    """The events of one publisher, as seen by its subscriber."""
+    """The events of one publisher, as seen by the subscriber."""
 
     SIGN = "sign"  # of life, which promises nothing
     PROMISE = "promise"  # a sign that promises the next one
@@ -134,7 +142,7 @@ PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
 }
 """The transitions of the promise.
 
-A sign of life sets both deadlines: the one of QUIET still runs when the promised one has passed.
+A sign of life sets both deadlines. The deadline of QUIET is still pending when the deadline of PROMISED has passed.
 """
 
 QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
@@ -205,12 +213,12 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
 }
 """The transitions of the question.
 
-``MARKER``, ``PING`` and ``AWAIT`` set the deadline unless the state stays.
+``MARKER``, ``PING`` and ``AWAIT`` set the deadline, unless the table contains `STAYS`.
 """
 
 
 class LinkTimes:
-    """The live connections of the socket, and when each was last heard."""
+    """The live connections of the socket, with the time at which each was last heard."""
 
     def __init__(self) -> None:
         self.alive: frozenset[int] = frozenset()
@@ -224,7 +232,7 @@ class LinkTimes:
             del self._heard[gone]
 
     def unheard(self, links: Iterable[int], since: float) -> frozenset[int]:
-        """Return the live ones of ``links`` over which nothing was heard ``since``."""
+        """Return the live connections among ``links`` on which nothing arrived ``since``."""
         never = float("-inf")
         return frozenset(link for link in links if link in self.alive and self._heard.get(link, never) < since)
 
@@ -233,8 +241,8 @@ class LinkTimes:
 class Signs:
     """The signs of life of one publisher: two states and their deadlines.
 
-    The further attributes serve the judgement that it is silent. A deadline is valid only in the state that it belongs
-    to.
+    The other attributes are used to decide that the publisher is silent. A deadline is valid only in the state to which
+    it belongs.
     """
 
     promise: Promise = attrs.field(init=False, default=Promise.NOTHING)
@@ -254,9 +262,9 @@ class Signs:
     # -- the states
 
     def _move(self, event: HearingEvent) -> bool:
-        """Do the transitions of ``event``. Return True if a question state begins.
+        """Execute the transitions for ``event``. Return True if a question state begins.
 
-        A state also begins if the transition leads to the same state.
+        A state also begins if a transition leads from it to itself.
         """
         self.promise = PROMISES[self.promise].get(event) or self.promise
         question = QUESTIONS[self.question].get(event)
@@ -265,7 +273,7 @@ class Signs:
 
     @property
     def is_silent(self) -> bool:
-        """True from the judgement until the publisher is heard again."""
+        """True if the publisher was found silent and has not been heard since."""
         return self.question is Question.SILENT
 
     @property
@@ -283,9 +291,9 @@ class Signs:
 
         Args:
             now: The time of this call.
-            moved: True if messages have moved the account since the last call.
-            beat: Seconds until the heartbeat that a message promises.
-            chance: Returns a random number from 0 to 1, which spreads the questions of many readers.
+            moved: True if messages have advanced the account since the last call.
+            beat: The time in seconds until the heartbeat that a message promises.
+            chance: Returns a random number from 0 to 1, which spreads the questions of many subscribers over time.
         """
         promise, self._noted = self._noted, None
         if moved:
@@ -298,24 +306,24 @@ class Signs:
         return True
 
     def ask(self, question: HearingEvent, now: float, *, seconds: float = ANSWER_SECONDS) -> None:
-        """Note a question: ``MARKER``, ``PING`` or ``AWAIT``.
+        """Record a question: ``MARKER``, ``PING`` or ``AWAIT``.
 
-        The answer is due after ``seconds``, unless the table says that the state stays.
+        The answer is due after ``seconds``, unless the table contains `STAYS` for this question.
         """
         if self._move(question):
             self.answer_by = now + seconds
             self.asked_at = now if self.asked_at is None else self.asked_at
 
     def answered(self) -> None:
-        """Note that the question was answered."""
+        """Record that the question was answered."""
         self.was_silent |= self.is_silent
         self._move(HearingEvent.ANSWER)
         self.asked_at, self.unanswered = None, 0
 
     def miss_answer(self, since: float, *, judged: bool) -> bool:
-        """Return True if the answer was due by ``since``.
+        """Return True if the answer was due at ``since``.
 
-        If not ``judged``, the publisher does not become silent.
+        If ``judged`` is False, the publisher does not become silent.
         """
         if not self.is_asked or self.answer_by > since:
             return False
@@ -326,8 +334,8 @@ class Signs:
     def miss_sign(self, since: float) -> HearingEvent | None:
         """Return the event of a missed deadline, or None.
 
-        The event is ``OVERDUE`` if a promised sign was due by ``since``, and ``QUIETED`` if the quiet time ended by
-        then.
+        The event is ``OVERDUE`` if a promised sign of life was due at ``since``, and ``QUIETED`` if the quiet time had
+        ended by then.
         """
         if self.promise is Promise.PROMISED and self.sign_by <= since:
             event = HearingEvent.OVERDUE
@@ -339,16 +347,16 @@ class Signs:
         return event
 
     def begin_again(self, now: float) -> None:
-        """Begin again with a publisher that had ended and is heard."""
+        """Reset the states for a publisher that had ended and is heard again."""
         self.answered()
         self.heard_at, self._noted, self.was_silent = now, None, False
 
-    # -- what is read
+    # -- signs of life
 
     def note(self, link: int | None, promise: float = 0.0) -> None:
-        """Note a control frame that came over ``link``.
+        """Record a control frame that arrived over ``link``.
 
-        The next one follows within ``promise`` seconds; 0 promises none.
+        The publisher promises the next frame within ``promise`` seconds; 0 means no promise.
         """
         self._noted = max(self._noted or 0.0, promise)
         if link is not None:
@@ -356,23 +364,23 @@ class Signs:
             self.linked = True
 
     def note_answer(self, link: int | None) -> None:
-        """Note an answer. If its connection is unknown, `has_gone` returns False."""
+        """Record an answer. If its connection is unknown, `has_gone` returns False."""
         self.note(link)
         self.linked = link is not None
 
     def unnote(self) -> None:
-        """Forget the signs since the last check: they say nothing about now."""
+        """Discard the signs of life since the last check, because they are outdated."""
         self._noted = None
 
     @property
     def is_noted(self) -> bool:
-        """True if a control frame has come since the last check."""
+        """True if a control frame has arrived since the last check."""
         return self._noted is not None
 
     def has_gone(self, links: LinkTimes) -> bool:
-        """Return True if every connection over which it was heard has ended."""
+        """Return True if every connection over which the publisher was heard has ended."""
         return self.linked and not self.links & links.alive
 
     def is_away(self, now: float) -> bool:
-        """Return True if it has been silent for `AWAY_SECONDS` or longer."""
+        """Return True if the publisher has been silent for `AWAY_SECONDS` or longer."""
         return self.is_silent and self.heard_at is not None and now - self.heard_at >= AWAY_SECONDS

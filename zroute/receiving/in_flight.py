@@ -1,14 +1,15 @@
 """Run handlers that may be unfinished when they return.
 
-It keeps their order and bounds, and ends them at a stop. It executes the decisions of each route's `Flow`: it makes
-calls in their turn, waits for their results, and pauses reading while a route is full. Nothing here raises.
+This module keeps the order and the limits of calls, and ends the calls at a stop. It executes the decisions of each
+route's `Flow`: it makes calls in order, waits for their results, and pauses reading while the queue of a route is full.
+No function in this module raises an error.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -16,60 +17,58 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from zroute.awaiting import is_awaitable
-from zroute.clock import Clock
-from zroute.publishing.producers import TURN_SECONDS, Start, drive
+from zroute.messages.wire import may_have_headers
+from zroute.publishing.producers import TURN_SECONDS, Publish, drive
+from zroute.receiving.around import Skipped, Waiting
+from zroute.receiving.attempts import Attempts, Executor, Job, last_of
 from zroute.receiving.batching import Batcher, BatchJob, Stale
 from zroute.receiving.dispatch import BoundRoute, CompiledRoute, DispatchCallbacks
 from zroute.receiving.frames import RawFrames
 from zroute.throttle import ThrottledLog
 
-__all__ = ["Executor", "InFlight", "Reading", "error_of"]
+__all__ = ["InFlight", "PendingCall", "Reading", "error_of"]
 
 Dropped = Callable[[], None]
 
 
 class Reading(Protocol):
-    """The source of messages, which is paused while a route is full."""
+    """The source of messages, which is paused while the queue of a route is full."""
 
     def pause(self, by: Iterable[CompiledRoute]) -> None:
-        """Stop reading until `resume`, because the routes ``by`` are full.
+        """Stop reading until `resume`, because the queues of the routes ``by`` are full.
 
         Messages that have arrived are kept.
         """
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
 
     def reclassify(self) -> None:
-        """Build the deliver closures again: a flow has become active."""
+        """Create the deliver closures again, because a flow has become active."""
 
 
 @attrs.frozen(eq=False)
-class _Job:
-    """A call that waits for its turn, or runs."""
+class PendingCall:
+    """A waiting or running call."""
 
     delivery: BoundRoute
     call: Callable[[], Any]
     raw: RawFrames
     many: ClassVar[int] = 1
 
+    @property
+    def attempt(self) -> Callable[[], Any]:
+        """The call to make; it may be repeated."""
+        return self.call
+
+    @property
+    def raws(self) -> Sequence[RawFrames]:
+        """The frames of the message."""
+        return (self.raw,)
+
     def is_stale(self, stale: Stale) -> bool:
-        """Return True if the message is too old by now."""
+        """Return True if the message has become too old."""
         return stale(self.delivery, self.raw)
-
-
-@attrs.frozen(eq=False)
-class Executor:
-    """The means to run the functions of an app.
-
-    ``clock`` is the reactor. ``start`` runs an awaitable and returns its Deferred. ``in_thread`` runs a function in a
-    thread. ``supply`` binds the resources that a hook takes.
-    """
-
-    clock: Clock
-    start: Start
-    in_thread: Callable[[Callable[[], Any]], Deferred[Any]]
-    supply: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class InFlight:
@@ -82,7 +81,7 @@ class InFlight:
         self._reports = reports
         self._clock = clock = executor.clock
         self._start = executor.start
-        self._in_thread = executor.in_thread
+        self._context = executor.context
         self._reading = reading
         self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
         self._queued: set[CompiledRoute] = set()
@@ -90,6 +89,8 @@ class InFlight:
         self._pumping: set[CompiledRoute] = set()
         self._idle: list[Deferred[None]] = []
         self._gathering = Batcher(clock, self._queued.add, self._go_on)
+        self._attempts = Attempts(outcomes, executor)
+        self.end_retries = self._attempts.end_retries
         self.gather = self._gathering.gather
         self.release, self.release_soon = self._gathering.release, self._gathering.release_soon
 
@@ -99,26 +100,56 @@ class InFlight:
         if route.flow.active:
             self._enqueue(delivery, result, raw)
             return
-        running = self._begun(delivery, result)
+        try:
+            running = self._begun(delivery, result, raw)
+        except BaseException as error:  # the result is any object, whose attributes may raise an error
+            self._outcomes.failed(delivery, error, raw)
+            return
         if running is None:
             route.stats.handled += 1
-        else:  # the first Deferred of a plain function: from now on its messages take turns
+        else:  # the first Deferred of a plain function: from now on its messages wait for each other
             route.flow.active = True
             self._reading.reclassify()
             route.flow.start(delivery.topic)
-            self._await(_Job(delivery, _begun_already, raw), delivery.topic, running)
+            self._await(PendingCall(delivery, _begun_already, raw), delivery.topic, running)
 
-    def _begun(self, delivery: BoundRoute, result: Any) -> Deferred[Any] | None:
-        """Return a Deferred if ``result`` is not available or not published at once."""
+    def _call(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames | None) -> Deferred[Any] | None:
+        """Make the call of a job.
+
+        An ``async`` function and a generator keep the context of the caller. Results are published outside of that
+        context, like the results of calls that do not wait.
+        """
+        result = call()
+        if result is None or is_awaitable(result) or hasattr(result, "__next__") or hasattr(result, "__anext__"):
+            return self._begun(delivery, result, raw)
+        return self._context.copy().run(self._begun, delivery, result, raw)
+
+    def _begun(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
+        """Return a Deferred if ``result`` is not yet available or published, else None.
+
+        Headers of the message ``raw`` are copied to published messages; ``raw`` is None for a list of messages.
+        """
+        if type(result) is Waiting:
+            return result.context.run(self._begun, delivery, result.result, raw)
+        if type(result) is Skipped:
+            return self._skip(delivery.route, result, self._begun(delivery, result.result, raw))
         if is_awaitable(result):
-            return self._start(result).addCallback(lambda value: self._publish(delivery, value))
-        if delivery.route.outlets and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
-            return drive(result, lambda value: self._publish(delivery, value), self._clock, self._start)
-        return self._publish(delivery, result)
+            return self._start(result).addCallback(lambda value: self._publish(delivery, value, raw))
+        if delivery.route.takes_values and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
+            return self._drive(delivery, result, raw)
+        return self._publish(delivery, result, raw)
+
+    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
+        """Publish the values of a generator."""
+        return drive(result, self._publishing(delivery, raw), self._clock, self._start)
 
     def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
-        route = delivery.route
-        route.flow.put(delivery.topic, _Job(delivery, call, raw))
+        self._put(delivery.topic, PendingCall(delivery, call, raw))
+
+    def _put(self, key: Hashable, job: PendingCall) -> None:
+        """Add a call to the queue of ``key``."""
+        route = job.delivery.route
+        route.flow.put(key, job)
         route.stats.queued += 1  # which another route of the same name may share
         self._queued.add(route)
         self._pump(route)
@@ -126,7 +157,7 @@ class InFlight:
             self._pause(route)
 
     def _go_on(self, route: CompiledRoute) -> None:
-        """Continue with a route whose batches are ready, or have grown."""
+        """Continue with a route whose batches have become ready or longer."""
         self._pump(route)
         if route.flow.full and route not in self._full:
             self._pause(route)
@@ -134,20 +165,20 @@ class InFlight:
     def _pause(self, route: CompiledRoute) -> None:
         self._full[route] = None
         self._reading.pause(self._full)
-        self._say_flow(route, "is full: %d messages wait, and no more are read until half of them are handled")
+        self._say_flow(route, "queue full (%d messages): reading is paused until half of them are handled")
         self._gathering.release_soon(0)
 
     def _pump(self, route: CompiledRoute) -> None:
-        """Begin the calls that may run, unless this is under way.
+        """Begin the calls that may run, unless another call of `_begin_some` does it.
 
-        It is under way in `_begin_some` further up the stack, or will be in the reactor's next turn.
+        The other call is further up the stack, or is scheduled for the reactor's next turn.
         """
         if route not in self._pumping:
             self._pumping.add(route)
             self._begin_some(route)
 
     def _begin_some(self, route: CompiledRoute) -> None:
-        """Begin the calls that may run, for a bounded time; the rest in the next turn."""
+        """Begin the calls that may run, for a limited time; the rest in the next turn."""
         flow = route.flow
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
@@ -165,18 +196,20 @@ class InFlight:
             self._flows_again(route)
         self._tell_if_idle()
 
-    def _run(self, key: Hashable, job: _Job | BatchJob) -> None:
+    def _run(self, key: Hashable, job: PendingCall | BatchJob) -> None:
         delivery = job.delivery
-        if delivery.route.options.stale_after is not None and job.is_stale(self._outcomes.stale):
+        if delivery.route.may_be_stale and job.is_stale(self._outcomes.stale):
             delivery.route.flow.done(key)
             return
         try:
-            call = job.call
-            result = self._in_thread(call) if delivery.route.options.thread else call()
-            running = self._begun(delivery, result)
+            raw = job.raw if isinstance(job, PendingCall) else None
+            if delivery.route.direct:
+                running = self._context.copy().run(self._call, delivery, job.call, raw)
+            else:
+                running = self._begun(delivery, self._attempts.begin(job), raw)
         except BaseException as error:  # also SystemExit, as for plain functions
             delivery.route.flow.done(key)
-            self._outcomes.failed(delivery, error, job.raw, job.many)
+            self._outcomes.failed(delivery, error, job.raw, job.many, raws=job.raws)
             return
         if running is None:
             delivery.route.flow.done(key)
@@ -184,7 +217,17 @@ class InFlight:
         else:
             self._await(job, key, running)
 
-    def _await(self, job: _Job | BatchJob, key: Hashable, running: Deferred[Any]) -> None:
+    def begin(self, job: Job, raw: RawFrames | None) -> Deferred[Any] | None:
+        """Make the call of a job that another object counts and reports.
+
+        ``raw`` is the message whose headers are copied to published results. Return a Deferred if the call is
+        unfinished; its failure may be an error of `last_of`. All errors are raised.
+        """
+        if job.delivery.route.direct:
+            return self._context.copy().run(self._call, job.delivery, job.attempt, raw)
+        return self._begun(job.delivery, self._attempts.begin(job), raw)
+
+    def _await(self, job: PendingCall | BatchJob, key: Hashable, running: Deferred[Any]) -> None:
         route, many = job.delivery.route, job.many
         stats = route.stats
         stats.in_flight += many
@@ -193,23 +236,29 @@ class InFlight:
             stats.in_flight -= many
             route.flow.done(key)
             if isinstance(result, Failure):
-                self._outcomes.failed(job.delivery, error_of(result), job.raw, many)
+                error, attempts = last_of(error_of(result))
+                self._outcomes.failed(job.delivery, error, job.raw, many, raws=job.raws, attempts=attempts)
             else:
                 stats.handled += many
-            self._pump(route)
+            if route.flow.queued:
+                self._pump(route)
 
         def dropped() -> None:
             stats.in_flight -= many
             stats.dropped_at_shutdown += many
+            self._lost(job, begun=True)
 
         self.watch(running, route.name, ended, dropped, many)
+
+    def _lost(self, job: PendingCall | BatchJob, *, begun: bool) -> None:
+        """Note that a job is dropped at a stop; jobs of messages need nothing."""
 
     def watch(
         self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped, many: int = 1
     ) -> None:
-        """Call ``ended`` with the result of ``running``, unless it is given up before.
+        """Call ``ended`` with the result of ``running``, a call with ``many`` messages.
 
-        ``running`` is a call with ``many`` messages. ``dropped`` is called if it is given up.
+        If the app drops the call before it ends, ``dropped`` is called instead.
         """
         if running in self._unfinished:
             running = _also(running)
@@ -224,7 +273,7 @@ class InFlight:
 
     def _flows_again(self, route: CompiledRoute) -> None:
         del self._full[route]
-        self._say_flow(route, "flows again: %d messages wait")
+        self._say_flow(route, "reading resumed, %d messages are waiting")
         if self._full:
             self._reading.pause(self._full)
         else:
@@ -235,18 +284,55 @@ class InFlight:
         key = ("flow", route.name, where)
         self._reports(key, route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
 
-    def _publish(self, delivery: BoundRoute, value: Any) -> Deferred[None] | None:
-        if value is None or not delivery.route.outlets:
+    def _publish(self, delivery: BoundRoute, value: Any, raw: RawFrames | None) -> Deferred[None] | None:
+        route = delivery.route
+        if type(value) is Skipped:
+            return self._skip(route, value, self._publish(delivery, value.result, raw))
+        if value is None or not route.outlets:
             return None
-        return self._outcomes.publish(delivery.route.outlets, value, delivery.captures, delivery.route.name)
+        headers = None
+        if raw is not None and (type(raw) is not bytes or may_have_headers(raw)):
+            headers = self._outcomes.propagated(delivery, raw)
+        return self._outcomes.publish(route.outlets, value, delivery.captures, route.name, headers)
+
+    def _skip(self, route: CompiledRoute, skipped: Skipped, sent: Deferred[Any] | None) -> Deferred[Any] | None:
+        """Count messages as skipped when their result is ``sent``.
+
+        The caller has counted them as handled.
+        """
+
+        def count(_: Any = None) -> None:
+            route.stats.skipped += skipped.many
+            route.stats.handled -= skipped.many
+
+        if sent is not None:
+            return sent.addCallback(count)
+        count()
+        return None
+
+    def _publishing(self, delivery: BoundRoute, raw: RawFrames | None) -> Publish:
+        """Return the function that publishes the values of a generator.
+
+        Headers of the message ``raw`` are copied to each value.
+        """
+        route, publish = delivery.route, self._outcomes.publish
+        headers = None if raw is None else self._outcomes.propagated(delivery, raw)
+
+        def send(value: Any) -> Deferred[None] | None:
+            return None if value is None else publish(route.outlets, value, delivery.captures, route.name, headers)
+
+        return send
 
     def discard(self, route: CompiledRoute, unfinished: Deferred[Any] | None = None) -> int:
-        """Drop the waiting calls of ``route``, and the call ``unfinished`` if given.
+        """Drop the waiting calls of ``route``, and the call ``unfinished`` if it is set.
 
         Returns:
             The number of dropped messages, which are counted.
         """
-        dropped: int = sum([job.many for job in route.flow.clear()])
+        jobs = route.flow.clear()
+        dropped: int = sum([job.many for job in jobs])
+        for job in jobs:
+            self._lost(job, begun=False)
         route.stats.queued -= dropped
         route.stats.dropped_at_shutdown += dropped
         if unfinished is not None and unfinished in self._unfinished:
@@ -261,7 +347,7 @@ class InFlight:
         return dropped
 
     def idle(self) -> Deferred[None]:
-        """Return a Deferred that fires when no handler is unfinished or waits."""
+        """Return a Deferred that fires when no call is unfinished or waiting."""
         waiting: Deferred[None] = Deferred()
         self._idle.append(waiting)
         self._tell_if_idle()
@@ -309,7 +395,7 @@ def _begun_already() -> None:
 def _also(running: Deferred[Any]) -> Deferred[None]:
     """Return a Deferred that fires after ``running``, without its result.
 
-    A function may return one Deferred for several messages. Only the first message gets the result.
+    A function may return the same Deferred for several messages. Only the first message gets the result.
     """
     waiting: Deferred[None] = Deferred()
     running.addCallback(lambda _: waiting.callback(None))

@@ -1,6 +1,6 @@
-"""Remember the latest messages of publishers with a last-value cache.
+"""Record the latest messages of publishers that have a last-value cache.
 
-A cached message that arrives after a newer live one is not delivered.
+A kept message that arrives after a newer live message of its topic is not delivered.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ __all__ = ["Latest"]
 
 @attrs.define(eq=False)
 class Latest:
-    """The send time of each topic's latest message, from publishers that cache it.
+    """The send time of the latest message of each topic that a publisher keeps.
 
-    A changed table takes this object over from its predecessor.
+    A new table takes over this object from the table that it replaces.
 
-    A note must cost no more than a dict entry, so a further note does not move the entry. Instead, a full ``times``
-    becomes ``older``, and the former ``older`` is dropped: its entries are the oldest. So the `TOPICS_NOTED` entries
-    noted last are always known, and up to twice as many are held.
+    Recording a message must not cost more than setting a dict entry, so a later record of the same topic does not move
+    its entry. Instead, when ``times`` is full, it becomes ``older``, and the former ``older``, which contains the
+    oldest entries, is dropped. At least the latest `TOPICS_NOTED` entries are therefore known, and at most twice as
+    many are stored.
     """
 
     times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
-    """Send times by epoch and topic, as in the header: such bytes compare as the numbers do."""
+    """Send times by epoch and topic, as bytes from the header. These bytes compare like the numbers."""
     older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
 
     def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
-        """Return True if the message with this header is not newer than the latest one.
+        """Return True if a message is not newer than the latest message of its topic.
 
-        ``fixed`` is the beginning of the header.
+        ``fixed`` is the beginning of its header.
         """
         key = epoch, topic
         known = self.times.get(key) or self.older.get(key)
         return known is not None and known >= fixed[SENT_AT:]
 
     def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
-        """Note the message whose header begins with ``fixed`` as the latest of its topic."""
+        """Record the message with the header ``fixed`` as the latest of its topic."""
         if len(topic) > MAX_TOPIC:  # no publisher keeps it
             return
         if len(self.times) >= TOPICS_NOTED:
@@ -50,9 +51,9 @@ class Latest:
         self.times[epoch, topic] = fixed[SENT_AT:]
 
     def keep_only(self, subscriptions: Iterable[bytes]) -> None:
-        """Forget topics that begin with none of ``subscriptions``.
+        """Delete the topics that do not begin with one of ``subscriptions``.
 
-        After a new subscription the publisher sends their cached messages again.
+        If the app subscribes to them again later, the publisher sends their kept messages again.
         """
         prefixes = tuple(subscriptions)
         for notes in (self.times, self.older):
@@ -60,7 +61,7 @@ class Latest:
                 del notes[key]
 
     def noting(self, epoch: int, topic: bytes, deliver: Deliver) -> Deliver:
-        """Return ``deliver`` for messages that are also noted as the latest."""
+        """Return a ``deliver`` that also records each message as the latest."""
         start = len(topic) + 1
 
         def deliver_noted(body: bytes, raw: RawFrames) -> int | None:

@@ -1,4 +1,4 @@
-"""Find the routes that take a topic, and the subscription that it matched."""
+"""Find the routes of a topic, and the subscription that matched the topic."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Matcher"]
 
 
 class Matcher:
-    """The patterns of ``routes``, and the ``subscriptions`` that cover them.
+    """The patterns of ``routes``, and the ``subscriptions`` that cover the patterns.
 
-    If ``only_first`` is True, a topic is delivered to its most specific route only.
+    If ``only_first`` is True, messages of a topic are delivered only to its most specific route.
     """
 
     def __init__(self, routes: Sequence[CompiledRoute], *, only_first: bool) -> None:
@@ -29,13 +29,14 @@ class Matcher:
     def subscription(self, topic: bytes) -> bytes | None:
         """Return the subscription that matches the topic, or None.
 
-        There may be thousands of subscriptions, but they have only a few lengths.
+        It tries one look-up per length: there may be thousands of subscriptions, but they have only a few different
+        lengths.
         """
         starts = (topic[:length] for length in self._lengths)
         return next((each for each in starts if each in self._subscribed), None)
 
     def deliveries(self, topic: bytes, name: Topic) -> Iterator[BoundRoute]:
-        """Yield the routes of a topic, the most specific first, each function once."""
+        """Yield the routes of a topic, the most specific first, each function only once."""
         seen: set[object] = set()
         for match in self._trie.match(topic):
             route = match.value

@@ -1,9 +1,9 @@
-"""Send subscriptions again that were lost on their way to a publisher.
+"""Repeat subscriptions that were lost on their way to a publisher.
 
-A stock proxy silently drops subscriptions over its high-water mark, but passes the marker behind them. So the answer of
-a publisher lists the subscriptions that it knows. Missing ones are withdrawn and sent again, because a proxy passes
-each subscription on only once. They are sent in slices. A ping follows each slice, and the next slice waits for the
-answers.
+A standard ZeroMQ proxy silently drops subscriptions over its high-water mark, but forwards the marker after them. The
+answer of a publisher therefore lists the subscriptions that it knows. Missing subscriptions are withdrawn and sent
+again, because a proxy forwards each subscription only once. They are sent in slices. A ping follows each slice, and the
+next slice is sent after the answers to that ping.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Mender:
     """Sends missing subscriptions again.
 
     ``resubscribe`` withdraws subscriptions and sends them again. ``ping`` asks all publishers for a sign of life and
-    returns the topic of the ping. ``done`` is called when everything was sent, to ask which subscriptions are known
-    now.
+    returns the topic of the ping. ``done`` is called when all subscriptions were sent, so that the publishers can be
+    asked for their subscriptions again.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Mender:
             self._timer = self._clock.callLater(0, self._next)
 
     def answered(self, publisher: int, ping: bytes) -> None:
-        """Note an answer to a ping: the publisher has read all that arrived before it."""
+        """Handle the answer to a ping: the publisher has read everything sent before it."""
         if self._asked and ping == self._asked:
             self._waiting.discard(publisher)
             if not self._waiting:

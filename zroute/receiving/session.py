@@ -1,8 +1,15 @@
-"""The subscribing end of the tracked wire in a running app: it asks publishers where they stand, and tells losses.
+"""The subscriber's side of the tracked wire: ask publishers, and report losses.
 
-It sends markers behind the subscriptions, gives what comes back to `zroute.receiving.tracker`, and does what that
-finds: it counts and logs losses, asks again, sends lost subscriptions again, and cuts a connection that is dead. The
-rules of asking and judging are in `zroute.receiving.hearing`, the protocol is in ``docs/reference/wire.md``.
+A session belongs to one run of an app. It sends markers after the subscriptions, and passes received control frames to
+`zroute.receiving.tracker`. The tracker returns events, and for each event the session does one of these actions:
+
+- It counts and logs a loss.
+- It sends another marker or a ping.
+- It sends lost subscriptions again.
+- It cuts dead connections.
+
+`zroute.receiving.hearing` contains the rules for asking publishers and for deciding that they are silent.
+``docs/reference/wire.md`` specifies the protocol.
 """
 
 from __future__ import annotations
@@ -17,9 +24,9 @@ from typing import Any, ClassVar, Protocol
 from twisted.internet.defer import Deferred
 
 from zroute.clock import TICK, Clock, Ticking
-from zroute.errors import NotRunningError
 from zroute.logs import printable
 from zroute.messages.control import (
+    GRACE,
     pack_farewell,
     pack_marker,
     pack_ping,
@@ -30,7 +37,6 @@ from zroute.messages.control import (
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind
 from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
-from zroute.publishing.counters import GRACE
 from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
@@ -57,67 +63,90 @@ from zroute.throttle import ThrottledLog
 __all__ = ["SubscriberSession", "Subscriptions"]
 
 _GIVING_MAX = 32.0
-"""Seconds between two questions to a publisher that stopped sending what it keeps: they double, up to this."""
+"""The maximum pause in seconds between questions to a publisher that has stopped sending kept messages.
+
+The first pause is `ANSWER_SECONDS`, and each further pause is twice as long.
+"""
 
 _STANDING = 3 * ANSWER_SECONDS
-"""Seconds for which markers and pings stand that were replaced: until all that they decide about is decided."""
+"""The time in seconds for which a marker or ping stays subscribed after a newer one has replaced it.
+
+ZeroMQ drops the answer to a marker that is no longer subscribed. The time is long enough for every decision that waits
+for such an answer.
+"""
 
 _PING_MAX = 60.0
-"""Seconds between two pings at most, even if all are heard: a proxy may have dropped a marker."""
+"""The maximum pause between pings in seconds.
+
+The session pings even if all publishers are heard, because a proxy may have dropped a marker.
+"""
 
 _MENDS_MAX = 3
-"""Times in succession that subscriptions are sent again to a publisher that does not know them."""
+"""The number of consecutive incomplete answers after which the missing subscriptions are sent again."""
 
 _MENDINGS_MAX = 10
 _MENDINGS_SECONDS = 600.0
-"""How often an app sends subscriptions again in this time: others lose a message now and then meanwhile."""
+"""An app sends subscriptions again at most `_MENDINGS_MAX` times in `_MENDINGS_SECONDS`.
+
+Each repetition may lose messages of other publishers between the unsubscription and the new subscription.
+"""
 
 _PAUSE = 2.0
 _PAUSE_MAX = 60.0
-"""Seconds between two cuts of the connections to one endpoint: the pause doubles, up to the maximum."""
+"""The first and the maximum pause, in seconds, between two cuts of connections to one endpoint.
+
+The pause doubles with each cut.
+"""
 
 
 class Subscriptions(Protocol):
-    """What the subscribing end needs of a transport."""
+    """The methods of a transport that a session calls."""
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Subscribe to these in this order, and to nothing else."""
+        """Subscribe to exactly these prefixes, in this order."""
 
     def resubscribe(self, subscriptions: Collection[bytes]) -> None:
-        """Withdraw and subscribe again each of these, back to back."""
+        """Unsubscribe from each of these prefixes and subscribe to it again at once."""
 
     def emptied(self) -> bool:
-        """Return True if all there was has been read since this was asked last."""
+        """Return True if all sockets were read until empty since the last call."""
 
     def listen_closely(self, closely: bool) -> None:
-        """Note by which connection each message comes, or no longer: it makes reading slower."""
+        """Start or stop recording the connection of each message, which slows reading."""
 
     def heard(self) -> Collection[int]:
-        """Return the connections by which something came since the last call, while that is noted."""
+        """Return the connections over which frames arrived since the last call.
+
+        The result is empty unless connections are recorded (`listen_closely`).
+        """
 
     @property
     def came_by(self) -> int | None:
-        """The connection that the message at hand came by, while that is noted."""
+        """The connection of the current message; None if connections are not recorded."""
 
     @property
     def links(self) -> frozenset[int]:
-        """The connections that are alive, by numbers that are never used twice."""
+        """The numbers of the live connections. Each connection has a unique number."""
 
     def dialled(self, link: int) -> str | None:
-        """Return the endpoint of a connection that was made from here; None for one that a peer has made."""
+        """Return the endpoint of a connection, or None if the peer opened it."""
 
     def cut(self, link: int) -> str | None:
-        """End this connection, so that a new one is made; return its endpoint, or None where that can't be done."""
+        """Close a connection, so that ZeroMQ opens a new one.
+
+        Return its endpoint, or None if the connection can't be closed.
+        """
 
     @property
     def peers(self) -> int:
-        """Publishers that are connected, as far as the sockets know."""
+        """The number of connected publishers that the sockets report."""
 
 
 class SubscriberSession(Ticking):
-    """Keeps account of what an app was sent by tracked publishers: see `zroute.transport.Accounts`.
+    """The accounts of tracked publishers in one run of an app.
 
-    ``found`` is called with each `Gap`, `UnknownLoss` and `LostKept`.
+    It implements `zroute.transport.Accounts`. ``found`` is called with each `Gap`, `UnknownLoss` and `LostKept`.
+    ``name`` is the name of the app in log lines.
     """
 
     def __init__(
@@ -133,41 +162,41 @@ class SubscriberSession(Ticking):
         self._mender = Mender(clock, self._resubscribe, self._ping, self._mended)
         self._transport: Subscriptions | None = None
         self._subscriptions: tuple[bytes, ...] = ()
-        self._leaving: frozenset[bytes] = frozenset()
+        self._leaving: frozenset[bytes] = frozenset()  # former subscriptions that a publisher still counts
         self.moved: Callable[[], None] = lambda: None
-        """Called when accounts that were asked for may be those of subscriptions before: ask again."""
+        """Called when accounts that `account` has returned may belong to former subscriptions."""
         self.ended: Callable[[str, Collection[int]], None] = lambda name, links: None
-        """Called with the name of each publisher that has said goodbye, and the connections by which it was heard."""
+        """Called when a publisher says goodbye, with its name and its connections."""
         self._waiting: list[tuple[int | None, bool, Deferred[None]]] = []
-        self._giving: dict[int, int] = {}  # by whom kept messages were still awaited at the last tick, and which
+        self._giving: dict[int, int] = {}  # at the last tick: the next kept message, by epoch
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
-        self._marker: tuple[bytes, ...] = ()
-        self._sent: tuple[bytes, ...] = ()
-        self._joining: Any = None
+        self._marker: tuple[bytes, ...] = ()  # the marker to send; empty without subscriptions
+        self._sent: tuple[bytes, ...] = ()  # the marker that is sent
+        self._joining: Any = None  # the timer of `_join`
         self._asked_at = 0.0
-        self._closely_until = 0.0
+        self._closely_until = 0.0  # the end of noting connections
         self._asked_last = False
         self._ping_at, self._ping_pause = 0.0, GRACE
         self._mendings: deque[float] = deque(maxlen=_MENDINGS_MAX)
-        self._id = secrets.randbits(48)
-        self._asked = 0
-        self._past: list[tuple[float, bytes]] = []
-        self._pauses: dict[str, tuple[float, float]] = {}  # of an endpoint: when it may be cut again, and the pause
-        self._dead: dict[int, float] = {}  # connections to be cut when that may be, unless something is heard by them
+        self._id = secrets.randbits(48)  # identifies this subscriber in its markers
+        self._asked = 0  # the number of markers and pings so far
+        self._past: list[tuple[float, bytes]] = []  # former markers, pings and farewells, and when to drop them
+        self._pauses: dict[str, tuple[float, float]] = {}  # by endpoint: the earliest next cut, and the pause
+        self._dead: dict[int, float] = {}  # connections to cut unless they are heard again, and when they were judged
         self._said_untracked = False
 
     @property
     def complete(self) -> Collection[str]:
-        """The names of the publishers that have answered since the subscriptions changed last."""
+        """The names of the publishers that have answered the last marker."""
         return self._tracker.complete.values()
 
     @property
     def listening(self) -> bool:
-        """True once publishers were sent subscriptions."""
+        """True after the first call of `listen`."""
         return self._transport is not None
 
     def listen(self, transport: Subscriptions, subscriptions: Iterable[bytes]) -> None:
-        """Subscribe to these, and ask all publishers to say when they know."""
+        """Set the subscriptions, and ask all publishers to confirm them."""
         before, self._subscriptions = self._subscriptions, tuple(subscriptions)
         if self._transport is not None and before == self._subscriptions:
             return
@@ -181,27 +210,42 @@ class SubscriberSession(Ticking):
         self.start()
 
     def rejoin(self) -> None:
-        """A publisher is connected that perhaps never saw the marker."""
+        """Send a new marker, because a new publisher may not know the last one."""
         self._ping_often()
         if self._marker and self._joining is None:
             self._join_soon()
 
+    def depart(self, links: Collection[int], address: str, *, unread: bool) -> None:
+        """Close the accounts of publishers whose endpoint the app has removed.
+
+        Args:
+            links: The connections of the endpoint.
+            address: The address of the endpoint. It identifies publishers whose connections are not known.
+            unread: True if unread messages were dropped. They are then reported as an unknown loss.
+        """
+        self._tell(self._tracker.depart(frozenset(links), address, unread=unread))
+        self._leave()
+
     def ask_last(self) -> None:
-        """Ask once more where all publishers stand, before nothing is read any more."""
+        """Ask all publishers for their last numbers, before reading ends."""
         if self._marker:
             self._asked_last = True
             self._join_soon()
 
     @property
     def awaited(self) -> bool:
-        """True while a publisher that has answered before owes an answer, or the question is still to be sent."""
+        """True while a publisher that answered before has not answered the last question.
+
+        Also True if that question has not been sent yet.
+        """
         return self._joining is not None or self._tracker.awaited
 
     @property
     def has_read_all(self) -> bool:
-        """True if all publishers have answered `ask_last`, so that what waits to be read came later.
+        """True if all publishers have answered `ask_last`, so unread messages are newer.
 
-        Publishers without numbers answer nothing, and dead ones neither: then all is read that has arrived.
+        Dead publishers, and publishers that do not use the tracked wire, never answer. In this case the value stays
+        False, and the app reads all messages that have arrived.
         """
         if self._transport is None or not self._asked_last or self._joining is not None or self._said_untracked:
             return False
@@ -211,9 +255,10 @@ class SubscriberSession(Ticking):
     # -- questions ----------------------------------------------------------------------------------------
 
     def _join_soon(self, *, again: bool = False) -> None:
-        """Ask in the next turn, once for all that changes in this one.
+        """Send a marker in the next turn of the reactor.
 
-        Answers to the marker before no longer count, unless nothing has changed since and this only asks ``again``.
+        One marker is sent for all changes in this turn. Answers to earlier markers no longer count. If ``again`` is
+        True, they still count, because the subscriptions are the same.
         """
         self._listen_closely()
         self._asked_at = self._clock.seconds()
@@ -224,7 +269,10 @@ class SubscriberSession(Ticking):
             self._joining = self._clock.callLater(0, self._join)
 
     def _listen_closely(self) -> None:
-        """Note from now on by which connections something is heard: what came before is no answer."""
+        """Record the connections of messages from now on.
+
+        Messages that arrived before the question are not answers to it.
+        """
         assert self._transport is not None
         now = self._clock.seconds()
         self._tracker.links.update(self._transport.links, self._transport.heard(), nextafter(now, 0.0))
@@ -236,31 +284,34 @@ class SubscriberSession(Ticking):
         return self._id << 16 | self._asked & 0xFFFF
 
     def make_marker(self) -> bytes:
-        """Return a marker with an id that was not used before."""
+        """Return a marker with a new id."""
         return pack_marker(self._next_id(), {*self._subscriptions, *self._leaving})
 
     def _join(self) -> None:
         self._joining = None
-        # What was sent to the marker before is under way still, and ZeroMQ would drop it here.
+        # Keep the last marker subscribed: answers to it may still arrive, and ZeroMQ would drop them.
         self._past += [(self._clock.seconds() + _STANDING, marker) for marker in self._sent]
         self._sent = self._marker
         self._subscribe()
         self._serve()
 
     def _ping_often(self) -> None:
-        """Ping soon, and then less and less often: publishers may be there that never saw a marker."""
+        """Ping soon and then with growing pauses, because a marker may have been lost."""
         self._ping_pause = GRACE
         self._ping_at = self._clock.seconds() + GRACE
 
     def _ping_again(self, now: float) -> None:
-        """Ping all publishers, also those that are not known: one that a marker did not reach answers, and is asked."""
+        """Ping all publishers when the next ping is due.
+
+        A publisher that did not receive the marker answers the ping, and is then sent a new marker.
+        """
         if self._marker and now >= self._ping_at:
             self._ping_pause = min(2 * self._ping_pause, _PING_MAX)
             self._ping_at = now + self._ping_pause
             self._ping()
 
     def _ping(self) -> bytes:
-        """Ask all publishers for a sign of life."""
+        """Ask all publishers for a sign of life, and return the topic of the ping."""
         self._listen_closely()
         ping, now = pack_ping(self._next_id()), self._clock.seconds()
         self._past.append((now + _STANDING, ping))
@@ -269,7 +320,11 @@ class SubscriberSession(Ticking):
         return ping
 
     def _subscribe(self) -> None:
-        """Tell the socket: what is wanted, what is still accounted for by others, and markers last."""
+        """Pass the subscriptions to the socket.
+
+        The order matters: the current and the former subscriptions come before the markers. A publisher therefore knows
+        the subscriptions when it reads a marker.
+        """
         assert self._transport is not None
         past = [marker for _, marker in self._past]
         self._transport.subscribe((*self._subscriptions, *sorted(self._leaving), *past, *self._sent))
@@ -283,27 +338,31 @@ class SubscriberSession(Ticking):
             self._join_soon(again=True)
 
     def _leave(self) -> None:
-        """A publisher has answered, or is given up: it needs the subscriptions before no more."""
+        """Remove former subscriptions that are no longer needed.
+
+        Called when a publisher has answered or was evicted.
+        """
         if self._leaving:
             self._leaving = self._tracker.leaving
             self._subscribe()
             self.moved()
 
     def _drop_past(self, now: float) -> None:
+        """Unsubscribe from markers and pings that have expired."""
         if self._past and self._past[0][0] <= now and self._joining is None:
             self._past = [(until, marker) for until, marker in self._past if until > now]
             self._subscribe()
 
-    # -- what the table asks ------------------------------------------------------------------------------
+    # -- calls of the routing table -----------------------------------------------------------------------
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Any:
-        """See `zroute.transport.Accounts`, also for the next two."""
+        """Return the account of a message; see `zroute.transport.Accounts`."""
         account = self._tracker.account(epoch, topic, subscription)
         self._stats.epochs = self._tracker.epochs
         return account
 
     def admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Tell what is missing before this message."""
+        """Report a loss before this message; return False for a duplicate."""
         found = self._tracker.admit(account, number, many)
         if found is DUPLICATE:
             return False
@@ -312,7 +371,10 @@ class SubscriberSession(Ticking):
         return True
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Without a topic it is the end of what was kept."""
+        """Return True if a kept message is for this app, and report a loss before it.
+
+        A frame without a topic marks the end of the kept messages.
+        """
         if parse_marker(marker).subscriber != self._id:
             return False
         lost = self._tracker.kept(header.epoch, header.sequence, None if topic else marker)
@@ -323,18 +385,17 @@ class SubscriberSession(Ticking):
         return bool(topic)
 
     def untracked(self, topic: bytes) -> None:
-        """Log the first message without numbers."""
+        """Log the first message that arrives without a tracked header."""
         if not self._said_untracked and self._transport is not None:
             self._said_untracked = True
             self._log.info(
-                "%s: a publisher does not track, so that what is lost of its messages is not counted; the first of "
-                "them has the topic %r",
+                "%s: a publisher sends untracked messages, so their losses are not counted (first topic: %r)",
                 self._name,
                 str(Topic.from_wire(topic[:MAX_TOPIC])),
             )
 
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
-        """Take a statement or a beat. Raises EnvelopeError."""
+        """Process a statement or a beat. Raises EnvelopeError if it is malformed."""
         link = self._transport.came_by if self._transport is not None else None
         if header.kind is Kind.BEAT:
             next_ms = parse_beat(body)
@@ -342,15 +403,15 @@ class SubscriberSession(Ticking):
         elif header.kind in (Kind.JOIN, Kind.GOODBYE):
             goodbye = header.kind is Kind.GOODBYE
             statement = parse_statement(body)
-            if self._transport is not None:  # perhaps the connection of an earlier run has ended in this moment
+            if self._transport is not None:  # the connection of an earlier run may have just ended
                 self._tracker.links.update(self._transport.links, (), self._clock.seconds())
             self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
             self._mender.answered(header.epoch, topic)
 
-    # -- what is found ------------------------------------------------------------------------------------
+    # -- events of the tracker ----------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """See who is silent, and who of those who wait is served."""
+        """Check the publishers, and fire the Deferreds of `ready` that are satisfied."""
         assert self._transport is not None
         now, transport = self._clock.seconds(), self._transport
         self._stats.peers = transport.peers
@@ -360,7 +421,7 @@ class SubscriberSession(Ticking):
         self._tell(self._tracker.check(now, emptied=emptied))
         if any(state for _, state, _ in self._waiting):
             self._ask_for_kept(now, emptied=emptied)
-        if self._leaving != self._tracker.leaving:  # a publisher was given up for others
+        if self._leaving != self._tracker.leaving:  # a publisher was evicted
             self._leave()
         self._cut_dead(now)
         self._ping_again(now)
@@ -369,6 +430,10 @@ class SubscriberSession(Ticking):
         self._serve()
 
     def _tell(self, events: Iterable[Event]) -> None:
+        """Handle the events of the tracker.
+
+        Several questions are combined in one marker or ping.
+        """
         again = ping = False
         for event in events:
             if isinstance(event, Overdue):
@@ -394,7 +459,7 @@ class SubscriberSession(Ticking):
         if lost.count > 0:
             self._found(lost)
             return
-        text = "%s: %s sends again what it keeps: the %d messages of it that were lost are counted as lost no more"
+        text = "%s: %s sends its kept messages again: %d of them are no longer counted as lost"
         self._log.info(text, self._name, self.named(lost.epoch), -lost.count)
 
     def _unknown_loss(self, tail: UnknownLoss) -> None:
@@ -405,8 +470,8 @@ class SubscriberSession(Ticking):
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
-            "%s: a frame in the name of %s was forged, or wrong: the account of %r is put right, and the losses that "
-            "the frame claimed are taken back (messages: %d, unknown losses: %d)"
+            "%s: a frame in the name of %s was forged or wrong: the losses of %r that it implied are no longer counted "
+            "(messages: %d, unknown losses: %d)"
         )
         subscription, named = str(Topic.from_wire(event.subscription)), self.named(event.epoch)
         facts = (self._name, named, subscription, event.wrong, event.unknown)
@@ -420,12 +485,13 @@ class SubscriberSession(Ticking):
         self._serve()
 
     def _missing(self, event: Missing) -> None:
-        """Send what is missing again, if it may have been dropped on the way: that disturbs other publishers a little.
+        """Send the missing subscriptions again, unless they were repeated too often.
 
-        A publisher that never names what it was sent does not follow the protocol, and what it needs is not known.
+        The number of repetitions is limited for two reasons: each repetition disturbs other publishers a little, and a
+        publisher whose answers never contain the subscriptions does not follow the protocol.
         """
         mends = event.times <= _MENDS_MAX and self._may_mend()
-        remedy = "they were dropped on the way to it, and are sent again" if mends else "it is not taken for joined"
+        remedy = "they were dropped on the way, and are sent again" if mends else "it does not count as joined"
         text = "%s: %s does not know %d of %d subscriptions: %s"
         facts = (self._name, self.named(event.publisher), len(event.subscriptions), len(self._subscriptions), remedy)
         self._reports("missing", f"{self._name}: dropped subscriptions", logging.WARNING, text, *facts)
@@ -433,7 +499,10 @@ class SubscriberSession(Ticking):
             self._mender.add(event.publisher, event.subscriptions)
 
     def _may_mend(self) -> bool:
-        """Return True, and note it, unless subscriptions were sent again too often: a peer may answer at random."""
+        """Return True and count the repetition, unless there were too many.
+
+        The limit is needed because a peer may send arbitrary answers.
+        """
         now = self._clock.seconds()
         if len(self._mendings) == _MENDINGS_MAX and self._mendings[0] > now - _MENDINGS_SECONDS:
             return False
@@ -444,38 +513,49 @@ class SubscriberSession(Ticking):
         self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
 
     def _namesake(self, event: Namesake) -> None:
-        text = "%s: two publishers have the name of %s; the other is %016x: give their apps names of their own"
+        text = "%s: two publishers have the name of %s; the other is %016x: give their apps different names"
         facts = (self._name, _named(event.publisher, event.name), event.other)
         self._reports("namesake", f"{self._name}: publishers of one name", logging.WARNING, text, *facts)
 
     def _ended(self, event: Ended) -> None:
-        """Tell a publisher that has ended that all it sent was read: it waits for that."""
-        what = "and all it sent since the join was received or counted" if event.known else "and had not joined"
+        """Log the end of a publisher, and confirm that all its messages were read.
+
+        The publisher waits for this confirmation.
+        """
+        what = (
+            "all its messages since the join were received or counted as lost"
+            if event.known
+            else "without having joined"
+        )
         self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
         self.ended(event.name, self._tracker.links_of(event.publisher))
         self._leave()
-        if len(self._past) < PUBLISHERS_MAX:  # peers can invent goodbyes, and an answer costs as much as many stand
+        if len(self._past) < PUBLISHERS_MAX:  # peers can forge goodbyes, and each entry slows `_subscribe`
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
 
     def _silenced(self, event: Silent) -> None:
-        """A publisher is silent: cut the connections by which nothing is heard, as soon as that may be."""
+        """Log a silent publisher, and mark its silent connections for `_cut_dead`."""
         assert self._transport is not None
         self._leave()
         now = self._clock.seconds()
         self._dead.update(dict.fromkeys(event.links, now))
         addresses = [self._transport.dialled(link) for link in sorted(event.links)]
         again = ", ".join(address for address in addresses if address)
-        remedy = f"connecting again to {again}" if again else "waiting for it"
+        remedy = f"reconnecting to {again}" if again else "waiting for it"
         text = "%s: %s is silent: frozen, dead, or behind a dead connection; %s"
         named = _named(event.publisher, event.name)
         self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
 
     def _returned(self, event: Returned) -> None:
-        text = "%s: %s is heard again, after %.0f s"
+        text = "%s: %s is heard again after %.0f s"
         self._log.info(text, self._name, _named(event.publisher, event.name), event.seconds)
 
     def _cut_dead(self, now: float) -> None:
+        """Cut the connections that are still silent.
+
+        A connection is cut only when the pause of its endpoint is over.
+        """
         assert self._transport is not None
         for link, since in tuple(self._dead.items()):
             address = self._transport.dialled(link)
@@ -505,15 +585,16 @@ class SubscriberSession(Ticking):
     }
 
     def named(self, epoch: int) -> str:
-        """Return how log lines call a publisher."""
+        """Return the name of a publisher for log lines."""
         return _named(epoch, self._tracker.name_of(epoch))
 
     # -- ready --------------------------------------------------------------------------------------------
 
     def ready(self, publishers: int | None, *, state: bool = False) -> Deferred[None]:
-        """Fires when this number of publishers has answered; by default all that are connected, but plain ones.
+        """Return a Deferred that fires when ``publishers`` publishers have answered.
 
-        With ``state`` each has also sent all that it keeps of the subscriptions.
+        None waits for all connected publishers on the tracked wire. If ``state`` is True, each publisher must also have
+        sent all its kept messages for the subscriptions.
         """
         waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append((publishers, state, waiting))
@@ -522,10 +603,11 @@ class SubscriberSession(Ticking):
 
     @property
     def given(self) -> int:
-        """How many of the `complete` publishers have sent all that they keep."""
+        """The number of `complete` publishers that have sent all their kept messages."""
         return self._tracker.given
 
     def _serve(self) -> None:
+        """Fire the Deferreds of `ready` whose condition is satisfied."""
         for each in tuple(self._waiting):
             number, state, waiting = each
             if self._is_ready(number, state):
@@ -542,15 +624,16 @@ class SubscriberSession(Ticking):
         if not self._subscriptions:
             return True
         connected = self._transport.peers
-        many = len(self._subscriptions) > SUBSCRIPTIONS_SLICE  # a proxy may have dropped the marker: a ping will tell
+        many = len(self._subscriptions) > SUBSCRIPTIONS_SLICE  # a proxy may have dropped the marker: wait for a ping
         late = self._clock.seconds() >= self._asked_at + GRACE * (3 if many else 1)
         given_up = late and not self._tracker.incomplete
         return connected > 0 and (len(self.complete) >= connected or given_up)
 
     def _ask_for_kept(self, now: float, *, emptied: bool) -> None:
-        """Ask again if the end of what is kept does not come: it may have been dropped on the way.
+        """Ask again if the message that ends the kept messages does not arrive.
 
-        A publisher that is still sending, and one whose messages wait here to be read, are left alone.
+        That message may have been dropped on the way. The session does not ask while a publisher is still sending, or
+        while unread messages are waiting.
         """
         giving = self._tracker.giving
         if any(self._giving.get(epoch) != number for epoch, number in giving.items()):
@@ -567,7 +650,7 @@ class SubscriberSession(Ticking):
         self._waiting = [each for each in self._waiting if each[2] is not waiting]
 
     def close(self) -> None:
-        """Tell the last findings. Publishers that connect now are not asked any more."""
+        """Report the last losses, and stop asking publishers."""
         self.stop()
         self._mender.close()
         self._marker = ()
@@ -578,9 +661,6 @@ class SubscriberSession(Ticking):
             self._tracker.links.update(self._transport.links, (), self._clock.seconds())
         alone = self._transport is not None and not self._transport.peers
         self._tell(self._tracker.close(asked=self._asked_last, alone=alone))
-        waiting, self._waiting = self._waiting, []
-        for _, _, each in waiting:
-            each.errback(NotRunningError(f"{self._name!r} has stopped, and waits for no publisher any more"))
         self._reports.close()
 
 

@@ -1,58 +1,68 @@
-"""RouteTable: the compiled form of all routes, and the loop that every message goes through.
+"""The routing table of an app, and the loop that reads every message.
 
-`RouteTable.receive` reads frames, splits the topic off and calls the topic's deliver closure. It knows the layout of
-`zroute.messages.wire`. Rules of the loop:
+`RouteTable.receive` reads frames, separates the topic, and calls the closure that delivers messages of that topic. It
+implements the layout of `zroute.messages.wire`. The rules of the loop:
 
-- **What may run for each message**: one `recv`, two comparisons of its length, one `partition`, one or two look-ups in
-  a dict, for a tracked message one `unpack` and one comparison of numbers, and the closure. No clock, no log, no object
-  of our own, no attribute that a local name can hold. `tests/test_house.py` counts the functions and files of the way
-  of a message, and ``benchmarks`` its instructions.
-- **What is known beforehand**: a topic's routes, decoder and parameters are in its closure, and the closure is in the
-  cache (`zroute.receiving.topic_cache`): by topic for plain messages; by topic and the 16 constant bytes of the header
-  for tracked ones, beside the account whose number is compared. Only messages that took the long way put entries
-  there, so the loop checks nothing that the entry stands for: kind, codec, epoch, span, and the absence of headers.
-- **The order of checks.** Size comes first: a large frame is not split in the loop, and a small one needs no check of
-  ``max_message``. Then plain, then tracked: a topic is in one of the two maps, so a tracked message costs one vain
-  look-up, and no look at the magic. The number comes before the closure: a duplicate is not delivered, and a gap is
-  reported before the message behind it.
-- **What is rare leaves the loop**: a new topic, another codec, several parts, a large body, a fault, a number that is
-  not the expected one. RCVMORE costs more than `recv`, so it is asked only there (the rule of parts in
+- **The work for each message**: one `recv`, two comparisons of a length, one `partition`, one or two dict look-ups, and
+  the closure. A tracked message also takes one `unpack` and one comparison of numbers. The loop reads no clock, writes
+  no log, creates no object of a zroute class, and reads no attribute that can be stored in a local variable.
+  `tests/test_house.py` counts the functions and files that a message passes through, and ``benchmarks`` counts the
+  instructions.
+- **Closures**: the closure of a topic contains its routes, decoder and parameters. The cache
+  (`zroute.receiving.topic_cache`) finds it by topic for plain messages. For tracked messages, the key is the topic and
+  the 16 constant bytes of the header, and the entry also contains the account whose number is compared. Only the slow
+  path creates entries. The loop therefore does not have to check the facts that an entry implies: kind, codec, epoch,
+  span, and the presence of headers. Headers are skipped by their length, and decoded only when a handler reads them.
+- **The order of checks**: the size is checked first, because the loop does not split large frames, and a small frame
+  needs no check of ``max_message``. The dict of plain topics is searched before the dict of tracked topics. A topic is
+  in only one of the two dicts, so a tracked message costs one failed look-up, but no comparison with the magic bytes.
+  The number is checked before the closure is called: a duplicate is not delivered, and a gap is reported before the
+  message that follows it.
+- **Rare cases leave the loop** for the slow path: a new topic, another codec, several parts, a large body, an error, an
+  unexpected number. Reading RCVMORE costs more than `recv`, so only the slow path reads it (see the rule of parts in
   ``docs/reference/wire.md``).
-- **The bound is a list.** The loop runs over a list of numbers. `hold` empties it, and so ends the loop behind the
-  message at hand: a pause, or a table that takes this one's place, costs nothing while there is none.
-- **Only `recv` raises.** What handlers raise ends in their closures, and what peers send in the long way. An error of
-  `recv` (EAGAIN, most often) goes to the caller with its own message not counted.
-- **Counting.** Each message is counted in one of `Stats.routed`, ``unrouted``, ``malformed``, ``duplicate`` and
-  ``control``. The loop counts as routed all messages that did not leave it, once for each call: the rare branches count
-  the others in ``aside``, so the common way pays nothing. The code that a message goes to then counts it; closures that
-  did so return `COUNTED` or `MALFORMED`.
+- **The loop iterates over a list of numbers.** `hold` empties the list, which ends the loop after the current message.
+  The loop therefore needs no check for a pause or a new table.
+- **Only ``recv`` and ``more`` raise**: the closures catch the exceptions of handlers, and the slow path catches errors
+  in received frames. An exception of ``recv``, usually EAGAIN, is passed to the caller. The message that could not be
+  read is not counted.
+- **Counting**: each message is counted in exactly one of `Stats.routed`, ``unrouted``, ``malformed``, ``duplicate`` and
+  ``control``. The loop counts the messages that it delivers itself, and adds their number to ``routed`` once, at the
+  end of the call. Rare branches increment ``aside``, so the common path does not count. In a rare branch, the code that
+  handles the message counts it. A closure that has counted a message returns `COUNTED` or `MALFORMED`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from struct import Struct
 from typing import Any, Literal
 
 import attrs
 
+from zroute.declarations.signatures import NO_BODY
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import Coalesced, parse_coalesced, split_frame
 from zroute.messages.codecs import Codecs
+from zroute.messages.frames import Parse
+from zroute.messages.schema import resolved
 from zroute.messages.wire import (
     COUNTER,
     HEAD_SIZE,
     HEADER_MAX,
     HEADER_SIZE,
+    HEADERS_LENGTH,
     MAGIC,
     NUL,
     Header,
     Kind,
     parse_header,
     parse_kept,
+    skip_headers,
     split,
 )
-from zroute.options import LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
+from zroute.options import HEADERS_MAX, LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
 from zroute.receiving.coalesced import Remainder
 from zroute.receiving.dispatch import (
     COUNTED,
@@ -63,12 +73,12 @@ from zroute.receiving.dispatch import (
     Deliver,
     DispatchCallbacks,
 )
-from zroute.receiving.frames import RawFrames, ZeroCopyFrame, raw_frames, uncopied
+from zroute.receiving.frames import RawFrames, ZeroCopyFrame, raw_frames, uncopied, uncopied_body
 from zroute.receiving.latest import Latest
 from zroute.receiving.matching import Matcher
 from zroute.receiving.topic_cache import TopicCache, TopicEntry
 from zroute.stats import Stats
-from zroute.transport import Accounts
+from zroute.transport import Accounts, Receive
 
 __all__ = ["Dispatch", "RouteTable"]
 
@@ -76,12 +86,16 @@ Dispatch = Literal["all", "most_specific"]
 
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
+_HEADERS_MOST = HEADERS_LENGTH + HEADERS_MAX
 _ROUNDS = list(range(1, READ_BUDGET + 1))
 
 
 @attrs.define(eq=False)
 class _Unnumbered:
-    """The account of messages whose numbers say nothing about the subscription they came by."""
+    """A placeholder account for messages whose numbers the loop must not check.
+
+    ``expected`` stays 0, and `RouteTable._admit` accepts every number.
+    """
 
     expected: int = 0
 
@@ -91,21 +105,33 @@ _UNNUMBERED = _Unnumbered()
 
 @attrs.define(eq=False)
 class _Parts:
-    """What is known about the parts of messages; a changed table takes it over in the middle of one.
+    """The state of messages with several parts.
 
-    ``skipping`` says that the rest of a refused message is to be read; ``multipart`` holds the topics for
-    which RCVMORE is asked each time.
+    A new table takes this object over from the table that it replaces, possibly in the middle of a message.
+    ``skipping`` contains the ``more`` function of each socket with a refused message whose remaining parts must still
+    be read; `RouteTable.receive` is called for several sockets in rotation. ``multipart`` contains the topics for which
+    RCVMORE is read for each message.
     """
 
-    skipping: bool = False
+    skipping: list[Callable[[], int]] = attrs.field(factory=list)
     multipart: dict[bytes, None] = attrs.field(factory=dict)
 
 
 class RouteTable:
-    """All routes of an app, frozen: subscriptions, and `receive`, which delivers what a socket receives.
+    """The routes of an app in compiled form.
 
-    ``codecs`` are those this app knows. ``max_message`` bounds a body in bytes; larger ones are malformed. ``before``
-    is the table whose place this one takes.
+    ``subscriptions`` cover the patterns of all routes. `receive` reads and delivers messages. A table never changes its
+    routes: `changed` returns a new table.
+
+    Args:
+        routes: The compiled routes.
+        codecs: The codecs that this app knows.
+        dispatch: "all" delivers to every matching route, "most_specific" only to the most specific one.
+        max_message: The maximum size of a body in bytes; larger bodies are malformed.
+        stats: The counters of the app.
+        outcomes: Called with results, errors and refused messages.
+        accounts: The accounts of received numbers.
+        before: The table that this table replaces, whose unfinished messages it continues.
     """
 
     def __init__(
@@ -124,11 +150,11 @@ class RouteTable:
         self._matcher = Matcher(self.routes, only_first=dispatch == "most_specific")
         self.patterns, self.subscriptions = self._matcher.patterns, self._matcher.subscriptions
         self.most: int | None = None
-        """How many messages of one frame may be delivered in one call of `receive`, if that is bounded."""
+        """The maximum number of messages of one frame that a call of `receive` delivers, or None."""
         self._rounds: list[int] = []
         self._dispatch: Dispatch = dispatch
         self._max_message = max_message
-        self._short = min(LARGE_FRAME, max_message)  # bytes of a frame up to which its body needs no check of its size
+        self._short = min(LARGE_FRAME, max_message)  # bytes; the body of such a frame can't exceed max_message
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
@@ -147,11 +173,17 @@ class RouteTable:
             unrouted=self._unrouted,
             malformed=self._malformed,
         )
-        if any(route.lists for route in routes):  # nobody else pays for it
-            self.receive = self._receive_and_release  # type: ignore[method-assign]
+        schemas = [route.call.schema for route in routes]
+        self._views = any(schema is not NO_BODY and resolved(schema) is memoryview for schema in schemas)
+        if any(route.lists for route in routes):  # tables without batches do not pay for it
+            self.receive = partial(self._and_release, self.receive)  # type: ignore[method-assign]
+            self.receive_stated = self._receive_stated_and_release  # type: ignore[method-assign]
 
     def changed(self, routes: Sequence[CompiledRoute], codecs: Codecs) -> RouteTable:
-        """A table with other routes in place of this one, which reads no further than the message at hand."""
+        """Return a table with other routes, which replaces this table.
+
+        This table stops reading after the current message.
+        """
         table = RouteTable(
             routes,
             codecs=codecs,
@@ -166,44 +198,54 @@ class RouteTable:
         return table
 
     def forget_accounts(self) -> None:
-        """Ask for all of them anew."""
+        """Make the loop look up each account again for the next message of its publisher."""
         self._entries.forget_heads()
 
     def reclassify(self) -> None:
-        """Make all closures again, also for what is left of a coalesced frame: a route's flow has become active."""
+        """Create all closures again, because the flow of a route has become active.
+
+        The delivery of a coalesced frame ends too, so its remaining messages are passed to the new closures.
+        """
         self._entries.clear()
         self._unpacked.hold()
 
     # -- the loop -------------------------------------------------------------------------------------
 
     def receive(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        """Read and deliver up to ``budget`` messages (256 at the most), fewer after a `hold`.
+        """Read and deliver up to ``budget`` messages, or fewer after `hold`.
 
-        ``recv(1)`` (1 is ZMQ_DONTWAIT) returns the next part of a message, or raises, which ends the call
-        and goes to the caller: nothing else does; ``recv(1, False)`` need not copy it. ``more()`` says whether
-        the part read last has another behind it; it is costly and asked only where the rule of parts needs it.
+        Exceptions of ``recv`` and ``more`` end the call and are passed to the caller.
+
+        Args:
+            recv: ``recv(1)`` returns the next part of a message, or raises if there is none (1 is ZMQ_DONTWAIT).
+                ``recv(1, False)`` may return an object that does not copy the bytes.
+            more: Returns True if another part of the same message follows. The call is expensive, so it is made only if
+                the rule of parts requires it. For each socket, the caller must always pass the same function, because
+                it identifies the socket.
+            budget: The maximum number of messages, at most 256 (`READ_BUDGET`).
         """
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, admit = _HEAD_AND_NUMBER, self._admit
-        received, aside, receive, short = 0, 0, recv, self._short
+        received, aside, short = 0, 0, self._short
+        receive: Callable[[int], Any] = uncopied(recv) if self._views else recv
         if self._unpacked.rest:
             self.work_off(budget)
             return
         if self._parts.skipping:
             budget -= self._skip(recv, more, budget)
-        rounds = self._rounds = _ROUNDS[:budget]  # a list, so that `hold` can end it at no cost
+        rounds = self._rounds = _ROUNDS[:budget]  # `hold` empties this list, which ends the loop
         try:
-            for received in rounds:  # noqa: B007  # counted in the end
+            for received in rounds:  # noqa: B007  # used in `finally`
                 frame = receive(1)
                 if len(frame) > short:
                     if len(frame) > LARGE_FRAME:
-                        receive = uncopied(recv)  # large ones come in rows: what follows is copied once, not twice
+                        receive = uncopied(recv)  # large frames often follow each other: copy them once
                     self._one_by_one(frame, recv, more)
                     aside += 1
                     continue
                 topic, _, body = frame.partition(NUL)
                 deliver = plain(topic)
-                if deliver is not None and body:  # no body: perhaps there was no NUL
+                if deliver is not None and body:  # an empty body: the NUL may be missing
                     if fault := deliver(body, frame):
                         aside += self._after(fault, topic, frame, recv, more)
                     continue
@@ -222,22 +264,23 @@ class RouteTable:
                             aside += self._after(fault, topic, frame, recv, more)
                         continue
                 self._one_by_one(frame, recv, more)
-                aside += 1  # only now: a message that `recv` fails in the middle of is not counted at all
+                aside += 1  # after the call: if `recv` fails in the middle of a message, it is not counted
         except BaseException:
-            received -= 1  # it was `recv` that raised: nothing else in the loop does
+            received -= 1  # `recv` or `more` raised: the current message is not complete
             raise
         finally:
             self._stats.received += received
             self._stats.routed += received - aside
 
-    def _receive_and_release(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        """`receive` for routes with lists: they are handed over when nothing more waits to be read, else before long.
+    def _and_release(self, receive: Receive, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """Receive messages for routes with batches, and release the batches.
 
-        What ends the call is raised behind that, and not in the middle: an error of a handler would else be told as one
-        that happened while that was handled.
+        The batches are released at once if no message is waiting to be read, otherwise soon. The exception that ended
+        the reading is raised after that, outside the ``except`` block. Otherwise Python would show it as the context of
+        each error in a handler.
         """
         try:
-            RouteTable.receive(self, recv, more, budget)
+            receive(recv, more, budget)
         except BaseException as error:
             ended = error
         else:
@@ -247,20 +290,23 @@ class RouteTable:
             self._outcomes.release()
             raise ended
         finally:
-            del ended  # it holds this frame
+            del ended  # its traceback refers to this frame: a reference cycle
 
     def hold(self) -> None:
-        """Read no further than this message; later ones are not affected."""
+        """Stop reading after the current message; the next call reads again."""
         self._rounds.clear()
         self._unpacked.hold()
 
     @property
     def unpacked(self) -> int:
-        """How many messages are left of frames of several: the next call begins with them."""
+        """The number of undelivered messages of coalesced frames.
+
+        The next call of `receive` begins with them.
+        """
         return len(self._unpacked.rest)
 
     def work_off(self, budget: int) -> None:
-        """Deliver up to so many of those, fewer after a `hold`."""
+        """Deliver up to ``budget`` of the `unpacked` messages, or fewer after `hold`."""
         rest, outer = self._unpacked.rest, self._rounds
         self._rounds = rounds = list(range(budget))
         for _ in rounds:
@@ -274,35 +320,80 @@ class RouteTable:
                 self._deliver(self._entries.deliver(entry, codec, body), body, frame)
             except EnvelopeError as error:
                 self._malformed(error, frame)
-        if not rounds:  # held
+        if not rounds:  # `hold` was called, or the budget was 0: end the loop of the caller too
             outer.clear()
         self._rounds = outer
+
+    # -- stated forms -----------------------------------------------------------------------------------
+
+    def receive_stated(self, parse: Parse, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        """Read and deliver up to ``budget`` messages of a stated form.
+
+        It delivers fewer messages after `hold`. Only the form determines the topic: a NUL in the topic is not a
+        separator, and a body that begins like a tracked header is an ordinary body. ``parse`` extracts topic and body;
+        see `receive` for the other arguments and the exceptions.
+        """
+        if self._parts.skipping:
+            budget -= self._skip(recv, more, budget)
+        rounds = self._rounds = _ROUNDS[:budget]
+        for _ in rounds:
+            parts = [recv(1)]
+            while len(parts) <= MAX_PARTS and more():
+                parts.append(recv(1))
+            self._stats.received += 1
+            if len(parts) > MAX_PARTS:  # ``parse`` refuses the message
+                self._parts.skipping.append(more)
+                self.hold()
+            self._receive_stated(parse, tuple(parts))
+
+    def _receive_stated_and_release(
+        self, parse: Parse, recv: Callable[[int], bytes], more: Callable[[], int], budget: int
+    ) -> None:
+        self._and_release(partial(RouteTable.receive_stated, self, parse), recv, more, budget)
+
+    def _receive_stated(self, parse: Parse, parts: tuple[bytes, ...]) -> None:
+        message: tuple[bytes, ...] = parts
+        try:
+            message = found = parse(parts)
+            self._check_size(found.body)
+            entry = self._entries.of(found.topic)
+            self._deliver(self._entries.deliver(entry, 0, found.body), found.body, found)
+        except EnvelopeError as error:
+            self._malformed(error, error.frames or message)
+        except SystemExit as error:
+            self._stats.malformed += 1
+            self._outcomes.exits(error)
 
     # -- the rule of parts ------------------------------------------------------------------------------
 
     def _one_by_one(self, frame: bytes | ZeroCopyFrame, recv: Callable[[int], bytes], more: Callable[[], int]) -> None:
-        """A message that is new, large, of several parts or broken: RCVMORE is asked."""
+        """Receive one message on the slow path: check RCVMORE, and read all parts.
+
+        These messages have a new topic or head, are large, have several parts, or are malformed.
+        """
         if not more():
             self._receive(frame)
             return
         parts = [frame[:]]
         while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
             parts.append(recv(1))
-        self._parts.skipping = bool(len(parts) == MAX_PARTS and more())
-        if self._parts.skipping:
+        if len(parts) == MAX_PARTS and more():
+            self._parts.skipping.append(more)
             self.hold()
             self._malformed(EnvelopeError(f"more than {MAX_PARTS} parts", frames=tuple(parts)), tuple(parts))
         else:
             self._receive(tuple(parts))
 
     def _skip(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> int:
-        """Read up to ``budget`` parts of a message that is refused already; how many it were.
+        """Read up to ``budget`` parts of a refused message; return their number.
 
-        A connection that was taken back meanwhile has taken the rest of its message with it: so ask first.
+        ``more`` is called before each read, because the remaining parts are gone if the connection has ended meanwhile.
         """
+        if more not in self._parts.skipping:
+            return 0
         for parts in range(budget):
             if not more():
-                self._parts.skipping = False
+                self._parts.skipping.remove(more)
                 return parts
             recv(1)
         return budget
@@ -310,22 +401,26 @@ class RouteTable:
     def _after(
         self, fault: int, topic: bytes, frame: bytes, recv: Callable[[int], bytes], more: Callable[[], int]
     ) -> int:
-        """Follow up on what a closure returned; how many messages the loop must not count as routed: 0 or 1."""
+        """Handle the code that a closure returned.
+
+        Return the number of messages that the loop must not count as routed: 0 or 1.
+        """
         if fault == TRACKED:
             self._one_by_one(frame, recv, more)
-        elif fault != COUNTED and self._has_rest(fault, more):  # what is left of its message is no message
+        elif fault != COUNTED and self._has_rest(fault, more):  # the further parts are not messages of their own
             self._entries.forget(topic)
-            self._parts.multipart[topic] = None  # asked each time from now on
+            self._parts.multipart[topic] = None  # from now on RCVMORE is asked for this topic each time
             if len(self._parts.multipart) > TOPICS_NOTED:
                 del self._parts.multipart[next(iter(self._parts.multipart))]
-            self._parts.skipping = True
+            self._parts.skipping.append(more)
             self.hold()
         return int(fault != UNDECODABLE)
 
     def _has_rest(self, fault: int, more: Callable[[], int]) -> bool:
+        """Return True if the current message has further parts."""
         try:
             return bool(more())
-        except BaseException:  # the loop takes back the message at hand, but this one is delivered
+        except BaseException:  # the loop will subtract the current message, but it was delivered: add it here
             self._stats.received += 1
             self._stats.routed += fault == UNDECODABLE
             raise
@@ -333,15 +428,17 @@ class RouteTable:
     # -- whole messages ---------------------------------------------------------------------------------
 
     def _receive(self, raw: RawFrames) -> None:
+        """Parse and deliver a complete message, or count it as malformed."""
         try:
             if not isinstance(raw, tuple) and (at := raw[: MAX_TOPIC + 1].find(NUL)) >= 0:
-                topic, start = raw[:at], at + 1  # a body may be large: it is copied once
+                topic, start = raw[:at], at + 1  # a body may be large, so it is copied only once
                 if raw[start : start + len(MAGIC)] == MAGIC:
                     header = parse_header(raw[start : start + HEADER_MAX])
-                    fixed, body = raw[start : start + HEADER_SIZE], raw[start + header.size :]
+                    fixed, at = raw[start : start + HEADER_SIZE], start + header.size
+                    body = self._body(topic, raw, at) if header.kind is Kind.DATA else raw[at:]
                     self._receive_tracked(topic, header, fixed, body, raw)
                 else:
-                    self._receive_plain(topic, raw[start:], raw)
+                    self._receive_plain(topic, self._body(topic, raw, start), raw)
                 return
             topic, body = split(raw_frames(raw))
             if body.startswith(MAGIC):
@@ -352,6 +449,15 @@ class RouteTable:
         except EnvelopeError as error:
             self._malformed(error, raw)
 
+    def _body(self, topic: bytes, raw: bytes | ZeroCopyFrame, start: int) -> Any:
+        """Return the body of a frame as bytes, or as a memoryview of a large frame.
+
+        A memoryview avoids a copy. It is only used for topics whose handlers all accept a memoryview.
+        """
+        if self._views and len(raw) > LARGE_FRAME and self._entries.takes_views(topic):
+            return uncopied_body(raw, start)
+        return raw[start:]
+
     def _receive_plain(self, topic: bytes, body: bytes, raw: RawFrames) -> None:
         self._accounts.untracked(topic)
         entry = self._entries.of(topic)
@@ -361,7 +467,10 @@ class RouteTable:
         self._deliver(deliver, body, raw)
 
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: RawFrames) -> None:
-        """``fixed`` is the part of the header that each has, and ``body`` what stands behind the header."""
+        """Receive a complete frame with a tracked header.
+
+        ``fixed`` is the fixed part of the header, and ``body`` contains the bytes after the header.
+        """
         if header.kind is Kind.KEPT:
             self._receive_kept(header, fixed, topic, body, raw)
             return
@@ -380,18 +489,23 @@ class RouteTable:
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
+        # The loop can deliver frames with this head if a counter of ours has a known place.
         named = ours or not further or any(span == length for span, _ in counters)
-        if named and header.size == HEADER_SIZE + COUNTER.size * further and len(body) <= LARGE_FRAME:
-            short = self._past_counters(header, length, account, deliver) if further else deliver
+        if named and len(body) <= LARGE_FRAME:
+            has_headers = header.size > HEADER_SIZE + COUNTER.size * further
+            short = self._past_headers(deliver) if has_headers else deliver
+            short = self._past_counters(header, length, account, short) if further else short
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
         if not counters[0][1] or self._admit(account, header.number(length)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
 
     def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
-        """``deliver``, for frames with further counters: that of length ``ours`` is the first, or one of them.
+        """Return ``deliver`` for frames with further counters.
 
-        A frame that begins alike has as many, and mostly of the same subscriptions; else it goes the long way.
+        ``ours`` is the length of our subscription. If the counter of that subscription is not the first counter, it is
+        checked here. All frames with the same head have the same number of counters, usually for the same
+        subscriptions. If the subscriptions differ, a frame takes the slow path.
         """
         behind = header.counters[1:]
         further = COUNTER.size * len(behind)
@@ -399,7 +513,9 @@ class RouteTable:
 
         def deliver_behind(body: bytes, raw: RawFrames) -> int | None:
             if len(body) < further:
-                return self._malformed(EnvelopeError("a tracked header that ends inside its further counters"), raw)
+                return self._malformed(
+                    EnvelopeError("a tracked header that ends in the middle of its further counters"), raw
+                )
             if at is not None:
                 span, number = _COUNTER(body, at)
                 if span != ours:
@@ -413,7 +529,28 @@ class RouteTable:
 
         return deliver_behind
 
+    def _past_headers(self, deliver: Deliver) -> Deliver:
+        """Return a ``deliver`` for frames with headers of the application.
+
+        The headers are skipped by their length. An `Envelope` decodes them when a handler reads them.
+        """
+
+        def deliver_behind(body: bytes, raw: RawFrames) -> int | None:
+            end = HEADERS_LENGTH + int.from_bytes(body[:HEADERS_LENGTH])
+            if end > len(body) or end > _HEADERS_MOST:
+                try:
+                    skip_headers(body)
+                except EnvelopeError as error:
+                    return self._malformed(error, raw)
+            return deliver(body[end:], raw)
+
+        return deliver_behind
+
     def _receive_kept(self, header: Header, fixed: bytes, marker: bytes, body: bytes, raw: RawFrames) -> None:
+        """Deliver a kept message if it is for this app.
+
+        The message is not delivered if the same or a newer message of its topic was already delivered.
+        """
         topic, body = parse_kept(body)
         ours = self._accounts.kept(header, marker, topic) and self._matcher.subscription(topic) is not None
         if not ours or self._latest.has(header.epoch, topic, fixed):
@@ -425,14 +562,18 @@ class RouteTable:
         self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
 
     def _deliver(self, deliver: Deliver, body: bytes, raw: RawFrames) -> None:
-        """Deliver one message off the loop, and count it as routed unless the closure has counted it."""
+        """Deliver one message outside the loop.
+
+        The message is counted as routed, unless the closure has already counted it.
+        """
         if deliver(body, raw) in (None, UNDECODABLE):
             self._stats.routed += 1
 
     def _admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Whether a message is to be delivered; ``number`` is 0 where it carries none for our subscription.
+        """Return True if a message must be delivered; otherwise count it as a duplicate.
 
-        Of ``many`` messages it is that of the first. Those that are not to be delivered are counted as duplicates.
+        ``number`` is 0 if the message has no number for our subscription. If a frame contains ``many`` messages,
+        ``number`` is the number of the first message.
         """
         if account is _UNNUMBERED:
             return True
@@ -447,6 +588,7 @@ class RouteTable:
     # -- several messages in a frame ----------------------------------------------------------------------
 
     def _receive_coalesced(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: RawFrames) -> None:
+        """Receive a coalesced frame, and prepare the closure for further such frames."""
         entry = self._entries.of(topic)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
@@ -462,7 +604,10 @@ class RouteTable:
         self._unpack(entry, coalesced, fixed)
 
     def _unpacking(self, entry: TopicEntry, header: Header, account: Any) -> Deliver:
-        """What delivers the frames that begin like this one; it looks at their numbers itself."""
+        """Return the closure for coalesced frames with the same head.
+
+        The closure checks their numbers itself, because a frame advances the account by more than 1.
+        """
         codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
 
         def deliver(body: bytes, raw: RawFrames) -> int | None:
@@ -484,7 +629,10 @@ class RouteTable:
         return deliver
 
     def _unpack(self, entry: TopicEntry, coalesced: Coalesced, fixed: bytes) -> None:
-        """Deliver the messages of a coalesced frame as if each had come alone. The frame itself is counted already."""
+        """Deliver the messages of a coalesced frame as if each had arrived alone.
+
+        The frame itself is already counted as one received message.
+        """
         many, topic, stats = coalesced.many, entry.topic.wire, self._stats
         made: list[bytes] = []
 
@@ -494,13 +642,13 @@ class RouteTable:
             return made
 
         most = many if self.most is None else min(many, self.most)
-        whole = most == many and len(coalesced.listing) <= self._max_message  # else each is looked at
-        dispatch_all = (
-            self._entries.dispatch_all(entry, coalesced.codec, large=len(coalesced.listing) > LARGE_FRAME)
+        whole = most == many and len(coalesced.listing) <= self._max_message  # otherwise check the size of each body
+        deliver = (
+            self._entries.deliver_coalesced(entry, coalesced.codec, large=len(coalesced.listing) > LARGE_FRAME)
             if whole
             else None
         )
-        done = dispatch_all(coalesced, frames) if dispatch_all is not None else 0
+        done = deliver(coalesced, frames) if deliver is not None else 0
         stats.received += done - 1
         stats.routed += done
         if done < many:
@@ -510,11 +658,12 @@ class RouteTable:
             self.work_off(min(most, READ_SLICE))
         rounds = self._rounds
         left_of_drain = 0 if self._unpacked.rest else max(len(rounds) - many + 1, 0)
-        del rounds[left_of_drain:]  # they were as much work as that, and what is left of them is first at the next
+        del rounds[left_of_drain:]  # the messages use up the budget; if some are left, the next call begins with them
 
     def _check_size(self, body: bytes) -> None:
+        """Raise EnvelopeError if a body exceeds ``max_message``."""
         if len(body) > self._max_message:
-            raise EnvelopeError(f"a body of {len(body)} bytes, over max_message={self._max_message}")
+            raise EnvelopeError(f"a body of {len(body)} bytes; max_message={self._max_message} is the limit")
 
     def _unrouted(self, raw: RawFrames) -> int:
         self._stats.unrouted += 1

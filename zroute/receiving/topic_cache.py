@@ -1,7 +1,8 @@
-"""TopicCache: what is known about each topic that came: its routes, and the closures that deliver its messages.
+"""The cache of received topics, with their routes and closures.
 
-All of it is made when the first message asks for it, from the compiled routes, and kept for the next ones, within
-bounds. `zroute.receiving.table` looks up here what it needs for a message; nothing here reads a frame.
+The first message of a topic creates an entry for the topic from the compiled routes, and the first body of each kind
+creates a closure. The entries are kept for later messages, up to a limit in bytes, because peers choose the topics.
+`zroute.receiving.table` looks up the closure for each message in this cache. This module reads no frames.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import attrs
 
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import DecodeError, EnvelopeError
-from zroute.messages.bodies import body_decoder, guarded
+from zroute.messages.bodies import body_decoder, guarded, json_first, json_too, may_be_json
 from zroute.messages.budget import Budget, part
-from zroute.messages.codecs import BUILTIN, JSON, MSGPACK, Codec, Codecs
-from zroute.messages.schema import inspect
+from zroute.messages.codecs import JSON, MSGPACK, Codec, Codecs, is_own
+from zroute.messages.schema import inspect, resolved
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_SIZE, MAGIC
 from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
-from zroute.receiving.coalesced import HandOut, Remainder, make_hand_out
+from zroute.receiving.coalesced import DeliverCoalesced, Remainder, make_deliver_coalesced
 from zroute.receiving.dispatch import (
     TRACKED,
     BoundRoute,
@@ -31,6 +32,7 @@ from zroute.receiving.dispatch import (
     DispatchCallbacks,
     Step,
     batching_step,
+    invocation,
     make_deliver,
     share_one_type,
 )
@@ -40,46 +42,68 @@ from zroute.stats import Stats
 
 __all__ = ["TopicCache", "TopicEntry"]
 
-_ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 380, 350, 170
-"""Bytes of an entry, of each of its routes, and of each capture of these; of a closure, and of each of its steps; of a
-dict of heads, and of each head. These are upper limits, which a test compares with what is really taken."""
+_ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 420, 350, 170
+"""The sizes of the parts of an entry in bytes.
+
+The order is: the entry, each route, each capture of a route, a closure, each step of a closure, the dict of heads, and
+each head. These are upper bounds; a test compares them with the real memory use.
+"""
 
 _COPIES = (3, 2)
-"""How often a topic is held: as key and text, and in the captures of each route."""
+"""The number of copies of a topic's bytes: in the entry, and in the captures of each route."""
 
-_LISTED = (JSON.number, MSGPACK.number)  # codecs whose lists are decoded in one call
+_LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
 @attrs.define(eq=False)
 class TopicEntry:
-    """What is known about one topic.
+    """The routes and closures of one topic.
 
-    ``subscription`` is the one of ours that it came by. ``nobody`` tells that no route takes the topic; None where one
-    does. ``plain`` delivers bodies without a tracked header, once there was one.
-    ``others`` keeps the closures made so far by (codec, whether for large bodies), ``hand_outs`` those for frames of
-    several messages. ``size`` is what it was counted as in bytes, and ``heads`` what its publishers are known by.
+    Attributes:
+        topic: The topic as text.
+        subscription: Our subscription that matches the topic, or empty bytes if no subscription matches.
+        deliveries: The routes of the topic.
+        unrouted: Counts a message of a topic without routes; None if the topic has routes.
+        plain: Delivers bodies without a tracked header; None before the first such body.
+        others: The closures by codec number and size; the size is True for large bodies.
+        coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
+        size: The size of the entry in bytes, without its heads.
+        heads: The size of its heads in bytes.
+        sends_json: True if the app's codec is msgpack, and a body without a stated codec was JSON.
     """
 
     topic: Topic
     subscription: bytes
     deliveries: tuple[BoundRoute, ...]
-    nobody: Deliver | None
+    unrouted: Deliver | None
     plain: Deliver | None = attrs.field(init=False, default=None)
     others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, factory=dict)
-    hand_outs: dict[tuple[int, bool], HandOut | None] = attrs.field(init=False, factory=dict)
+    coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, factory=dict)
     size: int = attrs.field(init=False, default=0)
     heads: int = attrs.field(init=False, default=0)
+    sends_json: bool = attrs.field(init=False, default=False)
 
 
 class TopicCache:
-    """The entries of topics that ``matcher`` finds routes for; up to `TOPIC_CACHE` bytes are kept.
+    """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
-    ``plain`` and ``tracked`` are what the table's loop looks topics up in: one with plain bodies has its closure in the
-    first, one with tracked bodies has closures by the constant parts of the headers, one a publisher, in the second.
-    A topic among ``multipart``, or over `MAX_TOPIC` bytes, is not kept: each of its messages goes the long way.
-    ``unrouted`` and ``malformed`` count messages that no route takes, and return the code of their closure. For the
-    others see `RouteTable`.
+    The loop of the table looks up topics in ``plain`` and ``tracked``. For a topic with plain bodies, ``plain``
+    contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. Its keys are heads, the constant
+    parts of publishers' headers, and its values are the account and the closure. A topic is never in both.
+
+    A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
+    the table.
+
+    Args:
+        matcher: Finds the routes and the subscription of a topic.
+        codecs: The codecs that this app knows.
+        outcomes: Called by the closures, and when the cache is full.
+        stats: The counters of the app; the cache increments ``cache_misses``.
+        unpacked: Contains the messages of coalesced frames that are not delivered yet.
+        multipart: Topics whose messages may have further parts.
+        unrouted: Counts a message without a route, and returns the code of its closure.
+        malformed: Does the same for a malformed message.
     """
 
     def __init__(
@@ -99,7 +123,7 @@ class TopicCache:
         self._entries: dict[bytes, TopicEntry] = {}
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
         self._budget.share(self._drop)
-        self._decoders: dict[tuple[object, Codec | None, int, bool], Decode] = {}
+        self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._matcher = matcher
         self._codecs = codecs
         self._outcomes = outcomes
@@ -112,14 +136,25 @@ class TopicCache:
         return len(self._entries)
 
     def of(self, topic: bytes) -> TopicEntry:
-        """What is known about a topic, made if it is new. Raises EnvelopeError for one that can't be."""
+        """Return the entry of a topic; create the entry if the topic is new."""
         return self._entries.get(topic) or self._enter(topic)
 
+    def takes_views(self, topic: bytes) -> bool:
+        """Return True if no handler of a topic needs its bodies as bytes.
+
+        This is the case if each handler takes a memoryview, or no body.
+        """
+        schemas = [each.route.call.schema for each in self.of(topic).deliveries]
+        return all(schema is NO_BODY or resolved(schema) is memoryview for schema in schemas)
+
     def plain_of(self, entry: TopicEntry) -> Deliver:
-        """The closure for bodies without a header, which the loop finds from now on unless it knows publishers."""
+        """Return the closure for bodies without a header.
+
+        From now on, the loop finds this closure, unless the topic has tracked publishers.
+        """
         topic, deliver = entry.topic.wire, entry.plain
         if deliver is None:
-            made = self._make_plain(entry) if entry.nobody is None else _told_apart(entry.nobody)
+            made = self._make_plain(entry) if entry.unrouted is None else _told_apart(entry.unrouted)
             deliver = entry.plain = made
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         if topic in self._entries and topic not in self.tracked:
@@ -127,7 +162,10 @@ class TopicCache:
         return deliver
 
     def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
-        """From now on this topic is known by the headers of its publishers; plain bodies take the long way."""
+        """Store the closure for the messages of a topic that begin with ``head``.
+
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
+        """
         topic = entry.topic.wire
         if self._entries.get(topic) is not entry:
             return
@@ -142,9 +180,10 @@ class TopicCache:
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
         entry.heads += size
-        self._budget.take(size)  # last, since it may forget the topic
+        self._budget.take(size)  # last, because it may drop this topic
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
+        """Drop a part of the heads of a topic that has too many."""
         self._outcomes.many_publishers(entry.topic, len(heads))
         dropped = part(heads)
         freed = entry.heads * len(dropped) // len(heads)
@@ -154,7 +193,7 @@ class TopicCache:
         self._budget.give_back(freed)
 
     def forget(self, topic: bytes) -> None:
-        """The next message of this topic goes the long way."""
+        """Delete the entry of a topic, so that its next message takes the slow path."""
         entry = self._entries.pop(topic, None)
         if entry is not None:
             self._budget.give_back(entry.size + entry.heads)
@@ -162,7 +201,7 @@ class TopicCache:
         self.tracked.pop(topic, None)
 
     def forget_heads(self) -> None:
-        """Forget all publishers: the next message of each goes the long way."""
+        """Delete all heads; the next message of each publisher takes the slow path."""
         for topic in self.tracked:
             entry = self._entries[topic]
             self._budget.give_back(entry.heads)
@@ -170,7 +209,7 @@ class TopicCache:
         self.tracked.clear()
 
     def clear(self) -> None:
-        """Forget all topics, so that their closures are made anew."""
+        """Delete all entries, so that their closures are created again."""
         for cache in (self._entries, self.plain, self.tracked):
             cache.clear()
         self._budget.give_back(self._budget.used)
@@ -180,15 +219,19 @@ class TopicCache:
             self.forget(topic)
 
     def _grow(self, entry: TopicEntry, size: int) -> None:
-        """Count what was made for an entry, if that is one that is kept."""
+        """Add ``size`` bytes to the size of an entry, if it is in the cache."""
         if self._entries.get(entry.topic.wire) is entry:
             entry.size += size
             self._budget.take(size)
 
     def deliver(self, entry: TopicEntry, number: int, body: bytes) -> Deliver:
-        """The closure for bodies such as this one, whose publisher names codec ``number`` (0: none)."""
-        if entry.nobody is not None:
-            return entry.nobody
+        """Return the closure for bodies of the codec ``number`` and the size of ``body``.
+
+        The number 0 means that the publisher did not name a codec. Bodies of more than `LARGE_FRAME` bytes have a
+        separate closure.
+        """
+        if entry.unrouted is not None:
+            return entry.unrouted
         kind = (number, len(body) > LARGE_FRAME)
         deliver = entry.others.get(kind)
         if deliver is None:
@@ -198,21 +241,24 @@ class TopicCache:
             self._grow(entry, _CLOSURE + _STEP * len(steps))
         return deliver
 
-    def dispatch_all(self, entry: TopicEntry, number: int, *, large: bool) -> HandOut | None:
-        """What decodes a whole list and hands it out; None where each message goes its own way."""
+    def deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
+        """Return the function that decodes a coalesced frame and delivers its messages.
+
+        The result is None if the messages must be decoded one by one.
+        """
         key = (number, large)
-        if key not in entry.hand_outs:
-            entry.hand_outs[key] = self._make_hand_out(entry, number, large=large)
+        if key not in entry.coalesced:
+            entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
-        return entry.hand_outs[key]
+        return entry.coalesced[key]
 
     # -- entries ----------------------------------------------------------------------------------------
 
     def _enter(self, topic: bytes) -> TopicEntry:
         name = Topic.from_wire(topic)
         deliveries = tuple(self._matcher.deliveries(topic, name))
-        nobody = None if deliveries else self._nobody(topic)
-        entry = TopicEntry(name, self._matcher.subscription(topic) or b"", deliveries, nobody)
+        unrouted = None if deliveries else self._make_unrouted(topic)
+        entry = TopicEntry(name, self._matcher.subscription(topic) or b"", deliveries, unrouted)
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
             self._outcomes.long_topic(name)
@@ -221,8 +267,11 @@ class TopicCache:
             self._grow(entry, _size(topic, deliveries))
         return entry
 
-    def _nobody(self, topic: bytes) -> Deliver:
-        """For a topic that no route takes."""
+    def _make_unrouted(self, topic: bytes) -> Deliver:
+        """Return the closure for a topic without a route.
+
+        The closure counts messages as unrouted, or as malformed if the topic is not UTF-8.
+        """
         try:
             topic.decode()
         except UnicodeDecodeError:
@@ -232,90 +281,121 @@ class TopicCache:
     # -- closures ---------------------------------------------------------------------------------------
 
     def _make_plain(self, entry: TopicEntry) -> Deliver:
-        """The closure for bodies without a header, which tells those that have one by returning `TRACKED`.
+        """Return the closure for bodies without a header.
 
-        Where every decoder is known to refuse such a body, it is told apart only then, at no cost.
+        The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
+        closure checks for a header only after a decode error, so the check costs nothing for valid messages.
         """
         steps = self._steps(entry, 0, large=False)
-        if all(_refuses_magic(step) for step in steps):
+        if all(_refuses_magic(step, self._codecs.default) for step in steps):
             return make_deliver(steps, self._outcomes, self._refuse_plain)
         return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
+        """Handle a decode error, unless the body has a tracked header."""
         if body[: len(MAGIC)] == MAGIC:
             return TRACKED
         return self._outcomes.undecodable(deliveries, error, body, raw)
 
-    def _make_hand_out(self, entry: TopicEntry, number: int, *, large: bool) -> HandOut | None:
+    def _make_deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
         steps = self._steps(entry, number, large=large)
         if number not in _LISTED or not steps or not share_one_type(steps):
             return None
         route = steps[0].delivery.route
         schema = route.call.schema
-        found = inspect(schema)
+        if is_own(route.options.codec or self._codecs.default):
+            return None  # the type may be one that only that codec carries
+        found = inspect(schema, self._codecs.extras)
         if found.engine not in ("msgspec", "any") or found.raw_fallback:
             return None
-        untyped = found.engine == "any"  # a list of such would be read by msgspec, which makes other objects
+        untyped = found.engine == "any"  # msgspec would decode list[dict], and create other objects
         listed = list if untyped else list[schema]  # type: ignore[valid-type]
         decode = self._make_decoder(listed, route.options.codec, number, large)
         if untyped and found.type in (dict, list):
             decode = _all_of(found.type, decode)
-        return make_hand_out(steps, decode, self._unpacked, self._outcomes)
+        return make_deliver_coalesced(steps, decode, self._unpacked, self._outcomes)
 
     def _steps(self, entry: TopicEntry, number: int, *, large: bool) -> list[Step]:
+        """Return a step for each route.
+
+        Routes of the same type and codec share the decoded object, unless they have ``copy=True``.
+        """
         slots: dict[object, int] = {}
         steps = []
         for index, delivery in enumerate(entry.deliveries):
             route = delivery.route
-            key = index if route.options.copy else (_key(route.call.schema), route.options.codec)
-            function = route.call.bind(delivery.arguments, entry.topic)
-            decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
+            key = index if route.options.copy else (_key(route.call.schema), _key(route.options.codec))
+            call = invocation(delivery, entry.topic, self._outcomes)
+            decode, slot = self._decoder_of(entry, route, number, large), slots.setdefault(key, index)
             if route.lists is not None:
-                steps.append(batching_step(delivery, self._outcomes.gather(delivery, function), decode, slot))
+                steps.append(batching_step(delivery, self._outcomes.gather(delivery, call.function), decode, slot))
                 continue
             if route.flow.active:
-                function = partial(partial, function)
-            steps.append(Step(delivery, function, decode, slot, self._outcomes.settle))
+                call = attrs.evolve(call, function=partial(partial, call.function))
+            steps.append(Step(delivery, call, decode, slot, self._outcomes.settle))
         return steps
+
+    def _decoder_of(self, entry: TopicEntry, route: CompiledRoute, number: int, large: bool) -> Decode | None:
+        """Return the decoder of a route for the messages of one topic.
+
+        If the codec is only the app's default, the messages may be JSON instead of msgpack. After the first JSON
+        message, the closures of the topic are created again, so that further JSON messages do not cost an exception.
+        """
+        decode, schema = self._decoder(route, number, large), route.call.schema
+        if number or decode is None or schema is NO_BODY:
+            return decode
+        default, extras = self._codecs.default, self._codecs.extras
+        if not may_be_json(schema, stated=None, route=route.options.codec, default=default, extras=extras):
+            return decode
+        read = partial(self._make_decoder_once, schema, route.options.codec, JSON.number, large)
+        if entry.sends_json:
+            return json_first(decode, read())
+        return json_too(decode, read, partial(self._found_json, entry))
+
+    def _found_json(self, entry: TopicEntry) -> None:
+        if not entry.sends_json:
+            entry.sends_json, entry.plain = True, None
+            entry.others.clear()
+            self.plain.pop(entry.topic.wire, None)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
-        if schema is NO_BODY:
-            return None
-        key = (_key(schema), codec, number, large)
+        return None if schema is NO_BODY else self._make_decoder_once(schema, codec, number, large)
+
+    def _make_decoder_once(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
+        key = (_key(schema), _key(codec), number, large)
         decode = self._decoders.get(key)
         if decode is None:
             decode = self._decoders[key] = self._make_decoder(schema, codec, number, large)
         return decode
 
     def _make_decoder(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
-        stated, default = self._codecs.by_number.get(number), self._codecs.default
+        stated, default, extras = self._codecs.by_number.get(number), self._codecs.default, self._codecs.extras
         if number and stated is None:
             return _unknown(number)
-        decode = body_decoder(schema, stated=stated, route=codec, default=default)
+        decode = body_decoder(schema, stated=stated, route=codec, default=default, extras=extras)
         return guarded(decode, stated or codec or default) if large else decode
 
 
 def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
-    """The bytes of an entry without closures."""
+    """Return the size of an entry without closures, in bytes."""
     routes, captures = len(deliveries), sum(len(each.captures) for each in deliveries)
     once, for_each = _COPIES
     return _ENTRY + _ROUTE * routes + _CAPTURE * captures + (once + for_each * routes) * len(topic)
 
 
 def _told_apart(deliver: Deliver) -> Deliver:
-    """``deliver``, for bodies without a header; others are told by returning `TRACKED`."""
+    """Return a ``deliver`` that returns `TRACKED` for bodies with a tracked header."""
     return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
 
 
-def _refuses_magic(step: Step) -> bool:
-    """Whether this decoder fails on every body that starts with `MAGIC`: those for JSON, msgpack and text do."""
+def _refuses_magic(step: Step, default: Codec) -> bool:
+    """Return True if the decoder fails on every body that starts with `MAGIC`.
+
+    The decoders for JSON, msgpack and text fail on such bodies. ``default`` is the app's codec.
+    """
     options = step.delivery.route.options
-    if (
-        step.decode is None
-        or options.stale_after is not None
-        or (options.codec is not None and options.codec not in BUILTIN.values())
-    ):
+    if step.decode is None or options.stale_after is not None or is_own(options.codec or default):
         return False
     try:
         step.decode(_PROBE)
@@ -325,30 +405,33 @@ def _refuses_magic(step: Step) -> bool:
 
 
 def _all_of(kind: type, decode: Decode) -> Decode:
-    """``decode``, for lists of nothing but ``kind``."""
+    """Return a ``decode`` for lists that raises if an item is not a ``kind``."""
 
     def decode_all(body: bytes) -> Any:
         messages = decode(body)
         if any(type(message) is not kind for message in messages):
-            raise DecodeError(f"expected {kind.__name__}s only")
+            raise DecodeError(f"expected only items of type {kind.__name__}")
         return messages
 
     return decode_all
 
 
-def _key(schema: Any) -> object:
-    """Equal for equal types; unhashable ones are never shared."""
+def _key(part: Any) -> object:
+    """Return a key that is the same for equal types or codecs.
+
+    A type that can't be hashed is only equal to itself, so its decoded objects are not shared.
+    """
     try:
-        hash(schema)
+        hash(part)
     except TypeError:
-        return id(schema)
-    return schema
+        return id(part)
+    return part
 
 
 def _unknown(number: int) -> Decode:
     def refuse(_body: bytes) -> Any:
         raise DecodeError(
-            f"codec {number} is not known here: name it once, as in App(codec=…) or subscribe(…, codec=…)"
+            f"unknown codec {number}: pass the codec to this app, with App(codec=…) or subscribe(…, codec=…)"
         )
 
     return refuse

@@ -1,42 +1,41 @@
-"""Tracking: what was lost on the tracked wire, to the message. Pure bookkeeping; the clock is an argument.
+"""Find the losses of one subscriber on the tracked wire.
 
-The protocol stands in ``docs/reference/wire.md``. `Tracker` is a subscriber's side, `Counters` a publisher's; what
-is found is returned as data, see `zroute.receiving.events`. All times are seconds of one monotonic clock.
+`Tracker` is the subscriber's side of the protocol in ``docs/reference/wire.md``; `zroute.publishing.counters` is the
+publisher's side. A tracker returns its findings as events: see `zroute.receiving.events`. It does no I/O. All times are
+in seconds of one monotonic clock, and the current time is an argument of each call.
 
-**The way of a message** must stay short, so neither side looks at a clock or keeps a set for it. A publisher
-finds the counters of a topic with one look-up, adds 1 to each and writes them down; once per topic and `TICK` it
-notes that they moved. A subscriber holds the `SubscriptionState` (subscription and publisher) beside the deliver
-closure, where `RouteTable` finds it with the look-up that it makes anyway, by topic and by the constant head of the
-header. In the loop stands one comparison::
+**The cost of a message** must be small, so neither side reads a clock or maintains a set for each message. A publisher
+finds the counters of a topic with one look-up, adds 1 to each, and writes the numbers into the header. Once per topic
+and `TICK`, it records that the counters have changed. A subscriber stores the `SubscriptionState` together with the
+deliver closure. `RouteTable` finds both with the look-up that it needs anyway, by topic and head: the constant first
+bytes of the header. Its loop compares the number with the expected one. If the numbers differ, it calls
+`Tracker.admit`, which reports a loss before the message is delivered.
 
-    head, number = HEAD_AND_NUMBER(body)          # Struct(">16sQ").unpack_from
-    stream, deliver = heads[head]
-    if number == stream.expected:
-        stream.expected = number + 1
-    elif (found := tracker.admit(stream, number)) is not None:
-        if found is DUPLICATE: continue           # counted there, and not to be delivered
-        report(found)                             # a Gap or an UnknownLoss; the message itself is delivered
-    deliver(...)
+The head contains the length of the subscription to which the first number belongs. The comparison is valid if this is
+the length of our subscription. Otherwise a closure of the table finds our number among the further numbers. The slow
+path of the table calls `Header.number`, which returns 0 if a message carries no number for our subscription.
 
-A head says which subscription the first number belongs to, so this holds where its span is the length of the
-reader's own subscription. In all other messages (several counters, headers) the slower way asks
-`Header.number` for it; 0, no number, is given to `Tracker.admit` as it is.
+**Time.** When frames are read, they are only recorded. `Tracker.check` runs in each `TICK` and checks all publishers.
+It first records their signs of life. It then checks the deadlines, but only those that had already passed at the
+previous check. If the socket was ``emptied`` since then, all frames that had arrived before these deadlines have been
+read. A subscriber that is late, or whose reactor was blocked, therefore does not consider a publisher dead. The states,
+deadlines and transitions are tables: `zroute.receiving.hearing` determines if a publisher is alive, and
+`zroute.receiving.accounts` if its join is complete. This module turns the transitions into events: questions
+(`Overdue`, `Quiet`), decisions (`Silent`, `Restarted`) and news (`Returned`).
 
-**Time.** Nothing is judged when a frame is read: it is noted. Each `TICK` `Tracker.check` goes over the publishers. It
-first takes note of the signs of life, then looks at deadlines, and only at those that had passed at the check before:
-what had arrived by then has been read since, if the socket was ``emptied``. So a subscriber that is late, or whose
-reactor was held up, does not take a publisher for dead. The states, their deadlines and the transitions are the tables
-in `zroute.receiving.hearing` (is it alive?) and `zroute.receiving.accounts` (is the join complete?). What follows is
-decided here: a question (`Overdue`, `Quiet`), a judgement (`Silent`, `Restarted`), or news (`Returned`).
+**Forged frames.** A forged frame with the epoch of an honest publisher may claim any number. Later messages of that
+publisher then look like duplicates. If messages are refused and no message advances the account, the tracker asks the
+publisher. The answer to the newest marker resets the account, and the losses that were counted because of the claim are
+corrected (`Corrected`).
 
-**Lies.** A forged frame with an honest publisher's epoch may claim any number, and messages that follow then look like
-duplicates. Where such are refused and nothing moves the account, the publisher is asked; the answer to the newest
-marker sets the account back, and takes back what was counted for the claim (`Corrected`).
+**Memory.** A publisher holds:
 
-**Memory.** A publisher: one `Counter` for each live subscription, up to `MAX_SUBSCRIPTIONS`, and for
-`WITHDRAWN_MAX` withdrawn ones; covers of topics, of up to `COVERS` bytes; about three notes of a beat for each counter.
-A subscriber: `PUBLISHERS_MAX` publishers, and for each of them one `SubscriptionState` for each
-subscription of its own that something was received or stated of, `STREAMS_MAX` altogether.
+- one `Counter` for each active subscription, up to `MAX_SUBSCRIPTIONS`, and up to `WITHDRAWN_MAX` withdrawn counters,
+- the counters by topic, in up to `COVERS` bytes,
+- up to three scheduled beats for each counter.
+
+A subscriber stores up to `PUBLISHERS_MAX` publishers. For each publisher, it stores one `SubscriptionState` for each of
+its subscriptions that had a message or a number in an answer. The total is limited to `STREAMS_MAX`.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
 from operator import itemgetter
 
-from zroute.messages.control import Statement
+from zroute.messages.control import BEATS, COUNT_BITS, Statement, is_counted
 from zroute.options import KEPT_MAX
-from zroute.publishing.counters import BEATS, COUNT_BITS, is_counted
-from zroute.receiving.accounts import AccountEvent, Publisher, State, SubscriptionState
+from zroute.receiving.accounts import AccountEvent, RemotePublisher, State, SubscriptionState
 from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
@@ -74,72 +72,93 @@ from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, He
 __all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker"]
 
 PUBLISHERS_MAX = 1_024
-"""Publishers (epochs) that a subscriber keeps account of, so that invented ones fill no memory."""
+"""The maximum number of publishers (epochs) of a subscriber. It prevents forged publishers from filling the memory."""
 
 STREAMS_MAX = 1_000_000
-"""Accounts of subscriptions at publishers, over which publishers are given up at the next `Tracker.check`: 250 MB."""
+"""The maximum number of accounts of subscriptions, which use up to 250 MB.
+
+If this number is exceeded, the next `Tracker.check` evicts publishers.
+"""
 
 _LEAST = 64
-"""Publishers that are found with one look at all, to be given up one by one: peers may invent one with each frame."""
+"""The number of candidates for eviction that one search collects.
+
+A search visits all publishers, and peers can forge a new publisher with each frame.
+"""
 
 EARLIER_MAX = 16
-"""Markers before the last: a subscriber sends one for each connection, and keeps those before for `GRACE` seconds."""
+"""The number of former markers whose answers can still begin an account.
+
+A subscriber sends a new marker for each new connection, so an answer may be late.
+"""
 
 PINGS_MAX = 16
-"""Pings whose answers are known: more are never on their way."""
+"""The number of pings whose answers are recognized; there are never more open pings."""
 
 _DOUBT_SECONDS = 5.0
-"""Seconds between two questions to one whose messages are refused: two paths bring each message twice for good."""
+"""The time in seconds between two questions to a publisher whose messages are refused.
+
+If messages arrive over two paths, the second copy of each message is refused as long as both paths exist.
+"""
 
 _MISSED_MAX = 4
-"""Doublings of the time until a publisher that does not know all subscriptions is asked again: 32 seconds."""
+"""The number of times that the wait for a complete answer doubles: from 2 to 32 seconds.
+
+The wait applies to a publisher that does not know all subscriptions.
+"""
 
 
 class Tracker:
-    """What one SUB socket was sent, received and lost, by subscription and publisher.
+    """The accounts of one SUB socket, by publisher and subscription.
 
-    `subscribe` says what the socket subscribes to, `join` which marker it sent behind that. Messages go to
-    `admit`, unless their number is the expected one; control frames to `stated` and `beat`.
+    Call `subscribe` with the subscriptions of the socket, and `join` with the marker that is sent after them. Call
+    `admit` for messages whose number is not the expected one, `stated` and `beat` for control frames, `kept` for kept
+    messages, and `check` in each `TICK`.
+
+    Attributes:
+        links: The connections, with the time at which each was last heard.
+        joins: The number of complete answers.
+        epochs: The number of publishers that were ever seen.
     """
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self.links = LinkTimes()
-        self.lost = 0
-        self.gaps = 0
-        self.duplicates = 0
-        self.unknown_losses = 0
         self.joins = 0
         self.epochs = 0
         self._subscriptions: frozenset[bytes] = frozenset()
-        self._counted: frozenset[bytes] = frozenset()  # those of them that a publisher counts
-        self._publishers: dict[int, Publisher] = {}
-        self._markers: set[bytes] = set()
+        self._counted: frozenset[bytes] = frozenset()  # the subscriptions that publishers count
+        self._publishers: dict[int, RemotePublisher] = {}
+        self._markers: set[bytes] = set()  # the markers whose answers complete a join
         self._pings: deque[bytes] = deque(maxlen=PINGS_MAX)
-        self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # sent for the same subscriptions, over what is no more
-        self._previous: float | None = None
+        self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # former markers for these subscriptions
+        self._previous: float | None = None  # the time of the last check
         self._found: list[Event] = []
-        self._refused: dict[
-            SubscriptionState, int
-        ] = {}  # accounts whose messages were refused, and what they expected then
-        self._leasts: list[tuple[Publisher, tuple[int, float]]] = []  # to be given up, the first at the end
+        self._refused: dict[SubscriptionState, int] = {}  # accounts that refused messages: the expected number then
+        self._leasts: list[tuple[RemotePublisher, tuple[int, float]]] = []  # to evict, the first one last
         self._chance = chance
 
     @property
     def complete(self) -> dict[int, str]:
-        """The publishers that have answered the last marker, and have not gone since: epochs and names."""
+        """The names, by epoch, of the publishers that have answered the last marker.
+
+        Publishers whose connections have ended are not included.
+        """
         return {each.epoch: each.name or "" for each in self._answered()}
 
     @property
     def giving(self) -> dict[int, int]:
-        """Those of the `complete` ones that still send what they keep: epochs, and the number that comes next."""
+        """The number of the next kept message, by epoch.
+
+        It contains only the `complete` publishers that have not sent all kept messages yet.
+        """
         return {each.epoch: each.kept for each in self._answered() if not each.gave_all}
 
     @property
     def given(self) -> int:
-        """How many of the `complete` ones have sent all that they keep."""
+        """The number of `complete` publishers that have sent all their kept messages."""
         return sum(each.gave_all for each in self._answered())
 
-    def _answered(self) -> Iterator[Publisher]:
+    def _answered(self) -> Iterator[RemotePublisher]:
         for publisher in self._publishers.values():
             if publisher.state is State.COMPLETE and not publisher.signs.has_gone(self.links):
                 yield publisher
@@ -147,7 +166,10 @@ class Tracker:
     # -- subscriptions
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """The socket subscribes to these and no others; none is a prefix of another (`minimal_cover`)."""
+        """Set the subscriptions of the socket.
+
+        No subscription may be a prefix of another (see `minimal_cover`).
+        """
         self._subscriptions = frozenset(subscriptions)
         self._counted = frozenset(filter(is_counted, self._subscriptions))
         self._markers.clear()
@@ -157,13 +179,17 @@ class Tracker:
 
     @property
     def leaving(self) -> frozenset[bytes]:
-        """Subscriptions before, which the socket is to keep: not all publishers have answered about the new ones."""
+        """The former subscriptions that the socket must keep for now.
+
+        They are needed until all publishers have answered for the new subscriptions.
+        """
         return frozenset().union(*(publisher.leaving for publisher in self._publishers.values()))
 
     def join(self, marker: bytes, now: float, *, again: bool = False) -> None:
-        """``marker`` was sent behind the subscriptions; with answers to those before nobody is complete any more.
+        """Record that ``marker`` was sent after the subscriptions.
 
-        ``again``: nothing has changed since the one before, and answers to that are as good.
+        From now on, each publisher is incomplete until it answers. If the subscriptions are the same as for the last
+        marker (``again``), an answer to that marker counts too.
         """
         if not again:
             self._earlier += self._markers
@@ -177,7 +203,10 @@ class Tracker:
                 publisher.signs.ask(HearingEvent.MARKER, now)
 
     def ping(self, marker: bytes, now: float) -> None:
-        """``marker`` was sent, and wants a sign of life from every publisher that has joined."""
+        """Record that the ping ``marker`` was sent.
+
+        A sign of life is now due from each publisher that has joined.
+        """
         self._pings.append(marker)
         for publisher in self._publishers.values():
             if publisher.state is not State.ENDED and publisher.joined_once:
@@ -186,7 +215,10 @@ class Tracker:
     # -- messages
 
     def stream(self, epoch: int, prefix: bytes) -> SubscriptionState | None:
-        """The account of subscription ``prefix`` at the publisher ``epoch``; None if the socket does not have it."""
+        """Return the account of subscription ``prefix`` at the publisher ``epoch``.
+
+        The account is created if needed. The result is None if the socket does not have the subscription.
+        """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         stream = publisher.streams.get(prefix) or publisher.leaving.get(prefix)
         if stream is None and prefix in self._subscriptions:
@@ -194,9 +226,11 @@ class Tracker:
         return stream
 
     def account(self, epoch: int, topic: bytes, prefix: bytes) -> SubscriptionState | None:
-        """That of a message: of subscription ``prefix``, or of the one before, as long as that is not complete.
+        """Return the account of a message of ``topic``, or None.
 
-        To be asked anew behind each `Joined` and `Ended` while there is something in `leaving`.
+        As long as the publisher has not answered for ``prefix``, this is the account of the former subscription
+        (`leaving`). While `leaving` is not empty, the caller must therefore look up the account again after each
+        `Joined` and `Ended`.
         """
         publisher = self._publishers.get(epoch)
         if publisher is not None and publisher.leaving:
@@ -206,17 +240,21 @@ class Tracker:
         return self.stream(epoch, prefix)
 
     def admit(self, stream: SubscriptionState, number: int, many: int = 1) -> Gap | UnknownLoss | Duplicate | None:
-        """Account for a message with ``number``, 0 if it carries none for this subscription.
+        """Record a message, and return the loss before it, `DUPLICATE`, or None.
 
-        In a frame of ``many`` messages it is that of the first, and the others follow it. `DUPLICATE`: they must not be
-        delivered. Otherwise they are to be delivered, after what is returned was reported.
+        The caller must not deliver a duplicate. Otherwise, it must report the loss first, and then deliver the message.
+
+        Args:
+            stream: The account of the message.
+            number: The number of the message, or 0 if it has no number for this subscription.
+            many: The number of messages in the frame; ``number`` is the number of the first one.
         """
         if stream.expected < 0:
             current = self.stream(stream.publisher, stream.prefix)
             if current is None:
                 return None
             stream = current
-        if not stream.expected:  # perhaps of an earlier subscription to the same prefix: only a join can tell
+        if not stream.expected:  # before a join it may belong to an earlier subscription of this prefix
             if stream.publisher in self._publishers:
                 self._publishers[stream.publisher].signs.note(None, BEATS[0])
             return None
@@ -224,7 +262,6 @@ class Tracker:
             stream.expected += many
             return None
         if number < stream.expected:
-            self.duplicates += many
             self._refused[stream] = stream.expected
             return DUPLICATE
         found = self._stands(stream, number - 1)
@@ -232,7 +269,7 @@ class Tracker:
         return found
 
     def _stands(self, stream: SubscriptionState, last: int) -> Gap | UnknownLoss | None:
-        """The messages up to ``last`` were sent before what is read now."""
+        """Record that the messages up to ``last`` were sent, and return the loss."""
         expected = stream.expected
         if last < expected:
             return None
@@ -242,44 +279,41 @@ class Tracker:
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown)
         if unknown:
-            return self._unknown_loss(stream.publisher, (stream.prefix,), "has forgotten what it had sent here")
-        return self._gap(stream, expected, last)
-
-    def _gap(self, stream: SubscriptionState, first: int, last: int) -> Gap:
-        gap = Gap(stream.prefix, stream.publisher, first, last)
-        self.gaps += 1
-        self.lost += gap.count
-        return gap
+            return UnknownLoss(stream.publisher, (stream.prefix,), "has forgotten how many messages it sent")
+        return Gap(stream.prefix, stream.publisher, expected, last)
 
     def _set_back(self, stream: SubscriptionState, last: int) -> Iterator[Event]:
-        """Its publisher says that ``last`` was sent last, and it knows: what moved the account further was forged."""
+        """Reset an account to ``last``, the number of the publisher's last message.
+
+        A forged claim had advanced the account too far. The losses that were counted because of the claim are
+        corrected.
+        """
         claims, wrong, unknown = stream.claims or [], 0, 0
         stream.expected, stream.claims = last + 1, None
         for first, claimed, is_unknown in claims:
             if claimed > last and is_unknown and first <= last and first >> COUNT_BITS == last >> COUNT_BITS:
-                yield self._gap(stream, first, last)  # they were refused as duplicates
+                yield Gap(stream.prefix, stream.publisher, first, last)  # these were refused as duplicates
                 unknown += 1
                 is_unknown = False
             elif claimed > last and is_unknown:
                 unknown += first > last
             elif claimed > last:
                 wrong += claimed - max(last, first - 1)
-            if first <= last:  # it may be a lie as well, which a later answer shows
+            if first <= last:  # this part may be forged too; a later answer will show it
                 stream.claim(first, min(claimed, last), is_unknown)
-        self.lost -= wrong
-        self.unknown_losses -= unknown
         yield Corrected(stream.publisher, stream.prefix, wrong, unknown)
-
-    def _unknown_loss(self, epoch: int, subscriptions: tuple[bytes, ...], why: str) -> UnknownLoss:
-        self.unknown_losses += 1
-        return UnknownLoss(epoch, subscriptions, why)
 
     # -- control frames
 
     def beat(self, epoch: int, prefix: bytes, number: int, next_ms: int, link: int | None = None) -> list[Event]:
-        """A beat of ``epoch`` said that ``number`` was the last of ``prefix``, and when the next follows.
+        """Process a beat, and return the loss that it reveals.
 
-        ``link`` is the connection that it came by, if that is known; also for `stated`.
+        Args:
+            epoch: The publisher.
+            prefix: The subscription.
+            number: The number of its last message.
+            next_ms: The time until the next beat in milliseconds; 0 means that no beat follows.
+            link: The connection over which the beat arrived, if known.
         """
         stream = self.stream(epoch, prefix)
         if stream is None or not stream.expected:
@@ -294,12 +328,19 @@ class Tracker:
     def stated(
         self, epoch: int, marker: bytes, statement: Statement, *, goodbye: bool = False, link: int | None = None
     ) -> list[Event]:
-        """A part of a join, or of a ``goodbye``, to ``marker``. Those to others' markers say nothing here.
+        """Process a part of an answer, and return the events that follow.
 
-        With the first answer of a publisher its account begins, also where that is to a marker before the last.
+        The first answer of a publisher begins its account, even if it is the answer to a former marker.
+
+        Args:
+            epoch: The publisher.
+            marker: The marker that it answers. Answers to markers of other subscribers are ignored.
+            statement: The part of the answer.
+            goodbye: True if the publisher says goodbye.
+            link: The connection over which the answer arrived, if known.
         """
         publisher = self._publishers.get(epoch)
-        if marker in self._pings:  # also of one that has never been heard: its marker was dropped on the way
+        if marker in self._pings:  # it may be unknown here, if it did not receive the marker
             (publisher or self._meet(epoch)).signs.note_answer(link)
             return []
         latest = marker in self._markers
@@ -307,12 +348,12 @@ class Tracker:
             return []
         publisher = publisher or self._meet(epoch)
         if publisher.state is State.ENDED and goodbye:
-            return []  # it says so until it is answered
+            return []  # it repeats its goodbye until it is confirmed
         publisher.signs.note_answer(link)
         if statement.part == 0:
             publisher.begin_answer(marker)
         elif (marker, statement.part) != (publisher.answering, publisher.parts):
-            return []  # the part before it was lost: the join stays incomplete, and is asked for again
+            return []  # an earlier part was lost: the join stays incomplete, and the publisher is asked again
         publisher.parts = statement.part + 1
         events: list[Event] = []
         for prefix, number in statement.numbers:
@@ -321,57 +362,66 @@ class Tracker:
             events += self._completed(publisher, statement, goodbye, latest)
         return events
 
-    def _named(self, publisher: Publisher, prefix: bytes, number: int, latest: bool) -> Iterable[Event]:
-        """An answer says where one subscription stands."""
+    def _named(self, publisher: RemotePublisher, prefix: bytes, number: int, latest: bool) -> Iterable[Event]:
+        """Process the number of one subscription in an answer."""
         if prefix not in self._subscriptions and prefix not in publisher.leaving:
-            return ()  # that of another subscriber, in the answer to a summary
+            return ()  # of another subscriber: a marker with a summary may match more
         publisher.named.add(prefix)
         if not (number or prefix in publisher.streams or prefix in publisher.leaving):
-            return ()  # nothing was counted yet: it is covered when the answer is complete
+            return ()  # no message yet: a complete answer covers it
         stream = self.stream(publisher.epoch, prefix)
         if stream is None:
             return ()
         if publisher.leaving and not stream.expected:
-            publisher.standing[prefix] = number  # until it is complete, its topics are others'
+            publisher.standing[prefix] = number  # until the answer is complete, former accounts count its topics
             return ()
         if latest and number + 1 < stream.expected and self._is_forged(publisher, stream, number):
             return self._set_back(stream, number)
         if latest and number + 1 >= stream.expected:
-            self._refused.pop(stream, None)  # what was refused had come before
+            self._refused.pop(stream, None)  # the refused messages were real duplicates
         found = self._stands(stream, number)
         return () if found is None else (found,)
 
-    def _is_forged(self, publisher: Publisher, stream: SubscriptionState, number: int) -> bool:
-        """Return True if an account that is ahead of what its publisher says was moved by a lie, not by a faster path.
+    def _is_forged(self, publisher: RemotePublisher, stream: SubscriptionState, number: int) -> bool:
+        """Return True if a forged claim has advanced an account past ``number``.
 
-        It is the first answer to the newest marker (a slower path brings it once more). The account was moved by a
-        claim, next to nothing was taken since, and the answer is not below what had been received before. And either
-        messages are refused, or there is one path, which keeps order.
+        ``number`` is the number of the last message, as stated by the publisher itself. A faster path may also have
+        advanced the account, so all of these conditions must be true:
+
+        - This is the first answer to the newest marker. A slower path delivers the same answer again.
+        - A claim has advanced the account, few messages were accepted since then, and ``number`` is not lower than the
+          numbers of the messages that were received before the claim.
+        - Messages are refused, or there is only one path, which keeps the order.
         """
         if publisher.state is not State.JOINING or not stream.is_claimed_beyond(number):
             return False
         return self._refused.pop(stream, None) == stream.expected or len(publisher.signs.links) == 1
 
     def kept(self, epoch: int, number: int, end_of: bytes | None = None) -> LostKept | None:
-        """Return what was lost before the kept message with ``number`` for this subscriber, or before their end.
+        """Record a kept message or their end, and return the loss before it.
 
-        What was lost before is taken back if the publisher sends all again. ``end_of`` is the marker whose kept
-        messages have ended; None for a message.
+        If the publisher sends all kept messages again, the losses that were counted so far are corrected.
+
+        Args:
+            epoch: The publisher.
+            number: The number of the kept message for this subscriber.
+            end_of: The marker whose kept messages have ended, or None for a message.
         """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         expected, publisher.kept = publisher.kept, number + (end_of is None)
         publisher.gave_all |= end_of in self._markers
-        if not expected < number <= expected + KEPT_MAX:  # it is the next, or the publisher sends all again; or a lie
+        if not expected < number <= expected + KEPT_MAX:  # the expected one, sent again, or forged
             if number >= expected or not publisher.kept_lost:
                 return None
             wrong, publisher.kept_lost = publisher.kept_lost, 0
-            self.lost -= wrong
             return LostKept(epoch, -wrong)
-        self.lost += number - expected
         publisher.kept_lost += number - expected
         return LostKept(epoch, number - expected)
 
-    def _completed(self, publisher: Publisher, statement: Statement, goodbye: bool, latest: bool) -> Iterator[Event]:
+    def _completed(
+        self, publisher: RemotePublisher, statement: Statement, goodbye: bool, latest: bool
+    ) -> Iterator[Event]:
+        """Process an answer whose last part has arrived."""
         publisher.parts = 0
         first, publisher.name = not publisher.joined_once, statement.name
         missing = frozenset() if goodbye or statement.partial else self._counted - publisher.named
@@ -383,15 +433,13 @@ class Tracker:
             self._begin(publisher, partial=statement.partial)
         publisher.named.clear()
         publisher.standing.clear()
-        publisher.moved()  # it was no message
+        publisher.moved()  # the answer moved the accounts, so this is not a sign of messages
         if latest:
             publisher.signs.answered()
         if goodbye:
             known = not (first or publisher.missed)
-            if not known:  # its answers were lost, or did not name all: there is nothing to compare with
-                yield self._unknown_loss(
-                    publisher.epoch, publisher.subscriptions, "has ended; some of its answers were lost"
-                )
+            if not known:  # without a complete answer there are no numbers to compare with
+                yield UnknownLoss(publisher.epoch, publisher.subscriptions, "has ended; some of its answers were lost")
             publisher.end()
             yield Ended(publisher.epoch, statement.name, known)
             return
@@ -407,8 +455,12 @@ class Tracker:
             self.joins += 1
             yield Joined(publisher.epoch, statement.name, statement.partial)
 
-    def _begin(self, publisher: Publisher, *, partial: bool) -> None:
-        """All subscriptions have their place in the account now, and none that gave way is needed."""
+    def _begin(self, publisher: RemotePublisher, *, partial: bool) -> None:
+        """Begin the accounts of all subscriptions, and discard the former accounts.
+
+        If a complete answer contains no number for a subscription, it has had no message, so the number 1 is expected
+        next.
+        """
         for prefix, number in publisher.standing.items():
             if (stream := publisher.streams.get(prefix)) is not None:
                 stream.expected = number + 1
@@ -417,32 +469,40 @@ class Tracker:
             for stream in publisher.streams.values():
                 stream.expected = stream.expected or 1
 
-    def _restarted(self, publisher: Publisher) -> Iterator[Event]:
-        """Close runs of the same name, unless they show that they are alive: names can be forged, or not unique."""
+    def _restarted(self, publisher: RemotePublisher) -> Iterator[Event]:
+        """End earlier runs with the same name, or ask them if they may still be alive.
+
+        Names can be forged, and are not always unique.
+        """
         for other in self._publishers.values():
             if other is publisher or other.name != publisher.name or other.state is State.ENDED:
                 continue
             other.rival = publisher.epoch
             other.signs.unnote()
-            other.moved()  # what came of it before this is no sign of life
+            other.moved()  # earlier messages are not a sign of life now
             if other.signs.is_silent or other.signs.has_gone(self.links):
                 yield from self._replaced(other)
             else:
                 yield Overdue(other.epoch)
 
-    def _replaced(self, publisher: Publisher) -> Iterator[Event]:
+    def _replaced(self, publisher: RemotePublisher) -> Iterator[Event]:
+        """End a run that a new run with the same name has replaced."""
         successor, subscriptions = publisher.rival or 0, publisher.subscriptions
         publisher.end()
-        yield self._unknown_loss(publisher.epoch, subscriptions, "was replaced by a new run, without a goodbye")
+        yield UnknownLoss(publisher.epoch, subscriptions, "was replaced by a new run without saying goodbye")
         yield Restarted(successor, publisher.name or "", publisher.epoch)
 
     # -- time
 
     def check(self, now: float, *, emptied: bool) -> list[Event]:
-        """Whom nothing was heard of, and what was found meanwhile. To be called each `TICK`, behind `LinkTimes.update`.
+        """Check all publishers, and return the events since the last call.
 
-        ``emptied``: since the last call the socket was read until it had nothing more. A subscriber that has not read
-        everything judges no publisher, however late it is.
+        This method must be called in each `TICK`, after `LinkTimes.update`.
+
+        Args:
+            now: The time of this call.
+            emptied: True if the socket was read until empty since the last call. Otherwise, no publisher is considered
+                late or silent.
         """
         self._part_some()
         events, self._found = self._found, []
@@ -452,15 +512,18 @@ class Tracker:
             if emptied and self._previous is not None and publisher.state is not State.ENDED:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
-                    why = f"was silent for {AWAY_SECONDS:g} s, and is given up"
-                    events.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
+                    why = f"was silent for {AWAY_SECONDS:g} s and was given up"
+                    events.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
                     publisher.end()
                     publisher.forget()
         self._previous = now
         return events
 
     def _doubts(self, now: float) -> Iterator[Event]:
-        """Messages were refused, and since then none was taken: perhaps the account is wrong, and the answer tells."""
+        """Ask the publishers whose messages are all refused.
+
+        Their accounts may be wrong, which the answers will show.
+        """
         for stream, expected in tuple(self._refused.items()):
             publisher = self._publishers.get(stream.publisher)
             if publisher is None or stream.expected != expected:
@@ -469,15 +532,15 @@ class Tracker:
                 publisher.signs.doubted_at = now
                 yield Overdue(publisher.epoch)
 
-    def _hear(self, publisher: Publisher, now: float) -> Iterator[Event]:
-        """Note the signs of life since the last call, and when the next is due."""
+    def _hear(self, publisher: RemotePublisher, now: float) -> Iterator[Event]:
+        """Record the signs of life since the last call, and set the next deadlines."""
         signs = publisher.signs
         had_gone = signs.has_gone(self.links) and not signs.links
         signs.links &= self.links.alive
         moved = publisher.moved()
         publisher.active |= moved
         if publisher.state is State.ENDED:
-            if moved or signs.is_noted:  # its end was a lie, or it was away for long: ask
+            if moved or signs.is_noted:  # its end was forged, or it was away for long: ask
                 publisher.move(AccountEvent.SIGN)
                 signs.begin_again(now)
             elif publisher.streams and (signs.heard_at is None or now - signs.heard_at >= AWAY_SECONDS):
@@ -489,15 +552,18 @@ class Tracker:
             signs.was_silent = False
             yield Returned(publisher.epoch, publisher.name or "", now - (heard_at or now))
         if alive and had_gone:
-            signs.linked = False  # it has another connection, which brought no answer yet
+            signs.linked = False  # it has a new connection, over which no answer has arrived yet
         if alive and publisher.rival is not None:
             yield Namesake(publisher.epoch, publisher.name or "", publisher.rival)
             publisher.rival = None
         if publisher.state is State.JOINING:
             signs.ask(HearingEvent.AWAIT, now, seconds=ANSWER_SECONDS * 2 ** min(publisher.missed, _MISSED_MAX))
 
-    def _overdue(self, publisher: Publisher, since: float) -> Iterator[Event]:
-        """What was due by ``since``: everything that had arrived then has been read."""
+    def _overdue(self, publisher: RemotePublisher, since: float) -> Iterator[Event]:
+        """Handle the deadlines that had passed at ``since``.
+
+        All frames that had arrived by that time have been read.
+        """
         signs, pinged = publisher.signs, publisher.signs.is_pinged
         if signs.miss_answer(since, judged=publisher.joined_once and publisher.rival is None):
             if publisher.rival is not None:
@@ -513,48 +579,70 @@ class Tracker:
         if missed is not None:
             yield Quiet(publisher.epoch) if missed is HearingEvent.QUIETED else Overdue(publisher.epoch)
 
-    def _silent(self, publisher: Publisher) -> Iterator[Event]:
+    def _silent(self, publisher: RemotePublisher) -> Iterator[Event]:
+        """Report a publisher that has just become silent."""
         signs = publisher.signs
-        if publisher.leaving:  # others do not wait for it
-            yield self._unknown_loss(publisher.epoch, tuple(publisher.leaving), "is silent")
+        if publisher.leaving:  # a silent publisher must not hold former subscriptions
+            yield UnknownLoss(publisher.epoch, tuple(publisher.leaving), "is silent")
             publisher.leave()
         since = signs.asked_at if signs.asked_at is not None else 0.0
         yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
 
     def close(self, *, asked: bool = False, alone: bool = False) -> list[Event]:
-        """Return the last findings: those that said no goodbye, and did not show that they live, have an unknown loss.
+        """Return the last events.
 
-        ``asked``: all publishers were asked right before, so each that has not answered is one. ``alone``: no
-        publisher is connected, so all are.
+        Each publisher that did not say goodbye and seems dead has an unknown loss.
+
+        Args:
+            asked: True if all publishers were asked just before this call. Each publisher without an answer then has an
+                unknown loss.
+            alone: True if no publisher is connected. All publishers then have an unknown loss.
         """
         events, self._found = self._found, []
         for publisher in self._publishers.values():
             if publisher.state is State.ENDED or not publisher.joined_once:
                 continue
             if alone or publisher.signs.has_gone(self.links):
-                why = "has gone without a goodbye"
+                why = "disconnected without saying goodbye"
             elif publisher.signs.is_silent:
                 why = "is silent"
             elif asked and publisher.state is State.JOINING:
-                why = "did not answer at the stop"
+                why = "did not answer when this app stopped"
             else:
                 continue
-            events.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
+            events.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
         return events
 
+    def depart(self, links: frozenset[int], address: str, *, unread: bool) -> Iterator[Event]:
+        """End the accounts of the publishers that are heard only over ``links``.
+
+        Yields their unknown losses if messages are ``unread``. A publisher without known links is included if
+        ``address`` is a part of its name.
+        """
+        for publisher in tuple(self._publishers.values()):
+            known = publisher.signs.links & (self.links.alive | links)
+            if publisher.state is State.ENDED or not (known <= links if known else address in (publisher.name or "")):
+                publisher.signs.links -= links
+                continue
+            if unread and publisher.joined_once:
+                why = "was removed before all its messages were read"
+                yield UnknownLoss(publisher.epoch, publisher.subscriptions, why)
+            publisher.end()
+            publisher.forget()
+
     def links_of(self, epoch: int) -> frozenset[int]:
-        """Return the connections by which a publisher has answered, as far as they are known."""
+        """Return the known connections over which a publisher has answered."""
         publisher = self._publishers.get(epoch)
         return frozenset() if publisher is None else frozenset(publisher.signs.links)
 
     def name_of(self, epoch: int) -> str:
-        """Return what the publisher calls itself, or an empty text if it is not known."""
+        """Return the name of a publisher, or an empty text if it is not known."""
         publisher = self._publishers.get(epoch)
         return (publisher.name if publisher else "") or ""
 
     @property
     def incomplete(self) -> bool:
-        """True if a publisher that tracks has not answered the last marker, and still may."""
+        """True if a tracked publisher may still answer the last marker."""
         return any(
             each.state is State.JOINING and not each.signs.is_silent and each.signs.unanswered < ASKED_MAX
             for each in self._publishers.values()
@@ -562,7 +650,7 @@ class Tracker:
 
     @property
     def awaited(self) -> bool:
-        """True while a publisher that has answered before, and is still connected, owes an answer."""
+        """True while the answer of a connected publisher that has answered before is due."""
         return any(
             each.state is State.JOINING
             and each.joined_once
@@ -572,25 +660,29 @@ class Tracker:
 
     @property
     def is_complete(self) -> bool:
-        """True if every publisher that has ever answered, and has not ended, has answered the last marker."""
+        """True if all publishers that have answered before have answered again."""
         return all(each.state is not State.JOINING for each in self._publishers.values() if each.joined_once)
 
     @property
     def answering_links(self) -> set[int]:
-        """The connections by which publishers have answered."""
+        """The connections over which publishers have answered."""
         return set[int]().union(*(each.signs.links for each in self._publishers.values()))
 
     # -- publishers
 
-    def _meet(self, epoch: int) -> Publisher:
+    def _meet(self, epoch: int) -> RemotePublisher:
+        """Create the account of a new publisher; evict another one if there are too many."""
         if len(self._publishers) >= PUBLISHERS_MAX:
             self._part(self._least())
         self.epochs += 1
-        publisher = self._publishers[epoch] = Publisher(epoch)
+        publisher = self._publishers[epoch] = RemotePublisher(epoch)
         return publisher
 
-    def _least(self) -> Publisher:
-        """Return the one to be given up first; of those of its rank, some more are noted for the next times."""
+    def _least(self) -> RemotePublisher:
+        """Return the publisher to evict first.
+
+        The next candidates of the same rank are stored for later calls.
+        """
         while self._leasts:
             publisher, worth = self._leasts.pop()
             if self._publishers.get(publisher.epoch) is publisher and _worth(publisher) == worth:
@@ -600,7 +692,7 @@ class Tracker:
         return self._leasts.pop()[0]
 
     def _part_some(self) -> None:
-        """Give up publishers while there are too many accounts, in the order in which they are given up for others."""
+        """Evict publishers while there are too many accounts, in the order of `_worth`."""
         excess = sum([each.size for each in self._publishers.values()]) - STREAMS_MAX
         if excess > 0:
             for each in sorted(self._publishers.values(), key=_worth)[:-1]:
@@ -608,20 +700,22 @@ class Tracker:
                     excess -= each.size
                     self._part(each)
 
-    def _part(self, publisher: Publisher) -> None:
+    def _part(self, publisher: RemotePublisher) -> None:
+        """Evict a publisher; it has an unknown loss if its account was open."""
         del self._publishers[publisher.epoch]
         if publisher.joined_once and publisher.state is not State.ENDED:
-            why = f"was given up for others: no more than {PUBLISHERS_MAX} publishers are followed"
-            self._found.append(self._unknown_loss(publisher.epoch, publisher.subscriptions, why))
+            why = f"was evicted to make room for others: the limit is {PUBLISHERS_MAX} publishers"
+            self._found.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
         publisher.end()
         publisher.forget()
 
 
-def _worth(publisher: Publisher) -> tuple[int, float]:
-    """Return what orders publishers by who is given up first.
+def _worth(publisher: RemotePublisher) -> tuple[int, float]:
+    """Return the sort key for evictions; the smallest key is evicted first.
 
-    Those that have ended, have never answered, or were never counted a message of, then the silent ones; of these, the
-    one that was heard longest ago. So answers that are invented drive out no publisher that is used.
+    The order is: ended publishers, publishers that never answered, publishers without a counted message, and all
+    others. In the last two groups, silent publishers come first. Within a rank, the publisher that was not heard for
+    the longest time comes first. Forged answers therefore can't evict a publisher in use.
     """
     signs = publisher.signs
     if publisher.state is State.ENDED:

@@ -1,13 +1,15 @@
-"""Which patterns match a topic, and in what order: built once from all patterns, then only read.
+"""Find the patterns that match a topic, sorted by rank.
 
-Pure. What `zroute.messages.topics.matches` says of one pattern, a `Trie` says of all of them at once, in a
-number of steps that depends on the topic and on what it matches, not on how many patterns there are:
+`zroute.messages.topics.matches` compares a topic with one pattern; a `Trie` compares a topic with all patterns at once.
+The number of steps depends on the topic and its matches, but not on the number of patterns:
 
-- patterns of segments share a tree. It is walked level by level with all nodes that are still possible,
-  each node once, so no topic makes it go back;
-- the longest `startswith` is found by a binary search over lengths that hashes one prefix a step
-  (Waldvogel and others, "Scalable High Speed IP Routing Lookups", SIGCOMM 1997); each prefix knows the next
-  shorter one that covers it.
+- Patterns with segments share a tree. The search descends level by level and tracks all nodes that may still match. It
+  visits each node once, so no topic causes backtracking.
+- A binary search over lengths finds the longest `startswith` prefix. Each step hashes one prefix of the topic
+  (Waldvogel and others, "Scalable High Speed IP Routing Lookups", SIGCOMM 1997). Each prefix refers to the next shorter
+  prefix that covers it.
+
+A trie is built once from all patterns, and never changes. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
-from zroute.messages.topics import Pattern, Wildcard, is_text
+from zroute.messages.topics import Pattern, is_text, may_begin_with
 
 __all__ = ["Match", "Trie", "build"]
 
@@ -27,10 +29,10 @@ V = TypeVar("V")
 
 @attrs.define(eq=False)
 class Match(Generic[V]):
-    """One value whose ``pattern`` matches.
+    """A value whose ``pattern`` matches the topic.
 
-    ``place`` is its own among all that `build` was given, by rank. ``segments`` are those of the topic, or
-    None for a pattern without captures: its match is the same object for every topic.
+    ``place`` is the position of this value among all values of the trie, sorted by rank. ``segments`` contains the
+    segments of the topic. It is None for a pattern without captures, whose match is the same object for every topic.
     """
 
     value: V
@@ -40,26 +42,27 @@ class Match(Generic[V]):
 
     @property
     def captures(self) -> dict[str, bytes]:
-        """The captured segments by name, worked out only when asked for."""
-        pairs = zip(self.pattern.segments, self.segments or (), strict=False)
-        return {s.name: found for s, found in pairs if isinstance(s, Wildcard) and s.name is not None}
+        """The captured segments by name. They are computed on each access."""
+        return self.pattern.captured(self.segments) if self.segments else {}
 
 
 @attrs.frozen
 class Trie(Generic[V]):
-    """The frozen form of many patterns and their values; made by `build`."""
+    """An immutable search tree of patterns and their values, created by `build`."""
 
     _root: _Node[V]
     _ladder: _Step[V] | None
+    _separator: bytes
 
     def match(self, topic: bytes) -> list[Match[V]]:
-        """Every value whose pattern matches, the most specific first, of equal rank in the order of `build`.
+        """Return the matches of ``topic``, the most specific first.
 
-        Anything may be asked for: for bytes that are no topic only `startswith` patterns are found.
+        Matches of equal rank are in the order in which `build` received them. ``topic`` may be any bytes. If they are
+        not a valid topic (not UTF-8, or with an empty segment), only `startswith` patterns match.
         """
-        segments = topic.split(b".")
+        segments = topic.split(self._separator)
         found: list[Match[V]] = []
-        if b"" not in segments and (topic.isascii() or is_text(topic)):
+        if (b"" not in segments or self._begins_empty(segments)) and (topic.isascii() or is_text(topic)):
             self._walk(segments, found)
             if len(found) > 1:
                 found.sort(key=_PLACE)
@@ -67,7 +70,12 @@ class Trie(Generic[V]):
             self._climb(topic, found)
         return [m if m.segments is None else Match(m.value, m.pattern, m.place, segments) for m in found]
 
+    def _begins_empty(self, segments: list[bytes]) -> bool:
+        """Return True if only the first segment is empty, and the separator allows that."""
+        return may_begin_with(self._separator) and len(segments) > 1 and b"" not in segments[1:]
+
     def _walk(self, segments: list[bytes], found: list[Match[V]]) -> None:
+        """Append the matches of patterns with segments, in any order."""
         nodes = [self._root]
         for segment in segments:
             ahead: list[_Node[V]] = []
@@ -76,13 +84,14 @@ class Trie(Generic[V]):
                     found += node.tails
                 if (child := node.literals.get(segment)) is not None:
                     ahead.append(child)
-                if node.wildcard is not None:
+                if node.wildcard is not None and segment:
                     ahead.append(node.wildcard)
             nodes = ahead
         for node in nodes:
             found += node.ends
 
     def _climb(self, topic: bytes, found: list[Match[V]]) -> None:
+        """Append the matches of `startswith` patterns, the longest prefix first."""
         step, longest = self._ladder, None
         while step is not None:
             hit = step.hits.get(topic[: step.length])
@@ -96,9 +105,14 @@ class Trie(Generic[V]):
 
 
 def build(pairs: Iterable[tuple[Pattern, V]]) -> Trie[V]:
-    """A `Trie` of ``pairs``; one pattern may come with many values, also written with other captures."""
+    """Return a `Trie` of ``pairs``.
+
+    A pattern may occur several times with different values, and with other names of its captures. All patterns have
+    the same separator.
+    """
     root: _Node[V] = _Node()
     prefixes: dict[bytes, tuple[Match[V], ...]] = {}
+    separator = b"."
     for pattern, matches in _grouped(pairs):
         if pattern.prefix is not None:
             prefixes[pattern.prefix] = matches
@@ -106,17 +120,22 @@ def build(pairs: Iterable[tuple[Pattern, V]]) -> Trie[V]:
             _descend(root, pattern).tails = matches
         else:
             _descend(root, pattern).ends = matches
-    return Trie(root, _ladder(sorted(prefixes), _linked(prefixes), first=True))
+        separator = pattern.separator
+    return Trie(root, _ladder(sorted(prefixes), _linked(prefixes), first=True), separator)
 
 
 _PLACE: Final = attrgetter("place")
 _LEAF: Final[dict[bytes, Any]] = {}
-"""The literals below most nodes: none."""
+"""The empty dict that all nodes without literals share."""
 
 
 @attrs.define(eq=False)
 class _Node(Generic[V]):
-    """What can follow the segments before it; most nodes are leaves, so what is empty is shared."""
+    """A node of the tree: the segments that can follow, and the matches.
+
+    ``ends`` contains the patterns that end at this node, and ``tails`` the patterns with ``>`` after this node. Most
+    nodes are leaves, and all leaves share the same empty dict.
+    """
 
     literals: dict[bytes, _Node[V]] = _LEAF
     wildcard: _Node[V] | None = None
@@ -126,7 +145,7 @@ class _Node(Generic[V]):
 
 @attrs.define(eq=False)
 class _Prefix(Generic[V]):
-    """What one prefix gives, and the longest shorter prefix that covers it."""
+    """The matches of a prefix, and the longest shorter prefix that covers it."""
 
     matches: tuple[Match[V], ...]
     shorter: _Prefix[V] | None
@@ -134,10 +153,10 @@ class _Prefix(Generic[V]):
 
 @attrs.define(eq=False)
 class _Step(Generic[V]):
-    """Looks at the first ``length`` bytes of a topic and says where to look next.
+    """A step of the binary search: look up the first ``length`` bytes of a topic.
 
-    A hit gives the longest prefix that these bytes are known to begin with, and the step that looks for a
-    longer one; without a hit ``shorter`` goes on.
+    ``hits`` maps these bytes to the longest prefix with which they begin, and to the step that searches for a longer
+    prefix. If the bytes are not in ``hits``, the search continues with ``shorter``.
     """
 
     length: int
@@ -146,13 +165,14 @@ class _Step(Generic[V]):
 
 
 def _grouped(pairs: Iterable[tuple[Pattern, V]]) -> Iterator[tuple[Pattern, tuple[Match[V], ...]]]:
-    """The matches of each shape in the order of rank, with one pattern to stand for them.
+    """Yield one pattern of each shape, with all matches of the shape sorted by rank.
 
-    Shapes come in the order of their texts: what is near in the tree is then made together and lies
-    together in memory, which saves a large tree a twentieth of the time of a match.
+    Patterns that differ only in the names of their captures have the same shape. The shapes are sorted by their texts,
+    so that neighbours in the tree are created one after the other and are close in memory. In a large tree, this saves
+    5 % of the time of a match.
     """
     groups: dict[Hashable, list[Match[V]]] = {}
-    ranked = sorted(pairs, key=lambda pair: pair[0].rank)  # stable, so equal ranks keep their order
+    ranked = sorted(pairs, key=lambda pair: pair[0].rank)  # a stable sort: equal ranks keep their order
     for place, (pattern, value) in enumerate(ranked):
         match = Match(value, pattern, place, () if pattern.captures else None)
         groups.setdefault(pattern.shape, []).append(match)
@@ -161,7 +181,7 @@ def _grouped(pairs: Iterable[tuple[Pattern, V]]) -> Iterator[tuple[Pattern, tupl
 
 
 def _descend(node: _Node[V], pattern: Pattern) -> _Node[V]:
-    """The node at the end of the segments of ``pattern``, made where it is not there yet."""
+    """Return the node after the last segment of ``pattern``; create missing nodes."""
     for segment in pattern.segments:
         if isinstance(segment, bytes):
             if node.literals is _LEAF:
@@ -175,21 +195,23 @@ def _descend(node: _Node[V], pattern: Pattern) -> _Node[V]:
 
 
 def _linked(prefixes: Mapping[bytes, tuple[Match[V], ...]]) -> dict[bytes, _Prefix[V]]:
+    """Return the prefixes with references to the next shorter ones."""
     linked: dict[bytes, _Prefix[V]] = {}
-    for prefix in sorted(prefixes):
+    for prefix in sorted(prefixes):  # a shorter prefix comes before those that it covers
         linked[prefix] = _Prefix(prefixes[prefix], _longest(prefix, linked))
     return linked
 
 
 def _longest(text: bytes, linked: Mapping[bytes, _Prefix[V]]) -> _Prefix[V] | None:
-    """The longest of ``linked`` that ``text`` begins with."""
+    """Return the longest prefix in ``linked`` with which ``text`` begins, or None."""
     return next((linked[text[:n]] for n in range(len(text), -1, -1) if text[:n] in linked), None)
 
 
 def _ladder(prefixes: list[bytes], linked: Mapping[bytes, _Prefix[V]], *, first: bool = False) -> _Step[V] | None:
-    """The steps that tell ``prefixes`` apart: at each the middle one of the lengths that are still possible.
+    """Return the first step of the binary search for ``prefixes``.
 
-    Only the first looks at the shortest length, because most topics begin with none of the prefixes.
+    Each step looks up the median of the lengths that are still possible. The very first step (``first``) looks up the
+    shortest length instead, because most topics do not begin with any of the prefixes.
     """
     if not prefixes:
         return None

@@ -1,22 +1,25 @@
 """Resources of a running app: opened before the sockets, closed after the drain.
 
-Resources close in reverse order. An async resource lives in one coroutine from its opening to its closing. Under
-asyncio both then happen in the same task, as cancel scopes and task groups require.
+Resources close in reverse order. An async resource is opened and closed in the same coroutine. Under asyncio, both
+therefore happen in the same task, as cancel scopes and task groups require.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_awaitable, loop_hint, was_cancelled, within
-from zroute.declarations.resources import CompiledResource
+from zroute.declarations.providers import Needed
+from zroute.declarations.resources import CompiledResource, MessageResources
 from zroute.messages.topics import Topic
 from zroute.publishing.producers import Start
+from zroute.receiving.scoped import Opening, Scope
 
 __all__ = ["Resources"]
 
@@ -26,8 +29,8 @@ _log = logging.getLogger("zroute")
 class Resources:
     """The resources of one run.
 
-    `objects` holds all open resources by type, and the replacements that a test provides. A resource that only replaced
-    resources need is not opened.
+    `objects` contains all open resources by type, and the replacements that a test provides. A resource that is needed
+    only by replaced resources is not opened.
     """
 
     def __init__(
@@ -39,12 +42,39 @@ class Resources:
         self._open: list[_Resource] = []
         self.objects: dict[Any, Any] = dict(replaced)
 
-    async def open(self) -> None:
-        """Open all resources in order.
+    def provides(self, kind: Any) -> bool:
+        """Return True if a resource of this type is open, or is opened per message."""
+        return kind in self.objects or any(one.kind == kind for one in self._compiled if one.scope == "message")
 
-        If one fails, its error is raised and the others stay unopened; `close` closes those that are open.
+    def scope(self, needs: MessageResources | None) -> Scope | None:
+        """Return a `Scope` that opens the resources of a message, or None."""
+        if needs is None:
+            return None
+        replaced = {one.kind: self.objects[one.kind] for one in needs.resources if one.kind in self.objects}
+        openings = [self._opening(one) for one in needs.resources if one.kind not in replaced]
+        return Scope(openings, needs.parameters, replaced, needs.around_chain)
+
+    def _opening(self, resource: CompiledResource) -> Opening:
+        given = resource.call.constants.given
+        later = {
+            name: value.kind
+            for name, value in given.items()
+            if isinstance(value, Needed) and value.kind not in self.objects
+        }
+        bound = {
+            name: self.objects[value.kind] if isinstance(value, Needed) else value
+            for name, value in given.items()
+            if name not in later
+        }
+        return Opening(resource.kind, partial(resource.call.function, **bound), later, resource.is_async)
+
+    async def open(self) -> None:
+        """Open all resources of the app in order.
+
+        If a resource fails to open, its error is raised and further resources are not opened; `close` closes the open
+        ones.
         """
-        for compiled in self._compiled:
+        for compiled in (each for each in self._compiled if each.scope == "app"):
             one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
             self._open.append(one)  # before it opens: a cancelled task may still have to clean up
             try:
@@ -54,14 +84,15 @@ class Resources:
                 error.add_note(f"while opening the resource {compiled.name} at {compiled.where}{hint}")
                 raise
 
-    async def close(self, timeout: float, failed: Callable[[BaseException], None]) -> dict[str, int]:
+    async def close(self, timeout: float, failed: Callable[[BaseException, str, str], None]) -> dict[str, int]:
         """Close all open resources, and return the names of those that took too long.
 
-        An error in one resource does not keep the others open.
+        If a resource fails to close, the other resources are closed nevertheless.
 
         Args:
-            timeout: the seconds that each resource may take.
-            failed: called with each error, after it is logged.
+            timeout: the maximum time in seconds for each resource.
+            failed: called with each error, and the name and line of the resource. All errors except SystemExit are
+                logged before the call.
         """
         unfinished: dict[str, int] = {}
         while self._open:
@@ -71,18 +102,16 @@ class Resources:
             except TimeoutError:
                 unfinished[one.compiled.name] = 1
             except BaseException as error:  # also SystemExit: the other resources must still close
-                _log.exception(
-                    "the resource %s at %s failed to close%s; the stop continues",
-                    one.compiled.name,
-                    one.compiled.where,
-                    loop_hint(error),
-                )
-                failed(error)
+                name, where = one.compiled.name, one.compiled.where
+                if not isinstance(error, SystemExit):
+                    text = "the resource %s at %s failed to close%s; the stop continues"
+                    _log.exception(text, name, where, loop_hint(error))
+                failed(error, name, where)
         return unfinished
 
 
 def _needed(compiled: Sequence[CompiledResource], replaced: Mapping[Any, Any]) -> set[Any]:
-    """Return the types to open: unreplaced ones with a user that is not replaced."""
+    """Return the types to open: types that are not replaced, and needed by others."""
     wanted: set[Any] = set()
     for one in reversed(compiled):  # a resource comes before all of its users
         users = [other.kind for other in compiled if one.kind in other.call.needs]
@@ -156,8 +185,8 @@ class _Resource:
         raise RuntimeError(_TWICE)
 
 
-_NEVER = "a resource must yield its object once, but this one ended without a yield"
-_TWICE = "a resource must yield its object once, but this one yielded twice"
+_NEVER = "a resource must yield its object exactly once, but this resource ended without a yield"
+_TWICE = "a resource must yield its object exactly once, but this resource yielded twice"
 
 
 def _unless_open(failure: Failure, opened: Deferred[Any]) -> Failure | None:

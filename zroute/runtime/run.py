@@ -9,61 +9,78 @@ handlers finish. Only then do ``on_shutdown`` functions run and resources and so
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial, wraps
-from threading import get_ident
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.declarations.providers import Needed
 from zroute.declarations.records import Hook, Route
-from zroute.declarations.signatures import Call, Needed
-from zroute.endpoints import Endpoint
+from zroute.declarations.signatures import Call
+from zroute.endpoints import SIDES, Endpoint, Ends, ResolvedAddresses, Side
 from zroute.errors import (
     EndpointError,
-    ForkedContextError,
     NotReadyError,
     NotRunningError,
     UsageError,
-    WrongThreadError,
 )
-from zroute.functions import identity, is_generator_function, name_of
+from zroute.functions import identity, is_generator_function, name_of, users_line
+from zroute.logs import printable
+from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.planning.compiler import compile_route, known_codecs, refuse_duplicates
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan, Request
+from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan
+from zroute.planning.surrounding import surround
 from zroute.publishing.producers import CompiledProducer, Producers
+from zroute.publishing.publication import Bridge, Emit, Publication, released
 from zroute.publishing.publisher import Publisher
+from zroute.receiving.attempts import Executor
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, UnknownLoss
-from zroute.receiving.in_flight import Executor, error_of
+from zroute.receiving.in_flight import error_of
+from zroute.receiving.replying import ReplyResults
 from zroute.receiving.results import Results
 from zroute.receiving.table import RouteTable
+from zroute.runtime.jobs import Jobs
+from zroute.runtime.requests import RequestRun
 from zroute.runtime.resources import Resources
+from zroute.runtime.threads import Threads
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
-from zroute.transport import Receive, Transport
+from zroute.transport import AppOptions, Receive, Transport, TransportRequest
+from zroute.transports.choosing import factory_for
 
-__all__ = ["Environment", "MessageLimit", "Run", "StopReport"]
+__all__ = ["Environment", "Leave", "MessageLimit", "Run", "StopReport", "exit_code"]
 
 _log = logging.getLogger("zroute")
 
+Leave = Callable[[int, str], None]
+"""A function that ends an app with an exit code, and a reason for the log."""
+
 _GOODBYE = 1.0
-"""Seconds of the drain timeout that are reserved for goodbyes if a subscriber's queue is full: at most half of it."""
+"""The part of the drain timeout in seconds that is reserved for goodbyes if a subscriber's queue is full; at most half
+of it.
+"""
 
 
 _NAMED = 5
-"""The most subscriptions that a log line names; an app may have thousands."""
+"""The maximum number of subscriptions in a log line. An app may have thousands."""
 
 
 _HOOK = 1.0
-"""Seconds that an ``async`` on_shutdown function or a resource gets even if the drain timeout is over."""
+"""The minimum time in seconds for an ``async`` on_shutdown function or a resource, even after the drain timeout."""
+
+
+_NO_FACTS: Mapping[Any, Any] = MappingProxyType({})
 
 
 @attrs.frozen
@@ -72,14 +89,14 @@ class Environment:
 
     Attributes:
         transport: creates the transport.
-        asyncio: True if an asyncio loop drives the reactor.
-        wall: returns seconds since the Unix epoch.
-        replaced: objects that take the place of resources, by type.
+        asyncio: True if the reactor runs on an asyncio loop.
+        wall: returns the time in seconds since the Unix epoch.
+        replaced: objects that replace resources, by type.
         observe: called with each error, and True if a hook of the app received it.
         results: called with each function of the app and its result.
     """
 
-    transport: Callable[[Request], Transport]
+    transport: Callable[[TransportRequest], Transport]
     asyncio: bool
     wall: Callable[[], float] = time.time
     replaced: Mapping[Any, Any] = attrs.field(factory=dict)
@@ -101,6 +118,27 @@ class StopReport:
     def complete(self) -> bool:
         """True if every handler had finished."""
         return not self.unfinished
+
+
+def _place(endpoint: Endpoint, present: tuple[Endpoint, ...], known: Sequence[str]) -> int | None:
+    """Return the index of an endpoint among the present endpoints, or None.
+
+    The endpoint may be given by its address or its resolved address.
+    """
+    for place, (each, resolved) in enumerate(zip(present, known, strict=True)):
+        if endpoint.address in (each.address, resolved):
+            return place
+    return None
+
+
+def exit_code(error: SystemExit) -> int:
+    """Return the exit code that Python gives a process for this error.
+
+    It is 0 for None, and 1 for a text.
+    """
+    if error.code is None:
+        return 0
+    return error.code if isinstance(error.code, int) else 1
 
 
 class MessageLimit:
@@ -129,9 +167,9 @@ class Run:
         plan: the compiled app.
         reactor: the reactor to run on.
         environment: the transport, clocks and replaced resources.
-        subscribe_to: the endpoints to receive from.
-        publish_to: the endpoints to publish to.
+        ends: the endpoints.
         limit: ends reading after a number of messages, or None.
+        leave: ends the app, and the process if `zroute run` or ``app.run`` runs the app.
     """
 
     def __init__(
@@ -140,43 +178,56 @@ class Run:
         reactor: Any,
         environment: Environment,
         *,
-        subscribe_to: tuple[Endpoint, ...],
-        publish_to: tuple[Endpoint, ...],
+        ends: Ends,
         limit: MessageLimit | None,
+        leave: Leave,
     ) -> None:
         self.plan = plan
         self.name = plan.name
         self.reactor = reactor
-        self.subscribe_to = subscribe_to
-        self.publish_to = publish_to
+        self.ends = ends
         self._limit = limit
+        self._leave_with = leave
         self._environment = environment
         self._stats = plan.live.stats = Stats()
-        self._thread, self._process = get_ident(), os.getpid()
+        self._threads = Threads(self.name, reactor, self._start)
         self._resources = Resources(self.plan.parts.resources, environment.replaced, self._start, self.reactor)
-        self._outcomes = Results(
+        executor = Executor(
+            self.reactor,
+            self._start,
+            self._threads.call_in_thread,
+            self._hook,
+            self._emit,
+            self._leave,
+            self._resources.objects,
+        )
+        results = partial(
+            _results,
             stats=self._stats,
-            log=_log,
+            executor=executor,
+            plan=plan,
             wall=environment.wall,
-            executor=Executor(self.reactor, self._start, self._in_thread, self._hook),
-            default=plan.choices.codec,
-            hooks=plan.hooks,
-            reading=self,
             observe=environment.observe,
         )
+        self._outcomes = results(Results, reading=self)
+        self._requests = RequestRun(plan, reactor, self._stats, partial(results, ReplyResults))
+        self._in_flight = (self._outcomes.unfinished, self._requests.unfinished)
         self.transport = environment.transport(
-            Request(plan, reactor, subscribe_to, publish_to, self._stats, self._found)
+            TransportRequest(_options(plan), reactor, ends, self._stats, self._found, self._receive_stated)
         )
         self._accounts = self.transport.accounts
         self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = ThrottledLog(_log, self.reactor)
         self._codecs = self.plan.parts.codecs
         self._table = self._make_table(())
+        self._jobs = Jobs(plan, self.reactor, self.transport, ends, self._outcomes, self._stats, self._reports)
         self._beginning: Deferred[None] = succeed(None)
         self._producers: Producers | None = None
         self._publisher: Publisher | None = None
+        self._emit_bytes: Emit | None = None
         self._streams: dict[Finishing, None] = {}
-        self._calls: set[Future[Any]] = set()
+        self._awaiting_ready: dict[Deferred[None], None] = {}
+        self._closing_ends: list[str] = []  # removed endpoints of `sub` that are still read
         self._listening = False
         self._stopped = False
         self._ended = False
@@ -197,19 +248,26 @@ class Run:
             await self._open()
 
     async def _open(self) -> None:
-        routes = [self._supplied(route.fresh()) for route in self.plan.parts.routes]
-        self._stats.routes.update((route.name, route.stats) for route in routes)
+        handlers = [self._supplied(route.fresh()) for route in self.plan.parts.handlers]
+        self._stats.routes.update((route.name, route.stats) for route in handlers)
+        routes = [route for route in handlers if route.route.kind == "subscribe"]
         self._table = self._make_table(routes)
         self.transport.open(self._table.receive if self._limit is None else self._limited(self._limit))
-        given = self.transport, self.publish_to, self._stats, self._reports, self._environment.wall
+        given = self.transport, self.ends.pub, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
-        self.plan.live.emit = self._publisher.open(self.plan.parts.outlets)
+        self._publisher.on_subscribers = self._subscribers_changed
+        self._requests.open(self.transport, self.ends, [route for route in handlers if route.route.kind == "reply"])
+        self._emit_bytes = self._publisher.open(self.plan.parts.outlets)
+        self.plan.publish_by(self._emit_bytes)
+        self._jobs.open_owner()
         for hook in self.plan.hooks.startup:
             await self._awaited(self._hook(hook.function)())
             if self._stopped:  # the hook itself may have stopped the app
                 return
         self._listening = True
         self._listen()
+        self._requests.answer(self.transport)
+        self._jobs.open_workers([route for route in handlers if route.route.kind == "work"], self._codecs)
         producers = tuple(self._producer(trigger) for trigger in self.plan.parts.triggers)
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()
@@ -217,10 +275,17 @@ class Run:
     async def end(self, timeout: float) -> StopReport:
         """Stop producers, handle received messages, run ``on_shutdown``, and close.
 
-        It works after any part of `begin`. All of it ends within ``timeout`` seconds, except that resources and
-        ``on_shutdown`` functions get at least one second each.
+        It also works if `begin` was interrupted at any point. The stop takes at most ``timeout`` seconds, except that
+        each resource and each ``on_shutdown`` function has at least one second.
         """
-        self._stopped = True
+        self._stopped = self._jobs.stopping = True
+        self._requests.refuse()
+        outlets = [outlet for route in self.plan.parts.handlers for outlet in route.outlets]
+        holds = [outlet.hold() for outlet in outlets if isinstance(outlet, Bridge)]
+        for each in self._in_flight:
+            each.end_retries()
+        for ready in tuple(self._awaiting_ready):
+            ready.cancel()
         deadline = self.reactor.seconds() + timeout
 
         def left() -> float:
@@ -231,33 +296,48 @@ class Run:
                 self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
         await self._wait(0)  # a handler that stopped the app returns first; it is drained like the others
         unfinished = await self._end_start(left())
+        await self._jobs.work_off(_less_goodbye(left()))
+        self._jobs.stop_workers()
         unfinished |= await self._catch_up(left)
         for stream in tuple(self._streams):
             stream.finish()
         unfinished |= await self._settle(left())
+        await self._jobs.end_workers(left())
+        unfinished |= await self._jobs.drain(_less_goodbye(left()))
+        for release in holds:
+            release()
+        await self._publish_for_others(_less_goodbye(left()))
         self._accounts.close()  # reading has ended; on_shutdown functions see the final counts
         self._stats.paused_since, self._stats.paused_by = None, ()
         for hook in self.plan.hooks.shutdown if self._publisher is not None else ():
             unfinished |= await self._shut_down(hook, max(left(), _HOOK))
+        unfinished |= await self._last_replies(left())
         self.transport.leave()
         if self._publisher is not None:
-            # Goodbyes let subscribers count their losses, so some of the time is reserved for them.
-            unfinished |= await self._publisher.send_rest(max(left() - _GOODBYE, left() / 2))
+            unfinished |= await self._publisher.send_rest(_less_goodbye(left()))
             self._publish_no_more()
             unfinished |= await self._publisher.goodbye(left())
         self._withdraw()
+        self.plan.live.closing = self  # a resource may still decide the exit code
         unfinished |= await self._resources.close(max(left(), _HOOK), self._failed_to_close)
         await self.transport.close()
+        if self.plan.live.closing is self:
+            self.plan.live.closing = None
         self._outcomes.close()
+        self._requests.end()
         self._reports.close()
         return StopReport(unfinished)
+
+    def _emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+        """Publish a dead letter, without middleware."""
+        if self._emit_bytes is None:
+            raise NotRunningError(f"cannot publish to {str(Topic.from_wire(topic))!r}: {self.name!r} is not running")
+        return self._emit_bytes(topic, number, body, headers)
 
     def _withdraw(self) -> None:
         """Mark the app as not running, so that another run can begin."""
         self._ended = True
-        for call in tuple(self._calls):  # threads in `from_thread`, which would otherwise wait forever
-            if not call.done():
-                call.set_exception(_stopped(self.name))
+        self._threads.close()
         self._publish_no_more()
         if self._publisher is not None:
             self._publisher.release()
@@ -265,38 +345,44 @@ class Run:
             self.plan.live.run = None
 
     def _publish_no_more(self) -> None:
+        self._emit_bytes = None
         if self.plan.live.run is self:
-            self.plan.live.emit = None
+            self.plan.publish_no_more()
         if self._publisher is not None:
             self._publisher.close()
 
     @property
     def identity(self) -> str:
-        """The publisher's name and epoch, as subscribers log them; "" if it sends none."""
+        """The publisher's name and epoch, as subscribers log them; "" if it has no name."""
         return self._publisher.identity if self._publisher is not None else ""
 
     # -- while running ----------------------------------------------------------------------------------
 
-    def attach(self, route: Route) -> CompiledRoute:
+    def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
         """See `zroute.planning.plan.RunningApp`, also for the methods below."""
         what = f"attach({route.patterns[0].text!r})"
-        self._check_thread(what)
+        self._threads.check_thread(what)
         name, parts = self.name, self.plan.parts
         if self._publisher is None:
             raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach in on_startup or later")
-        if not self.subscribe_to:
+        if not self.ends.sub:
             raise EndpointError(
                 f"{what} has no endpoint to subscribe to: add App(sub='tcp://127.0.0.1:5555'), the address that the "
                 "publisher binds",
                 where=route.where,
             )
-        made = compile_route(route, "", (self.plan.hooks.errors,), (), parts.given, self.plan.choices.codec)
-        closed = [kind for kind in made.call.needs if kind not in self._resources.objects]
+        hooks, resources = self.plan.hooks, parts.resources
+        made = compile_route(route, "", (hooks.errors,), (), parts.given, resources, self._codecs)
+        factories = hooks.middleware if surrounded else ()
+        made = surround(made, factories, resources, parts.given, isolate=hooks.isolate)
+        refuse_dead((made,), self.plan.choices.wire)
+        self.plan.check_dead((made,), self.ends, self._table.routes)
+        closed = [kind for kind in made.call.needs if not self._resources.provides(kind)]
         if closed:
             missing = describe(closed[0])
             raise UsageError(
-                f"{what}: {made.name} needs {missing}, which was not opened, because only replaced resources need it: "
-                f"replace it too, as in TestApp(app, {{{missing}: fake}})"
+                f"{what}: {made.name} needs {missing}, which was not opened because only replaced resources need it: "
+                f"replace it as well, as in TestApp(app, {{{missing}: fake}})"
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
@@ -306,7 +392,7 @@ class Run:
     def detach(self, route: CompiledRoute) -> None:
         """Remove a route; messages that it has received are still handled."""
         if not self._ended:
-            self._check_thread("close() of an attached handler")
+            self._threads.check_thread("close() of an attached handler")
             self._outcomes.release()
             self._swap(tuple(other for other in self._table.routes if other is not route))
 
@@ -314,9 +400,7 @@ class Run:
         """Drop the messages that wait for a route, and log their number."""
         dropped = self._outcomes.unfinished.discard(route, unfinished)
         if dropped:
-            _log.info(
-                "%s at %s was closed with %d messages waiting; they are dropped", route.name, route.route.where, dropped
-            )
+            _log.info("%s at %s was closed: %d waiting messages were dropped", route.name, route.route.where, dropped)
 
     def open_stream(self, stream: Finishing) -> None:
         """Finish ``stream`` when the app stops."""
@@ -325,8 +409,79 @@ class Run:
             stream.finish()
 
     def close_stream(self, stream: Finishing) -> None:
-        """Forget a stream that its user has left."""
+        """Remove a stream whose block the user has left."""
         self._streams.pop(stream, None)
+
+    @property
+    def addresses(self) -> ResolvedAddresses:
+        """See `App.addresses`."""
+        if not self.transport.is_open:
+            raise NotRunningError(f"{self.name!r} has no open sockets: read its addresses in on_startup or later")
+        return self.transport.addresses or self.ends.addresses
+
+    def add_endpoints(self, ends: Ends) -> None:
+        """See `App.add_endpoints`."""
+        self._check_change("add_endpoints()")
+        for side, present, known in self._sides():
+            for endpoint in ends.of(side):
+                if "*" not in endpoint.address and _place(endpoint, present, known) is not None:
+                    text = f"can't add {endpoint}: {self.name!r} has it already"
+                    raise EndpointError(text, endpoint=str(endpoint), where=users_line())
+        factory_for(ends)
+        changed = self.ends + ends
+        self.plan.check_inproc(changed)
+        self.plan.check_dead(self._table.routes, changed)
+        self.transport.add(ends)
+        self.ends = changed
+
+    def remove_endpoints(self, ends: Ends) -> Deferred[None]:
+        """See `App.remove_endpoints`."""
+        self._check_change("remove_endpoints()")
+        addresses: dict[str, tuple[str, ...]] = {}
+        left: dict[str, tuple[Endpoint, ...]] = {}
+        for side, present, known in self._sides():
+            places = [self._known(endpoint, present, known) for endpoint in ends.of(side)]
+            addresses[side.name] = tuple(known[place] for place in places)
+            left[side.name] = tuple(each for place, each in enumerate(present) if place not in places)
+        closed = ResolvedAddresses(**addresses)
+        closing = self.transport.remove(closed)
+        self._closing_ends += closed.sub
+        self.ends = Ends(**left)
+
+        def end(result: Any) -> Any:
+            for address in closed.sub:
+                self._closing_ends.remove(address)
+            return result
+
+        return closing.addBoth(end)
+
+    def _check_change(self, what: str) -> None:
+        self._threads.check_thread(what)
+        if self._publisher is None or self._stopped:
+            raise NotRunningError(
+                f"can't call {what}: {self.name!r} has no open sockets. Call it after the app has started, and before "
+                "it stops"
+            )
+
+    def _sides(self) -> Iterator[tuple[Side, tuple[Endpoint, ...], list[str]]]:
+        """Yield each side, its endpoints, and their addresses."""
+        addresses = self.addresses
+        for side in SIDES:
+            known = list(addresses.of(side))
+            for address in self._closing_ends if side.name == "sub" else ():
+                known.remove(address)
+            yield side, self.ends.of(side), known
+
+    def _known(self, endpoint: Endpoint, present: tuple[Endpoint, ...], known: list[str]) -> int:
+        place = _place(endpoint, present, known)
+        if place is None:
+            have = ", ".join(known) or "none"
+            raise EndpointError(
+                f"can't remove {endpoint}: {self.name!r} does not have it; its addresses on this side: {have}",
+                endpoint=str(endpoint),
+                where=users_line(),
+            )
+        return place
 
     def _swap(self, routes: Sequence[CompiledRoute]) -> None:
         named = [(one.options.codec, one.route.where) for one in routes if one.options.codec]
@@ -342,17 +497,30 @@ class Run:
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """See `App.ready`."""
-        if not self.subscribe_to:
+        if not self.ends.sub:
             return succeed(None)
+        if self._stopped:
+            return fail(self._stopped_before_ready())
         ready = self.transport.ready(publishers, state=state)
+        self._awaiting_ready[ready] = None
+        ready.addBoth(self._end_waiting, ready)
         waiting = within(timeout, ready, self.reactor).addErrback(self._not_ready, timeout, state)
         return waiting.addCallback(self._hand_over) if state else waiting
 
+    def _end_waiting(self, result: Any, ready: Deferred[None]) -> Any:
+        self._awaiting_ready.pop(ready, None)
+        return result
+
+    def _stopped_before_ready(self) -> NotRunningError:
+        return NotRunningError(f"{self.name!r} has stopped, and no longer waits for publishers")
+
     def _hand_over(self, _: None) -> None:
-        """Give kept messages that wait in an incomplete batch to their handlers."""
+        """Deliver kept messages that wait in an incomplete batch."""
         self._outcomes.release()
 
     def _not_ready(self, failure: Failure, timeout: float, state: bool) -> None:
+        if self._stopped:
+            raise self._stopped_before_ready()
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._listening:
             raise NotReadyError(
@@ -362,7 +530,7 @@ class Run:
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
     def _found(self, found: Gap | UnknownLoss | LostKept) -> None:
-        """Report a loss to the ``on_gap`` functions, or log it if there are none."""
+        """Report a loss to the ``on_gap`` functions; without such functions, log it."""
         publisher = self._accounts.named(found.epoch)
         if isinstance(found, UnknownLoss):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
@@ -381,61 +549,56 @@ class Run:
             name = str(Topic.from_wire(found.subscription))
             arguments = (self.name, found.count, name, publisher, found.first, found.last)
             self._reports("gap", f"{self.name}: lost messages", logging.WARNING, text, *arguments)
-        for hook in self.plan.hooks.gaps:
-            try:
-                result = self._hook(hook.function)(found)
-                if is_awaitable(result):
-                    self._start(result).addErrback(lambda failure: self._failed_over_a_gap(error_of(failure)))
-            except BaseException as error:  # also SystemExit: the reactor would close the socket because of it
-                self._failed_over_a_gap(error)
+        self._notify(self.plan.hooks.gaps, found, "on_gap")
 
-    def _failed_over_a_gap(self, error: BaseException) -> None:
+    def _subscribers_changed(self, publication: Publication[Any]) -> None:
+        """Call the ``on_subscribers`` functions of a publication."""
+        if not self._stopped:
+            self._notify(publication.subscriber_hooks, publication.subscribers, "on_subscribers")
+
+    def _notify(self, hooks: Iterable[Hook], fact: object, what: str) -> None:
+        """Call hooks with a fact; log and count hooks that fail."""
+        for hook in hooks:
+            try:
+                result = self._hook(hook.function)(fact)
+                if is_awaitable(result):
+                    self._start(result).addErrback(self._notified_later, hook, what)
+            except BaseException as error:  # also SystemExit: the reactor would close the socket because of it
+                self._failed_to_notify(hook, what, error)
+
+    def _notified_later(self, failure: Failure, hook: Hook, what: str) -> None:
+        self._failed_to_notify(hook, what, error_of(failure))
+
+    def _failed_to_notify(self, hook: Hook, what: str, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            self._leave(error, name_of(hook.function), hook.where)
+            return
         self._stats.hook_errors += 1
-        self._reports("on_gap", f"{self.name}: on_gap", logging.ERROR, "an on_gap function failed", error=error)
+        self._reports(what, f"{self.name}: {what}", logging.ERROR, f"an {what} function failed", error=error)
         self._environment.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
-        """Call ``call`` in the reactor's thread, and return its result to this thread."""
-        self.check_process("from_thread was called")
-        if get_ident() == self._thread:
-            raise WrongThreadError(
-                f"from_thread was called in the reactor's own thread, which would wait for itself: call "
-                f"{name_of(call)} directly"
-            )
-        future: Future[Any] = Future()
-        self._calls.add(future)  # before the check below, so that a concurrent stop finds this call
-        try:
-            if self._ended:
-                raise _stopped(self.name)
-            self.reactor.callFromThread(self._call, future, call)
-            return future.result()
-        finally:
-            self._calls.discard(future)
+        """See `zroute.planning.plan.RunningApp`, also for the next method."""
+        return self._threads.call_from_thread(call)
 
-    def _call(self, future: Future[Any], call: Callable[[], Any]) -> None:
-        """Call ``call`` in the reactor's thread, for a thread that waits for ``future``."""
-        if future.done():
-            return  # the app has stopped; the waiting thread already got the error
+    def stop(self, code: int, why: str) -> None:
+        """End the app, from any thread."""
+        self.check_process(why)
+        if self._threads.is_here:
+            self._leave_with(code, why)
+        else:
+            self.reactor.callFromThread(self._leave_with, code, why)
 
-        def end(result: Any) -> None:
-            if future.done():
-                return  # the app has stopped meanwhile; the waiting thread already got the error
-            if isinstance(result, Failure):
-                future.set_exception(error_of(result))
-            else:
-                future.set_result(result)
-
-        maybeDeferred(lambda: self._begun(call())).addBoth(end)
+    def _leave(self, error: SystemExit, name: str, where: str) -> None:
+        """Stop the app, because one of its functions has raised SystemExit."""
+        if not isinstance(error.code, int | None):
+            self._reports(("exit", name, where), name, logging.ERROR, "%s at %s: %s", name, where, printable(error))
+        self._environment.observe(error, False)
+        self.stop(exit_code(error), f"{name} at {where} exits with code {exit_code(error)}")
 
     def check_process(self, what: str) -> None:
         """Raise ForkedContextError in a child of the process that runs the app."""
-        if os.getpid() != self._process:
-            raise ForkedContextError(_FORKED.format(what))
-
-    def _check_thread(self, what: str) -> None:
-        self.check_process(what)
-        if get_ident() != self._thread:
-            raise WrongThreadError(f"{what} was called outside the reactor's thread: use app.from_thread")
+        self._threads.check_process(what)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -454,7 +617,7 @@ class Run:
             self.transport.resume()
 
     def reclassify(self) -> None:
-        """Build the delivery functions again before the next message; none is lost."""
+        """Create the closures again before the next message; no message is lost."""
         self._table.reclassify()
 
     # -- steps of the start and the stop ----------------------------------------------------------------
@@ -472,7 +635,9 @@ class Run:
         )
 
     def _supplied(self, route: CompiledRoute) -> CompiledRoute:
-        return attrs.evolve(route, call=self._report_results(route.call.supply(self._resources.objects)))
+        call = self._report_results(route.call.supply(self._resources.objects))
+        around = attrs.evolve(route.around, scope=self._resources.scope(route.around.needs))
+        return attrs.evolve(route, call=call, around=around)
 
     def _report_results(self, call: Call) -> Call:
         """Return ``call`` with its results reported to the environment."""
@@ -481,10 +646,10 @@ class Run:
             return call
         return attrs.evolve(call, function=_with_report(call.function, results))
 
-    def _hook(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``function`` with its resources as arguments."""
+    def _hook(self, function: Callable[..., Any], facts: Mapping[Any, Any] = _NO_FACTS) -> Callable[..., Any]:
+        """Return ``function`` with the resources and ``facts`` that it needs bound."""
         given = self.plan.parts.hooked[identity(function)]
-        objects = self._resources.objects
+        objects = {**self._resources.objects, **facts}
         return partial(
             function,
             **{name: objects[value.kind] if isinstance(value, Needed) else value for name, value in given.items()},
@@ -504,21 +669,38 @@ class Run:
     def _limited(self, limit: MessageLimit) -> Receive:
         """Return a `RouteTable.receive` that stops at ``limit`` messages."""
 
-        def receive(recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-            stats = self._stats
-            before = stats.received - stats.control
+        def receive(recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+            before = self._read
             try:
                 self._table.most = limit.left
                 self._table.receive(recv, more, 1)  # one frame at a time, since a frame may hold many messages
             finally:
-                limit.take(stats.received - stats.control - before)
-                if not limit.left:
-                    self.transport.pause()
+                self._take(limit, before)
 
         return receive
 
+    def _receive_stated(self, parse: Parse, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
+        """Read messages of a stated form; see `RouteTable.receive_stated`."""
+        limit, before = self._limit, self._read
+        try:
+            self._table.receive_stated(parse, recv, more, budget if limit is None else 1)
+        finally:
+            if limit is not None:
+                self._take(limit, before)
+
+    @property
+    def _read(self) -> int:
+        """The number of messages that were read, without control frames."""
+        return self._stats.received - self._stats.control
+
+    def _take(self, limit: MessageLimit, before: int) -> None:
+        """Count the messages read since the total was ``before``; pause at the limit."""
+        limit.take(self._read - before)
+        if not limit.left:
+            self.transport.pause()
+
     async def _end_start(self, timeout: float) -> dict[str, int]:
-        """Cancel an unfinished start; the resources that it has opened are closed later."""
+        """Cancel an unfinished start; its open resources are closed later."""
         self._beginning.cancel()
         try:
             await within(timeout, self._beginning, self.reactor)
@@ -527,9 +709,9 @@ class Run:
         return {}
 
     async def _catch_up(self, left: Callable[[], float]) -> dict[str, int]:
-        """Read the messages that were sent before the stop, and count unread ones.
+        """Read the messages that were sent before the stop, and count unread messages.
 
-        Bounds of queues do not apply here.
+        The limits of queues do not apply during this time.
         """
         number = await self.transport.finish(self, left)
         # The rest of a coalesced frame is already counted as received. It is handled even if queues are full, unless
@@ -550,19 +732,48 @@ class Run:
         return self._table.unpacked
 
     async def _settle(self, timeout: float) -> dict[str, int]:
-        """Wait for unfinished handlers, and return the number of late ones by name."""
-        unfinished = self._outcomes.unfinished
-        if names := unfinished.names():
+        """Wait for unfinished handlers, and return the unfinished calls by name."""
+        names: Counter[str] = Counter()
+        for each in self._in_flight:
+            names.update(each.names())
+        if names:
             waited = ", ".join(f"{name}: {count}" for name, count in names.items())
             _log.info("%s: waiting up to %.1f s for unfinished handlers: %s", self.name, timeout, waited)
         try:
-            await within(timeout, unfinished.idle(), self.reactor)
+            await within(timeout, Deferred.fromCoroutine(self._idle()), self.reactor)
         except TimeoutError:
-            return unfinished.give_up()
+            left: Counter[str] = Counter()
+            for each in self._in_flight:
+                left.update(each.give_up())
+            return dict(left)
         return {}
 
+    async def _idle(self) -> None:
+        """Wait until no handler of any kind is unfinished or waits."""
+        for each in self._in_flight:
+            await each.idle()
+
+    async def _last_replies(self, timeout: float) -> dict[str, int]:
+        """Wait for the replies to the app's own requests, and end those without one."""
+        answered, left = self._requests.answered(), 0
+        if answered is not None:
+            try:
+                await within(timeout, answered, self.reactor)
+            except TimeoutError:
+                left = self._requests.unanswered
+        self._requests.close()
+        return {"unanswered requests": left} if left else {}
+
+    async def _publish_for_others(self, timeout: float) -> None:
+        """Wait for handlers of other apps whose results this app publishes.
+
+        It waits only for apps that are stopping too.
+        """
+        with suppress(TimeoutError):
+            await within(timeout, released(each.publication for each in self.plan.parts.outlets), self.reactor)
+
     async def _shut_down(self, hook: Hook, timeout: float) -> dict[str, int]:
-        """Run one on_shutdown function, and return its name if it took too long."""
+        """Run an on_shutdown function, and return its name if it took too long."""
         name = name_of(hook.function)
         try:
             result = self._hook(hook.function)()
@@ -571,22 +782,22 @@ class Run:
         except TimeoutError:
             return {name: 1}
         except (Exception, SystemExit) as error:
-            _log.exception(
-                "%s at %s under on_shutdown failed%s; the stop continues", name, hook.where, loop_hint(error)
-            )
-            self._failed_to_close(error)
+            if not isinstance(error, SystemExit):
+                text = "%s at %s under on_shutdown failed%s; the stop continues"
+                _log.exception(text, name, hook.where, loop_hint(error))
+            self._failed_to_close(error, name, hook.where)
         return {}
 
-    def _failed_to_close(self, error: BaseException) -> None:
+    def _failed_to_close(self, error: BaseException, name: str, where: str) -> None:
+        if isinstance(error, SystemExit):
+            self._leave(error, name, where)
+            return
         self._stats.hook_errors += 1
         self._environment.observe(error, False)
 
     async def _awaited(self, result: Any) -> None:
         if is_awaitable(result):
             await self._start(result)
-
-    def _begun(self, result: Any) -> Any:
-        return self._start(result) if is_awaitable(result) else result
 
     def _wait(self, seconds: float) -> Deferred[None]:
         turn: Deferred[None] = Deferred()
@@ -596,27 +807,11 @@ class Run:
     def _start(self, awaitable: Awaitable[Any]) -> Deferred[Any]:
         return as_deferred(awaitable, asyncio_loop=self._environment.asyncio)
 
-    def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
-        """Return a Deferred with the result of ``call`` in a thread of the pool.
-
-        If the Deferred is cancelled before a thread is free, ``call`` is not made.
-        """
-        reactor, waiting = self.reactor, Deferred[Any]()
-
-        def work() -> Any:
-            return None if waiting.called else _finished(call())
-
-        def deliver(well: bool, result: Any) -> None:
-            reactor.callFromThread(waiting.callback if well else waiting.errback, result)
-
-        reactor.getThreadPool().callInThreadWithCallback(deliver, work)
-        return waiting
-
 
 def _with_report(
     function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]
 ) -> Callable[..., Any]:
-    """Return ``function`` wrapped to report each result when it is available."""
+    """Return a ``function`` that also reports each result when it is available."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -635,20 +830,46 @@ def _with_report(
     return wrapper
 
 
-def _finished(result: Any) -> Any:
-    if is_awaitable(result):
-        raise UsageError(
-            f"returned a {type(result).__name__} in a thread, where nothing can await it: get its result with "
-            "app.from_thread(function, …), which awaits on the reactor's thread"
-        )
-    return result
+AnyResults = TypeVar("AnyResults", bound=Results)
 
 
-_FORKED = (
-    "{} in a process that was forked from the one that runs the app, where ZeroMQ's sockets do not work: start "
-    "processes before the app, or with multiprocessing's 'spawn', and give each an app of its own"
-)
+def _results(
+    kind: type[AnyResults],
+    *,
+    stats: Stats,
+    executor: Executor,
+    plan: Plan,
+    wall: Callable[[], float],
+    observe: Callable[[BaseException, bool], None],
+    **given: Any,
+) -> AnyResults:
+    """Return the results of a kind of handlers."""
+    return kind(
+        stats=stats,
+        log=_log,
+        wall=wall,
+        executor=executor,
+        choices=plan.choices,
+        hooks=plan.hooks,
+        observe=observe,
+        **given,
+    )
 
 
-def _stopped(name: str) -> NotRunningError:
-    return NotRunningError(f"{name!r} has stopped, so from_thread can't call its reactor any more")
+def _less_goodbye(seconds: float) -> float:
+    """Return the part of a time that is left when goodbyes are subtracted."""
+    return max(seconds - _GOODBYE, seconds / 2)
+
+
+def _options(plan: Plan) -> AppOptions:
+    choices, limits, addresses = plan.choices, plan.limits, plan.addresses
+    return AppOptions(
+        choices.name,
+        limits.max_message,
+        choices.overflow == "drop",
+        limits.max_subscription_bytes,
+        addresses.context,
+        limits.send_queue,
+        limits.receive_queue,
+        addresses.options,
+    )

@@ -1,9 +1,9 @@
 """Run apps as a program: the only module that uses the global reactor.
 
-It installs the requested reactor, and starts one service per app. It stops all of them at a signal or a limit, if one
-of them fails, or if other code stops the reactor.
+It installs the requested reactor, and starts one service per app. All services are stopped by a signal or a limit, if
+one of them fails, or if other code stops the reactor.
 
-Each stop has an upper bound in time, and leaves no socket or thread behind.
+Each stop ends within a limited time, and leaves no socket or thread behind.
 """
 
 from __future__ import annotations
@@ -18,37 +18,53 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Endpoint, EndpointOptions
 from zroute.errors import EndpointError, UsageError
 from zroute.logs import FORMATS, LEVELS, printable, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
-from zroute.planning.plan import Plan
-from zroute.runtime.run import MessageLimit
+from zroute.planning.plan import Plan, reactor_kind
+from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_FAILED
+from zroute.runtime.reports import log_counters, log_start, log_unfinished
+from zroute.runtime.run import MessageLimit, exit_code
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
-from zroute.stats import NOT_COUNTED, losses
 
-__all__ = ["EXIT_DRAIN", "EXIT_ENDPOINT", "EXIT_FAILED", "REACTORS", "end_now", "install_reactor", "run", "stop"]
+__all__ = [
+    "REACTORS",
+    "RUN_DEFAULTS",
+    "LogFormat",
+    "LogLevel",
+    "Reactor",
+    "RunOptions",
+    "check_reactor",
+    "check_seconds",
+    "end_now",
+    "install_reactor",
+    "run",
+    "stop",
+]
 
-REACTORS = {
+Reactor = Literal["epoll", "poll", "select", "asyncio"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "text", "json"]
+
+REACTORS: dict[str, str] = {
     "epoll": "twisted.internet.epollreactor",
     "poll": "twisted.internet.pollreactor",
     "select": "twisted.internet.selectreactor",
     "asyncio": "twisted.internet.asyncioreactor",
 }
 
-EXIT_FAILED = 1
-EXIT_ENDPOINT = 5
-EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): some handlers, resources or threads were unfinished
+_ENDPOINT_FAILED = "an endpoint failed"
 
 _THREADS = 1.0
-"""The least seconds that threads get to end after everything else has stopped. Threads can't be cancelled."""
+"""The minimum time in seconds for threads to end after everything else has stopped. Threads can't be cancelled."""
 
 _FLUSH = 0.5
-"""Seconds that an immediate end waits for its output to be read; the reader may be stopped."""
+"""The time in seconds for which an immediate end waits until its output is read. The reading process may be stopped."""
 
 _log = logging.getLogger("zroute")
 
@@ -68,9 +84,9 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
         uvloop: True to run the asyncio reactor on uvloop.
 
     Raises:
-        UsageError: the platform has no such reactor, uvloop is not installed, or ``name`` is not "asyncio" with
-            uvloop. It is also raised if the program has already installed another reactor by importing
-            ``twisted.internet.reactor``.
+        UsageError: the platform does not support the reactor, uvloop is not installed, or ``uvloop`` is True but
+            ``name`` is not "asyncio". It is also raised if the program has already installed another reactor by
+            importing ``twisted.internet.reactor``.
     """
     install = _chosen_reactor(name, uvloop)
     if install is not None:
@@ -81,9 +97,10 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
 
 
 def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None:
-    """Return the function that installs the reactor, and install nothing yet.
+    """Return the function that installs the reactor, without calling it.
 
-    The result is None if the reactor is installed, or is Twisted's choice. Raises as `install_reactor` does.
+    The result is None if the reactor is already installed, or is left to Twisted. Errors are the same as for
+    `install_reactor`.
     """
     if uvloop:
         if name not in (None, "asyncio"):
@@ -99,16 +116,50 @@ def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None
         return _installer(name, module, uvloop)
     if type(installed).__module__ != module:
         raise UsageError(
-            f"the reactor {type(installed).__name__} is already installed, so {name!r} can't be: something "
-            "imported twisted.internet.reactor at its top level; import it inside a function"
+            f"the reactor {type(installed).__name__} is already installed, so {name!r} can't be installed: "
+            "a module imported twisted.internet.reactor at its top level; import it inside a function"
         )
     if uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
-        raise UsageError("asyncio's reactor is already installed, on a loop that is not uvloop's: install it once")
+        raise UsageError(
+            "asyncio's reactor is already installed on a loop other than uvloop: remove uvloop, or do not install "
+            "the reactor before"
+        )
     return None
 
 
+def check_reactor(plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = False) -> str | None:
+    """Return the reactor on which all ``plans`` can run, without installing it.
+
+    Args:
+        plans: the compiled apps.
+        reactor: the requested reactor; None leaves the choice to the apps.
+        uvloop: True if the asyncio reactor on uvloop is requested.
+
+    Returns:
+        One of `REACTORS`, or None for Twisted's choice.
+
+    Raises:
+        UsageError: the apps need another reactor than the requested one, or two different reactors, or a module has
+            installed a reactor that they can't use.
+    """
+    kind = reactor_kind(plans)
+    requested = "asyncio" if uvloop else reactor
+    if kind is not None and requested is not None and (requested == "asyncio") != (kind == "asyncio"):
+        needing = next(plan for plan in plans if plan.addresses.reactor is not None)
+        raise UsageError(
+            f"{needing} needs reactor={kind!r}, but the requested reactor is {requested!r}: remove one of them"
+        )
+    chosen = "asyncio" if kind == "asyncio" else reactor
+    _chosen_reactor(chosen, uvloop)
+    installed = _installed_reactor()
+    if kind == "twisted" and installed is not None:
+        for plan in plans:
+            plan.check_reactor(on_asyncio=type(installed).__module__ == REACTORS["asyncio"])
+    return chosen
+
+
 def _installed_reactor() -> Any:
-    """Return the global reactor, or None without one; importing it would install one."""
+    """Return the installed global reactor, or None. Importing it would install one."""
     return sys.modules.get("twisted.internet.reactor")
 
 
@@ -116,7 +167,7 @@ def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
     try:
         chosen = importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"this platform has no {name!r} reactor: {error}") from error
+        raise UsageError(f"this platform does not support the {name!r} reactor: {error}") from error
     if not uvloop:
         return cast("Callable[[], None]", chosen.install)
     try:
@@ -132,18 +183,41 @@ def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
     return install
 
 
+class RunOptions(EndpointOptions, total=False):
+    """The options of `run`, and of `App.run`."""
+
+    reactor: Reactor | None
+    """"epoll", "poll", "select" or "asyncio". Default: None, what the apps need, or Twisted's choice."""
+    uvloop: bool
+    """Run the asyncio reactor on uvloop. Default: False."""
+    seconds: float | None
+    """The time in seconds after which the run stops. Default: None, no limit."""
+    max_messages: int | None
+    """The number of messages after which the run stops. Default: None, no limit."""
+    drain_timeout: float
+    """The time in seconds that a stop waits for unfinished handlers. Default: 8."""
+    log_level: LogLevel
+    """"debug", "info", "warning" or "error". Default: "info"; ignored if the program has set up `logging`."""
+    log_format: LogFormat
+    """"auto", "text" or "json". Default: "auto"; ignored if the program has set up `logging`."""
+
+
 def run(
     apps: Sequence[Runnable],
     *,
     sub: tuple[Endpoint, ...] | None = None,
     pub: tuple[Endpoint, ...] | None = None,
-    reactor: str | None = None,
+    rep: tuple[Endpoint, ...] | None = None,
+    req: tuple[Endpoint, ...] | None = None,
+    jobs: tuple[Endpoint, ...] | None = None,
+    work: tuple[Endpoint, ...] | None = None,
+    reactor: Reactor | None = None,
     uvloop: bool = False,
     seconds: float | None = None,
     max_messages: int | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
-    log_level: str = "info",
-    log_format: str = "auto",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "auto",
 ) -> int:
     """Run ``apps`` until a signal, a time limit or a message limit.
 
@@ -153,20 +227,27 @@ def run(
     - 1: an app did not start.
     - 5: an endpoint is missing, or can't be bound or connected.
     - 75: handlers, resources or threads were unfinished after ``drain_timeout`` seconds.
-    - 128 + n: a second signal n ended the process at once.
+    - the code of ``app.stop(code)``, or of a SystemExit in a function of an app; 75 if that code is 0 and the drain was
+      incomplete.
+    - 128 + n: a second signal, with the number n, ended the process at once.
 
-    Afterwards the former signal handlers are set again. Outside the main thread `run` handles no signals. The run then
+    At the end, the former signal handlers are restored. Outside the main thread, `run` handles no signals. The run then
     ends with `stop`, or when the main thread ends.
 
     Args:
         apps: the apps, each once.
         sub: endpoints that replace those from which the apps receive.
         pub: endpoints that replace those to which the apps publish.
-        reactor: "epoll", "poll", "select" or "asyncio"; None is Twisted's choice for the platform.
+        rep: endpoints that replace those at which the apps answer requests.
+        req: endpoints that replace those to which the apps send requests.
+        jobs: endpoints that replace those at which the apps hand out jobs.
+        work: endpoints that replace those from which the apps take jobs.
+        reactor: "epoll", "poll", "select" or "asyncio"; None is what the apps need, or Twisted's choice for the
+            platform.
         uvloop: True to run the asyncio reactor on uvloop.
-        seconds: the seconds after which the run stops; None has no limit.
+        seconds: the time in seconds after which the run stops; None has no limit.
         max_messages: the number of messages after which the run stops, for all apps together; None has no limit.
-        drain_timeout: the seconds that a stop waits for unfinished handlers.
+        drain_timeout: the time in seconds that a stop waits for unfinished handlers.
         log_level: "debug", "info", "warning" or "error"; ignored if the program has set up `logging`.
         log_format: "auto", "text" or "json"; ignored if the program has set up `logging`.
 
@@ -175,54 +256,63 @@ def run(
 
     Raises:
         SetupError: an app can't be compiled.
-        UsageError: an option is invalid, an app is given twice or already runs, or a reactor or asyncio loop prevents
-            the run. Nothing has changed then: no reactor, signal handler or log handler is installed.
+        UsageError: an option is invalid, an app is given twice or is already running, or a reactor or asyncio loop
+            prevents the run. In this case, no reactor, signal handler or log handler was installed.
     """
     # Everything that can be refused is checked before anything is installed.
-    _refuse_options(sub, pub, seconds, max_messages, drain_timeout, log_level, log_format)
+    given: EndpointOptions = {"sub": sub, "pub": pub, "rep": rep, "req": req, "jobs": jobs, "work": work}
+    _refuse_options(given, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
-        raise UsageError("an app is named twice, but runs only once in a process: name each once")
+        raise UsageError("an app is given twice, but a process can run each app only once: give each app once")
     _refuse_surroundings()
     _chosen_reactor(reactor, uvloop)
     plans = [app.compile() for app in apps]
+    chosen = check_reactor(plans, reactor, uvloop=uvloop)
     for plan in plans:
         plan.claim()
     wrong: EndpointError | None = None
     try:
         for plan in plans:
-            plan.endpoints(sub=sub, pub=pub)
+            plan.endpoints(**given)
     except EndpointError as error:
         wrong = error
     set_up_logging(log_level, log_format)  # before the line below, which is logged in the chosen format
     if wrong is not None:
         _log.error("%s", wrong)
         return EXIT_ENDPOINT
-    installed = install_reactor(reactor, uvloop=uvloop)
-    return _Program(installed, plans, sub, pub, drain_timeout, max_messages).run(seconds)
+    installed = install_reactor(chosen, uvloop=uvloop)
+    return _Program(installed, plans, given, drain_timeout, max_messages).run(seconds)
+
+
+RUN_DEFAULTS: dict[str, Any] = dict(run.__kwdefaults__ or {})
+"""The defaults of `RunOptions`."""
 
 
 def _refuse_options(
-    sub: object, pub: object, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
+    given: EndpointOptions, seconds: object, max_messages: object, drain_timeout: object, level: str, form: str
 ) -> None:
     """Raise UsageError for an invalid option."""
-    for name, value, optional in (
-        ("seconds", seconds, True),
-        ("max_messages", max_messages, True),
-        ("drain_timeout", drain_timeout, False),
-    ):
-        if not (optional if value is None else isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
-            what = "a number" if name == "max_messages" else "a number of seconds"
-            raise UsageError(
-                f"{name} is {value!r}, but run takes {what} that is finite and not negative, as in {name}=10"
-            )
-    for name, endpoints in (("sub", sub), ("pub", pub)):
+    if seconds is not None:
+        check_seconds("seconds", seconds)
+    if max_messages is not None:
+        check_seconds("max_messages", max_messages, what="a number")
+    check_seconds("drain_timeout", drain_timeout)
+    for name, endpoints in given.items():
         if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
-                f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: give addresses to App({name}=…)"
+                f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: pass addresses to App({name}=…)"
             )
-    for name, given, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
-        if given not in known:
-            raise UsageError(f"{name} is {given!r}, but run takes one of {', '.join(known)}")
+    for name, chosen, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
+        if chosen not in known:
+            raise UsageError(f"{name} is {chosen!r}, but run takes one of {', '.join(known)}")
+
+
+def check_seconds(name: str, value: object, function: str = "run", what: str = "a number of seconds") -> None:
+    """Raise UsageError unless an option of ``function`` is a number for a timer."""
+    if not (isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
+        raise UsageError(
+            f"{name} is {value!r}, but {function} takes {what} that is finite and not negative, as in {name}=10"
+        )
 
 
 def _are_endpoints(value: object) -> bool:
@@ -235,20 +325,20 @@ def _refuse_surroundings() -> None:
     if installed is not None and installed.running:
         raise UsageError("the reactor is already running: start app.service(reactor) on it instead of calling run()")
     if installed is not None and getattr(installed, "_startedBefore", False):
-        raise UsageError("the reactor has run before, and can't run again: give all apps to one run([…])")
+        raise UsageError("the reactor has already run and can't be restarted: pass all apps to a single run([…])")
     if asyncio._get_running_loop() is not None:
         raise UsageError(
-            "an asyncio loop is already running, and run() would block it: call it outside of asyncio.run(), with "
-            "reactor='asyncio' if handlers await asyncio, and open what else the program needs in an @app.resource"
+            "an asyncio loop is already running, and run() would block it: run the app on that loop with "
+            "`async with app.running():`, or call run() outside of asyncio.run()"
         )
 
 
 _program: _Program | None = None
-"""The run of this process. There is only one, because a process has one reactor, and a reactor runs only once."""
+"""The run of this process. There is at most one, because a process has one reactor, and a reactor runs only once."""
 
 
 def stop(why: str) -> bool:
-    """Stop the run of this process, as a first signal does; callable in any thread.
+    """Stop the run of this process, like a first signal. Any thread may call this.
 
     Return False if no run has begun. A second call has no effect.
     """
@@ -265,17 +355,18 @@ class _Program:
         self,
         reactor: Any,
         plans: Sequence[Plan],
-        sub: tuple[Endpoint, ...] | None,
-        pub: tuple[Endpoint, ...] | None,
+        given: EndpointOptions,
         drain_timeout: float,
         max_messages: int | None,
     ) -> None:
         self._reactor = reactor
         self._limit = MessageLimit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
         self._services = [
-            AppService(plan, reactor, sub=sub, pub=pub, drain_timeout=drain_timeout, limit=self._limit)
+            AppService(plan, reactor, drain_timeout=drain_timeout, limit=self._limit, leave=self._leave, **given)
             for plan in plans
         ]
+        for service in self._services:
+            service.reports = False  # its lines are in order with those of the whole run
         self._drain_timeout = drain_timeout
         self._code = 0
         self._signals = 0
@@ -303,10 +394,10 @@ class _Program:
         try:
             for service in self._services:
                 service.startService()
-                service.started.addCallbacks(lambda _, service=service: self._log_summary(service), self._not_started)
+                service.started.addCallbacks(lambda _, service=service: log_start(service), self._not_started)
         except EndpointError as error:
             _log.error("%s", error)
-            self._stop("an endpoint failed", EXIT_ENDPOINT)
+            self._stop(_ENDPOINT_FAILED, EXIT_ENDPOINT)
             return
         except Exception:
             _log.exception("an app did not start")
@@ -315,17 +406,13 @@ class _Program:
         if seconds is not None:
             self._reactor.callLater(seconds, self._stop, f"{seconds:g} s elapsed")
 
-    def _log_summary(self, service: Any) -> None:
-        if service.transport is not None:  # None if its on_startup has already stopped the app
-            for line in _summary(service):
-                _log.log(*line)
-
     def _not_started(self, failure: Any) -> None:
         """Stop the run; the service has already logged the error."""
-        if failure.check(EndpointError):
-            self._stop("an endpoint failed", EXIT_ENDPOINT)
+        error = failure.value
+        if isinstance(error, EndpointError):
+            self._stop(_ENDPOINT_FAILED, EXIT_ENDPOINT)
         else:
-            self._stop("an app did not start", EXIT_FAILED)
+            self._stop("an app did not start", exit_code(error) if isinstance(error, SystemExit) else EXIT_FAILED)
 
     # -- stopping -------------------------------------------------------------------------------------
 
@@ -337,10 +424,20 @@ class _Program:
         routes = [route for service in self._services for route in service.plan.live.stats.routes.values()]
         unfinished = sum(route.queued + route.in_flight for route in routes)
         left = f"; {unfinished} messages are unfinished" if unfinished else ""
-        end_now(128 + number, f"{signal.Signals(number).name} again: ending at once, without draining{left}")
+        end_now(128 + number, f"{signal.Signals(number).name} received again: ending now, without draining{left}")
+
+    def _leave(self, code: int, why: str) -> None:
+        """End with the exit code that an app requests.
+
+        If several codes are requested, the first code that is not 0 is used.
+        """
+        if self._why is None:
+            self._stop(why, code)
+        else:
+            self._code = self._code or code
 
     def _stop(self, why: str, code: int = 0) -> None:
-        """Stop the reactor, which then drains; only the first reason counts."""
+        """Stop the reactor, which then drains. Only the first reason is logged."""
         if self._why is not None:
             return
         from twisted.internet.error import ReactorNotRunning
@@ -350,13 +447,13 @@ class _Program:
             self._reactor.stop()
 
     def _drain(self) -> Any:
-        """Stop all services, whatever has stopped the reactor.
+        """Stop all services, regardless of what stopped the reactor.
 
         The Deferred fires when they have stopped.
         """
         from twisted.internet.defer import DeferredList
 
-        if self._code != EXIT_ENDPOINT:  # that error is already logged, in one line
+        if self._why != _ENDPOINT_FAILED:  # that error is already logged, in one line
             _log.info("stopping: %s", self._why or "the reactor was stopped")
         self._why = self._why or "stopped"
         began = self._reactor.seconds()
@@ -369,10 +466,9 @@ class _Program:
                 _log.error("%s: the stop failed: %s", service.plan.name, printable(drained.getErrorMessage()))
                 self._code = self._code or EXIT_FAILED
             elif not drained.complete:
-                names = ", ".join(f"{name}: {count}" for name, count in drained.unfinished.items())
-                _log.error("%s: unfinished after the drain timeout, abandoned: %s", service.plan.name, names)
+                log_unfinished(service, drained)
                 self._code = self._code or EXIT_DRAIN
-        if self._code != EXIT_ENDPOINT:
+        if self._why != _ENDPOINT_FAILED:
             self._sum_up()
         if not in_main_thread():  # the main thread belongs to the program, which decides when the process ends
             return
@@ -382,12 +478,9 @@ class _Program:
         self._watch.start()
 
     def _sum_up(self) -> None:
-        _flush_output()  # the output of handlers comes before the summary, also if both go to one file
+        _flush_output()  # the output of handlers must precede the summary, also if both go to one file
         for service in self._services:
-            counters = _counters(service)
-            fields = {name: None if count == NOT_COUNTED else count for name, count in counters.items()}
-            text = ", ".join(f"{name} {count}" for name, count in counters.items())
-            _log.info("%s: %s", service.plan.name, text, extra={"app": service.plan.name, **fields})
+            log_counters(service)
         gc.collect()  # Twisted reports a failure in a reference cycle only when the cycle is collected
         if self._unhandled:
             _log.warning("%d unhandled failures in Deferreds; each is logged above", len(self._unhandled))
@@ -395,15 +488,15 @@ class _Program:
     def _abandon(self) -> None:
         """End the process although threads still run.
 
-        It runs in its own thread, because the reactor waits for the threads of its pool.
+        This method runs in its own thread, because the reactor waits for the threads of its pool.
         """
-        end_now(self._code or EXIT_DRAIN, "threads are still at work after the drain timeout: ending without them")
+        end_now(self._code or EXIT_DRAIN, "threads are still running after the drain timeout: ending without them")
 
 
 def _stop_with_main_thread() -> None:
-    """Stop the run when the main thread ends; runs in its own thread.
+    """Stop the run when the main thread ends. This function runs in its own thread.
 
-    Python waits for the reactor's thread before it ends the process.
+    It is needed because Python waits for the reactor's thread before it ends the process.
     """
     threading.main_thread().join()
     stop("the main thread has ended")
@@ -434,59 +527,10 @@ def end_now(code: int, why: str) -> None:
         os._exit(code)  # also if flushing raises, because a signal has interrupted a print
 
 
-def _summary(service: Any) -> list[tuple[int, str]]:
-    """Return the log lines that describe an app after its start."""
-    name, compiled = service.plan.name, service.plan.parts
-    lines = [
-        (
-            logging.INFO,
-            f"{name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
-            f"timers and generators {len(compiled.triggers)}",
-        )
-    ]
-    if not (compiled.routes or compiled.outlets or compiled.triggers):
-        lines.append((logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"))
-    if service.subscribe_to and service.subscribe_to[0].address.startswith("inproc://zroute-"):
-        lines.append(
-            (logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers in this process")
-        )
-        return lines
-    lines.extend(service.transport.summary())
-    if service.identity:
-        lines.append((logging.INFO, f"{name}: publishes as {service.identity}"))
-    for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
-        if pattern.subscription == b"":
-            text = f"{name}: receives every message of its publishers, because of the pattern {pattern.text!r}"
-            lines.append((logging.WARNING, text))
-    return lines
-
-
-def _counters(service: Any) -> dict[str, object]:
-    """Return the counters of a run by their names in `app.stats`.
-
-    An app that only publishes has no counters of received messages, and vice versa.
-    """
-    stats = service.plan.live.stats
-    counts: dict[str, object] = {}
-    if service.subscribe_to:
-        counts.update(received=stats.received - stats.control, handled=stats.handled, failed=stats.failed)
-        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
-        counts.update(losses(stats))
-        routes = stats.routes.values()
-        seldom = {
-            "stale": sum(route.stale for route in routes),
-            "dropped_at_shutdown": sum(route.dropped_at_shutdown for route in routes),
-        }
-        counts.update((name, count) for name, count in seldom.items() if count)
-    if service.publish_to:
-        counts.update(published=stats.published, publish_errors=stats.publish_errors)
-    return counts
-
-
 def _count_unhandled_failures() -> list[object]:
-    """Return a list that grows with each failure of a Deferred that no code handled.
+    """Return a list to which each unhandled failure of a Deferred is added.
 
-    Twisted reports these only in its log, when the Deferred is garbage-collected.
+    Twisted reports such failures only in its log, when the Deferred is garbage-collected.
     """
     from twisted.logger import ILogObserver, globalLogPublisher
 

@@ -6,27 +6,28 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import twisted
 from twisted.application.service import Service
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from zroute.awaiting import loop_hint, was_cancelled
-from zroute.endpoints import Endpoint
+from zroute.clock import Looping
+from zroute.endpoints import EndpointOptions
 from zroute.errors import EndpointError, SetupError
 from zroute.functions import PACKAGE
-from zroute.logs import printable
+from zroute.logs import log_to_twisted, printable
 from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan
 from zroute.receiving.in_flight import error_of
-from zroute.runtime.run import Environment, MessageLimit, Run, StopReport
+from zroute.runtime.reports import log_counters, log_start, log_unfinished
+from zroute.runtime.run import Environment, Leave, MessageLimit, Run, StopReport, exit_code
 from zroute.runtime.steady_clock import LOOK, steady_clock
 from zroute.transport import Transport
-from zroute.transports.zeromq import ZmqTransport
+from zroute.transports.choosing import factory_for
 
 __all__ = ["AppService"]
 
@@ -44,11 +45,18 @@ class AppService(Service):
     Args:
         plan: the compiled app.
         reactor: the reactor to run on.
-        sub: endpoints that replace those from which the app receives.
-        pub: endpoints that replace those to which the app publishes.
-        drain_timeout: the seconds that a stop waits for unfinished handlers.
+        drain_timeout: the time in seconds that a stop waits for unfinished handlers.
         limit: ends reading after a number of messages.
         environment: the transport and clocks; tests replace them.
+        leave: called instead of `stopService` if the app requests its end, with the exit code and the reason.
+        given: endpoints that replace the app's own: ``sub=…``, ``pub=…`` and so on.
+
+    Attributes:
+        ends: the endpoints.
+        exit_code: the code of ``app.stop(code)`` or of a SystemExit in the app's functions, or None.
+        logs_failed_start: False if the caller itself reports errors of the start.
+        reports: True to log lines about the start, and the counters at the end. The default is True; `zroute run` and
+            ``app.run`` log these lines themselves, and tests do not log them.
     """
 
     def __init__(
@@ -56,32 +64,41 @@ class AppService(Service):
         plan: Plan,
         reactor: Any,
         *,
-        sub: tuple[Endpoint, ...] | None = None,
-        pub: tuple[Endpoint, ...] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         limit: MessageLimit | None = None,
         environment: Environment | None = None,
+        leave: Leave | None = None,
+        **given: Unpack[EndpointOptions],
     ) -> None:
         self.plan = plan
         self.name = None
         self.reactor = reactor
-        self.subscribe_to, self.publish_to = plan.endpoints(sub=sub, pub=pub)
+        self.ends = plan.endpoints(**given)
         self.drain_timeout = drain_timeout
         self.limit = limit
-        self.environment = environment or Environment(ZmqTransport, isinstance(reactor, AsyncioSelectorReactor))
+        self.environment = environment or Environment(
+            factory_for(self.ends), isinstance(reactor, AsyncioSelectorReactor)
+        )
+        plan.check_reactor(on_asyncio=self.environment.asyncio)
+        self.exit_code: int | None = None
+        self.logs_failed_start = True
+        self.reports = True
+        self._leave_with = leave
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
         self._in_start = False  # while it is True, `startService` raises an EndpointError itself
         # It fires also if the start fails: Twisted would log a failed Deferred that no code awaits.
         self._started: Deferred[None] = Deferred()
         self._failure: Failure | None = None
-        self._clock_check: LoopingCall | None = None
+        self._clock_check: Looping | None = None
+        self._ended: Deferred[None] = Deferred()
+        self._logs_stop = False  # True after a start that was logged
 
     @property
     def started(self) -> Deferred[None]:
         """A new Deferred that fires when the app has subscribed.
 
-        It fails if the start fails. It can be requested at any time, also after the start.
+        The Deferred fails if the start fails. It can be requested at any time, also after the start.
         """
         waiting: Deferred[None] = Deferred()
 
@@ -102,48 +119,53 @@ class AppService(Service):
 
     @property
     def identity(self) -> str:
-        """The publisher's name and epoch, as subscribers log them; "" if it sends none."""
+        """The publisher's name and epoch, as subscribers log them; "" if it has no name."""
         return self._run.identity if self._run else ""
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
         """Open resources and sockets, run ``on_startup``, subscribe, and start timers.
 
         If resources or hooks are async, the start ends later; see `started`. The reactor's clock no longer jumps if the
-        machine's clock is set: see `zroute.runtime.steady_clock`.
+        machine's clock is set: see `zroute.runtime.steady_clock`. Under ``twistd`` and ``twist``, log records go to
+        Twisted's log: see `zroute.logs.log_to_twisted`.
 
         Raises:
-            EndpointError: an endpoint fails at once.
-            UsageError: the app already runs.
+            EndpointError: an endpoint can't be opened.
+            UsageError: the app is already running.
         """
         self.plan.claim()
+        log_to_twisted()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
-        self._failure = None
+        self._failure = self.exit_code = self.plan.live.exit_code = None
+        self._ended = self.plan.live.ended = Deferred()
+        self._logs_stop = False
         if self._started.called:
             self._started = Deferred()
         self._run = run = Run(
             self.plan,
             self.reactor,
             self.environment,
-            subscribe_to=self.subscribe_to,
-            publish_to=self.publish_to,
+            ends=self.ends,
             limit=self.limit,
+            leave=self._leave,
         )
         self.plan.live.run = run
         self._check_clock()
         self._in_start = True
-        run.begin().addCallbacks(self._began, self._start_failed)
+        run.begin().addCallback(self._log_start).addCallbacks(self._began, self._start_failed)
         self._in_start = False
         self._raise_endpoint_error()
 
     def stopService(self) -> Deferred[StopReport]:  # noqa: N802  # Twisted's name
         """Stop publishing, handle received messages, run ``on_shutdown``, and close.
 
-        The Deferred fires with a `StopReport` within about ``drain_timeout`` seconds, and 3 s for the sockets. A second
-        call waits for the same stop.
+        The Deferred fires with a `StopReport`, within about ``drain_timeout`` seconds and another 3 s for the sockets.
+        A second call waits for the same stop.
         """
         if self._stopping is None:
             self._stopping = Deferred()
+            self._stopping.addBoth(self._tell_end)
             Service.stopService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
             if self._clock_check is not None:
                 self._clock_check.stop()
@@ -152,7 +174,10 @@ class AppService(Service):
             if run is None:
                 self._stopping.callback(StopReport({}))
             else:
-                Deferred.fromCoroutine(run.end(self.drain_timeout)).chainDeferred(self._stopping)
+                if self._logs_stop and self.exit_code is None:  # an exit code is logged with its reason
+                    _log.info("%s: stopping", self.plan.name)
+                ending = Deferred.fromCoroutine(run.end(self.drain_timeout))
+                ending.addCallback(self._log_stop).chainDeferred(self._stopping)
         waiting: Deferred[StopReport] = Deferred()
 
         def tell(result: Any) -> Any:
@@ -162,10 +187,37 @@ class AppService(Service):
         self._stopping.addBoth(tell)
         return waiting
 
+    def _leave(self, code: int, why: str) -> None:
+        self._note_exit(self.exit_code or code)
+        if self._leave_with is not None:
+            self._leave_with(code, why)
+        elif self._stopping is None:
+            _log.info("%s: stopping: %s", self.plan.name, why)
+            self.stopService()
+
+    def _note_exit(self, code: int) -> None:
+        self.exit_code = self.plan.live.exit_code = code
+
+    def _tell_end(self, result: Any) -> Any:
+        if not self._ended.called:
+            self._ended.callback(None)
+        return result
+
+    def _log_start(self, _: None) -> None:
+        self._logs_stop = self.reports
+        if self.reports:
+            log_start(self)
+
+    def _log_stop(self, report: StopReport) -> StopReport:
+        if self._logs_stop:
+            log_unfinished(self, report)
+            log_counters(self)
+        return report
+
     def _check_clock(self) -> None:
         clock = steady_clock(self.reactor)
         if clock is not None:
-            self._clock_check = LoopingCall(clock.look)
+            self._clock_check = Looping(clock.look)
             self._clock_check.clock = self.reactor
             self._clock_check.start(LOOK, now=False)
 
@@ -180,13 +232,15 @@ class AppService(Service):
     def _start_failed(self, failure: Failure) -> None:
         error = error_of(failure)
         if self._stopping is not None and was_cancelled(error):
-            _log.warning("%s was stopped before it had started: its start was cancelled", self.plan.name)
+            _log.warning("%s was stopped before it had started, so its start was cancelled", self.plan.name)
         elif isinstance(error, EndpointError):  # one line is enough; `startService` raises it if it still runs
-            if not self._in_start:
+            if self.logs_failed_start and not self._in_start:
                 _log.error("%s", error)
         elif isinstance(error, SystemExit):  # its text is written for the user, as in a script
-            _log.error("%s did not start: %s", self.plan.name, error)
-        else:
+            self._note_exit(exit_code(error))
+            why = f"it exits with code {self.exit_code}" if isinstance(error.code, int | None) else error
+            _log.error("%s did not start: %s", self.plan.name, why)
+        elif self.logs_failed_start:
             text = "%s did not start: %s%s"
             from_user = _from_users_line(error)
             # The text of a SetupError may have several lines. Other errors may quote a peer, so they are escaped.
@@ -203,7 +257,7 @@ _NOT_THE_USERS = (PACKAGE, *(f"{Path(str(each.__file__)).parent}{os.sep}" for ea
 def _from_users_line(error: BaseException) -> BaseException:
     """Return ``error`` with a traceback that begins in the user's code.
 
-    The frames above show only how zroute called a resource or a hook.
+    The omitted frames only show how zroute called a resource or a hook.
     """
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):

@@ -4,8 +4,8 @@ Twisted's reactors measure time with `time.time`. If the machine's clock is set 
 hour. If it is set forward by an hour, all timeouts of the next hour expire at once. A reactor that runs an app
 therefore measures time with `time.monotonic`.
 
-The new clock starts at the current Unix time. So calls that are already scheduled stay correct, and so do programs that
-use ``reactor.seconds()`` as Unix time, until the machine's clock is set.
+The new clock starts at the current Unix time. Calls that are already scheduled therefore stay correct. Programs that
+use ``reactor.seconds()`` as Unix time also stay correct, until the machine's clock is set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.internet.base import ReactorBase
 __all__ = ["LOOK", "SteadyClock", "steady_clock"]
 
 LOOK = 1.0
-"""Seconds between two calls of `SteadyClock.look`."""
+"""The time in seconds between two calls of `SteadyClock.look`."""
 
 _STEP = 0.5
 """The smallest jump of the machine's clock that is logged, in seconds. A leap second is larger."""
@@ -63,10 +63,10 @@ class SteadyClock:
 def steady_clock(reactor: Any) -> SteadyClock | None:
     """Make ``reactor`` use a steady clock, and return the clock.
 
-    Calls that are already scheduled use it too. Call this function in the reactor's thread, or before the reactor runs.
+    Calls that are already scheduled use the new clock too. Call this function in the reactor's thread, or before the
+    reactor runs.
 
-    Return None, and change nothing, if the reactor does not use the machine's clock: a virtual one, or one with its own
-    clock.
+    If the reactor does not use the machine's clock, for example because it is virtual, change nothing and return None.
     """
     clock = getattr(reactor.seconds, "__self__", None)
     if isinstance(clock, SteadyClock):

@@ -1,6 +1,6 @@
 """Handlers and streams that are added while an app runs.
 
-Both are routes like any other, so their messages are decoded, bounded, counted and drained in the same way.
+Both are ordinary routes, so their messages are decoded, queued, counted and drained in the same way.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Stream[T]:
         if self._run is not None:
-            raise UsageError("this stream was entered before: call app.stream(…) for each block")
+            raise UsageError("this stream was already used: call app.stream(…) again for each block")
         self._run = self._running()
-        self._route = self._run.attach(self._record)
+        self._route = self._run.attach(self._record, surrounded=False)
         self._route.flow.active = True
         self._run.open_stream(self)
         return self
@@ -137,7 +137,7 @@ class Stream(Generic[T]):
         return unfinished
 
     def _settle(self) -> None:
-        """Mark the last message that was taken as handled."""
+        """Mark the last message that was read as handled."""
         if self._unfinished is not None and not self._offered:
             unfinished, self._unfinished = self._unfinished, None
             unfinished.callback(None)

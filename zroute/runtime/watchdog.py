@@ -1,9 +1,9 @@
-"""A watchdog that logs which line blocks the reactor, while it blocks.
+"""A watchdog that logs the line that is blocking the reactor.
 
 A handler that blocks stops everything: no message is received or sent, no timer runs, and no signal is handled.
 
-The watchdog is a thread that checks a timestamp four times a second; the reactor renews it. Timing each call instead
-would cost time for every message.
+The watchdog is a thread. Four times a second, it checks a timestamp that the reactor renews. Measuring each call
+instead would cost time for every message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from zroute.functions import PACKAGE, short_path
 __all__ = ["BLOCKED", "Watchdog"]
 
 BLOCKED = 1.0
-"""Seconds without a turn of the reactor after which a warning names the running code. A turn should be much faster."""
+"""The time in seconds without a turn of the reactor after which a warning names the running code. Turns should be much
+faster.
+"""
 
 _BEAT = 0.25  # seconds between two renewals of the timestamp, and between two checks
 
@@ -71,7 +73,7 @@ class Watchdog:
         now = time.monotonic()
         if self._warned:
             self._warned = False
-            _log.warning("the reactor runs again, after %.1f s", now - self._last_beat)
+            _log.warning("the reactor is running again after %.1f s", now - self._last_beat)
         self._last_beat = now
         self._call = self._reactor.callLater(_BEAT, self._beat)
 
@@ -91,7 +93,7 @@ class Watchdog:
         source = linecache.getline(code.co_filename, line).strip()
         _log.warning(
             "%s() at %s:%d has blocked the reactor for %.1f s%s: no message is received or sent meanwhile; await an "
-            "asynchronous call there, or run the handler in a thread: @app.subscribe(…, thread=True)",
+            "asynchronous call there, or run the handler in a thread (thread=True)",
             code.co_qualname,
             short_path(code.co_filename),
             line,
@@ -103,8 +105,8 @@ class Watchdog:
 def _users_frame(frame: FrameType | None) -> FrameType | None:
     """Return the innermost frame of the user's code.
 
-    If there is none, return the frame of the installed package that the reactor called. Return None if the reactor
-    waits, or runs only code of Twisted and zroute.
+    If there is no such frame, return the frame of the installed package that the reactor called. Return None if the
+    reactor is waiting, or only runs code of Twisted and zroute.
     """
     installed = None
     while frame is not None and not _runs_the_reactor(frame):
@@ -120,6 +122,6 @@ def _users_frame(frame: FrameType | None) -> FrameType | None:
 def _runs_the_reactor(frame: FrameType) -> bool:
     """Return True if ``frame`` is the call that runs the reactor.
 
-    That is a function named ``run`` in `zroute.runtime.runner`. The frames outside it only wait for the end of the run.
+    This is the function ``run`` in `zroute.runtime.runner`. Its callers only wait for the end of the run.
     """
     return frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "zroute.runtime.runner"

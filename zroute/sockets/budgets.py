@@ -1,8 +1,8 @@
-"""The bytes of subscriptions that each connection of a publisher holds.
+"""The size of the subscriptions of each connection of a publisher.
 
-Pure bookkeeping, as in `zroute.sockets.links`. libzmq reports a prefix when the first peer subscribes to it, and when
-the last peer has withdrawn it. The prefix uses memory for all that time. It is charged to the connection that
-subscribed first, until no peer subscribes to it.
+This module does no I/O. libzmq reports a prefix when the first peer subscribes to it, and when the last peer has
+withdrawn it. Between these reports, the prefix uses memory. It is charged to the connection that subscribed first,
+until no peer subscribes to it any more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Budgets"]
 
 
 class Budgets:
-    """The live subscriptions of one publisher, charged to connections by id."""
+    """The active subscriptions of one publisher, charged to connections by id."""
 
     def __init__(self) -> None:
         self._owners: dict[bytes, int | None] = {}
@@ -23,13 +23,13 @@ class Budgets:
 
     @property
     def prefixes(self) -> KeysView[bytes]:
-        """The prefixes of the live subscriptions."""
+        """The prefixes of the active subscriptions."""
         return self._owners.keys()
 
     def add(self, prefix: bytes, link: int | None) -> int:
-        """Charge a live prefix to a connection; return the connection's bytes.
+        """Charge an active prefix to a connection; return the total of the connection.
 
-        The prefix is charged to no connection if ``link`` is None; the result is 0 then.
+        If ``link`` is None, the prefix is not charged to a connection, and the result is 0. Totals are in bytes.
         """
         if prefix in self._owners:
             self.remove(prefix)
@@ -40,7 +40,7 @@ class Budgets:
         return spent
 
     def remove(self, prefix: bytes) -> bool:
-        """Remove a prefix. Return True if it was live."""
+        """Remove a prefix. Return True if it was active."""
         if prefix not in self._owners:
             return False
         link = self._owners.pop(prefix)
@@ -56,12 +56,12 @@ class Budgets:
     def close(self, links: Set[int]) -> None:
         """Close the accounts of connections that have ended.
 
-        Their prefixes stay live until libzmq reports the withdrawal: other peers may have them too.
+        Their prefixes stay active until libzmq reports the withdrawal, because other peers may have the same prefixes.
         """
         for link in links:
             self._spent.pop(link, None)
 
 
 def _cost(prefix: bytes) -> int:
-    """Return the bytes that a subscription is charged, at least the minimum."""
+    """Return the size in bytes that is charged for a subscription."""
     return max(len(prefix), SUBSCRIPTION_COST)

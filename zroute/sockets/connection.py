@@ -1,50 +1,54 @@
 """Connection: a ZeroMQ socket in a Twisted reactor.
 
-**The descriptor.** A ZeroMQ socket has one descriptor for reading and writing. Its signal does not mean that a message
-waits. It means that libzmq's own thread has sent a command to this thread. The option EVENTS tells whether a message
-can be read (POLLIN) or sent (POLLOUT).
+**The descriptor.** A ZeroMQ socket has one descriptor for reading and writing. When it becomes readable, this does not
+mean that a message is waiting. It means that libzmq's I/O thread has sent a command to this thread. The option EVENTS
+shows whether a message can be read (POLLIN) or sent (POLLOUT).
 
 The descriptor is edge-triggered: it signals a command once. Any call on the socket processes commands, and so can
 consume the signal (zmq_getsockopt(3), ZMQ_FD). Two consequences:
 
-- If a subscription waits to be read and `send` is called, the descriptor stays silent, although EVENTS has POLLIN. One
-  `recv` for each signal would read one message of a hundred, and then stall for ever.
+- If `send` is called while a subscription is waiting to be read, the descriptor does not signal it, although EVENTS
+  contains POLLIN. With one `recv` per signal, a socket would read one of a hundred messages and then stall forever.
 - The descriptor stays readable until commands are processed. A `doRead` that does not use the socket would be called in
   a busy loop.
 
-**The rules.** They follow from that:
+**The rules.** These rules follow from the behaviour of the descriptor:
 
 1. `doRead` reads until EAGAIN, or until its budget is used. Only EAGAIN guarantees that no message is left, and that
-libzmq will signal the next one. 2. In all other cases, the last call of `doRead` asks for EVENTS. A `poke` follows if
-there is POLLIN, and always if the budget ended the reading. 3. Any other call on the socket (a send, a subscription, an
-endpoint) is followed by a `poke`. A poke asks for EVENTS in the reactor's next turn, and calls `doRead` if there is
-POLLIN. Only one poke is scheduled at a time, so a thousand sends cost one look. A `doRead` that ends with EAGAIN needs
-no look, with two exceptions: a poke is scheduled, since a handler may have sent a message, or a sender waits. 4. A new
-connection begins with a poke: libzmq signals only after a read that found no message.
+   libzmq will signal the next one.
+2. In all other cases, the last call in `doRead` reads EVENTS. It is followed by a `poke` if EVENTS contains POLLIN, and
+   always if the budget ended the reading.
+3. Any other call on the socket (a send, a subscription, an endpoint) is followed by a `poke`. A poke reads EVENTS in
+   the reactor's next turn, and calls `doRead` if EVENTS contains POLLIN. Only one poke is scheduled at a time, so a
+   thousand sends cost one check. A `doRead` that ends with EAGAIN needs no check, unless a poke is scheduled (because a
+   handler may have sent a message) or a sender is waiting.
+4. A new connection begins with a poke, because libzmq signals only after a read that has found no message.
 
-**Fairness.** One `doRead` delivers at most `READ_BUDGET` messages in about `READ_SECONDS`. It looks at the clock after
-each `READ_SLICE` messages, or after four slices while handlers are fast. Then the reactor serves timers and other
-descriptors, and the poke continues the reading in the next turn. Without this limit, a flood would delay each timer by
-seconds.
+**Fairness.** One `doRead` delivers at most `READ_BUDGET` messages in about `READ_SECONDS`. It checks the clock after
+each `READ_SLICE` messages, or after four slices while handlers are fast. The reactor then serves timers and other
+descriptors, and the poke continues the reading in the next turn. Without this limit, a flood of messages would delay
+each timer by seconds.
 
 **Pause and resume.** A pause is a flag, never `removeReader`. libzmq processes the commands of a peer only in calls of
-this thread; without these, a restarted publisher would not receive the subscriptions. While paused, `doRead` only asks
-for EVENTS, which processes commands and so makes the descriptor unreadable. `resume` must poke, since the signals of
-messages that arrived during the pause are consumed. It must also make `doRead` run without POLLIN: a frame that was
-read before the pause may be partly handled, and EVENTS does not report its rest.
+this thread. Without such calls, a restarted publisher would not receive the subscriptions. While paused, `doRead` only
+reads EVENTS, which processes commands and thereby makes the descriptor unreadable. `resume` must poke, because the
+signals of messages that arrived during the pause have been consumed. It must also make `doRead` run without POLLIN: a
+frame that was read before the pause may contain messages that are not delivered yet, and EVENTS does not report them.
 
-**Writing.** POLLOUT means that a peer can accept a message. So the Deferreds of `when_writable` fire after each look
-that finds it. On PUB and XPUB sockets POLLOUT is set even if each send gives EAGAIN, so the queues of publishers also
-retry by a timer.
+**Writing.** POLLOUT means that a peer can accept a message, so the Deferreds of `when_writable` fire after each check
+that finds POLLOUT. On PUB and XPUB sockets, POLLOUT is set even if each send fails with EAGAIN, so the queues of
+publishers also use a timer to retry.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from functools import partial
 from itertools import count
 from threading import get_ident
@@ -54,6 +58,7 @@ from weakref import WeakSet
 
 import zmq
 import zmq.backend
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
@@ -77,7 +82,7 @@ _LAST = zmq.DONTWAIT.value  # a number: an operation on an enum would make anoth
 _POLLIN, _POLLOUT = zmq.PollEvent.POLLIN.value, zmq.PollEvent.POLLOUT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
-# The Cython methods themselves: pyzmq's Python layer over them costs half a send again.
+# The Cython methods themselves: pyzmq's Python layer over them would add half of the time of a send.
 _recv = zmq.backend.Socket.recv
 _get = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
@@ -104,25 +109,27 @@ def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option])
 class Connection:
     """A ZeroMQ socket on a Twisted reactor.
 
-    The connection owns ``socket``. Messages go to ``receive``, which may be replaced. The owner must `close` the
-    connection; `close` may be called twice. All methods must be called on the reactor's thread.
+    The connection owns ``socket``. It passes messages to ``receive``, which may be replaced. The owner of the
+    connection must call `close`, and may call it more than once. All methods must be called on the reactor's thread.
     """
 
     binds: ClassVar[bool] = False
     """True if an endpoint without ``bind:`` or ``connect:`` is bound.
 
-    True for sockets that serve others, such as PUB and REP.
+    This is the case for sockets that others connect to, such as PUB and REP.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
         self._reactor = reactor
+        self._base = copy_context()
         self.receive = self._receive_nothing if socket.type in _SEND_ONLY else receive
         self._poke: Any = None
+        self._on_loop = isinstance(reactor, AsyncioSelectorReactor)
         self._poke_waits = False
         self._again = False
         self.paused = False
         self.emptied = False
-        """True after all messages have been read. The reader of this flag clears it."""
+        """True after all messages have been read. The code that reads this flag must clear it."""
         self.closed = False
         self.endpoints: list[str] = []
         self._socket = socket
@@ -143,19 +150,19 @@ class Connection:
     def open(self, endpoint: Endpoint | str) -> str:
         """Bind or connect to an endpoint; return its resolved address.
 
-        A port ``*`` is resolved to the port that the system has chosen. A connection may have several endpoints, bound
-        and connected.
+        A port ``*`` is resolved to the port that the system has chosen. A connection may have several endpoints, both
+        bound and connected.
 
         Args:
             endpoint: An address such as ``"tcp://127.0.0.1:5555"``, optionally after ``bind:`` or ``connect:``.
 
         Raises:
             EndpointError: The address is in use, not an address of this machine, or invalid. An ipc path is in use if a
-                program serves it, or if the file there is not a socket. An unused socket file is replaced.
+                program serves it, or if a file at this path is not a socket. An unused socket file is replaced.
             NotRunningError: The connection is closed.
         """
         if self.closed:
-            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+            raise NotRunningError(f"this {type(self).__name__} is closed: create a new one")
         endpoint = self._parsed(endpoint)
         if endpoint.bind:
             self._endpoint("bind", partial(bind, self._socket), endpoint)
@@ -182,10 +189,10 @@ class Connection:
     def unbind(self, address: str) -> None:
         """Stop listening at ``address``, the result of `open`, and disconnect its peers.
 
-        libzmq (4.3.5) ends their connections at once, and messages that are queued for them may be lost. `watch`
-        reports no event on this side. The peers see ``disconnected``, and try to reconnect in vain. Peers at other
-        addresses are not affected. To move to another address, open it first, and unbind when the peers have connected
-        there.
+        libzmq (4.3.5) closes their connections at once, and messages that are queued for these peers may be lost.
+        `watch` reports no event on this side. The peers see ``disconnected``, and try to reconnect without success.
+        Peers at other addresses are not affected. To move to another address, open the new address first, and unbind
+        the old one when the peers have connected to the new one.
 
         Raises:
             EndpointError: The address is not bound.
@@ -200,10 +207,10 @@ class Connection:
         self.endpoints.remove(endpoint.address)
 
     def _drop_rest(self) -> None:
-        """Read and drop the rest of a message of several parts.
+        """Read and drop the remaining parts of a message.
 
-        The first part may have been read already. libzmq ends the process (an assertion in fq.cpp) if one of our calls
-        then disconnects the peer of this message.
+        The first part may already have been read. In this state, libzmq ends the process (an assertion in fq.cpp) if
+        one of our calls disconnects the peer that sent the message.
         """
         with suppress(zmq.ZMQError):
             while self.more():
@@ -225,7 +232,8 @@ class Connection:
     def _family(self, address: str) -> Iterator[None]:
         """Enable IPv6 in libzmq while an IPv6 address is bound or connected.
 
-        Not longer: with the option set, libzmq would resolve the host names of other endpoints to IPv6 addresses.
+        IPv6 is disabled again afterwards, because libzmq would otherwise resolve the host names of other endpoints to
+        IPv6 addresses.
         """
         change = self._needs_ipv6(address) and not self._socket.get(zmq.SocketOption.IPV6)
         if change:
@@ -242,7 +250,7 @@ class Connection:
     def _reason(self, number: int) -> int:
         """Return the error number of a failed call of libzmq.
 
-        libzmq may have overwritten it; the monitor's event of the failure has the right one.
+        libzmq may have overwritten this number; the monitor's event for the failure has the correct one.
         """
         if self._monitor is None:
             return number
@@ -259,7 +267,7 @@ class Connection:
             NotRunningError: The connection is closed.
         """
         if self.closed:
-            raise NotRunningError(f"this {type(self).__name__} is closed: watch another one")
+            raise NotRunningError(f"this {type(self).__name__} is closed: create a new one")
         self._watchers += (on_event,)
         if self._monitor is not None:
             return
@@ -306,12 +314,13 @@ class Connection:
         self.close()
 
     def doRead(self) -> None:  # noqa: N802  # Twisted's name
-        """Deliver messages for a bounded time, then look for events once more."""
+        """Deliver messages for a limited time, then check EVENTS once more."""
         recv, more = self._recv, self.more
+        run = self._base.copy().run  # values that a handler sets in context variables end with this read
         began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
             while left > 0 and not self.closed and not self.paused:
-                self.receive(recv, more, size)
+                run(self.receive, recv, more, size)
                 left -= size
                 spent = perf_counter() - began
                 if spent > READ_SECONDS:
@@ -327,14 +336,14 @@ class Connection:
         except zmq.ZMQError as error:
             self._failed(error)
         except Exception:  # the reactor would drop the socket because of it
-            _log.exception("zroute itself failed over a message: please report this. Reading continues")
+            _log.exception("zroute failed to read a message because of a bug: please report this. Reading continues")
         if not self.closed:
             self._look()
 
     def _receive_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
-        """Replace ``recv`` on sockets that only send.
+        """Read nothing; used as ``receive`` on sockets that only send.
 
-        Any call lets libzmq do its work.
+        Any call on the socket lets libzmq do its work.
         """
         self._events()
         raise zmq.Again
@@ -355,14 +364,14 @@ class Connection:
     def _failed(self, error: zmq.ZMQError) -> None:
         """Process an error other than EAGAIN.
 
-        Closes the connection if the socket or its context is closed, else raises the error.
+        Closes the connection if the socket or its context is closed; otherwise raises the error.
         """
         if error.errno not in _GONE:
             raise error
         self.close(LINGER_ABORT)
 
     def more(self) -> int:
-        """Return 1 if another part follows the part read last, else 0.
+        """Return 1 if another part of the last message follows, else 0.
 
         See zmq_getsockopt(3), ZMQ_RCVMORE.
         """
@@ -376,12 +385,12 @@ class Connection:
             return 0
 
     def readable(self) -> bool:
-        """Return True if a message waits to be read, even while paused."""
+        """Return True if a message is waiting to be read, even while paused."""
         self.poke()  # asking for EVENTS can consume the signal of the descriptor
         return not self.closed and bool(self._events() & _POLLIN)
 
     def discard(self, most: int) -> int:
-        """Discard up to ``most`` parts that wait; return their number."""
+        """Discard up to ``most`` waiting parts; return their number."""
         self.poke()
         number = 0
         with suppress(zmq.ZMQError):  # zmq.Again once all parts are read
@@ -393,13 +402,17 @@ class Connection:
     # -- sending --------------------------------------------------------------------------------------
 
     def try_send(self, parts: Sequence[bytes]) -> bool:
-        """Send the parts of a message, all or none.
+        """Send the parts of a message: all of them or none.
 
         Returns False if no peer can accept the message now. The connection must be open.
         """
+        if len(parts) > 1 and not all(isinstance(part, bytes) for part in parts):
+            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError is raised here, before any part is sent
+        return self.try_send_bytes(parts)
+
+    def try_send_bytes(self, parts: Sequence[bytes]) -> bool:
+        """Send parts that are surely bytes, all or none; see `try_send`."""
         send, last = self._send, len(parts) - 1
-        if last and not all(isinstance(part, bytes) for part in parts):
-            parts = [bytes(memoryview(part)) for part in parts]  # a TypeError here comes before any part is sent
         self.poke()
         try:  # parts are sent together (zmq_msg_send(3)): libzmq can refuse only the first
             for part in parts[:last]:
@@ -412,9 +425,9 @@ class Connection:
     def when_writable(self) -> Deferred[None]:
         """Return a Deferred that fires when a peer can accept a message.
 
-        It fires in the reactor's next turn at the earliest, for all callers at once. Another caller may fill the queue
-        first, so `try_send` can still return False. It fails with NotRunningError when the connection is closed, and
-        may be cancelled.
+        The Deferred fires in the reactor's next turn at the earliest, and for all callers at the same time. Another
+        caller may fill the queue first, so `try_send` can still return False. The Deferred fails with NotRunningError
+        when the connection is closed. The caller may cancel it.
         """
         if self.closed:
             return fail(NotRunningError(f"this {type(self).__name__} is closed"))
@@ -431,40 +444,51 @@ class Connection:
         """Raise an error if the connection can't be used here.
 
         Raises:
-            NotRunningError: It is closed.
-            WrongThreadError: The caller is on another thread than the one that made it.
-            ForkedContextError: The process was forked from the one that made it.
+            NotRunningError: The connection is closed.
+            WrongThreadError: The caller is not on the thread that created the connection.
+            ForkedContextError: This process is a fork of the process that created the connection.
         """
         if self.closed:
             if isinstance(self._socket, _Refusing):
                 _refuse()
-            raise NotRunningError(f"this {type(self).__name__} is closed: open another one")
+            raise NotRunningError(f"this {type(self).__name__} is closed: create a new one")
         if get_ident() != self._thread:
             raise WrongThreadError(
-                f"this {type(self).__name__} was used on another thread than the reactor's, and ZeroMQ sockets are not "
-                "thread-safe: call reactor.callFromThread(connection.send, …) there"
+                f"this {type(self).__name__} was used in a thread other than the reactor's, but ZeroMQ sockets are not "
+                "thread-safe: use reactor.callFromThread(connection.send, …) in that thread"
             )
 
     # -- state ----------------------------------------------------------------------------------------
 
     def poke(self, within: float = 0.0) -> None:
-        """Look at the socket soon, because a call has used it.
+        """Check the socket soon, because a call has used it.
 
-        ``within`` is in seconds; by default it is the reactor's next turn.
+        ``within`` is the maximum delay in seconds; by default, the check is made in the reactor's next turn.
         """
         if self.closed:
             return
         if self._poke is None:
-            self._poke, self._poke_waits = self._reactor.callLater(within, self._poked), within > 0
+            self._poke = self._soon() if self._on_loop and not within else self._reactor.callLater(within, self._poked)
+            self._poke_waits = within > 0
         elif self._poke_waits and not within:
             self._poke_waits = False
             self._poke.reset(0)
 
-    def _poked(self) -> None:
-        """Read messages if there are any.
+    def _soon(self) -> Any:
+        """Look in the next turn of asyncio's loop.
 
-        Usually none has arrived, for example after a send. Asking for EVENTS costs a third of a ``recv`` that finds
-        none.
+        A timer of its reactor costs three times as much.
+        """
+        try:
+            return asyncio.get_running_loop().call_soon(self._poked)
+        except RuntimeError:  # the loop does not run yet
+            return self._reactor.callLater(0, self._poked)
+
+    def _poked(self) -> None:
+        """Read messages if any have arrived.
+
+        Usually no message has arrived, for example after a send. Reading EVENTS costs a third of a ``recv`` that finds
+        no message.
         """
         self._poke = None
         events = self._events()
@@ -484,14 +508,14 @@ class Connection:
         self.paused = True
 
     def resume(self) -> None:
-        """Read again, from the reactor's next turn on."""
+        """Resume reading in the reactor's next turn."""
         self.paused = False
         self._read_again()
 
     def _read_again(self) -> None:
-        """Read in the next turn, even if the socket has no new message.
+        """Call `doRead` in the next turn, even if the socket has no new message.
 
-        EVENTS does not report the rest of a frame that was read.
+        EVENTS does not report the undelivered messages of a frame that was already read.
         """
         self._again = True
         self.poke()
@@ -520,10 +544,10 @@ class Connection:
             waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
 
     def forked(self) -> None:
-        """Refuse all calls, because this process is a fork of the one with the socket.
+        """Refuse all calls, because this process is a fork of the socket's process.
 
         The child has copies of descriptors and memory, but not libzmq's threads. A send would return, and the message
-        would be lost. Even removing the descriptor from an epoll set would remove it for the parent.
+        would be lost. Even removing the descriptor from an epoll set in the child would remove it for the parent.
         """
         self.closed = True
         self._parents = self._socket  # a reference, so that the garbage collector does not close it here
@@ -535,7 +559,7 @@ class _Monitor(Connection):
     """Reads the events of ``owner``'s connections.
 
     The owner closes it after it has told libzmq to send no more events. Otherwise the thread that sends an event, ours
-    or libzmq's own, would wait for a reader for ever.
+    or libzmq's own, would wait forever for a reader.
     """
 
     owner: Connection
@@ -552,8 +576,8 @@ class _Refusing:
 
 def _refuse(*_args: Any) -> Any:
     raise ForkedContextError(
-        f"process {os.getpid()} was forked from the one that opened this socket, and ZeroMQ's sockets don't survive "
-        "that: start processes before the app, or with multiprocessing's 'spawn', and give each an app of its own"
+        f"process {os.getpid()} is a fork of the process that opened this socket, and can't use it: "
+        "start processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
     )
 
 
@@ -570,15 +594,15 @@ os.register_at_fork(after_in_child=_poison)  # comparing process ids in each sen
 
 def _explain(verb: str, address: str, number: int) -> str:
     reasons = {
-        errno.EADDRINUSE: "another program uses it: stop that, or choose another address",
-        errno.EEXIST: "the file there is not a socket: move it away, or choose another path",
-        errno.EADDRNOTAVAIL: "this machine has no such address: bind to one it has, or to 127.0.0.1",
-        errno.ENODEV: "this machine has no such address or interface: bind to one it has, or to 127.0.0.1",
-        errno.EACCES: "not allowed: choose a port above 1023, or a path that you may write",
-        errno.EINVAL: "libzmq does not understand it: write tcp://host:port, ipc://path or inproc://name",
-        errno.ENOENT: "there is no such directory: create it, or choose another path",
-        errno.ECONNREFUSED: "no socket of this context has bound it: bind first, and share the context",
+        errno.EADDRINUSE: "another program uses this address: stop that program, or choose another address",
+        errno.EEXIST: "the file at this path is not a socket: move the file, or choose another path",
+        errno.EADDRNOTAVAIL: "this machine does not have this address: bind one of this machine, or 127.0.0.1",
+        errno.ENODEV: "this machine does not have this address or interface: bind one of this machine, or 127.0.0.1",
+        errno.EACCES: "permission denied: choose a port above 1023, or a path that you can write to",
+        errno.EINVAL: "the address is invalid: write tcp://host:port, ipc://path or inproc://name",
+        errno.ENOENT: "the directory does not exist: create it, or choose another path",
+        errno.ECONNREFUSED: "no socket of this context has bound this name: bind it first, and share the context",
     }
     if verb.endswith(("disconnect", "unbind")):
-        reasons[errno.ENOENT] = "it is not open: give the address that open() returned"
-    return f"can't {verb} {address}: {reasons.get(number, 'libzmq refuses it')} ({zmq.strerror(number)})"
+        reasons[errno.ENOENT] = "this address is not open: pass the address that open() returned"
+    return f"can't {verb} {address}: {reasons.get(number, 'libzmq refused it')} ({zmq.strerror(number)})"

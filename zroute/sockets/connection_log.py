@@ -1,8 +1,9 @@
 """Log lines about the connections to endpoints: connected, no answer, refused.
 
-Pure bookkeeping, without ZeroMQ. libzmq reports several attempts to connect per second, and never why an attempt failed
-(zmq_socket_monitor(3)). So a longer absence of a peer is one line, and its return is another. The reason in the line is
-derived from the order of the events. An absence that another line reports is not logged; see `ConnectionLog.told`.
+This module does not use ZeroMQ. libzmq reports several connection attempts per second, but never the reason of a
+failure (zmq_socket_monitor(3)). zroute therefore logs one line when a peer is absent for longer, and one line when it
+returns. The reason in the line is derived from the order of the events. An absence that another line reports is not
+logged; see `ConnectionLog.told`.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from zroute.throttle import ThrottledLog
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
 NO_ANSWER = 3.0
-"""Seconds without a connection before it is logged; longer than a restart."""
+"""The time in seconds without a connection after which the absence is logged. It is longer than a restart."""
 
 _ENDED = 10.0
-"""Seconds after a goodbye within which a publisher disconnects.
+"""The time in seconds within which a publisher disconnects after a goodbye.
 
-A later end is not of that publisher, for example if the goodbye came through a proxy.
+If the connection ends later, it was not a connection to the publisher itself, but for example to a proxy.
 """
 
 _MINUTE = 60.0  # seconds of a window of repeated lines
 
-_NO_ATTEMPT = ("no attempt yet", "no attempt yet, since its name is still being looked up")
+_NO_ATTEMPT = ("no attempt yet", "no attempt yet, because the host name is still being looked up")
 """The reason before libzmq has reported an attempt.
 
-libzmq resolves a name first, and reports nothing until the name server has answered.
+libzmq resolves a name first, and does not report an event until the name server has answered.
 """
 
 
@@ -43,8 +44,8 @@ libzmq resolves a name first, and reports nothing until the name server has answ
 class _Dial:
     """The state of one endpoint.
 
-    ``timer`` runs while an absence may have to be logged. ``known`` is True if another line reports the absence and the
-    return. ``attempted`` is True if libzmq has reported the current attempt to connect.
+    ``timer`` runs while an absence may become long enough to be logged. ``known`` is True if another line reports the
+    absence and the return. ``attempted`` is True if libzmq has reported the current attempt to connect.
     """
 
     reason: str
@@ -71,7 +72,7 @@ class ConnectionLog:
     # -- calls of the socket's owner ------------------------------------------------------------------------
 
     def dial(self, endpoint: str) -> None:
-        """Note that the socket connects to ``endpoint``.
+        """Record that the socket connects to ``endpoint``.
 
         ``inproc`` endpoints are not logged: libzmq sends no events about them.
         """
@@ -81,20 +82,20 @@ class ConnectionLog:
             self._miss(endpoint, dial)
 
     def forget(self, endpoint: str) -> None:
-        """Note that the endpoint was disconnected."""
+        """Record that the endpoint was disconnected."""
         dial = self._dials.pop(endpoint, None)
         if dial is not None:
             _stop(dial)
 
     def told(self, endpoint: str) -> None:
-        """Note that another line reports the end of a connection, and its return."""
+        """Record that another line reports the end of a connection, and its return."""
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.known = True
             _stop(dial)
 
     def rests(self, endpoint: str) -> None:
-        """Note that the socket pauses ``endpoint``, which is logged elsewhere.
+        """Record that the socket pauses ``endpoint``, which is logged elsewhere.
 
         The absence is not logged, but the return is.
         """
@@ -104,7 +105,7 @@ class ConnectionLog:
             _stop(dial)
 
     def redialled(self, endpoint: str) -> None:
-        """Note that the socket connects to ``endpoint`` again.
+        """Record that the socket connects to ``endpoint`` again.
 
         A long absence is logged from now on.
         """
@@ -113,7 +114,7 @@ class ConnectionLog:
             self._miss(endpoint, dial)
 
     def ended(self, endpoint: str) -> None:
-        """Note that a publisher at ``endpoint`` is stopping, which is logged elsewhere.
+        """Record that a publisher at ``endpoint`` is stopping, which is logged elsewhere.
 
         The end of its connection is not logged, but the return is.
         """
@@ -123,7 +124,7 @@ class ConnectionLog:
             _stop(dial)
 
     def close(self) -> None:
-        """Log the summaries that are left, and stop all timers."""
+        """Log the remaining summaries, and stop all timers."""
         for endpoint in tuple(self._dials):
             self.forget(endpoint)
         self._connections.close()
@@ -132,7 +133,7 @@ class ConnectionLog:
     # -- events ---------------------------------------------------------------------------------------------
 
     def attempted(self, endpoint: str, event: SocketEvent) -> None:
-        """Note an event of an attempt to connect, the possible reason of an absence."""
+        """Record an event of a connection attempt as the possible reason for an absence."""
         dial = self._dials.get(endpoint)
         if dial is None:
             return
@@ -144,7 +145,7 @@ class ConnectionLog:
             dial.reason = _reason(endpoint, event)
 
     def connected(self, endpoint: str) -> None:
-        """Note that a handshake has succeeded."""
+        """Record that a handshake has succeeded."""
         dial = self._dials.get(endpoint)
         if dial is None:
             return
@@ -155,7 +156,7 @@ class ConnectionLog:
         dial.connected_before, dial.known, dial.ended_at = True, False, -inf
 
     def lost(self, endpoint: str) -> None:
-        """Note that a connection has ended after its handshake."""
+        """Record that a connection has ended after its handshake."""
         dial = self._dials.get(endpoint)
         if dial is not None and not dial.known and self._clock.seconds() - dial.ended_at > _ENDED:
             self._miss(endpoint, dial)
@@ -163,8 +164,8 @@ class ConnectionLog:
     def refused(self, endpoint: str, why: str, *, handshake: bool) -> None:
         """Log that the peer at ``endpoint`` and this socket are incompatible.
 
-        ``why`` is the reason and the remedy. If the ``handshake`` itself did not fail, the next one will succeed as
-        well, and is not logged.
+        ``why`` is the reason and the remedy. If the ``handshake`` itself did not fail, the next handshake will succeed
+        as well; it is not logged.
         """
         self.warn(endpoint, why, why)
         dial = self._dials.get(endpoint)
@@ -173,9 +174,9 @@ class ConnectionLog:
             _stop(dial)
 
     def warn(self, endpoint: str, kind: str, text: str) -> None:
-        """Log a warning about ``endpoint``, at most one a minute of each ``kind``.
+        """Log a warning about ``endpoint``, at most one per minute of each ``kind``.
 
-        The others are counted, and the number is logged.
+        Further warnings are counted, and their number is logged.
         """
         subject = f"{self.name}: {endpoint}"
         self._refusals((endpoint, kind), subject, logging.WARNING, "%s: %s", subject, text)
@@ -195,12 +196,13 @@ class ConnectionLog:
 
 
 _ENDS = (
-    "takes the connection, and ends it in the handshake, as a program without ZeroMQ does (an HTTP server), or a "
+    "accepts the connection, but closes it during the handshake: not a ZeroMQ program (such as an HTTP "
+    "server), or a "
     "socket that asks for a key"
 )
-"""The reason if the peer ends the handshake.
+"""The reason if the peer closes the connection during the handshake.
 
-libzmq reports both cases alike, unless this side ends the handshake first; see `PersistentConnection`.
+libzmq reports both cases in the same way, unless this side ends the handshake first; see `PersistentConnection`.
 """
 
 
@@ -213,9 +215,9 @@ def _stop(dial: _Dial) -> None:
 def _reason(endpoint: str, event: SocketEvent) -> str:
     """Return the reason of a failed attempt, and libzmq's name of the event."""
     tcp = endpoint.startswith("tcp://")
-    silent = "takes the connection, and sends no greeting of ZMTP 3"
+    silent = "accepts the connection, but does not send a greeting of ZMTP 3"
     if event.name == "connect_retried":
-        said = "its name can't be resolved" if host_name(endpoint) else "there is no route to it"
+        said = "the host name can't be resolved" if host_name(endpoint) else "there is no route to it"
     elif event.name == "closed":
         said = "refused, nothing listens there" if tcp else "nothing listens at this path"
     elif event.name == "connected":
@@ -224,5 +226,5 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
         late = event.name.endswith("no_detail") and event.value == errno.EAGAIN
         said = silent if late else f"{_ENDS} ({event.reason})"
     else:
-        said = "the host does not reply: it is down, or a firewall is between"
+        said = "the host does not reply: it is down, or a firewall blocks the connection"
     return f"{said} (libzmq: {event.name})"

@@ -1,11 +1,11 @@
-"""End one connection of libzmq from outside, through its descriptor.
+"""Close one connection of libzmq from outside, through its descriptor.
 
-libzmq has no call that ends one connection and then reconnects. ``zmq_disconnect`` drops received messages, and ends
-the process while a message of several parts is being read. Shutting down a duplicate of the descriptor looks like a
-lost connection to libzmq, from which it recovers by itself.
+libzmq has no call that closes one connection and then reconnects. ``zmq_disconnect`` drops received messages, and ends
+the process if a message of several parts is being read. If a duplicate of the descriptor is shut down, libzmq sees a
+lost connection, and recovers from it.
 
-The system reuses the number of a closed descriptor. So the descriptor is compared with its identity at the start of
-the connection, and no other connection is ever shut down.
+The system reuses the number of a closed descriptor. Before the shutdown, the identity of the descriptor is therefore
+compared with its identity at the start of the connection, so that no other connection is ever shut down.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Identity", "identify", "shut_down"]
 
 
 _CHUNK = 1 << 16
-"""Bytes read in one call while received data is discarded."""
+"""The number of bytes per read while received data is discarded."""
 
 
 @attrs.frozen
 class Identity:
-    """The properties that distinguish one open socket: inode and both addresses."""
+    """The properties that identify an open socket: inode and both addresses."""
 
     device: int
     inode: int
@@ -46,8 +46,9 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
     """Return the identity of the connection behind a descriptor.
 
     Args:
-        fd: The descriptor, as an event of libzmq reports it.
-        address: The address that the connection must have: of the peer, or our own if it was ``accepted``.
+        fd: The descriptor, as reported by an event of libzmq.
+        address: The address that the connection must have: the address of the peer, or our own address if the
+            connection was ``accepted``.
         accepted: True if the peer connected to us.
 
     Returns:
@@ -73,11 +74,11 @@ def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
     Args:
         fd: The descriptor.
         identity: The result of `identify` when the connection began.
-        discard: Also discard the data that the system has received and libzmq has not read. It may be several MiB, and
-            libzmq would read all of it.
+        discard: True to also discard the data that the system has received but libzmq has not read. This may be several
+            MiB, and libzmq would read all of it.
 
     Returns:
-        True if the connection was shut down, False if the descriptor belongs to another connection or to none.
+        True if the connection was shut down; False if the descriptor is closed or belongs to another connection.
     """
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
         if _identity(copy) == identity:

@@ -25,10 +25,10 @@ class SocketEvent:
 
     ``name`` is libzmq's name of the event in lower case: ``listening``, ``bind_failed``, ``accepted``,
     ``connect_delayed``, ``connect_retried``, ``connected``, ``handshake_succeeded``, ``handshake_failed_protocol``
-    (``_auth``, ``_no_detail``), ``disconnected`` or ``closed``. A peer is connected from ``handshake_succeeded`` on.
+    (``_auth``, ``_no_detail``), ``disconnected`` or ``closed``. After ``handshake_succeeded``, the peer is connected.
 
-    ``address`` is the address of the endpoint. ``value`` is the number that libzmq gives with the event: a descriptor,
-    an error number, or milliseconds until the next attempt.
+    ``address`` is the address of the endpoint. ``value`` is the number in libzmq's event: a descriptor, an error
+    number, or the time in milliseconds until the next attempt.
     """
 
     name: str
@@ -38,12 +38,12 @@ class SocketEvent:
     def __str__(self) -> str:
         address = printable(self.address)
         if self.name == "connect_retried":
-            return f"{address}: connect_retried, the next attempt is in {self.value} ms"
+            return f"{address}: connect_retried, next attempt in {self.value} ms"
         return f"{address}: {self.name}" + (f" ({self.reason})" if self.reason else "")
 
     @property
     def reason(self) -> str:
-        """The reason of a failure, from ``value``; empty for other events."""
+        """The reason for a failure, from ``value``; empty for other events."""
         if self.name.endswith("_failed") or self.name == "handshake_failed_no_detail":
             return os.strerror(self.value)
         if self.name.startswith("handshake_failed"):

@@ -1,8 +1,8 @@
 """Bind ``ipc://`` paths without replacing files or sockets in use.
 
-Before it binds, libzmq removes any file at the path. That may be a regular file, or the socket of another program,
-which then waits for peers that never come and gets no error. libzmq also leaves its own socket there at the end, so an
-unused socket at the path is usual and may be replaced.
+Before libzmq binds a path, it removes any file at this path. That may be a regular file, or the socket of another
+program, which then waits for peers that never connect, without an error. libzmq also leaves its own socket file behind
+at the end, so an unused socket file is normal and may be replaced.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import zmq
 __all__ = ["bind"]
 
 _LOCKING = 1.0
-"""Seconds to wait for another program that binds in the same directory.
+"""The time in seconds to wait for another program that binds in the same directory.
 
-After that we bind anyway.
+After that time, the path is bound anyway.
 """
 
 _CLOSING = 1.0
-"""Seconds to wait for a socket of this process to end.
+"""The time in seconds to wait for a socket of this process to close.
 
-libzmq closes it in a thread, after the call has returned.
+libzmq closes a socket in a thread, after the call has returned.
 """
 
 _PERIOD = 0.01
-"""Seconds between two attempts to get the lock, or to find the path unused."""
+"""The time in seconds between two attempts to get the lock, or two checks of the path."""
 
 
 def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
     """Bind a socket; replace a socket file at an ipc path only if it is unused.
 
     Raises:
-        zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file there is not a socket, EACCES if
-            we may not check that, and all errors of libzmq's bind.
+        zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file at the path is not a socket,
+            EACCES if permission to check that is denied, and all errors of libzmq's bind.
     """
     path = _path(address)
     if path is None:
@@ -57,7 +57,8 @@ def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
 def _path(address: str) -> str | None:
     """Return the path of a socket in the file system, or None.
 
-    None for other transports, for ``*``, and for abstract names (``@…``), which the system never gives out twice.
+    The result is None for other transports, for ``*``, and for abstract names (``@…``), which the system never assigns
+    twice.
     """
     transport, _, rest = address.partition("://")
     return rest if transport == "ipc" and rest[:1] not in ("@", "*") else None
@@ -67,7 +68,7 @@ def _path(address: str) -> str | None:
 def _alone_in(directory: str) -> Iterator[None]:
     """Hold the lock of a directory.
 
-    If two programs start at the same moment, the second one then finds the socket of the first.
+    If two programs start at the same time, this ensures that the second program finds the socket of the first.
     """
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -95,7 +96,7 @@ def _lock(directory: int) -> None:
 
 
 def _refuse_taken(path: str) -> None:
-    """Raise zmq.ZMQError if the path holds a socket in use, or another file."""
+    """Raise zmq.ZMQError if the path is a socket in use, or another kind of file."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:  # the path is free, or bind will raise a clearer error
@@ -112,7 +113,8 @@ def _refuse_taken(path: str) -> None:
 def _server(path: str) -> int | None:
     """Return the id of the process that serves the socket at ``path``.
 
-    0 if a process serves it but its id is unknown; None if none does. Raises zmq.ZMQError (EACCES) if we may not ask.
+    The result is 0 if the id of that process is unknown, and None if no process serves the socket. Raises zmq.ZMQError
+    (EACCES) if permission is denied.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)

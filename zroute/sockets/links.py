@@ -1,14 +1,14 @@
 """The connections of one socket, derived from its monitor's events.
 
-Pure bookkeeping, without ZeroMQ. The addresses in events do not identify a connection:
+This module does not use ZeroMQ. The addresses in events do not identify a connection:
 
-- libzmq names an endpoint as it was given (``tcp://localhost:5555``) until its first connection ends. From then on it
+- libzmq uses the address as it was opened (``tcp://localhost:5555``) until the first connection ends. From then on, it
   uses the resolved address (``tcp://127.0.0.1:5555``).
 - Two names can have the same address.
 - All connections to a bound endpoint have the same address.
 
-So a connection is found by its descriptor if the event carries one (``connected``, ``accepted``, ``disconnected``).
-The addresses decide only for the other events.
+A connection is therefore found by its descriptor if the event contains a descriptor (``connected``, ``accepted``,
+``disconnected``). Only for other events, it is found by the address.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["Link", "Links"]
 class Link:
     """One connection of a socket, from ``connected`` or ``accepted`` to its end.
 
-    ``id`` is unique; the descriptor ``fd`` is reused by the system. ``address`` is the address in the first event.
+    ``id`` is unique, but the system reuses the descriptor ``fd``. ``address`` is the address in the first event.
     ``endpoint`` is the endpoint as it was opened, or None if the peer connected to us. ``ready`` is True after the
-    handshake; ``fault`` is the event of a failed handshake. ``doubtful`` is True while messages of an earlier
+    handshake, and ``fault`` is the event of a failed handshake. ``doubtful`` is True while messages from an earlier
     connection with the same descriptor may be unread.
     """
 
@@ -53,12 +53,12 @@ class _Dialled:
     link: Link | None = None
     resolved: bool = False
     lost: bool = False
-    """True after the connection has ended, until libzmq reports its next attempt."""
+    """True after the connection has ended, until libzmq reports the next attempt."""
 
     def fits(self, text: str) -> int:
-        """Return how well an event's address matches this endpoint.
+        """Return a number for how well an event's address matches this endpoint.
 
-        0: as it was opened; 1: a known address; 2: only the port matches; 3: no match.
+        0: the address as it was opened; 1: another known address; 2: only the port matches; 3: no match.
         """
         if text == self.address:
             return 0
@@ -87,24 +87,24 @@ class Links:
         self._dialled.append(_Dialled(endpoint, {endpoint}))
 
     def hang_up(self, endpoint: str) -> None:
-        """Forget an endpoint and its connections.
+        """Remove an endpoint and its connections.
 
-        libzmq sends no event when the owner itself disconnects.
+        This is needed because libzmq sends no event when the owner itself disconnects.
         """
         self._dialled = [each for each in self._dialled if each.address != endpoint]
         self._end(link for link in self._links.values() if link.endpoint == endpoint)
 
     def unbind(self, address: str) -> None:
-        """Forget the connections that were accepted at ``address``.
+        """Remove the connections that were accepted at ``address``.
 
-        libzmq ends them when the address is unbound, and sends no event.
+        When the address is unbound, libzmq closes these connections without an event.
         """
         self._end(link for link in self._links.values() if link.endpoint is None and link.address == address)
 
     def learn(self, link: Link, text: str) -> None:
-        """Note the resolved address of a connection's endpoint.
+        """Record the resolved address of a connection's endpoint.
 
-        libzmq will use it in later events.
+        libzmq uses this address in later events.
         """
         for each in self._dialled:
             if each.link is link:
@@ -112,9 +112,9 @@ class Links:
                 each.resolved = True
 
     def read_all(self) -> None:
-        """Note that all received messages are read.
+        """Record that all received messages have been read.
 
-        No unread message can belong to an ended connection then, so no connection is ``doubtful``.
+        No unread message can then belong to a closed connection, so no connection is ``doubtful``.
         """
         self._unread.clear()
         for link in self._links.values():
@@ -123,9 +123,9 @@ class Links:
     # -- events of libzmq ------------------------------------------------------------------------------------
 
     def seen(self, event: SocketEvent) -> Link | None:
-        """Process an event; return the connection that it concerns, if any.
+        """Process an event, and return the connection that it affects, or None.
 
-        That is a connection that has begun or ended, or whose handshake has ended.
+        An event affects a connection that has begun or ended, or whose handshake has ended.
         """
         if event.name == "connected":
             return self._connected(event)
@@ -140,15 +140,15 @@ class Links:
         return None
 
     def trying(self, text: str) -> str | None:
-        """Return the unconnected endpoint that this address fits best, or None."""
+        """Return the unconnected endpoint that matches this address best, or None."""
         found = _best((each for each in self._dialled if each.link is None), text)
         return None if found is None else found.address
 
     def attempted(self, text: str) -> str | None:
         """Return the endpoint that libzmq will try to connect to next.
 
-        If several endpoints fit the address, it is the first that lost its connection and was not tried since. None if
-        no endpoint fits.
+        If several endpoints match the address, it is the endpoint that lost its connection first and was not tried
+        since. The result is None if no endpoint matches.
         """
         free = [each for each in self._dialled if each.link is None]
         found = _best((each for each in free if each.lost), text) or _best(free, text)
@@ -191,8 +191,8 @@ class Links:
     def _greeting(self, text: str) -> Link | None:
         """Return the connection whose handshake this event reports.
 
-        The event has no descriptor. Of the connections in their handshake, it is the oldest with this address, or else
-        the oldest of all.
+        The event has no descriptor. The connection is the oldest one in the handshake with this address, or otherwise
+        the oldest one in the handshake.
         """
         pending = [link for link in self._links.values() if not link.ready and link.fault is None]
         return next((link for link in pending if link.address == text), pending[0] if pending else None)
@@ -230,7 +230,7 @@ class Links:
 
     @property
     def ready(self) -> tuple[int, ...]:
-        """The ids of the connections after their handshake, oldest first."""
+        """The ids of the connections that have finished their handshake, oldest first."""
         return tuple(link.id for link in self._links.values() if link.ready)
 
     def at(self, fd: int) -> Link | None:
@@ -242,7 +242,7 @@ class Links:
         return self._links.get(id)
 
     def is_dialled(self, endpoint: str) -> bool:
-        """Return True if an endpoint has a connection, in its handshake or after it.
+        """Return True if an endpoint has a connection, even one still in the handshake.
 
         ``endpoint`` is the endpoint as it was opened.
         """
@@ -261,6 +261,6 @@ def _port(text: str) -> str:
 
 
 def _best(among: Iterable[_Dialled], text: str) -> _Dialled | None:
-    """Return the endpoint that an event's address fits best, or None if it fits none."""
+    """Return the endpoint that matches the address of an event best, or None."""
     found = min(among, key=lambda each: each.fits(text), default=None)
     return None if found is None or found.fits(text) == 3 else found

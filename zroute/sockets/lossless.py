@@ -1,18 +1,21 @@
-"""A publisher that blocks instead of dropping messages.
+"""A publisher that waits instead of dropping messages.
 
 It ends only when its subscribers have read all messages. PUB/SUB sockets lose messages silently in two cases, which
 this module prevents:
 
-- **A full queue.** With XPUB_NODROP (zmq_setsockopt(3)) a send gives EAGAIN, and no subscriber receives the message.
+- **A full queue.** With XPUB_NODROP (zmq_setsockopt(3)), a send fails with EAGAIN, and no subscriber receives the
+  message.
 - **The end.** libzmq passes the last messages to the system and closes the connection. If the subscriber then sends a
-  PING, the system resets the connection and discards the data that it has not sent (RFC 1122, 4.2.2.13). So a duplicate
-  of each descriptor is kept. When libzmq has ended, only the sending side is shut down. The subscriber reads to the end
-  and closes its side, which is seen here.
+  PING, the system resets the connection and discards the data that it has not sent (RFC 1122, 4.2.2.13). The publisher
+  therefore keeps a duplicate of each descriptor. When libzmq has closed its descriptors, only the sending side of the
+  connection is shut down. The subscriber reads to the end and closes its side. The publisher then reads the end of the
+  data from the duplicate.
 
-A subscriber that closes before it has read everything resets its connection, for one of two reasons. It may have ended,
-as ``tail -n 1`` does, and misses no message. Or its own heartbeat has cut the connection while its queue was full; then
-it has lost the messages on the way. The data on the connection is the same, but the second kind reconnects at once. So
-resets are noted by host. A connection from the same host within a second means that a subscriber has lost messages.
+A subscriber that closes its connection before it has read all data resets the connection. There are two possible
+reasons. The subscriber may have ended, like ``tail -n 1``; it then needs no more messages. Or its own heartbeat has cut
+the connection while its queue was full; it has then lost the messages on the way. The data on the connection does not
+show the difference, but only the second subscriber reconnects at once. Resets are therefore recorded by host. A
+connection from the same host within a second means that a subscriber has lost messages.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ __all__ = ["LosslessPubConnection"]
 _WATCHED = {"accepted", "connected", "disconnected"}  # events whose value is the descriptor of the connection
 
 _RETURN = 1.0
-"""Seconds within which a running subscriber reconnects.
+"""The time in seconds within which a running subscriber reconnects.
 
-It is ten times the reconnect interval of libzmq and of zroute.
+It is ten times the reconnect interval of libzmq and zroute.
 """
 
 
@@ -83,21 +86,22 @@ class LosslessPubConnection(XPubConnection):
     """A publisher that drops no message. End it with `finish`.
 
     While the queue of one subscriber is full, `try_send` returns False, and no subscriber receives the message. A
-    subscriber that subscribes to more than `MAX_SUBSCRIPTION_BYTES` is cut. The publisher has its own ZeroMQ context.
+    subscriber with subscriptions of more than `MAX_SUBSCRIPTION_BYTES` is disconnected. The publisher has its own
+    ZeroMQ context.
     """
 
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)
         self.refuse_when_full()
-        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer prefixes, or shorter ones")
+        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer or shorter prefixes")
         self._peers: dict[int, _Peer] = {}
         self._opened: list[Endpoint] = []
         self._resets: list[tuple[str, float]] = []  # host, and time in seconds of the reactor
         self.lost_to = 0
-        """The number of subscribers that lost messages.
+        """The number of subscribers that have lost messages.
 
-        They reset their connection with messages unread, and reconnected.
+        They reset their connection before they had read all messages, and reconnected.
         """
         self.watch(self._follow_peer)
 
@@ -110,10 +114,10 @@ class LosslessPubConnection(XPubConnection):
     def finish(self, seconds: float) -> Deferred[bool]:
         """Close the connection when all messages are read, or after ``seconds``.
 
-        It does not wait for a subscriber that disconnects, unless it reconnects: then it has lost messages, and is
-        counted in ``lost_to``. With 0 seconds, queued messages are dropped.
+        The publisher does not wait for a subscriber that disconnects. If such a subscriber reconnects, it has lost
+        messages, and is counted in ``lost_to``. With 0 seconds, queued messages are dropped.
 
-        Returns a Deferred of True if all messages were read.
+        Returns a Deferred that fires with True if all messages were read, else with False.
         """
         if self._monitor is not None:
             self._monitor.doRead()  # process the events that the reactor has not delivered yet
@@ -155,7 +159,7 @@ class LosslessPubConnection(XPubConnection):
             self.lost_to += 1
 
     def _recent_resets(self) -> list[str]:
-        """Forget the resets that are too old; return the hosts of the others."""
+        """Delete resets that are too old; return the hosts of the other resets."""
         earliest = self._reactor.seconds() - _RETURN
         self._resets = [(host, at) for host, at in self._resets if at >= earliest]
         return [host for host, _ in self._resets]
@@ -164,7 +168,8 @@ class LosslessPubConnection(XPubConnection):
 def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple[bool, list[str]]:
     """Terminate the context, then wait for each peer to close.
 
-    Returns True if all closed within ``seconds``, and the hosts of the peers that reset their connection.
+    Returns two values: True if all peers closed within ``seconds``, and the hosts of the peers that reset their
+    connection.
     """
     deadline = time.monotonic() + seconds
     context.term()
@@ -185,7 +190,7 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
 def _closed(peer: socket.socket, deadline: float) -> bool:
     """Read and discard data until the peer closes.
 
-    Returns False if it has not closed before the deadline. Raises OSError if it resets the connection.
+    Returns False if the peer has not closed before the deadline. Raises OSError if the peer resets the connection.
     """
     try:
         while (left := deadline - time.monotonic()) > 0:
@@ -198,7 +203,7 @@ def _closed(peer: socket.socket, deadline: float) -> bool:
 
 
 def _returned(endpoints: list[Endpoint], resets: list[str]) -> int:
-    """Listen again for `_RETURN` seconds; return how many hosts reconnect."""
+    """Listen again for `_RETURN` seconds; return the number of hosts that reconnect."""
     waiting, deadline = list(resets), time.monotonic() + _RETURN
     with zmq.Context() as context, context.socket(zmq.XPUB) as again, again.get_monitor_socket() as monitor:
         for endpoint in endpoints:

@@ -1,13 +1,26 @@
-"""Find host names that have only IPv6 addresses.
+"""Host names: connect to all addresses of a name, and find names with IPv6 only.
 
-While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't find such a host. With ZMQ_IPV6=1 it
-prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at 127.0.0.1 would be unreachable. So the
-option must be set only for names without an IPv4 address. To find these, each name is looked up in a thread: a name
-server that does not answer would block the reactor.
+**All addresses.** libzmq connects to the first address of a name, and never tries the second. A name may stand for
+several publishers, as in a headless service of Kubernetes. So `Names` looks up a name, connects to each of its
+addresses, and looks again every `EVERY` seconds. ``localhost`` is left to libzmq: it is this machine, and never
+changes.
+
+The system's resolver (getaddrinfo(3)) looks names up, in a thread. It knows ``/etc/hosts``, the search domains of
+``/etc/resolv.conf`` and all other sources of nsswitch.conf(5), exactly like libzmq. A resolver in Python, such as
+twisted.names, knows neither search domains nor other sources: it would not find the short name of a service, or a name
+of the local network, to which libzmq can connect.
+
+**IPv6 only.** While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't find a host without one.
+With ZMQ_IPV6=1, it prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at 127.0.0.1 would be
+unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds these names for
+sockets whose names `Names` does not follow. It also looks each name up in a thread, because a name server that does not
+answer would block the reactor.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -15,16 +28,30 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
-__all__ = ["AGAIN", "Lookups", "host_name", "only_ipv6"]
+import attrs
+import zmq
+
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError
+
+__all__ = ["AGAIN", "EVERY", "Lookups", "Names", "addresses_of", "has_addresses", "host_name", "only_ipv6"]
+
+_log = logging.getLogger("zroute.sockets")
+
+EVERY = 10.0
+"""Seconds between two look-ups of a name that has addresses."""
+
+SOON = 1.0
+"""Seconds between two look-ups of a name that has no address yet."""
 
 AGAIN = 5.0
-"""Seconds between two look-ups of a name that can't be resolved yet."""
+"""The time in seconds between two look-ups of a name that can't be resolved yet."""
 
 
 def host_name(address: str) -> str | None:
     """Return the host name in the address of an endpoint, or None.
 
-    None for other transports, and for an IP address in place of a name.
+    The result is None for other transports, and for an IP address instead of a name.
     """
     transport, _, rest = address.partition("://")
     host = rest.rpartition(";")[2].rpartition(":")[0]
@@ -37,10 +64,207 @@ def host_name(address: str) -> str | None:
     return None
 
 
+def has_addresses(endpoint: Endpoint) -> bool:
+    """Return True if an endpoint connects to a host name that `Names` follows."""
+    return not endpoint.bind and host_name(endpoint.address) not in (None, "localhost")
+
+
+def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
+    """Return the IP addresses of a host, of one kind only.
+
+    These are the IPv4 addresses if the host has any, otherwise its IPv6 addresses; with ``prefer_ipv6``, the opposite.
+    Both kinds together would connect the host twice. This call blocks.
+
+    Raises:
+        OSError: The name can't be resolved.
+        UnicodeError: It is not a valid name: a label has more than 63 characters.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    first, second = (socket.AF_INET6, socket.AF_INET) if prefer_ipv6 else (socket.AF_INET, socket.AF_INET6)
+    kinds = {kind: dict.fromkeys(str(each[4][0]) for each in found if each[0] == kind) for kind in (first, second)}
+    return list(kinds[first] or kinds[second])
+
+
+@attrs.define(eq=False)
+class _Followed:
+    """A followed name, its connected addresses, and the timer of a look-up.
+
+    ``failed`` is True if the last look-up has failed, and ``refused`` if one of its addresses could not be connected.
+    """
+
+    endpoint: str
+    host: str
+    addresses: list[str] = attrs.field(factory=list)
+    failed: bool = False
+    refused: bool = False
+    timer: Any = None
+
+
+class Names:
+    """Connects a socket to each address of the host names in its endpoints.
+
+    A look-up that fails changes nothing, and is logged once. An address that can't be connected, because no descriptor
+    is free, is logged once too, and tried again after the next look-up. All methods must be called on the reactor's
+    thread.
+
+    Args:
+        reactor: The Twisted reactor, for timers.
+        subject: The first word of log lines.
+        connect: Called with ``tcp://address:port`` for each new address of a name.
+        disconnect: Called for each address that the name no longer has. The owner reads the messages of this
+            connection first, if there can be any.
+        prefer_ipv6: True to take IPv6 addresses if a name has any.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        subject: str,
+        connect: Callable[[str], object],
+        disconnect: Callable[[str], object],
+        *,
+        prefer_ipv6: bool = False,
+    ) -> None:
+        self._reactor = reactor
+        self._subject = subject
+        self._connect = connect
+        self._disconnect = disconnect
+        self._prefer_ipv6 = prefer_ipv6
+        self._followed: dict[str, _Followed] = {}
+
+    def follow(self, endpoint: str) -> None:
+        """Connect to the addresses of the name in this endpoint from now on.
+
+        The first of them is connected when the first look-up has ended.
+
+        Args:
+            endpoint: An address with a host name, such as ``tcp://feeds:5555``; see `has_addresses`.
+
+        Raises:
+            EndpointError: The name has characters that no host name has.
+        """
+        host = host_name(endpoint)
+        if host is None or not _HOST.fullmatch(host):
+            raise EndpointError(
+                f"can't connect {endpoint}: {host!r} is not a host name: write tcp://host:port",
+                endpoint=f"connect:{endpoint}",
+            )
+        followed = self._followed[endpoint] = _Followed(endpoint, host)
+        self._look(followed)
+
+    def of(self, endpoint: str) -> tuple[str, ...]:
+        """Return the connected addresses of the name in this endpoint."""
+        followed = self._followed.get(endpoint)
+        return () if followed is None else tuple(followed.addresses)
+
+    def forget(self, endpoint: str) -> tuple[str, ...]:
+        """Stop following an endpoint; return its addresses, which the caller disconnects.
+
+        Those that another followed name has too are left out.
+        """
+        followed = self._followed.pop(endpoint, None)
+        if followed is None:
+            return ()
+        if followed.timer is not None:
+            followed.timer.cancel()
+        return tuple(each for each in followed.addresses if not self._elsewhere(each, followed))
+
+    def close(self) -> None:
+        """Stop following all endpoints. The caller closes the socket."""
+        for endpoint in tuple(self._followed):
+            self.forget(endpoint)
+
+    def _look(self, followed: _Followed) -> None:
+        followed.timer = None
+        threading.Thread(target=self._look_up, args=(followed,), name="zroute-lookup", daemon=True).start()
+
+    def _look_up(self, followed: _Followed) -> None:
+        """Look up a name, in a thread."""
+        try:
+            answer: list[str] | Exception = addresses_of(followed.host, self._prefer_ipv6)
+        except (OSError, UnicodeError) as error:
+            answer = error
+        with suppress(RuntimeError):  # the reactor's loop is closed
+            self._reactor.callFromThread(self._answered, followed, answer)
+
+    def _answered(self, followed: _Followed, answer: list[str] | Exception) -> None:
+        if self._followed.get(followed.endpoint) is not followed:  # forgotten meanwhile
+            return
+        try:
+            if isinstance(answer, Exception):
+                self._fail(followed, answer)
+            else:
+                self._change(followed, [_with_host(followed.endpoint, each) for each in answer])
+        finally:
+            if self._followed.get(followed.endpoint) is followed:
+                pause = EVERY if followed.addresses else SOON
+                followed.timer = self._reactor.callLater(pause, self._look, followed)
+
+    def _fail(self, followed: _Followed, error: Exception) -> None:
+        if followed.failed:
+            return
+        followed.failed = True
+        number = len(followed.addresses)
+        kept = f"; the connections to its {number} addresses stay" if number else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        text = "%s: the name in %s can't be resolved: %s%s; looking again"
+        _log.warning(text, self._subject, followed.endpoint, reason, kept)
+
+    def _change(self, followed: _Followed, addresses: list[str]) -> None:
+        """Connect to new addresses and disconnect from vanished ones."""
+        before, followed.addresses = followed.addresses, addresses
+        failed, followed.failed = followed.failed, False
+        new = [each for each in addresses if each not in before and not self._elsewhere(each, followed)]
+        gone = [each for each in before if each not in addresses and not self._elsewhere(each, followed)]
+        for address in gone:
+            self._disconnect(address)
+        new = self._connected(followed, new)
+        if new or gone or failed:
+            facts = f"{len(addresses)} address{'es' * (len(addresses) > 1)}"
+            if new:
+                facts += f": connects to {', '.join(new)}"
+            if gone:
+                facts += f"; disconnects from {', '.join(gone)}"
+            _log.info("%s: the name in %s has %s", self._subject, followed.endpoint, facts)
+
+    def _connected(self, followed: _Followed, addresses: list[str]) -> list[str]:
+        """Connect to addresses; return those that are connected.
+
+        The others are new again in the next look-up.
+        """
+        errors: dict[str, Exception] = {}
+        for address in addresses:
+            try:
+                self._connect(address)
+            except (EndpointError, zmq.ZMQError, OSError) as error:
+                errors[address] = error
+        followed.addresses = [each for each in followed.addresses if each not in errors]
+        if errors and not followed.refused:
+            address, reason = next(iter(errors.items()))
+            text = "%s: can't connect to %s, an address of the name in %s: %s; trying again"
+            _log.warning(text, self._subject, address, followed.endpoint, reason)
+        followed.refused = bool(errors)
+        return [each for each in addresses if each not in errors]
+
+    def _elsewhere(self, address: str, followed: _Followed) -> bool:
+        """Return True if another followed name has this address too."""
+        return any(address in each.addresses for each in self._followed.values() if each is not followed)
+
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def _with_host(endpoint: str, ip: str) -> str:
+    """Return ``endpoint`` with an IP address in place of its host name."""
+    source, separator, rest = endpoint.removeprefix("tcp://").rpartition(";")
+    host = f"[{ip}]" if ":" in ip else ip
+    return f"tcp://{source}{separator}{host}:{rest.rpartition(':')[2]}"
+
+
 def only_ipv6(host: str, getaddrinfo: Callable[..., Any] = socket.getaddrinfo) -> bool | None:
     """Return True if ``host`` has IPv6 addresses and no IPv4 address.
 
-    None if it can't be resolved. This call blocks.
+    The result is None if the name can't be resolved. This call blocks.
     """
     try:
         families = {found[0] for found in getaddrinfo(host, None, type=socket.SOCK_STREAM)}
@@ -62,7 +286,7 @@ class Lookups:
         self._under_way: set[str] = set()
 
     def begin(self, address: str) -> None:
-        """Look up the name in this endpoint, if it has one."""
+        """Look up the host name in this endpoint, if the endpoint contains one."""
         host = host_name(address)
         if host is None or address in self._under_way:
             return
@@ -73,7 +297,7 @@ class Lookups:
     def again(self, address: str) -> None:
         """Look up the name again if it is unresolved and the last look-up is old.
 
-        That is `AGAIN` seconds.
+        A look-up is old after `AGAIN` seconds.
         """
         last = self._last.get(address)
         if last is not None and self._reactor.seconds() - last >= AGAIN:

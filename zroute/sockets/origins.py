@@ -18,14 +18,14 @@ _SRCFD = zmq.SRCFD.value  # zmq_msg_get(3): the descriptor of the connection tha
 
 
 class Origins:
-    """Reads parts, and notes the connection that delivered each of them.
+    """Reads parts, and records the connection that delivered each part.
 
-    ``recv`` reads a part, ``links`` are the connections, and ``look`` processes the events that have arrived.
+    ``recv`` reads a part, ``links`` contains the connections, and ``look`` processes the events that have arrived.
 
     A part carries the descriptor of its connection. libzmq sends the event that announces this descriptor before the
-    first part, but on another socket, so events are read first. The system reuses the descriptor of an ended
-    connection, perhaps while parts of that connection are unread. Until all parts are read, such a part is assigned to
-    neither connection.
+    first part, but on another socket, so events are read first. The system may reuse the descriptor of a closed
+    connection while parts of that connection are still unread. Until all parts are read, a part with this descriptor is
+    not assigned to either connection.
     """
 
     def __init__(self, recv: Callable[[int, bool], Any], links: Links, look: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ class Origins:
         self.link: Link | None = None
         """The current connection with the descriptor of the last part.
 
-        It may be a later connection than the one that delivered the part; see ``came_by``.
+        It may be a later connection than the one that delivered the part; see `came_by`.
         """
         self.fd: int | None = None
         """The descriptor that delivered the last part; None over ``inproc``."""
@@ -50,7 +50,7 @@ class Origins:
     def recv(self, flags: int, copy: bool = True) -> Any:
         """Read a part as bytes, or as a Frame if ``copy`` is False.
 
-        Replaces the ``recv`` of the socket. Raises zmq.Again if no message has arrived.
+        This method replaces the ``recv`` of the socket. Raises zmq.Again if no message has arrived.
         """
         if self._emptied:
             self._emptied = False
@@ -65,7 +65,7 @@ class Origins:
         return frame.bytes if copy else frame
 
     def heard(self) -> set[int]:
-        """Return the ids of the connections that delivered anything since the last call."""
+        """Return the ids of connections that delivered a part since the last call."""
         heard, self._heard = self._heard, set()
         return heard
 

@@ -1,25 +1,27 @@
 """The ZeroMQ sockets of one app: a SUB and an XPUB socket in a context.
 
-`zroute.transports.zeromq` makes a transport of them.
+`zroute.transports.zeromq` builds a transport from these sockets.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import zmq
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
-from zroute.options import LINGER_ABORT, LINGER_DRAIN, MAX_SUBSCRIPTION_BYTES, frame_limit
+from zroute.errors import EndpointError
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
 from zroute.sockets.connection import Connection
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.links import Links
+from zroute.sockets.names import Names, has_addresses
 from zroute.sockets.pubsub import SubConnection, XPubConnection
-from zroute.transport import Receive
+from zroute.transport import AppOptions, Receive
 
 __all__ = ["SharedContext", "SocketPair"]
 
@@ -31,8 +33,9 @@ C = TypeVar("C", bound=Connection)
 class SharedContext:
     """A ZeroMQ context that lives while it has users.
 
-    Apps that connect over ``inproc://`` use the same one. It is terminated after its last user, and a new context is
-    made for the next one. A ``zmq.Context`` of the caller is used as it is, and never terminated here.
+    Apps that connect over ``inproc://`` share one context. The context is terminated when its last user has released
+    it, and a new context is created for the next user. A ``zmq.Context`` that the caller passes is used unchanged, and
+    never terminated here.
     """
 
     def __init__(self, context: zmq.Context[Any] | None = None) -> None:
@@ -52,7 +55,7 @@ class SharedContext:
         return not (self._foreign or self._shared)
 
     def acquire(self) -> zmq.Context[Any]:
-        """Return the context, for one more user."""
+        """Add a user, and return the context."""
         if self._context is None:
             self._context = zmq.Context()
             # Apps in tests would reach libzmq's default of 1,023 sockets before any limit of the system.
@@ -63,8 +66,8 @@ class SharedContext:
     def release(self, reactor: Any) -> Deferred[None]:
         """Remove one user; terminate the context if it was the last.
 
-        The Deferred fires when the context is terminated: all messages are sent or dropped. For other users it fires at
-        once.
+        The Deferred fires when the context is terminated, after all messages were sent or dropped. If other users
+        remain, the Deferred fires at once.
         """
         self._users -= 1
         done: Deferred[None] = Deferred()
@@ -97,54 +100,52 @@ def _ports(name: str) -> set[str]:
     return {_port(word.rstrip(",")) for word in name.split()}
 
 
+def _without(endpoints: tuple[Endpoint, ...], endpoint: Endpoint) -> tuple[Endpoint, ...]:
+    at = endpoints.index(endpoint)
+    return endpoints[:at] + endpoints[at + 1 :]
+
+
 def _warn_of_hang() -> None:
-    _log.warning("the ZeroMQ context does not terminate: another part of the program has an open socket in it")
+    _log.warning("the ZeroMQ context can't be terminated: another part of the program has an open socket in it")
 
 
 class SocketPair:
-    """The sockets of one app: one to subscribe, one to publish.
+    """The sockets of one app: one to subscribe, and one to publish.
 
-    A socket without endpoints is not made.
+    A socket without endpoints is not created.
 
     Args:
-        reactor: The Twisted reactor that the sockets are read on.
-        context: The ZeroMQ context.
+        reactor: The Twisted reactor that reads the sockets.
+        app: The options of the app. Its name is the first word of log lines about the connections.
         subscribe_to: The endpoints of the SUB socket.
         publish_to: The endpoints of the XPUB socket.
-        max_message: The bytes of the largest message body that is received.
-        max_subscription_bytes: The bytes of live subscriptions that one peer may have.
-        drops: False if `try_sender` must refuse a message that a subscriber has no room for.
-        name: The first word of log lines about the connections.
     """
 
     def __init__(
         self,
         reactor: Any,
-        context: SharedContext,
+        app: AppOptions,
         *,
         subscribe_to: Iterable[Endpoint],
         publish_to: Iterable[Endpoint],
-        max_message: int,
-        max_subscription_bytes: int = MAX_SUBSCRIPTION_BYTES,
-        drops: bool = True,
-        name: str = "zroute",
     ) -> None:
-        self._drops = drops
-        self._name = name
+        self._app = app
         self._reactor = reactor
-        self._context = context
+        self._context: SharedContext = app.context
         self._subscribe_to = tuple(subscribe_to)
         self._publish_to = tuple(publish_to)
-        self._max_message = max_message
-        self._max_subscription_bytes = max_subscription_bytes
         self._acquired = False
         self._subscriptions: tuple[bytes, ...] = ()
         self._links = Links()
-        self._opened: dict[Endpoint, str] = {}
+        self._opened: list[tuple[Endpoint, str]] = []  # each endpoint of the SUB socket, and its resolved address
+        self._names = Names(reactor, app.name, self._dial, self._vanish, prefer_ipv6=bool(app.options.get("ipv6")))
+        self._vanishing: set[str] = set()
+        self.on_vanished: Callable[[str], object] = self.hang_up
+        """Called with an address that a host name no longer has. The receiver calls `hang_up` after reading."""
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
-        """The resolved addresses that the XPUB socket is bound to."""
+        """The resolved addresses to which the XPUB socket is bound."""
         self.sub: SubConnection | None = None
         self.pub: XPubConnection | None = None
 
@@ -156,42 +157,142 @@ class SocketPair:
     def open(self, receive: Receive) -> None:
         """Open the sockets; bind and connect all endpoints.
 
-        Messages go to ``receive``, the first of them after `subscribe`.
+        Messages are passed to ``receive``. The first message arrives after `subscribe`.
 
         Raises:
             EndpointError: An endpoint can't be opened. All sockets are closed again.
         """
-        context = self._context.acquire()
+        app, context = self._app, self._context.acquire()
         self._acquired = True
         try:
             # Publishers first: over inproc, a connect before the bind would have to wait for it.
             if self._publish_to:
-                self.pub = self._watched(XPubConnection(self._reactor, context=context))
-                self.pub.log.name, self.pub.endpoint_option, self.pub.size_option = self._name, "pub=", None
-                self.pub.limit_subscriptions(self._max_subscription_bytes)
-                if not self._drops:
+                self.pub = self._watched(
+                    XPubConnection(self._reactor, context=context, sndhwm=app.send_queue, **app.options)
+                )
+                self.pub.log.name, self.pub.endpoint_option, self.pub.size_option = app.name, "pub=", None
+                self.pub.limit_subscriptions(app.max_subscription_bytes)
+                if not app.drops:
                     self.pub.refuse_when_full()
                 opened = [(endpoint.bind, self.pub.open(endpoint)) for endpoint in self._publish_to]
                 self.bound = [address for bind, address in opened if bind]
             if self._subscribe_to:
-                limit = frame_limit(self._max_message)
-                self.sub = self._watched(SubConnection(self._reactor, list, context=context, maxmsgsize=limit))
-                self.sub.log.name, self.sub.endpoint_option = self._name, "sub="
-                self.sub.size_option = f"max_message={self._max_message}"
+                limit, queue = frame_limit(app.max_message), app.receive_queue
+                self.sub = self._watched(
+                    SubConnection(self._reactor, list, context=context, maxmsgsize=limit, rcvhwm=queue, **app.options)
+                )
+                self.sub.log.name, self.sub.endpoint_option = app.name, "sub="
+                self.sub.size_option = f"App(limits=Limits(max_message={app.max_message}))"
                 self.sub.receive = receive
                 self.sub.watch(self._seen)
                 self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
                 for endpoint in self._subscribe_to:
-                    self._opened[endpoint] = self.sub.open(endpoint)
+                    self._opened.append((endpoint, self._open(endpoint)))
         except BaseException:
             self.close(LINGER_ABORT)
             raise
 
+    # -- changes of endpoints
+
+    def add_subscribed(self, endpoint: Endpoint) -> str:
+        """Open a further endpoint of the SUB socket; return its resolved address."""
+        address = self._open(endpoint)
+        self._opened.append((endpoint, address))
+        self._subscribe_to += (endpoint,)
+        return address
+
+    def _open(self, endpoint: Endpoint) -> str:
+        """Open an endpoint of the SUB socket, or follow its host name."""
+        assert self.sub is not None
+        if not has_addresses(endpoint):
+            return self.sub.open(endpoint)
+        self._names.follow(endpoint.address)
+        return endpoint.address
+
+    def drop_subscribed(self, endpoint: Endpoint, address: str) -> None:
+        """Close an endpoint of the SUB socket; its queued messages are dropped."""
+        assert self.sub is not None
+        if has_addresses(endpoint):
+            for each in self._names.forget(address):
+                self._vanishing.add(each)
+                self.hang_up(each)
+        else:
+            (self.sub.unbind if endpoint.bind else self.sub.disconnect)(address)
+        self._subscribe_to = _without(self._subscribe_to, endpoint)
+        self._opened = [(each, at) for each, at in self._opened if at != address]
+
+    @property
+    def subscribed(self) -> list[str]:
+        """The addresses of the SUB socket, in the order of its endpoints.
+
+        A host name stands for all of its addresses.
+        """
+        return [address for _, address in self._opened]
+
+    # -- addresses of host names
+
+    def _dial(self, address: str) -> None:
+        """Connect the SUB socket to an address of a host name."""
+        if address in self._vanishing:  # it is connected still
+            self._vanishing.discard(address)
+        elif self.sub is not None:
+            self.sub.open(Endpoint(address, bind=False))
+
+    def _vanish(self, address: str) -> None:
+        self._vanishing.add(address)
+        self.on_vanished(address)
+
+    def hang_up(self, address: str) -> bool:
+        """Disconnect an address that its host name no longer has.
+
+        Its queued messages are dropped. Returns False, and does nothing, if the name has the address again.
+        """
+        if address not in self._vanishing or self.sub is None:
+            return False
+        self._vanishing.discard(address)
+        self.sub.disconnect(address)
+        return True
+
+    def add_published(self, endpoint: Endpoint) -> str:
+        """Open a further endpoint of the XPUB socket; return its resolved address."""
+        if self.pub is None:
+            raise EndpointError(
+                f"can't add {endpoint}: {self._app.name!r} was started without an endpoint to publish to, so it has no "
+                "socket for this endpoint: set at least one endpoint in App(pub=…)",
+                endpoint=str(endpoint),
+            )
+        address = self.pub.open(endpoint)
+        self._publish_to += (endpoint,)
+        if endpoint.bind:
+            self.bound.append(address)
+        return address
+
+    def drop_published(self, endpoint: Endpoint, address: str) -> None:
+        """Close an endpoint of the XPUB socket, and the connections of its subscribers."""
+        assert self.pub is not None
+        (self.pub.unbind if endpoint.bind else self.pub.disconnect)(address)
+        self._publish_to = _without(self._publish_to, endpoint)
+        self.bound = [each for each in self.bound if each != address]
+
+    def links_at(self, address: str) -> frozenset[int]:
+        """Return the connections of the SUB socket at an address.
+
+        The address comes from `addresses`, or it is one of the addresses of a host name.
+        """
+        alive = ((id, self._links.get(id)) for id in self._links.alive)
+        at = (address, *self._names.of(address))
+        return frozenset(id for id, link in alive if link is not None and (link.endpoint or link.address) in at)
+
+    @property
+    def readers(self) -> list[SubConnection]:
+        """The sockets that receive."""
+        return [] if self.sub is None else [self.sub]
+
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Return a function that sends a message, or None without a publishing socket.
 
-        It takes one frame, or the parts of a message if ``multipart``.
+        The function takes one frame, or the parts of a message if ``multipart`` is True.
         """
         if self.pub is None:
             return None
@@ -216,22 +317,22 @@ class SocketPair:
             self.sub.pause()
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self.sub is not None:
             self.sub.resume()
 
     def readable(self) -> bool:
-        """Return True if a message waits to be read, also while paused."""
+        """Return True if a message is waiting to be read, even while paused."""
         return self.sub is not None and self.sub.readable()
 
     def read(self) -> None:
-        """Read some of the messages that wait, even while paused."""
+        """Read some of the waiting messages, even while paused."""
         if self.sub is not None:
             self.sub.paused = False
             self.sub.doRead()
 
     def discard(self, most: int) -> int:
-        """Discard up to ``most`` messages that wait; return their number."""
+        """Discard up to ``most`` waiting messages; return their number."""
         return 0 if self.sub is None else self.sub.discard(most)
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
@@ -248,7 +349,7 @@ class SocketPair:
         self._subscriptions = tuple(wanted)
 
     def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Unsubscribe and subscribe again to the live ones of these prefixes."""
+        """Unsubscribe from those prefixes that are active, and subscribe to them again."""
         if self.sub is None:
             return
         known = set(self._subscriptions)
@@ -263,7 +364,7 @@ class SocketPair:
     def peers(self) -> int:
         """The number of connected publishers.
 
-        libzmq sends no events of ``inproc`` connections, so each ``inproc`` endpoint counts as connected.
+        libzmq sends no events for ``inproc`` connections, so each ``inproc`` endpoint counts as connected.
         """
         inside = sum(endpoint.address.startswith("inproc://") for endpoint in self._subscribe_to)
         return inside + len(self._links)
@@ -276,37 +377,52 @@ class SocketPair:
     def silent(self, answered: Iterable[str]) -> list[str]:
         """Return the endpoints from which no publisher has answered.
 
-        These are the endpoints without a connection, and the endpoints whose port is in no name of ``answered``, the
-        names of the publishers that have answered. If one of these names has none of our ports, a proxy is in between:
-        then only the endpoints without a connection are returned.
+        ``answered`` contains the names of the publishers that have answered. The result contains the endpoints without
+        a connection, and the endpoints whose port does not occur in these names. If a name contains none of our ports,
+        its publisher is behind a proxy. The result then contains only the endpoints without a connection.
         """
         names = [_ports(name) for name in answered]
         ports = {_port(endpoint.address) for endpoint in self._subscribe_to}
         plain = all(each & ports for each in names)
         heard: set[str] = set().union(*names)
         silent = []
-        for endpoint in self._subscribe_to:
-            if not self._is_connected(endpoint):
+        for endpoint, address in self._each_end():
+            if not self._is_connected(address):
                 silent.append(f"{endpoint} (not connected)")
             elif plain and _port(endpoint.address) not in heard:
                 silent.append(str(endpoint))
         return silent
 
-    def _is_connected(self, endpoint: Endpoint) -> bool:
-        opened = self._opened.get(endpoint, endpoint.address)
-        return opened.startswith("inproc://") or self._links.connected(opened)
+    def _each_end(self) -> Iterator[tuple[Endpoint, str]]:
+        """Yield each endpoint of the SUB socket and its resolved address.
+
+        Each address of a host name is an endpoint. A name without an address is one too.
+        """
+        for endpoint, address in self._opened:
+            at = self._names.of(address)
+            yield from ((Endpoint(each, bind=False), each) for each in at)
+            if not at:
+                yield endpoint, address
+
+    def unconnected(self) -> list[str]:
+        """Return the endpoints without a connected publisher."""
+        return [str(endpoint) for endpoint, address in self._each_end() if not self._is_connected(address)]
+
+    def _is_connected(self, address: str) -> bool:
+        return address.startswith("inproc://") or self._links.connected(address)
 
     def expect_end(self, name: str, links: Iterable[int]) -> None:
-        """Note that a publisher is stopping, so the end of its connection is no news.
+        """Record that a publisher is stopping, so that its disconnection is expected.
 
-        ``name`` is the name of the publisher, and ``links`` are the connections that delivered its message. Other hosts
-        may use the same ports, and the publisher may be behind a proxy. So ``links`` decide. If they are unknown, the
-        port of the publisher decides, unless several endpoints have it.
+        ``name`` is the name of the publisher, and ``links`` contains the connections that delivered its goodbye. The
+        connections identify the endpoint, because other hosts may use the same ports, and the publisher may be behind a
+        proxy. If they are unknown, the publisher's port identifies the endpoint, unless several endpoints have this
+        port.
         """
         if self.sub is None:
             return
         ports = _ports(name)
-        dialled = [address for each, address in self._opened.items() if not each.bind and _port(address) in ports]
+        dialled = [address for address in self.sub.dialled if _port(address) in ports]
         heard = {self.dialled(link) for link in links} - {None}
         if heard or len(dialled) > 1:
             dialled = [address for address in dialled if address in heard]
@@ -316,13 +432,13 @@ class SocketPair:
     def dialled(self, link: int) -> str | None:
         """Return the endpoint of the connection with this id, or None.
 
-        None if the publisher has connected to us, or if the connection has ended.
+        The result is None if the publisher has connected to us, or if the connection has ended.
         """
         found = self._links.get(link)
         return None if found is None else found.endpoint
 
     def cut(self, link: int) -> str | None:
-        """End the connection with this id, so that libzmq connects again.
+        """Close the connection with this id, so that libzmq reconnects.
 
         See `PersistentConnection.cut`.
         """
@@ -331,7 +447,7 @@ class SocketPair:
     def listen_closely(self, closely: bool) -> None:
         """Start or stop recording the connection that delivers each message.
 
-        See `came_by` and `heard`. If all endpoints are ``inproc``, connections are unknown, and nothing is noted.
+        See `came_by` and `heard`. If all endpoints are ``inproc``, connections are unknown and can't be recorded.
         """
         if self.sub is not None and not all(each.address.startswith("inproc://") for each in self._subscribe_to):
             self.sub.listen_closely(closely)
@@ -340,15 +456,16 @@ class SocketPair:
     def came_by(self) -> int | None:
         """The id of the connection that delivered the current message, or None.
 
-        None over ``inproc``, while `listen_closely` is off, and for a connection that is unknown or has ended.
+        The result is None over ``inproc``, while `listen_closely` is off, and if the connection is unknown or has
+        ended.
         """
         origins = None if self.sub is None else self.sub.origins
         return None if origins is None else origins.came_by
 
     def heard(self) -> set[int]:
-        """Return the ids of connections that delivered anything since the last call.
+        """Return the ids of connections that delivered a part since the last call.
 
-        Empty while `listen_closely` is off.
+        The result is empty while `listen_closely` is off.
         """
         origins = None if self.sub is None else self.sub.origins
         return set() if origins is None else origins.heard()
@@ -360,8 +477,8 @@ class SocketPair:
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """Return a function that sends a message and returns True, or returns False.
 
-        False means that the queue of a subscriber is full; no subscriber receives the message then. Without a
-        publishing socket the function is None. Arguments as with `sender`.
+        If the queue of a subscriber is full, the function returns False, and no subscriber receives the message.
+        Without a publishing socket, the result is None. The arguments are the same as for `sender`.
         """
         if self.pub is None:
             return None
@@ -370,8 +487,8 @@ class SocketPair:
     def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
         """Report each change of a subscription at the publishing socket.
 
-        ``on_subscription`` is called with the prefix and True if it is live now. Returns False without a publishing
-        socket.
+        ``on_subscription`` is called with the prefix, and with True if the subscription is now active. Returns False
+        without a publishing socket.
         """
         if self.pub is None:
             return False
@@ -389,8 +506,9 @@ class SocketPair:
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
         """Close the sockets.
 
-        The Deferred fires when queued messages are sent, at the latest after ``linger`` milliseconds.
+        The Deferred fires when all queued messages are sent, or after ``linger`` milliseconds.
         """
+        self._names.close()
         if self.sub is not None:
             self.sub.close(LINGER_ABORT)  # it can only have subscriptions to send, for peers that are away
         if self.pub is not None:

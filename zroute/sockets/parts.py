@@ -1,6 +1,6 @@
 """Connections whose messages are lists of parts.
 
-The common base of PUSH/PULL, DEALER/ROUTER, REQ/REP, PAIR and the publish/subscribe sockets.
+This is the common base of PUSH/PULL, DEALER/ROUTER, REQ/REP, PAIR and the publish/subscribe sockets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Unpack, cast
 
 import zmq
-from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.python.failure import Failure
 
 from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
@@ -29,7 +28,7 @@ _log = logging.getLogger("zroute.sockets")
 OnMessage = Callable[[list[bytes]], object]
 """A function that is called with the parts of each message.
 
-If it returns a coroutine, a Deferred or another awaitable, that is awaited.
+If it returns a coroutine, a Deferred or another awaitable, zroute awaits it.
 """
 
 _FIRST_BYTES = 48  # bytes of a part that a log line shows
@@ -41,10 +40,10 @@ class PartsConnection(PersistentConnection):
     Counters: ``received`` counts all messages. ``failed`` counts messages whose ``on_message`` raised an error, or
     returned an awaitable that failed. ``malformed`` counts messages that ``on_message`` rejected with `EnvelopeError`,
     and messages of more than `MAX_PARTS` parts. Failed and malformed messages are also logged; repeated log lines are
-    summarized. No such message stops the next one.
+    summarised. They do not affect later messages.
 
     Args:
-        reactor: The Twisted reactor that the socket is read on.
+        reactor: The Twisted reactor that reads the socket.
         on_message: Called with the parts of each message.
         context: The ZeroMQ context; by default the context of the process.
         options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
@@ -65,15 +64,15 @@ class PartsConnection(PersistentConnection):
     ) -> None:
         if options.get("immediate") and self.kind not in (zmq.PUSH, zmq.PUB):
             raise TypeError(
-                f"immediate=1 is for sockets that only send, and this is a {type(self).__name__}: remove it, since "
-                "libzmq 4.3.5 ends the process if a connection with it is lost while a message is read"
+                f"immediate=1 works only for sockets that only send, but this is a {type(self).__name__}: remove it, "
+                "because "
+                "libzmq 4.3.5 ends the process if a connection with this option is lost while a message is read"
             )
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
         self.received = self.malformed = self.failed = 0
         self._linger = options.get("linger", LINGER_DRAIN)
         self._on_message = on_message
-        self._on_loop = isinstance(reactor, AsyncioSelectorReactor)
         self._reports = ThrottledLog(_log, reactor)
 
     def close(self, linger: int | None = None) -> None:
@@ -124,7 +123,7 @@ class PartsConnection(PersistentConnection):
         error: BaseException | None = None,
         subject: str | None = None,
     ) -> None:
-        subject = subject or f"{type(self).__name__} {', '.join(self.endpoints)}"
+        subject = subject or f"{self.log.name} {', '.join(self.endpoints)}"
         if self.closed:  # log at once: the timer of a summary would outlive the connection
             _log.log(level, f"%s: {text}", subject, *args, exc_info=error)
             return
@@ -137,7 +136,7 @@ class SendingConnection(PartsConnection):
     def send(self, *parts: bytes) -> None:
         """Send a message of one or more parts, completely or not at all.
 
-        DEALER and PAIR sockets also queue messages for a peer while they connect to it.
+        DEALER and PAIR sockets also queue messages for a peer while they are connecting to it.
 
         Args:
             parts: The parts, from 1 to `MAX_PARTS`.
@@ -148,12 +147,12 @@ class SendingConnection(PartsConnection):
             NotRunningError: The connection is closed.
             WrongThreadError: The caller is not on the thread that made the connection.
             ForkedContextError: The process was forked from the one that made the connection.
-            ValueError: No parts, or more than `MAX_PARTS`.
+            ValueError: There are no parts, or more than `MAX_PARTS`.
             TypeError: A part is not bytes-like.
         """
         self.check()
         if not 0 < len(parts) <= MAX_PARTS:
-            raise ValueError(f"a message has 1 to {MAX_PARTS} parts, not {len(parts)}")
+            raise ValueError(f"a message must have 1 to {MAX_PARTS} parts, not {len(parts)}")
         if not self.try_send(parts):
             raise HighWaterMarkError(
                 f"{type(self).__name__} {', '.join(self.endpoints)}: no peer is connected, or the queues of all peers "
@@ -164,7 +163,8 @@ class SendingConnection(PartsConnection):
 def all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
     """Return the parts of a message whose first part is ``frame``.
 
-    Reads the message to its end, but keeps at most `MAX_PARTS` + 1 parts: the caller rejects longer messages.
+    It reads the message to its end, but keeps at most `MAX_PARTS` + 1 parts, because the caller rejects longer
+    messages.
     """
     parts = [frame.bytes]
     while frame.more:

@@ -1,15 +1,16 @@
 """A connection that reconnects even when libzmq gives up.
 
-libzmq reconnects after a lost connection, but not after a protocol error, such as a part over MAXMSGSIZE: then it ends
-the session without an event. So if no attempt follows a disconnection, this module logs a warning and reconnects.
+libzmq reconnects after a lost connection, but not after a protocol error, such as a part over MAXMSGSIZE. After a
+protocol error, it ends the session without an event. If no connection attempt follows a disconnection, this module
+therefore logs a warning and reconnects.
 
-The moment of the end shows the kind of the error:
+The time at which the connection ends shows the kind of error:
 
 - a required key: ``handshake_failed_protocol``;
 - an incompatible socket type: the connection ends during the handshake, without that event;
 - an invalid or too large frame: the connection ends after the handshake.
 
-`Links` finds the endpoint that an attempt belongs to, and `ConnectionLog` logs.
+`Links` finds the endpoint of each attempt, and `ConnectionLog` logs the connections.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports a
 
 
 class PersistentConnection(Connection):
-    """A `Connection` whose open endpoints stay connected.
+    """A `Connection` that keeps its open endpoints connected.
 
-    They stay connected until `disconnect` or `close`. ``links`` holds the connections, while the socket is watched or
-    has connected to an endpoint. ``log`` logs the connections that this side makes.
+    They stay connected until `disconnect` or `close`. ``links`` contains the connections while the socket is watched or
+    has connected to an endpoint. ``log`` logs the connections that this side opens.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
@@ -65,9 +66,9 @@ class PersistentConnection(Connection):
         self.links = Links()
         self.log = ConnectionLog(reactor, _log, type(self).__name__)
         self.size_option: str | None = "maxmsgsize"
-        """The option that a log line advises to raise for larger frames, or None."""
+        """The option that log lines recommend to increase for larger frames, or None."""
         self.endpoint_option = "the endpoint"
-        """The argument to check if the peer has an incompatible socket, for a log line."""
+        """The argument that log lines recommend to check if the peer has an incompatible socket."""
         self.dialled: list[str] = []
         """The endpoints of ``endpoints`` that the socket connects to."""
         self._identities: dict[int, Identity] = {}
@@ -132,20 +133,20 @@ class PersistentConnection(Connection):
         self._forget_ended()
 
     def cut(self, id: int) -> str | None:
-        """End the connection with this id, so that libzmq reconnects.
+        """Close the connection with this id, so that libzmq reconnects.
 
         Messages that have arrived are still delivered, and libzmq sends all subscriptions again. Returns the endpoint.
-        Returns None and does nothing if the connection is unknown, has ended, or was made by the peer.
+        If the connection is unknown, has ended, or was opened by the peer, the method does nothing and returns None.
         """
         self._read_events()
         link = self.links.get(id)
         return link.endpoint if link is not None and link.endpoint is not None and self.end(id) else None
 
     def end(self, id: int, *, discard: bool = False) -> bool:
-        """End the connection with this id, whichever side has made it.
+        """Close the connection with this id, even if the peer has opened it.
 
-        The side that has made it reconnects. With ``discard``, data that libzmq has not read is dropped. Returns True
-        if the connection was open.
+        The side that opened the connection reconnects. With ``discard``, data that libzmq has not read is dropped.
+        Returns True if the connection was open.
         """
         self._read_events()
         link, identity = self.links.get(id), self._identities.get(id)
@@ -156,7 +157,7 @@ class PersistentConnection(Connection):
         return True
 
     def peer(self, id: int) -> str:
-        """Return the address of a peer, as far as it is known, for log lines."""
+        """Return the address of a peer for log lines, if it is known."""
         link, identity = self.links.get(id), self._identities.get(id)
         known = None if identity is None else identity.text
         return known or (link.address if link is not None else "a connection that has ended")
@@ -164,7 +165,7 @@ class PersistentConnection(Connection):
     def _rest_soon(self, endpoint: str, seconds: float) -> None:
         """Pause an endpoint whose connection has ended, and reconnect after ``seconds``.
 
-        The pause begins a moment later, so that received messages are read first, but before libzmq reconnects.
+        The pause begins slightly later, so that received messages are read first, but before libzmq reconnects.
         """
         self._cancel(endpoint)
         _cancel(self._resting, endpoint)
@@ -185,8 +186,9 @@ class PersistentConnection(Connection):
     def _let_go(self, endpoint: str) -> None:
         """Stop libzmq from connecting to this endpoint.
 
-        A SUB socket has only subscriptions to send, and sends them to each new connection anyway. With the linger of
-        the socket, libzmq would reconnect during the pause to send the rest of them. So linger is 0 for this call.
+        A SUB socket only sends subscriptions, and sends them again on each new connection. With the linger time of the
+        socket, libzmq would reconnect during the pause to send the remaining subscriptions. Linger is therefore 0 for
+        this call.
         """
         linger = self._socket.linger
         if self._socket.type == zmq.SUB:
@@ -206,7 +208,7 @@ class PersistentConnection(Connection):
         self._forget_ended()
 
     def _forget_ended(self) -> None:
-        """Forget the connections that ended without an event of libzmq."""
+        """Remove the connections that ended without an event of libzmq."""
         alive = self.links.alive
         self._identities = {id: identity for id, identity in self._identities.items() if id in alive}
 
@@ -281,21 +283,23 @@ class PersistentConnection(Connection):
         self._redial(endpoint)
 
     def _disagreement(self, link: Link) -> str:
-        """Return why libzmq has given up a connection, and the remedy."""
+        """Return the reason why libzmq has given up a connection, with the remedy."""
         if link.ready:
             limit = int(self._socket.get(zmq.SocketOption.MAXMSGSIZE))
-            remedy = f": raise {self.size_option} here, or send less" if self.size_option else ""
-            return f"cut off, since the peer sent a frame of more than {limit} bytes, or one that is no ZMTP{remedy}"
+            remedy = f": increase {self.size_option} here, or send smaller messages" if self.size_option else ""
+            return f"connection closed: the peer sent a frame of more than {limit} bytes, or invalid ZMTP{remedy}"
         if link.fault is not None and link.fault.value == _NEEDS_KEY:
             return (
-                "the peer asks for a key (CURVE, PLAIN or GSSAPI), and this version of zroute has no encryption: let "
-                "the peer do without (curve_server, plain_server), or put a program that has the key between"
+                "the peer requires authentication (CURVE, PLAIN or GSSAPI), which this version of zroute does not "
+                "support: "
+                "disable it at the peer (curve_server, plain_server), or connect through a proxy that has the key"
             )
         if link.fault is not None:
             return f"the handshake failed ({link.fault.reason})"
         kind = zmq.SocketType(int(self._socket.type))
         return (
-            f"another kind of socket is there, and {kind.name} needs {_FITTING.get(kind, 'one that fits')}: check "
+            f"the socket of the peer is not compatible, {kind.name} needs "
+            f"{_FITTING.get(kind, 'a compatible socket')}: check "
             f"{self.endpoint_option}"
         )
 

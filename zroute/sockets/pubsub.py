@@ -3,8 +3,8 @@
 See the zguide, chapters 2 and 5, and RFC 29.
 
 A publisher can limit the bytes of subscriptions of each connection (`XPubConnection.limit_subscriptions`). Such a
-socket reads subscriptions faster than it reports them: libzmq itself adds every subscription that arrives, so the
-limit must be checked early. Changes that are read and not yet reported wait in a queue of bounded length.
+socket reads subscriptions faster than it reports them: libzmq itself adds every subscription that arrives, so the limit
+must be checked early. Changes that were read but not yet reported wait in a queue of limited length.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 _AT_ONCE = zmq.DONTWAIT.value  # a number: an enum would be converted in each call
 
 _AHEAD = 4096
-"""Subscriptions read and charged before the first is reported: about 20 ms."""
+"""The number of subscriptions that are read and charged before the first one is reported; this takes about 20 ms."""
 
 _UNTOLD_MAX = 100_000
-"""Changes that may wait to be reported; reading pauses at that number."""
+"""The maximum number of changes that wait to be reported. At this number, reading pauses."""
 
-_RAISE = "Raise App(limits=Limits(max_subscription_bytes=…)) if the peer needs them"
+_RAISE = "If the peer needs them, increase App(limits=Limits(max_subscription_bytes=…))"
 
 _recv = zmq.backend.Socket.recv  # the Cython method, as in `zroute.sockets.connection`
 
@@ -49,7 +49,7 @@ class _Change(NamedTuple):
 def _change(parts: list[bytes]) -> _Change | None:
     """Return the change of a subscription in a message, or None for other messages.
 
-    RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to unsubscribe.
+    The format is that of RFC 23 (ZMTP): 1 and a prefix to subscribe, 0 and a prefix to unsubscribe.
     """
     message = parts[0]
     if len(parts) > 1 or message[:1] not in (b"\0", b"\1"):
@@ -61,7 +61,7 @@ def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
     size = sum(max(len(prefix), SUBSCRIPTION_COST) for prefix in subscriptions)
     return (
         f"the connection has ended again, right after subscribing ({len(subscriptions):,} subscriptions, {size:,} "
-        f"bytes); connecting again in {pause:g} s. If the publisher's log names max_subscription_bytes, raise it "
+        f"bytes); reconnecting in {pause:g} s. If the publisher's log mentions max_subscription_bytes, increase it "
         "there: App(limits=Limits(max_subscription_bytes=…))"
     )
 
@@ -69,17 +69,33 @@ def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
 class SubConnection(PartsConnection):
     """A SUB socket: receives the messages that begin with a subscribed prefix.
 
-    Connects unless an endpoint begins with ``bind:``.
+    Connects to each endpoint, or binds to it if it begins with ``bind:``. ``on_message`` receives the parts of one
+    message as a list of bytes. If the publisher sends a topic and a body, the list has two parts:
+
+        def on_message(parts: list[bytes]) -> None:
+            topic, body = parts
+            print(topic, len(body))
+
+        connection = SubConnection(reactor, on_message)
+        connection.subscribe(b"stocks.")
+        connection.open("tcp://127.0.0.1:5555")
+
+    Args:
+        reactor: The Twisted reactor that the socket is read on.
+        on_message: Called with the parts of each message. If it returns an awaitable, zroute awaits it.
+        context: The ZeroMQ context; by default the context of the process.
+        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
     """
 
     kind: ClassVar[int] = zmq.SUB
     origins: Origins | None = None
-    """The origins of messages, while `listen_closely` is on; else None."""
+    """The origins of messages while `listen_closely` is on, else None."""
     subscribed: Callable[[], Collection[bytes]] | None = None
-    """A function that returns the live subscriptions, or None.
+    """A function that returns the active subscriptions, or None.
 
-    If it is set, the socket detects a peer that repeatedly ends the connection as soon as it has received the
-    subscriptions. It then waits before it connects again, and logs a warning with the number of subscriptions.
+        If the function is set, the socket detects a peer that repeatedly closes the connection as soon as it has
+        received the subscriptions. The socket then waits before it reconnects, and logs a warning with the number of
+        subscriptions.
     """
 
     def __init__(
@@ -96,8 +112,8 @@ class SubConnection(PartsConnection):
     def listen_closely(self, closely: bool) -> None:
         """Start or stop recording the connection that delivers each message.
 
-        The result is in ``origins``. The change takes effect the next time the socket is read. It costs one to two
-        microseconds a message while it is on, and nothing while it is off.
+        ``origins`` contains the result. The change takes effect the next time the socket is read. Recording costs one
+        to two microseconds per message.
         """
         if closely == (self.origins is not None) or self.closed:
             return
@@ -145,13 +161,14 @@ class SubConnection(PartsConnection):
 class XSubConnection(SendingConnection):
     """An XSUB socket: subscribes with messages, and does not filter.
 
-    `send` sends any message to all its publishers. Connects unless an endpoint begins with ``bind:``.
+    `send` sends any message to all its publishers. Connects to each endpoint, or binds to it if it begins with
+    ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.XSUB
 
     def subscribe(self, prefix: bytes) -> None:
-        """Ask all publishers, including later ones, for messages with this prefix.
+        """Ask all current and future publishers for messages with this prefix.
 
         Subscriptions are counted: each call needs its own `unsubscribe`.
         """
@@ -163,10 +180,10 @@ class XSubConnection(SendingConnection):
 
 
 class PubConnection(SendingConnection):
-    """A PUB socket: sends to each subscriber with a prefix of the first part.
+    """A PUB socket: sends to all subscribers to a prefix of the first part.
 
-    If the queue of a subscriber is full (``sndhwm``), that subscriber misses the message, and no error is raised. Binds
-    unless an endpoint begins with ``connect:``.
+    If the queue of a subscriber is full (``sndhwm``), that subscriber does not receive the message, and no error is
+    raised. Binds each endpoint, or connects to it if it begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PUB
@@ -179,15 +196,16 @@ class PubConnection(SendingConnection):
 
 
 class XPubConnection(SendingConnection):
-    """An XPUB socket: sends like PUB, and reports subscriptions.
+    """An XPUB socket, which sends like a PUB socket and reports subscriptions.
 
-    ``subscriptions`` is the set of prefixes that at least one peer subscribes to. Binds unless an endpoint begins with
-    ``connect:``.
+    ``subscriptions`` is the set of prefixes to which at least one peer subscribes. Binds each endpoint, or connects to
+    it if it begins with ``connect:``.
 
     Args:
         reactor: The Twisted reactor that the socket is read on.
-        on_change: Called with a prefix and True when its first peer subscribes, and with False after the last one left.
-        on_message: Called with the parts of the other messages that an XSUB sends.
+        on_change: Called with a prefix and True when the first peer subscribes to it, and with False when the last peer
+            has left.
+        on_message: Called with the parts of all other messages, which only an XSUB sends.
         context: The ZeroMQ context; by default the context of the process.
         options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
     """
@@ -220,19 +238,19 @@ class XPubConnection(SendingConnection):
 
     @property
     def subscriptions(self) -> Set[bytes]:
-        """The prefixes that at least one peer subscribes to."""
+        """The prefixes to which at least one peer subscribes."""
         return self._budgets.prefixes
 
     def limit_subscriptions(self, most: int, remedy: str = _RAISE) -> None:
-        """Cut connections that subscribe to more than ``most`` bytes.
+        """Close connections with subscriptions of more than ``most`` bytes.
 
-        Call this once, before `open`. The subscriptions beyond the limit are not reported. libzmq reports a prefix of
-        several peers only once, so it is charged to the first of them. Peers over ``inproc`` have no limit, since they
-        are in the same process.
+        Call this once, before `open`. Subscriptions beyond the limit are not reported. libzmq reports a prefix of
+        several peers only once, so it is charged to the first of these peers. Peers over ``inproc`` have no limit,
+        because they are in the same process.
 
         Args:
-            most: The bytes of live subscriptions that one connection may have.
-            remedy: The advice in the log line about a connection that was cut.
+            most: The maximum size in bytes of the active subscriptions of one connection.
+            remedy: The advice in the log line about a closed connection.
         """
         self._most, self._remedy = most, remedy
         self._follow()
@@ -242,17 +260,17 @@ class XPubConnection(SendingConnection):
     def refuse_when_full(self) -> None:
         """Make `send` raise HighWaterMarkError while the queue of a subscriber is full.
 
-        No subscriber receives the message then. Call this before the first message: libzmq (ZMQ_XPUB_NODROP) otherwise
-        goes on to skip a peer that has missed a message before.
+        In this case, no subscriber receives the message. Call this method before the first message is sent; otherwise
+        libzmq (ZMQ_XPUB_NODROP) continues to skip peers that have already missed a message.
         """
         self._socket.set(zmq.SocketOption.XPUB_NODROP, 1)
 
     def send_frame(self, frame: bytes) -> None:
-        """Send a message of one part, without the checks of `send`. Apps publish with it.
+        """Send a message of one part without the checks of `send`. Apps use this method.
 
-        A send can hide the arrival of subscriptions, but these are not urgent: the socket is looked at within
-        `SUBSCRIPTIONS_SEEN` seconds. A look in the next turn of the reactor after each message would delay its
-        receiver.
+        A send can hide the arrival of subscriptions, but these are not urgent: the socket is checked within
+        `SUBSCRIPTIONS_SEEN` seconds. A check in the next turn of the reactor after each message would delay the
+        receiver of the message.
         """
         self._send(frame, _AT_ONCE)
         if self._poke is None:
@@ -261,7 +279,7 @@ class XPubConnection(SendingConnection):
     def try_frame(self, frame: bytes) -> bool:
         """Send a message of one part; return False while a peer's queue is full.
 
-        No subscriber receives the message then. Call `refuse_when_full` first.
+        In this case, no subscriber receives the message. `refuse_when_full` must be called first.
         """
         try:
             self._send(frame, _AT_ONCE)
@@ -288,7 +306,7 @@ class XPubConnection(SendingConnection):
         if len(self.subscriptions) > MAX_SUBSCRIPTIONS and not self._warned:
             self._warned = True
             _log.warning(
-                "%s: %d live subscriptions at %s, more than %d: a subscriber floods this publisher, or patterns are "
+                "%s: %d active subscriptions at %s, more than %d: a subscriber floods this publisher, or patterns are "
                 "too fine",
                 self.log.name,
                 len(self.subscriptions),
@@ -305,7 +323,7 @@ class XPubConnection(SendingConnection):
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         """Read subscriptions faster than they are reported, if there is a limit.
 
-        libzmq adds subscriptions while the first of them are processed here.
+        libzmq adds further subscriptions while the first ones are processed here.
         """
         if self._most is None:
             super()._drain(recv, more, budget)
@@ -335,9 +353,9 @@ class XPubConnection(SendingConnection):
             self._add(change, link)
 
     def _account(self) -> Link | None:
-        """Return the connection to charge for the last part; None if there is none.
+        """Return the connection to charge for the last part, or None.
 
-        The connection may have been cut.
+        The connection may already be closed.
         """
         assert self._origins is not None
         link = self._origins.link
@@ -360,10 +378,11 @@ class XPubConnection(SendingConnection):
             self._cut_for(link, spent)
 
     def _remove(self, change: _Change) -> None:
-        """Withdraw a prefix. If its subscription was not reported yet, neither is.
+        """Withdraw a prefix.
 
-        So a peer that subscribes and unsubscribes repeatedly queues no more than its budget. If the withdrawal comes
-        first, both are reported: a marker that is subscribed to again must be answered again.
+        If the subscription to the prefix is not reported yet, neither change is reported. A peer that repeatedly
+        subscribes and unsubscribes therefore can't queue more than its budget. If a withdrawal is followed by a
+        subscription, both are reported, because a repeated marker must be answered again.
         """
         if not self._budgets.remove(change.prefix):
             return
@@ -389,7 +408,8 @@ class XPubConnection(SendingConnection):
     def _cut_for(self, link: Link, spent: int) -> None:
         self._cut[link.id] = link.fd
         text = (
-            "the connection of %s is cut: its subscriptions have %s bytes, more than max_subscription_bytes=%s. %s; "
+            "the connection of %s was closed: its subscriptions have %s bytes, more than max_subscription_bytes=%s. "
+            "%s; "
             "all subscribers behind a proxy share one connection"
         )
         facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}", self._remedy

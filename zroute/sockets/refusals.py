@@ -1,4 +1,7 @@
-"""Detect endpoints that repeatedly end our connections, and pause them. Pure."""
+"""Detect endpoints that repeatedly close our connections.
+
+This module does no I/O.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import attrs
 __all__ = ["Refusals"]
 
 _SOON = 5.0
-"""Seconds after the handshake within which an end may be a refusal."""
+"""The time in seconds after the handshake in which a disconnection may be a refusal."""
 _WINDOW = 10.0
-"""Seconds within which two such ends are a refusal; one may be a restart."""
+"""The time in seconds in which two such disconnections are a refusal. A single one may be a restart."""
 _PAUSE = 1.0
 _PAUSE_MAX = 30.0
-"""Seconds without a connection: the first pause, which doubles up to the maximum."""
+"""The first and the maximum pause in seconds before reconnecting. The pause doubles each time."""
 
 
 @attrs.define
@@ -24,12 +27,12 @@ class _Endpoint:
 
 
 class Refusals:
-    """Decides whether the end of a connection is a refusal by the peer.
+    """Decides whether a disconnection is a refusal by the peer.
 
-    An end soon after the handshake is a refusal on two conditions: the same has happened shortly before, and the peer
-    has accepted the connection between the two at the first attempt. A publisher that restarts can't be connected to
-    for a while, so it takes several attempts. If libzmq made no attempt, it has ended the connection itself, because of
-    a frame that it refuses.
+    A disconnection soon after the handshake is a refusal on two conditions: an earlier connection has ended in the same
+    way shortly before, and the peer has accepted the new connection on the first attempt. A restarting publisher is
+    unreachable for a while, so a connection to it takes several attempts. If libzmq made no attempt at all, it has
+    closed the connection itself, because it refused a frame.
 
     Times are in seconds of one clock; an endpoint is its address as it was opened.
     """
@@ -38,17 +41,17 @@ class Refusals:
         self._endpoints: dict[str, _Endpoint] = {}
 
     def attempted(self, endpoint: str) -> None:
-        """Note that libzmq is about to connect again."""
+        """Record that libzmq is about to reconnect."""
         self._of(endpoint).attempts += 1
 
     def began(self, endpoint: str, now: float) -> None:
-        """Note that a connection has begun."""
+        """Record that a connection has begun."""
         self._of(endpoint).began = now
 
     def ended(self, endpoint: str, now: float) -> float:
-        """Note the end of a connection after its handshake.
+        """Record the end of a connection after its handshake.
 
-        Returns the seconds to wait before connecting again; 0 is no pause.
+        Returns the time in seconds to wait before reconnecting; 0 means no pause.
         """
         one = self._of(endpoint)
         before, one.ended = one.ended, now
@@ -62,9 +65,9 @@ class Refusals:
         return one.pause
 
     def refuse(self, endpoint: str) -> float:
-        """Note that we have ended the connection ourselves.
+        """Record that we have closed the connection ourselves.
 
-        Returns the seconds to wait before connecting again.
+        Returns the time in seconds to wait before reconnecting.
         """
         one = self._of(endpoint)
         one.pause = min(max(2 * one.pause, _PAUSE), _PAUSE_MAX)

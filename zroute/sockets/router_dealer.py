@@ -18,9 +18,9 @@ __all__ = ["DealerConnection", "PairConnection", "RouterConnection"]
 
 
 class DealerConnection(SendingConnection):
-    """A DEALER socket: sends to its peers in turn, and receives from all of them.
+    """A DEALER socket: sends to its peers in rotation, and receives from all of them.
 
-    Connects unless an endpoint begins with ``bind:``.
+    Connects to each endpoint, or binds to it if it begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.DEALER
@@ -29,7 +29,8 @@ class DealerConnection(SendingConnection):
 class PairConnection(SendingConnection):
     """A PAIR socket: exchanges messages with one peer at a time.
 
-    Best over ``inproc://``. Further peers are refused. Binds unless an endpoint begins with ``connect:``.
+    PAIR sockets are intended for ``inproc://``. Further peers are refused. Binds each endpoint, or connects to it if it
+    begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PAIR
@@ -39,9 +40,9 @@ class PairConnection(SendingConnection):
 class RouterConnection(SendingConnection):
     """A ROUTER socket: exchanges messages with peers that it addresses by identity.
 
-    ``on_message`` gets the identity of the sender and the parts of the message. The identity is the one that the peer
-    has set, or five bytes by libzmq. Those begin with NUL and change with each connection. Binds unless an endpoint
-    begins with ``connect:``.
+    ``on_message`` gets the identity of the sender, followed by the parts of the message. The identity is either set by
+    the peer, or five bytes from libzmq, which begin with NUL and change with each connection. Binds each endpoint, or
+    connects to it if it begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.ROUTER
@@ -65,7 +66,7 @@ class RouterConnection(SendingConnection):
             UnknownPeerError: No peer with this identity is connected (zmq_setsockopt(3), ZMQ_ROUTER_MANDATORY).
             HighWaterMarkError: The queue of that peer is full.
 
-        And the other errors of `SendingConnection.send`.
+        All other errors are the same as for `SendingConnection.send`.
         """
         try:
             super().send(*parts)
@@ -74,7 +75,9 @@ class RouterConnection(SendingConnection):
                 raise
         else:
             return
-        raise UnknownPeerError(f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: it has disconnected")
+        raise UnknownPeerError(
+            f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: it has disconnected, or never connected"
+        )
 
     def _identified(self, parts: list[bytes]) -> object:
         if len(parts) < 2:

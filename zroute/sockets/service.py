@@ -1,4 +1,4 @@
-"""Run a connection as a part of a Twisted program.
+"""Run a connection as a service of a Twisted program.
 
 See `twisted.application.service`.
 """
@@ -34,8 +34,9 @@ class ConnectionService(Service, Generic[C]):
         service.setServiceParent(application)
 
     Args:
-        make: Called without arguments at each start; returns a new connection, which is ``connection`` until the stop.
-        endpoints: The endpoints to open at each start.
+        make: A function without arguments that returns a new connection. It is called on each start, and its result is
+            the attribute ``connection`` until the stop.
+        endpoints: The endpoints to open on each start.
     """
 
     def __init__(self, make: Callable[[], C], *endpoints: Endpoint | str) -> None:
@@ -44,7 +45,7 @@ class ConnectionService(Service, Generic[C]):
         self.connection: C | None = None
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
-        """Make the connection and open its endpoints.
+        """Create the connection and open its endpoints.
 
         Raises:
             EndpointError: An endpoint can't be opened. The connection is closed again.
@@ -62,7 +63,7 @@ class ConnectionService(Service, Generic[C]):
     def stopService(self) -> None:  # noqa: N802  # Twisted's name
         """Close the connection; queued messages are sent in the background.
 
-        The option ``linger`` limits the time for that.
+        The option ``linger`` limits the time for sending them.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         if self.connection is not None:

@@ -1,7 +1,7 @@
 """A reactor with virtual time for tests.
 
-It runs all calls that are due, and stops when there are none. Threads are real, and the reactor waits for them. With
-``on_asyncio``, an asyncio loop runs the calls in the same virtual time.
+It runs all calls that are due, and stops when no more calls are due. Threads are real, and the reactor waits for them.
+With ``on_asyncio``, an asyncio loop runs the calls in the same virtual time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,31 @@ from twisted.internet.base import DelayedCall
 from twisted.internet.task import Clock
 from twisted.python.threadpool import ThreadPool
 
-__all__ = ["RestlessError", "VirtualReactor"]
+__all__ = ["PATIENCE", "TURNS", "RestlessError", "VirtualReactor", "restless", "thread_hangs"]
 
-_TURNS = 1_000
-"""The number of turns after which the app is assumed to loop forever. A generator publishes up to 256 values a turn."""
+TURNS = 1_000
+"""The number of turns after which an app is assumed to loop forever. A generator publishes up to 256 values per turn.
+"""
 
-_PATIENCE = 30.0
-"""The seconds of real time that a thread may run."""
+PATIENCE = 30.0
+"""The maximum real time of a thread in seconds."""
 
 
 class RestlessError(AssertionError):
     """The app never became idle: a thread hangs, or a call repeats forever."""
+
+
+def restless() -> RestlessError:
+    """Return the error of an app that still has something to do after `TURNS`."""
+    return RestlessError(
+        f"the app still has something to do after {TURNS} turns: give an endless generator every=, and end chains "
+        "of handlers that publish to each other"
+    )
+
+
+def thread_hangs() -> RestlessError:
+    """Return the error of a thread that takes longer than `PATIENCE`."""
+    return RestlessError(f"a handler in a thread has not ended within {PATIENCE:g} s")
 
 
 class VirtualReactor(Clock):
@@ -52,26 +66,23 @@ class VirtualReactor(Clock):
     # -- methods for the test -------------------------------------------------------------------------
 
     def do(self, call: Callable[[], object]) -> None:
-        """Make a call on this reactor, inside its loop if it has one, then `settle`."""
+        """Make a call on this reactor, inside its loop if it has a loop, then `settle`."""
         self._inside(call)
         self.settle()
 
     def settle(self) -> None:
-        """Run all calls that are due, until there are none.
+        """Run calls until no more calls are due.
 
         Raises RestlessError if the calls do not end.
         """
-        for _ in range(_TURNS):
+        for _ in range(TURNS):
             if self._due() or not self._from_threads.empty():
                 self._inside(self._turn)
             elif self._pool.busy:  # only if there is no other call: a thread takes real time
                 self._await_thread()
             else:
                 return
-        raise RestlessError(
-            f"the app still has something to do after {_TURNS} turns: give an endless generator every=, and end chains "
-            "of handlers that publish to each other"
-        )
+        raise restless()
 
     def advance_to(self, time: float) -> None:
         """Advance virtual time to ``time`` in seconds, from one due call to the next."""
@@ -86,7 +97,7 @@ class VirtualReactor(Clock):
         self.settle()
 
     def skip(self) -> bool:
-        """Advance to the next scheduled call; return False if there is none."""
+        """Advance to the next scheduled call; return False if no call is scheduled."""
         at = self._next()
         if at is not None:
             self.advance_to(at)
@@ -107,7 +118,8 @@ class VirtualReactor(Clock):
     def _turn(self) -> None:
         """Make the calls that are due now.
 
-        Calls that these schedule wait for the next turn. `Clock.advance` would make them too, and could run forever.
+        Calls that these calls schedule wait for the next turn. `Clock.advance` would make those calls too, and could
+        run forever.
         """
         due: list[Any] = sorted(self.calls, key=DelayedCall.getTime)
         for call in due:
@@ -129,14 +141,14 @@ class VirtualReactor(Clock):
 
     def _await_thread(self) -> None:
         try:
-            call = self._from_threads.get(timeout=_PATIENCE)
+            call = self._from_threads.get(timeout=PATIENCE)
         except Empty:
-            raise RestlessError(f"a handler in a thread has not ended within {_PATIENCE:g} s") from None
+            raise thread_hangs() from None
         self._inside(call)
 
 
 class _Pool:
-    """A Twisted thread pool that counts the calls whose result is not delivered yet."""
+    """A Twisted thread pool that counts the calls with undelivered results."""
 
     def __init__(self, reactor: VirtualReactor) -> None:
         self.busy = 0
@@ -169,7 +181,7 @@ class _Pool:
 class _Selector(selectors.DefaultSelector):
     """A selector that never waits.
 
-    The time for which the loop wants to wait shows when its next timer is due.
+    It records the requested waiting time, which shows when the next timer of the loop is due.
     """
 
     def __init__(self) -> None:
@@ -186,7 +198,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An asyncio loop in the reactor's time that runs until it would wait."""
+    """An asyncio loop that uses the reactor's time, and runs until it would wait."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
@@ -201,7 +213,8 @@ class _Loop(asyncio.SelectorEventLoop):
     def run(self, call: Callable[[], object]) -> None:
         """Make a call inside the running loop, then run until the loop would wait.
 
-        An error of the call is raised.
+        If the call raises an error, it is raised again. Another loop may already be running, but none of its tasks:
+        pytest-twisted calls tests in this situation if it uses asyncio's reactor.
         """
         raised: list[BaseException] = []
 
@@ -212,7 +225,12 @@ class _Loop(asyncio.SelectorEventLoop):
                 raised.append(error)
 
         self.call_soon(guarded)
-        self.run_forever()
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)  # or run_forever() would refuse
+        try:
+            self.run_forever()
+        finally:
+            asyncio._set_running_loop(outer)
         if raised:
             raise raised[0]
 

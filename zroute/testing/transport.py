@@ -4,49 +4,75 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
+import attrs
+from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.clock import Clock
+from zroute.endpoints import SIDES, Ends, Form, ResolvedAddresses, parse_endpoint
+from zroute.errors import EnvelopeError, UsageError
+from zroute.messages.frames import Parse
 from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
 from zroute.options import READ_BUDGET
-from zroute.planning.plan import Plan, Request
+from zroute.planning.plan import Plan
 from zroute.receiving.session import SubscriberSession
-from zroute.transport import Reader, Receive
+from zroute.requests.asked import Asked
+from zroute.requests.client import Client
+from zroute.testing.jobs import JobBus
+from zroute.testing.requests import RequestBus
+from zroute.transport import JobOwner, JobWorker, MakeWorker, Reader, Receive, SendJob, Transport, TransportRequest
 
 __all__ = ["Bus", "MemoryTransport"]
-
-Frames = tuple[bytes, ...]
 
 _log = logging.getLogger("zroute")
 
 _PAUSED = 0.005
-"""Virtual seconds between two checks if all waiting messages are read."""
+"""The virtual time in seconds between two checks whether all waiting messages are read."""
 
 
 class _NothingLeftError(Exception):
-    """The end of the messages for one `Receive` call, like EAGAIN at a socket."""
+    """Raised when a `Receive` call has read all messages, like EAGAIN of a socket."""
+
+
+@attrs.define(eq=False)
+class _Outside:
+    """A message from outside.
+
+    Attributes:
+        parsed: returns the message; with a form, parsed into topic and body.
+        takers: the number of apps that may still have a handler for it.
+    """
+
+    parsed: Callable[[], tuple[bytes, ...]]
+    takers: int = 0
 
 
 class Bus:
     """A connection between the apps of a test that keeps the order of messages.
 
-    An app receives the messages of the other apps. It receives its own messages in two cases: in a loop inside the
-    process, or if it subscribes to an address that it publishes at. When it subscribes, it also receives the messages
-    that these apps keep (``keep="last"``).
+    An app receives the messages of the other apps. It receives its own messages in two cases: if it has no endpoints,
+    or if it subscribes to an address to which it publishes. When it subscribes, it also receives the messages that the
+    other apps keep (``keep="last"``).
 
     Attributes:
         sent: all published messages, with the plan of the publishing app.
-        unheard: the messages from outside that no app subscribes to.
+        unheard: the messages from outside that no handler and no `on_unrouted` function receives.
+        requests: the requests of the apps.
+        jobs: the connections between owners of jobs and workers.
     """
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Plan, Frames]] = []
-        self.unheard: list[Frames] = []
+        self.sent: list[tuple[Plan | None, tuple[bytes, ...]]] = []
+        self.unheard: list[tuple[bytes, ...]] = []
         self._members: list[MemoryTransport] = []
+        self.requests = RequestBus()
+        self.jobs = JobBus()
 
     def join(self, member: MemoryTransport) -> None:
         """Deliver messages to ``member`` from now on."""
@@ -57,97 +83,204 @@ class Bus:
         if member in self._members:
             self._members.remove(member)
 
-    def publish(self, sender: MemoryTransport, frames: Frames) -> None:
+    def publish(self, sender: MemoryTransport, frames: tuple[bytes, ...]) -> None:
         """Deliver a message from an app to all members that are connected to it."""
         self.sent.append((sender.plan, frames))
         sender.keep(frames)  # before the delivery, so that a member that joins now receives it
         for member in self._members:
             if member.hears(sender):
-                member.arrive(frames)
+                member.arrive(frames, member.form_of(sender))
 
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
-        """Give ``member`` the kept messages of its new subscriptions.
+        """Deliver the kept messages of new subscriptions to ``member``.
 
-        It already has those of the subscriptions ``before``.
+        It already has the kept messages of the subscriptions ``before``.
         """
         kept = [each for sender in self._members if member.hears(sender) for each in sender.kept.items()]
         new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
         if new:
             member.give(new)
 
-    def receive(self, frames: Frames) -> None:
+    def number(self, sender: MemoryTransport, pattern: Pattern) -> int:
+        """Return the number of members that subscribe to a pattern of ``sender``."""
+        return sum(member.hears(sender) and member.wants(pattern) for member in self._members)
+
+    def changed(self) -> None:
+        """Handle the beginning or end of a member's subscription."""
+        for member in tuple(self._members):
+            member.subscribers_changed()
+
+    def receive(self, frames: tuple[bytes, ...], form: Form | None = None) -> None:
         """Deliver a message from outside to all members that subscribe to it."""
-        heard = [member.arrive(frames) for member in self._members]
-        if not any(heard):
-            self.unheard.append(frames)
+        self._arrive([(member, form) for member in self._members], frames)
+
+    def receive_at(self, endpoint: str | None, frames: tuple[bytes, ...]) -> None:
+        """Deliver a message in the form that each member declares for an endpoint.
+
+        Raises:
+            UsageError: The form of the message is unclear.
+        """
+        forms = [(member, member.stated_form(endpoint)) for member in self._members]
+        met = [(member, *form) for member, form in forms if form]
+        if not met:
+            known = ", ".join(each for member in self._members for each in member.endpoints)
+            raise UsageError(
+                f"receive(endpoint={endpoint!r}): no app receives from this endpoint; the endpoints of the apps are "
+                f"{known or 'none'}"
+            )
+        self._arrive(met, frames)
+
+    def _arrive(self, met: Sequence[tuple[MemoryTransport, Form | None]], frames: tuple[bytes, ...]) -> None:
+        outside = _Outside(partial(met[0][0].parsed, frames, met[0][1]) if met else lambda: frames)
+        outside.takers = sum([member.arrive(frames, form, outside) for member, form in met])
+        if not outside.takers:
+            self.unheard.append(outside.parsed())
+
+    def unrouted(self, outside: _Outside) -> None:
+        """Note that an app has no handler for a message from outside."""
+        outside.takers -= 1
+        if not outside.takers:
+            self.unheard.append(outside.parsed())
 
 
 class MemoryTransport:
-    """The transport of one app in a test."""
+    """The transport of one app in a test.
+
+    ``plan`` is recorded with each message that the app publishes.
+    """
 
     bound: tuple[str, ...] = ()
 
-    def __init__(self, request: Request, bus: Bus, reactor: Clock) -> None:
-        self.plan = request.plan
+    # The defaults: queues here have no bound, and there are no connections or subscriptions to report.
+    summary = Transport.summary
+    try_sender = Transport.try_sender
+    announce = Transport.announce
+    addresses = Transport.addresses
+
+    def __init__(self, request: TransportRequest, bus: Bus, reactor: Clock, plan: Plan | None = None) -> None:
+        self.plan = plan
         self._request = request
-        # The same rule as with sockets: an app hears itself if it connects to an address that it binds.
-        addresses = {endpoint.address for endpoint in request.publish_to}
-        self.hears_itself = any(endpoint.address in addresses for endpoint in request.subscribe_to)
-        self.accounts = SubscriberSession(request.reactor, request.stats, _log, self.plan.name, request.found)
+        self.accounts = SubscriberSession(request.reactor, request.stats, _log, request.app.name, request.found)
         self._bus = bus
         self._reactor = reactor
+        self._context = copy_context()
         self._receive: Receive | None = None
         self._subscriptions: tuple[bytes, ...] = ()
-        self._inbox: deque[Frames] = deque()
+        self._inbox: deque[tuple[Form | None, tuple[bytes, ...], _Outside | None]] = deque()
+        self._current: _Outside | None = None  # the message that was read last
+        self._unrouted = request.stats.unrouted
+        self._parsers: dict[Form, Parse] = {}
+        self._form: Form | None = None  # of the messages that are read now
         self._parts: deque[bytes] = deque()
         self._paused = False
         self._woken = False
+        self._listening = False
         self.kept: dict[bytes, bytes] = {}
+        self.subscribers_changed: Callable[[], None] = lambda: None
+        self._answer: Callable[[], None] = lambda: None
 
     def open(self, receive: Receive) -> None:
         """See `zroute.transport.Transport`, also for the methods below."""
         self._receive = receive
         self._bus.join(self)
 
+    # -- requests
+
+    def open_requests(self, client: Client | None, on_request: Callable[[Asked], object] | None) -> None:
+        """Join the requests of the other apps."""
+        self._answer = self._bus.requests.join(self, client, on_request, self._request.stats)
+
+    def answer(self) -> None:
+        """Begin to receive requests."""
+        self._answer()
+
+    @property
+    def req(self) -> frozenset[str]:
+        """The addresses that the app sends requests to."""
+        return frozenset(each.address for each in self._request.ends.req)
+
+    @property
+    def rep(self) -> frozenset[str]:
+        """The addresses at which the app answers."""
+        return frozenset(each.address for each in self._request.ends.rep)
+
+    # -- jobs
+
+    def hand_out(self, owner: JobOwner) -> SendJob:
+        """Connect the owner of the app's jobs to the workers of the other apps."""
+        return self._bus.jobs.hand_out(self, owner, self._reactor)
+
+    def take_jobs(self, make: MakeWorker) -> None:
+        """Work for the owners of the other apps, and for the own one at the same address."""
+        owned = {endpoint.address for endpoint in self._request.ends.jobs}
+        loops = any(endpoint.address in owned for endpoint in self._request.ends.work)
+        self._bus.jobs.take_jobs(self, make, self._reactor, loops=loops)
+
+    @property
+    def workers(self) -> Sequence[JobWorker]:
+        """The workers for all owners."""
+        return self._bus.jobs.workers(self)
+
+    def add(self, ends: Ends) -> None:
+        """Add endpoints, which determine the apps that are connected to each other."""
+        self._request = evolve(self._request, ends=self._request.ends + ends)
+
+    def remove(self, addresses: ResolvedAddresses) -> Deferred[None]:
+        """Remove endpoints. Waiting messages are still read."""
+        ends, left = self._request.ends, {}
+        for side in SIDES:
+            left[side.name] = tuple(each for each in ends.of(side) if each.address not in addresses.of(side))
+        self._request = evolve(self._request, ends=Ends(**left))
+        return succeed(None)
+
     @property
     def is_open(self) -> bool:
         """True between `open` and `close`."""
         return self._receive is not None
 
-    def summary(self) -> tuple[()]:
-        """Return no log lines, since there are no connections."""
-        return ()
-
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
-        """Return a function that gives frames to the bus, or None without endpoints."""
-        if not self._request.publish_to:
+        """Return a function that passes frames to the bus, or None without endpoints."""
+        if not self._request.ends.pub:
             return None
         return lambda sent: self._bus.publish(self, sent if multipart else (sent,))
 
     def listen(self, patterns: Iterable[Pattern]) -> None:
         """Receive messages with the patterns' prefixes, and the matching kept messages."""
-        before = self._subscriptions
+        before, self._listening = self._subscriptions, True
         self._subscriptions = minimal_cover(pattern.subscription for pattern in patterns)
         self._bus.joined(self, before)
+        self._bus.changed()
+
+    def count_subscribers(self, changed: Callable[[], None]) -> Callable[[Pattern], int]:
+        """Count the apps of the test that subscribe."""
+        self.subscribers_changed = changed
+        return lambda pattern: self._bus.number(self, pattern)
+
+    def wants(self, pattern: Pattern) -> bool:
+        """Return True if the app subscribes to some topic of ``pattern``."""
+        prefix, whole = pattern.subscription, not pattern.captures
+        return any(prefix.startswith(each) or (not whole and each.startswith(prefix)) for each in self._subscriptions)
 
     def leave(self) -> None:
         """Receive no more messages."""
         self._subscriptions = ()
+        self._bus.changed()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Return a Deferred that fires at once, or with ``state`` after a complete read.
+        """Return a Deferred that fires at once, or if ``state``, when the inbox is empty.
 
-        Kept messages are in the inbox since the app has subscribed, so ``state`` waits until the inbox is empty.
+        Kept messages are put into the inbox when the app subscribes, so they have been read when the inbox is empty.
         """
-        return Deferred.fromCoroutine(self._all_read()) if state else succeed(None)
+        done = self._listening and not state
+        return succeed(None) if done else Deferred.fromCoroutine(self._ready(state=state))
 
-    async def _all_read(self) -> None:
+    async def _ready(self, *, state: bool) -> None:
         await self._turn()
-        while self._inbox:
+        while not self._listening or (state and self._inbox):
             await self._turn(_PAUSED)
 
     def unready(self, *, state: bool) -> str:
-        """Return the only possible cause: kept messages that are not read yet."""
+        """Return the only possible reason: some kept messages are not read yet."""
         return "kept messages are not read yet"
 
     def _turn(self, seconds: float = 0.0) -> Deferred[None]:
@@ -157,10 +290,12 @@ class MemoryTransport:
 
     def hears(self, sender: MemoryTransport) -> bool:
         """Return True if this app would be connected to ``sender``."""
-        return self is not sender or self.hears_itself
+        return self is not sender or self._request.ends.hears_itself
 
-    def keep(self, frames: Frames) -> None:
-        """Keep a message as the last one of its topic, if its header says so."""
+    def keep(self, frames: tuple[bytes, ...]) -> None:
+        """Keep a message as the latest of its topic, if its header requests it."""
+        if self.plan is not None and self.plan.choices.wire != "tracked":
+            return
         topic, _, rest = frames[0].partition(NUL)
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
             self.kept[topic] = rest
@@ -168,7 +303,7 @@ class MemoryTransport:
     def give(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
         """Put kept messages into the inbox, as their publishers would send them.
 
-        ``kept`` holds a topic, and a header with a body, for each message. All of them answer one join.
+        ``kept`` contains, for each message, the topic and the header with the body. All messages answer one join.
         """
         marker = self.accounts.make_marker()
         for topic, rest in kept:
@@ -176,34 +311,71 @@ class MemoryTransport:
                 header = parse_header(rest)
                 body, headers, at = rest[header.size :], header.headers, header.sent_at
                 frame = pack_kept(marker, 1, topic, header.codec, body, headers, epoch=header.epoch, sent_at=at)
-                self._inbox.append((frame,))
+                self._inbox.append((None, (frame,), None))
         self._wake()
 
-    def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """Return a function that always sends, because queues here have no bound."""
-        send = self.sender(multipart=multipart)
-        if send is None:
-            return None
-
-        def try_send(sent: Any) -> bool:
-            send(sent)
-            return True
-
-        return try_send
-
-    def announce(self, on_subscription: Callable[[bytes, bool], None]) -> bool:
-        """Return False: subscriptions are not reported here."""
-        return False
-
     def use(self, receive: Receive) -> None:
-        """Give all messages to another ``receive`` from now on."""
+        """Pass all messages to another ``receive`` from now on."""
         self._receive = receive
 
-    def arrive(self, frames: Frames) -> bool:
-        """Take a message if the app subscribes to it; return True if it does."""
-        heard = frames[0].startswith(self._subscriptions)
+    @property
+    def endpoints(self) -> list[str]:
+        """The endpoints to receive from."""
+        return [str(endpoint) for endpoint in self._request.ends.sub]
+
+    def form_of(self, sender: MemoryTransport) -> Form | None:
+        """Return the form of the endpoint between this app and another one.
+
+        Without such an endpoint, return the form that all endpoints have in common, or None.
+        """
+        addresses = {endpoint.address for endpoint in sender._request.ends.pub}
+        own = self._request.ends.sub
+        forms = {each.form for each in own if each.address in addresses} or {each.form for each in own}
+        return forms.pop() if len(forms) == 1 else None
+
+    def stated_form(self, endpoint: str | None) -> tuple[Form | None] | None:
+        """Return the form of messages from an endpoint, in a tuple.
+
+        The result is None if the app does not receive from this endpoint.
+
+        Raises:
+            UsageError: No endpoint is given, but the app declares several forms.
+        """
+        own = self._request.ends.sub
+        if endpoint is not None:
+            address = parse_endpoint(endpoint, bind=False).address
+            return next(((each.form,) for each in own if each.address == address), None)
+        forms = {each.form for each in own}
+        if len(forms) > 1:
+            stated = ", ".join(f"{each.form or 'tracked'} at {each.address}" for each in own)
+            raise UsageError(
+                f"{self._request.app.name!r} declares several message forms ({stated}): pass the endpoint of the "
+                "message, as in "
+                f"receive(…, endpoint={own[0].address!r})"
+            )
+        return (forms.pop() if forms else None,)
+
+    def _parser(self, form: Form) -> Parse:
+        if form not in self._parsers:
+            place = [str(each) for each in self._request.ends.sub if each.form == form]
+            self._parsers[form] = form.parser(self._request.app.max_message, ", ".join(place) or "a recording")
+        return self._parsers[form]
+
+    def parsed(self, frames: tuple[bytes, ...], form: Form | None) -> tuple[bytes, ...]:
+        """Return a message; if ``form`` is set, parse it into topic and body."""
+        if form is None:
+            return frames
+        try:
+            return self._parser(form)(frames)
+        except EnvelopeError as error:
+            return error.frames
+
+    def arrive(self, frames: tuple[bytes, ...], form: Form | None, outside: _Outside | None = None) -> bool:
+        """Accept a message if the app subscribes to it; return True if it does."""
+        filters = form is None or form.filters
+        heard = frames[0].startswith(self._subscriptions) if filters else bool(self._subscriptions)
         if heard:
-            self._inbox.append(frames)
+            self._inbox.append((form, frames, outside))
             self._wake()
         return heard
 
@@ -226,16 +398,35 @@ class MemoryTransport:
     def _read(self) -> None:
         """Read all messages in the inbox, unless a handler pauses reading."""
         self._paused = False
-        try:
-            while self._receive is not None and not self._paused:
-                self._receive(self._recv, self._more, READ_BUDGET)
-        except _NothingLeftError:
-            pass
+        while self._receive is not None and not self._paused:
+            if self._inbox and not self._parts:
+                self._form = self._inbox[0][0]
+            receive = self._receive
+            if self._form is not None:
+                receive = partial(self._request.receive_stated, self._parser(self._form))
+            try:
+                self._context.copy().run(receive, self._recv, self._more, READ_BUDGET)
+            except _NothingLeftError:
+                if not self._inbox and self._form is None:
+                    break
+                self._form = None
+            finally:
+                self._judge()
+
+    def _judge(self) -> None:
+        """Tell the bus if the message that was read last has no handler."""
+        unrouted, self._unrouted = self._request.stats.unrouted - self._unrouted, self._request.stats.unrouted
+        if unrouted and self._current is not None and not (self.plan and self.plan.hooks.unrouted):
+            self._bus.unrouted(self._current)
+        self._current = None
 
     def close(self) -> Deferred[None]:
         """Leave the bus at once."""
         self._bus.leave(self)
+        self._bus.requests.leave(self)
+        self._bus.jobs.leave(self)
         self._receive = None
+        self._bus.changed()
         return succeed(None)
 
     def _wake(self) -> None:
@@ -250,9 +441,11 @@ class MemoryTransport:
 
     def _recv(self, _flags: int, _copy: bool = True) -> bytes:
         if not self._parts:
-            if not self._inbox:
+            if not self._inbox or self._inbox[0][0] != self._form:
                 raise _NothingLeftError
-            self._parts.extend(self._inbox.popleft())
+            self._judge()
+            _, frames, self._current = self._inbox.popleft()
+            self._parts.extend(frames)
         return self._parts.popleft()
 
     def _more(self) -> int:

@@ -1,4 +1,4 @@
 """Transports for apps; each implements `zroute.transport`.
 
-Tests of apps use another one, in memory: `zroute.testing.transport`.
+Tests of apps use another transport, in memory: `zroute.testing.transport`.
 """

@@ -3,126 +3,367 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 
-from twisted.internet.defer import Deferred
+import attrs
+from twisted.internet.defer import Deferred, succeed
 
+from zroute.endpoints import SIDES, Endpoint, Ends, ResolvedAddresses, Side
+from zroute.errors import EndpointError
 from zroute.logs import printable
 from zroute.messages.topics import Pattern, minimal_cover
-from zroute.options import RECEIVED_MAX
-from zroute.planning.plan import Request
+from zroute.options import LINGER_ABORT, LINGER_DRAIN
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.session import SubscriberSession
+from zroute.requests.asked import Asked
+from zroute.requests.client import Client
 from zroute.sockets.pair import SocketPair
-from zroute.transport import Reader
+from zroute.sockets.pubsub import SubConnection
+from zroute.sockets.requests import RequestSockets
+from zroute.transport import JobWorker, Reader, Receive, Transport, TransportRequest
+from zroute.transports.jobs import JobSockets
+from zroute.transports.stated import StatedSockets
 
 __all__ = ["ZmqTransport"]
 
 _log = logging.getLogger("zroute")
 
 _CATCH_UP = 1.0
-"""Seconds for which a stop reads all messages.
+"""The time in seconds for which a stop reads all messages.
 
-After that it reads only messages that had arrived before, because publishers that never pause would keep it reading. It
-waits `ANSWER_SECONDS` for the last answers of publishers, and up to half of the drain timeout for the messages that
-arrive before those answers.
+After that time, the stop reads only messages that had arrived before, because publishers that never pause would keep it
+reading. It waits `ANSWER_SECONDS` for the last answers of publishers, and up to half of the drain timeout for the
+messages that arrive before those answers.
 """
 
+_NONE = Ends()
+
+_PAUSED = 0.1
+"""Seconds between two checks if reading is still paused."""
+
 _ANSWERS = 0.005
-"""Seconds between two checks for the last answers of publishers, while no other message can be read."""
+"""The time in seconds between two checks for the last answers of publishers, while no other message can be read."""
 
 
 class ZmqTransport(SocketPair):
     """A `zroute.transport.Transport` with a SUB and an XPUB socket.
 
     A subscriber asks publishers for their counters by subscribing to special topics, so the accounts are those of
-    `SubscriberSession`.
+    `SubscriberSession`. Endpoints with a stated form have sockets of their own, without accounts.
     """
 
     kept = None
+    count_subscribers = Transport.count_subscribers
 
-    def __init__(self, request: Request) -> None:
-        plan = request.plan
-        super().__init__(
-            request.reactor,
-            plan.addresses.context,
-            subscribe_to=request.subscribe_to,
-            publish_to=request.publish_to,
-            max_message=plan.choices.max_message,
-            max_subscription_bytes=plan.limits.max_subscription_bytes,
-            drops=plan.choices.overflow == "drop",
-            name=plan.name,
-        )
+    def __init__(self, request: TransportRequest) -> None:
+        app = request.app
+        self._recognised = tuple(endpoint for endpoint in request.ends.sub if endpoint.form is None)
+        super().__init__(request.reactor, app, subscribe_to=self._recognised, publish_to=request.ends.pub)
         self._request = request
-        self.accounts = SubscriberSession(request.reactor, request.stats, _log, plan.name, request.found)
+        self._stated = StatedSockets(request)
+        self._jobs = JobSockets(request)
+        self.hand_out, self.take_jobs = self._jobs.hand_out, self._jobs.take_jobs
+        self._listening = False
+        self._ends = request.ends
+        self._is_open = False
+        self._requests = RequestSockets(request.reactor, app, request.stats)
+        self.accounts = SubscriberSession(request.reactor, request.stats, _log, app.name, request.found)
         self.accounts.ended = self.expect_end
         self.on_connected = self.accounts.rejoin
+        for pair in (self, *self._stated.pairs):
+            pair.on_vanished = partial(self._vanished, pair)
+
+    def _vanished(self, pair: SocketPair, address: str) -> None:
+        Deferred.fromCoroutine(self._leave_address(pair, address))
+
+    @property
+    def is_open(self) -> bool:
+        """True between `open` and `close`."""
+        return self._is_open
+
+    def open(self, receive: Receive) -> None:
+        """Open all sockets; see `SocketPair.open`, also for the methods below."""
+        super().open(receive)
+        try:
+            self._stated.open()
+        except BaseException:
+            super().close(LINGER_ABORT)
+            raise
+        self._is_open = True
+
+    def pause(self) -> None:
+        """Stop reading until `resume`."""
+        super().pause()
+        self._stated.pause()
+
+    def resume(self) -> None:
+        """Resume reading."""
+        super().resume()
+        self._stated.resume()
+
+    def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
+        """Close all sockets."""
+        self._is_open = False
+        stated, requests, jobs = self._stated.close(linger), self._requests.close(linger), self._jobs.close(linger)
+        closed = super().close(linger).addCallback(lambda _: stated).addCallback(lambda _: requests)
+        return closed.addCallback(lambda _: jobs)
+
+    @property
+    def workers(self) -> Sequence[JobWorker]:
+        """The workers of all owners."""
+        return self._jobs.workers
+
+    def open_requests(self, client: Client | None, on_request: Callable[[Asked], object] | None) -> None:
+        """Open the sockets for requests; see `RequestSockets.open`."""
+        self._requests.open(client, self._request.ends.req, on_request, self._request.ends.rep)
+
+    def answer(self) -> None:
+        """Begin to read requests."""
+        self._requests.listen()
+
+    @property
+    def readers(self) -> list[SubConnection]:
+        """The receiving sockets: for zroute's wires, and for each stated form."""
+        return super().readers + [reader for pair in self._stated.pairs for reader in pair.readers]
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
         """Subscribe to the fewest prefixes that cover all patterns.
 
         A SUB socket can filter only by prefix.
         """
-        if self._request.subscribe_to:
+        self._listening = True
+        self._stated.listen(patterns)
+        if self._recognised:
             self.accounts.listen(self, minimal_cover(pattern.subscription for pattern in patterns))
 
     def leave(self) -> None:
         """Withdraw all subscriptions, including markers."""
         self.subscribe(())
+        self._stated.leave()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when this number of publishers has answered.
 
-        They answer the marker that follows the subscriptions.
+        Publishers answer the marker that follows the subscriptions. A publisher of a stated form never answers; it
+        counts as soon as it is connected. Each endpoint with a stated form must have a connected publisher.
         """
-        return self.accounts.ready(publishers, state=state)
+        if not self._stated:
+            return self.accounts.ready(publishers, state=state)
+        return Deferred.fromCoroutine(self._ready(publishers, state=state))
+
+    async def _ready(self, publishers: int | None, *, state: bool) -> None:
+        while not self._listening or (publishers is None and self._stated.unconnected()):
+            await self._wait(_ANSWERS)
+        if publishers is None:
+            await (self.accounts.ready(None, state=state) if self._recognised else succeed(None))
+            return
+        while self._answered(state=state) + self._stated.peers < publishers:
+            await self._wait(_ANSWERS)
+
+    def _answered(self, *, state: bool) -> int:
+        return self.accounts.given if state else len(self.accounts.complete)
 
     def unready(self, *, state: bool) -> str:
         """Return the publishers that have answered, and the endpoints without an answer."""
+        away = "".join(f"; {each} is not connected" for each in self._stated.unconnected())
+        if not self._recognised:
+            return f"{self._stated.peers} publishers are connected{away}; check that the publishers are running"
+        return self._unanswered(state=state) + away
+
+    def _unanswered(self, *, state: bool) -> str:
         answered = self.accounts.complete
         silent = "".join(f"; no answer from {each}" for each in self.silent(answered))
         names = f" ({', '.join(map(printable, answered))})" if answered else ""
         kept = ""
         if state and self.accounts.given < len(answered):
             not_given = len(answered) - self.accounts.given
-            kept = f"; {not_given} of them have not sent all of their kept messages, or these are not read yet"
+            kept = f"; {not_given} of them have not sent all their kept messages, or some of these are not read yet"
         return (
-            f"{len(answered)} publishers have answered{names}{kept}{silent}; check that the publishers run and use "
+            f"{len(answered)} publishers have answered{names}{kept}{silent}; check that the publishers are running "
+            "and use "
             "wire='tracked'"
         )
 
     def summary(self) -> Iterator[tuple[int, str]]:
-        """Yield each endpoint as it was resolved, and a warning for each open one.
+        """Yield log lines: the resolved endpoints, and a warning for each open endpoint.
 
         An endpoint is open if other hosts can reach it without authentication.
         """
-        name, request = self._request.plan.name, self._request
-        for what, endpoints, connection in (
-            ("subscribes", request.subscribe_to, self.sub),
-            ("publishes", request.publish_to, self.pub),
-        ):
-            for endpoint, resolved in zip(endpoints, connection.endpoints if connection else (), strict=False):
-                how = "bound to" if endpoint.bind else "connects to"
-                yield logging.INFO, f"{name}: {what}, {how} {resolved}"
-                if endpoint.is_open:
-                    yield logging.WARNING, f"{name}: {resolved} is open to the network, without authentication"
+        yield from self._lines(self._resolved())
+        yield from self._stated.summary()
+
+    def _lines(self, found: Iterable[tuple[Side, Endpoint, str]]) -> Iterator[tuple[int, str]]:
+        """Yield the log lines about some endpoints."""
+        name = self._request.app.name
+        for side, endpoint, resolved in found:
+            how = "bound to" if endpoint.bind else "connects to"
+            form = "" if endpoint.form is None else f", reads {endpoint.form}"
+            yield logging.INFO, f"{name}: {side.verb}, {how} {resolved}{form}"
+            if endpoint.resolved(resolved).is_open:
+                yield logging.WARNING, f"{name}: {resolved} is reachable from the network, without authentication"
+
+    def _resolved(self, before: Ends = _NONE) -> Iterator[tuple[Side, Endpoint, str]]:
+        """Yield the side of each open endpoint, the endpoint, and its resolved address.
+
+        The endpoints in ``before``, which are the first of each side, are omitted.
+        """
+        addresses = self.addresses
+        for side in SIDES:
+            found = zip(self._ends.of(side), addresses.of(side), strict=False)
+            for endpoint, resolved in islice(found, len(before.of(side)), None):
+                yield side, endpoint, resolved
+
+    @property
+    def addresses(self) -> ResolvedAddresses:
+        """The addresses of the open endpoints, with the actual ports."""
+        return ResolvedAddresses(
+            sub=tuple(self._subscribed()),
+            pub=tuple(self.pub.endpoints) if self.pub else (),
+            rep=tuple(self._requests.rep),
+            req=tuple(self._requests.req),
+            jobs=self._jobs.jobs,
+            work=self._jobs.work,
+        )
+
+    def _subscribed(self) -> Iterator[str]:
+        """Yield the addresses of the SUB sockets, in the order of the endpoints."""
+        addresses = self._stated.addresses() | {None: iter(self.subscribed if self.sub else ())}
+        for endpoint in self._ends.sub:
+            yield from islice(addresses[endpoint.form], 1)
+
+    # -- changes of endpoints
+
+    def add(self, ends: Ends) -> None:
+        """Open further endpoints, all or none, and log them."""
+        opened: list[tuple[Callable[[Endpoint, str], None], Endpoint, str]] = []
+        try:
+            for endpoint in ends.sub:
+                pair = self._pair_for(endpoint)
+                opened.append((pair.drop_subscribed, endpoint, pair.add_subscribed(endpoint)))
+            for endpoint in ends.pub:
+                address = self.add_published(endpoint)
+                opened.append((self.drop_published, endpoint, address))
+        except EndpointError:
+            for drop, endpoint, address in opened:
+                drop(endpoint, address)
+            raise
+        before = self._ends
+        self._ends += ends
+        for level, text in self._lines(self._resolved(before)):
+            _log.log(level, "%s", text)
+        if any(endpoint.address.startswith("inproc://") for endpoint in ends.sub):
+            self.accounts.rejoin()  # libzmq reports no connection
+
+    def _pair_for(self, endpoint: Endpoint) -> SocketPair:
+        pair = self if endpoint.form is None else self._stated.pair(endpoint.form)
+        if pair is None or pair.sub is None:
+            form = "" if endpoint.form is None else f" that it reads as {endpoint.form}"
+            raise EndpointError(
+                f"can't add {endpoint}: {self._request.app.name!r} was started without an endpoint to receive from"
+                f"{form}, so it has no socket for this one; give it one in App(sub=…)",
+                endpoint=str(endpoint),
+            )
+        return pair
+
+    def remove(self, addresses: ResolvedAddresses) -> Deferred[None]:
+        """Close endpoints, after reading the messages that have arrived."""
+        for address in addresses.pub:
+            place = self.addresses.pub.index(address)
+            endpoint = self._ends.pub[place]
+            self._ends = attrs.evolve(self._ends, pub=_without(self._ends.pub, place))
+            self.drop_published(endpoint, address)
+            self._log_removed(endpoint, address)
+        return Deferred.fromCoroutine(self._remove(addresses.sub))
+
+    async def _remove(self, addresses: Sequence[str]) -> None:
+        """Close endpoints after reading for up to `_CATCH_UP` seconds.
+
+        A socket drops the queued messages of a peer that it disconnects. If reading is paused for this whole time, the
+        queued messages are an unknown loss.
+        """
+        for address in addresses:
+            endpoint = self._ends.sub[self.addresses.sub.index(address)]
+            pair = self._pair_for(endpoint)
+            unread = await self._caught_up(pair)
+            if unread is None:
+                return
+            links = pair.links_at(address)
+            self._ends = attrs.evolve(self._ends, sub=_without(self._ends.sub, self.addresses.sub.index(address)))
+            pair.drop_subscribed(endpoint, address)
+            if endpoint.form is None:
+                self.accounts.depart(links, address, unread=unread)
+            self._log_removed(endpoint, address)
+
+    async def _caught_up(self, pair: SocketPair) -> bool | None:
+        """Read for up to `_CATCH_UP` seconds.
+
+        Return True if messages are unread because reading is paused, or None if the app has stopped meanwhile.
+        """
+        clock = self._request.reactor.seconds
+        end = clock() + _CATCH_UP
+        await self._wait(0)  # this may be called inside a read
+        while pair.sub is not None and pair.readable() and clock() < end:
+            await self._wait(_ANSWERS)
+        return None if pair.sub is None else pair.sub.paused and pair.readable()
+
+    async def _leave_address(self, pair: SocketPair, address: str) -> None:
+        """Disconnect an address that its host name no longer has.
+
+        Its messages are read first. There is no hurry: while reading is paused, the address stays connected.
+        """
+        while pair.sub is not None and pair.sub.paused:
+            await self._wait(_PAUSED)
+        unread = await self._caught_up(pair)
+        links = pair.links_at(address)
+        if unread is not None and pair.hang_up(address):
+            if pair is self:
+                self.accounts.depart(links, address, unread=unread)
+            _log.info("%s: no longer connected to %s", self._request.app.name, address)
+
+    def _log_removed(self, endpoint: Endpoint, address: str) -> None:
+        verb = "no longer bound to" if endpoint.bind else "no longer connected to"
+        _log.info("%s: %s %s", self._request.app.name, verb, address)
 
     # -- reading at the stop
 
     def finish(self, reader: Reader, left: Callable[[], float]) -> Deferred[int]:
-        """Read until all publishers have answered once more, or until the time is over.
+        """Read until all publishers have answered once more, or the time has run out.
 
-        A SUB socket that unsubscribes drops its queued messages, so it must read first. An answer arrives after all
-        messages that its publisher sent before. Messages without an answer in time are an unknown loss. If a publisher
-        never answers, the stop reads at most as many messages as libzmq queues for one publisher; any others were sent
-        later.
+        A SUB socket that unsubscribes drops its queued messages, so the messages must be read first. The answer of a
+        publisher arrives after all messages that it sent before. If an answer does not arrive in time, the remaining
+        messages are an unknown loss. If a publisher never answers, the stop reads at most the number of messages that
+        libzmq queues for one publisher; any further messages were sent later.
         """
         return Deferred.fromCoroutine(self._finish(reader, left))
 
     async def _finish(self, reader: Reader, left: Callable[[], float]) -> int:
+        unread = await self._finish_stated(reader, left)
+        return unread + await self._finish_recognised(reader, left)
+
+    async def _finish_stated(self, reader: Reader, left: Callable[[], float]) -> int:
+        """Read the messages of stated forms that have arrived.
+
+        Reading takes up to `_CATCH_UP` seconds. Messages that are still unread after that time were sent later.
+        """
+        stated, clock = self._stated, self._request.reactor.seconds
+        end = clock() + min(_CATCH_UP, left())
+        most = self._request.stats.received + self._request.app.receive_queue * max(stated.peers, 1)
+        while reader.reads_on and stated.readable() and clock() < end:
+            stated.read()
+            await self._wait(0)
+        stated.pause()
+        unread = most - self._request.stats.received
+        if not reader.reads_on or not stated.readable() or unread <= 0:
+            return 0
+        return self._dropped(stated.discard(unread), _CATCH_UP)
+
+    async def _finish_recognised(self, reader: Reader, left: Callable[[], float]) -> int:
         accounts, stats, clock = self.accounts, self._request.stats, self._request.reactor.seconds
         before, number = stats.received, 0
-        end, longest, arrived = clock() + _CATCH_UP, clock() + left() / 2, RECEIVED_MAX * max(self.peers, 1)
+        end, longest = clock() + _CATCH_UP, clock() + left() / 2
+        arrived = self._request.app.receive_queue * max(self.peers, 1)
         answers = min(clock() + ANSWER_SECONDS, longest)
         if reader.reads_on:
             accounts.ask_last()
@@ -138,22 +379,28 @@ class ZmqTransport(SocketPair):
         return number
 
     def _waits(self, reader: Reader) -> bool:
-        """Return True if a message waits in the socket or in a frame that was read."""
+        """Return True if a message is waiting in the socket or in a frame that was read."""
         return bool(reader.unpacked or self.readable())
 
     def _leave_unread(self, reader: Reader, most: int, seconds: float) -> int:
-        """Discard up to ``most`` messages that the stop has no time for.
+        """Discard up to ``most`` messages that the stop has no time to read.
 
         Return the number of discarded messages.
         """
         if not self._waits(reader):
             return 0
-        number = self.discard(most) if most > 0 else 0
-        text = "%s: %s messages were still unread %g s after the stop, and are dropped"
-        _log.warning(text, self._request.plan.name, number or "more", seconds)
+        return self._dropped(self.discard(most) if most > 0 else 0, seconds)
+
+    def _dropped(self, number: int, seconds: float) -> int:
+        text = "%s: %s messages were still unread %.1f s after the stop, and are dropped"
+        _log.warning(text, self._request.app.name, number or "more", seconds)
         return number
 
     def _wait(self, seconds: float) -> Deferred[None]:
         turn: Deferred[None] = Deferred()
         self._request.reactor.callLater(seconds, turn.callback, None)
         return turn
+
+
+def _without(endpoints: tuple[Endpoint, ...], place: int) -> tuple[Endpoint, ...]:
+    return endpoints[:place] + endpoints[place + 1 :]

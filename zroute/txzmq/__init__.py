@@ -1,7 +1,7 @@
-"""txZMQ's names and behaviour on zroute's sockets, for existing programs.
+"""The API of txZMQ, implemented with zroute's sockets, for existing programs.
 
 Replace ``from txzmq import …`` with ``from zroute.txzmq import …``. The page "Migrate from txZMQ" of the documentation
-lists the faults of txZMQ that are fixed here, and what new programs should use instead.
+lists the bugs of txZMQ that are fixed in this package, and the API that new programs should use instead.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ _log = logging.getLogger("zroute.txzmq")
 
 
 class _GlobalReactor:
-    """Twisted's global reactor, imported at the first use.
+    """Twisted's global reactor, imported on first use.
 
-    The import installs a reactor, so it must not happen when this module is imported.
+    Importing the reactor installs it, so it must not be imported together with this module.
     """
 
     def __get__(self, factory: object, kind: type | None = None) -> Any:
@@ -44,12 +44,12 @@ class _GlobalReactor:
 class ZmqFactory:
     """A ZeroMQ context and options that several connections share.
 
-    Attributes of the class or the instance set the options. They are read when they are needed.
+    Set the options as attributes of the class or the instance. They are read when they are needed.
 
     Attributes:
         reactor: the reactor of the connections; the default is Twisted's global reactor.
         ioThreads: the I/O threads of the context (1).
-        lingerPeriod: the milliseconds for which a closed connection continues to send (100).
+        lingerPeriod: the time in milliseconds for which a closed connection continues to send (100).
     """
 
     reactor: Any = _GlobalReactor()
@@ -76,9 +76,9 @@ class ZmqFactory:
     def shutdown(self) -> None:
         """Close all connections and terminate the context.
 
-        Messages in the queues have ``lingerPeriod`` milliseconds to leave. A second call has no effect.
+        Queued messages are sent for up to ``lingerPeriod`` milliseconds. A second call has no effect.
 
-        The call always returns. If other code keeps a socket of the context open, it logs a warning 2 s after the
+        The call always returns. If other code keeps a socket of the context open, the call logs a warning 2 s after the
         linger period and stops waiting.
         """
         if self.trigger is not None:
@@ -93,7 +93,7 @@ class ZmqFactory:
         terminating.start()
         terminating.join(max(self.lingerPeriod, 0) / 1000 + _PATIENCE)
         if terminating.is_alive():
-            _log.warning("the ZeroMQ context does not terminate: a socket of it is open somewhere else")
+            _log.warning("the ZeroMQ context can't be terminated: another part of the program has an open socket in it")
 
 
 class ZmqEndpointType:
@@ -143,15 +143,15 @@ class _Socket(Connection):
 class ZmqConnection:
     """A ZeroMQ socket that calls `messageReceived` for each message.
 
-    Subclasses implement `messageReceived`, or the method that it calls. If that method raises, the error is logged and
-    counted in ``failed``. If it returns an awaitable, the awaitable is awaited, and its failure is logged and counted
-    in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
+    Subclasses implement `messageReceived`, or the method that `messageReceived` calls. If that method raises an error,
+    the error is logged and counted in ``failed``. If it returns an awaitable, the awaitable is awaited, and its errors
+    are logged and counted in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
 
     Class attributes set the options of the socket. They are read when a connection is created.
 
     Attributes:
         socketType: the type of the socket, such as zmq.PULL.
-        highWaterMark: ZMQ_SNDHWM and ZMQ_RCVHWM: the most messages in a queue, 0 for no limit.
+        highWaterMark: ZMQ_SNDHWM and ZMQ_RCVHWM: the maximum number of messages in a queue, 0 for no limit.
         tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable it, 0 for the setting of the system.
         tcpKeepaliveIdle: ZMQ_TCP_KEEPALIVE_IDLE in seconds, 0 for the setting of the system.
         tcpKeepaliveInterval: ZMQ_TCP_KEEPALIVE_INTVL in seconds, 0 for the setting of the system.
@@ -163,8 +163,8 @@ class ZmqConnection:
 
     Args:
         factory: the factory with the context.
-        endpoint: the first endpoint, if any; `addEndpoints` adds others.
-        identity: the socket's identity, which a ROUTER at the other end uses.
+        endpoint: the first endpoint, or None; `addEndpoints` adds further endpoints.
+        identity: the identity of the socket, which a ROUTER at the other end uses.
 
     Raises:
         TypeError: the class has no ``socketType``.
@@ -189,7 +189,7 @@ class ZmqConnection:
         if self.socketType is None:
             raise TypeError(f"{type(self).__name__} has no socketType: set it to zmq.PULL or another socket type")
         if factory.context is None:
-            raise NotRunningError(f"{factory!r} was shut down: make a new one for new connections")
+            raise NotRunningError(f"{factory!r} was shut down: create a new factory for new connections")
         self.factory = factory
         self.identity = identity
         socket: zmq.Socket[Any] = factory.context.socket(self.socketType)
@@ -236,13 +236,13 @@ class ZmqConnection:
         """Bind or connect to more endpoints.
 
         Raises:
-            ValueError: the type of an endpoint is neither "bind" nor "connect". zmq.ZMQError: an endpoint can't be
-                bound or connected. EADDRINUSE means that another socket serves the ipc path, and EEXIST that a file at
-                the path is not a socket.
+            ValueError: the type of an endpoint is neither "bind" nor "connect".
+            zmq.ZMQError: an endpoint can't be bound or connected. EADDRINUSE means that another socket serves the ipc
+                path, and EEXIST that a file at the path is not a socket.
         """
         for endpoint in endpoints:
             if endpoint.type not in ("bind", "connect"):
-                raise ValueError(f"an endpoint's type is 'bind' or 'connect', not {endpoint.type!r}")
+                raise ValueError(f"the type of an endpoint must be 'bind' or 'connect', not {endpoint.type!r}")
             self._connection.check()
             assert self.socket is not None
             if endpoint.type == ZmqEndpointType.bind:

@@ -21,7 +21,7 @@ class ZmqPubConnection(ZmqConnection):
     socketType = zmq.PUB
 
     def publish(self, message: bytes | str, tag: bytes | str = b"") -> None:
-        """Send ``tag``, NUL and ``message`` to the subscribers of a prefix of them.
+        """Send ``tag NUL message`` to the subscribers whose tag is a prefix of it.
 
         Args:
             message: the body; text is sent as UTF-8.
@@ -38,7 +38,7 @@ class ZmqSubConnection(ZmqConnection):
     def subscribe(self, tag: bytes | str) -> None:
         r"""Receive messages that begin with ``tag``; ``b"news\0"`` is exactly that tag.
 
-        Subscriptions are counted: two of them need two calls of `unsubscribe`.
+        Subscriptions are counted: each call needs its own `unsubscribe`.
         """
         self._subscription(zmq.SocketOption.SUBSCRIBE, tag)
 
@@ -57,7 +57,7 @@ class ZmqSubConnection(ZmqConnection):
         if len(message) == 2:
             return self.gotMessage(message[1], message[0])
         if len(message) > 1:
-            raise EnvelopeError(f"{len(message)} parts, but a message has one or two")
+            raise EnvelopeError(f"{len(message)} parts, but a message must have one or two")
         tag, nul, body = message[0].partition(b"\0")
         if not nul:
             raise EnvelopeError("one part without a NUL between tag and message")

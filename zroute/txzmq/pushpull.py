@@ -18,7 +18,7 @@ class ZmqPushConnection(ZmqConnection):
     socketType = zmq.PUSH
 
     def push(self, message: bytes | str | Sequence[bytes | str]) -> None:
-        """Send a message to one of the peers. Raises zmq.Again if none has room."""
+        """Send a message to one of the peers. Raises zmq.Again if no peer has room."""
         self.send(message)
 
 

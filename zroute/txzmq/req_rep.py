@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from zroute.errors import EnvelopeError
+from zroute.requests.lanes import Lane, Requests
 from zroute.sockets.events import SocketEvent
-from zroute.sockets.reqrep import Lane, Requests
 from zroute.txzmq.connection import ZmqConnection, as_bytes
 
 __all__ = [
@@ -26,22 +26,22 @@ __all__ = [
 ]
 
 _REPLIES_KEPT = 10_000
-"""The most requests that wait for `ZmqREPConnection.reply`; one more replaces the oldest."""
+"""The maximum number of requests that wait for `ZmqREPConnection.reply`. A further request replaces the oldest."""
 _FIRST_BYTES = 48  # the bytes of a request's id that a log line quotes; the peer chooses the id
 
 
 class ZmqRequestTimeoutError(Exception):
-    """A request had no reply within its timeout; the argument is the request's id."""
+    """A request got no reply within its timeout; the argument is the request's id."""
 
 
 class ZmqREQConnection(ZmqConnection):
     """A DEALER socket that sends requests with `sendMsg`.
 
-    Up to 64 requests are sent to a peer before it replies; the others wait here. A request that is still waiting when
-    it times out or is cancelled is never sent.
+    Up to 64 requests are sent to a peer before it replies; further requests wait in this object. A request that is
+    still waiting when it times out or is cancelled is never sent.
 
     Attributes:
-        defaultRequestTimeout: the seconds after which a request fails; None waits forever.
+        defaultRequestTimeout: the time in seconds after which a request fails; None waits forever.
         UUID_POOL_GEN_SIZE: the number of request ids that are created at a time.
     """
 
@@ -78,7 +78,7 @@ class ZmqREQConnection(ZmqConnection):
 
         Args:
             *messageParts: the parts of the request; text is sent as UTF-8.
-            timeout: the seconds to wait for the reply; None uses ``defaultRequestTimeout``.
+            timeout: the time in seconds to wait for the reply; None uses ``defaultRequestTimeout``.
 
         Raises:
             ZmqRequestTimeoutError: no reply arrived in time. The Deferred fails with it.
@@ -100,7 +100,7 @@ class ZmqREQConnection(ZmqConnection):
         return reply.addBoth(ended)
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Fire the Deferred of the request that the reply belongs to."""
+        """Fire the Deferred of the request to which the reply belongs."""
         if len(message) < 2 or message[1]:
             raise EnvelopeError("not a reply: expected an id, an empty part and the parts of the reply")
         if self._lane is not None:
@@ -146,8 +146,8 @@ class ZmqREQConnection(ZmqConnection):
 class ZmqREPConnection(ZmqConnection):
     """A ROUTER socket that receives requests; subclasses implement `gotMessage`.
 
-    At most 10,000 requests wait for their `reply`. One more replaces the oldest, which is counted in ``forgotten`` and
-    logged.
+    At most 10,000 requests can wait for their `reply`. A further request replaces the oldest, which is counted in
+    ``forgotten`` and logged.
     """
 
     socketType = zmq.ROUTER
@@ -165,18 +165,19 @@ class ZmqREPConnection(ZmqConnection):
             *messageParts: the parts of the reply; text is sent as UTF-8.
 
         Raises:
-            KeyError: no request with this id waits for a reply.
+            KeyError: no request with this id is waiting for a reply.
         """
         try:
             routing = self._routingInfo.pop(messageId)
         except KeyError:
             raise KeyError(
-                f"no request {messageId!r} waits for a reply: it was answered already, or dropped for newer ones"
+                f"no request {messageId!r} is waiting for a reply: it was already answered, or dropped in favour of "
+                "newer requests"
             ) from None
         self.send([*routing, messageId, b"", *messageParts])
 
     def messageReceived(self, message: list[bytes]) -> Any:
-        """Store the way back to the sender, and call `gotMessage`."""
+        """Store the sender's routing ids for `reply`, and call `gotMessage`."""
         try:
             end = message.index(b"", 1)
         except ValueError:

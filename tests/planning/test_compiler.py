@@ -44,7 +44,7 @@ class Numbered:
 
 def here(error: BaseException) -> bool:
     """Return True if the error names this file and a line."""
-    return "tests/test_compiler.py:" in str(error)
+    return "tests/planning/test_compiler.py:" in str(error)
 
 
 def schema_of(app: App) -> Any:
@@ -96,7 +96,7 @@ def test_two_of_equal_rank_are_refused_where_one_is_to_be_called() -> None:
     app = App(dispatch="most_specific")
     app.add_route(lambda message: None, "a.{x}")
     app.add_route(lambda message: None, "a.*")
-    with pytest.raises(DuplicateRouteError, match="make one more specific") as caught:
+    with pytest.raises(DuplicateRouteError, match="make one of the patterns more specific") as caught:
         app.compile()
     assert str(caught.value).count("test_compiler.py:") == 2
 
@@ -182,7 +182,7 @@ def test_a_prefix_that_makes_a_topic_too_long_is_refused_with_the_users_line() -
     app, group = App(), Routes()
     group.add_route(lambda message: None, "x" * 200)
     app.include(group, prefix="y" * 100)
-    with pytest.raises(PatternError, match="at most 255") as caught:
+    with pytest.raises(PatternError, match="limited to 255 bytes") as caught:
         app.compile()
     assert here(caught.value)
 
@@ -219,6 +219,11 @@ def test_a_registration_after_compiling_is_refused_with_its_line() -> None:
         with pytest.raises(AppFrozenError, match="comes too late") as caught:
             register()
         assert here(caught.value)
+    for decorator, remedy in (("subscribe", "app.attach"), ("publisher", r"app.publish\(topic, message\)")):
+        with pytest.raises(AppFrozenError, match=f"before the app starts, or use {remedy}"):
+            getattr(app, decorator)("late")(print)
+    with pytest.raises(AppFrozenError, match=r"register before the app starts$"):
+        app.every(1.0)(print)
 
 
 # -- publishers ------------------------------------------------------------------------------------------
@@ -247,16 +252,17 @@ def test_a_period_without_a_function_is_refused() -> None:
     assert here(caught.value)
 
 
-def test_two_periods_for_one_function_are_refused() -> None:
-    """A function with two periods is an error."""
+@pytest.mark.parametrize("schedule", [{"every": 2.0}, {"jitter": 0.1}, {"initial_delay": 1.0}], ids=str)
+def test_two_schedules_for_one_function_are_refused(schedule: Any) -> None:
+    """A function with two schedules is an error that names all options of a schedule."""
     app = App()
 
     @app.publisher("a", every=1.0)
-    @app.publisher("b", every=2.0)
+    @app.publisher("b", **{"every": 1.0, **schedule})
     def made() -> int:
         raise AssertionError
 
-    with pytest.raises(SignatureError, match="two periods"):
+    with pytest.raises(SignatureError, match="different schedules: use the same every, jitter and initial_delay"):
         app.compile()
 
 
@@ -325,7 +331,7 @@ def test_a_generator_that_only_subscribes_is_refused() -> None:
     def handle(message: int) -> Iterator[int]:
         yield message
 
-    with pytest.raises(SignatureError, match="no publisher takes its values") as caught:
+    with pytest.raises(SignatureError, match="no publisher publishes its values") as caught:
         app.compile()
     assert here(caught.value)
 

@@ -1,0 +1,248 @@
+"""Jobs between processes: workers that are killed, frozen, slow or stopped, and no job is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support import Child, free_endpoint, sized
+
+TOTAL = sized(3_000, 1_500)
+SILENT = sized(10, 2)  # seconds
+
+OWNER = """
+import json, sys
+from zroute import App
+from zroute.awaiting import as_deferred
+
+TOTAL, SILENT, workers = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+owner = App(jobs=sys.argv[1], name="owner")
+jobs = owner.job_queue("jobs.{kind}", int, retry=(0.1,) * 5, waiting=500, silent_after=SILENT)
+told = set()
+
+def tell(what):
+    if what not in told:
+        told.add(what)
+        print(what, flush=True)
+
+@owner.every(3600)
+async def put():
+    from twisted.internet import reactor
+    from twisted.internet.task import deferLater
+    print("open", flush=True)
+    while owner.stats.workers < workers:
+        await deferLater(reactor, 0.02)
+    for number in range(TOTAL):
+        await jobs.put(number, kind="work")
+        if number == TOTAL // 3:
+            tell("a third")
+
+@owner.every(0.05)
+def look():
+    stats = jobs.stats
+    if stats.done > TOTAL // 20:
+        tell("some are done")
+    if stats.redelivered:
+        tell("redelivered")
+    if stats.done_twice:
+        tell("done twice")
+    if stats.done == TOTAL:
+        tell("all are done")
+
+@owner.on_shutdown
+def report():
+    stats = jobs.stats
+    print(json.dumps({name: getattr(stats, name) for name in stats.__slots__ if not name.startswith("_")}), flush=True)
+
+owner.run(drain_timeout=float(sys.argv[5]) if len(sys.argv) > 5 else 8.0)
+"""
+
+WORKER = """
+import json, sys, time
+from zroute import App
+
+seconds, max_in_flight, thread = float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "thread"
+worker = App(work=sys.argv[1], name="worker")
+done = []
+
+@worker.work("jobs.{kind}", max_in_flight=max_in_flight, thread=thread)
+def run(number: int, kind: str) -> None:
+    if not done:
+        print("begun", flush=True)
+    if seconds:
+        time.sleep(seconds)
+    done.append(number)
+
+@worker.on_shutdown
+def report():
+    print(json.dumps(done), flush=True)
+
+worker.run()
+"""
+
+
+@contextmanager
+def owner(
+    endpoint: str, total: int = TOTAL, silent: float = SILENT, workers: int = 1, drain: float = 8
+) -> Iterator[Child]:
+    """Run an owner that puts ``total`` jobs once this number of workers is there."""
+    with Child("-c", OWNER, endpoint, str(total), str(silent), str(workers), str(drain)) as child:
+        child.line_with("open")
+        yield child
+
+
+def worker(endpoint: str, seconds: float = 0.0, max_in_flight: int = 4, *, thread: bool = True) -> Child:
+    """Start a worker whose jobs take some seconds."""
+    return Child("-c", WORKER, endpoint, str(seconds), str(max_in_flight), "thread" if thread else "reactor")
+
+
+def report(child: Child, code: int = 0) -> Any:
+    """Stop an app, and return what it reports."""
+    assert child.end() == code, child.err
+    return json.loads(child.out[-1])
+
+
+def test_a_killed_and_a_frozen_worker_lose_no_job() -> None:
+    """Of three workers one is killed and one is frozen and woken; each job is done, and the lost ones are counted."""
+    endpoint = free_endpoint()
+    with (
+        owner(endpoint, workers=3) as jobs,
+        worker(endpoint, 0.002) as killed,
+        worker(endpoint, 0.002) as frozen,
+        worker(endpoint, 0.002) as good,
+    ):
+        jobs.line_with("some are done")
+        killed.process.send_signal(signal.SIGKILL)
+        jobs.line_with("redelivered")
+        frozen.process.send_signal(signal.SIGSTOP)
+        jobs.line_with("all are done")
+        frozen.process.send_signal(signal.SIGCONT)
+        jobs.line_with("done twice")
+        done = [*report(good), *report(frozen)]
+        stats = report(jobs)
+    assert stats["put"] == stats["done"] == TOTAL
+    assert stats["failed"] == stats["dropped_at_shutdown"] == 0
+    assert 1 <= stats["redelivered"] <= 2 * 8, "more than the two workers had"
+    assert 1 <= stats["done_twice"] <= 8, "more than the frozen worker had"
+    assert len(set(done)) <= TOTAL
+    assert len(done) - len(set(done)) <= stats["done_twice"]
+
+
+def test_a_long_job_in_a_thread_is_not_given_to_another_worker() -> None:
+    """It takes longer than the time of silence, but the worker goes on sending signs of life."""
+    endpoint = free_endpoint()
+    with (
+        owner(endpoint, total=1, silent=1.0 if SILENT < 10 else 10.0, workers=2) as jobs,
+        worker(endpoint, 1.5 * (1.0 if SILENT < 10 else 10.0)) as one,
+        worker(endpoint, 1.5 * (1.0 if SILENT < 10 else 10.0)) as other,
+    ):
+        jobs.line_with("all are done")
+        done = report(one) + report(other)
+        stats = report(jobs)
+    assert done == [0]
+    assert (stats["done"], stats["redelivered"], stats["done_twice"]) == (1, 0, 0)
+
+
+def test_a_function_that_blocks_the_reactor_is_warned_of() -> None:
+    """Its worker loses the job while it runs, and the log says why; the job is done nevertheless."""
+    endpoint = free_endpoint()
+    with owner(endpoint, total=1, silent=0.5) as jobs, worker(endpoint, 3.0, thread=False) as blocked:
+        jobs.line_with("all are done")
+        line = blocked.line_with("no sign of life", stream="err")
+        assert "run() at <string>" in line
+        assert "after 0.5 s the owner gives its jobs to other workers" in line
+        stats = report(jobs)
+    assert (stats["done"], stats["redelivered"]) == (1, 1)
+
+
+def test_fast_and_slow_workers_share_by_speed() -> None:
+    """A worker that is ten times as fast does most of the jobs, and none waits for the slow one at the end."""
+    endpoint = free_endpoint()
+    total = TOTAL // 5
+    with (
+        owner(endpoint, total=total, workers=2) as jobs,
+        worker(endpoint, 0.002, 1) as fast,
+        worker(endpoint, 0.05, 1) as slow,
+    ):
+        jobs.line_with("all are done")
+        by_fast, by_slow = report(fast), report(slow)
+        report(jobs)
+    assert len(by_fast) + len(by_slow) == total
+    assert len(by_fast) > 3 * len(by_slow)
+    assert by_slow
+
+
+def test_a_worker_that_is_stopped_in_the_middle_loses_nothing() -> None:
+    """It finishes what it runs and gives the rest back; no job is done twice."""
+    endpoint = free_endpoint()
+    with (
+        owner(endpoint, workers=2) as jobs,
+        worker(endpoint, 0.003) as stopped,
+        worker(endpoint, 0.003) as good,
+    ):
+        jobs.line_with("some are done")
+        first = report(stopped)
+        jobs.line_with("all are done")
+        second = report(good)
+        stats = report(jobs)
+    assert sorted(first + second) == list(range(TOTAL))
+    assert first
+    assert (stats["done"], stats["redelivered"], stats["done_twice"]) == (TOTAL, 0, 0)
+    assert stats["given_back"] > 0
+
+
+def test_an_owner_that_stops_works_off_what_it_has() -> None:
+    """Jobs that wait or run at the stop are done within the drain timeout."""
+    endpoint = free_endpoint()
+    with owner(endpoint, total=300, drain=30) as jobs, worker(endpoint, 0.01) as good:
+        jobs.line_with("some are done")
+        stats = report(jobs)
+        done = report(good)
+    assert stats["put"] == stats["done"] == len(done)
+    assert stats["dropped_at_shutdown"] == 0
+
+
+def test_an_owner_names_what_was_not_done() -> None:
+    """Without a worker the jobs are left at the end of the drain timeout: they are named, and the exit code is 75."""
+    endpoint = free_endpoint()
+    with owner(endpoint, total=30, workers=0, drain=0.5) as jobs:
+        assert jobs.line_with("no worker for 'jobs.work': 30 jobs wait", stream="err")
+        stats = report(jobs, 75)
+        assert any("jobs of 'jobs.{kind}' that were not done: 30" in line for line in jobs.err)
+    assert stats["put"] == 30
+
+
+def test_workers_wait_for_an_owner_and_find_the_next_one() -> None:
+    """Workers may start first; an owner that is restarted gets them again."""
+    endpoint = free_endpoint()
+    with worker(endpoint) as one, worker(endpoint) as other:
+        for _ in range(2):
+            with owner(endpoint, total=200, workers=2) as jobs:
+                jobs.line_with("all are done")
+                stats = report(jobs)
+            assert stats["done"] == 200
+        assert len(report(one)) + len(report(other)) == 400
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL])
+def test_a_restarted_worker_goes_on(number: int) -> None:
+    """A worker that is killed and started again gets jobs at once."""
+    endpoint = free_endpoint()
+    began = time.monotonic()
+    with owner(endpoint, total=TOTAL // 3, silent=1000) as jobs:
+        with worker(endpoint, 0.002) as killed:
+            jobs.line_with("some are done")
+            killed.process.send_signal(number)
+        with worker(endpoint, 0.002) as good:
+            jobs.line_with("all are done")
+            report(good)
+        stats = report(jobs)
+    assert stats["done"] == TOTAL // 3
+    assert stats["redelivered"] >= 1
+    assert time.monotonic() - began < 1000

@@ -1,0 +1,167 @@
+"""JSON bodies where msgpack is only the app's default: they are recognised, and remembered for each topic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import msgpack
+import pytest
+
+from tests.pure import Wired, plain
+from zroute import App, DecodeError, Envelope
+from zroute.messages.codecs import JSON
+
+
+@attrs.frozen
+class Quote:
+    bid: int
+
+
+@attrs.frozen
+class Order:
+    id: int
+    note: str = attrs.field(converter=str.strip, default="")  # structured by cattrs
+
+
+def alone(app: App, put: Callable[[Any], None]) -> None:
+    """One handler of a topic."""
+
+    @app.subscribe("a.*")
+    def handle(quote: Quote) -> None:
+        put(quote)
+
+
+def beside_its_type(app: App, put: Callable[[Any], None]) -> None:
+    """A handler beside others of the same type."""
+
+    @app.subscribe("a.*")
+    def other(quote: Quote) -> None: ...
+
+    alone(app, put)
+
+
+def beside_another_type(app: App, put: Callable[[Any], None]) -> None:
+    """A handler beside one of another type, which takes an envelope."""
+
+    @app.subscribe("a.*")
+    def other(quote: Quote | bytes, envelope: Envelope) -> None:
+        assert isinstance(quote, Quote) == (not envelope.body.startswith(b"garbage"))
+
+    alone(app, put)
+
+
+def in_batches(app: App, put: Callable[[Any], None]) -> None:
+    """A handler of batches."""
+
+    @app.subscribe("a.*", batch=1)
+    def handle(quotes: list[Quote]) -> None:
+        for quote in quotes:
+            put(quote)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("add", [alone, beside_its_type, beside_another_type, in_batches])
+def test_json_and_msgpack_of_one_topic_reach_a_typed_handler(add: Any, large: bool) -> None:
+    """Bodies of either codec are decoded in any order, and each handler is called once for each."""
+    app, got = App(), []
+    add(app, got.append)
+    wired = Wired(app)
+    space = b" " * 20_000 if large else b""
+    bodies = [b'{"bid": 1' + space + b"}", msgpack.packb({"bid": 2, "more": space}), b'{"bid": 3}' + space]
+    wired.feed(*(plain("a.x", body=body) for body in [*bodies, b"garbage", *bodies]))
+    assert [quote.bid for quote in got] == [1, 2, 3, 1, 2, 3]
+    assert sum(route.decode_error for route in wired.stats.routes.values()) >= 1 - (add is in_batches)
+
+
+def test_a_class_that_cattrs_structures_is_read_from_json() -> None:
+    """The rule holds for both engines."""
+    app, got = App(), []
+
+    @app.subscribe("o")
+    def handle(order: Order) -> None:
+        got.append(order)
+
+    Wired(app).feed(plain("o", body=b'{"id": 1, "note": " 5"}'), plain("o", body=msgpack.packb({"id": 2})))
+    assert got == [Order(1, "5"), Order(2)]
+
+
+def test_a_topic_that_sends_json_is_remembered() -> None:
+    """Only the first JSON body of a topic raises an exception of the msgpack decoder."""
+    app = App()
+
+    @app.subscribe("a.*")
+    def handle(quote: Quote) -> None: ...
+
+    wired = Wired(app)
+    wired.feed(plain("a.x", body=b'{"bid": 1}'))
+    (entry,) = wired.table._entries._entries.values()
+    assert entry.sends_json
+    wired.feed(plain("a.x", body=b'{"bid": 1}'))
+    remembered = wired.table._entries.plain[b"a.x"]
+    wired.feed(plain("a.x", body=b'{"bid": 1}'), plain("a.x", body=msgpack.packb({"bid": 1})))
+    assert wired.table._entries.plain[b"a.x"] is remembered
+    (stats,) = wired.stats.routes.values()
+    assert stats.handled == 4
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first message", "known topic"])
+def test_the_error_of_a_body_that_is_neither_has_both_reasons(known: bool) -> None:
+    """The codec that the app names comes first, then JSON."""
+    app, errors = App(), []
+
+    @app.subscribe("a")
+    def handle(quote: Quote) -> None: ...
+
+    @app.on_error(DecodeError)
+    def note(error: DecodeError, envelope: Envelope) -> None:
+        errors.append(error.reason)
+
+    Wired(app).feed(*[plain("a", body=b'{"bid": 1}')] * known, plain("a", body=b'{"bid": "x"}'))
+    (reason,) = errors
+    assert reason.startswith("ValidationError: Expected `object`, got `int` (as JSON: ValidationError: Expected `int`")
+    assert "subscribe with codec" not in reason
+
+
+@pytest.mark.parametrize("named", ["app", "route"])
+def test_a_codec_that_the_program_names_is_not_guessed(named: str) -> None:
+    """JSON is refused where the route names msgpack, and msgpack where the app names JSON."""
+    app = App(codec="json" if named == "app" else "msgpack")
+
+    @app.subscribe("a", codec=None if named == "app" else "msgpack")
+    def handle(quote: Quote) -> None: ...
+
+    wired = Wired(app)
+    wired.feed(plain("a", body=msgpack.packb({"bid": 1}) if named == "app" else b'{"bid": 1}'))
+    (stats,) = wired.stats.routes.values()
+    assert (stats.handled, stats.decode_error) == (0, 1)
+
+
+def test_a_deep_json_body_is_refused_before_a_decoder_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the nesting depth holds for JSON that is recognised, in the first message and later."""
+    monkeypatch.setattr("zroute.messages.bodies.sys.getrecursionlimit", lambda: 10**6)
+    app, errors = App(), []
+
+    @app.subscribe("a")
+    def handle(quote: Quote) -> None: ...
+
+    @app.on_error(DecodeError)
+    def note(error: DecodeError, envelope: Envelope) -> None:
+        errors.append(error.reason)
+
+    bomb = plain("a", body=b'{"more": ' + b"[" * 20_000 + b"]" * 20_000 + b"}")
+    Wired(app).feed(bomb, plain("a", body=b'{"bid": 1}'), bomb)
+    assert [reason.count("deeper than 1000") for reason in errors] == [2, 2]
+
+
+def test_bodies_that_only_look_like_json_make_one_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends invalid JSON makes the app compile the decoder of the type once only."""
+    app, made, original = App(), list[str](), type(JSON).decoder
+    monkeypatch.setattr(type(JSON), "decoder", lambda self, kind: (made.append(self.name), original(self, kind))[1])
+
+    @app.subscribe("a.*")
+    def handle(quote: Quote) -> None: ...
+
+    Wired(app).feed(*(plain(f"a.{number % 3}", body=b'{"bid": "x"}') for number in range(9)))
+    assert made.count("json") == 1

@@ -1,0 +1,494 @@
+"""Job queues and handlers of jobs in apps, on virtual time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import pytest
+
+from zroute import App, Envelope, RouteInfo, Routes, Topic, startswith
+from zroute.errors import (
+    DecodeError,
+    DuplicateRouteError,
+    EncodeError,
+    EndpointError,
+    HighWaterMarkError,
+    JobFailedError,
+    NotRunningError,
+    PatternError,
+    Reject,
+    SignatureError,
+    TopicError,
+    UsageError,
+)
+from zroute.stats import JobStats
+from zroute.testing import TestApp, UnfinishedError
+
+JOBS, PUB = "tcp://127.0.0.1:5558", "tcp://127.0.0.1:5556"
+
+
+class Database(dict[str, int]):
+    """A resource."""
+
+
+@attrs.frozen
+class Resize:
+    """A job."""
+
+    path: str
+    size: int = 1
+
+
+def farm(**options: Any) -> tuple[App, Any]:
+    """Return an owner with a queue that puts each message of ``put``."""
+    owner = App(jobs=JOBS, pub=PUB, sub="tcp://127.0.0.1:1", name="owner")
+    queue = owner.job_queue("jobs.{kind}", Resize, **options)
+
+    @owner.subscribe("put.{kind}")
+    async def put(job: Resize, kind: str, envelope: Envelope) -> None:
+        await queue.put(job, kind=kind, headers=envelope.headers or None)
+
+    return owner, queue
+
+
+# -- sharing ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_reaches_a_handler_with_its_parameters() -> None:
+    """Parameters are those of a subscription: body, captures, topic, envelope, resources."""
+    owner, queue = farm()
+    worker, seen = App(work=JOBS), []
+
+    @worker.resource
+    def database() -> Iterator[Database]:
+        yield Database(a=1)
+
+    @worker.work("jobs.{kind}")
+    async def run(job: Resize, kind: str, topic: Topic, envelope: Envelope, db: Database) -> None:
+        seen.append((job, kind, topic, envelope.headers, envelope.body != b"", db))
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.resize", Resize("a.png"), headers={"trace": "7"})
+        assert seen == [(Resize("a.png"), "resize", "jobs.resize", {"trace": "7"}, True, {"a": 1})]
+        assert queue.stats == owner.stats.jobs["jobs.{kind}"] == JobStats(put=1, done=1)
+        assert owner.stats.workers == 1
+        assert worker.stats.routes["run()"].handled == 1
+
+
+@pytest.mark.parametrize("shape", ["thread", "reactor", "async", "asyncio"])
+def test_handlers_of_each_shape_do_jobs(shape: str) -> None:
+    """Plain functions run in threads unless they say otherwise, and async ones on the reactor."""
+    import threading
+
+    worker, seen = App(work=JOBS), []
+
+    def plain(job: int) -> None:
+        seen.append((job, threading.current_thread() is threading.main_thread()))
+
+    async def later(job: int) -> None:
+        seen.append((job, threading.current_thread() is threading.main_thread()))
+
+    if shape in ("thread", "reactor"):
+        worker.work("jobs", thread=None if shape == "thread" else False)(plain)
+    else:
+        worker.work("jobs")(later)
+    with TestApp(worker, reactor="asyncio" if shape == "asyncio" else None) as t:
+        t.put("jobs", *range(20))
+    assert sorted(seen) == [(number, shape != "thread") for number in range(20)]
+
+
+def test_an_app_without_endpoints_does_its_own_jobs() -> None:
+    """A loop inside the process, which also works off its jobs at the stop."""
+    app, seen = App(), []
+    queue = app.job_queue("jobs", int)
+
+    @app.on_startup
+    def begin() -> None:
+        for number in range(3):
+            queue.put_nowait(number)
+
+    @app.work("jobs")
+    async def run(number: int) -> None:
+        seen.append(number)
+        if number == 2:
+            await queue.put(3)
+
+    with TestApp(app):
+        pass
+    assert seen == [0, 1, 2, 3]
+
+
+def test_workers_of_a_process_that_stops_work_off_the_jobs_of_its_owners() -> None:
+    """All apps of a program stop at once, and the jobs of the owner are done first."""
+    owner, worker, seen = App(jobs="tcp://*:5558"), App(work="tcp://localhost:5558"), []
+    queue = owner.job_queue("jobs", int, waiting=5)
+
+    @owner.on_startup
+    def begin() -> None:
+        for number in range(5):
+            queue.put_nowait(number)
+
+    @worker.work("jobs", max_in_flight=1)
+    async def run(number: int) -> None:
+        from twisted.internet.defer import Deferred
+        from twisted.internet.task import deferLater
+
+        waiting: Deferred[None] = deferLater(bed._services[0].reactor, 0.5, lambda: None)
+        await waiting
+        seen.append(number)
+
+    bed = TestApp(worker, owner)
+    with bed:
+        pass
+    assert seen == [0, 1, 2, 3, 4]
+    assert queue.stats == JobStats(put=5, done=5)
+
+
+def test_the_most_specific_handler_gets_the_job() -> None:
+    """A job is done once, even if several patterns match."""
+    worker, seen = App(work=JOBS), []
+    worker.work("jobs.{kind}")(lambda body: seen.append("capture"))
+    worker.work("jobs.resize")(lambda body: seen.append("exact"))
+    worker.work(startswith("jobs"))(lambda body: seen.append("prefix"))
+    with TestApp(worker) as t:
+        for topic in ("jobs.resize", "jobs.crop", "jobs.a.b"):
+            t.put(topic, 1)
+    assert seen == ["exact", "capture", "prefix"]
+
+
+def test_results_are_published_and_middleware_surrounds() -> None:
+    """A handler of jobs is a handler: publishers take its results, and middleware knows its kind."""
+    worker, around = App(work=JOBS, pub=PUB), []
+
+    @worker.middleware
+    def noted(call: Any, route: RouteInfo) -> Any:
+        def inner(message: Any) -> Any:
+            around.append((route.kind, message))
+            return call(message)
+
+        return inner
+
+    @worker.publisher("done.{kind}", str)
+    @worker.work("jobs.{kind}")
+    def run(job: int, kind: str) -> str:
+        return f"{job} {kind}"
+
+    with TestApp(worker) as t:
+        t.put("jobs.resize", 5)
+        assert t.published("done.>") == ["5 resize"]
+    assert around == [("work", 5)]
+
+
+def test_a_list_of_jobs_is_done_or_fails_together() -> None:
+    """A handler with ``batch`` gets lists; each job of a failed one is tried again."""
+    worker, lists = App(work=JOBS), []
+
+    @worker.work("jobs", batch=3, max_in_flight=1)
+    def run(jobs: list[int]) -> None:
+        lists.append(jobs)
+        if len(lists) == 1:
+            raise ValueError("once")
+
+    with TestApp(worker) as t:
+        t.put("jobs", 1, 2, 3, 4, retry=(1,))
+        t.advance(1)
+        assert worker.stats.routes["run()"].handled == 4
+    assert lists[0] == [1, 2, 3]
+    assert sorted(number for each in lists[1:] for number in each) == [1, 2, 3, 4]
+
+
+# -- failures --------------------------------------------------------------------------------------------
+
+
+def test_attempts_delays_and_the_dead_letter() -> None:
+    """A job is tried after each delay; then its body is published with the reason."""
+    owner, queue = farm(retry=(1, 5), dead="dead.{kind}")
+    worker, calls = App(work=JOBS), []
+
+    @worker.work("jobs.{kind}")
+    def run(job: Resize) -> None:
+        calls.append(job)
+        raise OSError("no space left")
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.resize", Resize("a.png"), headers={"trace": "7"})
+        for seconds, number in ((0.9, 1), (0.1, 2), (4.9, 2), (0.1, 3), (100, 3)):
+            t.advance(seconds)
+            assert len(calls) == number
+        (letter,) = t.envelopes("dead.>")
+        assert t.published("dead.resize", Resize) == [Resize("a.png")]
+        assert letter.topic == "dead.resize"
+        assert letter.headers == {
+            "trace": "7",
+            "zr-topic": "jobs.resize",
+            "zr-error": "OSError: no space left",
+            "zr-attempts": 3,
+        }
+        assert queue.stats == JobStats(put=1, failed=1, retried=2, dead=1)
+        assert worker.stats.routes["run()"].handler_error == 3
+
+
+@pytest.mark.parametrize("fault", ["reject", "decode"])
+def test_some_jobs_are_given_up_at_once(fault: str) -> None:
+    """A rejected job and one that can't be read are not tried again."""
+    owner, queue = farm(retry=(1, 5), dead="dead.{kind}")
+    worker = App(work=JOBS)
+
+    def reject(job: Resize) -> None:
+        raise Reject("no such file")
+
+    worker.work("jobs.{kind}")(reject if fault == "reject" else _takes_int)
+    with TestApp(owner, worker) as t:
+        t.publish("put.resize", Resize("a.png"))
+        t.advance(10)
+        (letter,) = t.envelopes("dead.>")
+        expected = "no such file" if fault == "reject" else "DecodeError: "
+        assert letter.headers["zr-error"].startswith(expected)
+        assert letter.headers["zr-attempts"] == 1
+    assert queue.stats.retried == 0
+
+
+def test_a_job_without_a_dead_topic_reaches_on_error_of_its_owner() -> None:
+    """The worker's function gets each error, and the owner's the end of the job."""
+    owner, _ = farm(retry=(1,))
+    worker, at_owner, at_worker = App(work=JOBS), [], []
+
+    @owner.on_error()
+    def given_up(error: Exception, envelope: Envelope, attempts: int) -> None:
+        at_owner.append((error, envelope.topic, attempts))
+
+    @worker.on_error()
+    def failed(error: Exception, envelope: Envelope, route: RouteInfo, attempts: int) -> None:
+        at_worker.append((str(error), envelope.topic, route.kind, attempts))
+
+    @worker.work("jobs.{kind}")
+    async def run(job: Resize) -> None:
+        raise OSError("no")
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.resize", Resize("a.png"))
+        t.advance(1)
+    assert at_worker == [("no", "jobs.resize", "work", 1), ("no", "jobs.resize", "work", 2)]
+    ((error, topic, attempts),) = at_owner
+    assert isinstance(error, JobFailedError)
+    assert (error.reason, error.topic, error.attempts) == ("OSError: no", "jobs.resize", 2)
+    assert (topic, attempts) == ("jobs.resize", 2)
+
+
+def test_a_test_that_puts_a_job_gets_the_error_of_its_last_attempt() -> None:
+    """An earlier attempt raises nothing in the test."""
+    worker, calls = App(work=JOBS), []
+
+    @worker.work("jobs")
+    def run(job: int) -> None:
+        calls.append(job)
+        if job or len(calls) < 2:
+            raise ValueError(f"bad {job}")
+
+    with TestApp(worker) as t:
+        t.put("jobs", 0, retry=(5,))
+        assert len(calls) == 1
+        t.advance(5)
+        assert len(calls) == 2
+        t.put("jobs", 1, retry=(5,))
+        with pytest.raises(ValueError, match="bad 1"):
+            t.advance(5)
+        with pytest.raises(UsageError, match="no app of the test works on this topic"):
+            t.put("other", 1)
+
+
+def test_a_timeout_is_a_failure() -> None:
+    """An async call that takes too long is cancelled, and the job is tried again."""
+    worker, calls = App(work=JOBS), []
+
+    @worker.work("jobs", timeout=2.0)
+    async def run(job: int) -> None:
+        from twisted.internet.defer import Deferred
+
+        calls.append(job)
+        if len(calls) == 1:
+            await Deferred()
+
+    with TestApp(worker) as t:
+        t.put("jobs", 1, retry=(0,))
+        t.advance(2)
+        assert worker.stats.routes["run()"].timed_out == 1
+    assert calls == [1, 1]
+
+
+def test_a_body_that_can_not_be_decoded_is_not_a_call() -> None:
+    """It is counted and logged where it is read."""
+    worker = App(work=JOBS)
+    worker.work("jobs")(_takes_int)
+    with TestApp(worker) as t, pytest.raises(DecodeError):
+        t.put("jobs", "text")
+    assert worker.stats.routes["_takes_int()"].decode_error == 1
+
+
+def _takes_int(job: int) -> None:
+    raise AssertionError("not called")
+
+
+# -- putting ---------------------------------------------------------------------------------------------
+
+
+def test_errors_of_a_put_are_raised_before_anything_is_sent() -> None:
+    """A wrong job, a wrong topic and a large job are errors of the caller."""
+    owner = App(jobs=JOBS)
+    queue = owner.job_queue("jobs.{kind}", Resize, waiting=1)
+    errors: list[Exception] = []
+
+    @owner.on_startup
+    async def put() -> None:
+        wrong: Any = 5
+        for job, captures in ((wrong, {"kind": "a"}), (Resize("a"), {}), (Resize("a"), {"kind": "a.b"})):
+            with pytest.raises((EncodeError, TopicError)) as caught:
+                await queue.put(job, **captures)
+            errors.append(caught.value)
+        with pytest.raises(EncodeError, match="at most 1048576"):
+            await queue.put(Resize("x" * 2_000_000), kind="a")
+        await queue.put(Resize("a"), kind="a")
+        with pytest.raises(HighWaterMarkError, match="no room for a job"):
+            queue.put_nowait(Resize("a"), kind="a")
+
+    with pytest.raises(UnfinishedError, match=r"jobs of .jobs.\{kind\}. that were not done: 1"), TestApp(owner):
+        pass
+    assert "call put(..., kind=…)" in str(errors[1])
+    assert "can't put this job" in str(errors[0])
+
+
+def test_a_queue_of_no_running_app_says_so() -> None:
+    """A put before the start or after the stop is an error."""
+    owner, queue = farm()
+    with pytest.raises(NotRunningError, match="no running app includes this queue"):
+        queue.put_nowait(Resize("a"), kind="a")
+    with TestApp(owner):
+        pass
+    with pytest.raises(NotRunningError):
+        queue.put_nowait(Resize("a"), kind="a")
+
+
+def test_queues_and_handlers_of_a_group_have_its_prefix() -> None:
+    """Jobs, handlers and dead letters of a group are under its prefix."""
+    group, seen = Routes("desk"), []
+    queue = group.job_queue("jobs.{kind}", int, dead="dead.{kind}")
+    group.work("jobs.{kind}")(lambda body, kind: seen.append((body, kind)))
+
+    @group.every(10, initial_delay=1)
+    async def put() -> None:
+        await queue.put(1, kind="a")
+
+    app = App()
+    app.include(group)
+    with TestApp(app) as t:
+        t.advance(1)
+        assert list(app.stats.jobs) == ["desk.jobs.{kind}"]
+    assert seen == [(1, "a")]
+
+
+# -- set-up ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"retry": (1,)}, "only the owner tries a job again"),
+        ({"dead": "dead"}, "only the owner publishes dead letters"),
+        ({"ordered": True}, "jobs have no order"),
+        ({"stale_after": 1.0}, "a job is done however long it has waited"),
+        ({"queue": 5}, "jobs wait at their owner"),
+        ({"copy": True}, "one handler does each job"),
+    ],
+)
+def test_work_refuses_options_that_do_not_fit_jobs(options: Mapping[str, Any], reason: str) -> None:
+    """The error names the option, the reason, and what to do."""
+    with pytest.raises(SignatureError, match=f"work takes no {next(iter(options))}: {reason}"):
+        App(work=JOBS).work("jobs", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"waiting": 0}, "waiting=0: expected a number of jobs"),
+        ({"silent_after": 0}, "silent_after=0: expected a number of seconds"),
+        ({"silent_after": float("inf")}, "silent_after=inf"),
+        ({"retry": 5}, "retry=5: expected a tuple of delays"),
+        ({"dead": "dead.{other}"}, "nothing fills {other}"),
+    ],
+)
+def test_a_job_queue_refuses_options_out_of_range(options: Mapping[str, Any], text: str) -> None:
+    """The error names the option and what was expected."""
+    with pytest.raises(SignatureError, match=text):
+        App(jobs=JOBS).job_queue("jobs.{kind}", int, **options)
+
+
+def test_a_job_queue_refuses_wildcards() -> None:
+    """A job has one topic."""
+    with pytest.raises(PatternError, match="can't have a wildcard"):
+        App(jobs=JOBS).job_queue("jobs.*", int)
+
+
+def test_two_equal_handlers_of_jobs_are_refused() -> None:
+    """A job is given to one handler; a subscription of the same pattern is no duplicate."""
+    app = App(work=JOBS, sub="tcp://127.0.0.1:1")
+    app.work("jobs.{a}")(lambda body: None)
+    app.subscribe("jobs.{a}")(lambda body: None)
+    app.compile()
+    app = App(work=JOBS)
+    app.work("jobs.{a}")(lambda body: None)
+    app.work("jobs.{b}")(lambda message: None)
+    with pytest.raises(DuplicateRouteError, match="only one handler gets a job"):
+        app.compile()
+
+
+def test_two_equal_job_queues_are_refused() -> None:
+    """They would share the name of their counters; the error names both lines."""
+    app = App(jobs=JOBS)
+    app.job_queue("jobs.{a}", int)
+    routes = Routes("jobs")
+    routes.job_queue("{a}", str)
+    app.include(routes)
+    with pytest.raises(
+        DuplicateRouteError, match=r"test_jobs\.py:\d+.*'jobs\.\{a\}' is declared twice.*test_jobs\.py:\d+"
+    ):
+        app.compile()
+
+
+def test_a_side_without_an_endpoint_is_refused() -> None:
+    """The error says which endpoint is missing, and what to write."""
+    app = App(sub="tcp://127.0.0.1:1")
+    app.job_queue("jobs", int)
+    with pytest.raises(EndpointError, match="no endpoint to hand out jobs at: add App\\(jobs="):
+        app.endpoints()
+    app = App(sub="tcp://127.0.0.1:1")
+    app.work("jobs")(_takes_int)
+    with pytest.raises(EndpointError, match="no endpoint to take jobs from: add App\\(work="):
+        app.endpoints()
+    app = App(jobs=JOBS)
+    app.job_queue("jobs", int, dead="dead")
+    with pytest.raises(EndpointError, match="has no endpoint to publish at"):
+        app.endpoints()
+    app = App(jobs=JOBS, pub=PUB, wire="plain")
+    app.job_queue("jobs", int, dead="dead")
+    with pytest.raises(SignatureError, match="needs wire='tracked'"):
+        app.compile()
+
+
+def test_the_last_line_has_the_counters_of_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    """The counters of all queues are added up."""
+    from zroute.runtime.reports import log_counters
+
+    caplog.set_level(logging.INFO)
+    owner, _ = farm()
+    worker = App(work=JOBS, name="worker")
+    worker.work("jobs.{kind}")(lambda body: None)
+    with TestApp(owner, worker) as t:
+        t.publish("put.a", Resize("a"))
+        for service in t._services:
+            log_counters(service)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("jobs_put 1, jobs_done 1, jobs_failed 0" in line for line in lines)
+    assert any(line.startswith("worker: handled 1, failed 0") for line in lines)

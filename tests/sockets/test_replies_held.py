@@ -1,0 +1,113 @@
+"""Replies that a server holds for clients whose queues are full: their limits, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import zmq
+from twisted.internet.defer import Deferred
+
+from tests.running import reactor
+from zroute.options import REPLIES_HELD, REPLIES_HELD_BYTES, REPLIES_HELD_TOTAL
+from zroute.sockets.requests import _ReplySocket
+from zroute.stats import Stats
+
+
+class Server(_ReplySocket):
+    """A socket whose clients are the test's: `full` has the clients without room, `gone` those that have left."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.stats = Stats()
+        self.full, self.gone = set[bytes](), set[bytes]()
+        self.sent: list[bytes] = []
+        super().__init__(reactor, self.stats, lambda asked: None, context, {})
+
+    def try_send_bytes(self, parts: Sequence[bytes]) -> bool:
+        """Send to the clients of the test."""
+        if parts[0] in self.gone:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        if parts[0] in self.full:
+            return False
+        self.sent.append(parts[0])
+        return True
+
+    def answer(self, client: bytes, body: bytes = b"") -> bool | Deferred[None]:
+        """Send a reply, or hold it."""
+        return self.listener.send((client, b"", body))  # type: ignore[return-value]
+
+    def try_again(self) -> None:
+        """Send what is held, before its time."""
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._send_held()
+
+    def held_bytes(self) -> int:
+        """Return the bytes of all replies that are held."""
+        found = sum(sum(map(len, parts)) for held in self._held.values() for parts, _ in held.replies)
+        assert found == self._held_size == sum(held.size for held in self._held.values())
+        return found
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Return a server."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = Server(context)
+    yield made
+    made.close(0)
+    context.term()
+
+
+@pytest.mark.parametrize("size", [0, 100_000, REPLIES_HELD_BYTES - 10, REPLIES_HELD_BYTES * 2])
+def test_the_replies_of_one_client_are_bounded(server: Server, size: int) -> None:
+    """In number and in bytes, but one of any size is held; the others are counted, and other clients have room."""
+    body, server.full = bytes(size), {b"a", b"b"}
+    results = [server.answer(b"a", body) for _ in range(REPLIES_HELD + 1)]
+    held = max(1, min(REPLIES_HELD, REPLIES_HELD_BYTES // (size + 1)))
+    assert [each is not False for each in results] == [True] * held + [False] * (REPLIES_HELD + 1 - held)
+    assert server.stats.replies_undelivered == REPLIES_HELD + 1 - held
+    assert server.answer(b"b")
+    assert server.held_bytes() == held * (size + 1) + 1
+    server.full.clear()
+    server.try_again()
+    assert sorted(server.sent) == [b"a"] * held + [b"b"]
+    assert server.held_bytes() == 0
+    assert server.answer(b"a") is True
+
+
+def test_the_replies_of_all_clients_are_bounded(server: Server) -> None:
+    """Many clients that do not read can't fill the memory; one that reads is not affected."""
+    body, clients = bytes(REPLIES_HELD_BYTES // 4), [b"%d" % number for number in range(100)]
+    server.full = set(clients)
+    for client in clients * 2:
+        server.answer(client, body)
+    held = server.held_bytes()
+    assert REPLIES_HELD_TOTAL - REPLIES_HELD_BYTES < held <= REPLIES_HELD_TOTAL
+    assert server.stats.replies_undelivered == 200 - held // len(body)
+    assert server.answer(b"reads", body) is True
+    server.gone, lost = set(clients), server.stats.replies_undelivered
+    server.try_again()
+    assert (server.held_bytes(), server.stats.replies_undelivered - lost) == (0, held // len(body))
+
+
+@pytest.mark.parametrize("first", ["sent", "gone"])
+@pytest.mark.parametrize("by", ["timer", "close"])
+def test_a_handler_may_close_the_socket_when_its_reply_is_sent(server: Server, first: str, by: str) -> None:
+    """Each reply counts once, whether the stop or the timer sends what is held."""
+    server.full = {b"a", b"b"}
+    for client in (b"a", b"a", b"b"):
+        room = server.answer(client)
+        assert isinstance(room, Deferred)
+        room.addCallback(lambda _: server.close(0))
+    server.full = {b"b"}
+    if first == "gone":
+        server.gone = {b"a"}
+    if by == "timer":
+        server.try_again()
+    else:
+        server.close(0)
+    assert server.closed
+    assert server.held_bytes() == 0
+    assert len(server.sent) + server.stats.replies_undelivered == 3
+    assert server.stats.replies_undelivered == (3 if first == "gone" else 2)

@@ -1,0 +1,182 @@
+"""The client behind ``zroute request``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import click
+import zmq
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from zroute.cli.listening import say, while_read
+from zroute.cli.options import reachable
+from zroute.cli.showing import Body, decoded, one_line
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError, NoServerError, RequestError, RequestTimeoutError
+from zroute.logs import set_up_logging
+from zroute.messages.codecs import BUILTIN, MSGPACK, Codecs
+from zroute.options import MAX_MESSAGE, SocketOptions, frame_limit
+from zroute.requests.client import Client
+from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED, EXIT_TIMED_OUT
+from zroute.runtime.runner import install_reactor
+from zroute.runtime.signals import StopSignals, run_reactor
+from zroute.sockets.reqrep import Server
+from zroute.sockets.router_dealer import DealerConnection
+from zroute.stats import Stats
+
+__all__ = ["Question", "ask"]
+
+_MAX_REPLY = 16 * MAX_MESSAGE
+"""Bytes of the largest reply. It exceeds the default of an app, because apps may raise their limit."""
+
+_LINGER = 1000
+"""Milliseconds in which a cancellation is sent to the server."""
+
+
+@attrs.frozen
+class Question:
+    """A request of the command.
+
+    Attributes:
+        topic: The topic.
+        codec: The name of the codec of the body.
+        body: The encoded body.
+        headers: The headers.
+        timeout: The seconds to wait for the reply, or for each reply of a stream.
+        stream: True to ask for a stream.
+        tracked: False to send the topic and the body without a header.
+    """
+
+    topic: bytes
+    codec: str
+    body: bytes
+    headers: dict[str, str]
+    timeout: float
+    stream: bool
+    tracked: bool
+
+
+def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> int:
+    """Send a request, and show its replies.
+
+    A signal n cancels the request at the server. A second one ends the process at once.
+
+    Args:
+        endpoint: The endpoint to connect or bind.
+        question: The request.
+        show: Prints a reply.
+
+    Returns:
+        0 after the reply or the end of the stream. 1 if the server refused the request, failed or disconnected; the
+        reason was printed. 5 if the endpoint can't be opened. 124 if no reply arrived in time. 128 + n after the
+        signal n.
+
+    Raises:
+        EncodeError: The headers are too large.
+    """
+    set_up_logging("warning", "auto")
+    asking = _Asking(install_reactor(None), endpoint, question, show)
+    run_reactor(asking.reactor, asking.on_signal, asking.start)
+    asking.context.term()
+    if asking.failure is not None:
+        with while_read():
+            asking.failure.raiseException()
+    return asking.code
+
+
+class _Asking:
+    """The state of one call of `ask`."""
+
+    def __init__(self, reactor: Any, endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> None:
+        self.reactor = reactor
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.code = 0
+        self.failure: Failure | None = None
+        self._endpoint = endpoint
+        self._question = question
+        self._show = show
+        self._signals = StopSignals(lambda: reactor.callFromThread(self._stop), lambda number: os._exit(128 + number))
+        self._work: Deferred[None] = Deferred()
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """Cancel the request at the first signal."""
+        if not self._signals.arrived:
+            self.code = 128 + number
+        self._signals(number, frame)
+
+    def start(self) -> None:
+        """Send the request, in the running reactor, and stop the reactor at its end."""
+        self._work = Deferred.fromCoroutine(self._run())
+        self._work.addErrback(self._failed)
+        self._work.addCallback(lambda _: self.reactor.stop())
+
+    def _stop(self) -> None:
+        if not self._work.called:
+            self._work.cancel()
+
+    def _failed(self, failure: Failure) -> None:
+        if not isinstance(failure.value, CancelledError):  # a signal cancels the request
+            self.failure = failure
+
+    async def _run(self) -> None:
+        client = Client(
+            self.reactor,
+            Stats(),
+            "zroute request",
+            Codecs(MSGPACK, {}),
+            max_message=MAX_MESSAGE,
+            clock_ns=time.time_ns,
+            later=self.reactor.callFromThread,
+            is_plain=not self._question.tracked,
+        )
+        try:
+            endpoint = reachable(self._endpoint)
+            limit: SocketOptions = {"maxmsgsize": frame_limit(_MAX_REPLY)}
+            server = Server(self.reactor, client.queue, endpoint, (), self.context, limit, _describe)
+        except EndpointError as error:
+            say(str(error))
+            self.code = EXIT_ENDPOINT
+            return
+        if endpoint.bind:
+            say(f"bound to {server.address}, waits for a server")
+            if endpoint.resolved(server.address).is_open:
+                say(f"{server.address} is open to the network, without authentication")
+        try:
+            await self._ask(client)
+        except (NoServerError, RequestTimeoutError) as error:
+            what = "no server was connected" if isinstance(error, NoServerError) else "no reply arrived"
+            say(f"{what} within {self._question.timeout:g} s ({server.address})")
+            self.code = EXIT_TIMED_OUT
+        except RequestError as error:
+            say(one_line(str(error) if error.code is None else f"{error.code}: {error.reason}"))
+            self.code = EXIT_FAILED
+        finally:
+            with suppress(Exception):
+                client.close()
+            server.close(_LINGER)
+
+    async def _ask(self, client: Client) -> None:
+        question = self._question
+        given = question.topic, BUILTIN[question.codec].number, question.body, question.headers, _decode
+        if not question.stream:
+            self._show(await client.ask(*given, question.timeout).value())
+            return
+        async with client.stream(*given, question.timeout) as replies:
+            async for reply in replies:
+                self._show(reply)
+
+
+def _decode(number: int, body: bytes) -> Body:
+    return decoded(body, number)
+
+
+def _describe(connection: DealerConnection) -> None:
+    """Let the log lines of the socket name the command and its argument."""
+    connection.log.name = click.get_current_context().command_path
+    connection.endpoint_option, connection.size_option = "ENDPOINT", None

@@ -1,0 +1,138 @@
+"""``zroute proxy``: forward from many publishers to many subscribers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from zroute.cli.options import EndpointType
+from zroute.endpoints import Endpoint
+from zroute.logs import FORMATS, LEVELS, set_up_logging
+from zroute.options import MAX_MESSAGE, SENT_MAX
+from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
+
+if TYPE_CHECKING:
+    from zroute.sockets.proxy import Proxy
+
+__all__ = ["command"]
+
+_log = logging.getLogger("zroute")
+
+
+@click.command("proxy")
+@click.argument("front", type=EndpointType(bind=True))
+@click.argument("back", type=EndpointType(bind=True))
+@click.option(
+    "--max-message",
+    type=click.IntRange(1, 2_000_000_000),
+    default=MAX_MESSAGE,
+    show_default=True,
+    metavar="BYTES",
+    help="Cut publishers that send larger bodies; as Limits(max_message=…) of the apps.",
+)
+@click.option(
+    "--send-queue",
+    type=click.IntRange(1, 1_000_000),
+    default=SENT_MAX,
+    show_default=True,
+    metavar="N",
+    help="Messages that wait for each subscriber; the proxy drops further ones.",
+)
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
+def command(
+    front: Endpoint, back: Endpoint, max_message: int, send_queue: int, log_level: str, log_format: str
+) -> None:
+    """Forward messages from many publishers to many subscribers, until a signal.
+
+    Publishers connect to FRONT, with App(pub="connect:tcp://…"). Subscribers connect to BACK, with
+    App(sub="tcp://…"). The proxy binds both, and connects to an endpoint that begins with connect:, for
+    example to the BACK of another proxy.
+
+    zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
+    """
+    if front.address == back.address and "*" not in front.address:
+        raise click.UsageError(f"FRONT and BACK are both {front.address}: publishers and subscribers need one each")
+    from zroute.runtime.runner import install_reactor
+    from zroute.runtime.signals import StopSignals, run_reactor
+
+    set_up_logging(log_level, log_format)
+    reactor = install_reactor(None)
+    forwarding = _Forwarding(reactor, click.get_current_context().command_path)
+    signals = StopSignals(lambda: reactor.callFromThread(forwarding.stop), lambda number: os._exit(128 + number))
+    run_reactor(reactor, signals, forwarding.start, (front, back), max_message, send_queue)
+    raise SystemExit(forwarding.code)
+
+
+class _Forwarding:
+    """The run of a proxy. ``name`` is the first word of its log lines."""
+
+    def __init__(self, reactor: Any, name: str) -> None:
+        self.code = 0
+        self._reactor = reactor
+        self._name = name
+        self._proxy: Proxy | None = None
+
+    def start(self, endpoints: tuple[Endpoint, Endpoint], max_message: int, send_queue: int) -> None:
+        """Open the sockets and forward, in the running reactor."""
+        from zroute.errors import EndpointError
+        from zroute.sockets.proxy import Proxy
+
+        proxy = self._proxy = Proxy(
+            self._reactor, self._name, self._failed, max_message=max_message, send_queue=send_queue
+        )
+        for end, side in ((proxy.front, "FRONT"), (proxy.back, "BACK")):
+            end.endpoint_option = side
+            if _log.isEnabledFor(logging.DEBUG):
+                end.watch(partial(_log.debug, "%s: %s %s", self._name, side))
+        proxy.front.size_option, proxy.back.size_option = f"--max-message {max_message}", None
+        try:
+            for endpoint in endpoints:
+                _check(endpoint)
+            addresses = proxy.open(*endpoints)
+        except EndpointError as error:
+            _log.error("%s", error)
+            self._end(EXIT_ENDPOINT)
+            return
+        for endpoint, resolved, whom in zip(endpoints, addresses, ("publishers", "subscribers"), strict=True):
+            how = "bound to" if endpoint.bind else "connects to"
+            _log.info("%s: for %s, %s %s", self._name, whom, how, resolved)
+            if endpoint.resolved(resolved).is_open:
+                _log.warning("%s: %s is open to the network, without authentication", self._name, resolved)
+        proxy.start()
+
+    def stop(self) -> None:
+        """Send what is queued, log the counters, and stop the reactor."""
+        proxy = self._end(0)
+        if proxy is not None:
+            facts = attrs.asdict(proxy.forwarded)
+            text = ", ".join(f"{name} {number}" for name, number in facts.items())
+            _log.info("%s: %s", self._name, text, extra={"app": self._name, **facts})
+
+    def _failed(self, error: BaseException) -> None:
+        _log.error("%s: libzmq's proxy has ended: %s", self._name, error)
+        self._end(EXIT_FAILED)
+
+    def _end(self, code: int) -> Proxy | None:
+        """Close the proxy, then stop the reactor; return the proxy if it was open."""
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            self.code = code
+            proxy.close().addBoth(lambda _: self._reactor.stop())
+        return proxy
+
+
+def _check(endpoint: Endpoint) -> None:
+    """Raise EndpointError for an endpoint inside another process."""
+    if endpoint.address.startswith("inproc:"):
+        from zroute.errors import EndpointError
+
+        raise EndpointError(
+            f"{endpoint.address} can only be reached inside its own process: use tcp:// or ipc://",
+            endpoint=str(endpoint),
+        )

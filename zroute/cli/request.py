@@ -1,0 +1,95 @@
+"""``zroute request``: send a request from the shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from zroute.cli.input import CODECS, encoder, parse_headers, read_body
+from zroute.cli.options import DURATION, EndpointType, separator_option
+from zroute.cli.showing import Body, as_text, coloured, one_line
+from zroute.endpoints import Endpoint
+from zroute.errors import EncodeError, TopicError
+from zroute.logs import has_colors
+from zroute.messages.topics import topic_bytes
+
+__all__ = ["command"]
+
+_WIRES = ("tracked", "plain")
+
+
+@click.command("request")
+@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("topic")
+@click.argument("body", required=False)
+@click.option(
+    "--timeout",
+    type=DURATION,
+    default=10.0,
+    show_default=True,
+    help="How long to wait for the reply, or for each reply of a stream.",
+)
+@click.option("--stream", is_flag=True, help="Ask a handler that yields replies; print one per line.")
+@click.option("--codec", type=click.Choice(CODECS), default="json", show_default=True)
+@click.option(
+    "--wire", type=click.Choice(_WIRES), default="tracked", show_default=True, help="plain: send only TOPIC and BODY."
+)
+@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@separator_option(what="TOPIC", expose_value=True)
+def command(
+    endpoint: Endpoint,
+    topic: str,
+    body: str | None,
+    timeout: float,
+    stream: bool,
+    codec: str,
+    wire: str,
+    headers: tuple[str, ...],
+    separator: str,
+) -> None:
+    """Send a request with BODY to TOPIC, and print the reply.
+
+    Connects to ENDPOINT, or binds it if it begins with bind:. BODY is JSON text; with --codec text or raw it is sent
+    unchanged. If it is -, the body is read from standard input. Without BODY, the request has an empty body.
+
+    The exit code is 1 if the server refused the request, failed or disconnected, and 124 if no reply arrived in time.
+    """
+    if wire == "plain" and (headers or stream):
+        raise click.UsageError(f"--{'header' if headers else 'stream'} needs the tracked wire: omit --wire plain")
+    where = "standard input" if body == "-" else "BODY"
+    try:
+        name = topic_bytes(topic, separator)
+        fields = parse_headers(headers)
+        given = b"" if body is None else encoder(codec)(read_body(body), where)
+
+        from zroute.cli.asking import Question, ask
+
+        question = Question(name, "raw" if body is None else codec, given, fields, timeout, stream, wire == "tracked")
+        raise SystemExit(ask(endpoint, question, _shower()))
+    except (TopicError, EncodeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _shower() -> Callable[[Body], None]:
+    """Return a function that prints a reply, in colours on a terminal.
+
+    Each line is flushed, so a program that reads it does not wait.
+    """
+    if has_colors(sys.stdout):
+        from rich.console import Console
+
+        console = Console(highlight=False)
+
+        def show(body: Body) -> None:
+            text = coloured(body, as_text(body.value))
+            console.print(text.append(_fault(body), "red"), soft_wrap=True)
+
+        return show
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # JSON is UTF-8
+    return lambda body: print(as_text(body.value) + _fault(body), flush=True)
+
+
+def _fault(body: Body) -> str:
+    return f" ({one_line(body.fault)})" if body.fault else ""

@@ -1,0 +1,687 @@
+"""The owner of jobs: keeps them until a worker has done them.
+
+A job is in one of four states. It waits for a worker; it is in flight, which means that a worker has it; it waits for
+its next attempt; or it has ended. Only a report that it is done, or the failure of its last attempt, ends it. If its
+worker ends, falls silent or gives it back, it waits again, before all others.
+
+This module uses no socket: the messages of workers are passed to `JobOwner.received`, and a function that sends is an
+argument. Peers may send any bytes: their number, sizes and texts are bounded, and texts are escaped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import count
+from struct import Struct
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+
+from zroute.awaiting import as_awaitable
+from zroute.clock import Clock
+from zroute.errors import EnvelopeError, HighWaterMarkError, NotRunningError, UnknownPeerError
+from zroute.jobs.scheduler import Lane, Scheduler
+from zroute.logs import printable
+from zroute.messages.jobs import (
+    ACCEPTED,
+    ALIVE,
+    CHANGED,
+    DONE,
+    FAILED,
+    GIVEN_BACK,
+    JOB,
+    OFFER,
+    REJECTED,
+    STOPPED,
+    UNKNOWN,
+    pack_job_meta,
+    pack_terms,
+    parse_offer,
+    parse_report,
+    with_attempt,
+)
+from zroute.messages.topics import Topic
+from zroute.options import JOB_LOSSES, JOBS_WAITING, MAX_WORKERS, SILENT_AFTER
+from zroute.publishing.publication import DONE as SENT
+from zroute.stats import JobStats
+from zroute.throttle import ThrottledLog
+
+__all__ = ["Job", "JobOwner", "OwnedQueue", "Settings"]
+
+_NUMBER = Struct(">QQ")  # the run; queue and number of the job
+_QUEUE_SHIFT = 48
+_ALIVE_SECONDS = 1.0  # the longest time between two signs of life
+_NO_WORKER_SECONDS = 3.0
+_REPORTS = (DONE, FAILED, REJECTED, GIVEN_BACK)
+
+
+@attrs.frozen
+class Settings:
+    """The options of a queue of jobs.
+
+    Attributes:
+        name: The pattern of the jobs, for errors and logs.
+        where: The line of its declaration.
+        retry: The seconds before each further attempt after a failure.
+        waiting: The number of jobs that may wait.
+        silent_after: The seconds without a sign of life after which a worker loses its jobs. The smallest value of all
+            queues counts for all workers.
+    """
+
+    name: str
+    where: str = ""
+    retry: Sequence[float] = ()
+    waiting: int = JOBS_WAITING
+    silent_after: float = SILENT_AFTER
+
+
+class Job:
+    """A job of an owner.
+
+    ``attempt`` is the number of the current attempt, from 1. ``losses`` counts the workers that had it and ended.
+    ``was_lost`` is True if a worker that was lost had it, and may still report that it is done. ``lane`` is the lane of
+    the worker that has it. ``reason`` is the text of its last failure. ``timer`` is set while it waits for its next
+    attempt.
+    """
+
+    __slots__ = (
+        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "order", "queue",
+        "reason", "timer", "topic", "was_lost",
+    )  # fmt: skip
+
+    def __init__(self, queue: OwnedQueue, topic: bytes, codec: int, body: bytes, meta: bytes) -> None:
+        self.queue = queue
+        self.id = b""
+        self.topic = topic
+        self.codec = codec
+        self.body = body
+        self.meta = meta
+        self.attempt = 1
+        self.losses = 0
+        self.order = 0
+        self.reason = ""
+        self.ended = self.was_lost = False
+        self.lane: Lane | None = None
+        self.timer: Any = None
+
+
+GivenUp = Callable[[Job, str], object]
+"""A function that is called with a job that failed for the last time, and the reason."""
+
+
+@attrs.define(eq=False)
+class OwnedQueue:
+    """The jobs of one declaration.
+
+    `put` and `put_nowait` take encoded messages.
+    ``stats`` are the counters, and ``putting`` are the jobs that wait for room.
+    """
+
+    _owner: JobOwner
+    settings: Settings
+    given_up: GivenUp
+    numbers: count[int]
+    stats: JobStats = attrs.field(factory=JobStats)
+    putting: deque[tuple[Job, Deferred[None]]] = attrs.field(factory=deque)
+
+    def put(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None = None) -> Awaitable[None]:
+        """Add a job, now or when there is room.
+
+        Returns:
+            An awaitable that is done when the job was added. If it is cancelled before, the job is not added.
+
+        Raises:
+            EncodeError: The headers are invalid.
+            NotRunningError: The owner has stopped.
+        """
+        return self._owner.put(self, self._made(topic, codec, body, headers))
+
+    def put_nowait(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None = None) -> None:
+        """Add a job if there is room.
+
+        Raise HighWaterMarkError if there is none. Other errors are those of `put`.
+        """
+        if self.full:
+            raise HighWaterMarkError(
+                f"no room for a job: {self.settings.name!r} is full, with {self.stats.waiting} waiting jobs; await "
+                "put(), start more workers, or increase waiting="
+            )
+        self._owner.put(self, self._made(topic, codec, body, headers))
+
+    @property
+    def full(self) -> bool:
+        """True if a job has to wait for room."""
+        return self.stats.waiting >= self.settings.waiting or bool(self.putting)
+
+    def _made(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Job:
+        return Job(self, topic, codec, body, pack_job_meta(codec, 1, headers))
+
+
+class _Worker:
+    """A connected worker: its lanes, and its unfinished jobs by id."""
+
+    __slots__ = ("heard", "id", "jobs", "kind", "lanes", "quiet", "told")
+
+    def __init__(self, id: bytes) -> None:
+        self.id = id
+        self.lanes: tuple[Lane, ...] = ()
+        self.kind: tuple[Any, ...] = ()
+        self.jobs: dict[bytes, Job] = {}
+        self.quiet = 0.0
+        self.heard = self.told = True
+
+
+class JobOwner:
+    """The jobs and the workers of one owner.
+
+    Args:
+        clock: The reactor's clock.
+        send: Sends the parts of a message to the worker with an identity. It raises UnknownPeerError or
+            HighWaterMarkError if that is impossible.
+        reports: The log.
+        name: The name of the app, for the log.
+
+    Attributes:
+        malformed: The number of malformed messages.
+        unknown: The number of reports for jobs of other runs, or of jobs that the worker never had.
+        workers_changed: A function that is called with the number of workers when it has changed.
+    """
+
+    def __init__(
+        self, clock: Clock, send: Callable[[bytes, Sequence[bytes]], object], reports: ThrottledLog, name: str
+    ) -> None:
+        self._clock = clock
+        self._send = send
+        self._reports = reports
+        self._name = name
+        self._run = int.from_bytes(os.urandom(8))
+        self._queues: list[OwnedQueue] = []
+        self._jobs: dict[bytes, Job] = {}
+        self._workers: dict[bytes, _Worker] = {}
+        self._scheduler: Scheduler[Job] = Scheduler()
+        self._orders = count()
+        self._unserved: dict[bytes, float] = {}
+        self._answered: set[bytes] = set()
+        self._idle: list[Deferred[None]] = []
+        self._timer: Any = None
+        self._ticked = 0.0
+        self._stopping = self._closed = False
+        self.malformed = self.unknown = 0
+        self.workers_changed: Callable[[int], object] = lambda number: None
+
+    # -- jobs ------------------------------------------------------------------------------------------------
+
+    def add(self, settings: Settings, given_up: GivenUp) -> OwnedQueue:
+        """Add a queue.
+
+        ``given_up`` is called with each job that failed for the last time.
+        """
+        number = len(self._queues) << _QUEUE_SHIFT
+        queue = OwnedQueue(self, settings, given_up, count(number))
+        self._queues.append(queue)
+        return queue
+
+    def put(self, queue: OwnedQueue, job: Job) -> Awaitable[None]:
+        """Add a job; see `OwnedQueue.put`."""
+        if self._closed:
+            raise NotRunningError(f"cannot put a job of {queue.settings.name!r}: the app has stopped")
+        if not queue.full:
+            self._admit(queue, job)
+            self._send_ready()
+            return SENT
+
+        def give_up(_: Deferred[None]) -> None:
+            queue.putting.remove(entry)
+            self._tell_idle()
+
+        put: Deferred[None] = Deferred(give_up)
+        entry = job, put
+        queue.putting.append(entry)
+        return as_awaitable(put)
+
+    def _admit(self, queue: OwnedQueue, job: Job) -> None:
+        job.id = _NUMBER.pack(self._run, next(queue.numbers))
+        job.order = next(self._orders)
+        self._jobs[job.id] = job
+        stats = queue.stats
+        stats.put += 1
+        stats.waiting += 1
+        self._scheduler.put(job)
+
+    def _admit_waiting(self, queue: OwnedQueue) -> None:
+        """Add the jobs that have waited for room."""
+        putting, stats, most = queue.putting, queue.stats, queue.settings.waiting
+        while putting and stats.waiting < most:
+            job, put = putting.popleft()
+            self._admit(queue, job)
+            put.callback(None)  # before any other call: it can't be cancelled from now on
+            self._send_ready()
+
+    def _send_ready(self) -> None:
+        """Send all jobs for which a lane has credit."""
+        take = self._scheduler.take
+        while (taken := take()) is not None:
+            job, lane = taken
+            worker: _Worker = lane.owner
+            stats = job.queue.stats
+            stats.waiting -= 1
+            stats.in_flight += 1
+            worker.jobs[job.id] = job
+            worker.told = True
+            try:
+                self._send(worker.id, (JOB, job.id, job.topic, job.body, job.meta))
+            except (UnknownPeerError, HighWaterMarkError) as error:
+                self._lose(worker, _reason(error))
+
+    def unserved(self) -> Iterator[tuple[bytes, int]]:
+        """Yield topics of jobs that no worker accepts, with their number."""
+        return self._scheduler.unserved()
+
+    # -- messages of workers ---------------------------------------------------------------------------------
+
+    def received(self, id: bytes, parts: Sequence[bytes]) -> None:
+        """Process a message from the worker with the identity ``id``.
+
+        Raises:
+            EnvelopeError: It is malformed.
+        """
+        worker = self._workers.get(id)
+        if worker is None:
+            self._stranger(id, parts)
+            return
+        worker.heard = True
+        kind = parts[0]
+        if kind == DONE and len(parts) == 2 and (job := worker.jobs.pop(parts[1], None)) is not None:
+            queue = job.queue
+            self._leave(job)
+            if job.ended:
+                queue.stats.done_twice += 1
+            else:
+                queue.stats.in_flight -= 1
+                self._end(job, "done")
+            self._send_ready()
+            if queue.putting:
+                self._admit_waiting(queue)
+        elif kind in _REPORTS:
+            self._report(worker, kind, *self._checked(parse_report, parts))
+        elif kind == CHANGED:
+            self._offer(worker, parts)
+        elif kind == OFFER:  # another process with the same identity, or the same one after it has lost its jobs
+            self._checked(parse_offer, parts)
+            self._lose(worker, "has begun again", counts=False)
+            self._join(id, parts)
+        elif kind != ALIVE or len(parts) != 1:
+            self.malformed += 1
+            raise EnvelopeError("a message of an unknown kind")
+
+    def _checked(self, parse: Callable[[Sequence[bytes]], Any], parts: Sequence[bytes]) -> Any:
+        try:
+            return parse(parts)
+        except EnvelopeError:
+            self.malformed += 1
+            raise
+
+    def _stranger(self, id: bytes, parts: Sequence[bytes]) -> None:
+        """Process a message of a worker that has made no offer, or has lost its jobs.
+
+        A worker that wakes up sends many reports at once. One answer is enough until it offers, or until the next
+        tick.
+        """
+        if parts[0] == OFFER:
+            self._answered.discard(id)
+            self._join(id, parts)
+            return
+        if parts[0] in _REPORTS:
+            job_id, _ = self._checked(parse_report, parts)
+            if parts[0] == DONE:
+                self._late(job_id)
+                self._settle()
+        if id not in self._answered:
+            self._answered.add(id)
+            self._try(id, (UNKNOWN,))
+
+    def _join(self, id: bytes, parts: Sequence[bytes]) -> None:
+        if len(self._workers) >= MAX_WORKERS:
+            text = "%s: a worker was refused: there are %d workers already"
+            self._say("workers", "refused workers", logging.WARNING, text, self._name, MAX_WORKERS)
+            return
+        worker = _Worker(id)
+        self._workers[id] = worker
+        try:
+            self._offer(worker, parts)
+        except EnvelopeError:
+            self._workers.pop(id, None)
+            raise
+        self.workers_changed(len(self._workers))
+
+    def _offer(self, worker: _Worker, parts: Sequence[bytes]) -> None:
+        """Replace the lanes of a worker."""
+        offered = self._checked(parse_offer, parts)
+        kind = tuple(each.patterns for each in offered)
+        if kind == worker.kind:
+            for lane, each in zip(worker.lanes, offered, strict=True):
+                lane.limit = each.credits
+                self._scheduler.freed(lane)
+        else:
+            self._scheduler.close(worker.lanes)
+            worker.kind, worker.lanes = kind, self._scheduler.open(worker, offered)
+            for job in worker.jobs.values():  # they remain unfinished
+                job.lane = self._scheduler.lane_for(job.topic, worker, worker.lanes)
+                job.lane.unfinished += 1
+        if self._try(worker.id, (ACCEPTED, pack_terms(self._silent_after))):
+            self._settle()
+
+    def _report(self, worker: _Worker, kind: bytes, id: bytes, text: str) -> None:
+        """Process a report about a job, other than the usual one that it is done."""
+        job = worker.jobs.pop(id, None)
+        if job is None:
+            if kind == DONE:
+                self._late(id)
+                self._settle()
+            else:
+                self.unknown += 1
+            return
+        self._leave(job)
+        if not job.ended:
+            stats = job.queue.stats
+            stats.in_flight -= 1
+            if kind == GIVEN_BACK:
+                stats.given_back += 1
+                self._again(job)
+            else:
+                self._failed(job, text, rejected=kind == REJECTED)
+        self._send_ready()
+        if job.queue.putting:
+            self._admit_waiting(job.queue)
+
+    def _late(self, id: bytes) -> None:
+        """Process a report that a job is done, of a worker that does not have it."""
+        job = self._jobs.get(id)
+        if job is None:
+            run, number = _NUMBER.unpack(id)
+            index = number >> _QUEUE_SHIFT
+            if run != self._run or index >= len(self._queues) or not self._was_put(self._queues[index], number):
+                self.unknown += 1
+            else:
+                self._queues[index].stats.done_twice += 1
+        elif not job.was_lost:
+            self.unknown += 1
+        else:
+            self._withdraw(job)
+            self._end(job, "done")
+
+    def _was_put(self, queue: OwnedQueue, number: int) -> bool:
+        return number & (1 << _QUEUE_SHIFT) - 1 < queue.stats.put
+
+    # -- the ends of jobs ------------------------------------------------------------------------------------
+
+    def _leave(self, job: Job) -> None:
+        """Note that the worker of a job does not have it any more."""
+        lane, job.lane = job.lane, None
+        if lane is not None:
+            lane.unfinished -= 1
+            self._scheduler.freed(lane)
+
+    def _withdraw(self, job: Job) -> None:
+        """Take an unfinished job from where it is.
+
+        If another worker has it, that worker keeps its lane until it reports.
+        """
+        stats = job.queue.stats
+        if job.lane is not None:
+            stats.in_flight -= 1
+            return
+        stats.waiting -= 1
+        if job.timer is not None:
+            job.timer.cancel()
+            job.timer = None
+        else:
+            self._scheduler.remove(job)
+
+    def _end(self, job: Job, counter: str) -> None:
+        """Count a job as ``counter``, and forget it.
+
+        A stop goes on later: it must not begin inside the calls that end the last job.
+        """
+        stats = job.queue.stats
+        if counter == "done":
+            stats.done += 1
+        else:
+            stats.failed += 1
+        job.ended = True
+        self._jobs.pop(job.id, None)
+        if self._idle and not self._jobs:
+            self._clock.callLater(0, self._tell_idle)
+
+    def _again(self, job: Job) -> None:
+        """Let a job wait for another worker, before all others."""
+        job.queue.stats.waiting += 1
+        self._scheduler.put_back((job,))
+
+    def _failed(self, job: Job, text: str, *, rejected: bool = False) -> None:
+        """Plan the next attempt of a job that has failed, or give it up."""
+        retry = job.queue.settings.retry
+        if rejected or job.attempt > len(retry) or self._stopping:
+            self._give_up(job, text, logging.WARNING if rejected else logging.ERROR)
+            return
+        job.reason, delay = text, retry[job.attempt - 1]
+        self._say_failed(job, text, logging.WARNING, f"; the next attempt in {delay:g} s")
+        job.queue.stats.waiting += 1
+        job.timer = self._clock.callLater(delay, self._retry, job)
+
+    def _retry(self, job: Job) -> None:
+        job.timer = None
+        job.attempt += 1
+        job.meta = with_attempt(job.meta, job.attempt)
+        job.queue.stats.retried += 1
+        self._scheduler.put_back((job,))
+        self._settle()
+
+    def _give_up(self, job: Job, text: str, level: int = logging.ERROR) -> None:
+        self._say_failed(job, text, level, ": given up")
+        job.queue.given_up(job, text)
+        self._end(job, "failed")
+
+    def _say_failed(self, job: Job, text: str, level: int, next_one: str) -> None:
+        settings = job.queue.settings
+        attempts = f"attempt {job.attempt} of {len(settings.retry) + 1}"
+        self._say(
+            ("failed", settings.name, level),
+            f"failed jobs of {settings.name!r}",
+            level,
+            "a job of %r (%s) failed, %s: %s%s",
+            str(Topic.from_wire(job.topic)),
+            settings.where,
+            attempts,
+            printable(text),
+            next_one,
+        )
+
+    # -- the ends of workers ---------------------------------------------------------------------------------
+
+    def ended(self, id: bytes) -> None:
+        """Note that the connection of a worker has ended."""
+        worker = self._workers.get(id)
+        if worker is not None:
+            self._lose(worker, "has disconnected")
+            self._settle()
+
+    def _lose(self, worker: _Worker, reason: str, *, counts: bool = True) -> None:
+        """Forget a worker; its unfinished jobs wait for others.
+
+        ``counts`` is False if the worker still lives, so that its jobs can't have ended it.
+        """
+        if self._workers.pop(worker.id, None) is None:  # lost meanwhile, by a job that was given up
+            return
+        self.workers_changed(len(self._workers))
+        self._scheduler.close(worker.lanes)
+        jobs = [job for job in worker.jobs.values() if not job.ended]
+        back = []
+        for job in jobs:
+            job.lane = None
+            job.losses += counts
+            job.was_lost = True
+            stats = job.queue.stats
+            stats.in_flight -= 1
+            if job.losses > JOB_LOSSES:
+                self._give_up(job, f"{JOB_LOSSES + 1} workers ended or fell silent while they had it")
+            else:
+                stats.redelivered += 1
+                stats.waiting += 1
+                back.append(job)
+        self._scheduler.put_back(back)
+        if jobs:
+            text = "%s: a worker %s: %d unfinished jobs are given to others (%d workers are left)"
+            self._say("lost", "lost workers", logging.WARNING, text, self._name, reason, len(jobs), len(self._workers))
+        else:
+            text = "%s: a worker %s (%d workers are left)"
+            self._say("left", "workers that left", logging.INFO, text, self._name, reason, len(self._workers))
+
+    def _settle(self) -> None:
+        """Send what can be sent, and add what has waited for room."""
+        self._send_ready()
+        for queue in self._queues:
+            if queue.putting:
+                self._admit_waiting(queue)
+
+    def probe(self) -> None:
+        """Send a sign of life to all workers, to find those whose connections have ended."""
+        for id in tuple(self._workers):
+            self._try(id, (ALIVE,))
+        self._settle()
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> int:
+        """The number of workers."""
+        return len(self._workers)
+
+    @property
+    def _silent_after(self) -> float:
+        return min([queue.settings.silent_after for queue in self._queues], default=SILENT_AFTER)
+
+    @property
+    def _period(self) -> float:
+        return min(_ALIVE_SECONDS, self._silent_after / 4)
+
+    def start(self) -> None:
+        """Begin to send signs of life, and to look for workers that send none."""
+        if self._timer is None and not self._closed:
+            self._ticked = self._clock.seconds()
+            self._timer = self._clock.callLater(self._period, self._tick)
+
+    def _tick(self) -> None:
+        """Send signs of life, and look for silent workers.
+
+        Also look for jobs that no worker accepts.
+        """
+        period, now = self._period, self._clock.seconds()
+        # If this process was frozen itself, signs of life of the workers are still unread.
+        passed, self._ticked = min(now - self._ticked, 2 * period), now
+        self._timer = self._clock.callLater(period, self._tick)
+        self._answered.clear()
+        silent_after = self._silent_after
+        for worker in tuple(self._workers.values()):
+            worker.quiet = 0.0 if worker.heard else worker.quiet + passed
+            worker.heard = False
+            if worker.quiet > silent_after:
+                self._lose(worker, f"was silent for {silent_after:g} s")
+            elif not worker.told and worker.id in self._workers:
+                self._try(worker.id, (ALIVE,))
+            worker.told = False
+        self._look_for_unserved(passed)
+        self._settle()
+
+    def _try(self, id: bytes, parts: Sequence[bytes]) -> bool:
+        """Send a message that is no job. Return False if its worker has ended."""
+        try:
+            self._send(id, parts)
+        except (UnknownPeerError, HighWaterMarkError) as error:
+            if (worker := self._workers.get(id)) is not None:
+                self._lose(worker, _reason(error))
+            return False
+        return True
+
+    def _look_for_unserved(self, passed: float) -> None:
+        """Log jobs that no worker has accepted for some seconds, once."""
+        before, self._unserved = self._unserved, {}
+        for topic, number in self._scheduler.unserved():
+            since = before.get(topic, 0.0) + passed
+            self._unserved[topic] = since
+            if since >= _NO_WORKER_SECONDS > since - passed:
+                text = "%s: no worker for %r: %d jobs wait; start a worker that works on it"
+                name = str(Topic.from_wire(topic))
+                self._say("unserved", "jobs without workers", logging.INFO, text, self._name, name, number)
+
+    def _say(self, key: Any, subject: str, level: int, text: str, *facts: object) -> None:
+        self._reports(key, f"{self._name}: {subject}", level, text, *facts)
+
+    # -- the stop --------------------------------------------------------------------------------------------
+
+    def drain(self) -> Deferred[None]:
+        """Return a Deferred that fires when all jobs have ended.
+
+        Jobs that wait for their next attempt are given up.
+        """
+        self._stopping = True
+        for job in tuple(self._jobs.values()):
+            if job.timer is not None:
+                job.timer.cancel()
+                job.timer = None
+                job.queue.stats.waiting -= 1
+                self._give_up(job, job.reason)
+        self._settle()
+        if not self._jobs and not any(queue.putting for queue in self._queues):
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._idle.append(waiting)
+        return waiting
+
+    def _tell_idle(self) -> None:
+        if not self._jobs and not any(queue.putting for queue in self._queues):
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+
+    def close(self) -> dict[str, int]:
+        """Drop all jobs, and tell the workers that the owner stops.
+
+        Return the number of dropped jobs with a description; empty if there are none.
+        """
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        left: dict[str, int] = {}
+        for queue in self._queues:
+            stats, putting = queue.stats, len(queue.putting)
+            dropped = stats.waiting + stats.in_flight
+            stats.dropped_at_shutdown += dropped
+            stats.waiting = stats.in_flight = 0
+            while queue.putting:  # an errback may cancel others
+                _, put = queue.putting.popleft()
+                error = NotRunningError(f"a job of {queue.settings.name!r} was not put: the app has stopped")
+                put.errback(error)
+            if dropped + putting:
+                left[f"jobs of {queue.settings.name!r} that were not done"] = dropped + putting
+        for job in self._jobs.values():
+            job.ended = True
+        self._jobs.clear()
+        self._scheduler.clear()
+        for worker in tuple(self._workers.values()):
+            self._scheduler.close(worker.lanes)
+            worker.jobs.clear()
+            self._try(worker.id, (STOPPED,))
+        self._workers.clear()
+        self.workers_changed(0)
+        self._tell_idle()
+        return left
+
+
+def _reason(error: Exception) -> str:
+    return "has disconnected" if isinstance(error, UnknownPeerError) else "reads nothing: its queue is full"

@@ -1,0 +1,278 @@
+"""The wire of requests and replies, to the byte; see docs/reference/wire.md.
+
+Behind the identities and the empty part that ROUTER sockets use, a message has one of two forms:
+
+- **plain**, for REQ, DEALER and REP of any language: a request is ``topic, body``; a reply is ``body``; a failure is
+  ``"", code, text``. It has no timeout, no stream and no cancellation.
+- **one frame**, between apps of zroute: a prefix with a magic number, the kind, the codec and the id of the request;
+  then what the kind needs. A request ends with a frame of the tracked wire (`zroute.messages.wire`).
+
+A message of several parts costs much more than one of a single frame, so all of it is in one. Peers choose these bytes,
+so functions that parse raise only EnvelopeError. This module does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from struct import Struct
+from typing import Any, NamedTuple
+
+from zroute.errors import EnvelopeError
+from zroute.logs import printable
+from zroute.messages.wire import FIXED, NUL, Flags, pack_head, pack_headers
+from zroute.options import MAX_CREDIT, MAX_TOPIC, REFUSAL_TEXT
+
+__all__ = [
+    "MAGIC",
+    "Kind",
+    "Message",
+    "Reply",
+    "check_topic",
+    "pack_cancel",
+    "pack_credits",
+    "pack_failure",
+    "pack_reply",
+    "parse",
+    "parse_credits",
+    "parse_plain_reply",
+    "parse_reply",
+    "parse_request",
+    "plain_failure",
+    "request_packer",
+    "topic_of",
+]
+
+MAGIC = b"\xc1ZQ"
+"""The start of a frame. msgpack never uses the byte 0xC1, and no JSON or UTF-8 text starts with it."""
+_VERSION = 1
+_NO_LIMIT = 0xFFFFFFFF  # milliseconds of a request without a timeout
+
+_PREFIX = Struct(">3sBBB16s")  # magic, version, kind, codec, id
+_START = Struct(">6s16s")  # the same with its first four fields as one piece
+_REQUEST = Struct(">6s16sIH")  # the start, milliseconds, window of a stream
+_LIMITS = Struct(">IH")
+_CREDITS = Struct(">I")
+_CODE = Struct(">H")
+
+
+class Kind(IntEnum):
+    """The kind of a frame.
+
+    The first three are from a client, the others from a server.
+    """
+
+    REQUEST = 0
+    CANCEL = 1
+    CREDITS = 2
+    REPLY = 3
+    ITEM = 4
+    END = 5
+    FAILED = 6
+
+
+_REPLY_KIND = int(Kind.REPLY)
+
+
+def _start(kind: Kind, codec: int = 0) -> bytes:
+    return MAGIC + bytes((_VERSION, kind, codec))
+
+
+class Message(NamedTuple):
+    """A frame without its prefix.
+
+    Attributes:
+        kind: The kind, as a number.
+        codec: The number of the codec; 0 if none is stated.
+        id: The id of the request.
+        rest: The bytes behind the prefix.
+    """
+
+    kind: int
+    codec: int
+    id: bytes
+    rest: bytes
+
+
+class Reply(NamedTuple):
+    """What a server says about a request.
+
+    Attributes:
+        kind: REPLY, ITEM, END or FAILED, as a number.
+        body: The encoded value, or the text of a failure as UTF-8.
+        number: The number of the codec, or the code of a failure; 0 if none is stated.
+    """
+
+    kind: int
+    body: bytes
+    number: int
+
+
+def parse(frame: bytes) -> Message:
+    """Return a frame in its parts.
+
+    Raises:
+        EnvelopeError: The frame is too short, or has another magic, version or kind.
+    """
+    if len(frame) < _PREFIX.size:
+        raise EnvelopeError(f"a frame of {len(frame)} bytes, but a prefix has {_PREFIX.size}")
+    magic, version, kind, codec, id = _PREFIX.unpack_from(frame)
+    if magic != MAGIC:
+        raise EnvelopeError("a frame without the magic number of requests")
+    if version != _VERSION:
+        raise EnvelopeError(f"a frame of version {version}; this reader knows {_VERSION}")
+    if kind > Kind.FAILED:
+        raise EnvelopeError(f"a frame of unknown kind {kind}")
+    return Message(kind, codec, id, frame[_PREFIX.size :])
+
+
+# -- the client ------------------------------------------------------------------------------------------
+
+
+def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., bytes]:
+    """Return a function that packs requests.
+
+    It takes the id, the topic, the number of the codec, the encoded message, the headers or None, the seconds left or
+    None, and the number of items that may be unconsumed (0 for a single reply). It raises EncodeError for headers that
+    the wire can't carry.
+
+    Args:
+        epoch: The 64-bit number of this run of the client.
+        clock_ns: Returns nanoseconds since the Unix epoch.
+    """
+    start, pack, pack_fixed = _start(Kind.REQUEST), _REQUEST.pack, FIXED.pack
+    heads = [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
+
+    def pack_request(
+        id: bytes,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        seconds: float | None,
+        window: int,
+    ) -> bytes:
+        ms = _NO_LIMIT if seconds is None else int(min(max(seconds * 1000, 1), _NO_LIMIT - 1))
+        head, behind = heads[number], b""
+        if headers:
+            head, behind = pack_head(codec=number, flags=Flags.HEADERS, epoch=epoch), pack_headers(headers)
+        return pack(start, id, ms, window) + topic + NUL + pack_fixed(head, 0, clock_ns()) + behind + body
+
+    return pack_request
+
+
+def pack_cancel(id: bytes) -> bytes:
+    """Return the frame that cancels a request: its caller no longer waits."""
+    return _START.pack(_start(Kind.CANCEL), id)
+
+
+def pack_credits(id: bytes, number: int) -> bytes:
+    """Return the frame that allows a server to send ``number`` more items."""
+    return _START.pack(_start(Kind.CREDITS), id) + _CREDITS.pack(number)
+
+
+def parse_reply(message: Message) -> Reply:
+    """Return what a server says about a request.
+
+    Raises:
+        EnvelopeError: It is not a message of a server, or the code of a failure is malformed.
+    """
+    kind, codec, _, rest = message
+    if kind == Kind.FAILED:
+        if len(rest) < _CODE.size:
+            raise EnvelopeError("a failure without a code")
+        code = _CODE.unpack_from(rest)[0]
+        if not 100 <= code <= 999:
+            raise EnvelopeError(f"a failure with the code {code}, which does not have three digits")
+        return Reply(kind, rest[_CODE.size : _CODE.size + REFUSAL_TEXT], code)
+    if kind < Kind.REPLY:
+        raise EnvelopeError(f"a frame of the kind {Kind(kind).name}, which only a client sends")
+    return Reply(kind, rest, codec)
+
+
+def parse_plain_reply(parts: Sequence[bytes]) -> Reply:
+    """Return the reply or failure of a plain server.
+
+    Raises:
+        EnvelopeError: The parts are neither.
+    """
+    if len(parts) == 1:
+        return Reply(_REPLY_KIND, parts[0], 0)
+    if len(parts) == 3 and not parts[0]:
+        if len(parts[1]) == 3 and parts[1].isdigit():
+            return Reply(int(Kind.FAILED), parts[2][:REFUSAL_TEXT], int(parts[1]))
+        raise EnvelopeError(f"a failure with the code {printable(parts[1], 20)!r}, which is not three digits")
+    raise EnvelopeError(f"{len(parts)} parts that are not a reply")
+
+
+# -- the server ------------------------------------------------------------------------------------------
+
+
+def parse_request(message: Message) -> tuple[float | None, int, bytes]:
+    """Return the seconds left, the window and the tracked frame of a request.
+
+    The seconds are None if the client waits without a limit. The window is the number of items that may be unconsumed;
+    0 asks for a single reply.
+
+    Raises:
+        EnvelopeError: The limits are incomplete, or no time is left.
+    """
+    rest = message.rest
+    if len(rest) < _LIMITS.size:
+        raise EnvelopeError("a request that ends inside its limits")
+    ms, window = _LIMITS.unpack_from(rest)
+    if not ms:
+        raise EnvelopeError("a request without any time left")
+    return None if ms == _NO_LIMIT else ms / 1000, window, rest[_LIMITS.size :]
+
+
+def topic_of(frame: bytes) -> bytes:
+    """Return the topic of a tracked frame.
+
+    Raises:
+        EnvelopeError: The frame has no topic, or a topic that is too long.
+    """
+    end = frame.find(NUL, 0, MAX_TOPIC + 1)
+    if end < 1:
+        raise EnvelopeError(f"a request without a topic of 1 to {MAX_TOPIC} bytes")
+    return frame[:end]
+
+
+def check_topic(topic: bytes) -> None:
+    """Raise EnvelopeError for the topic of a plain request that can't be one."""
+    if not 0 < len(topic) <= MAX_TOPIC or NUL in topic:
+        raise EnvelopeError(f"a topic has 1 to {MAX_TOPIC} bytes and no NUL, and this one does not")
+
+
+def parse_credits(message: Message) -> int:
+    """Return the number of credits.
+
+    Raises:
+        EnvelopeError: It is incomplete.
+    """
+    if len(message.rest) != _CREDITS.size:
+        raise EnvelopeError(f"credits of {len(message.rest)} bytes, but they have {_CREDITS.size}")
+    number: int = _CREDITS.unpack(message.rest)[0]
+    return min(number, MAX_CREDIT)
+
+
+def pack_reply(id: bytes, kind: Kind, number: int, body: bytes) -> bytes:
+    """Return the frame of a reply, an item or an end."""
+    return _START.pack(_STARTS[kind][number], id) + body
+
+
+_STARTS = {kind: [_start(kind, codec) for codec in range(256)] for kind in (Kind.REPLY, Kind.ITEM, Kind.END)}
+
+
+def pack_failure(id: bytes, code: int, text: str) -> bytes:
+    """Return the frame of a failure. The text is escaped and cut."""
+    return _START.pack(_start(Kind.FAILED), id) + _CODE.pack(code) + _encoded(text)
+
+
+def plain_failure(code: int, text: str) -> tuple[bytes, bytes, bytes]:
+    """Return the parts of a failure for a plain client."""
+    return b"", b"%03d" % code, _encoded(text)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")[:REFUSAL_TEXT].decode("utf-8", "ignore").encode()

@@ -1,0 +1,425 @@
+"""Call the handlers of requests, and answer their clients.
+
+A request takes the same way as a message: the topic cache, the closure with the handler's arguments, the flow of the
+route, middleware and resources. Three things differ:
+
+- The most specific route answers, and its result is the reply; None is a reply too.
+- While a route has no room, requests are refused at once, and reading goes on. The client with the longest queue is
+  refused first, so one client can't take the room of the others.
+- A request whose client no longer waits leaves the queue at once, and is cancelled if it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from zroute.awaiting import is_awaitable
+from zroute.clock import Deadlines
+from zroute.declarations.replies import reply_type
+from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
+from zroute.logs import printable
+from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
+from zroute.messages.schema import describe
+from zroute.messages.topics import Topic
+from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
+from zroute.publishing.headers import WithHeaders
+from zroute.publishing.producers import Publish, drive
+from zroute.publishing.publication import Encode, bind_encoder
+from zroute.receiving.around import Skipped, Waiting
+from zroute.receiving.coalesced import Remainder
+from zroute.receiving.dispatch import UNDECODABLE, BoundRoute, CompiledRoute
+from zroute.receiving.flow import ReplyFlow
+from zroute.receiving.frames import RawFrames
+from zroute.receiving.in_flight import InFlight, PendingCall
+from zroute.receiving.matching import Matcher
+from zroute.receiving.results import Results
+from zroute.receiving.topic_cache import TopicCache
+from zroute.requests.asked import Asked
+from zroute.stats import Stats
+
+__all__ = ["ReplyResults", "Replying"]
+
+_HEAD = pack_head(codec=0, epoch=0)
+_SIMPLE = _HEAD[:5]  # magic, version and kind of a header
+_CODEC_AT, _FLAGS_AT = 5, 6
+
+_BUSY = "the handler has no room for further requests: ask again later"
+_STOPS = "the server stops: ask again later"
+_STOPPED = "the server has stopped before its handler had ended"
+
+
+class RequestFrames(tuple[bytes, ...]):
+    """The topic and the body of a request, as frames of a message.
+
+    Attributes:
+        asked: The request.
+    """
+
+    asked: Asked
+
+    @classmethod
+    def of(cls, asked: Asked) -> RequestFrames:
+        """Return the frames of a request."""
+        made = cls(asked.frames)
+        made.asked = asked
+        return made
+
+
+@attrs.frozen(eq=False)
+class _Queued(PendingCall):
+    """A call that waits until its request is over; then ``leave`` removes it."""
+
+    leave: Callable[[_Queued], None]
+
+    def cancel(self) -> None:
+        """Make room for another request."""
+        self.leave(self)
+
+
+class _Answering(InFlight):
+    """The unfinished and waiting requests of one run."""
+
+    _outcomes: ReplyResults
+
+    def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
+        asked = _asked(raw)
+        flow = delivery.route.flow
+        assert isinstance(flow, ReplyFlow)
+        if not flow.has_room:
+            longest = flow.last_of_longest(asked.peer)
+            if longest is None:
+                self._outcomes.busy(delivery.route, asked)
+                return
+            delivery.route.stats.queued -= 1
+            self._outcomes.busy(delivery.route, _asked(longest.raw))
+        self._outcomes.keep(asked)
+        if flow.begins_at_once:
+            flow.start(asked.peer)
+            self._run(asked.peer, PendingCall(delivery, call, raw))
+        else:
+            asked.running = job = _Queued(delivery, call, raw, self._leave)
+            self._put(asked.peer, job)
+
+    def _leave(self, job: _Queued) -> None:
+        """Remove a request that is over from the queue, and count it."""
+        route = job.delivery.route
+        assert isinstance(route.flow, ReplyFlow)
+        if route.flow.remove(_asked(job.raw).peer, job):
+            route.stats.queued -= 1
+            route.stats.cancelled += 1
+            if not route.flow.queued:
+                self._queued.discard(route)
+                self._tell_if_idle()
+
+    def _await(self, job: Any, key: Hashable, running: Deferred[Any]) -> None:
+        asked = _asked(job.raw)
+        if not asked.taken:  # the first Deferred of a plain function
+            self._outcomes.keep(asked)
+        # Nothing can interrupt a thread: it keeps its place.
+        asked.running = None if job.delivery.route.options.thread else running
+        super()._await(job, key, running)
+
+    def _lost(self, job: Any, *, begun: bool) -> None:
+        _asked(job.raw).refuse(*((500, _STOPPED) if begun else (503, _STOPS)))
+
+    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
+        asked = _asked(raw)
+        if not asked.is_stream:
+            raise UsageError("it returned an iterator, but the client asked for one reply")
+        values = drive(result, self._publishing(delivery, raw), self._clock, self._start)
+        return values.addCallback(lambda _: asked.finish())
+
+    def _publishing(self, delivery: BoundRoute, raw: RawFrames | None) -> Publish:
+        asked, encode = _asked(raw), self._outcomes.encoder(delivery.route, _asked(raw))
+
+        def send(value: Any) -> Deferred[None] | None:
+            self._outcomes.unwatch(asked)  # from now on the client's signs of life count
+            return asked.item(*encode(value))
+
+        return send
+
+    def _publish(self, delivery: BoundRoute, value: Any, raw: RawFrames | None) -> Deferred[None] | None:
+        if type(value) is Skipped:
+            return self._skip(delivery.route, value, self._publish(delivery, value.result, raw))
+        self._outcomes.answer(delivery, value, _asked(raw))
+        return super()._publish(delivery, value, raw) if delivery.route.outlets else None
+
+
+def _asked(raw: Any) -> Asked:
+    assert isinstance(raw, RequestFrames)
+    return raw.asked
+
+
+class ReplyResults(Results):
+    """Handles the results and errors of the handlers of requests.
+
+    Args:
+        codecs: The codecs that the app knows.
+        max_message: The maximum size of a reply in bytes.
+        given: The arguments of `Results`.
+    """
+
+    in_flight = _Answering
+    unfinished: _Answering
+
+    def __init__(self, *, codecs: Codecs, max_message: int, **given: Any) -> None:
+        super().__init__(**given)
+        self.settle = self._settle
+        self._codecs = codecs
+        self._max_message = max_message
+        self._deadlines = Deadlines(given["executor"].clock)
+        self._encoders: dict[tuple[CompiledRoute, int], Encode] = {}
+
+    def _settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
+        """Handle a result, or queue the call; a plain value is answered here."""
+        try:
+            if delivery.route.flow.active or delivery.route.outlets or not _is_plain(result):
+                self.unfinished.settle(delivery, result, raw)
+                return
+            self.answer(delivery, result, _asked(raw))
+        except BaseException as error:  # the result is any object, whose attributes may raise an error
+            self.failed(delivery, error, raw)
+        else:
+            delivery.route.stats.handled += 1
+
+    def answer(self, delivery: BoundRoute, value: Any, asked: Asked) -> None:
+        """Send the reply.
+
+        Raises:
+            EncodeError: The value is not of the declared type, or its encoding is too large.
+        """
+        if not asked.over:
+            asked.reply(*self.encoder(delivery.route, asked)(value))
+
+    def encoder(self, route: CompiledRoute, asked: Asked) -> Encode:
+        """Return the encoder of the replies to this client."""
+        json = asked.json and route.options.codec is None and self._codecs.default is MSGPACK
+        key = (route, JSON.number if json else 0)
+        encode = self._encoders.get(key)
+        if encode is None:
+            encode = self._encoders[key] = _encoder(route, self._codecs, self._max_message, json=json)
+        return encode
+
+    def failed(
+        self,
+        delivery: BoundRoute,
+        error: BaseException,
+        raw: RawFrames,
+        many: int = 1,
+        *,
+        raws: Sequence[RawFrames] = (),
+        attempts: int = 1,
+    ) -> None:
+        """Refuse the request; count and log the error, unless its client no longer waits."""
+        asked = _asked(raw)
+        stats = delivery.route.stats
+        if asked.over and not isinstance(error, SystemExit):  # asyncio's CancelledError is no Exception
+            stats.cancelled += many
+            return
+        if isinstance(error, RequestRefused):
+            stats.handled += many
+            stats.refused += many
+            asked.refuse(error.code, printable(error.reason))
+            return
+        super().failed(delivery, error, raw, many, raws=raws, attempts=attempts)
+        if isinstance(error, EnvelopeError):
+            asked.refuse(400, f"not a request: {error.reason}")
+        elif isinstance(error, SystemExit):
+            asked.refuse(500, _STOPPED)
+        else:
+            asked.refuse(500, f"{type(error).__name__}: {printable(error)}")
+
+    def abandoned(self, raw: RawFrames) -> bool:
+        """Return True if the client no longer waits."""
+        return _asked(raw).over
+
+    def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
+        """Refuse a body that is not of the declared type, with the path of the fault."""
+        super().undecodable(deliveries, error, body, raw)
+        _asked(raw).refuse(400, reason_of(error))
+        return UNDECODABLE
+
+    def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
+        """Return True if the client no longer waits, and count the request."""
+        over = _asked(raw).over
+        delivery.route.stats.cancelled += over
+        return over
+
+    def busy(self, route: CompiledRoute, asked: Asked) -> None:
+        """Refuse a request that the route has no room for."""
+        self._stats.busy += 1
+        asked.refuse(503, _BUSY)
+
+    def keep(self, asked: Asked) -> None:
+        """Watch a request that is not answered at once.
+
+        Its client may cancel it, and its time may end.
+        """
+        asked.keep(self.unwatch)
+        if asked.seconds is not None:
+            asked.deadline = self._deadlines.add(asked.seconds, asked, _end_late)
+
+    def unwatch(self, asked: Asked) -> None:
+        """Stop watching the time of a request."""
+        if asked.deadline is not None:
+            self._deadlines.cancel(asked.deadline)
+            asked.deadline = None
+
+    def close(self) -> None:
+        """Log the lines that were held back, and stop the timer."""
+        super().close()
+        self._deadlines.close()
+
+
+class Replying:
+    """Finds and calls the handler of each request.
+
+    Args:
+        routes: The routes of the app.
+        codecs: The codecs that the app knows.
+        results: Handles the results of the handlers.
+        stats: The counters of the run.
+        max_message: The maximum size of a body in bytes.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[CompiledRoute],
+        codecs: Codecs,
+        results: ReplyResults,
+        stats: Stats,
+        max_message: int,
+    ) -> None:
+        self.stops = False
+        self._stats = stats
+        self._max_message = max_message
+        self._results = results
+        self._cache = TopicCache(
+            Matcher(routes, only_first=True),
+            codecs,
+            outcomes=results,
+            stats=stats,
+            unpacked=Remainder(),
+            multipart=(),
+            unrouted=self._unrouted,
+            malformed=self._malformed,
+        )
+
+    def reclassify(self) -> None:
+        """Build the delivery functions again, because a flow has become active."""
+        self._cache.clear()
+
+    def received(self, asked: Asked) -> None:
+        """Process a request. Every request is answered, now or later."""
+        if self.stops:
+            self._stats.busy += 1
+            asked.refuse(503, _STOPS)
+            return
+        raw = RequestFrames.of(asked)
+        try:
+            number, body = self._read(asked)
+        except EnvelopeError as error:
+            self._malformed(error, raw)
+            return
+        entry = self._cache.of(asked.topic)
+        if entry.deliveries and entry.deliveries[0].route.info.is_generator and not asked.is_stream:
+            self._malformed(EnvelopeError("this handler answers with a stream: ask with app.request_stream"), raw)
+            return
+        fault = self._cache.deliver(entry, number, body)(body, raw)
+        if fault is None and not asked.taken:  # the handler has returned None
+            try:
+                self._results.answer(entry.deliveries[0], None, asked)
+            except BaseException as error:
+                entry.deliveries[0].route.stats.handled -= 1
+                self._results.failed(entry.deliveries[0], error, raw)
+
+    def _read(self, asked: Asked) -> tuple[int, bytes]:
+        """Return the number of the codec, and the encoded message.
+
+        A header without counters and headers, as zroute's clients send it, is recognised by its first bytes.
+        """
+        frame, start = asked.frames[-1], len(asked.topic) + 1 if len(asked.frames) == 1 else 0
+        if frame.startswith(_SIMPLE, start) and len(frame) >= start + HEADER_SIZE and not frame[start + _FLAGS_AT]:
+            number, start = frame[start + _CODEC_AT], start + HEADER_SIZE
+        elif frame.startswith(MAGIC, start):
+            header = parse_header(frame[start : start + HEADER_MAX])
+            if header.kind is not Kind.DATA:
+                raise EnvelopeError(f"a tracked header of the kind {header.kind.name}, which a request can't have")
+            number, start = header.codec, start + header.size
+        else:
+            number = 0
+            asked.json = detect(frame[start:]) is JSON
+        if len(frame) - start > self._max_message:
+            raise EnvelopeError(f"a body of {len(frame) - start} bytes, over max_message={self._max_message}")
+        return number, frame[start:]
+
+    def _unrouted(self, raw: RawFrames) -> int:
+        asked = _asked(raw)
+        self._stats.no_handler += 1
+        asked.refuse(404, f"no handler for {str(Topic.from_wire(asked.topic))!r}")
+        return UNDECODABLE
+
+    def _malformed(self, error: EnvelopeError, raw: RawFrames) -> int:
+        self._stats.bad_requests += 1
+        self._results.malformed(error, raw)
+        _asked(raw).refuse(400, f"not a request: {error.reason}")
+        return UNDECODABLE
+
+
+def _end_late(asked: Asked) -> None:
+    """End a request whose time is over: answer it, and cancel its call."""
+    asked.deadline = None
+    running, asked.running = asked.running, None
+    asked.refuse(500, "TimeoutError: the time of the request was over before its handler had ended")
+    if running is not None:
+        running.cancel()
+
+
+def _is_plain(result: Any) -> bool:
+    """Return True for a value that is neither awaited nor iterated over."""
+    if type(result) in (Skipped, Waiting) or is_awaitable(result):
+        return False
+    return not (hasattr(result, "__next__") or hasattr(result, "__anext__"))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return for the client why a body could not be decoded."""
+    return printable(error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}")
+
+
+_BYTES = (bytes, bytearray, memoryview)
+_NULLS: Mapping[Codec, bytes] = {MSGPACK: b"\xc0", JSON: b"null"}
+
+
+def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> Encode:
+    """Return the function that encodes replies of a route; it refuses large ones.
+
+    If ``json`` is True they are JSON, but for types that JSON can't carry, such as bytes.
+    """
+    declared, may_be_none = reply_type(route.route)
+    chosen = JSON if json else route.options.codec or codecs.default
+    encode, _, _ = bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
+    encode_usual = encode
+    if json:
+        with suppress(SchemaError):
+            encode, _, _ = bind_encoder(declared, JSON, codecs.default, codecs.extras)
+    null = (chosen.number, _NULLS[chosen]) if chosen in _NULLS else (RAW.number, b"")
+
+    def encode_reply(value: Any) -> tuple[int, bytes]:
+        if value is None:
+            if not may_be_none:
+                raise EncodeError(f"the handler returned None, but declares {describe(declared)}", schema=declared)
+            return null
+        if type(value) is WithHeaders:
+            raise EncodeError("a reply carries no headers: return the value itself")
+        number, body = (encode_usual if isinstance(value, _BYTES) else encode)(value)
+        if len(body) > most:
+            raise EncodeError(f"a reply of {len(body)} bytes, over max_message={most}")
+        return number, body
+
+    return encode_reply

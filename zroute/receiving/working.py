@@ -1,0 +1,245 @@
+"""The calls of ``@app.work`` handlers: from an arrived job to its report.
+
+Jobs are decoded and handlers are called by the same machinery as for messages. Only the queue differs: the lanes of
+`zroute.jobs.worker` decide when a call begins, because jobs that have not begun go back to their owner at a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+from functools import partial
+from time import time_ns
+from typing import Any
+
+import attrs
+from twisted.python.failure import Failure
+
+from zroute.errors import DecodeError, EnvelopeError, Reject
+from zroute.jobs.worker import WorkerJob, WorkLane
+from zroute.logs import printable
+from zroute.messages.codecs import Codecs
+from zroute.messages.jobs import as_message
+from zroute.messages.wire import Envelope
+from zroute.receiving.attempts import last_of
+from zroute.receiving.coalesced import Remainder
+from zroute.receiving.dispatch import MALFORMED, UNDECODABLE, BatchCall, BoundRoute, CompiledRoute
+from zroute.receiving.frames import RawFrames
+from zroute.receiving.in_flight import error_of
+from zroute.receiving.matching import Matcher
+from zroute.receiving.results import Results
+from zroute.receiving.topic_cache import TopicCache
+from zroute.stats import Stats
+
+__all__ = ["Working", "said_of"]
+
+
+@attrs.frozen(eq=False)
+class _Call:
+    """A call with one or several jobs.
+
+    ``attempt`` makes it, and ``raw`` is the first job as a message.
+    """
+
+    delivery: BoundRoute
+    attempt: Callable[[], Any]
+    raw: RawFrames
+    jobs: Sequence[WorkerJob]
+
+    @property
+    def many(self) -> int:
+        """The number of jobs."""
+        return len(self.jobs)
+
+
+class Working:
+    """The handlers of jobs of one run.
+
+    It implements `zroute.receiving.dispatch.DispatchCallbacks` for them.
+
+    Args:
+        routes: The routes of kind "work".
+        codecs: The codecs of the app.
+        results: Logs and counts errors, and publishes results.
+        max_message: The largest body in bytes.
+        stats: The counters of the app.
+
+    Attributes:
+        lanes: The lanes of the handlers, with the most specific patterns first.
+    """
+
+    def __init__(
+        self, routes: Sequence[CompiledRoute], codecs: Codecs, results: Results, *, max_message: int, stats: Stats
+    ) -> None:
+        self._results = results
+        self._in_flight = results.unfinished
+        self._max_message = max_message
+        self._matcher = Matcher(routes, only_first=True)
+        self._cache = TopicCache(
+            self._matcher,
+            codecs,
+            outcomes=self,
+            stats=stats,
+            unpacked=Remainder(),
+            multipart=(),
+            unrouted=lambda raw: UNDECODABLE,
+            malformed=lambda error, raw: MALFORMED,
+        )
+        self._lanes = {route: self._lane(route) for route in sorted(routes, key=_rank)}
+        self.lanes = tuple(self._lanes.values())
+        self._job: WorkerJob | None = None  # that is decoded now
+        self._gathered: list[tuple[WorkerJob, Any, RawFrames]] = []
+        self._gathering: tuple[BoundRoute, Callable[..., Any]] | None = None
+
+    def _lane(self, route: CompiledRoute) -> WorkLane:
+        begin = partial(self._begin, route)
+        lane = WorkLane(route.name, route.route.where, route.patterns, route.options.max_in_flight, begin)
+        if route.lists is not None:
+            one_topic = route.lists.one_topic
+            lane.lists = route.lists.most, lambda frame: frame.topic if one_topic else None
+        return lane
+
+    def find(self, topic: bytes) -> WorkLane | None:
+        """Return the lane of the most specific handler of a topic, or None."""
+        deliveries = self._cache.of(topic).deliveries
+        return self._lanes[deliveries[0].route] if deliveries else None
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def _begin(self, route: CompiledRoute, jobs: list[WorkerJob]) -> None:
+        """Decode jobs and call their handler."""
+        for job in jobs:
+            self._decode(job)
+        self._job = None
+        if self._gathering is not None:
+            (delivery, function), self._gathering = self._gathering, None
+            gathered, self._gathered = self._gathered, []
+            call = partial(function, [message for _, message, _ in gathered])
+            self._make(_Call(delivery, call, gathered[0][2], [job for job, _, _ in gathered]), lists=True)
+
+    def _decode(self, job: WorkerJob) -> None:
+        frame = job.frame
+        if len(frame.body) > self._max_message:
+            job.rejected(f"a body of {len(frame.body)} bytes, of at most {self._max_message} (max_message)")
+            return
+        self._job = job
+        raw = as_message(frame.topic, frame.codec, frame.body, frame.headers, time_ns())
+        entry = self._cache.of(frame.topic)
+        self._cache.deliver(entry, frame.codec, frame.body)(frame.body, raw)
+
+    def _make(self, call: _Call, *, lists: bool = False) -> None:
+        route, many = call.delivery.route, call.many
+        try:
+            running = self._in_flight.begin(call, None if lists else call.raw)
+        except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+            self._failed(call, error)
+            return
+        if running is None:
+            self._done(call)
+            return
+        stats = route.stats
+        stats.in_flight += many
+
+        def ended(result: Any) -> None:
+            stats.in_flight -= many
+            if isinstance(result, Failure):
+                self._failed(call, last_of(error_of(result))[0])
+            else:
+                self._done(call)
+
+        def dropped() -> None:
+            stats.in_flight -= many
+            stats.dropped_at_shutdown += many
+
+        self._in_flight.watch(running, route.name, ended, dropped, many)
+
+    def _done(self, call: _Call) -> None:
+        call.delivery.route.stats.handled += call.many
+        for job in call.jobs:
+            job.done()
+
+    def _failed(self, call: _Call, error: BaseException) -> None:
+        attempt = call.jobs[0].frame.attempt
+        self._results.failed_job(call.delivery, error, call.raw, call.many, attempt)
+        text = said_of(error)
+        for job in call.jobs:
+            if isinstance(error, Reject | EnvelopeError):
+                job.rejected(text)
+            else:
+                job.failed(text)
+
+    # -- from the deliver closures ---------------------------------------------------------------------------
+
+    def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
+        """Make the call ``result`` with the job that was decoded."""
+        assert self._job is not None
+        self._make(_Call(delivery, result, raw, (self._job,)))
+
+    def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
+        """Return the callables that add jobs to the list for ``function``."""
+
+        def one(message: Any, raw: RawFrames) -> None:
+            assert self._job is not None
+            self._gathering = delivery, function
+            self._gathered.append((self._job, message, raw))
+
+        return BatchCall(one, lambda messages, frames, at: None, lambda: 1)
+
+    def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
+        """Reject a job whose body is not of the type of its handler."""
+        assert self._job is not None
+        decode_error = self._results.undecodable_job(deliveries[0], error, body, raw)
+        self._job.rejected(said_of(decode_error))
+        return UNDECODABLE
+
+    def failed(
+        self,
+        delivery: BoundRoute,
+        error: BaseException,
+        raw: RawFrames,
+        many: int = 1,
+        *,
+        raws: Sequence[RawFrames] = (),
+        attempts: int = 1,
+    ) -> None:
+        """Report a job whose call could not be made."""
+        assert self._job is not None
+        self._failed(_Call(delivery, lambda: None, raw, (self._job,)), error)
+
+    # -- the same for jobs and messages ----------------------------------------------------------------------
+
+    @property
+    def context(self) -> Context:
+        """See `zroute.receiving.dispatch.DispatchCallbacks`, also for the methods below."""
+        return self._results.context
+
+    @property
+    def resources(self) -> Mapping[Any, Any]:
+        """The open resources of the app, by type."""
+        return self._results.resources
+
+    @property
+    def envelope(self) -> Callable[[RawFrames], Envelope]:
+        """The function that returns a job as an envelope."""
+        return self._results.envelope
+
+    def many_topics(self, known: int) -> None:
+        """Log, once, that the topic cache is full."""
+        self._results.many_topics(known)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method that jobs and messages share."""
+        return getattr(self._results, name)
+
+
+def _rank(route: CompiledRoute) -> tuple[int, ...]:
+    """Return the rank of the most specific pattern of a route."""
+    return min(pattern.rank for pattern in route.patterns)
+
+
+def said_of(error: BaseException) -> str:
+    """Return the text of an error for the owner."""
+    if isinstance(error, Reject):
+        return printable(error)
+    said = error.reason if isinstance(error, DecodeError) else error  # the topic is known
+    return f"{type(error).__name__}: {printable(said)}"

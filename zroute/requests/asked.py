@@ -1,0 +1,307 @@
+"""The server's half of requests: from the frames of clients to `Asked`, and back.
+
+Every request gets an answer, also a malformed one, because a plain REQ socket would wait for it for ever. The exception
+is a message without the empty part that ends its envelope: no client sends one, and nothing shows whom to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from zroute.clock import Clock, Deadline, Looping
+from zroute.errors import EnvelopeError
+from zroute.messages.requests import (
+    MAGIC,
+    Kind,
+    Message,
+    check_topic,
+    pack_failure,
+    pack_reply,
+    parse,
+    parse_credits,
+    parse_request,
+    plain_failure,
+    topic_of,
+)
+from zroute.options import MAX_CREDIT, STREAM_SILENCE
+from zroute.stats import Stats
+
+__all__ = ["Asked", "Listener"]
+
+Send = Callable[[Sequence[bytes]], "bool | Deferred[None]"]
+"""Sends a message to a client; its first part is the identity of the client.
+
+It returns True, or a Deferred that fires when the client has room. It counts and logs a message that can't be
+delivered, and returns False for it.
+"""
+
+
+class Cancellable(Protocol):
+    """A call that waits or runs."""
+
+    def cancel(self) -> object:
+        """End it, if possible."""
+
+
+class Asked:
+    """A request as it arrived, to be answered once.
+
+    Attributes:
+        envelope: The parts before the request, to send before each reply.
+        id: The id of the request; empty for a plain client.
+        topic: The topic.
+        frames: The topic and the body, as frames of a message.
+        seconds: The time that was left when the client sent the request; None without a timeout.
+        taken: True if it is answered, or will be.
+        over: True if it is answered, or its client no longer waits.
+        running: The waiting or unfinished call of the handler, if it can be cancelled.
+        deadline: The end of its time, if it is watched.
+        json: True if the body seems to be JSON though nothing says so.
+    """
+
+    __slots__ = (
+        "_credit",
+        "_listener",
+        "_on_end",
+        "_room",
+        "deadline",
+        "envelope",
+        "frames",
+        "heard_at",
+        "id",
+        "is_stream",
+        "json",
+        "over",
+        "running",
+        "seconds",
+        "taken",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        listener: Listener,
+        envelope: list[bytes],
+        id: bytes,
+        topic: bytes,
+        frames: tuple[bytes, ...],
+        seconds: float | None = None,
+        window: int = 0,
+    ) -> None:
+        self._listener = listener
+        self.envelope = envelope
+        self.id = id
+        self.topic = topic
+        self.frames = frames
+        self.seconds = seconds
+        self.is_stream = window > 0
+        self.taken = self.over = self.json = False
+        self.running: Cancellable | None = None
+        self.deadline: Deadline | None = None
+        self.heard_at = 0.0
+        self._on_end: Callable[[Asked], object] | None = None
+        self._credit = window
+        self._room: Deferred[None] | None = None
+
+    @property
+    def peer(self) -> bytes:
+        """The identity of the client's connection."""
+        return self.envelope[0]
+
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """The client and the id, by which messages about the request find it."""
+        return (*self.envelope, self.id)
+
+    def reply(self, number: int, body: bytes) -> None:
+        """Send the only reply, in the codec ``number``."""
+        self._end((pack_reply(self.id, Kind.REPLY, number, body),) if self.id else (body,))
+
+    def refuse(self, code: int, text: str) -> None:
+        """Send a failure."""
+        self._end((pack_failure(self.id, code, text),) if self.id else plain_failure(code, text))
+
+    def finish(self) -> None:
+        """Send the end of the stream."""
+        self._end((pack_reply(self.id, Kind.END, 0, b""),))
+
+    def item(self, number: int, body: bytes) -> Deferred[None] | None:
+        """Send an item; return a Deferred that fires when the client takes the next one.
+
+        Raises:
+            CancelledError: The client no longer waits, or has not received this item.
+        """
+        if self.over:
+            raise CancelledError
+        sent = self._listener.send((*self.envelope, pack_reply(self.id, Kind.ITEM, number, body)))
+        if sent is False:
+            self._close()  # it would miss the item without notice
+            raise CancelledError
+        self._credit -= 1
+        if self._credit > 0:
+            return sent if isinstance(sent, Deferred) else None
+        self._room = Deferred(lambda _: None)
+        return self._room
+
+    def keep(self, on_end: Callable[[Asked], object]) -> None:
+        """Let the client cancel the request, or allow items, until it is answered.
+
+        ``on_end`` is called when it is over.
+        """
+        if self.over:
+            return
+        self.taken = True
+        self._on_end = on_end
+        self._listener.keep(self)
+
+    def allow(self, number: int) -> None:
+        """Take credits for ``number`` more items."""
+        self._credit = min(self._credit + number, MAX_CREDIT)
+        room, self._room = (self._room, None) if self._credit > 0 else (None, self._room)
+        if room is not None and not room.called:
+            room.callback(None)
+
+    def cancel(self) -> None:
+        """End the request without an answer, and cancel its call."""
+        if self.over:
+            return
+        self._close()
+        running, self.running = self.running, None
+        if running is not None:
+            running.cancel()
+
+    def _end(self, parts: Sequence[bytes]) -> None:
+        if self.over:
+            return
+        self._close()
+        self.running = None
+        self._listener.send((*self.envelope, *parts))
+
+    def _close(self) -> None:
+        self.taken = self.over = True
+        if self._on_end is not None:
+            self._listener.forget(self)
+            self._on_end(self)
+            self._on_end = None
+
+
+class Listener:
+    """Reads the messages of clients.
+
+    Args:
+        clock: The reactor.
+        stats: The counters of the run.
+        on_request: Called with each valid request.
+        send: Sends a message to a client.
+    """
+
+    def __init__(self, clock: Clock, stats: Stats, on_request: Callable[[Asked], object], send: Send) -> None:
+        self.send = send
+        self._clock = clock
+        self._stats = stats
+        self._on_request = on_request
+        self._kept: dict[tuple[bytes, ...], Asked] = {}
+        self._streams: set[Asked] = set()  # all of them, also if a client has used an id twice
+        self._watch = Looping(self._end_silent)
+        self._watch.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
+
+    def received(self, parts: list[bytes]) -> None:
+        """Process a message; its first part is the identity of the client.
+
+        Raises:
+            EnvelopeError: The message has no envelope, so it can't be answered.
+        """
+        try:
+            end = parts.index(b"", 1) + 1
+        except ValueError:
+            raise EnvelopeError("not a request: no empty part before the topic") from None
+        envelope = parts[:end]
+        try:
+            asked = self._read(envelope, parts[end:])
+        except EnvelopeError as error:
+            self._stats.requests += 1
+            self._stats.bad_requests += 1
+            self.send((*envelope, *_refusal(parts[end:], f"not a request: {error.reason}")))
+            return
+        if asked is not None:
+            self._stats.requests += 1
+            self._on_request(asked)
+
+    def _read(self, envelope: list[bytes], rest: list[bytes]) -> Asked | None:
+        """Return a request; None for a message about an earlier one."""
+        if len(rest) == 1 and rest[0].startswith(MAGIC):
+            message = parse(rest[0])
+            if message.kind == _REQUEST:
+                seconds, window, frame = parse_request(message)
+                return Asked(self, envelope, message.id, topic_of(frame), (frame,), seconds, window)
+            self._about((*envelope, message.id), message)
+            return None
+        if len(rest) != 2:
+            raise EnvelopeError(f"{len(rest)} parts behind the empty one, but a request has a topic and a body")
+        check_topic(rest[0])
+        return Asked(self, envelope, b"", rest[0], (rest[0], rest[1]))
+
+    def _about(self, key: tuple[bytes, ...], message: Message) -> None:
+        if message.kind == Kind.CANCEL:
+            number = 0
+        elif message.kind == Kind.CREDITS:
+            number = parse_credits(message)
+        else:
+            raise EnvelopeError(f"a frame of the kind {Kind(message.kind).name}, which only a server sends")
+        asked = self._kept.get(key)
+        if asked is None:  # it is answered already
+            return
+        asked.heard_at = self._clock.seconds()
+        if message.kind == Kind.CANCEL:
+            asked.cancel()
+        else:
+            asked.allow(number)
+
+    # -- unanswered requests
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that a client can still cancel, and of streams."""
+        return len(self._streams | set(self._kept.values()))
+
+    def keep(self, asked: Asked) -> None:
+        """Find messages about a request by its envelope, from now on."""
+        self._kept[asked.key] = asked
+        if asked.is_stream:
+            self._streams.add(asked)
+            asked.heard_at = self._clock.seconds()
+            if not self._watch.running:
+                self._watch.start(STREAM_SILENCE / 4, now=False)
+
+    def forget(self, asked: Asked) -> None:
+        """Forget a request that is over."""
+        self._streams.discard(asked)
+        if self._kept.get(asked.key) is asked:  # a client may use an id twice
+            del self._kept[asked.key]
+
+    def _end_silent(self) -> None:
+        """End streams whose clients have given no sign of life."""
+        for asked in tuple(self._streams):
+            if self._clock.seconds() - asked.heard_at > STREAM_SILENCE:
+                asked.cancel()
+        if not self._streams:
+            self._watch.stop()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._watch.running:
+            self._watch.stop()
+
+
+_REQUEST = int(Kind.REQUEST)
+
+
+def _refusal(rest: Sequence[bytes], text: str) -> tuple[bytes, ...]:
+    """Return the failure for a malformed request, in the form of the request."""
+    try:
+        return (pack_failure(parse(rest[0]).id, 400, text),)
+    except (EnvelopeError, IndexError):
+        return plain_failure(400, text)

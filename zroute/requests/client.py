@@ -1,0 +1,574 @@
+"""The client's half of requests: frames for servers, and replies for callers.
+
+A caller awaits an `Answer`, or iterates over a `ReplyStream`. Both wait in a queue of `zroute.requests.lanes` until a
+server takes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
+
+from zroute.awaiting import Signal
+from zroute.clock import Clock, Looping
+from zroute.errors import (
+    BadRequestError,
+    BusyError,
+    DecodeError,
+    EncodeError,
+    EnvelopeError,
+    NoHandlerError,
+    NoServerError,
+    NotRunningError,
+    RequestError,
+    RequestLostError,
+    RequestRefusedError,
+    RequestTimeoutError,
+    ServerError,
+    UsageError,
+)
+from zroute.logs import printable
+from zroute.messages.bodies import body_decoder, json_first, may_be_json
+from zroute.messages.codecs import JSON, Codecs
+from zroute.messages.requests import (
+    MAGIC,
+    Kind,
+    Reply,
+    pack_cancel,
+    pack_credits,
+    parse,
+    parse_plain_reply,
+    parse_reply,
+    request_packer,
+)
+from zroute.messages.topics import Topic
+from zroute.options import APP_WINDOW, STREAM_SILENCE, STREAM_WINDOW
+from zroute.requests.lanes import Lane, Requests, Unanswered
+from zroute.stats import Stats
+
+__all__ = ["Answer", "Client", "DecodeReply", "ReplyStream", "reply_decoder"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+DecodeReply = Callable[[int, bytes], Any]
+"""Decodes the body of a reply; the first argument is the number of its codec, or 0."""
+
+_ANY_ERRORS: dict[int, type[RequestError]] = {
+    400: BadRequestError,
+    404: NoHandlerError,
+    500: ServerError,
+    503: BusyError,
+}
+
+
+class Client:
+    """The requests of one run of an app.
+
+    Args:
+        clock: The reactor.
+        stats: The counters of the run.
+        name: The name of the app, for errors.
+        codecs: The codecs that the app knows.
+        max_message: The maximum size of an encoded message in bytes.
+        clock_ns: Returns nanoseconds since the Unix epoch.
+        later: Makes a call in the reactor's thread, from any thread.
+        is_plain: True to send requests in the plain form, for servers that are not zroute.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        stats: Stats,
+        name: str,
+        codecs: Codecs,
+        *,
+        max_message: int,
+        clock_ns: Callable[[], int],
+        later: Callable[..., object],
+        is_plain: bool = False,
+    ) -> None:
+        self._clock = clock
+        self.queue = Requests(clock, window=APP_WINDOW, timed_out=self.timed_out, on_late=self._late)
+        self.later = later
+        self.check: Callable[[], None] = lambda: None
+        """Raises an error if the sockets can't be used by the caller; the transport replaces it."""
+        self._stats = stats
+        self._name = name
+        self._codecs = codecs
+        self._max_message = max_message
+        self._pack = request_packer(int.from_bytes(os.urandom(8)), clock_ns)
+        self._is_plain = is_plain
+        self._streams: WeakSet[_Stream] = WeakSet()
+        self._alive = Looping(self._show_life)
+        self._alive.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
+        self._closed = False
+        self._unanswered = 0
+        self._decoders: dict[Any, DecodeReply] = {}
+        self._idle: list[Signal] = []
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests whose callers wait, sent or not."""
+        return self._unanswered
+
+    def decoder(self, schema: Any) -> DecodeReply:
+        """Return the function that decodes replies of a type.
+
+        Raises:
+            SchemaError: No codec can carry the type.
+        """
+        try:
+            made = self._decoders.get(schema)
+        except TypeError:  # a type that can't be hashed
+            return reply_decoder(schema, self._codecs)
+        if made is None:
+            made = self._decoders[schema] = reply_decoder(schema, self._codecs)
+        return made
+
+    async def request(
+        self,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        decode: DecodeReply,
+        timeout: float | None,
+        retry: tuple[float, ...] = (),
+    ) -> Any:
+        """Send a request, again after each delay of ``retry``, and return the reply.
+
+        It is sent again if it was lost or refused by a busy server, and only within the timeout. The other arguments
+        and the errors are those of `ask`.
+        """
+        began = self._clock.seconds()
+        left = timeout
+        for delay in retry:
+            try:
+                return await self.ask(topic, number, body, headers, decode, left).value()
+            except (RequestLostError, BusyError, NoServerError):
+                left = None if timeout is None else began + timeout - self._clock.seconds() - delay
+                if left is not None and left <= 0:
+                    raise
+            await self._pause(delay)
+        return await self.ask(topic, number, body, headers, decode, left).value()
+
+    async def _pause(self, seconds: float) -> None:
+        signal = Signal()
+        timer = self._clock.callLater(seconds, signal.fire)
+        try:
+            await signal
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def ask(
+        self,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        decode: DecodeReply,
+        timeout: float | None,
+    ) -> Answer:
+        """Send a request, and return its reply as an awaitable.
+
+        Args:
+            topic: The topic.
+            number: The number of the codec of ``body``.
+            body: The encoded message.
+            headers: The headers of the application.
+            decode: Decodes the reply.
+            timeout: Seconds to wait, or None.
+
+        Raises:
+            EncodeError: The message or the headers are too large.
+            NotRunningError: The client is closed.
+        """
+        answer = Answer(self, topic, decode, timeout)
+        self._send(answer, topic, number, body, headers, 0)
+        return answer
+
+    def stream(
+        self,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        decode: DecodeReply,
+        timeout: float | None,
+    ) -> ReplyStream[Any]:
+        """Send a request for a stream; the arguments are those of `ask`."""
+        if self._is_plain:
+            raise UsageError("plain requests have no streams: only an app with wire='tracked' can ask for one")
+        stream = _Stream(self, topic, decode, timeout)
+        self._send(stream, topic, number, body, headers, STREAM_WINDOW)
+        self._streams.add(stream)
+        if not self._alive.running:
+            self._alive.start(STREAM_SILENCE / 4, now=False)
+        return ReplyStream(self, stream)
+
+    def _send(
+        self,
+        request: Unanswered,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        window: int,
+    ) -> None:
+        self.check()
+        if self._closed:
+            raise NotRunningError(f"{self._name!r} has stopped, and sends no more requests")
+        if len(body) > self._max_message:
+            raise EncodeError(
+                f"a request of {len(body)} bytes, over max_message={self._max_message}: send less, or give both apps "
+                "limits=Limits(max_message=…)"
+            )
+        id = request.id = self.queue.new_id()
+        if not self._is_plain:
+            request.frames = (b"", self._pack(id, topic, number, body, headers, request.timeout, window))
+        elif headers:
+            raise EncodeError("headers travel with wire='tracked' only")
+        else:
+            request.frames = (id, b"", topic, body)
+        self._stats.requests_sent += 1
+        self._unanswered += 1
+        self.queue.send(request)
+
+    def cancel(self, request: _Call) -> None:
+        """End a request whose caller no longer waits, and tell the server."""
+        if not request.ended:
+            request.ended = True
+            self.tell_cancelled(request)
+            self.queue.give_up(request)
+            self.ended()
+
+    def tell_cancelled(self, request: Unanswered) -> None:
+        """Tell the server that the caller of a request no longer waits."""
+        if request.lane is not None:
+            self.note(request.lane, pack_cancel(request.id))
+
+    def note(self, lane: Lane, frame: bytes) -> None:
+        """Send the server a frame that is not a request.
+
+        A plain server gets none, because it can't read them.
+        """
+        if not self._is_plain:
+            lane.note((b"", frame))
+
+    def abandon(self, stream: _Stream) -> None:
+        """End a stream that the caller has left."""
+        self._streams.discard(stream)
+        stream.items.clear()
+        self.cancel(stream)
+
+    def ended(self, error: Exception | None = None) -> None:
+        """Count the end of a request.
+
+        Callers of `idle` continue after the last one, and after its caller.
+        """
+        self._unanswered -= 1
+        if error is not None:
+            self._stats.requests_failed += 1
+        if self._idle and not self._unanswered:
+            waiting, self._idle = self._idle, []
+            for signal in waiting:
+                self._clock.callLater(0, signal.fire)
+
+    async def idle(self) -> None:
+        """Wait until no request is unanswered."""
+        if self._unanswered:
+            signal = Signal()
+            self._idle.append(signal)
+            await signal
+
+    def _late(self) -> None:
+        self._stats.replies_late += 1
+
+    def close(self) -> None:
+        """Fail all unanswered requests with NotRunningError, and tell the servers."""
+        self._closed = True
+        if self._alive.running:
+            self._alive.stop()
+        for request in self.queue.awaited():
+            self.tell_cancelled(request)
+        self.queue.close(lambda: NotRunningError(f"{self._name!r} has stopped before the reply had arrived"))
+
+    def is_over(self, request: Unanswered) -> bool:
+        """Return True if the time of a request ends within this millisecond."""
+        return request.deadline is not None and request.deadline[0] - self._clock.seconds() < 0.001
+
+    def timed_out(self, id: bytes, seconds: float) -> Exception:
+        """Return the error of a request whose time is over."""
+        if self.queue.lacks_server(id):
+            return NoServerError(
+                f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
+                "App(req=…)"
+            )
+        return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
+
+    def _show_life(self) -> None:
+        """Tell servers that the open streams are still wanted."""
+        streams = [each for each in self._streams if not each.ended]
+        for stream in streams:
+            if stream.lane is not None:
+                self.note(stream.lane, pack_credits(stream.id, 0))
+        if not streams:
+            self._alive.stop()
+
+
+_REPLY, _ITEM, _FAILED = int(Kind.REPLY), int(Kind.ITEM), int(Kind.FAILED)
+
+
+def _parsed(parts: Sequence[bytes]) -> Reply:
+    """Return a reply of either form, behind the empty part. Raises EnvelopeError."""
+    if len(parts) == 1 and parts[0].startswith(MAGIC):
+        return parse_reply(parse(parts[0]))
+    return parse_plain_reply(parts)
+
+
+class _Call(Unanswered):
+    """A request of an app.
+
+    Attributes:
+        ended: True if it has its last reply, has failed, or was cancelled.
+        error: Why it failed.
+    """
+
+    __slots__ = ("__weakref__", "_client", "_decode", "_signal", "_topic", "ended", "error")
+
+    def __init__(self, client: Client, topic: bytes, decode: DecodeReply, timeout: float | None) -> None:
+        super().__init__(timeout)
+        self._client = client
+        self._topic = topic
+        self._decode = decode
+        self._signal = Signal()
+        self.ended = False
+        self.error: Exception | None = None
+
+    def failed(self, error: Exception) -> None:
+        """Note the failure, and wake the caller."""
+        if isinstance(error, RequestError | NotRunningError):
+            error.args = (f"request to {str(Topic.from_wire(self._topic))!r}: {error}",)
+        self.ended, self.error = True, error
+        self._client.ended(error)
+        self._signal.fire()
+
+    def _refused(self, reply: Reply) -> Exception:
+        text = printable(reply.body.decode("utf-8", "replace"))
+        kind = _ANY_ERRORS.get(reply.number)
+        if kind is None:
+            return RequestRefusedError(f"refused with {reply.number}: {text}", code=reply.number, reason=text)
+        return kind(f"{_PHRASES[reply.number]}: {text}", reason=text)
+
+    def _decoded(self, reply: Reply) -> Any:
+        """Return the value of a reply or an item. Raises DecodeError."""
+        try:
+            return self._decode(reply.number, reply.body)
+        except Exception as error:  # user code in a schema may raise any error
+            reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
+            topic = str(Topic.from_wire(self._topic))
+            raise DecodeError(f"reply to a request: {reason}", topic=topic) from error
+
+
+_PHRASES = {
+    400: "the server could not read it",
+    404: "the server has no handler for it",
+    500: "the handler failed",
+    503: "the server is busy",
+}
+
+
+class Answer(_Call):
+    """The reply to one request, to be awaited once."""
+
+    __slots__ = ("_reply", "_value")
+
+    _reply: Reply
+    _value: Any
+
+    def read(self, parts: list[bytes]) -> bool:
+        """See `Unanswered`: a single reply is always the last message."""
+        try:
+            self._reply = _parsed(parts)
+        except EnvelopeError as error:
+            self.error = RequestError(f"the server sent {error}")
+        else:
+            if self._reply.kind == _FAILED and self._client.is_over(self):  # the server counts milliseconds
+                self.error = self._client.timed_out(self.id, self.timeout or 0.0)
+        return True
+
+    def deliver(self) -> None:
+        """Decode the reply, and wake the caller."""
+        error = self.error
+        if error is None:
+            if self._reply.kind == _REPLY:
+                try:
+                    self._value = self._decoded(self._reply)
+                except DecodeError as caught:
+                    error = caught
+            elif self._reply.kind == _FAILED:
+                error = self._refused(self._reply)
+            else:
+                error = RequestError("the server sent a stream: use app.request_stream")
+        if error is not None:
+            self.failed(error)
+            return
+        self.ended = True
+        self._client.ended()
+        self._signal.fire()
+
+    async def value(self) -> Any:
+        """Wait for the reply and return it. Cancelling this tells the server."""
+        if not self.ended:
+            try:
+                await self._signal
+            except BaseException:  # cancelled, or its coroutine is closed
+                self._client.cancel(self)
+                raise
+        return self.result()
+
+    def result(self) -> Any:
+        """Return the value of the reply, which has arrived, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        return self._value
+
+
+class _Stream(_Call):
+    """The items of one request that wait for the caller."""
+
+    __slots__ = ("_fault", "_last", "_taken", "items")
+
+    def __init__(self, client: Client, topic: bytes, decode: DecodeReply, timeout: float | None) -> None:
+        super().__init__(client, topic, decode, timeout)
+        self.items: deque[Reply] = deque()
+        self._taken = 0
+        self._last = False
+        self._fault: Exception | None = None
+
+    def read(self, parts: list[bytes]) -> bool:
+        """Take an item; return True for the end."""
+        try:
+            reply = _parsed(parts)
+        except EnvelopeError as error:
+            return self._broken(f"the server sent {error}")
+        self._last = reply.kind != _ITEM
+        if reply.kind == _FAILED:
+            self._fault = self._refused(reply)
+        elif reply.kind in (_ITEM, _REPLY):
+            self.items.append(reply)
+            self._client.queue.suspend(self)
+        if len(self.items) > STREAM_WINDOW:
+            self.items.clear()
+            return self._broken(f"the server sent more than {STREAM_WINDOW} items that were not asked for")
+        return self._last
+
+    def _broken(self, reason: str) -> bool:
+        """End the stream because of its server, which may go on sending."""
+        self._client.tell_cancelled(self)
+        self._last, self._fault = True, RequestError(reason)
+        return True
+
+    def deliver(self) -> None:
+        """Wake the caller."""
+        if self._fault is not None:
+            super().failed(self._fault)
+            return
+        if self._last:
+            self.ended = True
+            self._client.ended()
+        self._signal.fire()  # last: the caller may leave the loop at once, which ends the request too
+
+    def failed(self, error: Exception) -> None:
+        """Note the failure, wake the caller, and cancel the stream at the server."""
+        self._client.tell_cancelled(self)
+        super().failed(error)
+
+    async def next(self) -> Any:
+        """Return the next item. Raises StopAsyncIteration at the end."""
+        queue = self._client.queue
+        while not self.items:
+            if self.error is not None:
+                raise self.error
+            if self.ended:
+                raise StopAsyncIteration
+            if self.deadline is None:
+                queue.renew(self)
+            try:
+                await self._signal
+            finally:
+                queue.suspend(self)
+        reply = self.items.popleft()
+        self._taken += 1
+        if self._taken >= STREAM_WINDOW // 2 and not self.ended and self.lane is not None:
+            self._client.note(self.lane, pack_credits(self.id, self._taken))
+            self._taken = 0
+        return self._decoded(reply)
+
+
+class ReplyStream(Generic[T_co]):
+    """The replies of a handler that yields them, for ``async for``.
+
+    When the loop is left, or `aclose` is called, the handler is closed at the server.
+    """
+
+    def __init__(self, client: Client, stream: _Stream) -> None:
+        self._client = client
+        self._stream = stream
+
+    def __aiter__(self) -> ReplyStream[T_co]:
+        return self
+
+    async def __anext__(self) -> T_co:
+        try:
+            item: T_co = await self._stream.next()
+        except BaseException:
+            self._client.abandon(self._stream)
+            raise
+        return item
+
+    async def aclose(self) -> None:
+        """Close the stream, and the handler at the server."""
+        self._client.abandon(self._stream)
+
+    async def __aenter__(self) -> ReplyStream[T_co]:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.abandon(self._stream)
+
+    def __del__(self) -> None:
+        if not self._stream.ended:  # in a turn of its own: this may run anywhere, even while a message is sent
+            self._client.later(self._client.abandon, self._stream)
+
+
+def reply_decoder(schema: Any, codecs: Codecs) -> DecodeReply:
+    """Return the function that decodes replies of ``schema`` in any codec.
+
+    With None as the type, a reply is not decoded.
+
+    Raises:
+        SchemaError: No codec can carry the type.
+    """
+    if schema in (None, type(None)):
+        return lambda _number, _body: None
+    chosen: dict[str, Any] = {"route": None, "default": codecs.default, "extras": codecs.extras}
+    unstated: Callable[[bytes], Any] = body_decoder(schema, stated=None, **chosen)
+    if may_be_json(schema, stated=None, **chosen):
+        unstated = json_first(unstated, body_decoder(schema, stated=JSON, **chosen))
+    made = {0: unstated}
+
+    def decode(number: int, body: bytes) -> Any:
+        known = made.get(number)
+        if known is None:
+            stated = codecs.by_number.get(number)
+            if stated is None:
+                raise DecodeError(f"unknown codec {number}: pass the codec to this app, as in App(codec=…)")
+            known = made[number] = body_decoder(schema, stated=stated, **chosen)
+        return known(body)
+
+    return decode

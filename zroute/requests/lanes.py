@@ -1,0 +1,407 @@
+"""A queue of requests, and the lanes to the servers that they are sent through.
+
+libzmq keeps messages that a peer has not accepted, and delivers them late, perhaps after the caller has given up. So
+unsent requests are queued here: timeouts and cancellations can remove them. And no server is sent more than a window of
+unanswered requests.
+
+`Requests` is the queue of unsent requests, and chooses a `Lane` for each. A `Lane` counts the unanswered requests of
+one server. The owner of a lane connects it to a server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count, takewhile
+from struct import Struct
+
+from twisted.internet.defer import Deferred
+
+from zroute.clock import Clock, Deadline, Deadlines
+from zroute.errors import EnvelopeError
+from zroute.messages.requests import MAGIC, parse
+from zroute.options import REQUEST_FORGOTTEN, REQUEST_WINDOW
+
+__all__ = ["Lane", "Requests", "Unanswered", "split_reply"]
+
+_NUMBER = Struct(">Q")  # the second half of an id; the first half is random
+
+
+class Unanswered:
+    """A request without a reply.
+
+    A subclass implements `read`, `deliver` and `failed`. None of them may raise, but `read` raises EnvelopeError.
+
+    Attributes:
+        id: The unique id, of 16 bytes unless the caller chose another one.
+        frames: The frames to send; empty when they are sent.
+        timeout: Seconds until the request fails, or None.
+        waits: False when the caller has given up, or the request has failed.
+        deadline: The end of the timeout, or of the time for which an abandoned request counts.
+        lane: The lane through which the request was sent.
+        counts: True if the request takes room in its lane.
+    """
+
+    __slots__ = ("counts", "deadline", "frames", "id", "lane", "timeout", "waits")
+
+    def __init__(self, timeout: float | None) -> None:
+        self.id = b""
+        self.frames: Sequence[bytes] = ()
+        self.timeout = timeout
+        self.waits = True
+        self.deadline: Deadline | None = None
+        self.lane: Lane | None = None
+        self.counts = True
+
+    def read(self, parts: list[bytes]) -> bool:
+        """Read a message of the server; return True if it is the last one."""
+        raise NotImplementedError
+
+    def deliver(self) -> None:
+        """Tell the caller what was read."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """Process the failure of the request."""
+        raise NotImplementedError
+
+
+class _WithDeferred(Unanswered):
+    """A request whose reply fires a Deferred."""
+
+    __slots__ = ("parts", "reply")
+
+    parts: list[bytes]
+    reply: Deferred[list[bytes]]
+
+    def read(self, parts: list[bytes]) -> bool:
+        self.parts = parts
+        return True
+
+    def deliver(self) -> None:
+        self.reply.callback(self.parts)
+
+    def failed(self, error: Exception) -> None:
+        self.reply.errback(error)
+
+
+class Lane:
+    """The unanswered requests of one peer or one socket.
+
+    ``send`` takes the frames of a request, and returns False if it can't send them now. The owner calls `writable` when
+    that may have changed, `received` with each reply, and `lost` when the peer has disconnected.
+    """
+
+    def __init__(self, requests: Requests, send: Callable[[Sequence[bytes]], bool]) -> None:
+        self._requests = requests
+        self.send = send
+        self.sent: dict[bytes, Unanswered] = {}
+        self.load = 0
+        self.given_up = 0
+        self.blocked = False
+        self.down = False
+        self._notes: deque[Sequence[bytes]] = deque()
+
+    def up(self) -> None:
+        """Use the lane again after ``down``, because the peer has reconnected.
+
+        The owner sets ``down`` when libzmq reports the end of a connection. For a moment after that, libzmq's socket
+        still accepts messages for this connection, and drops them.
+        """
+        self.down = False
+        self._requests.pump()
+
+    def writable(self) -> None:
+        """Try to send again: first the notes, then requests."""
+        while self._notes and self.send(self._notes[0]):
+            self._notes.popleft()
+        if self.blocked and not self._notes:
+            self.blocked = False
+            self._requests.pump()
+
+    def note(self, frames: Sequence[bytes]) -> None:
+        """Send a message about a request that was sent, such as its cancellation."""
+        if self._notes or not self.send(frames):
+            self.blocked = True
+            self._notes.append(frames)
+
+    def received(self, id: bytes, parts: list[bytes]) -> bool:
+        """Process a reply. Return False if no caller waits for it.
+
+        The reply may be late or sent twice, or the request may be unknown.
+        """
+        request = self.sent.get(id)
+        if request is None:
+            self._requests.count_late()
+            return False
+        if self.given_up:
+            self._requests.forget(self._given_up_before(request))
+        return self._requests.answered(self, request, parts)
+
+    def _given_up_before(self, request: Unanswered) -> Sequence[Unanswered]:
+        earlier = takewhile(lambda other: other is not request, self.sent.values())
+        return [other for other in earlier if not other.waits]
+
+    def drop(self, request: Unanswered) -> None:
+        """Remove a request that was answered, forgotten or lost; make room for another."""
+        del self.sent[request.id]
+        request.lane = None
+        self.load -= request.counts
+        self.given_up -= not request.waits
+
+    def lost(self, error: Callable[[], Exception] | None) -> None:
+        """Note that the peer has disconnected, so its requests are lost.
+
+        Each of its requests fails with a new ``error``. If ``error`` is None they stay until their timeout, since
+        another peer of the same socket may have received them. Their room is then free for other requests.
+        """
+        self._notes.clear()
+        self._requests.lost(self, error)
+
+
+class Requests:
+    """A queue of requests, sent in order through several lanes.
+
+    Each request goes to the lane with the fewest unanswered requests. A lane may have at most ``window`` of them.
+
+    A request whose caller gave up after it was sent still counts. It counts until its own reply or the reply to a later
+    request arrives: a peer that has answered a later request has read this one. It counts for at most ``forgotten``
+    seconds.
+
+    Args:
+        clock: The reactor, or a test's clock.
+        window: The number of unanswered requests that one lane may have.
+        forgotten: Seconds after which a request without a caller no longer counts.
+        timed_out: Makes the error of a timeout, from the id of the request and the timeout in seconds.
+        on_late: Called for each reply for which no caller waits.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        window: int = REQUEST_WINDOW,
+        forgotten: float = REQUEST_FORGOTTEN,
+        timed_out: Callable[[bytes, float], Exception],
+        on_late: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._deadlines = Deadlines(clock)
+        self._window = window
+        self._forgotten = forgotten
+        self._timed_out = timed_out
+        self._on_late = on_late
+        self._waiting: dict[bytes, Unanswered] = {}
+        self._lanes: list[Lane] = []
+        self._first = os.urandom(8)
+        self._numbers = count()
+        self.late = 0
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that are not sent yet."""
+        return len(self._waiting)
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that are sent, and neither answered nor forgotten."""
+        return sum(len(lane.sent) for lane in self._lanes)
+
+    @property
+    def timed(self) -> int:
+        """The number of requests that a deadline will end."""
+        return len(self._deadlines)
+
+    def add(self, lane: Lane) -> None:
+        """Add a lane, and send requests through it."""
+        self._lanes.append(lane)
+        self.pump()
+
+    def remove(self, lane: Lane) -> None:
+        """Remove a lane. Its owner calls `Lane.lost` separately."""
+        self._lanes.remove(lane)
+
+    def make(self, parts: Sequence[bytes], timeout: float | None, id: bytes | None = None) -> Deferred[list[bytes]]:
+        """Send a request when a lane has room; return a Deferred of the reply's parts.
+
+        Args:
+            parts: The parts of the request.
+            timeout: Seconds until the Deferred fails, or None for no timeout. A request that is still unsent then is
+                never sent. The same is true if the Deferred is cancelled.
+            id: A unique id; by default a new one of 16 bytes.
+        """
+        request = _WithDeferred(timeout)
+        reply: Deferred[list[bytes]] = Deferred(lambda _: self.give_up(request))
+        request.reply = reply
+        request.id = self.new_id() if id is None else id
+        request.frames = (request.id, b"", *parts)
+        self.send(request)
+        return reply
+
+    def new_id(self) -> bytes:
+        """Return a unique id of 16 bytes."""
+        return self._first + _NUMBER.pack(next(self._numbers))
+
+    def send(self, request: Unanswered) -> None:
+        """Send a request, whose id and frames are set, when a lane has room."""
+        if request.timeout is not None:
+            request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
+        self._waiting[request.id] = request
+        if len(self._waiting) == 1:  # else an earlier request already waits for room
+            self.pump()
+
+    def pump(self) -> None:
+        """Send as many waiting requests as the lanes have room for."""
+        while self._waiting and (lane := self._free()) is not None:
+            request = next(iter(self._waiting.values()))
+            if not lane.send(request.frames):
+                lane.blocked = True
+                continue
+            del self._waiting[request.id]
+            request.frames, request.lane = (), lane
+            lane.sent[request.id] = request
+            lane.load += 1
+
+    def _free(self) -> Lane | None:
+        """Return the open lane with the fewest unanswered requests, or None.
+
+        Lanes with the same number take turns.
+        """
+        found = None
+        for lane in self._lanes:
+            if not (lane.blocked or lane.down) and lane.load < (self._window if found is None else found.load):
+                found = lane
+        if found is not None and len(self._lanes) > 1:
+            self._lanes.remove(found)
+            self._lanes.append(found)
+        return found
+
+    def answered(self, lane: Lane, request: Unanswered, parts: list[bytes]) -> bool:
+        """Deliver a message of a server; return False if the caller has given up.
+
+        If it is the last one, the lane has room for another request.
+        """
+        if not request.waits:
+            self._end(lane, request)
+            self.count_late()
+            return False
+        if request.read(parts):
+            self._end(lane, request)
+        request.deliver()
+        return True
+
+    def count_late(self) -> None:
+        """Count a reply for which no caller waits."""
+        self.late += 1
+        self._on_late()
+
+    def _end(self, lane: Lane, request: Unanswered) -> None:
+        self._cancel_timer(request)
+        lane.drop(request)
+        self.pump()
+
+    def lost(self, lane: Lane, error: Callable[[], Exception] | None) -> None:
+        """See `Lane.lost`."""
+        failed = []
+        for request in tuple(lane.sent.values()):
+            if not request.waits or error is not None:
+                lane.drop(request)
+                self._cancel_timer(request)
+                failed.append(request)
+            else:
+                lane.load -= request.counts
+                request.counts = False
+        self.pump()
+        self._fail(failed, error)
+
+    def awaited(self) -> list[Unanswered]:
+        """Return the requests that were sent, and whose callers wait."""
+        return [request for lane in self._lanes for request in lane.sent.values() if request.waits]
+
+    def close(self, error: Callable[[], Exception] | None) -> None:
+        """Drop all requests and stop their timers.
+
+        Each request fails with a new ``error``, if ``error`` is not None.
+        """
+        left = [*self._waiting.values(), *(request for lane in self._lanes for request in lane.sent.values())]
+        self._waiting.clear()
+        self._lanes.clear()
+        for request in left:
+            self._cancel_timer(request)
+            request.lane = None  # else a request that is cancelled in another's errback would start a timer
+        self._deadlines.close()
+        self._fail(left, error)
+
+    @staticmethod
+    def _fail(requests: Iterable[Unanswered], error: Callable[[], Exception] | None) -> None:
+        for request in requests:
+            if request.waits and error is not None:
+                request.waits = False
+                request.failed(error())
+            request.waits = False
+
+    def _too_late(self, request: Unanswered) -> None:
+        request.deadline = None
+        waits, error = request.waits, self._timed_out(request.id, request.timeout or 0.0)
+        self.give_up(request)
+        if waits:
+            request.failed(error)
+
+    def give_up(self, request: Unanswered) -> None:
+        """Note that the caller no longer waits for the reply."""
+        self._cancel_timer(request)
+        if not request.waits:
+            return
+        request.waits = False
+        if self._waiting.pop(request.id, None) is None and request.lane is not None:
+            request.lane.given_up += 1
+            request.deadline = self._deadlines.add(self._forgotten, request, self._forget)
+
+    def lacks_server(self, id: bytes) -> bool:
+        """Return True if a request is unsent because no server is connected."""
+        return id in self._waiting and all(lane.down for lane in self._lanes)
+
+    def _forget(self, request: Unanswered) -> None:
+        self.forget([request])
+        self.pump()
+
+    def forget(self, given_up: Iterable[Unanswered]) -> None:
+        """Stop waiting for the replies to these requests; make room for others."""
+        for request in given_up:
+            self._cancel_timer(request)
+            if request.lane is not None:
+                request.lane.drop(request)
+
+    def renew(self, request: Unanswered) -> None:
+        """Begin the timeout of a request that waits again."""
+        self._cancel_timer(request)
+        if request.timeout is not None:
+            request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
+
+    def suspend(self, request: Unanswered) -> None:
+        """Stop the timeout of a request while its caller does other things.
+
+        A request that was given up keeps its timer, which makes room in its lane.
+        """
+        if request.waits:
+            self._cancel_timer(request)
+
+    def _cancel_timer(self, request: Unanswered) -> None:
+        if request.deadline is not None:
+            self._deadlines.cancel(request.deadline)
+            request.deadline = None
+
+
+def split_reply(parts: list[bytes]) -> tuple[bytes, list[bytes]]:
+    """Return the id of a request, and what a server says about it.
+
+    Raises:
+        EnvelopeError: The message has neither of the two forms.
+    """
+    if len(parts) == 2 and not parts[0]:
+        if not parts[1].startswith(MAGIC):
+            raise EnvelopeError("a plain reply to a tracked request: ask this server with wire='plain'")
+        return parse(parts[1]).id, parts[1:]
+    if len(parts) < 2 or parts[1]:
+        raise EnvelopeError("not a reply: expected an id, an empty part and the parts of the reply")
+    return parts[0], parts[2:]

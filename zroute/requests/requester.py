@@ -1,0 +1,261 @@
+"""`Requester`, the result of ``app.requester``, and its compiled form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from zroute.errors import EncodeError, NotRunningError, SignatureError, TopicError, UsageError
+from zroute.functions import users_line
+from zroute.messages.codecs import RAW, Codec
+from zroute.messages.topics import Pattern, segment_bytes
+from zroute.publishing.publication import Encode
+from zroute.requests.client import Client, DecodeReply, ReplyStream
+
+__all__ = ["DEFAULT", "CompiledRequester", "Requester", "checked_wait", "is_seconds"]
+
+Q_contra = TypeVar("Q_contra", contravariant=True)
+A_co = TypeVar("A_co", covariant=True)
+
+
+_KNOWN = 10_000
+"""The topics that a requester remembers."""
+
+
+class _Default:
+    """The type of `DEFAULT`."""
+
+    def __repr__(self) -> str:
+        return "the requester's timeout"
+
+
+DEFAULT: Any = _Default()
+"""In place of a timeout: that of the requester."""
+
+
+def is_seconds(value: Any) -> bool:
+    """Return True for a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def checked_wait(timeout: Any, where: str | None = None) -> float | None:
+    """Return the seconds that a request waits, or None.
+
+    ``where`` is the line of the user, by default that of the caller.
+
+    Raises:
+        SignatureError: It is no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if not (is_seconds(timeout) and timeout > 0):
+        raise SignatureError(
+            f"timeout={timeout!r}: expected a number of seconds, more than 0, or None for no limit",
+            parameter="timeout",
+            where=where or users_line(),
+        )
+    return float(timeout)
+
+
+class Requester(Generic[Q_contra, A_co]):
+    """The requests of one pattern, with the types of message and reply.
+
+    ``app.requester(pattern, schema, reply)`` returns it. Over ZeroMQ, a request waits for a server until its timeout,
+    so ``retry`` acts only on requests that were lost, or refused by a busy server.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        schema: Any,
+        reply: Any,
+        codec: Codec | None,
+        timeout: float | None,
+        retry: tuple[float, ...],
+        where: str,
+    ) -> None:
+        self.pattern = pattern
+        self.schema = schema
+        self.reply = reply
+        self.codec = codec
+        self.timeout = timeout
+        self.retry = retry
+        self.where = where
+        self._running: tuple[CompiledRequester, ...] = ()
+
+    async def request(
+        self,
+        message: Q_contra,
+        /,
+        *,
+        timeout: float | None = DEFAULT,
+        headers: Mapping[str, Any] | None = None,
+        **captures: object,
+    ) -> A_co:
+        """Send a request, and return the reply.
+
+        Cancelling the coroutine tells the server, which cancels its handler if that is ``async``.
+
+        Example:
+            ```python
+            price = await prices.request(Ask(3), symbol="EURUSD")
+            ```
+
+        Args:
+            message: A message of the schema; None for a handler without a body.
+            timeout: The seconds to wait, in place of the requester's ``timeout``; None for no limit.
+            headers: A small map with text keys, for the handler's `Envelope`.
+            captures: Values for the captures of the pattern. A missing value is read from the attribute or key of
+                that name in the message.
+
+        Returns:
+            The reply, decoded as the ``reply`` type.
+
+        Raises:
+            NoServerError: No server was connected until the timeout. With ``bind:`` and ``inproc://``, this is a
+                RequestTimeoutError.
+            NoHandlerError: The server has no handler for the topic.
+            BadRequestError: The server could not read the message as the type that its handler declares.
+            RequestRefusedError: The handler refused the request.
+            ServerError: The handler failed.
+            BusyError: The server has no room for the request, or stops.
+            RequestTimeoutError: No reply arrived in time.
+            RequestLostError: The server disconnected after it had received the request.
+            DecodeError: The reply is not of the declared type.
+            TopicError: A capture is missing, or its value is not valid in a topic.
+            EncodeError: The message is not of the schema, or is too large.
+            SignatureError: ``timeout`` is no number of seconds.
+            NotRunningError: No app that includes this requester is running.
+        """
+        way = self._way()
+        limit = self.timeout if timeout is DEFAULT else checked_wait(timeout)
+        topic, number, body = way.packed(message, captures)
+        reply: A_co = await way.client.request(topic, number, body, headers, way.decode, limit, self.retry)
+        return reply
+
+    def stream(
+        self,
+        message: Q_contra,
+        /,
+        *,
+        timeout: float | None = DEFAULT,
+        headers: Mapping[str, Any] | None = None,
+        **captures: object,
+    ) -> ReplyStream[A_co]:
+        """Send a request to a handler that yields replies; iterate with ``async for``.
+
+        ``timeout`` is the time to wait for each item. The other arguments and the errors are those of `request`; the
+        loop raises them.
+        """
+        way = self._way()
+        limit = self.timeout if timeout is DEFAULT else checked_wait(timeout)
+        topic, number, body = way.packed(message, captures)
+        return way.client.stream(topic, number, body, headers, way.decode, limit)
+
+    def _way(self) -> CompiledRequester:
+        if len(self._running) == 1:
+            return self._running[0]
+        if self._running:
+            raise UsageError(
+                f"{self} belongs to {len(self._running)} running apps: give each app a requester of its own"
+            )
+        raise NotRunningError(
+            f"can't send a request to {self.pattern.text!r} ({self.where}): no app that includes it is running; ask in "
+            "a handler, a timer, or a function under @app.on_startup"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Requester {self.pattern.text!r} at {self.where}>"
+
+
+@attrs.define(eq=False)
+class CompiledRequester:
+    """A requester of one app with its whole pattern.
+
+    Attributes:
+        requester: The requester that the user has.
+        pattern: The pattern, including prefixes.
+        encode: Returns the codec number and the body of a message.
+    """
+
+    requester: Requester[Any, Any]
+    pattern: Pattern
+    encode: Encode
+    _client: Client | None = attrs.field(init=False, default=None)
+    _decode: DecodeReply | None = attrs.field(init=False, default=None)
+    _topics: dict[tuple[object, ...], bytes] = attrs.field(init=False, factory=dict)
+
+    def open(self, client: Client) -> None:
+        """Send requests through ``client`` until `close`."""
+        self._client = client
+        self._decode = client.decoder(self.requester.reply)
+        self.requester._running += (self,)
+
+    def close(self) -> None:
+        """Send no more requests. A second call does nothing."""
+        self._client = None
+        self.requester._running = tuple(each for each in self.requester._running if each is not self)
+
+    @property
+    def client(self) -> Client:
+        """The client of the run."""
+        assert self._client is not None
+        return self._client
+
+    @property
+    def decode(self) -> DecodeReply:
+        """The decoder of replies."""
+        assert self._decode is not None
+        return self._decode
+
+    def packed(self, message: Any, captures: Mapping[str, object]) -> tuple[bytes, int, bytes]:
+        """Return the topic, the codec number and the body of a request.
+
+        Raises:
+            TopicError: A capture is missing, unknown, or its value is not valid in a topic.
+            EncodeError: The message is not of the schema.
+        """
+        if message is None:
+            number, body = RAW.number, b""
+        else:
+            try:
+                number, body = self.encode(message)
+            except EncodeError as error:
+                error.args = (f"{self.requester} can't send this message: {error}",)
+                raise
+        return self._topic(message, captures), number, body
+
+    def _topic(self, message: Any, captures: Mapping[str, object]) -> bytes:
+        names, separator = self.pattern.captures, self.pattern.separator
+        for name in captures:
+            if name not in names:
+                raise TopicError(
+                    f"{self.pattern.text!r} has no capture {name!r}; it has {', '.join(names) or 'none'}",
+                    topic=self.pattern.text,
+                )
+        values = tuple([self._value(name, message, captures) for name in names])
+        simple = all(type(value) is str for value in values)
+        known = self._topics.get(values) if simple else None
+        if known is None:
+            segments = {name: segment_bytes(name, value, separator) for name, value in zip(names, values, strict=True)}
+            known = self.pattern.topic(segments)
+            if len(self._topics) >= _KNOWN:
+                self._topics.clear()
+            if simple:
+                self._topics[values] = known
+        return known
+
+    def _value(self, name: str, message: Any, captures: Mapping[str, object]) -> object:
+        if name in captures:
+            return captures[name]
+        found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+        if found is None:
+            raise TopicError(
+                f"{self.pattern.text!r} needs a value for {name!r}: call request(..., {name}=…), or send a message "
+                f"with an attribute or key {name!r}",
+                topic=self.pattern.text,
+            )
+        return found

@@ -1,0 +1,197 @@
+"""The jobs of one run: its job queues with their owner, and its workers.
+
+A stop first gives back the jobs that have not begun, then waits for handlers. Only then does the owner work off its own
+jobs, because handlers may still put some. If an owner in the same process stops too, perhaps that of the same app, its
+workers go on until its jobs are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import time_ns
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError
+
+from zroute.awaiting import within
+from zroute.clock import Clock
+from zroute.endpoints import Ends, ResolvedAddresses
+from zroute.errors import JobFailedError
+from zroute.jobs.owner import Job, JobOwner
+from zroute.jobs.queue import CompiledJobQueue
+from zroute.jobs.worker import JobWorker
+from zroute.messages.codecs import Codecs
+from zroute.messages.jobs import as_message, headers_of_meta
+from zroute.messages.topics import Topic, matches
+from zroute.planning.plan import Plan
+from zroute.receiving.dispatch import CompiledRoute
+from zroute.receiving.results import Results
+from zroute.receiving.working import Working
+from zroute.stats import Stats
+from zroute.throttle import ThrottledLog
+from zroute.transport import OwnerLink, SendJob, Transport
+
+__all__ = ["Jobs"]
+
+_STOPPING = 1.0
+"""Seconds of a stop in which owners answer that they will send no more jobs."""
+
+
+_LOCAL = ("127.0.0.1", "localhost", "*", "0.0.0.0", "[::1]", "[::]")
+_owners: dict[str, set[Jobs]] = {}
+"""The owners of this process, by the place where they bind."""
+
+
+def _place(address: str) -> str:
+    """Return a text that is equal for addresses of the same socket.
+
+    They may name this machine in different ways.
+    """
+    transport, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    return f"tcp:{port}" if transport == "tcp" and host in _LOCAL else address
+
+
+class Jobs:
+    """The job queues and the workers of one run.
+
+    Args:
+        plan: The compiled app.
+        clock: The reactor.
+        transport: The transport of the run.
+        ends: The endpoints of the run.
+        results: Publishes dead letters, and handles errors.
+        stats: The counters of the run.
+        reports: The log.
+
+    Attributes:
+        stopping: True once the app stops.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        clock: Clock,
+        transport: Transport,
+        ends: Ends,
+        results: Results,
+        stats: Stats,
+        reports: ThrottledLog,
+    ) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._transport = transport
+        self._ends = ends
+        self._results = results
+        self._stats = stats
+        self._reports = reports
+        self._owner: JobOwner | None = None
+        self._working: Working | None = None
+        self._stopped: Deferred[Any] | None = None
+        self._places: set[str] = set()
+        self.stopping = False
+
+    # -- the owner -------------------------------------------------------------------------------------------
+
+    def open_owner(self) -> None:
+        """Enable `JobQueue.put`, and let workers connect.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        queues = self._plan.parts.queues
+        if not queues:
+            return
+        owner = self._owner = JobOwner(self._clock, lambda id, parts: send(id, parts), self._reports, self._plan.name)
+        send: SendJob = self._transport.hand_out(owner)
+        owner.workers_changed = self._workers_changed
+        owner.start()
+        for queue in queues:
+            owned = owner.add(queue.settings, self._giving_up(queue))
+            self._stats.jobs[queue.pattern.text] = owned.stats
+            queue.open(owned, self._plan.choices.max_message)
+        self._places = set(map(_place, self._addresses.jobs))
+        for place in self._places:
+            _owners.setdefault(place, set()).add(self)
+
+    @property
+    def _addresses(self) -> ResolvedAddresses:
+        return self._transport.addresses or self._ends.addresses
+
+    def _workers_changed(self, number: int) -> None:
+        self._stats.workers = number
+
+    def _giving_up(self, queue: CompiledJobQueue) -> Callable[[Job, str], None]:
+        def given_up(job: Job, reason: str) -> None:
+            error = JobFailedError(reason, topic=str(Topic.from_wire(job.topic)), attempts=job.attempt)
+            captured = matches(queue.pattern, job.topic) or {}
+            captures = {name: value.decode() for name, value in captured.items()}
+            message = as_message(job.topic, job.codec, job.body, headers_of_meta(job.meta), time_ns())
+            self._results.given_up_job(queue, error, captures, message)
+
+        return given_up
+
+    async def drain(self, timeout: float) -> dict[str, int]:
+        """Work off the jobs of the owner within ``timeout`` seconds.
+
+        Then disable `JobQueue.put`. Return the numbers of jobs that were not done, with a description.
+        """
+        owner = self._owner
+        if owner is None:
+            return {}
+        with suppress(TimeoutError):
+            await within(timeout, owner.drain(), self._clock)
+        self._owner = None
+        left = owner.close()
+        for place in self._places:
+            _owners[place].discard(self)
+        for queue in self._plan.parts.queues:
+            queue.close()
+        return left
+
+    # -- the workers -----------------------------------------------------------------------------------------
+
+    def open_workers(self, routes: Sequence[CompiledRoute], codecs: Codecs) -> None:
+        """Take jobs for ``routes``, the handlers of jobs.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        if not routes:
+            return
+        most = self._plan.choices.max_message
+        self._working = Working(routes, codecs, self._results, max_message=most, stats=self._stats)
+        self._transport.take_jobs(self._make_worker)
+
+    def _make_worker(self, link: OwnerLink) -> JobWorker:
+        assert self._working is not None
+        lanes, find = self._working.lanes, self._working.find
+        worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address)
+        worker.reconnect = link.reconnect
+        return worker
+
+    async def work_off(self, timeout: float) -> None:
+        """Work until the stopping owners of this process have no jobs left.
+
+        It takes at most ``timeout`` seconds.
+        """
+        if self._working is None:
+            return
+        here = {each for address in self._addresses.work for each in _owners.get(_place(address), ())}
+        draining = [each._owner.drain() for each in here if each.stopping and each._owner is not None]
+        with suppress(TimeoutError):
+            await within(timeout, DeferredList(draining, consumeErrors=True), self._clock)
+
+    def stop_workers(self) -> None:
+        """Give back the jobs that have not begun, and accept no more."""
+        self._stopped = DeferredList([worker.stop() for worker in self._transport.workers], consumeErrors=True)
+
+    async def end_workers(self, timeout: float) -> None:
+        """Wait until all results are reported and no owner sends more jobs.
+
+        It waits for at most ``timeout`` seconds.
+        """
+        if self._stopped is not None:
+            with suppress(TimeoutError):
+                await within(min(timeout, _STOPPING), self._stopped, self._clock)

@@ -1,0 +1,150 @@
+"""The log lines about the start and the end of an app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+import attrs
+
+from zroute.endpoints import Ends
+from zroute.planning.plan import Parts, Plan
+from zroute.runtime.run import StopReport
+from zroute.stats import NOT_COUNTED, JobStats, Stats, losses
+from zroute.transport import Transport
+
+__all__ = ["log_counters", "log_start", "log_unfinished"]
+
+_log = logging.getLogger("zroute")
+
+
+class Reported(Protocol):
+    """A service whose start and end are logged."""
+
+    plan: Plan
+    ends: Ends
+
+    @property
+    def transport(self) -> Transport | None:
+        """The open transport, or None."""
+
+    @property
+    def identity(self) -> str:
+        """The publisher's name and epoch; "" if it sends no name."""
+
+
+def log_start(service: Reported) -> None:
+    """Log the lines that describe an app after its start.
+
+    If a function of the app has already stopped it, nothing is logged.
+    """
+    transport = service.transport
+    if transport is not None:
+        for level, text in _start_lines(service, transport):
+            _log.log(level, "%s", text)
+
+
+def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int, str]]:
+    name, compiled = service.plan.name, service.plan.parts
+    yield (
+        logging.INFO,
+        f"{name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
+        f"timers and generators {len(compiled.triggers)}{_further(compiled)}",
+    )
+    senders = compiled.outlets or compiled.requesters or compiled.queues
+    if not (compiled.handlers or senders or compiled.triggers):
+        yield logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"
+    for text in service.plan.dropped_feeds(service.ends):
+        yield logging.WARNING, f"{name}: {text}"
+    if service.ends.sub and service.ends.sub[0].address.startswith("inproc://zroute-"):
+        own = " and its requests go to its own handlers" if compiled.replies else ""
+        yield logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers{own} in this process"
+        return
+    yield from transport.summary()
+    if service.identity:
+        yield logging.INFO, f"{name}: publishes as {service.identity}"
+    for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
+        if pattern.subscription == b"":
+            text = f"{name}: receives all messages of its publishers, because of the pattern {pattern.text!r}"
+            yield logging.WARNING, text
+
+
+def _further(compiled: Parts) -> str:
+    """Return the numbers of handlers and senders that are not of messages."""
+    return "".join(
+        f", {what} {len(many)}"
+        for what, many in (
+            ("handlers of requests", compiled.replies),
+            ("requesters", compiled.requesters),
+            ("handlers of jobs", compiled.works),
+            ("job queues", compiled.queues),
+        )
+        if many
+    )
+
+
+def log_unfinished(service: Reported, report: StopReport) -> None:
+    """Log the handlers that a stop has abandoned, if there are any."""
+    if not report.complete:
+        names = ", ".join(f"{name}: {count}" for name, count in report.unfinished.items())
+        _log.error("%s: unfinished after the drain timeout, abandoned: %s", service.plan.name, names)
+
+
+def log_counters(service: Reported) -> None:
+    """Log the counters of a run, as text and as fields of the record."""
+    counters = _counters(service)
+    fields = {name: None if count == NOT_COUNTED else count for name, count in counters.items()}
+    text = ", ".join(f"{name} {count}" for name, count in counters.items())
+    _log.info("%s: %s", service.plan.name, text, extra={"app": service.plan.name, **fields})
+
+
+def _counters(service: Reported) -> dict[str, object]:
+    """Return the counters of a run by their names in `app.stats`.
+
+    The counters of all routes are added up. The result omits the counters of received messages if the app only
+    publishes. It omits the counters of published messages if the app only receives, unless another app could not
+    publish results of its handlers.
+    """
+    stats = service.plan.live.stats
+    counts: dict[str, object] = {}
+    if service.ends.sub:
+        counts.update(received=stats.received - stats.control)
+    parts = service.plan.parts
+    handles = service.ends.sub or parts.replies or parts.works
+    if parts.replies:
+        counts.update(requests=stats.requests)
+    if handles:
+        counts.update(handled=stats.handled, failed=stats.failed)
+    if service.ends.sub:
+        counts.update(unrouted=stats.unrouted, malformed=stats.malformed)
+        counts.update(losses(stats))
+    if handles:
+        routes = stats.routes.values()
+        names = ("stale", "skipped", "dropped_at_shutdown", "retried", "timed_out", "dead", "cancelled", "refused")
+        seldom = {name: sum(getattr(route, name) for route in routes) for name in names}
+        counts.update((name, count) for name, count in seldom.items() if count)
+    refused = ("bad_requests", "no_handler", "busy", "replies_undelivered")
+    counts.update((name, getattr(stats, name)) for name in refused if getattr(stats, name))
+    if stats.requests_sent:
+        counts.update(requests_sent=stats.requests_sent, requests_failed=stats.requests_failed)
+    if stats.replies_late:
+        counts.update(replies_late=stats.replies_late)
+    if stats.jobs:
+        counts.update((f"jobs_{name}", count) for name, count in _of_jobs(stats).items() if count or name in _ALWAYS)
+    if service.ends.pub:
+        counts["published"] = stats.published
+    if service.ends.pub or stats.publish_errors:
+        counts["publish_errors"] = stats.publish_errors
+    if stats.publish_skipped:
+        counts["publish_skipped"] = stats.publish_skipped
+    return counts
+
+
+_ALWAYS = ("put", "done", "failed")
+
+
+def _of_jobs(stats: Stats) -> dict[str, int]:
+    """Return the counters of all job queues, added up."""
+    names = (field.name for field in attrs.fields(JobStats))
+    return {name: sum(getattr(queue, name) for queue in stats.jobs.values()) for name in names}

@@ -1,0 +1,122 @@
+"""The requests of one run: those that it answers, and those that it sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from zroute.endpoints import Ends
+from zroute.planning.plan import Plan
+from zroute.receiving.dispatch import CompiledRoute
+from zroute.receiving.in_flight import InFlight
+from zroute.receiving.replying import Replying, ReplyResults
+from zroute.requests.client import Client
+from zroute.stats import Stats
+from zroute.transport import Transport
+
+__all__ = ["RequestRun"]
+
+
+class RequestRun:
+    """The requests of a run.
+
+    Args:
+        plan: The compiled app.
+        reactor: The reactor.
+        stats: The counters of the run.
+        results: Makes the results of the handlers, from the further arguments of `ReplyResults`.
+    """
+
+    def __init__(self, plan: Plan, reactor: Any, stats: Stats, results: Callable[..., ReplyResults]) -> None:
+        self._plan = plan
+        self._reactor = reactor
+        self._stats = stats
+        self._results = results(codecs=plan.parts.codecs, max_message=plan.limits.max_message, reading=self)
+        self._replying: Replying | None = None
+        self._client: Client | None = None
+
+    @property
+    def unfinished(self) -> InFlight:
+        """The unfinished calls of handlers."""
+        return self._results.unfinished
+
+    def open(self, transport: Transport, ends: Ends, routes: Sequence[CompiledRoute]) -> None:
+        """Open the endpoints, and let the app send requests.
+
+        It answers none before `answer` is called.
+        """
+        plan = self._plan
+        if not (ends.rep or ends.req):
+            return
+        if ends.rep:
+            given = routes, plan.parts.codecs, self._results, self._stats, plan.limits.max_message
+            self._replying = Replying(*given)
+        if ends.req:
+            self._client = Client(
+                self._reactor,
+                self._stats,
+                plan.name,
+                plan.parts.codecs,
+                max_message=plan.limits.max_message,
+                clock_ns=time.time_ns,
+                later=self._reactor.callFromThread,
+                is_plain=plan.choices.wire != "tracked",
+            )
+        transport.open_requests(self._client, None if self._replying is None else self._replying.received)
+        if self._client is not None:
+            plan.live.client = self._client
+            for requester in plan.parts.requesters:
+                requester.open(self._client)
+
+    def answer(self, transport: Transport) -> None:
+        """Begin to answer requests."""
+        if self._replying is not None:
+            transport.answer()
+
+    def refuse(self) -> None:
+        """Refuse further requests: the app stops."""
+        if self._replying is not None:
+            self._replying.stops = True
+
+    def answered(self) -> Deferred[None] | None:
+        """Return a Deferred that fires when no request of the app is unanswered.
+
+        The result is None if none is.
+        """
+        if self._client is None or not self._client.unanswered:
+            return None
+        return Deferred.fromCoroutine(self._client.idle())
+
+    @property
+    def unanswered(self) -> int:
+        """The number of the app's requests without a reply."""
+        return 0 if self._client is None else self._client.unanswered
+
+    def close(self) -> None:
+        """Send no more requests; those without a reply fail."""
+        for requester in self._plan.parts.requesters:
+            requester.close()
+        if self._client is not None:
+            if self._plan.live.client is self._client:
+                self._plan.live.client = None
+            self._client.close()
+
+    def end(self) -> None:
+        """Log the lines that were held back."""
+        self._results.close()
+
+    # -- `Reading`, for the results
+
+    def pause(self, by: Any) -> None:
+        """Do nothing: requests without room are refused."""
+
+    def resume(self) -> None:
+        """Do nothing: reading never pauses."""
+
+    def reclassify(self) -> None:
+        """Build the delivery functions again."""
+        if self._replying is not None:
+            self._replying.reclassify()

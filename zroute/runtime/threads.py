@@ -1,0 +1,141 @@
+"""Calls between the reactor's thread and other threads, in one run of an app."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from threading import get_ident
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from zroute.awaiting import is_awaitable, way_to_the_reactor
+from zroute.errors import ForkedContextError, NotRunningError, UsageError, WrongThreadError
+from zroute.functions import name_of
+from zroute.receiving.in_flight import error_of
+
+__all__ = ["Threads"]
+
+_FORKED = (
+    "{} in a fork of the process that runs the app, where ZeroMQ sockets do not work: start "
+    "processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
+)
+
+
+class Threads:
+    """The thread and the process of a run, and its calls to and from other threads.
+
+    The object belongs to the thread that creates it.
+
+    Args:
+        name: The name of the app, for errors.
+        reactor: The reactor of the run.
+        start: Runs an awaitable, and returns a Deferred of its result.
+    """
+
+    def __init__(self, name: str, reactor: Any, start: Callable[[Awaitable[Any]], Deferred[Any]]) -> None:
+        self._name = name
+        self._reactor = reactor
+        self._start = start
+        self._thread, self._process = get_ident(), os.getpid()
+        self._calls: set[Future[Any]] = set()
+        self._closed = False
+
+    @property
+    def is_here(self) -> bool:
+        """True in the reactor's thread."""
+        return get_ident() == self._thread
+
+    def close(self) -> None:
+        """End all calls of `call_from_thread` with an error; they would wait forever."""
+        self._closed = True
+        for call in tuple(self._calls):
+            if not call.done():
+                call.set_exception(self._stopped())
+
+    def check_process(self, what: str) -> None:
+        """Raise ForkedContextError in a child of the process that runs the app."""
+        if os.getpid() != self._process:
+            raise ForkedContextError(_FORKED.format(what))
+
+    def check_thread(self, what: str) -> None:
+        """Raise WrongThreadError outside the reactor's thread; see also `check_process`."""
+        self.check_process(what)
+        if not self.is_here:
+            advice = way_to_the_reactor("app.from_thread")
+            raise WrongThreadError(f"{what} was called outside the reactor's thread: {advice}")
+
+    def call_from_thread(self, call: Callable[[], Any]) -> Any:
+        """Call ``call`` in the reactor's thread, and return its result to this thread.
+
+        Raises:
+            WrongThreadError: This is the reactor's thread.
+            ForkedContextError: This is a child of the process that runs the app.
+            NotRunningError: The app has stopped, or stops before the call ends.
+            BaseException: Any error of ``call``.
+        """
+        self.check_process("from_thread was called")
+        if self.is_here:
+            raise WrongThreadError(
+                f"from_thread was called in the reactor's own thread, which would wait for itself: call "
+                f"{name_of(call)} directly"
+            )
+        future: Future[Any] = Future()
+        self._calls.add(future)  # before the check below, so that a concurrent stop finds this call
+        try:
+            if self._closed:
+                raise self._stopped()
+            self._reactor.callFromThread(copy_context().run, self._call, future, call)
+            return future.result()
+        finally:
+            self._calls.discard(future)
+
+    def _call(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        """Call ``call`` in the reactor's thread, for a thread that waits for ``future``."""
+        if future.done():
+            return  # the app has stopped; the waiting thread already got the error
+
+        def begin() -> Any:
+            result = call()
+            return self._start(result) if is_awaitable(result) else result
+
+        def end(result: Any) -> None:
+            if future.done():
+                return  # the app has stopped meanwhile; the waiting thread already got the error
+            if isinstance(result, Failure):
+                future.set_exception(error_of(result))
+            else:
+                future.set_result(result)
+
+        maybeDeferred(begin).addBoth(end)
+
+    def call_in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
+        """Return a Deferred for the result of ``call`` in a thread of the pool.
+
+        If the Deferred is cancelled before a thread is free, ``call`` is not called.
+        """
+        reactor, waiting = self._reactor, Deferred[Any]()
+
+        def work() -> Any:
+            return None if waiting.called else _finished(call())
+
+        def deliver(well: bool, result: Any) -> None:
+            reactor.callFromThread(waiting.callback if well else waiting.errback, result)
+
+        reactor.getThreadPool().callInThreadWithCallback(deliver, work)
+        return waiting
+
+    def _stopped(self) -> NotRunningError:
+        return NotRunningError(f"{self._name!r} has stopped, so from_thread can't call its reactor any more")
+
+
+def _finished(result: Any) -> Any:
+    if is_awaitable(result):
+        raise UsageError(
+            f"returned a {type(result).__name__} in a thread, where nothing can await it: get its result with "
+            "app.from_thread(function, …), which awaits on the reactor's thread"
+        )
+    return result

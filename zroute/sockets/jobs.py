@@ -1,0 +1,232 @@
+"""The sockets of jobs.
+
+An owner has a ROUTER, and a worker has a DEALER for each owner.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, Unpack
+
+import zmq
+
+from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError, EnvelopeError, HighWaterMarkError, NotRunningError, UnknownPeerError
+from zroute.options import JOB_MESSAGES, LINGER_ABORT, OFFER_MAX, SocketOptions
+from zroute.sockets.events import OnEvent, SocketEvent
+from zroute.sockets.router_dealer import DealerConnection, RouterConnection
+
+__all__ = ["JobsConnection", "WorkConnection"]
+
+_log = logging.getLogger("zroute.sockets")
+
+_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until we connect again, doubled each time up to the maximum; as RECONNECT_IVL
+_PROBES = (0.005, 0.1)
+"""Seconds after the end of a connection at which the owner looks for the worker that had it.
+
+libzmq reports the end before it takes the connection from the socket.
+"""
+
+
+class Owner(Protocol):
+    """An owner of jobs; see `zroute.jobs.owner.JobOwner`."""
+
+    def received(self, id: bytes, parts: Sequence[bytes]) -> object:
+        """Process a message from the worker ``id``."""
+
+    def probe(self) -> None:
+        """Send to all workers, to find those whose connections have ended."""
+
+
+class Worker(Protocol):
+    """The connection to one owner; see `zroute.jobs.worker.JobWorker`."""
+
+    def connected(self) -> None:
+        """Make an offer."""
+
+    def disconnected(self) -> None:
+        """Forget the jobs that have not begun."""
+
+    def received(self, parts: Sequence[bytes]) -> None:
+        """Process a message of the owner."""
+
+
+class JobsConnection(RouterConnection):
+    """The socket of an owner of jobs.
+
+    A worker never gets more jobs than its credits, so only the queue of one that reads nothing is full. Binds unless an
+    endpoint begins with ``connect:``. Set ``owner`` before `open`.
+
+    Args:
+        reactor: The Twisted reactor that the socket is read on.
+        context: The ZeroMQ context; by default the context of the process.
+        options: Other options of the socket.
+    """
+
+    owner: Owner
+
+    def __init__(
+        self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
+    ) -> None:
+        given: SocketOptions = {"sndhwm": JOB_MESSAGES, "maxmsgsize": OFFER_MAX, **options}
+        super().__init__(reactor, lambda id, parts: self.owner.received(id, parts), context=context, **given)
+        self.size_option = None
+        self.endpoint_option = "jobs="
+        self._probes: list[Any] = []
+        self.watch(self._ended)
+
+    def tell(self, id: bytes, parts: Sequence[bytes]) -> None:
+        """Send the parts of a message to a worker.
+
+        Raises:
+            UnknownPeerError: The worker has disconnected.
+            HighWaterMarkError: Its queue is full.
+        """
+        try:
+            if not self.try_send_bytes((id, *parts)):
+                raise HighWaterMarkError(f"the queue to a worker at {', '.join(self.endpoints)} is full")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            raise UnknownPeerError(f"a worker at {', '.join(self.endpoints)} has disconnected") from None
+
+    def _identified(self, parts: list[bytes]) -> object:
+        if len(parts) < 2:
+            raise EnvelopeError("expected an identity and at least one part, got only an identity")
+        return self.owner.received(parts[0], parts[1:])
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the socket; see `Connection.close`."""
+        probes, self._probes = self._probes, []
+        for probe in probes:
+            probe.cancel()
+        super().close(linger)
+
+    def _ended(self, event: SocketEvent) -> None:
+        if event.name == "disconnected" and not self.closed and len(self._probes) < len(_PROBES):
+            for seconds in _PROBES[len(self._probes) :]:
+                self._probes.append(self._reactor.callLater(seconds, self._probe))
+
+    def _probe(self) -> None:
+        del self._probes[0]
+        if not self.closed:
+            self.doRead()  # reports that have arrived come first
+            self.owner.probe()
+
+
+class WorkConnection:
+    """The socket of a worker that takes jobs from one owner.
+
+    Each connection gets a new DEALER. If libzmq reconnected an old one, it would send the reports that are still in its
+    queue before the worker has made its offer.
+
+    Args:
+        reactor: The Twisted reactor that the sockets are read on.
+        endpoint: The endpoint of the owner.
+        name: The name of the connection in logs.
+        watchers: Functions that are called with each event of a connection.
+        context: The ZeroMQ context; by default the context of the process.
+        options: Other options of the sockets.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: Endpoint,
+        *,
+        name: str = "WorkConnection",
+        watchers: Sequence[OnEvent] = (),
+        context: zmq.Context[Any] | None = None,
+        **options: Unpack[SocketOptions],
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._name = name
+        self._watchers = watchers
+        self._context = context
+        self._options: SocketOptions = {"sndhwm": JOB_MESSAGES, **options}
+        self._told = not endpoint.address.startswith("inproc://")  # libzmq sends no events about others
+        self._pause = _AGAIN
+        self._again: Any = None
+        self._dealer: DealerConnection | None = None
+        self.closed = False
+        self.worker: Worker
+
+    def open(self) -> str:
+        """Connect to the owner; return the address.
+
+        Set ``worker`` before.
+
+        Raises:
+            EndpointError: The endpoint can't be opened.
+        """
+        dealer = DealerConnection(self._reactor, self._received, context=self._context, **self._options)
+        dealer.log.name, dealer.endpoint_option = self._name, "work="
+        dealer.size_option = "App(limits=Limits(max_message=…))"
+        dealer.watch(lambda event: self._seen(dealer, event))
+        for on_event in self._watchers:
+            dealer.watch(on_event)
+        try:
+            address = dealer.open(self._endpoint)
+        except BaseException:
+            dealer.close(LINGER_ABORT)
+            raise
+        self._dealer = dealer
+        if not self._told:
+            self.worker.connected()
+        return address
+
+    def tell(self, parts: Sequence[bytes]) -> bool:
+        """Send the parts of a message to the owner. Return False if that is impossible."""
+        dealer = self._dealer
+        return dealer is not None and not dealer.closed and dealer.try_send_bytes(parts)
+
+    def reconnect(self) -> None:
+        """Close the socket, and connect again with another one."""
+        if self._dealer is not None:
+            self._drop(self._dealer)
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the socket, and do not connect again."""
+        self.closed = True
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._dealer is not None:
+            self._dealer.close(linger)
+
+    def _received(self, parts: list[bytes]) -> None:
+        self._pause = _AGAIN
+        self.worker.received(parts)
+
+    def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
+        if dealer is not self._dealer or dealer.closed:
+            return
+        if event.name == "handshake_succeeded":
+            self.worker.connected()
+        elif event.name == "disconnected":
+            dealer.doRead()  # process what has arrived, such as the stop of the owner
+            self.worker.disconnected()
+            if self._endpoint.bind:
+                return
+            self._drop(dealer)
+
+    def _drop(self, dealer: DealerConnection) -> None:
+        dealer.close(LINGER_ABORT)
+        self._open_later()
+
+    def _open_later(self) -> None:
+        if not self.closed and self._again is None:
+            self._again = self._reactor.callLater(self._pause, self._open_again)
+            self._pause = min(self._pause * 2, _AGAIN_MAX)
+
+    def _open_again(self) -> None:
+        self._again = None
+        try:
+            self.open()
+        except EndpointError as error:  # such as an address that is still in use
+            _log.warning("%s: can't open it again yet: %s", self._endpoint, error)
+            self._open_later()
+        except (NotRunningError, zmq.ZMQError) as error:  # the context is terminated, or no descriptor is free
+            _log.error("%s: can't connect again: %s", self._endpoint, error)

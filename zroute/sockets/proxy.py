@@ -1,0 +1,230 @@
+"""A proxy between publishers and subscribers: XSUB, XPUB, and a thread.
+
+Publishers connect to the front (XSUB), subscribers to the back (XPUB). libzmq's own proxy (zmq_proxy_steerable(3))
+forwards messages from the front to the back, and subscriptions from the back to the front. It runs in C, in a thread
+of its own, so Python sees no message.
+
+A ZeroMQ socket may be used by one thread at a time. So while the proxy runs, the reactor's thread uses only the
+monitors of the two sockets, which tell about their connections. To bind, connect or close, it first ends the proxy's
+thread, and starts another one afterwards. No message is lost in between: messages wait in the sockets.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from struct import Struct
+from typing import Any
+
+import attrs
+import zmq
+from twisted.internet.defer import Deferred
+
+from zroute.endpoints import Endpoint
+from zroute.options import LINGER_ABORT, frame_limit, socket_options, with_options
+from zroute.sockets.connection import make_socket
+from zroute.sockets.names import Names, has_addresses
+from zroute.sockets.pair import SharedContext
+from zroute.sockets.persistent import PersistentConnection
+
+__all__ = ["Forwarded", "Proxy"]
+
+_CONTROL = "inproc://zroute-proxy"
+_COUNTER = Struct("=Q")
+_ANSWER = 10_000  # milliseconds for an answer of the proxy's thread, which takes less than one
+
+
+@attrs.frozen
+class Forwarded:
+    """The counters of a proxy.
+
+    Attributes:
+        frames: The frames that were forwarded to the back: one for each message, or one for each part of a message of
+            several parts. The queue of a subscriber may have dropped some of them.
+        bytes: Their bytes.
+        subscriptions: The subscriptions, withdrawals and markers that were forwarded to the front.
+    """
+
+    frames: int = 0
+    bytes: int = 0
+    subscriptions: int = 0
+
+    def __add__(self, other: Forwarded) -> Forwarded:
+        subscriptions = self.subscriptions + other.subscriptions
+        return Forwarded(self.frames + other.frames, self.bytes + other.bytes, subscriptions)
+
+
+class Proxy:
+    """An XSUB and an XPUB socket, joined by libzmq's proxy.
+
+    Args:
+        reactor: The Twisted reactor that follows the connections.
+        name: The first word of log lines.
+        failed: Called on the reactor's thread if the proxy ends by itself.
+        max_message: The bytes of the largest message body. A larger frame ends the connection of its publisher.
+        send_queue: The frames that wait for each subscriber. Beyond them, libzmq drops messages for this subscriber.
+    """
+
+    def __init__(
+        self, reactor: Any, name: str, failed: Callable[[BaseException], object], *, max_message: int, send_queue: int
+    ) -> None:
+        self._reactor = reactor
+        self._name = name
+        self._names: list[Names] = []
+        self._failed = failed
+        self._context = SharedContext()
+        context = self._context.acquire()
+        limit = frame_limit(max_message)
+        # The front can only have subscriptions to send, and sends all of them to each new peer.
+        front = with_options(socket_options("XSUB"), {"maxmsgsize": limit, "linger": LINGER_ABORT})
+        # libzmq's proxy reads subscriptions in its own thread, so no limit has to keep a reactor free.
+        back = with_options(socket_options("XPUB"), {"sndhwm": send_queue, "rcvhwm": 0})
+        self.front = _End(reactor, make_socket(context, zmq.XSUB, front), self._halted)
+        """The XSUB socket."""
+        self.back = _End(reactor, make_socket(context, zmq.XPUB, back), self._halted)
+        """The XPUB socket."""
+        self.front.log.name = self.back.log.name = name
+        self._control: zmq.Socket[Any] = context.socket(zmq.PAIR)
+        self._steered: zmq.Socket[Any] = context.socket(zmq.PAIR)  # the end of the proxy's thread
+        self._control.set(zmq.SocketOption.RCVTIMEO, _ANSWER)
+        self._control.bind(_CONTROL)
+        self._steered.connect(_CONTROL)
+        self._thread: threading.Thread | None = None
+        self._has_failed = False
+        self.forwarded = Forwarded()
+        """What was forwarded, up to date after `close`.
+
+        Under load, the frames of the last millisecond are not counted.
+        """
+
+    def open(self, front: Endpoint, back: Endpoint) -> tuple[str, str]:
+        """Bind or connect both sockets; return the resolved addresses.
+
+        A host name is followed: see `Names`.
+
+        Raises:
+            EndpointError: An endpoint can't be opened.
+        """
+        return self._open(self.front, front), self._open(self.back, back)
+
+    def _open(self, end: _End, endpoint: Endpoint) -> str:
+        if not has_addresses(endpoint):
+            return end.open(endpoint)
+        names = Names(
+            self._reactor, self._name, lambda address: end.open(Endpoint(address, bind=False)), end.disconnect
+        )
+        names.follow(endpoint.address)
+        self._names.append(names)
+        return endpoint.address
+
+    def start(self) -> None:
+        """Forward messages and subscriptions from now on."""
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._forward, name="zroute-proxy", daemon=True)
+        self._thread.start()
+
+    def close(self) -> Deferred[None]:
+        """Stop forwarding and close the sockets.
+
+        The Deferred fires when the queued messages of all subscribers are sent, at the latest after `LINGER_DRAIN`
+        milliseconds.
+        """
+        for names in self._names:
+            names.close()
+        self._halt()
+        self.front.close(LINGER_ABORT)
+        self.back.close()
+        for control in (self._control, self._steered):
+            control.close(LINGER_ABORT)
+        return self._context.release(self._reactor)
+
+    def _forward(self) -> None:
+        """Run libzmq's proxy, in its thread, until `_halt`."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # libzmq would begin its counters again
+        try:
+            zmq.proxy_steerable(self.front.socket, self.back.socket, None, self._steered)
+        except BaseException as error:
+            self._has_failed = True  # first: then `_halt` asks it nothing
+            self._reactor.callFromThread(self._failed, error)
+
+    def _halt(self) -> bool:
+        """End the proxy's thread, and add up its counters; return True if it ran."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return False
+        if thread.is_alive() and not self._has_failed:
+            # Its counters end with it. What it forwards between the two commands is not counted; PAUSE stops nothing.
+            self._control.send(b"STATISTICS")
+            self._control.send(b"TERMINATE")
+            self.forwarded += _forwarded(self._control.recv_multipart())
+            self._control.recv()
+        thread.join()
+        return True
+
+    @contextmanager
+    def _halted(self) -> Iterator[None]:
+        """End the proxy's thread for the time of a block.
+
+        In the block, this thread may use the sockets.
+        """
+        ran = self._halt()
+        try:
+            yield
+        finally:
+            if ran:
+                self.start()
+
+
+class _End(PersistentConnection):
+    """A socket of a proxy: the reactor follows only its connections.
+
+    The messages are left to the proxy's thread.
+    ``halted`` returns a context manager for the blocks that use the socket on the reactor's thread.
+    """
+
+    def __init__(self, reactor: Any, socket: zmq.Socket[Any], halted: Callable[[], Any]) -> None:
+        self._halted = halted
+        super().__init__(reactor, socket, lambda recv, more, budget: None)
+        reactor.removeReader(self)
+
+    @property
+    def socket(self) -> zmq.Socket[Any]:
+        """The socket itself, for the proxy's thread."""
+        return self._socket
+
+    def poke(self, within: float = 0.0) -> None:
+        """Do nothing: the proxy's thread looks at the socket."""
+
+    def open(self, endpoint: Endpoint | str) -> str:
+        """See `PersistentConnection.open`."""
+        with self._halted():
+            return super().open(endpoint)
+
+    def disconnect(self, address: str) -> None:
+        """See `PersistentConnection.disconnect`."""
+        with self._halted():
+            super().disconnect(address)
+
+    def unbind(self, address: str) -> None:
+        """See `PersistentConnection.unbind`."""
+        with self._halted():
+            super().unbind(address)
+
+    def _connect_again(self, endpoint: str) -> None:
+        with self._halted():
+            super()._connect_again(endpoint)
+
+    def _connect_by_ipv6(self, endpoint: str) -> None:
+        with self._halted():
+            super()._connect_by_ipv6(endpoint)
+
+
+def _forwarded(answer: list[bytes]) -> Forwarded:
+    """Return the counters in an answer to STATISTICS.
+
+    For the front and then for the back: frames and bytes that were received, frames and bytes that were sent.
+    """
+    numbers: list[int] = [_COUNTER.unpack(part)[0] for part in answer]
+    return Forwarded(numbers[6], numbers[7], numbers[2])

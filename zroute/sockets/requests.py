@@ -1,0 +1,303 @@
+"""The sockets for requests: a ROUTER to answer, and DEALERs to ask."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import attrs
+import zmq
+from twisted.internet.defer import Deferred, succeed
+
+from zroute.endpoints import Endpoint
+from zroute.errors import NotRunningError
+from zroute.options import (
+    LINGER_ABORT,
+    REPLIES_HELD,
+    REPLIES_HELD_BYTES,
+    REPLIES_HELD_TOTAL,
+    REPLY_AGAIN,
+    SocketOptions,
+    frame_limit,
+)
+from zroute.requests.asked import Asked, Listener
+from zroute.requests.client import Client
+from zroute.sockets.names import Names, has_addresses
+from zroute.sockets.parts import SendingConnection
+from zroute.sockets.reqrep import Server
+from zroute.stats import Stats
+from zroute.transport import AppOptions
+
+__all__ = ["RequestSockets"]
+
+_LOOK = 1.0
+"""Seconds between two looks at the unanswered requests of an address that was left."""
+
+
+@attrs.define(eq=False)
+class _Held:
+    """The replies that wait for one client, and their bytes."""
+
+    replies: deque[tuple[Sequence[bytes], Deferred[None]]] = attrs.field(factory=deque)
+    size: int = 0
+
+
+class _ReplySocket(SendingConnection):
+    """A ROUTER that gives the messages of clients to a `Listener`."""
+
+    kind: ClassVar[int] = zmq.ROUTER
+    binds: ClassVar[bool] = True
+
+    def __init__(
+        self, reactor: Any, stats: Stats, on_request: Callable[[Asked], object], context: Any, options: SocketOptions
+    ) -> None:
+        self.listener = Listener(reactor, stats, on_request, self._answer)
+        self._stats = stats
+        self._held: dict[bytes, _Held] = {}
+        self._held_size = 0
+        self._next_try: Any = None
+        super().__init__(reactor, self.listener.received, context=context, **options)
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the socket; see `Connection.close`.
+
+        Replies that are held, and for which there is still no room, are counted as undelivered.
+        """
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._send_held()
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._next_try = None
+        self._stats.replies_undelivered += sum(len(held.replies) for held in self._held.values())
+        self._held.clear()
+        self._held_size = 0
+        super().close(linger)
+
+    def _answer(self, parts: Sequence[bytes]) -> bool | Deferred[None]:
+        """Send a message to a client, or hold it while the client's queue is full."""
+        held = self._held.get(parts[0])
+        if held is None:
+            sent = self._send_now(parts)
+            if sent is not None:
+                return sent
+        return self._hold(parts, held or _Held())
+
+    def _hold(self, parts: Sequence[bytes], held: _Held) -> bool | Deferred[None]:
+        """Hold a message until the client takes it, as far as the limits allow."""
+        peer, number, size = parts[0], len(held.replies), _size(parts)
+        if number >= REPLIES_HELD or (number and held.size + size > REPLIES_HELD_BYTES):
+            return self._undelivered(peer, f"does not read its replies, of which {number} ({held.size} bytes) wait")
+        if self._held_size and self._held_size + size > REPLIES_HELD_TOTAL:
+            return self._undelivered(
+                peer, f"has a full queue, and {self._held_size} bytes of replies wait for clients that do not read"
+            )
+        room: Deferred[None] = Deferred(lambda _: None)
+        held.replies.append((parts, room))
+        held.size += size
+        self._held_size += size
+        self._held[peer] = held
+        if self._next_try is None:
+            self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
+        return room
+
+    def _send_now(self, parts: Sequence[bytes]) -> bool | None:
+        """Send a message.
+
+        Return None if the queue of the client is full, and False if the client has gone.
+        """
+        if self.closed:
+            self._stats.replies_undelivered += 1
+            return False
+        try:
+            return self.try_send_bytes(parts) or None
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return self._undelivered(parts[0], "has disconnected")
+
+    def _undelivered(self, peer: bytes, reason: str) -> bool:
+        self._stats.replies_undelivered += 1
+        text = "a reply was not delivered: client %r %s"
+        self._report("undelivered", logging.WARNING, text, peer, reason)
+        return False
+
+    def _send_held(self) -> None:
+        """Send the replies that are held, as far as there is room."""
+        self._next_try = None
+        for peer, held in tuple(self._held.items()):
+            while held.replies and (sent := self._send_now(held.replies[0][0])) is not None:
+                ended = [held.replies.popleft()]
+                if not sent:  # the client has gone
+                    self._stats.replies_undelivered += len(held.replies)
+                    ended += held.replies
+                    held.replies.clear()
+                size = sum(_size(parts) for parts, _ in ended)
+                held.size -= size
+                self._held_size -= size
+                if not held.replies:
+                    self._held.pop(peer, None)  # before the handlers go on, which may send again
+                for _, room in ended:
+                    if not room.called:
+                        room.callback(None)
+                if self.closed:  # by one of the handlers
+                    return
+        if self._held and self._next_try is None:
+            self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
+
+
+def _size(parts: Sequence[bytes]) -> int:
+    return sum(map(len, parts))
+
+
+class RequestSockets:
+    """All sockets for the requests of one run.
+
+    Args:
+        reactor: The reactor.
+        app: The options of the app.
+        stats: The counters of the run.
+    """
+
+    def __init__(self, reactor: Any, app: AppOptions, stats: Stats) -> None:
+        self._reactor = reactor
+        self._app = app
+        self._stats = stats
+        limits: SocketOptions = {"maxmsgsize": frame_limit(app.max_message)}
+        self._options = cast("SocketOptions", {**limits, **app.options})
+        self._replies: _ReplySocket | None = None
+        self._client: Client | None = None
+        self._context: Any = None
+        self._servers: dict[str, Server] = {}
+        self._leaving: list[Server] = []
+        self._next_look: Any = None
+        self._addresses: list[str] = []
+        prefer_ipv6 = bool(app.options.get("ipv6"))
+        self._names = Names(reactor, app.name, self._connect, self._leave, prefer_ipv6=prefer_ipv6)
+        self._is_open = False
+
+    def open(
+        self,
+        client: Client | None,
+        req: Iterable[Endpoint],
+        on_request: Callable[[Asked], object] | None,
+        rep: Iterable[Endpoint],
+    ) -> None:
+        """Bind and connect the sockets. Requests are not read before `listen`.
+
+        Args:
+            client: The requests of the app, which get a lane for each endpoint of ``req``.
+            req: The endpoints to send requests to.
+            on_request: Called with each request of a client.
+            rep: The endpoints to answer at.
+
+        Raises:
+            EndpointError: An endpoint can't be opened; then all others are closed.
+        """
+        self._client = client
+        self._context = self._app.context.acquire()
+        self._is_open = True
+        try:
+            if on_request is not None:
+                self._replies = _ReplySocket(self._reactor, self._stats, on_request, self._context, self._options)
+                self._describe(self._replies, "rep=")
+                self._replies.pause()
+                for endpoint in rep:
+                    self._replies.open(endpoint)
+            if client is not None:
+                client.check = self._check
+                for endpoint in req:
+                    if has_addresses(endpoint):
+                        self._names.follow(endpoint.address)
+                        self._addresses.append(endpoint.address)
+                    else:
+                        self._addresses.append(self._add(endpoint).address)
+        except BaseException:
+            self.close(LINGER_ABORT)
+            raise
+
+    def _add(self, endpoint: Endpoint) -> Server:
+        assert self._client is not None
+        given = self._client.queue, endpoint, (), self._context, self._options
+        server = Server(self._reactor, *given, partial(self._describe, side="req="))
+        self._servers[server.address] = server
+        return server
+
+    def _describe(self, connection: SendingConnection, side: str) -> None:
+        """Let the log lines of a socket name the app and its options."""
+        connection.log.name, connection.endpoint_option = self._app.name, side
+        connection.size_option = f"App(limits=Limits(max_message={self._app.max_message}))"
+
+    def _connect(self, address: str) -> None:
+        """Send requests to a further address of a host name too."""
+        if address not in self._servers:
+            self._add(Endpoint(address, bind=False))
+
+    def _leave(self, address: str) -> None:
+        """Send no further requests to an address that a host name no longer has."""
+        server = self._servers.pop(address, None)
+        if server is not None and self._client is not None:
+            self._client.queue.remove(server.lane)
+            self._leaving.append(server)
+            if self._next_look is None:
+                self._close_left()
+
+    def _close_left(self) -> None:
+        """Close the sockets of addresses that were left.
+
+        Each stays open until its requests are answered or lost.
+        """
+        self._next_look = None
+        for server in tuple(self._leaving):
+            if not server.lane.sent:
+                self._leaving.remove(server)
+                server.close(LINGER_ABORT)
+        if self._leaving:
+            self._next_look = self._reactor.callLater(_LOOK, self._close_left)
+
+    def _check(self) -> None:
+        for server in self._servers.values():
+            server.check()
+            break
+
+    def listen(self) -> None:
+        """Begin to read the requests of clients."""
+        if self._replies is not None:
+            self._replies.resume()
+
+    @property
+    def rep(self) -> list[str]:
+        """The addresses at which the app answers."""
+        return self._replies.endpoints if self._replies is not None else []
+
+    @property
+    def req(self) -> list[str]:
+        """The addresses that the app sends requests to."""
+        return list(self._addresses)
+
+    def close(self, linger: int) -> Deferred[None]:
+        """Close all sockets.
+
+        The Deferred fires when the replies are sent, at the latest after ``linger`` milliseconds.
+        """
+        if not self._is_open:
+            return succeed(None)
+        self._is_open = False
+        if self._replies is not None:
+            self._replies.listener.close()
+            self._replies.close(linger)
+        self._names.close()
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        for server in (*self._servers.values(), *self._leaving):
+            server.close(linger)  # a cancellation may be unsent
+        for server in self._leaving:
+            server.lane.lost(lambda: NotRunningError("the app has stopped before the reply had arrived"))
+        self._servers.clear()
+        self._leaving.clear()
+        released: Deferred[None] = self._app.context.release(self._reactor)
+        return released

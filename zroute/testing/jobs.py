@@ -1,0 +1,167 @@
+"""Connections between the owners and the workers of one test.
+
+They are in memory, and carry the messages of real connections.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from itertools import count
+from typing import Any
+
+from zroute.clock import Clock
+from zroute.errors import EnvelopeError, UnknownPeerError, UsageError
+from zroute.jobs.owner import Job, JobOwner, OwnedQueue, Settings
+from zroute.messages.topics import Topic
+from zroute.throttle import ThrottledLog
+from zroute.transport import JobOwner as Owner
+from zroute.transport import JobWorker, MakeWorker, OwnerLink, SendJob
+
+__all__ = ["JobBus", "TestOwner"]
+
+
+class _Connection:
+    """A connection between an owner and a worker.
+
+    Messages arrive in the next turn, in order.
+    """
+
+    def __init__(self, bus: JobBus, id: bytes, owner: Owner, make: MakeWorker, address: str) -> None:
+        self._bus = bus
+        self.id = id
+        self.owner = owner
+        self.is_open = True
+        self.worker: JobWorker = make(OwnerLink(address, self.tell, lambda: None))
+
+    def tell(self, parts: Sequence[bytes]) -> bool:
+        """Send a message to the owner."""
+        if self.is_open:
+            self._bus.later(self._to_owner, list(parts))
+        return self.is_open
+
+    def send(self, parts: Sequence[bytes]) -> None:
+        """Send a message to the worker."""
+        self._bus.later(self._to_worker, list(parts))
+
+    def _to_owner(self, parts: list[bytes]) -> None:
+        if self.is_open:
+            with suppress(EnvelopeError):
+                self.owner.received(self.id, parts)
+
+    def _to_worker(self, parts: list[bytes]) -> None:
+        if self.is_open:
+            with suppress(EnvelopeError):
+                self.worker.received(parts)
+
+
+class JobBus:
+    """The owners and the workers of one test.
+
+    Each worker works for each owner, but for that of its own app only if ``loops`` says so.
+    """
+
+    def __init__(self) -> None:
+        self._clock: Clock | None = None
+        self._context = copy_context()
+        self._ids = count(1)
+        self._owners: dict[object, Owner] = {}
+        self._makers: dict[object, tuple[MakeWorker, bool]] = {}
+        self._connections: dict[bytes, tuple[object, object, _Connection]] = {}
+
+    def later(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Make a call in the next turn."""
+        assert self._clock is not None
+        self._clock.callLater(0, self._context.copy().run, call, *arguments)
+
+    def hand_out(self, member: object, owner: Owner, clock: Clock) -> SendJob:
+        """Add the owner of an app; return the function that sends to a worker."""
+        self._clock = clock
+        self._owners[member] = owner
+        for other, (make, loops) in self._makers.items():
+            self._connect(member, owner, other, make, loops=loops)
+        return self._send
+
+    def take_jobs(self, member: object, make: MakeWorker, clock: Clock, *, loops: bool) -> None:
+        """Add an app that takes jobs; with ``loops`` also its own ones."""
+        self._clock = clock
+        self._makers[member] = make, loops
+        for other, owner in self._owners.items():
+            self._connect(other, owner, member, make, loops=loops)
+
+    def _connect(self, owning: object, owner: Owner, member: object, make: MakeWorker, *, loops: bool) -> None:
+        if owning is member and not loops:
+            return
+        id = b"worker %d" % next(self._ids)
+        connection = _Connection(self, id, owner, make, "another app of the test")
+        self._connections[id] = owning, member, connection
+        self.later(connection.worker.connected)
+
+    def _send(self, id: bytes, parts: Sequence[bytes]) -> None:
+        if id not in self._connections:
+            raise UnknownPeerError(f"no worker {id!r} is connected")
+        self._connections[id][2].send(parts)
+
+    def workers(self, member: object) -> list[JobWorker]:
+        """Return the workers of an app."""
+        return [connection.worker for _, mine, connection in self._connections.values() if mine is member]
+
+    def leave(self, member: object) -> None:
+        """End all connections of an app."""
+        self._owners.pop(member, None)
+        self._makers.pop(member, None)
+        for id, (owning, mine, connection) in tuple(self._connections.items()):
+            if member is owning or member is mine:
+                del self._connections[id]
+                connection.is_open = False
+                if member is mine:
+                    connection.worker.close()
+                    self.later(connection.owner.probe)
+                else:
+                    connection.worker.disconnected()
+
+
+class TestOwner:
+    """The owner of the jobs that a test puts itself.
+
+    Args:
+        bus: The connections of the test.
+        clock: The reactor of the test.
+        given_up: A function that is called with each job that was given up, and the reason.
+    """
+
+    __test__ = False  # keeps pytest from collecting this class as tests
+
+    def __init__(self, bus: JobBus, clock: Clock, given_up: Callable[[Job, str], object]) -> None:
+        self._reports = ThrottledLog(logging.getLogger("zroute"), clock)
+        self._engine = JobOwner(clock, lambda id, parts: send(id, parts), self._reports, "the test")
+        send = bus.hand_out(self, self._engine, clock)
+        self._given_up = given_up
+        self._queues: dict[tuple[float, ...], OwnedQueue] = {}
+
+    def put(
+        self,
+        topic: bytes,
+        bodies: Iterable[tuple[int, bytes]],
+        headers: Mapping[str, Any] | None,
+        retry: Sequence[float],
+    ) -> None:
+        """Add jobs; ``bodies`` has the number of the codec and the body of each."""
+        key = tuple(retry)
+        if key not in self._queues:
+            self._queues[key] = self._engine.add(Settings("a job of the test", "t.put", key), self._given_up)
+        for number, body in bodies:
+            self._queues[key].put_nowait(topic, number, body, headers)
+
+    def check(self) -> None:
+        """Raise UsageError if jobs wait whose topic no handler accepts."""
+        for topic, _ in self._engine.unserved():
+            name = str(Topic.from_wire(topic))
+            raise UsageError(f"put({name!r}): no app of the test works on this topic")
+
+    def close(self) -> None:
+        """Drop all jobs."""
+        self._engine.close()
+        self._reports.close()
