@@ -111,6 +111,70 @@ async def test_requests_go_to_each_address_of_a_name(zone: Zone) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_jobs_come_from_each_address_of_a_name(zone: Zone) -> None:
+    """Each address of a name is an owner of jobs; a vanished one gets the result of its running job, and no other."""
+    zone.addresses, port = (TWO, THREE), free_port_of_all()
+    owners = {host: App(jobs=f"tcp://{host}:{port}", name=f"owner{host[-1]}") for host in (TWO, THREE, FOUR)}
+    queues = {host: owner.job_queue("where", str) for host, owner in owners.items()}
+    worker, begun, held = App(work=f"tcp://{NAME}:{port}", name="worker"), Mailbox[str](), Deferred[None]()
+
+    @worker.work("where", max_in_flight=2)
+    async def where(job: str) -> None:
+        begun.put(job)
+        if job == "held":
+            await held
+
+    def counts(host: str) -> tuple[int, int, int]:
+        stats = owners[host].stats
+        return stats.workers, stats.jobs["where"].waiting, stats.jobs["where"].done
+
+    async with running(owners[TWO]), running(owners[THREE]), running(owners[FOUR]), running(worker):
+        assert worker.addresses.work == (f"tcp://{NAME}:{port}",)
+        await turns(lambda: [counts(host)[0] for host in owners] == [1, 1, 0])
+        await queues[TWO].put("held")
+        await begun.until(1)
+        zone.addresses = (FOUR,)
+        await turns(lambda: [counts(host)[0] for host in (THREE, FOUR)] == [0, 1])
+        await queues[TWO].put("of an address that has vanished")
+        await queues[FOUR].put("of a new address")
+        assert await begun.until(2) == ["held", "of a new address"]
+        held.callback(None)
+        await turns(lambda: counts(TWO) == (0, 1, 1))
+        zone.addresses = (TWO,)
+        assert (await begun.until(3))[2] == "of an address that has vanished"
+        await turns(lambda: counts(TWO) == (1, 0, 2))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stopping_worker_takes_no_jobs_from_a_new_address(zone: Zone) -> None:
+    """During the stop of a worker, an address that its name gets is connected, and gives it nothing to do."""
+    zone.addresses, port = (TWO,), free_port_of_all()
+    owners = {host: App(jobs=f"tcp://{host}:{port}", name=f"owner{host[-1]}") for host in (TWO, THREE)}
+    queues = {host: owner.job_queue("where", str) for host, owner in owners.items()}
+    worker, begun, held = App(work=f"tcp://{NAME}:{port}", name="worker"), Mailbox[str](), Deferred[None]()
+
+    @worker.work("where", max_in_flight=2)
+    async def where(job: str) -> None:
+        begun.put(job)
+        await held
+
+    async with running(owners[TWO], drain_timeout=0), running(owners[THREE], drain_timeout=0):
+        async with running(worker) as service:
+            await queues[TWO].put("held")
+            await queues[THREE].put("of a new address")
+            await begun.until(1)
+            stopped = service.stopService()
+            asked = zone.asked
+            zone.addresses = (TWO, THREE)
+            await turns(lambda: zone.asked > asked + 1)
+            assert not stopped.called
+            held.callback(None)
+        assert begun.items == ["held"]
+        assert owners[TWO].stats.jobs["where"].done == 1
+        assert owners[THREE].stats.jobs["where"].waiting == 1
+
+
+@pytest_twisted.ensureDeferred
 async def test_each_address_is_connected_and_changes_are_followed(zone: Zone, caplog: pytest.LogCaptureFixture) -> None:
     """New addresses of a name are connected, vanished ones are left after reading, a failing look changes nothing."""
     port, box = free_port_of_all(), Mailbox[int]()

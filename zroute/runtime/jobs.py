@@ -169,6 +169,8 @@ class Jobs:
         lanes, find = self._working.lanes, self._working.find
         worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address)
         worker.reconnect = link.reconnect
+        if self._stopped is not None:  # an address that a host name has since the stop began
+            worker.stop()
         return worker
 
     async def work_off(self, timeout: float) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
-from zroute.options import LINGER_ABORT, frame_limit
+from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
 from zroute.sockets.jobs import JobsConnection, WorkConnection
-from zroute.sockets.pair import SharedContext
+from zroute.sockets.names import Names, has_addresses
 from zroute.transport import JobOwner, JobWorker, MakeWorker, OwnerLink, SendJob, TransportRequest
 
 __all__ = ["JobSockets"]
@@ -23,17 +23,21 @@ class JobSockets:
     """The sockets of one app's jobs. They are made by `hand_out` and `take_jobs`."""
 
     def __init__(self, request: TransportRequest) -> None:
-        self._app = request.app
+        self._app = app = request.app
         self._reactor = request.reactor
         self._ends = request.ends
-        self._context: SharedContext = request.app.context
-        self._users = 0
+        self._acquired: Any = None
         self._owner: JobsConnection | None = None
+        self._make: MakeWorker
         self._works: dict[str, tuple[WorkConnection, JobWorker]] = {}
+        self._leaving: list[tuple[WorkConnection, JobWorker]] = []
+        self._addresses: list[str] = []
+        prefer_ipv6 = bool(app.options.get("ipv6"))
+        self._names = Names(request.reactor, app.name, self._connect, self._leave, prefer_ipv6=prefer_ipv6)
 
     def hand_out(self, owner: JobOwner) -> SendJob:
         """See `zroute.transport.Transport`, also for the methods below."""
-        connection = self._owner = JobsConnection(self._reactor, context=self._acquire(), **self._app.options)
+        connection = self._owner = JobsConnection(self._reactor, context=self._context, **self._app.options)
         connection.owner = owner
         connection.log.name = self._app.name
         for endpoint in self._ends.jobs:
@@ -41,18 +45,52 @@ class JobSockets:
         return connection.tell
 
     def take_jobs(self, make: MakeWorker) -> None:
-        """Connect to all owners."""
-        name, limit = self._app.name, frame_limit(self._app.max_message)
+        """Connect to all owners; a host name has an owner at each of its addresses."""
+        self._make = make
         for endpoint in self._ends.work:
-            given = {"name": name, "context": self._acquire()}
-            work = WorkConnection(self._reactor, endpoint, **given, maxmsgsize=limit, **self._app.options)
-            worker = work.worker = make(OwnerLink(endpoint.address, work.tell, work.reconnect))
-            self._works[work.open()] = work, worker
+            if has_addresses(endpoint):
+                self._names.follow(endpoint.address)
+                self._addresses.append(endpoint.address)
+            else:
+                self._addresses.append(self._add(endpoint))
+
+    def _add(self, endpoint: Endpoint) -> str:
+        """Connect to an owner; return its address."""
+        given = {"name": self._app.name, "context": self._context, "maxmsgsize": frame_limit(self._app.max_message)}
+        work = WorkConnection(self._reactor, endpoint, **{**given, **self._app.options})
+        worker = work.worker = self._make(OwnerLink(endpoint.address, work.tell, work.reconnect))
+        address = work.open()
+        self._works[address] = work, worker
+        return address
+
+    def _connect(self, address: str) -> None:
+        """Take jobs from an address of a host name too."""
+        if address not in self._works:
+            self._add(Endpoint(address, bind=False))
+
+    def _leave(self, address: str) -> None:
+        """Take no further jobs from an address that a host name no longer has.
+
+        The jobs that have not begun are given back. The socket is closed when those that run are reported.
+        """
+        left = self._works.pop(address, None)
+        if left is None:
+            return
+
+        def close(_: None) -> None:
+            if left in self._leaving:
+                self._leaving.remove(left)
+                work, worker = left
+                worker.close()
+                work.close(LINGER_DRAIN)  # the last reports may be unsent
+
+        self._leaving.append(left)
+        left[1].stop().addCallback(close)
 
     @property
     def workers(self) -> Sequence[JobWorker]:
         """The workers of all connections."""
-        return [worker for _, worker in self._works.values()]
+        return [worker for _, worker in (*self._works.values(), *self._leaving)]
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -62,24 +100,31 @@ class JobSockets:
     @property
     def work(self) -> tuple[str, ...]:
         """The addresses of the owners that the app works for, or would work for."""
-        return tuple(self._works or map(_address, self._ends.work))
+        return tuple(self._addresses or map(_address, self._ends.work))
 
-    def _acquire(self) -> Any:
-        self._users += 1
-        return self._context.acquire()
+    @property
+    def _context(self) -> Any:
+        if self._acquired is None:
+            self._acquired = self._app.context.acquire()
+        return self._acquired
 
     def close(self, linger: int = LINGER_ABORT) -> Deferred[None]:
         """Close all sockets. The Deferred fires when all messages are sent or dropped."""
-        works, self._works = self._works, {}
-        for work, worker in works.values():
+        self._names.close()
+        works = [*self._works.values(), *self._leaving]
+        self._works.clear()
+        self._leaving.clear()
+        for work, worker in works:
             worker.close()
             work.close(linger)
         if self._owner is not None:
             self._owner.close(linger)
             self._owner = None
-        users, self._users = self._users, 0
-        released = [self._context.release(self._reactor) for _ in range(users)]
-        return gatherResults(released).addCallback(lambda _: None)
+        if self._acquired is None:
+            return succeed(None)
+        self._acquired = None
+        released: Deferred[None] = self._app.context.release(self._reactor)
+        return released
 
 
 def _address(endpoint: Endpoint) -> str:
