@@ -178,5 +178,5 @@ def test_a_job_as_a_message_has_its_codec_and_headers() -> None:
 
 def test_a_giant_offer_is_refused_unread() -> None:
     """An offer over the limit is refused before it is parsed."""
-    with pytest.raises(EnvelopeError, match="an offer of 8193 bytes, of at most 8192"):
+    with pytest.raises(EnvelopeError, match="an offer of 8193 bytes; expected at most 8192"):
         parse_offer((OFFER, b"\x01" + bytes(OFFER_MAX)))

@@ -96,11 +96,11 @@ def test_a_request_of_a_zroute_client_is_one_frame(envelope: tuple[bytes, ...]) 
 @pytest.mark.parametrize(
     ("rest", "reason"),
     [
-        ((), "0 parts behind the empty one"),
-        ((b"a",), "1 parts behind the empty one"),
-        ((b"",), "1 parts behind the empty one"),
-        ((b"a", b"b", b"more"), "3 parts behind the empty one"),
-        ((framed(), b"b", b"more"), "3 parts behind the empty one"),
+        ((), "0 parts after the empty part"),
+        ((b"a",), "1 parts after the empty part"),
+        ((b"",), "1 parts after the empty part"),
+        ((b"a", b"b", b"more"), "3 parts after the empty part"),
+        ((framed(), b"b", b"more"), "3 parts after the empty part"),
         ((b"a\0", b"b"), "a topic has 1 to 255 bytes and no NUL"),
         ((b"x" * (MAX_TOPIC + 1), b"b"), "a topic has 1 to 255 bytes and no NUL"),
         ((b"", b"b"), "a topic has 1 to 255 bytes and no NUL"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from twisted.internet.defer import CancelledError
@@ -170,6 +170,29 @@ def test_a_timeout_says_if_a_server_was_there() -> None:
     assert wired.notes() == [], "the server knows the time itself"
     assert isinstance(NoServerError("x"), ConnectionError)
     assert isinstance(RequestTimeoutError("x"), TimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(500, RequestTimeoutError), (404, NoHandlerError), (503, BusyError), (409, RequestRefusedError)]
+)
+def test_only_a_failed_handler_is_a_timeout_in_the_last_millisecond(code: int, kind: type[RequestError]) -> None:
+    """A server whose handler ran out of time answers 500; a refusal keeps its code until the timeout."""
+    wired = Wired()
+    asked = wired.ask(timeout=1)
+    wired.clock.advance(0.9995)
+    wired.refuse(code)
+    with pytest.raises(kind) as raised:
+        result(asked)
+    assert type(raised.value) is kind
+
+
+def test_the_decoders_of_many_types_are_not_kept() -> None:
+    """A program that creates a type for each request takes no more memory for its decoders than for 1,000 types."""
+    client = Wired().client
+    for number in range(1100):
+        client.decoder(Literal[number])
+    assert len(client._decoders) <= 1000
+    assert client.decoder(int) is client.decoder(int)
 
 
 def test_without_a_lane_there_is_no_server() -> None:

@@ -175,7 +175,7 @@ async def test_a_worker_may_bind_and_its_owner_connect(sockets: Sockets, opened:
 async def test_a_worker_written_from_the_specification_works(sockets: Sockets, opened: list[Any]) -> None:
     """The worker in the documentation of the wire does jobs, and its failures are failures."""
     (source,) = re.findall(
-        r"```python\n(import struct\nimport time.*?)```", (ROOT / "docs" / "reference" / "wire.md").read_text(), re.DOTALL
+        r"```python\n(import struct\nimport time.*?)```", (ROOT / "docs/reference/wire.md").read_text(), re.DOTALL
     )
     names: dict[str, Any] = {}
     exec(source, names)

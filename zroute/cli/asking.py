@@ -33,15 +33,15 @@ from zroute.stats import Stats
 __all__ = ["Question", "ask"]
 
 _MAX_REPLY = 16 * MAX_MESSAGE
-"""Bytes of the largest reply. It exceeds the default of an app, because apps may raise their limit."""
+"""The maximum size of a reply in bytes. It is larger than the default of apps, which may raise their limit."""
 
 _LINGER = 1000
-"""Milliseconds in which a cancellation is sent to the server."""
+"""The time in milliseconds to send a cancellation to the server."""
 
 
 @attrs.frozen
 class Question:
-    """A request of the command.
+    """A request that the command sends.
 
     Attributes:
         topic: The topic.
@@ -63,9 +63,9 @@ class Question:
 
 
 def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> int:
-    """Send a request, and show its replies.
+    """Send a request, and show the replies.
 
-    A signal n cancels the request at the server. A second one ends the process at once.
+    A signal (with the number n) cancels the request on the server. A second signal ends the process at once.
 
     Args:
         endpoint: The endpoint to connect or bind.
@@ -73,9 +73,9 @@ def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) ->
         show: Prints a reply.
 
     Returns:
-        0 after the reply or the end of the stream. 1 if the server refused the request, failed or disconnected; the
-        reason was printed. 5 if the endpoint can't be opened. 124 if no reply arrived in time. 128 + n after the
-        signal n.
+        The exit code. 0: the reply or the end of the stream arrived. 1: the server refused the request, failed or
+        disconnected, and the reason was printed. 5: the endpoint can't be opened. 124: no reply arrived in time.
+        128 + n: the signal n arrived.
 
     Raises:
         EncodeError: The headers are too large.
@@ -105,13 +105,13 @@ class _Asking:
         self._work: Deferred[None] = Deferred()
 
     def on_signal(self, number: int, frame: object) -> None:
-        """Cancel the request at the first signal."""
+        """Cancel the request at the first signal; end the process at the second."""
         if not self._signals.arrived:
             self.code = 128 + number
         self._signals(number, frame)
 
     def start(self) -> None:
-        """Send the request, in the running reactor, and stop the reactor at its end."""
+        """Send the request in the running reactor; stop the reactor at the end."""
         self._work = Deferred.fromCoroutine(self._run())
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: self.reactor.stop())
@@ -177,6 +177,6 @@ def _decode(number: int, body: bytes) -> Body:
 
 
 def _describe(connection: DealerConnection) -> None:
-    """Let the log lines of the socket name the command and its argument."""
+    """Make the log lines of the socket name the command and its argument."""
     connection.log.name = click.get_current_context().command_path
     connection.endpoint_option, connection.size_option = "ENDPOINT", None

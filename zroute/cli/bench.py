@@ -200,7 +200,7 @@ class _Child:
 class _Bench:
     """The processes of one measurement.
 
-    It starts both ends, the publisher first. If one end fails, it stops the other one.
+    This class starts both ends, the publisher first. If one end fails, it stops the other end.
     """
 
     def __init__(self, orders: dict[str, Any], show: Show) -> None:
@@ -227,7 +227,7 @@ class _Bench:
             while self._children:
                 for key, _ in self._selector.select():
                     if key.fd == woken:
-                        os.read(woken, 1)  # then Python runs the handler
+                        os.read(woken, 1)  # after this read, Python runs the signal handler
                     else:
                         self._read(key.data)
         finally:
@@ -235,7 +235,7 @@ class _Bench:
                 child.end_now()
         interrupted = self._signals.arrived
         if self._subscribes and not self._code and not interrupted and "received" not in (self._result or {}):
-            self._code = EXIT_FAILED  # the sum was not checked
+            self._code = EXIT_FAILED  # the numbers of messages were not compared
             _say("the subscriber ended without a result")
         if self._result is not None:
             self._result["interrupted"] = interrupted

@@ -1,7 +1,7 @@
 """``zroute check``: check that apps can start.
 
-It loads and compiles the apps, but opens no sockets, ports or resources. It therefore can't detect an endpoint that is
-already in use, or a resource that fails to open.
+The command loads and compiles the apps, but opens no sockets, ports or resources. It therefore can't detect an endpoint
+that is already in use, or a resource that fails to open.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory:
 
 
 def _load(target: str, app_dir: str, factory: bool) -> tuple[App, ModuleType] | int:
-    """Return the app and its module, or the exit code if it can't be loaded.
+    """Return the app and its module, or the exit code if the app can't be loaded.
 
     Raises:
         SystemExit: With 130, if Ctrl-C interrupted the import.

@@ -54,7 +54,7 @@ def read_body(body: str | None) -> bytes:
 def parse_headers(given: tuple[str, ...]) -> dict[str, str]:
     """Return the headers given as ``KEY=VALUE``.
 
-    Raises UsageError if one can't be parsed, or is given twice.
+    Raises UsageError if a header can't be parsed, or is given twice.
     """
     headers: dict[str, str] = {}
     for text in given:

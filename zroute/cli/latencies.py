@@ -20,8 +20,8 @@ class Latencies:
     """A histogram of latencies in nanoseconds, in steps of 1.1 %.
 
     Attributes:
-        early: The number of latencies of 0 or less. They occur if the clocks of two hosts differ, so that a message
-            seems to arrive before it was sent.
+        early: The number of latencies of 0 or less. These latencies occur if the clocks of two hosts differ: a message
+            then seems to arrive before it was sent.
         longest: The exact value of the longest latency in nanoseconds.
     """
 

@@ -1,7 +1,7 @@
 """The subscriber behind ``zroute tail``, ``top`` and ``record``.
 
-It is an ordinary `App` with one handler, which receives each message undecoded. It therefore joins its publishers, and
-counts and logs lost messages, exactly like an app under ``zroute run``.
+The subscriber is an ordinary `App` with one handler, which receives each message undecoded. The subscriber therefore
+joins its publishers, and counts and logs lost messages, exactly like an app under ``zroute run``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from zroute.stats import NOT_COUNTED, Stats, losses
 __all__ = ["Listening", "say", "while_read"]
 
 _MAX_BODY = 16 * MAX_MESSAGE
-"""The maximum size of a received message in bytes. It is larger than the default of apps, which may raise their limit.
+"""The maximum size of a received message in bytes.
+
+It is larger than the default of apps, because apps may raise their limit.
 """
 
 _LAST = 2.0
@@ -66,7 +68,7 @@ class Listening:
     - ``control`` frames carry no data, or a kept message that was sent before this subscriber joined.
     - ``malformed`` frames are not messages.
 
-    ``stats`` are the counters of the app. After a stop they no longer change.
+    ``stats`` contains the counters of the app. After a stop, the counters no longer change.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class Listening:
     def run(self, *, wait: float | None = None, seconds: float | None = None) -> int:
         """Listen until `stop`, SIGINT or SIGTERM, and return the exit code.
 
-        It runs the reactor, so it can be called only once. If a second signal arrives, with the number n, the process
-        ends at once with the exit code 128 + n.
+        This method runs the reactor, so it can be called only once. If a second signal arrives, with the number n, the
+        process ends at once with the exit code 128 + n.
 
         Args:
             wait: The time in seconds after which to give up if no message was taken. None waits forever.

@@ -48,7 +48,7 @@ _AGAIN = 0.1  # seconds between two of these reports: a full queue may drop one,
 _TAIL = 5.0
 """The time in seconds for which a subscriber waits for messages or their loss after the publisher's last report.
 
-It is the time of ten beats. After that time, messages that were neither received nor counted as lost are missing.
+Ten beats take this time. After that, messages that were neither received nor counted as lost are missing.
 """
 
 _TOPIC = "zroute.bench.load"
@@ -178,7 +178,7 @@ class _End:
             await self.measure()
         except EndpointError as error:
             self.fail(EXIT_ENDPOINT, str(error))
-        except CancelledError:  # stopped while it waited for the other end
+        except CancelledError:  # stopped while waiting for the other end
             pass
         except Exception:
             _log.exception("this end of the measurement failed")
@@ -215,7 +215,7 @@ class _End:
 class _Publisher(_End):
     """The publisher, which sends the load.
 
-    It sends at the requested rate. Without a rate, it sends as fast as the slowest subscriber reads.
+    The publisher sends at the requested rate. Without a rate, it sends as fast as the slowest subscriber reads.
     """
 
     def __init__(self, order: Order, reactor: Any) -> None:
@@ -351,7 +351,8 @@ class _Publisher(_End):
 class _Subscriber(_End):
     """The subscriber, which receives the load and checks the counts.
 
-    Received messages and those that zroute counts as lost must add up to the number that the publisher sent.
+    The messages that are received and the messages that zroute counts as lost must add up to the number of sent
+    messages.
     """
 
     def __init__(self, order: Order, reactor: Any) -> None:
@@ -378,7 +379,7 @@ class _Subscriber(_End):
 
     async def measure(self) -> None:
         ready = _deferred(self.app.ready(1, self.order.wait))
-        self._finished.addCallback(lambda _: ready.cancel())  # no effect if it has fired
+        self._finished.addCallback(lambda _: ready.cancel())  # no effect if ``ready`` has fired
         try:
             await ready
         except CancelledError:  # stopped, or the whole load has arrived
@@ -430,7 +431,7 @@ class _Subscriber(_End):
     def _look(self) -> None:
         """Report progress, and end if the load is complete or the publisher is silent.
 
-        A timer calls it every ``_PERIOD`` seconds.
+        A timer calls this method every ``_PERIOD`` seconds.
         """
         now = self.reactor.seconds()
         if self._last is not None:

@@ -1,7 +1,7 @@
 """Options that several commands share, and the types of their values.
 
 Options created with `option` can also be set by an environment variable, for example ``--app-dir`` by
-``ZROUTE_APP_DIR``. They are used by the commands that load apps: run, check and routes.
+``ZROUTE_APP_DIR``. The commands that load apps use these options: run, check and routes.
 """
 
 from __future__ import annotations

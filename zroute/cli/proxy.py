@@ -70,7 +70,7 @@ def command(
 
 
 class _Forwarding:
-    """The run of a proxy. ``name`` is the first word of its log lines."""
+    """The run of a proxy. ``name`` is the first word of the log lines."""
 
     def __init__(self, reactor: Any, name: str) -> None:
         self.code = 0
@@ -79,7 +79,7 @@ class _Forwarding:
         self._proxy: Proxy | None = None
 
     def start(self, endpoints: tuple[Endpoint, Endpoint], max_message: int, send_queue: int) -> None:
-        """Open the sockets and forward, in the running reactor."""
+        """Open the sockets, and start to forward messages, in the running reactor."""
         from zroute.errors import EndpointError
         from zroute.sockets.proxy import Proxy
 
@@ -107,7 +107,7 @@ class _Forwarding:
         proxy.start()
 
     def stop(self) -> None:
-        """Send what is queued, log the counters, and stop the reactor."""
+        """Send queued messages, log the counters, and stop the reactor."""
         proxy = self._end(0)
         if proxy is not None:
             facts = attrs.asdict(proxy.forwarded)
@@ -119,7 +119,7 @@ class _Forwarding:
         self._end(EXIT_FAILED)
 
     def _end(self, code: int) -> Proxy | None:
-        """Close the proxy, then stop the reactor; return the proxy if it was open."""
+        """Close the proxy, and then stop the reactor; return the proxy if it was open."""
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             self.code = code
@@ -128,7 +128,7 @@ class _Forwarding:
 
 
 def _check(endpoint: Endpoint) -> None:
-    """Raise EndpointError for an endpoint inside another process."""
+    """Raise EndpointError for an endpoint that other processes can't reach."""
     if endpoint.address.startswith("inproc:"):
         from zroute.errors import EndpointError
 

@@ -185,7 +185,7 @@ async def _chunk(reactor: Any) -> bytes:
     read: Deferred[bytes] = Deferred()
 
     def settle(chunk: bytes | OSError) -> None:
-        if read.called:  # a signal has cancelled it
+        if read.called:  # a signal has cancelled the wait
             return
         if isinstance(chunk, OSError):
             read.errback(click.UsageError(f"standard input can't be read: {chunk.strerror}"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHOWN_EVERY = 0.25  # seconds between two looks at the counters, on a terminal
+_SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a terminal
 
 
 @click.command("record")

@@ -28,7 +28,7 @@ __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 
 _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two checks of all files, without watchfiles
-_GRACE = 5.0  # seconds beyond the drain timeout: to handle received messages, flush sockets, and one in reserve
+_GRACE = 5.0  # seconds after the drain timeout, to handle received messages and flush sockets; 1 s is a reserve
 _HURRY = 1.0  # seconds that a child has after a second signal: a terminal sends it to the child too
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
@@ -193,7 +193,7 @@ class _Supervisor:
         if self._child is None:
             _log.info("%s has changed: restarting", path)
             self._start()
-        elif not self._child.stopping:  # the restart that has begun will include this change
+        elif not self._child.stopping:  # otherwise the restart that has begun will include this change
             _log.info("%s has changed: restarting", path)
             self._child.stop()
 
@@ -204,7 +204,7 @@ class _Supervisor:
         self._child.stop()  # close the pipe if the child ended by itself
         self._child = None
         self._code = 128 + (signalled or -code) if code < 0 else code  # the code that a shell shows
-        if self._over and stopped and code == -signal.SIGTERM:  # it had not begun to run its apps
+        if self._over and stopped and code == -signal.SIGTERM:  # the child had not begun to run its apps
             self._code = 0
         if self._over or signalled is not None:
             return
@@ -272,7 +272,7 @@ def snapshot(folders: Iterable[Path]) -> Snapshot:
             for path in (Path(place, name) for name in files if name.endswith(".py")):
                 try:
                     status = path.stat()
-                except OSError:  # it was just deleted
+                except OSError:  # the file was just deleted
                     continue
                 found[path] = (status.st_mtime_ns, status.st_size)
     return found

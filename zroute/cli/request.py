@@ -75,7 +75,7 @@ def command(
 def _shower() -> Callable[[Body], None]:
     """Return a function that prints a reply, in colours on a terminal.
 
-    Each line is flushed, so a program that reads it does not wait.
+    The function flushes each line, so that a program that reads the output gets the line immediately.
     """
     if has_colors(sys.stdout):
         from rich.console import Console

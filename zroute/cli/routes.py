@@ -96,8 +96,8 @@ def _routes(compiled: Parts) -> list[dict[str, Any]]:
 def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) -> list[dict[str, Any]]:
     """Return a row for each publication and for each timer that publishes nothing.
 
-    The handler of a publication is the list of functions whose return value it sends. Without such functions it is
-    ``publish()``. If only other apps call these functions, as ``bridged`` says, the kind is "bridge".
+    The handler of a publication is the list of functions whose return values it sends. Without any function, the
+    handler is ``publish()``. If only other apps call these functions (see ``bridged``), the kind is "bridge".
     """
     rows, codecs = [], compiled.codecs
     for outlet in compiled.outlets:
@@ -139,8 +139,8 @@ def _row(
     """Return the fields of one row, as ``--json`` prints them.
 
     The type is ``none`` without a body, and ``any`` without a declared type. A raw or text body always has that codec,
-    regardless of the app's codec. ``engine`` is the engine that decodes the type, and ``reasons`` explain why it is not
-    msgspec. For a user's own codec, the engine is ``codec``.
+    regardless of the app's codec. ``engine`` is the engine that decodes the type, and ``reasons`` explain why the
+    engine is not msgspec. For a user's own codec, the engine is ``codec``.
     """
     name = codec.name if codec else ""
     row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": name}

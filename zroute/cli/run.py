@@ -79,7 +79,7 @@ def command(
     from zroute.cli.reload import end_with_parent
     from zroute.runtime.runner import install_reactor, run
 
-    end_with_parent(drain_timeout)  # before the imports, which may take long or never end
+    end_with_parent(drain_timeout)  # before the imports, which may take a long time or never end
     try:
         if reactor is not None or uvloop:  # else `run` installs what the apps need, when they are loaded
             install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another

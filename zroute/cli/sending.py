@@ -2,8 +2,8 @@
 
 The publisher waits for a subscriber, runs a job that sends messages through a `Sender`, and ends when the subscribers
 have read all messages. If a queue is full, the sender waits instead of dropping messages. It counts messages to topics
-without a subscriber. On the tracked wire, it numbers messages like an app and ends with a goodbye, so that subscribers
-can count received and lost messages exactly.
+without a subscriber. On the tracked wire, the sender numbers messages like an app, and ends with a goodbye. Subscribers
+can therefore count received and lost messages exactly.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ class _Sending:
     # -- signals ----------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
-        """Cancel the job. The flush follows; it is not cancelled."""
+        """Cancel the job. The flush follows, and is not cancelled."""
         if not self._work.called:
             self._work.cancel()
 

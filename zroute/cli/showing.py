@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "coloured", "decoded", "one_line", "template"]
 
 _CODECS = {codec.number: codec for codec in BUILTIN.values()}
-_MAX_DEPTH = 100  # levels of nesting in a body: deeper ones can't be read in a line, and Python limits recursion
+_MAX_DEPTH = 100  # levels of nesting in a body: people can't read more in one line, and Python limits recursion
 
 _BINARY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
 """The control characters that do not occur in text. A body that contains one of them is shown as bytes.

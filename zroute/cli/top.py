@@ -29,7 +29,7 @@ __all__ = ["Traffic", "command"]
 _KEPT = 1000
 """The maximum number of topics with their own line.
 
-It is more than people read, and limits the memory if a publisher sends ever new topics.
+People do not read more lines, and the limit bounds the memory if a publisher sends more and more topics.
 """
 
 _SHORTEST = 0.1
@@ -208,8 +208,8 @@ Show = Callable[[Measured], None]
 def _output(as_json: bool, *, live: bool) -> Iterator[Show]:
     """Yield a function that shows an interval.
 
-    It prints JSON if ``as_json`` is True. Otherwise it refreshes a table on a terminal if ``live`` is True, or prints
-    plain tables one after the other.
+    The function prints JSON if ``as_json`` is True. Otherwise, if ``live`` is True, it refreshes a table on a terminal.
+    In all other cases it prints plain tables one after the other.
     """
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # the encoding of JSON and of topics
     if as_json:

@@ -32,7 +32,7 @@ def never_included(module: ModuleType, apps: Iterable[App]) -> list[tuple[str, R
 
 def _global_apps() -> Iterator[App]:
     """Yield the apps that are globals of any loaded module."""
-    for module in list(sys.modules.values()):  # copies, because another thread may import or assign meanwhile
+    for module in list(sys.modules.values()):  # a copy, because another thread may import a module meanwhile
         if isinstance(module, ModuleType):
             yield from (value for value in list(vars(module).values()) if isinstance(value, App))
 

@@ -74,7 +74,7 @@ def plan_lists(
             parameter=call.body,
             where=route.where,
         )
-    # A capture of both patterns is filled from the topic of the list, so a list must not mix topics.
+    # A capture in both patterns is filled from the topic of the list, so a list must not mix topics.
     published = [outlet.pattern for outlet in outlets]
     if route.options.dead is not None:
         published.append(route.options.dead)

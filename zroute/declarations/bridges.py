@@ -7,8 +7,8 @@ The app that subscribes calls the function, and the other app publishes the resu
     def bridge(value: int) -> int: ...
 
 Neither app knows the other one. zroute recognises a bridge because all its decorators are on the same function, so they
-run directly one after the other. A function that is registered at two different places is not a bridge. This happens,
-for example, if a program creates several apps in succession.
+run directly one after the other. If a program registers a function at two different places, the function is not a
+bridge. This happens, for example, if the program creates several apps in succession.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stack:
         if group in self.groups:
             return
         self.groups.add(group)
-        if len(self.groups) > 1:  # more than two: the earlier groups have the stack
+        if len(self.groups) > 1:  # with more than two groups, the earlier groups already have the stack
             for each in (group,) if len(self.groups) > 2 else self.groups:
                 each._stacks[self] = None
 

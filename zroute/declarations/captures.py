@@ -17,7 +17,7 @@ from zroute.messages.schema import describe, limits, resolved
 __all__ = ["Converter", "converter_of", "hashable"]
 
 Converter = Callable[[bytes], Any]
-"""Converts a segment to an argument. Raises ValueError if the segment can't be converted to the type."""
+"""A function that converts a segment to an argument. It raises ValueError if that is not possible."""
 
 # Stricter than int() and float(), which also accept "1_000", " 1" and "nan".
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -46,7 +46,7 @@ def _number(segment: bytes) -> float:
 
 
 def _canonical(read: Callable[[str], Any], write: Callable[[Any], str]) -> Converter:
-    """Return a converter of segments that publishers write.
+    """Return a converter that accepts segments only in the form of publishers.
 
     The readers of Python accept many other forms: braces around a UUID, a date without hyphens, any character between
     date and time.

@@ -20,7 +20,7 @@ from zroute.options import (
 __all__ = ["DEFAULT_LIMITS", "Limits", "check_limits", "check_options"]
 
 _NUMBER_MAX = 2**31 - 1
-"""The largest value of a socket option or a size, because libzmq stores them as a C int."""
+"""The largest value of a socket option or a size, because libzmq stores these values as a C int."""
 
 _QUEUE_MAX = 1_000_000
 
@@ -29,7 +29,7 @@ _QUEUE_MAX = 1_000_000
 class Limits:
     """Limits on sizes and numbers, set as `App(limits=Limits(…))`.
 
-    They limit the memory of an app. The app checks the values and raises SignatureError for a value out of range.
+    The limits bound the memory of an app. The app checks the values and raises SignatureError for a value out of range.
 
     Example:
         ```python

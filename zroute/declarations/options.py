@@ -87,17 +87,17 @@ class ReplyOptions(TypedDict, total=False):
     """The options of `Routes.reply`."""
 
     codec: str | Codec | None
-    """The codec of replies, and of requests that do not name one. Default: the app's codec."""
+    """The codec for replies, and for requests that do not name a codec. Default: the app's codec."""
     thread: bool
     """Run a plain, blocking function in the reactor's thread pool. Default: False."""
     max_in_flight: int
     """The maximum number of unfinished calls at a time. Default: 100."""
     queue: int | None
-    """The number of waiting requests at which further ones are refused. Default: 1,000."""
+    """The number of waiting requests at which further requests are refused. Default: 1,000."""
     retry: Sequence[float]
-    """Call a failed handler again, after each of these delays in seconds; at most 20. Default: no retries."""
+    """Retry a failed call after these delays in seconds, one per retry; at most 20. Default: no retries."""
     dead: str | None
-    """The topic that receives a request after its last attempt, as a publisher's pattern. Default: none."""
+    """The topic, as a publisher's pattern, that receives a request when its last attempt has failed. Default: none."""
     timeout: float | None
     """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
 
@@ -119,7 +119,7 @@ NOT_FOR_REPLIES = {
     "keep": "a reply is sent to its caller only",
     "copy": "one handler answers each request, so its message is its own",
 }
-"""The options of other handlers that replies refuse, and the reasons."""
+"""The options of other handlers that `Routes.reply` refuses, and the reasons."""
 
 
 class PublisherOptions(TypedDict, total=False):
@@ -153,9 +153,9 @@ class WorkOptions(TypedDict, total=False):
     """The options of `Routes.work`."""
 
     codec: str | Codec | None
-    """The codec for bodies whose owner does not name one. Default: the app's codec."""
+    """The codec for bodies if the owner does not name a codec. Default: the app's codec."""
     thread: bool | None
-    """Run the function in the reactor's thread pool. Default: None, True for a plain function."""
+    """Run the function in the reactor's thread pool. Default: None, which means True for a plain function."""
     max_in_flight: int
     """The maximum number of unfinished calls at a time. Default: 4."""
     batch: int | None
@@ -180,7 +180,7 @@ NOT_FOR_WORK = {
     "queue": "jobs wait at their owner: write app.job_queue(…, waiting=…) there",
     "copy": "one handler does each job, so its message is its own",
 }
-"""The options of other handlers that work refuses, and the reasons."""
+"""The options of other handlers that `Routes.work` refuses, and the reasons."""
 
 
 class JobQueueOptions(TypedDict, total=False):
@@ -189,11 +189,11 @@ class JobQueueOptions(TypedDict, total=False):
     codec: str | Codec | None
     """The codec of the jobs. Default: the app's codec."""
     retry: Sequence[float]
-    """Give a failed job to a worker again, after each of these delays in seconds; at most 20. Default: no retries."""
+    """Retry a failed job after these delays in seconds, one per retry; at most 20. Default: no retries."""
     dead: str | None
-    """The topic that receives a job after its last attempt, as a publisher's pattern. Default: none."""
+    """The topic, as a publisher's pattern, that receives a job when its last attempt has failed. Default: none."""
     waiting: int
-    """The number of jobs that may wait for workers. Default: 10,000."""
+    """The maximum number of jobs that may wait for workers. Default: 10,000."""
     silent_after: float
     """The seconds without a sign of life after which a worker loses its jobs. Default: 10."""
 
@@ -254,7 +254,8 @@ def moved(name: str, now: str) -> Callable[[F], F]:
 def refuse(decorator: str, given: Iterable[str], reasons: Mapping[str, str]) -> None:
     """Raise SignatureError for an option that ``decorator`` refuses.
 
-    ``reasons`` has the refused options."""
+    ``reasons`` contains the refused options, with the reason for each.
+    """
     for name in given:
         if name in reasons:
             fault = f"{decorator} takes no {name}: {reasons[name]}; remove it"

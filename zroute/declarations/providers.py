@@ -58,7 +58,7 @@ def provided(name: str, hint: Any, given: Mapping[Any, Any], *, own_codec: bool,
 
     Args:
         name: The name of the parameter.
-        hint: Its annotation.
+        hint: The annotation of the parameter.
         given: The available objects, or `Needed`, by their type.
         own_codec: True if a user's own codec decodes the body. The body may then be of any class, so base classes are
             not matched.

@@ -73,7 +73,7 @@ def _parameters(factory: Hook, around: Any, info: RouteInfo) -> tuple[tuple[str,
 def _takes_headers(around: Callable[..., Any]) -> bool:
     """Return True if a parameter after the message is called ``headers``.
 
-    A parameter with a default does not count: the factory uses it for a value of its own.
+    A parameter with a default does not count, because the factory uses it for its own value.
     """
     try:
         _, *more = inspect.signature(around).parameters.values()

@@ -59,7 +59,7 @@ class HandlerOptions:
 
 
 RouteKind = Literal["subscribe", "reply", "work"]
-"""What a handler receives: messages, requests or jobs."""
+"""The kind of a handler: it receives messages, requests or jobs."""
 
 
 @attrs.frozen(eq=False)
@@ -85,8 +85,8 @@ class RouteInfo:
     Attributes:
         name: The name of the route in ``app.stats.routes``, such as ``on_quote()``. For a publication, its pattern; for
             `App.publish`, ``app.publish``.
-        kind: ``"subscribe"`` for a handler of messages, ``"reply"`` of requests, ``"work"`` of jobs; ``"publish"`` for
-            a publication.
+        kind: ``"subscribe"`` for a handler of messages, ``"reply"`` for a handler of requests, ``"work"`` for a handler
+            of jobs; ``"publish"`` for a publication.
         patterns: The texts of the patterns, with the prefixes of the groups. Empty for `App.publish`.
         schema: The type of the body. For a handler with ``batch``, it is the type of one message. None if a handler has
             no body parameter, or a publication has no type.

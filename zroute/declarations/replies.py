@@ -1,4 +1,4 @@
-"""The declared type of the replies of a handler of requests."""
+"""Find the declared type of the replies from a handler of requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["reply_type"]
 def reply_type(route: Route) -> tuple[Any, bool]:
     """Return the type of a handler's replies, and True if a reply may be None.
 
-    The type is None if the handler declares none.
+    The type is None if the handler does not declare a type.
 
     Raises:
         SignatureError: The handler returns headers, which a reply does not carry.

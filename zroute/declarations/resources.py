@@ -43,11 +43,11 @@ class CompiledResource:
 
     Attributes:
         kind: The type that the resource yields.
-        name: The name of its function, for logs and errors.
+        name: The name of the generator function, for logs and errors.
         where: The user's line, as ``file:line``.
-        call: The plan of the call; ``call.needs`` contains the types of the resources that it needs.
-        scope: The time for which it is open, "app" or "message".
-        injected: True if a handler, timer, publisher or hook uses it; False if only other resources use it.
+        call: The plan for the call; ``call.needs`` contains the types of the resources that the function needs.
+        scope: The time for which the resource is open, "app" or "message".
+        injected: True if a handler, timer, publisher or hook uses the resource; False if only other resources use it.
     """
 
     kind: Any
@@ -92,7 +92,10 @@ class MessageResources:
 
 
 def take_message_resources(call: Call, resources: Sequence[CompiledResource]) -> tuple[Call, MessageResources | None]:
-    """Return ``call`` without the resources of a message, and these or None."""
+    """Separate the resources of a message from ``call``.
+
+    Return the plan without these resources, and the resources; None if the call needs none.
+    """
     of_messages = {resource.kind for resource in resources if resource.scope == "message"}
     given = call.constants.given
     parameters = {
@@ -110,7 +113,7 @@ def opened_for(kinds: Iterable[Any], resources: Sequence[CompiledResource]) -> t
     """Return the resources of a message that are needed for ``kinds``, in order."""
     of_messages = {resource.kind for resource in resources if resource.scope == "message"}
     wanted = of_messages & set(kinds)
-    for resource in reversed(resources):  # a resource comes before all of its users
+    for resource in reversed(resources):  # a resource comes before all resources that use it
         if resource.kind in wanted:
             wanted |= of_messages & set(resource.call.needs)
     return tuple(resource for resource in resources if resource.kind in wanted)
@@ -137,7 +140,7 @@ def compile_resources(
                 where=resource.where,
             )
     given = {**given, **{kind: Needed(kind) for kind in by_kind}}
-    # A resource that wraps another one of its kind may ask for a base class of both, which means the other one.
+    # A resource may wrap another resource, and ask for it by a base class of both. The class then means the other one.
     compiled = {
         kind: _resource(kind, resource, {**given, kind: Needed(kind, exact=True)}) for kind, resource in by_kind.items()
     }

@@ -42,7 +42,7 @@ def message_type(hint: Any) -> Any:
 def may_be_none(hint: Any) -> bool:
     """Return True if the values of a return annotation may be None.
 
-    That is also true if it declares no type.
+    The result is also True if the annotation declares no type.
     """
     if hint in (None, NoneType, Any, object):
         return True

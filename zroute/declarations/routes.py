@@ -226,16 +226,17 @@ class Routes:
 
     @takes(ReplyOptions, REPLY_DEFAULTS)
     def reply(self, *patterns: str | Pattern, **options: Unpack[ReplyOptions]) -> Callable[[F], F]:
-        """Answer requests whose topic matches with the result of the decorated function.
+        """Answer each request whose topic matches, with the result of the function.
 
-        The function takes the same parameters as one under `subscribe`: the message, captures, resources, an
-        `Envelope`. Its return value is the reply; None is a reply too. A generator, plain or ``async``, answers with a
-        stream of its values, for `App.request_stream`.
+        The decorated function takes the same parameters as a function under `subscribe`: the message, captures,
+        resources and an `Envelope`. The return value is the reply; None is a reply too. A generator, plain or
+        ``async``, answers with a stream of its values, for `App.request_stream`.
 
-        The most specific pattern answers. While the function has no room for a request, that request is refused with
-        BusyError at once. If the caller no longer waits, a waiting request is dropped, and an ``async`` call is
-        cancelled. Raise `RequestRefused` to refuse a request with a code and a text of your own. Any other error
-        reaches the caller as ServerError, with its type and its text.
+        If several patterns match, only the function with the most specific pattern answers. While the function has no
+        room for a request, the app refuses that request at once, and the caller gets BusyError. If the caller no longer
+        waits, the app drops a waiting request, and cancels an ``async`` call. Raise `RequestRefused` to refuse a
+        request with your own code and text. Any other error reaches the caller as ServerError, with the type and the
+        text of the error.
 
         Example:
             ```python
@@ -248,18 +249,20 @@ class Routes:
             patterns: One or more patterns with the same captures.
 
         Keyword Args:
-            codec: The codec of replies, and of requests that do not name one (default: the app's codec).
+            codec: The codec for replies, and for requests that do not name a codec (default: the app's codec).
             thread: True to run a plain, blocking function in the reactor's thread pool.
             max_in_flight: The maximum number of unfinished calls at a time (default 100).
             queue: The maximum number of waiting requests (default 1,000).
-            retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits meanwhile.
+            retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits during these
+                attempts.
             dead: The topic that receives a request after its last attempt, as for `subscribe`.
-            timeout: The maximum number of seconds of a call (default: only the caller's timeout).
+            timeout: The maximum duration of a call in seconds (default: only the caller's timeout).
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
             SchemaError: The codec is unknown.
-            SignatureError: The decorated object is not a function, or an option is out of range or not for requests.
+            SignatureError: The decorated object is not a function, or an option is out of range or can't be used for
+                requests.
             AppFrozenError: The app is already compiled.
         """
         refuse("reply", options, NOT_FOR_REPLIES)
@@ -307,7 +310,7 @@ class Routes:
         timeout: float | None = REQUEST_TIMEOUT,
         retry: Sequence[float] = (),
     ) -> Requester[Any, Any]:
-        """Return a requester, to send requests of one pattern with.
+        """Return a requester, which sends requests to the topics of one pattern.
 
         Example:
             ```python
@@ -320,16 +323,16 @@ class Routes:
 
         Args:
             pattern: The topic, without ``*`` and ``>``. Captures are filled at each request.
-            schema: The type of the messages. Without it, each message is encoded by its own type.
+            schema: The type of the messages. Without a schema, each message is encoded by its own type.
             reply: The type of the replies (default: any).
             codec: The codec of the messages (default: the app's codec).
-            timeout: The seconds to wait for a reply (default 10); None for no limit. It includes further attempts.
-            retry: The delays in seconds before further attempts, at most 20 (default: one attempt). A request is sent
-                again if its server was lost or busy. After a loss it may be handled twice. Without a server, a request
-                waits until its timeout, so there is no further attempt.
+            timeout: The seconds to wait for a reply, including all attempts (default 10); None for no limit.
+            retry: The delays in seconds before further attempts, at most 20 (default: one attempt). The app sends a
+                request again if the server was lost or busy. If the server was lost, the request may be handled twice.
+                If no server is connected, the request waits until its timeout, so no further attempt follows.
 
         Raises:
-            PatternError: The pattern is invalid, or has wildcards.
+            PatternError: The pattern is invalid, or contains a wildcard.
             SchemaError: The codec is unknown.
             SignatureError: ``timeout`` or ``retry`` is out of range.
             AppFrozenError: The app is already compiled.
@@ -362,15 +365,18 @@ class Routes:
     def work(self, *patterns: str | Pattern, **options: Unpack[WorkOptions]) -> Callable[[F], F]:
         """Call the decorated function for each job that an owner gives to this worker.
 
-        An owner is an app with a `job_queue`; it shares its jobs among all of its workers. Parameters, resources and
-        middleware are those of `subscribe`. If the function returns, the job is done, and its return value is ignored
-        unless a publisher takes it. If it raises an error, the owner tries the job again as its ``retry`` says. If it
-        raises `Reject`, or the body can't be decoded, the owner gives the job up at once.
+        An owner is an app with a `job_queue`, which distributes its jobs to all of its workers. Parameters, resources
+        and middleware work as for `subscribe`. The result of the call decides what happens to the job:
 
-        A plain function runs in a thread, because jobs take long and the worker must go on sending signs of life.
+        - If the function returns, the job is done. The return value is ignored, unless the function has a publisher.
+        - If the function raises an error, the owner retries the job after the delays in the queue's ``retry``.
+        - If the function raises `Reject`, or the body can't be decoded, the owner gives the job up at once.
 
-        A job is given to another worker if this one ends, or is silent for too long. So a function may be called twice
-        with one job, and its effects should be the same then.
+        A plain function runs in a thread, because jobs may take a long time, and the worker must continue to send signs
+        of life.
+
+        If this worker ends, or is silent for too long, the owner gives the job to another worker. A function may
+        therefore be called twice with the same job. Write the function so that a second call has no further effect.
 
         Example:
             ```python
@@ -379,23 +385,25 @@ class Routes:
             ```
 
         Args:
-            patterns: One or more patterns with the same captures. If a topic matches several handlers, the most
-                specific one gets the job.
+            patterns: One or more patterns with the same captures. If the patterns of several handlers match a topic,
+                the handler with the most specific pattern gets the job.
 
         Keyword Args:
-            codec: The codec for bodies whose owner does not name one. Default: the app's codec.
-            thread: False to run a plain function on the reactor. It must then take less than half of the owner's
-                ``silent_after``. Default: True for a plain function.
-            max_in_flight: The maximum number of unfinished calls at a time (default 4). The worker asks for up to
-                twice that number, at most 16 more, so that the next job is there when one has ended.
+            codec: The codec for bodies if the owner does not name a codec. Default: the app's codec.
+            thread: False to run a plain function in the reactor's thread. A call must then take less than half of the
+                owner's ``silent_after``. Default: True for a plain function.
+            max_in_flight: The maximum number of unfinished calls at a time (default 4). The worker also requests the
+                same number of further jobs, but at most 16. So the next job can begin as soon as a job ends.
             batch: The maximum number of jobs in a list, 1 to 10,000 (default: single jobs). The parameter is then a
-                ``list[T]``. The jobs of a list are done or fail one by one: all of them as the call does.
-            timeout: The maximum number of seconds of a call, as in `add_route`.
+                ``list[T]``. If the call succeeds, all jobs of the list are done. If it fails, each of them fails, and
+                the owner retries each job separately.
+            timeout: The maximum duration of a call in seconds, as in `add_route`.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
             SchemaError: The codec is unknown.
-            SignatureError: The decorated object is not a function, an option is out of range, or does not fit jobs.
+            SignatureError: The decorated object is not a function, or an option is out of range or can't be used for
+                jobs.
             AppFrozenError: The app is already compiled.
         """
         refuse("work", options, NOT_FOR_WORK)
@@ -417,11 +425,12 @@ class Routes:
 
     @takes(JobQueueOptions, JOB_QUEUE_DEFAULTS)
     def job_queue(self, pattern: str, schema: Any = None, **options: Unpack[JobQueueOptions]) -> JobQueue[Any]:
-        """Return a queue of jobs that this app shares among workers.
+        """Return a queue of jobs that this app distributes to workers.
 
-        A worker is an app with a handler under `work`. The worker with room that was served least recently gets the
-        next job. Each job is done at least once while this process lives: it is given to another worker if its worker
-        ends, and tried again if it fails. What waits when this process is killed is lost.
+        A worker is an app with a handler under `work`. Of all workers with room, the worker that was served least
+        recently gets the next job. The app keeps each job until a worker has done it, or until its last attempt has
+        failed. If a worker ends, the app gives its jobs to other workers. If a job fails, the app retries the job after
+        the delays in ``retry``. If this process is killed, the waiting jobs are lost.
 
         Example:
             ```python
@@ -437,18 +446,19 @@ class Routes:
         Keyword Args:
             codec: The codec of the jobs. Default: the app's codec.
             retry: The delays in seconds before further attempts, at most 20 (default: one attempt). With
-                ``retry=(1, 5, 30)`` a job that keeps failing is tried four times. A job is not tried again after
-                `Reject`, nor while the app stops.
+                ``retry=(1, 5, 30)`` a job that keeps failing is tried four times. There are no further attempts after
+                `Reject`, or while the app stops.
             dead: The topic that receives a job after its last attempt: a pattern such as ``"dead.{kind}"``, whose
-                captures are those of ``pattern``. The body is unchanged; headers tell the topic, the error and the
-                attempts. Needs the tracked wire, and an endpoint to publish at. Without it, the job is passed to an
-                ``on_error`` function as a `JobFailedError`.
-            waiting: The number of jobs that may wait (default 10,000). Then ``put`` waits for room.
-            silent_after: The seconds without a sign of life after which a worker loses its jobs (default 10). The
-                smallest value of an app's queues counts.
+                captures are those of ``pattern``. The body is unchanged; headers contain the topic, the error and the
+                number of attempts. Requires the tracked wire, and an endpoint to publish to. Without ``dead``, an
+                ``on_error`` function gets a `JobFailedError`.
+            waiting: The maximum number of jobs that may wait (default 10,000). When it is reached, ``put`` waits for
+                room.
+            silent_after: The seconds without a sign of life after which a worker loses its jobs (default 10). If an app
+                has several queues, the smallest value applies to all of them.
 
         Raises:
-            PatternError: ``pattern`` is invalid, or has a wildcard.
+            PatternError: ``pattern`` is invalid, or contains a wildcard.
             SchemaError: The codec is unknown.
             SignatureError: An option is out of range.
             AppFrozenError: The app is already compiled.
@@ -748,13 +758,19 @@ class Routes:
         be changed. A parameter named ``headers`` receives the headers from ``publish`` and outer middleware, as a
         read-only map. ``publish`` returns the return value of ``around``: the awaitable of ``call``, or None. If
         ``around`` does not call ``call``, the message is not published, and is counted in ``stats.publish_skipped``.
-        ``publish`` raises the errors of ``around``; for results of handlers, timers and generators they are logged and
-        counted in ``stats.publish_errors``.
+        ``publish`` raises the errors of ``around``. For the results of handlers, timers and generators, zroute logs
+        these errors and counts them in ``stats.publish_errors``.
 
         The middleware of an app is also around `App.publish` and the publications of the groups that it includes.
         Middleware that is registered first is outermost. The middleware of an app surrounds the middleware of its
-        groups. Example: ```python @app.publish_middleware def stamp(call, route): def around(message): return
-        call(WithHeaders(message, {"version": 2}))
+        groups.
+
+        Example:
+            ```python
+            @app.publish_middleware
+            def stamp(call, route):
+                def around(message):
+                    return call(WithHeaders(message, {"version": 2}))
 
                 return around
             ```
@@ -961,7 +977,7 @@ def check_attached(pattern: Any, function: Any, where: str) -> None:
 
 
 def _as_route_options(options: WorkOptions, function: Callable[..., Any]) -> RouteOptions:
-    """Return the options of a handler of jobs as those of a route."""
+    """Convert the options of a handler of jobs to the options of a route."""
     thread = options["thread"]
     if thread is None:
         thread = not (is_coroutine_function(function) or is_generator_function(function))

@@ -197,7 +197,7 @@ def plan(
     _refuse_two(envelopes, "envelope", captures, where)
     envelope = envelopes[0] if envelopes else None
     body = bodies[0] if bodies else None
-    if handler and not body and not envelope:  # an Envelope has the body in it
+    if handler and not body and not envelope:  # an Envelope contains the body
         body = _rest_of(function) or _only(others, function, where)
     by_name = envelope is not None or (body in parameters and parameters[body].kind is inspect.Parameter.KEYWORD_ONLY)
     _refuse_positional_only(parameters, None if by_name else body, where)

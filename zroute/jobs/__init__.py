@@ -1,5 +1,5 @@
 """Jobs that are shared among workers.
 
-An owner has the jobs, and workers do them. The wire is in `zroute.messages.jobs`. Nothing here uses a socket: clocks
-and functions that send are arguments.
+An owner keeps the jobs, and workers do them. The wire format is in `zroute.messages.jobs`. No module in this package
+uses a socket: the clock and the functions that send messages are arguments.
 """

@@ -1,11 +1,18 @@
 """The owner of jobs: keeps them until a worker has done them.
 
-A job is in one of four states. It waits for a worker; it is in flight, which means that a worker has it; it waits for
-its next attempt; or it has ended. Only a report that it is done, or the failure of its last attempt, ends it. If its
-worker ends, falls silent or gives it back, it waits again, before all others.
+A job is in one of four states:
 
-This module uses no socket: the messages of workers are passed to `JobOwner.received`, and a function that sends is an
-argument. Peers may send any bytes: their number, sizes and texts are bounded, and texts are escaped.
+- It waits for a worker.
+- It is in flight: a worker has the job.
+- It waits for the next attempt.
+- It has ended.
+
+A job ends when a worker reports that the job is done, or when the last attempt fails. If a worker ends, falls silent or
+gives a job back, that job waits again, before all others.
+
+This module uses no socket: the caller passes the workers' messages to `JobOwner.received`, and the function that sends
+is an argument. Peers may send any bytes, so the number of workers and the sizes of offers and texts are limited. Texts
+from workers are escaped before they are logged.
 """
 
 from __future__ import annotations
@@ -65,11 +72,11 @@ class Settings:
 
     Attributes:
         name: The pattern of the jobs, for errors and logs.
-        where: The line of its declaration.
-        retry: The seconds before each further attempt after a failure.
-        waiting: The number of jobs that may wait.
+        where: The line of the queue's declaration.
+        retry: The delays in seconds before each further attempt after a failure.
+        waiting: The maximum number of jobs that may wait.
         silent_after: The seconds without a sign of life after which a worker loses its jobs. The smallest value of all
-            queues counts for all workers.
+            queues applies to all workers.
     """
 
     name: str
@@ -82,10 +89,13 @@ class Settings:
 class Job:
     """A job of an owner.
 
-    ``attempt`` is the number of the current attempt, from 1. ``losses`` counts the workers that had it and ended.
-    ``was_lost`` is True if a worker that was lost had it, and may still report that it is done. ``lane`` is the lane of
-    the worker that has it. ``reason`` is the text of its last failure. ``timer`` is set while it waits for its next
-    attempt.
+    Attributes:
+        attempt: The number of the current attempt, from 1.
+        losses: The number of workers that had the job and ended or fell silent.
+        was_lost: True if the owner has lost a worker that had the job. That worker may still report that it is done.
+        lane: The lane of the worker that has the job.
+        reason: The text of the last failure.
+        timer: Set while the job waits for the next attempt.
     """
 
     __slots__ = (
@@ -110,15 +120,15 @@ class Job:
 
 
 GivenUp = Callable[[Job, str], object]
-"""A function that is called with a job that failed for the last time, and the reason."""
+"""A function that the owner calls with a job that failed for the last time, and the reason."""
 
 
 @attrs.define(eq=False)
 class OwnedQueue:
     """The jobs of one declaration.
 
-    `put` and `put_nowait` take encoded messages.
-    ``stats`` are the counters, and ``putting`` are the jobs that wait for room.
+    `put` and `put_nowait` take encoded messages. ``stats`` contains the counters. ``putting`` contains the jobs that
+    wait for room, each with the Deferred of its caller.
     """
 
     _owner: JobOwner
@@ -132,7 +142,8 @@ class OwnedQueue:
         """Add a job, now or when there is room.
 
         Returns:
-            An awaitable that is done when the job was added. If it is cancelled before, the job is not added.
+            An awaitable that is done when the job has been added. If the caller cancels the awaitable before, the job
+            is not added.
 
         Raises:
             EncodeError: The headers are invalid.
@@ -143,7 +154,8 @@ class OwnedQueue:
     def put_nowait(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None = None) -> None:
         """Add a job if there is room.
 
-        Raise HighWaterMarkError if there is none. Other errors are those of `put`.
+        Raises:
+            HighWaterMarkError: There is no room. Other errors are those of `put`.
         """
         if self.full:
             raise HighWaterMarkError(
@@ -180,15 +192,15 @@ class JobOwner:
 
     Args:
         clock: The reactor's clock.
-        send: Sends the parts of a message to the worker with an identity. It raises UnknownPeerError or
-            HighWaterMarkError if that is impossible.
+        send: Sends the parts of a message to the worker with the given identity. Raises UnknownPeerError or
+            HighWaterMarkError if it can't send.
         reports: The log.
         name: The name of the app, for the log.
 
     Attributes:
         malformed: The number of malformed messages.
         unknown: The number of reports for jobs of other runs, or of jobs that the worker never had.
-        workers_changed: A function that is called with the number of workers when it has changed.
+        workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
     def __init__(
@@ -218,7 +230,7 @@ class JobOwner:
     def add(self, settings: Settings, given_up: GivenUp) -> OwnedQueue:
         """Add a queue.
 
-        ``given_up`` is called with each job that failed for the last time.
+        The owner calls ``given_up`` with each job that failed for the last time.
         """
         number = len(self._queues) << _QUEUE_SHIFT
         queue = OwnedQueue(self, settings, given_up, count(number))
@@ -258,11 +270,11 @@ class JobOwner:
         while putting and stats.waiting < most:
             job, put = putting.popleft()
             self._admit(queue, job)
-            put.callback(None)  # before any other call: it can't be cancelled from now on
+            put.callback(None)  # before any other call: from now on, the caller can't cancel the put
             self._send_ready()
 
     def _send_ready(self) -> None:
-        """Send all jobs for which a lane has credit."""
+        """Send waiting jobs while lanes have credit for them."""
         take = self._scheduler.take
         while (taken := take()) is not None:
             job, lane = taken
@@ -278,7 +290,7 @@ class JobOwner:
                 self._lose(worker, _reason(error))
 
     def unserved(self) -> Iterator[tuple[bytes, int]]:
-        """Yield topics of jobs that no worker accepts, with their number."""
+        """Yield topics that no worker accepts, each with the number of waiting jobs."""
         return self._scheduler.unserved()
 
     # -- messages of workers ---------------------------------------------------------------------------------
@@ -287,7 +299,7 @@ class JobOwner:
         """Process a message from the worker with the identity ``id``.
 
         Raises:
-            EnvelopeError: It is malformed.
+            EnvelopeError: The message is malformed.
         """
         worker = self._workers.get(id)
         if worker is None:
@@ -310,7 +322,7 @@ class JobOwner:
             self._report(worker, kind, *self._checked(parse_report, parts))
         elif kind == CHANGED:
             self._offer(worker, parts)
-        elif kind == OFFER:  # another process with the same identity, or the same one after it has lost its jobs
+        elif kind == OFFER:  # from another process with this identity, or from this worker after it has lost its jobs
             self._checked(parse_offer, parts)
             self._lose(worker, "has begun again", counts=False)
             self._join(id, parts)
@@ -326,10 +338,10 @@ class JobOwner:
             raise
 
     def _stranger(self, id: bytes, parts: Sequence[bytes]) -> None:
-        """Process a message of a worker that has made no offer, or has lost its jobs.
+        """Process a message from a worker that has made no offer, or has lost its jobs.
 
-        A worker that wakes up sends many reports at once. One answer is enough until it offers, or until the next
-        tick.
+        A worker that was frozen and continues sends many reports at once. One answer is enough until the worker makes
+        an offer, or until the next tick.
         """
         if parts[0] == OFFER:
             self._answered.discard(id)
@@ -369,14 +381,14 @@ class JobOwner:
         else:
             self._scheduler.close(worker.lanes)
             worker.kind, worker.lanes = kind, self._scheduler.open(worker, offered)
-            for job in worker.jobs.values():  # they remain unfinished
+            for job in worker.jobs.values():  # the worker keeps its unfinished jobs
                 job.lane = self._scheduler.lane_for(job.topic, worker, worker.lanes)
                 job.lane.unfinished += 1
         if self._try(worker.id, (ACCEPTED, pack_terms(self._silent_after))):
             self._settle()
 
     def _report(self, worker: _Worker, kind: bytes, id: bytes, text: str) -> None:
-        """Process a report about a job, other than the usual one that it is done."""
+        """Process any report about a job except the usual report that the job is done."""
         job = worker.jobs.pop(id, None)
         if job is None:
             if kind == DONE:
@@ -399,7 +411,7 @@ class JobOwner:
             self._admit_waiting(job.queue)
 
     def _late(self, id: bytes) -> None:
-        """Process a report that a job is done, of a worker that does not have it."""
+        """Process the report of a finished job from a worker that has lost that job."""
         job = self._jobs.get(id)
         if job is None:
             run, number = _NUMBER.unpack(id)
@@ -420,16 +432,16 @@ class JobOwner:
     # -- the ends of jobs ------------------------------------------------------------------------------------
 
     def _leave(self, job: Job) -> None:
-        """Note that the worker of a job does not have it any more."""
+        """Free the room of a job in its lane: the worker no longer has the job."""
         lane, job.lane = job.lane, None
         if lane is not None:
             lane.unfinished -= 1
             self._scheduler.freed(lane)
 
     def _withdraw(self, job: Job) -> None:
-        """Take an unfinished job from where it is.
+        """Remove an unfinished job from the queue and from the counters.
 
-        If another worker has it, that worker keeps its lane until it reports.
+        If another worker has the job, the job takes room in the lane of that worker until the worker reports.
         """
         stats = job.queue.stats
         if job.lane is not None:
@@ -443,9 +455,9 @@ class JobOwner:
             self._scheduler.remove(job)
 
     def _end(self, job: Job, counter: str) -> None:
-        """Count a job as ``counter``, and forget it.
+        """Count a job as ``counter``, and forget the job.
 
-        A stop goes on later: it must not begin inside the calls that end the last job.
+        A stop that waits for the last job continues in a later reactor turn, not inside the calls that end the job.
         """
         stats = job.queue.stats
         if counter == "done":
@@ -458,12 +470,12 @@ class JobOwner:
             self._clock.callLater(0, self._tell_idle)
 
     def _again(self, job: Job) -> None:
-        """Let a job wait for another worker, before all others."""
+        """Let a job wait for another worker, ahead of all other jobs."""
         job.queue.stats.waiting += 1
         self._scheduler.put_back((job,))
 
     def _failed(self, job: Job, text: str, *, rejected: bool = False) -> None:
-        """Plan the next attempt of a job that has failed, or give it up."""
+        """Schedule the next attempt of a failed job, or give the job up."""
         retry = job.queue.settings.retry
         if rejected or job.attempt > len(retry) or self._stopping:
             self._give_up(job, text, logging.WARNING if rejected else logging.ERROR)
@@ -504,18 +516,18 @@ class JobOwner:
     # -- the ends of workers ---------------------------------------------------------------------------------
 
     def ended(self, id: bytes) -> None:
-        """Note that the connection of a worker has ended."""
+        """Process the end of a worker's connection."""
         worker = self._workers.get(id)
         if worker is not None:
             self._lose(worker, "has disconnected")
             self._settle()
 
     def _lose(self, worker: _Worker, reason: str, *, counts: bool = True) -> None:
-        """Forget a worker; its unfinished jobs wait for others.
+        """Forget a worker, and let its unfinished jobs wait for other workers.
 
-        ``counts`` is False if the worker still lives, so that its jobs can't have ended it.
+        ``counts`` is False if the worker is still alive, so none of its jobs can have ended the process.
         """
-        if self._workers.pop(worker.id, None) is None:  # lost meanwhile, by a job that was given up
+        if self._workers.pop(worker.id, None) is None:  # already lost, in the call for a job that was given up
             return
         self.workers_changed(len(self._workers))
         self._scheduler.close(worker.lanes)
@@ -542,14 +554,14 @@ class JobOwner:
             self._say("left", "workers that left", logging.INFO, text, self._name, reason, len(self._workers))
 
     def _settle(self) -> None:
-        """Send what can be sent, and add what has waited for room."""
+        """Send jobs to workers with credit, and add jobs that have waited for room."""
         self._send_ready()
         for queue in self._queues:
             if queue.putting:
                 self._admit_waiting(queue)
 
     def probe(self) -> None:
-        """Send a sign of life to all workers, to find those whose connections have ended."""
+        """Send a sign of life to all workers, to find connections that have ended."""
         for id in tuple(self._workers):
             self._try(id, (ALIVE,))
         self._settle()
@@ -570,7 +582,7 @@ class JobOwner:
         return min(_ALIVE_SECONDS, self._silent_after / 4)
 
     def start(self) -> None:
-        """Begin to send signs of life, and to look for workers that send none."""
+        """Start to send signs of life, and to look for workers that send none."""
         if self._timer is None and not self._closed:
             self._ticked = self._clock.seconds()
             self._timer = self._clock.callLater(self._period, self._tick)
@@ -581,7 +593,7 @@ class JobOwner:
         Also look for jobs that no worker accepts.
         """
         period, now = self._period, self._clock.seconds()
-        # If this process was frozen itself, signs of life of the workers are still unread.
+        # If this process was frozen, it has not yet read the workers' signs of life: count at most two periods.
         passed, self._ticked = min(now - self._ticked, 2 * period), now
         self._timer = self._clock.callLater(period, self._tick)
         self._answered.clear()
@@ -598,7 +610,7 @@ class JobOwner:
         self._settle()
 
     def _try(self, id: bytes, parts: Sequence[bytes]) -> bool:
-        """Send a message that is no job. Return False if its worker has ended."""
+        """Send a message other than a job. Return False if the worker can't receive it."""
         try:
             self._send(id, parts)
         except (UnknownPeerError, HighWaterMarkError) as error:
@@ -608,7 +620,7 @@ class JobOwner:
         return True
 
     def _look_for_unserved(self, passed: float) -> None:
-        """Log jobs that no worker has accepted for some seconds, once."""
+        """Log once if no worker has accepted waiting jobs for some seconds."""
         before, self._unserved = self._unserved, {}
         for topic, number in self._scheduler.unserved():
             since = before.get(topic, 0.0) + passed
@@ -651,7 +663,8 @@ class JobOwner:
     def close(self) -> dict[str, int]:
         """Drop all jobs, and tell the workers that the owner stops.
 
-        Return the number of dropped jobs with a description; empty if there are none.
+        Returns:
+            The number of dropped jobs of each queue, by a description. Empty if no job was dropped.
         """
         self._closed = True
         if self._timer is not None:
@@ -663,7 +676,7 @@ class JobOwner:
             dropped = stats.waiting + stats.in_flight
             stats.dropped_at_shutdown += dropped
             stats.waiting = stats.in_flight = 0
-            while queue.putting:  # an errback may cancel others
+            while queue.putting:  # an errback may cancel other puts
                 _, put = queue.putting.popleft()
                 error = NotRunningError(f"a job of {queue.settings.name!r} was not put: the app has stopped")
                 put.errback(error)

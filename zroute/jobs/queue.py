@@ -1,7 +1,7 @@
 """`JobQueue`, the result of ``app.job_queue``, and its compiled form.
 
-It is the sister of `zroute.publishing.publication.Publication`: jobs are encoded in the same way, and captures are
-filled in the same way.
+A `JobQueue` is similar to a `zroute.publishing.publication.Publication`: both encode messages and fill captures in the
+same way.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ T = TypeVar("T")
 
 
 class JobQueue(Generic[T]):
-    """The jobs of one type and pattern that an app hands out.
+    """The jobs of one type and pattern that an app distributes to workers.
 
-    ``app.job_queue(pattern, schema)`` returns it.
+    ``app.job_queue(pattern, schema)`` returns a job queue.
 
     Attributes:
         pattern: The pattern of the jobs' topics, without the prefixes of groups.
-        schema: The type of the jobs; None if each job is encoded by its own type.
-        codec: The codec of the jobs; None for the app's.
-        settings: Attempts and limits.
-        dead: The pattern of the topics of dead letters; None without any.
+        schema: The type of the jobs; None if zroute encodes each job by the job's own type.
+        codec: The codec of the jobs; None for the app's codec.
+        settings: The attempts and the limits.
+        dead: The pattern of the topics of dead letters; None without dead letters.
         where: The line of the declaration.
     """
 
@@ -56,8 +56,8 @@ class JobQueue(Generic[T]):
     async def put(self, job: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object) -> None:
         """Add a job, and wait for room if too many jobs wait.
 
-        It returns when the job was added, not when it is done. The job is then kept until a worker has done it, or
-        until its last attempt has failed. It is lost if this process ends before that.
+        This method returns when the job has been added, not when the job is done. The app keeps the job until a worker
+        has done it, or until the last attempt has failed. If this process ends before that, the job is lost.
 
         Example:
             ```python
@@ -67,14 +67,14 @@ class JobQueue(Generic[T]):
         Args:
             job: A job of the schema.
             headers: A small map with text keys, for the ``Envelope`` of the handler.
-            captures: Values for the captures of the pattern. A missing value is read from the attribute or key of
-                that name in the job.
+            captures: Values for the captures of the pattern. zroute reads a missing value from the attribute or key
+                with the same name in the job.
 
         Raises:
-            NotRunningError: No app that includes this queue is running, or it stops while the job waits for room.
+            NotRunningError: No app that includes this queue is running, or the app stops while the job waits for room.
             TopicError: A capture is missing, or its value is not valid in a topic.
-            EncodeError: The job is not of the schema, would not arrive unchanged, or exceeds ``max_message``.
-            WrongThreadError: The caller is not on the reactor's thread; use `App.from_thread`.
+            EncodeError: The job does not match the schema, would not arrive unchanged, or exceeds ``max_message``.
+            WrongThreadError: The caller is not in the reactor's thread; use `App.from_thread`.
         """
         for outlet in self._running():
             await awaitable_anywhere(outlet.owned.put(*outlet.encoded(job, captures), headers))
@@ -92,10 +92,10 @@ class JobQueue(Generic[T]):
 
     @property
     def stats(self) -> JobStats:
-        """The counters of the current run, or of the last one.
+        """The counters of the current run, or of the last run.
 
-        They are also in ``app.stats.jobs``. If several apps include this queue, they are those of the last one that
-        started.
+        The same counters are in ``app.stats.jobs``. If several apps include this queue, the counters are those of the
+        app that started last.
         """
         return self._stats
 
@@ -114,14 +114,14 @@ class JobQueue(Generic[T]):
 
 @attrs.define(eq=False)
 class CompiledJobQueue:
-    """A job queue of one app, with its whole patterns and a bound encoder.
+    """A job queue as one app uses it, with whole patterns and a bound encoder.
 
     Attributes:
-        queue: The queue that the user has.
-        pattern: The pattern, including prefixes.
-        dead: The pattern of dead letters, including prefixes.
+        queue: The queue that the user declared.
+        pattern: The pattern, including the prefixes of groups.
+        dead: The pattern of dead letters, including the prefixes of groups.
         encode: Returns the codec number and the body of a job.
-        schema: The type of the jobs; None if it is unknown.
+        schema: The type of the jobs; None if the type is unknown.
     """
 
     queue: JobQueue[Any]
@@ -161,15 +161,15 @@ class CompiledJobQueue:
 
         Raises:
             EncodeError: The job can't be encoded, or is too large.
-            TopicError: The topic can't be made.
-            WrongThreadError: The caller is not on the reactor's thread.
+            TopicError: The topic can't be built.
+            WrongThreadError: The caller is not in the reactor's thread.
         """
         if get_ident() != self._thread:
             raise WrongThreadError(
                 f"{self.queue} was used on another thread than the reactor's: call "
                 "app.from_thread(queue.put, job) there"
             )
-        try:  # before the topic: a job of a wrong type would otherwise be reported as a missing capture
+        try:  # encode before building the topic: otherwise a job of a wrong type would look like a missing capture
             number, body = self.encode(job)
         except EncodeError as error:
             reason = USE_HEADERS if type(job) is WithHeaders else error
@@ -182,7 +182,7 @@ class CompiledJobQueue:
                 schema=self.schema,
             )
         values = capture_values(self.pattern, job, captures, call="put")
-        if not all(type(value) is str for value in values):  # as keys, 1, True and 1.0 would be equal
+        if not all(type(value) is str for value in values):  # as keys of the cache, 1, True and 1.0 would be equal
             return filled(self.pattern, values), number, body
         topic = self._topics.get(values)
         if topic is None:

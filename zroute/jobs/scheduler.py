@@ -1,11 +1,11 @@
 """Decide which worker gets which job.
 
-A worker has one lane for each of its handlers. A lane has credit while it has fewer unfinished jobs than it accepts. A
-job goes to the lane with credit that was served least recently.
+A worker has one lane for each of its handlers. A lane has credit while its number of unfinished jobs is below its
+limit. A job goes to the lane that has credit and was served least recently.
 
-Many workers run the same code, so their offers are equal. Equal lanes share a `_Slot`. The topic of a job determines
-the slots that accept it, and jobs with the same slots wait in one queue, a `_Group`. So a decision costs the same with
-ten thousand topics or workers as with one. This module does no I/O.
+Many workers run the same code, so their offers are equal, and equal lanes share a `_Slot`. The topic of a job
+determines the slots that accept the job. Jobs with the same slots wait in one queue, a `_Group`. For this reason, a
+decision takes the same time with ten thousand topics or workers as with one. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from zroute.options import TOPICS_NOTED
 
 __all__ = ["Assignable", "Lane", "Scheduler"]
 
-_PURGED = 16  # a heap with fewer closed lanes stays as it is
+_PURGED = 16  # the number of surplus entries up to which a heap is not purged
 
 
 class Assignable(Protocol):
-    """A job, as the scheduler needs it.
+    """The attributes of a job that the scheduler needs.
 
-    ``order`` is its place among the waiting jobs: a smaller number is older. ``lane`` is set when it is assigned.
+    ``order`` is the place of the job among the waiting jobs: a job with a smaller number is older. The scheduler sets
+    ``lane`` when it assigns the job.
     """
 
     topic: bytes
@@ -44,8 +45,9 @@ J = TypeVar("J", bound=Assignable)
 class _Slot:
     """The equal lanes of equal workers.
 
-    ``free`` is a heap of lanes with credit, by their last turn. It may contain lanes without credit, which are dropped
-    when they are found, or when they are the most. ``lanes`` is the number of open lanes.
+    ``free`` is a heap of lanes with credit, ordered by their last turn. The heap may also contain lanes without credit.
+    `next` drops such a lane when it finds one, and `purge` drops all of them when they are the majority. ``lanes`` is
+    the number of open lanes.
     """
 
     __slots__ = ("free", "groups", "lanes", "patterns")
@@ -57,14 +59,18 @@ class _Slot:
         self.lanes = 0
 
     def next(self) -> tuple[int, Lane] | None:
-        """Return the lane with credit that was served least recently, and its last turn."""
+        """Return the last turn of the lane that has credit and was served least recently.
+
+        Returns:
+            The turn and the lane; None if no lane has credit.
+        """
         free = self.free
         while free and not free[0][1].has_credit:
             heappop(free)[1].queued = False
         return free[0] if free else None
 
     def purge(self) -> None:
-        """Drop lanes without credit from the heap if they are the most."""
+        """Drop lanes without credit from the heap if they are the majority."""
         if len(self.free) <= 2 * self.lanes + _PURGED:
             return
         kept = []
@@ -82,12 +88,12 @@ class Lane:
     """The jobs of one handler of one worker.
 
     Attributes:
-        owner: the worker.
-        slot: the equal lanes.
-        limit: the number of unfinished jobs that it accepts; 0 if it is closed.
+        owner: the worker that the lane belongs to.
+        slot: the slot that equal lanes share.
+        limit: the number of unfinished jobs that the lane accepts; 0 if the lane is closed.
         unfinished: the number of unfinished jobs.
-        turn: when it was served last; 0 if never.
-        queued: True if it is in the heap of its slot.
+        turn: the number of the turn in which the lane was served last; 0 if never.
+        queued: True if the lane is in the heap of its slot.
     """
 
     owner: Any
@@ -103,7 +109,7 @@ class Lane:
         return self.unfinished < self.limit
 
     def __lt__(self, other: Lane) -> bool:
-        return False  # lanes that were never served are equal: the first one that came is served first
+        return False  # in the heap, lanes with the same turn are equal
 
 
 class _Group(Generic[J]):
@@ -139,13 +145,13 @@ class Scheduler(Generic[J]):
     # -- jobs ------------------------------------------------------------------------------------------------
 
     def put(self, job: J) -> None:
-        """Add a job behind all others."""
+        """Add a job after all other waiting jobs."""
         group = self._topics.get(job.topic) or self._group(job.topic)
         group.jobs.append(job)
         self._ready[group] = None
 
     def put_back(self, jobs: Iterable[J]) -> None:
-        """Add jobs before all others; ``jobs`` are in their order."""
+        """Add jobs before all other waiting jobs, in the order of ``jobs``."""
         for job in reversed(list(jobs)):
             group = self._topics.get(job.topic) or self._group(job.topic)
             group.jobs.appendleft(job)
@@ -164,9 +170,12 @@ class Scheduler(Generic[J]):
         return jobs
 
     def take(self) -> tuple[J, Lane] | None:
-        """Assign the next job to a lane; return both, or None if no job can be assigned.
+        """Assign the next job to a lane.
 
-        Groups take turns, so a queue of many jobs does not delay the others.
+        Groups take turns, so a group with many waiting jobs does not delay the other groups.
+
+        Returns:
+            The job and the lane; None if no job can be assigned.
         """
         ready = self._ready
         while ready:
@@ -189,7 +198,7 @@ class Scheduler(Generic[J]):
     # -- lanes -----------------------------------------------------------------------------------------------
 
     def open(self, owner: Any, offered: Sequence[Offered]) -> tuple[Lane, ...]:
-        """Return a lane for each entry of an offer of the worker ``owner``."""
+        """Return a lane for each entry of an offer from the worker ``owner``."""
         key = tuple(each.patterns for each in offered)
         slots = self._kinds.get(key)
         if slots is None:
@@ -209,7 +218,7 @@ class Scheduler(Generic[J]):
             lane.slot.purge()
 
     def freed(self, lane: Lane) -> None:
-        """Note that a lane may have credit again."""
+        """Make a lane available again if it has credit."""
         if lane.unfinished < lane.limit:
             if not lane.queued:
                 self._queue(lane)
@@ -218,14 +227,14 @@ class Scheduler(Generic[J]):
                     self._ready[group] = None
 
     def lane_for(self, topic: bytes, owner: Any, lanes: Sequence[Lane]) -> Lane:
-        """Return the lane of a worker that accepts ``topic``.
+        """Return the first of ``lanes`` that accepts ``topic``.
 
-        If none of the ``lanes`` of the worker ``owner`` does, return a closed one.
+        If none of the lanes accepts the topic, return a closed lane of the worker ``owner``.
         """
         return next((lane for lane in lanes if _accepts(lane.slot, topic)), None) or Lane(owner, _Slot(()), 0)
 
     def unserved(self) -> Iterator[tuple[bytes, int]]:
-        """Yield topics of jobs that no worker accepts, with their number."""
+        """Yield topics that no worker accepts, each with the number of waiting jobs."""
         for group in self._groups.values():
             if group.jobs and not any(slot.lanes for slot in group.slots):
                 yield group.jobs[0].topic, len(group.jobs)
@@ -237,7 +246,7 @@ class Scheduler(Generic[J]):
     # -- groups ----------------------------------------------------------------------------------------------
 
     def _group(self, topic: bytes) -> _Group[J]:
-        """Return the group of a topic that is not cached."""
+        """Find the group of a topic that is not cached, and cache it."""
         found = (next((slot for slot in slots if _accepts(slot, topic)), None) for slots in self._kinds.values())
         slots = tuple(slot for slot in found if slot is not None)
         group = self._groups.get(slots)
@@ -251,9 +260,10 @@ class Scheduler(Generic[J]):
         return group
 
     def _regroup(self, new: tuple[_Slot, ...]) -> None:
-        """Divide the waiting jobs again, since workers with the slots ``new`` have come.
+        """Distribute the waiting jobs to groups again.
 
-        Slots without workers are forgotten, so that workers that come and go leave nothing behind.
+        Called when a worker with the slots ``new`` has joined. Slots without workers are forgotten, so that they do not
+        use memory for ever.
         """
         waiting = self.clear()
         kinds: Mapping[Any, tuple[_Slot, ...]] = self._kinds

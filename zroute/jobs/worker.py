@@ -1,10 +1,10 @@
 """A worker: does the jobs of its owners.
 
-A `WorkLane` has the jobs of one handler, from all owners: some run, and a few wait so that the next one begins without
-a round trip. A `JobWorker` is the connection to one owner. It gives credits, receives jobs, reports results and sends
-signs of life.
+A `WorkLane` has the jobs of one handler, from all owners. Some of these jobs run. A few others wait, so that the next
+job can begin without a round trip. A `JobWorker` is the connection to one owner: it gives credits, receives jobs,
+reports results and sends signs of life.
 
-This module uses no socket and no thread: functions that send, and that begin a job, are arguments.
+This module uses no socket and no thread: the functions that send messages and begin jobs are arguments.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from zroute.throttle import ThrottledLog
 __all__ = ["JobWorker", "WorkLane", "WorkerJob"]
 
 _ALIVE_SECONDS = 1.0  # the longest time between two signs of life
-_AHEAD_MAX = 16  # a longer queue at one worker would leave others idle
+_AHEAD_MAX = 16  # with a longer queue at one worker, other workers might be idle
 
 
 class WorkerJob:
-    """A job that a worker has; the handler's result is passed to one of its methods.
+    """A job that a worker has, with methods that report the handler's result.
 
-    ``frame`` is the job as it arrived. ``unended`` has the number of unfinished jobs among those that are begun
-    together, which they share. Only the first result counts.
+    ``frame`` is the job as it arrived. ``unended`` is a list with one number, which jobs that begin together share: how
+    many of them are unfinished. Only the first report counts.
     """
 
     __slots__ = ("_ended", "begun", "frame", "lane", "unended", "worker")
@@ -69,15 +69,15 @@ class WorkerJob:
         self._report(DONE)
 
     def failed(self, text: str) -> None:
-        """Report a failure. The owner tries the job again, or gives it up."""
+        """Report a failure. The owner retries the job, or gives the job up."""
         self._report(FAILED, pack_text(text))
 
     def rejected(self, text: str) -> None:
-        """Report that the job must not be tried again."""
+        """Report a failure, and that the owner must not retry the job."""
         self._report(REJECTED, pack_text(text))
 
     def give_back(self) -> None:
-        """Report that another worker may have the job."""
+        """Return the job to the owner, for another worker."""
         self._report(GIVEN_BACK)
 
     def _report(self, *parts: bytes) -> None:
@@ -95,12 +95,12 @@ class WorkLane:
 
     Attributes:
         name: The name of the handler, for logs.
-        where: The line of its declaration.
+        where: The line of the handler's declaration.
         patterns: The patterns of the jobs.
-        max_in_flight: The number of jobs that may run.
-        begin: Begins a list of jobs, whose methods it calls with the result, now or later.
-        lists: The size of a list, and a function whose results are equal for jobs that may be in one list. By default
-            a list has one job.
+        max_in_flight: The number of lists of jobs that may run at the same time.
+        begin: A function that begins a list of jobs. It reports each result by a method of the job, now or later.
+        lists: The maximum number of jobs in a list, and a function of a job. Only jobs for which the function returns
+            equal values may be in the same list. By default a list has one job.
         running: The number of lists that run.
         waiting: The jobs that have not begun.
     """
@@ -122,12 +122,12 @@ class WorkLane:
         return min(most * (self.max_in_flight + min(self.max_in_flight, _AHEAD_MAX)), CREDITS_MAX)
 
     def ended(self) -> None:
-        """Note that a list of jobs has ended."""
+        """Process the end of a list of jobs."""
         self.running -= 1
         self.begin_more()
 
     def begin_more(self) -> None:
-        """Begin waiting jobs, unless a caller of this call does so."""
+        """Begin waiting jobs, unless another call of this method is doing so."""
         if self._beginning:
             return
         self._beginning = True
@@ -144,7 +144,7 @@ class WorkLane:
             self._beginning = False
 
     def _next(self) -> list[WorkerJob]:
-        """Take the jobs of the next list, which are of one owner."""
+        """Remove and return the jobs of the next list; all are from one owner."""
         first = self.waiting.popleft()
         most, key_of = self.lists
         jobs, key, others = [first], key_of(first.frame), deque[WorkerJob]()
@@ -159,18 +159,19 @@ class WorkLane:
 class JobWorker:
     """The connection of a worker to one owner.
 
-    The user of this class calls `connected`, `disconnected` and `received`.
+    The code that uses this class calls `connected`, `disconnected` and `received`.
 
     Args:
         clock: The reactor's clock.
-        send: Sends the parts of a message. Returns False if it is not connected, or its queue is full.
+        send: Sends the parts of a message. Returns False if the socket is not connected, or its queue is full.
         lanes: The lanes, with the most specific patterns first.
         find: Returns the lane for a topic; None if there is none.
         reports: The log.
         owner: The address of the owner, for logs.
 
     Attributes:
-        reconnect: A function that is called if the owner is silent or reads nothing, to be set by the user.
+        reconnect: A function that the `JobWorker` calls if the owner is silent or reads nothing. The code that uses
+            this class sets the function.
         malformed: The number of malformed messages.
     """
 
@@ -211,7 +212,7 @@ class JobWorker:
     # -- the connection --------------------------------------------------------------------------------------
 
     def connected(self) -> None:
-        """Make an offer to the owner: a connection was made."""
+        """Make an offer to the owner, because the connection has been made."""
         self.is_connected = True
         self._quiet, self._heard, self._offers, self._owner_stopped = 0.0, True, 0, False
         self._told_at = self._ticked = self._clock.seconds()
@@ -222,7 +223,7 @@ class JobWorker:
         self._offer()
 
     def disconnected(self) -> None:
-        """Forget the jobs that have not begun: the owner gives them to others."""
+        """Forget all jobs, because the owner gives them to others. Running jobs continue."""
         self.is_connected = False
         self._forget()
         self._tell_if_stopped()
@@ -254,10 +255,10 @@ class JobWorker:
         return False
 
     def _was_frozen(self) -> bool:
-        """Return True if no sign of life could be sent for too long.
+        """Return True if this worker has sent no sign of life for too long.
 
         The process was frozen, or a function blocked the reactor. The owner has given the jobs of this worker to
-        others, or is about to, so the jobs that have not begun are given back.
+        others, or will do it soon. For this reason the worker gives back the jobs that have not begun.
         """
         now = self._clock.seconds()
         if now - self._told_at <= self._silent_after:
@@ -277,10 +278,10 @@ class JobWorker:
     # -- messages of the owner -------------------------------------------------------------------------------
 
     def received(self, parts: Sequence[bytes]) -> None:
-        """Process a message of the owner.
+        """Process a message from the owner.
 
         Raises:
-            EnvelopeError: It is malformed. A malformed job is rejected if it has an id.
+            EnvelopeError: The message is malformed. The worker rejects a malformed job if the job has an id.
         """
         self._heard = True
         kind = parts[0]
@@ -306,10 +307,10 @@ class JobWorker:
             raise
 
     def _unknown(self) -> None:
-        """Make a new offer: the owner does not know this worker.
+        """Make a new offer, because the owner does not know this worker.
 
-        An owner that has not read the last offer yet will. It never answers one that it refused, because it has too
-        many workers, so this worker asks again after a while.
+        If the owner may still read the last offer, make no new one. An owner with too many workers refuses an offer
+        without an answer. For this reason the worker makes a new offer after ``silent_after`` seconds.
         """
         if self._offered_at is not None and self._clock.seconds() - self._offered_at < self._silent_after:
             return
@@ -324,14 +325,14 @@ class JobWorker:
             if len(parts) > 1 and len(parts[1]) == ID_SIZE:
                 self._tell(REJECTED, parts[1], pack_text(error.reason))
             raise
-        if self._offered_at is not None:  # sent before the owner read the offer, so that it is given to a worker again
+        if self._offered_at is not None:  # sent before the owner read the offer: the owner will assign the job again
             return
-        if frame.id in self._done_late:  # the report that it is done is on its way, and ends the job
+        if frame.id in self._done_late:  # the report that the job is done is already sent, and ends the job
             del self._done_late[frame.id]
             return
         if frame.id in self._jobs:
             raise EnvelopeError("a job that this worker has already")
-        if frame.id in self._running:  # the owner gave up on this worker, and gives the same job to it again
+        if frame.id in self._running:  # the owner had lost this worker, and now assigns the same job to it again
             self._jobs[frame.id] = self._running[frame.id]
             return
         lane = self._find(frame.topic)
@@ -344,7 +345,7 @@ class JobWorker:
             lane.waiting.append(job)
             if lane.lists[0] == 1:
                 lane.begin_more()
-            elif lane not in self._gathering:  # more jobs may have arrived with this one
+            elif lane not in self._gathering:  # more jobs for the same list may have arrived with this one
                 self._gathering[lane] = self._clock.callLater(0, self._gathered, lane)
 
     def _gathered(self, lane: WorkLane) -> None:
@@ -354,7 +355,7 @@ class JobWorker:
     # -- jobs ------------------------------------------------------------------------------------------------
 
     def begin(self, jobs: list[WorkerJob]) -> None:
-        """Begin jobs of this owner; called by their lane."""
+        """Begin jobs of this owner. The lane of the jobs calls this method."""
         if self._was_frozen():
             for job in jobs:
                 job.give_back()
@@ -366,7 +367,7 @@ class JobWorker:
         began = self._clock.seconds()
         try:
             lane.begin(jobs)
-        except Exception as error:  # it would keep the place of the jobs for ever
+        except Exception as error:  # without reports, the jobs would take room in the lane for ever
             name = f"{type(error).__name__}: {error}"
             self._say("failed", logging.ERROR, "%s: zroute itself failed: please report this: %s", lane.name, name)
             for job in jobs:
@@ -389,7 +390,7 @@ class JobWorker:
     def report(self, job: WorkerJob, parts: Sequence[bytes]) -> None:
         """Send the result of a job.
 
-        The owner wants to hear that a job is done even if this worker had lost it.
+        If this worker has lost the job, it still reports that the job is done, but no other result.
         """
         id = job.frame.id
         if self._running.get(id) is job:
@@ -418,9 +419,10 @@ class JobWorker:
         return min(_ALIVE_SECONDS, self._silent_after / 4)
 
     def _tick(self) -> None:
-        """Send a sign of life, and look if the owner sends any."""
+        """Send a sign of life, and check that the owner sends signs of life."""
         now, period = self._clock.seconds(), self._period
-        passed, self._ticked = min(now - self._ticked, 2 * period), now  # if this process was frozen, signs are unread
+        # If this process was frozen, it has not yet read the owner's signs of life: count at most two periods.
+        passed, self._ticked = min(now - self._ticked, 2 * period), now
         self._timer = self._clock.callLater(period, self._tick)
         if not self.is_connected:
             return
@@ -431,7 +433,7 @@ class JobWorker:
         self._told = False
         if self._quiet > self._silent_after:
             self._connect_again("silent", f"was silent for {self._silent_after:g} s")
-        elif self._failed_to_send:  # such as a report; the owner would wait for it for ever
+        elif self._failed_to_send:  # the lost message may be a report, and the owner would wait for it for ever
             self._connect_again("full", "reads nothing: its queue is full")
 
     def _connect_again(self, key: str, reason: str) -> None:
@@ -447,7 +449,7 @@ class JobWorker:
     def stop(self) -> Deferred[None]:
         """Accept no more jobs, and give back those that have not begun.
 
-        The Deferred fires when all jobs of this owner that run have ended, and the owner sends no more.
+        The Deferred fires when all running jobs of this owner have ended, and the owner sends no more jobs.
         """
         if self._stopping is None:
             self._stopping = Deferred()
@@ -458,7 +460,7 @@ class JobWorker:
 
     @property
     def _awaits_answer(self) -> bool:
-        """True if the owner has not answered the last offer, and will."""
+        """True if an answer of the owner to the last offer is still expected."""
         return self.is_connected and self._offers > 0 and not self._owner_stopped
 
     def _tell_if_stopped(self) -> None:

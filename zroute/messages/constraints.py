@@ -98,8 +98,8 @@ def compile_constraint(kind: Any, parts: Iterable[Any]) -> Test:
         parts: the result of `constraints`.
 
     Raises:
-        ValueError: no value can be checked: a bound can't be compared with the type, or pydantic does not know the
-            type; the text says why.
+        ValueError: the constraint can't be checked for any value of the type. Either a bound can't be compared with the
+            type, or pydantic does not know the type; the text of the error gives the reason.
     """
     parts = tuple(parts)
     own = [part for part in parts if isinstance(part, msgspec.Meta)]
@@ -125,7 +125,7 @@ def _by_msgspec(hint: Any, parts: Sequence[Any]) -> Test:
         msgspec.convert(None, hint)
     except msgspec.ValidationError:  # the type does not take None, and the constraints fit it
         pass
-    except Exception as error:  # msgspec would raise it for every value
+    except Exception as error:  # msgspec would raise this error for every value
         raise _misfit(hint.__origin__, parts, _META) from error
 
     def test(value: Any) -> bool:
@@ -155,7 +155,7 @@ def _by_pydantic(hint: Any) -> Test:
     return test
 
 
-# -- constraints that no value can be checked for --------------------------------------------------------
+# -- constraints that can't be checked for any value -----------------------------------------------------
 
 _MOMENT = datetime.datetime(2000, 1, 1)
 _SAMPLES: Mapping[Any, tuple[Any, ...]] = {
@@ -196,10 +196,10 @@ _FUNCTIONS = ("Predicate",)
 
 
 def _try(test: Test, kind: Any, parts: Sequence[Any]) -> None:
-    """Raise ValueError if a test can't be made for values of a type.
+    """Raise ValueError if a constraint can't be checked for values of a type.
 
-    An example is ``Gt("a")`` for an int. The user's functions are not called, and types without a known value are not
-    tried.
+    An example is ``Gt("a")`` for an int. This function does not call the user's functions, and does not try types
+    without a known value.
     """
     inner = [each for part in parts for each in (part.metadata if type(part).__name__ == "FieldInfo" else (part,))]
     names = [type(each).__name__ for each in inner]
@@ -234,7 +234,7 @@ def _shown(kind: Any) -> str:
 def _lacks(kind: Any, part: Any) -> bool:
     """Return True if a class lacks the method that a constraint needs.
 
-    It has no length, or no comparison with a bound of a builtin type.
+    Such a class has no length, or can't be compared with a bound of a builtin type.
     """
     origin, name = get_origin(kind) or kind, type(part).__name__.lower()
     if not isinstance(origin, type) or origin is object:
@@ -247,7 +247,7 @@ def _lacks(kind: Any, part: Any) -> bool:
 
 
 def _samples(kind: Any) -> tuple[Any, ...]:
-    """Return values of a type, or () if there may be others that behave differently."""
+    """Return sample values of a type; () if other values may behave differently."""
     origin = get_origin(kind) or kind
     if origin in (Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not types.NoneType]

@@ -25,7 +25,7 @@ class Parameter:
 
     Attributes:
         name: the name of the parameter.
-        required: True if it has no default.
+        required: True if the parameter has no default.
     """
 
     name: str
@@ -124,5 +124,5 @@ def _is_generated(method: Any) -> bool:
     return code is not None and (
         code.co_filename.startswith("<attrs generated")
         or code.co_filename == _ATTRS_FILE
-        or code.co_qualname.startswith("__create_fn__.")  # so dataclasses name their functions
+        or code.co_qualname.startswith("__create_fn__.")  # the name that dataclasses gives to its functions
     )

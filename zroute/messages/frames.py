@@ -26,7 +26,7 @@ BodyOf: TypeAlias = Callable[[tuple[bytes, ...]], bytes]
 
 
 class StatedMessage(tuple[bytes, ...]):
-    """The parts of a message of a stated form, with its topic and body.
+    """The parts of a message in a stated form, with its topic and body.
 
     Attributes:
         topic: The topic.
@@ -47,25 +47,26 @@ class StatedMessage(tuple[bytes, ...]):
 Parse: TypeAlias = Callable[[tuple[bytes, ...]], StatedMessage]
 """A function that takes the parts of a message and returns its topic and body.
 
-It raises EnvelopeError for a message of another form. The ``frames`` of that error are a `StatedMessage` with the topic
-and body as far as they were found. If a user's function raises SystemExit, the parser raises it too.
+The function raises EnvelopeError for a message in another form. The ``frames`` of that error are a `StatedMessage`.
+It contains the topic and the body as far as the parser has found them. If a user's function raises SystemExit, the
+parser raises SystemExit too.
 """
 
 
 @attrs.frozen(init=False, repr=False)
 class Frames:
-    """The form of the messages of a publisher that is not zroute.
+    """The form of messages from a publisher that does not use zroute.
 
-    Pass it for an endpoint to subscribe to, or as the ``wire`` of an app that publishes:
+    Pass a form for an endpoint to subscribe to, or as the ``wire`` of an app that publishes:
 
         app = App(sub={"tcp://feed:9500": Frames(topic="eddn", decompress="zlib"), "tcp://desk:5555": "tracked"})
 
     There are four forms:
 
     - ``Frames(separator=b" ")``: topic, separator and body in the first part.
-    - ``Frames(topic=0, body=2)``: topic and body are separate parts, given by their index.
+    - ``Frames(topic=0, body=2)``: topic and body are separate parts, given by their indexes.
     - ``Frames(topic="weather")``: the messages have no topic, so all of them get the topic ``weather``. The body is the
-      last part, or with ``whole=True`` all parts joined.
+      last part. With ``whole=True``, the body is all parts joined.
     - ``Frames(topic=function)``: a function takes the parts and returns the topic.
 
     The publisher can filter messages only if the topic is at the start of the first part. In the last two forms, or if
@@ -76,11 +77,11 @@ class Frames:
             without a separator is malformed. Can't be combined with ``topic``, ``body`` or ``whole``.
         topic: The index of the part that is the topic (default 0), a fixed topic as text or bytes, or a function. The
             function takes the tuple of all parts and returns the topic as text or bytes.
-        body: The index of the part that is the body, where -1 is the last part, or a function. The function takes the
-            tuple of all parts and returns bytes. The default is 1 with an index as ``topic``, else -1.
-        whole: True if all parts together are the body. Requires a fixed topic or a function as ``topic``.
-        decompress: The compression of the body: "zlib" (also gzip), "zstd" or "lz4". The app's ``max_message`` limits
-            both the compressed and the decompressed body. "zstd" needs ``zroute[zstd]``, and "lz4" needs
+        body: The index of the part that is the body (-1 is the last part), or a function. The function takes the tuple
+            of all parts and returns bytes. The default is 1 if ``topic`` is an index, and otherwise -1.
+        whole: True if all parts together are the body. Requires a fixed topic, or a function as ``topic``.
+        decompress: The compression of the body: "zlib" (also for gzip), "zstd" or "lz4". The app's ``max_message``
+            limits both the compressed and the decompressed body. "zstd" needs ``zroute[zstd]``, and "lz4" needs
             ``zroute[lz4]``.
 
     A message is malformed if one of the functions raises an exception, a part is missing, or the body can't be
@@ -170,16 +171,16 @@ class Frames:
 
     @property
     def filters(self) -> bool:
-        """True if publishers can filter by topic: it is at the start of the first part."""
+        """True if the first part starts with the topic, so publishers can filter."""
         return self.separator is not None or self.topic in (None, 0)
 
     @property
     def fixed_topic(self) -> bytes | None:
-        """The topic of all messages, or None if they have topics of their own."""
+        """The topic of all messages; None if each message has its own topic."""
         return self._topic_of()(()) if isinstance(self.topic, str | bytes) else None
 
     def problem_of_sending(self) -> str | None:
-        """Return why an app can't publish in this form; None if it can."""
+        """Return the reason why an app can't publish in this form; None if it can."""
         if callable(self.topic):
             return "topic= is a function, which can only read messages: set topic= to the index of a part"
         if callable(self.body):
@@ -194,8 +195,8 @@ class Frames:
     def framer(self) -> Callable[[bytes, bytes], bytes | tuple[bytes, ...]]:
         """Return the function that creates a message from a topic and a body.
 
-        Parts that are neither topic nor body are empty. The function returns a tuple if `sends_parts` is True, else
-        bytes. It raises TopicError for a topic that a reader could not recover from the message.
+        Parts that are neither topic nor body are empty. The function returns a tuple if `sends_parts` is True, and
+        otherwise bytes. It raises TopicError for a topic that a reader could not recover from the message.
         """
         assert self.problem_of_sending() is None
         check = self.check_topic
@@ -271,7 +272,7 @@ class Frames:
                 if separator is not None:
                     topic, body = _at_separator(parts[0], separator)
                 else:
-                    topic = topic_of(parts)  # known before the body is sought, for the log
+                    topic = topic_of(parts)  # set before the body is extracted, so that the log has the topic
                     body = body_of(parts)
                 if decompress is not None:
                     body = decompress(body)
@@ -287,7 +288,7 @@ class Frames:
     def _named_topic(self, parts: tuple[bytes, ...]) -> bytes:
         """Return the topic of a message with too many parts, for the log.
 
-        It is empty if a function finds the topic, because the function may rely on the parts that are missing.
+        The topic is empty if a function returns the topic, because that function may need the missing parts.
         """
         if self.separator is not None:
             return parts[0].partition(self.separator)[0]
@@ -367,7 +368,7 @@ NAMED_FORMS: Mapping[str, Frames | None] = {
     "plain": Frames(separator=b"\0"),
     "multipart": Frames(topic=0, body=1),
 }
-"""The named forms. With "tracked", zroute recognises all three of its wires by their bytes."""
+"""The named forms. With "tracked", zroute recognises its own three wires by their bytes."""
 
 
 def stated_form(value: Any) -> Frames | None:

@@ -1,13 +1,14 @@
-"""The wire of jobs: the messages between an owner of jobs and its workers.
+"""The wire format of jobs: the messages between an owner of jobs and its workers.
 
-An owner (ROUTER) has jobs, and workers (DEALER) do them. A worker sends an offer: the patterns that it works on, and
-for each how many unfinished jobs it accepts. The owner sends jobs up to that number, and the worker reports the result
-of each. Both sides send signs of life, because a frozen or unreachable peer closes no connection.
+An owner (ROUTER) keeps jobs, and workers (DEALER) do them. A worker sends an offer. For each of its handlers, the offer
+contains the patterns of the jobs, and the number of unfinished jobs that the worker accepts. The owner sends up to that
+number of jobs, and the worker reports the result of each job. Both sides send signs of life, because a frozen or
+unreachable peer does not close its connection.
 
-Each message begins with one byte that names its kind:
+Each message begins with a part of one byte that identifies the kind:
 
 ==== ========================== =====================================================
-kind from the worker            parts behind the kind
+kind from the worker            parts after the kind
 ==== ========================== =====================================================
 W    an offer of work           offer
 C    a changed offer            offer
@@ -19,7 +20,7 @@ G    a job is given back        id
 ==== ========================== =====================================================
 
 ==== ========================== =====================================================
-kind from the owner             parts behind the kind
+kind from the owner             parts after the kind
 ==== ========================== =====================================================
 J    a job                      id, topic, body, meta
 A    an offer was read          terms
@@ -28,8 +29,8 @@ S    the owner stops            none
 !    a sign of life             none
 ==== ========================== =====================================================
 
-This module only converts bytes. ``docs/reference/wire.md`` specifies the layout, with test vectors. All functions that
-parse raise `EnvelopeError`, and nothing else, for bytes that are not as specified.
+This module only converts bytes. ``docs/reference/wire.md`` specifies the layout, with test vectors. For bytes that do
+not follow the specification, all functions that parse raise `EnvelopeError` and no other error.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ ALIVE = b"!"
 """A sign of life, from both sides."""
 
 ID_SIZE = 16
-"""The bytes of a job's id: 8 random ones of this run of the owner, and a number."""
+"""The number of bytes in a job's id: 8 random bytes for this run of the owner, and 8 bytes for a number."""
 
 VERSION = 1
-_LENGTH = Struct(">I")  # of headers
+_LENGTH = Struct(">I")  # the length of the headers
 _META = Struct(">BBH")  # version, codec, attempt
 _TERMS = Struct(">BI")  # version, milliseconds
 _GROUP = Struct(">HB")  # credits, number of patterns
@@ -93,11 +94,11 @@ _PARTS = {DONE: 2, GIVEN_BACK: 2, FAILED: 3, REJECTED: 3}
 
 @attrs.frozen
 class Offered:
-    """One entry of an offer: jobs that one handler of a worker accepts.
+    """One entry of an offer: the jobs that one handler of a worker accepts.
 
     Attributes:
         credits: the number of unfinished jobs that the worker accepts for these patterns.
-        patterns: the patterns of their topics, without names of captures.
+        patterns: the patterns of the jobs' topics, without the names of captures.
     """
 
     credits: int
@@ -109,12 +110,12 @@ class JobFrame:
     """A job as it arrived at a worker.
 
     Attributes:
-        id: the bytes that name the job in the report of its result.
+        id: the bytes that identify the job in the report of its result.
         topic: the topic.
         body: the encoded message.
-        codec: the number of the codec of the body, or 0 if it is not stated.
+        codec: the number of the body's codec; 0 if no codec is stated.
         attempt: the number of this attempt, from 1.
-        headers: the application's headers, as a msgpack map; empty without any. They are valid.
+        headers: the application's headers as a valid msgpack map; empty without headers.
     """
 
     id: bytes
@@ -132,8 +133,8 @@ def pack_offer(offered: Iterable[tuple[int, Iterable[Pattern]]]) -> bytes:
     """Return the second part of an offer.
 
     Args:
-        offered: for each handler the number of unfinished jobs that it accepts, and its patterns. A job belongs to the
-            first handler with a pattern that matches, so specific patterns come first.
+        offered: for each handler, the number of unfinished jobs that it accepts, and its patterns. A job belongs to the
+            first handler with a matching pattern, so handlers with specific patterns come first.
     """
     packed = [bytes([VERSION])]
     for credits, patterns in offered:
@@ -144,7 +145,7 @@ def pack_offer(offered: Iterable[tuple[int, Iterable[Pattern]]]) -> bytes:
 
 
 def _written(pattern: Pattern) -> bytes:
-    """Return a pattern as an offer carries it: captures are wildcards without a name."""
+    """Return a pattern in the form used in offers: captures become wildcards."""
     if pattern.prefix is not None:
         return _PATTERN.pack(0, len(pattern.prefix)) + pattern.prefix
     segments = [segment if isinstance(segment, bytes) else b"*" for segment in pattern.segments]
@@ -155,7 +156,8 @@ def _written(pattern: Pattern) -> bytes:
 def pack_terms(silent_after: float) -> bytes:
     """Return the second part of the answer to an offer.
 
-    ``silent_after`` is the time in seconds without a sign of life after which the owner takes the jobs of a worker.
+    ``silent_after`` is a time in seconds. If a worker sends no sign of life for this time, the owner gives the worker's
+    jobs to others.
     """
     return _TERMS.pack(VERSION, min(int(silent_after * 1000), 0xFFFFFFFF))
 
@@ -163,30 +165,31 @@ def pack_terms(silent_after: float) -> bytes:
 def pack_job_meta(codec: int, attempt: int, headers: Mapping[str, Any] | None = None) -> bytes:
     """Return the last part of a job.
 
-    ``codec`` is the number of the codec of the body. ``attempt`` counts from 1.
+    ``codec`` is the number of the body's codec. ``attempt`` counts from 1.
 
-    Raises EncodeError if the headers are invalid or too large.
+    Raises:
+        EncodeError: The headers are invalid or too large.
     """
     packed = pack_headers(headers)[HEADERS_LENGTH:] if headers else b""
     return _META.pack(VERSION, codec, min(attempt, 0xFFFF)) + packed
 
 
 def with_attempt(meta: bytes, attempt: int) -> bytes:
-    """Return the last part of a job for another attempt."""
+    """Return ``meta``, the last part of a job, with the number of another attempt."""
     version, codec, _ = _META.unpack_from(meta)
     return _META.pack(version, codec, min(attempt, 0xFFFF)) + meta[_META.size :]
 
 
 def pack_text(text: str) -> bytes:
-    """Return the text of a report in at most `JOB_TEXT` bytes of UTF-8."""
+    """Return the text of a report as UTF-8, cut to `JOB_TEXT` bytes."""
     return text.encode("utf-8", "backslashreplace")[:JOB_TEXT].decode("utf-8", "ignore").encode()
 
 
 def as_message(topic: bytes, codec: int, body: bytes, headers: bytes, sent_at: int) -> bytes:
     """Return a job as a tracked message, for code that reads messages.
 
-    ``headers`` is a msgpack map, or empty. ``sent_at`` is in nanoseconds since the Unix epoch. The message has no
-    number, and the epoch 0.
+    ``headers`` is a msgpack map, or empty. ``sent_at`` is the time in nanoseconds since the Unix epoch. The returned
+    message has no number, and its publisher's epoch is 0.
     """
     head = pack_head(codec=codec, flags=int(Flags.HEADERS) if headers else 0, epoch=0)
     packed = _LENGTH.pack(len(headers)) + headers if headers else b""
@@ -194,7 +197,7 @@ def as_message(topic: bytes, codec: int, body: bytes, headers: bytes, sent_at: i
 
 
 def headers_of_meta(meta: bytes) -> bytes:
-    """Return the headers in the last part of a job, as `as_message` takes them."""
+    """Return the headers in the last part of a job, in the form for `as_message`."""
     return meta[_META.size :]
 
 
@@ -204,13 +207,13 @@ def headers_of_meta(meta: bytes) -> bytes:
 def parse_offer(parts: Sequence[bytes]) -> tuple[Offered, ...]:
     """Parse an offer; an empty result means that the worker accepts no jobs.
 
-    ``parts`` begins with `OFFER` or `CHANGED`. More credits than `CREDITS_MAX` count as that number.
+    ``parts`` begins with `OFFER` or `CHANGED`. A number of credits above `CREDITS_MAX` is lowered to `CREDITS_MAX`.
     """
     if len(parts) != 2:
-        raise EnvelopeError(f"an offer of {len(parts)} parts, of 2")
+        raise EnvelopeError(f"an offer of {len(parts)} parts; expected 2")
     offer = parts[1]
     if len(offer) > OFFER_MAX:
-        raise EnvelopeError(f"an offer of {len(offer)} bytes, of at most {OFFER_MAX}")
+        raise EnvelopeError(f"an offer of {len(offer)} bytes; expected at most {OFFER_MAX}")
     _check_version("an offer", offer)
     offered: list[Offered] = []
     at, many = 1, 0
@@ -227,7 +230,7 @@ def parse_offer(parts: Sequence[bytes]) -> tuple[Offered, ...]:
 
 
 def _read_patterns(offer: bytes, at: int, number: int) -> tuple[tuple[Pattern, ...], int]:
-    """Return this number of patterns, and the offset behind them."""
+    """Return ``number`` patterns, and the offset of the byte after them."""
     patterns = []
     for _ in range(number):
         if at + _PATTERN.size > len(offer):
@@ -258,16 +261,16 @@ def _read_pattern(separator: int, text: bytes) -> Pattern:
 def parse_report(parts: Sequence[bytes]) -> tuple[bytes, str]:
     """Return the id and the text of a report.
 
-    Its kind is `DONE`, `FAILED`, `REJECTED` or `GIVEN_BACK`. The text is cut to `JOB_TEXT` bytes.
-    It may contain any characters.
+    The kind of the report is `DONE`, `FAILED`, `REJECTED` or `GIVEN_BACK`. The text is cut to `JOB_TEXT` bytes, and may
+    contain any characters.
     """
     expected = _PARTS.get(parts[0] if parts else b"")
     if expected is None:
         raise EnvelopeError("a message of an unknown kind")
     if len(parts) != expected:
-        raise EnvelopeError(f"a report of {len(parts)} parts, of {expected}")
+        raise EnvelopeError(f"a report of {len(parts)} parts; expected {expected}")
     if len(parts[1]) != ID_SIZE:
-        raise EnvelopeError(f"a report with an id of {len(parts[1])} bytes, of {ID_SIZE}")
+        raise EnvelopeError(f"a report with an id of {len(parts[1])} bytes; expected {ID_SIZE}")
     return parts[1], parts[2][:JOB_TEXT].decode("utf-8", "replace") if expected > 2 else ""
 
 
@@ -283,14 +286,14 @@ def parse_terms(parts: Sequence[bytes]) -> float:
 def parse_job(parts: Sequence[bytes]) -> JobFrame:
     """Parse a message that begins with `JOB`."""
     if len(parts) != 5:
-        raise EnvelopeError(f"a job of {len(parts)} parts, of 5")
+        raise EnvelopeError(f"a job of {len(parts)} parts; expected 5")
     _, id, topic, body, meta = parts
     if len(id) != ID_SIZE:
-        raise EnvelopeError(f"a job with an id of {len(id)} bytes, of {ID_SIZE}")
+        raise EnvelopeError(f"a job with an id of {len(id)} bytes; expected {ID_SIZE}")
     if len(topic) > MAX_TOPIC or NUL in topic:
         raise EnvelopeError("a job whose topic is too long or holds a NUL")
     if len(meta) < _META.size:
-        raise EnvelopeError(f"a job with {len(meta)} bytes of meta, of at least {_META.size}")
+        raise EnvelopeError(f"a job with {len(meta)} bytes of meta; expected at least {_META.size}")
     _check_version("a job", meta)
     _, codec, attempt = _META.unpack_from(meta)
     packed = headers_of_meta(meta)
@@ -301,7 +304,7 @@ def parse_job(parts: Sequence[bytes]) -> JobFrame:
 
 def _check_headers(packed: bytes) -> None:
     if len(packed) > HEADERS_MAX:
-        raise EnvelopeError(f"a job with {len(packed)} bytes of headers, of at most {HEADERS_MAX}")
+        raise EnvelopeError(f"a job with {len(packed)} bytes of headers; expected at most {HEADERS_MAX}")
     try:
         headers = msgpack.unpackb(packed)
     except Exception as error:  # msgpack raises many kinds of errors, and each means a malformed message

@@ -1,14 +1,14 @@
-"""The wire of requests and replies, to the byte; see docs/reference/wire.md.
+"""The wire format of requests and replies; see docs/reference/wire.md.
 
-Behind the identities and the empty part that ROUTER sockets use, a message has one of two forms:
+A message begins with the identities and the empty part that ROUTER sockets use. The rest has one of two forms:
 
-- **plain**, for REQ, DEALER and REP of any language: a request is ``topic, body``; a reply is ``body``; a failure is
-  ``"", code, text``. It has no timeout, no stream and no cancellation.
-- **one frame**, between apps of zroute: a prefix with a magic number, the kind, the codec and the id of the request;
-  then what the kind needs. A request ends with a frame of the tracked wire (`zroute.messages.wire`).
+- **plain**, for REQ, DEALER and REP sockets in any language: a request is ``topic, body``; a reply is ``body``; a
+  failure is ``"", code, text``. The plain form has no timeouts, no streams and no cancellation.
+- **one frame**, between zroute apps: a prefix with a magic number, the kind, the codec and the id of the request. The
+  fields that the kind needs follow. A request ends with a frame of the tracked wire (`zroute.messages.wire`).
 
-A message of several parts costs much more than one of a single frame, so all of it is in one. Peers choose these bytes,
-so functions that parse raise only EnvelopeError. This module does no I/O.
+A message with several parts costs much more than a message with one, so the second form uses a single frame. Peers
+choose these bytes, so the functions that parse them raise only EnvelopeError. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 MAGIC = b"\xc1ZQ"
 """The start of a frame. msgpack never uses the byte 0xC1, and no JSON or UTF-8 text starts with it."""
 _VERSION = 1
-_NO_LIMIT = 0xFFFFFFFF  # milliseconds of a request without a timeout
+_NO_LIMIT = 0xFFFFFFFF  # the milliseconds field of a request without a timeout
 
-_PREFIX = Struct(">3sBBB16s")  # magic, version, kind, codec, id
-_START = Struct(">6s16s")  # the same with its first four fields as one piece
-_REQUEST = Struct(">6s16sIH")  # the start, milliseconds, window of a stream
+_PREFIX = Struct(">3sBBB16s")  # magic number, version, kind, codec, id
+_START = Struct(">6s16s")  # the same, but with the first four fields as one field
+_REQUEST = Struct(">6s16sIH")  # the first four fields, id, milliseconds, window of a stream
 _LIMITS = Struct(">IH")
 _CREDITS = Struct(">I")
 _CODE = Struct(">H")
@@ -59,7 +59,7 @@ _CODE = Struct(">H")
 class Kind(IntEnum):
     """The kind of a frame.
 
-    The first three are from a client, the others from a server.
+    A client sends the first three kinds, and a server sends the others.
     """
 
     REQUEST = 0
@@ -85,7 +85,7 @@ class Message(NamedTuple):
         kind: The kind, as a number.
         codec: The number of the codec; 0 if none is stated.
         id: The id of the request.
-        rest: The bytes behind the prefix.
+        rest: The bytes after the prefix.
     """
 
     kind: int
@@ -95,12 +95,12 @@ class Message(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a server says about a request.
+    """A message from a server about a request.
 
     Attributes:
         kind: REPLY, ITEM, END or FAILED, as a number.
         body: The encoded value, or the text of a failure as UTF-8.
-        number: The number of the codec, or the code of a failure; 0 if none is stated.
+        number: The number of the codec, or the code of a failure; 0 if no codec is stated.
     """
 
     kind: int
@@ -109,10 +109,10 @@ class Reply(NamedTuple):
 
 
 def parse(frame: bytes) -> Message:
-    """Return a frame in its parts.
+    """Split a frame into its fields.
 
     Raises:
-        EnvelopeError: The frame is too short, or has another magic, version or kind.
+        EnvelopeError: The frame is too short, or the magic number, version or kind is unknown.
     """
     if len(frame) < _PREFIX.size:
         raise EnvelopeError(f"a frame of {len(frame)} bytes, but a prefix has {_PREFIX.size}")
@@ -132,9 +132,15 @@ def parse(frame: bytes) -> Message:
 def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., bytes]:
     """Return a function that packs requests.
 
-    It takes the id, the topic, the number of the codec, the encoded message, the headers or None, the seconds left or
-    None, and the number of items that may be unconsumed (0 for a single reply). It raises EncodeError for headers that
-    the wire can't carry.
+    The function raises EncodeError for headers that the wire can't carry. It takes these arguments:
+
+    - the id,
+    - the topic,
+    - the number of the codec,
+    - the encoded message,
+    - the headers, or None,
+    - the seconds left, or None,
+    - the number of items that may be unconsumed (0 for a single reply).
 
     Args:
         epoch: The 64-bit number of this run of the client.
@@ -172,10 +178,10 @@ def pack_credits(id: bytes, number: int) -> bytes:
 
 
 def parse_reply(message: Message) -> Reply:
-    """Return what a server says about a request.
+    """Return the reply in a message from a server.
 
     Raises:
-        EnvelopeError: It is not a message of a server, or the code of a failure is malformed.
+        EnvelopeError: The message is not from a server, or the code of a failure is malformed.
     """
     kind, codec, _, rest = message
     if kind == Kind.FAILED:
@@ -191,10 +197,10 @@ def parse_reply(message: Message) -> Reply:
 
 
 def parse_plain_reply(parts: Sequence[bytes]) -> Reply:
-    """Return the reply or failure of a plain server.
+    """Return the reply or failure from a plain server.
 
     Raises:
-        EnvelopeError: The parts are neither.
+        EnvelopeError: The parts are neither a reply nor a failure.
     """
     if len(parts) == 1:
         return Reply(_REPLY_KIND, parts[0], 0)
@@ -239,16 +245,16 @@ def topic_of(frame: bytes) -> bytes:
 
 
 def check_topic(topic: bytes) -> None:
-    """Raise EnvelopeError for the topic of a plain request that can't be one."""
+    """Raise EnvelopeError if the topic of a plain request is not a possible topic."""
     if not 0 < len(topic) <= MAX_TOPIC or NUL in topic:
         raise EnvelopeError(f"a topic has 1 to {MAX_TOPIC} bytes and no NUL, and this one does not")
 
 
 def parse_credits(message: Message) -> int:
-    """Return the number of credits.
+    """Return the number of credits in a message.
 
     Raises:
-        EnvelopeError: It is incomplete.
+        EnvelopeError: The number is incomplete.
     """
     if len(message.rest) != _CREDITS.size:
         raise EnvelopeError(f"credits of {len(message.rest)} bytes, but they have {_CREDITS.size}")
@@ -265,7 +271,7 @@ _STARTS = {kind: [_start(kind, codec) for codec in range(256)] for kind in (Kind
 
 
 def pack_failure(id: bytes, code: int, text: str) -> bytes:
-    """Return the frame of a failure. The text is escaped and cut."""
+    """Return the frame of a failure. This function escapes and cuts the text."""
     return _START.pack(_start(Kind.FAILED), id) + _CODE.pack(code) + _encoded(text)
 
 

@@ -121,7 +121,7 @@ def compile_routes(
     ]
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.constants.given for call in calls), *hooked.values()]
-    # A resource that only other resources use need not open if a test replaces those.
+    # If only other resources use a resource, and a test replaces them, the resource does not need to open.
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
     around = [route.around for route in routes]
     injected |= {kind for each in around if each.chain for kind in each.chain.kinds}
@@ -177,9 +177,10 @@ def _refuse_message_resources(
     called: Iterable[tuple[Hook, tuple[str, ...]]],
     hooked: Mapping[object, Mapping[str, Any]],
 ) -> None:
-    """Refuse a resource of a message for a function without a message.
+    """Check that only functions with a message take resources with scope="message".
 
-    Raises SignatureError.
+    Raises:
+        SignatureError: A function that is called without a message takes such a resource.
     """
     of_messages = {one.kind for one in resources if one.scope == "message"}
     needed = [(trigger.name, trigger.where, trigger.call.constants.given) for trigger in triggers]
@@ -218,7 +219,7 @@ def _routes(
 ) -> Iterator[tuple[CompiledRoute, Sequence[Hook]]]:
     """Compile the routes of all groups, in the order of registration.
 
-    Yield each with the factories of its middleware.
+    Yield each route with the factories of its middleware.
     """
     for prefix, group, chain in groups:
         errors = tuple(tuple(each._errors) for each in chain)
@@ -239,7 +240,7 @@ def compile_route(
     resources: Sequence[CompiledResource],
     codecs: Codecs,
 ) -> CompiledRoute:
-    """Compile one route, without its middleware and its resources of a message.
+    """Compile one route, without its middleware and without resources of a message.
 
     Args:
         route: The recorded route.
@@ -300,7 +301,7 @@ def _requester(requester: Requester[Any, Any], prefix: str, codecs: Codecs) -> C
     pattern = _at(requester.where, partial(joined, prefix, requester.pattern))
     if not pattern.is_template:
         raise PatternError(
-            f"requester({requester.pattern.text!r}) can't send requests behind the prefix {prefix!r}, which has a "
+            f"requester({requester.pattern.text!r}) can't send requests under the prefix {prefix!r}, which contains a "
             "wildcard: write a capture such as {name} in place of each wildcard",
             pattern=pattern.text,
             where=requester.where,
@@ -316,14 +317,14 @@ def _requester(requester: Requester[Any, Any], prefix: str, codecs: Codecs) -> C
 
 
 def _with_dead(route: Route, prefix: str) -> Route:
-    """Return the route with the prefix of its group in ``dead``."""
+    """Return the route, with the prefix of its group added to ``dead``."""
     assert route.options.dead is not None
     dead = _behind(prefix, route.options.dead, route.where)
     return attrs.evolve(route, options=attrs.evolve(route.options, dead=dead))
 
 
 def _behind(prefix: str, dead: Pattern, where: str) -> Pattern:
-    """Return the pattern of dead letters with the prefix of its group."""
+    """Return the pattern of dead letters, with the prefix of the group added."""
     pattern = _at(where, partial(joined, prefix, dead))
     if not pattern.is_template:
         raise SignatureError(
@@ -362,7 +363,7 @@ def _at(where: str, make: Callable[[], R]) -> R:
 def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
     """Make the names of the routes unique, for counters and logs.
 
-    The second route of the same function name gets the suffix ``#2``, and so on.
+    The second route with the same function name gets the suffix ``#2``, and so on.
     """
     count: dict[str, int] = {}
     named = []
@@ -426,7 +427,7 @@ def refuse_dead(routes: Sequence[CompiledRoute], wire: Wire | Frames, queues: Se
 def _refuse_equal_queues(queues: Iterable[CompiledJobQueue]) -> None:
     """Raise DuplicateRouteError if two job queues have the same pattern.
 
-    The pattern names their counters.
+    The patterns must be different, because the counters of a queue are stored by its pattern.
     """
     seen: dict[str, CompiledJobQueue] = {}
     for queue in queues:
@@ -443,7 +444,7 @@ def _job_queue(queue: JobQueue[Any], prefix: str, codecs: Codecs) -> CompiledJob
     pattern = _at(queue.where, partial(joined, prefix, queue.pattern))
     if not pattern.is_template:
         raise PatternError(
-            f"job_queue({queue.pattern.text!r}) can't put jobs behind the prefix {prefix!r}, which has a wildcard: "
+            f"job_queue({queue.pattern.text!r}) can't put jobs under the prefix {prefix!r}, which contains a wildcard: "
             "write a capture such as {name} in place of each wildcard",
             pattern=pattern.text,
             where=queue.where,
@@ -506,7 +507,7 @@ def _schema(publication: Publication[Any], producers: Sequence[Producer]) -> Any
     """
     if publication.schema is not None:
         return publication.schema
-    # Several functions may return different types, so the annotation of one alone does not count.
+    # Several functions may return different types, so the annotation of one function is not enough.
     functions = [producer for producer in producers if producer.publication is publication]
     if len(functions) != 1:
         return None
@@ -570,7 +571,7 @@ def _triggers(
 
 
 def _bridges(groups: Sequence[Group]) -> dict[object, list[Producer]]:
-    """Return the producers of other apps, by the function that they decorate.
+    """Return the producers from other apps, by the function that they decorate.
 
     See `zroute.declarations.bridges`.
     """
@@ -597,9 +598,9 @@ def _called_outside(groups: Sequence[Group]) -> set[object]:
 
 
 def bridges_from_outside(root: Routes) -> list[tuple[Publication[Any], str]]:
-    """Return the publications of the results of other apps.
+    """Return the publications for results of functions that other apps call.
 
-    Each has the name of the function, with the app that calls it.
+    Each publication comes with a text: the name of the function, and the apps that call the function.
     """
     groups = list(root._walk())
     own, found = [group for _, group, _ in groups], []

@@ -62,7 +62,7 @@ class CompiledTrigger:
 
 @attrs.frozen(eq=False)
 class Senders:
-    """Everything of an app that sends.
+    """The objects of an app that send messages, requests or jobs.
 
     Attributes:
         outlets: The publications.
@@ -138,16 +138,16 @@ class Finishing(Protocol):
 
 
 class RunningApp(Protocol):
-    """One run of an app, as `App`, attached routes and streams use it."""
+    """The methods of a run that `App`, attached routes and streams use."""
 
     def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
-        """Compile ``route`` and replace the routing table by one that contains it.
+        """Compile ``route``, and replace the routing table by a table with this route.
 
         ``surrounded`` is False for a route without the middleware of the app.
         """
 
     def detach(self, route: CompiledRoute) -> None:
-        """Replace the routing table by one without ``route``.
+        """Replace the routing table by a table without ``route``.
 
         Messages that the route has already received are still handled.
         """
@@ -166,7 +166,11 @@ class RunningApp(Protocol):
 
     @property
     def addresses(self) -> ResolvedAddresses:
-        """The resolved addresses. Raises NotRunningError while the sockets are not open."""
+        """The resolved addresses.
+
+        Raises:
+            NotRunningError: The sockets are not open.
+        """
 
     def add_endpoints(self, ends: Ends) -> None:
         """Open further endpoints; see `App.add_endpoints`."""
@@ -180,14 +184,14 @@ class RunningApp(Protocol):
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when publishers have confirmed the subscriptions.
 
-        With ``state``, it also waits for the messages that the publishers keep.
+        If ``state`` is True, the Deferred also waits for the messages that the publishers keep.
         """
 
     def stop(self, code: int, why: str) -> None:
         """End the app with an exit code; see `App.stop`. ``why`` is for the log."""
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
-        """Call ``call`` on the reactor's thread and wait for its result."""
+        """Call ``call`` in the reactor's thread, and wait for the result."""
 
 
 @attrs.define
@@ -200,7 +204,7 @@ class Live:
         emit: The function with which `App.publish` sends. None if the app is not running, or if `App.publish` has
             middleware.
         publish: The function with which `App.publish` publishes through middleware; None without middleware.
-        client: The requests of the current run; None if the app is not running, or has no endpoint for requests.
+        client: The client of the current run; None if the app is not running, or has no endpoint for requests.
         stats: The counters of the current run, or of the last run.
         exit_code: The requested exit code of the current or last run, or None.
         ended: Fires when the current or last run has ended; None before the first run.
@@ -221,8 +225,9 @@ class Live:
 
 
 ReactorKind = Literal["twisted", "asyncio"]
-"""The kind of reactor that an app needs: "asyncio", or "twisted" for any other, on which ``async`` functions await
-Deferreds.
+"""The kind of reactor that an app needs: "asyncio", or "twisted" for any other reactor.
+
+On a "twisted" reactor, ``async`` functions await Deferreds.
 """
 
 
@@ -347,7 +352,8 @@ class Plan:
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
         """Yield a warning for each endpoint with a fixed topic that no route takes.
 
-        A route for them may still be attached while the app runs, as in an app without any routes.
+        Yield nothing if the app has no routes, because the app may attach routes while it runs. Also yield nothing if
+        the app has a function for messages without a route.
         """
         patterns = [pattern for route in self.parts.routes for pattern in route.patterns]
         if self.hooks.unrouted or not patterns:
@@ -436,8 +442,8 @@ class Plan:
 def _ring_of_dead(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
     """Return a cycle of routes that pass on dead letters, or an empty list.
 
-    Each route of the cycle may receive the dead letters of the previous route, and the first route those of the last.
-    The list begins with the route that comes first in ``routes``.
+    Each route in the cycle may receive the dead letters of the previous route. The first route may receive the dead
+    letters of the last route. The list begins with the route that comes first in ``routes``.
     """
     failing: dict[Hashable, CompiledRoute] = {}
     for route in routes:

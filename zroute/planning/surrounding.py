@@ -1,9 +1,9 @@
 """Compilation of the middleware and the resources of a message around a handler.
 
-It calls the user's factories, and checks their results.
+This module calls the user's factories, and checks the results.
 
-The links of a chain are called for each message. Their code is therefore generated, and contains all facts that are
-known in advance: the parameters of `around`, and the source of each argument.
+The links of a chain are called for each message. For this reason their code is generated. It contains all facts that
+are known in advance: the parameters of `around`, and the source of each argument.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _check_kind(around: Callable[..., Any], info: RouteInfo, name: str, where: s
 
 
 def _linked(around: Callable[..., Any], planned: Call) -> Callable[[Any], Any]:
-    """Return ``around`` as a function of the message alone."""
+    """Return ``around`` as a function that takes only the message."""
     arguments = {planned.body if planned.by_name and planned.body else "": "message"}
     arguments |= dict.fromkeys(planned.constants.topic, "at.topic")
     if planned.envelope:

@@ -91,7 +91,7 @@ class Chain:
     def _scoped(self, scope: Scope | None, handler: Callable[..., Any]) -> Callable[[Any], Any]:
         """Return the function to call; it opens the resources of a message if needed.
 
-        They are opened here if a link needs one of them.
+        The function opens the resources only if a link needs one of them.
         """
         outermost = self.outermost
         if scope is None or not scope.around_chain:
@@ -190,7 +190,7 @@ def finished(result: Any, current: Here, context: Context) -> Any:
 
 
 async def _finish(result: Awaitable[Any], current: Here, many: int) -> Any:
-    """Wait for the result. Until then, the middleware may call the handler.
+    """Wait for the result. While waiting, the middleware may call the handler.
 
     Raises:
         UsageError: The result is itself an awaitable, so the handler has not ended, or has not even begun.

@@ -31,7 +31,7 @@ class Executor:
 
     Attributes:
         clock: The reactor.
-        start: Runs an awaitable and returns its Deferred.
+        start: Runs an awaitable and returns a Deferred for the result.
         in_thread: Runs a function in a thread.
         supply: Takes a hook and the facts of an event, and binds the resources and facts that the hook needs.
         resources: The open resources of the app, by type.
@@ -63,7 +63,7 @@ class Job(Protocol):
 
     @property
     def attempt(self) -> Callable[[], Any]:
-        """The call to make; it may be repeated."""
+        """The call to make; it may be made several times."""
 
     @property
     def many(self) -> int:
@@ -119,7 +119,7 @@ class Attempts:
         while True:
             try:
                 return await self._one(job)
-            except GeneratorExit:  # nothing runs this coroutine any more
+            except GeneratorExit:  # the coroutine was closed
                 raise
             except BaseException as error:
                 final = isinstance(error, Reject | RequestRefused | EnvelopeError) or not isinstance(error, Exception)

@@ -85,7 +85,7 @@ class Batcher:
         self._timer: Any = None
 
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
-        """Return the callables that add messages of a topic to its route's batches.
+        """Return the functions that add messages of a topic to its route's batches.
 
         Each batch is passed to ``function``.
         """

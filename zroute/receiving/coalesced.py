@@ -28,7 +28,7 @@ from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
 __all__ = ["DeliverCoalesced", "Remainder", "Single", "make_deliver_coalesced"]
 
 Single = tuple[bytes, int, bytes, bytes]
-"""A message of a coalesced frame: topic, codec number, body, and its frame if it had been sent alone."""
+"""A message of a coalesced frame: topic, codec number, body, and the frame as if the message had been sent alone."""
 
 DeliverCoalesced = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
 """A function that takes ``(coalesced, its frames)``, calls the handlers, and returns the number of delivered messages.
@@ -122,7 +122,7 @@ def _decoded(coalesced: Coalesced, decode: Callable[[bytes], Any]) -> list[Any] 
     """Return the messages, or None if a message is malformed or the number is wrong."""
     try:
         messages: list[Any] = decode(coalesced.listing)
-    except BaseException:  # each message is decoded again, alone: that finds the malformed one
+    except BaseException:  # each message is then decoded separately, which finds the malformed one
         return None
     return messages if len(messages) == coalesced.many else None
 

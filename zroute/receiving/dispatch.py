@@ -251,14 +251,14 @@ class DispatchCallbacks(Protocol):
     def abandoned(self, raw: RawFrames) -> bool:
         """Return True if the caller of a request no longer waits.
 
-        Its handler is then not called again.
+        In this case the handler is not called again.
         """
 
     def exits(self, error: SystemExit) -> None:
         """Stop the app: a function that finds topics or bodies has raised SystemExit."""
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
-        """Return True if the message is too old for the route, and count it."""
+        """Return True if the message is too old for the route; if so, count the message."""
 
     def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
         """Handle a result: an awaitable, a generator, or a value to publish.

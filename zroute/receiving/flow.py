@@ -103,13 +103,13 @@ class Flow(Generic[Job]):
 class ReplyFlow(Flow[Job]):
     """The waiting and the running requests of one route.
 
-    Requests of one client are not kept in order; clients take turns. It is never `full`, because reading goes on:
-    requests without room are refused.
+    Requests from one client are not kept in order, and clients take turns. The flow is never `full`, because the server
+    continues to read and refuses requests without room.
     """
 
     @property
     def full(self) -> bool:
-        """False: reading is never paused."""
+        """False, because the server never pauses reading."""
         return False
 
     @property
@@ -119,19 +119,19 @@ class ReplyFlow(Flow[Job]):
 
     @property
     def begins_at_once(self) -> bool:
-        """True if a further request need not wait."""
+        """True if another request can begin without waiting."""
         return not self.queued and self.in_flight < self._max_in_flight
 
     def done(self, key: Hashable) -> None:
-        """Note that a request has ended."""
+        """Record that a running request has ended."""
         self.in_flight -= 1
 
     def start(self, key: Hashable) -> None:
-        """Count a running request."""
+        """Record that a request has started."""
         self.in_flight += 1
 
     def take(self) -> tuple[Hashable, Job] | None:
-        """Take the next request, of the client whose turn it is."""
+        """Take the next request from the client whose turn it is."""
         taken = super().take()
         if taken is not None and taken[0] in self._waiting:
             self._ready.append(taken[0])
@@ -152,7 +152,7 @@ class ReplyFlow(Flow[Job]):
         return self._waiting[longest].pop()
 
     def remove(self, key: Hashable, job: Job) -> bool:
-        """Remove a request that is over; return False if it does not wait."""
+        """Remove a request that is over from the queue; return False if it is not queued."""
         waiting = self._waiting.get(key, deque())
         try:
             waiting.remove(job)

@@ -84,7 +84,7 @@ _SPREAD = 0.3
 class Promise(Enum):
     """The state that determines when the next sign of life is due."""
 
-    NOTHING = "nothing"  # not heard yet, or asked since it was quiet
+    NOTHING = "nothing"  # not heard yet, or asked after it had been quiet
     PROMISED = "promised"
     QUIET = "quiet"
 
@@ -109,11 +109,11 @@ class HearingEvent(Enum):
     ANSWER = "answer"  # complete, to the last marker
     MARKER = "marker"  # we sent one; only an answer ends the wait
     PING = "ping"  # we sent one; any sign of life ends the wait
-    AWAIT = "await"  # an earlier marker may have reached it, so wait for the answer
+    AWAIT = "await"  # an earlier marker may have reached the publisher, so wait for the answer
     OVERDUE = "overdue"
     QUIETED = "quieted"
     UNANSWERED = "unanswered"
-    FORGIVEN = "forgiven"  # no answer, but not judged: it never answered, or a new run replaces it
+    FORGIVEN = "forgiven"  # no answer, but not found silent: it never answered, or a new run replaces it
 
 
 STAYS: Final = None
@@ -183,7 +183,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
         HearingEvent.AWAIT: STAYS,
     },
     Question.ASKED_AGAIN: {
-        HearingEvent.SIGN: Question.ASKED,  # with the deadline that it has: only an answer ends it
+        HearingEvent.SIGN: Question.ASKED,  # the state keeps its deadline: only an answer ends it
         HearingEvent.PROMISE: Question.ASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED_AGAIN,
@@ -257,7 +257,7 @@ class Signs:
     doubted_at: float | None = attrs.field(init=False, default=None)  # when its numbers seemed wrong and it was asked
     links: set[int] = attrs.field(init=False, factory=set)  # the connections of its answers
     linked: bool = attrs.field(init=False, default=False)  # the connection of the last answer is known
-    _noted: float | None = attrs.field(init=False, default=None)  # the promise of signs since the last check
+    _noted: float | None = attrs.field(init=False, default=None)  # the promise since the last check
 
     # -- the states
 

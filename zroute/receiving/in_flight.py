@@ -58,7 +58,7 @@ class PendingCall:
 
     @property
     def attempt(self) -> Callable[[], Any]:
-        """The call to make; it may be repeated."""
+        """The call to make; it may be made several times."""
         return self.call
 
     @property
@@ -102,12 +102,12 @@ class InFlight:
             return
         try:
             running = self._begun(delivery, result, raw)
-        except BaseException as error:  # the result is any object, whose attributes may raise an error
+        except BaseException as error:  # the result may be any object, and reading its attributes may raise an error
             self._outcomes.failed(delivery, error, raw)
             return
         if running is None:
             route.stats.handled += 1
-        else:  # the first Deferred of a plain function: from now on its messages wait for each other
+        else:  # a plain function returned its first Deferred: from now on, its messages wait for each other
             route.flow.active = True
             self._reading.reclassify()
             route.flow.start(delivery.topic)
@@ -125,7 +125,7 @@ class InFlight:
         return self._context.copy().run(self._begun, delivery, result, raw)
 
     def _begun(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
-        """Return a Deferred if ``result`` is not yet available or published, else None.
+        """Return a Deferred if ``result`` is not yet available or published; else None.
 
         Headers of the message ``raw`` are copied to published messages; ``raw`` is None for a list of messages.
         """
@@ -150,7 +150,7 @@ class InFlight:
         """Add a call to the queue of ``key``."""
         route = job.delivery.route
         route.flow.put(key, job)
-        route.stats.queued += 1  # which another route of the same name may share
+        route.stats.queued += 1  # another route with the same name may share these counters
         self._queued.add(route)
         self._pump(route)
         if route.flow.full and route not in self._full:
@@ -169,16 +169,16 @@ class InFlight:
         self._gathering.release_soon(0)
 
     def _pump(self, route: CompiledRoute) -> None:
-        """Begin the calls that may run, unless another call of `_begin_some` does it.
+        """Begin the calls that may run, unless another call of `_begin_some` begins them.
 
-        The other call is further up the stack, or is scheduled for the reactor's next turn.
+        That call is further up the stack, or is scheduled for the reactor's next turn.
         """
         if route not in self._pumping:
             self._pumping.add(route)
             self._begin_some(route)
 
     def _begin_some(self, route: CompiledRoute) -> None:
-        """Begin the calls that may run, for a limited time; the rest in the next turn."""
+        """Begin calls that may run, for a limited time; begin the rest in the next turn."""
         flow = route.flow
         deadline = self._clock.seconds() + TURN_SECONDS
         while (taken := flow.take()) is not None:
@@ -218,10 +218,12 @@ class InFlight:
             self._await(job, key, running)
 
     def begin(self, job: Job, raw: RawFrames | None) -> Deferred[Any] | None:
-        """Make the call of a job that another object counts and reports.
+        """Make the call for a job that the caller counts and reports.
 
-        ``raw`` is the message whose headers are copied to published results. Return a Deferred if the call is
-        unfinished; its failure may be an error of `last_of`. All errors are raised.
+        ``raw`` is the message whose headers are copied to published results. All errors are raised.
+
+        Returns:
+            A Deferred if the call is unfinished. Its failure may contain an error that `last_of` unpacks.
         """
         if job.delivery.route.direct:
             return self._context.copy().run(self._call, job.delivery, job.attempt, raw)
@@ -251,7 +253,7 @@ class InFlight:
         self.watch(running, route.name, ended, dropped, many)
 
     def _lost(self, job: PendingCall | BatchJob, *, begun: bool) -> None:
-        """Note that a job is dropped at a stop; jobs of messages need nothing."""
+        """Process a job that is dropped at a stop. Messages need no action; requests do."""
 
     def watch(
         self, running: Deferred[Any], name: str, ended: Callable[[Any], None], dropped: Dropped, many: int = 1
@@ -296,9 +298,9 @@ class InFlight:
         return self._outcomes.publish(route.outlets, value, delivery.captures, route.name, headers)
 
     def _skip(self, route: CompiledRoute, skipped: Skipped, sent: Deferred[Any] | None) -> Deferred[Any] | None:
-        """Count messages as skipped when their result is ``sent``.
+        """Count messages as skipped when their result has been ``sent``.
 
-        The caller has counted them as handled.
+        The caller has counted these messages as handled.
         """
 
         def count(_: Any = None) -> None:
@@ -369,7 +371,7 @@ class InFlight:
             The names of the handlers, with their numbers of dropped messages, which are counted.
         """
         names: Counter[str] = Counter()
-        self._full.clear()  # a stop does not report that routes flow again
+        self._full.clear()  # during a stop, do not log that reading resumes
         for route in tuple(self._queued):
             names[route.name] += self.discard(route)
         unfinished, self._unfinished = self._unfinished, {}
@@ -389,11 +391,11 @@ class InFlight:
 
 
 def _begun_already() -> None:
-    """The call of a job that has already begun."""
+    """The placeholder for the call of a job that has already begun."""
 
 
 def _also(running: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires after ``running``, without its result.
+    """Return a Deferred that fires after ``running``, but without the result.
 
     A function may return the same Deferred for several messages. Only the first message gets the result.
     """

@@ -36,7 +36,7 @@ class Latest:
     def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:
         """Return True if a message is not newer than the latest message of its topic.
 
-        ``fixed`` is the beginning of its header.
+        ``fixed`` is the beginning of the message's header.
         """
         key = epoch, topic
         known = self.times.get(key) or self.older.get(key)
@@ -44,7 +44,7 @@ class Latest:
 
     def note(self, epoch: int, topic: bytes, fixed: bytes) -> None:
         """Record the message with the header ``fixed`` as the latest of its topic."""
-        if len(topic) > MAX_TOPIC:  # no publisher keeps it
+        if len(topic) > MAX_TOPIC:  # no publisher keeps messages of such a topic
             return
         if len(self.times) >= TOPICS_NOTED:
             self.older, self.times = self.times, {}

@@ -15,7 +15,7 @@ __all__ = ["Matcher"]
 class Matcher:
     """The patterns of ``routes``, and the ``subscriptions`` that cover the patterns.
 
-    If ``only_first`` is True, messages of a topic are delivered only to its most specific route.
+    If ``only_first`` is True, messages of a topic are delivered only to the topic's most specific route.
     """
 
     def __init__(self, routes: Sequence[CompiledRoute], *, only_first: bool) -> None:
@@ -29,8 +29,7 @@ class Matcher:
     def subscription(self, topic: bytes) -> bytes | None:
         """Return the subscription that matches the topic, or None.
 
-        It tries one look-up per length: there may be thousands of subscriptions, but they have only a few different
-        lengths.
+        This method tries one look-up per length, because thousands of subscriptions have only a few different lengths.
         """
         starts = (topic[:length] for length in self._lengths)
         return next((each for each in starts if each in self._subscribed), None)

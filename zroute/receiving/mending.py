@@ -1,9 +1,9 @@
 """Repeat subscriptions that were lost on their way to a publisher.
 
-A standard ZeroMQ proxy silently drops subscriptions over its high-water mark, but forwards the marker after them. The
-answer of a publisher therefore lists the subscriptions that it knows. Missing subscriptions are withdrawn and sent
-again, because a proxy forwards each subscription only once. They are sent in slices. A ping follows each slice, and the
-next slice is sent after the answers to that ping.
+A standard ZeroMQ proxy silently drops subscriptions above its high-water mark, but forwards the marker after them. A
+publisher's answer therefore lists the subscriptions that the publisher knows. Missing subscriptions are withdrawn and
+sent again, because a proxy forwards each subscription only once. They are sent in slices. A ping follows each slice,
+and the next slice is sent after the answers to that ping.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mender:
         self._ping = ping
         self._done = done
         self._left: dict[bytes, None] = {}
-        self._publishers: set[int] = set()  # those that do not know them
+        self._publishers: set[int] = set()  # the publishers that do not know the subscriptions
         self._asked = b""
         self._waiting: set[int] = set()
         self._timer: Any = None

@@ -1,12 +1,12 @@
-"""Call the handlers of requests, and answer their clients.
+"""Call the handlers of requests, and answer the clients.
 
-A request takes the same way as a message: the topic cache, the closure with the handler's arguments, the flow of the
-route, middleware and resources. Three things differ:
+Requests and messages are processed by the same steps: the topic cache, the closure with the handler's arguments, the
+flow of the route, middleware and resources. Requests differ from messages in three ways:
 
-- The most specific route answers, and its result is the reply; None is a reply too.
-- While a route has no room, requests are refused at once, and reading goes on. The client with the longest queue is
-  refused first, so one client can't take the room of the others.
-- A request whose client no longer waits leaves the queue at once, and is cancelled if it runs.
+- Only the most specific route handles a request. Its result is the reply; None is a reply too.
+- While a route has no room, the server refuses requests at once, and continues to read. It first refuses the last
+  request of the client with the longest queue, so one client can't take the room of the others.
+- If a client no longer waits, its request leaves the queue at once. If the handler already runs, its call is cancelled.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from zroute.stats import Stats
 __all__ = ["ReplyResults", "Replying"]
 
 _HEAD = pack_head(codec=0, epoch=0)
-_SIMPLE = _HEAD[:5]  # magic, version and kind of a header
+_SIMPLE = _HEAD[:5]  # the magic number, version and kind of a header
 _CODEC_AT, _FLAGS_AT = 5, 6
 
 _BUSY = "the handler has no room for further requests: ask again later"
@@ -72,12 +72,12 @@ class RequestFrames(tuple[bytes, ...]):
 
 @attrs.frozen(eq=False)
 class _Queued(PendingCall):
-    """A call that waits until its request is over; then ``leave`` removes it."""
+    """A call in the queue; ``leave`` removes the call if its request ends early."""
 
     leave: Callable[[_Queued], None]
 
     def cancel(self) -> None:
-        """Make room for another request."""
+        """Leave the queue, to make room for another request."""
         self.leave(self)
 
 
@@ -106,7 +106,7 @@ class _Answering(InFlight):
             self._put(asked.peer, job)
 
     def _leave(self, job: _Queued) -> None:
-        """Remove a request that is over from the queue, and count it."""
+        """Remove a request whose client no longer waits from the queue, and count it."""
         route = job.delivery.route
         assert isinstance(route.flow, ReplyFlow)
         if route.flow.remove(_asked(job.raw).peer, job):
@@ -120,7 +120,7 @@ class _Answering(InFlight):
         asked = _asked(job.raw)
         if not asked.taken:  # the first Deferred of a plain function
             self._outcomes.keep(asked)
-        # Nothing can interrupt a thread: it keeps its place.
+        # A thread can't be interrupted, so the call continues and takes room until the thread ends.
         asked.running = None if job.delivery.route.options.thread else running
         super()._await(job, key, running)
 
@@ -138,7 +138,7 @@ class _Answering(InFlight):
         asked, encode = _asked(raw), self._outcomes.encoder(delivery.route, _asked(raw))
 
         def send(value: Any) -> Deferred[None] | None:
-            self._outcomes.unwatch(asked)  # from now on the client's signs of life count
+            self._outcomes.unwatch(asked)  # after the first item, only the client's silence ends the stream
             return asked.item(*encode(value))
 
         return send
@@ -156,7 +156,7 @@ def _asked(raw: Any) -> Asked:
 
 
 class ReplyResults(Results):
-    """Handles the results and errors of the handlers of requests.
+    """Handles the results and errors from the handlers of requests.
 
     Args:
         codecs: The codecs that the app knows.
@@ -176,13 +176,13 @@ class ReplyResults(Results):
         self._encoders: dict[tuple[CompiledRoute, int], Encode] = {}
 
     def _settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
-        """Handle a result, or queue the call; a plain value is answered here."""
+        """Send a plain value as the reply; pass any other result on, or queue the call."""
         try:
             if delivery.route.flow.active or delivery.route.outlets or not _is_plain(result):
                 self.unfinished.settle(delivery, result, raw)
                 return
             self.answer(delivery, result, _asked(raw))
-        except BaseException as error:  # the result is any object, whose attributes may raise an error
+        except BaseException as error:  # the result may be any object, and reading its attributes may raise an error
             self.failed(delivery, error, raw)
         else:
             delivery.route.stats.handled += 1
@@ -191,13 +191,13 @@ class ReplyResults(Results):
         """Send the reply.
 
         Raises:
-            EncodeError: The value is not of the declared type, or its encoding is too large.
+            EncodeError: The value does not have the declared type, or the encoded value is too large.
         """
         if not asked.over:
             asked.reply(*self.encoder(delivery.route, asked)(value))
 
     def encoder(self, route: CompiledRoute, asked: Asked) -> Encode:
-        """Return the encoder of the replies to this client."""
+        """Return the encoder for the replies to this client."""
         json = asked.json and route.options.codec is None and self._codecs.default is MSGPACK
         key = (route, JSON.number if json else 0)
         encode = self._encoders.get(key)
@@ -215,10 +215,13 @@ class ReplyResults(Results):
         raws: Sequence[RawFrames] = (),
         attempts: int = 1,
     ) -> None:
-        """Refuse the request; count and log the error, unless its client no longer waits."""
+        """Refuse the request, and count and log the error.
+
+        If the client no longer waits, only count the request as cancelled. SystemExit always stops the app.
+        """
         asked = _asked(raw)
         stats = delivery.route.stats
-        if asked.over and not isinstance(error, SystemExit):  # asyncio's CancelledError is no Exception
+        if asked.over and not isinstance(error, SystemExit):  # also asyncio's CancelledError, which is no Exception
             stats.cancelled += many
             return
         if isinstance(error, RequestRefused):
@@ -239,13 +242,13 @@ class ReplyResults(Results):
         return _asked(raw).over
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """Refuse a body that is not of the declared type, with the path of the fault."""
+        """Refuse a body that does not have the declared type; name the faulty field."""
         super().undecodable(deliveries, error, body, raw)
         _asked(raw).refuse(400, reason_of(error))
         return UNDECODABLE
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
-        """Return True if the client no longer waits, and count the request."""
+        """Return True if the client no longer waits; if so, count the request."""
         over = _asked(raw).over
         delivery.route.stats.cancelled += over
         return over
@@ -258,7 +261,7 @@ class ReplyResults(Results):
     def keep(self, asked: Asked) -> None:
         """Watch a request that is not answered at once.
 
-        Its client may cancel it, and its time may end.
+        From now on, the client can cancel the request, and a timer ends the request when its time is over.
         """
         asked.keep(self.unwatch)
         if asked.seconds is not None:
@@ -271,7 +274,7 @@ class ReplyResults(Results):
             asked.deadline = None
 
     def close(self) -> None:
-        """Log the lines that were held back, and stop the timer."""
+        """Log the summaries of lines that were only counted, and stop the timer."""
         super().close()
         self._deadlines.close()
 
@@ -315,7 +318,7 @@ class Replying:
         self._cache.clear()
 
     def received(self, asked: Asked) -> None:
-        """Process a request. Every request is answered, now or later."""
+        """Process a request, and answer it now or later."""
         if self.stops:
             self._stats.busy += 1
             asked.refuse(503, _STOPS)
@@ -341,7 +344,8 @@ class Replying:
     def _read(self, asked: Asked) -> tuple[int, bytes]:
         """Return the number of the codec, and the encoded message.
 
-        A header without counters and headers, as zroute's clients send it, is recognised by its first bytes.
+        Most clients use zroute and send a header without counters and application headers. The first bytes of the frame
+        identify this header, so it does not need to be parsed.
         """
         frame, start = asked.frames[-1], len(asked.topic) + 1 if len(asked.frames) == 1 else 0
         if frame.startswith(_SIMPLE, start) and len(frame) >= start + HEADER_SIZE and not frame[start + _FLAGS_AT]:
@@ -372,7 +376,7 @@ class Replying:
 
 
 def _end_late(asked: Asked) -> None:
-    """End a request whose time is over: answer it, and cancel its call."""
+    """End a request whose time is over: send a failure, and cancel the call."""
     asked.deadline = None
     running, asked.running = asked.running, None
     asked.refuse(500, "TimeoutError: the time of the request was over before its handler had ended")
@@ -381,14 +385,14 @@ def _end_late(asked: Asked) -> None:
 
 
 def _is_plain(result: Any) -> bool:
-    """Return True for a value that is neither awaited nor iterated over."""
+    """Return True for a value that zroute neither awaits nor iterates over."""
     if type(result) in (Skipped, Waiting) or is_awaitable(result):
         return False
     return not (hasattr(result, "__next__") or hasattr(result, "__anext__"))
 
 
 def reason_of(error: BaseException) -> str:
-    """Return for the client why a body could not be decoded."""
+    """Return the reason why a body could not be decoded, as text for the client."""
     return printable(error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}")
 
 
@@ -397,9 +401,10 @@ _NULLS: Mapping[Codec, bytes] = {MSGPACK: b"\xc0", JSON: b"null"}
 
 
 def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> Encode:
-    """Return the function that encodes replies of a route; it refuses large ones.
+    """Return the function that encodes the replies of a route.
 
-    If ``json`` is True they are JSON, but for types that JSON can't carry, such as bytes.
+    The function raises EncodeError for a reply of more than ``most`` bytes. If ``json`` is True, replies are encoded as
+    JSON. Values that JSON can't carry, such as bytes, are then still encoded with the usual codec.
     """
     declared, may_be_none = reply_type(route.route)
     chosen = JSON if json else route.options.codec or codecs.default

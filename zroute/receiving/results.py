@@ -179,7 +179,7 @@ class Results:
     ) -> None:
         route = delivery.route
         self._reports(
-            (kind, route.name, route.route.where, type(error)),  # not the route, which may be detached meanwhile
+            (kind, route.name, route.route.where, type(error)),  # not the route, which may be detached by then
             route.name,
             level,
             "%s at %s failed on %s%s: %s: %s%s%s",
@@ -195,7 +195,7 @@ class Results:
         )
 
     def _unreadable(self, delivery: BoundRoute, error: EnvelopeError, raw: RawFrames, many: int, attempts: int) -> None:
-        """Count and log a malformed message, whose envelope the handler could not read."""
+        """Count and log a malformed message: the handler could not read the envelope."""
         route = delivery.route
         route.stats.decode_error += many
         self._reports(
@@ -211,7 +211,7 @@ class Results:
         self._observe(error, self._hook(route.around.hooks, error, raw, facts=_facts(route, attempts)))
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
-        """Return True if the message is older than the route allows, and count it."""
+        """Return True if the message is older than the route allows; if so, count it."""
         limit = delivery.route.options.stale_after
         sent = None if limit is None else sent_at(raw_frames(raw))
         if limit is None or sent is None:
@@ -260,7 +260,7 @@ class Results:
     def undecodable_job(self, delivery: BoundRoute, error: BaseException, body: bytes, raw: RawFrames) -> DecodeError:
         """Count and log a job whose body can't be decoded.
 
-        Return the error for its owner.
+        Return the error that the worker reports to the owner.
         """
         decode_error = self._decode_error((delivery,), error, body, raw)
         delivery.route.stats.decode_error += 1
@@ -269,9 +269,9 @@ class Results:
         return decode_error
 
     def failed_job(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int, attempt: int) -> None:
-        """Count and log an error of a handler of jobs, and call a hook.
+        """Count and log an error that a handler of jobs raised, and call a hook.
 
-        The owner decides about further attempts, and about the job itself. SystemExit stops the app.
+        The owner decides if the job is retried or given up. SystemExit stops the app.
         """
         if isinstance(error, SystemExit):
             self._leave(error, delivery.route.name, delivery.route.route.where)
@@ -286,9 +286,9 @@ class Results:
     def given_up_job(
         self, queue: CompiledJobQueue, error: JobFailedError, captures: Mapping[str, str], raw: RawFrames
     ) -> None:
-        """Publish the dead letter of a job of this app that was given up, or call a hook.
+        """Publish the dead letter for a job that this app has given up, or call a hook.
 
-        ``raw`` is the job as a message, and ``captures`` are the captured segments of its topic.
+        ``raw`` is the job as a message, and ``captures`` contains the captured segments of its topic.
         """
         facts = {RouteInfo: None, ATTEMPTS: error.attempts}
         call = partial(self._hook, (self._errors,), error, facts=facts)
@@ -411,7 +411,7 @@ class Results:
 
         Returns:
             A Deferred that fires when the queues of all subscribers have room for the value, or None if they already
-                have. The Deferred never fails.
+                have room. The Deferred never fails.
         """
         own: Mapping[str, Any] | None = None
         try:
@@ -419,7 +419,7 @@ class Results:
                 value, own = value.value, {**value.headers}
                 if value is None:  # a middleware adds headers to any result
                     return None
-        except BaseException as error:  # of a mapping that the user made
+        except BaseException as error:  # raised by a mapping that the user made
             for outlet in outlets:
                 self._not_published(outlet, name, error)
             return None
@@ -430,7 +430,7 @@ class Results:
                 sent = outlet.publish(value, given, None, inbound)
                 if sent is not DONE:
                     waiting.append((outlet, sent))
-            except BaseException as error:  # also SystemExit of a middleware, as for handlers
+            except BaseException as error:  # also SystemExit from a middleware, as for handlers
                 self._not_published(outlet, name, error)
         return self._start(self._all_sent(waiting, name)) if waiting else None
 
@@ -438,9 +438,9 @@ class Results:
         for outlet, sent in waiting:
             try:
                 await sent
-            except (HighWaterMarkError, NotRunningError):  # counted and logged when it was given up
+            except (HighWaterMarkError, NotRunningError):  # already counted and logged when the message was given up
                 pass
-            except (Exception, SystemExit) as error:  # of a middleware, which may return an awaitable of its own
+            except (Exception, SystemExit) as error:  # from a middleware, which may return its own awaitable
                 if was_cancelled(error):
                     raise
                 self._not_published(outlet, name, error)
@@ -448,7 +448,7 @@ class Results:
     def _not_published(self, outlet: Outlet, name: str, error: BaseException) -> None:
         """Count and log that a result was not published.
 
-        SystemExit of a middleware stops the app.
+        SystemExit from a middleware stops the app.
         """
         if isinstance(error, SystemExit):
             self._leave(error, name, outlet.publication.where)
@@ -467,7 +467,7 @@ class Results:
         self._observe(error, False)
 
     def producer_failed(self, producer: CompiledProducer, error: BaseException, remedy: str) -> None:
-        """Count and log an error of a timer's function or of a generator.
+        """Count and log an error that a timer's function or a generator raised.
 
         SystemExit stops the app.
         """
@@ -551,12 +551,12 @@ class Results:
         stats.dead += 1
         if sent is not DONE:
 
-            def not_sent(_: Failure) -> None:  # counted and logged when the message was given up
+            def not_sent(_: Failure) -> None:  # already counted and logged when the message was given up
                 stats.dead -= 1
                 if not call_hook(raw):
                     self._observe(error, False)
 
-            self._start(sent).addErrback(not_sent)  # it may still be sent after the stop has given up waiting for it
+            self._start(sent).addErrback(not_sent)  # the letter may still be sent after a stop no longer waits for it
             self.unfinished.watch(self._start(sent), failed.name, lambda _: None, lambda: None)
         return True
 

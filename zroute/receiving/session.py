@@ -1,7 +1,7 @@
 """The subscriber's side of the tracked wire: ask publishers, and report losses.
 
 A session belongs to one run of an app. It sends markers after the subscriptions, and passes received control frames to
-`zroute.receiving.tracker`. The tracker returns events, and for each event the session does one of these actions:
+`zroute.receiving.tracker`. The tracker returns events. For each event, the session takes one of these actions:
 
 - It counts and logs a loss.
 - It sends another marker or a ping.
@@ -171,16 +171,16 @@ class SubscriberSession(Ticking):
         self._giving: dict[int, int] = {}  # at the last tick: the next kept message, by epoch
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
         self._marker: tuple[bytes, ...] = ()  # the marker to send; empty without subscriptions
-        self._sent: tuple[bytes, ...] = ()  # the marker that is sent
+        self._sent: tuple[bytes, ...] = ()  # the marker that was sent last
         self._joining: Any = None  # the timer of `_join`
         self._asked_at = 0.0
-        self._closely_until = 0.0  # the end of noting connections
+        self._closely_until = 0.0  # the time until which connections are recorded
         self._asked_last = False
         self._ping_at, self._ping_pause = 0.0, GRACE
         self._mendings: deque[float] = deque(maxlen=_MENDINGS_MAX)
         self._id = secrets.randbits(48)  # identifies this subscriber in its markers
         self._asked = 0  # the number of markers and pings so far
-        self._past: list[tuple[float, bytes]] = []  # former markers, pings and farewells, and when to drop them
+        self._past: list[tuple[float, bytes]] = []  # former markers, pings and farewells, each with the time to drop it
         self._pauses: dict[str, tuple[float, float]] = {}  # by endpoint: the earliest next cut, and the pause
         self._dead: dict[int, float] = {}  # connections to cut unless they are heard again, and when they were judged
         self._said_untracked = False
@@ -395,7 +395,7 @@ class SubscriberSession(Ticking):
             )
 
     def control(self, header: Header, topic: bytes, body: bytes) -> None:
-        """Process a statement or a beat. Raises EnvelopeError if it is malformed."""
+        """Process a statement or a beat; raise EnvelopeError if the frame is malformed."""
         link = self._transport.came_by if self._transport is not None else None
         if header.kind is Kind.BEAT:
             next_ms = parse_beat(body)

@@ -68,8 +68,8 @@ class TopicEntry:
         plain: Delivers bodies without a tracked header; None before the first such body.
         others: The closures by codec number and size; the size is True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
-        size: The size of the entry in bytes, without its heads.
-        heads: The size of its heads in bytes.
+        size: The size of the entry in bytes, without the heads.
+        heads: The size of the heads in bytes.
         sends_json: True if the app's codec is msgpack, and a body without a stated codec was JSON.
     """
 
@@ -103,7 +103,7 @@ class TopicCache:
         unpacked: Contains the messages of coalesced frames that are not delivered yet.
         multipart: Topics whose messages may have further parts.
         unrouted: Counts a message without a route, and returns the code of its closure.
-        malformed: Does the same for a malformed message.
+        malformed: Counts a malformed message, and returns the code of its closure.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class TopicCache:
         self._budget.take(size)  # last, because it may drop this topic
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
-        """Drop a part of the heads of a topic that has too many."""
+        """Drop some heads of a topic that has too many heads."""
         self._outcomes.many_publishers(entry.topic, len(heads))
         dropped = part(heads)
         freed = entry.heads * len(dropped) // len(heads)
@@ -304,7 +304,7 @@ class TopicCache:
         route = steps[0].delivery.route
         schema = route.call.schema
         if is_own(route.options.codec or self._codecs.default):
-            return None  # the type may be one that only that codec carries
+            return None  # the codec may be the only one that carries the type
         found = inspect(schema, self._codecs.extras)
         if found.engine not in ("msgspec", "any") or found.raw_fallback:
             return None

@@ -72,7 +72,7 @@ from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, He
 __all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker"]
 
 PUBLISHERS_MAX = 1_024
-"""The maximum number of publishers (epochs) of a subscriber. It prevents forged publishers from filling the memory."""
+"""The maximum number of publishers (epochs) of a subscriber. The limit keeps forged publishers from filling memory."""
 
 STREAMS_MAX = 1_000_000
 """The maximum number of accounts of subscriptions, which use up to 250 MB.
@@ -254,7 +254,7 @@ class Tracker:
             if current is None:
                 return None
             stream = current
-        if not stream.expected:  # before a join it may belong to an earlier subscription of this prefix
+        if not stream.expected:  # before a join, the message may belong to an earlier subscription with this prefix
             if stream.publisher in self._publishers:
                 self._publishers[stream.publisher].signs.note(None, BEATS[0])
             return None
@@ -340,7 +340,7 @@ class Tracker:
             link: The connection over which the answer arrived, if known.
         """
         publisher = self._publishers.get(epoch)
-        if marker in self._pings:  # it may be unknown here, if it did not receive the marker
+        if marker in self._pings:  # the publisher may be unknown here, if it did not receive the marker
             (publisher or self._meet(epoch)).signs.note_answer(link)
             return []
         latest = marker in self._markers
@@ -365,7 +365,7 @@ class Tracker:
     def _named(self, publisher: RemotePublisher, prefix: bytes, number: int, latest: bool) -> Iterable[Event]:
         """Process the number of one subscription in an answer."""
         if prefix not in self._subscriptions and prefix not in publisher.leaving:
-            return ()  # of another subscriber: a marker with a summary may match more
+            return ()  # a subscription of another subscriber: a marker with a summary may match more
         publisher.named.add(prefix)
         if not (number or prefix in publisher.streams or prefix in publisher.leaving):
             return ()  # no message yet: a complete answer covers it
@@ -522,7 +522,7 @@ class Tracker:
     def _doubts(self, now: float) -> Iterator[Event]:
         """Ask the publishers whose messages are all refused.
 
-        Their accounts may be wrong, which the answers will show.
+        The answers show if the accounts of these publishers are wrong.
         """
         for stream, expected in tuple(self._refused.items()):
             publisher = self._publishers.get(stream.publisher)
@@ -540,7 +540,7 @@ class Tracker:
         moved = publisher.moved()
         publisher.active |= moved
         if publisher.state is State.ENDED:
-            if moved or signs.is_noted:  # its end was forged, or it was away for long: ask
+            if moved or signs.is_noted:  # its end was forged, or it was away for a long time: ask it
                 publisher.move(AccountEvent.SIGN)
                 signs.begin_again(now)
             elif publisher.streams and (signs.heard_at is None or now - signs.heard_at >= AWAY_SECONDS):

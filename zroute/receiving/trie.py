@@ -71,7 +71,7 @@ class Trie(Generic[V]):
         return [m if m.segments is None else Match(m.value, m.pattern, m.place, segments) for m in found]
 
     def _begins_empty(self, segments: list[bytes]) -> bool:
-        """Return True if only the first segment is empty, and the separator allows that."""
+        """Return True if only the first segment is empty and the separator allows it."""
         return may_begin_with(self._separator) and len(segments) > 1 and b"" not in segments[1:]
 
     def _walk(self, segments: list[bytes], found: list[Match[V]]) -> None:

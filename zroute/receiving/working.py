@@ -1,7 +1,7 @@
-"""The calls of ``@app.work`` handlers: from an arrived job to its report.
+"""Call ``@app.work`` handlers, and report the results of their jobs.
 
-Jobs are decoded and handlers are called by the same machinery as for messages. Only the queue differs: the lanes of
-`zroute.jobs.worker` decide when a call begins, because jobs that have not begun go back to their owner at a stop.
+The same code decodes jobs and messages, and calls their handlers. Only the queue differs: the lanes of
+`zroute.jobs.worker` decide when a call begins. When the app stops, the jobs that have not begun go back to their owner.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Working", "said_of"]
 class _Call:
     """A call with one or several jobs.
 
-    ``attempt`` makes it, and ``raw`` is the first job as a message.
+    ``attempt`` makes the call, and ``raw`` is the first job as a message.
     """
 
     delivery: BoundRoute
@@ -53,15 +53,15 @@ class _Call:
 
 
 class Working:
-    """The handlers of jobs of one run.
+    """The handlers of jobs in one run of an app.
 
-    It implements `zroute.receiving.dispatch.DispatchCallbacks` for them.
+    This class implements `zroute.receiving.dispatch.DispatchCallbacks` for jobs.
 
     Args:
         routes: The routes of kind "work".
         codecs: The codecs of the app.
         results: Logs and counts errors, and publishes results.
-        max_message: The largest body in bytes.
+        max_message: The maximum size of a body in bytes.
         stats: The counters of the app.
 
     Attributes:
@@ -87,7 +87,7 @@ class Working:
         )
         self._lanes = {route: self._lane(route) for route in sorted(routes, key=_rank)}
         self.lanes = tuple(self._lanes.values())
-        self._job: WorkerJob | None = None  # that is decoded now
+        self._job: WorkerJob | None = None  # the job that is being decoded
         self._gathered: list[tuple[WorkerJob, Any, RawFrames]] = []
         self._gathering: tuple[BoundRoute, Callable[..., Any]] | None = None
 
@@ -100,14 +100,14 @@ class Working:
         return lane
 
     def find(self, topic: bytes) -> WorkLane | None:
-        """Return the lane of the most specific handler of a topic, or None."""
+        """Return the lane of the most specific handler for a topic, or None."""
         deliveries = self._cache.of(topic).deliveries
         return self._lanes[deliveries[0].route] if deliveries else None
 
     # -- calls -----------------------------------------------------------------------------------------------
 
     def _begin(self, route: CompiledRoute, jobs: list[WorkerJob]) -> None:
-        """Decode jobs and call their handler."""
+        """Decode jobs, and call the handler."""
         for job in jobs:
             self._decode(job)
         self._job = None
@@ -120,7 +120,7 @@ class Working:
     def _decode(self, job: WorkerJob) -> None:
         frame = job.frame
         if len(frame.body) > self._max_message:
-            job.rejected(f"a body of {len(frame.body)} bytes, of at most {self._max_message} (max_message)")
+            job.rejected(f"a body of {len(frame.body)} bytes, over max_message={self._max_message}")
             return
         self._job = job
         raw = as_message(frame.topic, frame.codec, frame.body, frame.headers, time_ns())
@@ -131,7 +131,7 @@ class Working:
         route, many = call.delivery.route, call.many
         try:
             running = self._in_flight.begin(call, None if lists else call.raw)
-        except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
+        except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
             self._failed(call, error)
             return
         if running is None:
@@ -171,12 +171,12 @@ class Working:
     # -- from the deliver closures ---------------------------------------------------------------------------
 
     def settle(self, delivery: BoundRoute, result: Any, raw: RawFrames) -> None:
-        """Make the call ``result`` with the job that was decoded."""
+        """Make the call ``result`` for the job that was just decoded."""
         assert self._job is not None
         self._make(_Call(delivery, result, raw, (self._job,)))
 
     def gather(self, delivery: BoundRoute, function: Callable[..., Any]) -> BatchCall:
-        """Return the callables that add jobs to the list for ``function``."""
+        """Return the functions that add jobs to the list for ``function``."""
 
         def one(message: Any, raw: RawFrames) -> None:
             assert self._job is not None
@@ -186,7 +186,7 @@ class Working:
         return BatchCall(one, lambda messages, frames, at: None, lambda: 1)
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """Reject a job whose body is not of the type of its handler."""
+        """Reject a job whose body does not have the type that the handler declares."""
         assert self._job is not None
         decode_error = self._results.undecodable_job(deliveries[0], error, body, raw)
         self._job.rejected(said_of(decode_error))
@@ -202,7 +202,7 @@ class Working:
         raws: Sequence[RawFrames] = (),
         attempts: int = 1,
     ) -> None:
-        """Report a job whose call could not be made."""
+        """Report a job for which the handler could not be called."""
         assert self._job is not None
         self._failed(_Call(delivery, lambda: None, raw, (self._job,)), error)
 
@@ -210,7 +210,7 @@ class Working:
 
     @property
     def context(self) -> Context:
-        """See `zroute.receiving.dispatch.DispatchCallbacks`, also for the methods below."""
+        """The context of the run; see `zroute.receiving.dispatch.DispatchCallbacks`."""
         return self._results.context
 
     @property
@@ -228,7 +228,7 @@ class Working:
         self._results.many_topics(known)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a method that jobs and messages share."""
+        """Return a callback of `Results` that jobs and messages share."""
         return getattr(self._results, name)
 
 
@@ -238,8 +238,8 @@ def _rank(route: CompiledRoute) -> tuple[int, ...]:
 
 
 def said_of(error: BaseException) -> str:
-    """Return the text of an error for the owner."""
+    """Return the text of an error as the worker reports it to the owner."""
     if isinstance(error, Reject):
         return printable(error)
-    said = error.reason if isinstance(error, DecodeError) else error  # the topic is known
+    said = error.reason if isinstance(error, DecodeError) else error  # without the topic, which the owner knows
     return f"{type(error).__name__}: {printable(said)}"

@@ -1,4 +1,4 @@
 """Requests: what a client sends, and what a server receives.
 
-No module here does I/O: `zroute.sockets.requests` has the sockets.
+No module in this package does I/O: the sockets are in `zroute.sockets.requests`.
 """

@@ -1,7 +1,8 @@
 """The server's half of requests: from the frames of clients to `Asked`, and back.
 
-Every request gets an answer, also a malformed one, because a plain REQ socket would wait for it for ever. The exception
-is a message without the empty part that ends its envelope: no client sends one, and nothing shows whom to answer.
+Every request gets an answer, even a malformed one: without an answer, a plain REQ socket would wait for ever. The
+exception is a message without the empty part that ends the envelope. No client sends such a message, and it does not
+show which client to answer.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from zroute.stats import Stats
 __all__ = ["Asked", "Listener"]
 
 Send = Callable[[Sequence[bytes]], "bool | Deferred[None]"]
-"""Sends a message to a client; its first part is the identity of the client.
+"""A function that sends a message to a client; the first part is the client's identity.
 
-It returns True, or a Deferred that fires when the client has room. It counts and logs a message that can't be
-delivered, and returns False for it.
+The function returns True, or a Deferred that fires when the client has room. If it can't deliver the message, it counts
+and logs the message, and returns False.
 """
 
 
@@ -43,23 +44,23 @@ class Cancellable(Protocol):
     """A call that waits or runs."""
 
     def cancel(self) -> object:
-        """End it, if possible."""
+        """End the call, if possible."""
 
 
 class Asked:
     """A request as it arrived, to be answered once.
 
     Attributes:
-        envelope: The parts before the request, to send before each reply.
+        envelope: The parts before the request. The server sends the same parts before each reply.
         id: The id of the request; empty for a plain client.
         topic: The topic.
         frames: The topic and the body, as frames of a message.
-        seconds: The time that was left when the client sent the request; None without a timeout.
-        taken: True if it is answered, or will be.
-        over: True if it is answered, or its client no longer waits.
-        running: The waiting or unfinished call of the handler, if it can be cancelled.
-        deadline: The end of its time, if it is watched.
-        json: True if the body seems to be JSON though nothing says so.
+        seconds: The seconds that were left when the client sent the request; None without a timeout.
+        taken: True if the request has been answered, or will be answered.
+        over: True if the request has been answered, or the client no longer waits.
+        running: The waiting or unfinished call of the handler, if the call can be cancelled.
+        deadline: The end of the request's time, if a timer watches it.
+        json: True if the body looks like JSON although no codec is stated.
     """
 
     __slots__ = (
@@ -113,11 +114,11 @@ class Asked:
 
     @property
     def key(self) -> tuple[bytes, ...]:
-        """The client and the id, by which messages about the request find it."""
+        """The client and the id: messages about the request are matched by both."""
         return (*self.envelope, self.id)
 
     def reply(self, number: int, body: bytes) -> None:
-        """Send the only reply, in the codec ``number``."""
+        """Send the only reply, encoded with the codec ``number``."""
         self._end((pack_reply(self.id, Kind.REPLY, number, body),) if self.id else (body,))
 
     def refuse(self, code: int, text: str) -> None:
@@ -138,7 +139,7 @@ class Asked:
             raise CancelledError
         sent = self._listener.send((*self.envelope, pack_reply(self.id, Kind.ITEM, number, body)))
         if sent is False:
-            self._close()  # it would miss the item without notice
+            self._close()  # otherwise the client would miss the item without notice
             raise CancelledError
         self._credit -= 1
         if self._credit > 0:
@@ -149,7 +150,7 @@ class Asked:
     def keep(self, on_end: Callable[[Asked], object]) -> None:
         """Let the client cancel the request, or allow items, until it is answered.
 
-        ``on_end`` is called when it is over.
+        ``on_end`` is called when the request is over.
         """
         if self.over:
             return
@@ -158,14 +159,14 @@ class Asked:
         self._listener.keep(self)
 
     def allow(self, number: int) -> None:
-        """Take credits for ``number`` more items."""
+        """Accept credits for ``number`` more items."""
         self._credit = min(self._credit + number, MAX_CREDIT)
         room, self._room = (self._room, None) if self._credit > 0 else (None, self._room)
         if room is not None and not room.called:
             room.callback(None)
 
     def cancel(self) -> None:
-        """End the request without an answer, and cancel its call."""
+        """End the request without an answer, and cancel the handler's call."""
         if self.over:
             return
         self._close()
@@ -204,7 +205,7 @@ class Listener:
         self._stats = stats
         self._on_request = on_request
         self._kept: dict[tuple[bytes, ...], Asked] = {}
-        self._streams: set[Asked] = set()  # all of them, also if a client has used an id twice
+        self._streams: set[Asked] = set()  # all streams, even if a client has used an id twice
         self._watch = Looping(self._end_silent)
         self._watch.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
 
@@ -212,7 +213,7 @@ class Listener:
         """Process a message; its first part is the identity of the client.
 
         Raises:
-            EnvelopeError: The message has no envelope, so it can't be answered.
+            EnvelopeError: The message has no envelope, so zroute can't answer it.
         """
         try:
             end = parts.index(b"", 1) + 1
@@ -231,7 +232,7 @@ class Listener:
             self._on_request(asked)
 
     def _read(self, envelope: list[bytes], rest: list[bytes]) -> Asked | None:
-        """Return a request; None for a message about an earlier one."""
+        """Return a request; None for a message about an earlier request."""
         if len(rest) == 1 and rest[0].startswith(MAGIC):
             message = parse(rest[0])
             if message.kind == _REQUEST:
@@ -240,7 +241,7 @@ class Listener:
             self._about((*envelope, message.id), message)
             return None
         if len(rest) != 2:
-            raise EnvelopeError(f"{len(rest)} parts behind the empty one, but a request has a topic and a body")
+            raise EnvelopeError(f"{len(rest)} parts after the empty part, but a request has a topic and a body")
         check_topic(rest[0])
         return Asked(self, envelope, b"", rest[0], (rest[0], rest[1]))
 
@@ -252,7 +253,7 @@ class Listener:
         else:
             raise EnvelopeError(f"a frame of the kind {Kind(message.kind).name}, which only a server sends")
         asked = self._kept.get(key)
-        if asked is None:  # it is answered already
+        if asked is None:  # the request has been answered already
             return
         asked.heard_at = self._clock.seconds()
         if message.kind == Kind.CANCEL:
@@ -268,7 +269,7 @@ class Listener:
         return len(self._streams | set(self._kept.values()))
 
     def keep(self, asked: Asked) -> None:
-        """Find messages about a request by its envelope, from now on."""
+        """From now on, pass messages about a request to ``asked``."""
         self._kept[asked.key] = asked
         if asked.is_stream:
             self._streams.add(asked)
@@ -279,11 +280,11 @@ class Listener:
     def forget(self, asked: Asked) -> None:
         """Forget a request that is over."""
         self._streams.discard(asked)
-        if self._kept.get(asked.key) is asked:  # a client may use an id twice
+        if self._kept.get(asked.key) is asked:  # not if the client has used the id again
             del self._kept[asked.key]
 
     def _end_silent(self) -> None:
-        """End streams whose clients have given no sign of life."""
+        """End the streams of clients that have sent no sign of life for too long."""
         for asked in tuple(self._streams):
             if self._clock.seconds() - asked.heard_at > STREAM_SILENCE:
                 asked.cancel()
@@ -300,7 +301,7 @@ _REQUEST = int(Kind.REQUEST)
 
 
 def _refusal(rest: Sequence[bytes], text: str) -> tuple[bytes, ...]:
-    """Return the failure for a malformed request, in the form of the request."""
+    """Return the failure for a malformed request, in the same form as the request."""
     try:
         return (pack_failure(parse(rest[0]).id, 400, text),)
     except (EnvelopeError, IndexError):

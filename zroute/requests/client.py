@@ -1,7 +1,7 @@
 """The client's half of requests: frames for servers, and replies for callers.
 
-A caller awaits an `Answer`, or iterates over a `ReplyStream`. Both wait in a queue of `zroute.requests.lanes` until a
-server takes them.
+A caller awaits an `Answer`, or iterates over a `ReplyStream`. The request waits in a queue of `zroute.requests.lanes`
+until a server has room for it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ __all__ = ["Answer", "Client", "DecodeReply", "ReplyStream", "reply_decoder"]
 T_co = TypeVar("T_co", covariant=True)
 
 DecodeReply = Callable[[int, bytes], Any]
-"""Decodes the body of a reply; the first argument is the number of its codec, or 0."""
+"""A function that decodes the body of a reply.
+
+Its arguments are the number of the codec (0 if none is stated) and the body.
+"""
+
+_DECODERS = 1000
+"""The number of types whose decoders a client keeps."""
 
 _ANY_ERRORS: dict[int, type[RequestError]] = {
     400: BadRequestError,
@@ -74,8 +80,8 @@ class Client:
         codecs: The codecs that the app knows.
         max_message: The maximum size of an encoded message in bytes.
         clock_ns: Returns nanoseconds since the Unix epoch.
-        later: Makes a call in the reactor's thread, from any thread.
-        is_plain: True to send requests in the plain form, for servers that are not zroute.
+        later: Schedules a call in the reactor's thread; can be called from any thread.
+        is_plain: True to send requests in the plain form, for servers that are not zroute apps.
     """
 
     def __init__(
@@ -94,7 +100,7 @@ class Client:
         self.queue = Requests(clock, window=APP_WINDOW, timed_out=self.timed_out, on_late=self._late)
         self.later = later
         self.check: Callable[[], None] = lambda: None
-        """Raises an error if the sockets can't be used by the caller; the transport replaces it."""
+        """Raises an error if the caller can't use the sockets. The transport replaces this function."""
         self._stats = stats
         self._name = name
         self._codecs = codecs
@@ -111,11 +117,11 @@ class Client:
 
     @property
     def unanswered(self) -> int:
-        """The number of requests whose callers wait, sent or not."""
+        """The number of requests whose callers wait, including unsent requests."""
         return self._unanswered
 
     def decoder(self, schema: Any) -> DecodeReply:
-        """Return the function that decodes replies of a type.
+        """Return the function that decodes replies of the type ``schema``.
 
         Raises:
             SchemaError: No codec can carry the type.
@@ -125,6 +131,8 @@ class Client:
         except TypeError:  # a type that can't be hashed
             return reply_decoder(schema, self._codecs)
         if made is None:
+            if len(self._decoders) >= _DECODERS:  # types that the program creates while it runs
+                self._decoders.clear()
             made = self._decoders[schema] = reply_decoder(schema, self._codecs)
         return made
 
@@ -138,10 +146,10 @@ class Client:
         timeout: float | None,
         retry: tuple[float, ...] = (),
     ) -> Any:
-        """Send a request, again after each delay of ``retry``, and return the reply.
+        """Send a request, retry it after each delay in ``retry``, and return the reply.
 
-        It is sent again if it was lost or refused by a busy server, and only within the timeout. The other arguments
-        and the errors are those of `ask`.
+        The client retries a request that was lost, that a busy server refused, or that found no server. It retries only
+        within the timeout. The other arguments and the errors are those of `ask`.
         """
         began = self._clock.seconds()
         left = timeout
@@ -179,9 +187,9 @@ class Client:
             topic: The topic.
             number: The number of the codec of ``body``.
             body: The encoded message.
-            headers: The headers of the application.
+            headers: The application's headers.
             decode: Decodes the reply.
-            timeout: Seconds to wait, or None.
+            timeout: The seconds to wait; None for no limit.
 
         Raises:
             EncodeError: The message or the headers are too large.
@@ -254,7 +262,7 @@ class Client:
     def note(self, lane: Lane, frame: bytes) -> None:
         """Send the server a frame that is not a request.
 
-        A plain server gets none, because it can't read them.
+        A plain server gets no such frame, because it could not read it.
         """
         if not self._is_plain:
             lane.note((b"", frame))
@@ -268,7 +276,7 @@ class Client:
     def ended(self, error: Exception | None = None) -> None:
         """Count the end of a request.
 
-        Callers of `idle` continue after the last one, and after its caller.
+        When the last request has ended, its caller continues first, and then the callers of `idle`.
         """
         self._unanswered -= 1
         if error is not None:
@@ -298,11 +306,11 @@ class Client:
         self.queue.close(lambda: NotRunningError(f"{self._name!r} has stopped before the reply had arrived"))
 
     def is_over(self, request: Unanswered) -> bool:
-        """Return True if the time of a request ends within this millisecond."""
+        """Return True if less than a millisecond of a request's time is left."""
         return request.deadline is not None and request.deadline[0] - self._clock.seconds() < 0.001
 
     def timed_out(self, id: bytes, seconds: float) -> Exception:
-        """Return the error of a request whose time is over."""
+        """Return the error for a request whose timeout has passed."""
         if self.queue.lacks_server(id):
             return NoServerError(
                 f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
@@ -311,7 +319,7 @@ class Client:
         return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
 
     def _show_life(self) -> None:
-        """Tell servers that the open streams are still wanted."""
+        """Tell the servers that the callers still read the open streams."""
         streams = [each for each in self._streams if not each.ended]
         for stream in streams:
             if stream.lane is not None:
@@ -324,7 +332,11 @@ _REPLY, _ITEM, _FAILED = int(Kind.REPLY), int(Kind.ITEM), int(Kind.FAILED)
 
 
 def _parsed(parts: Sequence[bytes]) -> Reply:
-    """Return a reply of either form, behind the empty part. Raises EnvelopeError."""
+    """Parse a reply of either form, from the parts after the empty part.
+
+    Raises:
+        EnvelopeError: The reply is malformed.
+    """
     if len(parts) == 1 and parts[0].startswith(MAGIC):
         return parse_reply(parse(parts[0]))
     return parse_plain_reply(parts)
@@ -334,8 +346,8 @@ class _Call(Unanswered):
     """A request of an app.
 
     Attributes:
-        ended: True if it has its last reply, has failed, or was cancelled.
-        error: Why it failed.
+        ended: True if the last reply has arrived, or the request has failed or was cancelled.
+        error: The error that the caller gets; None without a failure.
     """
 
     __slots__ = ("__weakref__", "_client", "_decode", "_signal", "_topic", "ended", "error")
@@ -350,7 +362,7 @@ class _Call(Unanswered):
         self.error: Exception | None = None
 
     def failed(self, error: Exception) -> None:
-        """Note the failure, and wake the caller."""
+        """Record the failure, and wake the caller."""
         if isinstance(error, RequestError | NotRunningError):
             error.args = (f"request to {str(Topic.from_wire(self._topic))!r}: {error}",)
         self.ended, self.error = True, error
@@ -365,10 +377,14 @@ class _Call(Unanswered):
         return kind(f"{_PHRASES[reply.number]}: {text}", reason=text)
 
     def _decoded(self, reply: Reply) -> Any:
-        """Return the value of a reply or an item. Raises DecodeError."""
+        """Return the value of a reply or an item.
+
+        Raises:
+            DecodeError: The value can't be decoded as the declared type.
+        """
         try:
             return self._decode(reply.number, reply.body)
-        except Exception as error:  # user code in a schema may raise any error
+        except Exception as error:  # the user's code in a schema may raise any error
             reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
             topic = str(Topic.from_wire(self._topic))
             raise DecodeError(f"reply to a request: {reason}", topic=topic) from error
@@ -391,13 +407,14 @@ class Answer(_Call):
     _value: Any
 
     def read(self, parts: list[bytes]) -> bool:
-        """See `Unanswered`: a single reply is always the last message."""
+        """Read the reply; return True, because a single reply is the last message."""
         try:
             self._reply = _parsed(parts)
         except EnvelopeError as error:
             self.error = RequestError(f"the server sent {error}")
         else:
-            if self._reply.kind == _FAILED and self._client.is_over(self):  # the server counts milliseconds
+            # The server counts the time in whole milliseconds, so its failure may arrive just before the timeout.
+            if self._reply.kind == _FAILED and self._reply.number == 500 and self._client.is_over(self):
                 self.error = self._client.timed_out(self.id, self.timeout or 0.0)
         return True
 
@@ -422,17 +439,20 @@ class Answer(_Call):
         self._signal.fire()
 
     async def value(self) -> Any:
-        """Wait for the reply and return it. Cancelling this tells the server."""
+        """Wait for the reply and return it.
+
+        If the caller cancels this coroutine, the client tells the server.
+        """
         if not self.ended:
             try:
                 await self._signal
-            except BaseException:  # cancelled, or its coroutine is closed
+            except BaseException:  # the caller's coroutine was cancelled or closed
                 self._client.cancel(self)
                 raise
         return self.result()
 
     def result(self) -> Any:
-        """Return the value of the reply, which has arrived, or raise its error."""
+        """Return the value of a reply that has arrived, or raise the error."""
         if self.error is not None:
             raise self.error
         return self._value
@@ -451,7 +471,7 @@ class _Stream(_Call):
         self._fault: Exception | None = None
 
     def read(self, parts: list[bytes]) -> bool:
-        """Take an item; return True for the end."""
+        """Store an item; return True if no more items follow."""
         try:
             reply = _parsed(parts)
         except EnvelopeError as error:
@@ -468,7 +488,7 @@ class _Stream(_Call):
         return self._last
 
     def _broken(self, reason: str) -> bool:
-        """End the stream because of its server, which may go on sending."""
+        """End the stream because of a fault of the server, which may go on sending."""
         self._client.tell_cancelled(self)
         self._last, self._fault = True, RequestError(reason)
         return True
@@ -481,15 +501,15 @@ class _Stream(_Call):
         if self._last:
             self.ended = True
             self._client.ended()
-        self._signal.fire()  # last: the caller may leave the loop at once, which ends the request too
+        self._signal.fire()  # comes last: the caller may leave the loop at once, which also ends the request
 
     def failed(self, error: Exception) -> None:
-        """Note the failure, wake the caller, and cancel the stream at the server."""
+        """Record the failure, wake the caller, and cancel the stream on the server."""
         self._client.tell_cancelled(self)
         super().failed(error)
 
     async def next(self) -> Any:
-        """Return the next item. Raises StopAsyncIteration at the end."""
+        """Return the next item; raise StopAsyncIteration at the end of the stream."""
         queue = self._client.queue
         while not self.items:
             if self.error is not None:
@@ -511,9 +531,9 @@ class _Stream(_Call):
 
 
 class ReplyStream(Generic[T_co]):
-    """The replies of a handler that yields them, for ``async for``.
+    """The replies that a handler yields, for ``async for``.
 
-    When the loop is left, or `aclose` is called, the handler is closed at the server.
+    When the caller leaves the loop or calls `aclose`, the server closes the handler.
     """
 
     def __init__(self, client: Client, stream: _Stream) -> None:
@@ -532,7 +552,7 @@ class ReplyStream(Generic[T_co]):
         return item
 
     async def aclose(self) -> None:
-        """Close the stream, and the handler at the server."""
+        """Close the stream, and the handler on the server."""
         self._client.abandon(self._stream)
 
     async def __aenter__(self) -> ReplyStream[T_co]:
@@ -542,14 +562,15 @@ class ReplyStream(Generic[T_co]):
         self._client.abandon(self._stream)
 
     def __del__(self) -> None:
-        if not self._stream.ended:  # in a turn of its own: this may run anywhere, even while a message is sent
+        # Python may call __del__ at any time, even while a message is sent, so the stream ends in a later reactor turn.
+        if not self._stream.ended:
             self._client.later(self._client.abandon, self._stream)
 
 
 def reply_decoder(schema: Any, codecs: Codecs) -> DecodeReply:
-    """Return the function that decodes replies of ``schema`` in any codec.
+    """Return the function that decodes replies of type ``schema`` in any codec.
 
-    With None as the type, a reply is not decoded.
+    If ``schema`` is None, the returned function ignores its arguments and returns None.
 
     Raises:
         SchemaError: No codec can carry the type.

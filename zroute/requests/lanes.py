@@ -1,11 +1,11 @@
-"""A queue of requests, and the lanes to the servers that they are sent through.
+"""A queue of requests, and the lanes that carry requests to servers.
 
-libzmq keeps messages that a peer has not accepted, and delivers them late, perhaps after the caller has given up. So
-unsent requests are queued here: timeouts and cancellations can remove them. And no server is sent more than a window of
-unanswered requests.
+libzmq keeps messages that a peer has not accepted, and may deliver them after the caller has given up. For this reason
+zroute queues unsent requests itself: a timeout or a cancellation can remove them. A window limits the unanswered
+requests that a server receives.
 
 `Requests` is the queue of unsent requests, and chooses a `Lane` for each. A `Lane` counts the unanswered requests of
-one server. The owner of a lane connects it to a server.
+one server. The owner of a lane connects the lane to a server.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _NUMBER = Struct(">Q")  # the second half of an id; the first half is random
 class Unanswered:
     """A request without a reply.
 
-    A subclass implements `read`, `deliver` and `failed`. None of them may raise, but `read` raises EnvelopeError.
+    A subclass implements `read`, `deliver` and `failed`. These methods may not raise errors, except that `read` may
+    raise EnvelopeError.
 
     Attributes:
         id: The unique id, of 16 bytes unless the caller chose another one.
-        frames: The frames to send; empty when they are sent.
-        timeout: Seconds until the request fails, or None.
-        waits: False when the caller has given up, or the request has failed.
-        deadline: The end of the timeout, or of the time for which an abandoned request counts.
+        frames: The frames to send; empty after they were sent.
+        timeout: The seconds until the request fails; None for no limit.
+        waits: True until the caller has given up or the request has failed.
+        deadline: The end of the timeout. For an abandoned request, the time until which the request still counts.
         lane: The lane through which the request was sent.
         counts: True if the request takes room in its lane.
     """
@@ -55,11 +56,11 @@ class Unanswered:
         self.counts = True
 
     def read(self, parts: list[bytes]) -> bool:
-        """Read a message of the server; return True if it is the last one."""
+        """Read a message from the server; return True if it is the last one."""
         raise NotImplementedError
 
     def deliver(self) -> None:
-        """Tell the caller what was read."""
+        """Pass the message that was read last to the caller."""
         raise NotImplementedError
 
     def failed(self, error: Exception) -> None:
@@ -89,8 +90,11 @@ class _WithDeferred(Unanswered):
 class Lane:
     """The unanswered requests of one peer or one socket.
 
-    ``send`` takes the frames of a request, and returns False if it can't send them now. The owner calls `writable` when
-    that may have changed, `received` with each reply, and `lost` when the peer has disconnected.
+    ``send`` takes the frames of a request, and returns False if it can't send them now. The owner calls:
+
+    - `writable` when ``send`` may work again,
+    - `received` with each reply,
+    - `lost` when the peer has disconnected.
     """
 
     def __init__(self, requests: Requests, send: Callable[[Sequence[bytes]], bool]) -> None:
@@ -106,14 +110,14 @@ class Lane:
     def up(self) -> None:
         """Use the lane again after ``down``, because the peer has reconnected.
 
-        The owner sets ``down`` when libzmq reports the end of a connection. For a moment after that, libzmq's socket
-        still accepts messages for this connection, and drops them.
+        The owner sets ``down`` when libzmq reports the end of a connection. For a moment after that report, libzmq's
+        socket still accepts messages for this connection, but drops them.
         """
         self.down = False
         self._requests.pump()
 
     def writable(self) -> None:
-        """Try to send again: first the notes, then requests."""
+        """Try to send again: first the messages from `note`, then requests."""
         while self._notes and self.send(self._notes[0]):
             self._notes.popleft()
         if self.blocked and not self._notes:
@@ -121,7 +125,7 @@ class Lane:
             self._requests.pump()
 
     def note(self, frames: Sequence[bytes]) -> None:
-        """Send a message about a request that was sent, such as its cancellation."""
+        """Send a message about a request that was sent, such as a cancellation."""
         if self._notes or not self.send(frames):
             self.blocked = True
             self._notes.append(frames)
@@ -151,10 +155,10 @@ class Lane:
         self.given_up -= not request.waits
 
     def lost(self, error: Callable[[], Exception] | None) -> None:
-        """Note that the peer has disconnected, so its requests are lost.
+        """Process the disconnection of the peer, which loses the peer's requests.
 
-        Each of its requests fails with a new ``error``. If ``error`` is None they stay until their timeout, since
-        another peer of the same socket may have received them. Their room is then free for other requests.
+        Each lost request fails with a new ``error``. If ``error`` is None, the requests wait until their timeout,
+        because another peer of the same socket may have received them. They no longer take room in the lane.
         """
         self._notes.clear()
         self._requests.lost(self, error)
@@ -165,16 +169,16 @@ class Requests:
 
     Each request goes to the lane with the fewest unanswered requests. A lane may have at most ``window`` of them.
 
-    A request whose caller gave up after it was sent still counts. It counts until its own reply or the reply to a later
-    request arrives: a peer that has answered a later request has read this one. It counts for at most ``forgotten``
-    seconds.
+    If a caller gives up after the request was sent, the request still counts, for at most ``forgotten`` seconds. It no
+    longer counts when its own reply or the reply to a later request arrives. A peer that has answered a later request
+    has read the earlier one.
 
     Args:
         clock: The reactor, or a test's clock.
         window: The number of unanswered requests that one lane may have.
-        forgotten: Seconds after which a request without a caller no longer counts.
-        timed_out: Makes the error of a timeout, from the id of the request and the timeout in seconds.
-        on_late: Called for each reply for which no caller waits.
+        forgotten: The seconds after which a request without a caller no longer counts.
+        timed_out: Takes the id of a request and the timeout in seconds, and returns the error for the caller.
+        on_late: Called for each reply that no caller waits for.
     """
 
     def __init__(
@@ -199,12 +203,12 @@ class Requests:
 
     @property
     def waiting(self) -> int:
-        """The number of requests that are not sent yet."""
+        """The number of requests that have not been sent yet."""
         return len(self._waiting)
 
     @property
     def unanswered(self) -> int:
-        """The number of requests that are sent, and neither answered nor forgotten."""
+        """The number of sent requests that are neither answered nor forgotten."""
         return sum(len(lane.sent) for lane in self._lanes)
 
     @property
@@ -226,8 +230,8 @@ class Requests:
 
         Args:
             parts: The parts of the request.
-            timeout: Seconds until the Deferred fails, or None for no timeout. A request that is still unsent then is
-                never sent. The same is true if the Deferred is cancelled.
+            timeout: The seconds until the Deferred fails; None for no limit. A request that is still unsent at that
+                time is never sent. A request is also never sent if the Deferred is cancelled before.
             id: A unique id; by default a new one of 16 bytes.
         """
         request = _WithDeferred(timeout)
@@ -243,15 +247,15 @@ class Requests:
         return self._first + _NUMBER.pack(next(self._numbers))
 
     def send(self, request: Unanswered) -> None:
-        """Send a request, whose id and frames are set, when a lane has room."""
+        """Send a request when a lane has room. The request has an id and frames."""
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
         self._waiting[request.id] = request
-        if len(self._waiting) == 1:  # else an earlier request already waits for room
+        if len(self._waiting) == 1:  # otherwise an earlier request already waits for room
             self.pump()
 
     def pump(self) -> None:
-        """Send as many waiting requests as the lanes have room for."""
+        """Send waiting requests until no lane has room."""
         while self._waiting and (lane := self._free()) is not None:
             request = next(iter(self._waiting.values()))
             if not lane.send(request.frames):
@@ -263,9 +267,9 @@ class Requests:
             lane.load += 1
 
     def _free(self) -> Lane | None:
-        """Return the open lane with the fewest unanswered requests, or None.
+        """Return the usable lane with the fewest unanswered requests, or None.
 
-        Lanes with the same number take turns.
+        Lanes with the same number of requests take turns.
         """
         found = None
         for lane in self._lanes:
@@ -277,9 +281,9 @@ class Requests:
         return found
 
     def answered(self, lane: Lane, request: Unanswered, parts: list[bytes]) -> bool:
-        """Deliver a message of a server; return False if the caller has given up.
+        """Deliver a message from a server; return False if the caller has given up.
 
-        If it is the last one, the lane has room for another request.
+        If the message is the last one for this request, the lane has room for another request.
         """
         if not request.waits:
             self._end(lane, request)
@@ -291,7 +295,7 @@ class Requests:
         return True
 
     def count_late(self) -> None:
-        """Count a reply for which no caller waits."""
+        """Count a reply that no caller waits for."""
         self.late += 1
         self._on_late()
 
@@ -315,7 +319,7 @@ class Requests:
         self._fail(failed, error)
 
     def awaited(self) -> list[Unanswered]:
-        """Return the requests that were sent, and whose callers wait."""
+        """Return the sent requests whose callers wait."""
         return [request for lane in self._lanes for request in lane.sent.values() if request.waits]
 
     def close(self, error: Callable[[], Exception] | None) -> None:
@@ -328,7 +332,7 @@ class Requests:
         self._lanes.clear()
         for request in left:
             self._cancel_timer(request)
-            request.lane = None  # else a request that is cancelled in another's errback would start a timer
+            request.lane = None  # an errback may cancel another request, which must not start a timer now
         self._deadlines.close()
         self._fail(left, error)
 
@@ -348,7 +352,7 @@ class Requests:
             request.failed(error)
 
     def give_up(self, request: Unanswered) -> None:
-        """Note that the caller no longer waits for the reply."""
+        """Stop waiting for the reply, because the caller has given up."""
         self._cancel_timer(request)
         if not request.waits:
             return
@@ -366,14 +370,14 @@ class Requests:
         self.pump()
 
     def forget(self, given_up: Iterable[Unanswered]) -> None:
-        """Stop waiting for the replies to these requests; make room for others."""
+        """Stop waiting for the replies to these requests, to make room for others."""
         for request in given_up:
             self._cancel_timer(request)
             if request.lane is not None:
                 request.lane.drop(request)
 
     def renew(self, request: Unanswered) -> None:
-        """Begin the timeout of a request that waits again."""
+        """Start the timeout again for a request whose caller waits again."""
         self._cancel_timer(request)
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
@@ -381,7 +385,7 @@ class Requests:
     def suspend(self, request: Unanswered) -> None:
         """Stop the timeout of a request while its caller does other things.
 
-        A request that was given up keeps its timer, which makes room in its lane.
+        If the caller has given up, the timer continues, because it makes room in the lane.
         """
         if request.waits:
             self._cancel_timer(request)
@@ -393,10 +397,10 @@ class Requests:
 
 
 def split_reply(parts: list[bytes]) -> tuple[bytes, list[bytes]]:
-    """Return the id of a request, and what a server says about it.
+    """Return the id of a request, and the parts of the server's reply.
 
     Raises:
-        EnvelopeError: The message has neither of the two forms.
+        EnvelopeError: The message has neither the plain nor the tracked form.
     """
     if len(parts) == 2 and not parts[0]:
         if not parts[1].startswith(MAGIC):

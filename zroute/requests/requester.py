@@ -22,7 +22,7 @@ A_co = TypeVar("A_co", covariant=True)
 
 
 _KNOWN = 10_000
-"""The topics that a requester remembers."""
+"""The number of topics that a requester caches."""
 
 
 class _Default:
@@ -33,7 +33,7 @@ class _Default:
 
 
 DEFAULT: Any = _Default()
-"""In place of a timeout: that of the requester."""
+"""A placeholder for a timeout: the requester's own timeout applies."""
 
 
 def is_seconds(value: Any) -> bool:
@@ -42,12 +42,12 @@ def is_seconds(value: Any) -> bool:
 
 
 def checked_wait(timeout: Any, where: str | None = None) -> float | None:
-    """Return the seconds that a request waits, or None.
+    """Return a valid timeout: the seconds that a request waits, or None.
 
-    ``where`` is the line of the user, by default that of the caller.
+    ``where`` is the line of the user's code for the error; by default the line of the caller.
 
     Raises:
-        SignatureError: It is no number of seconds.
+        SignatureError: ``timeout`` is neither None nor a positive number of seconds.
     """
     if timeout is None:
         return None
@@ -61,10 +61,10 @@ def checked_wait(timeout: Any, where: str | None = None) -> float | None:
 
 
 class Requester(Generic[Q_contra, A_co]):
-    """The requests of one pattern, with the types of message and reply.
+    """The requests for one pattern, with the types of the message and the reply.
 
-    ``app.requester(pattern, schema, reply)`` returns it. Over ZeroMQ, a request waits for a server until its timeout,
-    so ``retry`` acts only on requests that were lost, or refused by a busy server.
+    ``app.requester(pattern, schema, reply)`` returns a requester. Over ZeroMQ, a request waits for a server until its
+    timeout. So ``retry`` applies only to requests that were lost, or that a busy server refused.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Requester(Generic[Q_contra, A_co]):
     ) -> A_co:
         """Send a request, and return the reply.
 
-        Cancelling the coroutine tells the server, which cancels its handler if that is ``async``.
+        If the caller cancels the coroutine, zroute tells the server. The server then cancels an ``async`` handler.
 
         Example:
             ```python
@@ -108,26 +108,26 @@ class Requester(Generic[Q_contra, A_co]):
             message: A message of the schema; None for a handler without a body.
             timeout: The seconds to wait, in place of the requester's ``timeout``; None for no limit.
             headers: A small map with text keys, for the handler's `Envelope`.
-            captures: Values for the captures of the pattern. A missing value is read from the attribute or key of
-                that name in the message.
+            captures: Values for the captures of the pattern. zroute reads a missing value from the attribute or key
+                with the same name in the message.
 
         Returns:
             The reply, decoded as the ``reply`` type.
 
         Raises:
-            NoServerError: No server was connected until the timeout. With ``bind:`` and ``inproc://``, this is a
-                RequestTimeoutError.
+            NoServerError: No server was connected before the timeout. With ``bind:`` and ``inproc://``, zroute raises
+                RequestTimeoutError instead.
             NoHandlerError: The server has no handler for the topic.
             BadRequestError: The server could not read the message as the type that its handler declares.
             RequestRefusedError: The handler refused the request.
             ServerError: The handler failed.
-            BusyError: The server has no room for the request, or stops.
+            BusyError: The server has no room for the request, or is stopping.
             RequestTimeoutError: No reply arrived in time.
             RequestLostError: The server disconnected after it had received the request.
-            DecodeError: The reply is not of the declared type.
+            DecodeError: The reply does not have the declared type.
             TopicError: A capture is missing, or its value is not valid in a topic.
-            EncodeError: The message is not of the schema, or is too large.
-            SignatureError: ``timeout`` is no number of seconds.
+            EncodeError: The message does not match the schema, or is too large.
+            SignatureError: ``timeout`` is not a positive number of seconds.
             NotRunningError: No app that includes this requester is running.
         """
         way = self._way()
@@ -147,8 +147,8 @@ class Requester(Generic[Q_contra, A_co]):
     ) -> ReplyStream[A_co]:
         """Send a request to a handler that yields replies; iterate with ``async for``.
 
-        ``timeout`` is the time to wait for each item. The other arguments and the errors are those of `request`; the
-        loop raises them.
+        ``timeout`` is the time in seconds to wait for each item. The other arguments and the errors are those of
+        `request`. The loop raises the errors.
         """
         way = self._way()
         limit = self.timeout if timeout is DEFAULT else checked_wait(timeout)
@@ -173,11 +173,11 @@ class Requester(Generic[Q_contra, A_co]):
 
 @attrs.define(eq=False)
 class CompiledRequester:
-    """A requester of one app with its whole pattern.
+    """A requester as one app uses it, with the whole pattern.
 
     Attributes:
-        requester: The requester that the user has.
-        pattern: The pattern, including prefixes.
+        requester: The requester that the user declared.
+        pattern: The pattern, including the prefixes of groups.
         encode: Returns the codec number and the body of a message.
     """
 
@@ -216,7 +216,7 @@ class CompiledRequester:
 
         Raises:
             TopicError: A capture is missing, unknown, or its value is not valid in a topic.
-            EncodeError: The message is not of the schema.
+            EncodeError: The message does not match the schema.
         """
         if message is None:
             number, body = RAW.number, b""

@@ -22,5 +22,5 @@ EXIT_CANT_LOAD = 3  # the app can't be found or imported
 EXIT_INVALID = 4  # routes, schemas or resources are invalid
 EXIT_ENDPOINT = 5  # an endpoint is missing, or can't be opened
 EXIT_DRAIN = 75  # EX_TEMPFAIL of sysexits(3): some handlers, resources or threads were unfinished
-EXIT_TIMED_OUT = 124  # nothing arrived within --wait, or no subscriber: the code of timeout(1)
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # before there was anything to drain
+EXIT_TIMED_OUT = 124  # nothing arrived within --wait, or no subscriber appeared: the code of timeout(1)
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # interrupted before there was anything to drain

@@ -1,8 +1,12 @@
 """The jobs of one run: its job queues with their owner, and its workers.
 
-A stop first gives back the jobs that have not begun, then waits for handlers. Only then does the owner work off its own
-jobs, because handlers may still put some. If an owner in the same process stops too, perhaps that of the same app, its
-workers go on until its jobs are done.
+A stop of the app has these steps:
+
+1. If owners in the same process stop too, the workers continue until the jobs of those owners are done. One of these
+   owners may belong to the same app.
+2. The workers give back the jobs that have not begun.
+3. The app waits for its handlers.
+4. The owner waits until its own jobs are done. It is last, because handlers may still add jobs.
 """
 
 from __future__ import annotations
@@ -35,18 +39,18 @@ from zroute.transport import OwnerLink, SendJob, Transport
 __all__ = ["Jobs"]
 
 _STOPPING = 1.0
-"""Seconds of a stop in which owners answer that they will send no more jobs."""
+"""The time in seconds, at a stop, for owners to confirm that they send no more jobs."""
 
 
 _LOCAL = ("127.0.0.1", "localhost", "*", "0.0.0.0", "[::1]", "[::]")
 _owners: dict[str, set[Jobs]] = {}
-"""The owners of this process, by the place where they bind."""
+"""The owners of this process, by the place at which they bind."""
 
 
 def _place(address: str) -> str:
-    """Return a text that is equal for addresses of the same socket.
+    """Return a text that is equal for all addresses of the same socket.
 
-    They may name this machine in different ways.
+    The addresses may name this machine in different ways.
     """
     transport, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
@@ -66,7 +70,7 @@ class Jobs:
         reports: The log.
 
     Attributes:
-        stopping: True once the app stops.
+        stopping: True after the stop of the app has begun.
     """
 
     def __init__(
@@ -133,9 +137,10 @@ class Jobs:
         return given_up
 
     async def drain(self, timeout: float) -> dict[str, int]:
-        """Work off the jobs of the owner within ``timeout`` seconds.
+        """Wait up to ``timeout`` seconds for the owner's jobs, and then close the queues.
 
-        Then disable `JobQueue.put`. Return the numbers of jobs that were not done, with a description.
+        Returns:
+            The number of jobs of each queue that were not done, by a description.
         """
         owner = self._owner
         if owner is None:
@@ -146,6 +151,8 @@ class Jobs:
         left = owner.close()
         for place in self._places:
             _owners[place].discard(self)
+            if not _owners[place]:
+                del _owners[place]
         for queue in self._plan.parts.queues:
             queue.close()
         return left
@@ -153,7 +160,7 @@ class Jobs:
     # -- the workers -----------------------------------------------------------------------------------------
 
     def open_workers(self, routes: Sequence[CompiledRoute], codecs: Codecs) -> None:
-        """Take jobs for ``routes``, the handlers of jobs.
+        """Start to take jobs for ``routes``, the handlers of jobs.
 
         Raises:
             EndpointError: An endpoint can't be opened.
@@ -169,14 +176,14 @@ class Jobs:
         lanes, find = self._working.lanes, self._working.find
         worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address)
         worker.reconnect = link.reconnect
-        if self._stopped is not None:  # an address that a host name has since the stop began
+        if self._stopped is not None:  # the host name got this address after the stop had begun
             worker.stop()
         return worker
 
     async def work_off(self, timeout: float) -> None:
         """Work until the stopping owners of this process have no jobs left.
 
-        It takes at most ``timeout`` seconds.
+        The work ends after at most ``timeout`` seconds.
         """
         if self._working is None:
             return
@@ -186,13 +193,13 @@ class Jobs:
             await within(timeout, DeferredList(draining, consumeErrors=True), self._clock)
 
     def stop_workers(self) -> None:
-        """Give back the jobs that have not begun, and accept no more."""
+        """Give back the jobs that have not begun, and accept no more jobs."""
         self._stopped = DeferredList([worker.stop() for worker in self._transport.workers], consumeErrors=True)
 
     async def end_workers(self, timeout: float) -> None:
         """Wait until all results are reported and no owner sends more jobs.
 
-        It waits for at most ``timeout`` seconds.
+        The wait ends after at most ``timeout`` seconds.
         """
         if self._stopped is not None:
             with suppress(TimeoutError):

@@ -39,7 +39,7 @@ class LoopReactor(AsyncioSelectorReactor):
     """A running reactor on a loop that belongs to the program.
 
     Attributes:
-        users: the number of apps that run on it.
+        users: the number of apps that run on this reactor.
     """
 
     _registerAsIOThread = False  # noqa: N815  # Twisted has one such thread in a process; that is for the global reactor
@@ -54,18 +54,18 @@ class LoopReactor(AsyncioSelectorReactor):
 
     def callFromThread(self, callable: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # noqa: N802
         """See Twisted's ``IReactorFromThreads``; drop the call if the loop is closed."""
-        with suppress(RuntimeError):  # a thread may end later than the loop, and the call has no reader then
+        with suppress(RuntimeError):  # a thread may end after the loop: then nothing needs the result of the call
             super().callFromThread(callable, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         """Release the resources that the reactor uses in the loop and the system.
 
-        Its threads have one second to end.
+        The reactor's threads have one second to end.
         """
         waker: Any = self.waker
         self.removeReader(waker)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         waker.connectionLost(None)
-        self.waker = None  # a late call must not write to a file that has got the number meanwhile
+        self.waker = None  # a late call must not write to a new file with the same descriptor number
         for call in self.getDelayedCalls():
             call.cancel()
         timer: Any = self._timerHandle
@@ -81,8 +81,8 @@ class LoopReactor(AsyncioSelectorReactor):
         loop, ended = self._asyncioEventloop, asyncio.Event()
 
         def end() -> None:
-            pool.stop()  # it joins the threads, so it can't be called on the loop
-            with suppress(RuntimeError):  # the loop may have closed meanwhile
+            pool.stop()  # this call joins the threads, so it would block the loop
+            with suppress(RuntimeError):  # the loop may already be closed
                 loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(target=end, name="zroute-threads", daemon=True).start()
@@ -102,7 +102,7 @@ async def run_on_loop(plan: Plan, drain_timeout: float) -> AsyncIterator[AppServ
     reactor.users += 1
     try:
         service = AppService(plan, reactor, drain_timeout=drain_timeout)
-        service.logs_failed_start = False  # it is raised
+        service.logs_failed_start = False  # the error is raised instead
         try:
             await _start(service, loop)
             yield service
@@ -153,6 +153,6 @@ async def _to_the_end(ending: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        ending.exception()  # retrieved, so that asyncio does not log it
+        ending.exception()  # mark the error as retrieved, so that asyncio does not log it
         raise cancelled
     return ending.result()

@@ -31,13 +31,13 @@ class Reported(Protocol):
 
     @property
     def identity(self) -> str:
-        """The publisher's name and epoch; "" if it sends no name."""
+        """The publisher's name and epoch; "" if the app sends no name."""
 
 
 def log_start(service: Reported) -> None:
     """Log the lines that describe an app after its start.
 
-    If a function of the app has already stopped it, nothing is logged.
+    If a function of the app has already stopped the app, nothing is logged.
     """
     transport = service.transport
     if transport is not None:
@@ -71,7 +71,7 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
 
 
 def _further(compiled: Parts) -> str:
-    """Return the numbers of handlers and senders that are not of messages."""
+    """Return the numbers of handlers and senders for requests and jobs, as text."""
     return "".join(
         f", {what} {len(many)}"
         for what, many in (
@@ -102,9 +102,9 @@ def log_counters(service: Reported) -> None:
 def _counters(service: Reported) -> dict[str, object]:
     """Return the counters of a run by their names in `app.stats`.
 
-    The counters of all routes are added up. The result omits the counters of received messages if the app only
-    publishes. It omits the counters of published messages if the app only receives, unless another app could not
-    publish results of its handlers.
+    The counters of all routes are added up. If the app only publishes, the result omits the counters of received
+    messages. If the app only receives, the result omits the counters of published messages, unless another app could
+    not publish results of this app's handlers.
     """
     stats = service.plan.live.stats
     counts: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""The requests of one run: those that it answers, and those that it sends."""
+"""The requests of one run: the requests that it answers, and those that it sends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RequestRun:
         plan: The compiled app.
         reactor: The reactor.
         stats: The counters of the run.
-        results: Makes the results of the handlers, from the further arguments of `ReplyResults`.
+        results: Creates a `ReplyResults` from its additional keyword arguments.
     """
 
     def __init__(self, plan: Plan, reactor: Any, stats: Stats, results: Callable[..., ReplyResults]) -> None:
@@ -46,7 +46,7 @@ class RequestRun:
     def open(self, transport: Transport, ends: Ends, routes: Sequence[CompiledRoute]) -> None:
         """Open the endpoints, and let the app send requests.
 
-        It answers none before `answer` is called.
+        The app answers no request before `answer` is called.
         """
         plan = self._plan
         if not (ends.rep or ends.req):
@@ -72,19 +72,19 @@ class RequestRun:
                 requester.open(self._client)
 
     def answer(self, transport: Transport) -> None:
-        """Begin to answer requests."""
+        """Start to answer requests."""
         if self._replying is not None:
             transport.answer()
 
     def refuse(self) -> None:
-        """Refuse further requests: the app stops."""
+        """Refuse further requests, because the app is stopping."""
         if self._replying is not None:
             self._replying.stops = True
 
     def answered(self) -> Deferred[None] | None:
-        """Return a Deferred that fires when no request of the app is unanswered.
+        """Return a Deferred that fires when all requests of the app are answered.
 
-        The result is None if none is.
+        The result is None if no request is unanswered.
         """
         if self._client is None or not self._client.unanswered:
             return None
@@ -96,7 +96,7 @@ class RequestRun:
         return 0 if self._client is None else self._client.unanswered
 
     def close(self) -> None:
-        """Send no more requests; those without a reply fail."""
+        """Send no more requests. Requests without a reply fail."""
         for requester in self._plan.parts.requesters:
             requester.close()
         if self._client is not None:
@@ -105,13 +105,13 @@ class RequestRun:
             self._client.close()
 
     def end(self) -> None:
-        """Log the lines that were held back."""
+        """Log the summaries of lines that were only counted."""
         self._results.close()
 
     # -- `Reading`, for the results
 
     def pause(self, by: Any) -> None:
-        """Do nothing: requests without room are refused."""
+        """Do nothing: the server refuses requests without room instead of pausing."""
 
     def resume(self) -> None:
         """Do nothing: reading never pauses."""

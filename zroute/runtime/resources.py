@@ -76,7 +76,7 @@ class Resources:
         """
         for compiled in (each for each in self._compiled if each.scope == "app"):
             one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
-            self._open.append(one)  # before it opens: a cancelled task may still have to clean up
+            self._open.append(one)  # before the resource opens: a cancelled task may still have to clean up
             try:
                 self.objects[compiled.kind] = await one.open()
             except BaseException as error:
@@ -111,9 +111,9 @@ class Resources:
 
 
 def _needed(compiled: Sequence[CompiledResource], replaced: Mapping[Any, Any]) -> set[Any]:
-    """Return the types to open: types that are not replaced, and needed by others."""
+    """Return the types to open: they are not replaced, and other objects need them."""
     wanted: set[Any] = set()
-    for one in reversed(compiled):  # a resource comes before all of its users
+    for one in reversed(compiled):  # a resource comes before all resources that use it
         users = [other.kind for other in compiled if one.kind in other.call.needs]
         if one.kind not in replaced and (not users or wanted & set(users) or one.injected):
             wanted.add(one.kind)
@@ -174,7 +174,7 @@ class _Resource:
             made = await anext(generator)
         except StopAsyncIteration:
             raise RuntimeError(_NEVER) from None
-        if not opened.called:  # a cancelled resource may still open; then it closes at once
+        if not opened.called:  # a cancelled resource may still open; in that case it closes at once
             opened.callback(made)
         await as_awaitable(self._closing)
         try:

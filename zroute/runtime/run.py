@@ -2,8 +2,8 @@
 
 This module uses the transport only through `zroute.transport.Transport`.
 
-The order of a stop keeps messages from being lost: producers stop first, then received messages are handled, then
-handlers finish. Only then do ``on_shutdown`` functions run and resources and sockets close.
+The order of a stop prevents the loss of messages: producers stop first, then received messages are handled, then
+handlers finish. After that, ``on_shutdown`` functions run, and resources and sockets close.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class StopReport:
 def _place(endpoint: Endpoint, present: tuple[Endpoint, ...], known: Sequence[str]) -> int | None:
     """Return the index of an endpoint among the present endpoints, or None.
 
-    The endpoint may be given by its address or its resolved address.
+    The endpoint may have its declared address or its resolved address.
     """
     for place, (each, resolved) in enumerate(zip(present, known, strict=True)):
         if endpoint.address in (each.address, resolved):
@@ -134,7 +134,7 @@ def _place(endpoint: Endpoint, present: tuple[Endpoint, ...], known: Sequence[st
 def exit_code(error: SystemExit) -> int:
     """Return the exit code that Python gives a process for this error.
 
-    It is 0 for None, and 1 for a text.
+    The exit code is 0 if the error's code is None, and 1 if the code is a text.
     """
     if error.code is None:
         return 0
@@ -145,7 +145,7 @@ class MessageLimit:
     """The maximum number of messages that several services read together.
 
     Attributes:
-        left: the number of messages that may still be read. ``reached`` is called once, when it becomes 0.
+        left: the number of messages that may still be read. ``reached`` is called once, when the number becomes 0.
     """
 
     def __init__(self, messages: int, reached: Callable[[], None]) -> None:
@@ -275,8 +275,8 @@ class Run:
     async def end(self, timeout: float) -> StopReport:
         """Stop producers, handle received messages, run ``on_shutdown``, and close.
 
-        It also works if `begin` was interrupted at any point. The stop takes at most ``timeout`` seconds, except that
-        each resource and each ``on_shutdown`` function has at least one second.
+        This method also works if `begin` was interrupted at any point. The stop takes at most ``timeout`` seconds,
+        except that each resource and each ``on_shutdown`` function has at least one second.
         """
         self._stopped = self._jobs.stopping = True
         self._requests.refuse()
@@ -294,7 +294,7 @@ class Run:
         if self._producers is not None:
             for name, ending in self._producers.stop():
                 self._outcomes.unfinished.watch(ending, name, lambda _: None, lambda: None)
-        await self._wait(0)  # a handler that stopped the app returns first; it is drained like the others
+        await self._wait(0)  # if a handler stopped the app, let it return first, so that it is drained like the others
         unfinished = await self._end_start(left())
         await self._jobs.work_off(_less_goodbye(left()))
         self._jobs.stop_workers()
@@ -353,7 +353,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """The publisher's name and epoch, as subscribers log them; "" if it has no name."""
+        """The publisher's name and epoch, as subscribers log them; "" without a name."""
         return self._publisher.identity if self._publisher is not None else ""
 
     # -- while running ----------------------------------------------------------------------------------
@@ -563,7 +563,7 @@ class Run:
                 result = self._hook(hook.function)(fact)
                 if is_awaitable(result):
                     self._start(result).addErrback(self._notified_later, hook, what)
-            except BaseException as error:  # also SystemExit: the reactor would close the socket because of it
+            except BaseException as error:  # also SystemExit, for which the reactor would close the socket
                 self._failed_to_notify(hook, what, error)
 
     def _notified_later(self, failure: Failure, hook: Hook, what: str) -> None:
@@ -673,7 +673,7 @@ class Run:
             before = self._read
             try:
                 self._table.most = limit.left
-                self._table.receive(recv, more, 1)  # one frame at a time, since a frame may hold many messages
+                self._table.receive(recv, more, 1)  # one frame at a time, because a frame may contain many messages
             finally:
                 self._take(limit, before)
 
@@ -749,12 +749,12 @@ class Run:
         return {}
 
     async def _idle(self) -> None:
-        """Wait until no handler of any kind is unfinished or waits."""
+        """Wait until no call of any handler is unfinished or waiting."""
         for each in self._in_flight:
             await each.idle()
 
     async def _last_replies(self, timeout: float) -> dict[str, int]:
-        """Wait for the replies to the app's own requests, and end those without one."""
+        """Wait for the replies to the app's own requests; end requests without a reply."""
         answered, left = self._requests.answered(), 0
         if answered is not None:
             try:
@@ -767,7 +767,7 @@ class Run:
     async def _publish_for_others(self, timeout: float) -> None:
         """Wait for handlers of other apps whose results this app publishes.
 
-        It waits only for apps that are stopping too.
+        Only apps that are stopping too are waited for.
         """
         with suppress(TimeoutError):
             await within(timeout, released(each.publication for each in self.plan.parts.outlets), self.reactor)
@@ -843,7 +843,7 @@ def _results(
     observe: Callable[[BaseException, bool], None],
     **given: Any,
 ) -> AnyResults:
-    """Return the results of a kind of handlers."""
+    """Return the object that handles the results of one kind of handlers."""
     return kind(
         stats=stats,
         log=_log,
@@ -857,7 +857,7 @@ def _results(
 
 
 def _less_goodbye(seconds: float) -> float:
-    """Return the part of a time that is left when goodbyes are subtracted."""
+    """Return the rest of a time after subtracting the time reserved for goodbyes."""
     return max(seconds - _GOODBYE, seconds / 2)
 
 

@@ -1,9 +1,9 @@
 """Run apps as a program: the only module that uses the global reactor.
 
-It installs the requested reactor, and starts one service per app. All services are stopped by a signal or a limit, if
-one of them fails, or if other code stops the reactor.
+This module installs the requested reactor, and starts one service per app. All services stop if a signal arrives, a
+limit is reached, one of them fails, or other code stops the reactor.
 
-Each stop ends within a limited time, and leaves no socket or thread behind.
+Each stop ends within a limited time, and leaves no socket or thread open.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ class Runnable(Protocol):
     """An app, or any other object that compiles to a plan."""
 
     def compile(self) -> Plan:
-        """Return the checked and frozen app. Raises SetupError."""
+        """Return the checked and frozen app.
+
+        Raises:
+            SetupError: The app is invalid.
+        """
 
 
 def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
@@ -177,17 +181,17 @@ def _installer(name: str, module: str, uvloop: bool) -> Callable[[], None]:
 
     def install() -> None:
         loop = loops.new_event_loop()
-        asyncio.set_event_loop(loop)  # Twisted sets only a loop that it has made itself
+        asyncio.set_event_loop(loop)  # Twisted sets only a loop that it has created itself
         chosen.install(loop)
 
     return install
 
 
 class RunOptions(EndpointOptions, total=False):
-    """The options of `run`, and of `App.run`."""
+    """The options of `run` and `App.run`."""
 
     reactor: Reactor | None
-    """"epoll", "poll", "select" or "asyncio". Default: None, what the apps need, or Twisted's choice."""
+    """"epoll", "poll", "select" or "asyncio". Default: None, the reactor that the apps need, or Twisted's choice."""
     uvloop: bool
     """Run the asyncio reactor on uvloop. Default: False."""
     seconds: float | None
@@ -221,9 +225,9 @@ def run(
 ) -> int:
     """Run ``apps`` until a signal, a time limit or a message limit.
 
-    The exit code that it returns is one of these:
+    The exit code is one of these:
 
-    - 0: stopped and drained.
+    - 0: all apps stopped and drained.
     - 1: an app did not start.
     - 5: an endpoint is missing, or can't be bound or connected.
     - 75: handlers, resources or threads were unfinished after ``drain_timeout`` seconds.
@@ -236,17 +240,17 @@ def run(
 
     Args:
         apps: the apps, each once.
-        sub: endpoints that replace those from which the apps receive.
-        pub: endpoints that replace those to which the apps publish.
-        rep: endpoints that replace those at which the apps answer requests.
-        req: endpoints that replace those to which the apps send requests.
-        jobs: endpoints that replace those at which the apps hand out jobs.
-        work: endpoints that replace those from which the apps take jobs.
-        reactor: "epoll", "poll", "select" or "asyncio"; None is what the apps need, or Twisted's choice for the
-            platform.
+        sub: endpoints that replace the apps' endpoints for receiving messages.
+        pub: endpoints that replace the apps' endpoints for publishing messages.
+        rep: endpoints that replace the apps' endpoints for answering requests.
+        req: endpoints that replace the apps' endpoints for sending requests.
+        jobs: endpoints that replace the apps' endpoints for handing out jobs.
+        work: endpoints that replace the apps' endpoints for taking jobs.
+        reactor: "epoll", "poll", "select" or "asyncio". None selects the reactor that the apps need, or Twisted's
+            choice for the platform.
         uvloop: True to run the asyncio reactor on uvloop.
-        seconds: the time in seconds after which the run stops; None has no limit.
-        max_messages: the number of messages after which the run stops, for all apps together; None has no limit.
+        seconds: the time in seconds after which the run stops; None for no limit.
+        max_messages: the number of messages after which the run stops, for all apps together; None for no limit.
         drain_timeout: the time in seconds that a stop waits for unfinished handlers.
         log_level: "debug", "info", "warning" or "error"; ignored if the program has set up `logging`.
         log_format: "auto", "text" or "json"; ignored if the program has set up `logging`.
@@ -259,7 +263,7 @@ def run(
         UsageError: an option is invalid, an app is given twice or is already running, or a reactor or asyncio loop
             prevents the run. In this case, no reactor, signal handler or log handler was installed.
     """
-    # Everything that can be refused is checked before anything is installed.
+    # Check all options and surroundings before installing anything.
     given: EndpointOptions = {"sub": sub, "pub": pub, "rep": rep, "req": req, "jobs": jobs, "work": work}
     _refuse_options(given, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
@@ -366,7 +370,7 @@ class _Program:
             for plan in plans
         ]
         for service in self._services:
-            service.reports = False  # its lines are in order with those of the whole run
+            service.reports = False  # this object logs the lines itself, in order with those of the whole run
         self._drain_timeout = drain_timeout
         self._code = 0
         self._signals = 0
@@ -453,7 +457,7 @@ class _Program:
         """
         from twisted.internet.defer import DeferredList
 
-        if self._why != _ENDPOINT_FAILED:  # that error is already logged, in one line
+        if self._why != _ENDPOINT_FAILED:  # the error of the endpoint is already logged, in one line
             _log.info("stopping: %s", self._why or "the reactor was stopped")
         self._why = self._why or "stopped"
         began = self._reactor.seconds()
@@ -478,7 +482,7 @@ class _Program:
         self._watch.start()
 
     def _sum_up(self) -> None:
-        _flush_output()  # the output of handlers must precede the summary, also if both go to one file
+        _flush_output()  # the output of handlers must precede the summary, even if both go to one file
         for service in self._services:
             log_counters(service)
         gc.collect()  # Twisted reports a failure in a reference cycle only when the cycle is collected
@@ -524,7 +528,7 @@ def end_now(code: int, why: str) -> None:
         logging.shutdown()
         sys.stdout.flush()
     finally:
-        os._exit(code)  # also if flushing raises, because a signal has interrupted a print
+        os._exit(code)  # even if flushing raises an error, because a signal has interrupted a print
 
 
 def _count_unhandled_failures() -> list[object]:

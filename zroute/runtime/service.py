@@ -37,7 +37,7 @@ _log = logging.getLogger("zroute")
 class AppService(Service):
     """A Twisted service that runs an app; ``app.service(reactor)`` creates it.
 
-    A Twisted program adds it to its own services:
+    A Twisted program adds the service to its own services:
 
         service = app.service(reactor)
         service.setServiceParent(application)
@@ -87,7 +87,7 @@ class AppService(Service):
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
         self._in_start = False  # while it is True, `startService` raises an EndpointError itself
-        # It fires also if the start fails: Twisted would log a failed Deferred that no code awaits.
+        # This Deferred also fires if the start fails: Twisted would log a failed Deferred that no code awaits.
         self._started: Deferred[None] = Deferred()
         self._failure: Failure | None = None
         self._clock_check: Looping | None = None
@@ -98,7 +98,7 @@ class AppService(Service):
     def started(self) -> Deferred[None]:
         """A new Deferred that fires when the app has subscribed.
 
-        The Deferred fails if the start fails. It can be requested at any time, also after the start.
+        The Deferred fails if the start fails. This property can be read at any time, even after the start.
         """
         waiting: Deferred[None] = Deferred()
 
@@ -119,15 +119,15 @@ class AppService(Service):
 
     @property
     def identity(self) -> str:
-        """The publisher's name and epoch, as subscribers log them; "" if it has no name."""
+        """The publisher's name and epoch, as subscribers log them; "" without a name."""
         return self._run.identity if self._run else ""
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name
         """Open resources and sockets, run ``on_startup``, subscribe, and start timers.
 
-        If resources or hooks are async, the start ends later; see `started`. The reactor's clock no longer jumps if the
-        machine's clock is set: see `zroute.runtime.steady_clock`. Under ``twistd`` and ``twist``, log records go to
-        Twisted's log: see `zroute.logs.log_to_twisted`.
+        If resources or hooks are async, the start ends later; see `started`. After this call, the reactor's clock does
+        not jump when the machine's clock is set: see `zroute.runtime.steady_clock`. Under ``twistd`` and ``twist``, log
+        records go to Twisted's log: see `zroute.logs.log_to_twisted`.
 
         Raises:
             EndpointError: an endpoint can't be opened.
@@ -160,7 +160,7 @@ class AppService(Service):
     def stopService(self) -> Deferred[StopReport]:  # noqa: N802  # Twisted's name
         """Stop publishing, handle received messages, run ``on_shutdown``, and close.
 
-        The Deferred fires with a `StopReport`, within about ``drain_timeout`` seconds and another 3 s for the sockets.
+        The Deferred fires with a `StopReport`, after at most about ``drain_timeout`` seconds plus 3 s for the sockets.
         A second call waits for the same stop.
         """
         if self._stopping is None:
@@ -174,7 +174,7 @@ class AppService(Service):
             if run is None:
                 self._stopping.callback(StopReport({}))
             else:
-                if self._logs_stop and self.exit_code is None:  # an exit code is logged with its reason
+                if self._logs_stop and self.exit_code is None:  # otherwise the exit code is logged, with its reason
                     _log.info("%s: stopping", self.plan.name)
                 ending = Deferred.fromCoroutine(run.end(self.drain_timeout))
                 ending.addCallback(self._log_stop).chainDeferred(self._stopping)
@@ -236,7 +236,7 @@ class AppService(Service):
         elif isinstance(error, EndpointError):  # one line is enough; `startService` raises it if it still runs
             if self.logs_failed_start and not self._in_start:
                 _log.error("%s", error)
-        elif isinstance(error, SystemExit):  # its text is written for the user, as in a script
+        elif isinstance(error, SystemExit):  # as in a script, its text is a message for the user
             self._note_exit(exit_code(error))
             why = f"it exits with code {self.exit_code}" if isinstance(error.code, int | None) else error
             _log.error("%s did not start: %s", self.plan.name, why)

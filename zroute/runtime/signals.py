@@ -85,7 +85,7 @@ def run_reactor(reactor: Any, handler: Handler, start: Callable[..., object], *a
     steady_clock(reactor)
     if in_main_thread():
         _handle(handler)
-        reactor.callWhenRunning(_handle, handler)  # again, because the starting reactor sets Twisted's handlers
+        reactor.callWhenRunning(_handle, handler)  # set the handler again: the starting reactor sets Twisted's handlers
     reactor.callWhenRunning(start, *arguments)
     reactor.run(installSignalHandlers=in_main_thread())
 
@@ -117,7 +117,7 @@ class StopSignals:
 
     Args:
         stop: Called at the first signal, to stop in an orderly way.
-        end_now: Called with the number of a later signal. It ends the process, with the exit code 128 + number.
+        end_now: Called with the number of a later signal. Ends the process with the exit code 128 + number.
 
     Attributes:
         arrived: True after the first signal.
@@ -152,8 +152,8 @@ def _handle(handler: Handler) -> None:
 def waking_descriptor() -> int:
     """Return a file descriptor that becomes readable at each signal.
 
-    It is for a main thread without a reactor. Each signal writes one byte, which contains its number, to the
-    descriptor. The descriptor stays open until the process ends.
+    Use it in a main thread without a reactor. Each signal writes one byte to the descriptor: the number of the signal.
+    The descriptor stays open until the process ends.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

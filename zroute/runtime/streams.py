@@ -113,7 +113,7 @@ class Stream(Generic[T]):
             raise UsageError("the stream is not open: use `async with app.stream(…) as messages`")
         if self._waiting is not None:
             raise UsageError("another loop already reads this stream: open one stream for each loop")
-        self._settle()  # asking for the next message means that the last one is handled
+        self._settle()  # a request for the next message means that the last one has been handled
         if not self._offered and not self._finished:
             self._waiting = Deferred()
             try:

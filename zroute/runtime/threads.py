@@ -28,12 +28,12 @@ _FORKED = (
 class Threads:
     """The thread and the process of a run, and its calls to and from other threads.
 
-    The object belongs to the thread that creates it.
+    The object belongs to the thread that creates the object.
 
     Args:
         name: The name of the app, for errors.
         reactor: The reactor of the run.
-        start: Runs an awaitable, and returns a Deferred of its result.
+        start: Runs an awaitable, and returns a Deferred for the result.
     """
 
     def __init__(self, name: str, reactor: Any, start: Callable[[Awaitable[Any]], Deferred[Any]]) -> None:
@@ -50,7 +50,7 @@ class Threads:
         return get_ident() == self._thread
 
     def close(self) -> None:
-        """End all calls of `call_from_thread` with an error; they would wait forever."""
+        """End all calls of `call_from_thread` with an error, so that none waits forever."""
         self._closed = True
         for call in tuple(self._calls):
             if not call.done():
@@ -104,7 +104,7 @@ class Threads:
 
         def end(result: Any) -> None:
             if future.done():
-                return  # the app has stopped meanwhile; the waiting thread already got the error
+                return  # the app stopped during the call; the waiting thread already got the error
             if isinstance(result, Failure):
                 future.set_exception(error_of(result))
             else:

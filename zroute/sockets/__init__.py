@@ -1,1 +1,1 @@
-"""All code that uses ZeroMQ sockets. It runs on the reactor's thread."""
+"""All code that uses ZeroMQ sockets. This code runs in the reactor's thread."""

@@ -1,8 +1,8 @@
 """The size of the subscriptions of each connection of a publisher.
 
 This module does no I/O. libzmq reports a prefix when the first peer subscribes to it, and when the last peer has
-withdrawn it. Between these reports, the prefix uses memory. It is charged to the connection that subscribed first,
-until no peer subscribes to it any more.
+withdrawn it. Between these reports, the prefix uses memory. This memory is charged to the connection that subscribed
+first, until no peer subscribes to the prefix any more.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ _log = logging.getLogger("zroute.sockets")
 _OLDEST_LIBZMQ = (4, 3, 5)  # the version that the algorithm and the options were tested with
 _GONE = (zmq.ENOTSOCK, zmq.ETERM)
 _SEND_ONLY = (zmq.PUSH, zmq.PUB)
-_LAST = zmq.DONTWAIT.value  # a number: an operation on an enum would make another enum
+_LAST = zmq.DONTWAIT.value  # a number, because an operation on an enum would create another enum
 _POLLIN, _POLLOUT = zmq.PollEvent.POLLIN.value, zmq.PollEvent.POLLOUT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
@@ -328,14 +328,14 @@ class Connection:
                 if spent < READ_SECONDS / 32:  # fast handlers: a larger slice still ends in time
                     size = READ_SLICE * 4
             if not self.paused:
-                self._read_again()  # a frame may be partly handled, and EVENTS does not report its rest
+                self._read_again()  # a frame may be partly handled, and EVENTS does not report the rest of a frame
         except zmq.Again:
             self.emptied = True
-            if self._poke is None and not self._waiting:  # no other call has used the socket since
+            if self._poke is None and not self._waiting:  # no other call has used the socket since the last check
                 return
         except zmq.ZMQError as error:
             self._failed(error)
-        except Exception:  # the reactor would drop the socket because of it
+        except Exception:  # the reactor would drop the socket because of the error
             _log.exception("zroute failed to read a message because of a bug: please report this. Reading continues")
         if not self.closed:
             self._look()
@@ -358,7 +358,7 @@ class Connection:
         if self._waiting and events & _POLLOUT:
             ready, self._waiting = self._waiting, []
             for waiting in ready:
-                if not waiting.called:  # an earlier callback may have cancelled it
+                if not waiting.called:  # an earlier callback may have cancelled this Deferred
                     waiting.callback(None)
 
     def _failed(self, error: zmq.ZMQError) -> None:
@@ -411,7 +411,7 @@ class Connection:
         return self.try_send_bytes(parts)
 
     def try_send_bytes(self, parts: Sequence[bytes]) -> bool:
-        """Send parts that are surely bytes, all or none; see `try_send`."""
+        """Send parts that are known to be bytes, all or none; see `try_send`."""
         send, last = self._send, len(parts) - 1
         self.poke()
         try:  # parts are sent together (zmq_msg_send(3)): libzmq can refuse only the first
@@ -475,9 +475,9 @@ class Connection:
             self._poke.reset(0)
 
     def _soon(self) -> Any:
-        """Look in the next turn of asyncio's loop.
+        """Check the socket in the next turn of asyncio's loop.
 
-        A timer of its reactor costs three times as much.
+        A timer of the asyncio reactor costs three times as much.
         """
         try:
             return asyncio.get_running_loop().call_soon(self._poked)
@@ -539,7 +539,7 @@ class Connection:
         self._socket.close(linger)
         left, self._waiting = self._waiting, []
         for waiting in left:
-            if waiting.called:  # an earlier errback may have cancelled it
+            if waiting.called:  # an earlier errback may have cancelled this Deferred
                 continue
             waiting.errback(NotRunningError(f"this {type(self).__name__} was closed"))
 
@@ -550,7 +550,7 @@ class Connection:
         would be lost. Even removing the descriptor from an epoll set in the child would remove it for the parent.
         """
         self.closed = True
-        self._parents = self._socket  # a reference, so that the garbage collector does not close it here
+        self._parents = self._socket  # a reference, so that the garbage collector does not close the socket here
         self._socket = cast("zmq.Socket[Any]", _Refusing())
         self._recv = self._send = _refuse
 
@@ -558,8 +558,8 @@ class Connection:
 class _Monitor(Connection):
     """Reads the events of ``owner``'s connections.
 
-    The owner closes it after it has told libzmq to send no more events. Otherwise the thread that sends an event, ours
-    or libzmq's own, would wait forever for a reader.
+    The owner first tells libzmq to send no more events, and then closes the monitor. Otherwise the thread that sends an
+    event, ours or libzmq's own, would wait forever for a reader.
     """
 
     owner: Connection

@@ -23,7 +23,7 @@ from zroute.throttle import ThrottledLog
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
 NO_ANSWER = 3.0
-"""The time in seconds without a connection after which the absence is logged. It is longer than a restart."""
+"""The time in seconds without a connection after which the absence is logged. A restart takes less time."""
 
 _ENDED = 10.0
 """The time in seconds within which a publisher disconnects after a goodbye.
@@ -31,7 +31,7 @@ _ENDED = 10.0
 If the connection ends later, it was not a connection to the publisher itself, but for example to a proxy.
 """
 
-_MINUTE = 60.0  # seconds of a window of repeated lines
+_MINUTE = 60.0  # the time in seconds in which repeated lines are summarized
 
 _NO_ATTEMPT = ("no attempt yet", "no attempt yet, because the host name is still being looked up")
 """The reason before libzmq has reported an attempt.
@@ -213,7 +213,7 @@ def _stop(dial: _Dial) -> None:
 
 
 def _reason(endpoint: str, event: SocketEvent) -> str:
-    """Return the reason of a failed attempt, and libzmq's name of the event."""
+    """Return the reason for a failed attempt, and libzmq's name for the event."""
     tcp = endpoint.startswith("tcp://")
     silent = "accepts the connection, but does not send a greeting of ZMTP 3"
     if event.name == "connect_retried":

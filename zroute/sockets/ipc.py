@@ -124,7 +124,7 @@ def _server(path: str) -> int | None:
             return None
         except PermissionError:
             raise zmq.ZMQError(errno.EACCES) from None
-        except OSError:  # its queue is full, or it is a socket of another type
+        except OSError:  # the queue of the socket is full, or the socket has another type
             return 0
         with suppress(OSError, AttributeError):  # a system without SO_PEERCRED
             # struct ucred of unix(7): process, user and group

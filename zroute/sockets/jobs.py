@@ -1,6 +1,6 @@
-"""The sockets of jobs.
+"""The sockets for jobs.
 
-An owner has a ROUTER, and a worker has a DEALER for each owner.
+An owner has one ROUTER. A worker has a DEALER for each owner.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["JobsConnection", "WorkConnection"]
 
 _log = logging.getLogger("zroute.sockets")
 
-_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until we connect again, doubled each time up to the maximum; as RECONNECT_IVL
+_AGAIN, _AGAIN_MAX = 0.1, 5.0  # the first and the longest pause in seconds before reconnecting; like RECONNECT_IVL
 _PROBES = (0.005, 0.1)
-"""Seconds after the end of a connection at which the owner looks for the worker that had it.
+"""The delays in seconds, after the end of a connection, at which the owner searches for the lost worker.
 
-libzmq reports the end before it takes the connection from the socket.
+There are two delays, because libzmq reports the end before it removes the connection from the socket.
 """
 
 
@@ -36,7 +36,7 @@ class Owner(Protocol):
         """Process a message from the worker ``id``."""
 
     def probe(self) -> None:
-        """Send to all workers, to find those whose connections have ended."""
+        """Send to all workers, to find connections that have ended."""
 
 
 class Worker(Protocol):
@@ -46,20 +46,20 @@ class Worker(Protocol):
         """Make an offer."""
 
     def disconnected(self) -> None:
-        """Forget the jobs that have not begun."""
+        """Forget the jobs, because the owner gives them to other workers."""
 
     def received(self, parts: Sequence[bytes]) -> None:
-        """Process a message of the owner."""
+        """Process a message from the owner."""
 
 
 class JobsConnection(RouterConnection):
     """The socket of an owner of jobs.
 
-    A worker never gets more jobs than its credits, so only the queue of one that reads nothing is full. Binds unless an
-    endpoint begins with ``connect:``. Set ``owner`` before `open`.
+    A worker never gets more jobs than its credits, so the queue to a worker is full only if the worker reads nothing.
+    Binds each endpoint, or connects to it if it begins with ``connect:``. Set ``owner`` before `open`.
 
     Args:
-        reactor: The Twisted reactor that the socket is read on.
+        reactor: The Twisted reactor that reads the socket.
         context: The ZeroMQ context; by default the context of the process.
         options: Other options of the socket.
     """
@@ -81,7 +81,7 @@ class JobsConnection(RouterConnection):
 
         Raises:
             UnknownPeerError: The worker has disconnected.
-            HighWaterMarkError: Its queue is full.
+            HighWaterMarkError: The queue to the worker is full.
         """
         try:
             if not self.try_send_bytes((id, *parts)):
@@ -111,18 +111,18 @@ class JobsConnection(RouterConnection):
     def _probe(self) -> None:
         del self._probes[0]
         if not self.closed:
-            self.doRead()  # reports that have arrived come first
+            self.doRead()  # process reports that have arrived before losing their worker
             self.owner.probe()
 
 
 class WorkConnection:
     """The socket of a worker that takes jobs from one owner.
 
-    Each connection gets a new DEALER. If libzmq reconnected an old one, it would send the reports that are still in its
-    queue before the worker has made its offer.
+    Each connection gets a new DEALER. If libzmq reconnected an old DEALER, libzmq would first send the reports in the
+    old queue, before the worker's offer.
 
     Args:
-        reactor: The Twisted reactor that the sockets are read on.
+        reactor: The Twisted reactor that reads the sockets.
         endpoint: The endpoint of the owner.
         name: The name of the connection in logs.
         watchers: Functions that are called with each event of a connection.
@@ -146,7 +146,7 @@ class WorkConnection:
         self._watchers = watchers
         self._context = context
         self._options: SocketOptions = {"sndhwm": JOB_MESSAGES, **options}
-        self._told = not endpoint.address.startswith("inproc://")  # libzmq sends no events about others
+        self._told = not endpoint.address.startswith("inproc://")  # over inproc, libzmq sends no events
         self._pause = _AGAIN
         self._again: Any = None
         self._dealer: DealerConnection | None = None
@@ -156,7 +156,7 @@ class WorkConnection:
     def open(self) -> str:
         """Connect to the owner; return the address.
 
-        Set ``worker`` before.
+        Set ``worker`` before this call.
 
         Raises:
             EndpointError: The endpoint can't be opened.
@@ -178,17 +178,17 @@ class WorkConnection:
         return address
 
     def tell(self, parts: Sequence[bytes]) -> bool:
-        """Send the parts of a message to the owner. Return False if that is impossible."""
+        """Send the parts of a message to the owner; return False if it can't be sent."""
         dealer = self._dealer
         return dealer is not None and not dealer.closed and dealer.try_send_bytes(parts)
 
     def reconnect(self) -> None:
-        """Close the socket, and connect again with another one."""
+        """Close the socket, and reconnect with a new socket."""
         if self._dealer is not None:
             self._drop(self._dealer)
 
     def close(self, linger: int | None = None) -> None:
-        """Close the socket, and do not connect again."""
+        """Close the socket, and do not reconnect."""
         self.closed = True
         if self._again is not None:
             self._again.cancel()
@@ -206,7 +206,7 @@ class WorkConnection:
         if event.name == "handshake_succeeded":
             self.worker.connected()
         elif event.name == "disconnected":
-            dealer.doRead()  # process what has arrived, such as the stop of the owner
+            dealer.doRead()  # process messages that have arrived, such as the owner's stop
             self.worker.disconnected()
             if self._endpoint.bind:
                 return
@@ -225,8 +225,8 @@ class WorkConnection:
         self._again = None
         try:
             self.open()
-        except EndpointError as error:  # such as an address that is still in use
-            _log.warning("%s: can't open it again yet: %s", self._endpoint, error)
+        except EndpointError as error:  # for example, the address is still in use
+            _log.warning("%s: can't reconnect yet: %s", self._endpoint, error)
             self._open_later()
         except (NotRunningError, zmq.ZMQError) as error:  # the context is terminated, or no descriptor is free
-            _log.error("%s: can't connect again: %s", self._endpoint, error)
+            _log.error("%s: can't reconnect: %s", self._endpoint, error)

@@ -7,8 +7,8 @@ This module does not use ZeroMQ. The addresses in events do not identify a conne
 - Two names can have the same address.
 - All connections to a bound endpoint have the same address.
 
-A connection is therefore found by its descriptor if the event contains a descriptor (``connected``, ``accepted``,
-``disconnected``). Only for other events, it is found by the address.
+This module therefore finds a connection by its descriptor if the event contains a descriptor (``connected``,
+``accepted``, ``disconnected``). Only for other events does it use the address.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Links:
     def _connected(self, event: SocketEvent) -> Link | None:
         free = (each for each in self._dialled if each.link is None)
         found = _best(free, event.address) or _best(self._dialled, event.address)
-        if found is None:  # its endpoint was disconnected in the meantime
+        if found is None:  # the endpoint was disconnected in the meantime
             return None
         if found.link is not None:  # the endpoint was opened again, and libzmq sent no event of the first one's end
             self._end([found.link])
@@ -215,7 +215,7 @@ class Links:
             for each in [each for each in self._dialled if each.link is link]:
                 each.link = None
                 self._dialled.remove(each)
-                self._dialled.append(each)  # after those that were lost earlier: libzmq tries these first
+                self._dialled.append(each)  # after endpoints that were lost earlier, which libzmq tries first
 
     # -- queries ---------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A publisher that waits instead of dropping messages.
 
-It ends only when its subscribers have read all messages. PUB/SUB sockets lose messages silently in two cases, which
-this module prevents:
+The publisher ends only when its subscribers have read all messages. PUB/SUB sockets lose messages silently in two
+cases, which this module prevents:
 
 - **A full queue.** With XPUB_NODROP (zmq_setsockopt(3)), a send fails with EAGAIN, and no subscriber receives the
   message.
@@ -135,7 +135,7 @@ class LosslessPubConnection(XPubConnection):
             self.lost_to += returned
             done.callback(read and not self.lost_to)
 
-        # A separate thread, since `term` blocks; a daemon, so that a second signal does not wait for it.
+        # A separate thread, because `term` blocks; a daemon, so that a second signal does not wait for the thread.
         threading.Thread(target=wait, name="zroute-finish", daemon=True).start()
         return done
 
@@ -174,7 +174,7 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
     deadline = time.monotonic() + seconds
     context.term()
     complete = time.monotonic() < deadline
-    resets = [peer for peer in peers if peer.reset]  # before the shutdown, after which a closed one looks the same
+    resets = [peer for peer in peers if peer.reset]  # a connection after the shutdown looks the same
     for peer in peers:
         with suppress(OSError):  # the peer has disconnected
             peer.socket.shutdown(socket.SHUT_WR)

@@ -1,19 +1,19 @@
 """Host names: connect to all addresses of a name, and find names with IPv6 only.
 
-**All addresses.** libzmq connects to the first address of a name, and never tries the second. A name may stand for
-several publishers, as in a headless service of Kubernetes. So `Names` looks up a name, connects to each of its
-addresses, and looks again every `EVERY` seconds. ``localhost`` is left to libzmq: it is this machine, and never
-changes.
+**All addresses.** libzmq connects to the first address of a name, and never tries the second. A name may refer to
+several publishers, as in a headless service of Kubernetes. `Names` therefore looks up a name, connects to each of its
+addresses, and repeats the look-up every `EVERY` seconds. `Names` does not look up ``localhost``, because this name
+always refers to this machine.
 
-The system's resolver (getaddrinfo(3)) looks names up, in a thread. It knows ``/etc/hosts``, the search domains of
-``/etc/resolv.conf`` and all other sources of nsswitch.conf(5), exactly like libzmq. A resolver in Python, such as
-twisted.names, knows neither search domains nor other sources: it would not find the short name of a service, or a name
-of the local network, to which libzmq can connect.
+The system's resolver (getaddrinfo(3)) looks names up, in a thread. Like libzmq, it uses ``/etc/hosts``, the search
+domains in ``/etc/resolv.conf`` and all other sources in nsswitch.conf(5). A resolver in Python, such as twisted.names,
+uses neither search domains nor other sources. It would not find some names to which libzmq can connect: the short name
+of a service, or a name in the local network.
 
 **IPv6 only.** While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't find a host without one.
 With ZMQ_IPV6=1, it prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at 127.0.0.1 would be
-unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds these names for
-sockets whose names `Names` does not follow. It also looks each name up in a thread, because a name server that does not
+unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds these names, for
+endpoints that `Names` does not follow. `Lookups` also uses a thread for each name, because a name server that does not
 answer would block the reactor.
 """
 
@@ -39,10 +39,10 @@ __all__ = ["AGAIN", "EVERY", "Lookups", "Names", "addresses_of", "has_addresses"
 _log = logging.getLogger("zroute.sockets")
 
 EVERY = 10.0
-"""Seconds between two look-ups of a name that has addresses."""
+"""The time in seconds between two look-ups of a name that has addresses."""
 
 SOON = 1.0
-"""Seconds between two look-ups of a name that has no address yet."""
+"""The time in seconds between two look-ups of a name that has no address yet."""
 
 AGAIN = 5.0
 """The time in seconds between two look-ups of a name that can't be resolved yet."""
@@ -70,14 +70,14 @@ def has_addresses(endpoint: Endpoint) -> bool:
 
 
 def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
-    """Return the IP addresses of a host, of one kind only.
+    """Return either the IPv4 or the IPv6 addresses of a host.
 
-    These are the IPv4 addresses if the host has any, otherwise its IPv6 addresses; with ``prefer_ipv6``, the opposite.
-    Both kinds together would connect the host twice. This call blocks.
+    The result contains the IPv4 addresses if the host has any, and otherwise the IPv6 addresses. With ``prefer_ipv6``,
+    the order is reversed. With both kinds of addresses, the socket would connect to the host twice. This call blocks.
 
     Raises:
         OSError: The name can't be resolved.
-        UnicodeError: It is not a valid name: a label has more than 63 characters.
+        UnicodeError: The name is invalid: a label has more than 63 characters.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     first, second = (socket.AF_INET6, socket.AF_INET) if prefer_ipv6 else (socket.AF_INET, socket.AF_INET6)
@@ -89,7 +89,8 @@ def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
 class _Followed:
     """A followed name, its connected addresses, and the timer of a look-up.
 
-    ``failed`` is True if the last look-up has failed, and ``refused`` if one of its addresses could not be connected.
+    ``failed`` is True if the last look-up has failed. ``refused`` is True if the last attempt to connect to new
+    addresses has failed for an address.
     """
 
     endpoint: str
@@ -103,17 +104,17 @@ class _Followed:
 class Names:
     """Connects a socket to each address of the host names in its endpoints.
 
-    A look-up that fails changes nothing, and is logged once. An address that can't be connected, because no descriptor
-    is free, is logged once too, and tried again after the next look-up. All methods must be called on the reactor's
-    thread.
+    If a look-up fails, `Names` keeps all connections, and logs the failure once. The socket may be unable to connect to
+    an address, for example because no descriptor is free. `Names` then logs the error once, and tries again after the
+    next look-up. All methods must be called in the reactor's thread.
 
     Args:
         reactor: The Twisted reactor, for timers.
         subject: The first word of log lines.
         connect: Called with ``tcp://address:port`` for each new address of a name.
-        disconnect: Called for each address that the name no longer has. The owner reads the messages of this
-            connection first, if there can be any.
-        prefer_ipv6: True to take IPv6 addresses if a name has any.
+        disconnect: Called for each address that the name no longer has. If messages from this connection may be unread,
+            the owner reads them before it disconnects.
+        prefer_ipv6: True to use IPv6 addresses if a name has any.
     """
 
     def __init__(
@@ -135,13 +136,13 @@ class Names:
     def follow(self, endpoint: str) -> None:
         """Connect to the addresses of the name in this endpoint from now on.
 
-        The first of them is connected when the first look-up has ended.
+        The socket connects to the first addresses when the first look-up has ended.
 
         Args:
             endpoint: An address with a host name, such as ``tcp://feeds:5555``; see `has_addresses`.
 
         Raises:
-            EndpointError: The name has characters that no host name has.
+            EndpointError: The name contains characters that are not valid in a host name.
         """
         host = host_name(endpoint)
         if host is None or not _HOST.fullmatch(host):
@@ -158,9 +159,9 @@ class Names:
         return () if followed is None else tuple(followed.addresses)
 
     def forget(self, endpoint: str) -> tuple[str, ...]:
-        """Stop following an endpoint; return its addresses, which the caller disconnects.
+        """Stop following an endpoint; return the addresses for the caller to disconnect.
 
-        Those that another followed name has too are left out.
+        The result omits addresses that another followed name has too.
         """
         followed = self._followed.pop(endpoint, None)
         if followed is None:
@@ -188,7 +189,7 @@ class Names:
             self._reactor.callFromThread(self._answered, followed, answer)
 
     def _answered(self, followed: _Followed, answer: list[str] | Exception) -> None:
-        if self._followed.get(followed.endpoint) is not followed:  # forgotten meanwhile
+        if self._followed.get(followed.endpoint) is not followed:  # forgotten during the look-up
             return
         try:
             if isinstance(answer, Exception):
@@ -211,7 +212,7 @@ class Names:
         _log.warning(text, self._subject, followed.endpoint, reason, kept)
 
     def _change(self, followed: _Followed, addresses: list[str]) -> None:
-        """Connect to new addresses and disconnect from vanished ones."""
+        """Connect to new addresses, and disconnect from addresses that have vanished."""
         before, followed.addresses = followed.addresses, addresses
         failed, followed.failed = followed.failed, False
         new = [each for each in addresses if each not in before and not self._elsewhere(each, followed)]
@@ -228,9 +229,9 @@ class Names:
             _log.info("%s: the name in %s has %s", self._subject, followed.endpoint, facts)
 
     def _connected(self, followed: _Followed, addresses: list[str]) -> list[str]:
-        """Connect to addresses; return those that are connected.
+        """Connect to addresses; return the addresses for which this has succeeded.
 
-        The others are new again in the next look-up.
+        The next look-up treats the other addresses as new.
         """
         errors: dict[str, Exception] = {}
         for address in addresses:

@@ -80,6 +80,6 @@ class Origins:
             self._look()
             link = self._links.at(fd)
         if link is not None:
-            link.ready = True  # even if no event said so: messages follow the handshake
+            link.ready = True  # even without an event: messages arrive only after the handshake
             self._heard.add(link.id)
             self.link = link

@@ -165,7 +165,7 @@ class SocketPair:
         app, context = self._app, self._context.acquire()
         self._acquired = True
         try:
-            # Publishers first: over inproc, a connect before the bind would have to wait for it.
+            # Open the publishing socket first: over inproc, a connect before the bind would have to wait for the bind.
             if self._publish_to:
                 self.pub = self._watched(
                     XPubConnection(self._reactor, context=context, sndhwm=app.send_queue, **app.options)
@@ -234,7 +234,7 @@ class SocketPair:
 
     def _dial(self, address: str) -> None:
         """Connect the SUB socket to an address of a host name."""
-        if address in self._vanishing:  # it is connected still
+        if address in self._vanishing:  # the socket is still connected to this address
             self._vanishing.discard(address)
         elif self.sub is not None:
             self.sub.open(Endpoint(address, bind=False))
@@ -349,7 +349,7 @@ class SocketPair:
         self._subscriptions = tuple(wanted)
 
     def resubscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Unsubscribe from those prefixes that are active, and subscribe to them again."""
+        """Unsubscribe from the prefixes that are active, and subscribe to them again."""
         if self.sub is None:
             return
         known = set(self._subscriptions)
@@ -396,7 +396,7 @@ class SocketPair:
     def _each_end(self) -> Iterator[tuple[Endpoint, str]]:
         """Yield each endpoint of the SUB socket and its resolved address.
 
-        Each address of a host name is an endpoint. A name without an address is one too.
+        Each address of a host name counts as an endpoint. A name without an address counts as one endpoint.
         """
         for endpoint, address in self._opened:
             at = self._names.of(address)

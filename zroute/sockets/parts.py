@@ -103,7 +103,7 @@ class PartsConnection(PersistentConnection):
             else:
                 if result is not None and is_awaitable(result):
                     as_deferred(cast("Any", result), asyncio_loop=self._on_loop).addErrback(self._errback)
-            if self.closed or self.paused:  # by ``on_message``
+            if self.closed or self.paused:  # ``on_message`` may have closed or paused the connection
                 return
 
     def _errback(self, failure: Failure) -> None:
@@ -145,8 +145,8 @@ class SendingConnection(PartsConnection):
             HighWaterMarkError: No peer is connected, or all send queues are full. Wait for `when_writable`, then send
                 again.
             NotRunningError: The connection is closed.
-            WrongThreadError: The caller is not on the thread that made the connection.
-            ForkedContextError: The process was forked from the one that made the connection.
+            WrongThreadError: The caller is not in the thread that created the connection.
+            ForkedContextError: This process is a fork of the process that created the connection.
             ValueError: There are no parts, or more than `MAX_PARTS`.
             TypeError: A part is not bytes-like.
         """
@@ -163,8 +163,8 @@ class SendingConnection(PartsConnection):
 def all_parts(frame: zmq.Frame, recv: Callable[..., Any], dontwait: int) -> list[bytes]:
     """Return the parts of a message whose first part is ``frame``.
 
-    It reads the message to its end, but keeps at most `MAX_PARTS` + 1 parts, because the caller rejects longer
-    messages.
+    This function reads the message to its end, but keeps at most `MAX_PARTS` + 1 parts, because the caller rejects
+    longer messages.
     """
     parts = [frame.bytes]
     while frame.more:

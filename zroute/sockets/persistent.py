@@ -51,14 +51,14 @@ _FITTING = {
 }
 
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
-_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports an attempt as soon as it plans it
+_GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports each attempt as soon as it is planned
 
 
 class PersistentConnection(Connection):
     """A `Connection` that keeps its open endpoints connected.
 
-    They stay connected until `disconnect` or `close`. ``links`` contains the connections while the socket is watched or
-    has connected to an endpoint. ``log`` logs the connections that this side opens.
+    The endpoints stay connected until `disconnect` or `close`. ``links`` contains the connections while the socket is
+    watched or has connected to an endpoint. ``log`` logs the connections that this side opens.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
@@ -153,7 +153,7 @@ class PersistentConnection(Connection):
         if self.closed or link is None or identity is None or not shut_down(link.fd, identity, discard=discard):
             return False
         if link.endpoint is not None:
-            self.log.told(link.endpoint)  # the caller logs it
+            self.log.told(link.endpoint)  # the caller logs the end of the connection
         return True
 
     def peer(self, id: int) -> str:
@@ -260,7 +260,7 @@ class PersistentConnection(Connection):
 
     def _disconnected(self, link: Link) -> None:
         self._identities.pop(link.id, None)
-        self._read_again()  # once all messages are read, none of this connection is left
+        self._read_again()  # when all messages have been read, no message of this connection is left
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)
             self._ends[link.endpoint] = link
@@ -306,7 +306,7 @@ class PersistentConnection(Connection):
     def _connect_by_ipv6(self, endpoint: str) -> None:
         """Reconnect to an endpoint whose host has only IPv6 addresses.
 
-        libzmq does not look for these by default.
+        libzmq does not look up IPv6 addresses by default.
         """
         if self.closed or endpoint not in self.dialled or self.links.is_dialled(endpoint):
             return

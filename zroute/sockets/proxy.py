@@ -1,12 +1,13 @@
 """A proxy between publishers and subscribers: XSUB, XPUB, and a thread.
 
-Publishers connect to the front (XSUB), subscribers to the back (XPUB). libzmq's own proxy (zmq_proxy_steerable(3))
-forwards messages from the front to the back, and subscriptions from the back to the front. It runs in C, in a thread
-of its own, so Python sees no message.
+Publishers connect to the front (XSUB), and subscribers connect to the back (XPUB). libzmq's own proxy
+(zmq_proxy_steerable(3)) forwards messages from the front to the back, and subscriptions from the back to the front. The
+proxy is C code that runs in its own thread, so Python code does not process the messages.
 
-A ZeroMQ socket may be used by one thread at a time. So while the proxy runs, the reactor's thread uses only the
-monitors of the two sockets, which tell about their connections. To bind, connect or close, it first ends the proxy's
-thread, and starts another one afterwards. No message is lost in between: messages wait in the sockets.
+Only one thread at a time may use a ZeroMQ socket. While the proxy runs, the reactor's thread therefore uses only the
+monitors of the two sockets, which report their connections. Before the reactor's thread binds, connects or closes a
+socket, it ends the proxy's thread. Afterwards it starts a new one. No message is lost meanwhile, because messages wait
+in the sockets.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["Forwarded", "Proxy"]
 
 _CONTROL = "inproc://zroute-proxy"
 _COUNTER = Struct("=Q")
-_ANSWER = 10_000  # milliseconds for an answer of the proxy's thread, which takes less than one
+_ANSWER = 10_000  # the timeout in milliseconds for an answer of the proxy's thread; usually it takes less than 1 ms
 
 
 @attrs.frozen
@@ -41,10 +42,10 @@ class Forwarded:
     """The counters of a proxy.
 
     Attributes:
-        frames: The frames that were forwarded to the back: one for each message, or one for each part of a message of
-            several parts. The queue of a subscriber may have dropped some of them.
-        bytes: Their bytes.
-        subscriptions: The subscriptions, withdrawals and markers that were forwarded to the front.
+        frames: The number of frames that were forwarded to the back: one for each message, or one for each part of a
+            message with several parts. The queue of a subscriber may have dropped some of these frames.
+        bytes: The total size of these frames in bytes.
+        subscriptions: The number of subscriptions, withdrawals and markers that were forwarded to the front.
     """
 
     frames: int = 0
@@ -62,9 +63,10 @@ class Proxy:
     Args:
         reactor: The Twisted reactor that follows the connections.
         name: The first word of log lines.
-        failed: Called on the reactor's thread if the proxy ends by itself.
-        max_message: The bytes of the largest message body. A larger frame ends the connection of its publisher.
-        send_queue: The frames that wait for each subscriber. Beyond them, libzmq drops messages for this subscriber.
+        failed: Called in the reactor's thread if the proxy ends because of an error.
+        max_message: The maximum size of a message body in bytes. A larger frame ends the connection of its publisher.
+        send_queue: The maximum number of frames that wait for each subscriber. While a subscriber's queue is full,
+            libzmq drops messages for this subscriber.
     """
 
     def __init__(
@@ -77,9 +79,9 @@ class Proxy:
         self._context = SharedContext()
         context = self._context.acquire()
         limit = frame_limit(max_message)
-        # The front can only have subscriptions to send, and sends all of them to each new peer.
+        # The front sends only subscriptions, and sends all of them to each new peer. So unsent ones can be dropped.
         front = with_options(socket_options("XSUB"), {"maxmsgsize": limit, "linger": LINGER_ABORT})
-        # libzmq's proxy reads subscriptions in its own thread, so no limit has to keep a reactor free.
+        # libzmq's proxy reads subscriptions in its own thread, so they need no limit that protects the reactor.
         back = with_options(socket_options("XPUB"), {"sndhwm": send_queue, "rcvhwm": 0})
         self.front = _End(reactor, make_socket(context, zmq.XSUB, front), self._halted)
         """The XSUB socket."""
@@ -94,7 +96,7 @@ class Proxy:
         self._thread: threading.Thread | None = None
         self._has_failed = False
         self.forwarded = Forwarded()
-        """What was forwarded, up to date after `close`.
+        """The number of forwarded frames, bytes and subscriptions, up to date after `close`.
 
         Under load, the frames of the last millisecond are not counted.
         """
@@ -102,7 +104,7 @@ class Proxy:
     def open(self, front: Endpoint, back: Endpoint) -> tuple[str, str]:
         """Bind or connect both sockets; return the resolved addresses.
 
-        A host name is followed: see `Names`.
+        If an endpoint has a host name, `Names` follows the addresses of that name.
 
         Raises:
             EndpointError: An endpoint can't be opened.
@@ -120,7 +122,7 @@ class Proxy:
         return endpoint.address
 
     def start(self) -> None:
-        """Forward messages and subscriptions from now on."""
+        """Start to forward messages and subscriptions."""
         self._has_failed = False
         self._thread = threading.Thread(target=self._forward, name="zroute-proxy", daemon=True)
         self._thread.start()
@@ -128,8 +130,8 @@ class Proxy:
     def close(self) -> Deferred[None]:
         """Stop forwarding and close the sockets.
 
-        The Deferred fires when the queued messages of all subscribers are sent, at the latest after `LINGER_DRAIN`
-        milliseconds.
+        The Deferred fires when the queued messages for all subscribers have been sent, at the latest after
+        `LINGER_DRAIN` milliseconds.
         """
         for names in self._names:
             names.close()
@@ -142,20 +144,21 @@ class Proxy:
 
     def _forward(self) -> None:
         """Run libzmq's proxy, in its thread, until `_halt`."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # libzmq would begin its counters again
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # a signal would reset libzmq's counters
         try:
             zmq.proxy_steerable(self.front.socket, self.back.socket, None, self._steered)
         except BaseException as error:
-            self._has_failed = True  # first: then `_halt` asks it nothing
+            self._has_failed = True  # set before the call, so that `_halt` sends no command to the ended proxy
             self._reactor.callFromThread(self._failed, error)
 
     def _halt(self) -> bool:
-        """End the proxy's thread, and add up its counters; return True if it ran."""
+        """End the proxy's thread, and add its counters; return True if the thread ran."""
         thread, self._thread = self._thread, None
         if thread is None:
             return False
         if thread.is_alive() and not self._has_failed:
-            # Its counters end with it. What it forwards between the two commands is not counted; PAUSE stops nothing.
+            # The counters are lost when the proxy ends, so read them first. Frames that the proxy forwards between the
+            # two commands are not counted. PAUSE would not help, because the proxy then still forwards frames.
             self._control.send(b"STATISTICS")
             self._control.send(b"TERMINATE")
             self.forwarded += _forwarded(self._control.recv_multipart())
@@ -165,9 +168,9 @@ class Proxy:
 
     @contextmanager
     def _halted(self) -> Iterator[None]:
-        """End the proxy's thread for the time of a block.
+        """End the proxy's thread for the duration of a ``with`` block.
 
-        In the block, this thread may use the sockets.
+        Inside the block, the calling thread may use the sockets.
         """
         ran = self._halt()
         try:
@@ -180,8 +183,8 @@ class Proxy:
 class _End(PersistentConnection):
     """A socket of a proxy: the reactor follows only its connections.
 
-    The messages are left to the proxy's thread.
-    ``halted`` returns a context manager for the blocks that use the socket on the reactor's thread.
+    The proxy's thread reads and sends the messages. ``halted`` returns a context manager for blocks in which the
+    reactor's thread uses the socket.
     """
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], halted: Callable[[], Any]) -> None:
@@ -195,7 +198,7 @@ class _End(PersistentConnection):
         return self._socket
 
     def poke(self, within: float = 0.0) -> None:
-        """Do nothing: the proxy's thread looks at the socket."""
+        """Do nothing: the proxy's thread checks the socket."""
 
     def open(self, endpoint: Endpoint | str) -> str:
         """See `PersistentConnection.open`."""
@@ -224,7 +227,8 @@ class _End(PersistentConnection):
 def _forwarded(answer: list[bytes]) -> Forwarded:
     """Return the counters in an answer to STATISTICS.
 
-    For the front and then for the back: frames and bytes that were received, frames and bytes that were sent.
+    The answer contains four numbers for the front, and then four for the back: received frames, received bytes, sent
+    frames, sent bytes.
     """
     numbers: list[int] = [_COUNTER.unpack(part)[0] for part in answer]
     return Forwarded(numbers[6], numbers[7], numbers[2])

@@ -26,7 +26,7 @@ from zroute.sockets.refusals import Refusals
 
 __all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
-_AT_ONCE = zmq.DONTWAIT.value  # a number: an enum would be converted in each call
+_AT_ONCE = zmq.DONTWAIT.value  # a number, because an enum would be converted in each call
 
 _AHEAD = 4096
 """The number of subscriptions that are read and charged before the first one is reported; this takes about 20 ms."""
@@ -291,7 +291,7 @@ class XPubConnection(SendingConnection):
         return True
 
     def _received(self, parts: list[bytes]) -> object:
-        """Process a change of a subscription, or another message of a peer."""
+        """Process a change of a subscription, or another message from a peer."""
         change = _change(parts)
         if change is None:
             return self._on_other(parts) if self._on_other else None
@@ -361,7 +361,7 @@ class XPubConnection(SendingConnection):
         link = self._origins.link
         if link is not None and link.id in self._cut:
             self._read_events()
-            link = self.links.at(link.fd)  # a new connection may have the descriptor of the one that was cut
+            link = self.links.at(link.fd)  # a new connection may have the descriptor of the connection that was cut
         return link
 
     def _add(self, change: _Change, link: Link | None) -> None:
@@ -426,7 +426,7 @@ class XPubConnection(SendingConnection):
             self._origins.heard()
         if link.id in self._cut:
             self._cut_fds.add(self._cut.pop(link.id))
-            if link.endpoint is not None:  # we have dialled it, and libzmq would connect again at once
+            if link.endpoint is not None:  # this side opened the connection, and libzmq would reconnect at once
                 self._rest_soon(link.endpoint, self._refusals.refuse(link.endpoint))
 
     def _forget_ended(self) -> None:

@@ -3,7 +3,7 @@
 See the zguide, chapter 3, and RFC 28. A request on the wire is ``[id, b"", *parts]``, sent by a DEALER. The reply has
 the same id and also an empty part, as sent by a REP.
 
-`zroute.requests.lanes` has the queue of unsent requests and the lanes. `Server` connects a lane to an endpoint.
+The queue of unsent requests and the lanes are in `zroute.requests.lanes`. `Server` connects a lane to an endpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["RepConnection", "ReqConnection", "Request", "Server"]
 
 _log = logging.getLogger("zroute.sockets")
 
-_AGAIN, _AGAIN_MAX = 0.1, 5.0  # seconds until we connect again, doubled each time up to the maximum; as RECONNECT_IVL
+_AGAIN, _AGAIN_MAX = 0.1, 5.0  # the first and the longest pause in seconds before reconnecting; like RECONNECT_IVL
 
 
 class Server:
@@ -121,7 +121,7 @@ class Server:
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
         if event.name == "handshake_succeeded":
             self.lane.up()
-        elif event.name == "disconnected" and not self._told:  # several peers connect here: which one is unknown
+        elif event.name == "disconnected" and not self._told:  # several peers connect here, and one of them has gone
             self.lane.lost(None)
         elif event.name == "disconnected" and not dealer.closed:
             self.lane.down = True
@@ -146,9 +146,9 @@ class ReqConnection:
     sent to the server with the fewest unanswered requests. A server that does not answer fills only its own window of
     64 requests.
 
-    A request is sent only once. If its server disconnects, it fails with `RequestLostError`; only the caller can decide
-    if it is safe to send it again. An endpoint connects unless it begins with ``bind:``. `close` may be called more
-    than once.
+    A request is sent only once. If the server disconnects, the request fails with `RequestLostError`. Only the caller
+    can decide if it is safe to send the request again. `open` connects to an endpoint unless the endpoint begins with
+    ``bind:``. `close` may be called more than once.
 
     Args:
         reactor: The Twisted reactor that reads the sockets.
@@ -162,7 +162,7 @@ class ReqConnection:
     def __init__(
         self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
     ) -> None:
-        with_options(socket_options("DEALER"), options)  # raises for a wrong option now, not in the first `open`
+        with_options(socket_options("DEALER"), options)  # raise an error for a wrong option now, not in `open`
         self._reactor = reactor
         self._context = context
         self._options = options
@@ -214,7 +214,7 @@ class ReqConnection:
     def disconnect(self, address: str) -> None:
         """Disconnect from the server at ``address``, the result of `open`.
 
-        Its unanswered requests fail with RequestLostError.
+        Unanswered requests to this server fail with RequestLostError.
 
         Raises:
             EndpointError: The endpoint is not open.
@@ -247,14 +247,14 @@ class ReqConnection:
 
         Returns:
             A Deferred that fires with the parts of the reply. It fails with RequestTimeoutError after ``timeout``
-                seconds, with
-            RequestLostError if the server disconnects, and with NotRunningError if the connection is closed.
+                seconds, with RequestLostError if the server disconnects, and with NotRunningError if the connection is
+                closed.
 
         Raises:
             TypeError: A part is not bytes.
             ValueError: There are no parts, or too many.
-            WrongThreadError: The caller is not on the thread that opened the connection.
-            ForkedContextError: The process was forked from the one that opened the connection.
+            WrongThreadError: The caller is not in the thread that opened the connection.
+            ForkedContextError: This process is a fork of the process that opened the connection.
         """
         for server in self._servers.values():
             server.check()

@@ -1,4 +1,4 @@
-"""The sockets for requests: a ROUTER to answer, and DEALERs to ask."""
+"""The sockets for requests: a ROUTER answers requests, and DEALERs send them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from zroute.transport import AppOptions
 __all__ = ["RequestSockets"]
 
 _LOOK = 1.0
-"""Seconds between two looks at the unanswered requests of an address that was left."""
+"""The time in seconds between two checks of the unanswered requests to removed addresses."""
 
 
 @attrs.define(eq=False)
 class _Held:
-    """The replies that wait for one client, and their bytes."""
+    """The replies that wait for one client, and their total size in bytes."""
 
     replies: deque[tuple[Sequence[bytes], Deferred[None]]] = attrs.field(factory=deque)
     size: int = 0
 
 
 class _ReplySocket(SendingConnection):
-    """A ROUTER that gives the messages of clients to a `Listener`."""
+    """A ROUTER that passes the messages of clients to a `Listener`."""
 
     kind: ClassVar[int] = zmq.ROUTER
     binds: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class _ReplySocket(SendingConnection):
     def close(self, linger: int | None = None) -> None:
         """Close the socket; see `Connection.close`.
 
-        Replies that are held, and for which there is still no room, are counted as undelivered.
+        Held replies that still can't be sent are counted as undelivered.
         """
         if self._next_try is not None:
             self._next_try.cancel()
@@ -87,7 +87,7 @@ class _ReplySocket(SendingConnection):
         return self._hold(parts, held or _Held())
 
     def _hold(self, parts: Sequence[bytes], held: _Held) -> bool | Deferred[None]:
-        """Hold a message until the client takes it, as far as the limits allow."""
+        """Hold a message until the client has room; refuse it if a limit is exceeded."""
         peer, number, size = parts[0], len(held.replies), _size(parts)
         if number >= REPLIES_HELD or (number and held.size + size > REPLIES_HELD_BYTES):
             return self._undelivered(peer, f"does not read its replies, of which {number} ({held.size} bytes) wait")
@@ -126,7 +126,7 @@ class _ReplySocket(SendingConnection):
         return False
 
     def _send_held(self) -> None:
-        """Send the replies that are held, as far as there is room."""
+        """Send held replies to the clients that have room."""
         self._next_try = None
         for peer, held in tuple(self._held.items()):
             while held.replies and (sent := self._send_now(held.replies[0][0])) is not None:
@@ -139,11 +139,11 @@ class _ReplySocket(SendingConnection):
                 held.size -= size
                 self._held_size -= size
                 if not held.replies:
-                    self._held.pop(peer, None)  # before the handlers go on, which may send again
+                    self._held.pop(peer, None)  # before the handlers continue, because they may send again
                 for _, room in ended:
                     if not room.called:
                         room.callback(None)
-                if self.closed:  # by one of the handlers
+                if self.closed:  # one of the handlers may have closed the socket
                     return
         if self._held and self._next_try is None:
             self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
@@ -189,13 +189,13 @@ class RequestSockets:
         """Bind and connect the sockets. Requests are not read before `listen`.
 
         Args:
-            client: The requests of the app, which get a lane for each endpoint of ``req``.
+            client: The client of the app; it gets a lane for each endpoint in ``req``.
             req: The endpoints to send requests to.
             on_request: Called with each request of a client.
             rep: The endpoints to answer at.
 
         Raises:
-            EndpointError: An endpoint can't be opened; then all others are closed.
+            EndpointError: An endpoint can't be opened. All other endpoints are closed again.
         """
         self._client = client
         self._context = self._app.context.acquire()
@@ -227,12 +227,12 @@ class RequestSockets:
         return server
 
     def _describe(self, connection: SendingConnection, side: str) -> None:
-        """Let the log lines of a socket name the app and its options."""
+        """Make the log lines of a socket name the app and its options."""
         connection.log.name, connection.endpoint_option = self._app.name, side
         connection.size_option = f"App(limits=Limits(max_message={self._app.max_message}))"
 
     def _connect(self, address: str) -> None:
-        """Send requests to a further address of a host name too."""
+        """Also send requests to a new address of a host name."""
         if address not in self._servers:
             self._add(Endpoint(address, bind=False))
 
@@ -246,9 +246,9 @@ class RequestSockets:
                 self._close_left()
 
     def _close_left(self) -> None:
-        """Close the sockets of addresses that were left.
+        """Close the sockets of removed addresses.
 
-        Each stays open until its requests are answered or lost.
+        Each socket stays open until its requests are answered or lost.
         """
         self._next_look = None
         for server in tuple(self._leaving):
@@ -264,24 +264,24 @@ class RequestSockets:
             break
 
     def listen(self) -> None:
-        """Begin to read the requests of clients."""
+        """Start to read the requests of clients."""
         if self._replies is not None:
             self._replies.resume()
 
     @property
     def rep(self) -> list[str]:
-        """The addresses at which the app answers."""
+        """The addresses at which the app answers requests."""
         return self._replies.endpoints if self._replies is not None else []
 
     @property
     def req(self) -> list[str]:
-        """The addresses that the app sends requests to."""
+        """The addresses to which the app sends requests."""
         return list(self._addresses)
 
     def close(self, linger: int) -> Deferred[None]:
         """Close all sockets.
 
-        The Deferred fires when the replies are sent, at the latest after ``linger`` milliseconds.
+        The Deferred fires when the replies have been sent, at the latest after ``linger`` milliseconds.
         """
         if not self._is_open:
             return succeed(None)

@@ -26,7 +26,7 @@ C = TypeVar("C", bound=_Connection)
 
 
 class ConnectionService(Service, Generic[C]):
-    """Opens a connection when the service starts, and closes it when it stops.
+    """Opens a connection when the service starts, and closes it at the stop.
 
     For example:
 

@@ -195,15 +195,15 @@ class TestApp(Bed):
             topic: The topic.
             message: The message, encoded by its type; None for a handler without a body.
             reply: The type of the reply (default: any).
-            timeout: The seconds to wait, in virtual time (default 10).
-            headers: Headers of the request.
+            timeout: The seconds to wait, in virtual time (default 10); None for no limit.
+            headers: The headers of the request.
 
         Returns:
             The reply, decoded as the type ``reply``.
 
         Raises:
-            RequestError: The request got no reply; see `App.request`. Errors of handlers are raised first, but for
-                ``raise_errors=False``.
+            RequestError: The request got no reply; see `App.request`. Unless ``raise_errors=False``, an error of a
+                handler is raised instead.
             UsageError: No app of the test answers requests.
         """
         client, ask = self._asked(topic, message, timeout, headers, reply)
@@ -224,11 +224,10 @@ class TestApp(Bed):
         headers: Mapping[str, Any] | None = None,
         retry: Sequence[float] = (),
     ) -> None:
-        """Put jobs for the handlers of the apps.
+        """Put jobs for the handlers of the apps, as an owner in another program would.
 
-        It does so as an owner in another program would. Each job is encoded by its type. If its last attempt fails, the
-        error of the handler is raised. To test an app with a job queue, let a function of the app put the job, and give
-        `TestApp` a worker app too.
+        Each job is encoded by its type. If the last attempt of a job fails, this method raises the handler's error. To
+        test an app that has a job queue, let a function of the app put the job, and give `TestApp` a worker app too.
 
         Args:
             topic: The topic of all jobs.
@@ -236,11 +235,11 @@ class TestApp(Bed):
             *more: Further jobs.
             codec: As in ``app.job_queue``; the default is the codec of the first app.
             headers: Headers of each job.
-            retry: The delays in virtual seconds before further attempts, which `advance` makes.
+            retry: The delays in virtual seconds before further attempts. Call `advance` to reach these attempts.
 
         Raises:
-            UsageError: No app of the test works on the topic.
-            TopicError: The topic is invalid, with the separator of the first app.
+            UsageError: No app of the test has a handler for jobs of this topic.
+            TopicError: The topic is invalid. It is checked with the separator of the first app.
             EncodeError: A job can't be encoded.
 
         Errors that handlers raise are raised too, unless ``raise_errors=False``.

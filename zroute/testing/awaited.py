@@ -65,7 +65,7 @@ class _Stepping:
         return self.reactor.skip()
 
     async def wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        return done()  # nothing outside the apps runs meanwhile
+        return done()  # waiting would not help, because nothing outside the apps runs
 
     def close(self) -> None:
         self.reactor.close()

@@ -155,7 +155,7 @@ class Bed:
         raw = topic_bytes(topic, self.apps[0].separator)
         number, body = self._encoded(raw, message, find_codec(codec) if codec is not None else None, schema)
         self._sequence += 1
-        # Epochs of publishers are 64 random bits, so 1 is that of no app here.
+        # The epochs of publishers are 64 random bits, so no app here has the epoch 1.
         frame = framer(
             "tracked", epoch=1, next_sequence=lambda: self._sequence, clock_ns=lambda: int(self._wall() * 1e9)
         )
@@ -172,8 +172,8 @@ class Bed:
     ) -> tuple[int, bytes]:
         """Return the number of the codec, and the body.
 
-        Without a schema, the message is encoded by its type. If that is ambiguous, as for a list of objects, it is
-        encoded by the type of the first handler of its topic that fits.
+        Without a schema, the message is encoded by its own type. If that type is ambiguous, as for a list of objects,
+        the message is encoded by the type of the first suitable handler of its topic.
         """
         known = self.apps[0].compile().parts.codecs
         if schema is not None:
@@ -194,7 +194,7 @@ class Bed:
     def _expected(self, topic: bytes, kind: str) -> Iterator[tuple[Any, Extras]]:
         """Yield the types of the handlers of a topic, with the extras of their apps.
 
-        ``kind`` is that of the handlers.
+        ``kind`` is the kind of the handlers.
         """
         for parts in (app.compile().parts for app in self.apps):
             for route in parts.handlers:
@@ -252,7 +252,7 @@ class Bed:
         headers: Mapping[str, Any] | None,
         retry: Sequence[float],
     ) -> Callable[[], None]:
-        """Return a function that puts jobs, as an owner in another program."""
+        """Return a function that puts jobs, as an owner in another program would."""
         chosen = find_codec(codec) if codec is not None else None
         raw = topic_bytes(topic, self.apps[0].separator)
         bodies = [self._encoded(raw, job, chosen, kind="work") for job in jobs]
@@ -264,7 +264,7 @@ class Bed:
         return self._owner
 
     def _given_up(self, job: Job, reason: str) -> None:
-        """Raise the error of a handler whose job was given up."""
+        """Record the failure of a job that was given up, so that it is raised later."""
         for error in reversed(self.failures):
             if reason == said_of(error):
                 self._unraised.append(error)
@@ -277,10 +277,10 @@ class Bed:
     def requests(self, pattern: str | Pattern = _EVERYTHING) -> list[Envelope]:
         """Return the requests that the apps have sent, in order, as envelopes.
 
-        Requests of the test itself are not included, nor those from before the last `clear`.
+        The result does not include requests of the test itself, or requests before the last `clear`.
 
         Args:
-            pattern: only requests to topics of this pattern; the default is all.
+            pattern: return only requests whose topic matches this pattern; the default matches all topics.
         """
         wanted = self._by_app(pattern)
         return [
@@ -329,7 +329,7 @@ class Bed:
     def exit_code(self) -> int | None:
         """The exit code of ``app.stop(code)`` or of a SystemExit, else None.
 
-        If there are several codes, it is the first that is not 0.
+        If there are several codes, the value is the first code that is not 0.
         """
         codes = [service.exit_code for service in self._services if service.exit_code is not None]
         return next(filter(None, codes), 0) if codes else None

@@ -1,6 +1,6 @@
-"""Connections between the owners and the workers of one test.
+"""Connections in memory between the owners and the workers of one test.
 
-They are in memory, and carry the messages of real connections.
+They carry the same messages as real connections.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Connection:
 class JobBus:
     """The owners and the workers of one test.
 
-    Each worker works for each owner, but for that of its own app only if ``loops`` says so.
+    Each worker is connected to each owner. It is connected to the owner in its own app only if ``loops`` is True.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class JobBus:
         self._clock.callLater(0, self._context.copy().run, call, *arguments)
 
     def hand_out(self, member: object, owner: Owner, clock: Clock) -> SendJob:
-        """Add the owner of an app; return the function that sends to a worker."""
+        """Add the owner of an app; return the function that sends messages to a worker."""
         self._clock = clock
         self._owners[member] = owner
         for other, (make, loops) in self._makers.items():
@@ -85,7 +85,7 @@ class JobBus:
         return self._send
 
     def take_jobs(self, member: object, make: MakeWorker, clock: Clock, *, loops: bool) -> None:
-        """Add an app that takes jobs; with ``loops`` also its own ones."""
+        """Add an app that takes jobs; if ``loops`` is True, also its own jobs."""
         self._clock = clock
         self._makers[member] = make, loops
         for other, owner in self._owners.items():
@@ -124,7 +124,7 @@ class JobBus:
 
 
 class TestOwner:
-    """The owner of the jobs that a test puts itself.
+    """The owner of the jobs that the test itself puts.
 
     Args:
         bus: The connections of the test.
@@ -148,7 +148,7 @@ class TestOwner:
         headers: Mapping[str, Any] | None,
         retry: Sequence[float],
     ) -> None:
-        """Add jobs; ``bodies`` has the number of the codec and the body of each."""
+        """Add jobs; ``bodies`` contains the codec number and the body of each job."""
         key = tuple(retry)
         if key not in self._queues:
             self._queues[key] = self._engine.add(Settings("a job of the test", "t.put", key), self._given_up)
@@ -156,7 +156,7 @@ class TestOwner:
             self._queues[key].put_nowait(topic, number, body, headers)
 
     def check(self) -> None:
-        """Raise UsageError if jobs wait whose topic no handler accepts."""
+        """Raise UsageError if jobs wait with a topic that no handler accepts."""
         for topic, _ in self._engine.unserved():
             name = str(Topic.from_wire(topic))
             raise UsageError(f"put({name!r}): no app of the test works on this topic")

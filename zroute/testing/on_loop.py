@@ -124,7 +124,7 @@ class _Timer(asyncio.TimerHandle):
             self._run()
 
     def cancel(self) -> None:
-        asyncio.Handle.cancel(self)  # TimerHandle's own would tell the loop, which does not know this timer
+        asyncio.Handle.cancel(self)  # TimerHandle.cancel would tell the loop, which does not know this timer
         if self._call.active():
             self._call.cancel()
 
@@ -209,7 +209,7 @@ class LoopDriver:
     async def settle(self) -> None:
         """Return when the apps have nothing left to do.
 
-        Raises RestlessError if they never become idle.
+        Raises RestlessError if the apps never become idle.
         """
         reactor, quiet = self.reactor, 0
         first, deadline = reactor.turns, time.monotonic() + PATIENCE

@@ -1,7 +1,7 @@
 """A reactor with virtual time for tests.
 
-It runs all calls that are due, and stops when no more calls are due. Threads are real, and the reactor waits for them.
-With ``on_asyncio``, an asyncio loop runs the calls in the same virtual time.
+The reactor runs all calls that are due, and stops when no more calls are due. Threads are real, and the reactor waits
+for them. With ``on_asyncio``, an asyncio loop runs the calls in the same virtual time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RestlessError(AssertionError):
 
 
 def restless() -> RestlessError:
-    """Return the error of an app that still has something to do after `TURNS`."""
+    """Return the error for an app that still has something to do after `TURNS` turns."""
     return RestlessError(
         f"the app still has something to do after {TURNS} turns: give an endless generator every=, and end chains "
         "of handlers that publish to each other"
@@ -40,7 +40,7 @@ def restless() -> RestlessError:
 
 
 def thread_hangs() -> RestlessError:
-    """Return the error of a thread that takes longer than `PATIENCE`."""
+    """Return the error for a thread that takes longer than `PATIENCE`."""
     return RestlessError(f"a handler in a thread has not ended within {PATIENCE:g} s")
 
 
@@ -226,7 +226,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
         self.call_soon(guarded)
         outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)  # or run_forever() would refuse
+        asyncio._set_running_loop(None)  # otherwise run_forever() would raise an error
         try:
             self.run_forever()
         finally:

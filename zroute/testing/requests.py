@@ -1,6 +1,6 @@
-"""Requests in a test: between its apps, and from the test itself.
+"""Requests in a test: between the apps, and from the test itself.
 
-The frames are those of the wire; lanes and listeners are those of real sockets.
+The frames are the same as on the network, and the lanes and listeners are the same as with real sockets.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Server(Protocol):
 
     @property
     def req(self) -> frozenset[str]:
-        """The addresses that it sends requests to."""
+        """The addresses to which the app sends requests."""
 
     @property
     def rep(self) -> frozenset[str]:
-        """The addresses at which it answers."""
+        """The addresses at which the app answers requests."""
 
 
 @attrs.define(eq=False)
@@ -68,13 +68,13 @@ class RequestBus:
         self._lanes: dict[bytes, Lane] = {}
 
     def begin(self, clock: Clock, wall: Callable[[], float]) -> None:
-        """Use the clock of a test."""
+        """Use the clocks of a test."""
         self._clock, self._wall = clock, wall
 
     def join(
         self, server: Server, client: Client | None, on_request: Callable[[Asked], object] | None, stats: Stats
     ) -> Callable[[], None]:
-        """Add an app, and return the function that begins to give it requests."""
+        """Add an app; return the function after whose call the app receives requests."""
         assert self._clock is not None
         listener = None if on_request is None else Listener(self._clock, stats, on_request, self._reply)
         member = _Member(server, client, listener)
@@ -88,7 +88,7 @@ class RequestBus:
         return answer
 
     def leave(self, server: Server) -> None:
-        """Remove an app: requests that it has not answered are lost."""
+        """Remove an app. The requests that it has not answered are lost."""
         for member in [each for each in self._members if each.server is server]:
             self._members.remove(member)
             if member.listener is not None:
@@ -97,12 +97,12 @@ class RequestBus:
                 lane = other.lanes.pop(member, None)
                 if lane is not None and other.client is not None:
                     other.client.queue.remove(lane)
-                    self._later(lane.lost, _lost)  # after the replies that are sent
+                    self._later(lane.lost, _lost)  # after the replies that the app has already sent
 
     def lane_for(self, client: Client, topic: bytes) -> bool:
         """Connect a client of the test to the app that has a handler for a topic.
 
-        Without such an app, it is connected to any app that answers. Return False if there is none.
+        Without such an app, connect the client to any app that answers requests. Return False if no app does.
         """
         members = [each for each in self._members if each.answers]
         members.sort(key=lambda member: not _answers(member.server.plan, topic))
@@ -119,9 +119,10 @@ class RequestBus:
                     member.lanes[other] = self._add(member.client, other, member.server.plan)
 
     def _asks(self, member: _Member, other: _Member) -> bool:
-        """Return True if an app would send requests to another one.
+        """Return True if ``member`` would send requests to ``other``.
 
-        These are the apps that answer at one of its addresses. If there are none, it asks all others.
+        An app sends requests to the apps that answer at one of its addresses. If no app does, it sends requests to all
+        other apps.
         """
         own = member.server.req
         if own & other.server.rep:
@@ -141,7 +142,7 @@ class RequestBus:
         return True
 
     def _record(self, plan: Plan, frames: Sequence[bytes]) -> None:
-        """Keep a request of an app as an envelope."""
+        """Record a request from an app as an envelope."""
         found = tuple(frames[2:])
         if len(frames) == 2:
             message = parse(frames[1])

@@ -33,7 +33,7 @@ __all__ = ["Bus", "MemoryTransport"]
 _log = logging.getLogger("zroute")
 
 _PAUSED = 0.005
-"""The virtual time in seconds between two checks whether all waiting messages are read."""
+"""The virtual time in seconds between two checks if all waiting messages have been read."""
 
 
 class _NothingLeftError(Exception):
@@ -46,7 +46,7 @@ class _Outside:
 
     Attributes:
         parsed: returns the message; with a form, parsed into topic and body.
-        takers: the number of apps that may still have a handler for it.
+        takers: the number of apps that may still have a handler for the message.
     """
 
     parsed: Callable[[], tuple[bytes, ...]]
@@ -94,7 +94,7 @@ class Bus:
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
         """Deliver the kept messages of new subscriptions to ``member``.
 
-        It already has the kept messages of the subscriptions ``before``.
+        The member already has the kept messages of the subscriptions ``before``.
         """
         kept = [each for sender in self._members if member.hears(sender) for each in sender.kept.items()]
         new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
@@ -137,7 +137,7 @@ class Bus:
             self.unheard.append(outside.parsed())
 
     def unrouted(self, outside: _Outside) -> None:
-        """Note that an app has no handler for a message from outside."""
+        """Record that an app has no handler for a message from outside."""
         outside.takers -= 1
         if not outside.takers:
             self.unheard.append(outside.parsed())
@@ -170,7 +170,7 @@ class MemoryTransport:
         self._current: _Outside | None = None  # the message that was read last
         self._unrouted = request.stats.unrouted
         self._parsers: dict[Form, Parse] = {}
-        self._form: Form | None = None  # of the messages that are read now
+        self._form: Form | None = None  # the form of the messages that are being read
         self._parts: deque[bytes] = deque()
         self._paused = False
         self._woken = False
@@ -187,21 +187,21 @@ class MemoryTransport:
     # -- requests
 
     def open_requests(self, client: Client | None, on_request: Callable[[Asked], object] | None) -> None:
-        """Join the requests of the other apps."""
+        """Connect the requests of this app and of the other apps."""
         self._answer = self._bus.requests.join(self, client, on_request, self._request.stats)
 
     def answer(self) -> None:
-        """Begin to receive requests."""
+        """Start to receive requests."""
         self._answer()
 
     @property
     def req(self) -> frozenset[str]:
-        """The addresses that the app sends requests to."""
+        """The addresses to which the app sends requests."""
         return frozenset(each.address for each in self._request.ends.req)
 
     @property
     def rep(self) -> frozenset[str]:
-        """The addresses at which the app answers."""
+        """The addresses at which the app answers requests."""
         return frozenset(each.address for each in self._request.ends.rep)
 
     # -- jobs
@@ -211,7 +211,10 @@ class MemoryTransport:
         return self._bus.jobs.hand_out(self, owner, self._reactor)
 
     def take_jobs(self, make: MakeWorker) -> None:
-        """Work for the owners of the other apps, and for the own one at the same address."""
+        """Take jobs from the other apps.
+
+        Also take jobs from this app if it hands them out at an address at which it works.
+        """
         owned = {endpoint.address for endpoint in self._request.ends.jobs}
         loops = any(endpoint.address in owned for endpoint in self._request.ends.work)
         self._bus.jobs.take_jobs(self, make, self._reactor, loops=loops)
@@ -267,7 +270,7 @@ class MemoryTransport:
         self._bus.changed()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Return a Deferred that fires at once, or if ``state``, when the inbox is empty.
+        """Return a Deferred that fires at once; with ``state``, when the inbox is empty.
 
         Kept messages are put into the inbox when the app subscribes, so they have been read when the inbox is empty.
         """
@@ -324,7 +327,7 @@ class MemoryTransport:
         return [str(endpoint) for endpoint in self._request.ends.sub]
 
     def form_of(self, sender: MemoryTransport) -> Form | None:
-        """Return the form of the endpoint between this app and another one.
+        """Return the form of the endpoint between this app and another app.
 
         Without such an endpoint, return the form that all endpoints have in common, or None.
         """
