@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,6 +158,43 @@ async def test_a_peer_that_does_not_fit_is_named_with_the_option_to_change(
         right, _ = peer(zmq.XPUB)
         await turns(lambda: _rebound(right, address))
         await turns(lambda: f"reader: connected to {address}" in caplog.text)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("side", ["req", "work"])
+@pytest.mark.parametrize(
+    ("kind", "options", "facts"),
+    [
+        (zmq.ROUTER, _wants_a_key, ("requires authentication (CURVE, PLAIN or GSSAPI)", "curve_server")),
+        (
+            zmq.XPUB,
+            lambda socket: None,
+            ("socket of the peer is not compatible", "DEALER needs ROUTER, REP or DEALER", "check {side}="),
+        ),
+    ],
+)
+async def test_a_peer_that_fits_neither_requests_nor_jobs_is_named_too(
+    peer: Any, side: str, kind: int, options: Any, facts: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has one warning about a wrong peer, one line for the right one, and one when it has restarted."""
+    caplog.set_level(logging.INFO, "zroute.sockets")
+    socket, address = peer(kind, options)
+    app = App(name="asker", **{side: address})
+    app.work("a")(lambda: None) if side == "work" else app.requester("a", None, int)
+    async with running(app):
+        await turns(lambda: facts[0] in caplog.text)
+        connected: list[str] = []
+        for line in (f"asker: connected to {address}", f"asker: connected to {address} again"):
+            socket.close(0)
+            socket, _ = peer(zmq.ROUTER)
+            await turns(partial(_rebound, socket, address))
+            connected.append(line)
+            await turns(lambda: [text for text in caplog.messages if "connected to" in text] == connected)
+        texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        first, *others = texts
+        assert first.startswith(f"asker: {address}: ")
+        assert all(fact.format(side=side) in first for fact in facts)
+        assert all("more lines like these were not shown" in text for text in others)
 
 
 def _rebound(socket: Any, address: str) -> bool:

@@ -81,6 +81,12 @@ class ConnectionLog:
             self._dials[endpoint] = dial = _Dial(reason=_NO_ATTEMPT[host_name(endpoint) is not None])
             self._miss(endpoint, dial)
 
+    def connected_before(self, endpoint: str) -> None:
+        """Record that an earlier socket of the same owner was connected to ``endpoint``."""
+        dial = self._dials.get(endpoint)
+        if dial is not None:
+            dial.connected_before = True
+
     def forget(self, endpoint: str) -> None:
         """Record that the endpoint was disconnected."""
         dial = self._dials.pop(endpoint, None)

@@ -150,6 +150,7 @@ class WorkConnection:
         self._pause = _AGAIN
         self._again: Any = None
         self._dealer: DealerConnection | None = None
+        self._connected = self._connected_before = False
         self.closed = False
         self.worker: Worker
 
@@ -173,6 +174,9 @@ class WorkConnection:
             dealer.close(LINGER_ABORT)
             raise
         self._dealer = dealer
+        self._connected = False
+        if self._connected_before:
+            dealer.log.connected_before(address)
         if not self._told:
             self.worker.connected()
         return address
@@ -204,8 +208,11 @@ class WorkConnection:
         if dealer is not self._dealer or dealer.closed:
             return
         if event.name == "handshake_succeeded":
+            self._connected = self._connected_before = True
             self.worker.connected()
-        elif event.name == "disconnected":
+        elif (
+            event.name == "disconnected" and self._connected
+        ):  # before, `PersistentConnection` logs why, and reconnects
             dealer.doRead()  # process messages that have arrived, such as the owner's stop
             self.worker.disconnected()
             if self._endpoint.bind:

@@ -74,7 +74,7 @@ class Server:
         self._told = not endpoint.bind and not endpoint.address.startswith("inproc://")  # events name the connection
         self._pause = _AGAIN
         self._again: Any = None
-        self._closed = False
+        self._closed = self._connected_before = False
         self.lane = Lane(requests, self._send)
         self._dealer, self.address = self._open()
         requests.add(self.lane)
@@ -89,10 +89,13 @@ class Server:
             dealer.watch(on_event)
         self.lane.down = self._told
         try:
-            return dealer, dealer.open(self._endpoint)
+            address = dealer.open(self._endpoint)
         except BaseException:
             dealer.close(LINGER_ABORT)
             raise
+        if self._connected_before:
+            dealer.log.connected_before(address)
+        return dealer, address
 
     def check(self) -> None:
         """Raise an error if the connection can't be used; see `Connection.check`."""
@@ -120,10 +123,12 @@ class Server:
 
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
         if event.name == "handshake_succeeded":
+            self._connected_before = True
             self.lane.up()
         elif event.name == "disconnected" and not self._told:  # several peers connect here, and one of them has gone
             self.lane.lost(None)
-        elif event.name == "disconnected" and not dealer.closed:
+        elif event.name == "disconnected" and not (dealer.closed or self.lane.down):
+            # While the lane is down, the handshake has failed: `PersistentConnection` logs why, and reconnects.
             self.lane.down = True
             dealer.doRead()  # process the replies that have already arrived
             dealer.close(LINGER_ABORT)
