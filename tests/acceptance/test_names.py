@@ -429,6 +429,63 @@ async def test_each_name_has_its_own_addresses(zone: Zone) -> None:
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("side", ["sub", "req", "work"])
+async def test_an_address_that_is_an_endpoint_too_stays_when_the_name_moves_away(zone: Zone, side: str) -> None:
+    """A name that had the address of another endpoint for a while takes nothing away from this endpoint."""
+    zone.addresses, port = (TWO,), free_port_of_all()
+    own, moving, box = f"tcp://{TWO}:{port}", f"tcp://{NAME}:{port}", Mailbox[int]()
+    peer = App(name="peer", **{{"sub": "pub", "req": "rep", "work": "jobs"}[side]: own})
+    app = App(name="app", **{side: [own, moving]})
+    if side == "sub":
+        app.subscribe("numbers")(box.put)
+        numbers = peer.publisher("numbers", int)
+    elif side == "req":
+        peer.reply("numbers")(lambda: box.put(1))
+    else:
+        app.work("numbers", thread=False)(box.put)
+        jobs = peer.job_queue("numbers", int)
+
+    async def hear() -> None:
+        number = len(box.items) + 1
+        if side == "sub":
+            numbers.publish(1)
+        elif side == "req":
+            await app.request("numbers", None, None)
+        else:
+            await jobs.put(1)
+        await box.until(number)
+
+    async with running(peer), running(app):
+        await turns(lambda: zone.asked > 1)
+        if side == "sub":
+            await app.ready(1)
+        await hear()
+        zone.addresses, asked = (THREE,), zone.asked
+        await turns(lambda: zone.asked > asked + 2)
+        await hear()
+        await turns(lambda: zone.asked > asked + 4)
+        assert len(box.items) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_connects_an_address_whose_endpoint_was_closed(zone: Zone) -> None:
+    """While an endpoint has the address, the name leaves it alone; then it is one of the name's again."""
+    changes: list[str] = []
+    names = module.Names(
+        reactor, "app", lambda each: changes.append(f"+{each}"), lambda each: changes.append(f"-{each}")
+    )
+    zone.addresses = (TWO, THREE)
+    names.keep(f"tcp://{TWO}:1")
+    names.follow(f"tcp://{NAME}:1")
+    await turns(lambda: changes)
+    assert changes == [f"+tcp://{THREE}:1"]
+    names.release(f"tcp://{TWO}:1")
+    await turns(lambda: len(changes) > 1)
+    names.close()
+    assert changes[1:] == [f"+tcp://{TWO}:1"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_address_of_two_names_is_connected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two names of one host: its address is connected once, until neither name has it."""
     answers, changes = {"a": [TWO], "b": [TWO]}, list[str]()

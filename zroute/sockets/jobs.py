@@ -5,23 +5,20 @@ An owner has one ROUTER. A worker has a DEALER for each owner.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol, Unpack
 
 import zmq
 
 from zroute.endpoints import Endpoint
-from zroute.errors import EndpointError, EnvelopeError, HighWaterMarkError, NotRunningError, UnknownPeerError
+from zroute.errors import EnvelopeError, HighWaterMarkError, UnknownPeerError
 from zroute.options import JOB_MESSAGES, LINGER_ABORT, OFFER_MAX, SocketOptions
 from zroute.sockets.events import OnEvent, SocketEvent
+from zroute.sockets.reopening import Reopening
 from zroute.sockets.router_dealer import DealerConnection, RouterConnection
 
 __all__ = ["JobsConnection", "WorkConnection"]
 
-_log = logging.getLogger("zroute.sockets")
-
-_AGAIN, _AGAIN_MAX = 0.1, 5.0  # the first and the longest pause in seconds before reconnecting; like RECONNECT_IVL
 _PROBES = (0.005, 0.1)
 """The delays in seconds, after the end of a connection, at which the owner searches for the lost worker.
 
@@ -147,8 +144,7 @@ class WorkConnection:
         self._context = context
         self._options: SocketOptions = {"sndhwm": JOB_MESSAGES, **options}
         self._told = not endpoint.address.startswith("inproc://")  # over inproc, libzmq sends no events
-        self._pause = _AGAIN
-        self._again: Any = None
+        self._reopening = Reopening(reactor, endpoint, self.open)
         self._dealer: DealerConnection | None = None
         self._connected = self._connected_before = False
         self.closed = False
@@ -165,10 +161,10 @@ class WorkConnection:
         dealer = DealerConnection(self._reactor, self._received, context=self._context, **self._options)
         dealer.log.name, dealer.endpoint_option = self._name, "work="
         dealer.size_option = "App(limits=Limits(max_message=…))"
-        dealer.watch(lambda event: self._seen(dealer, event))
-        for on_event in self._watchers:
-            dealer.watch(on_event)
         try:
+            dealer.watch(lambda event: self._seen(dealer, event))
+            for on_event in self._watchers:
+                dealer.watch(on_event)
             address = dealer.open(self._endpoint)
         except BaseException:
             dealer.close(LINGER_ABORT)
@@ -194,14 +190,12 @@ class WorkConnection:
     def close(self, linger: int | None = None) -> None:
         """Close the socket, and do not reconnect."""
         self.closed = True
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        self._reopening.cancel()
         if self._dealer is not None:
             self._dealer.close(linger)
 
     def _received(self, parts: list[bytes]) -> None:
-        self._pause = _AGAIN
+        self._reopening.reset()
         self.worker.received(parts)
 
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
@@ -221,19 +215,5 @@ class WorkConnection:
 
     def _drop(self, dealer: DealerConnection) -> None:
         dealer.close(LINGER_ABORT)
-        self._open_later()
-
-    def _open_later(self) -> None:
-        if not self.closed and self._again is None:
-            self._again = self._reactor.callLater(self._pause, self._open_again)
-            self._pause = min(self._pause * 2, _AGAIN_MAX)
-
-    def _open_again(self) -> None:
-        self._again = None
-        try:
-            self.open()
-        except EndpointError as error:  # for example, the address is still in use
-            _log.warning("%s: can't reconnect yet: %s", self._endpoint, error)
-            self._open_later()
-        except (NotRunningError, zmq.ZMQError) as error:  # the context is terminated, or no descriptor is free
-            _log.error("%s: can't reconnect: %s", self._endpoint, error)
+        if not self.closed:
+            self._reopening.later()

@@ -132,6 +132,21 @@ class Names:
         self._disconnect = disconnect
         self._prefer_ipv6 = prefer_ipv6
         self._followed: dict[str, _Followed] = {}
+        self._kept: set[str] = set()
+
+    def keep(self, address: str) -> None:
+        """Leave an address alone, because it is also an endpoint.
+
+        It stays connected when a name no longer has it.
+        """
+        self._kept.add(address)
+
+    def release(self, address: str) -> None:
+        """Treat an address as any other one of a name again: its endpoint was closed."""
+        self._kept.discard(address)
+        for followed in self._followed.values():
+            if address in followed.addresses:
+                followed.addresses.remove(address)  # connected again after the next look-up
 
     def follow(self, endpoint: str) -> None:
         """Connect to the addresses of the name in this endpoint from now on.
@@ -248,8 +263,10 @@ class Names:
         return [each for each in addresses if each not in errors]
 
     def _elsewhere(self, address: str, followed: _Followed) -> bool:
-        """Return True if another followed name has this address too."""
-        return any(address in each.addresses for each in self._followed.values() if each is not followed)
+        """Return True if another name has this address, or it is an endpoint."""
+        return address in self._kept or any(
+            address in each.addresses for each in self._followed.values() if each is not followed
+        )
 
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")

@@ -206,7 +206,9 @@ class SocketPair:
         """Open an endpoint of the SUB socket, or follow its host name."""
         assert self.sub is not None
         if not has_addresses(endpoint):
-            return self.sub.open(endpoint)
+            address = self.sub.open(endpoint)
+            self._names.keep(address)
+            return address
         self._names.follow(endpoint.address)
         return endpoint.address
 
@@ -219,6 +221,7 @@ class SocketPair:
                 self.hang_up(each)
         else:
             (self.sub.unbind if endpoint.bind else self.sub.disconnect)(address)
+            self._names.release(address)
         self._subscribe_to = _without(self._subscribe_to, endpoint)
         self._opened = [(each, at) for each, at in self._opened if at != address]
 

@@ -36,13 +36,10 @@ from zroute.options import (
 from zroute.requests.lanes import Lane, Requests, split_reply
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.parts import SendingConnection
+from zroute.sockets.reopening import Reopening
 from zroute.sockets.router_dealer import DealerConnection
 
 __all__ = ["RepConnection", "ReqConnection", "Request", "Server"]
-
-_log = logging.getLogger("zroute.sockets")
-
-_AGAIN, _AGAIN_MAX = 0.1, 5.0  # the first and the longest pause in seconds before reconnecting; like RECONNECT_IVL
 
 
 class Server:
@@ -72,23 +69,21 @@ class Server:
         self._context = context
         self._options = options
         self._told = not endpoint.bind and not endpoint.address.startswith("inproc://")  # events name the connection
-        self._pause = _AGAIN
-        self._again: Any = None
+        self._reopening = Reopening(reactor, endpoint, self._open_again)
         self._closed = self._connected_before = False
         self.lane = Lane(requests, self._send)
         self._dealer, self.address = self._open()
         requests.add(self.lane)
 
     def _open(self) -> tuple[DealerConnection, str]:
-        self._again = None
         dealer = DealerConnection(self._reactor, self._replied, context=self._context, **self._options)
         if self._describe is not None:
             self._describe(dealer)
-        dealer.watch(lambda event: self._seen(dealer, event))
-        for on_event in self._watchers:
-            dealer.watch(on_event)
         self.lane.down = self._told
         try:
+            dealer.watch(lambda event: self._seen(dealer, event))
+            for on_event in self._watchers:
+                dealer.watch(on_event)
             address = dealer.open(self._endpoint)
         except BaseException:
             dealer.close(LINGER_ABORT)
@@ -105,9 +100,7 @@ class Server:
     def close(self, linger: int | None) -> None:
         """Close the socket permanently."""
         self._closed = True
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        self._reopening.cancel()
         self._dealer.close(linger)
 
     def _send(self, frames: Sequence[bytes]) -> bool:
@@ -118,7 +111,7 @@ class Server:
         return False
 
     def _replied(self, parts: list[bytes]) -> None:
-        self._pause = _AGAIN
+        self._reopening.reset()
         self.lane.received(*split_reply(parts))
 
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
@@ -133,15 +126,11 @@ class Server:
             dealer.doRead()  # process the replies that have already arrived
             dealer.close(LINGER_ABORT)
             if not self._closed:
-                self._again = self._reactor.callLater(self._pause, self._open_again)
-                self._pause = min(self._pause * 2, _AGAIN_MAX)
+                self._reopening.later()
             self.lane.lost(partial(_gone, event.address))
 
     def _open_again(self) -> None:
-        try:
-            self._dealer, self.address = self._open()
-        except (EndpointError, zmq.ZMQError) as error:  # the context is terminated, or no descriptor is free
-            _log.error("%s: can't reconnect: %s", self._endpoint, error)
+        self._dealer, self.address = self._open()
 
 
 class ReqConnection:

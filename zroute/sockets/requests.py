@@ -214,7 +214,9 @@ class RequestSockets:
                         self._names.follow(endpoint.address)
                         self._addresses.append(endpoint.address)
                     else:
-                        self._addresses.append(self._add(endpoint).address)
+                        address = self._add(endpoint).address
+                        self._names.keep(address)
+                        self._addresses.append(address)
         except BaseException:
             self.close(LINGER_ABORT)
             raise

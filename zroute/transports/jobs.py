@@ -52,7 +52,9 @@ class JobSockets:
                 self._names.follow(endpoint.address)
                 self._addresses.append(endpoint.address)
             else:
-                self._addresses.append(self._add(endpoint))
+                address = self._add(endpoint)
+                self._names.keep(address)
+                self._addresses.append(address)
 
     def _add(self, endpoint: Endpoint) -> str:
         """Connect to an owner; return its address."""
