@@ -17,6 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.clock import Clock
+from zroute.logs import text_of
 
 __all__ = [
     "Signal",
@@ -249,7 +250,7 @@ def loop_hint(error: BaseException) -> str:
     """
     if isinstance(error, BaseExceptionGroup):  # from a TaskGroup
         return next((hint for hint in map(loop_hint, error.exceptions) if hint), "")
-    text = str(error)
+    text = text_of(error)
     if type(error).__name__ in _LOOPLESS or (
         isinstance(error, RuntimeError) and ("no running event loop" in text or "await wasn't used with future" in text)
     ):

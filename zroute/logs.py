@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from zroute.errors import SetupError
 
-__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "printable", "set_up_logging"]
+__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "printable", "set_up_logging", "text_of"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
@@ -268,7 +268,7 @@ def printable(text: object, most: int | None = 1000) -> str:
     Returns:
         The printable text.
     """
-    given = _text_of(text)
+    given = text_of(text)
     if most is None or len(given) <= most:
         shown = given if given.isprintable() else "".join(map(_escape, given))
         if most is None or len(shown) <= most:
@@ -276,12 +276,17 @@ def printable(text: object, most: int | None = 1000) -> str:
     return f"{_beginning(given, most)}… ({len(given)} characters)"
 
 
-def _text_of(given: object) -> str:
+def text_of(given: object) -> str:
+    """Return the text of an object, such as an exception.
+
+    Bytes are read as UTF-8. The ``__str__`` of an exception is the user's code: if it raises an error, the text names
+    the type of that error.
+    """
     if isinstance(given, bytes):
         return given.decode("utf-8", "surrogateescape")
     try:
         return str(given)
-    except Exception as error:  # the __str__ of an exception that is being reported
+    except BaseException as error:  # whatever it is, the report of the exception must go on
         return f"<{type(given).__name__}, whose text can't be created: {type(error).__name__}>"
 
 

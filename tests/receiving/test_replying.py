@@ -822,6 +822,106 @@ def test_what_is_over_takes_no_room_in_the_queue(end: str) -> None:
     assert case.app.stats.requests == 22 == sum_of_answers(case.app.stats)
 
 
+class OddError(Exception):
+    """An error without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@kinds
+def test_an_error_without_a_text_is_answered_too(kind: Any) -> None:
+    """An error whose __str__ fails is named by its type, and counts once."""
+    app = App()
+
+    def act(n: int) -> int:
+        raise OddError
+
+    kind(app, act)
+    with TestApp(app, raise_errors=False) as t:
+        with pytest.raises(ServerError, match="OddError, whose text can't be created: RuntimeError"):
+            t.request("n.a", 1, int)
+        assert [type(error) for error in t.failures] == [OddError]
+    assert counted(app) == {"handler_error": 1}
+
+
+@pytest.mark.parametrize("cleans_up", [True, False])
+def test_an_error_after_the_caller_has_gone_is_logged(cleans_up: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler whose cleanup fails is cancelled, and its error is logged and passed to the hook."""
+    app, hooked = App(), list[Exception]()
+
+    @app.reply("n")
+    async def handle() -> None:
+        try:
+            await Deferred()
+        finally:
+            if not cleans_up:
+                raise OSError("the disk is full")
+
+    @app.on_error(Exception)
+    def failed(error: Exception, envelope: Envelope) -> None:
+        hooked.append(error)
+
+    with TestApp(app) as t:
+        running = begun(app.request("n", None, None))
+        t.advance(0)
+        running.cancel()
+        t.advance(0)
+    assert counted(app) == {"cancelled": 1}
+    assert [str(error) for error in hooked] == ([] if cleans_up else ["the disk is full"])
+    lines = [text for text in caplog.messages if "its client no longer waits" in text]
+    assert len(lines) == len(hooked)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_caller_that_leaves_during_a_pause_ends_the_attempts(thread: bool) -> None:
+    """The handler is not called again, in a thread or not."""
+    app, calls = App(), list[int]()
+
+    @app.reply("n", retry=(1, 2), thread=thread)
+    def handle() -> None:
+        calls.append(1)
+        raise ValueError("x")
+
+    with TestApp(app, raise_errors=False) as t:
+        asked = begun(app.request("n", None, None, timeout=0.5))
+        t.advance(0.5)
+        with pytest.raises(RequestTimeoutError):
+            result(asked)
+        t.advance(10)
+    assert calls == [1]
+    assert counted(app) == {"cancelled": 1}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_items_of_a_stream_are_published_too(is_async: bool) -> None:
+    """A generator under `reply` and `publisher` sends each value to its caller and to the subscribers."""
+    app, items = App(), list[int]()
+
+    if is_async:
+
+        @app.reply("rows.{name}")
+        @app.publisher("copies.{name}", int)
+        async def rows_later(name: str) -> AsyncIterator[int]:
+            for number in range(200):
+                yield number
+    else:
+
+        @app.reply("rows.{name}")
+        @app.publisher("copies.{name}", int)
+        def rows(name: str) -> Iterator[int]:
+            yield from range(200)
+
+    @app.subscribe("go")
+    async def go() -> None:
+        items.extend([item async for item in app.request_stream("rows.a", None, int)])
+
+    with TestApp(app) as t:
+        t.publish("go", None)
+        assert items == list(range(200))
+        assert t.published("copies.a") == items
+
+
 def test_the_shorter_time_counts() -> None:
     """The handler's own timeout ends a call before the caller's does, and is an error of the handler."""
     case = Held(timeout=1.0)

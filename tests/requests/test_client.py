@@ -6,6 +6,7 @@ import asyncio
 import gc
 from typing import Any, Literal
 
+import attrs
 import pytest
 from twisted.internet.defer import CancelledError
 
@@ -184,6 +185,27 @@ def test_only_a_failed_handler_is_a_timeout_in_the_last_millisecond(code: int, k
     with pytest.raises(kind) as raised:
         result(asked)
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_type_whose_constructor_raises_is_an_error_of_the_caller(error: Any, streamed: bool) -> None:
+    """No error of a reply's type reaches the socket: the caller gets a DecodeError in each case."""
+
+    @attrs.frozen
+    class Odd:
+        number: int
+
+        def __attrs_post_init__(self) -> None:
+            raise error
+
+    wired = Wired()
+    asked = begun(wired.stream(Odd).__anext__()) if streamed else wired.ask(Odd)
+    kind = Kind.ITEM if streamed else Kind.REPLY
+    assert wired.answer(pack_reply(wired.ids()[-1], kind, 2, b'{"number": 1}'))
+    with pytest.raises(DecodeError, match="reply to a request: ") as raised:
+        result(asked)
+    assert type(raised.value.__cause__ or raised.value) is error or error is ValueError
 
 
 def test_the_decoders_of_many_types_are_not_kept() -> None:

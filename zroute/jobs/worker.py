@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 
 from zroute.clock import Clock
 from zroute.errors import EnvelopeError
+from zroute.logs import text_of
 from zroute.messages.jobs import (
     ACCEPTED,
     ALIVE,
@@ -367,8 +368,8 @@ class JobWorker:
         began = self._clock.seconds()
         try:
             lane.begin(jobs)
-        except Exception as error:  # without reports, the jobs would take room in the lane for ever
-            name = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # without reports, the jobs would take room in the lane for ever
+            name = f"{type(error).__name__}: {text_of(error)}"
             self._say("failed", logging.ERROR, "%s: zroute itself failed: please report this: %s", lane.name, name)
             for job in jobs:
                 job.failed(name)

@@ -129,7 +129,7 @@ class Attempts:
                 delay, failure = delays[attempt - 1], error
             self._outcomes.attempt_failed(job.delivery, failure, job.many, attempt, delay)
             await self._pause(delay)
-            if self._stopping:
+            if self._stopping or self._outcomes.abandoned(job.raw):
                 raise _LastAttemptError(failure, attempt) from failure
             del failure  # its traceback holds this frame
             route.stats.retried += job.many

@@ -11,18 +11,19 @@ flow of the route, middleware and resources. Requests differ from messages in th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
-from zroute.awaiting import is_awaitable
+from zroute.awaiting import is_awaitable, was_cancelled
 from zroute.clock import Deadlines
 from zroute.declarations.replies import reply_type
 from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
-from zroute.logs import printable
+from zroute.logs import printable, text_of
 from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
@@ -120,8 +121,7 @@ class _Answering(InFlight):
         asked = _asked(job.raw)
         if not asked.taken:  # the first Deferred of a plain function
             self._outcomes.keep(asked)
-        # A thread can't be interrupted, so the call continues and takes room until the thread ends.
-        asked.running = None if job.delivery.route.options.thread else running
+        asked.running = running
         super()._await(job, key, running)
 
     def _lost(self, job: Any, *, begun: bool) -> None:
@@ -136,18 +136,23 @@ class _Answering(InFlight):
 
     def _publishing(self, delivery: BoundRoute, raw: RawFrames | None) -> Publish:
         asked, encode = _asked(raw), self._outcomes.encoder(delivery.route, _asked(raw))
+        publish = super()._publishing(delivery, raw) if delivery.route.outlets else lambda value: None
 
         def send(value: Any) -> Deferred[None] | None:
             self._outcomes.unwatch(asked)  # after the first item, only the client's silence ends the stream
-            return asked.item(*encode(value))
+            room, sent = asked.item(*encode(value)), publish(value)
+            return room.addCallback(lambda _: sent) if room is not None else sent
 
         return send
 
     def _publish(self, delivery: BoundRoute, value: Any, raw: RawFrames | None) -> Deferred[None] | None:
         if type(value) is Skipped:
             return self._skip(delivery.route, value, self._publish(delivery, value.result, raw))
-        self._outcomes.answer(delivery, value, _asked(raw))
-        return super()._publish(delivery, value, raw) if delivery.route.outlets else None
+        asked, outlets = _asked(raw), delivery.route.outlets
+        if asked.over and not outlets:
+            raise CancelledError
+        self._outcomes.answer(delivery, value, asked)
+        return super()._publish(delivery, value, raw) if outlets else None
 
 
 def _asked(raw: Any) -> Asked:
@@ -217,12 +222,18 @@ class ReplyResults(Results):
     ) -> None:
         """Refuse the request, and count and log the error.
 
-        If the client no longer waits, only count the request as cancelled. SystemExit always stops the app.
+        If the client no longer waits, the request counts as cancelled, and an error is logged only if it is not the
+        cancellation. SystemExit always stops the app.
         """
         asked = _asked(raw)
         stats = delivery.route.stats
         if asked.over and not isinstance(error, SystemExit):  # also asyncio's CancelledError, which is no Exception
             stats.cancelled += many
+            if not (was_cancelled(error) or isinstance(error, GeneratorExit | RequestRefused)):
+                self._report_failure(
+                    "failed", delivery, error, many, logging.ERROR, "", "; its client no longer waits", error
+                )
+                self._observe(error, self._dispose(delivery, error, raws or (raw,), attempts))
             return
         if isinstance(error, RequestRefused):
             stats.handled += many
@@ -393,7 +404,7 @@ def _is_plain(result: Any) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return the reason why a body could not be decoded, as text for the client."""
-    return printable(error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}")
+    return printable(error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {text_of(error)}")
 
 
 _BYTES = (bytes, bytearray, memoryview)

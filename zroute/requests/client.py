@@ -384,7 +384,7 @@ class _Call(Unanswered):
         """
         try:
             return self._decode(reply.number, reply.body)
-        except Exception as error:  # the user's code in a schema may raise any error
+        except BaseException as error:  # the user's code in a schema may raise any error; SystemExit is one, too
             reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
             topic = str(Topic.from_wire(self._topic))
             raise DecodeError(f"reply to a request: {reason}", topic=topic) from error

@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import copy_context
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -115,12 +115,13 @@ class Threads:
     def call_in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
         """Return a Deferred for the result of ``call`` in a thread of the pool.
 
-        If the Deferred is cancelled before a thread is free, ``call`` is not called.
+        If the Deferred is cancelled before a thread is free, ``call`` is not called. Later, cancelling has no effect,
+        because a thread can't be interrupted.
         """
-        reactor, waiting = self._reactor, Deferred[Any]()
+        reactor, waiting = self._reactor, _InThread()
 
         def work() -> Any:
-            return None if waiting.called else _finished(call())
+            return _finished(call()) if waiting.claim() else None
 
         def deliver(well: bool, result: Any) -> None:
             reactor.callFromThread(waiting.callback if well else waiting.errback, result)
@@ -130,6 +131,26 @@ class Threads:
 
     def _stopped(self) -> NotRunningError:
         return NotRunningError(f"{self._name!r} has stopped, so from_thread can't call its reactor any more")
+
+
+class _InThread(Deferred[Any]):
+    """The result of a call in a thread, which either begins or is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._claimed = Lock()
+
+    def claim(self) -> bool:
+        """Return True for the first caller.
+
+        This is the thread that makes the call, or the reactor's thread, which cancels it.
+        """
+        return self._claimed.acquire(blocking=False)
+
+    def cancel(self) -> None:
+        """Cancel the call if it has not begun."""
+        if self.called or self.claim():
+            super().cancel()
 
 
 def _finished(result: Any) -> Any:

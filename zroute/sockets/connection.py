@@ -335,7 +335,7 @@ class Connection:
                 return
         except zmq.ZMQError as error:
             self._failed(error)
-        except Exception:  # the reactor would drop the socket because of the error
+        except BaseException:  # the reactor would drop the socket because of the error
             _log.exception("zroute failed to read a message because of a bug: please report this. Reading continues")
         if not self.closed:
             self._look()

@@ -98,7 +98,7 @@ class PartsConnection(PersistentConnection):
                 self.malformed += 1
                 first = parts[0][:_FIRST_BYTES]
                 self._report("malformed", logging.WARNING, "a malformed message: %s (%r)", printable(error), first)
-            except Exception as error:
+            except BaseException as error:  # the reactor would drop the socket because of a SystemExit, too
                 self._fail(error)
             else:
                 if result is not None and is_awaitable(result):
