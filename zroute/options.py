@@ -164,7 +164,7 @@ Each takes about 1 KiB in libzmq.
 """
 
 MAX_SUBSCRIPTION_BYTES = 1024 * 1024
-"""Bytes of live subscriptions of one connection, by default.
+"""The default for the maximum size of a connection's subscriptions, in bytes.
 
 libzmq needs about 50 times as much memory for them.
 """

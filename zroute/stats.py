@@ -63,7 +63,7 @@ class RouteStats:
 class JobStats:
     """The counters of one job queue.
 
-    Each job that was put is counted once under one of these:
+    Each job in the queue, or that was in it, is counted under exactly one of these:
 
     - ``waiting``: it waits for a worker, or for its next attempt.
     - ``in_flight``: a worker has it.

@@ -120,7 +120,7 @@ Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
 """A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""
 
 ReceiveStated = Callable[[Parse, Callable[..., Any], Callable[[], int], int], None]
-"""A function that does the same for messages of a stated form: ``receive_stated(parse, recv, more, budget)``."""
+"""Like `Receive`, but for messages of a stated form: ``receive_stated(parse, recv, more, budget)``."""
 
 
 @attrs.frozen(eq=False)

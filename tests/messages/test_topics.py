@@ -207,7 +207,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "pattern '' is empty: write startswith(\"\") for every topic, including the empty one"),
+        ("", "pattern '' is empty: to match every topic, including the empty one, write startswith(\"\")"),
         (".a", "pattern '.a' begins with a dot, so segment 1 is empty: remove the dot"),
         ("a.", "pattern 'a.' ends with a dot, so segment 2 is empty"),
         ("a.b..c", "pattern 'a.b..c' has two dots in a row, so segment 3 is empty"),

@@ -565,7 +565,7 @@ def test_a_route_that_would_receive_its_dead_letters_is_refused(pattern: Any, de
     own = "tcp://127.0.0.1:1"
     for app in (App(), App(sub=own, pub=own)):
         app.add_route(function, pattern, dead=dead)
-        with pytest.raises(SignatureError, match=r"matches its own pattern .* would come back forever"):
+        with pytest.raises(SignatureError, match=r"matches its own pattern .* would loop forever"):
             app.endpoints()
     apart = App(sub=own, pub="tcp://127.0.0.1:2")
     apart.add_route(function, pattern, dead=dead)
@@ -584,12 +584,12 @@ def test_routes_that_pass_dead_letters_round_are_refused(number: int) -> None:
         if app is apart:
             app.endpoints()
             continue
-        with pytest.raises(SignatureError, match=r"dead='r1.{kind}' of function\(\) reaches .*would come back forever"):
+        with pytest.raises(SignatureError, match=r"dead='r1.{kind}' of function\(\) reaches .*would loop forever"):
             app.endpoints()
     open_ring = App()
     for at in range(number - 1):
         open_ring.add_route(function, f"r{at}.{{kind}}", dead=f"r{at + 1}.{{kind}}")
-    with TestApp(open_ring), pytest.raises(SignatureError, match="would come back forever"):
+    with TestApp(open_ring), pytest.raises(SignatureError, match="would loop forever"):
         open_ring.attach(f"r{number - 1}.{{kind}}", function, dead="r0.{kind}")
 
 

@@ -650,7 +650,7 @@ def test_a_function_may_return_an_iterator() -> None:
         reading = begun(collected(app.request_stream("plain", 300, int), []))
         t.advance(1)
         assert result(reading) == list(range(300))
-        with pytest.raises(ServerError, match="it returned an iterator"):
+        with pytest.raises(ServerError, match="the handler returned an iterator"):
             t.request("plain", 3)
     assert app.stats.requests == 2 == sum_of_answers(app.stats)
 

@@ -108,7 +108,7 @@ def test_a_request_of_a_zroute_client_is_one_frame(envelope: tuple[bytes, ...]) 
         ((framed()[:21],), "a frame of 21 bytes"),
         ((MAGIC + b"\2" + framed()[4:],), "a frame of version 2"),
         ((MAGIC + b"\1\7" + framed()[5:],), "a frame of unknown kind 7"),
-        ((framed()[:27],), "a request that ends inside its limits"),
+        ((framed()[:27],), "a request that ends in the middle of its limits"),
         ((framed()[:28],), "a request without a topic"),
         ((framed()[:30],), "a request without a topic"),
         ((framed()[:22] + pack(">IH", 0, 0) + framed()[28:],), "a request without any time left"),

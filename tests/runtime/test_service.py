@@ -228,7 +228,7 @@ async def test_an_endpoint_that_is_in_use_fails_the_start_and_leaves_nothing_ope
     endpoint = free_endpoint()
     first, second = App(pub=endpoint), AppService(App(pub=endpoint).compile(), reactor)
     async with running(first):
-        with pytest.raises(EndpointError, match="another program uses this address"):
+        with pytest.raises(EndpointError, match="this address is in use"):
             second.startService()
         assert not second.running
     second.startService()

@@ -501,7 +501,7 @@ async def test_terminating_my_own_context_closes_the_connections_in_it(sockets: 
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("in use", "another program uses this address"),
+        ("in use", "this address is in use"),
         ("tcp://203.0.113.77:5555", "this machine does not have this address"),
         ("tcp://nosuchcard0:5555", "this machine does not have this address or interface"),
         ("ipc:///no/such/folder/s", "the directory does not exist"),

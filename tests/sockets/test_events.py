@@ -51,7 +51,7 @@ async def test_a_failed_bind_is_told_and_raised_with_the_same_reason(sockets: So
     address, seen = bound(sockets.raw(zmq.PUSH)), Mailbox[SocketEvent]()
     push = sockets.make(PushConnection)
     push.watch(seen.put)
-    with pytest.raises(EndpointError, match="another program uses this address"):
+    with pytest.raises(EndpointError, match="this address is in use"):
         push.open(address)
     assert any(str(event).endswith(": bind_failed (Address already in use)") for event in seen.items)
     assert push.endpoints == []

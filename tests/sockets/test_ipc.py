@@ -60,7 +60,7 @@ def test_a_second_app_does_not_take_a_path_over(tmp_path: Path) -> None:
         with Child("-c", APP.format(endpoint=endpoint, name="second")) as second:
             assert second.end(None) == 5
         assert second.err[-1].endswith(
-            f"can't bind {endpoint}: another program uses this address: stop that program, or choose another address "
+            f"can't bind {endpoint}: this address is in use, here or in another program: close the other socket, or choose another address "
             "(Address already in use)"
         )
         context = zmq.Context()
@@ -108,7 +108,7 @@ async def test_every_kind_of_connection_replaces_only_what_nobody_serves(
     made = [sockets.make(KINDS[kind]) for _ in range(2)]
     made[0].open(f"bind:ipc://{path}")
     serving = path.stat().st_ino
-    with pytest.raises(EndpointError, match="another program uses this address"):
+    with pytest.raises(EndpointError, match="this address is in use"):
         made[1].open(f"bind:ipc://{path}")
     assert path.stat().st_ino == serving
 
@@ -146,7 +146,7 @@ async def test_an_abstract_name_is_given_once(sockets: Sockets, tmp_path: Path) 
     """The system itself refuses a second bind of an abstract name, and no file is involved."""
     endpoint = parse_endpoint(f"ipc://@{tmp_path}", bind=True)
     sockets.pub().open(endpoint)
-    with pytest.raises(EndpointError, match="another program uses this address"):
+    with pytest.raises(EndpointError, match="this address is in use"):
         sockets.pub().open(endpoint)
 
 
@@ -211,7 +211,7 @@ def test_one_of_many_that_start_at_once_gets_the_path(tmp_path: Path) -> None:
                 child.wait_for(lambda lines, number=number: len(lines) > number)  # type: ignore[misc]
             told = [child.out[number] for child in children]
             assert told.count("bound") == 1, told
-            assert sum("another program uses this address" in line for line in told) == 3
+            assert sum("this address is in use" in line for line in told) == 3
     finally:
         for child in children:
             child.__exit__()

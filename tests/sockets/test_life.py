@@ -55,7 +55,7 @@ async def test_a_failed_bind_that_is_remembered_holds_nothing(sockets: Sockets, 
     """With the exception kept, the connection still closes, and the context terminates."""
     taken, context = bound(sockets.raw(zmq.PUSH)), zmq.Context[Any]()
     connection = KINDS[kind](reactor, context=context)
-    with pytest.raises(EndpointError, match="another program uses this address") as caught:
+    with pytest.raises(EndpointError, match="this address is in use") as caught:
         connection.open("bind:" + taken)
     connection.close()
     del connection

@@ -89,7 +89,7 @@ async def test_a_failed_start_that_is_remembered_leaves_nothing_open(sockets: So
     address = bound(sockets.raw(zmq.XPUB))
     kept = []
     for _ in range(3):
-        with pytest.raises(EndpointError, match="another program uses this address") as caught:
+        with pytest.raises(EndpointError, match="this address is in use") as caught:
             transport(context, sub=free_endpoint(), pub=[free_endpoint(), address]).open(into(Mailbox[bytes]()))
         kept.append(caught.value)
     await turns(lambda: not terminating())

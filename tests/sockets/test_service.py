@@ -47,7 +47,7 @@ async def test_a_start_that_fails_leaves_nothing_open(sockets: Sockets) -> None:
         return made[-1]
 
     service = ConnectionService(make, "bind:tcp://127.0.0.1:*", f"bind:{taken}")
-    with pytest.raises(EndpointError, match="another program uses this address"):
+    with pytest.raises(EndpointError, match="this address is in use"):
         service.startService()
     assert made[0].closed
     assert service.connection is None

@@ -283,7 +283,7 @@ async def test_a_failed_start_leaves_no_socket() -> None:
         app = App(sub={"tcp://127.0.0.1:1": "tracked", f"bind:{feed.address}": SPACE})
         taking(app, "a")
         service = AppService(app.compile(), reactor)
-        with pytest.raises(EndpointError, match="another program uses this address"):
+        with pytest.raises(EndpointError, match="this address is in use"):
             service.startService()
         await service.stopService()
         assert service.transport is None or not service.transport.is_open

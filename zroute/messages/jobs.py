@@ -219,7 +219,7 @@ def parse_offer(parts: Sequence[bytes]) -> tuple[Offered, ...]:
     at, many = 1, 0
     while at < len(offer):
         if at + _GROUP.size > len(offer):
-            raise EnvelopeError("an offer that ends inside an entry")
+            raise EnvelopeError("an offer that ends in the middle of an entry")
         credits, number = _GROUP.unpack_from(offer, at)
         many += number
         if not number or many > OFFER_PATTERNS:
@@ -234,11 +234,11 @@ def _read_patterns(offer: bytes, at: int, number: int) -> tuple[tuple[Pattern, .
     patterns = []
     for _ in range(number):
         if at + _PATTERN.size > len(offer):
-            raise EnvelopeError("an offer that ends inside a pattern")
+            raise EnvelopeError("an offer that ends in the middle of a pattern")
         separator, length = _PATTERN.unpack_from(offer, at)
         begin, at = at + _PATTERN.size, at + _PATTERN.size + length
         if at > len(offer):
-            raise EnvelopeError("an offer that ends inside a pattern")
+            raise EnvelopeError("an offer that ends in the middle of a pattern")
         patterns.append(_read_pattern(separator, offer[begin:at]))
     return tuple(patterns), at
 

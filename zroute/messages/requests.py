@@ -225,7 +225,7 @@ def parse_request(message: Message) -> tuple[float | None, int, bytes]:
     """
     rest = message.rest
     if len(rest) < _LIMITS.size:
-        raise EnvelopeError("a request that ends inside its limits")
+        raise EnvelopeError("a request that ends in the middle of its limits")
     ms, window = _LIMITS.unpack_from(rest)
     if not ms:
         raise EnvelopeError("a request without any time left")
@@ -257,7 +257,7 @@ def parse_credits(message: Message) -> int:
         EnvelopeError: The number is incomplete.
     """
     if len(message.rest) != _CREDITS.size:
-        raise EnvelopeError(f"credits of {len(message.rest)} bytes, but they have {_CREDITS.size}")
+        raise EnvelopeError(f"credits of {len(message.rest)} bytes; expected {_CREDITS.size}")
     number: int = _CREDITS.unpack(message.rest)[0]
     return min(number, MAX_CREDIT)
 

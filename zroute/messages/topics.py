@@ -512,7 +512,7 @@ def _refuse_no_pattern(pattern: object, separator: str) -> None:
         advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else f"write it as {example!r}"
         raise PatternError(f"a pattern must be text, not {pattern!r}: {advice}", pattern=pattern)
     if not pattern:
-        raise _error(pattern, 'is empty: write startswith("") for every topic, including the empty one')
+        raise _error(pattern, 'is empty: to match every topic, including the empty one, write startswith("")')
     if _STARTSWITH.match(pattern):
         raise PatternError(
             f"pattern {pattern!r} is text: write {pattern.strip()} without the outer quotes", pattern=pattern

@@ -472,7 +472,7 @@ def _why_refused(ring: Sequence[CompiledRoute]) -> str:
     first, *further = ring
     assert first.options.dead is not None
     begin = f"dead={first.options.dead.text!r} of {first.name}"
-    end = "and the app receives its own messages, so dead letters would come back forever: use another topic"
+    end = "and the app receives its own messages, so dead letters would loop forever: choose another topic for dead="
     if not further:
         met = _received(first, first)
         assert met is not None

@@ -184,7 +184,8 @@ class CompiledRoute:
 class BoundRoute:
     """A route for one topic, with the segments that its pattern captured.
 
-    ``captures`` contains the segments as text, and ``arguments`` contains them converted.
+    ``captures`` contains the captured segments as text. ``arguments`` contains those that the handler takes as
+    parameters, converted to the types of the parameters.
     """
 
     route: CompiledRoute
@@ -255,7 +256,7 @@ class DispatchCallbacks(Protocol):
         """
 
     def exits(self, error: SystemExit) -> None:
-        """Stop the app: a function that finds topics or bodies has raised SystemExit."""
+        """Stop the app because a function of ``Frames`` has raised SystemExit."""
 
     def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
         """Return True if the message is too old for the route; if so, count the message."""

@@ -241,8 +241,8 @@ class LinkTimes:
 class Signs:
     """The signs of life of one publisher: two states and their deadlines.
 
-    The other attributes are used to decide that the publisher is silent. A deadline is valid only in the state to which
-    it belongs.
+    A deadline is valid only in the state to which it belongs. The other attributes help to decide whether the publisher
+    is silent or has gone.
     """
 
     promise: Promise = attrs.field(init=False, default=Promise.NOTHING)

@@ -130,7 +130,9 @@ class _Answering(InFlight):
     def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
         asked = _asked(raw)
         if not asked.is_stream:
-            raise UsageError("it returned an iterator, but the client asked for one reply")
+            raise UsageError(
+                "the handler returned an iterator, but the client asked for one reply: return one value, or ask with app.request_stream"
+            )
         values = drive(result, self._publishing(delivery, raw), self._clock, self._start)
         return values.addCallback(lambda _: asked.finish())
 

@@ -66,7 +66,7 @@ class TopicEntry:
         deliveries: The routes of the topic.
         unrouted: Counts a message of a topic without routes; None if the topic has routes.
         plain: Delivers bodies without a tracked header; None before the first such body.
-        others: The closures by codec number and size; the size is True for large bodies.
+        others: The closures that deliver the other bodies. The key is the codec number, and True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
         size: The size of the entry in bytes, without the heads.
         heads: The size of the heads in bytes.

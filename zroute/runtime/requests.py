@@ -27,7 +27,7 @@ class RequestRun:
         plan: The compiled app.
         reactor: The reactor.
         stats: The counters of the run.
-        results: Creates a `ReplyResults` from its additional keyword arguments.
+        results: Takes the keyword arguments ``codecs``, ``max_message`` and ``reading``, and returns a `ReplyResults`.
     """
 
     def __init__(self, plan: Plan, reactor: Any, stats: Stats, results: Callable[..., ReplyResults]) -> None:

@@ -130,7 +130,7 @@ class StopSignals:
         self._again_from = 0.0
 
     def __call__(self, number: int, _frame: object) -> None:
-        """Stop, end now, or ignore the signal."""
+        """Stop in an orderly way, end the process at once, or ignore the signal."""
         now = time.monotonic()
         if not self.arrived:
             self.arrived, self._again_from = True, now + _ONE_SIGNAL
