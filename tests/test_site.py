@@ -138,6 +138,8 @@ WORDS = {
     "retry": ("glossary/", "examples/enrich/"),
     "colours": ("how-to/logging/",),
     "proxy": ("how-to/many-to-many/",),
+    "RPC": ("glossary/", "how-to/ask-and-answer/"),
+    "work queue": ("glossary/", "how-to/share-work/"),
     "twistd": ("how-to/embed-in-twisted/", "examples/alarm/"),
 }
 """Words that users search for, and the pages that answer."""
