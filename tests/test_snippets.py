@@ -21,9 +21,10 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
+import msgspec
 import pytest
 import pytest_twisted
 from click.testing import CliRunner
@@ -34,7 +35,7 @@ from twisted.internet.defer import CancelledError, Deferred
 import zroute.options
 from tests.pure import Wired, plain
 from tests.support import PATIENCE, ROOT, Child, free_port
-from zroute import App, RequestRefusedError, RequestTimeoutError, startswith
+from zroute import App, BadRequestError, RequestRefusedError, RequestTimeoutError, startswith
 from zroute.cli import main
 from zroute.messages.codecs import BUILTIN
 from zroute.messages.topics import Pattern, matches, parse
@@ -342,6 +343,41 @@ def test_what_the_page_of_requests_says_of_its_handlers(capsys: pytest.CaptureFi
     assert set(printed) - {"first ACME", "first EURUSD"} == {"CancelledError", "total 2974.74"}
     assert refused == "no price for NONE: 409 no symbol NONE"
     assert no_price.startswith("no price for NONE: request to 'prices.NONE'")
+
+
+def test_a_bad_request_has_the_reason_of_the_table() -> None:
+    """Each form of ``reason`` on the page is the one that a caller gets for this fault."""
+    pydantic = pytest.importorskip("pydantic")
+    server = App()
+
+    @attrs.frozen
+    class Validated:
+        size: int = attrs.field(validator=attrs.validators.gt(0))
+
+    class Limited(msgspec.Struct):
+        size: Annotated[int, msgspec.Meta(ge=1)]
+
+    for topic, schema in (
+        ("attrs", Validated),
+        ("limit", Limited),
+        ("pydantic", pydantic.create_model("Ask", size=(int, ...))),
+    ):
+
+        def answer(message: Any) -> int:
+            return 1
+
+        answer.__annotations__["message"] = schema
+        server.reply(topic)(answer)
+    with TestApp(server, raise_errors=False) as t:
+        for topic, message, (_, said) in zip(
+            ("attrs", "limit", "attrs", "attrs", "pydantic"),
+            ({"size": "3"}, {"size": 0}, {}, {"size": -3}, {}),
+            rows(HOW_TO / "ask-and-answer.md", "fault"),
+            strict=True,
+        ):
+            with pytest.raises(BadRequestError) as refused:
+                t.request(topic, message)
+            assert refused.value.reason in said
 
 
 def test_what_the_page_of_jobs_says_of_its_handlers(
