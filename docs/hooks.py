@@ -15,10 +15,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
     "First steps": ("ticker", "alerts", "news_desk", "weather"),
-    "Several apps": ("bars", "two_apps", "desk", "price_service", "from_environment", "alarm"),
+    "Several apps": ("bars", "two_apps", "desk", "from_environment", "alarm"),
+    "Requests and jobs": ("price_service", "farm"),
     "Publishers that are not zroute": ("foreign", "most_specific", "bridge"),
     "State, databases and HTTP": ("inventory", "quotes_db", "webhook", "webhook_asyncio", "enrich"),
-    "Devices, threads and people": ("sensor_gateway", "thumbnails", "farm", "chat"),
+    "Devices, threads and people": ("sensor_gateway", "thumbnails", "chat"),
 }
 """The examples, grouped by subject."""
 

@@ -532,3 +532,40 @@ def test_a_program_in_node_asks(tmp_path: Path) -> None:
             ["node", "plain.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert (done.returncode, done.stdout) == (0, "{ symbol: 'ACME', total: 2971.5 }\n"), done.stderr
+
+
+# -- share-work.md -----------------------------------------------------------------------------------------
+
+
+def test_the_worker_of_the_page_does_the_jobs_of_the_owner(tmp_path: Path) -> None:
+    """I save the file of the page, run its commands, and the worker prints what the page shows."""
+    page = HOW_TO / "share-work.md"
+    write_files(page, tmp_path)
+    owner, worker = (block.text.splitlines() for block in blocks(page) if block.language == "console")
+    with (
+        Child("-m", *shlex.split(owner[0][2:]), cwd=tmp_path) as putting,
+        Child("-m", *shlex.split(worker[0][2:]), cwd=tmp_path) as working,
+    ):
+        for line in worker[1:]:
+            assert working.line_with(line) == line
+        assert working.end() == 0, working.err
+        assert putting.end() == 0, putting.err
+
+
+def test_the_owner_of_the_page_waits_for_a_watcher(tmp_path: Path) -> None:
+    """The owner puts jobs once a program that reads its dead letters has joined, and does not start without one."""
+    written = write_files(HOW_TO / "share-work.md", tmp_path)
+    (letters,) = re.findall(r'pub="(tcp://[^"]*)"', written["waiting.py"])
+    put = '\n\n@owner.every(60.0)\nasync def put() -> None:\n    await resize.put({}, kind="a")\n    print("put")\n'
+    (tmp_path / "waiting.py").write_text(written["waiting.py"].replace("timeout=60", "timeout=0.1") + put)
+    with Child("-m", "zroute", "run", "waiting:owner", cwd=tmp_path) as alone:
+        assert alone.end(None) == 1
+        assert alone.out == []
+        assert "did not start" in alone.err[0]
+    (tmp_path / "waiting.py").write_text(written["waiting.py"] + put)
+    with (
+        Child("-m", "zroute", "run", "waiting:owner", "--drain-timeout", "1s", cwd=tmp_path) as owner,
+        Child("-m", "zroute", "tail", letters, "dead.>"),
+    ):
+        assert owner.line_with("put") == "put"
+        assert owner.end() == 75  # no worker has done the job

@@ -51,6 +51,13 @@ def test_the_landing_page_is_made_of_the_readme() -> None:
             assert generated or (DOCS / target).exists(), target
 
 
+def test_the_readme_lists_every_how_to_page() -> None:
+    """I look for a subject in the README's list of pages, and each how-to page is there."""
+    listed = README.read_text().partition("\n## Documentation\n")[2]
+    pages = {path.relative_to(ROOT).as_posix() for path in (DOCS / "how-to").glob("*.md")}
+    assert {page for page in pages if f"]({page})" not in listed} == set()
+
+
 def test_a_link_that_the_site_can_not_have_is_an_error() -> None:
     """I link to a file outside of docs/ in a shared text: the build says what to do."""
     with pytest.raises(ValueError, match=r"no page for the link to noxfile\.py: add it to _PAGES"):
@@ -138,6 +145,8 @@ WORDS = {
     "retry": ("glossary/", "examples/enrich/"),
     "colours": ("how-to/logging/",),
     "proxy": ("how-to/many-to-many/",),
+    "RPC": ("glossary/", "how-to/ask-and-answer/"),
+    "work queue": ("glossary/", "how-to/share-work/"),
     "twistd": ("how-to/embed-in-twisted/", "examples/alarm/"),
 }
 """Words that users search for, and the pages that answer."""

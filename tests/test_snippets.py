@@ -6,31 +6,36 @@ a file or a part of one. The commands of such a page run beside these files, on 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
+import msgspec
 import pytest
 import pytest_twisted
 from click.testing import CliRunner
 from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser
+from twisted.internet.defer import CancelledError, Deferred
 
 import zroute.options
 from tests.pure import Wired, plain
 from tests.support import PATIENCE, ROOT, Child, free_port
-from zroute import App, RequestRefusedError, startswith
+from zroute import App, BadRequestError, RequestRefusedError, RequestTimeoutError, startswith
 from zroute.cli import main
 from zroute.messages.codecs import BUILTIN
 from zroute.messages.topics import Pattern, matches, parse
@@ -275,22 +280,198 @@ def test_what_the_page_of_retries_says_of_its_handlers(capsys: pytest.CaptureFix
         assert capsys.readouterr().out.startswith("orders.book ConnectionError: refused 4 ")
 
 
-def test_what_the_page_of_requests_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
-    """The tests of the page pass, its middleware refuses a request, and its handlers ask and loop over a stream."""
-    with executed(HOW_TO / "ask-and-answer.md") as page:
-        for name in ("test_the_stock", "test_two_apps", "test_without_a_server"):
-            getattr(page, name)()
-        with TestApp(page.app, page.server) as t:
+COPYABLE = [HOW_TO / "ask-and-answer.md", HOW_TO / "share-work.md"]
+"""Pages whose blocks a reader can copy: each is a part of a file that the page names, or runs alone."""
+
+
+@contextmanager
+def imported(page: Path, folder: Path) -> Iterator[dict[str, ModuleType]]:
+    """Write the files of a page, and import them, apart from its tests; return the modules by name."""
+    written = write_files(page, folder)
+    names = [title.removesuffix(".py") for title in written if not title.startswith("test_")]
+    sys.path.insert(0, str(folder))
+    invalidate_caches()
+    try:
+        yield {name: import_module(name) for name in names if name != "plain"}  # a script, not a module
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("page", ids(COPYABLE))
+def test_each_block_of_a_page_can_be_copied(page: Path, tmp_path: Path) -> None:
+    """I copy a block without a file name into an empty file, and it runs; the files of the page run and compile."""
+    for block in blocks(page):
+        if block.language == "python" and not block.title:
+            made: dict[str, Any] = {"__name__": "copied"}
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), made)
+            assert [value.compile() for value in made.values() if isinstance(value, App)]
+    with imported(page, tmp_path) as modules:
+        apps = [value for module in modules.values() for value in vars(module).values() if isinstance(value, App)]
+        assert [app.compile() for app in apps]
+
+
+@pytest.mark.parametrize("page", ids(COPYABLE))
+def test_the_test_files_of_a_page_pass(page: Path, tmp_path: Path) -> None:
+    """I copy the files of the page into a folder, and pytest passes there, with every test that the page shows."""
+    written = write_files(page, tmp_path)
+    number = sum(text.count("\ndef test_") for text in written.values())
+    flags = ("-q", "-p", "no:cacheprovider")
+    with Child("-m", "pytest", *flags, fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
+        assert child.end(None) == 0, child.out
+        assert number > 0
+        assert child.out[-1].startswith(f"{number} passed")
+
+
+def test_what_the_page_of_requests_says_of_its_handlers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The middleware of the page refuses, a failed order prints why, and several requests at once get their replies."""
+    with imported(HOW_TO / "ask-and-answer.md", tmp_path) as page:
+        with TestApp(page["reports"].server) as t:
             assert t.request("reports.a", None, bytes, headers={"user": "ann"}) == b"a" * 1000
             with pytest.raises(RequestRefusedError, match="say who you are"):
                 t.request("reports.a")
-            t.publish("searches.orders", "open")
-            t.publish("quotes.ACME", 3)
-            assert page.server.stats.routes["rows()"].cancelled == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "{'table': 'orders', 'query': 'open', 'id': 7}",
-        "no price for ACME: 404 no handler for 'prices.ACME'",
-    ]
+        for name in ("basket", "basket_twisted"):
+            with TestApp(page["prices"].app, page[name].app):
+                pass
+        with TestApp(page["orders"].app, page["prices"].app) as t:
+            t.publish("quotes.NONE", 3)
+        with TestApp(page["broker"].app, page["prices"].app) as t:
+            assert t.request("totals.ACME") == 990.5
+            assert t.request("totals.NONE") == 0.0
+    *printed, refused, no_price = capsys.readouterr().out.splitlines()
+    assert set(printed) - {"first ACME", "first EURUSD"} == {"CancelledError", "total 2974.74"}
+    assert refused == "no price for NONE: 409 no symbol NONE"
+    assert no_price.startswith("no price for NONE: request to 'prices.NONE'")
+
+
+def test_a_bad_request_has_the_reason_of_the_table() -> None:
+    """Each form of ``reason`` on the page is the one that a caller gets for this fault."""
+    pydantic = pytest.importorskip("pydantic")
+    server = App()
+
+    @attrs.frozen
+    class Validated:
+        size: int = attrs.field(validator=attrs.validators.gt(0))
+
+    class Limited(msgspec.Struct):
+        size: Annotated[int, msgspec.Meta(ge=1)]
+
+    for topic, schema in (
+        ("attrs", Validated),
+        ("limit", Limited),
+        ("pydantic", pydantic.create_model("Ask", size=(int, ...))),
+    ):
+
+        def answer(message: Any) -> int:
+            return 1
+
+        answer.__annotations__["message"] = schema
+        server.reply(topic)(answer)
+    with TestApp(server, raise_errors=False) as t:
+        for topic, message, (_, said) in zip(
+            ("attrs", "limit", "attrs", "attrs", "pydantic"),
+            ({"size": "3"}, {"size": 0}, {}, {"size": -3}, {}),
+            rows(HOW_TO / "ask-and-answer.md", "fault"),
+            strict=True,
+        ):
+            with pytest.raises(BadRequestError) as refused:
+                t.request(topic, message)
+            assert refused.value.reason in said
+
+
+def test_what_the_page_of_jobs_says_of_its_handlers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job in a thread uses a connection of its own, and an on_error function gets the job that was given up."""
+    monkeypatch.chdir(tmp_path)
+    with imported(HOW_TO / "share-work.md", tmp_path) as page:
+        with TestApp(page["archive"].app) as t:
+            t.put("pages.news", "https://example.com/")
+        with closing(sqlite3.connect("archive.db")) as archive:
+            assert archive.execute("select url from pages").fetchall() == [("https://example.com/",)]
+        worker = App(work="tcp://127.0.0.1:5558")
+
+        @worker.work("orders.{kind}", thread=False)
+        def refuse(order: dict) -> None:
+            raise page["orders"].Reject("no space left")
+
+        with TestApp(page["orders"].app, worker, raise_errors=False) as t:
+            page["orders"].orders.put_nowait({}, kind="buy")
+            t.advance(0)
+        assert capsys.readouterr().out == "orders.buy no space left 1 b'\\x80'\n"
+        with TestApp(page["waiting"].owner):
+            assert page["waiting"].resize.stats.put == 0
+
+
+@pytest.mark.parametrize("reactor", ["twisted", "asyncio"])
+def test_a_cancelled_handler_sees_the_errors_of_the_table(reactor: Any) -> None:
+    """Each way to wait ends with the error that the page names, and only one of them is an Exception."""
+    server, seen = App(), {}
+
+    def note(name: str) -> None:
+        kind = sys.exc_info()[0]
+        assert kind is not None
+        seen[name] = kind
+
+    async def forever() -> None:
+        await (Deferred() if reactor == "twisted" else asyncio.get_running_loop().create_future())
+
+    @server.reply("function")
+    async def function() -> int:
+        try:
+            await forever()
+        except BaseException:
+            note("await")
+            raise
+        return 1
+
+    @server.reply("plain")
+    def plain_generator() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        except BaseException:
+            note("yield")
+            raise
+
+    @server.reply("async")
+    async def async_generator() -> AsyncIterator[int]:
+        try:
+            for number in range(1000):
+                yield number
+        except BaseException:
+            note("yield of async")
+            raise
+
+    @server.reply("waiting")
+    async def waiting() -> AsyncIterator[int]:
+        yield 1
+        try:
+            await forever()
+        except BaseException:
+            note("await of generator")
+            raise
+
+    client = App(req="tcp://127.0.0.1:5557", sub="tcp://127.0.0.1:5555")
+
+    @client.subscribe("go")
+    async def leave_early(topic: str) -> None:
+        async for _ in client.request_stream(topic, None, int):
+            break
+
+    with TestApp(server, client, reactor=reactor) as t:
+        with pytest.raises(RequestTimeoutError):
+            t.request("function", timeout=1)
+        for topic in ("plain", "async", "waiting"):
+            t.publish("go", topic)
+    cancelled = CancelledError if reactor == "twisted" else asyncio.CancelledError
+    assert seen == {
+        "await": cancelled,
+        "yield": GeneratorExit,
+        "yield of async": GeneratorExit,
+        "await of generator": cancelled,
+    }
+    assert issubclass(cancelled, Exception) == (reactor == "twisted")
 
 
 @pytest.mark.parametrize("name", ["middleware.md", "recipes-around-a-handler.md"])
