@@ -60,7 +60,8 @@ def test_a_second_app_does_not_take_a_path_over(tmp_path: Path) -> None:
         with Child("-c", APP.format(endpoint=endpoint, name="second")) as second:
             assert second.end(None) == 5
         assert second.err[-1].endswith(
-            f"can't bind {endpoint}: this address is in use, here or in another program: close the other socket, or choose another address "
+            f"can't bind {endpoint}: this address is in use, here or in another program: close the other socket, or "
+            "choose another address "
             "(Address already in use)"
         )
         context = zmq.Context()

@@ -299,7 +299,8 @@ def _timezone(part: Any) -> Test:
         return lambda value: value.tzinfo is not None
     if wanted not in ("UTC", datetime.UTC):
         raise ValueError(
-            f"has the constraint {part!r}, but messages carry only the UTC offset, not the zone: expected Timezone('UTC'), Timezone(...) or Timezone(None)"
+            f"has the constraint {part!r}, but messages carry only the UTC offset, not the zone: expected "
+            "Timezone('UTC'), Timezone(...) or Timezone(None)"
         )
     return lambda value: value.tzinfo is not None and not value.utcoffset()
 

@@ -131,7 +131,8 @@ class _Answering(InFlight):
         asked = _asked(raw)
         if not asked.is_stream:
             raise UsageError(
-                "the handler returned an iterator, but the client asked for one reply: return one value, or ask with app.request_stream"
+                "the handler returned an iterator, but the client asked for one reply: return one value, or ask with "
+                "app.request_stream"
             )
         values = drive(result, self._publishing(delivery, raw), self._clock, self._start)
         return values.addCallback(lambda _: asked.finish())

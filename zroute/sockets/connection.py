@@ -20,8 +20,8 @@ consume the signal (zmq_getsockopt(3), ZMQ_FD). Two consequences:
    always if the budget ended the reading.
 3. Any other call on the socket (a send, a subscription, an endpoint) is followed by a `poke`. A poke reads EVENTS in
    the reactor's next turn, and calls `doRead` if EVENTS contains POLLIN. Only one poke is scheduled at a time, so a
-   thousand sends cost one check. A `doRead` that ends with EAGAIN needs no check, unless a sender is waiting or a poke is
-   scheduled. A scheduled poke means that a handler may have sent a message.
+   thousand sends cost one check. A `doRead` that ends with EAGAIN needs no check, unless a sender is waiting or a
+   poke is scheduled. A scheduled poke means that a handler may have sent a message.
 4. A new connection begins with a poke, because libzmq signals only after a read that has found no message.
 
 **Fairness.** One `doRead` delivers at most `READ_BUDGET` messages in about `READ_SECONDS`. It checks the clock after
@@ -594,7 +594,9 @@ os.register_at_fork(after_in_child=_poison)  # comparing process ids in each sen
 
 def _explain(verb: str, address: str, number: int) -> str:
     reasons = {
-        errno.EADDRINUSE: "this address is in use, here or in another program: close the other socket, or choose another address",
+        errno.EADDRINUSE: (
+            "this address is in use, here or in another program: close the other socket, or choose another address"
+        ),
         errno.EEXIST: "the file at this path is not a socket: move the file, or choose another path",
         errno.EADDRNOTAVAIL: "this machine does not have this address: bind one of this machine, or 127.0.0.1",
         errno.ENODEV: "this machine does not have this address or interface: bind one of this machine, or 127.0.0.1",

@@ -115,7 +115,8 @@ class LosslessPubConnection(XPubConnection):
         """Close the connection when all messages are read, or after ``seconds``.
 
         The publisher does not wait for a subscriber that disconnects. If it reconnects, it had not
-        stopped and has lost messages, so the publisher counts it in ``lost_to``. With 0 seconds, queued messages are dropped.
+        stopped and has lost messages, so the publisher counts it in ``lost_to``. With 0 seconds, queued messages are
+        dropped.
 
         Returns a Deferred that fires with True if all messages were read, else with False.
         """
