@@ -54,7 +54,15 @@ from zroute.jobs.owner import Settings
 from zroute.jobs.queue import JobQueue
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
-from zroute.options import BATCH_MAX, COALESCED_MAX, REQUEST_TIMEOUT, RETRIES_MAX, ROUTE_QUEUE
+from zroute.options import (
+    BATCH_MAX,
+    COALESCED_MAX,
+    MAX_IN_FLIGHT,
+    REQUEST_TIMEOUT,
+    RETRIES_MAX,
+    ROUTE_QUEUE,
+    THREADS_IN_FLIGHT,
+)
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 from zroute.requests.requester import Requester, checked_wait, is_seconds
 
@@ -180,7 +188,8 @@ class Routes:
                 the same type share one object.
             thread: True to run a plain, blocking function in the reactor's thread pool. `App.from_thread` explains how
                 it can publish there.
-            max_in_flight: The maximum number of unfinished calls at a time (default 100).
+            max_in_flight: The maximum number of unfinished calls at a time (default 100, or 10 with
+                ``thread=True``).
             ordered: False to handle messages of the same topic concurrently. By default they are handled one after the
                 other; messages of different topics are always handled concurrently.
             queue: The maximum number of waiting messages (default 1,000, or four times ``batch`` if that is more; at
@@ -251,7 +260,8 @@ class Routes:
         Keyword Args:
             codec: The codec for replies, and for requests that do not name a codec (default: the app's codec).
             thread: True to run a plain, blocking function in the reactor's thread pool.
-            max_in_flight: The maximum number of unfinished calls at a time (default 100).
+            max_in_flight: The maximum number of unfinished calls at a time (default 100, or 10 with
+                ``thread=True``).
             queue: The maximum number of waiting requests (default 1,000).
             retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits during these
                 attempts.
@@ -937,7 +947,10 @@ def make_route(
         _check_batch(batch, queue, where)
     if queue is None:  # with room for two lists only, each list would wait for a half of the other one
         queue = max(ROUTE_QUEUE, 4 * (batch or 0))
-    for name, bound in (("max_in_flight", options["max_in_flight"]), ("queue", queue)):
+    most = options["max_in_flight"]
+    if most is None:
+        most = THREADS_IN_FLIGHT if options["thread"] else MAX_IN_FLIGHT
+    for name, bound in (("max_in_flight", most), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
             raise SignatureError(
                 f"{name}={bound!r}: expected a number of messages, 1 or more", parameter=name, where=where
@@ -958,7 +971,7 @@ def make_route(
         "timeout": _checked_timeout(options["timeout"], function, where, thread=options["thread"]),
     }
     found = find_codec(codec, where) if codec is not None else None
-    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue}
+    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue, "max_in_flight": most}
     return Route(function, patterns, HandlerOptions(**checked), where, local_names(function), kind)
 
 

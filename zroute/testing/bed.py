@@ -117,7 +117,7 @@ class Bed:
             for app in self.apps
         ]
         for service in self._services:
-            service.reports = False
+            service.reports, service.owns_pool = False, True
         self._bus.requests.begin(reactor, self._wall)
 
     def _raise_unless_started(self, service: AppService, outcome: list[Any]) -> None:
