@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from zroute import App, Envelope, RouteInfo, Routes, Topic, startswith
+from zroute import App, Envelope, Limits, RouteInfo, Routes, Topic, startswith
 from zroute.errors import (
     DecodeError,
     DuplicateRouteError,
@@ -245,7 +245,7 @@ def test_some_jobs_are_given_up_at_once(fault: str) -> None:
         t.publish("put.resize", Resize("a.png"))
         t.advance(10)
         (letter,) = t.envelopes("dead.>")
-        expected = "no such file" if fault == "reject" else "DecodeError: "
+        expected = "Reject: no such file" if fault == "reject" else "DecodeError: "
         assert letter.headers["zr-error"].startswith(expected)
         assert letter.headers["zr-attempts"] == 1
     assert queue.stats.retried == 0
@@ -492,3 +492,66 @@ def test_the_last_line_has_the_counters_of_jobs(caplog: pytest.LogCaptureFixture
     lines = [record.getMessage() for record in caplog.records]
     assert any("jobs_put 1, jobs_done 1, jobs_failed 0" in line for line in lines)
     assert any(line.startswith("worker: handled 1, failed 0") for line in lines)
+
+
+def test_a_job_whose_topic_has_another_type_is_refused_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """The owner, the worker's log, its counters and the dead letter say which capture does not fit."""
+    owner, queue = farm(retry=(1,), dead="dead.{kind}")
+    worker = App(work=JOBS)
+
+    @worker.work("jobs.{kind}")
+    def run(job: Resize, kind: int) -> None: ...
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.x", Resize("a.png"))
+        (letter,) = t.envelopes("dead.>")
+        assert letter.headers["zr-error"] == "DecodeError: capture {kind}: expected int, got 'x'"
+        assert worker.stats.routes["run()"].decode_error == 1
+    assert "run(): job 'jobs.x' refused: capture {kind}: expected int, got 'x'" in caplog.text
+    assert queue.stats == JobStats(put=1, failed=1, dead=1)
+    with TestApp(worker) as t, pytest.raises(DecodeError, match="expected int, got 'x'"):
+        t.put("jobs.x", Resize("a.png"))
+
+
+def test_a_job_over_the_limit_of_the_worker_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker may accept smaller jobs than its owner."""
+    owner, _ = farm(dead="dead.{kind}")
+    worker = App(work=JOBS, limits=Limits(max_message=50))
+
+    @worker.work("jobs.{kind}")
+    def run(job: Resize) -> None: ...
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.x", Resize("a" * 100))
+        (letter,) = t.envelopes("dead.>")
+        assert letter.headers["zr-error"].startswith("DecodeError: a body of ")
+        assert worker.stats.routes["run()"].decode_error == 1
+    assert "run(): job 'jobs.x' refused: a body of " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [(1, "Reject: no"), (2, "ValueError: bad"), ("text", "DecodeError: "), (3, "RuntimeError: ")]
+)
+def test_dead_letters_of_jobs_and_messages_have_the_same_reason(body: object, reason: str) -> None:
+    """The header ``zr-error`` does not depend on the kind of the handler."""
+    app = App(jobs=JOBS, work=JOBS, pub=PUB, sub="tcp://127.0.0.1:1")
+    queue = app.job_queue("jobs", dead="dead.job")
+
+    def run(number: int) -> None:
+        if number == 3:
+            raise RuntimeError("no running event loop")
+        raise Reject("no") if number == 1 else ValueError("bad")
+
+    app.work("jobs")(run)
+    app.subscribe("messages", dead="dead.message")(run)
+
+    @app.subscribe("put")
+    async def put(job: Any) -> None:
+        await queue.put(job)
+
+    with TestApp(app) as t:
+        t.publish("put", body)
+        t.publish("messages", body)
+        first, second = [letter.headers["zr-error"] for letter in t.envelopes("dead.>")]
+    assert first == second
+    assert first.startswith(reason)

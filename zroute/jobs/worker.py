@@ -38,7 +38,7 @@ from zroute.messages.jobs import (
     parse_job,
     parse_terms,
 )
-from zroute.messages.topics import Pattern
+from zroute.messages.topics import Pattern, Topic
 from zroute.options import CREDITS_MAX, SILENT_AFTER
 from zroute.throttle import ThrottledLog
 
@@ -337,6 +337,8 @@ class JobWorker:
             return
         lane = self._find(frame.topic)
         if lane is None:
+            text = "a job of the owner at %s refused: no handler of this worker accepts the topic %r"
+            self._say("refused", logging.WARNING, text, self._owner, str(Topic.from_wire(frame.topic)))
             self._tell(REJECTED, frame.id, b"no handler of this worker accepts the topic")
         elif self._stopping is not None or len(self._jobs) >= self._most:
             self._tell(GIVEN_BACK, frame.id)

@@ -24,7 +24,7 @@ from zroute.messages.topics import Pattern, Topic, matches, parse, startswith, t
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
 from zroute.planning.plan import Plan, ReactorKind, reactor_kind
-from zroute.receiving.working import said_of
+from zroute.receiving.dead_letters import error_text
 from zroute.requests.client import Answer, Client
 from zroute.runtime.run import Environment, StopReport
 from zroute.runtime.service import AppService
@@ -266,7 +266,7 @@ class Bed:
     def _given_up(self, job: Job, reason: str) -> None:
         """Record the failure of a job that was given up, so that it is raised later."""
         for error in reversed(self.failures):
-            if reason == said_of(error):
+            if reason == error_text(error):
                 self._unraised.append(error)
                 return
         topic = str(Topic.from_wire(job.topic))
