@@ -395,8 +395,8 @@ def test_queues_and_handlers_of_a_group_have_its_prefix() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"retry": (1,)}, "only the owner tries a job again"),
-        ({"dead": "dead"}, "only the owner publishes dead letters"),
+        ({"retry": (1,)}, "only the owner of the jobs tries a job again, with app.job_queue"),
+        ({"dead": "dead"}, "only the owner of the jobs publishes dead letters"),
         ({"ordered": True}, "jobs have no order"),
         ({"stale_after": 1.0}, "a job is done however long it has waited"),
         ({"queue": 5}, "jobs wait at their owner"),
@@ -416,13 +416,71 @@ def test_work_refuses_options_that_do_not_fit_jobs(options: Mapping[str, Any], r
         ({"silent_after": 0}, "silent_after=0: expected a number of seconds"),
         ({"silent_after": float("inf")}, "silent_after=inf"),
         ({"retry": 5}, "retry=5: expected a tuple of delays"),
-        ({"dead": "dead.{other}"}, "nothing fills {other}"),
+        ({"dead": "dead.{other}"}, r"nothing fills {other}: 'jobs.{kind}' does not capture it; .* of that pattern"),
+        ({"dead": "dead.*"}, "use a capture of 'jobs.{kind}' instead"),
     ],
 )
 def test_a_job_queue_refuses_options_out_of_range(options: Mapping[str, Any], text: str) -> None:
     """The error names the option and what was expected."""
     with pytest.raises(SignatureError, match=text):
         App(jobs=JOBS).job_queue("jobs.{kind}", int, **options)
+
+
+def test_a_job_queue_is_no_decorator() -> None:
+    """Neither a queue nor a call without a pattern decorates; the errors show the two lines to write."""
+    app = App(jobs=JOBS)
+    queue: Any = app.job_queue("jobs.{kind}", int)
+    with pytest.raises(SignatureError, match=r"is no decorator: .*@app\.work\('jobs\.{kind}'\) above") as caught:
+        queue(_takes_int)
+    assert caught.value.where
+    for wrong in (_takes_int, Resize):
+        with pytest.raises(PatternError, match=r"no decorator: write jobs = app\.job_queue\('jobs\.{kind}', Job\)"):
+            App(jobs=JOBS).job_queue(wrong)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("name", "advice"), [("publisher", "'news.{name}'"), ("requester", "no decorator")])
+def test_advice_about_a_missing_pattern_can_be_followed(name: str, advice: str) -> None:
+    """Publishers and requesters refuse wildcards, so no example for them has one."""
+    with pytest.raises(PatternError, match=f"^[^*]*{name} needs a pattern[^*]*{advice}[^*]*$"):
+        getattr(App(), name)(_takes_int)
+
+
+def test_a_put_with_a_timeout_says_how_to_limit_the_time() -> None:
+    """``timeout`` is no option of put(), and no capture."""
+    owner, queue = farm()
+    errors: list[str] = []
+
+    @owner.on_startup
+    def put() -> None:
+        with pytest.raises(TopicError) as caught:
+            queue.put_nowait(Resize("a"), kind="a", timeout=2)
+        errors.append(str(caught.value))
+
+    with TestApp(owner):
+        pass
+    assert "has no capture 'timeout'; it has kind; put() has no option timeout: to limit" in errors[0]
+    assert "asyncio.timeout" in errors[0]
+
+
+def test_an_invalid_job_is_an_error_whether_or_not_there_is_room() -> None:
+    """A full queue does not hide a wrong type, a missing capture or wrong headers."""
+    owner, queue = farm(waiting=1)
+
+    @owner.on_startup
+    async def put() -> None:
+        queue.put_nowait(Resize("a"), kind="a")
+        for kind, job, given in (
+            (EncodeError, 5, {"kind": "a"}),
+            (TopicError, Resize("a"), {}),
+            (EncodeError, Resize("a"), {"kind": "a", "headers": {"a": object()}}),
+        ):
+            with pytest.raises(kind):
+                queue.put_nowait(job, **given)
+            with pytest.raises(kind):
+                await queue.put(job, **given)
+
+    with pytest.raises(UnfinishedError), TestApp(owner):
+        pass
 
 
 def test_a_job_queue_refuses_wildcards() -> None:

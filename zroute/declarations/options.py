@@ -173,11 +173,11 @@ WORK_DEFAULTS: WorkOptions = {
 }
 
 NOT_FOR_WORK = {
-    "retry": "only the owner tries a job again: write app.job_queue(…, retry=…) there",
-    "dead": "only the owner publishes dead letters: write app.job_queue(…, dead=…) there",
+    "retry": "only the owner of the jobs tries a job again, with app.job_queue(…, retry=…)",
+    "dead": "only the owner of the jobs publishes dead letters, with app.job_queue(…, dead=…)",
     "ordered": "jobs have no order, since they are shared among workers",
     "stale_after": "a job is done however long it has waited",
-    "queue": "jobs wait at their owner: write app.job_queue(…, waiting=…) there",
+    "queue": "jobs wait at their owner, with app.job_queue(…, waiting=…)",
     "copy": "one handler does each job, so its message is its own",
 }
 """The options of other handlers that `Routes.work` refuses, and the reasons."""
@@ -258,7 +258,7 @@ def refuse(decorator: str, given: Iterable[str], reasons: Mapping[str, str]) -> 
     """
     for name in given:
         if name in reasons:
-            fault = f"{decorator} takes no {name}: {reasons[name]}; remove it"
+            fault = f"{decorator} takes no {name}: {reasons[name]}; remove {name}= from {decorator}"
             raise SignatureError(fault, parameter=name, where=users_line())
 
 

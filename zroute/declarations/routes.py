@@ -627,7 +627,7 @@ class Routes:
         every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
         where = users_line()
         self._check_open(f"publisher({pattern!r})", where)
-        parsed = self._parse((pattern,), where)[0]
+        parsed = self._parse((pattern,), where, "publisher")[0]
         if not parsed.is_template:
             fault = (
                 f"pattern {parsed.text!r} matches more than one topic, but a publisher needs one: "
@@ -1027,6 +1027,15 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
     return parse(f"{prefix}{separator}{pattern.text}", separator)
 
 
+_WITHOUT_PATTERN = {
+    "publisher": ": write @app.publisher('news.{name}'), with parentheses",
+    "requester": ", and is no decorator: write prices = app.requester('prices.{symbol}', Ask, Price)",
+    "job_queue": ", and is no decorator: write jobs = app.job_queue('jobs.{kind}', Job), and @app.work('jobs.{kind}') "
+    "above the function that does the jobs",
+}
+"""The advice if the first argument is a function or a class, for functions whose patterns have no wildcards."""
+
+
 def parse_patterns(
     patterns: tuple[str | Pattern, ...], where: str, separator: str, decorator: str = "subscribe"
 ) -> tuple[Pattern, ...]:
@@ -1043,7 +1052,8 @@ def parse_patterns(
         raise PatternError(text, pattern=None, where=where)
     if callable(patterns[0]):
         raise PatternError(
-            f"{decorator} needs a pattern: write @app.{decorator}('news.*'), with parentheses",
+            f"{decorator} needs a pattern"
+            + _WITHOUT_PATTERN.get(decorator, f": write @app.{decorator}('news.*'), with parentheses"),
             pattern=None,
             where=where,
         )
@@ -1120,14 +1130,15 @@ def _checked_dead(dead: Any, patterns: tuple[Pattern, ...], where: str) -> Patte
         )
     elif not pattern.is_template:
         fault = (
-            "it contains a wildcard, but a message is published to one topic: use a capture of the subscription instead"
+            "it contains a wildcard, but a message is published to one topic: use a capture of "
+            f"{patterns[0].text!r} instead"
         )
     elif several := {each.rest for each in patterns} & set(pattern.captures):
         fault = f"{{{min(map(str, several))}+}} can be several segments, but a published topic needs a single one there"
     elif unknown := set(pattern.captures) - set(patterns[0].captures):
         fault = (
-            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of the "
-            "subscription"
+            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of "
+            "that pattern"
         )
     if fault is not None:
         raise SignatureError(f"dead={dead!r}: {fault}", parameter="dead", where=where)

@@ -157,12 +157,13 @@ class OwnedQueue:
         Raises:
             HighWaterMarkError: There is no room. Other errors are those of `put`.
         """
+        job = self._made(topic, codec, body, headers)  # an invalid job is an error whether or not there is room
         if self.full:
             raise HighWaterMarkError(
                 f"no room for a job: {self.settings.name!r} is full, with {self.stats.waiting} waiting jobs; await "
                 "put(), start more workers, or increase waiting="
             )
-        self._owner.put(self, self._made(topic, codec, body, headers))
+        self._owner.put(self, job)
 
     @property
     def full(self) -> bool:
