@@ -613,3 +613,21 @@ def test_dead_letters_of_jobs_and_messages_have_the_same_reason(body: object, re
         first, second = [letter.headers["zr-error"] for letter in t.envelopes("dead.>")]
     assert first == second
     assert first.startswith(reason)
+
+
+def test_an_app_without_endpoints_logs_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """The only worker is the app itself: no line says that it joins, leaves or sees its owner stop."""
+    import asyncio
+
+    caplog.set_level(logging.INFO)
+    app = App()
+    queue = app.job_queue("jobs", int)
+    app.work("jobs")(lambda body: None)
+
+    async def main() -> None:
+        async with app.running():
+            await queue.put(1)
+
+    asyncio.run(main())
+    assert queue.stats.done == 1
+    assert not [line for line in caplog.messages if "worker" in line or "owner" in line]

@@ -290,8 +290,7 @@ class Results:
         delivery.route.stats.handler_error += many
         rejected = isinstance(error, Reject)
         level, shown = (logging.WARNING, None) if rejected else (logging.ERROR, error)
-        number = f"; attempt {attempt}" * (attempt > 1)
-        self._report_failure("failed", delivery, error, many, level, "", number, shown)
+        self._report_failure("failed", delivery, error, many, level, "", f"; attempt {attempt}", shown)
         self._hook(delivery.route.around.hooks, error, raw, facts=_facts(delivery.route, attempt))
         self._observe(error, True)
 
