@@ -631,3 +631,61 @@ def test_an_app_without_endpoints_logs_no_worker(caplog: pytest.LogCaptureFixtur
     asyncio.run(main())
     assert queue.stats.done == 1
     assert not [line for line in caplog.messages if "worker" in line or "owner" in line]
+
+
+# -- tests of owners -------------------------------------------------------------------------------------
+
+
+def test_a_test_of_an_owner_sees_its_jobs_without_a_worker() -> None:
+    """``t.jobs`` has the jobs of the apps as envelopes, and lets the test end while these jobs wait."""
+    owner, queue = farm()
+    with TestApp(owner) as t:
+        t.publish("put.a", Resize("a.png"), headers={"trace": "7"})
+        t.publish("put.b", Resize("b.png"))
+        assert [job.topic for job in t.jobs()] == ["jobs.a", "jobs.b"]
+        (job,) = t.jobs("jobs.a")
+        assert (job.headers, b"a.png" in job.body) == ({"trace": "7"}, True)
+        t.clear()
+        assert t.jobs() == []
+    assert queue.stats == JobStats(put=2, dropped_at_shutdown=2)
+
+
+def test_a_test_that_does_not_look_at_the_jobs_of_an_owner_says_what_is_missing() -> None:
+    """The error names the topic and both remedies."""
+    owner, _ = farm()
+
+    def whole() -> None:
+        with TestApp(owner) as t:
+            t.publish("put.a", Resize("a.png"))
+
+    with pytest.raises(
+        UnfinishedError, match=r"no app .* works on 'jobs\.a': add one .*TestApp\(owner, .* t\.jobs\(\)"
+    ):
+        whole()
+
+
+def test_jobs_of_a_worker_in_the_test_must_end_although_the_test_looks_at_them() -> None:
+    """Only jobs that no app works on may be left; jobs of the test itself are not among those of the apps."""
+    owner, _ = farm()
+    worker = App(work=JOBS)
+
+    @worker.work("jobs.slow")
+    async def run(job: Resize) -> None:
+        from twisted.internet.defer import Deferred
+
+        forever: Deferred[None] = Deferred()
+        await forever
+
+    worker.work("jobs.fast")(lambda body: None)
+
+    def whole() -> None:
+        with TestApp(owner, worker) as t:
+            t.put("jobs.fast", Resize("a.png"))
+            t.publish("put.slow", Resize("a.png"))
+            t.publish("put.other", Resize("a.png"))
+            assert [job.topic for job in t.jobs()] == ["jobs.slow", "jobs.other"]
+
+    with pytest.raises(
+        UnfinishedError, match=r"jobs of 'jobs\.{kind}' that were not done: 1, run\(\): 1; let them end"
+    ):
+        whole()

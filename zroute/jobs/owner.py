@@ -202,6 +202,7 @@ class JobOwner:
         malformed: The number of malformed messages.
         unknown: The number of reports for jobs of other runs, or of jobs that the worker never had.
         logs_workers: False if the only worker is in the same app: no line says that it joins or leaves.
+        admitted: A function that the owner calls with each added job, or None. Tests use it.
         workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
@@ -226,6 +227,7 @@ class JobOwner:
         self._stopping = self._closed = False
         self.malformed = self.unknown = 0
         self.logs_workers = True
+        self.admitted: Callable[[Job], object] | None = None
         self.workers_changed: Callable[[int], object] = lambda number: None
 
     # -- jobs ------------------------------------------------------------------------------------------------
@@ -266,6 +268,8 @@ class JobOwner:
         stats.put += 1
         stats.waiting += 1
         self._scheduler.put(job)
+        if self.admitted is not None:
+            self.admitted(job)
 
     def _admit_waiting(self, queue: OwnedQueue) -> None:
         """Add the jobs that have waited for room."""
@@ -295,6 +299,15 @@ class JobOwner:
     def unserved(self) -> Iterator[tuple[bytes, int]]:
         """Yield topics that no worker accepts, each with the number of waiting jobs."""
         return self._scheduler.unserved()
+
+    def drop_unserved(self) -> None:
+        """Drop the waiting jobs that no worker accepts. Tests use this at their end."""
+        for job in tuple(self._jobs.values()):
+            if job.lane is None and job.timer is None and not self._scheduler.is_served(job.topic):
+                self._withdraw(job)
+                job.queue.stats.dropped_at_shutdown += 1
+                job.ended = True
+                del self._jobs[job.id]
 
     # -- messages of workers ---------------------------------------------------------------------------------
 
