@@ -102,7 +102,7 @@ ALL = {
             run(f"{RUN} farm:slow"),
             Terminal((f"{RUN} farm:office --for 5s",), alone=True),
         ),
-        ("dead    ann: nothing to compute", "slow    ann: order"),
+        ("dead    ann: Reject: nothing to compute", "slow    ann: order"),
     ),
     "bars": alone(f"{RUN} ticker:feed bars bars:chart --for 10s"),
     "two_apps": Session(

@@ -14,6 +14,7 @@ import attrs
 from zroute.errors import EndpointError
 
 __all__ = [
+    "LOOP",
     "SIDES",
     "Endpoint",
     "EndpointOptions",
@@ -25,6 +26,9 @@ __all__ = [
     "parse_endpoints",
     "parse_ends",
 ]
+
+LOOP = "inproc://zroute-"
+"""The beginning of the addresses inside an app without endpoints."""
 
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from zroute.errors import SetupError
 
-__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "printable", "set_up_logging", "text_of"]
+__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "peer_name", "printable", "set_up_logging", "text_of"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
@@ -274,6 +274,14 @@ def printable(text: object, most: int | None = 1000) -> str:
         if most is None or len(shown) <= most:
             return shown
     return f"{_beginning(given, most)}… ({len(given)} characters)"
+
+
+def peer_name(identity: bytes) -> str:
+    """Return the ZeroMQ identity of a peer as text.
+
+    libzmq's own identities are a zero byte and a number, which is shown in hexadecimal digits.
+    """
+    return identity[1:].hex() if identity[:1] == b"\0" else printable(identity)
 
 
 def text_of(given: object) -> str:

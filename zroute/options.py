@@ -67,6 +67,7 @@ __all__ = [
     "SUBSCRIPTIONS_SEEN",
     "SUBSCRIPTIONS_SLICE",
     "SUBSCRIPTION_COST",
+    "THREADS_IN_FLIGHT",
     "TOPICS_NOTED",
     "TOPIC_CACHE",
     "WORK_IN_FLIGHT",
@@ -196,7 +197,13 @@ A proxy drops them beyond 1,000 (SNDHWM of its XSUB).
 MAX_IN_FLIGHT = 100
 """Unfinished calls of one handler at a time.
 
-Most connection pools and thread pools can serve that number.
+Most connection pools can serve that number.
+"""
+
+THREADS_IN_FLIGHT = 10
+"""Unfinished calls at a time of one handler that runs in threads.
+
+A thread needs more memory than a call of an ``async`` function. A larger number must therefore be the user's choice.
 """
 
 ROUTE_QUEUE = 1_000
@@ -214,7 +221,7 @@ DEAD_ERROR = 1024
 WORK_IN_FLIGHT = 4
 """Jobs of one handler that run at a time, by default.
 
-Jobs are long more often than messages, and most run in the ten threads of the reactor's pool.
+Jobs are long more often than messages, and most run in threads.
 """
 
 JOBS_WAITING = 10_000

@@ -385,3 +385,24 @@ def test_what_can_not_run_in_a_thread_is_said_at_its_line(tmp_path: Path, functi
     assert done.returncode == 4
     assert says in done.stderr
     assert "mine.py:" in done.stderr
+
+
+def test_a_run_has_a_thread_for_each_call_in_flight(tmp_path: Path) -> None:
+    """Under `zroute run`, 20 calls that wait for each other end: the pool is not limited to ten threads."""
+    source = """
+together = threading.Barrier(20)
+jobs = app.job_queue("jobs", int)
+
+@app.work("jobs", max_in_flight=20)
+def job(number: int) -> None:
+    if together.wait(20) == 0:
+        say("together")
+
+@app.on_startup
+def put() -> None:
+    for number in range(20):
+        jobs.put_nowait(number)
+"""
+    with run(tmp_path, source) as child:
+        child.line_with("together")
+        assert child.end() == 0

@@ -100,7 +100,7 @@ stock = app.requester("stock.{part}", str, int)
         "rows.{table} reply rows() quotes.py:9 str -> stream of dict text",
         "dead.status dead letters status() quotes.py:13",
         "status reply status() quotes.py:13 none -> any msgpack",
-        "stock.{part} requests request() quotes.py:16 str -> int text",
+        "stock.{part} requests quotes.py:16 str -> int text",
     ):
         assert any(row in each for each in rows), (row, rows)
     assert rows[-1] == "subscriptions: none"
@@ -246,8 +246,8 @@ def run(number: int, kind: str) -> None: ...
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["others.{kind}", "job", "run()", "quotes.py:6", "int", "msgpack"] in rows
-    assert ["jobs.{kind}", "job", "queue", "put()", "quotes.py:4", "int", "msgpack"] in rows
-    assert ["dead.{kind}", "dead", "letters", "put()", "quotes.py:4", "any"] in rows
+    assert ["jobs.{kind}", "job", "queue", "quotes.py:4", "int", "msgpack"] in rows
+    assert ["dead.{kind}", "dead", "letters", "job", "queue", "jobs.{kind}", "quotes.py:4", "any"] in rows
     assert rows[-1] == ["subscriptions:", "none"]
     shown = json.loads(zroute("routes", "quotes", "--json", cwd=folder).stdout)["routes"]
     assert next(row for row in shown if row["kind"] == "job queue")["retry"] == [1, 5]

@@ -621,3 +621,42 @@ def test_each_job_ends_exactly_once_whatever_workers_do(seed: int) -> None:
     assert stats.done + stats.failed == stats.put
     assert len(bench.given_up) == stats.failed
     assert all(lane.unfinished == 0 for lane in bench.owner._workers[b"last"].lanes)
+
+
+# -- the log ---------------------------------------------------------------------------------------------
+
+
+def test_the_log_names_workers_that_join_fail_and_leave(caplog: pytest.LogCaptureFixture) -> None:
+    """Each line has the owner's name and the worker's: libzmq's identity in hexadecimal, another one as text."""
+    caplog.set_level(logging.INFO)
+    bench = Bench(retry=(1,))
+    raw, named = b"\x00k\x8bEg", b"rust\x1b"
+    bench.offer(raw, (1, "jobs.*"))
+    bench.offer(named, (0, "jobs.*"))
+    bench.put(b"jobs.x")
+    (id,) = bench.jobs(raw)
+    bench.fail(raw, id, b"ValueError: no")
+    bench.gone.update([raw, named])
+    bench.owner.ended(raw)
+    bench.owner.ended(named)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:2] == [
+        "farm: worker 6b8b4567 has joined (1 worker)",
+        r"farm: worker rust\u001b has joined (2 workers)",
+    ]
+    assert lines[2].startswith("farm: a job of 'jobs.x' (")
+    assert lines[2].endswith(") failed at worker 6b8b4567: ValueError: no; attempt 1 of 2, next attempt in 1 s")
+    assert lines[3:] == [
+        "farm: worker 6b8b4567 has disconnected (1 worker left)",
+        r"farm: worker rust\u001b has disconnected (0 workers left)",
+    ]
+
+
+def test_a_storm_of_workers_is_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Workers that all connect again after a restart of the network do not fill the log."""
+    caplog.set_level(logging.INFO)
+    bench = Bench()
+    for number in range(1000):
+        bench.offer(b"w%d" % number, (1, "jobs.*"))
+    bench.clock.advance(0.5)
+    assert len(caplog.records) == 5

@@ -30,7 +30,9 @@ class Farm(Bench):
         self.own_clock = Clock()  # of the worker: its process can freeze
         self.lane = WorkLane("h", "farm.py:3", [parse("jobs.x")], max_in_flight, self.running.extend)
         log = ThrottledLog(logging.getLogger("zroute"), self.clock)
-        self.worker = JobWorker(self.own_clock, self.tell, [self.lane], lambda topic: self.lane, log, "tcp://owner:1")
+        self.worker = JobWorker(
+            self.own_clock, self.tell, [self.lane], lambda topic: self.lane, log, "tcp://owner:1", "app"
+        )
         self.worker.connected()
         self.deliver()
 

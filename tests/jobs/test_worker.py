@@ -51,7 +51,7 @@ class Bench:
         self.seconds = 0.0
         self.lane = WorkLane("resize", "farm.py:3", (parse("jobs.{kind}"),), max_in_flight, self.begin, lists)
         log = ThrottledLog(logging.getLogger("zroute"), self.clock)
-        self.worker = JobWorker(self.clock, self.send, (self.lane,), self.find, log, "tcp://owner:1")
+        self.worker = JobWorker(self.clock, self.send, (self.lane,), self.find, log, "tcp://owner:1", "app")
         self.worker.reconnect = self.connect_again
         self.worker.connected()
         self.silent_after = silent_after
@@ -371,7 +371,7 @@ def test_lanes_share_their_limit_among_owners() -> None:
         other_sent.append(tuple(parts))
         return True
 
-    other = JobWorker(bench.clock, send, (bench.lane,), bench.find, log, "tcp://owner:2")
+    other = JobWorker(bench.clock, send, (bench.lane,), bench.find, log, "tcp://owner:2", "app")
     other.connected()
     other.received([ACCEPTED, pack_terms(10.0)])
     bench.give(1, 2)
@@ -382,3 +382,15 @@ def test_lanes_share_their_limit_among_owners() -> None:
     assert [job.frame.id for job in bench.running] == [id_of(1), id_of(3)]
     bench.running[1].done()
     assert other_sent[-1] == (DONE, id_of(3))
+
+
+def test_the_log_names_the_app_and_the_owner(caplog: pytest.LogCaptureFixture) -> None:
+    """A line about the owner begins with the name of the app, as all lines about an app do."""
+    caplog.set_level(logging.INFO)
+    bench = Bench()
+    bench.give(1, topic=b"others.x")
+    bench.worker.received([STOPPED])
+    assert [record.getMessage() for record in caplog.records] == [
+        "app: a job of the owner at tcp://owner:1 was refused: no handler of this worker accepts the topic 'others.x'",
+        "app: the owner of jobs at tcp://owner:1 has stopped",
+    ]

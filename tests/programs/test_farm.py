@@ -19,14 +19,14 @@ def test_the_workers_share_the_jobs(test_app: Callable[..., TestApp], example: E
     t.advance(1.0)
     stats = program.checksums.stats
     assert (stats.put, stats.done, stats.failed, stats.dead) == (25, 24, 1, 1)
-    assert t.envelopes("dead.ann")[0].headers["zr-error"] == "nothing to compute"
+    assert t.envelopes("dead.ann")[0].headers["zr-error"] == "Reject: nothing to compute"
 
 
 def test_as_its_docstring_says(folder: Path) -> None:
     """Workers that start first get the jobs of an office, which works them off before it ends."""
     worker, slow, office = commands(folder, "farm.py")
     with worker.start() as fast, slow.start() as other, office.start("--for", "60s") as owner:
-        fast.line_with("dead    ann: nothing to compute")
+        fast.line_with("dead    ann: Reject: nothing to compute")
         fast.line_with("worker  ann: order")
         other.line_with("slow    ann: order")
         ended(owner)

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from zroute import App, Envelope, RouteInfo, Routes, Topic, startswith
+from zroute import App, Envelope, Limits, RouteInfo, Routes, Topic, startswith
 from zroute.errors import (
     DecodeError,
     DuplicateRouteError,
@@ -245,7 +245,7 @@ def test_some_jobs_are_given_up_at_once(fault: str) -> None:
         t.publish("put.resize", Resize("a.png"))
         t.advance(10)
         (letter,) = t.envelopes("dead.>")
-        expected = "no such file" if fault == "reject" else "DecodeError: "
+        expected = "Reject: no such file" if fault == "reject" else "DecodeError: "
         assert letter.headers["zr-error"].startswith(expected)
         assert letter.headers["zr-attempts"] == 1
     assert queue.stats.retried == 0
@@ -395,8 +395,8 @@ def test_queues_and_handlers_of_a_group_have_its_prefix() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"retry": (1,)}, "only the owner tries a job again"),
-        ({"dead": "dead"}, "only the owner publishes dead letters"),
+        ({"retry": (1,)}, "only the owner of the jobs tries a job again, with app.job_queue"),
+        ({"dead": "dead"}, "only the owner of the jobs publishes dead letters"),
         ({"ordered": True}, "jobs have no order"),
         ({"stale_after": 1.0}, "a job is done however long it has waited"),
         ({"queue": 5}, "jobs wait at their owner"),
@@ -416,13 +416,71 @@ def test_work_refuses_options_that_do_not_fit_jobs(options: Mapping[str, Any], r
         ({"silent_after": 0}, "silent_after=0: expected a number of seconds"),
         ({"silent_after": float("inf")}, "silent_after=inf"),
         ({"retry": 5}, "retry=5: expected a tuple of delays"),
-        ({"dead": "dead.{other}"}, "nothing fills {other}"),
+        ({"dead": "dead.{other}"}, r"nothing fills {other}: 'jobs.{kind}' does not capture it; .* of that pattern"),
+        ({"dead": "dead.*"}, "use a capture of 'jobs.{kind}' instead"),
     ],
 )
 def test_a_job_queue_refuses_options_out_of_range(options: Mapping[str, Any], text: str) -> None:
     """The error names the option and what was expected."""
     with pytest.raises(SignatureError, match=text):
         App(jobs=JOBS).job_queue("jobs.{kind}", int, **options)
+
+
+def test_a_job_queue_is_no_decorator() -> None:
+    """Neither a queue nor a call without a pattern decorates; the errors show the two lines to write."""
+    app = App(jobs=JOBS)
+    queue: Any = app.job_queue("jobs.{kind}", int)
+    with pytest.raises(SignatureError, match=r"is no decorator: .*@app\.work\('jobs\.{kind}'\) above") as caught:
+        queue(_takes_int)
+    assert caught.value.where
+    for wrong in (_takes_int, Resize):
+        with pytest.raises(PatternError, match=r"no decorator: write jobs = app\.job_queue\('jobs\.{kind}', Job\)"):
+            App(jobs=JOBS).job_queue(wrong)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("name", "advice"), [("publisher", "'news.{name}'"), ("requester", "no decorator")])
+def test_advice_about_a_missing_pattern_can_be_followed(name: str, advice: str) -> None:
+    """Publishers and requesters refuse wildcards, so no example for them has one."""
+    with pytest.raises(PatternError, match=f"^[^*]*{name} needs a pattern[^*]*{advice}[^*]*$"):
+        getattr(App(), name)(_takes_int)
+
+
+def test_a_put_with_a_timeout_says_how_to_limit_the_time() -> None:
+    """``timeout`` is no option of put(), and no capture."""
+    owner, queue = farm()
+    errors: list[str] = []
+
+    @owner.on_startup
+    def put() -> None:
+        with pytest.raises(TopicError) as caught:
+            queue.put_nowait(Resize("a"), kind="a", timeout=2)
+        errors.append(str(caught.value))
+
+    with TestApp(owner):
+        pass
+    assert "has no capture 'timeout'; it has kind; put() has no option timeout: to limit" in errors[0]
+    assert "asyncio.timeout" in errors[0]
+
+
+def test_an_invalid_job_is_an_error_whether_or_not_there_is_room() -> None:
+    """A full queue does not hide a wrong type, a missing capture or wrong headers."""
+    owner, queue = farm(waiting=1)
+
+    @owner.on_startup
+    async def put() -> None:
+        queue.put_nowait(Resize("a"), kind="a")
+        for kind, job, given in (
+            (EncodeError, 5, {"kind": "a"}),
+            (TopicError, Resize("a"), {}),
+            (EncodeError, Resize("a"), {"kind": "a", "headers": {"a": object()}}),
+        ):
+            with pytest.raises(kind):
+                queue.put_nowait(job, **given)
+            with pytest.raises(kind):
+                await queue.put(job, **given)
+
+    with pytest.raises(UnfinishedError), TestApp(owner):
+        pass
 
 
 def test_a_job_queue_refuses_wildcards() -> None:
@@ -492,3 +550,142 @@ def test_the_last_line_has_the_counters_of_jobs(caplog: pytest.LogCaptureFixture
     lines = [record.getMessage() for record in caplog.records]
     assert any("jobs_put 1, jobs_done 1, jobs_failed 0" in line for line in lines)
     assert any(line.startswith("worker: handled 1, failed 0") for line in lines)
+
+
+def test_a_job_whose_topic_has_another_type_is_refused_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """The owner, the worker's log, its counters and the dead letter say which capture does not fit."""
+    owner, queue = farm(retry=(1,), dead="dead.{kind}")
+    worker = App(work=JOBS)
+
+    @worker.work("jobs.{kind}")
+    def run(job: Resize, kind: int) -> None: ...
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.x", Resize("a.png"))
+        (letter,) = t.envelopes("dead.>")
+        assert letter.headers["zr-error"] == "DecodeError: capture {kind}: expected int, got 'x'"
+        assert worker.stats.routes["run()"].decode_error == 1
+    assert "run(): job 'jobs.x' refused: capture {kind}: expected int, got 'x'" in caplog.text
+    assert queue.stats == JobStats(put=1, failed=1, dead=1)
+    with TestApp(worker) as t, pytest.raises(DecodeError, match="expected int, got 'x'"):
+        t.put("jobs.x", Resize("a.png"))
+
+
+def test_a_job_over_the_limit_of_the_worker_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker may accept smaller jobs than its owner."""
+    owner, _ = farm(dead="dead.{kind}")
+    worker = App(work=JOBS, limits=Limits(max_message=50))
+
+    @worker.work("jobs.{kind}")
+    def run(job: Resize) -> None: ...
+
+    with TestApp(owner, worker) as t:
+        t.publish("put.x", Resize("a" * 100))
+        (letter,) = t.envelopes("dead.>")
+        assert letter.headers["zr-error"].startswith("DecodeError: a body of ")
+        assert worker.stats.routes["run()"].decode_error == 1
+    assert "run(): job 'jobs.x' refused: a body of " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [(1, "Reject: no"), (2, "ValueError: bad"), ("text", "DecodeError: "), (3, "RuntimeError: ")]
+)
+def test_dead_letters_of_jobs_and_messages_have_the_same_reason(body: object, reason: str) -> None:
+    """The header ``zr-error`` does not depend on the kind of the handler."""
+    app = App(jobs=JOBS, work=JOBS, pub=PUB, sub="tcp://127.0.0.1:1")
+    queue = app.job_queue("jobs", dead="dead.job")
+
+    def run(number: int) -> None:
+        if number == 3:
+            raise RuntimeError("no running event loop")
+        raise Reject("no") if number == 1 else ValueError("bad")
+
+    app.work("jobs")(run)
+    app.subscribe("messages", dead="dead.message")(run)
+
+    @app.subscribe("put")
+    async def put(job: Any) -> None:
+        await queue.put(job)
+
+    with TestApp(app) as t:
+        t.publish("put", body)
+        t.publish("messages", body)
+        first, second = [letter.headers["zr-error"] for letter in t.envelopes("dead.>")]
+    assert first == second
+    assert first.startswith(reason)
+
+
+def test_an_app_without_endpoints_logs_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """The only worker is the app itself: no line says that it joins, leaves or sees its owner stop."""
+    import asyncio
+
+    caplog.set_level(logging.INFO)
+    app = App()
+    queue = app.job_queue("jobs", int)
+    app.work("jobs")(lambda body: None)
+
+    async def main() -> None:
+        async with app.running():
+            await queue.put(1)
+
+    asyncio.run(main())
+    assert queue.stats.done == 1
+    assert not [line for line in caplog.messages if "worker" in line or "owner" in line]
+
+
+# -- tests of owners -------------------------------------------------------------------------------------
+
+
+def test_a_test_of_an_owner_sees_its_jobs_without_a_worker() -> None:
+    """``t.jobs`` has the jobs of the apps as envelopes, and lets the test end while these jobs wait."""
+    owner, queue = farm()
+    with TestApp(owner) as t:
+        t.publish("put.a", Resize("a.png"), headers={"trace": "7"})
+        t.publish("put.b", Resize("b.png"))
+        assert [job.topic for job in t.jobs()] == ["jobs.a", "jobs.b"]
+        (job,) = t.jobs("jobs.a")
+        assert (job.headers, b"a.png" in job.body) == ({"trace": "7"}, True)
+        t.clear()
+        assert t.jobs() == []
+    assert queue.stats == JobStats(put=2, dropped_at_shutdown=2)
+
+
+def test_a_test_that_does_not_look_at_the_jobs_of_an_owner_says_what_is_missing() -> None:
+    """The error names the topic and both remedies."""
+    owner, _ = farm()
+
+    def whole() -> None:
+        with TestApp(owner) as t:
+            t.publish("put.a", Resize("a.png"))
+
+    with pytest.raises(
+        UnfinishedError, match=r"no app .* works on 'jobs\.a': add one .*TestApp\(owner, .* t\.jobs\(\)"
+    ):
+        whole()
+
+
+def test_jobs_of_a_worker_in_the_test_must_end_although_the_test_looks_at_them() -> None:
+    """Only jobs that no app works on may be left; jobs of the test itself are not among those of the apps."""
+    owner, _ = farm()
+    worker = App(work=JOBS)
+
+    @worker.work("jobs.slow")
+    async def run(job: Resize) -> None:
+        from twisted.internet.defer import Deferred
+
+        forever: Deferred[None] = Deferred()
+        await forever
+
+    worker.work("jobs.fast")(lambda body: None)
+
+    def whole() -> None:
+        with TestApp(owner, worker) as t:
+            t.put("jobs.fast", Resize("a.png"))
+            t.publish("put.slow", Resize("a.png"))
+            t.publish("put.other", Resize("a.png"))
+            assert [job.topic for job in t.jobs()] == ["jobs.slow", "jobs.other"]
+
+    with pytest.raises(
+        UnfinishedError, match=r"jobs of 'jobs\.{kind}' that were not done: 1, run\(\): 1; let them end"
+    ):
+        whole()

@@ -70,7 +70,7 @@ class Worker:
             reactor, parse_endpoint(address, bind=bind), watchers=(self.events.put,), context=sockets.context
         )
         lane = WorkLane("work", "here", (parse("jobs.*"),), most, lambda jobs: begin(jobs[0]))
-        self.engine = JobWorker(reactor, self.connection.tell, (lane,), lambda _: lane, self.log, address)
+        self.engine = JobWorker(reactor, self.connection.tell, (lane,), lambda _: lane, self.log, address, "app")
         self.engine.reconnect = self.connection.reconnect
         self.connection.worker = self.engine
         self.address = self.connection.open()

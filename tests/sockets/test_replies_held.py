@@ -111,3 +111,10 @@ def test_a_handler_may_close_the_socket_when_its_reply_is_sent(server: Server, f
     assert server.held_bytes() == 0
     assert len(server.sent) + server.stats.replies_undelivered == 3
     assert server.stats.replies_undelivered == (3 if first == "gone" else 2)
+
+
+def test_the_log_names_a_client_in_hexadecimal_digits(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """The identities of libzmq are bytes, so a log line shows their number."""
+    server.gone = {b"\x00k\x8bEg"}
+    assert server.answer(b"\x00k\x8bEg") is False
+    assert "a reply was not delivered: client 6b8b4567 has disconnected" in caplog.text

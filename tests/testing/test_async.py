@@ -543,3 +543,20 @@ def test_a_with_block_works_on_asyncios_reactor(tmp_path: Path, header: str, kin
     source = "import asyncio, pytest_twisted\n" + PLAIN.replace("HEADER", header).replace("KIND", repr(kind))
     done = pytest_run(tmp_path, source, "--reactor=asyncio", "-p", "no:asyncio")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_jobs_of_an_owner_are_listed() -> None:
+    """``t.jobs`` works in an asynchronous block, too, and lets it end while the jobs wait."""
+    app = App(jobs="tcp://127.0.0.1:1", sub="tcp://127.0.0.1:2")
+    queue = app.job_queue("jobs", int)
+
+    @app.subscribe("numbers")
+    async def on_number(number: int) -> None:
+        await queue.put(number)
+
+    async def main() -> None:
+        async with TestApp(app) as t:
+            await t.publish("numbers", 5)
+            assert [job.topic for job in t.jobs()] == ["jobs"]
+
+    run(main)

@@ -457,6 +457,7 @@ async def inside() -> int | None:
 
 jobs = app.job_queue("jobs.{kind}", Quote, retry=(1, 5), dead="dead.{kind}", waiting=5, silent_after=1.0)
 untyped_jobs = app.job_queue("others")
+jobs(print)  # E
 typed_jobs: JobQueue[Quote] = jobs
 mistyped_jobs: JobQueue[Alert] = jobs  # E
 app.job_queue("jobs", Quote, timeout=5)  # E

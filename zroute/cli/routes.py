@@ -98,6 +98,7 @@ def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) 
 
     The handler of a publication is the list of functions whose return values it sends. Without any function, the
     handler is ``publish()``. If only other apps call these functions (see ``bridged``), the kind is "bridge".
+    Requesters and job queues have no handler.
     """
     rows, codecs = [], compiled.codecs
     for outlet in compiled.outlets:
@@ -110,14 +111,14 @@ def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) 
     for each in compiled.requesters:
         asked = each.requester
         codec = asked.codec or codecs.default
-        row = _row(each.pattern.text, "requests", "request()", asked.where, asked.schema, codec, codecs.extras)
+        row = _row(each.pattern.text, "requests", "", asked.where, asked.schema, codec, codecs.extras)
         rows.append(row | {"reply": _described(asked.reply)})
     for queued in compiled.queues:
         queue, codec = queued.queue, queued.queue.codec or codecs.default
-        row = _row(queued.pattern.text, "job queue", "put()", queue.where, queue.schema, codec, codecs.extras)
+        row = _row(queued.pattern.text, "job queue", "", queue.where, queue.schema, codec, codecs.extras)
         rows.append(row | ({"retry": queue.settings.retry} if queue.settings.retry else {}))
         if queued.dead is not None:
-            rows.append(_row(queued.dead.text, "dead letters", "put()", queue.where, None))
+            rows.append(_row(queued.dead.text, "dead letters", f"job queue {queued.pattern.text}", queue.where, None))
     timers = [trigger for trigger in compiled.triggers if not trigger.outlets]
     return rows + [_row(_period(timer), "timer", timer.name, timer.where, NO_BODY) for timer in timers]
 
@@ -176,7 +177,7 @@ def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
 
     The place in the code follows the handler, and the type of the reply follows the type of a request.
     """
-    cells = row | {"handler": f"{row['handler']} {row['where']}"}
+    cells = row | {"handler": f"{row['handler']} {row['where']}".lstrip()}
     if "reply" in row:
         cells["type"] = f"{row['type']} -> {row['reply']}"
     return tuple(cells[column] for column in columns)

@@ -151,6 +151,7 @@ class Apps(MultiService):
         self._code: int | None = None
         for plan in plans:
             service = AppService(plan, reactor, drain_timeout=drain_timeout, leave=self._leave, **ends)
+            service.owns_pool = True
             service.setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
 
     def startService(self) -> None:  # noqa: N802  # Twisted's name

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, TypeVar, cast
 from zroute.errors import SignatureError
 from zroute.functions import users_line
 from zroute.messages.codecs import Codec
-from zroute.options import JOBS_WAITING, MAX_IN_FLIGHT, SILENT_AFTER, WORK_IN_FLIGHT
+from zroute.options import JOBS_WAITING, SILENT_AFTER, WORK_IN_FLIGHT
 from zroute.publishing.publication import Coalesce, Keep
 
 __all__ = [
@@ -50,8 +50,8 @@ class RouteOptions(TypedDict, total=False):
     """
     thread: bool
     """Run a plain, blocking function in the reactor's thread pool. Default: False."""
-    max_in_flight: int
-    """The maximum number of unfinished calls at the same time. Default: 100."""
+    max_in_flight: int | None
+    """The maximum number of unfinished calls at the same time. Default: 100, or 10 with ``thread=True``."""
     ordered: bool
     """Handle the messages of one topic one after the other. Default: True."""
     queue: int | None
@@ -72,7 +72,7 @@ ROUTE_DEFAULTS: RouteOptions = {
     "codec": None,
     "copy": False,
     "thread": False,
-    "max_in_flight": MAX_IN_FLIGHT,
+    "max_in_flight": None,
     "ordered": True,
     "queue": None,
     "stale_after": None,
@@ -90,8 +90,8 @@ class ReplyOptions(TypedDict, total=False):
     """The codec for replies, and for requests that do not name a codec. Default: the app's codec."""
     thread: bool
     """Run a plain, blocking function in the reactor's thread pool. Default: False."""
-    max_in_flight: int
-    """The maximum number of unfinished calls at a time. Default: 100."""
+    max_in_flight: int | None
+    """The maximum number of unfinished calls at a time. Default: 100, or 10 with ``thread=True``."""
     queue: int | None
     """The number of waiting requests at which further requests are refused. Default: 1,000."""
     retry: Sequence[float]
@@ -105,7 +105,7 @@ class ReplyOptions(TypedDict, total=False):
 REPLY_DEFAULTS: ReplyOptions = {
     "codec": None,
     "thread": False,
-    "max_in_flight": MAX_IN_FLIGHT,
+    "max_in_flight": None,
     "queue": None,
     "retry": (),
     "dead": None,
@@ -173,11 +173,11 @@ WORK_DEFAULTS: WorkOptions = {
 }
 
 NOT_FOR_WORK = {
-    "retry": "only the owner tries a job again: write app.job_queue(…, retry=…) there",
-    "dead": "only the owner publishes dead letters: write app.job_queue(…, dead=…) there",
+    "retry": "only the owner of the jobs tries a job again, with app.job_queue(…, retry=…)",
+    "dead": "only the owner of the jobs publishes dead letters, with app.job_queue(…, dead=…)",
     "ordered": "jobs have no order, since they are shared among workers",
     "stale_after": "a job is done however long it has waited",
-    "queue": "jobs wait at their owner: write app.job_queue(…, waiting=…) there",
+    "queue": "jobs wait at their owner, with app.job_queue(…, waiting=…)",
     "copy": "one handler does each job, so its message is its own",
 }
 """The options of other handlers that `Routes.work` refuses, and the reasons."""
@@ -258,7 +258,7 @@ def refuse(decorator: str, given: Iterable[str], reasons: Mapping[str, str]) -> 
     """
     for name in given:
         if name in reasons:
-            fault = f"{decorator} takes no {name}: {reasons[name]}; remove it"
+            fault = f"{decorator} takes no {name}: {reasons[name]}; remove {name}= from {decorator}"
             raise SignatureError(fault, parameter=name, where=users_line())
 
 

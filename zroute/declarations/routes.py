@@ -54,7 +54,15 @@ from zroute.jobs.owner import Settings
 from zroute.jobs.queue import JobQueue
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
-from zroute.options import BATCH_MAX, COALESCED_MAX, REQUEST_TIMEOUT, RETRIES_MAX, ROUTE_QUEUE
+from zroute.options import (
+    BATCH_MAX,
+    COALESCED_MAX,
+    MAX_IN_FLIGHT,
+    REQUEST_TIMEOUT,
+    RETRIES_MAX,
+    ROUTE_QUEUE,
+    THREADS_IN_FLIGHT,
+)
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 from zroute.requests.requester import Requester, checked_wait, is_seconds
 
@@ -180,7 +188,8 @@ class Routes:
                 the same type share one object.
             thread: True to run a plain, blocking function in the reactor's thread pool. `App.from_thread` explains how
                 it can publish there.
-            max_in_flight: The maximum number of unfinished calls at a time (default 100).
+            max_in_flight: The maximum number of unfinished calls at a time (default 100, or 10 with
+                ``thread=True``).
             ordered: False to handle messages of the same topic concurrently. By default they are handled one after the
                 other; messages of different topics are always handled concurrently.
             queue: The maximum number of waiting messages (default 1,000, or four times ``batch`` if that is more; at
@@ -251,7 +260,8 @@ class Routes:
         Keyword Args:
             codec: The codec for replies, and for requests that do not name a codec (default: the app's codec).
             thread: True to run a plain, blocking function in the reactor's thread pool.
-            max_in_flight: The maximum number of unfinished calls at a time (default 100).
+            max_in_flight: The maximum number of unfinished calls at a time (default 100, or 10 with
+                ``thread=True``).
             queue: The maximum number of waiting requests (default 1,000).
             retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits during these
                 attempts.
@@ -617,7 +627,7 @@ class Routes:
         every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
         where = users_line()
         self._check_open(f"publisher({pattern!r})", where)
-        parsed = self._parse((pattern,), where)[0]
+        parsed = self._parse((pattern,), where, "publisher")[0]
         if not parsed.is_template:
             fault = (
                 f"pattern {parsed.text!r} matches more than one topic, but a publisher needs one: "
@@ -937,7 +947,10 @@ def make_route(
         _check_batch(batch, queue, where)
     if queue is None:  # with room for two lists only, each list would wait for a half of the other one
         queue = max(ROUTE_QUEUE, 4 * (batch or 0))
-    for name, bound in (("max_in_flight", options["max_in_flight"]), ("queue", queue)):
+    most = options["max_in_flight"]
+    if most is None:
+        most = THREADS_IN_FLIGHT if options["thread"] else MAX_IN_FLIGHT
+    for name, bound in (("max_in_flight", most), ("queue", queue)):
         if not (isinstance(bound, int) and bound >= 1):
             raise SignatureError(
                 f"{name}={bound!r}: expected a number of messages, 1 or more", parameter=name, where=where
@@ -958,7 +971,7 @@ def make_route(
         "timeout": _checked_timeout(options["timeout"], function, where, thread=options["thread"]),
     }
     found = find_codec(codec, where) if codec is not None else None
-    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue}
+    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue, "max_in_flight": most}
     return Route(function, patterns, HandlerOptions(**checked), where, local_names(function), kind)
 
 
@@ -1014,6 +1027,15 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
     return parse(f"{prefix}{separator}{pattern.text}", separator)
 
 
+_WITHOUT_PATTERN = {
+    "publisher": ": write @app.publisher('news.{name}'), with parentheses",
+    "requester": ", and is no decorator: write prices = app.requester('prices.{symbol}', Ask, Price)",
+    "job_queue": ", and is no decorator: write jobs = app.job_queue('jobs.{kind}', Job), and @app.work('jobs.{kind}') "
+    "above the function that does the jobs",
+}
+"""The advice if the first argument is a function or a class, for functions whose patterns have no wildcards."""
+
+
 def parse_patterns(
     patterns: tuple[str | Pattern, ...], where: str, separator: str, decorator: str = "subscribe"
 ) -> tuple[Pattern, ...]:
@@ -1030,7 +1052,8 @@ def parse_patterns(
         raise PatternError(text, pattern=None, where=where)
     if callable(patterns[0]):
         raise PatternError(
-            f"{decorator} needs a pattern: write @app.{decorator}('news.*'), with parentheses",
+            f"{decorator} needs a pattern"
+            + _WITHOUT_PATTERN.get(decorator, f": write @app.{decorator}('news.*'), with parentheses"),
             pattern=None,
             where=where,
         )
@@ -1107,14 +1130,15 @@ def _checked_dead(dead: Any, patterns: tuple[Pattern, ...], where: str) -> Patte
         )
     elif not pattern.is_template:
         fault = (
-            "it contains a wildcard, but a message is published to one topic: use a capture of the subscription instead"
+            "it contains a wildcard, but a message is published to one topic: use a capture of "
+            f"{patterns[0].text!r} instead"
         )
     elif several := {each.rest for each in patterns} & set(pattern.captures):
         fault = f"{{{min(map(str, several))}+}} can be several segments, but a published topic needs a single one there"
     elif unknown := set(pattern.captures) - set(patterns[0].captures):
         fault = (
-            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of the "
-            "subscription"
+            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of "
+            "that pattern"
         )
     if fault is not None:
         raise SignatureError(f"dead={dead!r}: {fault}", parameter="dead", where=where)

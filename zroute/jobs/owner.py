@@ -32,7 +32,7 @@ from zroute.awaiting import as_awaitable
 from zroute.clock import Clock
 from zroute.errors import EnvelopeError, HighWaterMarkError, NotRunningError, UnknownPeerError
 from zroute.jobs.scheduler import Lane, Scheduler
-from zroute.logs import printable
+from zroute.logs import peer_name, printable
 from zroute.messages.jobs import (
     ACCEPTED,
     ALIVE,
@@ -157,12 +157,13 @@ class OwnedQueue:
         Raises:
             HighWaterMarkError: There is no room. Other errors are those of `put`.
         """
+        job = self._made(topic, codec, body, headers)  # an invalid job is an error whether or not there is room
         if self.full:
             raise HighWaterMarkError(
                 f"no room for a job: {self.settings.name!r} is full, with {self.stats.waiting} waiting jobs; await "
                 "put(), start more workers, or increase waiting="
             )
-        self._owner.put(self, self._made(topic, codec, body, headers))
+        self._owner.put(self, job)
 
     @property
     def full(self) -> bool:
@@ -200,6 +201,8 @@ class JobOwner:
     Attributes:
         malformed: The number of malformed messages.
         unknown: The number of reports for jobs of other runs, or of jobs that the worker never had.
+        logs_workers: False if the only worker is in the same app: no line says that it joins or leaves.
+        admitted: A function that the owner calls with each added job, or None. Tests use it.
         workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
@@ -223,6 +226,8 @@ class JobOwner:
         self._ticked = 0.0
         self._stopping = self._closed = False
         self.malformed = self.unknown = 0
+        self.logs_workers = True
+        self.admitted: Callable[[Job], object] | None = None
         self.workers_changed: Callable[[int], object] = lambda number: None
 
     # -- jobs ------------------------------------------------------------------------------------------------
@@ -263,6 +268,8 @@ class JobOwner:
         stats.put += 1
         stats.waiting += 1
         self._scheduler.put(job)
+        if self.admitted is not None:
+            self.admitted(job)
 
     def _admit_waiting(self, queue: OwnedQueue) -> None:
         """Add the jobs that have waited for room."""
@@ -292,6 +299,15 @@ class JobOwner:
     def unserved(self) -> Iterator[tuple[bytes, int]]:
         """Yield topics that no worker accepts, each with the number of waiting jobs."""
         return self._scheduler.unserved()
+
+    def drop_unserved(self) -> None:
+        """Drop the waiting jobs that no worker accepts. Tests use this at their end."""
+        for job in tuple(self._jobs.values()):
+            if job.lane is None and job.timer is None and not self._scheduler.is_served(job.topic):
+                self._withdraw(job)
+                job.queue.stats.dropped_at_shutdown += 1
+                job.ended = True
+                del self._jobs[job.id]
 
     # -- messages of workers ---------------------------------------------------------------------------------
 
@@ -358,8 +374,8 @@ class JobOwner:
 
     def _join(self, id: bytes, parts: Sequence[bytes]) -> None:
         if len(self._workers) >= MAX_WORKERS:
-            text = "%s: a worker was refused: there are %d workers already"
-            self._say("workers", "refused workers", logging.WARNING, text, self._name, MAX_WORKERS)
+            text = "%s: worker %s was refused: there are %d workers already"
+            self._say("workers", "refused workers", logging.WARNING, text, self._name, peer_name(id), MAX_WORKERS)
             return
         worker = _Worker(id)
         self._workers[id] = worker
@@ -369,6 +385,9 @@ class JobOwner:
             self._workers.pop(id, None)
             raise
         self.workers_changed(len(self._workers))
+        if id in self._workers and self.logs_workers:
+            text = "%s: worker %s has joined (%s)"
+            self._say("joined", "workers that joined", logging.INFO, text, self._name, peer_name(id), self._count())
 
     def _offer(self, worker: _Worker, parts: Sequence[bytes]) -> None:
         """Replace the lanes of a worker."""
@@ -405,7 +424,7 @@ class JobOwner:
                 stats.given_back += 1
                 self._again(job)
             else:
-                self._failed(job, text, rejected=kind == REJECTED)
+                self._failed(job, text, peer_name(worker.id), rejected=kind == REJECTED)
         self._send_ready()
         if job.queue.putting:
             self._admit_waiting(job.queue)
@@ -474,14 +493,14 @@ class JobOwner:
         job.queue.stats.waiting += 1
         self._scheduler.put_back((job,))
 
-    def _failed(self, job: Job, text: str, *, rejected: bool = False) -> None:
+    def _failed(self, job: Job, text: str, worker: str, *, rejected: bool = False) -> None:
         """Schedule the next attempt of a failed job, or give the job up."""
         retry = job.queue.settings.retry
         if rejected or job.attempt > len(retry) or self._stopping:
-            self._give_up(job, text, logging.WARNING if rejected else logging.ERROR)
+            self._give_up(job, text, logging.WARNING if rejected else logging.ERROR, worker)
             return
         job.reason, delay = text, retry[job.attempt - 1]
-        self._say_failed(job, text, logging.WARNING, f"; the next attempt in {delay:g} s")
+        self._say_failed(job, text, logging.WARNING, f", next attempt in {delay:g} s", worker)
         job.queue.stats.waiting += 1
         job.timer = self._clock.callLater(delay, self._retry, job)
 
@@ -493,23 +512,25 @@ class JobOwner:
         self._scheduler.put_back((job,))
         self._settle()
 
-    def _give_up(self, job: Job, text: str, level: int = logging.ERROR) -> None:
-        self._say_failed(job, text, level, ": given up")
+    def _give_up(self, job: Job, text: str, level: int = logging.ERROR, worker: str = "") -> None:
+        self._say_failed(job, text, level, ", given up", worker)
         job.queue.given_up(job, text)
         self._end(job, "failed")
 
-    def _say_failed(self, job: Job, text: str, level: int, next_one: str) -> None:
+    def _say_failed(self, job: Job, text: str, level: int, next_one: str, worker: str) -> None:
         settings = job.queue.settings
         attempts = f"attempt {job.attempt} of {len(settings.retry) + 1}"
         self._say(
             ("failed", settings.name, level),
             f"failed jobs of {settings.name!r}",
             level,
-            "a job of %r (%s) failed, %s: %s%s",
+            "%s: a job of %r (%s) failed%s: %s; %s%s",
+            self._name,
             str(Topic.from_wire(job.topic)),
             settings.where,
-            attempts,
+            f" at worker {worker}" if worker else "",
             printable(text),
+            attempts,
             next_one,
         )
 
@@ -546,12 +567,17 @@ class JobOwner:
                 stats.waiting += 1
                 back.append(job)
         self._scheduler.put_back(back)
+        name, left = peer_name(worker.id), self._count()
         if jobs:
-            text = "%s: a worker %s: %d unfinished jobs are given to others (%d workers are left)"
-            self._say("lost", "lost workers", logging.WARNING, text, self._name, reason, len(jobs), len(self._workers))
-        else:
-            text = "%s: a worker %s (%d workers are left)"
-            self._say("left", "workers that left", logging.INFO, text, self._name, reason, len(self._workers))
+            text = "%s: worker %s %s: %d unfinished jobs are given to others (%s left)"
+            self._say("lost", "lost workers", logging.WARNING, text, self._name, name, reason, len(jobs), left)
+        elif self.logs_workers:
+            text = "%s: worker %s %s (%s left)"
+            self._say("left", "workers that left", logging.INFO, text, self._name, name, reason, left)
+
+    def _count(self) -> str:
+        number = len(self._workers)
+        return f"{number} worker{'s' * (number != 1)}"
 
     def _settle(self) -> None:
         """Send jobs to workers with credit, and add jobs that have waited for room."""

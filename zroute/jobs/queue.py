@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import get_ident
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Never, TypeVar
 
 import attrs
 
 from zroute.awaiting import awaitable_anywhere
-from zroute.errors import EncodeError, NotRunningError, WrongThreadError
+from zroute.errors import EncodeError, NotRunningError, SignatureError, WrongThreadError
+from zroute.functions import users_line
 from zroute.jobs.owner import OwnedQueue, Settings
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern
@@ -98,6 +99,14 @@ class JobQueue(Generic[T]):
         app that started last.
         """
         return self._stats
+
+    def __call__(self, function: Never, /) -> None:
+        """Raise SignatureError: a job queue is no decorator."""
+        raise SignatureError(
+            f"{self} is no decorator: put jobs with it, and write @app.work({self.pattern.text!r}) above the function "
+            "that does the jobs",
+            where=users_line(function),
+        )
 
     def _running(self) -> tuple[CompiledJobQueue, ...]:
         if not self._outlets:

@@ -239,6 +239,11 @@ class Scheduler(Generic[J]):
             if group.jobs and not any(slot.lanes for slot in group.slots):
                 yield group.jobs[0].topic, len(group.jobs)
 
+    def is_served(self, topic: bytes) -> bool:
+        """Return True if a worker accepts jobs of ``topic``."""
+        group = self._topics.get(topic) or self._group(topic)
+        return any(slot.lanes for slot in group.slots)
+
     def _queue(self, lane: Lane) -> None:
         lane.queued = True
         heappush(lane.slot.free, (lane.turn, lane))

@@ -18,6 +18,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from zroute.clock import Clock
+from zroute.endpoints import LOOP
 from zroute.errors import EnvelopeError
 from zroute.logs import text_of
 from zroute.messages.jobs import (
@@ -39,7 +40,7 @@ from zroute.messages.jobs import (
     parse_job,
     parse_terms,
 )
-from zroute.messages.topics import Pattern
+from zroute.messages.topics import Pattern, Topic
 from zroute.options import CREDITS_MAX, SILENT_AFTER
 from zroute.throttle import ThrottledLog
 
@@ -169,6 +170,7 @@ class JobWorker:
         find: Returns the lane for a topic; None if there is none.
         reports: The log.
         owner: The address of the owner, for logs.
+        name: The name of the app, for logs.
 
     Attributes:
         reconnect: A function that the `JobWorker` calls if the owner is silent or reads nothing. The code that uses
@@ -184,6 +186,7 @@ class JobWorker:
         find: Callable[[bytes], WorkLane | None],
         reports: ThrottledLog,
         owner: str,
+        name: str,
     ) -> None:
         self._clock = clock
         self._send = send
@@ -191,6 +194,7 @@ class JobWorker:
         self._find = find
         self._reports = reports
         self._owner = owner
+        self._name = name
         self._most = sum(lane.credits for lane in lanes)
         self._jobs: dict[bytes, WorkerJob] = {}
         self._running: dict[bytes, WorkerJob] = {}
@@ -302,7 +306,8 @@ class JobWorker:
                 self._forget()
                 self._owner_stopped = True
                 self._tell_if_stopped()
-                self._say("stopped", logging.INFO, "the owner of jobs at %s has stopped", self._owner)
+                if not self._owner.startswith(LOOP):  # else, the owner is in the same app
+                    self._say_of_owner("stopped", logging.INFO, "has stopped")
         except EnvelopeError:
             self.malformed += 1
             raise
@@ -338,6 +343,8 @@ class JobWorker:
             return
         lane = self._find(frame.topic)
         if lane is None:
+            text = "%s: a job of the owner at %s was refused: no handler of this worker accepts the topic %r"
+            self._say("refused", logging.WARNING, text, self._name, self._owner, str(Topic.from_wire(frame.topic)))
             self._tell(REJECTED, frame.id, b"no handler of this worker accepts the topic")
         elif self._stopping is not None or len(self._jobs) >= self._most:
             self._tell(GIVEN_BACK, frame.id)
@@ -438,12 +445,16 @@ class JobWorker:
             self._connect_again("full", "reads nothing: its queue is full")
 
     def _connect_again(self, key: str, reason: str) -> None:
-        self._say(key, logging.WARNING, "the owner of jobs at %s %s: connecting again", self._owner, reason)
+        self._say_of_owner(key, logging.WARNING, f"{reason}: connecting again")
         self.disconnected()
         self.reconnect()
 
+    def _say_of_owner(self, key: str, level: int, what: str) -> None:
+        self._say(key, level, "%s: the owner of jobs at %s %s", self._name, self._owner, what)
+
     def _say(self, key: str, level: int, text: str, *facts: object) -> None:
-        self._reports((key, self._owner), f"{self._owner}: {key}", level, text, *facts)
+        subject = f"{self._name}: {key} ({self._owner})"
+        self._reports((key, self._owner), subject, level, text, *facts)
 
     # -- the stop --------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from zroute.declarations.limits import Limits
 from zroute.declarations.records import Hooks, Route
 from zroute.declarations.resources import CompiledResource
 from zroute.declarations.signatures import Call
-from zroute.endpoints import SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses
+from zroute.endpoints import LOOP, SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses
 from zroute.errors import EndpointError, SignatureError, UsageError
 from zroute.jobs.queue import CompiledJobQueue
 from zroute.messages.codecs import Codecs
@@ -333,7 +333,7 @@ class Plan:
                     where=self.where,
                 )
             # The id of the plan makes the address unique within the context, which several apps may share.
-            inside = f"inproc://zroute-{id(self):x}"
+            inside = f"{LOOP}{id(self):x}"
             ends = Ends(sub=(Endpoint(inside, bind=False),), pub=(Endpoint(inside, bind=True),))
             if parts.replies or parts.requesters:
                 asked = f"{inside}-requests"

@@ -86,6 +86,10 @@ class Subscribers:
     number: Callable[[Pattern], int]
 
 
+_PUT_TIMEOUT = (
+    "; put() has no option timeout: to limit the time, use asyncio.timeout(…) around it, or addTimeout(…) of a Deferred"
+)
+
 NO_CAPTURES: Mapping[str, object] = MappingProxyType({})
 
 Keep = Literal["last"] | None
@@ -609,8 +613,9 @@ def capture_values(
     """
     unknown = captures.keys() - set(pattern.captures)
     if unknown:
-        names = ", ".join(pattern.captures) or "none"
-        raise TopicError(f"{pattern.text!r} has no capture {sorted(unknown)[0]!r}; it has {names}", topic=pattern.text)
+        name, names = min(unknown), ", ".join(pattern.captures) or "none"
+        hint = _PUT_TIMEOUT if (call, name) == ("put", "timeout") else ""
+        raise TopicError(f"{pattern.text!r} has no capture {name!r}; it has {names}{hint}", topic=pattern.text)
     return tuple([_value(name, pattern, message, captures, inbound, call) for name in pattern.captures])
 
 

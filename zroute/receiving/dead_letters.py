@@ -15,14 +15,14 @@ from typing import Any
 import attrs
 
 from zroute.awaiting import loop_hint
-from zroute.errors import EncodeError, JobFailedError, UsageError
+from zroute.errors import DecodeError, EncodeError, JobFailedError, UsageError
 from zroute.logs import printable
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.messages.topics import matches as match
 from zroute.messages.wire import Envelope, pack_headers
 from zroute.options import DEAD_ERROR, MAX_TOPIC
 
-__all__ = ["DeadLetter", "make_dead_letter"]
+__all__ = ["DeadLetter", "error_text", "make_dead_letter"]
 
 _TOPIC, _ERROR, _ATTEMPTS = "zr-topic", "zr-error", "zr-attempts"
 
@@ -63,7 +63,7 @@ def make_dead_letter(
         raise UsageError("the message is a dead letter from that topic, so it would be sent back and forth forever")
     reason = {
         _TOPIC: printable(envelope.topic, MAX_TOPIC),
-        _ERROR: _cut(_said(error)),
+        _ERROR: _cut(error_text(error)),
         _ATTEMPTS: attempts,
     }
     headers = {**envelope.headers, **reason}
@@ -74,10 +74,12 @@ def make_dead_letter(
     return DeadLetter(topic, envelope.codec, envelope.body, headers)
 
 
-def _said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Return the text of an error for ``zr-error``, and for a worker's report."""
     if isinstance(error, JobFailedError):  # the text of the worker names the error already
         return printable(error.reason)
-    return f"{type(error).__name__}: {printable(error)}{loop_hint(error)}"
+    reason = error.reason if isinstance(error, DecodeError) else error  # without the topic, which has its own header
+    return f"{type(error).__name__}: {printable(reason)}{loop_hint(error)}"
 
 
 def _cut(text: str) -> str:

@@ -262,7 +262,19 @@ class Results:
 
         Return the error that the worker reports to the owner.
         """
-        decode_error = self._decode_error((delivery,), error, body, raw)
+        return self._refused_job(delivery, self._decode_error((delivery,), error, body, raw), raw)
+
+    def refused_job(self, delivery: BoundRoute, reason: str, raw: RawFrames) -> DecodeError:
+        """Count and log a job that the handler can't receive, even if its body is valid.
+
+        Return the error that the worker reports to the owner.
+        """
+        route = delivery.route
+        key, text = ("refused", route.name, route.route.where), "%s: job %s refused: %s"
+        self._reports(key, route.name, logging.WARNING, text, route.name, _shown(delivery.topic), printable(reason))
+        return self._refused_job(delivery, DecodeError(reason, topic=str(delivery.topic), route=route.name), raw)
+
+    def _refused_job(self, delivery: BoundRoute, decode_error: DecodeError, raw: RawFrames) -> DecodeError:
         delivery.route.stats.decode_error += 1
         self._hook(delivery.route.around.hooks, decode_error, raw, facts=_facts(delivery.route, 0))
         self._observe(decode_error, True)
@@ -278,8 +290,7 @@ class Results:
         delivery.route.stats.handler_error += many
         rejected = isinstance(error, Reject)
         level, shown = (logging.WARNING, None) if rejected else (logging.ERROR, error)
-        number = f"; attempt {attempt}" * (attempt > 1)
-        self._report_failure("failed", delivery, error, many, level, "", number, shown)
+        self._report_failure("failed", delivery, error, many, level, "", f"; attempt {attempt}", shown)
         self._hook(delivery.route.around.hooks, error, raw, facts=_facts(delivery.route, attempt))
         self._observe(error, True)
 

@@ -15,14 +15,17 @@ from typing import Any
 import attrs
 from twisted.python.failure import Failure
 
-from zroute.errors import DecodeError, EnvelopeError, Reject
+from zroute.declarations.signatures import hints_of
+from zroute.errors import EnvelopeError, Reject
 from zroute.jobs.worker import WorkerJob, WorkLane
-from zroute.logs import printable
 from zroute.messages.codecs import Codecs
 from zroute.messages.jobs import as_message
+from zroute.messages.schema import describe
+from zroute.messages.topics import Pattern, matches
 from zroute.messages.wire import Envelope
 from zroute.receiving.attempts import last_of
 from zroute.receiving.coalesced import Remainder
+from zroute.receiving.dead_letters import error_text
 from zroute.receiving.dispatch import MALFORMED, UNDECODABLE, BatchCall, BoundRoute, CompiledRoute
 from zroute.receiving.frames import RawFrames
 from zroute.receiving.in_flight import error_of
@@ -31,7 +34,7 @@ from zroute.receiving.results import Results
 from zroute.receiving.topic_cache import TopicCache
 from zroute.stats import Stats
 
-__all__ = ["Working", "said_of"]
+__all__ = ["Working"]
 
 
 @attrs.frozen(eq=False)
@@ -100,16 +103,21 @@ class Working:
         return lane
 
     def find(self, topic: bytes) -> WorkLane | None:
-        """Return the lane of the most specific handler for a topic, or None."""
+        """Return the lane of the most specific handler for a topic, or None.
+
+        If a segment of the topic can't be converted for any handler, this is a lane that refuses the job.
+        """
         deliveries = self._cache.of(topic).deliveries
-        return self._lanes[deliveries[0].route] if deliveries else None
+        if deliveries:
+            return self._lanes[deliveries[0].route]
+        return next((lane for lane in self.lanes if _captured(lane.patterns, topic) is not None), None)
 
     # -- calls -----------------------------------------------------------------------------------------------
 
     def _begin(self, route: CompiledRoute, jobs: list[WorkerJob]) -> None:
         """Decode jobs, and call the handler."""
         for job in jobs:
-            self._decode(job)
+            self._decode(route, job)
         self._job = None
         if self._gathering is not None:
             (delivery, function), self._gathering = self._gathering, None
@@ -117,14 +125,17 @@ class Working:
             call = partial(function, [message for _, message, _ in gathered])
             self._make(_Call(delivery, call, gathered[0][2], [job for job, _, _ in gathered]), lists=True)
 
-    def _decode(self, job: WorkerJob) -> None:
+    def _decode(self, route: CompiledRoute, job: WorkerJob) -> None:
         frame = job.frame
-        if len(frame.body) > self._max_message:
-            job.rejected(f"a body of {len(frame.body)} bytes, over max_message={self._max_message}")
-            return
-        self._job = job
         raw = as_message(frame.topic, frame.codec, frame.body, frame.headers, time_ns())
         entry = self._cache.of(frame.topic)
+        reason = "" if entry.deliveries else _unconverted(route, frame.topic)
+        if len(frame.body) > self._max_message:
+            reason = f"a body of {len(frame.body)} bytes, over max_message={self._max_message}"
+        if reason:
+            job.rejected(error_text(self._results.refused_job(BoundRoute(route, entry.topic, {}, {}), reason, raw)))
+            return
+        self._job = job
         self._cache.deliver(entry, frame.codec, frame.body)(frame.body, raw)
 
     def _make(self, call: _Call, *, lists: bool = False) -> None:
@@ -161,7 +172,7 @@ class Working:
     def _failed(self, call: _Call, error: BaseException) -> None:
         attempt = call.jobs[0].frame.attempt
         self._results.failed_job(call.delivery, error, call.raw, call.many, attempt)
-        text = said_of(error)
+        text = error_text(error)
         for job in call.jobs:
             if isinstance(error, Reject | EnvelopeError):
                 job.rejected(text)
@@ -189,7 +200,7 @@ class Working:
         """Reject a job whose body does not have the type that the handler declares."""
         assert self._job is not None
         decode_error = self._results.undecodable_job(deliveries[0], error, body, raw)
-        self._job.rejected(said_of(decode_error))
+        self._job.rejected(error_text(decode_error))
         return UNDECODABLE
 
     def failed(
@@ -232,14 +243,24 @@ class Working:
         return getattr(self._results, name)
 
 
+def _captured(patterns: Sequence[Pattern], topic: bytes) -> Mapping[str, bytes] | None:
+    return next((found for each in patterns if (found := matches(each, topic)) is not None), None)
+
+
+def _unconverted(route: CompiledRoute, topic: bytes) -> str:
+    """Return the text about the segments of a topic that have other types."""
+    captures, function = _captured(route.patterns, topic) or {}, route.route
+    hints = hints_of(function.function, function.namespace, function.where)
+    wrong = []
+    for name, convert in route.call.constants.converters.items():
+        try:
+            convert(captures[name])
+        except ValueError:
+            text = captures[name].decode(errors="backslashreplace")
+            wrong.append(f"capture {{{name}}}: expected {describe(hints.get(name, str))}, got {text!r}")
+    return ", ".join(wrong) or "no handler accepts the topic"
+
+
 def _rank(route: CompiledRoute) -> tuple[int, ...]:
     """Return the rank of the most specific pattern of a route."""
     return min(pattern.rank for pattern in route.patterns)
-
-
-def said_of(error: BaseException) -> str:
-    """Return the text of an error as the worker reports it to the owner."""
-    if isinstance(error, Reject):
-        return printable(error)
-    said = error.reason if isinstance(error, DecodeError) else error  # without the topic, which the owner knows
-    return f"{type(error).__name__}: {printable(said)}"

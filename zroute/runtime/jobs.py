@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 
 from zroute.awaiting import within
 from zroute.clock import Clock
-from zroute.endpoints import Ends, ResolvedAddresses
+from zroute.endpoints import LOOP, Ends, ResolvedAddresses
 from zroute.errors import JobFailedError
 from zroute.jobs.owner import Job, JobOwner
 from zroute.jobs.queue import CompiledJobQueue
@@ -110,6 +110,7 @@ class Jobs:
         owner = self._owner = JobOwner(self._clock, lambda id, parts: send(id, parts), self._reports, self._plan.name)
         send: SendJob = self._transport.hand_out(owner)
         owner.workers_changed = self._workers_changed
+        owner.logs_workers = not any(each.address.startswith(LOOP) for each in self._ends.jobs)
         owner.start()
         for queue in queues:
             owned = owner.add(queue.settings, self._giving_up(queue))
@@ -174,7 +175,7 @@ class Jobs:
     def _make_worker(self, link: OwnerLink) -> JobWorker:
         assert self._working is not None
         lanes, find = self._working.lanes, self._working.find
-        worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address)
+        worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address, self._plan.name)
         worker.reconnect = link.reconnect
         if self._stopped is not None:  # the host name got this address after the stop had begun
             worker.stop()

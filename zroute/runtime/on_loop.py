@@ -102,6 +102,7 @@ async def run_on_loop(plan: Plan, drain_timeout: float) -> AsyncIterator[AppServ
     reactor.users += 1
     try:
         service = AppService(plan, reactor, drain_timeout=drain_timeout)
+        service.owns_pool = True
         service.logs_failed_start = False  # the error is raised instead
         try:
             await _start(service, loop)

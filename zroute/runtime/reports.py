@@ -8,7 +8,7 @@ from typing import Protocol
 
 import attrs
 
-from zroute.endpoints import Ends
+from zroute.endpoints import LOOP, Ends
 from zroute.planning.plan import Parts, Plan
 from zroute.runtime.run import StopReport
 from zroute.stats import NOT_COUNTED, JobStats, Stats, losses
@@ -57,7 +57,7 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
         yield logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"
     for text in service.plan.dropped_feeds(service.ends):
         yield logging.WARNING, f"{name}: {text}"
-    if service.ends.sub and service.ends.sub[0].address.startswith("inproc://zroute-"):
+    if service.ends.sub and service.ends.sub[0].address.startswith(LOOP):
         own = " and its requests go to its own handlers" if compiled.replies else ""
         yield logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers{own} in this process"
         return

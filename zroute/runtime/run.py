@@ -170,6 +170,7 @@ class Run:
         ends: the endpoints.
         limit: ends reading after a number of messages, or None.
         leave: ends the app, and the process if `zroute run` or ``app.run`` runs the app.
+        owns_pool: True if the thread pool of the reactor may grow.
     """
 
     def __init__(
@@ -181,12 +182,14 @@ class Run:
         ends: Ends,
         limit: MessageLimit | None,
         leave: Leave,
+        owns_pool: bool = False,
     ) -> None:
         self.plan = plan
         self.name = plan.name
         self.reactor = reactor
         self.ends = ends
         self._limit = limit
+        self._owns_pool = owns_pool
         self._leave_with = leave
         self._environment = environment
         self._stats = plan.live.stats = Stats()
@@ -249,6 +252,7 @@ class Run:
 
     async def _open(self) -> None:
         handlers = [self._supplied(route.fresh()) for route in self.plan.parts.handlers]
+        self._make_room(handlers)
         self._stats.routes.update((route.name, route.stats) for route in handlers)
         routes = [route for route in handlers if route.route.kind == "subscribe"]
         self._table = self._make_table(routes)
@@ -386,8 +390,14 @@ class Run:
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
+        self._make_room((made,))
         self._swap((*self._table.routes, made))
         return made
+
+    def _make_room(self, routes: Iterable[CompiledRoute]) -> None:
+        for route in routes:
+            if route.options.thread:
+                self._threads.make_room(route, grow=self._owns_pool)
 
     def detach(self, route: CompiledRoute) -> None:
         """Remove a route; messages that it has received are still handled."""

@@ -370,6 +370,7 @@ class _Program:
             for plan in plans
         ]
         for service in self._services:
+            service.owns_pool = True
             service.reports = False  # this object logs the lines itself, in order with those of the whole run
         self._drain_timeout = drain_timeout
         self._code = 0

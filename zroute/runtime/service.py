@@ -55,6 +55,8 @@ class AppService(Service):
         ends: the endpoints.
         exit_code: the code of ``app.stop(code)`` or of a SystemExit in the app's functions, or None.
         logs_failed_start: False if the caller itself reports errors of the start.
+        owns_pool: True if the thread pool of the reactor may grow. `zroute run`, ``app.run`` and ``app.running`` set
+            it. The default is False: the program that runs the reactor decides about its threads.
         reports: True to log lines about the start, and the counters at the end. The default is True; `zroute run` and
             ``app.run`` log these lines themselves, and tests do not log them.
     """
@@ -83,6 +85,7 @@ class AppService(Service):
         self.exit_code: int | None = None
         self.logs_failed_start = True
         self.reports = True
+        self.owns_pool = False
         self._leave_with = leave
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
@@ -149,6 +152,7 @@ class AppService(Service):
             ends=self.ends,
             limit=self.limit,
             leave=self._leave,
+            owns_pool=self.owns_pool,
         )
         self.plan.live.run = run
         self._check_clock()

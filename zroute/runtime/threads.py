@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -15,9 +16,12 @@ from twisted.python.failure import Failure
 from zroute.awaiting import is_awaitable, way_to_the_reactor
 from zroute.errors import ForkedContextError, NotRunningError, UsageError, WrongThreadError
 from zroute.functions import name_of
+from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.in_flight import error_of
 
 __all__ = ["Threads"]
+
+_log = logging.getLogger("zroute")
 
 _FORKED = (
     "{} in a fork of the process that runs the app, where ZeroMQ sockets do not work: start "
@@ -111,6 +115,30 @@ class Threads:
                 future.set_result(result)
 
         maybeDeferred(begin).addBoth(end)
+
+    def make_room(self, route: CompiledRoute, *, grow: bool) -> None:
+        """Let the thread pool of the reactor run all calls of a handler at the same time.
+
+        Other calls in threads, such as the look-up of host names, keep their threads.
+
+        Args:
+            route: A handler that runs in threads.
+            grow: False if the pool belongs to the program: a warning then says that the pool is too small.
+        """
+        pool, most = self._reactor.getThreadPool(), route.options.max_in_flight
+        if grow:
+            pool.adjustPoolsize(maxthreads=pool.max + most)
+        elif most > pool.max:
+            _log.warning(
+                "%s at %s: max_in_flight=%d, but the reactor's thread pool has %d threads, so at most %d calls run at "
+                "a time: call reactor.suggestThreadPoolSize(%d) before the start, or lower max_in_flight",
+                route.name,
+                route.route.where,
+                most,
+                pool.max,
+                pool.max,
+                most,
+            )
 
     def call_in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
         """Return a Deferred for the result of ``call`` in a thread of the pool.

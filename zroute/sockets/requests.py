@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
 from zroute.errors import NotRunningError
+from zroute.logs import peer_name
 from zroute.options import (
     LINGER_ABORT,
     REPLIES_HELD,
@@ -121,8 +122,8 @@ class _ReplySocket(SendingConnection):
 
     def _undelivered(self, peer: bytes, reason: str) -> bool:
         self._stats.replies_undelivered += 1
-        text = "a reply was not delivered: client %r %s"
-        self._report("undelivered", logging.WARNING, text, peer, reason)
+        text = "a reply was not delivered: client %s %s"
+        self._report("undelivered", logging.WARNING, text, peer_name(peer), reason)
         return False
 
     def _send_held(self) -> None:

@@ -24,7 +24,7 @@ from zroute.messages.topics import Pattern, Topic, matches, parse, startswith, t
 from zroute.messages.wire import Envelope, framer
 from zroute.messages.wire import parse as parse_frames
 from zroute.planning.plan import Plan, ReactorKind, reactor_kind
-from zroute.receiving.working import said_of
+from zroute.receiving.dead_letters import error_text
 from zroute.requests.client import Answer, Client
 from zroute.runtime.run import Environment, StopReport
 from zroute.runtime.service import AppService
@@ -71,6 +71,8 @@ class Bed:
         self._reactor: VirtualReactor | None = None
         self._services: list[AppService] = []
         self._owner: TestOwner | None = None
+        self._looked_at_jobs = False
+        self._unserved: list[str] = []  # topics of jobs that no app of the test does
 
     def _kind_of(self, reactor: ReactorKind | None) -> ReactorKind | None:
         if reactor not in (None, "twisted", "asyncio"):
@@ -117,8 +119,9 @@ class Bed:
             for app in self.apps
         ]
         for service in self._services:
-            service.reports = False
+            service.reports, service.owns_pool = False, True
         self._bus.requests.begin(reactor, self._wall)
+        self._bus.jobs.wall = self._wall
 
     def _raise_unless_started(self, service: AppService, outcome: list[Any]) -> None:
         if not outcome:
@@ -134,6 +137,9 @@ class Bed:
         """Stop the apps at the same time, as a program does."""
         if self._owner is not None:
             self._owner.close()
+        if self._looked_at_jobs:
+            self._bus.jobs.drop_unserved()
+        self._unserved = self._bus.jobs.unserved()
         for service in self._services:
             service.stopService().addBoth(stopped.append)
 
@@ -145,9 +151,13 @@ class Bed:
                 unfinished.update(report.unfinished)
         if unfinished and self._raise_errors:
             names = ", ".join(f"{name}: {number}" for name, number in unfinished.items())
-            raise UnfinishedError(
-                f"still running when the test ended: {names}; let them end, or advance the time with t.advance(seconds)"
-            )
+            advice = "let them end, or advance the time with t.advance(seconds)"
+            if self._unserved:
+                advice = (
+                    f"no app of the test works on {self._unserved[0]!r}: add one to the test, as in TestApp(owner, "
+                    "worker), or check the jobs with t.jobs()"
+                )
+            raise UnfinishedError(f"still running when the test ended: {names}; {advice}")
 
     def _framed(
         self, topic: str, message: object, codec: str | Codec | None, headers: Mapping[str, Any] | None, schema: Any
@@ -266,7 +276,7 @@ class Bed:
     def _given_up(self, job: Job, reason: str) -> None:
         """Record the failure of a job that was given up, so that it is raised later."""
         for error in reversed(self.failures):
-            if reason == said_of(error):
+            if reason == error_text(error):
                 self._unraised.append(error)
                 return
         topic = str(Topic.from_wire(job.topic))
@@ -282,12 +292,28 @@ class Bed:
         Args:
             pattern: return only requests whose topic matches this pattern; the default matches all topics.
         """
+        return self._matching(self._bus.requests.sent, pattern)
+
+    def _matching(self, recorded: list[tuple[Plan, Envelope]], pattern: str | Pattern) -> list[Envelope]:
         wanted = self._by_app(pattern)
         return [
             envelope
-            for plan, envelope in self._bus.requests.sent
+            for plan, envelope in recorded
             if plan in wanted and matches(wanted[plan], envelope.topic.wire) is not None
         ]
+
+    def jobs(self, pattern: str | Pattern = _EVERYTHING) -> list[Envelope]:
+        """Return the jobs that the apps have put, in order, as envelopes.
+
+        The result does not include jobs of the test itself, or jobs before the last `clear`. After a call of this
+        method, the test may end while jobs wait that no app of the test works on. A test of an owner therefore needs no
+        worker.
+
+        Args:
+            pattern: return only jobs whose topic matches this pattern; the default matches all topics.
+        """
+        self._looked_at_jobs = True
+        return self._matching(self._bus.jobs.put, pattern)
 
     def published(self, pattern: str | Pattern = _EVERYTHING, schema: Any = None) -> list[Any]:
         """Return the decoded messages that the apps have published, in order.
@@ -338,6 +364,7 @@ class Bed:
         """Delete all recorded messages, results and errors."""
         self._bus.sent.clear()
         self._bus.requests.sent.clear()
+        self._bus.jobs.put.clear()
         self._bus.unheard.clear()
         self._results.clear()
         self.failures.clear()

@@ -9,13 +9,18 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from itertools import count
 from typing import Any
 
 from zroute.clock import Clock
 from zroute.errors import EnvelopeError, UnknownPeerError, UsageError
 from zroute.jobs.owner import Job, JobOwner, OwnedQueue, Settings
+from zroute.messages.jobs import as_message, headers_of_meta
 from zroute.messages.topics import Topic
+from zroute.messages.wire import Envelope
+from zroute.messages.wire import parse as parse_frames
+from zroute.planning.plan import Plan
 from zroute.throttle import ThrottledLog
 from zroute.transport import JobOwner as Owner
 from zroute.transport import JobWorker, MakeWorker, OwnerLink, SendJob
@@ -61,9 +66,15 @@ class JobBus:
     """The owners and the workers of one test.
 
     Each worker is connected to each owner. It is connected to the owner in its own app only if ``loops`` is True.
+
+    Attributes:
+        put: The jobs that the apps have put as envelopes, each with the plan of the app.
+        wall: Returns the time in Unix seconds.
     """
 
     def __init__(self) -> None:
+        self.put: list[tuple[Plan, Envelope]] = []
+        self.wall: Callable[[], float] = lambda: 0.0
         self._clock: Clock | None = None
         self._context = copy_context()
         self._ids = count(1)
@@ -76,13 +87,34 @@ class JobBus:
         assert self._clock is not None
         self._clock.callLater(0, self._context.copy().run, call, *arguments)
 
-    def hand_out(self, member: object, owner: Owner, clock: Clock) -> SendJob:
-        """Add the owner of an app; return the function that sends messages to a worker."""
+    def hand_out(self, member: object, owner: Owner, clock: Clock, plan: Plan | None) -> SendJob:
+        """Add the owner of an app; return the function that sends messages to a worker.
+
+        ``plan`` is the compiled app; None for the test itself, whose jobs are not recorded.
+        """
         self._clock = clock
         self._owners[member] = owner
+        if plan is not None and isinstance(owner, JobOwner):
+            owner.admitted = partial(self._record, plan)
         for other, (make, loops) in self._makers.items():
             self._connect(member, owner, other, make, loops=loops)
         return self._send
+
+    def _record(self, plan: Plan, job: Job) -> None:
+        now = self.wall()
+        message = as_message(job.topic, job.codec, job.body, headers_of_meta(job.meta), int(now * 1e9))
+        self.put.append((plan, parse_frames((message,), now)))
+
+    def unserved(self) -> list[str]:
+        """Return topics of waiting jobs that no worker accepts."""
+        owners = [owner for owner in self._owners.values() if isinstance(owner, JobOwner)]
+        return [str(Topic.from_wire(topic)) for owner in owners for topic, _ in owner.unserved()]
+
+    def drop_unserved(self) -> None:
+        """Drop the waiting jobs that no worker accepts."""
+        for owner in self._owners.values():
+            if isinstance(owner, JobOwner):
+                owner.drop_unserved()
 
     def take_jobs(self, member: object, make: MakeWorker, clock: Clock, *, loops: bool) -> None:
         """Add an app that takes jobs; if ``loops`` is True, also its own jobs."""
@@ -137,7 +169,7 @@ class TestOwner:
     def __init__(self, bus: JobBus, clock: Clock, given_up: Callable[[Job, str], object]) -> None:
         self._reports = ThrottledLog(logging.getLogger("zroute"), clock)
         self._engine = JobOwner(clock, lambda id, parts: send(id, parts), self._reports, "the test")
-        send = bus.hand_out(self, self._engine, clock)
+        send = bus.hand_out(self, self._engine, clock, None)
         self._given_up = given_up
         self._queues: dict[tuple[float, ...], OwnedQueue] = {}
 

@@ -154,6 +154,7 @@ class _Pool:
         self.busy = 0
         self._reactor = reactor
         self._threads = ThreadPool(0, 10, "zroute-test")
+        self.adjustPoolsize = self._threads.adjustPoolsize
 
     def callInThreadWithCallback(  # noqa: N802  # Twisted's name
         self, on_result: Callable[[bool, Any], object], function: Callable[..., Any], *args: Any, **kw: Any
@@ -168,6 +169,11 @@ class _Pool:
             self._reactor.callFromThread(self._ended)
 
         self._threads.callInThreadWithCallback(deliver, function, *args, **kw)
+
+    @property
+    def max(self) -> int:
+        """The maximum number of threads; see Twisted's ``ThreadPool``."""
+        return self._threads.max
 
     def stop(self) -> None:
         """Wait until all threads have ended."""

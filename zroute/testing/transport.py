@@ -208,7 +208,7 @@ class MemoryTransport:
 
     def hand_out(self, owner: JobOwner) -> SendJob:
         """Connect the owner of the app's jobs to the workers of the other apps."""
-        return self._bus.jobs.hand_out(self, owner, self._reactor)
+        return self._bus.jobs.hand_out(self, owner, self._reactor, self.plan)
 
     def take_jobs(self, make: MakeWorker) -> None:
         """Take jobs from the other apps.
