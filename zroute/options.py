@@ -47,6 +47,8 @@ __all__ = [
     "READ_SLICE",
     "RECEIVED_MAX",
     "REFUSAL_TEXT",
+    "REGROUP_SECONDS",
+    "REGROUP_STEPS",
     "REPLIES_HELD",
     "REPLIES_HELD_BYTES",
     "REPLIES_HELD_TOTAL",
@@ -255,6 +257,18 @@ MAX_WORKERS = 10_000
 """Workers of one owner.
 
 Each takes about 2 KiB.
+"""
+
+REGROUP_STEPS = 2_000
+"""Steps in which an owner compares the topics of waiting jobs with new patterns, in each `REGROUP_SECONDS`.
+
+A topic takes one step, and one for each kind of pattern and each matching worker: three with one kind of worker.
+"""
+
+REGROUP_SECONDS = 0.02
+"""Seconds between two slices of such comparisons.
+
+A slice takes about 5 ms, so new patterns use at most a quarter of the CPU time of an owner.
 """
 
 JOB_TEXT = 1_024

@@ -52,7 +52,7 @@ from zroute.messages.jobs import (
     with_attempt,
 )
 from zroute.messages.topics import Topic
-from zroute.options import JOB_LOSSES, JOBS_WAITING, MAX_WORKERS, SILENT_AFTER
+from zroute.options import JOB_LOSSES, JOBS_WAITING, MAX_WORKERS, REGROUP_SECONDS, REGROUP_STEPS, SILENT_AFTER
 from zroute.publishing.publication import DONE as SENT
 from zroute.stats import JobStats
 from zroute.throttle import ThrottledLog
@@ -215,11 +215,12 @@ class JobOwner:
         self._jobs: dict[bytes, Job] = {}
         self._workers: dict[bytes, _Worker] = {}
         self._scheduler: Scheduler[Job] = Scheduler()
-        self._orders = count()
         self._unserved: dict[bytes, float] = {}
         self._answered: set[bytes] = set()
         self._idle: list[Deferred[None]] = []
         self._timer: Any = None
+        self._regroup_steps = REGROUP_STEPS
+        self._regrouping: Any = None
         self._ticked = 0.0
         self._stopping = self._closed = False
         self.malformed = self.unknown = 0
@@ -257,7 +258,6 @@ class JobOwner:
 
     def _admit(self, queue: OwnedQueue, job: Job) -> None:
         job.id = _NUMBER.pack(self._run, next(queue.numbers))
-        job.order = next(self._orders)
         self._jobs[job.id] = job
         stats = queue.stats
         stats.put += 1
@@ -381,11 +381,26 @@ class JobOwner:
         else:
             self._scheduler.close(worker.lanes)
             worker.kind, worker.lanes = kind, self._scheduler.open(worker, offered)
+            self._regroup()
             for job in worker.jobs.values():  # the worker keeps its unfinished jobs
                 job.lane = self._scheduler.lane_for(job.topic, worker, worker.lanes)
                 job.lane.unfinished += 1
         if self._try(worker.id, (ACCEPTED, pack_terms(self._silent_after))):
             self._settle()
+
+    def _regroup(self) -> None:
+        """Assign waiting topics to new patterns, with at most `REGROUP_STEPS` steps in `REGROUP_SECONDS`.
+
+        For this reason, workers that offer new patterns all the time cannot stop the owner.
+        """
+        self._regroup_steps = self._scheduler.regroup(self._regroup_steps)
+        if self._regrouping is None and self._regroup_steps < REGROUP_STEPS:
+            self._regrouping = self._clock.callLater(REGROUP_SECONDS, self._regroup_more)
+
+    def _regroup_more(self) -> None:
+        self._regrouping, self._regroup_steps = None, REGROUP_STEPS
+        self._regroup()
+        self._settle()
 
     def _report(self, worker: _Worker, kind: bytes, id: bytes, text: str) -> None:
         """Process any report about a job except the usual report that the job is done."""
@@ -667,9 +682,10 @@ class JobOwner:
             The number of dropped jobs of each queue, by a description. Empty if no job was dropped.
         """
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._regrouping):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._regrouping = None
         left: dict[str, int] = {}
         for queue in self._queues:
             stats, putting = queue.stats, len(queue.putting)
