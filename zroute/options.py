@@ -259,10 +259,11 @@ MAX_WORKERS = 10_000
 Each takes about 2 KiB.
 """
 
-REGROUP_STEPS = 2_000
+REGROUP_STEPS = 4_000
 """Steps in which an owner compares the topics of waiting jobs with new patterns, in each `REGROUP_SECONDS`.
 
-A topic takes one step, and one for each kind of pattern and each matching worker: three with one kind of worker.
+A topic without jobs takes one step. Another topic takes one more for each table of patterns that may contain it, and
+for each kind of worker that accepts it: usually three in all.
 """
 
 REGROUP_SECONDS = 0.02

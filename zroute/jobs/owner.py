@@ -94,13 +94,14 @@ class Job:
         losses: The number of workers that had the job and ended or fell silent.
         was_lost: True if the owner has lost a worker that had the job. That worker may still report that it is done.
         lane: The lane of the worker that has the job.
+        next: The next waiting job of the same topic. The scheduler uses it and ``order``.
         reason: The text of the last failure.
         timer: Set while the job waits for the next attempt.
     """
 
     __slots__ = (
-        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "order", "queue",
-        "reason", "timer", "topic", "was_lost",
+        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "next", "order",
+        "queue", "reason", "timer", "topic", "was_lost",
     )  # fmt: skip
 
     def __init__(self, queue: OwnedQueue, topic: bytes, codec: int, body: bytes, meta: bytes) -> None:
@@ -116,6 +117,7 @@ class Job:
         self.reason = ""
         self.ended = self.was_lost = False
         self.lane: Lane | None = None
+        self.next: Job | None = None
         self.timer: Any = None
 
 
@@ -389,9 +391,10 @@ class JobOwner:
             self._settle()
 
     def _regroup(self) -> None:
-        """Assign waiting topics to new patterns, with at most `REGROUP_STEPS` steps in `REGROUP_SECONDS`.
+        """Look up waiting topics for new patterns, in limited slices.
 
-        For this reason, workers that offer new patterns all the time cannot stop the owner.
+        A slice takes at most `REGROUP_STEPS` steps, and the next one begins `REGROUP_SECONDS` later. For this reason,
+        workers that offer new patterns all the time cannot stop the owner.
         """
         self._regroup_steps = self._scheduler.regroup(self._regroup_steps)
         if self._regrouping is None and self._regroup_steps < REGROUP_STEPS:

@@ -45,12 +45,14 @@ _FORGOTTEN = 2  # kinds without workers that are removed for each new kind
 class Assignable(Protocol):
     """The attributes of a job that the scheduler needs.
 
-    The scheduler sets both. ``order`` is the place of the job among the waiting jobs: a job with a smaller number is
-    assigned earlier. ``lane`` is the lane to which the job is assigned.
+    The scheduler sets all except the topic. ``order`` is the place of the job among the waiting jobs: a job with a
+    smaller number is assigned earlier. ``next`` is the next waiting job of the same topic. ``lane`` is the lane to
+    which the job is assigned.
     """
 
     topic: bytes
     order: int
+    next: Any
     lane: Lane | None
 
 
@@ -132,18 +134,20 @@ class Lane:
 
 
 class _Topic(Generic[J]):
-    """The waiting jobs of one topic.
+    """The waiting jobs of one topic, a linked list of ``number`` jobs.
 
     ``seen`` is the newest kind that is considered in the choice of ``group``.
     """
 
-    __slots__ = ("group", "jobs", "name", "seen")
+    __slots__ = ("first", "group", "last", "name", "number", "seen")
 
     def __init__(self, name: bytes, group: _Group[J], seen: int) -> None:
         self.name = name
         self.group = group
         self.seen = seen
-        self.jobs: deque[J] = deque()
+        self.first: J | None = None
+        self.last: J | None = None
+        self.number = 0
 
     def __lt__(self, other: _Topic[J]) -> bool:
         return False  # in the heap, entries with the same job are equal
@@ -174,21 +178,21 @@ class _Group(Generic[J]):
                 found, best = slot, first[0]
         return found
 
-    def push(self, topic: _Topic[J]) -> None:
+    def push(self, order: int, topic: _Topic[J]) -> None:
         """Add an entry for a topic whose first job has changed."""
-        heappush(self.heap, (topic.jobs[0].order, topic))
+        heappush(self.heap, (order, topic))
         if len(self.heap) > 2 * self.topics + _PURGED:
-            self.heap = [entry for entry in dict.fromkeys(self.heap) if self._is_valid(*entry)]
+            kept = {topic: None for _, topic in self.heap if topic.group is self and topic.first is not None}
+            self.heap = [(topic.first.order, topic) for topic in kept if topic.first is not None]
             heapify(self.heap)
 
     def first(self) -> _Topic[J]:
         """Return the topic with the first job. The group has waiting jobs."""
-        while not self._is_valid(*self.heap[0]):
+        while True:
+            order, topic = self.heap[0]
+            if topic.group is self and (first := topic.first) is not None and first.order == order:
+                return topic
             heappop(self.heap)
-        return self.heap[0][1]
-
-    def _is_valid(self, order: int, topic: _Topic[J]) -> bool:
-        return topic.group is self and bool(topic.jobs) and topic.jobs[0].order == order
 
 
 class Scheduler(Generic[J]):
@@ -201,9 +205,8 @@ class Scheduler(Generic[J]):
         self._patterns: PatternIndex[_Slot] = PatternIndex()
         self._newest = 0
         self._groups: WeakValueDictionary[tuple[_Slot, ...], _Group[J]] = WeakValueDictionary()
-        self._waiting: OrderedDict[bytes, _Topic[J]] = OrderedDict()  # in the order of their last look-up
-        self._idle: dict[bytes, _Topic[J]] = {}  # a cache: topics without waiting jobs that have seen the newest kind
-        self._ready: deque[_Slot] = deque()
+        self._topics: OrderedDict[bytes, _Topic[J]] = OrderedDict()  # in the order of their last look-up
+        self._ready: deque[_Slot] = deque()  # the slots that may have jobs and credit
         self._turns = count(1)
         self._behind, self._ahead = count(), count(-1, -1)
 
@@ -212,41 +215,59 @@ class Scheduler(Generic[J]):
     def put(self, job: J) -> None:
         """Add a job after all other waiting jobs."""
         job.order = next(self._behind)
-        topic = self._waiting.get(job.topic)
-        if topic is None:
-            self._wake(job)
+        topic = self._topics.get(job.topic) or self._new(job.topic)
+        last = topic.last
+        topic.last = job
+        if last is None:
+            topic.first = job
+            self._join(topic, 1)
         else:
-            topic.jobs.append(job)
+            last.next = job
+            topic.number += 1
             topic.group.number += 1
 
     def put_back(self, jobs: Iterable[J]) -> None:
         """Add jobs before all other waiting jobs, in the order of ``jobs``."""
         for job in reversed(list(jobs)):
             job.order = next(self._ahead)
-            topic = self._waiting.get(job.topic)
-            if topic is None:
-                self._wake(job)
+            topic = self._topics.get(job.topic) or self._new(job.topic)
+            job.next = topic.first
+            topic.first = job
+            if topic.last is None:
+                topic.last = job
+                self._join(topic, 1)
             else:
-                topic.jobs.appendleft(job)
+                topic.number += 1
                 topic.group.number += 1
-                topic.group.push(topic)
+                topic.group.push(job.order, topic)
 
     def remove(self, job: J) -> None:
         """Remove a waiting job."""
-        topic = self._waiting[job.topic]
-        topic.jobs.remove(job)
-        topic.group.number -= 1
-        if not topic.jobs:
-            self._rest(topic)
-        elif topic.jobs[0].order > job.order:
-            topic.group.push(topic)
+        topic = self._topics[job.topic]
+        if topic.first is job:
+            topic.first = job.next
+            if topic.first is not None:
+                topic.group.push(topic.first.order, topic)
+        else:
+            before: Any = topic.first
+            while before.next is not job:
+                before = before.next
+            before.next = job.next
+            if topic.last is job:
+                topic.last = before
+        job.next = None
+        if topic.first is None:
+            self._empty(topic)
+        else:
+            topic.number -= 1
+            topic.group.number -= 1
 
     def clear(self) -> None:
         """Remove all waiting jobs."""
-        for topic in self._waiting.values():
-            self._leave(topic)
-            topic.jobs.clear()
-        self._waiting.clear()
+        for topic in self._topics.values():
+            if topic.number:
+                self._leave(topic)
+        self._topics.clear()
 
     def take(self) -> tuple[J, Lane] | None:
         """Assign the next job to a lane.
@@ -264,7 +285,8 @@ class Scheduler(Generic[J]):
                 continue
             ready.append(slot)
             group: _Group[J] = next(iter(slot.waiting))
-            slot = group.slot() or slot
+            if len(group.slots) > 1:
+                slot = group.slot() or slot
             slot.waiting.move_to_end(group)
             job, lane = self._first(group), heappop(slot.free)[1]
             job.lane = lane
@@ -278,14 +300,22 @@ class Scheduler(Generic[J]):
     def _first(self, group: _Group[J]) -> J:
         """Remove and return the first job of a group."""
         topic = group.first()
-        job = topic.jobs.popleft()
-        group.number -= 1
-        if topic.jobs:
-            heapreplace(group.heap, (topic.jobs[0].order, topic))
+        job: Any = topic.first
+        after: J | None = job.next
+        topic.first, job.next = after, None
+        if after is not None:
+            heapreplace(group.heap, (after.order, topic))
+            topic.number -= 1
+            group.number -= 1
         else:
             heappop(group.heap)
-            self._rest(topic)
-        return job
+            self._empty(topic)
+        return job  # type: ignore[no-any-return]
+
+    def _empty(self, topic: _Topic[J]) -> None:
+        """Count that the last job of a topic was removed."""
+        self._leave(topic)
+        topic.last, topic.number = None, 0
 
     # -- lanes -----------------------------------------------------------------------------------------------
 
@@ -355,45 +385,56 @@ class Scheduler(Generic[J]):
         Returns:
             The remaining ``steps``. If no step remains, more topics may have to be looked up.
         """
-        waiting = self._waiting
-        while waiting and steps > 0:
-            topic = next(iter(waiting.values()))
-            if topic.seen == self._newest:
-                break
-            waiting.move_to_end(topic.name)
-            group, taken = self._look_up(topic.name)
-            steps -= taken
-            topic.seen = self._newest
-            if group is not topic.group:
-                self._leave(topic)
-                topic.group = group
-                self._join(topic)
+        topics = self._topics
+        while steps > 0 and topics and next(iter(topics.values())).seen != self._newest:
+            steps -= self._visit()
         return steps
 
-    def _wake(self, job: J) -> None:
-        """Add the only waiting job of a topic."""
-        topic = self._idle.pop(job.topic, None)
-        if topic is None:
-            topic = _Topic(job.topic, self._look_up(job.topic)[0], self._newest)
-        self._waiting[job.topic] = topic
-        topic.jobs.append(job)
-        self._join(topic)
+    def _visit(self) -> int:
+        """Update the topic whose last look-up was longest ago.
 
-    def _rest(self, topic: _Topic[J]) -> None:
-        """Move a topic without waiting jobs to the cache."""
-        del self._waiting[topic.name]
-        self._leave(topic)
+        If the topic has no jobs, forget it.
+
+        Returns:
+            The number of steps.
+        """
+        topic = next(iter(self._topics.values()))
+        if not topic.number:
+            del self._topics[topic.name]
+            return 1
+        self._topics.move_to_end(topic.name)
         if topic.seen == self._newest:
-            if len(self._idle) >= TOPICS_NOTED:
-                self._idle.clear()
-            self._idle[topic.name] = topic
+            return 1
+        group, steps = self._look_up(topic.name)
+        topic.seen = self._newest
+        if group is not topic.group:
+            self._leave(topic)
+            topic.group = group
+            self._join(topic, topic.number)
+        return steps
 
-    def _join(self, topic: _Topic[J]) -> None:
-        """Count a topic in its group."""
-        group = topic.group
+    def _new(self, name: bytes) -> _Topic[J]:
+        """Add a topic.
+
+        If there are many topics, visit two others, so that topics without jobs are forgotten.
+        """
+        if len(self._topics) >= TOPICS_NOTED:
+            self._visit()
+            self._visit()
+        topic = self._topics[name] = _Topic(name, self._look_up(name)[0], self._newest)
+        return topic
+
+    def _join(self, topic: _Topic[J], number: int) -> None:
+        """Count a topic with waiting jobs in its group."""
+        if topic.seen != self._newest:  # it had no jobs until now, so `regroup` has not looked it up
+            self._topics.move_to_end(topic.name)
+            topic.group, topic.seen = self._look_up(topic.name)[0], self._newest
+        topic.number = number
+        group, first = topic.group, topic.first
         group.topics += 1
-        group.number += len(topic.jobs)
-        group.push(topic)
+        group.number += number
+        assert first is not None
+        group.push(first.order, topic)
         if group.topics == 1:
             for slot in group.slots:
                 slot.waiting[group] = None
@@ -401,10 +442,10 @@ class Scheduler(Generic[J]):
                     self._list(slot)
 
     def _leave(self, topic: _Topic[J]) -> None:
-        """Count a topic no more in its group."""
+        """Count a topic with waiting jobs no more in its group."""
         group = topic.group
         group.topics -= 1
-        group.number -= len(topic.jobs)
+        group.number -= topic.number
         if not group.topics:
             group.heap.clear()
             for slot in group.slots:
@@ -420,7 +461,10 @@ class Scheduler(Generic[J]):
         return group, steps
 
     def _add(self, key: tuple[tuple[Pattern, ...], ...]) -> tuple[_Slot, ...]:
-        """Add a kind, and forget some kinds without workers, so that they do not use memory for ever."""
+        """Add a kind.
+
+        Forget some kinds without workers, so that they do not use memory for ever.
+        """
         for kind in tuple(islice(self._unused, _FORGOTTEN)):
             del self._unused[kind]
             old = self._keys.pop(kind)
@@ -433,5 +477,4 @@ class Scheduler(Generic[J]):
         for slot, patterns in zip(slots, key, strict=True):
             for pattern in patterns:
                 self._patterns.add(pattern, slot)
-        self._idle.clear()
         return slots
