@@ -192,6 +192,20 @@ def test_topics_take_turns_at_a_worker_with_one_credit() -> None:
     assert not closed.unfinished
 
 
+def test_a_new_worker_gets_later_jobs_of_a_known_topic_at_once() -> None:
+    """A topic without jobs is looked up for new patterns at its next job, not when its turn comes."""
+    scheduler: Scheduler[Job] = Scheduler()
+    (first,) = scheduler.open("first", [Offered(1, (parse("a"),))])
+    scheduler.put(Job(b"a"))
+    assert scheduler.take() is not None
+    (second,) = scheduler.open("second", [Offered(1, (parse("*"),))])
+    scheduler.put(Job(b"a"))
+    taken = scheduler.take()
+    assert taken is not None
+    assert taken[1] is second
+    assert first.unfinished == 1
+
+
 # -- the work that a message causes ----------------------------------------------------------------------
 
 
