@@ -47,6 +47,8 @@ __all__ = [
     "READ_SLICE",
     "RECEIVED_MAX",
     "REFUSAL_TEXT",
+    "REGROUP_SECONDS",
+    "REGROUP_STEPS",
     "REPLIES_HELD",
     "REPLIES_HELD_BYTES",
     "REPLIES_HELD_TOTAL",
@@ -262,6 +264,19 @@ MAX_WORKERS = 10_000
 """Workers of one owner.
 
 Each takes about 2 KiB.
+"""
+
+REGROUP_STEPS = 4_000
+"""Steps in which an owner compares the topics of waiting jobs with new patterns, in each `REGROUP_SECONDS`.
+
+A topic without jobs takes one step. Another topic takes one more for each table of patterns that may contain it, and
+for each kind of worker that accepts it: usually three in all.
+"""
+
+REGROUP_SECONDS = 0.02
+"""Seconds between two slices of such comparisons.
+
+A slice takes about 5 ms, so new patterns use at most a quarter of the CPU time of an owner.
 """
 
 JOB_TEXT = 1_024

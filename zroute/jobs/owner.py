@@ -52,7 +52,7 @@ from zroute.messages.jobs import (
     with_attempt,
 )
 from zroute.messages.topics import Topic
-from zroute.options import JOB_LOSSES, JOBS_WAITING, MAX_WORKERS, SILENT_AFTER
+from zroute.options import JOB_LOSSES, JOBS_WAITING, MAX_WORKERS, REGROUP_SECONDS, REGROUP_STEPS, SILENT_AFTER
 from zroute.publishing.publication import DONE as SENT
 from zroute.stats import JobStats
 from zroute.throttle import ThrottledLog
@@ -94,13 +94,14 @@ class Job:
         losses: The number of workers that had the job and ended or fell silent.
         was_lost: True if the owner has lost a worker that had the job. That worker may still report that it is done.
         lane: The lane of the worker that has the job.
+        next: The next waiting job of the same topic. The scheduler uses it and ``order``.
         reason: The text of the last failure.
         timer: Set while the job waits for the next attempt.
     """
 
     __slots__ = (
-        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "order", "queue",
-        "reason", "timer", "topic", "was_lost",
+        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "next", "order",
+        "queue", "reason", "timer", "topic", "was_lost",
     )  # fmt: skip
 
     def __init__(self, queue: OwnedQueue, topic: bytes, codec: int, body: bytes, meta: bytes) -> None:
@@ -116,6 +117,7 @@ class Job:
         self.reason = ""
         self.ended = self.was_lost = False
         self.lane: Lane | None = None
+        self.next: Job | None = None
         self.timer: Any = None
 
 
@@ -218,11 +220,12 @@ class JobOwner:
         self._jobs: dict[bytes, Job] = {}
         self._workers: dict[bytes, _Worker] = {}
         self._scheduler: Scheduler[Job] = Scheduler()
-        self._orders = count()
         self._unserved: dict[bytes, float] = {}
         self._answered: set[bytes] = set()
         self._idle: list[Deferred[None]] = []
         self._timer: Any = None
+        self._regroup_steps = REGROUP_STEPS
+        self._regrouping: Any = None
         self._ticked = 0.0
         self._stopping = self._closed = False
         self.malformed = self.unknown = 0
@@ -262,7 +265,6 @@ class JobOwner:
 
     def _admit(self, queue: OwnedQueue, job: Job) -> None:
         job.id = _NUMBER.pack(self._run, next(queue.numbers))
-        job.order = next(self._orders)
         self._jobs[job.id] = job
         stats = queue.stats
         stats.put += 1
@@ -400,11 +402,27 @@ class JobOwner:
         else:
             self._scheduler.close(worker.lanes)
             worker.kind, worker.lanes = kind, self._scheduler.open(worker, offered)
+            self._regroup()
             for job in worker.jobs.values():  # the worker keeps its unfinished jobs
                 job.lane = self._scheduler.lane_for(job.topic, worker, worker.lanes)
                 job.lane.unfinished += 1
         if self._try(worker.id, (ACCEPTED, pack_terms(self._silent_after))):
             self._settle()
+
+    def _regroup(self) -> None:
+        """Look up waiting topics for new patterns, in limited slices.
+
+        A slice takes at most `REGROUP_STEPS` steps, and the next one begins `REGROUP_SECONDS` later. For this reason,
+        workers that offer new patterns all the time cannot stop the owner.
+        """
+        self._regroup_steps = self._scheduler.regroup(self._regroup_steps)
+        if self._regrouping is None and self._regroup_steps < REGROUP_STEPS:
+            self._regrouping = self._clock.callLater(REGROUP_SECONDS, self._regroup_more)
+
+    def _regroup_more(self) -> None:
+        self._regrouping, self._regroup_steps = None, REGROUP_STEPS
+        self._regroup()
+        self._settle()
 
     def _report(self, worker: _Worker, kind: bytes, id: bytes, text: str) -> None:
         """Process any report about a job except the usual report that the job is done."""
@@ -693,9 +711,10 @@ class JobOwner:
             The number of dropped jobs of each queue, by a description. Empty if no job was dropped.
         """
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._regrouping):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._regrouping = None
         left: dict[str, int] = {}
         for queue in self._queues:
             stats, putting = queue.stats, len(queue.putting)
