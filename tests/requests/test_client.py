@@ -172,6 +172,20 @@ def test_a_timeout_says_if_a_server_was_there() -> None:
     assert isinstance(RequestTimeoutError("x"), TimeoutError)
 
 
+def test_a_timeout_says_that_a_request_was_not_sent() -> None:
+    """While the window is full, the cause is this app, which waits for too many replies, and not the server."""
+    wired = Wired()
+    for _ in range(APP_WINDOW):
+        wired.ask(timeout=None)
+    unsent = wired.ask(timeout=1)
+    wired.clock.advance(1)
+    with pytest.raises(
+        RequestTimeoutError, match=rf"request to 'a\.b': not sent within 1 s, because {APP_WINDOW} earlier requests"
+    ):
+        result(unsent)
+    assert len(wired.ids()) == APP_WINDOW
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [(500, RequestTimeoutError), (404, NoHandlerError), (503, BusyError), (409, RequestRefusedError)]
 )

@@ -316,6 +316,11 @@ class Client:
                 f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
                 "App(req=…)"
             )
+        if self.queue.is_unsent(id):
+            return RequestTimeoutError(
+                f"not sent within {seconds:g} s, because {self.queue.unanswered} earlier requests of this app are "
+                "unanswered: send fewer requests at the same time, or connect to more servers"
+            )
         return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
 
     def _show_life(self) -> None:
