@@ -21,6 +21,7 @@ __all__ = [
     "CREDITS_MAX",
     "DEAD_ERROR",
     "DRAIN_TIMEOUT",
+    "ENVELOPE_MAX",
     "HEADERS_MAX",
     "JOBS_WAITING",
     "JOB_LOSSES",
@@ -52,7 +53,9 @@ __all__ = [
     "REPLIES_HELD",
     "REPLIES_HELD_BYTES",
     "REPLIES_HELD_TOTAL",
+    "REPLIES_SENT",
     "REPLY_AGAIN",
+    "REQUESTS_WAITING_BYTES",
     "REQUEST_FORGOTTEN",
     "REQUEST_TIMEOUT",
     "REQUEST_WINDOW",
@@ -324,8 +327,30 @@ REQUEST_TIMEOUT = 10.0
 REFUSAL_TEXT = 1024
 """Bytes of the text of a failure."""
 
+ENVELOPE_MAX = 1_024
+"""Bytes of the envelope of a request, which the server keeps until the answer.
+
+Enough for the identities of three ROUTERs and an id.
+"""
+
+REQUESTS_WAITING_BYTES = 128 * 1024 * 1024
+"""Bytes of the requests that wait for the handlers of one app.
+
+The same as `REPLIES_HELD_TOTAL`. One request waits at any size.
+"""
+
+REPLIES_SENT = 64
+"""Replies that libzmq queues for each client of an app.
+
+libzmq limits only their number, so further replies wait in the app, which limits their bytes. With fewer than 64, a
+stream of small items would take a third more CPU time.
+"""
+
 REPLIES_HELD = 1_000
-"""Replies that a server holds for a client whose queue in libzmq is full."""
+"""Replies that a server holds for a client whose queue in libzmq is full.
+
+With the queue in libzmq, there is room for all replies to the `APP_WINDOW` of a client.
+"""
 
 REPLIES_HELD_BYTES = 32 * 1024 * 1024
 """Bytes of the replies that a server holds for one client.

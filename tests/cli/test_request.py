@@ -181,6 +181,21 @@ def test_no_answer_in_time_is_124() -> None:
         child.line_with("cancelled")
 
 
+def test_a_name_that_does_not_exist_is_named_as_the_reason() -> None:
+    """The command does not only say that no server was connected."""
+    done = zroute("request", "tcp://no-such-host.invalid:5555", "a", "--timeout", "5s")
+    assert done.returncode == 124
+    assert "no server was connected within 5 s (tcp://no-such-host.invalid:5555): " in done.stderr
+    assert "host name" in done.stderr
+
+
+def test_the_empty_topic_is_refused_before_it_is_sent() -> None:
+    """As ``app.request`` refuses it: usage, with 2."""
+    done = zroute("request", "tcp://127.0.0.1:1", "")
+    assert done.returncode == 2
+    assert "a request needs a topic: the empty one has no handler" in done.stderr
+
+
 def test_a_server_that_ends_is_a_failure() -> None:
     """If the server disconnects, the command ends at once with 1 and says that it may have handled the request."""
     with server() as (endpoint, child), Child("-m", "zroute", "request", endpoint, "waits", "--timeout", "1h") as ask:

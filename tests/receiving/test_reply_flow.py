@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import sized
-from zroute.receiving.flow import ReplyFlow
+from zroute.receiving.flow import ReplyFlow, WaitingBytes
 
 
 def offered(flow: ReplyFlow[str], key: Hashable, job: str) -> str | None:
@@ -115,3 +115,30 @@ def test_no_request_is_lost_or_doubled(steps: list[tuple[str, str, int]], queue:
     seen += taken(flow)
     assert sorted(seen) == sorted(given)
     assert flow.clear() == []
+
+
+# -- bytes -----------------------------------------------------------------------------------------------
+
+
+def test_the_client_with_the_most_bytes_is_refused_first() -> None:
+    """Its newest request is refused, unless the new request would make its own client the largest."""
+    waiting: WaitingBytes[str] = WaitingBytes(10)
+    for job, size in (("a0", 4), ("a1", 3), ("b0", 2)):
+        assert waiting.has_room(size)
+        waiting.add(job[0], job, size)
+    assert (waiting.has_room(1), waiting.has_room(2)) == (True, False)
+    assert waiting.last_of_largest("c", 6) == waiting.last_of_largest("b", 4) == "a1"
+    assert waiting.last_of_largest("c", 7) is None
+    assert waiting.last_of_largest("a", 1) is None
+    waiting.remove("a", "a1")
+    assert waiting.last_of_largest("c", 3) == "a0"
+
+
+def test_one_request_of_any_size_may_wait() -> None:
+    """The limit never makes an allowed message impossible."""
+    waiting: WaitingBytes[str] = WaitingBytes(10)
+    assert waiting.has_room(11)
+    waiting.add("a", "a0", 11)
+    assert not waiting.has_room(0)
+    waiting.remove("a", "a0")
+    assert (waiting.total, waiting._clients, waiting._sizes) == (0, {}, {})

@@ -952,6 +952,44 @@ def test_a_full_handler_refuses_at_once() -> None:
     assert case.app.stats.requests == 8 == sum_of_answers(case.app.stats)
 
 
+@pytest.mark.parametrize("end", ["answered", "cancelled", "stopped"])
+def test_waiting_requests_are_bounded_in_bytes_over_all_handlers(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Beyond the bytes, requests get a BusyError although their handlers have room; each end makes room again."""
+    monkeypatch.setattr("zroute.receiving.replying.REQUESTS_WAITING_BYTES", 500)
+    case = Held(queue=100)
+
+    @case.app.reply("other")
+    async def other(text: bytes) -> int:
+        return len(text)
+
+    with TestApp(case.app, raise_errors=False) as t:
+        asked = [case.ask(n, None) for n in range(20)]
+        t.advance(0)
+        busy = [each for each in asked if each.called]
+        assert 0 < len(busy) < 19
+        at_once = begun(case.app.request("other", b"x" * 600, int))
+        t.advance(0)
+        assert result(at_once) == 600
+        for each in busy:
+            with pytest.raises(BusyError, match="too many bytes of requests wait"):
+                result(each)
+        kept = [each for each in asked if each not in busy]
+        if end == "cancelled":
+            for each in kept[1:]:
+                each.cancel()
+            t.advance(0)
+        elif end == "answered":
+            while case.waiting:
+                case.release()
+                t.advance(0)
+            assert [result(each) for each in kept] == list(range(len(kept)))
+        if end != "stopped":
+            more = [case.ask(n, None) for n in range(len(kept) - 1)]
+            t.advance(0)
+            assert not any(each.called for each in more)
+    assert case.app.stats.requests == sum_of_answers(case.app.stats)
+
+
 def test_a_flood_of_quick_calls_is_bounded() -> None:
     """Async calls that end at once take turns with the reactor; meanwhile the queue does not grow beyond its bound."""
     app = App()

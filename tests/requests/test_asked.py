@@ -23,7 +23,7 @@ from zroute.messages.requests import (
     parse,
     request_packer,
 )
-from zroute.options import MAX_TOPIC, STREAM_SILENCE
+from zroute.options import ENVELOPE_MAX, MAX_TOPIC, STREAM_SILENCE
 from zroute.requests.asked import Asked, Listener
 from zroute.stats import Stats
 
@@ -131,6 +131,18 @@ def test_every_malformed_request_is_answered(rest: tuple[bytes, ...], reason: st
         assert envelope == [PEER, b"", b"", b"400"]
         assert text.decode().startswith(f"not a request: {reason}")
     assert (server.stats.requests, server.stats.bad_requests, server.asked) == (1, 1, [])
+
+
+@pytest.mark.parametrize("rest", [(b"a.b", b"body"), (framed(),), (pack_cancel(ID),)], ids=["plain", "app", "cancel"])
+def test_an_envelope_is_bounded_in_bytes(rest: tuple[bytes, ...]) -> None:
+    """The server keeps the envelope until the answer, so a large one gets a 400; the largest allowed one does not."""
+    server = Server()
+    for size, refused in ((ENVELOPE_MAX, 0), (ENVELOPE_MAX + 1, 1)):
+        envelope = (PEER, b"e" * 500, b"e" * (size - 504))
+        server.receive(*rest, envelope=envelope)
+        assert server.stats.bad_requests == len(server.sent) == refused
+    assert server.sent[0][:4] == (*envelope, b"")
+    assert f"not a request: an envelope of {ENVELOPE_MAX + 1} bytes, over {ENVELOPE_MAX}".encode() in server.sent[0][-1]
 
 
 def test_a_message_without_an_envelope_is_refused() -> None:

@@ -173,6 +173,23 @@ def test_a_timeout_says_if_a_server_was_there() -> None:
     assert isinstance(RequestTimeoutError("x"), TimeoutError)
 
 
+def test_a_timeout_says_that_a_request_was_not_sent() -> None:
+    """While the window is full, the cause is this app, which waits for too many replies, and not the server."""
+    wired = Wired()
+    sent = wired.ask(timeout=1)
+    for _ in range(APP_WINDOW - 1):
+        wired.ask(timeout=None)
+    unsent = wired.ask(timeout=1)
+    wired.ask(timeout=None)
+    wired.clock.advance(1)
+    facts = f"within 1 s: {APP_WINDOW} requests of this app are unanswered, and 2 unsent"
+    with pytest.raises(RequestTimeoutError, match=f"request to 'a.b': no reply {facts}"):
+        result(sent)
+    with pytest.raises(RequestTimeoutError, match=f"request to 'a.b': not sent {facts}"):
+        result(unsent)
+    assert len(wired.ids()) == APP_WINDOW
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [(500, RequestTimeoutError), (404, NoHandlerError), (503, BusyError), (409, RequestRefusedError)]
 )

@@ -20,15 +20,17 @@ class Server(_ReplySocket):
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.stats = Stats()
         self.full, self.gone = set[bytes](), set[bytes]()
+        self.room = 1_000_000
         self.sent: list[bytes] = []
         super().__init__(reactor, self.stats, lambda asked: None, context, {})
 
-    def try_send_bytes(self, parts: Sequence[bytes]) -> bool:
+    def try_send_bytes(self, parts: Sequence[bytes], *, poke: bool = True) -> bool:
         """Send to the clients of the test."""
         if parts[0] in self.gone:
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        if parts[0] in self.full:
+        if parts[0] in self.full or not self.room:
             return False
+        self.room -= 1
         self.sent.append(parts[0])
         return True
 
@@ -118,3 +120,35 @@ def test_the_log_names_a_client_in_hexadecimal_digits(server: Server, caplog: py
     server.gone = {b"\x00k\x8bEg"}
     assert server.answer(b"\x00k\x8bEg") is False
     assert "a reply was not delivered: client 6b8b4567 has disconnected" in caplog.text
+
+
+def test_a_signal_of_the_socket_sends_to_the_clients_that_read(server: Server) -> None:
+    """Those get the next reply without the timer; those that take nothing are tried by the timer only."""
+    server.full = {b"reads", b"lazy"}
+    for client in (b"reads", b"lazy", b"reads", b"lazy"):
+        server.answer(client)
+    server.full = {b"lazy"}
+    server.doRead()
+    assert server.sent == [b"reads"] * 2
+    server.try_again()
+    assert server._reading == set()
+    server.full = set()
+    server.doRead()
+    assert (server.sent, len(server._held[b"lazy"].replies)) == ([b"reads"] * 2, 2)
+    server.try_again()
+    assert server.sent == [b"reads"] * 2 + [b"lazy"] * 2
+    assert (server.held_bytes(), server._reading) == (0, set())
+
+
+def test_a_client_that_reads_slowly_stays_among_those_that_read(server: Server) -> None:
+    """A client that had room since the last try of all clients is tried at the next signal too."""
+    server.full = {b"slow"}
+    for _ in range(3):
+        server.answer(b"slow")
+    for left in (2, 1):
+        server.room = 1
+        server.full = set()
+        server.doRead()
+        server.full = {b"slow"}
+        server.try_again()
+        assert (len(server.sent), server._reading, len(server._held[b"slow"].replies)) == (3 - left, {b"slow"}, left)

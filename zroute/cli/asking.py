@@ -26,6 +26,7 @@ from zroute.requests.client import Client
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED, EXIT_TIMED_OUT
 from zroute.runtime.runner import install_reactor
 from zroute.runtime.signals import StopSignals, run_reactor
+from zroute.sockets.names import host_name
 from zroute.sockets.reqrep import Server
 from zroute.sockets.router_dealer import DealerConnection
 from zroute.stats import Stats
@@ -151,7 +152,9 @@ class _Asking:
             await self._ask(client)
         except (NoServerError, RequestTimeoutError) as error:
             what = "no server was connected" if isinstance(error, NoServerError) else "no reply arrived"
-            say(f"{what} within {self._question.timeout:g} s ({server.address})")
+            looks_up = isinstance(error, NoServerError) and host_name(server.address) is not None
+            why = f": {server.reason}" if looks_up and server.reason else ""
+            say(f"{what} within {self._question.timeout:g} s ({server.address}){why}")
             self.code = EXIT_TIMED_OUT
         except RequestError as error:
             say(one_line(str(error) if error.code is None else f"{error.code}: {error.reason}"))

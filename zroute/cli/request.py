@@ -61,6 +61,8 @@ def command(
     where = "standard input" if body == "-" else "BODY"
     try:
         name = topic_bytes(topic, separator)
+        if not name:
+            raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
         fields = parse_headers(headers)
         given = b"" if body is None else encoder(codec)(read_body(body), where)
 

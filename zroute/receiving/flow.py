@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BatchFlow", "Flow", "Growing", "ReplyFlow"]
+__all__ = ["BatchFlow", "Flow", "Growing", "ReplyFlow", "WaitingBytes"]
 
 Job = TypeVar("Job")
 
@@ -155,7 +155,10 @@ class ReplyFlow(Flow[Job]):
         """Remove a request that is over from the queue; return False if it is not queued."""
         waiting = self._waiting.get(key, deque())
         try:
-            waiting.remove(job)
+            if waiting and waiting[-1] is job:  # a request that is refused is the newest one of its client
+                waiting.pop()
+            else:
+                waiting.remove(job)
         except ValueError:
             return False
         if not waiting:
@@ -163,6 +166,49 @@ class ReplyFlow(Flow[Job]):
             self._ready.remove(key)
         self.queued -= 1
         return True
+
+
+class WaitingBytes(Generic[Job]):
+    """The size in bytes of the requests that wait for all routes of an app.
+
+    Args:
+        most: The maximum size. A single request may be larger.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.total = 0
+        self._most = most
+        self._clients: dict[Hashable, int] = {}
+        self._sizes: dict[Hashable, dict[Job, int]] = {}
+
+    def add(self, key: Hashable, job: Job, size: int) -> None:
+        """Count a request of the client ``key``."""
+        self._sizes.setdefault(key, {})[job] = size
+        self._clients[key] = self._clients.get(key, 0) + size
+        self.total += size
+
+    def remove(self, key: Hashable, job: Job) -> None:
+        """Count a request no longer."""
+        sizes = self._sizes[key]
+        size = sizes.pop(job)
+        self._clients[key] -= size
+        self.total -= size
+        if not sizes:
+            del self._sizes[key], self._clients[key]
+
+    def has_room(self, size: int) -> bool:
+        """Return True if a request of ``size`` bytes may wait."""
+        return not self.total or self.total + size <= self._most
+
+    def last_of_largest(self, key: Hashable, size: int) -> Job | None:
+        """Return the newest request of the client whose requests have the most bytes.
+
+        The result is None if no client has more bytes than ``key`` would have with a further request of ``size`` bytes.
+        """
+        largest = max(self._clients, key=self._clients.__getitem__)
+        if self._clients[largest] <= self._clients.get(key, 0) + size:
+            return None
+        return next(reversed(self._sizes[largest]))
 
 
 class Growing(Protocol):

@@ -5,7 +5,8 @@ flow of the route, middleware and resources. Requests differ from messages in th
 
 - Only the most specific route handles a request. Its result is the reply; None is a reply too.
 - While a route has no room, the server refuses requests at once, and continues to read. It first refuses the last
-  request of the client with the longest queue, so one client can't take the room of the others.
+  request of the client with the longest queue, so one client can't take the room of the others. The bytes of all
+  waiting requests of the app are limited in the same way: the client with the most bytes is refused first.
 - If a client no longer waits, its request leaves the queue at once. If the handler already runs, its call is cancelled.
 """
 
@@ -28,13 +29,14 @@ from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
+from zroute.options import REQUESTS_WAITING_BYTES
 from zroute.publishing.headers import WithHeaders
 from zroute.publishing.producers import Publish, drive
 from zroute.publishing.publication import Encode, bind_encoder
 from zroute.receiving.around import Skipped, Waiting
 from zroute.receiving.coalesced import Remainder
 from zroute.receiving.dispatch import UNDECODABLE, BoundRoute, CompiledRoute
-from zroute.receiving.flow import ReplyFlow
+from zroute.receiving.flow import ReplyFlow, WaitingBytes
 from zroute.receiving.frames import RawFrames
 from zroute.receiving.in_flight import InFlight, PendingCall
 from zroute.receiving.matching import Matcher
@@ -50,6 +52,7 @@ _SIMPLE = _HEAD[:5]  # the magic number, version and kind of a header
 _CODEC_AT, _FLAGS_AT = 5, 6
 
 _BUSY = "the handler has no room for further requests: ask again later"
+_FULL = "too many bytes of requests wait: ask again later"
 _STOPS = "the server stops: ask again later"
 _STOPPED = "the server has stopped before its handler had ended"
 
@@ -87,35 +90,70 @@ class _Answering(InFlight):
 
     _outcomes: ReplyResults
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._bytes: WaitingBytes[_Queued] = WaitingBytes(REQUESTS_WAITING_BYTES)
+
     def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
         asked = _asked(raw)
         flow = delivery.route.flow
         assert isinstance(flow, ReplyFlow)
+        if flow.begins_at_once:
+            self._outcomes.keep(asked)
+            flow.start(asked.peer)
+            super()._run(asked.peer, PendingCall(delivery, call, raw))
+            return
+        size = asked.size
+        if not self._bytes_fit(asked.peer, size):
+            self._outcomes.busy(asked, _FULL)
+            return
         if not flow.has_room:
             longest = flow.last_of_longest(asked.peer)
             if longest is None:
-                self._outcomes.busy(delivery.route, asked)
+                self._outcomes.busy(asked)
                 return
             delivery.route.stats.queued -= 1
-            self._outcomes.busy(delivery.route, _asked(longest.raw))
+            self._bytes.remove(_asked(longest.raw).peer, longest)
+            self._outcomes.busy(_asked(longest.raw))
         self._outcomes.keep(asked)
-        if flow.begins_at_once:
-            flow.start(asked.peer)
-            self._run(asked.peer, PendingCall(delivery, call, raw))
-        else:
-            asked.running = job = _Queued(delivery, call, raw, self._leave)
-            self._put(asked.peer, job)
+        asked.running = job = _Queued(delivery, call, raw, self._leave)
+        self._bytes.add(asked.peer, job, size)
+        self._put(asked.peer, job)
+
+    def _bytes_fit(self, peer: bytes, size: int) -> bool:
+        """Return True if a request of ``size`` bytes may wait.
+
+        To make room, refuse requests of clients with more bytes.
+        """
+        while not self._bytes.has_room(size):
+            job = self._bytes.last_of_largest(peer, size)
+            if job is None:
+                return False
+            self._remove(job)
+            self._outcomes.busy(_asked(job.raw), _FULL)
+        return True
 
     def _leave(self, job: _Queued) -> None:
         """Remove a request whose client no longer waits from the queue, and count it."""
-        route = job.delivery.route
+        if self._remove(job):
+            job.delivery.route.stats.cancelled += 1
+
+    def _remove(self, job: _Queued) -> bool:
+        """Remove a request from the queue; return False if it is not queued."""
+        route, peer = job.delivery.route, _asked(job.raw).peer
         assert isinstance(route.flow, ReplyFlow)
-        if route.flow.remove(_asked(job.raw).peer, job):
-            route.stats.queued -= 1
-            route.stats.cancelled += 1
-            if not route.flow.queued:
-                self._queued.discard(route)
-                self._tell_if_idle()
+        if not route.flow.remove(peer, job):
+            return False
+        self._bytes.remove(peer, job)
+        route.stats.queued -= 1
+        if not route.flow.queued:
+            self._queued.discard(route)
+            self._tell_if_idle()
+        return True
+
+    def _run(self, key: Hashable, job: Any) -> None:
+        self._bytes.remove(key, job)
+        super()._run(key, job)
 
     def _await(self, job: Any, key: Hashable, running: Deferred[Any]) -> None:
         asked = _asked(job.raw)
@@ -125,6 +163,8 @@ class _Answering(InFlight):
         super()._await(job, key, running)
 
     def _lost(self, job: Any, *, begun: bool) -> None:
+        if not begun:
+            self._bytes.remove(_asked(job.raw).peer, job)
         _asked(job.raw).refuse(*((500, _STOPPED) if begun else (503, _STOPS)))
 
     def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
@@ -267,10 +307,10 @@ class ReplyResults(Results):
         delivery.route.stats.cancelled += over
         return over
 
-    def busy(self, route: CompiledRoute, asked: Asked) -> None:
-        """Refuse a request that the route has no room for."""
+    def busy(self, asked: Asked, text: str = _BUSY) -> None:
+        """Refuse a request that the route or the app has no room for."""
         self._stats.busy += 1
-        asked.refuse(503, _BUSY)
+        asked.refuse(503, text)
 
     def keep(self, asked: Asked) -> None:
         """Watch a request that is not answered at once.

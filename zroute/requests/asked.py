@@ -27,7 +27,7 @@ from zroute.messages.requests import (
     plain_failure,
     topic_of,
 )
-from zroute.options import MAX_CREDIT, STREAM_SILENCE
+from zroute.options import ENVELOPE_MAX, MAX_CREDIT, STREAM_SILENCE
 from zroute.stats import Stats
 
 __all__ = ["Asked", "Listener"]
@@ -111,6 +111,11 @@ class Asked:
     def peer(self) -> bytes:
         """The identity of the client's connection."""
         return self.envelope[0]
+
+    @property
+    def size(self) -> int:
+        """The size of the request in bytes, with its envelope."""
+        return sum(map(len, self.envelope)) + sum(map(len, self.frames))
 
     @property
     def key(self) -> tuple[bytes, ...]:
@@ -221,6 +226,8 @@ class Listener:
             raise EnvelopeError("not a request: no empty part before the topic") from None
         envelope = parts[:end]
         try:
+            if end > 2 and (size := sum(map(len, envelope))) > ENVELOPE_MAX:
+                raise EnvelopeError(f"an envelope of {size} bytes, over {ENVELOPE_MAX}")
             asked = self._read(envelope, parts[end:])
         except EnvelopeError as error:
             self._stats.requests += 1

@@ -316,6 +316,12 @@ class Client:
                 f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
                 "App(req=…)"
             )
+        if self.queue.waiting:  # the requests that wait may be those that the handler of this one needs
+            return RequestTimeoutError(
+                f"{'not sent' if self.queue.is_unsent(id) else 'no reply'} within {seconds:g} s: "
+                f"{self.queue.unanswered} requests of this app are unanswered, and {self.queue.waiting} unsent: "
+                "send fewer requests at the same time, or connect to more servers"
+            )
         return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
 
     def _show_life(self) -> None:

@@ -365,6 +365,13 @@ class Requests:
         """Return True if a request is unsent because no server is connected."""
         return id in self._waiting and all(lane.down for lane in self._lanes)
 
+    def is_unsent(self, id: bytes) -> bool:
+        """Return True if a request is unsent.
+
+        Either no server is connected, or earlier requests take all room.
+        """
+        return id in self._waiting
+
     def _forget(self, request: Unanswered) -> None:
         self.forget([request])
         self.pump()

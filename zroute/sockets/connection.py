@@ -410,10 +410,14 @@ class Connection:
             parts = [bytes(memoryview(part)) for part in parts]  # a TypeError is raised here, before any part is sent
         return self.try_send_bytes(parts)
 
-    def try_send_bytes(self, parts: Sequence[bytes]) -> bool:
-        """Send parts that are known to be bytes, all or none; see `try_send`."""
+    def try_send_bytes(self, parts: Sequence[bytes], *, poke: bool = True) -> bool:
+        """Send parts that are known to be bytes, all or none; see `try_send`.
+
+        A caller with ``poke=False`` must check the socket afterwards.
+        """
         send, last = self._send, len(parts) - 1
-        self.poke()
+        if poke:
+            self.poke()
         try:  # parts are sent together (zmq_msg_send(3)): libzmq can refuse only the first
             for part in parts[:last]:
                 send(part, _MORE)

@@ -129,6 +129,11 @@ class ConnectionLog:
             dial.ended_at = self._clock.seconds()
             _stop(dial)
 
+    def reason(self, endpoint: str) -> str | None:
+        """Return why the socket is not connected to ``endpoint``, if that is known."""
+        dial = self._dials.get(endpoint)
+        return None if dial is None else dial.reason
+
     def close(self) -> None:
         """Log the remaining summaries, and stop all timers."""
         for endpoint in tuple(self._dials):

@@ -97,6 +97,11 @@ class Server:
         if not self._dealer.closed:
             self._dealer.check()
 
+    @property
+    def reason(self) -> str | None:
+        """The reason why no server is connected, if it is known."""
+        return self._dealer.log.reason(self.address)
+
     def close(self, linger: int | None) -> None:
         """Close the socket permanently."""
         self._closed = True

@@ -20,6 +20,7 @@ from zroute.options import (
     REPLIES_HELD,
     REPLIES_HELD_BYTES,
     REPLIES_HELD_TOTAL,
+    REPLIES_SENT,
     REPLY_AGAIN,
     SocketOptions,
     frame_limit,
@@ -40,14 +41,24 @@ _LOOK = 1.0
 
 @attrs.define(eq=False)
 class _Held:
-    """The replies that wait for one client, and their total size in bytes."""
+    """The replies that wait for one client, and their total size in bytes.
+
+    ``reads`` is True if the client has had room since the last try of all clients.
+    """
 
     replies: deque[tuple[Sequence[bytes], Deferred[None]]] = attrs.field(factory=deque)
     size: int = 0
+    reads: bool = False
 
 
 class _ReplySocket(SendingConnection):
-    """A ROUTER that passes the messages of clients to a `Listener`."""
+    """A ROUTER that passes the messages of clients to a `Listener`.
+
+    libzmq queues only `REPLIES_SENT` replies for each client, because it can't limit their size. Further replies are
+    held here, and limited in bytes. When a queue in libzmq has room again, the descriptor signals it, but not which
+    client has the room. So at each signal, the socket tries the clients that have read lately. A timer tries all
+    clients, because the socket may have missed a signal, and tries them less often, because many may read nothing.
+    """
 
     kind: ClassVar[int] = zmq.ROUTER
     binds: ClassVar[bool] = True
@@ -58,9 +69,11 @@ class _ReplySocket(SendingConnection):
         self.listener = Listener(reactor, stats, on_request, self._answer)
         self._stats = stats
         self._held: dict[bytes, _Held] = {}
+        self._reading: set[bytes] = set()
         self._held_size = 0
         self._next_try: Any = None
-        super().__init__(reactor, self.listener.received, context=context, **options)
+        given: SocketOptions = {"sndhwm": REPLIES_SENT, **options}
+        super().__init__(reactor, self.listener.received, context=context, **given)
 
     def close(self, linger: int | None = None) -> None:
         """Close the socket; see `Connection.close`.
@@ -75,8 +88,18 @@ class _ReplySocket(SendingConnection):
             self._next_try = None
         self._stats.replies_undelivered += sum(len(held.replies) for held in self._held.values())
         self._held.clear()
+        self._reading.clear()
         self._held_size = 0
         super().close(linger)
+
+    def doRead(self) -> None:  # noqa: N802  # Twisted's name
+        """Read messages, and send held replies; see `Connection.doRead`."""
+        super().doRead()
+        self._send_to_readers()
+
+    def _poked(self) -> None:
+        super()._poked()
+        self._send_to_readers()
 
     def _answer(self, parts: Sequence[bytes]) -> bool | Deferred[None]:
         """Send a message to a client, or hold it while the client's queue is full."""
@@ -100,12 +123,14 @@ class _ReplySocket(SendingConnection):
         held.replies.append((parts, room))
         held.size += size
         self._held_size += size
-        self._held[peer] = held
+        if not number:
+            self._held[peer] = held
+            self._reading.add(peer)
         if self._next_try is None:
             self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
         return room
 
-    def _send_now(self, parts: Sequence[bytes]) -> bool | None:
+    def _send_now(self, parts: Sequence[bytes], *, poke: bool = True) -> bool | None:
         """Send a message.
 
         Return None if the queue of the client is full, and False if the client has gone.
@@ -114,7 +139,7 @@ class _ReplySocket(SendingConnection):
             self._stats.replies_undelivered += 1
             return False
         try:
-            return self.try_send_bytes(parts) or None
+            return self.try_send_bytes(parts, poke=poke) or None
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -127,10 +152,29 @@ class _ReplySocket(SendingConnection):
         return False
 
     def _send_held(self) -> None:
-        """Send held replies to the clients that have room."""
+        """Send held replies to all clients that have room, and note which clients read."""
         self._next_try = None
-        for peer, held in tuple(self._held.items()):
-            while held.replies and (sent := self._send_now(held.replies[0][0])) is not None:
+        self._send_to(tuple(self._held))
+        self.poke()
+        for peer, held in self._held.items():
+            (self._reading.add if held.reads else self._reading.discard)(peer)
+            held.reads = False
+        if self._held and self._next_try is None:
+            self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
+
+    def _send_to_readers(self) -> None:
+        """Send held replies to the clients that read and have room."""
+        if self._reading:
+            self._send_to(tuple(self._reading))
+            if not self.closed:
+                self._look()
+
+    def _send_to(self, peers: Iterable[bytes]) -> None:
+        """Send held replies to those of ``peers`` that have room."""
+        for peer in peers:
+            held = self._held.get(peer) or _Held()
+            while held.replies and (sent := self._send_now(held.replies[0][0], poke=False)) is not None:
+                held.reads = True
                 ended = [held.replies.popleft()]
                 if not sent:  # the client has gone
                     self._stats.replies_undelivered += len(held.replies)
@@ -141,13 +185,12 @@ class _ReplySocket(SendingConnection):
                 self._held_size -= size
                 if not held.replies:
                     self._held.pop(peer, None)  # before the handlers continue, because they may send again
+                    self._reading.discard(peer)
                 for _, room in ended:
                     if not room.called:
                         room.callback(None)
                 if self.closed:  # one of the handlers may have closed the socket
                     return
-        if self._held and self._next_try is None:
-            self._next_try = self._reactor.callLater(REPLY_AGAIN, self._send_held)
 
 
 def _size(parts: Sequence[bytes]) -> int:
