@@ -11,18 +11,21 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.clock import Clock
+from zroute.errors import UsageError
 
 __all__ = [
     "Signal",
     "as_awaitable",
     "as_deferred",
     "awaitable_anywhere",
+    "check_loop",
     "in_task",
     "is_awaitable",
     "loop_hint",
@@ -228,12 +231,35 @@ def way_to_the_reactor(call: str) -> str:
     return f"use {call}"
 
 
+def check_loop(reactor: Any) -> None:
+    """Raise UsageError in an asyncio loop that holds up the reactor.
+
+    This is the case under ``asyncio.run`` in a plain handler: the reactor waits until the handler returns, so neither a
+    reply nor a timeout would ever arrive.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is None or loop is getattr(reactor, "_asyncioEventloop", None) or not getattr(reactor, "running", False):
+        return
+    frame = sys._getframe(1)
+    while frame.f_back and not frame.f_code.co_flags & _SUSPENDABLE:
+        frame = frame.f_back
+    if not _is_on_deferred(frame):
+        raise UsageError(
+            "this coroutine runs in another asyncio loop than the app, and the app waits until that loop ends: make "
+            "the handler, timer or hook `async def`, and await the call there, without asyncio.run()"
+        )
+
+
 def _on_deferred() -> bool:
     """Return True if a Deferred runs the awaiting coroutine.
 
     This can be the case inside an asyncio task: a Deferred that is fired in a task resumes its coroutine there.
     """
-    frame = sys._getframe(2)
+    return _is_on_deferred(sys._getframe(2))
+
+
+def _is_on_deferred(frame: FrameType) -> bool:
+    """Return True if a Deferred runs the coroutine of a frame."""
     while frame.f_back and frame.f_code.co_flags & _SUSPENDABLE:
         frame = frame.f_back
     return frame.f_globals.get("__name__") == Deferred.__module__

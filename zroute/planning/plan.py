@@ -138,7 +138,13 @@ class Finishing(Protocol):
 
 
 class RunningApp(Protocol):
-    """The methods of a run that `App`, attached routes and streams use."""
+    """The methods of a run that `App`, attached routes and streams use.
+
+    Attributes:
+        reactor: The reactor of the run.
+    """
+
+    reactor: Any
 
     def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
         """Compile ``route``, and replace the routing table by a table with this route.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-from zroute.awaiting import Signal
+from zroute.awaiting import Signal, check_loop
 from zroute.clock import Clock, Looping
 from zroute.errors import (
     BadRequestError,
@@ -29,6 +30,7 @@ from zroute.errors import (
     RequestTimeoutError,
     ServerError,
     UsageError,
+    WrongThreadError,
 )
 from zroute.logs import printable
 from zroute.messages.bodies import body_decoder, json_first, may_be_json
@@ -111,6 +113,7 @@ class Client:
         self._alive = Looping(self._show_life)
         self._alive.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
         self._closed = False
+        self._thread = get_ident()
         self._unanswered = 0
         self._decoders: dict[Any, DecodeReply] = {}
         self._idle: list[Signal] = []
@@ -227,6 +230,12 @@ class Client:
         headers: Mapping[str, Any] | None,
         window: int,
     ) -> None:
+        if get_ident() != self._thread:
+            raise WrongThreadError(
+                "a request was sent in another thread than the reactor's: use app.from_thread(app.request, topic, "
+                "message) there, without asyncio.run(), or run the task and the app on one event loop"
+            )
+        check_loop(self._clock)
         self.check()
         if self._closed:
             raise NotRunningError(f"{self._name!r} has stopped, and sends no more requests")
