@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -20,7 +21,7 @@ from twisted.internet.defer import Deferred
 
 from zroute.awaiting import is_awaitable
 from zroute.clock import Deadlines
-from zroute.declarations.replies import reply_type
+from zroute.declarations.replies import replies_of
 from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
 from zroute.logs import printable
 from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
@@ -193,8 +194,15 @@ class ReplyResults(Results):
         Raises:
             EncodeError: The value does not have the declared type, or the encoded value is too large.
         """
-        if not asked.over:
-            asked.reply(*self.encoder(delivery.route, asked)(value))
+        if asked.over:
+            return
+        try:
+            reply = self.encoder(delivery.route, asked)(value)
+        except EncodeError as error:
+            if delivery.route.streams:
+                error.args = (f"{error}; the handler declares an iterator: yield the values, or return iter(values)",)
+            raise
+        asked.reply(*reply)
 
     def encoder(self, route: CompiledRoute, asked: Asked) -> Encode:
         """Return the encoder for the replies to this client."""
@@ -330,7 +338,7 @@ class Replying:
             self._malformed(error, raw)
             return
         entry = self._cache.of(asked.topic)
-        if entry.deliveries and entry.deliveries[0].route.info.is_generator and not asked.is_stream:
+        if entry.deliveries and entry.deliveries[0].route.streams and not asked.is_stream:
             self._malformed(EnvelopeError("this handler answers with a stream: ask with app.request_stream"), raw)
             return
         fault = self._cache.deliver(entry, number, body)(body, raw)
@@ -406,14 +414,17 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
     The function raises EncodeError for a reply of more than ``most`` bytes. If ``json`` is True, replies are encoded as
     JSON. Values that JSON can't carry, such as bytes, are then still encoded with the usual codec.
     """
-    declared, may_be_none = reply_type(route.route)
+    replies = replies_of(route.route)
+    declared, may_be_none = replies.type, replies.may_be_none
     chosen = JSON if json else route.options.codec or codecs.default
+    null = (chosen.number, _NULLS[chosen]) if chosen in _NULLS else (RAW.number, b"")
+    if declared is NoneType:
+        return _none_encoder(null)
     encode, _, _ = bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
     encode_usual = encode
     if json:
         with suppress(SchemaError):
             encode, _, _ = bind_encoder(declared, JSON, codecs.default, codecs.extras)
-    null = (chosen.number, _NULLS[chosen]) if chosen in _NULLS else (RAW.number, b"")
 
     def encode_reply(value: Any) -> tuple[int, bytes]:
         if value is None:
@@ -426,5 +437,16 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
         if len(body) > most:
             raise EncodeError(f"a reply of {len(body)} bytes, over max_message={most}")
         return number, body
+
+    return encode_reply
+
+
+def _none_encoder(null: tuple[int, bytes]) -> Encode:
+    """Return the function that encodes the replies of a handler that declares None."""
+
+    def encode_reply(value: Any) -> tuple[int, bytes]:
+        if value is not None:
+            raise EncodeError(f"the handler returned {type(value).__name__}, but declares None", schema=NoneType)
+        return null
 
     return encode_reply
