@@ -75,13 +75,16 @@ def _check_generator(route: Route, hint: Any) -> None:
 
 
 def _is_none(hint: Any) -> bool:
-    """Return True if a function with this return annotation returns only None, now or later."""
+    """Return True if the annotation allows only None, now or later."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     return hint is NoneType or (hasattr(origin, "__await__") and arguments[-1:] == (NoneType,))
 
 
 def _is_iterator(hint: Any, *, later: bool | None = None) -> bool:
-    """Return True if the annotation is an iterator: plain, or ``async`` if ``later``; None for both."""
+    """Return True if the annotation is an iterator.
+
+    ``later`` is False for plain iterators only, True for ``async`` ones only, and None for both.
+    """
     kind = get_origin(hint) or hint
     plain = kind is Iterable or hasattr(kind, "__next__")
     asynchronous = kind is AsyncIterable or hasattr(kind, "__anext__")
