@@ -18,7 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.clock import Clock
-from zroute.errors import UsageError
+from zroute.errors import RequestRefused, UsageError
 
 __all__ = [
     "Signal",
@@ -269,9 +269,10 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE
 
 
 def loop_hint(error: BaseException) -> str:
-    """Return the remedy if asyncio and Deferreds were mixed, else an empty text.
+    """Return the remedy for an error of a user's function, else an empty text.
 
-    There are two such errors: asyncio was awaited without its loop, or a Deferred was awaited in an asyncio task.
+    The usual errors mix asyncio and Deferreds: asyncio was awaited without its loop, or a Deferred was awaited in an
+    asyncio task. The others are a wrong way to refuse a message, or to read a stream of replies.
     """
     if isinstance(error, BaseExceptionGroup):  # from a TaskGroup
         return next((hint for hint in map(loop_hint, error.exceptions) if hint), "")
@@ -280,6 +281,10 @@ def loop_hint(error: BaseException) -> str:
         isinstance(error, RuntimeError) and ("no running event loop" in text or "await wasn't used with future" in text)
     ):
         return " (to await asyncio code, use its loop: App(reactor='asyncio'), or zroute run --reactor asyncio)"
+    if isinstance(error, RequestRefused):
+        return " (RequestRefused is for handlers under @app.reply: raise Reject here)"
+    if isinstance(error, TypeError) and "ReplyStream can't be used in 'await' expression" in text:
+        return " (loop over it: async for reply in app.request_stream(…))"
     if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in text:
         return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
     return ""

@@ -1324,3 +1324,44 @@ def test_a_handler_that_declares_none_answers_none() -> None:
             with pytest.raises(ServerError, match="EncodeError: the handler returned int, but declares None"):
                 t.request(topic)
         assert t.request("none") is None
+
+
+def test_the_answers_to_wrong_requests_say_what_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """A missing body, a capture of another type and a request for one reply of a stream differ."""
+    app = App()
+
+    @app.reply("a.{n}")
+    def typed(ask: dict[str, int], n: int) -> int:
+        return n
+
+    @app.reply("rows")
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with TestApp(app, raise_errors=False) as t:
+        with pytest.raises(BadRequestError, match=r"the request has no body, but the handler expects dict\[str, int\]"):
+            t.request("a.1")
+        with pytest.raises(NoHandlerError, match=r"no handler for 'a.x': .*typed\(\) .* \{n\} is int, not 'x'"):
+            t.request("a.x", {})
+        with pytest.raises(NoHandlerError, match=r"no handler for 'b'$"):
+            t.request("b")
+        with pytest.raises(BadRequestError, match=r"refused it: this handler .* or zroute request --stream"):
+            t.request("rows")
+        assert "malformed" not in caplog.text
+    stats = app.stats
+    assert stats.requests == 4 == sum_of_answers(stats)
+    assert (stats.bad_requests, stats.no_handler, stats.failed) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["subscribe", "work"])
+def test_a_refusal_without_a_caller_names_reject(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """RequestRefused is for replies; elsewhere, the log names the other exception."""
+    app = App(reactor="twisted", sub="tcp://127.0.0.1:1", work="tcp://127.0.0.1:2")
+
+    def handle() -> None:
+        raise RequestRefused(409, "no")
+
+    getattr(app, kind)("a")(handle)
+    with TestApp(app, raise_errors=False) as t:
+        t.publish("a", 1) if kind == "subscribe" else t.put("a", 1)
+    assert "(RequestRefused is for handlers under @app.reply: raise Reject here)" in caplog.text

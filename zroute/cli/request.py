@@ -60,7 +60,7 @@ def command(
         raise click.UsageError(f"--{'header' if headers else 'stream'} needs the tracked wire: omit --wire plain")
     where = "standard input" if body == "-" else "BODY"
     try:
-        name = topic_bytes(topic, separator)
+        name = topic_bytes(topic, separator, filled="")
         fields = parse_headers(headers)
         given = b"" if body is None else encoder(codec)(read_body(body), where)
 

@@ -617,7 +617,7 @@ class Routes:
         every, codec, keep, coalesce = chosen["every"], chosen["codec"], chosen["keep"], chosen["coalesce"]
         where = users_line()
         self._check_open(f"publisher({pattern!r})", where)
-        parsed = self._parse((pattern,), where)[0]
+        parsed = self._parse((pattern,), where, "publisher")[0]
         if not parsed.is_template:
             fault = (
                 f"pattern {parsed.text!r} matches more than one topic, but a publisher needs one: "
@@ -1014,6 +1014,18 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
     return parse(f"{prefix}{separator}{pattern.text}", separator)
 
 
+_SENDERS = {
+    "requester": "app.requester('prices.{symbol}', Ask, Price)",
+    "job_queue": "app.job_queue('resize.{kind}', Resize)",
+    "publisher": "app.publisher('alerts.{level}', Alert)",
+}
+"""The functions that take a pattern without wildcards, and then a type."""
+
+
+def _shown(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else repr(given)
+
+
 def parse_patterns(
     patterns: tuple[str | Pattern, ...], where: str, separator: str, decorator: str = "subscribe"
 ) -> tuple[Pattern, ...]:
@@ -1025,6 +1037,13 @@ def parse_patterns(
         PatternError: A pattern is missing or invalid, or the patterns have different captures. The error names
             ``where``, the user's line.
     """
+    if decorator in _SENDERS and patterns and not isinstance(patterns[0], str | Pattern):
+        raise PatternError(
+            f"{decorator}({', '.join(map(_shown, patterns))}, …): the pattern of the topics comes first, as in "
+            f"{_SENDERS[decorator]}",
+            pattern=None,
+            where=where,
+        )
     if not patterns:
         text = f"{decorator} needs a pattern, as in @app.{decorator}('news.*')"
         raise PatternError(text, pattern=None, where=where)

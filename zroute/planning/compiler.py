@@ -268,6 +268,7 @@ def compile_route(
         where=route.where,
         handler=True,
         own_codec=is_own(route.options.codec or codecs.default),
+        decorator=route.kind,
     )
     call, needs = take_message_resources(call, resources)
     call, lists = plan_lists(call, route, outlets, patterns[0].captures)

@@ -246,7 +246,7 @@ class Publisher:
         self._send_queue.check(topic, more)
         if held.sent is None:
             assert self._coalescer is not None
-            held.sent = Sent(self._clock, partial(self._coalescer.send_now, topic, held))
+            held.sent = Sent(partial(self._coalescer.send_now, topic, held), self._clock)
         sent: Sent = held.sent
         return sent
 

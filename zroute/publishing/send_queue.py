@@ -31,10 +31,10 @@ class Sent:
     """An awaitable that is done when a message is sent.
 
     Awaiting it raises an error if the message can't be sent in time. The caller may ignore the awaitable. ``hurry`` is
-    called if it is awaited before the message is sent. ``clock`` is the reactor.
+    called if it is awaited before the message is sent. ``clock`` is the reactor that sends.
     """
 
-    def __init__(self, clock: Clock, hurry: Callable[[], None] | None = None) -> None:
+    def __init__(self, hurry: Callable[[], None] | None = None, clock: Clock | None = None) -> None:
         self._clock = clock
         self._hurry = hurry
         self._done = False
@@ -125,7 +125,7 @@ class SendQueue:
             return DONE
         if count:
             self.check(topic)
-        message = _Message(attempt, sent or Sent(self._clock), self._clock.seconds() + self._timeout, count)
+        message = _Message(attempt, sent or Sent(clock=self._clock), self._clock.seconds() + self._timeout, count)
         self._topics.setdefault(topic, deque()).append(message)
         self.waiting += count
         self._wake_later()

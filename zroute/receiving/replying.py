@@ -51,6 +51,11 @@ _CODEC_AT, _FLAGS_AT = 5, 6
 
 _BUSY = "the handler has no room for further requests: ask again later"
 _STOPS = "the server stops: ask again later"
+_STREAMS = "this handler answers with a stream: ask with app.request_stream, or zroute request --stream"
+_STREAMS_PLAIN = (
+    "this handler answers with a stream, and a plain REQ or DEALER socket can receive only one reply: ask with "
+    "app.request_stream of a zroute app"
+)
 _STOPPED = "the server has stopped before its handler had ended"
 
 
@@ -251,6 +256,9 @@ class ReplyResults(Results):
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """Refuse a body that does not have the declared type; name the faulty field."""
+        if not body:
+            schema = deliveries[0].route.call.schema
+            error = DecodeError(f"the request has no body, but the handler expects {describe(schema)}")
         super().undecodable(deliveries, error, body, raw)
         _asked(raw).refuse(400, reason_of(error))
         return UNDECODABLE
@@ -310,8 +318,9 @@ class Replying:
         self._stats = stats
         self._max_message = max_message
         self._results = results
+        self._matcher = Matcher(routes, only_first=True)
         self._cache = TopicCache(
-            Matcher(routes, only_first=True),
+            self._matcher,
             codecs,
             outcomes=results,
             stats=stats,
@@ -339,7 +348,8 @@ class Replying:
             return
         entry = self._cache.of(asked.topic)
         if entry.deliveries and entry.deliveries[0].route.streams and not asked.is_stream:
-            self._malformed(EnvelopeError("this handler answers with a stream: ask with app.request_stream"), raw)
+            self._stats.bad_requests += 1
+            asked.refuse(400, _STREAMS if asked.id else _STREAMS_PLAIN)
             return
         fault = self._cache.deliver(entry, number, body)(body, raw)
         if fault is None and not asked.taken:  # the handler has returned None
@@ -373,7 +383,8 @@ class Replying:
     def _unrouted(self, raw: RawFrames) -> int:
         asked = _asked(raw)
         self._stats.no_handler += 1
-        asked.refuse(404, f"no handler for {str(Topic.from_wire(asked.topic))!r}")
+        near = self._matcher.misfit(asked.topic)
+        asked.refuse(404, f"no handler for {str(Topic.from_wire(asked.topic))!r}{near and f': {near}'}")
         return UNDECODABLE
 
     def _malformed(self, error: EnvelopeError, raw: RawFrames) -> int:

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
 from zroute.awaiting import Signal, check_loop
@@ -103,6 +103,8 @@ class Client:
         self.later = later
         self.check: Callable[[], None] = lambda: None
         """Raises an error if the caller can't use the sockets. The transport replaces this function."""
+        self.answers_later = False
+        """True if the app of this client has handlers, but does not answer yet."""
         self._stats = stats
         self._name = name
         self._codecs = codecs
@@ -325,7 +327,8 @@ class Client:
                 f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
                 "App(req=…)"
             )
-        return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
+        hint = "; this app answers its own requests only after on_startup has ended" if self.answers_later else ""
+        return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded{hint}")
 
     def _show_life(self) -> None:
         """Tell the servers that the callers still read the open streams."""
@@ -400,7 +403,7 @@ class _Call(Unanswered):
 
 
 _PHRASES = {
-    400: "the server could not read it",
+    400: "the server refused it",
     404: "the server has no handler for it",
     500: "the handler failed",
     503: "the server is busy",
@@ -559,6 +562,14 @@ class ReplyStream(Generic[T_co]):
             self._client.abandon(self._stream)
             raise
         return item
+
+    if not TYPE_CHECKING:  # type checkers report the loop
+
+        def __iter__(self) -> NoReturn:
+            """Explain how to loop over the replies."""
+            raise UsageError(
+                "a stream of replies needs `async for reply in app.request_stream(…)`, in an async function"
+            )
 
     async def aclose(self) -> None:
         """Close the stream, and the handler on the server."""
