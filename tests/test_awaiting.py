@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from tests.support import Child
 from zroute import App, Envelope
 from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint
+from zroute.errors import UsageError, WrongThreadError
 from zroute.testing import TestApp
 
 
@@ -496,3 +497,97 @@ def test_started_can_be_awaited_in_both(kind: str) -> None:
         assert child.end(None) == 0, child.err
         assert child.out == ["started", "complete True"]
         assert child.err == []
+
+
+def test_asyncio_run_in_a_plain_function_never_waits_for_the_app() -> None:
+    """Under asyncio.run, the app could never answer: all that would wait for it raise an error at once."""
+    app = App(reactor="twisted")
+    queue = app.job_queue("jobs", int, waiting=1)
+    refused: list[str] = []
+
+    async def ask() -> None:
+        await app.request("a", None, int)
+
+    async def ask_for_stream() -> None:
+        app.request_stream("a", None, int)
+
+    async def put_two() -> None:
+        await queue.put(1)
+        await queue.put(2)
+
+    async def ready() -> None:
+        await app.ready()
+
+    async def listen() -> None:
+        async with app.stream("a", int):
+            pass
+
+    @app.reply("a")
+    def answer() -> int:
+        return 1
+
+    @app.subscribe("b")
+    def handler(message: int) -> None:
+        for call in (ask, ask_for_stream, put_two, ready, listen):
+            with pytest.raises(UsageError, match="the app waits until that loop ends: make the handler") as error:
+                asyncio.run(call())
+            refused.append(str(error.value))
+
+    with TestApp(app, raise_errors=False) as t:  # the first job is not done
+        t.publish("b", 1)
+        assert len(refused) == 5
+        assert t.request("a", None, int) == 1  # the app still works
+        assert app.stats.requests_sent == 0
+
+
+@pytest.mark.parametrize("on_asyncio", [False, True])
+def test_asyncio_run_around_a_request_fails_at_once_in_a_real_app(*, on_asyncio: bool) -> None:
+    """A plain timer that calls asyncio.run neither blocks the app nor its stop, with both kinds of reactor."""
+    program = textwrap.dedent(
+        f"""
+        import asyncio
+        from zroute import App
+
+        app = App(reactor={"asyncio" if on_asyncio else "twisted"!r})
+
+        @app.reply("a")
+        def answer() -> int: return 1
+
+        @app.every(0.05)
+        def ask():
+            coroutine = app.request("a", None, int, timeout=30)
+            try:
+                asyncio.run(coroutine)
+            except Exception as error:
+                coroutine.close()
+                print(type(error).__name__, error)
+            app.stop()
+
+        app.run()
+        """
+    )
+    with Child("-c", program) as child:
+        line = child.line_with("Error")
+        expected = "cannot be called from a running event loop" if on_asyncio else "UsageError this coroutine runs in"
+        assert expected in line
+        assert child.end(None) == 0
+
+
+def test_a_request_in_another_thread_names_from_thread() -> None:
+    """The error of a request in a thread names the call that works, not a socket of zroute."""
+    app = App()
+    said: list[object] = []
+
+    @app.reply("a")
+    def answer() -> int:
+        return 1
+
+    @app.subscribe("b", thread=True)
+    def handler(message: int) -> None:
+        with pytest.raises(WrongThreadError, match=r"use app\.from_thread\(app\.request, topic, message\)"):
+            asyncio.run(app.request("a", None, int))
+        said.append(app.from_thread(app.request, "a", None, int))
+
+    with TestApp(app) as t:
+        t.publish("b", 1)
+    assert said == [1]

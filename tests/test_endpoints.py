@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zroute import EndpointError
+from zroute import App, EndpointError
 from zroute.endpoints import Endpoint, parse_endpoint, parse_endpoints
 
 
@@ -114,3 +114,41 @@ def test_a_bound_name_is_judged_by_its_address() -> None:
     assert not endpoint.resolved("tcp://127.0.0.1:5555").is_open
     assert endpoint.resolved("tcp://10.0.0.1:5555").is_open
     assert not parse_endpoint("tcp://desk:1", bind=False).resolved("tcp://10.0.0.1:1").is_open
+
+
+@pytest.mark.parametrize(
+    ("rep", "pub", "clashes"),
+    [
+        ("tcp://127.0.0.1:7514", "tcp://127.0.0.1:7514", True),
+        ("tcp://127.0.0.1:7514", "tcp://*:7514", True),
+        ("tcp://0.0.0.0:7514", "tcp://*:7514", True),
+        ("tcp://LOCALHOST:7514", "tcp://127.0.0.1:07514", True),
+        ("ipc:///tmp/a", "ipc:///tmp/a", True),
+        ("inproc://a", "inproc://a", True),
+        ("tcp://127.0.0.1:7514", "tcp://127.0.0.1:7515", False),
+        ("tcp://127.0.0.1:7514", "tcp://127.0.0.2:7514", False),
+        ("tcp://[::1]:7514", "tcp://*:7514", False),
+        ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*", False),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", False),
+        ("ipc://*", "ipc://*", False),
+        ("ipc:///tmp/a", "inproc:///tmp/a", False),
+        ("tcp://127.0.0.1:7514", "connect:tcp://127.0.0.1:7514", False),
+    ],
+)
+def test_two_sides_that_bind_one_address_are_told_apart(rep: str, pub: str, clashes: bool) -> None:
+    """An app that would take its own address is refused before it starts, with both parameters."""
+    app = App(rep=rep, pub=pub)
+    if clashes:
+        with pytest.raises(EndpointError, match="pub= and rep= both bind") as error:
+            app.endpoints()
+        assert error.value.where == app.where
+    else:
+        app.endpoints()
+
+
+def test_sub_and_pub_that_both_bind_one_address_are_refused() -> None:
+    """Sides that bind only because of `bind:` are compared, too; an app may still receive its own messages."""
+    address = "tcp://127.0.0.1:7514"
+    with pytest.raises(EndpointError, match="sub= and pub= both bind"):
+        App(sub=f"bind:{address}", pub=address).endpoints()
+    App(sub=address, pub=address).endpoints()

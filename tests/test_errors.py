@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,28 @@ def test_a_decode_error_names_topic_and_reason() -> None:
     error = DecodeError("bad", topic="t", route="f()")
     assert (str(error), error.reason, error.topic, error.route) == ("'t': bad", "bad", "t", "f()")
     assert str(DecodeError("bad")) == "bad"
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "text"),
+    [
+        (errors.RequestRefusedError, (409, "no"), r"in a handler, raise RequestRefused\(409, 'no'\)"),
+        (errors.RequestRefused, ("no symbol",), r"RequestRefused\('no symbol'\): expected a code and a text"),
+        (errors.RequestRefused, (), "expected a code and a text"),
+        (errors.RequestRefused, ("409", "no"), r"must be an int, as in RequestRefused\(409, 'no'\)"),
+    ],
+)
+def test_a_wrong_refusal_is_explained(make: Any, given: tuple[Any, ...], text: str) -> None:
+    """A handler that raises the wrong one of two similar errors, or with other arguments, gets advice."""
+    with pytest.raises(errors.UsageError, match=text):
+        make(*given)
+
+
+def test_a_refusal_may_have_a_subclass_with_other_arguments() -> None:
+    """The check of the arguments leaves a user's subclass alone."""
+
+    class NoSymbol(errors.RequestRefused):
+        def __init__(self, symbol: str) -> None:
+            super().__init__(409, f"no symbol {symbol}")
+
+    assert str(NoSymbol("A")) == "409: no symbol A"

@@ -21,7 +21,15 @@ from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, 
 from zroute.declarations.records import Hook, Hooks
 from zroute.declarations.routes import Routes, check_attached, coalescing, make_route
 from zroute.endpoints import Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_ends
-from zroute.errors import EndpointError, NotRunningError, SetupError, SignatureError, TopicError, UsageError
+from zroute.errors import (
+    EncodeError,
+    EndpointError,
+    NotRunningError,
+    SetupError,
+    SignatureError,
+    TopicError,
+    UsageError,
+)
 from zroute.functions import local_names, name_of, users_line
 from zroute.messages.codecs import RAW, Codec, find_codec
 from zroute.messages.extras import Extras
@@ -38,7 +46,7 @@ from zroute.publishing.publication import Coalesce, CompiledPublication, Encode,
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
 from zroute.requests.client import Client, ReplyStream
-from zroute.requests.requester import checked_wait
+from zroute.requests.requester import checked_wait, explain_type, refuse_unknown
 from zroute.runtime import runner
 from zroute.runtime.on_loop import run_on_loop
 from zroute.runtime.runner import check_seconds
@@ -381,6 +389,7 @@ class App(Routes):
         *,
         timeout: float | None = REQUEST_TIMEOUT,
         headers: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> Any:
         """Send a request, and return the reply.
 
@@ -420,6 +429,8 @@ class App(Routes):
             EndpointError: The app has no endpoint to send requests to.
             SignatureError: ``timeout`` is no number of seconds.
         """
+        if unknown:
+            refuse_unknown("request", unknown)
         client, raw, number, body = self._packed(topic, message, timeout)
         return await client.request(raw, number, body, headers, client.decoder(reply), timeout)
 
@@ -453,6 +464,7 @@ class App(Routes):
         *,
         timeout: float | None = REQUEST_TIMEOUT,
         headers: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> ReplyStream[Any]:
         """Send a request to a handler that yields replies, for ``async for``.
 
@@ -474,6 +486,8 @@ class App(Routes):
         Returns:
             A `ReplyStream`. Its loop raises the errors of `request`.
         """
+        if unknown:
+            refuse_unknown("request_stream", unknown)
         client, raw, number, body = self._packed(topic, message, timeout)
         return client.stream(raw, number, body, headers, client.decoder(reply), timeout)
 
@@ -487,10 +501,16 @@ class App(Routes):
                 where=self.where,
             )
         checked_wait(timeout)
-        raw = topic_bytes(topic, self.separator)
+        raw = topic_bytes(topic, self.separator, "app.requester({}, T, Reply).request(message, name=…)")
         if not raw:
             raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
-        return (client, raw, RAW.number, b"") if message is None else (client, raw, *self._encode(message))
+        if message is None:
+            return client, raw, RAW.number, b""
+        try:
+            return (client, raw, *self._encode(message))
+        except EncodeError as error:
+            explain_type(error, topic, message)
+            raise
 
     # -- while running --------------------------------------------------------------------------------
 

@@ -11,12 +11,14 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.clock import Clock
+from zroute.errors import RequestRefused, UsageError
 from zroute.logs import text_of
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "as_awaitable",
     "as_deferred",
     "awaitable_anywhere",
+    "check_loop",
     "in_task",
     "is_awaitable",
     "loop_hint",
@@ -229,12 +232,35 @@ def way_to_the_reactor(call: str) -> str:
     return f"use {call}"
 
 
+def check_loop(reactor: Any) -> None:
+    """Raise UsageError in an asyncio loop that holds up the reactor.
+
+    This is the case under ``asyncio.run`` in a plain handler: the reactor waits until the handler returns, so neither a
+    reply nor a timeout would ever arrive.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is None or loop is getattr(reactor, "_asyncioEventloop", None) or not getattr(reactor, "running", False):
+        return
+    frame = sys._getframe(1)
+    while frame.f_back and not frame.f_code.co_flags & _SUSPENDABLE:
+        frame = frame.f_back
+    if not _is_on_deferred(frame):
+        raise UsageError(
+            "this coroutine runs in another asyncio loop than the app, and the app waits until that loop ends: make "
+            "the handler, timer or hook `async def`, and await the call there, without asyncio.run()"
+        )
+
+
 def _on_deferred() -> bool:
     """Return True if a Deferred runs the awaiting coroutine.
 
     This can be the case inside an asyncio task: a Deferred that is fired in a task resumes its coroutine there.
     """
-    frame = sys._getframe(2)
+    return _is_on_deferred(sys._getframe(2))
+
+
+def _is_on_deferred(frame: FrameType) -> bool:
+    """Return True if a Deferred runs the coroutine of a frame."""
     while frame.f_back and frame.f_code.co_flags & _SUSPENDABLE:
         frame = frame.f_back
     return frame.f_globals.get("__name__") == Deferred.__module__
@@ -244,9 +270,10 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE
 
 
 def loop_hint(error: BaseException) -> str:
-    """Return the remedy if asyncio and Deferreds were mixed, else an empty text.
+    """Return the remedy for an error of a user's function, else an empty text.
 
-    There are two such errors: asyncio was awaited without its loop, or a Deferred was awaited in an asyncio task.
+    The usual errors mix asyncio and Deferreds: asyncio was awaited without its loop, or a Deferred was awaited in an
+    asyncio task. The others are a wrong way to refuse a message, or to read a stream of replies.
     """
     if isinstance(error, BaseExceptionGroup):  # from a TaskGroup
         return next((hint for hint in map(loop_hint, error.exceptions) if hint), "")
@@ -255,6 +282,10 @@ def loop_hint(error: BaseException) -> str:
         isinstance(error, RuntimeError) and ("no running event loop" in text or "await wasn't used with future" in text)
     ):
         return " (to await asyncio code, use its loop: App(reactor='asyncio'), or zroute run --reactor asyncio)"
+    if isinstance(error, RequestRefused):
+        return " (RequestRefused is for handlers under @app.reply: raise Reject here)"
+    if isinstance(error, TypeError) and "ReplyStream can't be used in 'await' expression" in text:
+        return " (loop over it: async for reply in app.request_stream(…))"
     if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in text:
         return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
     return ""

@@ -204,6 +204,19 @@ class Ends:
         return any(endpoint.address in published for endpoint in self.sub)
 
     @property
+    def clash(self) -> tuple[tuple[Side, Endpoint], tuple[Side, Endpoint]] | None:
+        """Two endpoints that can't both bind, because the address is the same."""
+        bound: list[tuple[Side, Endpoint]] = []
+        for side in SIDES:
+            for endpoint in self.of(side):
+                if endpoint.bind:
+                    for earlier in bound:
+                        if _clash(earlier[1].address, endpoint.address):
+                            return earlier, (side, endpoint)
+                    bound.append((side, endpoint))
+        return None
+
+    @property
     def addresses(self) -> ResolvedAddresses:
         """The addresses as declared."""
         return ResolvedAddresses(**{side.name: tuple(each.address for each in self.of(side)) for side in SIDES})
@@ -307,6 +320,23 @@ def parse_ends(given: Mapping[str, str | Iterable[str]]) -> Ends:
             error.args = (f"{side.name}: {error}",)
             raise
     return Ends(**ends)
+
+
+def _clash(one: str, other: str) -> bool:
+    """Return True if only one of two addresses can be bound.
+
+    An address with ``*`` or port 0 is a new one at each bind. All interfaces include each single interface.
+    """
+    first, second = _TCP.fullmatch(one.removeprefix("tcp://")), _TCP.fullmatch(other.removeprefix("tcp://"))
+    if first is None or second is None:
+        return one == other and not one.endswith("://*")
+    if first["port"] == "*" or second["port"] == "*" or int(first["port"]) != int(second["port"]):
+        return False
+    hosts = {_SAME_HOSTS.get(host, host) for host in (first["host"].lower(), second["host"].lower())}
+    return int(first["port"]) != 0 and (len(hosts) == 1 or ("*" in hosts and not any("[" in host for host in hosts)))
+
+
+_SAME_HOSTS = {"localhost": "127.0.0.1", "0.0.0.0": "*"}  # compared, not bound
 
 
 def _check_tcp(text: str, rest: str, bind: bool) -> None:

@@ -40,6 +40,8 @@ what was wrong, where, what was expected and what to do. Attributes contain the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 __all__ = [
     "AppFrozenError",
     "BadRequestError",
@@ -248,7 +250,24 @@ class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise Req
         UsageError: The code is not such a number.
     """
 
+    if not TYPE_CHECKING:  # type checkers report a missing argument
+
+        def __new__(cls, *given: object, **named: object) -> RequestRefused:
+            """Explain the arguments if one is missing."""
+            if cls is RequestRefused and len(given) + len(named) != 2:
+                shown = ", ".join(map(repr, given))
+                raise UsageError(
+                    f"RequestRefused({shown}): expected a code and a text, as in RequestRefused(409, 'why')"
+                )
+            return super().__new__(cls, *given)
+
     def __init__(self, code: int, reason: str) -> None:
+        given: object = code
+        if isinstance(given, str):
+            number = given if given.isdecimal() else "409"
+            raise UsageError(
+                f"RequestRefused({code!r}, …): the code must be an int, as in RequestRefused({number}, {str(reason)!r})"
+            )
         if not isinstance(code, int) or isinstance(code, bool) or not 100 <= code <= 999 or code in _OWN_CODES:
             raise UsageError(
                 f"RequestRefused({code!r}, …): expected a code from 100 to 999, without "
@@ -337,6 +356,18 @@ class RequestRefusedError(RequestError):
     """
 
     code: int
+
+    if not TYPE_CHECKING:  # type checkers report the arguments
+
+        def __new__(cls, *given: object, **named: object) -> RequestRefusedError:
+            """Explain which of the two similar errors a handler raises."""
+            if cls is RequestRefusedError and len(given) == 2:
+                code, reason = given
+                raise UsageError(
+                    "RequestRefusedError is the error of the caller: in a handler, raise "
+                    f"RequestRefused({code!r}, {reason!r})"
+                )
+            return super().__new__(cls, *given)
 
     def __init__(self, message: str, *, code: int, reason: str) -> None:
         super().__init__(message, reason=reason)

@@ -128,9 +128,14 @@ class Stats:
     Requests of clients, which are not part of ``received``:
 
     - ``requests``: requests that arrived.
-    - ``bad_requests``: malformed requests, without those whose body a route could not decode.
+    - ``bad_requests``: requests that were refused with 400 before their body was decoded: malformed requests, and
+      requests for one reply of a handler that answers with a stream.
     - ``no_handler``: requests for topics without a handler.
     - ``busy``: requests that were refused because a handler had no room, or the app stops.
+
+    Each other request counts once in the `RouteStats` of its route. A body that does not fit the handler's type is also
+    refused with 400, and counts there as ``decode_error``, and so in ``failed``.
+
     - ``replies_undelivered``: replies to clients that had disconnected, or whose queue was full.
 
     Requests of this app:

@@ -423,16 +423,18 @@ def test_a_builtin_method_is_a_handler() -> None:
     assert got == [{"x": 1}]
 
 
-def test_a_method_without_its_instance_says_so() -> None:
+@pytest.mark.parametrize("decorator", ["subscribe", "reply", "work"])
+def test_a_method_without_its_instance_says_so(decorator: str) -> None:
     """The error for a decorator in a class body says how to register the bound method."""
     app = App()
 
     class Inner:
-        @app.subscribe("a")
+        @getattr(app, decorator)("a")  # type: ignore[untyped-decorator]
         def on_message(self, message: Any) -> None:
             raise AssertionError
 
-    with pytest.raises(SignatureError, match="a method without its instance") as caught:
+    advice = rf"a method without its instance: .* app\.{decorator}\(pattern\)\(instance\.on_message\)"
+    with pytest.raises(SignatureError, match=advice) as caught:
         app.compile()
     assert caught.value.parameter == "self"
     assert "test_parameters.py:" in str(caught.value)

@@ -261,3 +261,20 @@ def test_an_option_without_what_it_needs_is_refused(name: str) -> None:
     assert HERE in str(raised.value.where)
     routes.publisher("a", int, **{name: BESIDE[name], needed: ALONE[needed]})
     routes.publisher("a", int, **{name: 0.0})  # the default is accepted alone
+
+
+@pytest.mark.parametrize("function", ["requester", "job_queue", "publisher"])
+def test_a_type_in_place_of_the_pattern_shows_the_order(function: str) -> None:
+    """Functions that are no handlers' decorators are not advised to be used as such."""
+    routes: Any = Routes()
+    with pytest.raises(PatternError, match=rf"{function}\(int, …\): the pattern .* first, as in app\.{function}\('"):
+        getattr(routes, function)(int, "a.{x}")
+
+
+def test_an_unknown_option_of_the_app_lists_the_options() -> None:
+    """The error is at the user's line, as for the options of decorators."""
+    make: Any = App
+    listed = r"App\(\) has no option 'reply': its options are sub, pub, rep, req, "
+    with pytest.raises(SignatureError, match=listed) as error:
+        make(reply="tcp://127.0.0.1:1")
+    assert "test_routes.py" in str(error.value.where)

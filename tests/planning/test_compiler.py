@@ -449,3 +449,22 @@ def test_compiling_twice_is_the_same_object() -> None:
     """app.compile() can be called repeatedly, and returns the same object."""
     app = App()
     assert app.compile() is app.compile()
+
+
+@pytest.mark.parametrize("declare", ["nothing", "req", "startup", "shutdown", "resource", "reply"])
+def test_an_app_that_can_ask_or_has_hooks_is_not_empty(declare: str) -> None:
+    """`zroute check` and the warning at the start agree: only an app that does nothing at all is empty."""
+    app = App(req="tcp://127.0.0.1:7001") if declare == "req" else App()
+    if declare == "startup":
+        app.on_startup(lambda: None)
+    elif declare == "shutdown":
+        app.on_shutdown(lambda: None)
+    elif declare == "reply":
+        app.reply("a")(lambda: None)
+    elif declare == "resource":
+
+        @app.resource
+        def price() -> Iterator[Alert]:
+            yield Alert("x")
+
+    assert app.compile().is_empty(app.endpoints()) == (declare == "nothing")

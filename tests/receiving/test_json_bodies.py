@@ -108,7 +108,7 @@ def test_a_topic_that_sends_json_is_remembered() -> None:
 
 @pytest.mark.parametrize("known", [False, True], ids=["first message", "known topic"])
 def test_the_error_of_a_body_that_is_neither_has_both_reasons(known: bool) -> None:
-    """The codec that the app names comes first, then JSON."""
+    """A body that is JSON is judged as JSON first; the codec of the app comes second."""
     app, errors = App(), []
 
     @app.subscribe("a")
@@ -120,7 +120,8 @@ def test_the_error_of_a_body_that_is_neither_has_both_reasons(known: bool) -> No
 
     Wired(app).feed(*[plain("a", body=b'{"bid": 1}')] * known, plain("a", body=b'{"bid": "x"}'))
     (reason,) = errors
-    assert reason.startswith("ValidationError: Expected `object`, got `int` (as JSON: ValidationError: Expected `int`")
+    assert reason.startswith("ValidationError: Expected `int`, got `str` - at `$.bid` (the body is JSON; otherwise: ")
+    assert reason.endswith("ValidationError: Expected `object`, got `int`)")
     assert "subscribe with codec" not in reason
 
 

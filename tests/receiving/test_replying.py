@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 from weakref import ref
@@ -24,6 +24,7 @@ from zroute.errors import (
     RequestRefusedError,
     RequestTimeoutError,
     ServerError,
+    SignatureError,
 )
 from zroute.messages.requests import Kind, pack_reply, request_packer
 from zroute.messages.wire import pack_head
@@ -1360,3 +1361,145 @@ def test_answered_requests_leave_nothing() -> None:
         gc.collect()
         assert not any(isinstance(each, Asked) for each in gc.get_objects())
     assert [each() for each in bodies] == [None] * 10
+
+
+@pytest.mark.parametrize(
+    ("annotation", "says"),
+    [
+        (int, r"a generator, but declares int: .* -> Iterator\[int\]"),
+        (list[int], r"a generator, but declares list\[int\]: .* -> Iterator\[int\]"),
+        (int | None, r"a generator, but declares int \| None"),
+        (None, "a generator, but declares None"),
+        (AsyncIterator[int], r"a generator, but declares AsyncIterator\[int\]: .* -> Iterator\[int\]"),
+    ],
+)
+def test_a_generator_declares_an_iterator_of_its_values(annotation: Any, says: str) -> None:
+    """The annotation of a generator is checked when the app is compiled, not at the first request."""
+
+    def values() -> Any:
+        yield 1
+
+    values.__annotations__["return"] = annotation
+    app = App()
+    app.reply("a")(values)
+    with pytest.raises(SignatureError, match=says) as error:
+        app.compile()
+    assert error.value.where is not None
+
+
+def test_an_async_generator_declares_an_async_iterator() -> None:
+    """The error names the iterator that fits."""
+
+    async def values() -> Any:
+        yield 1
+
+    for wrong in (int, Iterator[int]):
+        values.__annotations__["return"] = wrong
+        app = App()
+        app.reply("a")(values)
+        with pytest.raises(SignatureError, match=r"async generator, but declares .* -> AsyncIterator\[int\]"):
+            app.compile()
+
+
+@pytest.mark.parametrize(
+    "kind", [Iterator[int], Iterable[int], Generator[int, None, None], Any, object, Iterator[int] | None]
+)
+def test_each_annotation_of_an_iterator_fits_a_generator(kind: Any) -> None:
+    """Vague annotations are no contradiction."""
+
+    def values() -> Any:
+        yield 1
+
+    values.__annotations__["return"] = kind
+    app = App()
+    app.reply("a")(values)
+    app.compile()
+
+
+def test_a_function_that_declares_an_iterator_answers_with_a_stream() -> None:
+    """It is refused before the call, as a generator is; a list in place of the iterator is explained."""
+    app = App()
+    calls: list[str] = []
+
+    @app.reply("right")
+    def right() -> Iterator[int]:
+        calls.append("right")
+        return iter([1, 2])
+
+    @app.reply("wrong")
+    def wrong() -> Iterator[int]:
+        return [1, 2]  # type: ignore[return-value]
+
+    with TestApp(app, raise_errors=False) as t:
+        with pytest.raises(BadRequestError, match="answers with a stream"):
+            t.request("right")
+        assert calls == []
+        reading = begun(collected(app.request_stream("right", None, int), []))
+        failing = begun(collected(app.request_stream("wrong", None, int), []))
+        t.advance(1)
+        assert result(reading) == [1, 2]
+        with pytest.raises(ServerError, match=r"got list.*declares an iterator: yield the values, or return iter"):
+            result(failing)
+
+
+def test_a_handler_that_declares_none_answers_none() -> None:
+    """A value is an error, as None is for a handler that declares a value."""
+    app = App()
+
+    @app.reply("value")
+    def value() -> None:
+        return 5  # type: ignore[return-value]
+
+    @app.reply("later")
+    async def later() -> None:
+        return 5  # type: ignore[return-value]
+
+    @app.reply("none")
+    def none() -> None: ...
+
+    with TestApp(app, raise_errors=False) as t:
+        for topic in ("value", "later"):
+            with pytest.raises(ServerError, match="EncodeError: the handler returned int, but declares None"):
+                t.request(topic)
+        assert t.request("none") is None
+
+
+def test_the_answers_to_wrong_requests_say_what_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """A missing body, a capture of another type and a request for one reply of a stream differ."""
+    app = App()
+
+    @app.reply("a.{n}")
+    def typed(ask: dict[str, int], n: int) -> int:
+        return n
+
+    @app.reply("rows")
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with TestApp(app, raise_errors=False) as t:
+        with pytest.raises(BadRequestError, match=r"the request has no body, but the handler expects dict\[str, int\]"):
+            t.request("a.1")
+        with pytest.raises(NoHandlerError, match=r"no handler for 'a.x': .*typed\(\) .* \{n\} is int, not 'x'"):
+            t.request("a.x", {})
+        with pytest.raises(NoHandlerError, match=r"no handler for 'b'$"):
+            t.request("b")
+        with pytest.raises(BadRequestError, match=r"refused it: this handler .* or zroute request --stream"):
+            t.request("rows")
+        assert "malformed" not in caplog.text
+    stats = app.stats
+    assert stats.requests == 4 == sum_of_answers(stats)
+    assert (stats.bad_requests, stats.no_handler, stats.failed) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["subscribe", "work"])
+def test_a_refusal_without_a_caller_names_reject(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """RequestRefused is for replies; elsewhere, the log names the other exception."""
+    app = App(reactor="twisted", sub="tcp://127.0.0.1:1", work="tcp://127.0.0.1:2")
+
+    def handle() -> None:
+        raise RequestRefused(409, "no")
+
+    getattr(app, kind)("a")(handle)
+    with TestApp(app, raise_errors=False) as t:
+        t.publish("a", 1) if kind == "subscribe" else t.put("a", 1)
+    assert "(RequestRefused is for handlers under @app.reply: raise Reject here)" in caplog.text

@@ -79,7 +79,7 @@ def test_a_reply_is_decoded_by_its_codec(codec: int, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
     [
-        (400, BadRequestError, "request to 'a.b': the server could not read it: why"),
+        (400, BadRequestError, "request to 'a.b': the server refused it: why"),
         (404, NoHandlerError, "request to 'a.b': the server has no handler for it: why"),
         (500, ServerError, "request to 'a.b': the handler failed: why"),
         (503, BusyError, "request to 'a.b': the server is busy: why"),

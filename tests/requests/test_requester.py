@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from twisted.internet.task import Clock
 
 from tests.requests.wired import begun, result
 from zroute import App, Envelope, Routes
@@ -27,8 +28,12 @@ from zroute.errors import (
     TopicError,
     UsageError,
 )
+from zroute.messages.codecs import MSGPACK, Codecs
+from zroute.requests.client import Client
 from zroute.requests.requester import Requester
+from zroute.stats import Stats
 from zroute.testing import TestApp
+from zroute.testing.bed import UnfinishedError
 
 ADDRESS = "tcp://127.0.0.1:1"
 
@@ -361,3 +366,87 @@ def test_a_stream_of_a_requester() -> None:
         running = begun(read())
         t.advance(1)
         assert result(running) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (
+            lambda app: app.request("a.1", int),
+            EncodeError,
+            r"int is a type, not a message: write request\('a.1', message, int\), or request\('a.1', None, int\)",
+        ),
+        (
+            lambda app: app.request("a.1", 1, retry=(1,)),
+            SignatureError,
+            r"no argument 'retry': an option of app\.requester\(pattern, T, Reply, retry=…\)",
+        ),
+        (
+            lambda app: app.request("a.{x}", 1, x=1),
+            SignatureError,
+            r"no argument 'x': write the whole topic, or declare app\.requester\(.*\.request\(message, x=…\)",
+        ),
+        (lambda app: app.request("a.{x}", 1), TopicError, r"app\.requester\('a\.\{x\}', T, Reply\)\.request"),
+    ],
+)
+def test_arguments_that_belong_elsewhere_are_explained(call: Any, kind: type[Exception], text: str) -> None:
+    """A wrong argument of a request raises an error that names the right place for it."""
+    app = echoing()
+    requester = app.requester("a.{x}")
+    with TestApp(app) as t:
+        with pytest.raises(kind, match=text):
+            result(begun(call(app)))
+        with pytest.raises(TopicError, match=r"has no capture 'retry'; it has x; retry is an option of"):
+            result(begun(requester.request(1, x=1, retry=(1,))))
+        with pytest.raises(EncodeError, match="int is a type, not a message"):
+            t.request("a.1", int)
+    assert app.stats.requests_sent == 0
+
+
+def test_a_requester_and_a_stream_explain_how_to_use_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Calling a requester, or looping over a stream without async, names the right form."""
+    app = echoing()
+    requester: Any = app.requester("a.{x}")
+    with pytest.raises(UsageError, match=r"call its methods request\(\) or stream\(\)"):
+        requester(1)
+
+    @app.subscribe("await")
+    async def wrong() -> None:
+        stream: Any = app.request_stream("a.1", 1)
+        await stream
+
+    with TestApp(app, raise_errors=False) as t:
+        stream: Any = app.request_stream("a.1", 1)
+        with pytest.raises(UsageError, match="async for reply in"):
+            list(stream)
+        begun(stream.aclose())
+        t.publish("await", 1)
+    assert "loop over it: async for reply in app.request_stream" in caplog.text
+
+
+def test_an_app_that_asks_itself_in_on_startup_is_told_why() -> None:
+    """An app answers only after on_startup, so the test can't start, and a timeout names the reason."""
+    app = App()
+
+    @app.reply("a")
+    def answer() -> int:
+        return 1
+
+    @app.on_startup
+    async def begin() -> None:
+        await app.request("a", None, int)
+
+    reason = "it waits for a reply: an app answers requests only after its on_startup"
+    with pytest.raises(UnfinishedError, match=reason), TestApp(app):
+        pass
+
+
+def test_the_timeout_of_a_request_in_on_startup_names_the_reason() -> None:
+    """The client knows that the app does not answer yet."""
+    client = Client(
+        Clock(), Stats(), "app", Codecs(MSGPACK, {}), max_message=100, clock_ns=lambda: 0, later=lambda call: None
+    )
+    client.answers_later = True
+    assert "only after on_startup has ended" in str(client.timed_out(b"", 2.0))
+    client.answers_later = False
+    assert str(client.timed_out(b"", 2.0)).endswith("not overloaded")

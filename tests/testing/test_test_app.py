@@ -137,7 +137,7 @@ def test_an_app_that_is_given_its_endpoints_when_it_is_run() -> None:
 
 def test_addresses_are_those_of_the_app() -> None:
     """Under TestApp, an app has the addresses that it declares, on every side."""
-    texts = {side.name: (f"tcp://127.0.0.1:{port}", "ipc://x") for port, side in enumerate(SIDES, 1)}
+    texts = {side.name: (f"tcp://127.0.0.1:{port}", f"ipc://{side.name}") for port, side in enumerate(SIDES, 1)}
     app = App(**texts)
     with TestApp(app):
         assert {side.name: app.addresses.of(side) for side in SIDES} == texts

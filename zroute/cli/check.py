@@ -17,7 +17,7 @@ import click
 from zroute.cli.loading import fail_of_setup, find
 from zroute.cli.options import app_options, complete_target, endpoint_options, for_one_app
 from zroute.cli.unused import never_included
-from zroute.endpoints import EndpointOptions
+from zroute.endpoints import EndpointOptions, Ends
 from zroute.errors import SetupError, UsageError
 from zroute.publishing.publication import Bridge
 from zroute.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_INVALID
@@ -82,7 +82,7 @@ def _check(
             given = app.endpoints(**ends)
     except SetupError as error:
         return _code_of(error)
-    faults = list(_faults(target, app, module, loaded))
+    faults = list(_faults(target, app, given, module, loaded))
     for fault in faults:
         _code_of(fault)
     if faults:
@@ -113,7 +113,7 @@ def _check_reactor(loaded: list[App]) -> None:
         raise click.UsageError(str(error)) from error
 
 
-def _faults(target: str, app: App, module: ModuleType, loaded: list[App]) -> Iterator[SetupError]:
+def _faults(target: str, app: App, ends: Ends, module: ModuleType, loaded: list[App]) -> Iterator[SetupError]:
     """Yield an error for each mistake that lets an app start but do nothing."""
     for name, group in never_included(module, loaded):
         yield SetupError(
@@ -121,7 +121,7 @@ def _faults(target: str, app: App, module: ModuleType, loaded: list[App]) -> Ite
             "command",
             where=group.where,
         )
-    if not (any(group._holds_anything for group in app._groups()) or app._startup or app._shutdown):
+    if app.compile().is_empty(ends):
         yield SetupError(
             f"nothing is registered in {target}: put @app.subscribe, @app.publisher or @app.every above a function, or "
             "include a Routes object with handlers",

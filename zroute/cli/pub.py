@@ -74,7 +74,7 @@ def command(
     if frames is not None:
         wire = _stated(wire, frames)
     try:
-        name = topic_bytes(topic, separator)
+        name = topic_bytes(topic, separator, filled="")
         fields = _headers(headers, wire)
         number, compose = _composer(name, codec, wire, fields)
         encode = encoder(codec)

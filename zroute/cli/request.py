@@ -60,7 +60,7 @@ def command(
         raise click.UsageError(f"--{'header' if headers else 'stream'} needs the tracked wire: omit --wire plain")
     where = "standard input" if body == "-" else "BODY"
     try:
-        name = topic_bytes(topic, separator)
+        name = topic_bytes(topic, separator, filled="")
         if not name:
             raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
         fields = parse_headers(headers)

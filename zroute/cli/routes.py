@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from types import NoneType
 from typing import Any
 
 import click
 
 from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import app_options, complete_target
-from zroute.declarations.replies import reply_type
+from zroute.declarations.replies import replies_of
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import SchemaError, SetupError
 from zroute.messages.codecs import Codec, is_own
@@ -162,10 +163,11 @@ def _row(
 
 def _reply_of(route: CompiledRoute) -> str:
     """Return the type of the replies of a handler as text."""
-    declared, may_be_none = reply_type(route.route)
-    if route.info.is_generator:
-        return f"stream of {_described(declared)}"
-    return f"{_described(declared)} | None" if may_be_none and declared is not None else _described(declared)
+    replies = replies_of(route.route)
+    shown = _described(replies.type)
+    if replies.are_stream:
+        return f"stream of {shown}"
+    return f"{shown} | None" if replies.may_be_none and replies.type not in (None, NoneType) else shown
 
 
 def _described(schema: Any) -> str:

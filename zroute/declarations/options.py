@@ -244,8 +244,17 @@ def moved(name: str, now: str) -> Callable[[F], F]:
             if name in options:
                 fault = f"{name}= is no longer an option here: write {now.replace('…', repr(options[name]))}"
                 raise SignatureError(fault, parameter=name, where=users_line())
+            wrong = next((each for each in options if each not in known), None)
+            if wrong is not None:
+                raise SignatureError(
+                    f"{owner}() has no option {wrong!r}: its options are {', '.join(known)}",
+                    parameter=wrong,
+                    where=users_line(),
+                )
             return function(*args, **options)
 
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        owner = function.__qualname__.partition(".")[0]
         return cast("F", guarded)
 
     return guard

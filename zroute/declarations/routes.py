@@ -1033,7 +1033,19 @@ _WITHOUT_PATTERN = {
     "job_queue": ", and is no decorator: write jobs = app.job_queue('jobs.{kind}', Job), and @app.work('jobs.{kind}') "
     "above the function that does the jobs",
 }
-"""The advice if the first argument is a function or a class, for functions whose patterns have no wildcards."""
+"""The advice if the first argument is a function, for those whose patterns have no wildcards."""
+
+
+_SENDERS = {
+    "requester": "app.requester('prices.{symbol}', Ask, Price)",
+    "job_queue": "app.job_queue('resize.{kind}', Resize)",
+    "publisher": "app.publisher('alerts.{level}', Alert)",
+}
+"""The functions that take a pattern without wildcards, and then a type."""
+
+
+def _shown(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else repr(given)
 
 
 def parse_patterns(
@@ -1050,10 +1062,18 @@ def parse_patterns(
     if not patterns:
         text = f"{decorator} needs a pattern, as in @app.{decorator}('news.*')"
         raise PatternError(text, pattern=None, where=where)
-    if callable(patterns[0]):
+    first: Any = patterns[0]
+    if callable(first) and not (isinstance(first, type) and decorator in _SENDERS):
         raise PatternError(
             f"{decorator} needs a pattern"
             + _WITHOUT_PATTERN.get(decorator, f": write @app.{decorator}('news.*'), with parentheses"),
+            pattern=None,
+            where=where,
+        )
+    if decorator in _SENDERS and not isinstance(first, str | Pattern):
+        raise PatternError(
+            f"{decorator}({', '.join(map(_shown, patterns))}, …): the pattern of the topics comes first, as in "
+            f"{_SENDERS[decorator]}",
             pattern=None,
             where=where,
         )

@@ -120,6 +120,15 @@ class Call:
         except ValueError:
             return None
 
+    def unconverted(self, captures: Mapping[str, bytes]) -> str | None:
+        """Return the name of the first captured segment that can't be converted, or None."""
+        for name, convert in self.constants.converters.items():
+            try:
+                convert(captures[name])
+            except ValueError:
+                return name
+        return None
+
     @property
     def needs(self) -> tuple[Any, ...]:
         """The types of the resources that the function needs."""
@@ -160,6 +169,7 @@ def plan(
     where: str,
     handler: bool = False,
     own_codec: bool = False,
+    decorator: str = "subscribe",
 ) -> Call:
     """Return the plan for calls of ``function``, with the source of each argument.
 
@@ -178,13 +188,14 @@ def plan(
         where: The user's line, as ``file:line``, for errors.
         handler: True if the function is called with messages.
         own_codec: True if a user's own codec decodes the bodies.
+        decorator: The decorator of the function, for errors.
 
     Raises:
         SignatureError: A parameter cannot be filled, or two parameters need the same argument.
     """
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
-    _refuse_unbound_self(function, parameters, where)
+    _refuse_unbound_self(function, parameters, where, decorator)
     fill = partial(provided, given=given, own_codec=own_codec, where=where)
     constants, left = _constants({name: hints.get(name, Any) for name in parameters}, captures, fill, where)
     _refuse_markers(function, left, parameters, hints, where)
@@ -403,14 +414,16 @@ def _names(function: Any, namespace: Mapping[str, Any] | None) -> dict[str, Any]
     return {**vars(module), **namespace} if module else dict(namespace)
 
 
-def _refuse_unbound_self(function: Any, parameters: Mapping[str, inspect.Parameter], where: str) -> None:
+def _refuse_unbound_self(
+    function: Any, parameters: Mapping[str, inspect.Parameter], where: str, decorator: str
+) -> None:
     first = next(iter(parameters.values()), None)
     parent = getattr(function, "__qualname__", "").rpartition(".")[0]
     is_method = isinstance(function, types.FunctionType) and parent and not parent.endswith("<locals>")
     if is_method and first and first.name in ("self", "cls") and first.annotation is inspect.Parameter.empty:
         raise SignatureError(
             f"{name_of(function)} is a method without its instance: register the bound method, "
-            f"app.subscribe(pattern)(instance.{function.__name__})",
+            f"app.{decorator}(pattern)(instance.{function.__name__})",
             parameter=first.name,
             where=where,
         )

@@ -28,7 +28,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, succeed
 
-from zroute.awaiting import as_awaitable
+from zroute.awaiting import as_awaitable, check_loop
 from zroute.clock import Clock
 from zroute.errors import EnvelopeError, HighWaterMarkError, NotRunningError, UnknownPeerError
 from zroute.jobs.scheduler import Lane, Scheduler
@@ -253,6 +253,7 @@ class JobOwner:
             self._admit(queue, job)
             self._send_ready()
             return SENT
+        check_loop(self._clock)
 
         def give_up(_: Deferred[None]) -> None:
             queue.putting.remove(entry)

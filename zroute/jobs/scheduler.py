@@ -369,8 +369,7 @@ class Scheduler(Generic[J]):
 
     def is_served(self, topic: bytes) -> bool:
         """Return True if a worker accepts jobs of ``topic``."""
-        group = self._topics.get(topic) or self._group(topic)
-        return any(slot.lanes for slot in group.slots)
+        return any(slot.lanes for slot in self._patterns.find(topic)[0].values())
 
     def _queue(self, lane: Lane) -> None:
         lane.queued = True

@@ -13,6 +13,7 @@ a body before a codec reads it.
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -209,7 +210,7 @@ def json_too(decode: Decode, read: Callable[[], Decode], found: Callable[[], Non
         try:
             message = read()(body)
         except Exception as in_json:
-            raise _neither(error, in_json) from in_json
+            raise _neither(body, error, in_json) from in_json
         found()
         return message
 
@@ -239,13 +240,18 @@ def json_first(decode: Decode, read: Decode) -> Decode:
         try:
             return decode(body)
         except Exception as error:
-            raise _neither(error, in_json) from in_json
+            raise _neither(body, error, in_json) from in_json
 
     return decode_either
 
 
-def _neither(error: Exception, in_json: Exception) -> DecodeError:
-    return DecodeError(f"{_says(error)} (as JSON: {_says(in_json)})")
+def _neither(body: bytes, error: Exception, in_json: Exception) -> DecodeError:
+    """Return the error for a body that neither codec decodes, JSON first for JSON."""
+    try:
+        json.loads(bytes(body))
+    except Exception:
+        return DecodeError(f"{_says(error)} (as JSON: {_says(in_json)})")
+    return DecodeError(f"{_says(in_json)} (the body is JSON; otherwise: {_says(error)})")
 
 
 def _says(error: Exception) -> str:

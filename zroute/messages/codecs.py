@@ -404,7 +404,10 @@ def _why_not_plain(value: Any, natural: bool) -> str:
     kind = type(value)
     if kind is bytes:
         return "would arrive as text in untyped JSON: declare a type, or use codec='msgpack'"
-    remedy = "declare the type of the message at the publisher, or publish lists and dicts of text and numbers"
+    remedy = (
+        "declare the type of the message at the publisher, requester or job queue, or send lists and dicts of text and "
+        "numbers"
+    )
     if isinstance(value, (Enum, *_READ_AS_TEXT)):
         form = "value" if isinstance(value, Enum) else "text"
         return f"would arrive as its {form} in an untyped message: {remedy}"

@@ -115,10 +115,13 @@ class Topic(str):
         return self.encode("utf-8", "surrogateescape")
 
 
-def topic_bytes(topic: str, separator: str = ".") -> bytes:
+def topic_bytes(
+    topic: str, separator: str = ".", filled: str = "app.publisher({}, T).publish(message, name=…)"
+) -> bytes:
     """Return a concrete topic as bytes, to publish to it.
 
-    ``""`` is a valid topic, with the bytes ``b""``. ``separator`` is the character between segments.
+    ``""`` is a valid topic, with the bytes ``b""``. ``separator`` is the character between segments. ``filled`` is the
+    call that fills captures, for the error of a topic with captures; "" to show a topic instead.
 
     Raises:
         TopicError: the topic is not text, is too long, or contains an empty segment, white space, NUL or a wildcard.
@@ -129,7 +132,8 @@ def topic_bytes(topic: str, separator: str = ".") -> bytes:
     if bad := _NOT_IN_A_TOPIC.search(topic):
         advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove it"
         if bad[0] == "{":
-            advice += f", or fill the captures with a publisher: app.publisher({topic!r}, T).publish(message, name=…)"
+            example = re.sub(r"\{\w*\}?", "x", topic)
+            advice += f", or fill the captures: {filled.format(repr(topic))}" if filled else f", such as {example!r}"
         fault = f"contains {_named(bad[0])} at position {bad.start()}: {advice}"
     else:
         fault = _empty_segment(topic.split(separator), separator) if topic else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any, TypeVar
 
 import attrs
@@ -20,7 +21,7 @@ from zroute.declarations.bridges import Stack
 from zroute.declarations.providers import Needed
 from zroute.declarations.publish_middleware import surround_publication
 from zroute.declarations.records import ATTEMPTS, ErrorHook, Hook, Hooks, Producer, Route, RouteInfo
-from zroute.declarations.replies import reply_type
+from zroute.declarations.replies import replies_of
 from zroute.declarations.resources import CompiledResource, compile_resources, take_message_resources
 from zroute.declarations.results import lacks, message_type, misfit
 from zroute.declarations.routes import Routes, joined
@@ -267,6 +268,7 @@ def compile_route(
         where=route.where,
         handler=True,
         own_codec=is_own(route.options.codec or codecs.default),
+        decorator=route.kind,
     )
     call, needs = take_message_resources(call, resources)
     call, lists = plan_lists(call, route, outlets, patterns[0].captures)
@@ -288,7 +290,9 @@ def compile_route(
 
 def _check_reply(route: Route, codecs: Codecs) -> None:
     """Raise an error if the replies of a handler can't be sent."""
-    declared, _ = reply_type(route)
+    declared = replies_of(route).type
+    if declared is NoneType:
+        return
     try:
         bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
     except SchemaError as error:

@@ -138,7 +138,13 @@ class Finishing(Protocol):
 
 
 class RunningApp(Protocol):
-    """The methods of a run that `App`, attached routes and streams use."""
+    """The methods of a run that `App`, attached routes and streams use.
+
+    Attributes:
+        reactor: The reactor of the run.
+    """
+
+    reactor: Any
 
     def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
         """Compile ``route``, and replace the routing table by a table with this route.
@@ -271,6 +277,12 @@ class Plan:
         """The name of the app, for logs and summaries."""
         return self.choices.name
 
+    def is_empty(self, ends: Ends) -> bool:
+        """Return True if an app with these endpoints would do nothing."""
+        parts, hooks = self.parts, self.hooks
+        senders = parts.outlets or parts.requesters or parts.queues or ends.req
+        return not (parts.handlers or senders or parts.triggers or hooks.startup or hooks.shutdown or parts.resources)
+
     def publish_by(self, emit: Emit) -> None:
         """Enable `App.publish`, through its middleware if there is any."""
         middleware = self.parts.middleware
@@ -345,6 +357,7 @@ class Plan:
             self.check_dead(parts.handlers, ends)
             return ends
         self._check_sides(ends)
+        self._check_bound(ends)
         self.check_dead(parts.handlers, ends)
         self.check_inproc(ends)
         return ends
@@ -373,6 +386,18 @@ class Plan:
         missing = next(_missing(self.parts, ends), None)
         if missing is not None:
             raise EndpointError(missing, where=self.where)
+
+    def _check_bound(self, ends: Ends) -> None:
+        """Raise EndpointError if two endpoints bind the same address."""
+        if ends.clash is not None:
+            (side, endpoint), (other, second) = ends.clash
+            same = "" if second.address == endpoint.address else f" (as {endpoint.address!r})"
+            raise EndpointError(
+                f"{side.name}= and {other.name}= both bind {second.address!r}{same}, which only one socket can bind: "
+                "give each of them an address of its own",
+                endpoint=second.address,
+                where=self.where,
+            )
 
     def _in_its_form(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint that replaces one of the app's, with its message form."""

@@ -18,7 +18,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
-from zroute.awaiting import as_awaitable, within
+from zroute.awaiting import as_awaitable, check_loop, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError
@@ -246,7 +246,7 @@ class Publisher:
         self._send_queue.check(topic, more)
         if held.sent is None:
             assert self._coalescer is not None
-            held.sent = Sent(partial(self._coalescer.send_now, topic, held))
+            held.sent = Sent(partial(self._coalescer.send_now, topic, held), self._clock)
         sent: Sent = held.sent
         return sent
 
@@ -357,6 +357,7 @@ class Publisher:
             if self._transport.kept is None:
                 raise self._unreported(f"wait_for_subscribers() of {pattern.text!r}", "remove the call")
             return DONE
+        check_loop(self._clock)
         waiting: Deferred[None] = within(timeout, self._subscribers.wait_for(pattern, number), self._clock)
         return as_awaitable(waiting.addErrback(self._too_few_subscribers, pattern, number, timeout))
 

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, succeed
 
-from zroute.awaiting import as_awaitable
+from zroute.awaiting import as_awaitable, check_loop
 from zroute.clock import Clock
 from zroute.errors import HighWaterMarkError, NotRunningError
 from zroute.messages.topics import Topic
@@ -31,10 +31,11 @@ class Sent:
     """An awaitable that is done when a message is sent.
 
     Awaiting it raises an error if the message can't be sent in time. The caller may ignore the awaitable. ``hurry`` is
-    called if it is awaited before the message is sent.
+    called if it is awaited before the message is sent. ``clock`` is the reactor that sends.
     """
 
-    def __init__(self, hurry: Callable[[], None] | None = None) -> None:
+    def __init__(self, hurry: Callable[[], None] | None = None, clock: Clock | None = None) -> None:
+        self._clock = clock
         self._hurry = hurry
         self._done = False
         self._error: Exception | None = None
@@ -46,6 +47,7 @@ class Sent:
         if self._error is not None:
             raise self._error
         if not self._done:
+            check_loop(self._clock)
             waiting: Deferred[None] = Deferred()
             self._waiting.append(waiting)
             yield from as_awaitable(waiting).__await__()
@@ -123,7 +125,7 @@ class SendQueue:
             return DONE
         if count:
             self.check(topic)
-        message = _Message(attempt, sent or Sent(), self._clock.seconds() + self._timeout, count)
+        message = _Message(attempt, sent or Sent(clock=self._clock), self._clock.seconds() + self._timeout, count)
         self._topics.setdefault(topic, deque()).append(message)
         self.waiting += count
         self._wake_later()

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from zroute.codegen import define, make_lambda
 from zroute.declarations.batching import Lists
 from zroute.declarations.records import ErrorHook, HandlerOptions, Route, RouteInfo
+from zroute.declarations.replies import replies_of
 from zroute.declarations.resources import MessageResources
 from zroute.declarations.signatures import NO_BODY, Call
 from zroute.errors import EnvelopeError
@@ -107,7 +108,7 @@ class CompiledRoute:
 
     ``info`` describes the route to users. ``direct`` is True if the flow makes calls in the simplest way: in the
     reactor's thread, without retries and without a timeout. ``takes_values`` is True if the values of a generator have
-    a receiver: publications, or the caller of a request.
+    a receiver: publications, or the caller of a request. ``streams`` is True if a reply is a stream of values.
     """
 
     name: str
@@ -123,6 +124,7 @@ class CompiledRoute:
     info: RouteInfo = attrs.field(init=False)
     direct: bool = attrs.field(init=False)
     takes_values: bool = attrs.field(init=False)
+    streams: bool = attrs.field(init=False)
     may_be_stale: bool = attrs.field(init=False)
 
     @options.default
@@ -152,6 +154,10 @@ class CompiledRoute:
     @takes_values.default
     def _takes_values(self) -> bool:
         return bool(self.outlets) or self.route.kind == "reply"
+
+    @streams.default
+    def _streams(self) -> bool:
+        return self.route.kind == "reply" and replies_of(self.route).are_stream
 
     @info.default
     def _info(self) -> RouteInfo:

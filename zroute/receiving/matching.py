@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from zroute.functions import identity
+from zroute.functions import annotated, identity
+from zroute.logs import printable
+from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, Topic, minimal_cover
 from zroute.receiving.dispatch import BoundRoute, CompiledRoute
 from zroute.receiving.trie import build
@@ -50,3 +52,17 @@ class Matcher:
             yield BoundRoute(route, name, captures, arguments)
             if self._only_first:
                 return
+
+    def misfit(self, topic: bytes) -> str:
+        """Return the capture that a topic without a route has in a wrong type.
+
+        The result is "" if no pattern matches the topic.
+        """
+        for match in self._trie.match(topic):
+            name = match.value.call.unconverted(match.captures)
+            if name is not None:
+                segment = printable(match.captures[name].decode())
+                hint = getattr(annotated(match.value.function), "__annotations__", {}).get(name)
+                kind = hint if isinstance(hint, str) else describe(hint)
+                return f"{match.value.name} has a pattern for it, but {{{name}}} is {kind}, not {segment!r}"
+        return ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -22,7 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from zroute.awaiting import is_awaitable, was_cancelled
 from zroute.clock import Deadlines
-from zroute.declarations.replies import reply_type
+from zroute.declarations.replies import replies_of
 from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
 from zroute.logs import printable, text_of
 from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
@@ -54,6 +55,11 @@ _CODEC_AT, _FLAGS_AT = 5, 6
 _BUSY = "the handler has no room for further requests: ask again later"
 _FULL = "too many bytes of requests wait: ask again later"
 _STOPS = "the server stops: ask again later"
+_STREAMS = "this handler answers with a stream: ask with app.request_stream, or zroute request --stream"
+_STREAMS_PLAIN = (
+    "this handler answers with a stream, and a plain REQ or DEALER socket can receive only one reply: ask with "
+    "app.request_stream of a zroute app"
+)
 _STOPPED = "the server has stopped before its handler had ended"
 
 
@@ -241,8 +247,15 @@ class ReplyResults(Results):
         Raises:
             EncodeError: The value does not have the declared type, or the encoded value is too large.
         """
-        if not asked.over:
-            asked.reply(*self.encoder(delivery.route, asked)(value))
+        if asked.over:
+            return
+        try:
+            reply = self.encoder(delivery.route, asked)(value)
+        except EncodeError as error:
+            if delivery.route.streams:
+                error.args = (f"{error}; the handler declares an iterator: yield the values, or return iter(values)",)
+            raise
+        asked.reply(*reply)
 
     def encoder(self, route: CompiledRoute, asked: Asked) -> Encode:
         """Return the encoder for the replies to this client."""
@@ -297,6 +310,9 @@ class ReplyResults(Results):
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """Refuse a body that does not have the declared type; name the faulty field."""
+        if not body:
+            schema = deliveries[0].route.call.schema
+            error = DecodeError(f"the request has no body, but the handler expects {describe(schema)}")
         super().undecodable(deliveries, error, body, raw)
         _asked(raw).refuse(400, reason_of(error))
         return UNDECODABLE
@@ -356,8 +372,9 @@ class Replying:
         self._stats = stats
         self._max_message = max_message
         self._results = results
+        self._matcher = Matcher(routes, only_first=True)
         self._cache = TopicCache(
-            Matcher(routes, only_first=True),
+            self._matcher,
             codecs,
             outcomes=results,
             stats=stats,
@@ -384,8 +401,9 @@ class Replying:
             self._malformed(error, raw)
             return
         entry = self._cache.of(asked.topic)
-        if entry.deliveries and entry.deliveries[0].route.info.is_generator and not asked.is_stream:
-            self._malformed(EnvelopeError("this handler answers with a stream: ask with app.request_stream"), raw)
+        if entry.deliveries and entry.deliveries[0].route.streams and not asked.is_stream:
+            self._stats.bad_requests += 1
+            asked.refuse(400, _STREAMS if asked.id else _STREAMS_PLAIN)
             return
         fault = self._cache.deliver(entry, number, body)(body, raw)
         if fault is None and not asked.taken:  # the handler has returned None
@@ -419,7 +437,8 @@ class Replying:
     def _unrouted(self, raw: RawFrames) -> int:
         asked = _asked(raw)
         self._stats.no_handler += 1
-        asked.refuse(404, f"no handler for {str(Topic.from_wire(asked.topic))!r}")
+        near = self._matcher.misfit(asked.topic)
+        asked.refuse(404, f"no handler for {str(Topic.from_wire(asked.topic))!r}{near and f': {near}'}")
         return UNDECODABLE
 
     def _malformed(self, error: EnvelopeError, raw: RawFrames) -> int:
@@ -460,14 +479,17 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
     The function raises EncodeError for a reply of more than ``most`` bytes. If ``json`` is True, replies are encoded as
     JSON. Values that JSON can't carry, such as bytes, are then still encoded with the usual codec.
     """
-    declared, may_be_none = reply_type(route.route)
+    replies = replies_of(route.route)
+    declared, may_be_none = replies.type, replies.may_be_none
     chosen = JSON if json else route.options.codec or codecs.default
+    null = (chosen.number, _NULLS[chosen]) if chosen in _NULLS else (RAW.number, b"")
+    if declared is NoneType:
+        return _none_encoder(null)
     encode, _, _ = bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
     encode_usual = encode
     if json:
         with suppress(SchemaError):
             encode, _, _ = bind_encoder(declared, JSON, codecs.default, codecs.extras)
-    null = (chosen.number, _NULLS[chosen]) if chosen in _NULLS else (RAW.number, b"")
 
     def encode_reply(value: Any) -> tuple[int, bytes]:
         if value is None:
@@ -480,5 +502,16 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
         if len(body) > most:
             raise EncodeError(f"a reply of {len(body)} bytes, over max_message={most}")
         return number, body
+
+    return encode_reply
+
+
+def _none_encoder(null: tuple[int, bytes]) -> Encode:
+    """Return the function that encodes the replies of a handler that declares None."""
+
+    def encode_reply(value: Any) -> tuple[int, bytes]:
+        if value is not None:
+            raise EncodeError(f"the handler returned {type(value).__name__}, but declares None", schema=NoneType)
+        return null
 
     return encode_reply

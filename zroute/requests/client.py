@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
-from zroute.awaiting import Signal
+from zroute.awaiting import Signal, check_loop
 from zroute.clock import Clock, Looping
 from zroute.errors import (
     BadRequestError,
@@ -29,6 +30,7 @@ from zroute.errors import (
     RequestTimeoutError,
     ServerError,
     UsageError,
+    WrongThreadError,
 )
 from zroute.logs import printable
 from zroute.messages.bodies import body_decoder, json_first, may_be_json
@@ -101,6 +103,8 @@ class Client:
         self.later = later
         self.check: Callable[[], None] = lambda: None
         """Raises an error if the caller can't use the sockets. The transport replaces this function."""
+        self.answers_later = False
+        """True if the app of this client has handlers, but does not answer yet."""
         self._stats = stats
         self._name = name
         self._codecs = codecs
@@ -111,6 +115,7 @@ class Client:
         self._alive = Looping(self._show_life)
         self._alive.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
         self._closed = False
+        self._thread = get_ident()
         self._unanswered = 0
         self._decoders: dict[Any, DecodeReply] = {}
         self._idle: list[Signal] = []
@@ -227,6 +232,12 @@ class Client:
         headers: Mapping[str, Any] | None,
         window: int,
     ) -> None:
+        if get_ident() != self._thread:
+            raise WrongThreadError(
+                "a request was sent in another thread than the reactor's: use app.from_thread(app.request, topic, "
+                "message) there, without asyncio.run(), or run the task and the app on one event loop"
+            )
+        check_loop(self._clock)
         self.check()
         if self._closed:
             raise NotRunningError(f"{self._name!r} has stopped, and sends no more requests")
@@ -322,7 +333,8 @@ class Client:
                 f"{self.queue.unanswered} requests of this app are unanswered, and {self.queue.waiting} unsent: "
                 "send fewer requests at the same time, or connect to more servers"
             )
-        return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded")
+        hint = "; this app answers its own requests only after on_startup has ended" if self.answers_later else ""
+        return RequestTimeoutError(f"no reply within {seconds:g} s: check that the server is not overloaded{hint}")
 
     def _show_life(self) -> None:
         """Tell the servers that the callers still read the open streams."""
@@ -397,7 +409,7 @@ class _Call(Unanswered):
 
 
 _PHRASES = {
-    400: "the server could not read it",
+    400: "the server refused it",
     404: "the server has no handler for it",
     500: "the handler failed",
     503: "the server is busy",
@@ -556,6 +568,14 @@ class ReplyStream(Generic[T_co]):
             self._client.abandon(self._stream)
             raise
         return item
+
+    if not TYPE_CHECKING:  # type checkers report the loop
+
+        def __iter__(self) -> NoReturn:
+            """Explain how to loop over the replies."""
+            raise UsageError(
+                "a stream of replies needs `async for reply in app.request_stream(…)`, in an async function"
+            )
 
     async def aclose(self) -> None:
         """Close the stream, and the handler on the server."""

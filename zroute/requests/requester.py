@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 
@@ -15,7 +15,7 @@ from zroute.messages.topics import Pattern, segment_bytes
 from zroute.publishing.publication import Encode
 from zroute.requests.client import Client, DecodeReply, ReplyStream
 
-__all__ = ["DEFAULT", "CompiledRequester", "Requester", "checked_wait", "is_seconds"]
+__all__ = ["DEFAULT", "CompiledRequester", "Requester", "checked_wait", "explain_type", "is_seconds", "refuse_unknown"]
 
 Q_contra = TypeVar("Q_contra", contravariant=True)
 A_co = TypeVar("A_co", covariant=True)
@@ -60,6 +60,38 @@ def checked_wait(timeout: Any, where: str | None = None) -> float | None:
     return float(timeout)
 
 
+_OF_REQUESTER = ("retry", "codec", "reply")
+"""Options of ``app.requester`` that a single request does not have."""
+
+
+def refuse_unknown(function: str, given: Mapping[str, object]) -> NoReturn:
+    """Raise SignatureError for arguments that ``function`` of an app does not have."""
+    name = next(iter(given))
+    remedy = f"an option of app.requester(pattern, T, Reply, {name}=…)"
+    if name not in _OF_REQUESTER:
+        call = "stream" if function == "request_stream" else "request"
+        remedy = (
+            f"write the whole topic, or declare app.requester('prices.{{{name}}}', T, Reply) and call "
+            f".{call}(message, {name}=…)"
+        )
+    raise SignatureError(
+        f"{function}() has no argument {name!r}: {remedy}; its own arguments are topic, message, reply, timeout and "
+        "headers",
+        parameter=name,
+        where=users_line(),
+    )
+
+
+def explain_type(error: EncodeError, topic: str, message: object) -> None:
+    """Change the text of ``error`` if a request has a type in place of its message."""
+    if isinstance(message, type):
+        name = message.__name__
+        error.args = (
+            f"request({topic!r}, {name}): {name} is a type, not a message: write request({topic!r}, message, {name}), "
+            f"or request({topic!r}, None, {name}) without a body",
+        )
+
+
 class Requester(Generic[Q_contra, A_co]):
     """The requests for one pattern, with the types of the message and the reply.
 
@@ -85,6 +117,14 @@ class Requester(Generic[Q_contra, A_co]):
         self.retry = retry
         self.where = where
         self._running: tuple[CompiledRequester, ...] = ()
+
+    if not TYPE_CHECKING:  # type checkers report the call
+
+        def __call__(self, *_: object, **__: object) -> NoReturn:
+            """Explain that a requester is neither a function nor a decorator."""
+            raise UsageError(
+                f"{self} can't be called, and decorates no function: call its methods request() or stream()"
+            )
 
     async def request(
         self,
@@ -232,8 +272,9 @@ class CompiledRequester:
         names, separator = self.pattern.captures, self.pattern.separator
         for name in captures:
             if name not in names:
+                advice = f"; {name} is an option of app.requester" if name in _OF_REQUESTER else ""
                 raise TopicError(
-                    f"{self.pattern.text!r} has no capture {name!r}; it has {', '.join(names) or 'none'}",
+                    f"{self.pattern.text!r} has no capture {name!r}; it has {', '.join(names) or 'none'}{advice}",
                     topic=self.pattern.text,
                 )
         values = tuple([self._value(name, message, captures) for name in names])

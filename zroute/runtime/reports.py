@@ -52,8 +52,7 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
         f"{name}: routes {len(compiled.routes)}, publications {len(compiled.outlets)}, "
         f"timers and generators {len(compiled.triggers)}{_further(compiled)}",
     )
-    senders = compiled.outlets or compiled.requesters or compiled.queues
-    if not (compiled.handlers or senders or compiled.triggers):
+    if service.plan.is_empty(service.ends):
         yield logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"
     for text in service.plan.dropped_feeds(service.ends):
         yield logging.WARNING, f"{name}: {text}"

@@ -65,6 +65,7 @@ class RequestRun:
                 later=self._reactor.callFromThread,
                 is_plain=plan.choices.wire != "tracked",
             )
+            self._client.answers_later = self._replying is not None
         transport.open_requests(self._client, None if self._replying is None else self._replying.received)
         if self._client is not None:
             plan.live.client = self._client
@@ -75,6 +76,8 @@ class RequestRun:
         """Start to answer requests."""
         if self._replying is not None:
             transport.answer()
+            if self._client is not None:
+                self._client.answers_later = False
 
     def refuse(self) -> None:
         """Refuse further requests, because the app is stopping."""

@@ -21,7 +21,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.python.failure import Failure
 
-from zroute.awaiting import as_deferred, is_awaitable, loop_hint, within
+from zroute.awaiting import as_deferred, check_loop, is_awaitable, loop_hint, within
 from zroute.declarations.providers import Needed
 from zroute.declarations.records import Hook, Route
 from zroute.declarations.signatures import Call
@@ -507,6 +507,8 @@ class Run:
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
         """See `App.ready`."""
+        self._threads.check_thread("ready()")
+        check_loop(self.reactor)
         if not self.ends.sub:
             return succeed(None)
         if self._stopped:

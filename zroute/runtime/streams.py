@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from zroute.awaiting import as_awaitable
+from zroute.awaiting import as_awaitable, check_loop
 from zroute.declarations.options import ROUTE_DEFAULTS
 from zroute.declarations.routes import make_route
 from zroute.errors import UsageError
@@ -88,7 +88,9 @@ class Stream(Generic[T]):
     async def __aenter__(self) -> Stream[T]:
         if self._run is not None:
             raise UsageError("this stream was already used: call app.stream(…) again for each block")
-        self._run = self._running()
+        run = self._running()
+        check_loop(run.reactor)
+        self._run = run
         self._route = self._run.attach(self._record, surrounded=False)
         self._route.flow.active = True
         self._run.open_stream(self)

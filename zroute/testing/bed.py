@@ -26,6 +26,7 @@ from zroute.messages.wire import parse as parse_frames
 from zroute.planning.plan import Plan, ReactorKind, reactor_kind
 from zroute.receiving.dead_letters import error_text
 from zroute.requests.client import Answer, Client
+from zroute.requests.requester import explain_type
 from zroute.runtime.run import Environment, StopReport
 from zroute.runtime.service import AppService
 from zroute.stats import Stats
@@ -125,6 +126,12 @@ class Bed:
 
     def _raise_unless_started(self, service: AppService, outcome: list[Any]) -> None:
         if not outcome:
+            client = service.plan.live.client
+            if client is not None and client.unanswered:
+                raise UnfinishedError(
+                    f"{service.plan.name} has not started, because it waits for a reply: an app answers requests only "
+                    "after its on_startup has ended; ask in a timer, or name the app that answers first in TestApp(…)"
+                )
             raise UnfinishedError(
                 f"{service.plan.name} has not started, because a resource or an on_startup function waits for "
                 "something "
@@ -239,7 +246,11 @@ class Bed:
         raw = topic_bytes(topic, self.apps[0].separator)
         number, body = RAW.number, b""
         if message is not None:
-            number, body = self._encoded(raw, message, kind="reply")
+            try:
+                number, body = self._encoded(raw, message, kind="reply")
+            except EncodeError as error:
+                explain_type(error, topic, message)
+                raise
         client = self._client(raw)
         return client, partial(client.ask, raw, number, body, headers, client.decoder(reply), timeout)
 

@@ -52,6 +52,9 @@ class VirtualReactor(Clock):
         self._from_threads: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._pool = _Pool(self)
         self._loop = _Loop(self.seconds) if on_asyncio else None
+        self.running = False
+        """True while the reactor makes a call."""
+        self._asyncioEventloop: asyncio.AbstractEventLoop | None = None  # the loop in which it does so; see check_loop
 
     # -- methods for the run --------------------------------------------------------------------------
 
@@ -110,10 +113,15 @@ class VirtualReactor(Clock):
             self._loop.close()
 
     def _inside(self, call: Callable[[], object]) -> None:
-        if self._loop is None:
-            call()
-        else:
+        if self._loop is not None:
             self._loop.run(call)
+            return
+        before = self.running, self._asyncioEventloop
+        self.running, self._asyncioEventloop = True, asyncio._get_running_loop()
+        try:
+            call()
+        finally:
+            self.running, self._asyncioEventloop = before
 
     def _turn(self) -> None:
         """Make the calls that are due now.
