@@ -399,7 +399,7 @@ def test_what_the_page_of_jobs_says_of_its_handlers(
         with TestApp(page["orders"].app, worker, raise_errors=False) as t:
             page["orders"].orders.put_nowait({}, kind="buy")
             t.advance(0)
-        assert capsys.readouterr().out == "orders.buy no space left 1 b'\\x80'\n"
+        assert capsys.readouterr().out == "orders.buy Reject: no space left 1 b'\\x80'\n"
         with TestApp(page["waiting"].owner):
             assert page["waiting"].resize.stats.put == 0
 

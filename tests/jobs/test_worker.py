@@ -244,6 +244,16 @@ def test_a_silent_owner_is_connected_to_again() -> None:
     assert bench.connections == 1
 
 
+def test_an_address_that_never_answers_an_offer_is_doubted(caplog: pytest.LogCaptureFixture) -> None:
+    """A program of another kind accepts the connection, so the line names the option to check."""
+    bench = Bench(silent_after=3.0)
+    bench.clock.pump([0.75] * 12)
+    assert [text.partition("tcp://owner:1 ")[2] for text in caplog.messages] == [
+        "was silent for 3 s: connecting again",
+        "has not answered for 3 s: check that work= is the address of jobs= in an app; connecting again",
+    ]
+
+
 def test_a_report_that_can_not_be_sent_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     """An owner that waited for a lost report would wait for ever, so the worker connects again."""
     bench = Bench()

@@ -433,8 +433,11 @@ def test_a_job_queue_is_no_decorator() -> None:
     with pytest.raises(SignatureError, match=r"is no decorator: .*@app\.work\('jobs\.{kind}'\) above") as caught:
         queue(_takes_int)
     assert caught.value.where
-    for wrong in (_takes_int, Resize):
-        with pytest.raises(PatternError, match=r"no decorator: write jobs = app\.job_queue\('jobs\.{kind}', Job\)"):
+    for wrong, text in (
+        (_takes_int, r"no decorator: write jobs = app\.job_queue\('jobs\.{kind}', Job\)"),
+        (Resize, r"the pattern of the topics comes first, as in app\.job_queue\('resize\.{kind}', Resize\)"),
+    ):
+        with pytest.raises(PatternError, match=text):
             App(jobs=JOBS).job_queue(wrong)  # type: ignore[call-overload]
 
 

@@ -440,12 +440,16 @@ class JobWorker:
             self._tell(ALIVE)
         self._told = False
         if self._quiet > self._silent_after:
-            self._connect_again("silent", f"was silent for {self._silent_after:g} s")
+            if self._offered_at is None:
+                self._connect_again("silent", f"was silent for {self._silent_after:g} s:")
+            else:
+                hint = "check that work= is the address of jobs= in an app"
+                self._connect_again("no answer", f"has not answered for {self._silent_after:g} s: {hint};")
         elif self._failed_to_send:  # the lost message may be a report, and the owner would wait for it for ever
-            self._connect_again("full", "reads nothing: its queue is full")
+            self._connect_again("full", "reads nothing: its queue is full:")
 
     def _connect_again(self, key: str, reason: str) -> None:
-        self._say_of_owner(key, logging.WARNING, f"{reason}: connecting again")
+        self._say_of_owner(key, logging.WARNING, f"{reason} connecting again")
         self.disconnected()
         self.reconnect()
 
