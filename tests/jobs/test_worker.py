@@ -247,7 +247,7 @@ def test_a_silent_owner_is_connected_to_again() -> None:
 def test_an_address_that_never_answers_an_offer_is_doubted(caplog: pytest.LogCaptureFixture) -> None:
     """A program of another kind accepts the connection, so the line names the option to check."""
     bench = Bench(silent_after=3.0)
-    bench.clock.pump([0.75] * 12)
+    bench.clock.pump([0.75] * 14)
     assert [text.partition("tcp://owner:1 ")[2] for text in caplog.messages] == [
         "was silent for 3 s: connecting again",
         "has not answered for 3 s: check that work= is the address of jobs= in an app; connecting again",
