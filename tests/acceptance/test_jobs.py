@@ -114,7 +114,7 @@ def test_a_killed_and_a_frozen_worker_lose_no_job() -> None:
     with (
         owner(endpoint, workers=3) as jobs,
         worker(endpoint, 0.002) as killed,
-        worker(endpoint, 0.002) as frozen,
+        worker(endpoint, 0.05) as frozen,  # slow, so that it has running jobs when it is frozen
         worker(endpoint, 0.002) as good,
     ):
         jobs.line_with("some are done")
